@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Exact decode attention over chosen tokens: a leading range, an ascending list, and a trailing range, with one softmax. Dense
+// attention is the case of ranges alone. Returns the output and, on request, the log-sum-exp, so that partial results over
+// disjoint tokens merge: hits on a device with misses on the host, or two machines that hold half a sequence each.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "cache/kv_store.hpp"
+#include "exec/kernel.hpp"
+
+namespace pqkv {
+namespace op {
+struct attention {};
+}  // namespace op
+
+/// The contiguous parts of what a list attends to; the list in between comes from a selector.
+struct token_span {
+  std::uint32_t leading = 0;       // tokens [0, leading): the sinks, or everything
+  std::uint32_t window_begin = 0;  // tokens [window_begin, window_end)
+  std::uint32_t window_end = 0;
+};
+
+/// Which tokens each list of query heads attends to. Lists are KV heads, or query heads where each has its own (extent hq).
+template <class Space = space::host>
+struct token_set {
+  view<const token_span, 1, Space> spans;       // [lists]
+  view<const std::int32_t, 2, Space> indices;   // [lists, k_max] ascending, inside no span; may be empty
+  view<const std::uint32_t, 1, Space> counts;   // [lists] how many of them; may be empty
+};
+
+/// The checks of attention().
+template <class Query, class Store, class Tokens, class Out, class Lse>
+constexpr status can_attend(const Query& query, const Store& store, const Tokens& tokens, const Out& out, const Lse& lse) noexcept {
+  const std::size_t hq = query.extent(0), h = store.heads(), lists = tokens.spans.extent(0);
+  return detail::checks("attention")
+      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h), static_cast<double>(hq))
+      .extent("query.extent(1)", query.extent(1), store.head_dim(), "d, from store")
+      .extent("query.stride(1)", query.stride(1), 1, "last axis contiguous")
+      .at_most("store.head_dim", static_cast<double>(store.head_dim()), 256, "d, at most")
+      .extent("out.extent(0)", out.extent(0), hq, "hq, from query")
+      .extent("out.extent(1)", out.extent(1), store.head_dim(), "d, from store")
+      .extent("out.stride(1)", out.stride(1), 1, "last axis contiguous")
+      .that(lists == h || lists == hq, status::code::shape, "tokens.spans.extent(0)", "h or hq", static_cast<double>(h), static_cast<double>(lists))
+      .that(tokens.indices.data == nullptr || tokens.indices.extent(0) == lists, status::code::shape, "tokens.indices.extent(0)",
+            "lists, from tokens.spans", static_cast<double>(lists), static_cast<double>(tokens.indices.extent(0)))
+      .that(tokens.indices.data == nullptr || tokens.counts.extent(0) == lists, status::code::shape, "tokens.counts.extent(0)",
+            "lists, from tokens.spans", static_cast<double>(lists), static_cast<double>(tokens.counts.extent(0)))
+      .that(tokens.indices.data == nullptr || tokens.indices.stride(1) == 1, status::code::shape, "tokens.indices.stride(1)",
+            "last axis contiguous", 1, static_cast<double>(tokens.indices.stride(1)))
+      .that(lse.data == nullptr || lse.extent(0) == hq, status::code::shape, "lse.extent(0)", "hq, from query", static_cast<double>(hq),
+            static_cast<double>(lse.extent(0)));
+}
+
+/// out[q] = sum over tokens of softmax(<query[q], key> / sqrt(d)) * value, over the tokens of q's list.
+///
+/// @param query   [hq, d] float
+/// @param store   keys and values of h heads; hq % h == 0
+/// @param tokens  [h] or [hq] lists; positions below store.tokens(), none twice (not checked: hot path)
+/// @param out     [hq, d] float, written; zeros for an empty list
+/// @param lse     [hq] float, written if given: log of the sum of exp; -infinity for an empty list
+/// A non-finite key, value or query gives a non-finite output, as in any attention.
+/// @throws shape_error, value_error
+/// @cost   reads each token's K and V once per list, shared by its query heads; two passes over a tile of 64 tokens; no allocation
+/// @source online softmax: Milakov and Gimelshein 2018; partial results: FlashDecoding, FlashInfer attention/state.cuh
+template <exec::policy P, kv_store Store>
+  requires reachable_from<typename Store::space_type, P>
+void attention(const P& policy, view<const float, 2, typename P::space_type> query, const Store& store,
+               const token_set<typename P::space_type>& tokens, view<float, 2, typename P::space_type> out,
+               view<float, 1, typename P::space_type> lse = {}) {
+  require_ok(can_attend(query, store, tokens, out, lse));
+  kernel<op::attention, typename P::backend_type>::run(policy, query, store, tokens, out, lse);
+}
+
+/// Merges attention over tokens B into attention over disjoint tokens A, in place, for one query head.
+///
+/// @param out        [d] of A, becomes that of A and B
+/// @param lse        of A, becomes that of A and B
+/// @param other_out  [d] of B
+/// Both empty (-infinity) leaves zeros; commutative up to rounding.
+PQKV_HD inline void merge(float* out, float& lse, const float* other_out, float other_lse, std::size_t d) {
+  const float top = lse > other_lse ? lse : other_lse;
+  if (top == float_from_bits(0xff800000u)) return;  // -infinity: both empty
+  const float a = std::exp(lse - top), b = std::exp(other_lse - top), total = a + b;
+  for (std::size_t i = 0; i < d; ++i) out[i] = (a * out[i] + b * other_out[i]) / total;
+  lse = top + std::log(total);
+}
+
+}  // namespace pqkv

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where keys and values are. Engines lay them out in many ways; attention and selectors read any `kv_store`, a small value that
+// says where row t of head h begins. Adapters here cover every regular layout of engine memory; interleaved_store is our own:
+// K and V of one token and head side by side, 64-byte aligned, so that a gathered row is one run of cache lines.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+
+#include "../core/buffer.hpp"
+#include "../core/error.hpp"
+#include "../core/scalar.hpp"
+
+namespace pqkv {
+
+/// A row of a key or value: element i is data[i * stride].
+template <class T>
+struct kv_row {
+  const T* data;
+  std::size_t stride;
+};
+
+template <class S>
+concept kv_store = std::copy_constructible<S> && requires(const S& store, std::size_t head, std::size_t token) {
+  typename S::value_type;
+  typename S::space_type;
+  requires storage_scalar<typename S::value_type>;
+  { store.heads() } -> std::convertible_to<std::size_t>;
+  { store.tokens() } -> std::convertible_to<std::size_t>;
+  { store.head_dim() } -> std::convertible_to<std::size_t>;
+  { store.key(head, token) } -> std::same_as<kv_row<typename S::value_type>>;
+  { store.value(head, token) } -> std::same_as<kv_row<typename S::value_type>>;
+};
+
+/// Keys and values as two strided views: every regular layout is one. dense_kv(), interleaved_kv() and strided_kv() make it.
+template <storage_scalar T, class Space = space::host>
+struct strided_store {
+  using value_type = T;
+  using space_type = Space;
+
+  view<const T, 3, Space> keys;    // [h, n, d]
+  view<const T, 3, Space> values;  // [h, n, d]
+
+  PQKV_HD constexpr std::size_t heads() const { return keys.extent(0); }
+  PQKV_HD constexpr std::size_t tokens() const { return keys.extent(1); }
+  PQKV_HD constexpr std::size_t head_dim() const { return keys.extent(2); }
+  PQKV_HD constexpr kv_row<T> key(std::size_t head, std::size_t token) const { return row(keys, head, token); }
+  PQKV_HD constexpr kv_row<T> value(std::size_t head, std::size_t token) const { return row(values, head, token); }
+
+ private:
+  PQKV_HD static constexpr kv_row<T> row(const view<const T, 3, Space>& rows, std::size_t head, std::size_t token) {
+    return {rows.data + head * rows.stride(0) + token * rows.stride(1), rows.stride(2)};
+  }
+};
+
+/// Any strides: K [h, n, d] as a view of [n, h, d] memory, V transposed, padded rows.
+/// @throws shape_error when the extents of keys and values differ
+template <class K, class V, class Space>
+  requires storage_scalar<K> && std::same_as<std::remove_cv_t<K>, std::remove_cv_t<V>>
+strided_store<std::remove_cv_t<K>, Space> strided_kv(view<K, 3, Space> keys, view<V, 3, Space> values) {
+  require_ok(detail::checks("strided_kv")
+                 .extent("values.extent(0)", values.extent(0), keys.extent(0), "h, from keys")
+                 .extent("values.extent(1)", values.extent(1), keys.extent(1), "n, from keys")
+                 .extent("values.extent(2)", values.extent(2), keys.extent(2), "d, from keys"));
+  return {as_const(keys), as_const(values)};
+}
+
+/// Two dense arrays [h, n, d].
+template <class Space = space::host, storage_scalar T>
+constexpr strided_store<T, Space> dense_kv(const T* keys, const T* values, std::size_t h, std::size_t n, std::size_t d) {
+  return {make_view<Space>(keys, h, n, d), make_view<Space>(values, h, n, d)};
+}
+
+/// One dense array [h, n, 2, d]: K and V of a token side by side.
+template <class Space = space::host, storage_scalar T>
+constexpr strided_store<T, Space> interleaved_kv(const T* rows, std::size_t h, std::size_t n, std::size_t d) {
+  const view<const T, 3, Space> keys{rows, {h, n, d}, {n * 2 * d, 2 * d, 1}};
+  view<const T, 3, Space> values = keys;
+  values.data += d;
+  return {keys, values};
+}
+
+/// Our own store: [h, capacity, 2, d] of T with token rows padded to a cache line.
+template <storage_scalar T>
+class interleaved_store {
+ public:
+  interleaved_store() = default;
+  interleaved_store(std::size_t h, std::size_t capacity, std::size_t d)
+      : h_(h), capacity_(capacity), d_(d), row_(row_elements(d)), rows_(h * capacity * row_) {}
+
+  /// Elements from one token's row to the next.
+  static constexpr std::size_t row_elements(std::size_t d) {
+    constexpr std::size_t line = cache_line_bytes / sizeof(T);
+    return (2 * d + line - 1) / line * line;
+  }
+  std::size_t size_bytes() const { return rows_.size_bytes(); }
+  view<T, 3> keys() { return {rows_.data(), {h_, capacity_, d_}, {capacity_ * row_, row_, 1}}; }
+  view<T, 3> values() { return {rows_.data() + d_, {h_, capacity_, d_}, {capacity_ * row_, row_, 1}}; }
+  strided_store<T> store() const {
+    auto& self = const_cast<interleaved_store&>(*this);
+    return {self.keys(), self.values()};
+  }
+
+ private:
+  std::size_t h_{}, capacity_{}, d_{}, row_{};
+  buffer<T> rows_;
+};
+
+}  // namespace pqkv

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only home of public macros, and of the refusals that protect the arithmetic.
+//
+// PQKV_HD            marks a function for host and device; empty without a CUDA compiler.
+// PQKV_TARGET(...)   per-function instruction set: a baseline build carries the fast code and runs it where the CPU has it.
+// PQKV_INLINE        a part of a leaf that must be inlined into it, since a target attribute does not cross a call.
+// PQKV_ASSERT(x)     internal invariant; checked when PQKV_CHECKED is defined, free otherwise.
+// PQKV_ON_ERROR(s)   where a failed check ends without exceptions (-fno-exceptions); may be defined before inclusion.
+#pragma once
+
+#include <cstdlib>
+
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)
+#error "pqkv: -ffast-math would change which tokens are selected; build this file without it"
+#endif
+
+#if !defined(__cpp_concepts) || __cplusplus < 202002L
+#error "pqkv: needs C++20; compile with -std=c++20 or later"
+#endif
+
+#if defined(__CUDACC__)
+#define PQKV_HD __host__ __device__
+#else
+#define PQKV_HD
+#endif
+
+#define PQKV_TARGET(...) __attribute__((target(__VA_ARGS__)))
+#define PQKV_TARGET_AVX2 PQKV_TARGET("avx2,fma,f16c")
+#define PQKV_INLINE inline __attribute__((always_inline))
+
+#if defined(PQKV_CHECKED)
+#define PQKV_ASSERT(condition) ((condition) ? static_cast<void>(0) : ::std::abort())
+#else
+#define PQKV_ASSERT(condition) static_cast<void>(0)
+#endif
+
+#if defined(__cpp_exceptions)
+#define PQKV_HAS_EXCEPTIONS 1
+#else
+#define PQKV_HAS_EXCEPTIONS 0
+#if !defined(PQKV_ON_ERROR)
+#define PQKV_ON_ERROR(message) (static_cast<void>(message), ::std::abort())
+#endif
+#endif

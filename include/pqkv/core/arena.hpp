@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scratch memory that the caller brings. An `arena` hands out aligned pieces of one block, front to back; copying it by value
+// and dropping the copy gives everything back. Without a block it only counts, so the same code that carves scratch also says
+// how much it needs. `workspace` is what an algorithm works in: the policy's arena where there is one, the heap where not.
+#pragma once
+
+#include <cstddef>
+
+#include "buffer.hpp"
+#include "error.hpp"
+
+namespace pqkv {
+
+class arena {
+ public:
+  /// Counts only: take() returns null.
+  constexpr arena() = default;
+  /// @param base  aligned to cache_line_bytes, `bytes` long, the caller's
+  constexpr arena(void* base, std::size_t bytes) : base_(static_cast<std::byte*>(base)), capacity_(bytes) {}
+  /// Over all of a buffer.
+  explicit arena(const buffer<std::byte>& block) : arena(block.data(), block.size()) {}
+
+  /// `count` uninitialised elements, aligned to a cache line; null when counting. Whoever carves checks the size first.
+  template <class T>
+  T* take(std::size_t count) {
+    const std::size_t first = used_;
+    used_ += (count * sizeof(T) + cache_line_bytes - 1) / cache_line_bytes * cache_line_bytes;
+    if (counting()) return nullptr;
+    PQKV_ASSERT(used_ <= capacity_);
+    return reinterpret_cast<T*>(base_ + first);
+  }
+
+  constexpr bool counting() const { return base_ == nullptr; }
+  constexpr std::size_t used_bytes() const { return used_; }
+  constexpr std::size_t capacity_bytes() const { return capacity_; }
+  constexpr std::size_t free_bytes() const { return capacity_ - used_; }
+
+ private:
+  std::byte* base_{};
+  std::size_t capacity_{};
+  std::size_t used_{};
+};
+
+/// Scratch for the length of one call.
+class workspace {
+ public:
+  /// @param scratch  the policy's arena; a counting one stands for "take it from the heap"
+  /// @throws capacity_error when the arena has less than `bytes` left
+  workspace(const arena& scratch, std::size_t bytes, const char* function) : carve_(scratch) {
+    if (scratch.counting()) {
+      owned_ = buffer<std::byte>(bytes);
+      carve_ = arena(owned_);
+    } else if (scratch.free_bytes() < bytes) {
+      raise({status::code::capacity, function, "policy.scratch", "bytes, from the matching ..._scratch_bytes()", static_cast<double>(bytes),
+             static_cast<double>(scratch.free_bytes())});
+    }
+  }
+  template <class T>
+  T* take(std::size_t count) {
+    return carve_.take<T>(count);
+  }
+
+ private:
+  buffer<std::byte> owned_;
+  arena carve_;
+};
+
+}  // namespace pqkv

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// The arithmetic that decides which tokens are selected. Host leaves, CUDA kernels and tests all compute these functions to the
+// bit, so the selected set depends on codebook, codes, query and parameters alone. Two rules keep it so: every step is one
+// correctly rounded operation or an explicit fused multiply-add in a stated order, and no rounded product feeds an add, so a
+// compiler that contracts expressions has nothing to contract. docs/numerics.md explains each choice. The host must round to
+// nearest with subnormals on; detail/host entries set that and restore it.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "../config.hpp"
+#include "scalar.hpp"
+
+namespace pqkv::canonical {
+
+#if defined(__CUDA_ARCH__)
+// Inline PTX: --use_fast_math would turn the intrinsics into flushing ones.
+PQKV_HD inline float fma(float a, float b, float c) {
+  float r;
+  asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c));
+  return r;
+}
+PQKV_HD inline float add(float a, float b) {
+  float r;
+  asm("add.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+PQKV_HD inline float mul(float a, float b) {
+  float r;
+  asm("mul.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+PQKV_HD inline float div(float a, float b) {
+  float r;
+  asm("div.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+#else
+PQKV_HD inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+PQKV_HD inline float add(float a, float b) { return a + b; }
+PQKV_HD inline float mul(float a, float b) { return a * b; }
+PQKV_HD inline float div(float a, float b) { return a / b; }
+#endif
+PQKV_HD inline float sub(float a, float b) { return add(a, -b); }
+
+/// max(a, b) as `maxps` has it: b when either is a NaN.
+PQKV_HD constexpr float max(float a, float b) { return a > b ? a : b; }
+
+/// One chain of fused multiply-adds, ascending, from +0: sum of a[i] * b[i * stride].
+PQKV_HD inline float dot(const float* a, const float* b, std::size_t stride, std::size_t n) {
+  float acc = 0;
+  for (std::size_t i = 0; i < n; ++i) acc = fma(a[i], b[i * stride], acc);
+  return acc;
+}
+
+/// Squared distance: e = y[i] - c[i * stride]; acc = fma(e, e, acc); ascending, from +0.
+PQKV_HD inline float squared_distance(const float* y, const float* c, std::size_t stride, std::size_t n) {
+  float acc = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const float e = sub(y[i], c[i * stride]);
+    acc = fma(e, e, acc);
+  }
+  return acc;
+}
+
+/// What turns a difference of inner products into a power of two.
+struct softmax_scale {
+  float scale;  // float(log2(e) / sqrt(d))
+  float floor;  // -125 / scale: below it the exponential is 0
+
+  /// @param d  head dimension
+  static softmax_scale of(std::size_t d) {
+    const float scale = static_cast<float>(1.4426950408889634074 / std::sqrt(static_cast<double>(d)));
+    return {scale, -125.0f / scale};
+  }
+};
+
+/// Horner coefficients of 2^r on [-1/2, 1/2], lowest first; error of the whole exponential 2^-23.4.
+inline constexpr float exp2_coefficient[7] = {1.0f,           0x1.62e43p-1f,  0x1.ebfbep-3f, 0x1.c6aeccp-5f,
+                                              0x1.3b2a1cp-7f, 0x1.5f48cp-10f, 0x1.444p-13f};
+inline constexpr float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer kept in the low bits
+
+/// 2^(u * scale), u finite and scale * u <= 126; exactly 0 below the floor. Never libm.
+PQKV_HD inline float exponential(float u, softmax_scale s) {
+  if (u < s.floor) return 0.0f;
+  const float t = fma(u, s.scale, round_magic);
+  const float i = sub(t, round_magic);
+  const float r = fma(u, s.scale, -i);
+  float p = 0x1.444p-13f;
+  p = fma(p, r, 0x1.5f48cp-10f);
+  p = fma(p, r, 0x1.3b2a1cp-7f);
+  p = fma(p, r, 0x1.c6aeccp-5f);
+  p = fma(p, r, 0x1.ebfbep-3f);
+  p = fma(p, r, 0x1.62e43p-1f);
+  p = fma(p, r, 1.0f);
+  return float_from_bits(float_bits(p) + ((float_bits(t) - float_bits(round_magic)) << 23));
+}
+
+/// F(P): P * 2^40 rounded to nearest even, P in [0, 2^10]. Sums of these are free of order.
+PQKV_HD inline std::uint64_t to_fixed(float p) {
+  // The product with a power of two is exact, so a fused add gives the same double.
+  const double shifted = static_cast<double>(p) * 0x1p40 + 0x1.8p52;
+  return __builtin_bit_cast(std::uint64_t, shifted) - __builtin_bit_cast(std::uint64_t, 0x1.8p52);
+}
+
+/// Whether the table's maxima overshoot the best token so far that Z has too few bits.
+PQKV_HD constexpr bool needs_recentring(std::uint64_t z, std::uint64_t tokens) { return z < (tokens << 20); }
+
+/// A, from the best token's sum of u: max(best, -120 / scale).
+PQKV_HD inline float recentring(float best, softmax_scale s) { return max(best, div(-120.0f, s.scale)); }
+
+/// R = float(2^40 / double(Z)); 0 for Z = 0, which makes the query head contribute nothing.
+PQKV_HD inline float inverse_normaliser(std::uint64_t z) {
+  return z == 0 ? 0.0f : static_cast<float>(0x1p40 / static_cast<double>(z));
+}
+
+/// Unsigned key with the order of the floats; -0 equals +0, every NaN is below -infinity.
+PQKV_HD constexpr std::uint32_t order_key(float x) {
+  const std::uint32_t bits = float_bits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0;
+  if (bits == 0x80000000u) return 0x80000000u;
+  return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
+}
+
+/// Exponent s with |x| * 2^s < 2^30 for all |x| <= largest, so that 2^33 terms sum in 64 bits. Clamped to +-100.
+PQKV_HD constexpr int fixed_point_exponent(float largest) {
+  const int exponent = static_cast<int>((float_bits(largest) >> 23) & 0xffu) - 127;  // largest < 2^(exponent + 1)
+  const int s = 29 - exponent;
+  return s > 100 ? 100 : s < -100 ? -100 : s;
+}
+
+/// 2^e for e in [-126, 127].
+PQKV_HD constexpr float power_of_two(int e) { return float_from_bits(static_cast<std::uint32_t>(e + 127) << 23); }
+
+/// x * 2^s rounded to nearest even; scale = power_of_two(s), |x| * scale < 2^30.
+PQKV_HD inline std::int64_t fixed_point(float x, float scale) {
+  const double shifted = static_cast<double>(x) * static_cast<double>(scale) + 0x1.8p52;
+  return static_cast<std::int64_t>(__builtin_bit_cast(std::uint64_t, shifted) - __builtin_bit_cast(std::uint64_t, 0x1.8p52));
+}
+
+/// The mean that a fixed-point sum stands for.
+PQKV_HD inline float fixed_point_mean(std::int64_t sum, std::uint64_t count, float scale) {
+  return static_cast<float>(static_cast<double>(sum) / static_cast<double>(count) / static_cast<double>(scale));
+}
+
+}  // namespace pqkv::canonical

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where memory lives, as a type. It is part of a view's type and of a policy's, so a device view handed to a host policy is a
+// compile error that names both.
+#pragma once
+
+namespace pqkv::space {
+struct host {};
+struct pinned {};   // page-locked host memory that a device reads too
+struct managed {};  // migrates between both
+struct device {};
+
+template <class S>
+inline constexpr bool is_space = false;
+template <>
+inline constexpr bool is_space<host> = true;
+template <>
+inline constexpr bool is_space<pinned> = true;
+template <>
+inline constexpr bool is_space<managed> = true;
+template <>
+inline constexpr bool is_space<device> = true;
+
+/// Whether code that runs in space To may read memory of space From.
+template <class From, class To>
+inline constexpr bool usable_from = false;
+template <class S>
+inline constexpr bool usable_from<S, S> = true;
+template <>
+inline constexpr bool usable_from<pinned, host> = true;
+template <>
+inline constexpr bool usable_from<pinned, device> = true;
+template <>
+inline constexpr bool usable_from<managed, host> = true;
+template <>
+inline constexpr bool usable_from<managed, device> = true;
+}  // namespace pqkv::space

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pointer, extents and element strides over memory that somebody else owns. Trivially copyable; goes into kernels by value.
+// The vocabulary is std::mdspan's, and a std::mdspan with any strided layout converts to it. Not bounds-checked outside
+// PQKV_CHECKED builds: doors check extents, kernels run raw.
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+#include <version>
+#if defined(__cpp_lib_mdspan)
+#include <mdspan>
+#endif
+
+#include "../config.hpp"
+#include "space.hpp"
+
+namespace pqkv {
+
+/// @tparam T      element type; const for read-only
+/// @tparam Rank   number of axes
+/// @tparam Space  where the memory is
+template <class T, std::size_t Rank, class Space = space::host>
+struct view {
+  static_assert(Rank > 0 && space::is_space<Space>);
+  using element_type = T;
+  using value_type = std::remove_cv_t<T>;
+  using space_type = Space;
+
+  T* data{};
+  std::size_t extents[Rank]{};  // plain arrays: std::array's operators are not device functions
+  std::size_t strides[Rank]{};  // in elements
+
+  static constexpr std::size_t rank() { return Rank; }
+  PQKV_HD constexpr std::size_t extent(std::size_t axis) const { return extents[axis]; }
+  PQKV_HD constexpr std::size_t stride(std::size_t axis) const { return strides[axis]; }
+  PQKV_HD constexpr std::size_t size() const {
+    std::size_t count = 1;
+    for (std::size_t axis = 0; axis < Rank; ++axis) count *= extents[axis];
+    return count;
+  }
+  PQKV_HD constexpr bool empty() const { return data == nullptr || size() == 0; }
+
+  template <class... Index>
+    requires(sizeof...(Index) == Rank)
+  PQKV_HD constexpr T& operator()(Index... index) const {
+    std::size_t offset = 0, axis = 0;
+    ((PQKV_ASSERT(static_cast<std::size_t>(index) < extents[axis]), offset += static_cast<std::size_t>(index) * strides[axis++]), ...);
+    return data[offset];
+  }
+
+  /// The sub-view at `index` of the first axis.
+  PQKV_HD constexpr view<T, Rank - 1, Space> operator[](std::size_t index) const
+    requires(Rank > 1)
+  {
+    view<T, Rank - 1, Space> inner{data + index * strides[0], {}, {}};
+    for (std::size_t axis = 1; axis < Rank; ++axis) {
+      inner.extents[axis - 1] = extents[axis];
+      inner.strides[axis - 1] = strides[axis];
+    }
+    return inner;
+  }
+
+  /// `count` entries of `axis` from `first` on.
+  PQKV_HD constexpr view slice(std::size_t axis, std::size_t first, std::size_t count) const {
+    view part = *this;
+    part.data += first * strides[axis];
+    part.extents[axis] = count;
+    return part;
+  }
+
+  /// Read-only view of the same memory, and memory of a space that the target space can read.
+  template <class U, class To>
+    requires(std::is_same_v<U, T> || std::is_same_v<U, const T>) && space::usable_from<Space, To> &&
+            (!std::is_same_v<view<U, Rank, To>, view>)
+  PQKV_HD constexpr operator view<U, Rank, To>() const {
+    view<U, Rank, To> other{data, {}, {}};
+    for (std::size_t axis = 0; axis < Rank; ++axis) {
+      other.extents[axis] = extents[axis];
+      other.strides[axis] = strides[axis];
+    }
+    return other;
+  }
+};
+
+/// Row-major view of contiguous memory: make_view(pointer, extents...).
+template <class Space = space::host, class T, class... Extent>
+PQKV_HD constexpr view<T, sizeof...(Extent), Space> make_view(T* data, Extent... extents) {
+  view<T, sizeof...(Extent), Space> v{data, {static_cast<std::size_t>(extents)...}, {}};
+  std::size_t stride = 1;
+  for (std::size_t axis = sizeof...(Extent); axis-- > 0;) {
+    v.strides[axis] = stride;
+    stride *= v.extents[axis];
+  }
+  return v;
+}
+
+/// Read-only copy of a view: lets template parameters deduce `const T`.
+template <class T, std::size_t Rank, class Space>
+PQKV_HD constexpr view<const T, Rank, Space> as_const(view<T, Rank, Space> v) {
+  view<const T, Rank, Space> other{v.data, {}, {}};
+  for (std::size_t axis = 0; axis < Rank; ++axis) {
+    other.extents[axis] = v.extents[axis];
+    other.strides[axis] = v.strides[axis];
+  }
+  return other;
+}
+
+/// Joins the first two axes; they must be dense on each other (stride(0) == extent(1) * stride(1)).
+template <class T, std::size_t Rank, class Space>
+  requires(Rank > 1)
+PQKV_HD constexpr view<T, Rank - 1, Space> flatten(view<T, Rank, Space> v) {
+  PQKV_ASSERT(v.extents[0] <= 1 || v.strides[0] == v.extents[1] * v.strides[1]);
+  view<T, Rank - 1, Space> joined{v.data, {}, {}};
+  for (std::size_t axis = 1; axis < Rank; ++axis) {
+    joined.extents[axis - 1] = v.extents[axis];
+    joined.strides[axis - 1] = v.strides[axis];
+  }
+  joined.extents[0] *= v.extents[0];
+  return joined;
+}
+
+#if defined(__cpp_lib_mdspan)
+/// A view over a strided std::mdspan.
+template <class Space = space::host, class T, class Extents, class Layout, class Accessor>
+constexpr view<T, Extents::rank(), Space> make_view(std::mdspan<T, Extents, Layout, Accessor> span) {
+  view<T, Extents::rank(), Space> v{span.data_handle(), {}, {}};
+  for (std::size_t axis = 0; axis < Extents::rank(); ++axis) {
+    v.extents[axis] = static_cast<std::size_t>(span.extent(axis));
+    v.strides[axis] = static_cast<std::size_t>(span.stride(axis));
+  }
+  return v;
+}
+#endif
+
+}  // namespace pqkv

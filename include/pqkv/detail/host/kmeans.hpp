@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// k-means on the host: one task a problem (head and subspace), rows in ascending order, assignment by the canonical distance and
+// sums in fixed point. Rows are read from the caller's memory in every iteration; nothing of size n * ds is copied.
+#pragma once
+
+#include <utility>
+
+#include "../../core/buffer.hpp"
+#include "../../core/canonical.hpp"
+#include "../../exec/host.hpp"
+#include "../../quantize/kmeans.hpp"
+#include "kv_store.hpp"
+
+namespace pqkv {
+namespace detail {
+
+/// One problem: the rows of one head and subspace, their assignment, and the clusters' sums.
+template <class Leaf, class T>
+class kmeans_problem {
+ public:
+  kmeans_problem(view<const T, 2> points, const float* offset, float* centroids, std::size_t c)
+      : points_(points), offset_(offset), centroids_(centroids), c_(c), ds_(points.extent(1)) {}
+
+  kmeans_outcome run(const kmeans_params& params, std::uint64_t stream) {
+    gather_rows(training_rows(params, points_.extent(0), c_));
+    if (!draw_initial({params.seed, stream})) return kmeans_outcome::too_few_distinct_rows;
+    scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest_));
+    for (std::size_t iteration = 0; iteration < params.iterations; ++iteration) {
+      const bool changed = assign(iteration == 0);
+      if (!changed && !has_empty()) break;
+      fill_empty();
+      update();
+    }
+    return kmeans_outcome::trained;
+  }
+
+ private:
+  /// y of the i-th training row.
+  const float* row(std::size_t i) { return centred(rows_[i]); }
+  const float* centred(std::size_t t) {
+    const float* x = load_row<Leaf>(kv_row<T>{points_.data + t * points_.stride(0), points_.stride(1)}, ds_, y_);
+    for (std::size_t i = 0; i < ds_; ++i) y_[i] = canonical::sub(x[i], offset_[i]);
+    return y_;
+  }
+
+  void gather_rows(const stratified_sample& sample) {
+    rows_ = buffer<std::uint32_t>(sample.count);
+    for (std::size_t i = 0; i < sample.count; ++i) {
+      const std::size_t t = sample(i);
+      const float* y = centred(t);
+      if (!all_finite(y, ds_)) continue;
+      rows_[used_++] = static_cast<std::uint32_t>(t);
+      for (std::size_t e = 0; e < ds_; ++e) largest_ = canonical::max(std::fabs(y[e]), largest_);
+    }
+    owner_ = buffer<std::uint8_t>(used_);
+    distance_ = buffer<float>(used_);
+    count_ = buffer<std::uint32_t>(c_);
+    sum_ = buffer<std::int64_t>(c_ * ds_);
+  }
+
+  /// Walks a random permutation of the rows and takes each that differs from all taken so far. The caller's centroids are written
+  /// only once there are c of them.
+  bool draw_initial(random_stream draws) {
+    if (used_ < c_) return false;
+    buffer<std::uint32_t> order(used_);
+    for (std::size_t i = 0; i < used_; ++i) order[i] = static_cast<std::uint32_t>(i);
+    buffer<float> taken(c_ * ds_);
+    std::size_t found = 0;
+    for (std::size_t i = 0; i < used_ && found < c_; ++i) {
+      std::swap(order[i], order[i + draws.below(i, static_cast<std::uint32_t>(used_ - i))]);
+      const float* y = row(order[i]);
+      bool repeated = false;
+      for (std::size_t x = 0; x < found && !repeated; ++x) {
+        repeated = true;
+        for (std::size_t e = 0; e < ds_ && repeated; ++e) repeated = taken[x * ds_ + e] == y[e];
+      }
+      if (repeated) continue;
+      for (std::size_t e = 0; e < ds_; ++e) taken[found * ds_ + e] = y[e];
+      ++found;
+    }
+    if (found < c_) return false;
+    for (std::size_t x = 0; x < c_; ++x)
+      for (std::size_t e = 0; e < ds_; ++e) centroids_[e * c_ + x] = taken[x * ds_ + e];
+    return true;
+  }
+
+  bool assign(bool first) {
+    bool changed = first;
+    for (std::uint32_t& count : count_) count = 0;
+    for (std::int64_t& sum : sum_) sum = 0;
+    for (std::size_t i = 0; i < used_; ++i) {
+      const float* y = row(i);
+      const nearest_centroid nearest = Leaf::nearest(y, centroids_, c_, ds_);
+      changed |= owner_[i] != nearest.index;
+      owner_[i] = static_cast<std::uint8_t>(nearest.index);
+      distance_[i] = nearest.distance;
+      ++count_[nearest.index];
+      Leaf::accumulate(y, scale_, ds_, sum_.data() + nearest.index * ds_);
+    }
+    return changed;
+  }
+
+  bool has_empty() const {
+    for (const std::uint32_t count : count_)
+      if (count == 0) return true;
+    return false;
+  }
+
+  /// Every empty cluster, ascending, takes the farthest row of the fullest cluster; ties to the lower index.
+  void fill_empty() {
+    for (std::size_t empty = 0; empty < c_; ++empty) {
+      if (count_[empty] != 0) continue;
+      std::size_t fullest = 0;
+      for (std::size_t x = 1; x < c_; ++x)
+        if (count_[x] > count_[fullest]) fullest = x;
+      std::size_t farthest = used_;
+      for (std::size_t i = 0; i < used_; ++i)
+        if (owner_[i] == fullest && (farthest == used_ || distance_[i] > distance_[farthest])) farthest = i;
+      const float* y = row(farthest);
+      for (std::size_t e = 0; e < ds_; ++e) {
+        const std::int64_t term = canonical::fixed_point(y[e], scale_);
+        sum_[fullest * ds_ + e] -= term;
+        sum_[empty * ds_ + e] += term;
+      }
+      --count_[fullest];
+      ++count_[empty];
+      owner_[farthest] = static_cast<std::uint8_t>(empty);
+      distance_[farthest] = 0;
+    }
+  }
+
+  void update() {
+    for (std::size_t x = 0; x < c_; ++x)
+      for (std::size_t e = 0; e < ds_; ++e) centroids_[e * c_ + x] = canonical::fixed_point_mean(sum_[x * ds_ + e], count_[x], scale_);
+  }
+
+  view<const T, 2> points_;
+  const float* offset_;
+  float* centroids_;  // [ds, c]
+  std::size_t c_, ds_, used_ = 0;
+  float largest_ = 0, scale_ = 1;
+  buffer<std::uint32_t> rows_, count_;
+  buffer<std::uint8_t> owner_;
+  buffer<float> distance_;
+  buffer<std::int64_t> sum_;  // [c, ds]
+  alignas(cache_line_bytes) float y_[max_head_dim];
+};
+
+}  // namespace detail
+
+template <>
+struct kernel<op::kmeans, backend::host> {
+  template <class P, class T, class Space>
+  static void run(const P& policy, view<T, 4, Space> points, view<const float, 3> offset, view<float, 4> centroids,
+                  view<std::uint8_t, 2> outcome, const kmeans_params& params) {
+    const std::size_t m = points.extent(1);
+    isa::with<typename P::isa_type>([&](auto isa) {
+      using leaf = detail::leaf<decltype(isa)>;
+      policy.runner.run(points.extent(0) * m, [&](std::size_t problem) {
+        const detail::float_environment rounding;
+        const std::size_t head = problem / m, j = problem % m;
+        const view<const std::remove_cv_t<T>, 2> rows = points[head][j];
+        detail::kmeans_problem<leaf, std::remove_cv_t<T>> lloyd(rows, &offset(head, j, 0), &centroids(head, j, 0, 0), centroids.extent(3));
+        outcome(head, j) = static_cast<std::uint8_t>(lloyd.run(params, problem + 1));
+      });
+    });
+  }
+};
+
+}  // namespace pqkv

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// All leaves that this architecture can have.
+#pragma once
+
+#include "float_environment.hpp"
+#include "scalar.hpp"
+#if defined(__x86_64__)
+#include "avx2.hpp"
+#else
+namespace pqkv::detail {
+template <>
+struct leaf<isa::avx2> : leaf<isa::scalar> {};
+}  // namespace pqkv::detail
+#endif

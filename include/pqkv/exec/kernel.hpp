@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one seam between what is asked and who does it. A public function checks its arguments and calls
+// kernel<op::scan, Policy::backend_type>::run(...); a backend is a folder of specialisations of this template. Not overloads
+// found by name: a forgotten include would silently fall back to something slower, here it does not compile.
+#pragma once
+
+#include "policy.hpp"
+
+namespace pqkv {
+namespace detail {
+template <class...>
+inline constexpr bool always_false = false;
+}
+
+template <class Op, class Backend>
+struct kernel {
+  static_assert(detail::always_false<Op, Backend>,
+                "pqkv: this backend's implementation is not included; include <pqkv/pqkv.hpp> for the host, <pqkv/cuda.cuh> (nvcc) or "
+                "<pqkv/cuda_extern.hpp> (C++) for CUDA");
+};
+}  // namespace pqkv

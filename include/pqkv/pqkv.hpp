@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// pqkv: quantized KV retrieval for long-context decoding, as parts and as a policy. This front page includes everything that runs
+// on the host; its order is the way data flows:
+//
+//   keys [h,n,d] --> kmeans --> codebook [h,m,ds,c] --> encode --> codes [h,m,n] --> cell_index
+//                                    |                                 |                |
+//   query [hq,d] -------------> distance_table [hq,m,c] --------> scan + reduce ---> top_k [h,k]
+//                                                                                       |
+//                                              kv_store (the engine's or ours) <--- retrieve
+//                                                                                       |
+//                           attention over {sinks, selected, window} --> out [hq,d] (+ log-sum-exp)
+//                                                                                       |
+//                                    pqcache: the policy that composes all of it
+//
+// Every function takes an execution policy first (exec/host.hpp), views of memory that the caller owns (core/view.hpp), checks
+// them, and calls one kernel. Shapes are written next to names in the symbols of docs/notation.md.
+#pragma once
+
+#include "version.hpp"
+
+#include "exec/cuda.hpp"
+#include "exec/host.hpp"
+
+#include "quantize/kmeans.hpp"
+#include "quantize/codebook.hpp"
+#include "quantize/codes.hpp"
+#include "search/distance_table.hpp"
+#include "search/scan.hpp"
+#include "search/top_k.hpp"
+#include "search/cell_index.hpp"
+#include "search/retrieve.hpp"
+#include "cache/kv_store.hpp"
+#include "attention.hpp"
+
+#include "detail/host/attention.hpp"
+#include "detail/host/cell_index.hpp"
+#include "detail/host/codebook.hpp"
+#include "detail/host/codes.hpp"
+#include "detail/host/distance_table.hpp"
+#include "detail/host/kmeans.hpp"
+#include "detail/host/retrieve.hpp"
+#include "detail/host/scan.hpp"
+#include "detail/host/top_k.hpp"

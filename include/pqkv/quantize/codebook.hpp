@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// The codebook of a product quantizer for keys: per KV head and subspace c centroids, stored centred on the head's mean key.
+// <q, mean> is the same for all tokens and cancels in every softmax; real keys carry large offsets in some dimensions, and
+// centring keeps the table's entries small and near-ties rare. Sources: Jegou, Douze, Schmid, "Product quantization for nearest
+// neighbor search", 2011; PQCache, SIGMOD 2025, for its use on keys.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/buffer.hpp"
+#include "../core/scalar.hpp"
+#include "kmeans.hpp"
+
+namespace pqkv {
+namespace op {
+struct mean_row {};
+}  // namespace op
+
+/// @tparam T  float or const float
+template <class T, class Space = space::host>
+struct basic_codebook_view {
+  view<T, 4, Space> centroids;  // [h, m, ds, c], centred
+  view<T, 2, Space> mean;       // [h, d], each a bfloat16 value
+
+  PQKV_HD constexpr std::size_t heads() const { return centroids.extent(0); }
+  PQKV_HD constexpr std::size_t subspaces() const { return centroids.extent(1); }
+  PQKV_HD constexpr std::size_t sub_dim() const { return centroids.extent(2); }
+  PQKV_HD constexpr std::size_t size() const { return centroids.extent(3); }
+  PQKV_HD constexpr std::size_t head_dim() const { return mean.extent(1); }
+
+  template <class To>
+    requires space::usable_from<Space, To>
+  PQKV_HD constexpr operator basic_codebook_view<const T, To>() const {
+    return {centroids, mean};
+  }
+};
+
+template <class Space = space::host>
+using codebook_view = basic_codebook_view<const float, Space>;
+template <class Space = space::host>
+using mutable_codebook_view = basic_codebook_view<float, Space>;
+
+/// Owner of a codebook in host memory.
+class codebook {
+ public:
+  codebook() = default;
+  /// @throws value_error when the shape is out of bounds
+  explicit codebook(const pq_shape& shape) : shape_(shape) {
+    require_ok(can_quantize(shape, "codebook"));
+    centroids_ = buffer<float>(shape.kv_heads * shape.head_dim * shape.centroids());
+    mean_ = buffer<float>(shape.kv_heads * shape.head_dim);
+  }
+
+  const pq_shape& shape() const { return shape_; }
+  std::size_t size_bytes() const { return centroids_.size_bytes() + mean_.size_bytes(); }
+  mutable_codebook_view<> mutable_view() {
+    return {make_view(centroids_.data(), shape_.kv_heads, shape_.subspaces, shape_.sub_dim(), shape_.centroids()),
+            make_view(mean_.data(), shape_.kv_heads, shape_.head_dim)};
+  }
+  codebook_view<> view() const {
+    return {as_const(make_view(centroids_.data(), shape_.kv_heads, shape_.subspaces, shape_.sub_dim(), shape_.centroids())),
+            as_const(make_view(mean_.data(), shape_.kv_heads, shape_.head_dim))};
+  }
+
+  kmeans_params trained_with{};  // L and seed, as recorded by train()
+
+ private:
+  pq_shape shape_{};
+  buffer<float> centroids_, mean_;
+};
+
+/// The subspaces of a row axis: [h, n, d] seen as [h, m, n, ds].
+template <class T, class Space>
+constexpr view<T, 4, Space> split_subspaces(view<T, 3, Space> rows, std::size_t m) {
+  const std::size_t ds = rows.extent(2) / m;
+  return {rows.data,
+          {rows.extent(0), m, rows.extent(1), ds},
+          {rows.stride(0), ds * rows.stride(2), rows.stride(1), rows.stride(2)}};
+}
+
+/// The checks of train().
+template <class Keys, class Book>
+constexpr status can_train(const Keys& keys, const Book& book, const kmeans_params& params) noexcept {
+  return detail::checks("train")
+      .extent("keys.extent(0)", keys.extent(0), book.heads(), "h, from codebook")
+      .extent("keys.extent(2)", keys.extent(2), book.head_dim(), "d, from codebook")
+      .extent("codebook.centroids.extent(2)", book.sub_dim() * book.subspaces(), book.head_dim(), "m * ds = d")
+      .at_least("params.iterations", static_cast<double>(params.iterations), 1, "L, at least");
+}
+
+/// Trains a codebook on keys: the mean training row of each head (rounded to bfloat16), then k-means of every subspace around it.
+///
+/// @param keys  [h, n, d] float, half or bfloat16, any strides; rows that were written, after rotary embedding
+/// @param book  [h, m, ds, c] and [h, d], written; meaningless where the outcome is not `trained`
+/// @param outcome [h, m] uint8, a kmeans_outcome each, written
+/// @throws shape_error, value_error
+/// @cost   as kmeans(); reads the training rows L + 2 times
+/// @source PQCache section 3.2; centring: docs/numerics.md
+template <exec::policy P, class T, class Space>
+  requires storage_scalar<T> && reachable_from<Space, P>
+void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typename P::space_type> book,
+           view<std::uint8_t, 2, typename P::space_type> outcome, const kmeans_params& params = {}) {
+  require_ok(can_train(keys, book, params));
+  const std::size_t h = book.heads(), m = book.subspaces(), ds = book.sub_dim();
+  kernel<op::mean_row, typename P::backend_type>::run(policy, keys, training_rows(params, keys.extent(1), book.size()), book.mean);
+  const view<const float, 3, typename P::space_type> offset{book.mean.data, {h, m, ds}, {book.mean.stride(0), ds, 1}};
+  kmeans(policy, split_subspaces(keys, m), offset, book.centroids, outcome, params);
+}
+
+/// Trains an owner in host memory.
+/// @return trained when every head and subspace had at least c distinct rows; otherwise the codebook must not be used
+template <exec::policy P, class T, class Space>
+  requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P>
+kmeans_outcome train(const P& policy, view<T, 3, Space> keys, codebook& book, const kmeans_params& params = {}) {
+  const std::size_t problems = book.shape().kv_heads * book.shape().subspaces;
+  buffer<std::uint8_t> outcome(problems);
+  train(policy, keys, book.mutable_view(), make_view(outcome.data(), book.shape().kv_heads, book.shape().subspaces), params);
+  book.trained_with = params;
+  for (const std::uint8_t o : outcome)
+    if (o != static_cast<std::uint8_t>(kmeans_outcome::trained)) return kmeans_outcome::too_few_distinct_rows;
+  return kmeans_outcome::trained;
+}
+
+}  // namespace pqkv

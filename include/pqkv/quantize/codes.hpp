@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// Codes: for every token, KV head and subspace the index of the nearest centroid. Planar, one byte a code: plane j of a head
+// holds one code per token, so that a scan streams it. A plane's stride is the capacity rounded up to 128.
+#pragma once
+
+#include <cstdint>
+
+#include "codebook.hpp"
+
+namespace pqkv {
+namespace op {
+struct encode {};
+}  // namespace op
+
+template <class Space = space::host>
+using codes_view = view<const std::uint8_t, 3, Space>;  // [h, m, n], last axis contiguous
+template <class Space = space::host>
+using mutable_codes_view = view<std::uint8_t, 3, Space>;
+
+/// Distance between two planes that hold `capacity` tokens each.
+constexpr std::size_t code_plane_stride(std::size_t capacity) { return (capacity + 127) / 128 * 128; }
+
+/// Owner of the codes of `capacity` tokens in host memory.
+class codes {
+ public:
+  codes() = default;
+  /// @throws value_error when the shape is out of bounds
+  codes(const pq_shape& shape, std::size_t capacity) : shape_(shape), capacity_(capacity) {
+    require_ok(can_quantize(shape, "codes"));
+    bytes_ = buffer<std::uint8_t>(shape.kv_heads * shape.subspaces * code_plane_stride(capacity));
+  }
+  std::size_t capacity() const { return capacity_; }
+  std::size_t size_bytes() const { return bytes_.size_bytes(); }
+  mutable_codes_view<> mutable_view() {
+    const std::size_t plane = code_plane_stride(capacity_);
+    return {bytes_.data(), {shape_.kv_heads, shape_.subspaces, capacity_}, {shape_.subspaces * plane, plane, 1}};
+  }
+  codes_view<> view() const { return const_cast<codes*>(this)->mutable_view(); }
+
+ private:
+  pq_shape shape_{};
+  std::size_t capacity_{};
+  buffer<std::uint8_t> bytes_;
+};
+
+/// The checks of encode().
+template <class Keys, class Book, class Codes>
+constexpr status can_encode(const Keys& keys, const Book& book, const Codes& codes) noexcept {
+  return detail::checks("encode")
+      .extent("keys.extent(0)", keys.extent(0), book.heads(), "h, from codebook")
+      .extent("keys.extent(2)", keys.extent(2), book.head_dim(), "d, from codebook")
+      .extent("codes.extent(0)", codes.extent(0), book.heads(), "h, from codebook")
+      .extent("codes.extent(1)", codes.extent(1), book.subspaces(), "m, from codebook")
+      .extent("codes.extent(2)", codes.extent(2), keys.extent(1), "n, from keys")
+      .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous");
+}
+
+/// Encodes keys: codes[h, j, t] = argmin over x of |keys[h, t, j] - mean[h, j] - centroids[h, j, :, x]|^2, ties to the lower index.
+///
+/// @param keys   [h, n, d] float, half or bfloat16, any strides
+/// @param book   a trained codebook
+/// @param codes  [h, m, n] uint8, written; a key with a non-finite element gets code 0 everywhere
+/// @throws shape_error
+/// @cost   n * c * d distance terms a head; no allocation; asynchronous on device policies
+template <exec::policy P, class T, class Space>
+  requires storage_scalar<T> && reachable_from<Space, P>
+void encode(const P& policy, view<T, 3, Space> keys, codebook_view<typename P::space_type> book,
+            mutable_codes_view<typename P::space_type> codes) {
+  require_ok(can_encode(keys, book, codes));
+  kernel<op::encode, typename P::backend_type>::run(policy, keys, book, codes);
+}
+
+}  // namespace pqkv

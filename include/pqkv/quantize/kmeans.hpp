@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Lloyd's k-means for many small problems at once, the trainer behind a codebook; usable alone. Deterministic: the centroids'
+// bits depend on points, offset and parameters alone, not on ISA, thread count or backend. Sums are kept in fixed point, so they
+// do not depend on their order. Not for d > 256 or c > 256, where pruned or hierarchical methods win.
+// Sources: Lloyd, "Least squares quantization in PCM", 1982; empty clusters as faiss splits them, with a fixed rule.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/random.hpp"
+#include "../core/scalar.hpp"
+#include "../core/view.hpp"
+#include "../exec/kernel.hpp"
+#include "shape.hpp"
+
+namespace pqkv {
+namespace op {
+struct kmeans {};
+}  // namespace op
+
+struct kmeans_params {
+  std::size_t iterations = 10;          // L; stops early once no assignment changes, which changes no bit
+  std::uint64_t seed = 0;               // of the Philox streams that draw the sample and the initial rows
+  std::size_t rows_per_centroid = 256;  // trains on a stratified sample of at most this many rows per centroid; 0: on all rows
+};
+
+enum class kmeans_outcome : std::uint8_t {
+  trained,
+  too_few_distinct_rows  // fewer than c distinct finite points: centroids are left as they were
+};
+
+/// The rows that training looks at: all, or one of each of rows_per_centroid * c strata.
+PQKV_HD constexpr stratified_sample training_rows(const kmeans_params& params, std::size_t n, std::size_t c) {
+  const std::size_t most = params.rows_per_centroid == 0 ? n : params.rows_per_centroid * c;
+  return {n, n < most ? n : most, {params.seed, 0}};
+}
+
+/// The checks of kmeans(), for engines without exceptions. Shapes as there.
+template <class Points, class Offset, class Centroids, class Outcome>
+constexpr status can_kmeans(const Points& points, const Offset& offset, const Centroids& centroids, const Outcome& outcome,
+                            const kmeans_params& params) noexcept {
+  const std::size_t h = points.extent(0), m = points.extent(1), ds = points.extent(3), c = centroids.extent(3);
+  return detail::checks("kmeans")
+      .extent("offset.extent(0)", offset.extent(0), h, "h, from points")
+      .extent("offset.extent(1)", offset.extent(1), m, "m, from points")
+      .extent("offset.extent(2)", offset.extent(2), ds, "ds, from points")
+      .extent("centroids.extent(0)", centroids.extent(0), h, "h, from points")
+      .extent("centroids.extent(1)", centroids.extent(1), m, "m, from points")
+      .extent("centroids.extent(2)", centroids.extent(2), ds, "ds, from points")
+      .extent("outcome.extent(0)", outcome.extent(0), h, "h, from points")
+      .extent("outcome.extent(1)", outcome.extent(1), m, "m, from points")
+      .at_least("points.extent(3)", static_cast<double>(ds), 1, "ds, at least")
+      .at_most("points.extent(3)", static_cast<double>(ds), max_head_dim, "ds, at most")
+      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "centroids.extent(3)", "c: 16, 32, 64, 128 or 256", 64,
+            static_cast<double>(c))
+      .extent("centroids.stride(3)", centroids.stride(3), 1, "last axis contiguous")
+      .extent("centroids.stride(2)", centroids.stride(2), c, "ds and c dense")
+      .extent("offset.stride(2)", offset.stride(2), 1, "last axis contiguous")
+      .at_most("points.extent(2)", static_cast<double>(points.extent(2)), 4294967295.0, "n, at most")
+      .at_least("params.iterations", static_cast<double>(params.iterations), 1, "L, at least");
+}
+
+/// Clusters h * m independent sets of n points into c centroids each.
+///
+/// y = points[h, j, t] - offset[h, j]; initial centroids are distinct rows y drawn by Philox4x32-10; then L times: every row joins
+/// its nearest centroid (canonical distance, ties to the lower index), an empty cluster takes, in ascending order, the farthest
+/// row of the fullest one (ties: lower index), every centroid becomes the mean of its rows. Rows with a non-finite y are left out.
+///
+/// @param points     [h, m, n, ds] float, half or bfloat16, any strides
+/// @param offset     [h, m, ds] float, subtracted from every point
+/// @param centroids  [h, m, ds, c] float, written; c in {16, 32, 64, 128, 256}; last two axes dense
+/// @param outcome    [h, m] uint8, a kmeans_outcome each, written
+/// @throws shape_error, value_error
+/// @cost   L * rows * c * ds distance terms a problem, one task a problem; allocates scratch from the heap (training is not part of
+///         a decode step)
+template <exec::policy P, class T, class Space>
+  requires storage_scalar<T> && reachable_from<Space, P>
+void kmeans(const P& policy, view<T, 4, Space> points, view<const float, 3, typename P::space_type> offset,
+            view<float, 4, typename P::space_type> centroids, view<std::uint8_t, 2, typename P::space_type> outcome,
+            const kmeans_params& params = {}) {
+  require_ok(can_kmeans(points, offset, centroids, outcome, params));
+  kernel<op::kmeans, typename P::backend_type>::run(policy, points, offset, centroids, outcome, params);
+}
+
+}  // namespace pqkv

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The numbers that fix a product quantizer, in the symbols of docs/notation.md.
+#pragma once
+
+#include <cstddef>
+
+#include "../core/error.hpp"
+
+namespace pqkv {
+
+struct pq_shape {
+  std::size_t kv_heads = 0;   // h
+  std::size_t head_dim = 0;   // d
+  std::size_t subspaces = 2;  // m
+  unsigned bits = 6;          // b
+
+  constexpr std::size_t sub_dim() const { return head_dim / subspaces; }             // ds = d / m
+  constexpr std::size_t centroids() const { return std::size_t{1} << bits; }          // c = 2^b
+  constexpr std::size_t joint_bits() const { return subspaces * bits; }               // m b
+  constexpr std::size_t cells() const { return std::size_t{1} << joint_bits(); }      // c^m, for joint_bits() < 64
+  constexpr bool operator==(const pq_shape&) const = default;
+};
+
+inline constexpr std::size_t max_head_dim = 256;
+inline constexpr std::size_t max_subspaces = 16;
+inline constexpr std::size_t max_centroids = 256;
+
+/// The bounds of every quantizer: m in {1, 2, 4, 8, 16}, b in 4..8, d a multiple of 8 and of m, at most 256.
+constexpr status can_quantize(const pq_shape& shape, const char* function = "pq_shape") noexcept {
+  const std::size_t m = shape.subspaces, d = shape.head_dim;
+  const bool power = m != 0 && (m & (m - 1)) == 0 && m <= max_subspaces;
+  return detail::checks(function)
+      .at_least("kv_heads", static_cast<double>(shape.kv_heads), 1, "h, at least")
+      .that(power, status::code::value, "subspaces", "m: 1, 2, 4, 8 or 16", 2, static_cast<double>(m))
+      .at_least("bits", shape.bits, 4, "b, at least")
+      .at_most("bits", shape.bits, 8, "b, at most")
+      .that(d > 0 && d % 8 == 0, status::code::value, "head_dim", "d, a multiple of", 8, static_cast<double>(d))
+      .at_most("head_dim", static_cast<double>(d), max_head_dim, "d, at most")
+      .that(power && d % m == 0, status::code::value, "head_dim", "d, a multiple of m", static_cast<double>(m), static_cast<double>(d));
+}
+
+}  // namespace pqkv

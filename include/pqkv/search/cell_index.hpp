@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tokens grouped by joint code (the inverted multi-index). With m * b small a token's score depends only on its cell, one of
+// c^m, so a decode step scores cells instead of tokens and its cost hardly grows with n. The counts of a head include every
+// token at once; its id lists may lag behind by a tail that retrieve() reads token by token and merge_tails() folds in.
+// Source: Babenko and Lempitsky, "The inverted multi-index", 2012, turned round: we score all cells and emit whole lists.
+#pragma once
+
+#include "../quantize/codes.hpp"
+
+namespace pqkv {
+namespace op {
+struct count_cells {};
+struct merge_tails {};
+}  // namespace op
+
+inline constexpr std::size_t max_joint_bits = 16;
+
+/// Whether a joint-code index exists for the shape: c^m <= 2^16 cells.
+constexpr bool has_cell_index(const pq_shape& shape) { return shape.joint_bits() <= max_joint_bits; }
+
+/// @tparam Const  true for read-only
+template <bool Const, class Space = space::host>
+struct basic_cell_index_view {
+  template <class T>
+  using element = std::conditional_t<Const, const T, T>;
+
+  view<element<std::uint32_t>, 2, Space> counts;   // [h, cells] tokens of each cell
+  view<element<std::uint32_t>, 2, Space> offsets;  // [h, cells + 1] where a cell's list begins in ids
+  view<element<std::int32_t>, 2, Space> ids;       // [h, capacity] token positions, grouped by cell, ascending in a cell
+  view<element<std::uint32_t>, 1, Space> first;    // [h] first token that is counted
+  view<element<std::uint32_t>, 1, Space> merged;   // [h] tokens of [first, merged) are in the lists
+  view<element<std::uint32_t>, 1, Space> last;     // [h] tokens of [merged, last) are the tail
+  view<const std::uint8_t, 2, Space> cell_codes;   // [m, cells] code j of a cell; subspace 0 is the slowest digit
+
+  PQKV_HD constexpr std::size_t cells() const { return counts.extent(1); }
+  PQKV_HD constexpr bool empty() const { return counts.data == nullptr; }
+  /// The part of heads [from, from + count).
+  PQKV_HD constexpr basic_cell_index_view heads(std::size_t from, std::size_t count) const {
+    return {counts.slice(0, from, count), offsets.slice(0, from, count), ids.slice(0, from, count), first.slice(0, from, count),
+            merged.slice(0, from, count), last.slice(0, from, count), cell_codes};
+  }
+  template <class To>
+    requires space::usable_from<Space, To>
+  PQKV_HD constexpr operator basic_cell_index_view<true, To>() const {
+    return {counts, offsets, ids, first, merged, last, cell_codes};
+  }
+};
+
+template <class Space = space::host>
+using cell_index_view = basic_cell_index_view<true, Space>;
+template <class Space = space::host>
+using mutable_cell_index_view = basic_cell_index_view<false, Space>;
+
+/// Owner of the index of h heads and up to `capacity` tokens in host memory.
+class cell_index {
+ public:
+  cell_index() = default;
+  /// @throws value_error when the shape is out of bounds or has more than 2^16 cells
+  cell_index(const pq_shape& shape, std::size_t capacity) : shape_(shape), capacity_(capacity) {
+    require_ok(can_quantize(shape, "cell_index"));
+    require_ok(detail::checks("cell_index")
+                   .at_most("shape.joint_bits", static_cast<double>(shape.joint_bits()), max_joint_bits, "m * b, at most"));
+    const std::size_t h = shape.kv_heads, cells = shape.cells();
+    counts_ = buffer<std::uint32_t>(h * cells);
+    offsets_ = buffer<std::uint32_t>(h * (cells + 1));
+    ids_ = buffer<std::int32_t>(h * capacity);
+    ranges_ = buffer<std::uint32_t>(3 * h);
+    cell_codes_ = buffer<std::uint8_t>(shape.subspaces * cells);
+    for (std::size_t cell = 0; cell < cells; ++cell)
+      for (std::size_t j = 0; j < shape.subspaces; ++j)
+        cell_codes_[j * cells + cell] =
+            static_cast<std::uint8_t>((cell >> (shape.bits * (shape.subspaces - 1 - j))) & (shape.centroids() - 1));
+  }
+  std::size_t size_bytes() const {
+    return counts_.size_bytes() + offsets_.size_bytes() + ids_.size_bytes() + ranges_.size_bytes() + cell_codes_.size_bytes();
+  }
+  mutable_cell_index_view<> mutable_view() {
+    const std::size_t h = shape_.kv_heads, cells = counts_.data() == nullptr ? 0 : shape_.cells();
+    return {make_view(counts_.data(), h, cells),
+            make_view(offsets_.data(), h, cells + 1),
+            make_view(ids_.data(), h, capacity_),
+            make_view(ranges_.data(), h),
+            make_view(ranges_.data() + h, h),
+            make_view(ranges_.data() + 2 * h, h),
+            as_const(make_view(cell_codes_.data(), shape_.subspaces, cells))};
+  }
+  cell_index_view<> view() const { return const_cast<cell_index*>(this)->mutable_view(); }
+
+ private:
+  pq_shape shape_{};
+  std::size_t capacity_{};
+  buffer<std::uint32_t> counts_, offsets_, ranges_;
+  buffer<std::int32_t> ids_;
+  buffer<std::uint8_t> cell_codes_;
+};
+
+/// The checks of count_cells() and merge_tails().
+template <class Codes, class Index>
+constexpr status can_index_cells(const Codes& codes, const Index& index, std::size_t first, std::size_t last, const char* function) noexcept {
+  return detail::checks(function)
+      .extent("index.counts.extent(0)", index.counts.extent(0), codes.extent(0), "h, from codes")
+      .extent("index.cell_codes.extent(0)", index.cell_codes.extent(0), codes.extent(1), "m, from codes")
+      .at_most("last", static_cast<double>(last), static_cast<double>(codes.extent(2)), "n, from codes, at most")
+      .at_most("first", static_cast<double>(first), static_cast<double>(last), "last, at most");
+}
+
+/// Counts tokens [first, last) of every head: they join the tail. On an index with tokens, `first` must be its `last`;
+/// on an empty one (index.first == index.last) it starts there.
+///
+/// @param codes  [h, m, n] uint8, planar, absolute positions
+/// @throws shape_error, value_error
+/// @cost   (last - first) * m a head; no allocation
+template <exec::policy P>
+void count_cells(const P& policy, codes_view<typename P::space_type> codes, std::size_t first, std::size_t last,
+                 mutable_cell_index_view<typename P::space_type> index) {
+  require_ok(can_index_cells(codes, index, first, last, "count_cells"));
+  kernel<op::count_cells, typename P::backend_type>::run(policy, codes, first, last, index);
+}
+
+/// Folds every head's tail into its id lists by a counting sort of its tokens.
+///
+/// @throws shape_error
+/// @cost   n * m + cells a head; no allocation. Belongs between steps, every few hundred tokens
+template <exec::policy P>
+void merge_tails(const P& policy, codes_view<typename P::space_type> codes, mutable_cell_index_view<typename P::space_type> index) {
+  require_ok(can_index_cells(codes, index, 0, 0, "merge_tails"));
+  kernel<op::merge_tails, typename P::backend_type>::run(policy, codes, index);
+}
+
+}  // namespace pqkv

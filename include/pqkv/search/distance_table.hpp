@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// The asymmetric distance table of a query: its product with every centroid. After it, a token's score is m look-ups.
+// Source: Jegou, Douze, Schmid, "Product quantization for nearest neighbor search", 2011 (asymmetric distance computation).
+#pragma once
+
+#include "../quantize/codebook.hpp"
+
+namespace pqkv {
+namespace op {
+struct inner_product_table {};
+struct squared_l2_table {};
+}  // namespace op
+
+/// @tparam T  float or const float
+template <class T, class Space = space::host>
+struct basic_distance_table_view {
+  view<T, 3, Space> entries;  // [hq, m, c]
+  view<T, 1, Space> bias;     // [hq]: <q, mean>, the same for all tokens; only logit_max across heads needs it
+
+  template <class To>
+    requires space::usable_from<Space, To>
+  PQKV_HD constexpr operator basic_distance_table_view<const T, To>() const {
+    return {entries, bias};
+  }
+};
+
+template <class Space = space::host>
+using distance_table_view = basic_distance_table_view<const float, Space>;
+template <class Space = space::host>
+using mutable_distance_table_view = basic_distance_table_view<float, Space>;
+
+/// Owner of the tables of hq queries in host memory.
+class distance_table {
+ public:
+  distance_table() = default;
+  distance_table(std::size_t query_heads, const pq_shape& shape)
+      : hq_(query_heads), m_(shape.subspaces), c_(shape.centroids()), entries_(hq_ * m_ * c_), bias_(hq_) {}
+  std::size_t size_bytes() const { return entries_.size_bytes() + bias_.size_bytes(); }
+  mutable_distance_table_view<> mutable_view() { return {make_view(entries_.data(), hq_, m_, c_), make_view(bias_.data(), hq_)}; }
+  distance_table_view<> view() const {
+    return {as_const(make_view(entries_.data(), hq_, m_, c_)), as_const(make_view(bias_.data(), hq_))};
+  }
+
+ private:
+  std::size_t hq_{}, m_{}, c_{};
+  buffer<float> entries_, bias_;
+};
+
+/// The checks of both tables; `function` names the door.
+template <class Query, class Book, class Table>
+constexpr status can_build_table(const Query& query, const Book& book, const Table& table, const char* function) noexcept {
+  const std::size_t h = book.heads();
+  return detail::checks(function)
+      .extent("query.extent(1)", query.extent(1), book.head_dim(), "d, from codebook")
+      .that(h > 0 && query.extent(0) % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h),
+            static_cast<double>(query.extent(0)))
+      .extent("table.entries.extent(0)", table.entries.extent(0), query.extent(0), "hq, from query")
+      .extent("table.entries.extent(1)", table.entries.extent(1), book.subspaces(), "m, from codebook")
+      .extent("table.entries.extent(2)", table.entries.extent(2), book.size(), "c, from codebook")
+      .extent("table.bias.extent(0)", table.bias.extent(0), query.extent(0), "hq, from query")
+      .extent("table.entries.stride(2)", table.entries.stride(2), 1, "last axis contiguous")
+      .extent("query.stride(1)", query.stride(1), 1, "last axis contiguous");
+}
+
+/// table.entries[q, j, x] = <query[q] sub-vector j, centroids[h(q), j, :, x]>; table.bias[q] = <query[q], mean[h(q)]>.
+///
+/// Canonical: chains of fused multiply-adds in ascending order from +0.
+///
+/// @param query  [hq, d] float, after rotary embedding; hq % h == 0, query head q belongs to KV head q / (hq / h)
+/// @param book   [h, m, ds, c]
+/// @param table  [hq, m, c] and [hq], written; non-finite where the query is, and scan and retrieve then skip that query head
+/// @throws shape_error
+/// @cost   hq * d * c multiply-adds; no allocation; asynchronous on device policies
+template <exec::policy P>
+void inner_product_table(const P& policy, view<const float, 2, typename P::space_type> query, codebook_view<typename P::space_type> book,
+                         mutable_distance_table_view<typename P::space_type> table) {
+  require_ok(can_build_table(query, book, table, "inner_product_table"));
+  kernel<op::inner_product_table, typename P::backend_type>::run(policy, query, book, table);
+}
+
+/// table.entries[q, j, x] = -|query[q] sub-vector j - mean - centroids[h(q), j, :, x]|^2, so that larger is nearer and every reduction
+/// and top_k apply unchanged; table.bias[q] = 0. Shapes, errors and cost as inner_product_table().
+template <exec::policy P>
+void squared_l2_table(const P& policy, view<const float, 2, typename P::space_type> query, codebook_view<typename P::space_type> book,
+                      mutable_distance_table_view<typename P::space_type> table) {
+  require_ok(can_build_table(query, book, table, "squared_l2_table"));
+  kernel<op::squared_l2_table, typename P::backend_type>::run(policy, query, book, table);
+}
+
+}  // namespace pqkv

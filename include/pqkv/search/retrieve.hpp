@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// From table to selected tokens in one call: score, reduce over the group, select. Two paths to the same set, to the token: `scan`
+// scores every token, `joint` scores the cells of a cell_index, whose cost hardly grows with n.
+#pragma once
+
+#include "cell_index.hpp"
+#include "scan.hpp"
+
+namespace pqkv {
+namespace op {
+struct retrieve {};
+}  // namespace op
+
+enum class search_path : std::uint8_t {
+  automatic,  // joint where there is an index and it has at most a quarter as many cells as there are tokens
+  joint,
+  scan
+};
+
+/// The tokens of one head that are ranked, and how many of them to select.
+struct middle_range {
+  std::uint32_t begin = 0;     // first ranked token
+  std::uint32_t end = 0;       // one past the last
+  std::uint32_t retrieve = 0;  // k; at least end - begin selects all, 0 none
+
+  PQKV_HD constexpr std::uint32_t size() const { return end - begin; }
+  PQKV_HD constexpr std::uint32_t selected() const { return retrieve < size() ? retrieve : size(); }
+};
+
+struct retrieve_params {
+  std::size_t head_dim = 0;  // d, for the softmax's scale
+  group_reduction reduction = group_reduction::probability_sum;
+  search_path path = search_path::automatic;
+};
+
+/// The path that `automatic` stands for.
+PQKV_HD constexpr search_path resolve_path(search_path wanted, std::size_t cells, std::size_t tokens) {
+  if (wanted != search_path::automatic) return wanted;
+  return cells != 0 && cells <= tokens / 4 ? search_path::joint : search_path::scan;
+}
+
+/// Scratch bytes of retrieve() on the host policy.
+/// @param tokens  largest end - begin of a head
+/// @param cells   of the index; 0 without one
+constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t m, std::size_t c, std::size_t tokens,
+                                             std::size_t cells) {
+  const std::size_t scored = tokens > cells ? tokens : cells, words = tokens / 64 + 2;
+  return lists * (4 * cache_line_bytes + scored * sizeof(float) + 2 * words * sizeof(std::uint64_t)) +
+         scan_scratch_bytes(query_heads, m, c);
+}
+
+/// The checks of retrieve().
+template <class Table, class Codes, class Index, class Ranges, class Indices, class Counts>
+constexpr status can_retrieve(const Table& table, const Codes& codes, const Index& index, const Ranges& ranges, const Indices& indices,
+                              const Counts& counts, const retrieve_params& params) noexcept {
+  const std::size_t h = codes.extent(0), hq = table.entries.extent(0), lists = score_lists(params.reduction, h, hq);
+  return detail::checks("retrieve")
+      .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", "hq, a multiple of h", static_cast<double>(h),
+            static_cast<double>(hq))
+      .extent("codes.extent(1)", codes.extent(1), table.entries.extent(1), "m, from table")
+      .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous")
+      .extent("ranges.extent(0)", ranges.extent(0), h, "h, from codes")
+      .extent("indices.extent(0)", indices.extent(0), lists, "h, or hq under reduction none")
+      .extent("indices.stride(1)", indices.stride(1), 1, "last axis contiguous")
+      .extent("counts.extent(0)", counts.extent(0), lists, "h, or hq under reduction none")
+      .that(index.empty() || index.counts.extent(0) == h, status::code::shape, "index.counts.extent(0)", "h, from codes",
+            static_cast<double>(h), static_cast<double>(index.counts.extent(0)))
+      .that(params.path != search_path::joint || !index.empty(), status::code::value, "params.path", "joint needs a cell_index", 1, 0)
+      .at_most("codes.extent(2)", static_cast<double>(codes.extent(2)), (1u << 23) - 1, "n, below 2^23 at most")
+      .at_least("params.head_dim", static_cast<double>(params.head_dim), 1, "d, at least");
+}
+
+/// Selects, for every KV head, the k tokens of its range with the highest scores; equal scores go to the lower position.
+///
+/// @param table    [hq, m, c] float, from inner_product_table()
+/// @param codes    [h, m, n] uint8, planar, absolute positions
+/// @param index    of the same codes, its [first, last) equal to each head's range; or empty
+/// @param ranges   [h] what is ranked; a range beyond n or with more to select than indices.extent(1) is a value_error on the host
+/// @param indices  [h, k_max] int32 ([hq, k_max] under `none`), written: absolute positions, ascending, then -1
+/// @param counts   [h] uint32 ([hq] under `none`), written
+/// @param skipped  [hq] uint8, written if given: 1 where a table had a non-finite entry, so that the head was left out
+/// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
+/// @cost   joint: cells * g * m table look-ups and the emission of k ids; scan: tokens * g * m; retrieve_scratch_bytes()
+/// @source PQCache section 3.3; joint codes: see cell_index.hpp
+template <exec::policy P>
+void retrieve(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,
+              cell_index_view<typename P::space_type> index, view<const middle_range, 1, typename P::space_type> ranges,
+              view<std::int32_t, 2, typename P::space_type> indices, view<std::uint32_t, 1, typename P::space_type> counts,
+              const retrieve_params& params, view<std::uint8_t, 1, typename P::space_type> skipped = {}) {
+  require_ok(can_retrieve(table, codes, index, ranges, indices, counts, params));
+  kernel<op::retrieve, typename P::backend_type>::run(policy, table, codes, index, ranges, indices, counts, params, skipped);
+}
+
+}  // namespace pqkv

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scores encoded tokens by asymmetric distance and reduces over the query heads of a group. For the k best tokens alone use
+// retrieve(), which gives the same set; scan() is for callers who want the scores.
+#pragma once
+
+#include "../quantize/codes.hpp"
+#include "distance_table.hpp"
+
+namespace pqkv {
+namespace op {
+struct scan {};
+}  // namespace op
+
+/// How the scores of the g query heads of a KV head become one (method: docs/dataflow.md).
+enum class group_reduction : std::uint8_t {
+  probability_sum,  // sum over the group of softmax over the tokens: PQCache's rule
+  probability_max,  // maximum of those
+  logit_sum,        // sum of the inner products
+  logit_max,        // maximum of the inner products, <q, mean> added back
+  none              // one list of scores per query head: its inner products
+};
+
+/// Lists of scores that a reduction leaves: h, or hq for `none`.
+constexpr std::size_t score_lists(group_reduction reduction, std::size_t kv_heads, std::size_t query_heads) {
+  return reduction == group_reduction::none ? query_heads : kv_heads;
+}
+
+/// Scratch bytes of scan() on the host policy.
+constexpr std::size_t scan_scratch_bytes(std::size_t query_heads, std::size_t m, std::size_t c) {
+  return query_heads * (3 * cache_line_bytes + 2 * m * c * sizeof(float));
+}
+
+/// The checks of scan().
+template <class Table, class Codes, class Scores>
+constexpr status can_scan(const Table& table, const Codes& codes, const Scores& scores, group_reduction reduction) noexcept {
+  const std::size_t h = codes.extent(0), hq = table.entries.extent(0);
+  return detail::checks("scan")
+      .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", "hq, a multiple of h", static_cast<double>(h),
+            static_cast<double>(hq))
+      .extent("codes.extent(1)", codes.extent(1), table.entries.extent(1), "m, from table")
+      .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous")
+      .extent("scores.extent(0)", scores.extent(0), score_lists(reduction, h, hq), "h, or hq under reduction none")
+      .extent("scores.extent(1)", scores.extent(1), codes.extent(2), "n, from codes")
+      .extent("scores.stride(1)", scores.stride(1), 1, "last axis contiguous")
+      .at_most("codes.extent(2)", static_cast<double>(codes.extent(2)), (1u << 23) - 1, "n, below 2^23 at most");
+}
+
+/// Scores every encoded token.
+///
+/// z[q, t] = sum over j, ascending, of table[q, j, codes[h(q), j, t]];  p[q, .] = softmax over t of z[q, .] / sqrt(d)
+/// scores[h, t] = the reduction of p or z over the group's query heads; bits as in docs/numerics.md
+///
+/// @param table     [hq, m, c] float, from inner_product_table()
+/// @param codes     [h, m, n] uint8, planar, from encode()
+/// @param scores    [h, n] float ([hq, n] under `none`), written
+/// @param head_dim  d, for the softmax's scale
+/// A query head whose table has a non-finite entry contributes nothing.
+/// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
+/// @cost   reads codes g times per pass, two passes for the probabilities; scan_scratch_bytes(); asynchronous on device policies
+/// @source PQCache section 3.3; exponentials of table entries instead of scores: docs/numerics.md
+template <exec::policy P>
+void scan(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,
+          view<float, 2, typename P::space_type> scores, group_reduction reduction, std::size_t head_dim) {
+  require_ok(can_scan(table, codes, scores, reduction));
+  require_ok(detail::checks("scan").at_least("head_dim", static_cast<double>(head_dim), 1, "d, at least"));
+  kernel<op::scan, typename P::backend_type>::run(policy, table, codes, scores, reduction, head_dim);
+}
+
+}  // namespace pqkv

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// The indices of the k largest of n scores, for many rows. Exact: equal scores go to the lower index, so every backend returns
+// the same set. -0 equals +0 and a NaN is below everything.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/view.hpp"
+#include "../core/error.hpp"
+#include "../exec/kernel.hpp"
+#include "../exec/requirement.hpp"
+
+namespace pqkv {
+namespace op {
+struct top_k {};
+}  // namespace op
+
+/// Combinations that top_k() offers; by_score is not one of them.
+template <class Requirement>
+inline constexpr bool top_k_offers = false;
+template <class TieBreak>
+inline constexpr bool top_k_offers<requirement<TieBreak, ordering::ascending_t>> = true;
+template <class TieBreak>
+inline constexpr bool top_k_offers<requirement<TieBreak, ordering::unsorted_t>> = true;
+
+/// The checks of top_k().
+template <class Scores, class Indices>
+constexpr status can_top_k(const Scores& scores, const Indices& indices) noexcept {
+  return detail::checks("top_k")
+      .extent("indices.extent(0)", indices.extent(0), scores.extent(0), "rows, from scores")
+      .at_most("scores.extent(1)", static_cast<double>(scores.extent(1)), 2147483647.0, "n, at most")
+      .extent("scores.stride(1)", scores.stride(1), 1, "last axis contiguous")
+      .extent("indices.stride(1)", indices.stride(1), 1, "last axis contiguous");
+}
+
+/// Selects the k = min(indices.extent(1), n) largest scores of each row.
+///
+/// @param scores   [rows, n] float
+/// @param indices  [rows, k_max] int32, written: the indices, ascending, then -1 where n < k_max
+/// @throws shape_error
+/// @cost   three histogram passes and one of emission over a row, whatever the values; no allocation
+/// @source radix selection as in Alabi et al., "Fast k-selection algorithms for graphics processing units", 2012
+template <exec::policy P, class Requirement = strongest_requirement>
+void top_k(const P& policy, view<const float, 2, typename P::space_type> scores, view<std::int32_t, 2, typename P::space_type> indices,
+           Requirement = {}) {
+  static_assert(top_k_offers<Requirement>, "pqkv: top_k offers ordering::ascending and ordering::unsorted; sort by score afterwards");
+  require_ok(can_top_k(scores, indices));
+  kernel<op::top_k, typename P::backend_type>::run(policy, scores, indices);
+}
+
+}  // namespace pqkv
