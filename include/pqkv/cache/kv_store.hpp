@@ -10,8 +10,13 @@
 #include "../core/buffer.hpp"
 #include "../core/error.hpp"
 #include "../core/scalar.hpp"
+#include "../core/view.hpp"
+#include "../exec/kernel.hpp"
 
 namespace pqkv {
+namespace op {
+struct store_rows {};
+}  // namespace op
 
 /// A row of a key or value: element i is data[i * stride].
 template <class T>
@@ -105,5 +110,23 @@ class interleaved_store {
   std::size_t h_{}, capacity_{}, d_{}, row_{};
   buffer<T> rows_;
 };
+
+/// Copies rows into a store's keys or values, converting the type (to nearest, ties to even).
+///
+/// @param from       [h, n, d] float, half or bfloat16, any strides
+/// @param to         [h, n, d], any strides, written
+/// @param nonfinite  [h] uint32, raised by the number of rows with an infinity or a NaN, if given
+/// @throws shape_error
+/// @cost   reads and writes h * n * d once; no allocation; asynchronous on device policies
+template <exec::policy P, class T, class U, class From, class To>
+  requires storage_scalar<T> && storage_scalar<U> && (!std::is_const_v<U>) && reachable_from<From, P> && reachable_from<To, P>
+void store_rows(const P& policy, view<T, 3, From> from, view<U, 3, To> to, view<std::uint32_t, 1, typename P::space_type> nonfinite = {}) {
+  require_ok(detail::checks("store_rows")
+                 .extent("to.extent(0)", to.extent(0), from.extent(0), "h, from rows")
+                 .extent("to.extent(1)", to.extent(1), from.extent(1), "n, from rows")
+                 .extent("to.extent(2)", to.extent(2), from.extent(2), "d, from rows")
+                 .extent("nonfinite.extent(0)", nonfinite.data == nullptr ? from.extent(0) : nonfinite.extent(0), from.extent(0), "h, from rows"));
+  kernel<op::store_rows, typename P::backend_type>::run(policy, from, to, nonfinite);
+}
 
 }  // namespace pqkv

@@ -95,6 +95,7 @@ class checks {
     return *this;
   }
   constexpr operator status() const noexcept { return first_; }
+  constexpr bool ok() const noexcept { return first_.ok(); }
 
  private:
   status first_{};

@@ -52,6 +52,9 @@ class codebook {
   }
 
   const pq_shape& shape() const { return shape_; }
+  static constexpr std::size_t required_bytes(const pq_shape& shape) {
+    return shape.kv_heads * shape.head_dim * (shape.centroids() + 1) * sizeof(float);
+  }
   std::size_t size_bytes() const { return centroids_.size_bytes() + mean_.size_bytes(); }
   mutable_codebook_view<> mutable_view() {
     return {make_view(centroids_.data(), shape_.kv_heads, shape_.subspaces, shape_.sub_dim(), shape_.centroids()),

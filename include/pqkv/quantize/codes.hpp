@@ -29,6 +29,9 @@ class codes {
     require_ok(can_quantize(shape, "codes"));
     bytes_ = buffer<std::uint8_t>(shape.kv_heads * shape.subspaces * code_plane_stride(capacity));
   }
+  static constexpr std::size_t required_bytes(const pq_shape& shape, std::size_t capacity) {
+    return shape.kv_heads * shape.subspaces * code_plane_stride(capacity);
+  }
   std::size_t capacity() const { return capacity_; }
   std::size_t size_bytes() const { return bytes_.size_bytes(); }
   mutable_codes_view<> mutable_view() {

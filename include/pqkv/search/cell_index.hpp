@@ -71,6 +71,10 @@ class cell_index {
         cell_codes_[j * cells + cell] =
             static_cast<std::uint8_t>((cell >> (shape.bits * (shape.subspaces - 1 - j))) & (shape.centroids() - 1));
   }
+  static constexpr std::size_t required_bytes(const pq_shape& shape, std::size_t capacity) {
+    const std::size_t h = shape.kv_heads, cells = shape.cells();
+    return (h * (2 * cells + 1) + 3 * h) * sizeof(std::uint32_t) + h * capacity * sizeof(std::int32_t) + shape.subspaces * cells;
+  }
   std::size_t size_bytes() const {
     return counts_.size_bytes() + offsets_.size_bytes() + ids_.size_bytes() + ranges_.size_bytes() + cell_codes_.size_bytes();
   }

@@ -35,6 +35,9 @@ class distance_table {
   distance_table() = default;
   distance_table(std::size_t query_heads, const pq_shape& shape)
       : hq_(query_heads), m_(shape.subspaces), c_(shape.centroids()), entries_(hq_ * m_ * c_), bias_(hq_) {}
+  static constexpr std::size_t required_bytes(std::size_t query_heads, const pq_shape& shape) {
+    return query_heads * (shape.subspaces * shape.centroids() + 1) * sizeof(float);
+  }
   std::size_t size_bytes() const { return entries_.size_bytes() + bias_.size_bytes(); }
   mutable_distance_table_view<> mutable_view() { return {make_view(entries_.data(), hq_, m_, c_), make_view(bias_.data(), hq_)}; }
   distance_table_view<> view() const {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows in any layout and storage type as contiguous floats, for the host kernels.
+// Rows in any layout and storage type as contiguous floats, for the host kernels; and the copy of rows into a store.
 #pragma once
 
 #include <type_traits>
 
 #include "../../cache/kv_store.hpp"
+#include "../../exec/host.hpp"
 #include "simd/leaf.hpp"
 
 namespace pqkv::detail {
@@ -35,3 +36,26 @@ inline bool all_finite(const float* x, std::size_t n) {
 }
 
 }  // namespace pqkv::detail
+
+namespace pqkv {
+
+template <>
+struct kernel<op::store_rows, backend::host> {
+  template <class P, class T, class U, class From, class To>
+  static void run(const P& policy, view<T, 3, From> from, view<U, 3, To> to, view<std::uint32_t, 1> nonfinite) {
+    const std::size_t d = from.extent(2);
+    policy.runner.run(from.extent(0), [&](std::size_t head) {
+      for (std::size_t t = 0; t < from.extent(1); ++t) {
+        bool finite = true;
+        for (std::size_t i = 0; i < d; ++i) {
+          const float x = static_cast<float>(from(head, t, i));
+          finite &= is_finite(x);
+          to(head, t, i) = static_cast<U>(x);
+        }
+        if (!finite && nonfinite.data != nullptr) ++nonfinite(head);
+      }
+    });
+  }
+};
+
+}  // namespace pqkv

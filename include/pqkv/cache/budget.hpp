@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// How many tokens take part in attention, per KV head: sinks at the start, the window at the end, and k retrieved from between.
+// A rule follows the sequence as it grows; a budget frozen at the prompt's length would starve long answers.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+
+#include "../core/error.hpp"
+
+namespace pqkv {
+
+/// What a rule comes to at one length.
+struct token_budget {
+  std::size_t sinks = 0;     // s
+  std::size_t window = 1;    // w
+  std::size_t retrieve = 0;  // k
+};
+
+/// budget = tokens if given, else max(min_tokens, floor(ratio * n)); w = max(1, (budget - s) / 2), k = max(0, budget - s - w),
+/// or each given outright.
+struct budget_rule {
+  double ratio = 0.1;          // of the n tokens cached
+  std::size_t min_tokens = 64;  // floor of a budget by ratio
+  std::size_t tokens = 0;       // outright, sinks included; 0: by ratio
+  std::size_t sinks = 32;       // s
+  std::optional<std::size_t> window{};
+  std::optional<std::size_t> retrieve{};
+
+  constexpr token_budget at(std::size_t n) const {
+    const auto share = static_cast<std::size_t>(ratio * static_cast<double>(n));
+    const std::size_t total = tokens != 0 ? tokens : share > min_tokens ? share : min_tokens;
+    const std::size_t rest = total > sinks ? total - sinks : 0;
+    const std::size_t w = window ? *window : rest / 2 > 1 ? rest / 2 : 1;
+    return {sinks, w, retrieve ? *retrieve : rest > w ? rest - w : 0};
+  }
+};
+
+/// A window of 0 and a total below s + 1 are errors; the total does not matter where window and retrieve are given.
+constexpr status can_budget(const budget_rule& rule, const char* function = "budget_rule") noexcept {
+  const bool outright = rule.window && rule.retrieve;
+  return detail::checks(function)
+      .that(rule.ratio >= 0 && rule.ratio <= 1, status::code::value, "budget.ratio", "share of the tokens, 0 to", 1, rule.ratio)
+      .at_least("budget.window", rule.window ? static_cast<double>(*rule.window) : 1, 1, "w, at least")
+      .at_least(rule.tokens != 0 ? "budget.tokens" : "budget.min_tokens",
+                outright ? static_cast<double>(rule.sinks) + 1 : static_cast<double>(rule.tokens != 0 ? rule.tokens : rule.min_tokens),
+                static_cast<double>(rule.sinks) + 1, "sinks + 1, at least");
+}
+
+}  // namespace pqkv

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bookkeeping of a cache's slots: how long each sequence is, where its window begins, what was counted. Tokens are in three
+// classes by position: sinks [0, s), middle [s, window_begin), window [window_begin, n). A window that grows takes tokens only
+// from new arrivals, never back from the middle.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../core/view.hpp"
+#include "../search/retrieve.hpp"
+#include "budget.hpp"
+
+namespace pqkv {
+
+/// Whether a call of prefill() ends the prompt.
+enum class chunk : std::uint8_t { more, last };
+
+/// Which slots a step is for: [batch] uint8, non-zero means active; empty: all.
+using active_slots = view<const std::uint8_t, 1>;
+
+constexpr bool is_active(active_slots active, std::size_t slot) { return active.data == nullptr || active(slot) != 0; }
+
+/// Bytes that a cache takes, known before anything is allocated.
+struct memory_plan {
+  std::size_t kv_bytes = 0;       // keys and values, of all slots
+  std::size_t index_bytes = 0;    // the selector's: codebooks, codes, cells
+  std::size_t scratch_bytes = 0;  // of a step, at most
+  constexpr std::size_t total_bytes() const { return kv_bytes + index_bytes + scratch_bytes; }
+};
+
+/// Counters of one slot since construction or reset(); bytes are sums over KV heads.
+struct slot_statistics {
+  std::uint64_t steps = 0;              // calls of attend()
+  std::uint64_t tokens_attended = 0;    // s + w + k, per KV head (mean over lists, rounded down each step)
+  std::uint64_t attended_bytes = 0;     // rows of K and V that attention read
+  std::uint64_t index_bytes = 0;        // codes, counts and id lists that selection read
+  std::uint64_t selector_bytes = 0;     // codebooks, or keys for a selector that scores them
+  std::uint64_t nonfinite_keys = 0;     // rows given with an infinity or a NaN; such a key gets code 0
+  std::uint64_t nonfinite_values = 0;
+  std::uint64_t nonfinite_queries = 0;  // query heads given with one; selection leaves them out
+};
+
+/// One sequence.
+struct slot_state {
+  std::size_t n = 0;             // tokens cached
+  std::size_t window_begin = 0;  // first window token; never falls
+  bool prefilling = false;       // more chunks are to come
+  slot_statistics statistics{};
+
+  /// The ranked tokens, and how many of them the rule retrieves at this length.
+  constexpr middle_range middle(const budget_rule& rule) const {
+    return {static_cast<std::uint32_t>(std::min(rule.sinks, window_begin)), static_cast<std::uint32_t>(window_begin),
+            static_cast<std::uint32_t>(std::min<std::size_t>(rule.at(n).retrieve, 0xffffffffu))};
+  }
+
+  /// Lets the oldest tokens leave a window that is over its size; the sinks stay in front of it.
+  constexpr void slide_window(const budget_rule& rule) {
+    const std::size_t w = rule.at(n).window;
+    window_begin = std::max({window_begin, std::min(rule.sinks, n), n > w ? n - w : 0});
+  }
+};
+
+}  // namespace pqkv

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+// Selection by product quantization, the library's own method: a codebook per slot trained at prefill, codes of every token, and
+// where the joint code is short an index of its cells. A slot without enough distinct keys has no codebook yet: it covers
+// everything until maintain() can train one. Source: PQCache, SIGMOD 2025.
+#pragma once
+
+#include "../search/retrieve.hpp"
+#include "concept.hpp"
+
+namespace pqkv::selector {
+
+class pq {
+ public:
+  struct params {
+    std::size_t subspaces = 2;  // m
+    unsigned bits = 6;          // b
+    group_reduction reduction = group_reduction::probability_sum;
+    search_path path = search_path::automatic;
+    kmeans_params train{};
+    std::size_t tail_tokens = 256;  // maintain() merges an index whose tail is at least as long
+  };
+
+  static constexpr status can_construct(const cache_shape& shape, const params& settings) noexcept {
+    if (const status s = can_quantize(quantizer(shape, settings), "pqcache"); !s.ok()) return s;
+    return pqkv::detail::checks("pqcache")
+        .at_most("capacity", static_cast<double>(shape.capacity), (1u << 23) - 1, "tokens, below 2^23 at most")
+        .at_least("selector.train.iterations", static_cast<double>(settings.train.iterations), 1, "L, at least")
+        .at_most("selector.path", settings.path == search_path::joint ? static_cast<double>(quantizer(shape, settings).joint_bits()) : 0,
+                 max_joint_bits, "m * b of the joint path, at most");
+  }
+  static constexpr std::size_t index_bytes(const cache_shape& shape, const params& settings) {
+    const pq_shape q = quantizer(shape, settings);
+    const std::size_t hq = shape.batch * shape.query_heads;
+    return codebook::required_bytes(q) + codes::required_bytes(q, shape.capacity) + distance_table::required_bytes(hq, q) +
+           (cells(shape, settings) != 0 ? cell_index::required_bytes(q, shape.capacity) : 0) + shape.batch * sizeof(slot_state) +
+           shape.kv_heads * settings.subspaces + hq;
+  }
+  static constexpr std::size_t scratch_bytes(const cache_shape& shape, const params& settings) {
+    const std::size_t hq = shape.batch * shape.query_heads, c = std::size_t{1} << settings.bits;
+    return retrieve_scratch_bytes(score_lists(settings.reduction, shape.batch * shape.kv_heads, hq), hq, settings.subspaces, c, shape.capacity,
+                                  cells(shape, settings));
+  }
+
+  /// @throws value_error as can_construct() says
+  pq(const cache_shape& shape, const params& settings)
+      : shape_(shape),
+        params_(settings),
+        book_(quantizer(shape, settings)),
+        codes_(quantizer(shape, settings), shape.capacity),
+        table_(shape.batch * shape.query_heads, quantizer(shape, settings)),
+        slots_(shape.batch) {
+    if (cells(shape, settings) != 0) index_ = cell_index(quantizer(shape, settings), shape.capacity);
+    outcome_ = buffer<std::uint8_t>(shape.kv_heads * settings.subspaces);
+    skipped_ = buffer<std::uint8_t>(shape.batch * shape.query_heads);
+  }
+
+  std::size_t lists() const { return score_lists(params_.reduction, shape_.kv_heads, shape_.query_heads); }
+  coverage covers(std::size_t slot) const { return slots_[slot].trained ? coverage::listed : coverage::everything; }
+
+  traffic step_traffic(middle_range middle, std::size_t) const {
+    const std::uint64_t h = shape_.kv_heads, m = params_.subspaces, used = cells(shape_, params_);
+    const bool joint = used != 0 && resolve_path(params_.path, used, middle.size()) == search_path::joint;
+    const std::uint64_t index = joint ? used * sizeof(std::uint32_t) + middle.selected() * sizeof(std::int32_t) : m * middle.size();
+    return {h * index, book_.size_bytes() / shape_.batch};
+  }
+
+  /// Trains on all rows but the sinks, the window's too, and encodes them.
+  template <exec::policy P, class T>
+  void observe_prefill(const P& policy, std::size_t slot, view<T, 3> keys, middle_range middle) {
+    learn(policy, slot, keys, middle);
+  }
+
+  template <exec::policy P, class T>
+  void append(const P& policy, std::size_t slot, view<T, 3> keys, std::size_t first, std::size_t last) {
+    slot_state& state = slots_[slot];
+    if (!state.trained) return;
+    if (last > state.encoded) {  // the prompt's window was encoded with it
+      const std::size_t from = state.encoded > first ? state.encoded : first;
+      encode_rows(policy, slot, keys, from, last);
+    }
+    if (!index_view(slot).empty()) count_cells(policy, codes_view_of(slot), first, last, index_view(slot));
+  }
+
+  template <exec::policy P, class T>
+  void select(const P& policy, view<const float, 2> query, view<T, 3>, view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
+              view<std::uint32_t, 1> counts) {
+    inner_product_table(policy, query, book_.view(), table_.mutable_view());
+    cell_index_view<> index;
+    if (cells(shape_, params_) != 0) index = index_.view();
+    retrieve(policy, table_.view(), codes_.view(), index, ranges, indices, counts,
+             {.head_dim = shape_.head_dim, .reduction = params_.reduction, .path = params_.path},
+             make_view(skipped_.data(), skipped_.size()));
+  }
+
+  template <exec::policy P>
+  void fork(const P& policy, std::size_t from, std::size_t to, std::size_t tokens) {
+    static_cast<void>(policy), static_cast<void>(tokens);
+    const std::size_t h = shape_.kv_heads;
+    copy_part(book_of(from).centroids, book_of(to).centroids);
+    copy_part(book_of(from).mean, book_of(to).mean);
+    copy_part(codes_.mutable_view().slice(0, from * h, h), codes_.mutable_view().slice(0, to * h, h));
+    if (cells(shape_, params_) != 0) {
+      const auto source = index_view(from), target = index_view(to);
+      copy_part(source.counts, target.counts);
+      copy_part(source.offsets, target.offsets);
+      copy_part(source.ids, target.ids);
+      copy_part(source.first, target.first);
+      copy_part(source.merged, target.merged);
+      copy_part(source.last, target.last);
+    }
+    slots_[to] = slots_[from];
+  }
+
+  void reset(std::size_t slot) {
+    slots_[slot] = {};
+    clear_index(slot);
+  }
+
+  /// Trains a codebook that is due, or merges a long tail.
+  template <exec::policy P, class T>
+  void maintain(const P& policy, std::size_t slot, view<T, 3> keys, middle_range middle) {
+    if (!slots_[slot].trained) {
+      if (keys.extent(1) >= slots_[slot].next_try) learn(policy, slot, keys, middle);
+      return;
+    }
+    const auto index = index_view(slot);
+    if (!index.empty() && index.last(0) - index.merged(0) >= params_.tail_tokens) merge_tails(policy, codes_view_of(slot), index);
+  }
+
+ private:
+  struct slot_state {
+    bool trained = false;
+    std::size_t encoded = 0;   // tokens [sinks, encoded) have codes
+    std::size_t next_try = 0;  // length at which training is worth another try
+  };
+
+  static constexpr pq_shape quantizer(const cache_shape& shape, const params& settings) {
+    return {shape.batch * shape.kv_heads, shape.head_dim, settings.subspaces, settings.bits};
+  }
+  /// Cells of the index, 0 where there is none or it could never be used.
+  static constexpr std::size_t cells(const cache_shape& shape, const params& settings) {
+    const pq_shape s = quantizer(shape, settings);
+    if (!has_cell_index(s) || settings.path == search_path::scan) return 0;
+    return settings.path == search_path::joint || s.cells() <= shape.capacity / 4 ? s.cells() : 0;
+  }
+
+  mutable_codebook_view<> book_of(std::size_t slot) {
+    const auto all = book_.mutable_view();
+    return {all.centroids.slice(0, slot * shape_.kv_heads, shape_.kv_heads), all.mean.slice(0, slot * shape_.kv_heads, shape_.kv_heads)};
+  }
+  mutable_codes_view<> codes_view_of(std::size_t slot) { return codes_.mutable_view().slice(0, slot * shape_.kv_heads, shape_.kv_heads); }
+  mutable_cell_index_view<> index_view(std::size_t slot) {
+    if (cells(shape_, params_) == 0) return {};
+    return index_.mutable_view().heads(slot * shape_.kv_heads, shape_.kv_heads);
+  }
+  void clear_index(std::size_t slot) {
+    const auto index = index_view(slot);
+    for (std::size_t head = 0; !index.empty() && head < shape_.kv_heads; ++head) {
+      for (std::size_t cell = 0; cell < index.cells(); ++cell) index.counts(head, cell) = 0;
+      for (std::size_t cell = 0; cell <= index.cells(); ++cell) index.offsets(head, cell) = 0;
+      index.first(head) = index.merged(head) = index.last(head) = 0;
+    }
+  }
+
+  template <exec::policy P, class T>
+  void learn(const P& policy, std::size_t slot, view<T, 3> keys, middle_range middle) {
+    const std::size_t n = keys.extent(1), first = middle.begin, c = book_.shape().centroids();
+    if (n < first + c) return;
+    const auto outcome = make_view(outcome_.data(), shape_.kv_heads, params_.subspaces);
+    train(policy, keys.slice(1, first, n - first), book_of(slot), outcome, params_.train);
+    bool trained = true;
+    for (const std::uint8_t o : outcome_) trained &= o == static_cast<std::uint8_t>(kmeans_outcome::trained);
+    slots_[slot].trained = trained;
+    slots_[slot].next_try = n + (n / 4 > c ? n / 4 : c);
+    if (!trained) return;
+    encode_rows(policy, slot, keys, first, n);
+    clear_index(slot);
+    if (!index_view(slot).empty()) {
+      count_cells(policy, codes_view_of(slot), middle.begin, middle.end, index_view(slot));
+      merge_tails(policy, codes_view_of(slot), index_view(slot));
+    }
+  }
+
+  template <exec::policy P, class T>
+  void encode_rows(const P& policy, std::size_t slot, view<T, 3> keys, std::size_t first, std::size_t last) {
+    encode(policy, keys.slice(1, first, last - first), book_of(slot), codes_view_of(slot).slice(2, first, last - first));
+    slots_[slot].encoded = last;
+  }
+
+  /// Copies between slots of one owner: same extents, each dense inside its first axis.
+  template <class T, std::size_t Rank>
+  static void copy_part(view<T, Rank> from, view<T, Rank> to) {
+    const std::size_t count = from.extent(0) * from.stride(0);
+    for (std::size_t i = 0; i < count; ++i) to.data[i] = from.data[i];
+  }
+
+  cache_shape shape_;
+  params params_;
+  codebook book_;
+  codes codes_;
+  cell_index index_;
+  distance_table table_;
+  buffer<slot_state> slots_;
+  buffer<std::uint8_t> outcome_, skipped_;
+};
+
+}  // namespace pqkv::selector

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attends to sinks and window alone. Source: Xiao et al., "Efficient streaming language models with attention sinks", ICLR 2024.
+#pragma once
+
+#include "full.hpp"
+
+namespace pqkv::selector {
+using streaming = unranked<coverage::nothing>;
+}  // namespace pqkv::selector
