@@ -27,17 +27,7 @@ class pqcache {
 
   /// The checks of the constructor.
   static status can_construct(const params& p) noexcept {
-    const status s = detail::checks("pqcache")
-                         .at_least("batch", static_cast<double>(p.batch), 1, "slots, at least")
-                         .at_least("kv_heads", static_cast<double>(p.kv_heads), 1, "h, at least")
-                         .that(p.kv_heads != 0 && p.query_heads != 0 && p.query_heads % p.kv_heads == 0, status::code::shape, "query_heads",
-                               "hq, a multiple of h", static_cast<double>(p.kv_heads), static_cast<double>(p.query_heads))
-                         .that(p.head_dim != 0 && p.head_dim % 8 == 0, status::code::value, "head_dim", "d, a multiple of", 8,
-                               static_cast<double>(p.head_dim))
-                         .at_most("head_dim", static_cast<double>(p.head_dim), max_head_dim, "d, at most")
-                         .at_least("capacity", static_cast<double>(p.capacity), 1, "tokens per slot, at least")
-                         .at_most("capacity", static_cast<double>(p.capacity), 2147483647.0, "tokens per slot, at most");
-    if (!s.ok()) return s;
+    if (const status s = can_cache(p); !s.ok()) return s;
     if (const status b = can_budget(p.budget, "pqcache"); !b.ok()) return b;
     return Selector::can_construct(p, p.selector);
   }
@@ -100,9 +90,9 @@ class pqcache {
   /// @param values  [h, n, d]
   /// @throws shape_error, value_error, capacity_error; the slot is unchanged
   /// @cost   one copy of the rows; with the last chunk the selector's training, which allocates its scratch
-  template <exec::policy P, class K, class V>
-    requires storage_scalar<K> && storage_scalar<V>
-  void prefill(const P& policy, std::size_t slot, view<K, 3> keys, view<V, 3> values, chunk which = chunk::last) {
+  template <exec::policy P, class K, class V, class Space>
+    requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
+  void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, chunk which = chunk::last) {
     check_policy<P>();
     const std::size_t n = keys.extent(1);
     require_ok(check_slot("prefill", "slot", slot));
@@ -132,9 +122,9 @@ class pqcache {
   /// @param values  [batch, h, d]
   /// @throws shape_error, value_error, capacity_error; no slot is changed
   /// @cost   per slot one row copied and, per token that leaves the window, h * d * c distance terms
-  template <exec::policy P, class K, class V>
-    requires storage_scalar<K> && storage_scalar<V>
-  void append(const P& policy, view<K, 3> keys, view<V, 3> values, active_slots active = {}) {
+  template <exec::policy P, class K, class V, class Space>
+    requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
+  void append(const P& policy, view<K, 3, Space> keys, view<V, 3, Space> values, active_slots active = {}) {
     check_policy<P>();
     require_ok(check_step("append", active));
     require_ok(detail::checks("append")
@@ -151,7 +141,7 @@ class pqcache {
     for (std::size_t slot = 0; slot < params_.batch; ++slot) {
       if (!is_active(active, slot)) continue;
       slot_state& state = slots_[slot];
-      store_slot(policy, slot, one_token(keys[slot]), one_token(values[slot]), state.n);
+      store_slot(policy, slot, insert_axis<1>(keys[slot]), insert_axis<1>(values[slot]), state.n);
       ++state.n;
       const std::size_t first = std::max(state.window_begin, params_.budget.sinks);
       state.slide_window(params_.budget);
@@ -313,20 +303,12 @@ class pqcache {
   }
   view<const T, 3> keys_of(std::size_t slot) { return rows_of(slot, 0, slots_[slot].n).keys; }
 
-  /// [h, d] as [h, 1, d]
-  template <class U>
-  static view<U, 3> one_token(view<U, 2> rows) {
-    return {rows.data, {rows.extent(0), 1, rows.extent(1)}, {rows.stride(0), 0, rows.stride(1)}};
-  }
-
-  template <class P, class K, class V>
-  void store_slot(const P& policy, std::size_t slot, view<K, 3> keys, view<V, 3> values, std::size_t first) {
+  void store_slot(const auto& policy, std::size_t slot, const auto& keys, const auto& values, std::size_t first) {
     const slot_rows to = rows_of(slot, first, keys.extent(1));
     slots_[slot].statistics.nonfinite_keys += store_counted(policy, keys, to.keys);
     slots_[slot].statistics.nonfinite_values += store_counted(policy, values, to.values);
   }
-  template <class P, class U>
-  std::uint64_t store_counted(const P& policy, view<U, 3> from, view<T, 3> to) {
+  std::uint64_t store_counted(const auto& policy, const auto& from, view<T, 3> to) {
     for (std::uint32_t& count : nonfinite_) count = 0;
     store_rows(policy, from, to, make_view(nonfinite_.data(), nonfinite_.size()));
     std::uint64_t total = 0;

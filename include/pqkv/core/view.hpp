@@ -119,6 +119,19 @@ PQKV_HD constexpr view<T, Rank - 1, Space> flatten(view<T, Rank, Space> v) {
   return joined;
 }
 
+/// The same memory with an axis of extent 1 before axis `Axis`.
+template <std::size_t Axis, class T, std::size_t Rank, class Space>
+  requires(Axis <= Rank)
+PQKV_HD constexpr view<T, Rank + 1, Space> insert_axis(view<T, Rank, Space> v) {
+  view<T, Rank + 1, Space> wider{v.data, {}, {}};
+  for (std::size_t axis = 0; axis <= Rank; ++axis) {
+    const std::size_t from = axis > Axis ? axis - 1 : axis;
+    wider.extents[axis] = axis == Axis ? 1 : v.extents[from];
+    wider.strides[axis] = axis == Axis ? 0 : v.strides[from];
+  }
+  return wider;
+}
+
 #if defined(__cpp_lib_mdspan)
 /// A view over a strided std::mdspan.
 template <class Space = space::host, class T, class Extents, class Layout, class Accessor>
