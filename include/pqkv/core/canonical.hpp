@@ -77,7 +77,8 @@ struct softmax_scale {
   }
 };
 
-/// Horner coefficients of 2^r on [-1/2, 1/2], lowest first; error of the whole exponential 2^-23.4.
+/// Horner coefficients of 2^r on [-1/2, 1/2], lowest first; error of the whole exponential 2^-23.4. Device code must index it by
+/// constants.
 inline constexpr float exp2_coefficient[7] = {1.0f,           0x1.62e43p-1f,  0x1.ebfbep-3f, 0x1.c6aeccp-5f,
                                               0x1.3b2a1cp-7f, 0x1.5f48cp-10f, 0x1.444p-13f};
 inline constexpr float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer kept in the low bits
@@ -88,13 +89,13 @@ PQKV_HD inline float exponential(float u, softmax_scale s) {
   const float t = fma(u, s.scale, round_magic);
   const float i = sub(t, round_magic);
   const float r = fma(u, s.scale, -i);
-  float p = 0x1.444p-13f;
-  p = fma(p, r, 0x1.5f48cp-10f);
-  p = fma(p, r, 0x1.3b2a1cp-7f);
-  p = fma(p, r, 0x1.c6aeccp-5f);
-  p = fma(p, r, 0x1.ebfbep-3f);
-  p = fma(p, r, 0x1.62e43p-1f);
-  p = fma(p, r, 1.0f);
+  float p = exp2_coefficient[6];
+  p = fma(p, r, exp2_coefficient[5]);
+  p = fma(p, r, exp2_coefficient[4]);
+  p = fma(p, r, exp2_coefficient[3]);
+  p = fma(p, r, exp2_coefficient[2]);
+  p = fma(p, r, exp2_coefficient[1]);
+  p = fma(p, r, exp2_coefficient[0]);
   return float_from_bits(float_bits(p) + ((float_bits(t) - float_bits(round_magic)) << 23));
 }
 

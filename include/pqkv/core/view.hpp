@@ -30,7 +30,7 @@ struct view {
   std::size_t extents[Rank]{};  // plain arrays: std::array's operators are not device functions
   std::size_t strides[Rank]{};  // in elements
 
-  static constexpr std::size_t rank() { return Rank; }
+  PQKV_HD static constexpr std::size_t rank() { return Rank; }
   PQKV_HD constexpr std::size_t extent(std::size_t axis) const { return extents[axis]; }
   PQKV_HD constexpr std::size_t stride(std::size_t axis) const { return strides[axis]; }
   PQKV_HD constexpr std::size_t size() const {

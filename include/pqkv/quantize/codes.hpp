@@ -18,7 +18,7 @@ template <class Space = space::host>
 using mutable_codes_view = view<std::uint8_t, 3, Space>;
 
 /// Distance between two planes that hold `capacity` tokens each.
-constexpr std::size_t code_plane_stride(std::size_t capacity) { return (capacity + 127) / 128 * 128; }
+PQKV_HD constexpr std::size_t code_plane_stride(std::size_t capacity) { return (capacity + 127) / 128 * 128; }
 
 /// Owner of the codes of `capacity` tokens in host memory.
 class codes {

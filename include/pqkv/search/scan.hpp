@@ -21,7 +21,7 @@ enum class group_reduction : std::uint8_t {
 };
 
 /// Lists of scores that a reduction leaves: h, or hq for `none`.
-constexpr std::size_t score_lists(group_reduction reduction, std::size_t kv_heads, std::size_t query_heads) {
+PQKV_HD constexpr std::size_t score_lists(group_reduction reduction, std::size_t kv_heads, std::size_t query_heads) {
   return reduction == group_reduction::none ? query_heads : kv_heads;
 }
 
