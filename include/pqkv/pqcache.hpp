@@ -65,6 +65,7 @@ class pqcache {
   }
 
   const params& parameters() const { return params_; }
+  // Of one slot; @pre slot < batch
   std::size_t size(std::size_t slot) const { return slots_[slot].n; }
   /// s, w and k of the slot's present length; the window may hold fewer tokens than w until it has filled.
   token_budget budget(std::size_t slot) const { return params_.budget.at(slots_[slot].n); }
@@ -333,15 +334,8 @@ class pqcache {
     bool any_listed = false;
     for (std::size_t slot = 0; slot < batch; ++slot) {
       const bool on = is_active(active, slot);
-      for (std::size_t q = 0; q < hq; ++q) {
-        bool finite = true;
-        for (std::size_t i = 0; i < d; ++i) {
-          const float x = on ? query(slot, q, i) : 0.0f;
-          finite &= is_finite(x);
-          query_[(slot * hq + q) * d + i] = x;
-        }
-        slots_[slot].statistics.nonfinite_queries += finite ? 0 : 1;
-      }
+      for (std::size_t q = 0; q < hq; ++q)
+        for (std::size_t i = 0; i < d; ++i) query_[(slot * hq + q) * d + i] = on ? query(slot, q, i) : 0.0f;
       const selector::coverage covered = on ? listing(slot) : selector::coverage::nothing;
       const slot_state& s = slots_[slot];
       const middle_range m = middle(slot);
@@ -365,6 +359,12 @@ class pqcache {
 
   void count_step(std::size_t slot) {
     slot_statistics& s = slots_[slot].statistics;
+    const std::size_t hq = params_.query_heads, d = params_.head_dim;
+    for (std::size_t q = slot * hq; q < (slot + 1) * hq; ++q) {
+      bool finite = true;
+      for (std::size_t i = 0; i < d; ++i) finite &= is_finite(query_[q * d + i]);
+      s.nonfinite_queries += finite ? 0 : 1;
+    }
     std::uint64_t attended = 0;
     for (std::size_t list = slot * lists_; list < (slot + 1) * lists_; ++list)
       attended += spans_[list].leading + (spans_[list].window_end - spans_[list].window_begin) + counts_[list];

@@ -115,7 +115,7 @@ class interleaved_store {
 ///
 /// @param from       [h, n, d] float, half or bfloat16, any strides
 /// @param to         [h, n, d], any strides, written
-/// @param nonfinite  [h] uint32, raised by the number of rows with an infinity or a NaN, if given
+/// @param nonfinite  [h] uint32, raised by the number of rows stored with an infinity or a NaN, if given
 /// @throws shape_error
 /// @cost   reads and writes h * n * d once; no allocation; asynchronous on device policies
 template <exec::policy P, class T, class U, class From, class To>

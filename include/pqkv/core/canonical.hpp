@@ -27,6 +27,11 @@ PQKV_HD inline float add(float a, float b) {
   asm("add.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
   return r;
 }
+PQKV_HD inline float sub(float a, float b) {
+  float r;
+  asm("sub.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
 PQKV_HD inline float mul(float a, float b) {
   float r;
   asm("mul.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
@@ -37,16 +42,20 @@ PQKV_HD inline float div(float a, float b) {
   asm("div.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
   return r;
 }
+PQKV_HD inline float max(float a, float b) {
+  float r;
+  asm("{\n .reg .pred p;\n setp.gt.f32 p, %1, %2;\n selp.f32 %0, %1, %2, p;\n}" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
 #else
 PQKV_HD inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 PQKV_HD inline float add(float a, float b) { return a + b; }
 PQKV_HD inline float mul(float a, float b) { return a * b; }
+PQKV_HD inline float sub(float a, float b) { return a - b; }
 PQKV_HD inline float div(float a, float b) { return a / b; }
+/// As `maxps` has it: b when either is a NaN, and when they are equal.
+PQKV_HD inline float max(float a, float b) { return a > b ? a : b; }
 #endif
-PQKV_HD inline float sub(float a, float b) { return add(a, -b); }
-
-/// max(a, b) as `maxps` has it: b when either is a NaN.
-PQKV_HD constexpr float max(float a, float b) { return a > b ? a : b; }
 
 /// One chain of fused multiply-adds, ascending, from +0: sum of a[i] * b[i * stride].
 PQKV_HD inline float dot(const float* a, const float* b, std::size_t stride, std::size_t n) {
@@ -77,10 +86,10 @@ struct softmax_scale {
   }
 };
 
-/// Horner coefficients of 2^r on [-1/2, 1/2], lowest first; error of the whole exponential 2^-23.4. Device code must index it by
-/// constants.
-inline constexpr float exp2_coefficient[7] = {1.0f,           0x1.62e43p-1f,  0x1.ebfbep-3f, 0x1.c6aeccp-5f,
-                                              0x1.3b2a1cp-7f, 0x1.5f48cp-10f, 0x1.444p-13f};
+// Horner coefficients of 2^r on [-1/2, 1/2], lowest first; error of the whole exponential 2^-23.4. Seven scalars, not an array:
+// device code can name a constexpr float but not an element of a constexpr array.
+inline constexpr float exp2_c0 = 1.0f, exp2_c1 = 0x1.62e43p-1f, exp2_c2 = 0x1.ebfbep-3f, exp2_c3 = 0x1.c6aeccp-5f, exp2_c4 = 0x1.3b2a1cp-7f,
+                       exp2_c5 = 0x1.5f48cp-10f, exp2_c6 = 0x1.444p-13f;
 inline constexpr float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer kept in the low bits
 
 /// 2^(u * scale), u finite and scale * u <= 126; exactly 0 below the floor. Never libm.
@@ -89,13 +98,13 @@ PQKV_HD inline float exponential(float u, softmax_scale s) {
   const float t = fma(u, s.scale, round_magic);
   const float i = sub(t, round_magic);
   const float r = fma(u, s.scale, -i);
-  float p = exp2_coefficient[6];
-  p = fma(p, r, exp2_coefficient[5]);
-  p = fma(p, r, exp2_coefficient[4]);
-  p = fma(p, r, exp2_coefficient[3]);
-  p = fma(p, r, exp2_coefficient[2]);
-  p = fma(p, r, exp2_coefficient[1]);
-  p = fma(p, r, exp2_coefficient[0]);
+  float p = exp2_c6;
+  p = fma(p, r, exp2_c5);
+  p = fma(p, r, exp2_c4);
+  p = fma(p, r, exp2_c3);
+  p = fma(p, r, exp2_c2);
+  p = fma(p, r, exp2_c1);
+  p = fma(p, r, exp2_c0);
   return float_from_bits(float_bits(p) + ((float_bits(t) - float_bits(round_magic)) << 23));
 }
 

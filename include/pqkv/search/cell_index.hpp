@@ -98,12 +98,27 @@ class cell_index {
   buffer<std::uint8_t> cell_codes_;
 };
 
+/// Whether an index belongs to h heads and m subspaces: what every function that takes one checks first.
+template <class Index>
+constexpr status can_use_cell_index(const Index& index, std::size_t h, std::size_t m, const char* function) noexcept {
+  return detail::checks(function)
+      .extent("index.counts.extent(0)", index.counts.extent(0), h, "h, from codes")
+      .extent("index.offsets.extent(0)", index.offsets.extent(0), h, "h, from codes")
+      .extent("index.offsets.extent(1)", index.offsets.extent(1), index.cells() + 1, "cells + 1, from index.counts")
+      .extent("index.ids.extent(0)", index.ids.extent(0), h, "h, from codes")
+      .extent("index.first.extent(0)", index.first.extent(0), h, "h, from codes")
+      .extent("index.merged.extent(0)", index.merged.extent(0), h, "h, from codes")
+      .extent("index.last.extent(0)", index.last.extent(0), h, "h, from codes")
+      .extent("index.cell_codes.extent(0)", index.cell_codes.extent(0), m, "m, from codes")
+      .extent("index.cell_codes.extent(1)", index.cell_codes.extent(1), index.cells(), "cells, from index.counts");
+}
+
 /// The checks of count_cells() and merge_tails().
 template <class Codes, class Index>
 constexpr status can_index_cells(const Codes& codes, const Index& index, std::size_t first, std::size_t last, const char* function) noexcept {
+  if (const status s = can_use_cell_index(index, codes.extent(0), codes.extent(1), function); !s.ok()) return s;
   return detail::checks(function)
-      .extent("index.counts.extent(0)", index.counts.extent(0), codes.extent(0), "h, from codes")
-      .extent("index.cell_codes.extent(0)", index.cell_codes.extent(0), codes.extent(1), "m, from codes")
+      .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous")
       .at_most("last", static_cast<double>(last), static_cast<double>(codes.extent(2)), "n, from codes, at most")
       .at_most("first", static_cast<double>(first), static_cast<double>(last), "last, at most");
 }
@@ -112,7 +127,9 @@ constexpr status can_index_cells(const Codes& codes, const Index& index, std::si
 /// on an empty one (index.first == index.last) it starts there.
 ///
 /// @param codes  [h, m, n] uint8, planar, absolute positions
-/// @throws shape_error, value_error
+/// Codes must be below the c that the index was made for.
+///
+/// @throws shape_error, value_error; capacity_error when the index has no room for the ids. Nothing is changed then
 /// @cost   (last - first) * m a head; no allocation
 template <exec::policy P>
 void count_cells(const P& policy, codes_view<typename P::space_type> codes, std::size_t first, std::size_t last,

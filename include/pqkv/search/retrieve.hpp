@@ -50,23 +50,23 @@ constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t quer
 }
 
 /// The checks of retrieve().
-template <class Table, class Codes, class Index, class Ranges, class Indices, class Counts>
+template <class Table, class Codes, class Index, class Ranges, class Indices, class Counts, class Skipped>
 constexpr status can_retrieve(const Table& table, const Codes& codes, const Index& index, const Ranges& ranges, const Indices& indices,
-                              const Counts& counts, const retrieve_params& params) noexcept {
+                              const Counts& counts, const retrieve_params& params, const Skipped& skipped) noexcept {
   const std::size_t h = codes.extent(0), hq = table.entries.extent(0), lists = score_lists(params.reduction, h, hq);
+  if (const status s = can_look_up(table, codes, "retrieve"); !s.ok()) return s;
+  if (!index.empty())
+    if (const status s = can_use_cell_index(index, h, codes.extent(1), "retrieve"); !s.ok()) return s;
+  std::size_t cells = 1;
+  for (std::size_t j = 0; j < codes.extent(1) && cells <= index.cells(); ++j) cells *= table.entries.extent(2);
   return detail::checks("retrieve")
-      .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", "hq, a multiple of h", static_cast<double>(h),
-            static_cast<double>(hq))
-      .extent("codes.extent(1)", codes.extent(1), table.entries.extent(1), "m, from table")
-      .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous")
+      .extent("index.counts.extent(1)", index.empty() ? cells : index.cells(), cells, "c^m, from table")
       .extent("ranges.extent(0)", ranges.extent(0), h, "h, from codes")
       .extent("indices.extent(0)", indices.extent(0), lists, "h, or hq under reduction none")
       .extent("indices.stride(1)", indices.stride(1), 1, "last axis contiguous")
       .extent("counts.extent(0)", counts.extent(0), lists, "h, or hq under reduction none")
-      .that(index.empty() || index.counts.extent(0) == h, status::code::shape, "index.counts.extent(0)", "h, from codes",
-            static_cast<double>(h), static_cast<double>(index.counts.extent(0)))
+      .extent("skipped.extent(0)", skipped.data == nullptr ? hq : skipped.extent(0), hq, "hq, from table")
       .that(params.path != search_path::joint || !index.empty(), status::code::value, "params.path", "joint needs a cell_index", 1, 0)
-      .at_most("codes.extent(2)", static_cast<double>(codes.extent(2)), (1u << 23) - 1, "n, below 2^23 at most")
       .at_least("params.head_dim", static_cast<double>(params.head_dim), 1, "d, at least");
 }
 
@@ -87,7 +87,7 @@ void retrieve(const P& policy, distance_table_view<typename P::space_type> table
               cell_index_view<typename P::space_type> index, view<const middle_range, 1, typename P::space_type> ranges,
               view<std::int32_t, 2, typename P::space_type> indices, view<std::uint32_t, 1, typename P::space_type> counts,
               const retrieve_params& params, view<std::uint8_t, 1, typename P::space_type> skipped = {}) {
-  require_ok(can_retrieve(table, codes, index, ranges, indices, counts, params));
+  require_ok(can_retrieve(table, codes, index, ranges, indices, counts, params, skipped));
   kernel<op::retrieve, typename P::backend_type>::run(policy, table, codes, index, ranges, indices, counts, params, skipped);
 }
 

@@ -30,19 +30,29 @@ constexpr std::size_t scan_scratch_bytes(std::size_t query_heads, std::size_t m,
   return query_heads * (3 * cache_line_bytes + 2 * m * c * sizeof(float));
 }
 
+/// Whether the codes index the table: what scan() and retrieve() check first.
+template <class Table, class Codes>
+constexpr status can_look_up(const Table& table, const Codes& codes, const char* function) noexcept {
+  const std::size_t h = codes.extent(0), hq = table.entries.extent(0);
+  return detail::checks(function)
+      .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", "hq, a multiple of h", static_cast<double>(h),
+            static_cast<double>(hq))
+      .extent("table.entries.stride(2)", table.entries.stride(2), 1, "last axis contiguous")
+      .extent("table.bias.extent(0)", table.bias.extent(0), hq, "hq, from table.entries")
+      .extent("codes.extent(1)", codes.extent(1), table.entries.extent(1), "m, from table")
+      .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous")
+      .at_most("codes.extent(2)", static_cast<double>(codes.extent(2)), (1u << 23) - 1, "n, below 2^23 at most");
+}
+
 /// The checks of scan().
 template <class Table, class Codes, class Scores>
 constexpr status can_scan(const Table& table, const Codes& codes, const Scores& scores, group_reduction reduction) noexcept {
   const std::size_t h = codes.extent(0), hq = table.entries.extent(0);
+  if (const status s = can_look_up(table, codes, "scan"); !s.ok()) return s;
   return detail::checks("scan")
-      .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", "hq, a multiple of h", static_cast<double>(h),
-            static_cast<double>(hq))
-      .extent("codes.extent(1)", codes.extent(1), table.entries.extent(1), "m, from table")
-      .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous")
       .extent("scores.extent(0)", scores.extent(0), score_lists(reduction, h, hq), "h, or hq under reduction none")
       .extent("scores.extent(1)", scores.extent(1), codes.extent(2), "n, from codes")
-      .extent("scores.stride(1)", scores.stride(1), 1, "last axis contiguous")
-      .at_most("codes.extent(2)", static_cast<double>(codes.extent(2)), (1u << 23) - 1, "n, below 2^23 at most");
+      .extent("scores.stride(1)", scores.stride(1), 1, "last axis contiguous");
 }
 
 /// Scores every encoded token.

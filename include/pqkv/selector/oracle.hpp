@@ -38,6 +38,7 @@ constexpr std::size_t exact_scores_scratch_bytes(std::size_t query_heads, std::s
 /// @param keys    [h, n, d] float, half or bfloat16, any strides
 /// @param ranges  [h] which tokens; `retrieve` is not looked at
 /// @param scores  [h, at least the longest range] float ([hq, ...] under `none`), written
+/// A non-finite logit counts as -infinity, so one bad key cannot hide the others; a query head with none finite contributes nothing.
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
 /// @cost   reads every key of the ranges; exact_scores_scratch_bytes(). Float arithmetic, not canonical
 template <exec::policy P, class T, class Space>

@@ -33,10 +33,15 @@ template <>
 struct kernel<op::count_cells, backend::host> {
   template <class P>
   static void run(const P& policy, codes_view<> codes, std::size_t first, std::size_t last, mutable_cell_index_view<> index) {
-    for (std::size_t head = 0; head < codes.extent(0); ++head)
-      if (index.first(head) != index.last(head) && index.last(head) != first)
-        raise({status::code::value, "count_cells", "first", "index.last, where the counted tokens end", static_cast<double>(index.last(head)),
-               static_cast<double>(first)});
+    for (std::size_t head = 0; head < codes.extent(0); ++head) {
+      const bool fresh = index.first(head) == index.last(head);
+      const std::size_t counted = last - (fresh ? first : index.first(head)), room = index.ids.extent(1);
+      require_ok(detail::checks("count_cells")
+                     .that(fresh || index.last(head) == first, status::code::value, "first", "index.last, where the counted tokens end",
+                           static_cast<double>(index.last(head)), static_cast<double>(first))
+                     .that(counted <= room, status::code::capacity, "index.ids.extent(1)", "tokens counted, room for at least",
+                           static_cast<double>(counted), static_cast<double>(room)));
+    }
     const auto digits = detail::cell_digits::of(index);
     policy.runner.run(codes.extent(0), [&](std::size_t head) {
       if (index.first(head) == index.last(head)) index.first(head) = index.merged(head) = index.last(head) = static_cast<std::uint32_t>(first);

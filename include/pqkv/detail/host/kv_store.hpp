@@ -48,9 +48,9 @@ struct kernel<op::store_rows, backend::host> {
       for (std::size_t t = 0; t < from.extent(1); ++t) {
         bool finite = true;
         for (std::size_t i = 0; i < d; ++i) {
-          const float x = static_cast<float>(from(head, t, i));
-          finite &= is_finite(x);
-          to(head, t, i) = static_cast<U>(x);
+          const U stored = static_cast<U>(static_cast<float>(from(head, t, i)));
+          finite &= is_finite(static_cast<float>(stored));  // a finite float may be beyond half
+          to(head, t, i) = stored;
         }
         if (!finite && nonfinite.data != nullptr) ++nonfinite(head);
       }

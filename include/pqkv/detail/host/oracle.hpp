@@ -39,6 +39,8 @@ struct kernel<op::exact_scores, backend::host> {
   }
 
  private:
+  static constexpr float lowest = float_from_bits(0xff800000u);  // -infinity: what a non-finite logit counts as
+
   template <class Leaf, class T, class Space>
   static void dots(view<const float, 2> query, view<T, 3, Space> keys, std::size_t head, middle_range range, float* logits,
                    std::size_t stride) {
@@ -46,27 +48,33 @@ struct kernel<op::exact_scores, backend::host> {
     alignas(cache_line_bytes) float copy[max_head_dim];
     for (std::size_t i = 0; i < range.size(); ++i) {
       const float* key = detail::load_row<Leaf>(detail::row_of(keys, head, range.begin + i), d, copy);
-      for (std::size_t q = 0; q < query.extent(0); ++q) Leaf::group_dots(&query(q, 0), 1, key, d, logits + q * stride + i, stride);
+      for (std::size_t q = 0; q < query.extent(0); ++q) {
+        float* logit = logits + q * stride + i;
+        Leaf::group_dots(&query(q, 0), 1, key, d, logit, stride);
+        if (!is_finite(*logit)) *logit = lowest;
+      }
     }
   }
 
-  /// Turns logits [g, n] into one score per token.
+  /// Turns logits [g, n] into one score per token. A query head without a finite logit contributes nothing.
   template <class Leaf>
   static void reduce(float* logits, std::size_t stride, std::size_t g, std::size_t n, std::size_t d, group_reduction reduction, float* scores) {
     const bool probabilities = reduction == group_reduction::probability_sum || reduction == group_reduction::probability_max;
     const bool maximum = reduction == group_reduction::probability_max || reduction == group_reduction::logit_max;
     const auto scale = canonical::softmax_scale::of(d);
+    std::fill_n(scores, n, maximum ? lowest : 0.0f);
     for (std::size_t q = 0; q < g; ++q) {
       float* row = logits + q * stride;
-      if (probabilities && n != 0) {
-        const float top = *std::max_element(row, row + n);
+      const float top = n == 0 ? lowest : *std::max_element(row, row + n);
+      if (top == lowest) continue;
+      if (probabilities) {
         for (std::size_t i = 0; i < n; ++i) row[i] -= top;
         Leaf::exponentials(row, n, scale, row);
         double total = 0;
         for (std::size_t i = 0; i < n; ++i) total += static_cast<double>(row[i]);
         for (std::size_t i = 0; i < n; ++i) row[i] = static_cast<float>(static_cast<double>(row[i]) / total);
       }
-      for (std::size_t i = 0; i < n; ++i) scores[i] = q == 0 ? row[i] : maximum ? std::max(scores[i], row[i]) : scores[i] + row[i];
+      for (std::size_t i = 0; i < n; ++i) scores[i] = maximum ? std::max(scores[i], row[i]) : scores[i] + row[i];
     }
   }
 };

@@ -210,8 +210,13 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
     const __m256 scale = _mm256_set1_ps(s.scale), magic = _mm256_set1_ps(canonical::round_magic);
     const __m256 t = _mm256_fmadd_ps(u, scale, magic);
     const __m256 r = _mm256_fmsub_ps(u, scale, _mm256_sub_ps(t, magic));
-    __m256 p = _mm256_set1_ps(canonical::exp2_coefficient[6]);
-    for (int i = 5; i >= 0; --i) p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(canonical::exp2_coefficient[i]));
+    __m256 p = _mm256_set1_ps(canonical::exp2_c6);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(canonical::exp2_c5));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(canonical::exp2_c4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(canonical::exp2_c3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(canonical::exp2_c2));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(canonical::exp2_c1));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(canonical::exp2_c0));
     const __m256i exponent = _mm256_slli_epi32(_mm256_sub_epi32(_mm256_castps_si256(t), _mm256_castps_si256(magic)), 23);
     const __m256 power = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
     return _mm256_andnot_ps(_mm256_cmp_ps(u, _mm256_set1_ps(s.floor), _CMP_LT_OQ), power);
