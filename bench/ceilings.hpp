@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one core of this machine can do at most, measured at the start of every benchmark so that results are read as shares: the
+// multiply-add peak of each ISA, streaming reads from memory and from a near cache, and random rows of 512 bytes with prefetch.
+// Each is the median of several short runs. Other load on the machine lowers them: compare shares within one run only.
+#pragma once
+
+#include <benchmark/benchmark.h>
+
+#include <pqkv/pqkv.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <ctime>
+#include <type_traits>
+#include <vector>
+
+namespace bench {
+
+/// Per second. A multiply-add counts as two operations.
+struct ceilings {
+  double scalar_flops = 0;           // std::fma as the baseline build compiles it, which is what the scalar leaf calls
+  double avx2_flops = 0;             // 0 where the CPU lacks it
+  double streaming_read_bytes = 0;   // of streaming_bytes, from memory
+  double cached_read_bytes = 0;      // of cached_bytes, over and over
+  double random_row_bytes = 0;       // rows of row_bytes in random order, prefetched row_lead rows ahead
+
+  static constexpr std::size_t streaming_bytes = std::size_t{256} << 20, cached_bytes = std::size_t{256} << 10;
+  static constexpr std::size_t row_bytes = 512, row_lead = 24;
+
+  template <class Isa>
+  double flops() const {
+    return std::is_same_v<Isa, pqkv::isa::scalar> ? scalar_flops : avx2_flops;
+  }
+  /// What binds a repeated read of so many bytes.
+  double read_bytes(double working_set) const {
+    return working_set <= 2.0 * static_cast<double>(cached_bytes) ? cached_read_bytes : streaming_read_bytes;
+  }
+};
+
+/// Time that this process, which has one thread, was running: other load takes cores away from it without being counted.
+class stopwatch {
+ public:
+  double seconds() const { return static_cast<double>(std::clock() - start_) / CLOCKS_PER_SEC; }
+
+ private:
+  std::clock_t start_ = std::clock();
+};
+
+/// Amount per second: the median of seven runs of `body`, which says how much it did.
+template <class Body>
+double median_rate(Body body) {
+  double rates[7];
+  body();  // warm
+  for (double& rate : rates) {
+    const stopwatch watch;
+    const double amount = body();
+    rate = amount / watch.seconds();
+  }
+  std::nth_element(rates, rates + 3, rates + 7);
+  return rates[3];
+}
+
+namespace measure {
+
+using float_lanes [[gnu::vector_size(32)]] = float;
+using word_lanes [[gnu::vector_size(32)]] = std::uint64_t;
+
+/// Twelve chains of eight lanes: more than latency times throughput of any AVX2 core, fewer than its registers.
+inline constexpr std::size_t chains = 12, lane_count = 8, scalar_chains = 16;
+
+PQKV_TARGET_AVX2 inline float avx2_multiply_adds(std::size_t rounds, float start) {
+  float_lanes acc[chains], factor, term;
+  for (std::size_t lane = 0; lane < lane_count; ++lane) {
+    factor[lane] = 0.999f;
+    term[lane] = 0.001f;
+    for (std::size_t i = 0; i < chains; ++i) acc[i][lane] = start + static_cast<float>(i + lane);
+  }
+  for (std::size_t round = 0; round < rounds; ++round)
+#pragma GCC unroll 12
+    for (std::size_t i = 0; i < chains; ++i) acc[i] = acc[i] * factor + term;
+  float total = 0;
+  for (std::size_t i = 0; i < chains; ++i)
+    for (std::size_t lane = 0; lane < lane_count; ++lane) total += acc[i][lane];
+  return total;
+}
+
+inline float scalar_multiply_adds(std::size_t rounds, float start) {
+  float acc[scalar_chains];
+  for (std::size_t i = 0; i < scalar_chains; ++i) acc[i] = start + static_cast<float>(i);
+  for (std::size_t round = 0; round < rounds; ++round)
+    for (float& x : acc) x = std::fma(x, 0.999f, 0.001f);
+  float total = 0;
+  for (const float x : acc) total += x;
+  return total;
+}
+
+/// Folds `bytes`, a multiple of 256, into one word.
+PQKV_INLINE std::uint64_t fold(const std::byte* bytes, std::size_t count) {
+  word_lanes acc[4] = {};
+  for (std::size_t at = 0; at < count; at += sizeof acc)
+    for (std::size_t i = 0; i < 4; ++i) acc[i] ^= *reinterpret_cast<const word_lanes*>(bytes + at + i * sizeof(word_lanes));
+  const word_lanes all = (acc[0] ^ acc[1]) ^ (acc[2] ^ acc[3]);
+  return all[0] ^ all[1] ^ all[2] ^ all[3];
+}
+PQKV_INLINE std::uint64_t fold_rows(const std::byte* bytes, const std::vector<std::uint32_t>& rows) {
+  std::uint64_t total = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::byte* next = bytes + rows[std::min(i + ceilings::row_lead, rows.size() - 1)] * ceilings::row_bytes;
+    for (std::size_t line = 0; line < ceilings::row_bytes; line += pqkv::cache_line_bytes) __builtin_prefetch(next + line);
+    total ^= fold(bytes + rows[i] * ceilings::row_bytes, ceilings::row_bytes);
+  }
+  return total;
+}
+
+inline std::uint64_t read(const std::byte* bytes, std::size_t count) { return fold(bytes, count); }
+PQKV_TARGET_AVX2 inline std::uint64_t read_avx2(const std::byte* bytes, std::size_t count) { return fold(bytes, count); }
+inline std::uint64_t read_rows(const std::byte* bytes, const std::vector<std::uint32_t>& rows) { return fold_rows(bytes, rows); }
+PQKV_TARGET_AVX2 inline std::uint64_t read_rows_avx2(const std::byte* bytes, const std::vector<std::uint32_t>& rows) {
+  return fold_rows(bytes, rows);
+}
+
+inline ceilings all() {
+  const bool avx2 = pqkv::isa::detected() >= pqkv::isa::level::avx2;
+  ceilings found;
+  const auto unknown = [] {  // to the compiler, so that no loop is computed before it runs, or once for all
+    float start = 0.5f;
+    benchmark::DoNotOptimize(start);
+    return start;
+  };
+  found.scalar_flops = median_rate([&] {
+    constexpr std::size_t rounds = 1u << 17;
+    benchmark::DoNotOptimize(scalar_multiply_adds(rounds, unknown()));
+    return 2.0 * scalar_chains * rounds;
+  });
+  if (avx2)
+    found.avx2_flops = median_rate([&] {
+      constexpr std::size_t rounds = 1u << 21;
+      benchmark::DoNotOptimize(avx2_multiply_adds(rounds, unknown()));
+      return 2.0 * chains * lane_count * rounds;
+    });
+
+  const pqkv::buffer<std::byte> memory(ceilings::streaming_bytes);
+  auto* words = reinterpret_cast<std::uint64_t*>(memory.data());
+  std::uint64_t word = 1;
+  for (std::size_t i = 0; i < ceilings::streaming_bytes / sizeof word; ++i) words[i] = word = word * 6364136223846793005u + 1442695040888963407u;
+  const auto read_once = [&](std::size_t bytes) { benchmark::DoNotOptimize(avx2 ? read_avx2(memory.data(), bytes) : read(memory.data(), bytes)); };
+  found.streaming_read_bytes = median_rate([&] {
+    read_once(ceilings::streaming_bytes);
+    return static_cast<double>(ceilings::streaming_bytes);
+  });
+  found.cached_read_bytes = median_rate([&] {
+    constexpr std::size_t times = 256;
+    for (std::size_t i = 0; i < times; ++i) read_once(ceilings::cached_bytes);
+    return static_cast<double>(times * ceilings::cached_bytes);
+  });
+  const pqkv::random_stream draws{1, 2};
+  std::vector<std::uint32_t> rows(1u << 17);
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    rows[i] = draws.below(i, static_cast<std::uint32_t>(ceilings::streaming_bytes / ceilings::row_bytes));
+  found.random_row_bytes = median_rate([&] {
+    benchmark::DoNotOptimize(avx2 ? read_rows_avx2(memory.data(), rows) : read_rows(memory.data(), rows));
+    return static_cast<double>(rows.size() * ceilings::row_bytes);
+  });
+  return found;
+}
+
+}  // namespace measure
+
+/// This machine's, measured by bench::run(); zeros before.
+inline ceilings& machine() {
+  static ceilings found;
+  return found;
+}
+
+}  // namespace bench

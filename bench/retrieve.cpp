@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a distance table to the k best tokens of one KV head, by cells and by tokens: the same tokens, at costs that grow with the
+// number of cells and with n. The table is not included; distance_table has it.
+#include "data.hpp"
+#include "main.hpp"
+
+namespace {
+
+template <class Isa>
+void run(benchmark::State& state, const bench::search_case::axes& a, std::size_t k, pqkv::search_path path) {
+  auto& data = bench::kept<bench::search_case>(a);
+  const pqkv::buffer<std::int32_t> indices(k);
+  const pqkv::buffer<std::uint32_t> counts(1);
+  const pqkv::middle_range range{0, static_cast<std::uint32_t>(a.n), static_cast<std::uint32_t>(k)};
+  const bool joint = path == pqkv::search_path::joint;
+  const pqkv::cell_index_view<> index = joint ? data.index.view() : pqkv::cell_index_view<>{};
+  const std::size_t cells = joint ? data.shape.cells() : 0;
+  const pqkv::buffer<std::byte> scratch(pqkv::retrieve_scratch_bytes(1, a.g, a.m, data.shape.centroids(), a.n, cells));
+  const pqkv::exec::host<Isa> cpu{.runner = {}, .scratch = pqkv::arena(scratch)};
+  bench::timed(state, nullptr, 0, 0, [&] {
+    pqkv::retrieve(cpu, data.table.view(), data.codes.view(), index, pqkv::make_view(&range, 1), pqkv::make_view(indices.data(), 1, k),
+                   pqkv::make_view(counts.data(), 1), {.head_dim = a.d, .path = path});
+  });
+  bench::count_tokens(state, a.n);
+}
+
+void add_all() {
+  bench::for_each_isa([]<class Isa>(Isa, const char* isa) {
+    const auto add = [&](const bench::search_case::axes& a, std::size_t k, pqkv::search_path path) {
+      bench::add(bench::named("retrieve", {{"m", a.m}, {"b", a.b}, {"g", a.g}, {"n", a.n}, {"k", k}},
+                              {{"path", path == pqkv::search_path::joint ? "joint" : "scan"}, {"isa", isa}}),
+                 [a, k, path](benchmark::State& state) { run<Isa>(state, a, k, path); });
+    };
+    using enum pqkv::search_path;
+    for (const std::size_t n : {131072u, 1048576u})
+      for (const std::size_t k : {2048u, 16384u})
+        for (const auto path : {joint, scan})
+          if (!bench::is_scalar<Isa> || n == 131072) add({.n = n, .m = 2, .b = 6}, k, path);
+    for (const auto path : {joint, scan}) add({.n = 131072, .m = 2, .b = 8}, 2048, path);
+    add({.n = 131072, .m = 4, .b = 8}, 2048, scan);
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return bench::run(argc, argv, add_all, bench::clustered_keys); }

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+# Installs the headers and the CMake package that find_package(pqkv) reads.
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+
+set(PQKV_PACKAGE_DIR ${CMAKE_INSTALL_DATADIR}/cmake/pqkv)
+install(TARGETS pqkv EXPORT pqkvTargets FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(EXPORT pqkvTargets NAMESPACE pqkv:: DESTINATION ${PQKV_PACKAGE_DIR})
+configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/pqkvConfig.cmake.in ${PROJECT_BINARY_DIR}/pqkvConfig.cmake
+                              INSTALL_DESTINATION ${PQKV_PACKAGE_DIR} NO_SET_AND_CHECK_MACRO NO_CHECK_REQUIRED_COMPONENTS_MACRO)
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/pqkvConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+install(FILES ${PROJECT_BINARY_DIR}/pqkvConfig.cmake ${PROJECT_BINARY_DIR}/pqkvConfigVersion.cmake DESTINATION ${PQKV_PACKAGE_DIR})
+install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/pqkv)

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+# Warnings and sanitizers for the project's own executables; never attached to pqkv::pqkv, so no consumer sees them.
+option(PQKV_WERROR "Treat warnings in the project's own targets as errors" ON)
+set(PQKV_SANITIZE "" CACHE STRING "Sanitizers for the project's own tests, as in 'address,undefined' or 'thread'; empty for none")
+
+# Gives a target of this project the project's warnings, the library's internal checks in debug builds, and the sanitizers
+# when there are tests to run under them.
+function(pqkv_own_target target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wconversion -Wshadow $<$<BOOL:${PQKV_WERROR}>:-Werror>)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    target_compile_options(${target} PRIVATE -Wno-restrict)  # g++ 12 sees overlaps in std::string's operator+ that are not there
+  endif()
+  target_compile_definitions(${target} PRIVATE $<$<CONFIG:Debug>:PQKV_CHECKED>)
+  if(PQKV_SANITIZE AND PQKV_BUILD_TESTS)
+    set(flags -fsanitize=${PQKV_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    target_compile_options(${target} PRIVATE ${flags})
+    target_link_options(${target} PRIVATE ${flags})
+  endif()
+endfunction()

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// minillama-ask: asks questions about long contexts under several attention policies, each question on a fork of the prefilled state.
+//
+//   minillama-ask -m MODEL --demo                          one context, ten questions, answers streamed
+//   minillama-ask -m MODEL --questions 100 --json FILE     many contexts, everything measured
+#include <cstdio>
+#include <fstream>
+#include <thread>
+
+#include "command_line.hpp"
+#include "demonstration.hpp"
+#include "evaluation.hpp"
+
+namespace {
+
+using namespace minillama;
+
+struct options {
+  std::string model_directory, json_file;
+  std::vector<std::filesystem::path> text_files;
+  std::size_t threads = std::max(1u, std::thread::hardware_concurrency());
+  std::size_t length = 0;
+  std::vector<policy_name> policies;
+  std::size_t window = 0;
+  bool demo = false, check_paths = false;
+  evaluation_settings evaluation;
+};
+
+int run_evaluation(const options& o, const model& llama, pool_runner& runner, const std::string& text) {
+  evaluation_settings settings = o.evaluation;
+  if (o.length) settings.length = o.length;
+  if (settings.questions < settings.contexts)
+    throw usage_error("--questions", std::to_string(settings.questions) + " are fewer than the " + std::to_string(settings.contexts) + " contexts");
+  settings.check = o.check_paths ? path_check::both : path_check::none;
+  std::ofstream json;
+  if (!o.json_file.empty()) {
+    json.open(o.json_file);
+    if (!json) throw load_error(o.json_file, "cannot be written");
+  }
+  const evaluation result = evaluate(llama, runner, text, settings);
+  print_table(result.interviews);
+  for (const auto& policy : result.json.at("policies"))
+    std::printf("%-22s lost %zu of those that full got right\n", policy.at("label").get<std::string>().c_str(),
+                policy.at("lost_of_full").get<std::size_t>());
+  if (json.is_open()) json << result.json.dump(1) << '\n';
+  if (settings.check == path_check::none) return 0;
+  std::printf("answers that differ between --path joint and --path scan: %zu\n", result.path_differences);
+  return result.path_differences == 0 ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Asks a small Llama questions about long contexts, under several attention policies.", "minillama-ask");
+  options o;
+  app.add_option("-m,--model", o.model_directory, "Hugging Face directory: config.json and model.safetensors")->required();
+  app.add_option("-t,--threads", o.threads, "threads")->check(CLI::Range(std::size_t{1}, std::size_t{1024}))->capture_default_str();
+  auto* demo = app.add_flag("--demo", o.demo, "one context, ten questions, answers as they come");
+  app.add_option("--length", o.length, "bytes of a context; default 16384 for --demo, else 8192");
+  app.add_option("--seed", o.evaluation.seed, "seed of contexts, questions and codebooks")->capture_default_str();
+  app.add_option("--text", o.text_files, "files of running text; default: the licence texts of the system");
+  app.add_option("--path", o.evaluation.path, "auto, joint or scan: how scores are computed; the answers are the same")
+      ->transform(CLI::CheckedTransformer(path_names()))->default_str("auto");
+  app.add_option("--questions", o.evaluation.questions, "questions over all contexts")->capture_default_str()->excludes(demo);
+  app.add_option("--contexts", o.evaluation.contexts, "contexts, needles and lists in turn")
+      ->check(CLI::PositiveNumber)->capture_default_str()->excludes(demo);
+  app.add_option("--policy", o.policies, "only these beside full: pq, oracle, streaming")
+      ->transform(CLI::CheckedTransformer(policy_names()))->excludes(demo);
+  auto* window = app.add_option("--window", o.window, "most recent tokens that always attend; default: half of what the sinks leave")
+      ->excludes(demo);
+  app.add_option("--json", o.json_file, "file for everything that was measured")->excludes(demo);
+  app.add_flag("--check-paths", o.check_paths, "ask under --path joint and --path scan; exit code 1 when an answer differs")->excludes(demo);
+  return run_program(app, argc, argv, [&] {
+    const model llama(o.model_directory);
+    const std::string text = load_text(o.text_files);
+    pool_runner runner(o.threads);
+    o.evaluation.policies = {o.policies.begin(), o.policies.end()};
+    if (window->count()) o.evaluation.window = o.window;
+    if (!o.demo) return run_evaluation(o, llama, runner, text);
+    demonstration_settings settings{.seed = o.evaluation.seed, .path = o.evaluation.path};
+    if (o.length) settings.length = o.length;
+    demonstrate(llama, runner, text, settings);
+    return 0;
+  });
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads config.json. Defaults of absent keys are those of Hugging Face's LlamaConfig.
+#include "config.hpp"
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "load_error.hpp"
+
+namespace minillama {
+namespace {
+
+using nlohmann::json;
+
+// Above any Llama, and small enough that products of two extents fit in 64 bits many times over.
+constexpr std::uint64_t largest_extent = std::uint64_t{1} << 24;
+
+/// One JSON object of the file, with getters that name file and key when something is wrong.
+class json_object {
+ public:
+  json_object(std::filesystem::path path, json object) : path_(std::move(path)), object_(std::move(object)) {}
+
+  [[noreturn]] void fail(const std::string& key, const std::string& what) const { throw load_error(path_, key, what); }
+
+  /// The value of a key; null counts as absent, as it does for Hugging Face.
+  const json* find(const std::string& key) const {
+    const auto entry = object_.find(key);
+    return entry == object_.end() || entry->is_null() ? nullptr : &*entry;
+  }
+
+  const json& at(const std::string& key) const {
+    const json* value = find(key);
+    if (!value) fail(key, "missing key");
+    return *value;
+  }
+
+  std::size_t extent(const std::string& key) const {
+    const json& value = at(key);
+    if (!value.is_number_integer()) fail(key, std::string("expected a whole number, got ") + value.type_name());
+    if (!value.is_number_unsigned() || value.get<std::uint64_t>() == 0 || value.get<std::uint64_t>() > largest_extent)
+      fail(key, "expected 1 to " + std::to_string(largest_extent) + ", got " + value.dump());
+    return value.get<std::size_t>();
+  }
+  std::size_t extent_or(const std::string& key, std::size_t otherwise) const { return find(key) ? extent(key) : otherwise; }
+
+  double positive(const std::string& key) const {
+    const json& value = at(key);
+    if (!value.is_number()) fail(key, std::string("expected a number, got ") + value.type_name());
+    if (!(value.get<double>() > 0) || value.get<double>() > 1e30) fail(key, "expected a number above 0, got " + value.dump());
+    return value.get<double>();
+  }
+  double positive_or(const std::string& key, double otherwise) const { return find(key) ? positive(key) : otherwise; }
+
+  bool flag_or(const std::string& key, bool otherwise) const {
+    const json* value = find(key);
+    if (value && !value->is_boolean()) fail(key, std::string("expected true or false, got ") + value->type_name());
+    return value ? value->get<bool>() : otherwise;
+  }
+
+  /// Refuses a file that asks for something that this program does not compute.
+  void require_text(const std::string& key, const std::string& only) const {
+    const json* value = find(key);
+    if (value && *value != only) fail(key, "unsupported: " + value->dump() + " (only \"" + only + "\")");
+  }
+
+ private:
+  std::filesystem::path path_;
+  json object_;
+};
+
+json_object parse(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  if (!file) throw load_error(path.string(), "cannot be opened");
+  json object = json::parse(file, nullptr, false);
+  if (!object.is_object()) throw load_error(path.string(), "is not a JSON object");
+  return {path, std::move(object)};
+}
+
+void require_llama(const json_object& object) {
+  const json& architectures = object.at("architectures");
+  if (!architectures.is_array() || architectures.size() != 1 || architectures[0] != "LlamaForCausalLM")
+    object.fail("architectures", "unsupported: " + architectures.dump() + " (only [\"LlamaForCausalLM\"])");
+  object.require_text("hidden_act", "silu");
+  for (const char* key : {"attention_bias", "mlp_bias"})
+    if (object.flag_or(key, false)) object.fail(key, "unsupported: true (only false)");
+}
+
+/// Rotary base. Newer files keep it in rope_parameters, older ones at the top.
+double plain_rotary_theta(const std::filesystem::path& path, const json_object& object) {
+  if (const json* scaling = object.find("rope_scaling"))
+    object.fail("rope_scaling", "unsupported: " + scaling->dump() + " (only null)");
+  const json* parameters = object.find("rope_parameters");
+  if (!parameters) return object.positive_or("rope_theta", 10000.0);
+  if (!parameters->is_object()) object.fail("rope_parameters", std::string("expected an object, got ") + parameters->type_name());
+  const json_object inner(path, *parameters);
+  inner.require_text("rope_type", "default");
+  return inner.positive_or("rope_theta", 10000.0);
+}
+
+}  // namespace
+
+model_config load_config(const std::filesystem::path& path) {
+  const json_object object = parse(path);
+  require_llama(object);
+
+  model_config config;
+  config.hidden = object.extent("hidden_size");
+  config.intermediate = object.extent("intermediate_size");
+  config.layers = object.extent("num_hidden_layers");
+  config.query_heads = object.extent("num_attention_heads");
+  config.kv_heads = object.extent_or("num_key_value_heads", config.query_heads);
+  config.vocabulary = object.extent("vocab_size");
+  config.max_positions = object.extent("max_position_embeddings");
+  config.rms_norm_epsilon = static_cast<float>(object.positive("rms_norm_eps"));
+  config.rope_theta = plain_rotary_theta(path, object);
+  config.tied_embeddings = object.flag_or("tie_word_embeddings", false);
+
+  if (config.query_heads % config.kv_heads != 0)
+    object.fail("num_key_value_heads", std::to_string(config.kv_heads) + " does not divide the " + std::to_string(config.query_heads) +
+                                           " of num_attention_heads");
+  if (!object.find("head_dim") && config.hidden % config.query_heads != 0)
+    object.fail("num_attention_heads", std::to_string(config.query_heads) + " does not divide the " + std::to_string(config.hidden) +
+                                           " of hidden_size, and head_dim is not given");
+  config.head_dim = object.extent_or("head_dim", config.hidden / config.query_heads);
+  if (config.head_dim % 2 != 0) object.fail("head_dim", std::to_string(config.head_dim) + " is odd; rotary embedding turns pairs");
+  if (config.vocabulary != 256)
+    object.fail("vocab_size", "unsupported: " + std::to_string(config.vocabulary) + " (only 256: tokens are bytes)");
+  if (const json* end = object.find("eos_token_id")) {
+    if (!end->is_number_unsigned() || end->get<std::uint64_t>() > 255)
+      object.fail("eos_token_id", "expected a byte or null, got " + end->dump());
+    config.end_token = end->get<std::uint8_t>();
+  }
+  return config;
+}
+
+}  // namespace minillama

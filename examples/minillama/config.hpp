@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shape of a Llama, read from the config.json of a Hugging Face directory and checked. What this program cannot compute is refused
+// here, by key, and not met later as wrong text.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+
+namespace minillama {
+
+/// Extents in the symbols of the library: hq query heads share h KV heads of d dimensions.
+struct model_config {
+  std::size_t hidden = 0;
+  std::size_t intermediate = 0;
+  std::size_t layers = 0;
+  std::size_t query_heads = 0;  // hq
+  std::size_t kv_heads = 0;     // h
+  std::size_t head_dim = 0;     // d
+  std::size_t vocabulary = 0;
+  std::size_t max_positions = 0;
+  float rms_norm_epsilon = 0;
+  double rope_theta = 0;
+  bool tied_embeddings = false;
+  std::optional<std::uint8_t> end_token;  // generation stops at it
+
+  std::size_t group() const { return query_heads / kv_heads; }  // g
+  std::size_t query_width() const { return query_heads * head_dim; }
+  std::size_t kv_width() const { return kv_heads * head_dim; }
+  std::size_t qkv_width() const { return query_width() + 2 * kv_width(); }
+};
+
+/// Reads and checks a config.json.
+///
+/// @throws load_error that names the file and the key: missing, of the wrong type, out of range, or not supported
+model_config load_config(const std::filesystem::path& path);
+
+}  // namespace minillama

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// The decode step: project, append, attend, finish, layer by layer.
+#include "decoder.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+namespace minillama {
+namespace {
+
+using seconds_clock = std::chrono::steady_clock;
+
+double seconds_since(seconds_clock::time_point start) { return std::chrono::duration<double>(seconds_clock::now() - start).count(); }
+
+}  // namespace
+
+session_statistics& session_statistics::operator+=(const session_statistics& other) {
+  steps += other.steps;
+  layers = other.layers;
+  seconds += other.seconds;
+  tokens_attended += other.tokens_attended;
+  attended_bytes += other.attended_bytes;
+  index_bytes += other.index_bytes;
+  selector_bytes += other.selector_bytes;
+  return *this;
+}
+
+session::session(const model& llama, pool_runner& runner, const policy_settings& settings, const prefilled_prompt& prompt, std::size_t room,
+                 session_kind kind)
+    : llama_(llama),
+      cpu_{runner, {}},
+      prompt_tokens_(prompt.tokens),
+      position_(prompt.tokens),
+      slots_(kind == session_kind::forked ? 2 : 1),
+      slot_(slots_ - 1),
+      qkv_(index_of(slots_), index_of(llama.config().qkv_width())),
+      attention_(index_of(slots_), index_of(llama.config().query_width())),
+      lse_(slots_ * llama.config().query_heads),
+      logits_(llama.config().vocabulary),
+      active_(slots_) {
+  const model_config& config = llama.config();
+  active_[slot_] = 1;
+  statistics_.layers = config.layers;
+  const pqkv::budget_rule rule = settings.budget_for(prompt.tokens);
+  for (const auto& layer : prompt.layers) {
+    caches_.push_back(make_layer_cache(settings, rule, config, slots_, prompt.tokens + room));
+    caches_.back()->prefill(cpu_, 0, pqkv::make_view(layer.keys.data(), config.kv_heads, prompt.tokens, config.head_dim),
+                            pqkv::make_view(layer.values.data(), config.kv_heads, prompt.tokens, config.head_dim));
+  }
+  if (kind == session_kind::forked) fork();
+}
+
+void session::fork() {
+  for (auto& cache : caches_) cache->fork(cpu_, 0, 1);
+  position_ = prompt_tokens_;
+}
+
+std::span<const float> session::step(std::uint8_t token, const step_observer& observe) {
+  const model_config& config = llama_.config();
+  const std::size_t hq = config.query_heads, h = config.kv_heads, d = config.head_dim, row = config.qkv_width();
+  // A row of the stacked projection holds queries, keys and values one after the other: three views of it, no copies.
+  const pqkv::view<const float, 3> queries{qkv_.data(), {slots_, hq, d}, {row, d, 1}};
+  const pqkv::view<const float, 3> keys{qkv_.data() + hq * d, {slots_, h, d}, {row, d, 1}};
+  const pqkv::view<const float, 3> values{qkv_.data() + (hq + h) * d, {slots_, h, d}, {row, d, 1}};
+  const auto gathered = pqkv::make_view(attention_.data(), slots_, hq, d);
+  const auto lse = pqkv::make_view(lse_.data(), slots_, hq);
+  const pqkv::active_slots active = pqkv::make_view(std::as_const(active_).data(), slots_);
+  const Eigen::Index mine = index_of(slot_);
+
+  auto start = seconds_clock::now();
+  matrix x(1, index_of(config.hidden));
+  llama_.embed({&token, 1}, x);
+  for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
+    layer_cache& cache = *caches_[layer];
+    llama_.project_qkv(layer, x, position_, qkv_.row(mine));
+    cache.append(cpu_, keys, values, active);
+    const pqkv::slot_statistics before = cache.statistics(slot_);
+    cache.attend(cpu_, queries, gathered, lse, active);
+    const pqkv::slot_statistics& after = cache.statistics(slot_);
+    statistics_.tokens_attended += after.tokens_attended - before.tokens_attended;
+    statistics_.attended_bytes += after.attended_bytes - before.attended_bytes;
+    statistics_.index_bytes += after.index_bytes - before.index_bytes;
+    statistics_.selector_bytes += after.selector_bytes - before.selector_bytes;
+    if (observe) {
+      statistics_.seconds += seconds_since(start);
+      observe({layer, cache, slot_, queries, lse, active});
+      start = seconds_clock::now();
+    }
+    llama_.finish_layer(layer, attention_.row(mine), x);
+    cache.maintain(cpu_);
+  }
+  llama_.logits(x, logits_);
+  ++position_;
+  ++statistics_.steps;
+  statistics_.seconds += seconds_since(start);
+  return logits_;
+}
+
+pqkv::memory_plan session::memory() const {
+  pqkv::memory_plan all;
+  for (const auto& cache : caches_) {
+    all.kv_bytes += cache->memory().kv_bytes;
+    all.index_bytes += cache->memory().index_bytes;
+    all.scratch_bytes += cache->memory().scratch_bytes;
+  }
+  return all;
+}
+
+std::uint8_t greedy(std::span<const float> logits) {
+  return static_cast<std::uint8_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+}  // namespace minillama

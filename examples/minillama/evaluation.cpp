@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// Contexts outside, policies inside: each context is prefilled once.
+#include "evaluation.hpp"
+
+#include <cstdio>
+
+#include "command_line.hpp"
+
+namespace minillama {
+namespace {
+
+using nlohmann::json;
+
+/// full comes first: losses are counted against it.
+std::vector<contestant> contestants_of(const evaluation_settings& settings) {
+  using enum policy_name;
+  std::vector<contestant> all;
+  for (contestant who : {contestant_at(full, 1), contestant_at(pq, 5), contestant_at(pq, 10), contestant_at(pq, 40, 4, 8), contestant_at(oracle, 10),
+                         contestant_at(oracle, 40), contestant_at(streaming, 10), contestant_at(streaming, 40)}) {
+    if (who.settings.name != full && !settings.policies.empty() && !settings.policies.count(who.settings.name)) continue;
+    who.settings.budget.window = settings.window;
+    auto& quantizer = who.settings.quantizer;
+    quantizer.path = settings.path;
+    quantizer.train.seed = settings.seed;
+    const bool joint_codes = quantizer.subspaces * quantizer.bits <= pqkv::max_joint_bits;
+    if (!joint_codes) quantizer.path = pqkv::search_path::scan;
+    if (who.settings.name == pq && joint_codes && settings.check == path_check::both) {
+      for (const char* path : {"joint", "scan"}) {
+        contestant one = who;
+        one.settings.quantizer.path = path_names().at(path);
+        one.label.append(" ").append(path);
+        all.push_back(one);
+      }
+    } else {
+      all.push_back(who);
+    }
+  }
+  return all;
+}
+
+json summary_of(const interview& one, const interview& full) {
+  const session_statistics& s = one.statistics();
+  const quality_summary q = one.quality();
+  const auto& settings = one.who().settings;
+  std::size_t lost = 0;
+  for (std::size_t i = 0; i < one.answers().size(); ++i) lost += full.answers()[i].right && !one.answers()[i].right ? 1 : 0;
+  json out{{"label", one.who().label},
+           {"right", one.right()},
+           {"lost_of_full", lost},
+           {"tokens_attended", s.per_step(s.tokens_attended) / static_cast<double>(s.layers)},
+           {"bytes_per_token", {{"rows", s.per_step(s.attended_bytes)}, {"index", s.per_step(s.index_bytes)}, {"selector", s.per_step(s.selector_bytes)}}},
+           {"decode_tokens_per_second", s.tokens_per_second()},
+           {"index_seconds", one.index_seconds()},
+           {"measured_steps", q.steps},
+           {"recall", {{"mean", q.recall}, {"worst_head", q.worst_recall}}},
+           {"attention_mass", {{"mean", q.mass}, {"worst_head", q.worst_mass}, {"oracle_mean", q.oracle_mass}}},
+           {"retrieval_heads", q.retrieval_heads}};
+  out["attention_mass"]["worst_retrieval_head"] = q.worst_retrieval_mass ? json(*q.worst_retrieval_mass) : json(nullptr);
+  if (settings.name != policy_name::full) out["ratio"] = settings.budget.ratio;
+  if (settings.name == policy_name::pq) {
+    out["subspaces"] = settings.quantizer.subspaces;
+    out["bits"] = settings.quantizer.bits;
+    for (const auto& [name, path] : path_names())
+      if (path == settings.quantizer.path) out["path"] = name;
+  }
+  return out;
+}
+
+/// Answers that neighbouring interviews of the joint path and the scan give differently.
+std::size_t path_differences(const std::vector<interview>& interviews) {
+  std::size_t differences = 0;
+  for (std::size_t i = 1; i < interviews.size(); ++i) {
+    const auto path = [&](std::size_t of) { return interviews[of].who().settings.quantizer.path; };
+    if (path(i - 1) != pqkv::search_path::joint || path(i) != pqkv::search_path::scan) continue;
+    for (std::size_t q = 0; q < interviews[i].answers().size(); ++q)
+      differences += interviews[i - 1].answers()[q].text != interviews[i].answers()[q].text ? 1 : 0;
+  }
+  return differences;
+}
+
+}  // namespace
+
+evaluation evaluate(const model& llama, pool_runner& runner, const std::string& text, const evaluation_settings& settings) {
+  if (settings.length + question_room > llama.config().max_positions)
+    throw std::invalid_argument("--length: the model's " + std::to_string(llama.config().max_positions) + " positions do not hold a question behind it");
+  evaluation result;
+  for (const contestant& who : contestants_of(settings)) result.interviews.emplace_back(who, llama.config());
+  json questions = json::array();
+  random_source random(settings.seed);
+  for (std::size_t i = 0; i < settings.contexts; ++i) {
+    const std::size_t count = (i + 1) * settings.questions / settings.contexts - i * settings.questions / settings.contexts;
+    const auto kind = i % 2 == 0 ? context_kind::needles : context_kind::list;
+    const question_context context = make_context(kind, text, settings.length, count, random);
+    const std::string label = "context " + std::to_string(i + 1) + " of " + std::to_string(settings.contexts) + " (" + name_of(kind) + ")";
+    const prefilled_prompt prefilled = [&] {
+      progress_bar bar(label);
+      return prefill(llama, bytes_of(context.text), runner, bar.report());
+    }();
+    std::fprintf(stderr, "%s, right of %zu:", label.c_str(), count);
+    for (interview& one : result.interviews) {
+      const std::size_t before = one.right();
+      one.run(llama, runner, prefilled, context.questions);
+      std::fprintf(stderr, "  %s %zu", one.who().label.c_str(), one.right() - before);
+    }
+    std::fprintf(stderr, "\n");
+    for (const question& asked : context.questions) {
+      json entry{{"context", i}, {"kind", name_of(kind)}, {"key", asked.key}, {"value", asked.value}};
+      for (const interview& one : result.interviews) entry["answers"][one.who().label] = one.answers()[questions.size()].text;
+      questions.push_back(entry);
+    }
+  }
+  result.path_differences = path_differences(result.interviews);
+
+  json policies = json::array();
+  for (const interview& one : result.interviews) policies.push_back(summary_of(one, result.interviews.front()));
+  result.json = {{"settings",
+                  {{"seed", settings.seed}, {"contexts", settings.contexts}, {"questions", settings.questions}, {"length", settings.length},
+                   {"window", settings.window ? json(*settings.window) : json(nullptr)}, {"text_bytes", text.size()},
+                   {"threads", runner.threads()}}},
+                 {"policies", policies},
+                 {"questions", questions}};
+  if (settings.check == path_check::both) result.json["path_differences"] = result.path_differences;
+  return result;
+}
+
+}  // namespace minillama

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// The measurement: many questions over many contexts, needles and lists in turn, every policy on the same ones; a table and JSON.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "interview.hpp"
+
+namespace minillama {
+
+enum class path_check {
+  none,
+  both  // every pq policy under the joint path and under the scan, whose answers must agree
+};
+
+struct evaluation_settings {
+  std::size_t length = 8192;  // bytes of a context
+  std::size_t contexts = 10;
+  std::size_t questions = 100;  // over all contexts
+  std::uint64_t seed = 0;       // of contexts, questions and codebooks
+  pqkv::search_path path = pqkv::search_path::automatic;
+  path_check check = path_check::none;
+  std::set<policy_name> policies;      // which of the contestants take part beside full; empty: all
+  std::optional<std::size_t> window;  // most recent tokens that attend; default: half of what the sinks leave of the budget
+};
+
+struct evaluation {
+  std::vector<interview> interviews;  // full; pq 2x6 at 1/5 and 1/10, 4x8 at 1/40; oracle and streaming at 1/10 and 1/40
+  nlohmann::json json;                // settings, policies with what they lost of those that full got right, questions with all answers
+  std::size_t path_differences = 0;   // answers that the joint path and the scan give differently, under path_check::both
+};
+
+/// @throws std::invalid_argument when a context does not hold its questions, or the model the context
+evaluation evaluate(const model& llama, pool_runner& runner, const std::string& text, const evaluation_settings& settings);
+
+}  // namespace minillama

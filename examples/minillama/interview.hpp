@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Asks questions about prefilled contexts under one policy and keeps the score. Every question starts from a fork of the prefilled
+// state, and the question as well as the answer goes through the decode path: the policy decides what both of them see.
+#pragma once
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "decoder.hpp"
+#include "quality.hpp"
+#include "questions.hpp"
+
+namespace minillama {
+
+/// One policy of a comparison.
+struct contestant {
+  std::string label;
+  policy_settings settings;
+};
+
+/// A contestant that attends to one in `one_in` tokens: "full", "oracle 1/10", "pq 2x6 1/20".
+contestant contestant_at(policy_name name, std::size_t one_in, std::size_t subspaces = 2, unsigned bits = 6);
+
+struct answer {
+  std::string text;    // bytes up to the line feed that ends it
+  bool right = false;  // they equal the value, and the line feed came
+};
+
+/// Who watches an interview; any of the functions may be empty.
+struct audience {
+  std::function<void(const question&)> asked;
+  std::function<void(char)> spoken;  // each byte of the answer as it comes
+  std::function<void(const question&, const answer&)> answered;
+};
+
+/// Room that a session needs behind the context for any question and its answer.
+inline constexpr std::size_t question_room = 128;
+
+class interview {
+ public:
+  interview(contestant who, const model_config& config) : who_(std::move(who)), quality_(config) {}
+
+  /// Asks all questions about one context, in a session of its own.
+  void run(const model& llama, pool_runner& runner, const prefilled_prompt& context, const std::vector<question>& questions,
+           const audience& watching = {});
+
+  const contestant& who() const { return who_; }
+  const std::vector<answer>& answers() const { return answers_; }
+  std::size_t right() const;
+  /// Steps of all sessions; the time of measuring is left out.
+  const session_statistics& statistics() const { return statistics_; }
+  /// Of the steps that yielded answer bytes.
+  quality_summary quality() const { return quality_.summary(); }
+  double index_seconds() const { return index_seconds_; }
+
+ private:
+  answer ask(session& session, const question& asked, const step_observer& observer, const audience& watching);
+
+  contestant who_;
+  quality_meter quality_;
+  std::vector<answer> answers_;
+  session_statistics statistics_;
+  double index_seconds_ = 0;
+};
+
+/// Prints a line for each interview: what it answered, read and found. The first is what the others' speed is compared with.
+void print_table(const std::vector<interview>& interviews);
+
+}  // namespace minillama

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// One layer's pqcache behind a virtual face, so that the selector is chosen at run time. The library's own face is a template; an
+// engine with one policy would use pqkv::pqcache directly and needs nothing of this file.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "config.hpp"
+#include "policy.hpp"
+
+namespace minillama {
+
+class layer_cache {
+ public:
+  virtual ~layer_cache() = default;
+
+  /// Stores a prompt's keys and values [h, n, d] in a slot and builds the selector's index.
+  virtual void prefill(const host_policy& cpu, std::size_t slot, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values) = 0;
+  /// One step's keys and values [batch, h, d], of the active slots.
+  virtual void append(const host_policy& cpu, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values, pqkv::active_slots active) = 0;
+  /// Attention of queries [batch, hq, d] into out [batch, hq, d], with its log-sum-exp [batch, hq].
+  virtual void attend(const host_policy& cpu, pqkv::view<const float, 3> query, pqkv::view<float, 3> out, pqkv::view<float, 2> lse,
+                      pqkv::active_slots active) = 0;
+  /// What attend() selects of the middle: positions [batch, h, k_max], padded with -1, and counts [batch, h].
+  virtual void retrieve(const host_policy& cpu, pqkv::view<const float, 3> query, pqkv::view<std::int32_t, 3> indices,
+                        pqkv::view<std::uint32_t, 2> counts, pqkv::active_slots active) = 0;
+  virtual void fork(const host_policy& cpu, std::size_t from, std::size_t to) = 0;
+  virtual void maintain(const host_policy& cpu) = 0;
+
+  virtual std::size_t retrieve_capacity(std::size_t slot) const = 0;
+  virtual pqkv::middle_range middle(std::size_t slot) const = 0;
+  /// Keys and values of one slot, [h, n, d].
+  virtual pqkv::strided_store<float> store(std::size_t slot) const = 0;
+  virtual const pqkv::slot_statistics& statistics(std::size_t slot) const = 0;
+  virtual const pqkv::memory_plan& memory() const = 0;
+};
+
+/// Makes the cache of one layer.
+///
+/// @param rule      how many tokens attend
+/// @param slots     sequences it holds
+/// @param capacity  tokens of one slot
+/// @throws pqkv::shape_error, pqkv::value_error when the model's heads or the settings do not fit the library
+std::unique_ptr<layer_cache> make_layer_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
+                                              std::size_t slots, std::size_t capacity);
+
+}  // namespace minillama

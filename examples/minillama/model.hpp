@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// A Llama's weights, and the parts of its forward pass that do not look at other tokens: embedding, normalisation, projections with
+// rotary embedding, SwiGLU. Attention is not here: prefill.hpp attends tile by tile, decoder.hpp through pqkv.
+#pragma once
+#include <Eigen/Core>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <vector>
+
+#include "config.hpp"
+
+namespace minillama {
+
+/// Rows are tokens, or outputs of a projection; elements of a row are contiguous.
+using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using row_vector = Eigen::Matrix<float, 1, Eigen::Dynamic>;
+using rows_view = Eigen::Ref<matrix, 0, Eigen::OuterStride<>>;
+using const_rows_view = Eigen::Ref<const matrix, 0, Eigen::OuterStride<>>;
+
+/// Eigen counts in signed numbers, the standard library and pqkv in unsigned ones.
+inline Eigen::Index index_of(std::size_t i) { return static_cast<Eigen::Index>(i); }
+
+/// One decoder layer. Projections are [outputs, inputs]; those that read the same input are stacked, so that they are one product.
+struct layer_weights {
+  row_vector attention_norm;  // [hidden]
+  matrix qkv;                 // [hq*d + 2*h*d, hidden]: queries, keys, values
+  matrix attention_out;       // [hidden, hq*d]
+  row_vector mlp_norm;        // [hidden]
+  matrix gate_up;             // [2*intermediate, hidden]
+  matrix down;                // [hidden, intermediate]
+};
+
+class model {
+ public:
+  /// Loads config.json and model.safetensors of a Hugging Face directory.
+  ///
+  /// @throws load_error that names the file and the key or tensor
+  explicit model(const std::filesystem::path& directory);
+
+  const model_config& config() const { return config_; }
+
+  /// x[i, hidden] = embedding of tokens[i]
+  void embed(std::span<const std::uint8_t> tokens, rows_view x) const;
+
+  /// qkv = rms_norm(x) W_qkv^T, with rotary embedding applied to queries and keys.
+  ///
+  /// @param x               [n, hidden]
+  /// @param first_position  of x's first row in the sequence; the others follow
+  /// @param qkv             [n, hq*d + 2*h*d], written; in a row the queries [hq, d], keys [h, d] and values [h, d] follow each other
+  void project_qkv(std::size_t layer, const_rows_view x, std::size_t first_position, rows_view qkv) const;
+
+  /// x += attention W_out^T, then x += W_down (silu(gate) * up) of rms_norm(x)
+  ///
+  /// @param attention  [n, hq*d] what the layer's queries gathered
+  /// @param x          [n, hidden], updated
+  void finish_layer(std::size_t layer, const_rows_view attention, rows_view x) const;
+
+  /// logits[vocabulary] of one token's final hidden state
+  void logits(const_rows_view x, std::span<float> out) const;
+
+ private:
+  model_config config_;
+  matrix embedding_;  // [vocabulary, hidden]
+  std::vector<layer_weights> layers_;
+  row_vector final_norm_;   // [hidden]
+  matrix unembedding_;      // [vocabulary, hidden]; empty when tied to the embedding
+  row_vector frequencies_;  // [d/2] rotary angle of one position, per pair
+};
+
+}  // namespace minillama

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Computes a whole prompt at once with dense attention, and keeps what decoding needs: keys and values of every layer, and the logits
+// of the last position. One prefilled prompt serves any number of sessions.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "model.hpp"
+#include "pool_runner.hpp"
+
+namespace minillama {
+
+struct prefilled_prompt {
+  /// Keys, after rotary embedding, and values of one layer: [h, n, d] each.
+  struct layer {
+    std::vector<float> keys, values;
+  };
+  std::size_t tokens = 0;     // n
+  std::vector<layer> layers;
+  std::vector<float> logits;  // [vocabulary], of the last position
+};
+
+/// Text as tokens: this model's are bytes.
+inline std::span<const std::uint8_t> bytes_of(std::string_view text) {
+  return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
+}
+
+/// Is told the share of the work that is done, 0 to 1, from any thread but never from two at once.
+using progress_report = std::function<void(double)>;
+
+/// Runs all layers over the prompt with exact causal attention.
+///
+/// @pre    tokens is not empty
+/// @cost   of one layer: the projections, and n*n/2 keys per query head in tiles that stay in the cache (online softmax); scratch of
+///         n * (hidden + 2*hq*d) floats. The last layer attends for the last tile alone: nobody reads the rest.
+/// @source online softmax over tiles: Dao et al., "FlashAttention", arXiv 2205.14135
+prefilled_prompt prefill(const model& llama, std::span<const std::uint8_t> tokens, pool_runner& runner, const progress_report& report = {});
+
+}  // namespace minillama

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// How good a selection is, measured while decoding against exact attention on the same keys and queries. Averages over heads mislead,
+// since diffuse heads dominate them and a few retrieval heads decide the answer: so the worst heads are reported beside the means.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "decoder.hpp"
+
+namespace minillama {
+
+/// Means over the observed steps; "worst" is the lowest of the heads' means.
+struct quality_summary {
+  std::size_t steps = 0;
+  double recall = 0;        // of the exact top-k of the middle, the share that was retrieved; mean over KV heads
+  double worst_recall = 0;
+  double mass = 0;          // share of the softmax weight that was attended to; mean over query heads
+  double worst_mass = 0;
+  double oracle_mass = 0;   // the same for the exact top-k: the ceiling; 0 for a policy that retrieves nothing
+  std::size_t retrieval_heads = 0;              // query heads whose oracle mass is at least 0.9
+  std::optional<double> worst_retrieval_mass{};  // lowest mass of these
+};
+
+class quality_meter {
+ public:
+  explicit quality_meter(const model_config& config);
+
+  /// An observer for session::step(). Costs dense attention and scores of every key; the session does not count it.
+  step_observer observer(const host_policy& cpu);
+
+  quality_summary summary() const;
+
+ private:
+  void observe(const host_policy& cpu, const layer_step& step);
+
+  struct head_sum {
+    double recall = 0, mass = 0, oracle_mass = 0;  // recall of the head's KV head
+  };
+
+  std::size_t kv_heads_, query_heads_;
+  std::vector<head_sum> heads_;  // [layers, hq]
+  std::size_t observations_ = 0;  // layers times steps
+  std::size_t layers_;
+};
+
+}  // namespace minillama

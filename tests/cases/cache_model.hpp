@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a pqcache must do, kept as plainly as can be: every row ever given, the three classes of token by the method's rules, and for
+// product quantization a codebook trained and codes made by the public parts. It asks nothing of the cache under test.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include <pqkv/pqkv.hpp>
+
+#include "plain_attention.hpp"
+#include "plain_search.hpp"
+
+namespace pqkv_cases {
+
+/// The budget rule, from the method's text.
+struct plain_budget {
+  std::size_t sinks, window, retrieve;
+};
+inline plain_budget budget_at(const pqkv::budget_rule& rule, std::size_t n) {
+  std::size_t total = std::max(rule.min_tokens, static_cast<std::size_t>(std::floor(rule.ratio * static_cast<double>(n))));
+  if (rule.tokens != 0) total = rule.tokens;
+  const std::size_t rest = total - std::min(total, rule.sinks);
+  const std::size_t w = rule.window.value_or(std::max<std::size_t>(1, rest / 2));
+  return {rule.sinks, w, rule.retrieve.value_or(rest - std::min(rest, w))};
+}
+
+/// One sequence. T is the stored type.
+template <class T>
+class slot_model {
+ public:
+  slot_model(std::size_t h, std::size_t d, const pqkv::budget_rule& rule) : h_(h), d_(d), rule_(rule), keys_(h), values_(h) {}
+
+  std::size_t size() const { return n_; }
+  std::size_t first() const { return std::min(rule_.sinks, window_begin_); }
+  std::size_t window_begin() const { return window_begin_; }
+  plain_budget budget() const { return budget_at(rule_, n_); }
+  std::size_t middle_size() const { return window_begin_ - first(); }
+  bool trained() const { return book_.has_value(); }
+
+  /// Rows [h, n, d] join; a prompt's window is cut when it ends.
+  template <class U>
+  void add(pqkv::view<U, 3> keys, pqkv::view<U, 3> values) {
+    for (std::size_t head = 0; head < h_; ++head)
+      for (std::size_t t = 0; t < keys.extent(1); ++t)
+        for (std::size_t i = 0; i < d_; ++i) {
+          keys_[head].push_back(T(static_cast<float>(keys(head, t, i))));
+          values_[head].push_back(T(static_cast<float>(values(head, t, i))));
+        }
+    n_ += keys.extent(1);
+  }
+  /// Tokens older than the window leave it; none comes back.
+  void settle() {
+    const std::size_t w = budget().window;
+    const std::size_t wanted = std::max(n_ > w ? n_ - w : 0, std::min(rule_.sinks, n_));
+    window_begin_ = std::max(window_begin_, wanted);
+  }
+  /// Trains on all rows but the sinks; stays untrained with too few distinct rows.
+  void train(const pqkv::selector::pq::params& settings) {
+    const pqkv::pq_shape shape{h_, d_, settings.subspaces, settings.bits};
+    std::vector<T> all;
+    for (const auto& head : keys_) all.insert(all.end(), head.begin(), head.end());
+    const auto rows = pqkv::as_const(pqkv::make_view(all.data(), h_, n_, d_)).slice(1, first(), n_ - first());
+    pqkv::codebook book(shape);
+    if (rows.extent(1) < shape.centroids()) return;
+    if (pqkv::train(pqkv::exec::host<pqkv::isa::scalar>{}, rows, book, settings.train) == pqkv::kmeans_outcome::trained) book_.emplace(std::move(book));
+  }
+  void copy_from(const slot_model& other) {
+    keys_ = other.keys_, values_ = other.values_, n_ = other.n_, window_begin_ = other.window_begin_;
+    book_.reset();
+    if (!other.book_) return;
+    book_.emplace(other.book_->shape());
+    const auto from = other.book_->view();
+    const auto to = book_->mutable_view();
+    std::copy_n(from.centroids.data, from.centroids.size(), to.centroids.data);
+    std::copy_n(from.mean.data, from.mean.size(), to.mean.data);
+  }
+
+  /// The lists that product quantization retrieves, [lists]; the whole middle without a codebook.
+  std::vector<std::vector<std::int32_t>> lists(const std::vector<float>& query, const pqkv::selector::pq::params& settings) const {
+    const std::size_t hq = query.size() / d_, count = pqkv::score_lists(settings.reduction, h_, hq), k = budget().retrieve;
+    std::vector<std::vector<std::int32_t>> chosen(count);
+    if (!book_ || k >= middle_size()) {
+      for (auto& list : chosen)
+        for (std::size_t t = first(); t < window_begin_; ++t) list.push_back(static_cast<std::int32_t>(t));
+      return chosen;
+    }
+    if (k == 0) return chosen;
+    const pqkv::exec::host<pqkv::isa::scalar> cpu;
+    std::vector<T> all;
+    for (const auto& head : keys_) all.insert(all.end(), head.begin(), head.end());
+    pqkv::codes codes(book_->shape(), n_);
+    pqkv::encode(cpu, pqkv::as_const(pqkv::make_view(all.data(), h_, n_, d_)), book_->view(), codes.mutable_view());
+    pqkv::distance_table table(hq, book_->shape());
+    pqkv::inner_product_table(cpu, pqkv::make_view(query.data(), hq, d_), book_->view(), table.mutable_view());
+    for (std::size_t which = 0; which < count; ++which) {
+      const std::size_t g = hq / count, head = which * h_ / count;
+      const plain_list list{table.view().entries.slice(0, which * g, g), table.view().bias.slice(0, which * g, g), codes.view()[head], first(),
+                            window_begin_, d_, settings.reduction};
+      plain_notes notes;
+      chosen[which] = plain_top_k(plain_scores(list, notes), k);
+      for (std::int32_t& t : chosen[which]) t += static_cast<std::int32_t>(first());
+    }
+    return chosen;
+  }
+
+  /// Attention of query head q over sinks, `middle` and window.
+  plain_result attend(const std::vector<float>& query, std::size_t q, const std::vector<std::int32_t>& middle) const {
+    std::vector<std::size_t> tokens;
+    for (std::size_t t = 0; t < first(); ++t) tokens.push_back(t);
+    for (const std::int32_t t : middle) tokens.push_back(static_cast<std::size_t>(t));
+    for (std::size_t t = window_begin_; t < n_; ++t) tokens.push_back(t);
+    const std::size_t head = q * h_ / (query.size() / d_);
+    const auto store = pqkv::dense_kv(keys_[head].data(), values_[head].data(), 1, n_, d_);
+    return plain_attention(query.data() + q * d_, store, 0, tokens);
+  }
+
+ private:
+  std::size_t h_, d_, n_ = 0, window_begin_ = 0;
+  pqkv::budget_rule rule_;
+  std::vector<std::vector<T>> keys_, values_;  // [h][n * d]
+  std::optional<pqkv::codebook> book_;
+};
+
+}  // namespace pqkv_cases

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+// An older standard is refused by name instead of by a page of syntax errors.
+// flags: -std=c++17
+// expect: pqkv: needs C++20
+#include <pqkv/pqkv.hpp>

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+# Canonical arithmetic gives the same bits whoever compiles it and for whichever instruction set: property/canonical_digest.cpp
+# prints a hash of its results, and every compiler found here must agree on it at each of these flag sets.
+set(digest_source ${CMAKE_CURRENT_SOURCE_DIR}/property/canonical_digest.cpp)
+if(NOT EXISTS ${digest_source})
+  return()
+endif()
+find_program(PQKV_OTHER_COMPILER NAMES clang++-19 clang++-18 clang++ DOC "A second compiler whose bits are compared")
+find_program(PQKV_GCC NAMES g++ DOC "g++, for comparison with a clang build")
+set(compilers ${CMAKE_CXX_COMPILER} ${PQKV_GCC} ${PQKV_OTHER_COMPILER})
+list(FILTER compilers EXCLUDE REGEX "NOTFOUND")
+add_executable(pqkv_canonical_digest ${digest_source})
+target_link_libraries(pqkv_canonical_digest PRIVATE pqkv_test_base $<TARGET_NAME_IF_EXISTS:pqkv_test_cases>)
+pqkv_own_target(pqkv_canonical_digest)
+add_test(NAME property.canonical_digest
+         COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/property/compare_digests.py ${digest_source}
+                 --built $<TARGET_FILE:pqkv_canonical_digest> --include ${PROJECT_SOURCE_DIR}/include ${CMAKE_CURRENT_SOURCE_DIR}
+                 --compilers ${compilers} --sources ${case_files})
+set_tests_properties(property.canonical_digest PROPERTIES LABELS property)

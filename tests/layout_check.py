@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Holds the tree against the rules of the house; run as a test. layout_check_test.py plants a fault for each rule.
+
+    layout_check.py ROOT      prints one line a fault, exits with 1 when there is one
+"""
+import json
+import re
+import sys
+from pathlib import Path
+
+MAX_LINES = 400
+MAX_COLUMNS = 140
+SOURCES = {".hpp", ".cuh", ".h", ".cpp", ".cu", ".cmake", ".py", ".sh"}
+CPP = {".hpp", ".cuh", ".h", ".cpp", ".cu"}
+FOLDERS = ("include", "tests", "bench", "examples", "cmake", ".ci")
+SIZED = ("include/", "tests/", "bench/", "examples/")
+VAGUE = re.compile(r"(^|_)(utils?|commons?|helpers?|misc|impl)($|_)")
+UNTESTED = {"pqkv", "version", "config", "cuda_extern"}
+INTRINSICS = re.compile(r"\b_mm(?:256|512)?_\w+|\b__m(?:128|256|512)\w*\b|\bv(?:ld|st)[1-4]q?_\w+|<(?:\w*mmintrin|x86intrin|arm_neon)\.h>")
+PRINTING = re.compile(r"#\s*include\s*<(?:iostream|print)>|\bstd::(?:cout|cerr|clog)\b|\bf?printf\s*\(|\bstd::exit\s*\(")
+UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
+
+# Includes run one way: a file may include what stands in its own line or above.
+ROOMS = ("config version", "core", "exec", "simd", "quantize", "search", "cache", "attention", "selector", "pqcache", "adapt", "pqkv cuda_extern cuda")
+RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names.split()}
+
+
+def source_files(root):
+    found = [path for path in root.iterdir() if path.is_file()]
+    for folder in FOLDERS:
+        found += [path for path in (root / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return sorted(path for path in found if path.suffix in SOURCES or path.name == "CMakeLists.txt" or path.parent.name == ".ci")
+
+
+def without_comments(text):
+    """Blanks comments and keeps the lines; string literals stay."""
+    pattern = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.S)
+    return pattern.sub(lambda match: match[0] if match[0].startswith('"') else re.sub(r"[^\n]", " ", match[0]), text)
+
+
+class tree:
+    def __init__(self, root):
+        self.root = Path(root)
+        self.faults = []
+        self.text = {}
+        for path in source_files(self.root):
+            self.text[path.relative_to(self.root).as_posix()] = path.read_text(encoding="utf-8")
+        self.code = {name: without_comments(text) for name, text in self.text.items() if Path(name).suffix in CPP}
+        self.headers = {name: code for name, code in self.code.items() if name.startswith("include/")}
+        self.public = [Path(name) for name in self.headers if "detail" not in Path(name).parts and "adapt" not in Path(name).parts]
+
+    def fault(self, rule, name, what):
+        self.faults.append(f"{name}: {what} [{rule}]")
+
+    def each_match(self, pattern, name, code):
+        for match in pattern.finditer(code):
+            yield code.count("\n", 0, match.start()) + 1, match
+
+    def check(self):
+        for rule in (self.sizes, self.first_lines, self.names, self.unfinished, self.mirrored_tests, self.mirrored_backends,
+                     self.macros, self.intrinsics, self.quiet, self.include_order, self.versions, self.root_files):
+            rule()
+        return self.faults
+
+    def sizes(self):
+        for name, text in self.text.items():
+            lines = text.splitlines()
+            if name.startswith(SIZED) and len(lines) > MAX_LINES:
+                self.fault("size", name, f"{len(lines)} lines, at most {MAX_LINES}: split it by operation")
+            for number, line in enumerate(lines, 1):
+                if Path(name).suffix in CPP and len(line) > MAX_COLUMNS:
+                    self.fault("width", f"{name}:{number}", f"{len(line)} columns, at most {MAX_COLUMNS}")
+
+    def first_lines(self):
+        for name, text in self.text.items():
+            lines = text.splitlines()
+            first = lines[1] if lines and lines[0].startswith("#!") and len(lines) > 1 else lines[0] if lines else ""
+            mark = "//" if Path(name).suffix in CPP else "#"
+            if first != f"{mark} SPDX-License-Identifier: Apache-2.0":
+                self.fault("licence", name, "does not begin with the SPDX line")
+        for path in self.public:
+            text = self.text[path.as_posix()]
+            if not re.match(r"//[^\n]*\n// \S", text):
+                self.fault("head", path.as_posix(), "says nothing about its purpose under the SPDX line")
+
+    def names(self):
+        for name in self.text:
+            for part in Path(name).parts:
+                if VAGUE.search(part.split(".")[0].lower()):
+                    self.fault("name", name, f"'{part}' names no thing")
+
+    def unfinished(self):
+        for name, text in self.text.items():
+            for line, match in self.each_match(UNFINISHED, name, text):
+                self.fault("unfinished", f"{name}:{line}", f"says {match[0]}")
+
+    def mirrored_tests(self):
+        tests = {Path(name).name for name in self.text if name.startswith("tests/unit/")}
+        for path in self.public:
+            wanted = [f"{path.stem}_test.cpp"] + ([f"selector_{path.stem}_test.cpp"] if path.parent.name == "selector" else [])
+            if path.stem not in UNTESTED and path.suffix == ".hpp" and not tests.intersection(wanted):
+                self.fault("test", path.as_posix(), f"has no test of its name: tests/unit/{wanted[-1]}")
+
+    def mirrored_backends(self):
+        public = {path.stem for path in self.public}
+        for name in self.headers:
+            path = Path(name)
+            if path.parent.parent.name == "detail" and path.stem not in public | {"tuning"}:
+                self.fault("mirror", name, "mirrors no public header of that name")
+
+    def macros(self):
+        define = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)", re.M)
+        for name, code in self.headers.items():
+            for line, match in self.each_match(define, name, code):
+                if not match[1].startswith("PQKV_"):
+                    self.fault("macro", f"{name}:{line}", f"{match[1]} does not begin with PQKV_")
+                if name != "include/pqkv/config.hpp":
+                    self.fault("macro", f"{name}:{line}", f"{match[1]} is defined outside config.hpp")
+
+    def intrinsics(self):
+        for name, code in self.headers.items():
+            if "/detail/host/simd/" in name:
+                continue
+            for line, match in self.each_match(INTRINSICS, name, code):
+                self.fault("intrinsics", f"{name}:{line}", f"{match[0]} belongs in detail/host/simd/")
+
+    def quiet(self):
+        for name, code in self.headers.items():
+            for line, match in self.each_match(PRINTING, name, code):
+                self.fault("quiet", f"{name}:{line}", f"{match[0]}: the library never prints, never exits")
+
+    def rank(self, name):
+        """The room of a header, as its place in ROOMS; None for a file that belongs to none."""
+        parts = Path(name).relative_to("include/pqkv").parts
+        room = parts[0].split(".")[0]
+        if parts[0] == "detail":
+            if "simd" in parts or len(parts) == 2:
+                return RANK["simd"]
+            mirrored = [path for path in self.public if path.stem == Path(name).stem]
+            return self.rank(mirrored[0].as_posix()) if mirrored else None
+        return RANK.get(room)
+
+    def include_order(self):
+        include = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<(pqkv/[^>]+)>)', re.M)
+        graph = {}
+        for name, code in self.headers.items():
+            if self.rank(name) is None:
+                self.fault("order", name, "stands in no room of the house")
+                continue
+            for line, match in self.each_match(include, name, code):
+                folder = self.root / "include" if match[2] else (self.root / name).parent
+                target = (folder / (match[1] or match[2])).resolve()
+                if not target.is_file():
+                    self.fault("order", f"{name}:{line}", f"includes {match[1] or match[2]}, which does not exist")
+                    continue
+                used = target.relative_to(self.root.resolve()).as_posix()
+                graph.setdefault(name, []).append(used)
+                front = self.rank(name) == RANK["pqkv"]
+                if (self.rank(used) or 0) > self.rank(name):
+                    self.fault("order", f"{name}:{line}", f"includes {used}, which comes later on the way of the data")
+                if "/detail/" in used and "/detail/" not in name and not front:
+                    self.fault("order", f"{name}:{line}", f"includes its backend {used}; only front pages do")
+        self.acyclic(graph)
+
+    def acyclic(self, graph):
+        state = {}
+
+        def visit(name, trail):
+            if state.get(name) == "open":
+                self.fault("order", name, "includes itself by way of " + ", ".join(trail[trail.index(name) + 1:]))
+            if name in state:
+                return
+            state[name] = "open"
+            for used in graph.get(name, []):
+                visit(used, trail + [name])
+            state[name] = "done"
+
+        for name in graph:
+            visit(name, [])
+
+    def versions(self):
+        header = self.text.get("include/pqkv/version.hpp", "")
+        version = ".".join(re.findall(r"version_(?:major|minor|patch) = (\d+);", header))
+        port = self.root / "vcpkg.json"
+        if port.exists() and json.loads(port.read_text(encoding="utf-8"))["version"] != version:
+            self.fault("version", "vcpkg.json", f"version differs from include/pqkv/version.hpp ({version})")
+        log = self.root / "CHANGELOG.md"
+        if log.exists() and not re.search(rf"\b{re.escape(version)}\b", log.read_text(encoding="utf-8")):
+            self.fault("version", "CHANGELOG.md", f"does not mention {version}")
+
+    def root_files(self):
+        for name in ("LICENSE", "README.md", "CHANGELOG.md", "CMakePresets.json", "tests/run.sh", "examples/demo.sh", ".ci/run"):
+            if not (self.root / name).is_file():
+                self.fault("files", name, "is missing")
+        for name in ("tests/run.sh", "examples/demo.sh", ".ci/run"):
+            path = self.root / name
+            if path.is_file() and not path.stat().st_mode & 0o100:
+                self.fault("files", name, "is not executable")
+
+
+def main():
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent)
+    checked = tree(root)
+    faults = checked.check()
+    print(*faults, sep="\n", end="\n" if faults else "")
+    print(f"{len(checked.text)} files, {len(faults)} faults")
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()

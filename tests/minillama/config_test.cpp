@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// config.json: what is read, what defaults apply, and the key that is named for everything that cannot be computed.
+#include "config.hpp"
+
+#include <doctest/doctest.h>
+
+#include "load_error.hpp"
+#include "tiny_model.hpp"
+
+using namespace minillama_test;
+using nlohmann::json;
+
+namespace {
+
+/// "" when the file is accepted; else the error's text, which must name the file and be one line.
+std::string problem(const std::string& text) {
+  const temporary_directory folder;
+  const auto path = folder.path() / "config.json";
+  write_text(path, text);
+  try {
+    minillama::load_config(path);
+  } catch (const minillama::load_error& error) {
+    const std::string what = error.what();
+    CHECK_MESSAGE(what.rfind(path.string() + ": ", 0) == 0, what);
+    CHECK_MESSAGE(what.find('\n') == std::string::npos, what);
+    return what.substr(path.string().size() + 2);
+  }
+  return "";
+}
+
+std::string problem_with(const char* key, const json& value) {
+  json config = config_of({});
+  config[key] = value;
+  return problem(config.dump());
+}
+
+std::string problem_without(const char* key) {
+  json config = config_of({});
+  config.erase(key);
+  return problem(config.dump());
+}
+
+minillama::model_config loaded(const json& config) {
+  const temporary_directory folder;
+  write_text(folder.path() / "config.json", config.dump());
+  return minillama::load_config(folder.path() / "config.json");
+}
+
+bool starts(const std::string& text, const std::string& with) { return text.rfind(with, 0) == 0; }
+
+}  // namespace
+
+TEST_CASE("every extent of a complete file is read") {
+  const auto config = loaded(config_of({}));
+  CHECK(config.hidden == 24);
+  CHECK(config.intermediate == 40);
+  CHECK(config.layers == 2);
+  CHECK(config.query_heads == 4);
+  CHECK(config.kv_heads == 2);
+  CHECK(config.head_dim == 8);
+  CHECK(config.max_positions == 512);
+  CHECK(config.rope_theta == 10000.0);
+  CHECK(config.rms_norm_epsilon == 1e-5f);
+  CHECK(config.tied_embeddings);
+  CHECK_FALSE(config.end_token.has_value());
+  CHECK(config.group() == 2);
+  CHECK(config.qkv_width() == 64);
+}
+
+TEST_CASE("absent keys take the defaults of Hugging Face") {
+  json config = config_of({});
+  for (const char* key : {"num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "tie_word_embeddings", "hidden_act", "attention_bias",
+                          "mlp_bias", "eos_token_id"})
+    config.erase(key);
+  const auto read = loaded(config);
+  CHECK(read.kv_heads == 4);
+  CHECK(read.head_dim == 6);
+  CHECK(read.rope_theta == 10000.0);
+  CHECK_FALSE(read.tied_embeddings);
+}
+
+TEST_CASE("the rotary base may stand in rope_parameters, and the end token is a byte") {
+  json config = config_of({});
+  config.erase("rope_theta");
+  config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 5e5}};
+  config["eos_token_id"] = 10;
+  CHECK(loaded(config).rope_theta == 5e5);
+  CHECK(loaded(config).end_token == 10);
+  CHECK(starts(problem_with("rope_parameters", {{"rope_type", "llama3"}}), "rope_type: unsupported"));
+  CHECK(starts(problem_with("rope_parameters", 3), "rope_parameters: "));
+  CHECK(starts(problem_with("eos_token_id", 128001), "eos_token_id: "));
+  CHECK(starts(problem_with("eos_token_id", "end"), "eos_token_id: "));
+}
+
+TEST_CASE("a missing key is named") {
+  for (const char* key : {"architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+                          "max_position_embeddings", "rms_norm_eps"}) {
+    CHECK(problem_without(key) == std::string(key) + ": missing key");
+    CHECK(problem_with(key, nullptr) == std::string(key) + ": missing key");
+  }
+}
+
+TEST_CASE("a value of the wrong type or out of range is named") {
+  for (const char* key : {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+                          "vocab_size", "max_position_embeddings"}) {
+    CHECK(starts(problem_with(key, "256"), std::string(key) + ": expected a whole number, got string"));
+    CHECK(starts(problem_with(key, 25.5), std::string(key) + ": expected a whole number"));
+    for (const json& value : {json(0), json(-4), json(1e30), json(std::uint64_t{1} << 62)})
+      CHECK(starts(problem_with(key, value), std::string(key) + ": "));
+  }
+  CHECK(starts(problem_with("rms_norm_eps", "small"), "rms_norm_eps: expected a number"));
+  CHECK(starts(problem_with("rms_norm_eps", 0), "rms_norm_eps: expected a number above 0"));
+  CHECK(starts(problem_with("rope_theta", -1.0), "rope_theta: "));
+  CHECK(starts(problem_with("tie_word_embeddings", 1), "tie_word_embeddings: expected true or false"));
+}
+
+TEST_CASE("what the program cannot compute is refused") {
+  CHECK(starts(problem_with("architectures", {"MistralForCausalLM"}), "architectures: unsupported"));
+  CHECK(starts(problem_with("architectures", "LlamaForCausalLM"), "architectures: unsupported"));
+  CHECK(starts(problem_with("architectures", json::array()), "architectures: unsupported"));
+  CHECK(starts(problem_with("hidden_act", "gelu"), "hidden_act: unsupported"));
+  CHECK(starts(problem_with("rope_scaling", {{"rope_type", "llama3"}}), "rope_scaling: unsupported"));
+  CHECK(starts(problem_with("attention_bias", true), "attention_bias: unsupported"));
+  CHECK(starts(problem_with("mlp_bias", true), "mlp_bias: unsupported"));
+  CHECK(starts(problem_with("vocab_size", 128256), "vocab_size: unsupported: 128256"));
+  CHECK(starts(problem_with("num_key_value_heads", 3), "num_key_value_heads: 3 does not divide"));
+  CHECK(starts(problem_with("head_dim", 7), "head_dim: 7 is odd"));
+  json config = config_of({});
+  config.erase("head_dim");
+  config["num_attention_heads"] = 10;
+  CHECK(starts(problem(config.dump()), "num_attention_heads: 10 does not divide"));
+}
+
+TEST_CASE("a file that is absent or not a JSON object is refused") {
+  const temporary_directory folder;
+  CHECK_THROWS_AS(minillama::load_config(folder.path() / "config.json"), minillama::load_error);
+  for (const char* text : {"", "{", "[]", "null", "{\"a\": }", "\xff\xfe"}) CHECK(problem(text) == "is not a JSON object");
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// The plain oracle of minillama's tests: a Llama in double precision, three loops at a time, with every token recomputed from the start
+// and attention over all that came before. Slow on purpose; shares no code with the program.
+#pragma once
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tiny_model.hpp"
+
+namespace minillama_test {
+
+using numbers = std::vector<double>;
+
+inline numbers product(const tensor& weights, const numbers& x) {
+  numbers y(weights.shape[0], 0.0);
+  for (std::size_t i = 0; i < y.size(); ++i)
+    for (std::size_t j = 0; j < x.size(); ++j) y[i] += static_cast<double>(weights.values[i * x.size() + j]) * x[j];
+  return y;
+}
+
+inline numbers normalised(const numbers& x, const tensor& weight, double epsilon) {
+  double squares = 0;
+  for (const double value : x) squares += value * value;
+  numbers y(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i)
+    y[i] = x[i] / std::sqrt(squares / static_cast<double>(x.size()) + epsilon) * static_cast<double>(weight.values[i]);
+  return y;
+}
+
+inline void rotate_heads(numbers& x, std::size_t head_dim, std::size_t position, double theta) {
+  const std::size_t half = head_dim / 2;
+  for (std::size_t head = 0; head < x.size(); head += head_dim) {
+    for (std::size_t i = 0; i < half; ++i) {
+      const double angle = static_cast<double>(position) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+      const double a = x[head + i], b = x[head + i + half];
+      x[head + i] = a * std::cos(angle) - b * std::sin(angle);
+      x[head + i + half] = b * std::cos(angle) + a * std::sin(angle);
+    }
+  }
+}
+
+/// logits[n][256], one row for each token.
+inline std::vector<numbers> plain_logits(const tiny_shape& shape, const tensors& weights, std::span<const std::uint8_t> tokens) {
+  const std::size_t d = shape.head_dim, group = shape.query_heads / shape.kv_heads;
+  const tensor& embedding = weights.at("model.embed_tokens.weight");
+  std::vector<numbers> x(tokens.size(), numbers(shape.hidden));
+  for (std::size_t t = 0; t < tokens.size(); ++t)
+    for (std::size_t i = 0; i < shape.hidden; ++i) x[t][i] = static_cast<double>(embedding.values[tokens[t] * shape.hidden + i]);
+
+  for (std::size_t layer = 0; layer < shape.layers; ++layer) {
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    const auto weight = [&](const char* name) -> const tensor& { return weights.at(prefix + name + ".weight"); };
+    std::vector<numbers> queries, keys, values;
+    for (std::size_t t = 0; t < tokens.size(); ++t) {
+      const numbers normal = normalised(x[t], weight("input_layernorm"), shape.epsilon);
+      queries.push_back(product(weight("self_attn.q_proj"), normal));
+      keys.push_back(product(weight("self_attn.k_proj"), normal));
+      values.push_back(product(weight("self_attn.v_proj"), normal));
+      rotate_heads(queries.back(), d, t, shape.theta);
+      rotate_heads(keys.back(), d, t, shape.theta);
+    }
+    for (std::size_t t = 0; t < tokens.size(); ++t) {
+      numbers gathered(shape.query_heads * d, 0.0);
+      for (std::size_t head = 0; head < shape.query_heads; ++head) {
+        const std::size_t kv = head / group * d;
+        numbers p(t + 1);
+        double largest = -1e300, sum = 0;
+        for (std::size_t s = 0; s <= t; ++s) {
+          for (std::size_t i = 0; i < d; ++i) p[s] += queries[t][head * d + i] * keys[s][kv + i];
+          p[s] /= std::sqrt(static_cast<double>(d));
+          largest = std::max(largest, p[s]);
+        }
+        for (double& value : p) sum += value = std::exp(value - largest);
+        for (std::size_t s = 0; s <= t; ++s)
+          for (std::size_t i = 0; i < d; ++i) gathered[head * d + i] += p[s] / sum * values[s][kv + i];
+      }
+      const numbers attended = product(weight("self_attn.o_proj"), gathered);
+      for (std::size_t i = 0; i < shape.hidden; ++i) x[t][i] += attended[i];
+
+      const numbers normal = normalised(x[t], weight("post_attention_layernorm"), shape.epsilon);
+      numbers gate = product(weight("mlp.gate_proj"), normal);
+      const numbers up = product(weight("mlp.up_proj"), normal);
+      for (std::size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1.0 + std::exp(-gate[i])) * up[i];
+      const numbers down = product(weight("mlp.down_proj"), gate);
+      for (std::size_t i = 0; i < shape.hidden; ++i) x[t][i] += down[i];
+    }
+  }
+  std::vector<numbers> logits;
+  for (const numbers& row : x)
+    logits.push_back(product(shape.tied ? embedding : weights.at("lm_head.weight"), normalised(row, weights.at("model.norm.weight"), shape.epsilon)));
+  return logits;
+}
+
+}  // namespace minillama_test

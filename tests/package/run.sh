@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs pqkv from a configured build folder into a temporary prefix and builds consumers on it; then builds the two
+# consumers that take the source tree in. Each consumer's programs are run.
+#
+#   tests/package/run.sh BUILD_DIR
+set -euo pipefail
+build=$(cd "$1" && pwd)
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+fail() { echo "package: $*" >&2; exit 1; }
+
+configure() {  # NAME [cmake arguments]: quiet unless it fails
+  local name=$1
+  shift
+  cmake -S "$here/$name" -B "$work/$name" -DCMAKE_BUILD_TYPE=Release "$@" >"$work/log" 2>&1 || { cat "$work/log"; fail "$name: does not configure"; }
+}
+
+build_and_run() {  # NAME PROGRAM...
+  local name=$1
+  shift
+  cmake --build "$work/$name" >"$work/log" 2>&1 || { cat "$work/log"; fail "$name: does not build"; }
+  for program in "$@"; do
+    "$work/$name/$program" || fail "$name: $program failed"
+  done
+  echo "package: $name: built, ran $*"
+}
+
+refused() {  # WHAT SENTENCE [cmake arguments]: configuring must fail and say SENTENCE, line breaks aside
+  local what=$1 sentence=$2
+  shift 2
+  rm -rf "$work/refused"
+  if cmake -S "$here/refused" -B "$work/refused" -DCMAKE_PREFIX_PATH="$work/prefix" "$@" >"$work/log" 2>&1; then
+    fail "$what was accepted"
+  fi
+  tr -s ' \n' ' ' <"$work/log" | grep -qF -- "$sentence" || { cat "$work/log"; fail "$what: refused without \"$sentence\""; }
+  echo "package: $what: refused"
+}
+
+cmake --install "$build" --prefix "$work/prefix" >"$work/log" || { cat "$work/log"; fail "does not install"; }
+[ "$(find "$work/prefix/include" -name '*.hpp' | wc -l)" -eq "$(find "$root/include" -name '*.hpp' | wc -l)" ] || fail "not every header is installed"
+if grep -rnF "$root" "$work/prefix"; then fail "an installed file names the source tree"; fi
+
+version=$(sed -nE 's/^set\(PACKAGE_VERSION "([0-9.]+)"\)$/\1/p' "$work/prefix/share/cmake/pqkv/pqkvConfigVersion.cmake")
+configure installed -DCMAKE_PREFIX_PATH="$work/prefix" -DWANTED_VERSION="${version%.*}"
+build_and_run installed consumer consumer_without_exceptions error_handler
+
+refused "version 9" 'compatible with requested version "9"' -DWANTED_VERSION=9
+refused "version 0.0" 'compatible with requested version "0.0"' -DWANTED_VERSION=0.0
+refused "component cuda" "component 'cuda' is not part of this version" -DWANTED_COMPONENT=cuda
+refused "an unknown component" "there is no component 'metal'" -DWANTED_COMPONENT=metal
+
+configure subdirectory -DPQKV_SOURCE="$root"
+build_and_run subdirectory consumer
+configure fetch_content -DPQKV_SOURCE="$root"
+build_and_run fetch_content consumer

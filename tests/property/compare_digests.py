@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles one program with several compilers and flags and demands the same single line of output from each.
+
+The program prints a hash over canonical results, so a difference means that some compiler contracted, reordered or
+replaced an operation. The flag sets are those that have been seen to do it: native instructions at -O2 and -O3, and no
+optimisation at all.
+"""
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+
+FLAG_SETS = (("-O2",), ("-O2", "-march=native"), ("-O3", "-march=native", "-ffp-contract=fast"), ("-O0",))
+
+
+def digest(program):
+    result = subprocess.run([program], capture_output=True, text=True, check=True, timeout=300)
+    lines = result.stdout.strip().splitlines()
+    if len(lines) != 1 or not lines[0]:
+        sys.exit(f"{program}: expected one line, got {result.stdout!r}")
+    return lines[0]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source")
+    parser.add_argument("--built", help="the program as the build made it")
+    parser.add_argument("--include", nargs="+", default=[])
+    parser.add_argument("--compilers", nargs="+", required=True)
+    parser.add_argument("--sources", nargs="*", default=[], help="further files the program is made of")
+    options = parser.parse_args()
+
+    compilers = {os.path.realpath(path): path for path in options.compilers}.values()
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        if options.built:
+            found.append((digest(options.built), "as built"))
+        for compiler in compilers:
+            for flags in FLAG_SETS:
+                program = os.path.join(folder, "digest")
+                include = [f"-I{path}" for path in options.include]
+                subprocess.run([compiler, "-std=c++20", *flags, *include, options.source, *options.sources, "-o", program], check=True)
+                found.append((digest(program), f"{os.path.basename(compiler)} {' '.join(flags)}"))
+                print(*found[-1], sep="  ", flush=True)
+    if len({value for value, _ in found}) != 1:
+        sys.exit("canonical digests differ: " + "; ".join(f"{value} ({name})" for value, name in found))
+    print(f"{len(found)} builds agree")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds and tests everything; installs what is missing first (Debian 12, Ubuntu 24.04 and later).
+#
+#   tests/run.sh         g++: all tests, consumers of the installed package, nvcc's compile of the CUDA files where nvcc is,
+#                        canonical bits of g++ and clang at baseline and native flags, the tests under address and
+#                        undefined-behaviour sanitizers
+#   tests/run.sh --all   the same, and all tests built by clang 19
+#
+# PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure. Exits with 0 when everything passed; the last line
+# is ctest's own.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+all=OFF
+for argument in "$@"; do
+  case $argument in
+    --all) all=ON ;;
+    -h | --help) sed -n '3,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "tests/run.sh: unknown argument $argument; --help lists them" >&2; exit 2 ;;
+  esac
+done
+jobs=$(nproc)
+logs=build/logs
+mkdir -p "$logs"
+rm -f "$logs"/*.log
+started=$SECONDS
+
+step() { printf '\n== %s (%d s)\n' "$*" $((SECONDS - started)); }
+
+build() {  # PRESET [cmake arguments]
+  local preset=$1
+  shift
+  step "$preset: configure and build"
+  cmake --preset "$preset" "$@"
+  cmake --build --preset "$preset" --parallel "$jobs"
+}
+
+run_tests() {  # PRESET
+  step "$1: tests"
+  ctest --preset "$1" --parallel "$jobs" | tee "$logs/$1.log"
+}
+
+left_out=()
+without() { command -v "$1" >/dev/null || [ -x "/usr/local/cuda/bin/$1" ] || left_out+=("$2"); }
+
+if [ $all = ON ]; then cmake/install_deps.sh all; else cmake/install_deps.sh test; fi
+without nvcc "CUDA: no nvcc found, CUDA files not compiled"
+without clang++-14 "clang 14: not here, it did not compile the headers"
+without clang++-19 "clang 19: not here, its canonical bits were not compared"
+
+build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}"
+build asan
+if [ $all = ON ]; then
+  build clang19
+  run_tests clang19
+else
+  left_out+=("the tests built by clang 19 (--all runs them)")
+fi
+run_tests asan
+run_tests release
+
+step "summary"
+grep -h 'pqkv.hpp>: ' build/release/Testing/Temporary/LastTest.log || true
+for reason in "${left_out[@]}"; do echo "left out: $reason"; done
+for log in "$logs"/*.log; do echo "$(basename "$log" .log): $(grep 'tests passed' "$log")"; done
+grep 'tests passed' "$logs/release.log"

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+// retrieve(): equals top_k of scan(), ties across cells and tails, skipped query heads, its scratch, its refusals. The large random
+// comparison with the oracles is property/retrieve_test.cpp.
+#include <doctest/doctest.h>
+
+#include "cases/float_modes.hpp"
+#include "cases/policies.hpp"
+#include "cases/refusals.hpp"
+#include "cases/search_cases.hpp"
+
+namespace {
+using namespace pqkv_cases;
+using pqkv::group_reduction;
+using pqkv::search_path;
+using pqkv::exec::host;
+using list = std::vector<std::int32_t>;
+
+search_problem problem_of(std::uint64_t seed, table_kind tables = table_kind::smooth, code_kind kind = code_kind::uniform) {
+  random_source random(seed);
+  search_problem problem({.h = 2, .g = 3, .m = 2, .bits = 4, .n = 500, .d = 64, .plane_padding = 5, .table_padding = 1}, tables, kind, random);
+  problem.set_range(0, 17, 411, 50);
+  problem.set_range(1, 0, 500, 33);
+  return problem;
+}
+
+pqkv::cell_index index_of(const search_problem& problem, std::size_t tail) {
+  const search_shape& shape = problem.shape();
+  pqkv::cell_index index({shape.h, shape.d, shape.m, shape.bits}, shape.n);
+  fill_index(problem, index, tail);
+  return index;
+}
+
+/// One head whose tokens' scores are given: m = 1, token t has code t of a table that holds them.
+list select_scores(const std::vector<float>& scores, std::uint32_t k, search_path path) {
+  random_source random(1);
+  search_problem problem({.h = 1, .g = 1, .m = 1, .bits = 8, .n = scores.size(), .d = 64}, table_kind::equal, code_kind::same, random);
+  for (std::size_t t = 0; t < scores.size(); ++t) {
+    problem.mutable_table().entries(0, 0, t) = scores[t];
+    const_cast<std::uint8_t&>(problem.codes()(0, 0, t)) = static_cast<std::uint8_t>(t);
+  }
+  problem.set_range(0, 0, scores.size(), k);
+  const pqkv::cell_index index = index_of(problem, 3);
+  return run_retrieve(host<>{}, problem, index.view(), group_reduction::logit_sum, path).lists[0];
+}
+}  // namespace
+
+TEST_CASE("retrieve: the best k by hand, with ties and both zeros") {
+  const std::vector<float> scores = {1, 5, -0.0f, 5, 0.0f, 7, 5, -3};
+  for (const search_path path : {search_path::scan, search_path::joint}) {
+    CHECK(select_scores(scores, 0, path).empty());
+    CHECK(select_scores(scores, 1, path) == list{5});
+    CHECK(select_scores(scores, 2, path) == list{1, 5});
+    CHECK(select_scores(scores, 3, path) == list{1, 3, 5});
+    CHECK(select_scores(scores, 5, path) == list{0, 1, 3, 5, 6});
+    CHECK(select_scores(scores, 6, path) == list{0, 1, 2, 3, 5, 6});  // -0 at 2 before +0 at 4
+    CHECK(select_scores(scores, 7, path) == list{0, 1, 2, 3, 4, 5, 6});
+    CHECK(select_scores(scores, 8, path) == list{0, 1, 2, 3, 4, 5, 6, 7});
+    CHECK(select_scores(scores, 4000000000u, path) == list{0, 1, 2, 3, 4, 5, 6, 7});
+  }
+}
+
+TEST_CASE("retrieve: equals top_k of scan on either path") {
+  for (const table_kind tables : {table_kind::smooth, table_kind::overshoot, table_kind::few_values, table_kind::equal})
+    for (const group_reduction reduction : every_reduction) {
+      search_problem problem = problem_of(2, tables, code_kind::skewed);
+      problem.set_range(0, 0, 500, 60);  // scan() normalises over all of its tokens
+      const std::size_t lists = pqkv::score_lists(reduction, 2, 6);
+      std::vector<float> scores(lists * 500);
+      pqkv::scan(host<>{}, problem.table(), problem.codes(), pqkv::make_view(scores.data(), lists, 500), reduction, 64);
+      const pqkv::cell_index index = index_of(problem, 100);
+      const retrieved joint = run_retrieve(host<>{}, problem, index.view(), reduction, search_path::joint);
+      CHECK(joint.padded);
+      CHECK(joint == run_retrieve(host<>{}, problem, {}, reduction, search_path::scan));
+      for (std::size_t which = 0; which < lists; ++which) {
+        const std::size_t k = problem.range_of(which, reduction).retrieve;
+        std::vector<std::int32_t> wanted(k);
+        pqkv::top_k(host<>{}, pqkv::as_const(pqkv::make_view(scores.data() + which * 500, 1, 500)), pqkv::make_view(wanted.data(), 1, k));
+        CHECK(joint.lists[which] == wanted);
+      }
+    }
+}
+
+TEST_CASE("retrieve: equal cells are filled by token, not by cell, and the tail takes part") {
+  for (const std::size_t tail : {0u, 1u, 100u, 500u}) {
+    const search_problem problem = problem_of(3, table_kind::equal);
+    const retrieved found = run_retrieve(host<>{}, problem, index_of(problem, tail).view(), group_reduction::probability_sum, search_path::joint);
+    list first, second;
+    for (std::int32_t t = 0; t < 50; ++t) first.push_back(17 + t);
+    for (std::int32_t t = 0; t < 33; ++t) second.push_back(t);
+    CHECK(found.lists[0] == first);
+    CHECK(found.lists[1] == second);
+  }
+}
+
+TEST_CASE("retrieve: skipped query heads are flagged and left out; all of them skipped takes the lowest positions") {
+  search_problem problem = problem_of(4);
+  const retrieved clean = run_retrieve(host<>{}, problem, {}, group_reduction::probability_sum, search_path::scan);
+  CHECK(clean.skipped == std::vector<std::uint8_t>(6, 0));
+  search_problem spoiled = problem_of(4);
+  spoiled.mutable_table().entries(1, 0, 3) = std::numeric_limits<float>::infinity();
+  for (const std::size_t q : {3u, 4u, 5u}) spoiled.mutable_table().entries(q, 1, q) = std::numeric_limits<float>::quiet_NaN();
+  const pqkv::cell_index index = index_of(spoiled, 60);
+  for (const group_reduction reduction : every_reduction)
+    for (const search_path path : {search_path::scan, search_path::joint}) {
+      const retrieved found = run_retrieve(host<>{}, spoiled, index.view(), reduction, path);
+      CHECK(found.skipped == std::vector<std::uint8_t>{0, 1, 0, 1, 1, 1});
+      list lowest;
+      for (std::int32_t t = 0; t < 33; ++t) lowest.push_back(t);
+      CHECK(found.lists.back() == lowest);
+    }
+  // Without the head the group is the other two.
+  search_problem two({.h = 1, .g = 2, .m = 2, .bits = 4, .n = 500, .d = 64}, table_kind::equal, code_kind::same, *std::make_unique<random_source>(1));
+  for (std::size_t q = 0; q < 2; ++q)
+    for (std::size_t j = 0; j < 2; ++j)
+      for (std::size_t x = 0; x < 16; ++x) two.mutable_table().entries(q, j, x) = spoiled.table().entries(2 * q, j, x);
+  for (std::size_t j = 0; j < 2; ++j)
+    for (std::size_t t = 0; t < 500; ++t) const_cast<std::uint8_t&>(two.codes()(0, j, t)) = spoiled.codes()(0, j, t);
+  two.set_range(0, 17, 411, 50);
+  CHECK(run_retrieve(host<>{}, two, {}, group_reduction::probability_sum, search_path::scan).lists[0] ==
+        run_retrieve(host<>{}, spoiled, {}, group_reduction::probability_sum, search_path::scan).lists[0]);
+}
+
+TEST_CASE("retrieve: a bias that is not finite matters to logit_max alone") {
+  search_problem problem = problem_of(5);
+  problem.mutable_table().bias(1) = std::numeric_limits<float>::quiet_NaN();
+  for (const group_reduction reduction : every_reduction) {
+    const retrieved found = run_retrieve(host<>{}, problem, {}, reduction, search_path::scan);
+    CHECK(found.skipped[1] == (reduction == group_reduction::logit_max ? 1 : 0));
+  }
+}
+
+TEST_CASE("retrieve: a slice of heads is retrieved as if alone") {
+  const search_problem problem = problem_of(6);
+  const pqkv::cell_index index = index_of(problem, 50);
+  const retrieved whole = run_retrieve(host<>{}, problem, index.view(), group_reduction::probability_max, search_path::joint);
+  std::vector<std::int32_t> indices(33, -7);
+  std::uint32_t count = 0;
+  auto table = problem.table();
+  table.entries = table.entries.slice(0, 3, 3);
+  table.bias = table.bias.slice(0, 3, 3);
+  pqkv::retrieve(host<>{}, table, problem.codes().slice(0, 1, 1), index.view().heads(1, 1), problem.ranges().slice(0, 1, 1),
+                 pqkv::make_view(indices.data(), 1, 33), pqkv::make_view(&count, 1),
+                 {.head_dim = 64, .reduction = group_reduction::probability_max, .path = search_path::joint});
+  CHECK(count == 33);
+  CHECK(indices == whole.lists[1]);
+}
+
+TEST_CASE("retrieve: foreign float modes change nothing and are given back") {
+  for (const table_kind tables : {table_kind::sharp, table_kind::overshoot, table_kind::hopeless}) {
+    const search_problem problem = problem_of(7, tables);
+    const pqkv::cell_index index = index_of(problem, 50);
+    for (const search_path path : {search_path::scan, search_path::joint})
+      for_each_isa([&](auto isa) {
+        const host<decltype(isa)> cpu;
+        const retrieved wanted = run_retrieve(cpu, problem, index.view(), group_reduction::probability_sum, path);
+        retrieved found;
+        bool intact = false;
+        {
+          const foreign_float_modes modes;
+          found = run_retrieve(cpu, problem, index.view(), group_reduction::probability_sum, path);
+          intact = modes.intact();
+        }
+        CHECK(intact);
+        CHECK(found == wanted);
+      });
+  }
+}
+
+TEST_CASE("retrieve: works inside the scratch it asks for, and says when there is less") {
+  const search_problem problem = problem_of(8);
+  const pqkv::cell_index index = index_of(problem, 50);
+  const std::size_t bytes = pqkv::retrieve_scratch_bytes(2, 6, 2, 16, 500, 256);
+  const pqkv::buffer<std::byte> block(bytes);
+  host<> cpu;
+  cpu.scratch = pqkv::arena(block);
+  for (const search_path path : {search_path::scan, search_path::joint})
+    CHECK(run_retrieve(cpu, problem, index.view(), group_reduction::logit_sum, path) ==
+          run_retrieve(host<>{}, problem, index.view(), group_reduction::logit_sum, path));
+  cpu.scratch = pqkv::arena(block.data(), bytes - 64);
+  CHECK(unless_refused<pqkv::capacity_error>(
+            [&] { run_retrieve(cpu, problem, index.view(), group_reduction::logit_sum, search_path::joint); }, "retrieve: policy.scratch",
+            static_cast<double>(bytes), static_cast<double>(bytes - 64)) == "");
+}
+
+TEST_CASE("retrieve: automatic takes the joint path from four tokens a cell on") {
+  CHECK(pqkv::resolve_path(search_path::automatic, 256, 1024) == search_path::joint);
+  CHECK(pqkv::resolve_path(search_path::automatic, 256, 1023) == search_path::scan);
+  CHECK(pqkv::resolve_path(search_path::automatic, 0, 1000000) == search_path::scan);
+  CHECK(pqkv::resolve_path(search_path::joint, 256, 1) == search_path::joint);
+  CHECK(pqkv::resolve_path(search_path::scan, 256, 1000000) == search_path::scan);
+}
