@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// PQCache's overlap rule, opt-in: as many k-means iterations as fit behind the model's own work on the next layer, so that
+// clustering on the host adds nothing to the time of a prefill. Both times are modelled, fitted by least squares from a short
+// calibration on the machine that runs. Then the codebook's bits depend on that machine's speed; with a fixed L they do not.
+// Source: PQCache, SIGMOD 2025, section 3.2.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+
+#include "../core/error.hpp"
+
+namespace pqkv {
+
+/// Seconds of clustering one layer, a1 + b1 * rows * L, and of the model's work on one layer, a2 + b2 * n + c2 * n^2.
+struct overlap_model {
+  double a1 = 0, b1 = 0;
+  double a2 = 0, b2 = 0, c2 = 0;
+
+  static constexpr std::size_t least = 3, most = 25, most_in_paper = 300;
+
+  /// L = clip((layer - a1) / (b1 * rows), 3, cap), rounded down.
+  /// @param rows  training rows of a problem
+  /// @param n     tokens of the prompt
+  std::size_t iterations(std::size_t rows, std::size_t n, std::size_t cap = most) const {
+    const double tokens = static_cast<double>(n), layer = a2 + b2 * tokens + c2 * tokens * tokens;
+    const double fitting = (layer - a1) / (b1 * static_cast<double>(rows));
+    if (!(fitting > static_cast<double>(least))) return least;  // a NaN (no rows) too
+    return fitting < static_cast<double>(cap) ? static_cast<std::size_t>(fitting) : cap;
+  }
+};
+
+/// Collects timings and fits the model.
+class overlap_calibration {
+ public:
+  /// One layer's clustering: all its heads and subspaces, `rows` training rows each, L iterations without an early stop.
+  void add_clustering(std::size_t rows, std::size_t iterations, double seconds) {
+    const double x = static_cast<double>(rows) * static_cast<double>(iterations);
+    clustering_.add(x, seconds);
+  }
+  /// One layer of the model over a prompt of n tokens.
+  void add_layer(std::size_t n, double seconds) { layer_.add(static_cast<double>(n), seconds); }
+
+  /// @throws value_error with fewer than two different clusterings, fewer than three different lengths, or timings by which more
+  ///         rows take no longer
+  overlap_model fit() const {
+    overlap_model model;
+    double line[3], parabola[3];
+    require_ok(detail::checks("overlap_calibration::fit")
+                   .that(clustering_.fit(2, line), status::code::value, "add_clustering", "different values of rows * L, at least", 2,
+                         static_cast<double>(clustering_.count()))
+                   .that(layer_.fit(3, parabola), status::code::value, "add_layer", "different lengths, at least", 3,
+                         static_cast<double>(layer_.count())));
+    model.a1 = line[0], model.b1 = line[1];
+    model.a2 = parabola[0], model.b2 = parabola[1], model.c2 = parabola[2];
+    require_ok(detail::checks("overlap_calibration::fit")
+                   .that(model.b1 > 0, status::code::value, "add_clustering", "seconds per row and iteration, above", 0, model.b1));
+    return model;
+  }
+
+ private:
+  /// Power sums of (x, y), enough for a polynomial of degree 2. x is scaled by its first value to keep them of one magnitude.
+  class power_sums {
+   public:
+    void add(double x, double y) {
+      if (count_ == 0) unit_ = x > 0 ? x : 1;
+      double power = 1;
+      for (std::size_t i = 0; i < 5; ++i, power *= x / unit_) {
+        x_[i] += power;
+        if (i < 3) xy_[i] += power * y;
+      }
+      ++count_;
+    }
+    std::size_t count() const { return count_; }
+
+    /// Least-squares coefficients, lowest first, by elimination with pivots; false when the points do not determine them.
+    bool fit(std::size_t terms, double* coefficient) const {
+      double a[3][4] = {};
+      for (std::size_t i = 0; i < terms; ++i) {
+        for (std::size_t j = 0; j < terms; ++j) a[i][j] = x_[i + j];
+        a[i][terms] = xy_[i];
+      }
+      for (std::size_t column = 0; column < terms; ++column) {
+        std::size_t pivot = column;
+        for (std::size_t row = column + 1; row < terms; ++row)
+          if (std::fabs(a[row][column]) > std::fabs(a[pivot][column])) pivot = row;
+        if (std::fabs(a[pivot][column]) <= 1e-12 * x_[0]) return false;
+        for (std::size_t j = 0; j <= terms; ++j) {
+          const double held = a[column][j];
+          a[column][j] = a[pivot][j];
+          a[pivot][j] = held;
+        }
+        for (std::size_t row = 0; row < terms; ++row) {
+          if (row == column) continue;
+          const double factor = a[row][column] / a[column][column];
+          for (std::size_t j = column; j <= terms; ++j) a[row][j] -= factor * a[column][j];
+        }
+      }
+      double unit = 1;
+      for (std::size_t i = 0; i < terms; ++i, unit *= unit_) coefficient[i] = a[i][terms] / a[i][i] / unit;
+      return true;
+    }
+
+   private:
+    std::size_t count_ = 0;
+    double unit_ = 1;
+    double x_[5] = {};   // sums of x^i
+    double xy_[3] = {};  // sums of x^i * y
+  };
+
+  power_sums clustering_, layer_;
+};
+
+}  // namespace pqkv
