@@ -24,6 +24,7 @@
 #include "quantize/kmeans.hpp"
 #include "quantize/codebook.hpp"
 #include "quantize/codes.hpp"
+#include "quantize/overlap.hpp"
 #include "search/distance_table.hpp"
 #include "search/scan.hpp"
 #include "search/top_k.hpp"
