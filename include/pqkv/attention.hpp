@@ -25,9 +25,9 @@ struct token_span {
 /// Which tokens each list of query heads attends to. Lists are KV heads, or query heads where each has its own (extent hq).
 template <class Space = space::host>
 struct token_set {
-  view<const token_span, 1, Space> spans;       // [lists]
-  view<const std::int32_t, 2, Space> indices;   // [lists, k_max] ascending, inside no span; may be empty
-  view<const std::uint32_t, 1, Space> counts;   // [lists] how many of them; may be empty
+  view<const token_span, 1, Space> spans;      // [lists]
+  view<const std::int32_t, 2, Space> indices;  // [lists, k_max] ascending, inside no span; may be empty
+  view<const std::uint32_t, 1, Space> counts;  // [lists] how many of them; may be empty
 };
 
 /// The checks of attention().
@@ -35,14 +35,16 @@ template <class Query, class Store, class Tokens, class Out, class Lse>
 constexpr status can_attend(const Query& query, const Store& store, const Tokens& tokens, const Out& out, const Lse& lse) noexcept {
   const std::size_t hq = query.extent(0), h = store.heads(), lists = tokens.spans.extent(0);
   return detail::checks("attention")
-      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h), static_cast<double>(hq))
+      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h),
+            static_cast<double>(hq))
       .extent("query.extent(1)", query.extent(1), store.head_dim(), "d, from store")
       .extent("query.stride(1)", query.stride(1), 1, "last axis contiguous")
       .at_most("store.head_dim", static_cast<double>(store.head_dim()), 256, "d, at most")
       .extent("out.extent(0)", out.extent(0), hq, "hq, from query")
       .extent("out.extent(1)", out.extent(1), store.head_dim(), "d, from store")
       .extent("out.stride(1)", out.stride(1), 1, "last axis contiguous")
-      .that(lists == h || lists == hq, status::code::shape, "tokens.spans.extent(0)", "h or hq", static_cast<double>(h), static_cast<double>(lists))
+      .that(lists == h || lists == hq, status::code::shape, "tokens.spans.extent(0)", "h or hq", static_cast<double>(h),
+            static_cast<double>(lists))
       .that(tokens.indices.data == nullptr || tokens.indices.extent(0) == lists, status::code::shape, "tokens.indices.extent(0)",
             "lists, from tokens.spans", static_cast<double>(lists), static_cast<double>(tokens.indices.extent(0)))
       .that(tokens.indices.data == nullptr || tokens.counts.extent(0) == lists, status::code::shape, "tokens.counts.extent(0)",
@@ -65,7 +67,7 @@ constexpr status can_attend(const Query& query, const Store& store, const Tokens
 /// @cost   reads each token's K and V once per list, shared by its query heads; two passes over a tile of 64 tokens; no allocation
 /// @source online softmax: Milakov and Gimelshein 2018; partial results: FlashDecoding, FlashInfer attention/state.cuh
 template <exec::policy P, kv_store Store>
-  requires reachable_from<typename Store::space_type, P>
+requires reachable_from<typename Store::space_type, P>
 void attention(const P& policy, view<const float, 2, typename P::space_type> query, const Store& store,
                const token_set<typename P::space_type>& tokens, view<float, 2, typename P::space_type> out,
                view<float, 1, typename P::space_type> lse = {}) {

@@ -2,14 +2,18 @@
 // The policy that composes all of it: the cache of one layer with `batch` slots, each a sequence of its own length. Sinks, window
 // and retrieved middle tokens take part in attention; a selector says which middle tokens, by default product quantization. The
 // life cycle uses the verbs of serving engines: prefill, append, attend (or retrieve, for engines that attend themselves), fork,
-// reset, maintain. Host memory only in this version; all memory is taken at construction, and no step allocates; training does, between steps.
+// reset, maintain. Host memory only in this version; all memory is taken at construction, and no step allocates; training does, between
+// steps.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "attention.hpp"
 #include "cache/kv_store.hpp"
 #include "cache/slots.hpp"
+#include "core/arena.hpp"
+#include "exec/runner.hpp"
 #include "selector/concept.hpp"
 #include "selector/pq.hpp"
 
@@ -81,7 +85,7 @@ class pqcache {
   std::size_t retrieve_capacity(std::size_t slot) const {
     return listing(slot) == selector::coverage::everything ? middle(slot).size()
            : listing(slot) == selector::coverage::nothing  ? 0
-                                                            : middle(slot).selected();
+                                                           : middle(slot).selected();
   }
 
   /// Takes a prompt's keys and values into an empty slot, whole or in chunks; the last chunk lets the selector build its index.
@@ -92,7 +96,7 @@ class pqcache {
   /// @throws shape_error, value_error, capacity_error; the slot is unchanged
   /// @cost   one copy of the rows; with the last chunk the selector's training, which allocates its scratch
   template <exec::policy P, class K, class V, class Space>
-    requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
+  requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, chunk which = chunk::last) {
     check_policy<P>();
     const std::size_t n = keys.extent(1);
@@ -116,15 +120,14 @@ class pqcache {
     selector_.observe_prefill(working(policy), slot, keys_of(slot), middle(slot));
   }
 
-  /// Adds one token to every active slot. A window that is full gives its oldest token to the middle first: it is encoded with the
-  /// present codebook and can be retrieved from then on. Nothing is overwritten.
+  /// Adds one token to every active slot. A window that is full gives its oldest token, encoded, to the middle first.
   ///
   /// @param keys    [batch, h, d] float, half or bfloat16, any strides; rows of inactive slots are not read
   /// @param values  [batch, h, d]
   /// @throws shape_error, value_error, capacity_error; no slot is changed
   /// @cost   per slot one row copied and, per token that leaves the window, h * d * c distance terms
   template <exec::policy P, class K, class V, class Space>
-    requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
+  requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void append(const P& policy, view<K, 3, Space> keys, view<V, 3, Space> values, active_slots active = {}) {
     check_policy<P>();
     require_ok(check_step("append", active));
@@ -137,8 +140,9 @@ class pqcache {
                    .extent("values.extent(2)", values.extent(2), params_.head_dim, "d, from params"));
     for (std::size_t slot = 0; slot < params_.batch; ++slot)
       if (is_active(active, slot))
-        require_ok(detail::checks("append").that(slots_[slot].n < params_.capacity, status::code::capacity, "active slot", "tokens, below capacity",
-                                                 static_cast<double>(params_.capacity), static_cast<double>(slots_[slot].n)));
+        require_ok(detail::checks("append").that(slots_[slot].n < params_.capacity, status::code::capacity, "active slot",
+                                                 "tokens, below capacity", static_cast<double>(params_.capacity),
+                                                 static_cast<double>(slots_[slot].n)));
     for (std::size_t slot = 0; slot < params_.batch; ++slot) {
       if (!is_active(active, slot)) continue;
       slot_state& state = slots_[slot];
@@ -162,15 +166,17 @@ class pqcache {
     check_policy<P>();
     require_ok(check_step("attend", active));
     require_ok(check_query("attend", query));
-    require_ok(detail::checks("attend")
-                   .extent("out.extent(0)", out.extent(0), params_.batch, "batch, from params")
-                   .extent("out.extent(1)", out.extent(1), params_.query_heads, "hq, from params")
-                   .extent("out.extent(2)", out.extent(2), params_.head_dim, "d, from params")
-                   .extent("lse.extent(0)", lse.data == nullptr ? params_.batch : lse.extent(0), params_.batch, "batch, from params")
-                   .extent("lse.extent(1)", lse.data == nullptr ? params_.query_heads : lse.extent(1), params_.query_heads, "hq, from params"));
+    require_ok(
+        detail::checks("attend")
+            .extent("out.extent(0)", out.extent(0), params_.batch, "batch, from params")
+            .extent("out.extent(1)", out.extent(1), params_.query_heads, "hq, from params")
+            .extent("out.extent(2)", out.extent(2), params_.head_dim, "d, from params")
+            .extent("lse.extent(0)", lse.data == nullptr ? params_.batch : lse.extent(0), params_.batch, "batch, from params")
+            .extent("lse.extent(1)", lse.data == nullptr ? params_.query_heads : lse.extent(1), params_.query_heads, "hq, from params"));
     select(policy, query, active);
     const std::size_t hq = params_.query_heads, d = params_.head_dim, batch = params_.batch;
-    const token_set<> tokens{as_const(make_view(spans_.data(), spans_.size())), as_const(make_view(indices_.data(), counts_.size(), k_max_)),
+    const token_set<> tokens{as_const(make_view(spans_.data(), spans_.size())),
+                             as_const(make_view(indices_.data(), counts_.size(), k_max_)),
                              as_const(make_view(counts_.data(), counts_.size()))};
     const auto results = make_view(out_.data(), batch, hq, d);
     attention(working(policy), as_const(make_view(query_.data(), batch * hq, d)), rows_.store(), tokens, flatten(results),
@@ -206,9 +212,9 @@ class pqcache {
                    .extent("counts.extent(1)", counts.extent(1), lists_, "h, or hq under reduction none"));
     for (std::size_t slot = 0; slot < params_.batch; ++slot)
       if (is_active(active, slot))
-        require_ok(detail::checks("retrieve").that(indices.extent(2) >= retrieve_capacity(slot), status::code::capacity, "indices.extent(2)",
-                                                   "k_max, at least", static_cast<double>(retrieve_capacity(slot)),
-                                                   static_cast<double>(indices.extent(2))));
+        require_ok(detail::checks("retrieve")
+                       .that(indices.extent(2) >= retrieve_capacity(slot), status::code::capacity, "indices.extent(2)", "k_max, at least",
+                             static_cast<double>(retrieve_capacity(slot)), static_cast<double>(indices.extent(2))));
     select(policy, query, active);
     for (std::size_t slot = 0; slot < params_.batch; ++slot)
       for (std::size_t list = 0; list < lists_ && is_active(active, slot); ++list) {

@@ -23,7 +23,7 @@ struct token_budget {
 /// The paper gives the window half (window_share = 0.5). A tenth leaves more to retrieval: on the example's model it found more of the
 /// exact top-k and lost fewer answers at every ratio tried.
 struct budget_rule {
-  double ratio = 0.1;          // of the n tokens cached
+  double ratio = 0.1;           // of the n tokens cached
   std::size_t min_tokens = 64;  // floor of a budget by ratio
   std::size_t tokens = 0;       // outright, sinks included; 0: by ratio
   std::size_t sinks = 32;       // s
@@ -52,8 +52,8 @@ constexpr status can_budget(const budget_rule& rule, const char* function = "bud
   const bool outright = rule.window && rule.retrieve;
   return detail::checks(function)
       .that(rule.ratio >= 0 && rule.ratio <= 1, status::code::value, "budget.ratio", "share of the tokens, 0 to", 1, rule.ratio)
-      .that(rule.window_share >= 0 && rule.window_share <= 0.5, status::code::value, "budget.window_share", "share of the budget, 0 to", 0.5,
-            rule.window_share)
+      .that(rule.window_share >= 0 && rule.window_share <= 0.5, status::code::value, "budget.window_share", "share of the budget, 0 to",
+            0.5, rule.window_share)
       .at_least("budget.window", rule.window ? static_cast<double>(*rule.window) : 1, 1, "w, at least")
       .at_least(rule.tokens != 0 ? "budget.tokens" : "budget.min_tokens",
                 outright ? static_cast<double>(rule.sinks) + 1 : static_cast<double>(rule.tokens != 0 ? rule.tokens : rule.min_tokens),

@@ -9,6 +9,7 @@
 
 #include "../core/buffer.hpp"
 #include "../core/error.hpp"
+#include "../core/row.hpp"
 #include "../core/scalar.hpp"
 #include "../core/view.hpp"
 #include "../exec/kernel.hpp"
@@ -17,13 +18,6 @@ namespace pqkv {
 namespace op {
 struct store_rows {};
 }  // namespace op
-
-/// A row of a key or value: element i is data[i * stride].
-template <class T>
-struct kv_row {
-  const T* data;
-  std::size_t stride;
-};
 
 template <class S>
 concept kv_store = std::copy_constructible<S> && requires(const S& store, std::size_t head, std::size_t token) {
@@ -49,20 +43,15 @@ struct strided_store {
   PQKV_HD constexpr std::size_t heads() const { return keys.extent(0); }
   PQKV_HD constexpr std::size_t tokens() const { return keys.extent(1); }
   PQKV_HD constexpr std::size_t head_dim() const { return keys.extent(2); }
-  PQKV_HD constexpr kv_row<T> key(std::size_t head, std::size_t token) const { return row(keys, head, token); }
-  PQKV_HD constexpr kv_row<T> value(std::size_t head, std::size_t token) const { return row(values, head, token); }
-
- private:
-  PQKV_HD static constexpr kv_row<T> row(const view<const T, 3, Space>& rows, std::size_t head, std::size_t token) {
-    return {rows.data + head * rows.stride(0) + token * rows.stride(1), rows.stride(2)};
-  }
+  PQKV_HD constexpr kv_row<T> key(std::size_t head, std::size_t token) const { return row_of(keys, head, token); }
+  PQKV_HD constexpr kv_row<T> value(std::size_t head, std::size_t token) const { return row_of(values, head, token); }
 };
 
 /// Any strides: K [h, n, d] as a view of [n, h, d] memory, V transposed, padded rows.
 /// @throws shape_error when the extents of keys and values differ
 template <class K, class V, class Space>
-  requires storage_scalar<K> && std::same_as<std::remove_cv_t<K>, std::remove_cv_t<V>>
-strided_store<std::remove_cv_t<K>, Space> strided_kv(view<K, 3, Space> keys, view<V, 3, Space> values) {
+requires storage_scalar<K> && std::same_as<std::remove_cv_t<K>, std::remove_cv_t<V>> strided_store<std::remove_cv_t<K>, Space> strided_kv(
+    view<K, 3, Space> keys, view<V, 3, Space> values) {
   require_ok(detail::checks("strided_kv")
                  .extent("values.extent(0)", values.extent(0), keys.extent(0), "h, from keys")
                  .extent("values.extent(1)", values.extent(1), keys.extent(1), "n, from keys")
@@ -119,13 +108,14 @@ class interleaved_store {
 /// @throws shape_error
 /// @cost   reads and writes h * n * d once; no allocation; asynchronous on device policies
 template <exec::policy P, class T, class U, class From, class To>
-  requires storage_scalar<T> && storage_scalar<U> && (!std::is_const_v<U>) && reachable_from<From, P> && reachable_from<To, P>
-void store_rows(const P& policy, view<T, 3, From> from, view<U, 3, To> to, view<std::uint32_t, 1, typename P::space_type> nonfinite = {}) {
-  require_ok(detail::checks("store_rows")
-                 .extent("to.extent(0)", to.extent(0), from.extent(0), "h, from rows")
-                 .extent("to.extent(1)", to.extent(1), from.extent(1), "n, from rows")
-                 .extent("to.extent(2)", to.extent(2), from.extent(2), "d, from rows")
-                 .extent("nonfinite.extent(0)", nonfinite.data == nullptr ? from.extent(0) : nonfinite.extent(0), from.extent(0), "h, from rows"));
+requires storage_scalar<T> && storage_scalar<U> &&(!std::is_const_v<U>)&&reachable_from<From, P>&& reachable_from<To, P> void store_rows(
+    const P& policy, view<T, 3, From> from, view<U, 3, To> to, view<std::uint32_t, 1, typename P::space_type> nonfinite = {}) {
+  require_ok(
+      detail::checks("store_rows")
+          .extent("to.extent(0)", to.extent(0), from.extent(0), "h, from rows")
+          .extent("to.extent(1)", to.extent(1), from.extent(1), "n, from rows")
+          .extent("to.extent(2)", to.extent(2), from.extent(2), "d, from rows")
+          .extent("nonfinite.extent(0)", nonfinite.data == nullptr ? from.extent(0) : nonfinite.extent(0), from.extent(0), "h, from rows"));
   kernel<op::store_rows, typename P::backend_type>::run(policy, from, to, nonfinite);
 }
 

@@ -31,12 +31,12 @@ struct memory_plan {
 
 /// Counters of one slot since construction or reset(); bytes are sums over KV heads.
 struct slot_statistics {
-  std::uint64_t steps = 0;              // calls of attend()
-  std::uint64_t tokens_attended = 0;    // s + w + k, per KV head (mean over lists, rounded down each step)
-  std::uint64_t attended_bytes = 0;     // rows of K and V that attention read
-  std::uint64_t index_bytes = 0;        // codes, counts and id lists that selection read
-  std::uint64_t selector_bytes = 0;     // codebooks, or keys for a selector that scores them
-  std::uint64_t nonfinite_keys = 0;     // rows stored with an infinity or a NaN; such a key gets code 0
+  std::uint64_t steps = 0;            // calls of attend()
+  std::uint64_t tokens_attended = 0;  // s + w + k, per KV head (mean over lists, rounded down each step)
+  std::uint64_t attended_bytes = 0;   // rows of K and V that attention read
+  std::uint64_t index_bytes = 0;      // codes, counts and id lists that selection read
+  std::uint64_t selector_bytes = 0;   // codebooks, or keys for a selector that scores them
+  std::uint64_t nonfinite_keys = 0;   // rows stored with an infinity or a NaN; such a key gets code 0
   std::uint64_t nonfinite_values = 0;
   std::uint64_t nonfinite_queries = 0;  // query heads given with one; selection leaves them out
 };

@@ -31,7 +31,7 @@ class buffer {
       std::abort();
 #endif
     }
-    data_ = static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{cache_line_bytes}));
+    data_ = static_cast<T*>(::operator new (size * sizeof(T), std::align_val_t{cache_line_bytes}));
     std::memset(static_cast<void*>(data_), 0, size * sizeof(T));
   }
   buffer(buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
@@ -42,7 +42,7 @@ class buffer {
   }
   buffer(const buffer&) = delete;
   buffer& operator=(const buffer&) = delete;
-  ~buffer() { ::operator delete(data_, std::align_val_t{cache_line_bytes}); }
+  ~buffer() { ::operator delete (data_, std::align_val_t{cache_line_bytes}); }
 
   T* data() const noexcept { return data_; }
   std::size_t size() const noexcept { return size_; }

@@ -122,9 +122,7 @@ PQKV_HD constexpr bool needs_recentring(std::uint64_t z, std::uint64_t tokens) {
 PQKV_HD inline float recentring(float best, softmax_scale s) { return max(best, div(-120.0f, s.scale)); }
 
 /// R = float(2^40 / double(Z)); 0 for Z = 0, which makes the query head contribute nothing.
-PQKV_HD inline float inverse_normaliser(std::uint64_t z) {
-  return z == 0 ? 0.0f : static_cast<float>(0x1p40 / static_cast<double>(z));
-}
+PQKV_HD inline float inverse_normaliser(std::uint64_t z) { return z == 0 ? 0.0f : static_cast<float>(0x1p40 / static_cast<double>(z)); }
 
 /// Unsigned key with the order of the floats; -0 equals +0, every NaN is below -infinity.
 PQKV_HD constexpr std::uint32_t order_key(float x) {

@@ -54,9 +54,12 @@ struct status {
 [[noreturn]] inline void raise(const status& failed) {
 #if PQKV_HAS_EXCEPTIONS
   switch (failed.what) {
-    case status::code::shape: throw shape_error(failed.message());
-    case status::code::capacity: throw capacity_error(failed.message());
-    default: throw value_error(failed.message());
+    case status::code::shape:
+      throw shape_error(failed.message());
+    case status::code::capacity:
+      throw capacity_error(failed.message());
+    default:
+      throw value_error(failed.message());
   }
 #else
   PQKV_ON_ERROR(failed.message().c_str());

@@ -51,7 +51,8 @@ struct half {
     bits = static_cast<std::uint16_t>(sign | h);
   }
   PQKV_HD constexpr explicit operator float() const {
-    const std::uint32_t sign = (static_cast<std::uint32_t>(bits) & 0x8000u) << 16, exponent = (bits >> 10) & 0x1fu, fraction = bits & 0x3ffu;
+    const std::uint32_t sign = (static_cast<std::uint32_t>(bits) & 0x8000u) << 16, exponent = (bits >> 10) & 0x1fu,
+                        fraction = bits & 0x3ffu;
     if (exponent == 0x1fu) return float_from_bits(sign | 0x7f800000u | (fraction << 13));
     if (exponent != 0) return float_from_bits(sign | ((exponent + 112u) << 23) | (fraction << 13));
     const float magnitude = static_cast<float>(fraction) * 0x1p-24f;  // exact
@@ -61,7 +62,7 @@ struct half {
 
 /// The element types that keys and values may have in memory.
 template <class T>
-concept storage_scalar = std::same_as<std::remove_cv_t<T>, float> || std::same_as<std::remove_cv_t<T>, half> ||
-                         std::same_as<std::remove_cv_t<T>, bfloat16>;
+concept storage_scalar = std::same_as < std::remove_cv_t<T>,
+float > || std::same_as<std::remove_cv_t<T>, half> || std::same_as<std::remove_cv_t<T>, bfloat16>;
 
 }  // namespace pqkv

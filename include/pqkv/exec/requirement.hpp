@@ -5,8 +5,8 @@
 
 namespace pqkv {
 namespace tie_break {
-struct lower_index_t {};   // equal scores go to the lower index: every path returns the same set
-struct unspecified_t {};   // any of the equal ones
+struct lower_index_t {};  // equal scores go to the lower index: every path returns the same set
+struct unspecified_t {};  // any of the equal ones
 inline constexpr lower_index_t lower_index{};
 inline constexpr unspecified_t unspecified{};
 }  // namespace tie_break

@@ -15,7 +15,9 @@ using called_runner = std::conditional_t<std::is_reference_v<R>, R, const R&>;
 /// run(count, f) calls f(0), ..., f(count - 1) once each, in any order and on any threads, and returns when all are done.
 /// May be a value (called as const) or a reference to the engine's object: host<isa::best, my_pool&>.
 template <class R>
-concept task_runner = requires(detail::called_runner<R> runner, void (*f)(std::size_t)) { runner.run(std::size_t{}, f); };
+concept task_runner = requires(detail::called_runner<R> runner, void (*f)(std::size_t)) {
+  runner.run(std::size_t{}, f);
+};
 
 /// One after the other, in the calling thread.
 struct serial {
@@ -43,6 +45,8 @@ struct slice {
 
 /// False for a runner of which several threads make the same call.
 template <class R>
-inline constexpr bool runs_whole_call = !requires { typename std::remove_cvref_t<R>::partial_call; };
+inline constexpr bool runs_whole_call = !requires {
+  typename std::remove_cvref_t<R>::partial_call;
+};
 
 }  // namespace pqkv::exec

@@ -29,10 +29,7 @@ struct basic_codebook_view {
   PQKV_HD constexpr std::size_t head_dim() const { return mean.extent(1); }
 
   template <class To>
-    requires space::usable_from<Space, To>
-  PQKV_HD constexpr operator basic_codebook_view<const T, To>() const {
-    return {centroids, mean};
-  }
+  requires space::usable_from<Space, To> PQKV_HD constexpr operator basic_codebook_view<const T, To>() const { return {centroids, mean}; }
 };
 
 template <class Space = space::host>
@@ -76,9 +73,7 @@ class codebook {
 template <class T, class Space>
 constexpr view<T, 4, Space> split_subspaces(view<T, 3, Space> rows, std::size_t m) {
   const std::size_t ds = rows.extent(2) / m;
-  return {rows.data,
-          {rows.extent(0), m, rows.extent(1), ds},
-          {rows.stride(0), ds * rows.stride(2), rows.stride(1), rows.stride(2)}};
+  return {rows.data, {rows.extent(0), m, rows.extent(1), ds}, {rows.stride(0), ds * rows.stride(2), rows.stride(1), rows.stride(2)}};
 }
 
 /// The checks of train().
@@ -100,7 +95,7 @@ constexpr status can_train(const Keys& keys, const Book& book, const kmeans_para
 /// @cost   as kmeans(); reads the training rows L + 2 times
 /// @source PQCache section 3.2; centring: docs/numerics.md
 template <exec::policy P, class T, class Space>
-  requires storage_scalar<T> && reachable_from<Space, P>
+requires storage_scalar<T> && reachable_from<Space, P>
 void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typename P::space_type> book,
            view<std::uint8_t, 2, typename P::space_type> outcome, const kmeans_params& params = {}) {
   require_ok(can_train(keys, book, params));
@@ -113,8 +108,8 @@ void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typena
 /// Trains an owner in host memory.
 /// @return trained when every head and subspace had at least c distinct rows; otherwise the codebook must not be used
 template <exec::policy P, class T, class Space>
-  requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P>
-kmeans_outcome train(const P& policy, view<T, 3, Space> keys, codebook& book, const kmeans_params& params = {}) {
+requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P> kmeans_outcome
+train(const P& policy, view<T, 3, Space> keys, codebook& book, const kmeans_params& params = {}) {
   const std::size_t problems = book.shape().kv_heads * book.shape().subspaces;
   buffer<std::uint8_t> outcome(problems);
   train(policy, keys, book.mutable_view(), make_view(outcome.data(), book.shape().kv_heads, book.shape().subspaces), params);

@@ -51,8 +51,8 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
       .extent("outcome.extent(1)", outcome.extent(1), m, "m, from points")
       .at_least("points.extent(3)", static_cast<double>(ds), 1, "ds, at least")
       .at_most("points.extent(3)", static_cast<double>(ds), max_head_dim, "ds, at most")
-      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "centroids.extent(3)", "c: 16, 32, 64, 128 or 256", 64,
-            static_cast<double>(c))
+      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "centroids.extent(3)", "c: 16, 32, 64, 128 or 256",
+            64, static_cast<double>(c))
       .extent("centroids.stride(3)", centroids.stride(3), 1, "last axis contiguous")
       .extent("centroids.stride(2)", centroids.stride(2), c, "ds and c dense")
       .extent("offset.stride(2)", offset.stride(2), 1, "last axis contiguous")
@@ -74,7 +74,7 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
 /// @cost   L * rows * c * ds distance terms a problem, one task a problem; allocates scratch from the heap (training is not part of
 ///         a decode step)
 template <exec::policy P, class T, class Space>
-  requires storage_scalar<T> && reachable_from<Space, P>
+requires storage_scalar<T> && reachable_from<Space, P>
 void kmeans(const P& policy, view<T, 4, Space> points, view<const float, 3, typename P::space_type> offset,
             view<float, 4, typename P::space_type> centroids, view<std::uint8_t, 2, typename P::space_type> outcome,
             const kmeans_params& params = {}) {

@@ -15,10 +15,10 @@ struct pq_shape {
   std::size_t subspaces = 2;  // m
   unsigned bits = 6;          // b
 
-  PQKV_HD constexpr std::size_t sub_dim() const { return head_dim / subspaces; }             // ds = d / m
-  PQKV_HD constexpr std::size_t centroids() const { return std::size_t{1} << bits; }          // c = 2^b
-  PQKV_HD constexpr std::size_t joint_bits() const { return subspaces * bits; }               // m b
-  PQKV_HD constexpr std::size_t cells() const { return std::size_t{1} << joint_bits(); }      // c^m, for joint_bits() < 64
+  PQKV_HD constexpr std::size_t sub_dim() const { return head_dim / subspaces; }          // ds = d / m
+  PQKV_HD constexpr std::size_t centroids() const { return std::size_t{1} << bits; }      // c = 2^b
+  PQKV_HD constexpr std::size_t joint_bits() const { return subspaces * bits; }           // m b
+  PQKV_HD constexpr std::size_t cells() const { return std::size_t{1} << joint_bits(); }  // c^m, for joint_bits() < 64
   constexpr bool operator==(const pq_shape&) const = default;
 };
 

@@ -36,12 +36,16 @@ struct basic_cell_index_view {
   PQKV_HD constexpr bool empty() const { return counts.data == nullptr; }
   /// The part of heads [from, from + count).
   PQKV_HD constexpr basic_cell_index_view heads(std::size_t from, std::size_t count) const {
-    return {counts.slice(0, from, count), offsets.slice(0, from, count), ids.slice(0, from, count), first.slice(0, from, count),
-            merged.slice(0, from, count), last.slice(0, from, count), cell_codes};
+    return {counts.slice(0, from, count),
+            offsets.slice(0, from, count),
+            ids.slice(0, from, count),
+            first.slice(0, from, count),
+            merged.slice(0, from, count),
+            last.slice(0, from, count),
+            cell_codes};
   }
   template <class To>
-    requires space::usable_from<Space, To>
-  PQKV_HD constexpr operator basic_cell_index_view<true, To>() const {
+  requires space::usable_from<Space, To> PQKV_HD constexpr operator basic_cell_index_view<true, To>() const {
     return {counts, offsets, ids, first, merged, last, cell_codes};
   }
 };
@@ -115,7 +119,8 @@ constexpr status can_use_cell_index(const Index& index, std::size_t h, std::size
 
 /// The checks of count_cells() and merge_tails().
 template <class Codes, class Index>
-constexpr status can_index_cells(const Codes& codes, const Index& index, std::size_t first, std::size_t last, const char* function) noexcept {
+constexpr status can_index_cells(const Codes& codes, const Index& index, std::size_t first, std::size_t last,
+                                 const char* function) noexcept {
   if (const status s = can_use_cell_index(index, codes.extent(0), codes.extent(1), function); !s.ok()) return s;
   return detail::checks(function)
       .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous")

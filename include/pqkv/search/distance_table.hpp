@@ -18,8 +18,7 @@ struct basic_distance_table_view {
   view<T, 1, Space> bias;     // [hq]: <q, mean>, the same for all tokens; only logit_max across heads needs it
 
   template <class To>
-    requires space::usable_from<Space, To>
-  PQKV_HD constexpr operator basic_distance_table_view<const T, To>() const {
+  requires space::usable_from<Space, To> PQKV_HD constexpr operator basic_distance_table_view<const T, To>() const {
     return {entries, bias};
   }
 };
@@ -40,9 +39,7 @@ class distance_table {
   }
   std::size_t size_bytes() const { return entries_.size_bytes() + bias_.size_bytes(); }
   mutable_distance_table_view<> mutable_view() { return {make_view(entries_.data(), hq_, m_, c_), make_view(bias_.data(), hq_)}; }
-  distance_table_view<> view() const {
-    return {as_const(make_view(entries_.data(), hq_, m_, c_)), as_const(make_view(bias_.data(), hq_))};
-  }
+  distance_table_view<> view() const { return {as_const(make_view(entries_.data(), hq_, m_, c_)), as_const(make_view(bias_.data(), hq_))}; }
 
  private:
   std::size_t hq_{}, m_{}, c_{};

@@ -62,8 +62,8 @@ template <class S, class P>
 concept selector_for = requires(S selector, const S& constant, const P& policy, const cache_shape& shape, const typename S::params& params,
                                 view<const float, 3, typename P::space_type> keys, view<const float, 2, typename P::space_type> query,
                                 view<const middle_range, 1, typename P::space_type> ranges,
-                                view<std::int32_t, 2, typename P::space_type> indices, view<std::uint32_t, 1, typename P::space_type> counts,
-                                middle_range middle, std::size_t slot) {
+                                view<std::int32_t, 2, typename P::space_type> indices,
+                                view<std::uint32_t, 1, typename P::space_type> counts, middle_range middle, std::size_t slot) {
   { S::can_construct(shape, params) } -> std::same_as<status>;
   S(shape, params);
   { constant.lists() } -> std::same_as<std::size_t>;

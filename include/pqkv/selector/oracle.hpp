@@ -18,7 +18,8 @@ constexpr status can_score_exactly(const Query& query, const Keys& keys, const R
                                    const Scores& scores) noexcept {
   const std::size_t h = keys.extent(0), hq = query.extent(0);
   return detail::checks("exact_scores")
-      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h), static_cast<double>(hq))
+      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h),
+            static_cast<double>(hq))
       .extent("query.extent(1)", query.extent(1), keys.extent(2), "d, from keys")
       .extent("query.stride(1)", query.stride(1), 1, "last axis contiguous")
       .at_most("keys.extent(2)", static_cast<double>(keys.extent(2)), max_head_dim, "d, at most")
@@ -42,7 +43,7 @@ constexpr std::size_t exact_scores_scratch_bytes(std::size_t query_heads, std::s
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
 /// @cost   reads every key of the ranges; exact_scores_scratch_bytes(). Float arithmetic, not canonical
 template <exec::policy P, class T, class Space>
-  requires storage_scalar<T> && reachable_from<Space, P>
+requires storage_scalar<T> && reachable_from<Space, P>
 void exact_scores(const P& policy, view<const float, 2, typename P::space_type> query, view<T, 3, Space> keys,
                   view<const middle_range, 1, typename P::space_type> ranges, group_reduction reduction,
                   view<float, 2, typename P::space_type> scores) {

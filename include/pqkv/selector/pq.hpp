@@ -37,8 +37,8 @@ class pq {
   }
   static constexpr std::size_t scratch_bytes(const cache_shape& shape, const params& settings) {
     const std::size_t hq = shape.batch * shape.query_heads, c = std::size_t{1} << settings.bits;
-    return retrieve_scratch_bytes(score_lists(settings.reduction, shape.batch * shape.kv_heads, hq), hq, settings.subspaces, c, shape.capacity,
-                                  cells(shape, settings));
+    return retrieve_scratch_bytes(score_lists(settings.reduction, shape.batch * shape.kv_heads, hq), hq, settings.subspaces, c,
+                                  shape.capacity, cells(shape, settings));
   }
 
   /// @throws value_error as can_construct() says

@@ -8,7 +8,7 @@
 #include "../../attention.hpp"
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
-#include "kv_store.hpp"
+#include "simd/rows.hpp"
 
 namespace pqkv {
 namespace detail {
@@ -39,7 +39,8 @@ class online_attention {
   }
   void add_list(const std::int32_t* tokens, std::size_t count) {
     for (std::size_t first = 0; first < count; first += tile_tokens)
-      add_tile(std::min(tile_tokens, count - first), [tokens, first](std::size_t i) { return static_cast<std::size_t>(tokens[first + i]); });
+      add_tile(std::min(tile_tokens, count - first),
+               [tokens, first](std::size_t i) { return static_cast<std::size_t>(tokens[first + i]); });
   }
 
   /// Returns the log-sum-exp.

@@ -44,7 +44,8 @@ struct kernel<op::count_cells, backend::host> {
     }
     const auto digits = detail::cell_digits::of(index);
     policy.runner.run(codes.extent(0), [&](std::size_t head) {
-      if (index.first(head) == index.last(head)) index.first(head) = index.merged(head) = index.last(head) = static_cast<std::uint32_t>(first);
+      if (index.first(head) == index.last(head))
+        index.first(head) = index.merged(head) = index.last(head) = static_cast<std::uint32_t>(first);
       for (std::size_t t = first; t < last; ++t) ++index.counts(head, digits.cell(&codes(head, 0, t), codes.stride(1)));
       index.last(head) = static_cast<std::uint32_t>(last);
     });

@@ -5,7 +5,7 @@
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../quantize/codebook.hpp"
-#include "kv_store.hpp"
+#include "simd/rows.hpp"
 
 namespace pqkv {
 
@@ -23,7 +23,7 @@ struct kernel<op::mean_row, backend::host> {
         float largest = 0;
         std::uint64_t used = 0;
         for (std::size_t i = 0; i < sample.count; ++i) {
-          const float* x = detail::load_row<leaf>(detail::row_of(keys, head, sample(i)), d, copy);
+          const float* x = detail::load_row<leaf>(row_of(keys, head, sample(i)), d, copy);
           if (!detail::all_finite(x, d)) continue;
           ++used;
           for (std::size_t e = 0; e < d; ++e) largest = canonical::max(std::fabs(x[e]), largest);
@@ -31,7 +31,7 @@ struct kernel<op::mean_row, backend::host> {
         const float scale = canonical::power_of_two(canonical::fixed_point_exponent(largest));
         std::int64_t sum[max_head_dim] = {};
         for (std::size_t i = 0; i < sample.count; ++i) {
-          const float* x = detail::load_row<leaf>(detail::row_of(keys, head, sample(i)), d, copy);
+          const float* x = detail::load_row<leaf>(row_of(keys, head, sample(i)), d, copy);
           if (detail::all_finite(x, d)) leaf::accumulate(x, scale, d, sum);
         }
         for (std::size_t e = 0; e < d; ++e)

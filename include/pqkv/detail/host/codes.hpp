@@ -7,7 +7,7 @@
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../quantize/codes.hpp"
-#include "kv_store.hpp"
+#include "simd/rows.hpp"
 
 namespace pqkv {
 
@@ -34,7 +34,7 @@ struct kernel<op::encode, backend::host> {
     const std::size_t d = keys.extent(2), m = book.subspaces(), ds = book.sub_dim(), c = book.size();
     alignas(cache_line_bytes) float copy[max_head_dim], y[max_head_dim];
     for (std::size_t t = first; t < last; ++t) {
-      const float* x = detail::load_row<Leaf>(detail::row_of(keys, head, t), d, copy);
+      const float* x = detail::load_row<Leaf>(row_of(keys, head, t), d, copy);
       const bool finite = detail::all_finite(x, d);
       for (std::size_t i = 0; i < d && finite; ++i) y[i] = canonical::sub(x[i], book.mean(head, i));
       for (std::size_t j = 0; j < m; ++j)

@@ -9,7 +9,7 @@
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../quantize/kmeans.hpp"
-#include "kv_store.hpp"
+#include "simd/rows.hpp"
 
 namespace pqkv {
 namespace detail {

@@ -7,7 +7,7 @@
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../selector/oracle.hpp"
-#include "kv_store.hpp"
+#include "simd/rows.hpp"
 
 namespace pqkv {
 
@@ -47,7 +47,7 @@ struct kernel<op::exact_scores, backend::host> {
     const std::size_t d = keys.extent(2);
     alignas(cache_line_bytes) float copy[max_head_dim];
     for (std::size_t i = 0; i < range.size(); ++i) {
-      const float* key = detail::load_row<Leaf>(detail::row_of(keys, head, range.begin + i), d, copy);
+      const float* key = detail::load_row<Leaf>(row_of(keys, head, range.begin + i), d, copy);
       for (std::size_t q = 0; q < query.extent(0); ++q) {
         float* logit = logits + q * stride + i;
         Leaf::group_dots(&query(q, 0), 1, key, d, logit, stride);
@@ -58,7 +58,8 @@ struct kernel<op::exact_scores, backend::host> {
 
   /// Turns logits [g, n] into one score per token. A query head without a finite logit contributes nothing.
   template <class Leaf>
-  static void reduce(float* logits, std::size_t stride, std::size_t g, std::size_t n, std::size_t d, group_reduction reduction, float* scores) {
+  static void reduce(float* logits, std::size_t stride, std::size_t g, std::size_t n, std::size_t d, group_reduction reduction,
+                     float* scores) {
     const bool probabilities = reduction == group_reduction::probability_sum || reduction == group_reduction::probability_max;
     const bool maximum = reduction == group_reduction::probability_max || reduction == group_reduction::logit_max;
     const auto scale = canonical::softmax_scale::of(d);

@@ -73,8 +73,9 @@ class cell_emission {
 template <>
 struct kernel<op::retrieve, backend::host> {
   template <class P>
-  static void run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index, view<const middle_range, 1> ranges,
-                  view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts, const retrieve_params& params, view<std::uint8_t, 1> skipped) {
+  static void run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
+                  view<const middle_range, 1> ranges, view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts,
+                  const retrieve_params& params, view<std::uint8_t, 1> skipped) {
     check(codes, index, ranges, indices, params);
     const std::size_t h = codes.extent(0), m = codes.extent(1), c = table.entries.extent(2), hq = table.entries.extent(0);
     const std::size_t lists = indices.extent(0), g = hq / lists, lists_per_head = lists / h, cells = index.empty() ? 0 : index.cells();
@@ -113,9 +114,9 @@ struct kernel<op::retrieve, backend::host> {
           .at_most("ranges.begin", range.begin, range.end, "ranges.end, at most");
       if (range.begin <= range.end)
         checks.at_most("ranges.retrieve", range.selected(), static_cast<double>(indices.extent(1)), "k_max, from indices, at most");
-      if (!index.empty() && range.begin < range.end &&
-          resolve_path(params.path, index.cells(), range.size()) == search_path::joint)
-        checks.extent("ranges.begin", range.begin, index.first(head), "index.first").extent("ranges.end", range.end, index.last(head), "index.last");
+      if (!index.empty() && range.begin < range.end && resolve_path(params.path, index.cells(), range.size()) == search_path::joint)
+        checks.extent("ranges.begin", range.begin, index.first(head), "index.first")
+            .extent("ranges.end", range.end, index.last(head), "index.last");
       require_ok(checks);
     }
   }

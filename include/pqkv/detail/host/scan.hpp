@@ -10,7 +10,7 @@
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../search/scan.hpp"
-#include "kv_store.hpp"
+#include "simd/rows.hpp"
 
 namespace pqkv {
 namespace detail {
@@ -68,7 +68,8 @@ class group_scorer {
       case group_reduction::logit_max:
         return Leaf::logit_max(s.entries, s.factor, g_, m_, c_, items.codes, items.stride, items.n, scores);
       case group_reduction::logit_sum:
-      case group_reduction::none: return Leaf::logit_sum(s.entries, g_, m_, c_, items.codes, items.stride, items.n, scores);
+      case group_reduction::none:
+        return Leaf::logit_sum(s.entries, g_, m_, c_, items.codes, items.stride, items.n, scores);
     }
   }
 

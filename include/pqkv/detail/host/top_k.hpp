@@ -41,7 +41,8 @@ inline selection_threshold find_threshold(const float* scores, const std::uint32
 }
 
 /// Writes first + i, ascending, for every selected i; returns how many.
-inline std::uint32_t emit_selected(const float* scores, std::size_t n, selection_threshold threshold, std::int32_t first, std::int32_t* out) {
+inline std::uint32_t emit_selected(const float* scores, std::size_t n, selection_threshold threshold, std::int32_t first,
+                                   std::int32_t* out) {
   std::uint32_t count = 0;
   for (std::size_t i = 0; i < n; ++i) {
     const std::uint32_t key = canonical::order_key(scores[i]);

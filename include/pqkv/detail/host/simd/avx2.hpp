@@ -95,8 +95,8 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
     base::exponentials(u + i, n - i, s, out + i);
   }
 
-  PQKV_TARGET_AVX2 static std::uint64_t normaliser(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
-                                            std::size_t n, const std::uint32_t* weights) {
+  PQKV_TARGET_AVX2 static std::uint64_t normaliser(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes,
+                                                   std::size_t stride, std::size_t n, const std::uint32_t* weights) {
     const __m256d magic = _mm256_set1_pd(0x1.8p52);
     __m256i z = _mm256_setzero_si256();
     std::size_t t = 0;
@@ -116,8 +116,8 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
            base::normaliser(e, m, c, codes + t, stride, n - t, weights != nullptr ? weights + t : nullptr);
   }
 
-  PQKV_TARGET_AVX2 static void probability_sum(const float* e, const float* r, std::size_t g, std::size_t m, std::size_t c, const std::uint8_t* codes,
-                                        std::size_t stride, std::size_t n, float* scores) {
+  PQKV_TARGET_AVX2 static void probability_sum(const float* e, const float* r, std::size_t g, std::size_t m, std::size_t c,
+                                               const std::uint8_t* codes, std::size_t stride, std::size_t n, float* scores) {
     std::size_t t = 0;
     for (; t + 8 <= n; t += 8) {
       __m256 acc = _mm256_setzero_ps();
@@ -127,8 +127,8 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
     base::probability_sum(e, r, g, m, c, codes + t, stride, n - t, scores + t);
   }
 
-  PQKV_TARGET_AVX2 static void probability_max(const float* e, const float* r, std::size_t g, std::size_t m, std::size_t c, const std::uint8_t* codes,
-                                        std::size_t stride, std::size_t n, float* scores) {
+  PQKV_TARGET_AVX2 static void probability_max(const float* e, const float* r, std::size_t g, std::size_t m, std::size_t c,
+                                               const std::uint8_t* codes, std::size_t stride, std::size_t n, float* scores) {
     std::size_t t = 0;
     for (; t + 8 <= n; t += 8) {
       __m256 best = _mm256_setzero_ps();
@@ -140,7 +140,7 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
   }
 
   PQKV_TARGET_AVX2 static void logit_sum(const float* table, std::size_t g, std::size_t m, std::size_t c, const std::uint8_t* codes,
-                                  std::size_t stride, std::size_t n, float* scores) {
+                                         std::size_t stride, std::size_t n, float* scores) {
     std::size_t t = 0;
     for (; t + 8 <= n; t += 8) {
       __m256 acc = _mm256_setzero_ps();
@@ -151,7 +151,7 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
   }
 
   PQKV_TARGET_AVX2 static void logit_max(const float* table, const float* bias, std::size_t g, std::size_t m, std::size_t c,
-                                  const std::uint8_t* codes, std::size_t stride, std::size_t n, float* scores) {
+                                         const std::uint8_t* codes, std::size_t stride, std::size_t n, float* scores) {
     std::size_t t = 0;
     for (; t + 8 <= n; t += 8) {
       __m256 best = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xff800000u)));
@@ -162,7 +162,8 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
     base::logit_max(table, bias, g, m, c, codes + t, stride, n - t, scores + t);
   }
 
-  PQKV_TARGET_AVX2 static void group_dots(const float* queries, std::size_t g, const float* key, std::size_t d, float* out, std::size_t out_stride) {
+  PQKV_TARGET_AVX2 static void group_dots(const float* queries, std::size_t g, const float* key, std::size_t d, float* out,
+                                          std::size_t out_stride) {
     for (std::size_t q = 0; q < g; ++q) {  // d is a multiple of 8
       __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
       std::size_t i = 0;
@@ -181,7 +182,7 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
   }
 
   PQKV_TARGET_AVX2 static void group_add(float* acc, std::size_t g, const float* weight, std::size_t weight_stride, const float* value,
-                                  std::size_t d) {
+                                         std::size_t d) {
     for (std::size_t q = 0; q < g; ++q) {
       const __m256 w = _mm256_set1_ps(weight[q * weight_stride]);
       float* row = acc + q * d;
@@ -225,12 +226,14 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
     const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(code));
     return _mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(eight), 4);
   }
-  PQKV_TARGET_AVX2 static PQKV_INLINE __m256 product(const float* e, std::size_t m, std::size_t c, const std::uint8_t* code, std::size_t stride) {
+  PQKV_TARGET_AVX2 static PQKV_INLINE __m256 product(const float* e, std::size_t m, std::size_t c, const std::uint8_t* code,
+                                                     std::size_t stride) {
     __m256 p = look_up(e, code);
     for (std::size_t j = 1; j < m; ++j) p = _mm256_mul_ps(p, look_up(e + j * c, code + j * stride));
     return p;
   }
-  PQKV_TARGET_AVX2 static PQKV_INLINE __m256 sum(const float* table, std::size_t m, std::size_t c, const std::uint8_t* code, std::size_t stride) {
+  PQKV_TARGET_AVX2 static PQKV_INLINE __m256 sum(const float* table, std::size_t m, std::size_t c, const std::uint8_t* code,
+                                                 std::size_t stride) {
     __m256 z = look_up(table, code);
     for (std::size_t j = 1; j < m; ++j) z = _mm256_add_ps(z, look_up(table + j * c, code + j * stride));
     return z;

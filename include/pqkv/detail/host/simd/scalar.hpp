@@ -59,8 +59,8 @@ struct leaf<isa::scalar> {
   }
 
   /// Canonical. Sum over items t of weight[t] * F(P(t)); items are tokens (weights null: 1) or cells. e [m, c].
-  static std::uint64_t normaliser(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride, std::size_t n,
-                                  const std::uint32_t* weights) {
+  static std::uint64_t normaliser(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
+                                  std::size_t n, const std::uint32_t* weights) {
     std::uint64_t z = 0;
     for (std::size_t t = 0; t < n; ++t) {
       if (weights != nullptr && weights[t] == 0) continue;

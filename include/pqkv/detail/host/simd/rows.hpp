@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows in any layout and storage type as contiguous floats, for the host kernels.
+#pragma once
+
+#include <type_traits>
+
+#include "../../../core/row.hpp"
+#include "leaf.hpp"
+
+namespace pqkv::detail {
+
+/// The row itself where it already is contiguous float, else a copy in `copy`.
+template <class Leaf, class T>
+const float* load_row(kv_row<T> row, std::size_t n, float* copy) {
+  if (row.stride == 1) {
+    if constexpr (std::is_same_v<T, float>) return row.data;
+    Leaf::widen(row.data, n, copy);
+  } else {
+    for (std::size_t i = 0; i < n; ++i) copy[i] = static_cast<float>(row.data[i * row.stride]);
+  }
+  return copy;
+}
+
+/// On the bits, whatever the compiler assumes.
+inline bool all_finite(const float* x, std::size_t n) {
+  bool finite = true;
+  for (std::size_t i = 0; i < n; ++i) finite &= is_finite(x[i]);
+  return finite;
+}
+
+}  // namespace pqkv::detail
