@@ -22,8 +22,7 @@ struct attention_case {
     indices = pqkv::buffer<std::int32_t>(lists * a.k);
     const pqkv::random_stream draws{43, 0};
     for (std::size_t list = 0; list < lists; ++list)
-      for (std::size_t i = 0; i < a.k; ++i)
-        indices[list * a.k + i] = static_cast<std::int32_t>(i * lists + (list + draws(i)) % lists);
+      for (std::size_t i = 0; i < a.k; ++i) indices[list * a.k + i] = static_cast<std::int32_t>(i * lists + (list + draws(i)) % lists);
   }
   pqkv::buffer<T> rows;
   pqkv::buffer<float> query, out;

@@ -19,11 +19,11 @@ namespace bench {
 
 /// Per second. A multiply-add counts as two operations.
 struct ceilings {
-  double scalar_flops = 0;           // std::fma as the baseline build compiles it, which is what the scalar leaf calls
-  double avx2_flops = 0;             // 0 where the CPU lacks it
-  double streaming_read_bytes = 0;   // of streaming_bytes, from memory
-  double cached_read_bytes = 0;      // of cached_bytes, over and over
-  double random_row_bytes = 0;       // rows of row_bytes in random order, prefetched row_lead rows ahead
+  double scalar_flops = 0;          // std::fma as this build compiles it, which is what the scalar leaf calls
+  double avx2_flops = 0;            // 0 where the CPU lacks it
+  double streaming_read_bytes = 0;  // of streaming_bytes, from memory
+  double cached_read_bytes = 0;     // of cached_bytes, over and over
+  double random_row_bytes = 0;      // rows of row_bytes in random order, prefetched row_lead rows ahead
 
   static constexpr std::size_t streaming_bytes = std::size_t{256} << 20, cached_bytes = std::size_t{256} << 10;
   static constexpr std::size_t row_bytes = 512, row_lead = 24;
@@ -86,10 +86,13 @@ PQKV_TARGET_AVX2 inline float avx2_multiply_adds(std::size_t rounds, float start
 }
 
 inline float scalar_multiply_adds(std::size_t rounds, float start) {
-  float acc[scalar_chains];
-  for (std::size_t i = 0; i < scalar_chains; ++i) acc[i] = start + static_cast<float>(i);
+  float acc[scalar_chains] = {}, a[64], b[64];
+  for (std::size_t i = 0; i < 64; ++i) {
+    a[i] = start + static_cast<float>(i);
+    b[i] = 1.0f / a[i];
+  }
   for (std::size_t round = 0; round < rounds; ++round)
-    for (float& x : acc) x = std::fma(x, 0.999f, 0.001f);
+    for (std::size_t i = 0; i < scalar_chains; ++i) acc[i] = std::fma(a[(round + i) % 64], b[(round + i) % 64], acc[i]);
   float total = 0;
   for (const float x : acc) total += x;
   return total;
@@ -143,8 +146,11 @@ inline ceilings all() {
   const pqkv::buffer<std::byte> memory(ceilings::streaming_bytes);
   auto* words = reinterpret_cast<std::uint64_t*>(memory.data());
   std::uint64_t word = 1;
-  for (std::size_t i = 0; i < ceilings::streaming_bytes / sizeof word; ++i) words[i] = word = word * 6364136223846793005u + 1442695040888963407u;
-  const auto read_once = [&](std::size_t bytes) { benchmark::DoNotOptimize(avx2 ? read_avx2(memory.data(), bytes) : read(memory.data(), bytes)); };
+  for (std::size_t i = 0; i < ceilings::streaming_bytes / sizeof word; ++i)
+    words[i] = word = word * 6364136223846793005u + 1442695040888963407u;
+  const auto read_once = [&](std::size_t bytes) {
+    benchmark::DoNotOptimize(avx2 ? read_avx2(memory.data(), bytes) : read(memory.data(), bytes));
+  };
   found.streaming_read_bytes = median_rate([&] {
     read_once(ceilings::streaming_bytes);
     return static_cast<double>(ceilings::streaming_bytes);

@@ -39,7 +39,9 @@ void run_merge(benchmark::State& state, const bench::search_case::axes& a) {
 void add_all() {
   const bench::search_case::axes all[] = {{.n = 131072, .m = 2, .b = 6}, {.n = 131072, .m = 2, .b = 8}, {.n = 131072, .m = 4, .b = 4}};
   for (const auto& a : all) {
-    const auto name = [&](const char* operation) { return bench::named("cell_index", {{"m", a.m}, {"b", a.b}, {"n", a.n}}, {{"op", operation}}); };
+    const auto name = [&](const char* operation) {
+      return bench::named("cell_index", {{"m", a.m}, {"b", a.b}, {"n", a.n}}, {{"op", operation}});
+    };
     bench::add(name("count"), [a](benchmark::State& state) { run_count(state, a, a.n); });
     bench::add(name("count_singly"), [a](benchmark::State& state) { run_count(state, a, 1); });
     bench::add(name("merge"), [a](benchmark::State& state) { run_merge(state, a); });

@@ -15,8 +15,7 @@ struct axes {
 
 template <class T>
 struct points {
-  explicit points(const axes& a)
-      : rows(bench::clustered_rows<T>(1, a.n, a.ds, 21)), offset(a.ds), centroids(a.ds * a.c), outcome(1) {}
+  explicit points(const axes& a) : rows(bench::clustered_rows<T>(1, a.n, a.ds, 21)), offset(a.ds), centroids(a.ds * a.c), outcome(1) {}
   pqkv::buffer<T> rows;
   pqkv::buffer<float> offset, centroids;
   pqkv::buffer<std::uint8_t> outcome;

@@ -24,7 +24,8 @@ template <class Selector>
 struct sequence {
   using cache_type = pqkv::pqcache<pqkv::bfloat16, Selector>;
 
-  explicit sequence(const axes& a) : cache(params(a)), query(bench::normal_numbers<float>(hq * d, 51)), out(hq * d), key(h * d), value(h * d) {
+  explicit sequence(const axes& a)
+      : cache(params(a)), query(bench::normal_numbers<float>(hq * d, 51)), out(hq * d), key(h * d), value(h * d) {
     constexpr std::size_t most = 4096;
     const pqkv::exec::host<> cpu;
     for (std::size_t head = 0; head < h; ++head) sources.emplace_back(d, 52 + head);
@@ -82,10 +83,22 @@ void run(benchmark::State& state, const axes& a) {
   const auto bytes = static_cast<double>(data.cache.size(0) * h * 2 * d * sizeof(pqkv::bfloat16));
   bench::timed(state, dense ? "of_streaming_read" : nullptr, bytes, bench::machine().read_bytes(bytes), [&] { data.step(cpu); });
   const pqkv::slot_statistics& after = data.cache.statistics(0);
-  const auto per_step = [&](std::uint64_t now, std::uint64_t then) { return static_cast<double>(now - then) / static_cast<double>(after.steps - before.steps); };
+  const auto steps = static_cast<double>(after.steps - before.steps);
+  const auto per_step = [steps](std::uint64_t now, std::uint64_t then) { return static_cast<double>(now - then) / steps; };
   state.counters["tokens_attended"] = per_step(after.tokens_attended, before.tokens_attended);
   state.counters["bytes_read"] = per_step(after.attended_bytes + after.index_bytes + after.selector_bytes,
                                           before.attended_bytes + before.index_bytes + before.selector_bytes);
+}
+
+template <class Selector>
+std::string name_of(const char* policy, const axes& a, const char* isa) {
+  const auto one_in = static_cast<std::size_t>(1 / a.ratio + 0.5);
+  if constexpr (std::is_same_v<Selector, pqkv::selector::pq>)
+    return bench::named("pqcache_step", {{"m", a.m}, {"b", a.b}, {"h", h}, {"g", g}, {"d", d}, {"n", a.n}, {"one_in", one_in}},
+                        {{"policy", policy}, {"type", "bf16"}, {"isa", isa}});
+  else
+    return bench::named("pqcache_step", {{"h", h}, {"g", g}, {"d", d}, {"n", a.n}, {"one_in", one_in}},
+                        {{"policy", policy}, {"type", "bf16"}, {"isa", isa}});
 }
 
 /// A fixed number of steps, since each makes the sequence longer.
@@ -94,10 +107,9 @@ void add_policy(const char* policy, std::size_t steps, std::initializer_list<axe
   bench::for_each_isa([&]<class Isa>(Isa, const char* isa) {
     for (axes a : all) {
       if (bench::is_scalar<Isa>) a.n = 8192;
-      bench::add(bench::named("pqcache_step", {{"m", a.m}, {"b", a.b}, {"h", h}, {"g", g}, {"d", d}, {"n", a.n}, {"one_in", static_cast<std::size_t>(1 / a.ratio + 0.5)}},
-                              {{"policy", policy}, {"type", "bf16"}, {"isa", isa}}),
-                 [a](benchmark::State& state) { run<Isa, Selector>(state, a); })
-          ->Iterations(static_cast<benchmark::IterationCount>(steps));
+      bench::add(name_of<Selector>(policy, a, isa), [a](benchmark::State& state) {
+        run<Isa, Selector>(state, a);
+      })->Iterations(static_cast<benchmark::IterationCount>(steps));
     }
   });
 }

@@ -24,9 +24,8 @@ void run(benchmark::State& state, const bench::search_case::axes& a, pqkv::group
   const pqkv::buffer<std::byte> scratch(pqkv::scan_scratch_bytes(a.g, a.m, data.shape.centroids()));
   const pqkv::exec::host<Isa> cpu{.runner = {}, .scratch = pqkv::arena(scratch)};
   const auto bytes = static_cast<double>(a.m * a.n);
-  bench::timed(state, "of_code_read", bytes, bench::machine().read_bytes(bytes), [&] {
-    pqkv::scan(cpu, data.table.view(), data.codes.view(), pqkv::make_view(scores.data(), lists, a.n), which, a.d);
-  });
+  bench::timed(state, "of_code_read", bytes, bench::machine().read_bytes(bytes),
+               [&] { pqkv::scan(cpu, data.table.view(), data.codes.view(), pqkv::make_view(scores.data(), lists, a.n), which, a.d); });
   bench::count_tokens(state, a.n);
 }
 

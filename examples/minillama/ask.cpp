@@ -30,7 +30,8 @@ int run_evaluation(const options& o, const model& llama, pool_runner& runner, co
   evaluation_settings settings = o.evaluation;
   if (o.length) settings.length = o.length;
   if (settings.questions < settings.contexts)
-    throw usage_error("--questions", std::to_string(settings.questions) + " are fewer than the " + std::to_string(settings.contexts) + " contexts");
+    throw usage_error("--questions",
+                      std::to_string(settings.questions) + " are fewer than the " + std::to_string(settings.contexts) + " contexts");
   settings.check = o.check_paths ? path_check::both : path_check::none;
   std::ofstream json;
   if (!o.json_file.empty()) {
@@ -42,7 +43,8 @@ int run_evaluation(const options& o, const model& llama, pool_runner& runner, co
   for (const auto& policy : result.json.at("policies"))
     std::printf("%-22s lost %zu of those that full got right\n", policy.at("label").get<std::string>().c_str(),
                 policy.at("lost_of_full").get<std::size_t>());
-  if (json.is_open()) json << result.json.dump(1) << '\n';
+  if (json.is_open())
+    json << result.json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';  // wrong answers may be no UTF-8
   if (settings.check == path_check::none) return 0;
   std::printf("answers that differ between --path joint and --path scan: %zu\n", result.path_differences);
   return result.path_differences == 0 ? 0 : 1;
@@ -54,22 +56,34 @@ int main(int argc, char** argv) {
   CLI::App app("Asks a small Llama questions about long contexts, under several attention policies.", "minillama-ask");
   options o;
   app.add_option("-m,--model", o.model_directory, "Hugging Face directory: config.json and model.safetensors")->required();
-  app.add_option("-t,--threads", o.threads, "threads")->check(CLI::Range(std::size_t{1}, std::size_t{1024}))->capture_default_str();
+  app.add_option("-t,--threads", o.threads, "threads")->check(count_range(1, 1024))->capture_default_str();
   auto* demo = app.add_flag("--demo", o.demo, "one context, ten questions, answers as they come");
-  app.add_option("--length", o.length, "bytes of a context; default 16384 for --demo, else 8192");
-  app.add_option("--seed", o.evaluation.seed, "seed of contexts, questions and codebooks")->capture_default_str();
+  app.add_option("--length", o.length, "bytes of a context; default 16384 for --demo, else 8192")->check(count_range(1));
+  app.add_option("--seed", o.evaluation.seed, "seed of contexts, questions and codebooks")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--text", o.text_files, "files of running text; default: the licence texts of the system");
   app.add_option("--path", o.evaluation.path, "auto, joint or scan: how scores are computed; the answers are the same")
-      ->transform(CLI::CheckedTransformer(path_names()))->default_str("auto");
-  app.add_option("--questions", o.evaluation.questions, "questions over all contexts")->capture_default_str()->excludes(demo);
-  app.add_option("--contexts", o.evaluation.contexts, "contexts, needles and lists in turn")
-      ->check(CLI::PositiveNumber)->capture_default_str()->excludes(demo);
-  app.add_option("--policy", o.policies, "only these beside full: pq, oracle, streaming")
-      ->transform(CLI::CheckedTransformer(policy_names()))->excludes(demo);
-  auto* window = app.add_option("--window", o.window, "most recent tokens that always attend; default: half of what the sinks leave")
+      ->transform(CLI::CheckedTransformer(path_names()).description("auto|joint|scan"))
+      ->default_str("auto");
+  app.add_option("--questions", o.evaluation.questions, "questions over all contexts")
+      ->check(count_range(1))
+      ->capture_default_str()
       ->excludes(demo);
+  app.add_option("--contexts", o.evaluation.contexts, "contexts, needles and lists in turn")
+      ->check(count_range(1))
+      ->capture_default_str()
+      ->excludes(demo);
+  app.add_option("--policy", o.policies, "only these beside full: pq, oracle, streaming")
+      ->transform(CLI::CheckedTransformer(policy_names()).description("full|pq|oracle|streaming"))
+      ->excludes(demo);
+  auto* window =
+      app.add_option("--window", o.window, "most recent tokens that always attend; default: a tenth of what the sinks leave, at least 16")
+          ->check(count_range())
+          ->excludes(demo);
   app.add_option("--json", o.json_file, "file for everything that was measured")->excludes(demo);
-  app.add_flag("--check-paths", o.check_paths, "ask under --path joint and --path scan; exit code 1 when an answer differs")->excludes(demo);
+  app.add_flag("--check-paths", o.check_paths, "ask under --path joint and --path scan; exit code 1 when an answer differs")
+      ->excludes(demo);
   return run_program(app, argc, argv, [&] {
     const model llama(o.model_directory);
     const std::string text = load_text(o.text_files);

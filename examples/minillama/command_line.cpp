@@ -41,8 +41,9 @@ int run_program(CLI::App& arguments, int argc, char** argv, const std::function<
 
 std::string read_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
-  std::string bytes{std::istreambuf_iterator<char>(file), {}};
   if (!file || std::filesystem::is_directory(path)) throw load_error(path.string(), "cannot be read");
+  std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  if (file.bad()) throw load_error(path.string(), "cannot be read");
   return bytes;
 }
 

@@ -17,6 +17,9 @@ struct usage_error : std::runtime_error {
   usage_error(const std::string& option, const std::string& what) : std::runtime_error(option + ": " + what) {}
 };
 
+/// Check of options that count something: CLI11 alone would take -3 for a very large number.
+inline CLI::Range count_range(std::size_t least = 0, std::size_t most = std::size_t{1} << 31) { return {least, most}; }
+
 /// Parses the arguments and runs the program. Everything that goes wrong ends in one line on stderr, "<program>: <what>".
 ///
 /// @returns the exit code: what `body` returns, 0 after --help, 2 after bad input

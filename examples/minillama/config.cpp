@@ -89,8 +89,7 @@ void require_llama(const json_object& object) {
 
 /// Rotary base. Newer files keep it in rope_parameters, older ones at the top.
 double plain_rotary_theta(const std::filesystem::path& path, const json_object& object) {
-  if (const json* scaling = object.find("rope_scaling"))
-    object.fail("rope_scaling", "unsupported: " + scaling->dump() + " (only null)");
+  if (const json* scaling = object.find("rope_scaling")) object.fail("rope_scaling", "unsupported: " + scaling->dump() + " (only null)");
   const json* parameters = object.find("rope_parameters");
   if (!parameters) return object.positive_or("rope_theta", 10000.0);
   if (!parameters->is_object()) object.fail("rope_parameters", std::string("expected an object, got ") + parameters->type_name());
@@ -118,8 +117,8 @@ model_config load_config(const std::filesystem::path& path) {
   config.tied_embeddings = object.flag_or("tie_word_embeddings", false);
 
   if (config.query_heads % config.kv_heads != 0)
-    object.fail("num_key_value_heads", std::to_string(config.kv_heads) + " does not divide the " + std::to_string(config.query_heads) +
-                                           " of num_attention_heads");
+    object.fail("num_key_value_heads",
+                std::to_string(config.kv_heads) + " does not divide the " + std::to_string(config.query_heads) + " of num_attention_heads");
   if (!object.find("head_dim") && config.hidden % config.query_heads != 0)
     object.fail("num_attention_heads", std::to_string(config.query_heads) + " does not divide the " + std::to_string(config.hidden) +
                                            " of hidden_size, and head_dim is not given");

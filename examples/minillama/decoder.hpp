@@ -42,9 +42,9 @@ struct layer_step {
   std::size_t layer;
   layer_cache& cache;
   std::size_t slot;
-  pqkv::view<const float, 3> query;       // [batch, hq, d]
-  pqkv::view<const float, 2> lse;         // [batch, hq]
-  pqkv::active_slots active;              // [batch]
+  pqkv::view<const float, 3> query;  // [batch, hq, d]
+  pqkv::view<const float, 2> lse;    // [batch, hq]
+  pqkv::active_slots active;         // [batch]
 };
 using step_observer = std::function<void(const layer_step&)>;
 
@@ -78,7 +78,7 @@ class session {
   std::size_t prompt_tokens_, position_;
   std::size_t slots_, slot_;
   std::vector<std::unique_ptr<layer_cache>> caches_;
-  matrix qkv_, attention_;              // [batch, hq*d + 2*h*d], [batch, hq*d]; only the active slot's row is used
+  matrix qkv_, attention_;  // [batch, hq*d + 2*h*d], [batch, hq*d]; only the active slot's row is used
   std::vector<float> lse_, logits_;
   std::vector<std::uint8_t> active_;
   session_statistics statistics_;

@@ -21,8 +21,10 @@ audience terminal_audience() {
               },
           .answered =
               [](const question& asked, const answer& given) {
-                if (given.right) std::printf("\n");
-                else std::printf("   (wrong: it is %s)\n", asked.value.c_str());
+                if (given.right)
+                  std::printf("\n");
+                else
+                  std::printf("   (wrong: it is %s)\n", asked.value.c_str());
               }};
 }
 
@@ -43,8 +45,8 @@ void demonstrate(const model& llama, pool_runner& runner, const std::string& tex
 
   using enum policy_name;
   std::vector<interview> interviews;
-  for (contestant who : {contestant_at(full, 1), contestant_at(pq, 5), contestant_at(pq, 10), contestant_at(pq, 20), contestant_at(oracle, 10),
-                         contestant_at(streaming, 10)}) {
+  for (contestant who : {contestant_at(full, 1), contestant_at(pq, 5), contestant_at(pq, 10), contestant_at(pq, 20),
+                         contestant_at(oracle, 10), contestant_at(streaming, 10)}) {
     who.settings.quantizer.path = settings.path;
     who.settings.quantizer.train.seed = settings.seed;
     std::printf("\n%s\n", who.label.c_str());

@@ -15,8 +15,9 @@ using nlohmann::json;
 std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   using enum policy_name;
   std::vector<contestant> all;
-  for (contestant who : {contestant_at(full, 1), contestant_at(pq, 5), contestant_at(pq, 10), contestant_at(pq, 40, 4, 8), contestant_at(oracle, 10),
-                         contestant_at(oracle, 40), contestant_at(streaming, 10), contestant_at(streaming, 40)}) {
+  for (contestant who :
+       {contestant_at(full, 1), contestant_at(pq, 5), contestant_at(pq, 10), contestant_at(pq, 40, 4, 8), contestant_at(oracle, 10),
+        contestant_at(oracle, 40), contestant_at(streaming, 10), contestant_at(streaming, 40)}) {
     if (who.settings.name != full && !settings.policies.empty() && !settings.policies.count(who.settings.name)) continue;
     who.settings.budget.window = settings.window;
     auto& quantizer = who.settings.quantizer;
@@ -48,7 +49,8 @@ json summary_of(const interview& one, const interview& full) {
            {"right", one.right()},
            {"lost_of_full", lost},
            {"tokens_attended", s.per_step(s.tokens_attended) / static_cast<double>(s.layers)},
-           {"bytes_per_token", {{"rows", s.per_step(s.attended_bytes)}, {"index", s.per_step(s.index_bytes)}, {"selector", s.per_step(s.selector_bytes)}}},
+           {"bytes_per_token",
+            {{"rows", s.per_step(s.attended_bytes)}, {"index", s.per_step(s.index_bytes)}, {"selector", s.per_step(s.selector_bytes)}}},
            {"decode_tokens_per_second", s.tokens_per_second()},
            {"index_seconds", one.index_seconds()},
            {"measured_steps", q.steps},
@@ -82,7 +84,8 @@ std::size_t path_differences(const std::vector<interview>& interviews) {
 
 evaluation evaluate(const model& llama, pool_runner& runner, const std::string& text, const evaluation_settings& settings) {
   if (settings.length + question_room > llama.config().max_positions)
-    throw std::invalid_argument("--length: the model's " + std::to_string(llama.config().max_positions) + " positions do not hold a question behind it");
+    throw std::invalid_argument("--length: the model's " + std::to_string(llama.config().max_positions) +
+                                " positions do not hold a question behind it");
   evaluation result;
   for (const contestant& who : contestants_of(settings)) result.interviews.emplace_back(who, llama.config());
   json questions = json::array();
@@ -114,8 +117,12 @@ evaluation evaluate(const model& llama, pool_runner& runner, const std::string& 
   json policies = json::array();
   for (const interview& one : result.interviews) policies.push_back(summary_of(one, result.interviews.front()));
   result.json = {{"settings",
-                  {{"seed", settings.seed}, {"contexts", settings.contexts}, {"questions", settings.questions}, {"length", settings.length},
-                   {"window", settings.window ? json(*settings.window) : json(nullptr)}, {"text_bytes", text.size()},
+                  {{"seed", settings.seed},
+                   {"contexts", settings.contexts},
+                   {"questions", settings.questions},
+                   {"length", settings.length},
+                   {"window", settings.window ? json(*settings.window) : json(nullptr)},
+                   {"text_bytes", text.size()},
                    {"threads", runner.threads()}}},
                  {"policies", policies},
                  {"questions", questions}};

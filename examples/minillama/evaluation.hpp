@@ -25,8 +25,8 @@ struct evaluation_settings {
   std::uint64_t seed = 0;       // of contexts, questions and codebooks
   pqkv::search_path path = pqkv::search_path::automatic;
   path_check check = path_check::none;
-  std::set<policy_name> policies;      // which of the contestants take part beside full; empty: all
-  std::optional<std::size_t> window;  // most recent tokens that attend; default: half of what the sinks leave of the budget
+  std::set<policy_name> policies;     // which of the contestants take part beside full; empty: all
+  std::optional<std::size_t> window;  // most recent tokens that attend; default: the budget rule's share
 };
 
 struct evaluation {

@@ -60,24 +60,27 @@ std::size_t interview::right() const {
 }
 
 void print_table(const std::vector<interview>& interviews) {
-  std::printf("%-16s %9s %9s | %24s | %7s %6s %6s %6s | %8s %6s\n", "", "", "tokens", "KV kB read per token", "", "mass", "mass", "mass", "decode",
-              "against");
-  std::printf("%-16s %9s %9s | %8s %7s %7s | %7s %6s %6s %6s | %8s %6s\n", "policy", "right", "attended", "rows", "index", "select", "recall", "mean",
-              "worst", "retr.", "tokens/s", interviews.empty() ? "" : interviews.front().who().label.c_str());
+  std::printf("%-16s %9s %9s | %24s | %7s %6s %6s %6s | %8s %6s\n", "", "", "tokens", "KV kB read per token", "", "mass", "mass", "mass",
+              "decode", "against");
+  std::printf("%-16s %9s %9s | %8s %7s %7s | %7s %6s %6s %6s | %8s %6s\n", "policy", "right", "attended", "rows", "index", "select",
+              "recall", "mean", "worst", "retr.", "tokens/s", interviews.empty() ? "" : interviews.front().who().label.c_str());
   for (const interview& one : interviews) {
     const session_statistics& s = one.statistics();
     const quality_summary q = one.quality();
     const double kilobyte = 1000, layers = static_cast<double>(std::max<std::uint64_t>(one.statistics().layers, 1));
-    std::printf("%-16s %4zu/%4zu %9.0f | %8.0f %7.0f %7.0f | %7.3f %6.3f %6.3f ", one.who().label.c_str(), one.right(), one.answers().size(),
-                s.per_step(s.tokens_attended) / layers, s.per_step(s.attended_bytes) / kilobyte, s.per_step(s.index_bytes) / kilobyte,
-                s.per_step(s.selector_bytes) / kilobyte, q.recall, q.mass, q.worst_mass);
-    if (q.worst_retrieval_mass) std::printf("%6.3f", *q.worst_retrieval_mass);
-    else std::printf("%6s", "-");
+    std::printf("%-16s %4zu/%4zu %9.0f | %8.0f %7.0f %7.0f | %7.3f %6.3f %6.3f ", one.who().label.c_str(), one.right(),
+                one.answers().size(), s.per_step(s.tokens_attended) / layers, s.per_step(s.attended_bytes) / kilobyte,
+                s.per_step(s.index_bytes) / kilobyte, s.per_step(s.selector_bytes) / kilobyte, q.recall, q.mass, q.worst_mass);
+    if (q.worst_retrieval_mass)
+      std::printf("%6.3f", *q.worst_retrieval_mass);
+    else
+      std::printf("%6s", "-");
     std::printf(" | %8.1f %5.1fx\n", s.tokens_per_second(), s.tokens_per_second() / interviews.front().statistics().tokens_per_second());
   }
-  std::printf("tokens attended: sinks, window and retrieved, of each KV head, in each layer and step. recall: share of the exact top-k found.\n"
-              "mass: share of the softmax weight attended to, mean over heads, of the worst head, and of the worst retrieval head (one where\n"
-              "the exact top-k reaches 0.9). Recall and mass are means over the steps that yielded answer bytes.\n");
+  std::printf(
+      "tokens attended: sinks, window and retrieved, of each KV head, in each layer and step. recall: share of the exact top-k found.\n"
+      "mass: share of the softmax weight attended to, mean over heads, of the worst head, and of the worst retrieval head (one where\n"
+      "the exact top-k reaches 0.9). Recall and mass are means over the steps that yielded answer bytes.\n");
 }
 
 }  // namespace minillama

@@ -9,12 +9,14 @@ template <class Selector>
 class selector_cache final : public layer_cache {
  public:
   using cache = pqkv::pqcache<float, Selector>;
-  explicit selector_cache(const typename cache::params& params) : kv_heads_(params.kv_heads), memory_(cache::plan(params)), cache_(params) {}
+  explicit selector_cache(const typename cache::params& params)
+      : kv_heads_(params.kv_heads), memory_(cache::plan(params)), cache_(params) {}
 
   void prefill(const host_policy& cpu, std::size_t slot, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values) override {
     cache_.prefill(cpu, slot, keys, values);
   }
-  void append(const host_policy& cpu, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values, pqkv::active_slots active) override {
+  void append(const host_policy& cpu, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values,
+              pqkv::active_slots active) override {
     cache_.append(cpu, keys, values, active);
   }
   void attend(const host_policy& cpu, pqkv::view<const float, 3> query, pqkv::view<float, 3> out, pqkv::view<float, 2> lse,
@@ -47,7 +49,8 @@ class selector_cache final : public layer_cache {
 };
 
 template <class Selector>
-std::unique_ptr<layer_cache> make(const pqkv::cache_shape& shape, const pqkv::budget_rule& rule, const typename Selector::params& selector) {
+std::unique_ptr<layer_cache> make(const pqkv::cache_shape& shape, const pqkv::budget_rule& rule,
+                                  const typename Selector::params& selector) {
   typename pqkv::pqcache<float, Selector>::params params;
   static_cast<pqkv::cache_shape&>(params) = shape;
   params.budget = rule;
@@ -61,10 +64,14 @@ std::unique_ptr<layer_cache> make_layer_cache(const policy_settings& settings, c
                                               std::size_t slots, std::size_t capacity) {
   const pqkv::cache_shape shape{slots, config.kv_heads, config.query_heads, config.head_dim, capacity};
   switch (settings.name) {
-    case policy_name::full: return make<pqkv::selector::full>(shape, rule, {});
-    case policy_name::oracle: return make<pqkv::selector::oracle>(shape, rule, {settings.quantizer.reduction});
-    case policy_name::streaming: return make<pqkv::selector::streaming>(shape, rule, {});
-    case policy_name::pq: break;
+    case policy_name::full:
+      return make<pqkv::selector::full>(shape, rule, {});
+    case policy_name::oracle:
+      return make<pqkv::selector::oracle>(shape, rule, {settings.quantizer.reduction});
+    case policy_name::streaming:
+      return make<pqkv::selector::streaming>(shape, rule, {});
+    case policy_name::pq:
+      break;
   }
   return make<pqkv::selector::pq>(shape, rule, settings.quantizer);
 }

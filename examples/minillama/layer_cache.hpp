@@ -17,7 +17,8 @@ class layer_cache {
   /// Stores a prompt's keys and values [h, n, d] in a slot and builds the selector's index.
   virtual void prefill(const host_policy& cpu, std::size_t slot, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values) = 0;
   /// One step's keys and values [batch, h, d], of the active slots.
-  virtual void append(const host_policy& cpu, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values, pqkv::active_slots active) = 0;
+  virtual void append(const host_policy& cpu, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values,
+                      pqkv::active_slots active) = 0;
   /// Attention of queries [batch, hq, d] into out [batch, hq, d], with its log-sum-exp [batch, hq].
   virtual void attend(const host_policy& cpu, pqkv::view<const float, 3> query, pqkv::view<float, 3> out, pqkv::view<float, 2> lse,
                       pqkv::active_slots active) = 0;

@@ -23,22 +23,32 @@ struct options {
 
 void declare(CLI::App& app, options& o) {
   app.add_option("-m,--model", o.model_directory, "Hugging Face directory: config.json and model.safetensors")->required();
-  app.add_option("-t,--threads", o.threads, "threads")->check(CLI::Range(std::size_t{1}, std::size_t{1024}))->capture_default_str();
+  app.add_option("-t,--threads", o.threads, "threads")->check(count_range(1, 1024))->capture_default_str();
   app.add_option("-f,--file", o.prompt_file, "file whose bytes are the prompt");
   app.add_option("-p,--prompt", o.prompt, "prompt; behind -f it follows the file's prompt, through the decode path");
-  app.add_option("-n,--tokens", o.tokens, "tokens to generate at most; the model's end token ends earlier")->capture_default_str();
-  app.add_option("-c,--context", o.context, "longest context, prompt and answer; default: what the model was made for");
+  app.add_option("-n,--tokens", o.tokens, "tokens to generate at most; the model's end token ends earlier")
+      ->check(count_range())
+      ->capture_default_str();
+  app.add_option("-c,--context", o.context, "longest context, prompt and answer; default: what the model was made for")
+      ->check(count_range());
   app.add_option("--policy", o.policy.name, "full, pq, oracle or streaming; default pq")
-      ->transform(CLI::CheckedTransformer(policy_names()))->default_str("pq");
+      ->transform(CLI::CheckedTransformer(policy_names()).description("full|pq|oracle|streaming"))
+      ->default_str("pq");
   auto* ratio = app.add_option("--ratio", o.policy.budget.ratio, "share of the tokens that attend, 0 to 1")->capture_default_str();
-  app.add_option("--retrieve", o.retrieve, "tokens retrieved per KV head, instead of by ratio; 0 is streaming")->excludes(ratio);
-  app.add_option("--window", o.window, "most recent tokens that always attend; default: half of what the sinks leave");
-  app.add_option("--sink", o.policy.budget.sinks, "first tokens that always attend")->capture_default_str();
-  app.add_option("--subspaces", o.policy.quantizer.subspaces, "m: parts that a key is cut into")->capture_default_str();
-  app.add_option("--bits", o.policy.quantizer.bits, "b: bits of each part's code")->capture_default_str();
+  app.add_option("--retrieve", o.retrieve, "tokens retrieved per KV head, instead of by ratio; 0 is streaming")
+      ->check(count_range())
+      ->excludes(ratio);
+  app.add_option("--window", o.window, "most recent tokens that always attend; default: a tenth of what the sinks leave, at least 16")
+      ->check(count_range());
+  app.add_option("--sink", o.policy.budget.sinks, "first tokens that always attend")->check(count_range())->capture_default_str();
+  app.add_option("--subspaces", o.policy.quantizer.subspaces, "m: parts that a key is cut into")
+      ->check(count_range())
+      ->capture_default_str();
+  app.add_option("--bits", o.policy.quantizer.bits, "b: bits of each part's code")->check(count_range())->capture_default_str();
   app.add_option("--path", o.policy.quantizer.path, "auto, joint or scan: how scores are computed; the answer is the same")
-      ->transform(CLI::CheckedTransformer(path_names()))->default_str("auto");
-  app.add_option("--seed", o.policy.quantizer.train.seed, "seed of the codebooks")->capture_default_str();
+      ->transform(CLI::CheckedTransformer(path_names()).description("auto|joint|scan"))
+      ->default_str("auto");
+  app.add_option("--seed", o.policy.quantizer.train.seed, "seed of the codebooks")->check(CLI::NonNegativeNumber)->capture_default_str();
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -52,7 +62,8 @@ std::size_t checked_context(const options& o, const model_config& config, std::s
   const std::size_t context = o.context ? o.context : config.max_positions;
   const std::string source = o.prompt_file.empty() ? "-p" : o.prompt_file;
   if (prompt_bytes > context)
-    throw load_error(source, "prompt: " + std::to_string(prompt_bytes) + " bytes are longer than the context of " + std::to_string(context));
+    throw load_error(source,
+                     "prompt: " + std::to_string(prompt_bytes) + " bytes are longer than the context of " + std::to_string(context));
   return context;
 }
 
@@ -61,7 +72,8 @@ void print_statistics(const session& session, std::size_t prefilled, double pref
   const pqkv::memory_plan memory = session.memory();
   std::fprintf(stderr, "time to first token   %10.3f s\n", first_token_seconds);
   std::fprintf(stderr, "prefill               %10.1f tokens/s (%zu tokens)\n", static_cast<double>(prefilled) / prefill_seconds, prefilled);
-  std::fprintf(stderr, "decode                %10.1f tokens/s (%llu tokens)\n", s.tokens_per_second(), static_cast<unsigned long long>(s.steps));
+  std::fprintf(stderr, "decode                %10.1f tokens/s (%llu tokens)\n", s.tokens_per_second(),
+               static_cast<unsigned long long>(s.steps));
   std::fprintf(stderr, "KV bytes held         %10zu (index %zu)\n", memory.kv_bytes, memory.index_bytes);
   std::fprintf(stderr, "KV bytes read/token   %10.0f attended rows %10.0f index %10.0f selector\n", s.per_step(s.attended_bytes),
                s.per_step(s.index_bytes), s.per_step(s.selector_bytes));

@@ -81,7 +81,8 @@ model::model(const std::filesystem::path& directory) : config_(load_config(direc
 
   frequencies_.resize(index_of(config_.head_dim / 2));
   for (Eigen::Index i = 0; i < frequencies_.size(); ++i)
-    frequencies_[i] = static_cast<float>(std::pow(config_.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim)));
+    frequencies_[i] =
+        static_cast<float>(std::pow(config_.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim)));
 }
 
 void model::embed(std::span<const std::uint8_t> tokens, rows_view x) const {

@@ -31,8 +31,7 @@ class pool_runner {
     }
     // Shared, because a helper may wake up after everything is done. It then finds no index left and never touches f.
     const auto work = std::make_shared<job>(count);
-    for (std::size_t i = 0; i < helpers; ++i)
-      pool_->Schedule([work, &f] { work->take_part(f); });
+    for (std::size_t i = 0; i < helpers; ++i) pool_->Schedule([work, &f] { work->take_part(f); });
     work->take_part(f);
     work->wait();
   }

@@ -43,7 +43,8 @@ using const_tile = Eigen::Map<const matrix>;
 /// @param queries  [query_tile_tokens, g*d], read from rows of the stride given
 /// @param first    position of the tile's first token
 /// @param out      [query_tile_tokens, g*d], written
-void attend_tile(const const_rows_view& queries, std::size_t group, std::size_t first, const float* keys, const float* values, rows_view out) {
+void attend_tile(const const_rows_view& queries, std::size_t group, std::size_t first, const float* keys, const float* values,
+                 rows_view out) {
   const Eigen::Index tokens = queries.rows(), g = index_of(group), d = queries.cols() / g;
   const std::size_t end = first + static_cast<std::size_t>(tokens);
   matrix q(tokens * g, d), gathered = matrix::Zero(tokens * g, d), scores(tokens * g, index_of(key_tile));
@@ -82,7 +83,8 @@ prefilled_prompt prefill(const model& llama, std::span<const std::uint8_t> token
   const std::size_t n = tokens.size(), d = config.head_dim, blocks = tiles(n, block_tokens), query_tiles = tiles(n, query_tile);
   const std::size_t query_width = config.query_width(), kv_width = config.kv_width(), group_width = config.group() * d;
 
-  matrix x(index_of(n), index_of(config.hidden)), queries(index_of(n), index_of(query_width)), attention(index_of(n), index_of(query_width));
+  matrix x(index_of(n), index_of(config.hidden)), queries(index_of(n), index_of(query_width)),
+      attention(index_of(n), index_of(query_width));
   llama.embed(tokens, x);
 
   prefilled_prompt prompt;
@@ -90,13 +92,15 @@ prefilled_prompt prefill(const model& llama, std::span<const std::uint8_t> token
   prompt.layers.resize(config.layers);
   prompt.logits.resize(config.vocabulary);
 
-  // Work in multiply-adds: the progress bar moves with time, not with layers.
+  // Work in multiply-adds: the progress bar moves with time, not with layers. The last layer attends for the last tile alone.
+  const std::size_t last_block = (query_tiles - 1) * query_tile / block_tokens;
   const double linear = static_cast<double>(config.hidden * (config.qkv_width() + query_width + 3 * config.intermediate));
   const auto attention_work = [&](std::size_t tile) {
     return static_cast<double>(query_tile * (tile + 1)) * static_cast<double>(query_tile * 2 * group_width);
   };
-  double total = static_cast<double>(config.layers * n) * linear;
-  for (std::size_t tile = 0; tile < query_tiles; ++tile) total += static_cast<double>((config.layers - 1) * config.kv_heads) * attention_work(tile);
+  double total = static_cast<double>((config.layers - 1) * n + n - last_block * block_tokens) * linear;
+  for (std::size_t tile = 0; tile < query_tiles; ++tile)
+    total += static_cast<double>((tile + 1 == query_tiles ? config.layers : config.layers - 1) * config.kv_heads) * attention_work(tile);
   work_meter meter(report, total);
 
   for (std::size_t layer = 0; layer < config.layers; ++layer) {
@@ -123,12 +127,14 @@ prefilled_prompt prefill(const model& llama, std::span<const std::uint8_t> token
     runner.run(wanted * config.kv_heads, [&](std::size_t task) {
       const std::size_t tile = query_tiles - 1 - task / config.kv_heads, head = task % config.kv_heads;  // the longest first
       const std::size_t first = tile * query_tile, count = std::min(query_tile, n - first);
-      const auto block = [&](matrix& of) { return of.block(index_of(first), index_of(head * group_width), index_of(count), index_of(group_width)); };
+      const auto block = [&](matrix& of) {
+        return of.block(index_of(first), index_of(head * group_width), index_of(count), index_of(group_width));
+      };
       attend_tile(block(queries), config.group(), first, keys.data() + head * n * d, values.data() + head * n * d, block(attention));
       meter.add(attention_work(tile));
     });
 
-    const std::size_t first_block = last_layer ? (query_tiles - 1) * query_tile / block_tokens : 0;
+    const std::size_t first_block = last_layer ? last_block : 0;
     runner.run(blocks - first_block, [&](std::size_t task) {
       const std::size_t first = (first_block + task) * block_tokens, count = std::min(block_tokens, n - first);
       llama.finish_layer(layer, attention.middleRows(index_of(first), index_of(count)), x.middleRows(index_of(first), index_of(count)));

@@ -19,7 +19,7 @@ struct prefilled_prompt {
   struct layer {
     std::vector<float> keys, values;
   };
-  std::size_t tokens = 0;     // n
+  std::size_t tokens = 0;  // n
   std::vector<layer> layers;
   std::vector<float> logits;  // [vocabulary], of the last position
 };

@@ -46,14 +46,15 @@ void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
   const auto exact_view = pqkv::make_view(exact.data(), kv_heads_, k);
   if (k > 0) {
     const auto score_view = pqkv::make_view(scores.data(), kv_heads_, std::size_t{middle.size()});
-    pqkv::exact_scores(cpu, query, store.keys, pqkv::make_view(ranges.data(), kv_heads_), pqkv::group_reduction::probability_sum, score_view);
+    pqkv::exact_scores(cpu, query, store.keys, pqkv::make_view(ranges.data(), kv_heads_), pqkv::group_reduction::probability_sum,
+                       score_view);
     pqkv::top_k(cpu, score_view, exact_view);
     for (std::int32_t& token : exact) token += static_cast<std::int32_t>(middle.begin);
   }
   const std::vector<pqkv::token_span> kept(kv_heads_, {middle.begin, middle.end, n});
   const std::vector<std::uint32_t> exact_counts(kv_heads_, static_cast<std::uint32_t>(k));
-  const auto oracle = lse_over(cpu, query, store,
-                               {pqkv::make_view(kept.data(), kv_heads_), exact_view, pqkv::make_view(exact_counts.data(), kv_heads_)});
+  const auto oracle =
+      lse_over(cpu, query, store, {pqkv::make_view(kept.data(), kv_heads_), exact_view, pqkv::make_view(exact_counts.data(), kv_heads_)});
 
   // What the policy retrieves for the same queries.
   const std::size_t slots = step.query.extent(0), most = step.cache.retrieve_capacity(step.slot);

@@ -14,12 +14,12 @@ namespace minillama {
 /// Means over the observed steps; "worst" is the lowest of the heads' means.
 struct quality_summary {
   std::size_t steps = 0;
-  double recall = 0;        // of the exact top-k of the middle, the share that was retrieved; mean over KV heads
+  double recall = 0;  // of the exact top-k of the middle, the share that was retrieved; mean over KV heads
   double worst_recall = 0;
-  double mass = 0;          // share of the softmax weight that was attended to; mean over query heads
+  double mass = 0;  // share of the softmax weight that was attended to; mean over query heads
   double worst_mass = 0;
-  double oracle_mass = 0;   // the same for the exact top-k: the ceiling; 0 for a policy that retrieves nothing
-  std::size_t retrieval_heads = 0;              // query heads whose oracle mass is at least 0.9
+  double oracle_mass = 0;                        // the same for the exact top-k: the ceiling; 0 for a policy that retrieves nothing
+  std::size_t retrieval_heads = 0;               // query heads whose oracle mass is at least 0.9
   std::optional<double> worst_retrieval_mass{};  // lowest mass of these
 };
 
@@ -40,7 +40,7 @@ class quality_meter {
   };
 
   std::size_t kv_heads_, query_heads_;
-  std::vector<head_sum> heads_;  // [layers, hq]
+  std::vector<head_sum> heads_;   // [layers, hq]
   std::size_t observations_ = 0;  // layers times steps
   std::size_t layers_;
 };

@@ -15,11 +15,11 @@ constexpr std::size_t bytes_per_needle = 512;
 constexpr std::size_t list_percent = 30;
 
 constexpr const char* words[] = {
-    "amber",  "anchor", "arrow",  "autumn", "badger", "basket", "beacon", "birch",  "bridge", "canyon", "cedar",  "cinder", "clover",
-    "cobalt", "copper", "coral",  "cotton", "crystal", "dagger", "desert", "dragon", "eagle",  "ember",  "falcon", "feather", "forest",
-    "garnet", "glacier", "hammer", "harbor", "hazel",  "helmet", "indigo", "island", "ivory",  "jasper", "kettle", "lantern", "lemon",
-    "marble", "meadow", "mirror", "nectar", "nickel", "ocean",  "olive",  "orchid", "pebble", "pepper", "pillar", "planet", "prairie",
-    "quartz", "rabbit", "raven",  "ribbon", "river",  "saddle", "saffron", "silver", "timber", "tundra", "velvet", "willow"};
+    "amber",  "anchor",  "arrow",  "autumn", "badger",  "basket", "beacon",  "birch",  "bridge", "canyon", "cedar",  "cinder",  "clover",
+    "cobalt", "copper",  "coral",  "cotton", "crystal", "dagger", "desert",  "dragon", "eagle",  "ember",  "falcon", "feather", "forest",
+    "garnet", "glacier", "hammer", "harbor", "hazel",   "helmet", "indigo",  "island", "ivory",  "jasper", "kettle", "lantern", "lemon",
+    "marble", "meadow",  "mirror", "nectar", "nickel",  "ocean",  "olive",   "orchid", "pebble", "pepper", "pillar", "planet",  "prairie",
+    "quartz", "rabbit",  "raven",  "ribbon", "river",   "saddle", "saffron", "silver", "timber", "tundra", "velvet", "willow"};
 
 std::string hex_digits(random_source& random) {
   std::string text;
@@ -29,9 +29,12 @@ std::string hex_digits(random_source& random) {
 
 std::string random_key(random_source& random) {
   switch (random.below(3)) {
-    case 0: return std::string(random.pick(words)) + " " + random.pick(words);
-    case 1: return hex_digits(random);
-    default: return std::string(random.pick(words)) + "-" + std::to_string(random.below(1000));
+    case 0:
+      return std::string(random.pick(words)) + " " + random.pick(words);
+    case 1:
+      return hex_digits(random);
+    default:
+      return std::string(random.pick(words)) + "-" + std::to_string(random.below(1000));
   }
 }
 
@@ -42,17 +45,23 @@ std::string random_value(random_source& random) {
       for (std::size_t left = 3 + random.below(4); left > 0; --left) digits += "0123456789"[random.below(10)];
       return digits;
     }
-    case 1: return hex_digits(random);
-    default: return random.pick(words);
+    case 1:
+      return hex_digits(random);
+    default:
+      return random.pick(words);
   }
 }
 
 std::string needle(const question& fact, random_source& random) {
   switch (random.below(4)) {
-    case 0: return "\nThe code of " + fact.key + " is " + fact.value + ".\n";
-    case 1: return "\nNote: " + fact.key + " has the code " + fact.value + ".\n";
-    case 2: return "\nRemember that the code of " + fact.key + " is " + fact.value + ".\n";
-    default: return "\n" + fact.key + ": " + fact.value + "\n";
+    case 0:
+      return "\nThe code of " + fact.key + " is " + fact.value + ".\n";
+    case 1:
+      return "\nNote: " + fact.key + " has the code " + fact.value + ".\n";
+    case 2:
+      return "\nRemember that the code of " + fact.key + " is " + fact.value + ".\n";
+    default:
+      return "\n" + fact.key + ": " + fact.value + "\n";
   }
 }
 
@@ -75,7 +84,8 @@ class fact_source {
 /// A span of the text from a random offset.
 std::string running_text(const std::string& text, std::size_t length, random_source& random) {
   if (text.size() < length)
-    throw std::invalid_argument("--text: " + std::to_string(text.size()) + " bytes of text do not fill a context of " + std::to_string(length));
+    throw std::invalid_argument("--text: " + std::to_string(text.size()) + " bytes of text do not fill a context of " +
+                                std::to_string(length));
   return text.substr(random.below(text.size() - length + 1), length);
 }
 
@@ -97,7 +107,8 @@ std::string splice(const std::string& text, const std::vector<std::string>& piec
 
 const char* name_of(context_kind kind) { return kind == context_kind::needles ? "needles" : "list"; }
 
-question_context make_context(context_kind kind, const std::string& text, std::size_t length, std::size_t questions, random_source& random) {
+question_context make_context(context_kind kind, const std::string& text, std::size_t length, std::size_t questions,
+                              random_source& random) {
   question_context context{kind, {}, {}};
   fact_source facts(random);
   std::vector<std::string> pieces;
@@ -119,7 +130,8 @@ question_context make_context(context_kind kind, const std::string& text, std::s
     piece_bytes = list.size();
   }
   if (piece_bytes > length)
-    throw std::invalid_argument("--length: " + std::to_string(length) + " bytes do not hold the facts of " + std::to_string(questions) + " questions");
+    throw std::invalid_argument("--length: " + std::to_string(length) + " bytes do not hold the facts of " + std::to_string(questions) +
+                                " questions");
   context.text = splice(running_text(text, length - piece_bytes, random), pieces, random);
   random.shuffle(context.questions);
   context.questions.resize(questions);

@@ -131,7 +131,8 @@ void safetensors_file::read(const std::string& name, std::span<const std::size_t
   if (!element_bytes(found.type)) throw load_error(path_, name, "unknown type " + found.type + " (F32, F16 and BF16 can be read)");
   if (!std::equal(shape.begin(), shape.end(), found.shape.begin(), found.shape.end()))
     throw load_error(path_, name, "expected shape " + printed(shape) + ", got " + printed(found.shape));
-  if (out.size() * *element_bytes(found.type) != found.bytes.size()) throw std::invalid_argument("read: out does not have the shape's size");
+  if (out.size() * *element_bytes(found.type) != found.bytes.size())
+    throw std::invalid_argument("read: out does not have the shape's size");
 
   const std::size_t finite = found.type == "F32"    ? convert_finite<float>(found.bytes, out)
                              : found.type == "BF16" ? convert_finite<pqkv::bfloat16>(found.bytes, out)

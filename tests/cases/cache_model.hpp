@@ -13,7 +13,7 @@
 
 namespace pqkv_cases {
 
-/// The budget rule, from the method's text.
+/// The budget rule, from its text.
 struct plain_budget {
   std::size_t sinks, window, retrieve;
 };
@@ -21,7 +21,8 @@ inline plain_budget budget_at(const pqkv::budget_rule& rule, std::size_t n) {
   std::size_t total = std::max(rule.min_tokens, static_cast<std::size_t>(std::floor(rule.ratio * static_cast<double>(n))));
   if (rule.tokens != 0) total = rule.tokens;
   const std::size_t rest = total - std::min(total, rule.sinks);
-  const std::size_t w = rule.window.value_or(std::max<std::size_t>(1, rest / 2));
+  const auto part = static_cast<std::size_t>(std::floor(rule.window_share * static_cast<double>(rest)));
+  const std::size_t w = rule.window.value_or(std::min(std::max<std::size_t>(16, part), std::max<std::size_t>(1, rest / 2)));
   return {rule.sinks, w, rule.retrieve.value_or(rest - std::min(rest, w))};
 }
 

@@ -168,7 +168,7 @@ inline pqkv::codebook make_book(const pqkv::pq_shape& shape, std::uint64_t seed,
   const auto view = book.mutable_view();
   for (std::size_t i = 0; i < view.centroids.size(); ++i)
     view.centroids.data[i] = what == content::duplicates ? static_cast<float>(static_cast<int>(random.below(3)) - 1) : random.gaussian();
-  for (std::size_t i = 0; i < view.mean.size(); ++i) view.mean.data[i] = float(pqkv::bfloat16(8 * random.gaussian()));
+  for (std::size_t i = 0; i < view.mean.size(); ++i) view.mean.data[i] = float(pqkv::bfloat16(0.5f * random.gaussian()));
   return book;
 }
 

@@ -245,8 +245,9 @@ int main() {
   results* on_device = nullptr;
   if (!succeeded(cudaMalloc(&on_device, input_count * sizeof(results)), "cudaMalloc")) return 1;
   std::vector<results> from_device(input_count);
-  const std::size_t total = all_differences<rounded_operations, comparisons, chains, exponentials, normalisers, fixed_points, scalars, draws>(
-      on_device, from_device);
+  const std::size_t total =
+      all_differences<rounded_operations, comparisons, chains, exponentials, normalisers, fixed_points, scalars, draws>(on_device,
+                                                                                                                        from_device);
   succeeded(cudaFree(on_device), "cudaFree");
   std::printf("%zu differences\n", total);
   return total == 0 ? 0 : 1;

@@ -20,7 +20,8 @@ struct bit_sum {
   PQKV_HD void add(float x) { total += pqkv::float_bits(x); }
 };
 
-PQKV_HD void use_arithmetic(const float* a, const float* b, std::size_t stride, std::size_t n, canonical::softmax_scale scale, bit_sum& sum) {
+PQKV_HD void use_arithmetic(const float* a, const float* b, std::size_t stride, std::size_t n, canonical::softmax_scale scale,
+                            bit_sum& sum) {
   const float x = a[0], y = b[0];
   sum.add(canonical::fma(x, y, x));
   sum.add(canonical::add(x, y));
@@ -32,8 +33,7 @@ PQKV_HD void use_arithmetic(const float* a, const float* b, std::size_t stride, 
   sum.add(canonical::squared_distance(a, b, stride, n));
   sum.add(canonical::exponential(x, scale));
   sum.add(canonical::recentring(x, scale));
-  constexpr float highest = canonical::exp2_coefficient[6];  // the array itself is host data
-  sum.add(highest);
+  sum.add(canonical::exp2_c0 + canonical::exp2_c6);
   const std::uint64_t z = canonical::to_fixed(y);
   sum.add(z);
   sum.add(std::uint64_t{canonical::needs_recentring(z, n)});
@@ -72,7 +72,7 @@ PQKV_HD void use_views(pqkv::view<T, 3, device> rows, bit_sum& sum) {
   sum.add(static_cast<float>(pqkv::as_const(rows)[0][1](2)));
   const auto made = pqkv::make_view<device>(rows.data, rows.extent(0), rows.extent(1), rows.extent(2));
   sum.add(static_cast<float>(pqkv::flatten(made)(1, 2)));
-  sum.add(std::uint64_t{made.size() + made.stride(1) + made.extent(2)});
+  sum.add(std::uint64_t{made.size() + made.stride(1) + made.extent(2) + made.rank()});
   sum.add(std::uint64_t{made.empty()});
   const pqkv::strided_store<T, device> store{read_only, middle};
   const pqkv::kv_row<T> key = store.key(0, 1), value = store.value(0, 0);
@@ -90,6 +90,9 @@ PQKV_HD void use_index_views(pqkv::mutable_codebook_view<device> book, pqkv::mut
   sum.add(std::uint64_t{cells.empty() ? 0 : cells.cells()});
   const pqkv::middle_range middle{32, 96, 8};
   sum.add(std::uint64_t{middle.size() + middle.selected()});
+  const pqkv::pq_shape shape{8, 128, 2, 6};
+  sum.add(std::uint64_t{shape.sub_dim() + shape.centroids() + shape.joint_bits() + shape.cells()});
+  sum.add(std::uint64_t{pqkv::code_plane_stride(100) + pqkv::score_lists(pqkv::group_reduction::none, 8, 32)});
   sum.add(static_cast<std::uint64_t>(pqkv::resolve_path(pqkv::search_path::automatic, cells.cells(), middle.size())));
 }
 

@@ -69,8 +69,8 @@ TEST_CASE("every extent of a complete file is read") {
 
 TEST_CASE("absent keys take the defaults of Hugging Face") {
   json config = config_of({});
-  for (const char* key : {"num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "tie_word_embeddings", "hidden_act", "attention_bias",
-                          "mlp_bias", "eos_token_id"})
+  for (const char* key : {"num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "tie_word_embeddings", "hidden_act",
+                          "attention_bias", "mlp_bias", "eos_token_id"})
     config.erase(key);
   const auto read = loaded(config);
   CHECK(read.kv_heads == 4);

@@ -91,7 +91,8 @@ inline std::vector<numbers> plain_logits(const tiny_shape& shape, const tensors&
   }
   std::vector<numbers> logits;
   for (const numbers& row : x)
-    logits.push_back(product(shape.tied ? embedding : weights.at("lm_head.weight"), normalised(row, weights.at("model.norm.weight"), shape.epsilon)));
+    logits.push_back(
+        product(shape.tied ? embedding : weights.at("lm_head.weight"), normalised(row, weights.at("model.norm.weight"), shape.epsilon)));
   return logits;
 }
 

@@ -138,7 +138,8 @@ TEST_CASE("NaN and infinity are found in every type, at any place") {
   const temporary_directory folder;
   const auto path = folder.path() / "f";
   for (const std::string type : {"F32", "F16", "BF16"})
-    for (const float poison : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()})
+    for (const float poison :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()})
       for (std::size_t place = 0; place < 6; ++place) {
         tensors spoiled = two_tensors;
         spoiled["a"].values[place] = poison;

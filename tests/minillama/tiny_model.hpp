@@ -51,9 +51,12 @@ inline void append_bytes(std::string& out, float value, const std::string& type)
     std::memcpy(bytes, &stored, sizeof(stored));
     out.append(bytes, sizeof(stored));
   };
-  if (type == "F32") add(value);
-  else if (type == "F16") add(pqkv::half(value));
-  else add(pqkv::bfloat16(value));
+  if (type == "F32")
+    add(value);
+  else if (type == "F16")
+    add(pqkv::half(value));
+  else
+    add(pqkv::bfloat16(value));
 }
 
 /// What the value becomes when it is stored: the oracle computes with the numbers that the file holds.

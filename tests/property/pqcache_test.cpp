@@ -174,6 +174,7 @@ typename pqkv::pqcache<T, watched_pq>::params random_params(random_source& rando
   p.budget.sinks = random.below(9);
   p.budget.min_tokens = p.budget.sinks + 1 + random.below(30);
   p.budget.ratio = 0.03 * static_cast<double>(random.below(10));
+  p.budget.window_share = 0.1 * static_cast<double>(random.below(6));
   if (random.below(4) == 0) p.budget.tokens = p.budget.sinks + 1 + random.below(60);
   if (random.below(4) == 0) p.budget.window = 1 + random.below(50);
   if (random.below(4) == 0) p.budget.retrieve = random.below(80);

@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include <pqkv/pqkv.hpp>
@@ -108,7 +110,6 @@ TEST_CASE("k-means equals the plain oracle to the bit on random problems") {
   // The comparison says something only if the problems were of every kind.
   CHECK(seen.trained > 400);
   CHECK(seen.untrained > 40);
-  CHECK(seen.filled > 20);
   CHECK(seen.settled > 40);
 }
 
@@ -139,7 +140,7 @@ TEST_CASE("a longer training is another result, until it settles") {
       sum += static_cast<double>(pqkv_cases::plain_nearest(&points(0, 0, t, 0), found.centroids.data(), 32, 8).second);
     return sum / 2000;
   };
-  CHECK(error(ten) < 0.9 * error(one));
+  CHECK(error(ten) < 0.95 * error(one));
   CHECK(error(ten) < 5.0);  // 8 dimensions of variance 1: no centroids at all would leave 8
 }
 
@@ -159,6 +160,23 @@ TEST_CASE("an empty cluster takes the farthest row of the fullest one, ties to t
       CHECK(far == std::vector<float>(x.begin() + 3, x.end()));
     });
   }
+}
+
+TEST_CASE("empty clusters among heavy-tailed rows are filled as the oracle fills them, several at once too") {
+  exercised seen;
+  for (std::uint64_t seed = 0; seed < 80; ++seed) {
+    pqkv_cases::random_source random(seed);
+    std::vector<float> x(128);
+    for (float& one : x) {
+      const float g = random.gaussian();
+      one = g * g * g * g * g;  // many rows near 0, few far away: clusters lose their only row as their neighbours move
+    }
+    const auto points = make_view(static_cast<const float*>(x.data()), 1, 1, 128, 1);
+    const kmeans_params params{10, seed, 256};
+    const clusters expected = plain(points, {0.0f}, 64, params, seen);
+    pqkv_cases::for_each_isa([&](auto isa) { CHECK(equal(run(exec::host<decltype(isa)>{}, points, {0.0f}, 64, params), expected)); });
+  }
+  CHECK(seen.filled > 40);
 }
 
 TEST_CASE("n = c distinct rows become the centroids themselves") {

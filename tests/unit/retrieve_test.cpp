@@ -109,7 +109,8 @@ TEST_CASE("retrieve: skipped query heads are flagged and left out; all of them s
       CHECK(found.lists.back() == lowest);
     }
   // Without the head the group is the other two.
-  search_problem two({.h = 1, .g = 2, .m = 2, .bits = 4, .n = 500, .d = 64}, table_kind::equal, code_kind::same, *std::make_unique<random_source>(1));
+  random_source random(1);
+  search_problem two({.h = 1, .g = 2, .m = 2, .bits = 4, .n = 500, .d = 64}, table_kind::equal, code_kind::same, random);
   for (std::size_t q = 0; q < 2; ++q)
     for (std::size_t j = 0; j < 2; ++j)
       for (std::size_t x = 0; x < 16; ++x) two.mutable_table().entries(q, j, x) = spoiled.table().entries(2 * q, j, x);

@@ -9,7 +9,8 @@ using namespace pqkv::space;
 namespace {
 struct somewhere {};
 template <class From>
-constexpr int readers = usable_from<From, host> + 2 * usable_from<From, device> + 4 * usable_from<From, pinned> + 8 * usable_from<From, managed>;
+constexpr int readers =
+    usable_from<From, host> + 2 * usable_from<From, device> + 4 * usable_from<From, pinned> + 8 * usable_from<From, managed>;
 }  // namespace
 
 TEST_CASE("four types are spaces, others are not") {

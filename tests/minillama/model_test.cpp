@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tiny random Llamas against the double-precision oracle: prefill and decode steps, for every type, tied and separate embeddings,
+// grouped heads, lengths on both sides of the tiles, forks, and selectors that attend to everything.
+#include <doctest/doctest.h>
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include "decoder.hpp"
+#include "load_error.hpp"
+#include "plain_llama.hpp"
+#include "quality.hpp"
+#include "tiny_model.hpp"
+
+using namespace minillama_test;
+using minillama::bytes_of;
+
+namespace {
+
+std::string random_text(std::size_t length, std::uint64_t seed) {
+  std::mt19937_64 bits(seed);
+  std::string text(length, ' ');
+  for (char& c : text) c = static_cast<char>(bits() >> 56);
+  return text;
+}
+
+/// Largest difference, in units of the oracle's largest logit.
+double difference(std::span<const float> logits, const numbers& wanted) {
+  double worst = 0, scale = 0;
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    worst = std::max(worst, std::abs(static_cast<double>(logits[i]) - wanted[i]));
+    scale = std::max(scale, std::abs(wanted[i]));
+  }
+  return worst / scale;
+}
+
+constexpr double tolerance = 2e-5;  // float against double through a few layers
+
+struct loaded_model {
+  explicit loaded_model(const tiny_shape& of, std::uint64_t seed = 1) : shape(of), weights(random_weights(of, seed)) {
+    write_model(folder.path(), shape, weights);
+    llama = std::make_unique<minillama::model>(folder.path());
+  }
+  tiny_shape shape;
+  tensors weights;
+  temporary_directory folder;
+  std::unique_ptr<minillama::model> llama;
+};
+
+minillama::policy_settings policy(minillama::policy_name name, double ratio = 1.0) {
+  minillama::policy_settings settings;
+  settings.name = name;
+  settings.budget.ratio = ratio;
+  return settings;
+}
+
+}  // namespace
+
+TEST_CASE("prefill and decode agree with the oracle for every type and both kinds of embeddings") {
+  minillama::pool_runner runner(2);
+  for (const std::string type : {"F32", "F16", "BF16"}) {
+    for (const bool tied : {true, false}) {
+      CAPTURE(type);
+      CAPTURE(tied);
+      const loaded_model model({.tied = tied, .type = type});
+      const std::string text = random_text(40, 7);
+      const auto wanted = plain_logits(model.shape, model.weights, bytes_of(text));
+      const auto prompt = minillama::prefill(*model.llama, bytes_of(text).first(30), runner);
+      CHECK(difference(prompt.logits, wanted[29]) < tolerance);
+      minillama::session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 10, minillama::session_kind::single);
+      for (std::size_t t = 30; t < text.size(); ++t) CHECK(difference(session.step(bytes_of(text)[t]), wanted[t]) < tolerance);
+    }
+  }
+}
+
+TEST_CASE("heads of every grouping, and a rotary base of its own") {
+  minillama::pool_runner runner(2);
+  for (const auto& [hq, h, d] : {std::array<std::size_t, 3>{1, 1, 8}, {4, 4, 8}, {6, 2, 16}, {8, 1, 40}, {3, 3, 64}}) {
+    CAPTURE(hq);
+    CAPTURE(d);
+    const loaded_model model({.hidden = 32, .layers = 3, .query_heads = hq, .kv_heads = h, .head_dim = d, .theta = 1e6}, d);
+    const std::string text = random_text(21, hq);
+    const auto wanted = plain_logits(model.shape, model.weights, bytes_of(text));
+    const auto prompt = minillama::prefill(*model.llama, bytes_of(text).first(20), runner);
+    CHECK(difference(prompt.logits, wanted[19]) < tolerance);
+    minillama::session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 1, minillama::session_kind::single);
+    CHECK(difference(session.step(bytes_of(text)[20]), wanted[20]) < tolerance);
+  }
+}
+
+TEST_CASE("prompts on both sides of tiles and blocks") {
+  const loaded_model model({.layers = 2});
+  const std::string text = random_text(300, 3);
+  const auto wanted = plain_logits(model.shape, model.weights, bytes_of(text));
+  for (const std::size_t threads : {1u, 3u}) {
+    minillama::pool_runner runner(threads);
+    for (const std::size_t n : {1u, 2u, 63u, 64u, 65u, 127u, 128u, 129u, 192u, 255u, 256u, 257u, 300u}) {
+      CAPTURE(n);
+      double last = 0;
+      const auto prompt = minillama::prefill(*model.llama, bytes_of(text).first(n), runner, [&](double share) {
+        CHECK(share >= last);
+        last = share;
+      });
+      CHECK(last > 0.999);
+      CHECK(prompt.tokens == n);
+      CHECK(difference(prompt.logits, wanted[n - 1]) < tolerance);
+    }
+  }
+}
+
+TEST_CASE("a fork leaves the prompt as it was, and room is counted from the fork") {
+  minillama::pool_runner runner(2);
+  const loaded_model model({});
+  const std::string prompt_text = random_text(50, 5);
+  const auto prompt = minillama::prefill(*model.llama, bytes_of(prompt_text), runner);
+  minillama::session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 4, minillama::session_kind::forked);
+  for (std::uint64_t seed = 0; seed < 3; ++seed) {
+    session.fork();
+    const std::string more = random_text(4, 100 + seed);
+    const auto wanted = plain_logits(model.shape, model.weights, bytes_of(prompt_text + more));
+    for (std::size_t t = 0; t < more.size(); ++t) CHECK(difference(session.step(bytes_of(more)[t]), wanted[50 + t]) < tolerance);
+    CHECK_THROWS_AS(session.step(0), pqkv::capacity_error);
+  }
+  CHECK(session.statistics().steps == 12);
+  CHECK(session.statistics().seconds > 0);
+}
+
+TEST_CASE("policies that retrieve the whole middle agree with the oracle; one that does not reads less") {
+  minillama::pool_runner runner(2);
+  const loaded_model model({.max_positions = 1024});
+  const std::string text = random_text(401, 9);
+  const auto wanted = plain_logits(model.shape, model.weights, bytes_of(text));
+  const auto prompt = minillama::prefill(*model.llama, bytes_of(text).first(400), runner);
+  using enum minillama::policy_name;
+  for (const auto name : {full, pq, oracle}) {
+    minillama::session dense(*model.llama, runner, policy(name, 1.0), prompt, 1, minillama::session_kind::single);
+    CHECK(difference(dense.step(bytes_of(text)[400]), wanted[400]) < tolerance);
+  }
+  minillama::quality_summary last;
+  for (const auto name : {streaming, pq, oracle, full}) {
+    minillama::session session(*model.llama, runner, policy(name, 0.25), prompt, 1, minillama::session_kind::single);
+    minillama::quality_meter meter(model.llama->config());
+    session.step(bytes_of(text)[400], meter.observer(session.policy()));
+    const auto quality = meter.summary();
+    CHECK(quality.steps == 1);
+    CHECK(quality.mass <= 1 + 1e-5);
+    CHECK(quality.worst_mass <= quality.mass);
+    CHECK(quality.mass >= last.mass - 0.02);  // random weights: the order is clear, not strict
+    CHECK(quality.recall == doctest::Approx(name == streaming ? 0.0 : name == pq ? quality.recall : 1.0));
+    if (name == oracle) CHECK(quality.mass == doctest::Approx(quality.oracle_mass).epsilon(1e-5));
+    const double tokens = session.statistics().per_step(session.statistics().tokens_attended) / static_cast<double>(model.shape.layers);
+    CHECK(tokens == doctest::Approx(name == full ? 401 : 100));
+    last = quality;
+  }
+}
+
+TEST_CASE("a head_dim that the library does not take is refused by name") {
+  minillama::pool_runner runner(1);
+  const loaded_model model({.head_dim = 6});
+  const auto prompt = minillama::prefill(*model.llama, bytes_of("abc"), runner);
+  CHECK_THROWS_AS(
+      minillama::session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 1, minillama::session_kind::single),
+      pqkv::value_error);
+}
+
+TEST_CASE("weights that are missing, of another shape or not finite are named when the model is loaded") {
+  const tiny_shape shape{.tied = false};
+  const auto problem = [&](const tensors& weights) {
+    const temporary_directory folder;
+    write_model(folder.path(), shape, weights);
+    try {
+      const minillama::model model(folder.path());
+    } catch (const minillama::load_error& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  const tensors good = random_weights(shape, 1);
+  CHECK(problem(good) == "");
+  for (const auto& [name, entry] : good) {
+    CAPTURE(name);
+    tensors spoiled = good;
+    spoiled.erase(name);
+    CHECK(problem(spoiled).find("model.safetensors: " + name + ": missing tensor") != std::string::npos);
+    spoiled = good;
+    spoiled[name].shape.push_back(1);
+    CHECK(problem(spoiled).find(name + ": expected shape") != std::string::npos);
+    spoiled = good;
+    spoiled[name].values.back() = std::numeric_limits<float>::quiet_NaN();
+    CHECK(problem(spoiled).find(name + ": NaN or infinity") != std::string::npos);
+  }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Generated contexts: as long as asked for, every key once and its value beside it, and the same from the same seed on every machine.
+#include "questions.hpp"
+
+#include <doctest/doctest.h>
+
+#include <set>
+
+#include "load_error.hpp"
+#include "tiny_model.hpp"
+
+using namespace minillama;
+
+namespace {
+
+std::string running_text() {
+  std::string text;
+  while (text.size() < 20000) text += "the quick brown fox jumps over the lazy dog and runs on. ";
+  return text;
+}
+
+std::size_t occurrences(const std::string& text, const std::string& part) {
+  std::size_t count = 0;
+  for (auto at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("a context is as long as asked for and holds each answer once") {
+  const std::string text = running_text();
+  for (const auto kind : {context_kind::needles, context_kind::list}) {
+    for (std::uint64_t seed = 0; seed < 20; ++seed) {
+      random_source random(seed);
+      const auto context = make_context(kind, text, 4096, 10, random);
+      CHECK(context.text.size() == 4096);
+      REQUIRE(context.questions.size() == 10);
+      std::set<std::string> keys;
+      for (const question& asked : context.questions) {
+        CAPTURE(asked.key);
+        CHECK(keys.insert(asked.key).second);
+        const auto at = context.text.find(asked.key);
+        REQUIRE(at != std::string::npos);
+        if (kind == context_kind::list)
+          CHECK(occurrences(context.text, "\"" + asked.key + "\": \"" + asked.value + "\",\n") == 1);
+        else
+          CHECK(context.text.substr(at, 64).find(asked.value) != std::string::npos);
+        CHECK(asked.text() == "\nQuestion: what is the code of " + asked.key + "?\nAnswer: ");
+        CHECK(asked.value.size() <= 8);
+      }
+    }
+  }
+}
+
+TEST_CASE("the seed alone decides") {
+  const std::string text = running_text();
+  random_source one(5), same(5), other(6);
+  const auto context = make_context(context_kind::needles, text, 2048, 3, one);
+  CHECK(context.text == make_context(context_kind::needles, text, 2048, 3, same).text);
+  CHECK(context.text != make_context(context_kind::needles, text, 2048, 3, other).text);
+  random_source known(0);
+  CHECK(known.next() == 0xe220a8397b1dcdafu);  // splitmix64's published first value of seed 0
+  for (int i = 0; i < 1000; ++i) CHECK(known.below(7) < 7);
+}
+
+TEST_CASE("a context too short for its facts, or a text too short for the context, is refused") {
+  random_source random(1);
+  CHECK_THROWS_AS(make_context(context_kind::needles, running_text(), 100, 10, random), std::invalid_argument);
+  CHECK_THROWS_AS(make_context(context_kind::list, running_text(), 100, 10, random), std::invalid_argument);
+  CHECK_THROWS_AS(make_context(context_kind::needles, "short", 4096, 10, random), std::invalid_argument);
+}
+
+TEST_CASE("text files are joined, and only ASCII is kept") {
+  const minillama_test::temporary_directory folder;
+  minillama_test::write_text(folder.path() / "a", "one\n");
+  minillama_test::write_text(folder.path() / "b", "t\xc3\xb6wo\r\n");
+  CHECK(load_text({folder.path() / "a", folder.path() / "b"}) == "one\ntwo\n");
+  CHECK_THROWS_AS(load_text({folder.path() / "c"}), load_error);
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// Product quantization as a selector: which paths and indexes it keeps, that joint and scan list the same tokens through growth, forks
+// and merges, that every reduction can be asked for, and that training parameters reach the trainer.
+#include <doctest/doctest.h>
+
+#include "cases/cache_driver.hpp"
+#include "cases/policies.hpp"
+#include "cases/search_cases.hpp"
+
+namespace {
+using namespace pqkv_cases;
+using pqkv::group_reduction;
+using pqkv::search_path;
+using pqkv::selector::pq;
+const pqkv::exec::host<> cpu;
+const pqkv::cache_shape shape{.batch = 2, .kv_heads = 2, .query_heads = 4, .head_dim = 32, .capacity = 600};
+
+pqkv::pqcache<>::params params_of(std::size_t m, unsigned bits, search_path path, group_reduction reduction = group_reduction::probability_sum) {
+  auto p = pq_params(2, 2, 4, 32, 600, 4, 16, 40, m, bits);
+  p.selector.path = path;
+  p.selector.reduction = reduction;
+  p.selector.tail_tokens = 10;
+  return p;
+}
+}  // namespace
+
+TEST_CASE("selector pq: joint and scan list the same tokens through growth, forks and merges") {
+  for (const group_reduction reduction : every_reduction)
+    for (const std::size_t m : {1u, 2u, 4u}) {
+      pqkv::pqcache<> joint(params_of(m, m == 4 ? 4 : 5, search_path::joint, reduction)), scan(params_of(m, m == 4 ? 4 : 5, search_path::scan, reduction));
+      const auto both = [&](auto change) { change(joint), change(scan); };
+      both([](auto& cache) { prefill(cpu, cache, 0, prompt(2, 300, 32, 1, content::clustered)); });
+      both([](auto& cache) { cache.fork(cpu, 0, 1); });
+      for (std::uint64_t step = 0; step < 40; ++step) {
+        both([&](auto& cache) { append_random(cpu, cache, step, {static_cast<std::uint8_t>(step % 3 != 0), 1}); });
+        if (step % 17 == 16) both([](auto& cache) { cache.maintain(cpu); });
+        if (step == 30) both([](auto& cache) { cache.fork(cpu, 1, 0); });
+        const std::vector<float> query = random_query(joint, step);
+        REQUIRE((ask(cpu, joint, query) == ask(cpu, scan, query)));
+      }
+    }
+}
+
+TEST_CASE("selector pq: keeps an index where it can be of use") {
+  const auto bytes = [](std::size_t m, unsigned bits, search_path path, std::size_t capacity) {
+    pqkv::cache_shape larger = shape;
+    larger.capacity = capacity;
+    return pq::index_bytes(larger, {.subspaces = m, .bits = bits, .path = path});
+  };
+  // 256 cells pay from 1024 tokens on; asked for outright, always.
+  CHECK(bytes(2, 4, search_path::automatic, 1023) == bytes(2, 4, search_path::scan, 1023));
+  CHECK(bytes(2, 4, search_path::automatic, 1024) == bytes(2, 4, search_path::joint, 1024));
+  CHECK(bytes(2, 4, search_path::joint, 600) > bytes(2, 4, search_path::scan, 600));
+  CHECK(bytes(8, 4, search_path::automatic, 100000) == bytes(8, 4, search_path::scan, 100000));
+}
+
+TEST_CASE("selector pq: one list per query head under `none`, one per KV head otherwise") {
+  CHECK(pq(shape, {.subspaces = 2, .bits = 4}).lists() == 2);
+  CHECK(pq(shape, {.subspaces = 2, .bits = 4, .reduction = group_reduction::none}).lists() == 4);
+}
+
+TEST_CASE("selector pq: covers everything until it is trained, and again after a reset") {
+  pq selector(shape, {.subspaces = 2, .bits = 4});
+  const auto keys = make_rows<float>(content::gaussian, 2, 200, 32, 1);
+  CHECK(selector.covers(0) == pqkv::selector::coverage::everything);
+  selector.observe_prefill(cpu, 0, keys.view(), pqkv::middle_range{4, 180, 10});
+  CHECK(selector.covers(0) == pqkv::selector::coverage::listed);
+  CHECK(selector.covers(1) == pqkv::selector::coverage::everything);
+  selector.fork(cpu, 0, 1, 200);
+  CHECK(selector.covers(1) == pqkv::selector::coverage::listed);
+  selector.reset(0);
+  CHECK(selector.covers(0) == pqkv::selector::coverage::everything);
+  selector.observe_prefill(cpu, 0, keys.view().slice(1, 0, 19), pqkv::middle_range{4, 10, 2});  // 15 rows for 16 centroids
+  CHECK(selector.covers(0) == pqkv::selector::coverage::everything);
+  selector.observe_prefill(cpu, 0, keys.view().slice(1, 0, 20), pqkv::middle_range{4, 10, 2});
+  CHECK(selector.covers(0) == pqkv::selector::coverage::listed);
+}
+
+TEST_CASE("selector pq: seed and iterations decide the codebook, threads and slots do not") {
+  const auto list_of = [&](std::uint64_t seed, std::size_t iterations, std::size_t slot, const auto& policy) {
+    auto p = params_of(4, 4, search_path::scan);
+    p.selector.train.seed = seed;
+    p.selector.train.iterations = iterations;
+    pqkv::pqcache<> cache(p);
+    prefill(policy, cache, slot, prompt(2, 500, 32, 3));
+    std::vector<float> query = random_query(cache, 5);
+    std::copy_n(query.begin(), 128, query.begin() + 128);  // both slots are asked the same
+    const reply r = ask(policy, cache, query);
+    return r.list(2 * slot);
+  };
+  const auto base = list_of(1, 3, 0, cpu);
+  CHECK(base.size() == 40);
+  CHECK(list_of(1, 3, 0, cpu) == base);
+  CHECK(list_of(1, 3, 1, cpu) == base);
+  CHECK(list_of(1, 3, 0, pqkv::exec::host<pqkv::isa::scalar, threaded_runner>{}) == base);
+  CHECK(list_of(2, 3, 0, cpu) != base);
+  CHECK(list_of(1, 1, 0, cpu) != base);
+}
+
+TEST_CASE("selector pq: finds clustered keys that the query points at") {
+  auto p = params_of(2, 5, search_path::automatic);
+  pqkv::pqcache<> cache(p);
+  prompt given(2, 500, 32, 4);
+  std::vector<std::int32_t> planted;
+  for (std::int32_t t = 60; t < 460; t += 20) planted.push_back(t);  // 20 of 480, well inside the list of 40
+  random_source random(9);
+  for (const std::int32_t t : planted)
+    for (std::size_t head = 0; head < 2; ++head)
+      for (std::size_t i = 0; i < 32; ++i) given.keys(head, static_cast<std::size_t>(t), i) = 2.5f + 0.1f * random.gaussian();
+  prefill(cpu, cache, 0, given);
+  const reply r = ask(cpu, cache, std::vector<float>(2 * 4 * 32, 1.0f), {1, 0});
+  for (const std::size_t head : {0u, 1u}) {
+    const auto list = r.list(head);
+    CHECK(std::includes(list.begin(), list.end(), planted.begin(), planted.end()));
+  }
+}
