@@ -67,7 +67,7 @@ constexpr status can_attend(const Query& query, const Store& store, const Tokens
 /// @cost   reads each token's K and V once per list, shared by its query heads; two passes over a tile of 64 tokens; no allocation
 /// @source online softmax: Milakov and Gimelshein 2018; partial results: FlashDecoding, FlashInfer attention/state.cuh
 template <exec::policy P, kv_store Store>
-requires reachable_from<typename Store::space_type, P>
+  requires reachable_from<typename Store::space_type, P>
 void attention(const P& policy, view<const float, 2, typename P::space_type> query, const Store& store,
                const token_set<typename P::space_type>& tokens, view<float, 2, typename P::space_type> out,
                view<float, 1, typename P::space_type> lse = {}) {

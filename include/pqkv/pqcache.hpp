@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "attention.hpp"
+#include "cache/doors.hpp"
 #include "cache/kv_store.hpp"
 #include "cache/slots.hpp"
 #include "core/arena.hpp"
@@ -88,6 +89,22 @@ class pqcache {
                                                            : middle(slot).selected();
   }
 
+  // The checks of the verbs below, for engines without exceptions; arguments as there.
+  status can_prefill(std::size_t slot, const auto& keys, const auto& values) const noexcept { return doors().prefill(slot, keys, values); }
+  status can_append(const auto& keys, const auto& values, active_slots active = {}) const noexcept {
+    return doors().append(keys, values, active);
+  }
+  status can_attend(const auto& query, const auto& out, view<float, 2> lse = {}, active_slots active = {}) const noexcept {
+    return doors().attend(query, out, lse, active);
+  }
+  status can_retrieve(const auto& query, const auto& indices, const auto& counts, active_slots active = {}) const noexcept {
+    return doors().retrieve(query, indices, counts, active, [this](std::size_t slot) { return retrieve_capacity(slot); });
+  }
+  status can_fork(std::size_t from, std::size_t to) const noexcept {
+    const status s = doors().slot("fork", "from", from);
+    return s.ok() ? doors().slot("fork", "to", to) : s;
+  }
+
   /// Takes a prompt's keys and values into an empty slot, whole or in chunks; the last chunk lets the selector build its index.
   ///
   /// @param slot    below batch; empty, or in the middle of a chunked prefill
@@ -96,24 +113,13 @@ class pqcache {
   /// @throws shape_error, value_error, capacity_error; the slot is unchanged
   /// @cost   one copy of the rows; with the last chunk the selector's training, which allocates its scratch
   template <exec::policy P, class K, class V, class Space>
-  requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
+    requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, chunk which = chunk::last) {
     check_policy<P>();
-    const std::size_t n = keys.extent(1);
-    require_ok(check_slot("prefill", "slot", slot));
+    require_ok(can_prefill(slot, keys, values));
     slot_state& state = slots_[slot];
-    require_ok(detail::checks("prefill")
-                   .that(state.n == 0 || state.prefilling, status::code::value, "slot", "tokens in it; reset() or fork() first", 0,
-                         static_cast<double>(state.n))
-                   .extent("keys.extent(0)", keys.extent(0), params_.kv_heads, "h, from params")
-                   .extent("keys.extent(2)", keys.extent(2), params_.head_dim, "d, from params")
-                   .extent("values.extent(0)", values.extent(0), params_.kv_heads, "h, from params")
-                   .extent("values.extent(1)", values.extent(1), n, "n, from keys")
-                   .extent("values.extent(2)", values.extent(2), params_.head_dim, "d, from params")
-                   .that(n <= params_.capacity - state.n, status::code::capacity, "keys.extent(1)", "n, free tokens of the slot, at most",
-                         static_cast<double>(params_.capacity - state.n), static_cast<double>(n)));
     store_slot(policy, slot, keys, values, state.n);
-    state.n += n;
+    state.n += keys.extent(1);
     state.prefilling = which == chunk::more;
     if (state.prefilling || state.n == 0) return;
     state.slide_window(params_.budget);
@@ -127,22 +133,10 @@ class pqcache {
   /// @throws shape_error, value_error, capacity_error; no slot is changed
   /// @cost   per slot one row copied and, per token that leaves the window, h * d * c distance terms
   template <exec::policy P, class K, class V, class Space>
-  requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
+    requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void append(const P& policy, view<K, 3, Space> keys, view<V, 3, Space> values, active_slots active = {}) {
     check_policy<P>();
-    require_ok(check_step("append", active));
-    require_ok(detail::checks("append")
-                   .extent("keys.extent(0)", keys.extent(0), params_.batch, "batch, from params")
-                   .extent("keys.extent(1)", keys.extent(1), params_.kv_heads, "h, from params")
-                   .extent("keys.extent(2)", keys.extent(2), params_.head_dim, "d, from params")
-                   .extent("values.extent(0)", values.extent(0), params_.batch, "batch, from params")
-                   .extent("values.extent(1)", values.extent(1), params_.kv_heads, "h, from params")
-                   .extent("values.extent(2)", values.extent(2), params_.head_dim, "d, from params"));
-    for (std::size_t slot = 0; slot < params_.batch; ++slot)
-      if (is_active(active, slot))
-        require_ok(detail::checks("append").that(slots_[slot].n < params_.capacity, status::code::capacity, "active slot",
-                                                 "tokens, below capacity", static_cast<double>(params_.capacity),
-                                                 static_cast<double>(slots_[slot].n)));
+    require_ok(can_append(keys, values, active));
     for (std::size_t slot = 0; slot < params_.batch; ++slot) {
       if (!is_active(active, slot)) continue;
       slot_state& state = slots_[slot];
@@ -164,15 +158,7 @@ class pqcache {
   template <exec::policy P>
   void attend(const P& policy, view<const float, 3> query, view<float, 3> out, view<float, 2> lse = {}, active_slots active = {}) {
     check_policy<P>();
-    require_ok(check_step("attend", active));
-    require_ok(check_query("attend", query));
-    require_ok(
-        detail::checks("attend")
-            .extent("out.extent(0)", out.extent(0), params_.batch, "batch, from params")
-            .extent("out.extent(1)", out.extent(1), params_.query_heads, "hq, from params")
-            .extent("out.extent(2)", out.extent(2), params_.head_dim, "d, from params")
-            .extent("lse.extent(0)", lse.data == nullptr ? params_.batch : lse.extent(0), params_.batch, "batch, from params")
-            .extent("lse.extent(1)", lse.data == nullptr ? params_.query_heads : lse.extent(1), params_.query_heads, "hq, from params"));
+    require_ok(can_attend(query, out, lse, active));
     select(policy, query, active);
     const std::size_t hq = params_.query_heads, d = params_.head_dim, batch = params_.batch;
     const token_set<> tokens{as_const(make_view(spans_.data(), spans_.size())),
@@ -203,18 +189,7 @@ class pqcache {
   void retrieve(const P& policy, view<const float, 3> query, view<std::int32_t, 3> indices, view<std::uint32_t, 2> counts,
                 active_slots active = {}) {
     check_policy<P>();
-    require_ok(check_step("retrieve", active));
-    require_ok(check_query("retrieve", query));
-    require_ok(detail::checks("retrieve")
-                   .extent("indices.extent(0)", indices.extent(0), params_.batch, "batch, from params")
-                   .extent("indices.extent(1)", indices.extent(1), lists_, "h, or hq under reduction none")
-                   .extent("counts.extent(0)", counts.extent(0), params_.batch, "batch, from params")
-                   .extent("counts.extent(1)", counts.extent(1), lists_, "h, or hq under reduction none"));
-    for (std::size_t slot = 0; slot < params_.batch; ++slot)
-      if (is_active(active, slot))
-        require_ok(detail::checks("retrieve")
-                       .that(indices.extent(2) >= retrieve_capacity(slot), status::code::capacity, "indices.extent(2)", "k_max, at least",
-                             static_cast<double>(retrieve_capacity(slot)), static_cast<double>(indices.extent(2))));
+    require_ok(can_retrieve(query, indices, counts, active));
     select(policy, query, active);
     for (std::size_t slot = 0; slot < params_.batch; ++slot)
       for (std::size_t list = 0; list < lists_ && is_active(active, slot); ++list) {
@@ -233,8 +208,7 @@ class pqcache {
   template <exec::policy P>
   void fork(const P& policy, std::size_t from, std::size_t to) {
     check_policy<P>();
-    require_ok(check_slot("fork", "from", from));
-    require_ok(check_slot("fork", "to", to));
+    require_ok(can_fork(from, to));
     if (from == to) return;
     const std::size_t n = slots_[from].n;
     store_rows(policy, rows_of(from, 0, n).keys, rows_of(to, 0, n).keys);
@@ -245,7 +219,7 @@ class pqcache {
 
   /// Empties a slot. @throws value_error
   void reset(std::size_t slot) {
-    require_ok(check_slot("reset", "slot", slot));
+    require_ok(doors().slot("reset", "slot", slot));
     slots_[slot] = {};
     selector_.reset(slot);
   }
@@ -264,6 +238,8 @@ class pqcache {
     view<T, 3> keys, values;
   };
 
+  detail::cache_doors doors() const noexcept { return {params_, slots_.data(), lists_}; }
+
   /// The longest list of any length up to capacity.
   static std::size_t largest_k(const params& p) {
     const std::size_t k = p.budget.at(p.capacity).retrieve;
@@ -277,25 +253,6 @@ class pqcache {
                   "pqkv: pqcache changes state once per call; give it a runner of whole calls, not exec::slice");
     static_assert(selector_for<Selector, P>, "pqkv: Selector must model pqkv::selector_for (selector/concept.hpp)");
   }
-  status check_slot(const char* function, const char* parameter, std::size_t slot) const noexcept {
-    return detail::checks(function).that(slot < params_.batch, status::code::value, parameter, "batch, slot below it",
-                                         static_cast<double>(params_.batch), static_cast<double>(slot));
-  }
-  status check_step(const char* function, active_slots active) const noexcept {
-    detail::checks checks(function);
-    checks.extent("active.extent(0)", active.data == nullptr ? params_.batch : active.extent(0), params_.batch, "batch, from params");
-    for (std::size_t slot = 0; slot < params_.batch && checks.ok(); ++slot)
-      checks.that(!is_active(active, slot) || !slots_[slot].prefilling, status::code::value, "active slot",
-                  "prefill chunks still to come; send chunk::last", 0, 1);
-    return checks;
-  }
-  status check_query(const char* function, view<const float, 3> query) const noexcept {
-    return detail::checks(function)
-        .extent("query.extent(0)", query.extent(0), params_.batch, "batch, from params")
-        .extent("query.extent(1)", query.extent(1), params_.query_heads, "hq, from params")
-        .extent("query.extent(2)", query.extent(2), params_.head_dim, "d, from params");
-  }
-
   /// The policy with the cache's own scratch, unless the caller brings some.
   template <class P>
   P working(const P& policy) const {

@@ -64,11 +64,21 @@ class rows {
   rows() = default;
   rows(std::size_t h, std::size_t n, std::size_t d, layout where = layout::dense) {
     switch (where) {
-      case layout::dense: place(0, {h, n, d}, {n * d, d, 1}, h * n * d); break;
-      case layout::padded: place(3, {h, n, d}, {n * (d + 5), d + 5, 1}, h * n * (d + 5)); break;
-      case layout::token_major: place(0, {h, n, d}, {d, h * d, 1}, h * n * d); break;
-      case layout::interleaved: place(0, {h, n, d}, {n * 2 * d, 2 * d, 1}, h * n * 2 * d); break;
-      case layout::transposed: place(0, {h, n, d}, {d * n, 1, n}, h * n * d); break;
+      case layout::dense:
+        place(0, {h, n, d}, {n * d, d, 1}, h * n * d);
+        break;
+      case layout::padded:
+        place(3, {h, n, d}, {n * (d + 5), d + 5, 1}, h * n * (d + 5));
+        break;
+      case layout::token_major:
+        place(0, {h, n, d}, {d, h * d, 1}, h * n * d);
+        break;
+      case layout::interleaved:
+        place(0, {h, n, d}, {n * 2 * d, 2 * d, 1}, h * n * 2 * d);
+        break;
+      case layout::transposed:
+        place(0, {h, n, d}, {d * n, 1, n}, h * n * d);
+        break;
     }
   }
 
@@ -112,8 +122,7 @@ void fill(pqkv::view<T, 3> to, content what, random_source& random) {
   std::vector<float> centres(12 * d), shift(d);
   for (std::size_t head = 0; head < h; ++head) {
     for (float& x : centres) x = 4 * random.gaussian();
-    for (std::size_t i = 0; i < d; ++i)
-      shift[i] = i % 4 == 1 ? (random.below(2) ? 1.0f : -1.0f) * (40 + 560 * random.uniform()) : 0.0f;
+    for (std::size_t i = 0; i < d; ++i) shift[i] = i % 4 == 1 ? (random.below(2) ? 1.0f : -1.0f) * (40 + 560 * random.uniform()) : 0.0f;
     for (std::size_t t = 0; t < n; ++t) {
       const std::size_t centre = random.below(1 + random.below(12));
       const bool repeats = what == content::duplicates && t % 2 == 1;
@@ -121,10 +130,18 @@ void fill(pqkv::view<T, 3> to, content what, random_source& random) {
       for (std::size_t i = 0; i < d; ++i) {
         float x = 0;
         switch (what) {
-          case content::gaussian: x = random.gaussian(); break;
-          case content::clustered: x = centres[centre * d + i] + 0.0625f * random.gaussian(); break;
-          case content::duplicates: x = static_cast<float>(static_cast<int>(random.below(3)) - 1) * (random.below(2) ? 1.0f : -1.0f); break;
-          case content::offset: x = random.gaussian() + shift[i]; break;
+          case content::gaussian:
+            x = random.gaussian();
+            break;
+          case content::clustered:
+            x = centres[centre * d + i] + 0.0625f * random.gaussian();
+            break;
+          case content::duplicates:
+            x = static_cast<float>(static_cast<int>(random.below(3)) - 1) * (random.below(2) ? 1.0f : -1.0f);
+            break;
+          case content::offset:
+            x = random.gaussian() + shift[i];
+            break;
         }
         to(head, t, i) = T(x);
       }

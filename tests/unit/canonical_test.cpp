@@ -132,11 +132,11 @@ TEST_CASE("to_fixed is P * 2^40 rounded to nearest even") {
   CHECK(canonical::to_fixed(0.0f) == 0);
   CHECK(canonical::to_fixed(1.0f) == std::uint64_t{1} << 40);
   CHECK(canonical::to_fixed(1024.0f) == std::uint64_t{1} << 50);
-  CHECK(canonical::to_fixed(0x1p-41f) == 0);             // 0.5: to even
-  CHECK(canonical::to_fixed(0x1.8p-40f) == 2);           // 1.5: to even
-  CHECK(canonical::to_fixed(0x1.4p-39f) == 2);           // 2.5: to even
-  CHECK(canonical::to_fixed(0x1.000002p-41f) == 1);      // just above 0.5
-  CHECK(canonical::to_fixed(0x1.fffffep-42f) == 0);      // just below
+  CHECK(canonical::to_fixed(0x1p-41f) == 0);         // 0.5: to even
+  CHECK(canonical::to_fixed(0x1.8p-40f) == 2);       // 1.5: to even
+  CHECK(canonical::to_fixed(0x1.4p-39f) == 2);       // 2.5: to even
+  CHECK(canonical::to_fixed(0x1.000002p-41f) == 1);  // just above 0.5
+  CHECK(canonical::to_fixed(0x1.fffffep-42f) == 0);  // just below
   CHECK(canonical::to_fixed(std::numeric_limits<float>::denorm_min()) == 0);
 }
 

@@ -209,7 +209,8 @@ TEST_CASE("bad arguments: each named with its number, codebook and outcome as th
   const auto good = keys.view().slice(0, 0, 2).slice(2, 0, 16);
   const auto refused = [&](auto wrong_keys, auto wrong_book, const kmeans_params& params, auto kind, const char* text) {
     CHECK(pqkv::can_train(wrong_keys, wrong_book, params).message() == text);
-    CHECK_THROWS_WITH_AS(pqkv::train(exec::host<>{}, wrong_keys, wrong_book, pqkv::make_view(outcome.data(), 2, 2), params), text, decltype(kind));
+    CHECK_THROWS_WITH_AS(pqkv::train(exec::host<>{}, wrong_keys, wrong_book, pqkv::make_view(outcome.data(), 2, 2), params), text,
+                         decltype(kind));
     CHECK(same(book.view(), before.view()));
     CHECK(outcome == std::vector<std::uint8_t>(8, 99));
   };
@@ -223,8 +224,8 @@ TEST_CASE("bad arguments: each named with its number, codebook and outcome as th
   auto short_of_dimensions = view;
   short_of_dimensions.centroids = view.centroids.slice(2, 0, 4);
   refused(good, short_of_dimensions, {}, shape_error, "pqkv::train: codebook.centroids.extent(2): expected 16 (m * ds = d), got 8");
-  CHECK_THROWS_WITH_AS(pqkv::train(exec::host<>{}, good.slice(0, 0, 1), book), "pqkv::train: keys.extent(0): expected 2 (h, from codebook), got 1",
-                       pqkv::shape_error);
+  CHECK_THROWS_WITH_AS(pqkv::train(exec::host<>{}, good.slice(0, 0, 1), book),
+                       "pqkv::train: keys.extent(0): expected 2 (h, from codebook), got 1", pqkv::shape_error);
   CHECK(same(book.view(), before.view()));
   CHECK(book.trained_with.seed == before.trained_with.seed);
 }

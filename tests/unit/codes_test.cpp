@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include <pqkv/pqkv.hpp>
@@ -66,9 +67,15 @@ TEST_CASE("encoding equals the plain nearest centroid for every m, b and d") {
         const content what = pqkv_cases::every_content[turn / 5 % 4];
         const layout where = pqkv_cases::every_layout[turn % 5];
         switch (turn % 3) {
-          case 0: check_encoding(pqkv_cases::make_rows<float>(what, 1, 5, d, turn, where), book); break;
-          case 1: check_encoding(pqkv_cases::make_rows<pqkv::half>(what, 1, 5, d, turn, where), book); break;
-          default: check_encoding(pqkv_cases::make_rows<pqkv::bfloat16>(what, 1, 5, d, turn, where), book); break;
+          case 0:
+            check_encoding(pqkv_cases::make_rows<float>(what, 1, 5, d, turn, where), book);
+            break;
+          case 1:
+            check_encoding(pqkv_cases::make_rows<pqkv::half>(what, 1, 5, d, turn, where), book);
+            break;
+          default:
+            check_encoding(pqkv_cases::make_rows<pqkv::bfloat16>(what, 1, 5, d, turn, where), book);
+            break;
         }
       }
   CHECK(turn == 5 * (4 * 32 + 16));
@@ -136,9 +143,39 @@ TEST_CASE("ties go to the lower index: every centroid twice, in both halves and 
   codebook flat = pqkv_cases::make_book({1, 24, 2, 6}, 1);
   std::fill_n(flat.mutable_view().centroids.data, flat.view().centroids.size(), 1.5f);
   const auto keys = pqkv_cases::make_rows(content::gaussian, 1, 50, 24, 1);
-  pqkv_cases::for_each_isa([&](auto isa) {
-    CHECK(wrong_codes(exec::host<decltype(isa)>{}, keys.view(), flat, std::vector<std::uint8_t>(100, 0)) == 0);
-  });
+  pqkv_cases::for_each_isa(
+      [&](auto isa) { CHECK(wrong_codes(exec::host<decltype(isa)>{}, keys.view(), flat, std::vector<std::uint8_t>(100, 0)) == 0); });
+}
+
+TEST_CASE("distances that differ by rounding alone are decided by fused multiply-adds in ascending order") {
+  // Centroids are one vector in different orders, keys are the mean: every distance is the same sum in another order.
+  std::size_t unfused_differs = 0;
+  for (std::uint64_t seed = 0; seed < 10; ++seed) {
+    const pq_shape shape{4, 32, 2, 6};
+    codebook book = pqkv_cases::make_book(shape, seed);
+    pqkv_cases::random_source random(seed);
+    pqkv_cases::rows<float> keys(4, 1, 32);
+    for (std::size_t head = 0; head < 4; ++head) {
+      for (std::size_t i = 0; i < 32; ++i) keys(head, 0, i) = book.view().mean(head, i);
+      for (std::size_t j = 0; j < 2; ++j) {
+        std::vector<float> one(16), distance(64);
+        for (float& x : one) x = random.gaussian();
+        for (std::size_t x = 0; x < 64; ++x) {
+          for (std::size_t i = 0; i < 16; ++i) std::swap(one[i], one[i + random.below(16 - i)]);
+          for (std::size_t i = 0; i < 16; ++i) book.mutable_view().centroids(head, j, i, x) = one[i];
+          for (std::size_t i = 0; i < 16; ++i) {
+            volatile float square = one[i] * one[i];  // volatile: rounded, whatever the compiler would fuse
+            distance[x] += square;
+          }
+        }
+        const auto unfused = static_cast<std::size_t>(std::min_element(distance.begin(), distance.end()) - distance.begin());
+        const std::vector<float> zero(16);
+        unfused_differs += unfused != pqkv_cases::plain_nearest(zero.data(), &book.view().centroids(head, j, 0, 0), 64, 16).first;
+      }
+    }
+    check_encoding(keys, book);
+  }
+  CHECK(unfused_differs > 20);  // of 80
 }
 
 TEST_CASE("a key with a non-finite element gets code 0 in every subspace, its neighbours their own") {
@@ -238,8 +275,10 @@ TEST_CASE("bad arguments: each named with its number, no code written") {
   refused(keys.view().slice(2, 0, 16), good_codes, "pqkv::encode: keys.extent(0): expected 2 (h, from codebook), got 3");
   refused(keys.view().slice(0, 0, 2), good_codes, "pqkv::encode: keys.extent(2): expected 16 (d, from codebook), got 32");
   refused(good_keys, good_codes.slice(0, 0, 1), "pqkv::encode: codes.extent(0): expected 2 (h, from codebook), got 1");
-  refused(good_keys, made.mutable_view().slice(0, 0, 2).slice(2, 0, 30), "pqkv::encode: codes.extent(1): expected 2 (m, from codebook), got 4");
-  refused(good_keys, made.mutable_view().slice(0, 0, 2).slice(1, 0, 2), "pqkv::encode: codes.extent(2): expected 30 (n, from keys), got 60");
+  refused(good_keys, made.mutable_view().slice(0, 0, 2).slice(2, 0, 30),
+          "pqkv::encode: codes.extent(1): expected 2 (m, from codebook), got 4");
+  refused(good_keys, made.mutable_view().slice(0, 0, 2).slice(1, 0, 2),
+          "pqkv::encode: codes.extent(2): expected 30 (n, from keys), got 60");
   auto spread = good_codes;
   spread.strides[2] = 2;
   refused(good_keys, spread, "pqkv::encode: codes.stride(2): expected 1 (last axis contiguous), got 2");

@@ -119,9 +119,8 @@ TEST_CASE("flush-to-zero and other rounding of the caller change no result and c
       pqkv::distance_table table(4, shape);
       CHECK(left_behind(environment, [&] { pqkv::train(cpu, keys.view(), book); }) == environment);
       CHECK(left_behind(environment, [&] { pqkv::encode(cpu, keys.view(), book.view(), codes.mutable_view()); }) == environment);
-      CHECK(left_behind(environment, [&] {
-              pqkv::inner_product_table(cpu, query.view()[0], book.view(), table.mutable_view());
-            }) == environment);
+      CHECK(left_behind(environment, [&] { pqkv::inner_product_table(cpu, query.view()[0], book.view(), table.mutable_view()); }) ==
+            environment);
       CHECK(pqkv_cases::same_bits(book.view().centroids.data, expected_book.view().centroids.data, book.view().centroids.size()));
       CHECK(pqkv_cases::same_bits(book.view().mean.data, expected_book.view().mean.data, book.view().mean.size()));
       CHECK(pqkv_cases::same_bits(table.view().entries.data, expected_table.data(), expected_table.size()));

@@ -18,8 +18,8 @@
 #include "cases/plain_quantize.hpp"
 #include "cases/policies.hpp"
 
-using pqkv::half;
 using pqkv::bfloat16;
+using pqkv::half;
 using pqkv::kmeans_outcome;
 using pqkv::kmeans_params;
 using pqkv::make_view;
@@ -32,8 +32,8 @@ namespace {
 constexpr float untouched = 7.5f;
 
 struct clusters {
-  std::vector<float> centroids;         // [h, m, ds, c]
-  std::vector<std::uint8_t> outcome;    // [h, m]
+  std::vector<float> centroids;       // [h, m, ds, c]
+  std::vector<std::uint8_t> outcome;  // [h, m]
 };
 
 template <class Policy, class T>
@@ -313,8 +313,11 @@ TEST_CASE("bad arguments: each named with its number, nothing written") {
     pqkv::view<std::uint8_t, 2> outcome;
     kmeans_params params;
   };
-  const arguments good{make_view(x.data(), 2, 2, 40, 4), make_view(offset.data(), 2, 2, 4), make_view(centroids.data(), 2, 2, 4, 16),
-                       make_view(outcome.data(), 2, 2), {}};
+  const arguments good{make_view(x.data(), 2, 2, 40, 4),
+                       make_view(offset.data(), 2, 2, 4),
+                       make_view(centroids.data(), 2, 2, 4, 16),
+                       make_view(outcome.data(), 2, 2),
+                       {}};
   CHECK(pqkv::can_kmeans(good.points, good.offset, good.centroids, good.outcome, good.params).ok());
   const auto refused = [&](auto&& change, auto kind, const char* text) {
     arguments a = good;
@@ -331,7 +334,8 @@ TEST_CASE("bad arguments: each named with its number, nothing written") {
   refused([](arguments& a) { a.offset.strides[2] = 2; }, shape, "pqkv::kmeans: offset.stride(2): expected 1 (last axis contiguous), got 2");
   refused([](arguments& a) { a.centroids.extents[0] = 3; }, shape, "pqkv::kmeans: centroids.extent(0): expected 2 (h, from points), got 3");
   refused([](arguments& a) { a.centroids.extents[1] = 1; }, shape, "pqkv::kmeans: centroids.extent(1): expected 2 (m, from points), got 1");
-  refused([](arguments& a) { a.centroids.extents[2] = 8; }, shape, "pqkv::kmeans: centroids.extent(2): expected 4 (ds, from points), got 8");
+  refused([](arguments& a) { a.centroids.extents[2] = 8; }, shape,
+          "pqkv::kmeans: centroids.extent(2): expected 4 (ds, from points), got 8");
   refused([](arguments& a) { a.centroids.extents[3] = 20; }, value,
           "pqkv::kmeans: centroids.extent(3): expected 64 (c: 16, 32, 64, 128 or 256), got 20");
   refused([](arguments& a) { a.centroids.extents[3] = 8; }, value,

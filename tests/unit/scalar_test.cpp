@@ -31,8 +31,8 @@ namespace {
 struct format {
   int exponent_bits, fraction_bits;
   int bias() const { return (1 << (exponent_bits - 1)) - 1; }
-  int lowest() const { return 1 - bias(); }   // exponent of the smallest normal number
-  int highest() const { return bias(); }      // exponent of the largest
+  int lowest() const { return 1 - bias(); }  // exponent of the smallest normal number
+  int highest() const { return bias(); }     // exponent of the largest
 };
 constexpr format half_format{5, 10}, bfloat16_format{8, 7};
 
@@ -52,7 +52,8 @@ double plain_value(unsigned bits, format f) {
 double plain_rounded(float x, format f) {
   if (std::isnan(x) || std::isinf(x) || x == 0) return x;
   const int exponent = std::max(std::ilogb(x), f.lowest());
-  const double rounded = std::ldexp(std::nearbyint(std::ldexp(static_cast<double>(x), f.fraction_bits - exponent)), exponent - f.fraction_bits);
+  const double rounded =
+      std::ldexp(std::nearbyint(std::ldexp(static_cast<double>(x), f.fraction_bits - exponent)), exponent - f.fraction_bits);
   return std::fabs(rounded) >= std::ldexp(1.0, f.highest() + 1) ? std::copysign(std::numeric_limits<double>::infinity(), rounded) : rounded;
 }
 
@@ -121,19 +122,19 @@ TEST_CASE("half: random floats round to nearest even") { check_random<half>(half
 TEST_CASE("bfloat16: random floats round to nearest even") { check_random<bfloat16>(bfloat16_format, 2); }
 
 TEST_CASE("known values at the edges of half") {
-  CHECK(half(65519.0f).bits == 0x7bff);   // below the middle of 65504 and 65536
-  CHECK(half(65520.0f).bits == 0x7c00);   // the middle goes to even, which is infinity
+  CHECK(half(65519.0f).bits == 0x7bff);  // below the middle of 65504 and 65536
+  CHECK(half(65520.0f).bits == 0x7c00);  // the middle goes to even, which is infinity
   CHECK(half(-1e10f).bits == 0xfc00);
-  CHECK(half(0x1p-24f).bits == 0x0001);   // smallest subnormal
-  CHECK(half(0x1p-25f).bits == 0x0000);   // its half: to even
+  CHECK(half(0x1p-24f).bits == 0x0001);  // smallest subnormal
+  CHECK(half(0x1p-25f).bits == 0x0000);  // its half: to even
   CHECK(half(0x1.000002p-25f).bits == 0x0001);
-  CHECK(half(-0x1p-30f).bits == 0x8000);  // the sign of a vanished number stays
+  CHECK(half(-0x1p-30f).bits == 0x8000);     // the sign of a vanished number stays
   CHECK(half(0x1.ffcp-15f).bits == 0x0400);  // rounds up to the smallest normal number
 }
 
 TEST_CASE("known values at the edges of bfloat16") {
-  CHECK(bfloat16(1.00390625f).bits == 0x3f80);   // 1 + 2^-8: to even
-  CHECK(bfloat16(1.01171875f).bits == 0x3f82);   // 1 + 3 * 2^-8: to even
+  CHECK(bfloat16(1.00390625f).bits == 0x3f80);  // 1 + 2^-8: to even
+  CHECK(bfloat16(1.01171875f).bits == 0x3f82);  // 1 + 3 * 2^-8: to even
   CHECK(bfloat16(std::numeric_limits<float>::max()).bits == 0x7f80);
   CHECK(bfloat16(std::numeric_limits<float>::denorm_min()).bits == 0x0000);
   CHECK(bfloat16(-0.0f).bits == 0x8000);

@@ -50,8 +50,8 @@ struct strided_store {
 /// Any strides: K [h, n, d] as a view of [n, h, d] memory, V transposed, padded rows.
 /// @throws shape_error when the extents of keys and values differ
 template <class K, class V, class Space>
-requires storage_scalar<K> && std::same_as<std::remove_cv_t<K>, std::remove_cv_t<V>> strided_store<std::remove_cv_t<K>, Space> strided_kv(
-    view<K, 3, Space> keys, view<V, 3, Space> values) {
+  requires storage_scalar<K> && std::same_as<std::remove_cv_t<K>, std::remove_cv_t<V>>
+strided_store<std::remove_cv_t<K>, Space> strided_kv(view<K, 3, Space> keys, view<V, 3, Space> values) {
   require_ok(detail::checks("strided_kv")
                  .extent("values.extent(0)", values.extent(0), keys.extent(0), "h, from keys")
                  .extent("values.extent(1)", values.extent(1), keys.extent(1), "n, from keys")
@@ -100,6 +100,17 @@ class interleaved_store {
   buffer<T> rows_;
 };
 
+/// The checks of store_rows().
+template <class From, class To, class Nonfinite>
+constexpr status can_store_rows(const From& from, const To& to, const Nonfinite& nonfinite) noexcept {
+  const std::size_t h = from.extent(0);
+  return detail::checks("store_rows")
+      .extent("to.extent(0)", to.extent(0), h, "h, from rows")
+      .extent("to.extent(1)", to.extent(1), from.extent(1), "n, from rows")
+      .extent("to.extent(2)", to.extent(2), from.extent(2), "d, from rows")
+      .extent("nonfinite.extent(0)", nonfinite.data == nullptr ? h : nonfinite.extent(0), h, "h, from rows");
+}
+
 /// Copies rows into a store's keys or values, converting the type (to nearest, ties to even).
 ///
 /// @param from       [h, n, d] float, half or bfloat16, any strides
@@ -107,15 +118,10 @@ class interleaved_store {
 /// @param nonfinite  [h] uint32, raised by the number of rows stored with an infinity or a NaN, if given
 /// @throws shape_error
 /// @cost   reads and writes h * n * d once; no allocation; asynchronous on device policies
-template <exec::policy P, class T, class U, class From, class To>
-requires storage_scalar<T> && storage_scalar<U> &&(!std::is_const_v<U>)&&reachable_from<From, P>&& reachable_from<To, P> void store_rows(
-    const P& policy, view<T, 3, From> from, view<U, 3, To> to, view<std::uint32_t, 1, typename P::space_type> nonfinite = {}) {
-  require_ok(
-      detail::checks("store_rows")
-          .extent("to.extent(0)", to.extent(0), from.extent(0), "h, from rows")
-          .extent("to.extent(1)", to.extent(1), from.extent(1), "n, from rows")
-          .extent("to.extent(2)", to.extent(2), from.extent(2), "d, from rows")
-          .extent("nonfinite.extent(0)", nonfinite.data == nullptr ? from.extent(0) : nonfinite.extent(0), from.extent(0), "h, from rows"));
+template <exec::policy P, class T, writable_scalar U, class From, class To>
+  requires storage_scalar<T> && reachable_from<From, P> && reachable_from<To, P>
+void store_rows(const P& policy, view<T, 3, From> from, view<U, 3, To> to, view<std::uint32_t, 1, typename P::space_type> nonfinite = {}) {
+  require_ok(can_store_rows(from, to, nonfinite));
   kernel<op::store_rows, typename P::backend_type>::run(policy, from, to, nonfinite);
 }
 

@@ -65,4 +65,8 @@ template <class T>
 concept storage_scalar = std::same_as < std::remove_cv_t<T>,
 float > || std::same_as<std::remove_cv_t<T>, half> || std::same_as<std::remove_cv_t<T>, bfloat16>;
 
+/// The same, to be written.
+template <class T>
+concept writable_scalar = storage_scalar<T> && !std::is_const_v<T>;
+
 }  // namespace pqkv

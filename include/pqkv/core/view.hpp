@@ -41,7 +41,8 @@ struct view {
   PQKV_HD constexpr bool empty() const { return data == nullptr || size() == 0; }
 
   template <class... Index>
-  requires(sizeof...(Index) == Rank) PQKV_HD constexpr T& operator()(Index... index) const {
+    requires(sizeof...(Index) == Rank)
+  PQKV_HD constexpr T& operator()(Index... index) const {
     std::size_t offset = 0, axis = 0;
     ((PQKV_ASSERT(static_cast<std::size_t>(index) < extents[axis]), offset += static_cast<std::size_t>(index) * strides[axis++]), ...);
     return data[offset];
@@ -67,7 +68,7 @@ struct view {
 
   /// Read-only view of the same memory, and memory of a space that the target space can read.
   template <class U, class To>
-  requires(std::is_same_v<U, T> || std::is_same_v<U, const T>) && space::usable_from<Space, To> &&
+    requires(std::is_same_v<U, T> || std::is_same_v<U, const T>) && space::usable_from<Space, To> &&
       (!std::is_same_v<view<U, Rank, To>, view>)PQKV_HD constexpr operator view<U, Rank, To>() const {
     view<U, Rank, To> other{data, {}, {}};
     for (std::size_t axis = 0; axis < Rank; ++axis) {
@@ -103,7 +104,8 @@ PQKV_HD constexpr view<const T, Rank, Space> as_const(view<T, Rank, Space> v) {
 
 /// Joins the first two axes; they must be dense on each other (stride(0) == extent(1) * stride(1)).
 template <class T, std::size_t Rank, class Space>
-requires(Rank > 1) PQKV_HD constexpr view<T, Rank - 1, Space> flatten(view<T, Rank, Space> v) {
+  requires(Rank > 1)
+PQKV_HD constexpr view<T, Rank - 1, Space> flatten(view<T, Rank, Space> v) {
   PQKV_ASSERT(v.extents[0] <= 1 || v.strides[0] == v.extents[1] * v.strides[1]);
   view<T, Rank - 1, Space> joined{v.data, {}, {}};
   for (std::size_t axis = 1; axis < Rank; ++axis) {
@@ -116,7 +118,8 @@ requires(Rank > 1) PQKV_HD constexpr view<T, Rank - 1, Space> flatten(view<T, Ra
 
 /// The same memory with an axis of extent 1 before axis `Axis`.
 template <std::size_t Axis, class T, std::size_t Rank, class Space>
-requires(Axis <= Rank) PQKV_HD constexpr view<T, Rank + 1, Space> insert_axis(view<T, Rank, Space> v) {
+  requires(Axis <= Rank)
+PQKV_HD constexpr view<T, Rank + 1, Space> insert_axis(view<T, Rank, Space> v) {
   view<T, Rank + 1, Space> wider{v.data, {}, {}};
   for (std::size_t axis = 0; axis <= Rank; ++axis) {
     const std::size_t from = axis > Axis ? axis - 1 : axis;

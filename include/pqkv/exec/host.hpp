@@ -12,7 +12,7 @@ namespace pqkv::exec {
 /// @tparam Isa     isa::best finds the instruction set at run time; a named one is used unchecked (the CPU must have it)
 /// @tparam Runner  who runs tasks; a value or a reference
 template <class Isa = isa::best, class Runner = serial>
-requires task_runner<Runner>
+  requires task_runner<Runner>
 struct host {
   using backend_type = backend::host;
   using space_type = space::host;

@@ -29,7 +29,8 @@ struct basic_codebook_view {
   PQKV_HD constexpr std::size_t head_dim() const { return mean.extent(1); }
 
   template <class To>
-  requires space::usable_from<Space, To> PQKV_HD constexpr operator basic_codebook_view<const T, To>() const { return {centroids, mean}; }
+    requires space::usable_from<Space, To>
+  PQKV_HD constexpr operator basic_codebook_view<const T, To>() const { return {centroids, mean}; }
 };
 
 template <class Space = space::host>
@@ -95,7 +96,7 @@ constexpr status can_train(const Keys& keys, const Book& book, const kmeans_para
 /// @cost   as kmeans(); reads the training rows L + 2 times
 /// @source PQCache section 3.2; centring: docs/numerics.md
 template <exec::policy P, class T, class Space>
-requires storage_scalar<T> && reachable_from<Space, P>
+  requires storage_scalar<T> && reachable_from<Space, P>
 void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typename P::space_type> book,
            view<std::uint8_t, 2, typename P::space_type> outcome, const kmeans_params& params = {}) {
   require_ok(can_train(keys, book, params));
@@ -108,8 +109,8 @@ void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typena
 /// Trains an owner in host memory.
 /// @return trained when every head and subspace had at least c distinct rows; otherwise the codebook must not be used
 template <exec::policy P, class T, class Space>
-requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P> kmeans_outcome
-train(const P& policy, view<T, 3, Space> keys, codebook& book, const kmeans_params& params = {}) {
+  requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P>
+kmeans_outcome train(const P& policy, view<T, 3, Space> keys, codebook& book, const kmeans_params& params = {}) {
   const std::size_t problems = book.shape().kv_heads * book.shape().subspaces;
   buffer<std::uint8_t> outcome(problems);
   train(policy, keys, book.mutable_view(), make_view(outcome.data(), book.shape().kv_heads, book.shape().subspaces), params);

@@ -66,7 +66,7 @@ constexpr status can_encode(const Keys& keys, const Book& book, const Codes& cod
 /// @throws shape_error
 /// @cost   n * c * d distance terms a head; no allocation; asynchronous on device policies
 template <exec::policy P, class T, class Space>
-requires storage_scalar<T> && reachable_from<Space, P>
+  requires storage_scalar<T> && reachable_from<Space, P>
 void encode(const P& policy, view<T, 3, Space> keys, codebook_view<typename P::space_type> book,
             mutable_codes_view<typename P::space_type> codes) {
   require_ok(can_encode(keys, book, codes));

@@ -74,7 +74,7 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
 /// @cost   L * rows * c * ds distance terms a problem, one task a problem; allocates scratch from the heap (training is not part of
 ///         a decode step)
 template <exec::policy P, class T, class Space>
-requires storage_scalar<T> && reachable_from<Space, P>
+  requires storage_scalar<T> && reachable_from<Space, P>
 void kmeans(const P& policy, view<T, 4, Space> points, view<const float, 3, typename P::space_type> offset,
             view<float, 4, typename P::space_type> centroids, view<std::uint8_t, 2, typename P::space_type> outcome,
             const kmeans_params& params = {}) {

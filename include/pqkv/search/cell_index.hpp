@@ -45,7 +45,8 @@ struct basic_cell_index_view {
             cell_codes};
   }
   template <class To>
-  requires space::usable_from<Space, To> PQKV_HD constexpr operator basic_cell_index_view<true, To>() const {
+    requires space::usable_from<Space, To>
+  PQKV_HD constexpr operator basic_cell_index_view<true, To>() const {
     return {counts, offsets, ids, first, merged, last, cell_codes};
   }
 };

@@ -18,7 +18,8 @@ struct basic_distance_table_view {
   view<T, 1, Space> bias;     // [hq]: <q, mean>, the same for all tokens; only logit_max across heads needs it
 
   template <class To>
-  requires space::usable_from<Space, To> PQKV_HD constexpr operator basic_distance_table_view<const T, To>() const {
+    requires space::usable_from<Space, To>
+  PQKV_HD constexpr operator basic_distance_table_view<const T, To>() const {
     return {entries, bias};
   }
 };

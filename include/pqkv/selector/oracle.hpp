@@ -43,7 +43,7 @@ constexpr std::size_t exact_scores_scratch_bytes(std::size_t query_heads, std::s
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
 /// @cost   reads every key of the ranges; exact_scores_scratch_bytes(). Float arithmetic, not canonical
 template <exec::policy P, class T, class Space>
-requires storage_scalar<T> && reachable_from<Space, P>
+  requires storage_scalar<T> && reachable_from<Space, P>
 void exact_scores(const P& policy, view<const float, 2, typename P::space_type> query, view<T, 3, Space> keys,
                   view<const middle_range, 1, typename P::space_type> ranges, group_reduction reduction,
                   view<float, 2, typename P::space_type> scores) {
