@@ -31,6 +31,7 @@ int main() {
         error += std::pow(key_view(head, t, i) - decoded, 2);
         energy += std::pow(key_view(head, t, i), 2);
       }
-  std::printf("%zu keys of %zu floats in %zu bytes of codes each; relative error %.3f\n", h * n, d, shape.subspaces, std::sqrt(error / energy));
+  std::printf("%zu keys of %zu floats in %zu bytes of codes each; relative error %.3f\n", h * n, d, shape.subspaces,
+              std::sqrt(error / energy));
   return error < energy ? 0 : 1;
 }

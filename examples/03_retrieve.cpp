@@ -33,8 +33,9 @@ int main() {
   std::vector<std::uint32_t> counts(h);
   for (const auto path : {pqkv::search_path::joint, pqkv::search_path::scan})
     pqkv::retrieve(cpu, table.view(), codes.view(), index.view(), pqkv::make_view(middle.data(), h),
-                   pqkv::make_view(path == pqkv::search_path::joint ? joint.data() : scanned.data(), h, k), pqkv::make_view(counts.data(), h),
-                   {.head_dim = d, .path = path});
-  std::printf("head 0: %u tokens, first %d, last %d; the two paths %s\n", counts[0], joint[0], joint[k - 1], joint == scanned ? "agree" : "DIFFER");
+                   pqkv::make_view(path == pqkv::search_path::joint ? joint.data() : scanned.data(), h, k),
+                   pqkv::make_view(counts.data(), h), {.head_dim = d, .path = path});
+  std::printf("head 0: %u tokens, first %d, last %d; the two paths %s\n", counts[0], joint[0], joint[k - 1],
+              joint == scanned ? "agree" : "DIFFER");
   return joint == scanned ? 0 : 1;
 }

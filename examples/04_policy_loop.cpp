@@ -28,7 +28,8 @@ std::vector<float> decode(const char* name) {
   }
   const pqkv::slot_statistics& read = cache.statistics(0);
   std::printf("%-5s %llu tokens attended a step, %llu KB of rows and %llu KB of index read\n", name,
-              static_cast<unsigned long long>(read.tokens_attended / read.steps), static_cast<unsigned long long>(read.attended_bytes / read.steps / 1024),
+              static_cast<unsigned long long>(read.tokens_attended / read.steps),
+              static_cast<unsigned long long>(read.attended_bytes / read.steps / 1024),
               static_cast<unsigned long long>((read.index_bytes + read.selector_bytes) / read.steps / 1024));
   return out;
 }

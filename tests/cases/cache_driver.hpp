@@ -12,8 +12,8 @@ namespace pqkv_cases {
 
 /// A small cache with window and list given outright.
 template <class Cache>
-typename Cache::params cache_params(std::size_t batch, std::size_t h, std::size_t hq, std::size_t d, std::size_t capacity, std::size_t sinks,
-                                    std::size_t window, std::size_t retrieve) {
+typename Cache::params cache_params(std::size_t batch, std::size_t h, std::size_t hq, std::size_t d, std::size_t capacity,
+                                    std::size_t sinks, std::size_t window, std::size_t retrieve) {
   typename Cache::params p;
   p.batch = batch;
   p.kv_heads = h;
@@ -27,8 +27,9 @@ typename Cache::params cache_params(std::size_t batch, std::size_t h, std::size_
 }
 
 /// The same with a quantizer.
-inline pqkv::pqcache<>::params pq_params(std::size_t batch, std::size_t h, std::size_t hq, std::size_t d, std::size_t capacity, std::size_t sinks,
-                                         std::size_t window, std::size_t retrieve, std::size_t m = 2, unsigned bits = 4) {
+inline pqkv::pqcache<>::params pq_params(std::size_t batch, std::size_t h, std::size_t hq, std::size_t d, std::size_t capacity,
+                                         std::size_t sinks, std::size_t window, std::size_t retrieve, std::size_t m = 2,
+                                         unsigned bits = 4) {
   auto p = cache_params<pqkv::pqcache<>>(batch, h, hq, d, capacity, sinks, window, retrieve);
   p.selector.subspaces = m;
   p.selector.bits = bits;

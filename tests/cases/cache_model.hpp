@@ -64,7 +64,8 @@ class slot_model {
     const auto rows = pqkv::as_const(pqkv::make_view(all.data(), h_, n_, d_)).slice(1, first(), n_ - first());
     pqkv::codebook book(shape);
     if (rows.extent(1) < shape.centroids()) return;
-    if (pqkv::train(pqkv::exec::host<pqkv::isa::scalar>{}, rows, book, settings.train) == pqkv::kmeans_outcome::trained) book_.emplace(std::move(book));
+    if (pqkv::train(pqkv::exec::host<pqkv::isa::scalar>{}, rows, book, settings.train) == pqkv::kmeans_outcome::trained)
+      book_.emplace(std::move(book));
   }
   void copy_from(const slot_model& other) {
     keys_ = other.keys_, values_ = other.values_, n_ = other.n_, window_begin_ = other.window_begin_;
@@ -96,8 +97,13 @@ class slot_model {
     pqkv::inner_product_table(cpu, pqkv::make_view(query.data(), hq, d_), book_->view(), table.mutable_view());
     for (std::size_t which = 0; which < count; ++which) {
       const std::size_t g = hq / count, head = which * h_ / count;
-      const plain_list list{table.view().entries.slice(0, which * g, g), table.view().bias.slice(0, which * g, g), codes.view()[head], first(),
-                            window_begin_, d_, settings.reduction};
+      const plain_list list{table.view().entries.slice(0, which * g, g),
+                            table.view().bias.slice(0, which * g, g),
+                            codes.view()[head],
+                            first(),
+                            window_begin_,
+                            d_,
+                            settings.reduction};
       plain_notes notes;
       chosen[which] = plain_top_k(plain_scores(list, notes), k);
       for (std::int32_t& t : chosen[which]) t += static_cast<std::int32_t>(first());

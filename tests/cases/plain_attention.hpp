@@ -25,7 +25,8 @@ template <class Store>
 double plain_logit(const float* query, const Store& store, std::size_t head, std::size_t token) {
   const auto key = store.key(head, token);
   double sum = 0;
-  for (std::size_t i = 0; i < store.head_dim(); ++i) sum += static_cast<double>(query[i]) * static_cast<double>(float(key.data[i * key.stride]));
+  for (std::size_t i = 0; i < store.head_dim(); ++i)
+    sum += static_cast<double>(query[i]) * static_cast<double>(float(key.data[i * key.stride]));
   return sum / std::sqrt(static_cast<double>(store.head_dim()));
 }
 
@@ -39,7 +40,8 @@ plain_result plain_attention(const float* query, const Store& store, std::size_t
     logits.push_back(plain_logit(query, store, head, t));
     const auto key = store.key(head, t);
     double sum = 0;
-    for (std::size_t i = 0; i < store.head_dim(); ++i) sum += std::fabs(static_cast<double>(query[i]) * static_cast<double>(float(key.data[i * key.stride])));
+    for (std::size_t i = 0; i < store.head_dim(); ++i)
+      sum += std::fabs(static_cast<double>(query[i]) * static_cast<double>(float(key.data[i * key.stride])));
     result.magnitude = std::max(result.magnitude, sum / std::sqrt(static_cast<double>(store.head_dim())));
   }
   const double top = *std::max_element(logits.begin(), logits.end());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The search stage as the method states it, slow and plain: canonical scores token by token, selection by a stable sort, and a
+// The search stage as the method states it, slow and plain: canonical scores token by token, selection by a full sort, and a
 // second opinion in double that starts from the same float table. Nothing here calls the library's leaves, and there is no joint
 // path. As in the library, no rounded product feeds an add, so compiler flags change no bit.
 #pragma once
@@ -16,9 +16,9 @@ namespace pqkv_cases {
 
 /// What one list is selected from: tokens [begin, end) of one KV head, and the tables of g query heads.
 struct plain_list {
-  pqkv::view<const float, 3> entries;        // [g, m, c]
-  pqkv::view<const float, 1> bias;           // [g]
-  pqkv::view<const std::uint8_t, 2> codes;   // [m, n]
+  pqkv::view<const float, 3> entries;       // [g, m, c]
+  pqkv::view<const float, 1> bias;          // [g]
+  pqkv::view<const std::uint8_t, 2> codes;  // [m, n]
   std::size_t begin = 0, end = 0, head_dim = 0;
   pqkv::group_reduction reduction = pqkv::group_reduction::probability_sum;
 
@@ -158,8 +158,9 @@ inline bool ranks_before(float a, float b) {
 inline std::vector<std::int32_t> plain_top_k(const std::vector<float>& scores, std::size_t k) {
   std::vector<std::int32_t> order(scores.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int32_t>(i);
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    return ranks_before(scores[static_cast<std::size_t>(a)], scores[static_cast<std::size_t>(b)]);
+  std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+    const float first = scores[static_cast<std::size_t>(a)], second = scores[static_cast<std::size_t>(b)];
+    return ranks_before(first, second) || (!ranks_before(second, first) && a < b);
   });
   order.resize(std::min(k, order.size()));
   std::sort(order.begin(), order.end());
@@ -251,9 +252,11 @@ inline std::string against_double(const plain_list& list, const std::vector<scor
   for (const std::int32_t t : chosen) in[static_cast<std::size_t>(t) - list.begin] = true;
   for (std::size_t i = 0; i < tokens; ++i) {
     if (in[i] && high[i] < least - slack)
-      return "token " + std::to_string(list.begin + i) + " chosen with " + std::to_string(high[i] / least - 1) + " relative to the threshold";
+      return "token " + std::to_string(list.begin + i) + " chosen with " + std::to_string(high[i] / least - 1) +
+             " relative to the threshold";
     if (!in[i] && low[i] > most + slack)
-      return "token " + std::to_string(list.begin + i) + " missing with " + std::to_string(low[i] / most - 1) + " relative to the threshold";
+      return "token " + std::to_string(list.begin + i) + " missing with " + std::to_string(low[i] / most - 1) +
+             " relative to the threshold";
   }
   return "";
 }

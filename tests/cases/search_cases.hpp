@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random and adversarial inputs of the search stage: tables of many characters, codes with and without many equal scores, ragged
 // ranges, padded strides. A problem is complete: entries, biases, codes, one range per KV head. The same seed gives the same bits with
-// every compiler: no product feeds an add here.
+// every compiler: no product feeds an add here, and no expression draws twice.
 #pragma once
 
 #include <limits>
@@ -30,9 +30,9 @@ enum class table_kind {
   nonfinite,   // smooth, one query head with an infinity or a NaN
   all_nonfinite
 };
-inline constexpr table_kind every_table[] = {table_kind::smooth,     table_kind::sharp, table_kind::overshoot,
-                                             table_kind::wide,       table_kind::few_values, table_kind::equal,
-                                             table_kind::hopeless,   table_kind::nonfinite,  table_kind::all_nonfinite};
+inline constexpr table_kind every_table[] = {table_kind::smooth,   table_kind::sharp,      table_kind::overshoot,
+                                             table_kind::wide,     table_kind::few_values, table_kind::equal,
+                                             table_kind::hopeless, table_kind::nonfinite,  table_kind::all_nonfinite};
 
 enum class code_kind { uniform, few, skewed, same };
 inline constexpr code_kind every_code[] = {code_kind::uniform, code_kind::few, code_kind::skewed, code_kind::same};
@@ -84,7 +84,8 @@ class search_problem {
     for (std::size_t head = 0; head < shape_.h; ++head) {
       const std::size_t begin = random.below(shape_.n / 2 + 1), what = random.below(8);
       const std::size_t size = what == 0 ? 0 : what == 1 && begin < shape_.n ? 1 : random.below(shape_.n - begin + 1);
-      const std::size_t ks[] = {0, 1, size > 0 ? size - 1 : 0, size, size + 7, random.below(size + 1), random.below(size / 8 + 1), size / 2};
+      const std::size_t ks[] = {0,       1, size > 0 ? size - 1 : 0, size, size + 7, random.below(size + 1), random.below(size / 8 + 1),
+                                size / 2};
       set_range(head, begin, begin + size, ks[random.below(8)]);
     }
   }
@@ -97,8 +98,13 @@ class search_problem {
   /// List `list` of a reduction as the plain oracle wants it.
   plain_list list(std::size_t which, pqkv::group_reduction reduction) const {
     const std::size_t g = reduction == pqkv::group_reduction::none ? 1 : shape_.g, head = which * g / shape_.g;
-    return {table().entries.slice(0, which * g, g), table().bias.slice(0, which * g, g), codes()[head], ranges_[head].begin,
-            ranges_[head].end, shape_.d, reduction};
+    return {table().entries.slice(0, which * g, g),
+            table().bias.slice(0, which * g, g),
+            codes()[head],
+            ranges_[head].begin,
+            ranges_[head].end,
+            shape_.d,
+            reduction};
   }
   const pqkv::middle_range& range_of(std::size_t which, pqkv::group_reduction reduction) const {
     return ranges_[reduction == pqkv::group_reduction::none ? which / shape_.g : which];
@@ -113,20 +119,33 @@ class search_problem {
       for (std::size_t x = 0; x < shape_.c(); ++x) {
         float& entry = entries_[(q * shape_.m + j) * row_ + x];
         switch (kind) {
-          case table_kind::sharp: entry = 12 * nat * random.gaussian(); break;
-          case table_kind::overshoot: entry = x % 16 == 5 ? (0.75f + random.uniform()) * 40 * part : part * random.gaussian(); break;
-          case table_kind::wide:
-            entry = std::ldexp(random.gaussian(), static_cast<int>(random.below(200)) - 100);
+          case table_kind::sharp:
+            entry = 12 * nat * random.gaussian();
             break;
-          case table_kind::few_values: entry = few[random.below(4)]; break;
-          case table_kind::equal: entry = 3.25f; break;
-          case table_kind::hopeless: entry = x == 5 ? 0.0f : (-15 - random.uniform()) * 10 * nat; break;
-          default: entry = nat * random.gaussian();
+          case table_kind::overshoot:
+            entry = x % 16 == 5 ? (0.75f + random.uniform()) * 40 * part : part * random.gaussian();
+            break;
+          case table_kind::wide:
+            entry = random.gaussian();
+            entry = std::ldexp(entry, static_cast<int>(random.below(200)) - 100);
+            break;
+          case table_kind::few_values:
+            entry = few[random.below(4)];
+            break;
+          case table_kind::equal:
+            entry = 3.25f;
+            break;
+          case table_kind::hopeless:
+            entry = x == 5 ? 0.0f : (-15 - random.uniform()) * 10 * nat;
+            break;
+          default:
+            entry = nat * random.gaussian();
         }
       }
   }
   void spoil(std::size_t q, random_source& random) {
-    entries_[(q * shape_.m + random.below(shape_.m)) * row_ + random.below(shape_.c())] = nonfinite(random.below(3));
+    const std::size_t j = random.below(shape_.m), x = random.below(shape_.c());
+    entries_[(q * shape_.m + j) * row_ + x] = nonfinite(random.below(3));
   }
   /// Codes of the tables with entries that no token may use avoid those.
   void fill_codes(table_kind tables, code_kind kind, random_source& random) {
@@ -138,10 +157,18 @@ class search_problem {
         for (std::size_t t = 0; t < shape_.n; ++t) {
           std::uint8_t code = 0;
           switch (kind) {
-            case code_kind::uniform: code = static_cast<std::uint8_t>(random.below(shape_.c())); break;
-            case code_kind::few: code = few[random.below(3)]; break;
-            case code_kind::skewed: code = static_cast<std::uint8_t>(random.below(1 + random.below(shape_.c()))); break;
-            case code_kind::same: code = few[0]; break;
+            case code_kind::uniform:
+              code = static_cast<std::uint8_t>(random.below(shape_.c()));
+              break;
+            case code_kind::few:
+              code = few[random.below(3)];
+              break;
+            case code_kind::skewed:
+              code = static_cast<std::uint8_t>(random.below(1 + random.below(shape_.c())));
+              break;
+            case code_kind::same:
+              code = few[0];
+              break;
           }
           if (avoid && code % 16 == 5) --code;
           codes_[(head * shape_.m + j) * plane_ + t] = code;
@@ -169,7 +196,8 @@ template <class Policy>
 retrieved run_retrieve(const Policy& policy, const search_problem& problem, pqkv::cell_index_view<> index, pqkv::group_reduction reduction,
                        pqkv::search_path path, std::size_t k_extra = 2) {
   const search_shape& shape = problem.shape();
-  const std::size_t lists = pqkv::score_lists(reduction, shape.h, shape.hq()), k_max = problem.most_selected() + k_extra, stride = k_max + 3;
+  const std::size_t lists = pqkv::score_lists(reduction, shape.h, shape.hq()), k_max = problem.most_selected() + k_extra,
+                    stride = k_max + 3;
   std::vector<std::int32_t> indices(lists * stride, -7);
   std::vector<std::uint32_t> counts(lists, 12345);
   retrieved out;
@@ -181,8 +209,7 @@ retrieved run_retrieve(const Policy& policy, const search_problem& problem, pqkv
     const auto row = indices.begin() + static_cast<std::ptrdiff_t>(list * stride);
     const std::size_t count = std::min<std::size_t>(counts[list], k_max);
     out.lists.emplace_back(row, row + static_cast<std::ptrdiff_t>(count));
-    for (std::size_t i = count; i < stride; ++i)
-      out.padded = out.padded && indices[list * stride + i] == (i < k_max ? -1 : -7);
+    for (std::size_t i = count; i < stride; ++i) out.padded = out.padded && indices[list * stride + i] == (i < k_max ? -1 : -7);
     out.padded = out.padded && counts[list] <= k_max;
   }
   return out;

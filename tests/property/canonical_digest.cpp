@@ -52,9 +52,11 @@ void add_quantizer(digest& all, Isa, const pqkv::pq_shape& shape, content what, 
     for (std::size_t i = 0; i < table.view().entries.size(); ++i) all.number(table.view().entries.data[i]);
     for (std::size_t q = 0; q < hq; ++q) all.number(table.view().bias(q));
   };
-  pqkv::inner_product_table(cpu, pqkv::make_view(static_cast<const float*>(query.data()), hq, shape.head_dim), book.view(), table.mutable_view());
+  pqkv::inner_product_table(cpu, pqkv::make_view(static_cast<const float*>(query.data()), hq, shape.head_dim), book.view(),
+                            table.mutable_view());
   add_table();
-  pqkv::squared_l2_table(cpu, pqkv::make_view(static_cast<const float*>(query.data()), hq, shape.head_dim), book.view(), table.mutable_view());
+  pqkv::squared_l2_table(cpu, pqkv::make_view(static_cast<const float*>(query.data()), hq, shape.head_dim), book.view(),
+                         table.mutable_view());
   add_table();
 }
 
@@ -94,7 +96,8 @@ std::uint64_t digest_of(Isa isa) {
       random_source random(m * 1000 + bits);
       for (const table_kind tables : every_table)
         for (const code_kind kind : {code_kind::uniform, code_kind::skewed}) {
-          search_problem problem({.h = 2, .g = 1 + random.below(4), .m = m, .bits = bits, .n = 333, .d = 64, .plane_padding = 7}, tables, kind, random);
+          search_problem problem({.h = 2, .g = 1 + random.below(4), .m = m, .bits = bits, .n = 333, .d = 64, .plane_padding = 7}, tables,
+                                 kind, random);
           add_search(all, isa, problem);
         }
     }

@@ -25,7 +25,8 @@ class life {
   using cache_type = pqkv::pqcache<T, watched_pq>;
   using params = typename cache_type::params;
 
-  life(const Policy& policy, const params& p, content what, std::uint64_t seed) : policy_(policy), p_(p), cache_(p), selector_(watched_pq::latest), what_(what), random_(seed) {
+  life(const Policy& policy, const params& p, content what, std::uint64_t seed)
+      : policy_(policy), p_(p), cache_(p), selector_(watched_pq::latest), what_(what), random_(seed) {
     for (std::size_t slot = 0; slot < p.batch; ++slot) slots_.emplace_back(p.kv_heads, p.head_dim, p.budget);
   }
 
@@ -72,7 +73,8 @@ class life {
     std::vector<std::uint32_t> counts(p_.batch * lists, 77);
     const auto mask = pqkv::make_view(active.data(), active.size());
     const auto queries = pqkv::as_const(pqkv::make_view(query.data(), p_.batch, hq, d));
-    cache_.retrieve(policy_, queries, pqkv::make_view(indices.data(), p_.batch, lists, k_max), pqkv::make_view(counts.data(), p_.batch, lists), mask);
+    cache_.retrieve(policy_, queries, pqkv::make_view(indices.data(), p_.batch, lists, k_max),
+                    pqkv::make_view(counts.data(), p_.batch, lists), mask);
     cache_.attend(policy_, queries, pqkv::make_view(out.data(), p_.batch, hq, d), pqkv::make_view(lse.data(), p_.batch, hq), mask);
     for (std::size_t slot = 0; slot < p_.batch; ++slot) {
       const slot_model<T>& model = slots_[slot];
@@ -122,7 +124,9 @@ class life {
           cache_.fork(policy_, slot, other);
           if (slot != other) slots_[other].copy_from(slots_[slot]);
           break;
-        case 2: maintain(); break;
+        case 2:
+          maintain();
+          break;
         case 3:
         case 4:
           if (slots_[slot].size() == 0) prefill(slot, p_.capacity / 2 + random_.below(p_.capacity / 2 - 20));

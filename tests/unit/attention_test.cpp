@@ -36,7 +36,8 @@ struct lists_of_tokens {
   std::vector<std::size_t> tokens_of(std::size_t list) const {
     std::vector<std::size_t> all(spans[list].leading);
     std::iota(all.begin(), all.end(), std::size_t{0});
-    for (std::size_t i = 0; k_max != 0 && i < counts[list]; ++i) all.push_back(static_cast<std::size_t>(indices[list * (k_max + padding) + i]));
+    for (std::size_t i = 0; k_max != 0 && i < counts[list]; ++i)
+      all.push_back(static_cast<std::size_t>(indices[list * (k_max + padding) + i]));
     for (std::size_t t = spans[list].window_begin; t < spans[list].window_end; ++t) all.push_back(t);
     return all;
   }
@@ -67,7 +68,8 @@ struct answer {
 };
 
 template <class Policy, class Store>
-answer run_attention(const Policy& policy, const std::vector<float>& query, const Store& store, const lists_of_tokens& lists, bool with_lse = true) {
+answer run_attention(const Policy& policy, const std::vector<float>& query, const Store& store, const lists_of_tokens& lists,
+                     bool with_lse = true) {
   const std::size_t d = store.head_dim(), hq = query.size() / d, row = d + 3;
   answer a{std::vector<float>(hq * row, -9.0f), std::vector<float>(hq, -9.0f)};
   pqkv::attention(policy, pqkv::make_view(query.data(), hq, d), store, lists.set(), pqkv::view<float, 2>{a.out.data(), {hq, d}, {row, 1}},
@@ -78,7 +80,8 @@ answer run_attention(const Policy& policy, const std::vector<float>& query, cons
 }
 
 template <class Store>
-void check_answer(const answer& a, const std::vector<float>& query, const Store& store, const lists_of_tokens& lists, double tolerance = 1e-5) {
+void check_answer(const answer& a, const std::vector<float>& query, const Store& store, const lists_of_tokens& lists,
+                  double tolerance = 1e-5) {
   const std::size_t d = store.head_dim(), hq = query.size() / d, per_list = hq / lists.spans.size();
   for (std::size_t q = 0; q < hq; ++q) {
     const plain_result exact = plain_attention(query.data() + q * d, store, q / (hq / store.heads()), lists.tokens_of(q / per_list));
@@ -104,7 +107,8 @@ void check_layouts(std::uint64_t seed) {
   for (const layout k : every_layout)
     for (const layout v : every_layout) {
       const std::size_t h = 1 + random.below(3), g = groups[random.below(6)], d = 8 * (1 + random.below(32)), n = 6 + random.below(300);
-      const auto keys = make_rows<T>(content::gaussian, h, n, d, random.bits(), k), values = make_rows<T>(content::clustered, h, n, d, random.bits(), v);
+      const auto keys = make_rows<T>(content::gaussian, h, n, d, random.bits(), k),
+                 values = make_rows<T>(content::clustered, h, n, d, random.bits(), v);
       const auto store = pqkv::strided_kv(keys.view(), values.view());
       const std::vector<float> query = random_query(h * g, d, random.bits());
       for (const lists_of_tokens& lists : {dense_lists(h, static_cast<std::uint32_t>(n)), dense_lists(h * g, static_cast<std::uint32_t>(n)),
@@ -167,14 +171,16 @@ TEST_CASE("attention: merging parts of the tokens gives the whole") {
     for (std::size_t part = 0; part <= parts; ++part) {  // the last one is empty
       lists_of_tokens some{std::vector<token_span>(2), std::vector<std::int32_t>(2 * n), std::vector<std::uint32_t>(2), n, 0};
       for (std::size_t list = 0; list < 2; ++list)
-        for (std::size_t t = part; t < n && part < parts; t += parts) some.indices[list * n + some.counts[list]++] = static_cast<std::int32_t>(t);
+        for (std::size_t t = part; t < n && part < parts; t += parts)
+          some.indices[list * n + some.counts[list]++] = static_cast<std::int32_t>(t);
       const answer one = run_attention(host<>{}, query, store, some);
       for (std::size_t q = 0; q < hq; ++q) {
         float* into = merged.out.data() + q * (d + 3);
         if (part % 2 == 0) {
           pqkv::merge(into, merged.lse[q], one.out.data() + q * (d + 3), one.lse[q], d);
         } else {  // the other way round
-          std::vector<float> own(one.out.begin() + static_cast<std::ptrdiff_t>(q * (d + 3)), one.out.begin() + static_cast<std::ptrdiff_t>(q * (d + 3) + d));
+          std::vector<float> own(one.out.begin() + static_cast<std::ptrdiff_t>(q * (d + 3)),
+                                 one.out.begin() + static_cast<std::ptrdiff_t>(q * (d + 3) + d));
           float lse = one.lse[q];
           pqkv::merge(own.data(), lse, into, merged.lse[q], d);
           std::copy(own.begin(), own.end(), into);
@@ -273,8 +279,8 @@ TEST_CASE("attention: extents that disagree are refused and nothing is written")
   set.counts = pqkv::make_view(counts.data(), 2);
   set.indices.strides[1] = 2;
   CHECK(refused(call(q, store, set, o, l), "tokens.indices.stride(1)", 1, 2) == "");
-  CHECK(unless_refused<pqkv::value_error>(call(pqkv::make_view(query.data(), 4, 264), pqkv::strided_kv(wide.view(), wide.view()), good.set(),
-                                               pqkv::make_view(out.data(), 4, 264), l),
+  CHECK(unless_refused<pqkv::value_error>(call(pqkv::make_view(query.data(), 4, 264), pqkv::strided_kv(wide.view(), wide.view()),
+                                               good.set(), pqkv::make_view(out.data(), 4, 264), l),
                                           "attention: store.head_dim", 256, 264) == "");
   for (const float x : out) CHECK(x == -9.0f);
 }

@@ -28,10 +28,10 @@ TEST_CASE("budget: by ratio, sinks included, a tenth of the rest to the window")
   CHECK(equal(rule.at(10320), 32, 100, 900));
   CHECK(equal(rule.at(1910), 32, 16, 143));  // at least 16
   CHECK(equal(rule.at(640), 32, 16, 16));
-  CHECK(equal(rule.at(620), 32, 15, 15));    // at most half
+  CHECK(equal(rule.at(620), 32, 15, 15));  // at most half
   CHECK(equal(rule.at(340), 32, 1, 1));
   CHECK(equal(rule.at(330), 32, 1, 0));
-  CHECK(equal(rule.at(320), 32, 1, 0));      // nothing is left: the window is never empty
+  CHECK(equal(rule.at(320), 32, 1, 0));  // nothing is left: the window is never empty
 }
 
 TEST_CASE("budget: the paper's rule, halves to window and list") {
@@ -41,7 +41,7 @@ TEST_CASE("budget: the paper's rule, halves to window and list") {
   CHECK(equal(rule.at(10009), 32, 484, 484));  // floor
   CHECK(equal(rule.at(340), 32, 1, 1));
   CHECK(equal(rule.at(330), 32, 1, 0));
-  CHECK(equal(rule.at(320), 32, 1, 0));        // nothing is left: the window is never empty
+  CHECK(equal(rule.at(320), 32, 1, 0));  // nothing is left: the window is never empty
   CHECK(equal(rule.at(0), 32, 1, 0));
   rule.min_tokens = 64;
   CHECK(equal(rule.at(100), 32, 16, 16));

@@ -39,7 +39,8 @@ contents contents_of(pqkv::cell_index_view<> index) {
 }
 
 /// The index holds [first, last), merged up to `merged`.
-void check_index(pqkv::cell_index_view<> index, pqkv::codes_view<> codes, unsigned bits, std::size_t first, std::size_t merged, std::size_t last) {
+void check_index(pqkv::cell_index_view<> index, pqkv::codes_view<> codes, unsigned bits, std::size_t first, std::size_t merged,
+                 std::size_t last) {
   for (std::size_t head = 0; head < codes.extent(0); ++head) {
     REQUIRE(index.first(head) == first);
     REQUIRE(index.merged(head) == merged);

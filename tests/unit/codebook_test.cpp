@@ -208,7 +208,7 @@ TEST_CASE("bad arguments: each named with its number, codebook and outcome as th
   std::vector<std::uint8_t> outcome(8, 99);
   const auto good = keys.view().slice(0, 0, 2).slice(2, 0, 16);
   const auto refused = [&](auto wrong_keys, auto wrong_book, const kmeans_params& params, auto kind, const char* text) {
-    CHECK(pqkv::can_train(wrong_keys, wrong_book, params).message() == text);
+    CHECK(pqkv::can_train(wrong_keys, wrong_book, pqkv::make_view(outcome.data(), 2, 2), params).message() == text);
     CHECK_THROWS_WITH_AS(pqkv::train(exec::host<>{}, wrong_keys, wrong_book, pqkv::make_view(outcome.data(), 2, 2), params), text,
                          decltype(kind));
     CHECK(same(book.view(), before.view()));
@@ -216,7 +216,7 @@ TEST_CASE("bad arguments: each named with its number, codebook and outcome as th
   };
   const pqkv::shape_error shape_error("");
   const auto view = book.mutable_view();
-  CHECK(pqkv::can_train(good, view, {}).ok());
+  CHECK(pqkv::can_train(good, view, pqkv::make_view(outcome.data(), 2, 2), {}).ok());
   refused(good.slice(0, 0, 1), view, {}, shape_error, "pqkv::train: keys.extent(0): expected 2 (h, from codebook), got 1");
   refused(keys.view().slice(2, 0, 16), view, {}, shape_error, "pqkv::train: keys.extent(0): expected 2 (h, from codebook), got 4");
   refused(good.slice(2, 0, 8), view, {}, shape_error, "pqkv::train: keys.extent(2): expected 16 (d, from codebook), got 8");
@@ -228,4 +228,40 @@ TEST_CASE("bad arguments: each named with its number, codebook and outcome as th
                        "pqkv::train: keys.extent(0): expected 2 (h, from codebook), got 1", pqkv::shape_error);
   CHECK(same(book.view(), before.view()));
   CHECK(book.trained_with.seed == before.trained_with.seed);
+}
+
+TEST_CASE("a view that kernels could not run on is refused by every function that takes a codebook") {
+  const pq_shape shape{2, 16, 2, 4};
+  const codebook book = pqkv_cases::make_book(shape, 14);
+  const auto good = book.view();
+  const auto rows = pqkv_cases::make_rows(content::gaussian, 2, 60, 16, 13);
+  std::vector<std::uint8_t> codes(2 * 2 * 128);
+  std::vector<float> query(4 * 16), entries(4 * 2 * 16), bias(4);
+  const auto refused = [&](pqkv::codebook_view<> wrong, const std::string& parameter) {
+    const pqkv::view<std::uint8_t, 3> out{codes.data(), {2, 2, 60}, {256, 128, 1}};
+    const std::string encode = pqkv::can_encode(rows.view(), wrong, out).message();
+    CHECK(encode.find("pqkv::encode: " + parameter + ": expected") == 0);
+    CHECK_THROWS(pqkv::encode(exec::host<>{}, rows.view(), wrong, out));
+    CHECK_THROWS_WITH(pqkv::inner_product_table(exec::host<>{}, pqkv::make_view(query.data(), 4, 16), wrong,
+                                                {pqkv::make_view(entries.data(), 4, 2, 16), pqkv::make_view(bias.data(), 4)}),
+                      doctest::Contains(("pqkv::inner_product_table: " + parameter).c_str()));
+  };
+  auto wrong = good;
+  wrong.centroids.extents[3] = 8;
+  refused(wrong, "codebook.centroids.extent(3)");
+  wrong = good;
+  wrong.centroids.strides[2] = 40;
+  refused(wrong, "codebook.centroids.stride(2)");
+  wrong = good;
+  wrong.centroids.extents[2] = 12;
+  refused(wrong, "codebook.centroids.extent(2)");
+  wrong = good;
+  wrong.mean.extents[0] = 1;
+  refused(wrong, "codebook.mean.extent(0)");
+  wrong = good;
+  wrong.mean.extents[1] = 512;
+  refused(wrong, "codebook.mean.extent(1)");
+  wrong = good;
+  wrong.mean.strides[1] = 2;
+  refused(wrong, "codebook.mean.stride(1)");
 }

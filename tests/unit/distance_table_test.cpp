@@ -12,8 +12,8 @@
 
 namespace {
 using namespace pqkv_cases;
-using pqkv::exec::host;
 using pqkv::float_bits;
+using pqkv::exec::host;
 
 struct table_case {
   pqkv::pq_shape shape;

@@ -45,8 +45,8 @@ std::string said(const pqkv::status& checked) { return checked.ok() ? std::strin
 TEST_CASE("every check says what its door throws") {
   fixture b;
   cache& c = b.subject;
-  static_assert(noexcept(c.can_prefill(0, b.block(2, 8, 8), b.block(2, 8, 8))) && noexcept(c.can_append(b.block(2, 2, 8), b.block(2, 2, 8))) &&
-                noexcept(c.can_attend(b.block(2, 4, 8), b.block(2, 4, 8))) && noexcept(c.can_fork(0, 1)));
+  static_assert(noexcept(c.can_prefill(0, b.block(2, 8, 8), b.block(2, 8, 8)))&& noexcept(c.can_append(
+      b.block(2, 2, 8), b.block(2, 2, 8)))&& noexcept(c.can_attend(b.block(2, 4, 8), b.block(2, 4, 8)))&& noexcept(c.can_fork(0, 1)));
 
   const auto prefill = [&](std::size_t slot, pqkv::view<float, 3> k, pqkv::view<float, 3> v) {
     const std::string checked = said(c.can_prefill(slot, k, v));

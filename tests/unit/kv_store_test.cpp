@@ -38,7 +38,8 @@ std::size_t wrong_elements(const Store& store) {
     for (std::size_t t = 0; t < n; ++t)
       for (std::size_t i = 0; i < d; ++i) {
         const auto key = store.key(head, t), value = store.value(head, t);
-        wrong += float(key.data[i * key.stride]) != mark(head, t, i, false) || float(value.data[i * value.stride]) != mark(head, t, i, true);
+        wrong +=
+            float(key.data[i * key.stride]) != mark(head, t, i, false) || float(value.data[i * value.stride]) != mark(head, t, i, true);
       }
   return wrong;
 }
@@ -51,7 +52,8 @@ void check_adaptors() {
       fill_marks(keys.view(), false);
       fill_marks(values.view(), true);
       CHECK(wrong_elements(pqkv::strided_kv(keys.view(), pqkv::as_const(values.view()))) == 0);
-      if (k == layout::dense && v == layout::dense) CHECK(wrong_elements(pqkv::dense_kv(keys.view().data, values.view().data, h, n, d)) == 0);
+      if (k == layout::dense && v == layout::dense)
+        CHECK(wrong_elements(pqkv::dense_kv(keys.view().data, values.view().data, h, n, d)) == 0);
     }
   rows<T> both(h, n, d, layout::interleaved);
   fill_marks(both.view(), false);
@@ -101,7 +103,8 @@ TEST_CASE("kv_store: keys and values of different extents are refused") {
   using pqkv::shape_error;
   CHECK(unless_refused<shape_error>([&] { pqkv::strided_kv(keys.view(), heads.view()); }, "strided_kv: values.extent(0)", h, h + 1) == "");
   CHECK(unless_refused<shape_error>([&] { pqkv::strided_kv(keys.view(), tokens.view()); }, "strided_kv: values.extent(1)", n, n - 1) == "");
-  CHECK(unless_refused<shape_error>([&] { pqkv::strided_kv(keys.view(), elements.view()); }, "strided_kv: values.extent(2)", d, d + 8) == "");
+  CHECK(unless_refused<shape_error>([&] { pqkv::strided_kv(keys.view(), elements.view()); }, "strided_kv: values.extent(2)", d, d + 8) ==
+        "");
 }
 
 TEST_CASE("store_rows: converts between all types and layouts to nearest") {

@@ -37,11 +37,11 @@ TEST_CASE("iterations fill the layer's time and keep their bounds") {
   // n = 950: layer 10.5 s, clustering 0.5 + 1e-3 * rows * L
   CHECK(model.iterations(1000, 950) == 10);
   CHECK(model.iterations(600, 950) == 16);
-  CHECK(model.iterations(100, 950) == 25);                                    // 100, clipped
-  CHECK(model.iterations(100, 950, overlap_model::most_in_paper) == 100);     // the paper's cap is higher
+  CHECK(model.iterations(100, 950) == 25);                                 // 100, clipped
+  CHECK(model.iterations(100, 950, overlap_model::most_in_paper) == 100);  // the paper's cap is higher
   CHECK(model.iterations(10, 950, overlap_model::most_in_paper) == 300);
   CHECK(model.iterations(1000000, 950) == 3);
-  CHECK(overlap_model{.a1 = 100, .b1 = 1}.iterations(1000, 10) == 3);         // no time at all
+  CHECK(overlap_model{.a1 = 100, .b1 = 1}.iterations(1000, 10) == 3);  // no time at all
   CHECK(overlap_model{.b1 = 0, .a2 = 1}.iterations(0, 10) == overlap_model::most);
 }
 

@@ -31,7 +31,8 @@ void check_plan(const typename Cache::params& p) {
   CHECK(taken <= plan.total_bytes());
   CHECK(taken >= plan.kv_bytes + plan.index_bytes);
   // The plan is an upper bound in the lists alone.
-  const std::size_t lists = p.batch * cache.lists(), hq = p.batch * p.query_heads, k = std::min(p.capacity, p.budget.at(p.capacity).retrieve);
+  const std::size_t lists = p.batch * cache.lists(), hq = p.batch * p.query_heads,
+                    k = std::min(p.capacity, p.budget.at(p.capacity).retrieve);
   CHECK(taken == plan.total_bytes() - (hq - lists) * (k * sizeof(std::int32_t) + sizeof(std::uint32_t) + sizeof(pqkv::token_span)));
 }
 
@@ -52,7 +53,8 @@ std::size_t allocations_of_steps(typename Cache::params p) {
   for (int step = 0; step < 60; ++step) {
     cache.append(cpu, keys.view(), keys.view());
     cache.attend(cpu, q, pqkv::make_view(out.data(), p.batch, p.query_heads, p.head_dim));
-    cache.retrieve(cpu, q, pqkv::make_view(indices.data(), p.batch, cache.lists(), k), pqkv::make_view(counts.data(), p.batch, cache.lists()));
+    cache.retrieve(cpu, q, pqkv::make_view(indices.data(), p.batch, cache.lists(), k),
+                   pqkv::make_view(counts.data(), p.batch, cache.lists()));
   }
   return allocations() - before;
 }
@@ -83,7 +85,8 @@ TEST_CASE("pqcache: the memory plan is what construction takes") {
   static_cast<pqkv::cache_shape&>(h) = p;
   check_plan<pqcache<pqkv::half>>(h);
   check_plan<pqcache<float, pqkv::selector::full>>(cache_params<pqcache<float, pqkv::selector::full>>(2, 2, 4, 24, 300, 4, 16, 50));
-  check_plan<pqcache<float, pqkv::selector::streaming>>(cache_params<pqcache<float, pqkv::selector::streaming>>(2, 2, 4, 24, 300, 4, 16, 0));
+  check_plan<pqcache<float, pqkv::selector::streaming>>(
+      cache_params<pqcache<float, pqkv::selector::streaming>>(2, 2, 4, 24, 300, 4, 16, 0));
   check_plan<pqcache<float, pqkv::selector::oracle>>(cache_params<pqcache<float, pqkv::selector::oracle>>(2, 2, 4, 24, 300, 4, 16, 9));
 }
 
@@ -98,8 +101,10 @@ TEST_CASE("pqcache: no step allocates") {
     }
   p.budget = {.ratio = 0.2, .min_tokens = 20, .sinks = 3};
   CHECK(allocations_of_steps<pqcache<>>(p) == 0);
-  CHECK(allocations_of_steps<pqcache<float, pqkv::selector::oracle>>(cache_params<pqcache<float, pqkv::selector::oracle>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
-  CHECK(allocations_of_steps<pqcache<float, pqkv::selector::full>>(cache_params<pqcache<float, pqkv::selector::full>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
+  CHECK(allocations_of_steps<pqcache<float, pqkv::selector::oracle>>(
+            cache_params<pqcache<float, pqkv::selector::oracle>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
+  CHECK(allocations_of_steps<pqcache<float, pqkv::selector::full>>(
+            cache_params<pqcache<float, pqkv::selector::full>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
   CHECK(allocations_of_steps<pqcache<pqkv::bfloat16, pqkv::selector::streaming>>(
             cache_params<pqcache<pqkv::bfloat16, pqkv::selector::streaming>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
 }
@@ -113,11 +118,11 @@ TEST_CASE("pqcache: statistics by hand") {
     ask(cpu, cache, random_query(cache, 1));
     ask(cpu, cache, random_query(cache, 2));
     const pqkv::slot_statistics& s = cache.statistics(0);
-    CHECK(s.steps == 2);                                   // calls of attend(), not of retrieve()
-    CHECK(s.tokens_attended == 2 * (4 + 10 + 8));          // per KV head
-    CHECK(s.attended_bytes == 2 * 2 * 22 * 2 * 16 * 4);    // steps, heads, tokens, K and V, d, float
+    CHECK(s.steps == 2);                                                                      // calls of attend(), not of retrieve()
+    CHECK(s.tokens_attended == 2 * (4 + 10 + 8));                                             // per KV head
+    CHECK(s.attended_bytes == 2 * 2 * 22 * 2 * 16 * 4);                                       // steps, heads, tokens, K and V, d, float
     CHECK(s.index_bytes == 2 * 2 * (path == search_path::scan ? 2 * 88 : 256 * 4 + 10 * 4));  // codes of 88 tokens, or counts and ids
-    CHECK(s.selector_bytes == 2 * 2 * 16 * (16 + 1) * 4);  // both heads' codebooks: d * (c + 1) floats
+    CHECK(s.selector_bytes == 2 * 2 * 16 * (16 + 1) * 4);                                     // both heads' codebooks: d * (c + 1) floats
     append_random(cpu, cache, 1);
     ask(cpu, cache, random_query(cache, 3));
     CHECK(s.steps == 3);

@@ -84,7 +84,8 @@ TEST_CASE("pqcache: parameters out of range are refused, by question, plan and c
   CHECK(construction<value_error>([](params& p) { p.selector.bits = 9; }, "bits", 8, 9) == "");
   CHECK(construction<value_error>([](params& p) { p.selector.train.iterations = 0; }, "selector.train.iterations", 1, 0) == "");
   CHECK(construction<value_error>(
-            [](params& p) { p.selector.subspaces = 4, p.selector.bits = 5, p.selector.path = pqkv::search_path::joint; }, "selector.path", 16, 20) == "");
+            [](params& p) { p.selector.subspaces = 4, p.selector.bits = 5, p.selector.path = pqkv::search_path::joint; }, "selector.path",
+            16, 20) == "");
 }
 
 TEST_CASE("pqcache: prefill refuses tokens in the slot, extents that disagree, more than fits, and a slot that is none") {
@@ -96,7 +97,9 @@ TEST_CASE("pqcache: prefill refuses tokens in the slot, extents that disagree, m
   CHECK(f.refused<value_error>(call(0, good.keys, good.values), "prefill: slot", 0, 100) == "");
   CHECK(f.refused<value_error>(call(2, good.keys, good.values), "prefill: slot", 2, 2) == "");
   cache_type empty(f.cache.parameters());
-  const auto into_empty = [&](const rows<float>& keys, const rows<float>& values) { return [&] { empty.prefill(cpu, 0, keys.view(), values.view()); }; };
+  const auto into_empty = [&](const rows<float>& keys, const rows<float>& values) {
+    return [&] { empty.prefill(cpu, 0, keys.view(), values.view()); };
+  };
   CHECK(unless_refused<shape_error>(into_empty(heads.keys, good.values), "prefill: keys.extent(0)", 2, 3) == "");
   CHECK(unless_refused<shape_error>(into_empty(wide.keys, good.values), "prefill: keys.extent(2)", 32, 40) == "");
   CHECK(unless_refused<shape_error>(into_empty(good.keys, heads.values), "prefill: values.extent(0)", 2, 3) == "");
@@ -106,7 +109,8 @@ TEST_CASE("pqcache: prefill refuses tokens in the slot, extents that disagree, m
   CHECK(empty.size(0) == 0);
   empty.prefill(cpu, 0, good.keys.view(), good.values.view(), pqkv::chunk::more);
   CHECK(unless_refused<capacity_error>(
-            [&] { empty.prefill(cpu, 0, large.keys.view().slice(1, 0, 101), large.values.view().slice(1, 0, 101)); }, "prefill: keys.extent(1)", 100, 101) == "");
+            [&] { empty.prefill(cpu, 0, large.keys.view().slice(1, 0, 101), large.values.view().slice(1, 0, 101)); },
+            "prefill: keys.extent(1)", 100, 101) == "");
   CHECK(empty.size(0) == 10);
 }
 
@@ -127,7 +131,9 @@ TEST_CASE("pqcache: no step for a slot whose prompt is not complete") {
 
 TEST_CASE("pqcache: append refuses extents that disagree, and a full slot before any slot has changed") {
   fixture f;
-  const auto call = [&](pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values) { return [&, keys, values] { f.cache.append(cpu, keys, values); }; };
+  const auto call = [&](pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values) {
+    return [&, keys, values] { f.cache.append(cpu, keys, values); };
+  };
   const rows<float>& keys = f.token.keys;
   const rows<float> heads(2, 3, 32), wide(2, 2, 40), batch(3, 2, 32);
   CHECK(f.refused<shape_error>(call(batch.view(), keys.view()), "append: keys.extent(0)", 2, 3) == "");
@@ -137,7 +143,8 @@ TEST_CASE("pqcache: append refuses extents that disagree, and a full slot before
   CHECK(f.refused<shape_error>(call(keys.view(), heads.view()), "append: values.extent(1)", 2, 3) == "");
   CHECK(f.refused<shape_error>(call(keys.view(), wide.view()), "append: values.extent(2)", 32, 40) == "");
   const std::vector<std::uint8_t> mask(3, 1);
-  CHECK(f.refused<shape_error>([&] { f.cache.append(cpu, keys.view(), keys.view(), pqkv::make_view(mask.data(), 3)); }, "append: active.extent(0)", 2, 3) == "");
+  CHECK(f.refused<shape_error>([&] { f.cache.append(cpu, keys.view(), keys.view(), pqkv::make_view(mask.data(), 3)); },
+                               "append: active.extent(0)", 2, 3) == "");
 
   for (std::uint64_t step = 0; step < 10; ++step) append_random(cpu, f.cache, step);
   CHECK(f.cache.size(0) == 110);
@@ -162,7 +169,8 @@ TEST_CASE("pqcache: attend refuses extents that disagree and scratch that is too
   CHECK(f.refused<shape_error>(call(f.q(), f.o(), l.slice(0, 0, 1)), "attend: lse.extent(0)", 2, 1) == "");
   CHECK(f.refused<shape_error>(call(f.q(), f.o(), l.slice(1, 0, 3)), "attend: lse.extent(1)", 4, 3) == "");
   const std::vector<std::uint8_t> mask(1, 1);
-  CHECK(f.refused<shape_error>([&] { f.cache.attend(cpu, f.q(), f.o(), l, pqkv::make_view(mask.data(), 1)); }, "attend: active.extent(0)", 2, 1) == "");
+  CHECK(f.refused<shape_error>([&] { f.cache.attend(cpu, f.q(), f.o(), l, pqkv::make_view(mask.data(), 1)); }, "attend: active.extent(0)",
+                               2, 1) == "");
 
   pqkv::exec::host<> tight;
   const pqkv::buffer<std::byte> block(64);
@@ -175,7 +183,9 @@ TEST_CASE("pqcache: attend refuses extents that disagree and scratch that is too
 
 TEST_CASE("pqcache: retrieve refuses extents that disagree and lists that do not fit") {
   fixture f;
-  const auto call = [&](auto query, auto indices, auto counts) { return [&, query, indices, counts] { f.cache.retrieve(cpu, query, indices, counts); }; };
+  const auto call = [&](auto query, auto indices, auto counts) {
+    return [&, query, indices, counts] { f.cache.retrieve(cpu, query, indices, counts); };
+  };
   CHECK(f.refused<shape_error>(call(f.q().slice(1, 0, 2), f.i(), f.c()), "retrieve: query.extent(1)", 4, 2) == "");
   CHECK(f.refused<shape_error>(call(f.q(), f.i().slice(0, 0, 1), f.c()), "retrieve: indices.extent(0)", 2, 1) == "");
   CHECK(f.refused<shape_error>(call(f.q(), f.i().slice(1, 0, 1), f.c()), "retrieve: indices.extent(1)", 2, 1) == "");

@@ -9,12 +9,14 @@
 
 namespace {
 using namespace pqkv_cases;
-using pqkv::exec::host;
 using pqkv::search_path;
+using pqkv::exec::host;
 using cache_type = pqkv::pqcache<>;
 const host<> cpu;
 
-bool holds(const std::vector<std::int32_t>& list, std::size_t t) { return std::find(list.begin(), list.end(), static_cast<std::int32_t>(t)) != list.end(); }
+bool holds(const std::vector<std::int32_t>& list, std::size_t t) {
+  return std::find(list.begin(), list.end(), static_cast<std::int32_t>(t)) != list.end();
+}
 
 /// The part of a reply that belongs to a slot.
 std::vector<float> out_of(const reply& r, const cache_type& cache, std::size_t slot) {
@@ -76,8 +78,10 @@ TEST_CASE("pqcache: a list of none is streaming attention, one that holds the mi
     for (std::uint64_t step = 0; step < 5; ++step) append_random(cpu, cache, step);
     return ask(cpu, cache, random_query(cache, 9));
   };
-  cache_type none(pq_params(1, 2, 4, 32, 200, 4, 16, 0)), all(pq_params(1, 2, 4, 32, 200, 4, 16, 135)), most(pq_params(1, 2, 4, 32, 200, 4, 16, 134));
-  pqkv::pqcache<float, pqkv::selector::streaming> streaming(cache_params<pqkv::pqcache<float, pqkv::selector::streaming>>(1, 2, 4, 32, 200, 4, 16, 50));
+  cache_type none(pq_params(1, 2, 4, 32, 200, 4, 16, 0)), all(pq_params(1, 2, 4, 32, 200, 4, 16, 135)),
+      most(pq_params(1, 2, 4, 32, 200, 4, 16, 134));
+  pqkv::pqcache<float, pqkv::selector::streaming> streaming(
+      cache_params<pqkv::pqcache<float, pqkv::selector::streaming>>(1, 2, 4, 32, 200, 4, 16, 50));
   pqkv::pqcache<float, pqkv::selector::full> full(cache_params<pqkv::pqcache<float, pqkv::selector::full>>(1, 2, 4, 32, 200, 4, 16, 50));
   CHECK((reply_of(none) == reply_of(streaming)));
   const reply dense = reply_of(full);
@@ -224,7 +228,8 @@ TEST_CASE("pqcache: the same lists on every instruction set, path and runner, an
     CHECK(r.indices == replies[0].indices);
     CHECK(r.counts == replies[0].counts);
     for (std::size_t i = 0; i < r.out.size(); i += 64) {
-      const std::vector<double> wanted(replies[0].out.begin() + static_cast<std::ptrdiff_t>(i), replies[0].out.begin() + static_cast<std::ptrdiff_t>(i + 64));
+      const std::vector<double> wanted(replies[0].out.begin() + static_cast<std::ptrdiff_t>(i),
+                                       replies[0].out.begin() + static_cast<std::ptrdiff_t>(i + 64));
       CHECK(relative_error(r.out.data() + i, wanted) < (i < 8 * 64 ? 1e-5 : 1e-3));  // large offsets in slot 1's keys
     }
   }
@@ -261,13 +266,15 @@ TEST_CASE("pqcache: every step of a batch equals the steps of its slots alone") 
     prefill(cpu, alone[slot], 0, prompt(2, lengths[slot], 24, slot));
   }
   for (std::uint64_t step = 0; step < 25; ++step) {
-    const auto keys = make_rows<float>(content::gaussian, 3, 2, 24, step), values = make_rows<float>(content::gaussian, 3, 2, 24, step + 1000);
+    const auto keys = make_rows<float>(content::gaussian, 3, 2, 24, step),
+               values = make_rows<float>(content::gaussian, 3, 2, 24, step + 1000);
     batch.append(cpu, keys.view(), values.view());
     const std::vector<float> query = random_query(batch, step);
     const reply all = ask(cpu, batch, query);
     for (std::size_t slot = 0; slot < 3; ++slot) {
       alone[slot].append(cpu, keys.view().slice(0, slot, 1), values.view().slice(0, slot, 1));
-      const std::vector<float> own(query.begin() + static_cast<std::ptrdiff_t>(slot * 144), query.begin() + static_cast<std::ptrdiff_t>((slot + 1) * 144));
+      const std::vector<float> own(query.begin() + static_cast<std::ptrdiff_t>(slot * 144),
+                                   query.begin() + static_cast<std::ptrdiff_t>((slot + 1) * 144));
       const reply one = ask(cpu, alone[slot], own);
       REQUIRE(out_of(one, alone[slot], 0) == out_of(all, batch, slot));
       REQUIRE(one.list(1) == all.list(2 * slot + 1));

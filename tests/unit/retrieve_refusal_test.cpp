@@ -114,8 +114,11 @@ TEST_CASE("retrieve: the joint path refuses a range that its index does not hold
 
 TEST_CASE("retrieve: can_retrieve says the same without throwing") {
   call one;
-  const auto asked = [&] { return pqkv::can_retrieve(one.table, one.codes, one.index, one.ranges, one.indices, one.counts, one.params, one.skipped); };
-  static_assert(noexcept(pqkv::can_retrieve(one.table, one.codes, one.index, one.ranges, one.indices, one.counts, one.params, one.skipped)));
+  const auto asked = [&] {
+    return pqkv::can_retrieve(one.table, one.codes, one.index, one.ranges, one.indices, one.counts, one.params, one.skipped);
+  };
+  static_assert(
+      noexcept(pqkv::can_retrieve(one.table, one.codes, one.index, one.ranges, one.indices, one.counts, one.params, one.skipped)));
   CHECK(asked().ok());
   one.params.head_dim = 0;
   CHECK_FALSE(asked().ok());

@@ -17,7 +17,8 @@ using list = std::vector<std::int32_t>;
 
 search_problem problem_of(std::uint64_t seed, table_kind tables = table_kind::smooth, code_kind kind = code_kind::uniform) {
   random_source random(seed);
-  search_problem problem({.h = 2, .g = 3, .m = 2, .bits = 4, .n = 500, .d = 64, .plane_padding = 5, .table_padding = 1}, tables, kind, random);
+  search_problem problem({.h = 2, .g = 3, .m = 2, .bits = 4, .n = 500, .d = 64, .plane_padding = 5, .table_padding = 1}, tables, kind,
+                         random);
   problem.set_range(0, 17, 411, 50);
   problem.set_range(1, 0, 500, 33);
   return problem;
@@ -83,7 +84,8 @@ TEST_CASE("retrieve: equals top_k of scan on either path") {
 TEST_CASE("retrieve: equal cells are filled by token, not by cell, and the tail takes part") {
   for (const std::size_t tail : {0u, 1u, 100u, 500u}) {
     const search_problem problem = problem_of(3, table_kind::equal);
-    const retrieved found = run_retrieve(host<>{}, problem, index_of(problem, tail).view(), group_reduction::probability_sum, search_path::joint);
+    const retrieved found =
+        run_retrieve(host<>{}, problem, index_of(problem, tail).view(), group_reduction::probability_sum, search_path::joint);
     list first, second;
     for (std::int32_t t = 0; t < 50; ++t) first.push_back(17 + t);
     for (std::int32_t t = 0; t < 33; ++t) second.push_back(t);

@@ -42,7 +42,8 @@ std::size_t wrong_scores(const search_problem& problem, group_reduction reductio
 
 search_problem small_problem(std::uint64_t seed, table_kind tables = table_kind::smooth) {
   random_source random(seed);
-  return {{.h = 2, .g = 3, .m = 4, .bits = 5, .n = 203, .d = 64, .plane_padding = 11, .table_padding = 3}, tables, code_kind::uniform, random};
+  return {
+      {.h = 2, .g = 3, .m = 4, .bits = 5, .n = 203, .d = 64, .plane_padding = 11, .table_padding = 3}, tables, code_kind::uniform, random};
 }
 }  // namespace
 
@@ -156,11 +157,13 @@ TEST_CASE("scan: extents that disagree are refused and nothing is written") {
   CHECK(unless_refused<shape_error>(call(strided, scores, group_reduction::logit_max), "scan: codes.stride(2)", 1, 2) == "");
   CHECK(unless_refused<shape_error>(call(codes, scores, group_reduction::none), "scan: scores.extent(0)", 6, 2) == "");
   CHECK(unless_refused<shape_error>(call(codes, scores.slice(0, 0, 1), group_reduction::logit_sum), "scan: scores.extent(0)", 2, 1) == "");
-  CHECK(unless_refused<shape_error>(call(codes, scores.slice(1, 0, 202), group_reduction::logit_sum), "scan: scores.extent(1)", 203, 202) == "");
+  CHECK(unless_refused<shape_error>(call(codes, scores.slice(1, 0, 202), group_reduction::logit_sum), "scan: scores.extent(1)", 203, 202) ==
+        "");
   CHECK(unless_refused<pqkv::value_error>(call(codes, scores, group_reduction::logit_sum, 0), "scan: head_dim", 1, 0) == "");
   const pqkv::view<const std::uint8_t, 3> many{codes.data, {1, 4, std::size_t{1} << 23}, {codes.stride(0), codes.stride(1), 1}};
   const pqkv::view<float, 2> many_scores{memory.data(), {1, std::size_t{1} << 23}, {0, 1}};
-  CHECK(unless_refused<pqkv::value_error>(call(many, many_scores, group_reduction::logit_sum), "scan: codes.extent(2)", (1 << 23) - 1, 1 << 23) == "");
+  CHECK(unless_refused<pqkv::value_error>(call(many, many_scores, group_reduction::logit_sum), "scan: codes.extent(2)", (1 << 23) - 1,
+                                          1 << 23) == "");
   const pqkv::codes_view<> odd{codes.data, {4, 4, 203}, {0, codes.stride(1), 1}};
   CHECK(unless_refused<shape_error>(call(odd, scores, group_reduction::logit_sum), "scan: table.entries.extent(0)", 4, 6) == "");
   for (const float score : memory) CHECK(score == -9.0f);

@@ -22,7 +22,9 @@ class every_other {
   }
   static std::size_t index_bytes(const pqkv::cache_shape& shape, const params&) { return shape.batch; }
   static std::size_t scratch_bytes(const pqkv::cache_shape&, const params&) { return 0; }
-  every_other(const pqkv::cache_shape& shape, const params& settings) : phase_(settings.phase), heads_(shape.kv_heads), told_(shape.batch) { latest = this; }
+  every_other(const pqkv::cache_shape& shape, const params& settings) : phase_(settings.phase), heads_(shape.kv_heads), told_(shape.batch) {
+    latest = this;
+  }
 
   std::size_t lists() const { return heads_; }
   pqkv::selector::coverage covers(std::size_t) const { return pqkv::selector::coverage::listed; }

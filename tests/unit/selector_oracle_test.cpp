@@ -26,7 +26,8 @@ std::vector<double> double_exact(const float* query, std::size_t g, pqkv::view<c
     std::vector<double> z(n);
     double top = -HUGE_VAL, total = 0;
     for (std::size_t t = 0; t < n; ++t) {
-      for (std::size_t i = 0; i < d; ++i) z[t] += static_cast<double>(query[q * d + i]) * static_cast<double>(keys(head, range.begin + t, i));
+      for (std::size_t i = 0; i < d; ++i)
+        z[t] += static_cast<double>(query[q * d + i]) * static_cast<double>(keys(head, range.begin + t, i));
       top = std::max(top, z[t]);
     }
     for (double& x : z) total += std::exp((x - top) / std::sqrt(static_cast<double>(d)));
@@ -61,18 +62,21 @@ TEST_CASE("selector oracle: exact scores equal double for every reduction and la
       std::vector<float> query(h * g * d);
       for (float& x : query) x = 2 * random.gaussian();
       std::vector<middle_range> ranges;
-      for (std::size_t head = 0; head < h; ++head) ranges.push_back({static_cast<std::uint32_t>(7 * head), static_cast<std::uint32_t>(n - 11 * head), 0});
+      for (std::size_t head = 0; head < h; ++head)
+        ranges.push_back({static_cast<std::uint32_t>(7 * head), static_cast<std::uint32_t>(n - 11 * head), 0});
       const std::size_t lists = pqkv::score_lists(reduction, h, h * g), per_list = h * g / lists;
       const bool probability = reduction == group_reduction::probability_sum || reduction == group_reduction::probability_max;
       for_each_isa([&](auto isa) {
         std::vector<float> scores(lists * 100, -9.0f);
         pqkv::exact_scores(host<decltype(isa), threaded_runner>{}, pqkv::make_view(query.data(), h * g, d), keys.view(),
-                           pqkv::make_view(static_cast<const middle_range*>(ranges.data()), h), reduction, pqkv::make_view(scores.data(), lists, 100));
+                           pqkv::make_view(static_cast<const middle_range*>(ranges.data()), h), reduction,
+                           pqkv::make_view(scores.data(), lists, 100));
         for (std::size_t list = 0; list < lists; ++list) {
           const middle_range range = ranges[list * h / lists];
           const auto wanted = double_exact(query.data() + list * per_list * d, per_list, keys.view(), list * h / lists, range, reduction);
           for (std::size_t t = 0; t < range.size(); ++t)
-            REQUIRE(std::fabs(static_cast<double>(scores[list * 100 + t]) - wanted[t]) < 1e-5 * (std::fabs(wanted[t]) + (probability ? 1e-3 : 10)));
+            REQUIRE(std::fabs(static_cast<double>(scores[list * 100 + t]) - wanted[t]) <
+                    1e-5 * (std::fabs(wanted[t]) + (probability ? 1e-3 : 10)));
           for (std::size_t t = range.size(); t < 100; ++t) REQUIRE(scores[list * 100 + t] == -9.0f);
         }
       });
@@ -98,12 +102,14 @@ TEST_CASE("selector oracle: in a cache, selects the exact best of the middle at 
         const std::size_t slot = row / lists, head = row % lists * 2 / lists;
         const middle_range range = cache.middle(slot);
         REQUIRE(range.begin == 5);
-        const auto scores = double_exact(query.data() + (slot * 6 + row % lists * per_list) * 32, per_list, cache.store().keys, slot * 2 + head, range, reduction);
+        const auto scores = double_exact(query.data() + (slot * 6 + row % lists * per_list) * 32, per_list, cache.store().keys,
+                                         slot * 2 + head, range, reduction);
         std::vector<std::int32_t> chosen = r.list(row);
         REQUIRE(chosen.size() == std::min<std::size_t>(17, range.size()));
         REQUIRE(std::is_sorted(chosen.begin(), chosen.end()));
         for (std::int32_t& t : chosen) t -= 5;
-        const double largest = *std::max_element(scores.begin(), scores.end(), [](double a, double b) { return std::fabs(a) < std::fabs(b); });
+        const double largest =
+            *std::max_element(scores.begin(), scores.end(), [](double a, double b) { return std::fabs(a) < std::fabs(b); });
         REQUIRE(is_top(scores, chosen, 1e-5 * std::fabs(largest)));
       }
     }
@@ -125,7 +131,9 @@ TEST_CASE("selector oracle: a key that is not finite hides no other, a query hea
       prefill(cpu, cache, 0, given);
       CHECK(cache.statistics(0).nonfinite_keys == 1);
       std::vector<float> query(32, 0.5f);
-      const auto holds = [](const std::vector<std::int32_t>& list, std::int32_t t) { return std::find(list.begin(), list.end(), t) != list.end(); };
+      const auto holds = [](const std::vector<std::int32_t>& list, std::int32_t t) {
+        return std::find(list.begin(), list.end(), t) != list.end();
+      };
       CHECK(holds(ask(cpu, cache, query).list(0), 99));
       CHECK_FALSE(holds(ask(cpu, cache, query).list(0), 50));
       query[16] = nonfinite(turn);

@@ -15,7 +15,8 @@ using pqkv::selector::pq;
 const pqkv::exec::host<> cpu;
 const pqkv::cache_shape shape{.batch = 2, .kv_heads = 2, .query_heads = 4, .head_dim = 32, .capacity = 600};
 
-pqkv::pqcache<>::params params_of(std::size_t m, unsigned bits, search_path path, group_reduction reduction = group_reduction::probability_sum) {
+pqkv::pqcache<>::params params_of(std::size_t m, unsigned bits, search_path path,
+                                  group_reduction reduction = group_reduction::probability_sum) {
   auto p = pq_params(2, 2, 4, 32, 600, 4, 16, 40, m, bits);
   p.selector.path = path;
   p.selector.reduction = reduction;
@@ -27,7 +28,8 @@ pqkv::pqcache<>::params params_of(std::size_t m, unsigned bits, search_path path
 TEST_CASE("selector pq: joint and scan list the same tokens through growth, forks and merges") {
   for (const group_reduction reduction : every_reduction)
     for (const std::size_t m : {1u, 2u, 4u}) {
-      pqkv::pqcache<> joint(params_of(m, m == 4 ? 4 : 5, search_path::joint, reduction)), scan(params_of(m, m == 4 ? 4 : 5, search_path::scan, reduction));
+      pqkv::pqcache<> joint(params_of(m, m == 4 ? 4 : 5, search_path::joint, reduction)),
+          scan(params_of(m, m == 4 ? 4 : 5, search_path::scan, reduction));
       const auto both = [&](auto change) { change(joint), change(scan); };
       both([](auto& cache) { prefill(cpu, cache, 0, prompt(2, 300, 32, 1, content::clustered)); });
       both([](auto& cache) { cache.fork(cpu, 0, 1); });

@@ -57,13 +57,13 @@ TEST_CASE("slots: random rules and growth keep every token in one class, and non
       slot.slide_window(rule);
       const pqkv::middle_range middle = slot.middle(rule);
       const pqkv_cases::plain_budget budget = pqkv_cases::budget_at(rule, slot.n);
-      REQUIRE(middle.begin == std::min<std::size_t>(rule.sinks, slot.n));      // sinks [0, begin)
-      REQUIRE(middle.begin <= middle.end);                                       // middle [begin, end)
+      REQUIRE(middle.begin == std::min<std::size_t>(rule.sinks, slot.n));  // sinks [0, begin)
+      REQUIRE(middle.begin <= middle.end);                                 // middle [begin, end)
       REQUIRE(middle.end == slot.window_begin);
-      REQUIRE(middle.end <= slot.n);                                             // window [end, n)
+      REQUIRE(middle.end <= slot.n);  // window [end, n)
       REQUIRE(slot.window_begin >= before);
       REQUIRE(slot.n - slot.window_begin <= budget.window);
-      if (slot.n > rule.sinks) REQUIRE(slot.n > slot.window_begin);              // the newest token is in the window
+      if (slot.n > rule.sinks) REQUIRE(slot.n > slot.window_begin);  // the newest token is in the window
       if (slot.window_begin > before && step > 0 && before >= rule.sinks) REQUIRE(slot.n - slot.window_begin == budget.window);
       REQUIRE(middle.retrieve == budget.retrieve);
       before = slot.window_begin;

@@ -3,7 +3,6 @@
 // engines that ask first, and raises them at its doors.
 #pragma once
 
-#include "../selector/concept.hpp"
 #include "slots.hpp"
 
 namespace pqkv::detail {

@@ -5,6 +5,9 @@
 
 #include <type_traits>
 #include <utility>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace pqkv::isa {
 struct scalar {};
@@ -16,7 +19,9 @@ enum class level { scalar, avx2 };
 inline level detect() noexcept {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return level::avx2;  // every such CPU has F16C
+  unsigned a = 0, b = 0, c = 0, d = 0;  // F16C is bit 29 of ECX: clang 14's __builtin_cpu_supports does not know its name
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 29 & 1u) != 0;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c) return level::avx2;
 #endif
   return level::scalar;
 }

@@ -9,6 +9,7 @@
 
 #include "../core/buffer.hpp"
 #include "../core/scalar.hpp"
+#include "../exec/runner.hpp"
 #include "kmeans.hpp"
 
 namespace pqkv {
@@ -77,13 +78,33 @@ constexpr view<T, 4, Space> split_subspaces(view<T, 3, Space> rows, std::size_t 
   return {rows.data, {rows.extent(0), m, rows.extent(1), ds}, {rows.stride(0), ds * rows.stride(2), rows.stride(1), rows.stride(2)}};
 }
 
+/// Whether a view is a codebook that kernels can run on: what every function that takes one checks first.
+template <class Book>
+constexpr status can_use_codebook(const Book& book, const char* function) noexcept {
+  const std::size_t c = book.size(), d = book.head_dim();
+  return detail::checks(function)
+      .at_least("codebook.centroids.extent(0)", static_cast<double>(book.heads()), 1, "h, at least")
+      .extent("codebook.mean.extent(0)", book.mean.extent(0), book.heads(), "h, from codebook.centroids")
+      .at_least("codebook.mean.extent(1)", static_cast<double>(d), 1, "d, at least")
+      .at_most("codebook.mean.extent(1)", static_cast<double>(d), max_head_dim, "d, at most")
+      .extent("codebook.centroids.extent(2)", book.sub_dim() * book.subspaces(), d, "m * ds = d")
+      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "codebook.centroids.extent(3)",
+            "c: 16, 32, 64, 128 or 256", 64, static_cast<double>(c))
+      .extent("codebook.centroids.stride(3)", book.centroids.stride(3), 1, "last axis contiguous")
+      .extent("codebook.centroids.stride(2)", book.centroids.stride(2), c, "ds and c dense")
+      .extent("codebook.mean.stride(1)", book.mean.stride(1), 1, "last axis contiguous");
+}
+
 /// The checks of train().
-template <class Keys, class Book>
-constexpr status can_train(const Keys& keys, const Book& book, const kmeans_params& params) noexcept {
+template <class Keys, class Book, class Outcome>
+constexpr status can_train(const Keys& keys, const Book& book, const Outcome& outcome, const kmeans_params& params) noexcept {
+  if (const status s = can_use_codebook(book, "train"); !s.ok()) return s;
   return detail::checks("train")
       .extent("keys.extent(0)", keys.extent(0), book.heads(), "h, from codebook")
       .extent("keys.extent(2)", keys.extent(2), book.head_dim(), "d, from codebook")
-      .extent("codebook.centroids.extent(2)", book.sub_dim() * book.subspaces(), book.head_dim(), "m * ds = d")
+      .extent("outcome.extent(0)", outcome.extent(0), book.heads(), "h, from codebook")
+      .extent("outcome.extent(1)", outcome.extent(1), book.subspaces(), "m, from codebook")
+      .at_most("keys.extent(1)", static_cast<double>(keys.extent(1)), 4294967295.0, "n, at most")
       .at_least("params.iterations", static_cast<double>(params.iterations), 1, "L, at least");
 }
 
@@ -99,7 +120,7 @@ template <exec::policy P, class T, class Space>
   requires storage_scalar<T> && reachable_from<Space, P>
 void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typename P::space_type> book,
            view<std::uint8_t, 2, typename P::space_type> outcome, const kmeans_params& params = {}) {
-  require_ok(can_train(keys, book, params));
+  require_ok(can_train(keys, book, outcome, params));
   const std::size_t h = book.heads(), m = book.subspaces(), ds = book.sub_dim();
   kernel<op::mean_row, typename P::backend_type>::run(policy, keys, training_rows(params, keys.extent(1), book.size()), book.mean);
   const view<const float, 3, typename P::space_type> offset{book.mean.data, {h, m, ds}, {book.mean.stride(0), ds, 1}};
@@ -111,6 +132,9 @@ void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typena
 template <exec::policy P, class T, class Space>
   requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P>
 kmeans_outcome train(const P& policy, view<T, 3, Space> keys, codebook& book, const kmeans_params& params = {}) {
+  if constexpr (requires { typename P::runner_type; })
+    static_assert(exec::runs_whole_call<typename P::runner_type>,
+                  "pqkv: train on an owner reports one outcome per call; give it a runner of whole calls, not exec::slice");
   const std::size_t problems = book.shape().kv_heads * book.shape().subspaces;
   buffer<std::uint8_t> outcome(problems);
   train(policy, keys, book.mutable_view(), make_view(outcome.data(), book.shape().kv_heads, book.shape().subspaces), params);

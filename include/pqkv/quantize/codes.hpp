@@ -49,6 +49,7 @@ class codes {
 /// The checks of encode().
 template <class Keys, class Book, class Codes>
 constexpr status can_encode(const Keys& keys, const Book& book, const Codes& codes) noexcept {
+  if (const status s = can_use_codebook(book, "encode"); !s.ok()) return s;
   return detail::checks("encode")
       .extent("keys.extent(0)", keys.extent(0), book.heads(), "h, from codebook")
       .extent("keys.extent(2)", keys.extent(2), book.head_dim(), "d, from codebook")

@@ -31,8 +31,8 @@ enum class kmeans_outcome : std::uint8_t {
 
 /// The rows that training looks at: all, or one of each of rows_per_centroid * c strata.
 PQKV_HD constexpr stratified_sample training_rows(const kmeans_params& params, std::size_t n, std::size_t c) {
-  const std::size_t most = params.rows_per_centroid == 0 ? n : params.rows_per_centroid * c;
-  return {n, n < most ? n : most, {params.seed, 0}};
+  const bool all = params.rows_per_centroid == 0 || params.rows_per_centroid > n / c;
+  return {n, all ? n : params.rows_per_centroid * c, {params.seed, 0}};
 }
 
 /// The checks of kmeans(), for engines without exceptions. Shapes as there.

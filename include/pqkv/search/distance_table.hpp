@@ -51,6 +51,7 @@ class distance_table {
 template <class Query, class Book, class Table>
 constexpr status can_build_table(const Query& query, const Book& book, const Table& table, const char* function) noexcept {
   const std::size_t h = book.heads();
+  if (const status s = can_use_codebook(book, function); !s.ok()) return s;
   return detail::checks(function)
       .extent("query.extent(1)", query.extent(1), book.head_dim(), "d, from codebook")
       .that(h > 0 && query.extent(0) % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h),

@@ -8,33 +8,10 @@
 #include <cstdint>
 
 #include "../core/error.hpp"
+#include "../cache/slots.hpp"
 #include "../search/retrieve.hpp"
 
 namespace pqkv {
-
-/// The extents of one layer's cache.
-struct cache_shape {
-  std::size_t batch = 1;        // slots, each a sequence of its own length
-  std::size_t kv_heads = 0;     // h
-  std::size_t query_heads = 0;  // hq
-  std::size_t head_dim = 0;     // d
-  std::size_t capacity = 0;     // tokens per slot
-};
-
-/// The bounds of every cache; a selector may have narrower ones.
-constexpr status can_cache(const cache_shape& shape) noexcept {
-  const bool grouped = shape.kv_heads != 0 && shape.query_heads != 0 && shape.query_heads % shape.kv_heads == 0;
-  return detail::checks("pqcache")
-      .at_least("batch", static_cast<double>(shape.batch), 1, "slots, at least")
-      .at_least("kv_heads", static_cast<double>(shape.kv_heads), 1, "h, at least")
-      .that(grouped, status::code::shape, "query_heads", "hq, a multiple of h", static_cast<double>(shape.kv_heads),
-            static_cast<double>(shape.query_heads))
-      .that(shape.head_dim != 0 && shape.head_dim % 8 == 0, status::code::value, "head_dim", "d, a multiple of", 8,
-            static_cast<double>(shape.head_dim))
-      .at_most("head_dim", static_cast<double>(shape.head_dim), max_head_dim, "d, at most")
-      .at_least("capacity", static_cast<double>(shape.capacity), 1, "tokens per slot, at least")
-      .at_most("capacity", static_cast<double>(shape.capacity), 2147483647.0, "tokens per slot, at most");
-}
 
 namespace selector {
 

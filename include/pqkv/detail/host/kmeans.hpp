@@ -26,8 +26,7 @@ class kmeans_problem {
     if (!draw_initial({params.seed, stream})) return kmeans_outcome::too_few_distinct_rows;
     scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest_));
     for (std::size_t iteration = 0; iteration < params.iterations; ++iteration) {
-      const bool changed = assign(iteration == 0);
-      if (!changed && !has_empty()) break;
+      if (!assign(iteration == 0)) break;  // no row moved, so no cluster is empty and no centroid will change
       fill_empty();
       update();
     }
@@ -84,6 +83,7 @@ class kmeans_problem {
     return true;
   }
 
+  /// Whether a row changed its cluster.
   bool assign(bool first) {
     bool changed = first;
     for (std::uint32_t& count : count_) count = 0;
@@ -98,12 +98,6 @@ class kmeans_problem {
       Leaf::accumulate(y, scale_, ds_, sum_.data() + nearest.index * ds_);
     }
     return changed;
-  }
-
-  bool has_empty() const {
-    for (const std::uint32_t count : count_)
-      if (count == 0) return true;
-    return false;
   }
 
   /// Every empty cluster, ascending, takes the farthest row of the fullest cluster; ties to the lower index.
@@ -125,7 +119,6 @@ class kmeans_problem {
       --count_[fullest];
       ++count_[empty];
       owner_[farthest] = static_cast<std::uint8_t>(empty);
-      distance_[farthest] = 0;
     }
   }
 
