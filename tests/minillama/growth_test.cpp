@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// A context that grows by decoding: facts that were never in the prompt, only in text that went through the decode path, are found
+// after they have left the window. With the shipped model, between lines of the
+// repository's licence.
+#include <doctest/doctest.h>
+
+#include <filesystem>
+
+#include "interview.hpp"
+#include "questions.hpp"
+
+namespace {
+
+using namespace minillama;
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool under_sanitizers = true;  // minutes there, for code that other tests have walked
+#else
+constexpr bool under_sanitizers = false;
+#endif
+
+/// Right answers after the last three quarters of a context were fed token by token.
+std::size_t right_after_growth(const model& llama, pool_runner& runner, const policy_settings& settings, const question_context& context) {
+  const std::size_t prompt = context.text.size() / 4;
+  const prefilled_prompt prefilled = prefill(llama, bytes_of(std::string_view(context.text).substr(0, prompt)), runner);
+  session session(llama, runner, settings, prefilled, context.text.size() + 1024, session_kind::single);
+  for (const char c : context.text.substr(prompt)) session.step(static_cast<std::uint8_t>(c));
+
+  std::size_t right = 0, asked = 0;
+  for (const question& one : context.questions) {
+    const std::size_t fact = context.text.find(one.value);
+    if (fact < prompt || fact > context.text.size() - 200) continue;  // in the prompt, or perhaps still in the window
+    ++asked;
+    char next = 0;
+    for (const char c : one.text()) next = static_cast<char>(greedy(session.step(static_cast<std::uint8_t>(c))));
+    std::string answer;
+    while (next != '\n' && answer.size() < 16) {
+      answer += next;
+      next = static_cast<char>(greedy(session.step(static_cast<std::uint8_t>(next))));
+    }
+    session.step('\n');
+    right += answer == one.value;
+  }
+  CHECK(asked >= 3);
+  return right;
+}
+
+}  // namespace
+
+TEST_CASE("facts fed through the decode path are found after they have left the window" * doctest::skip(under_sanitizers)) {
+  const std::filesystem::path root = MINILLAMA_REPOSITORY;
+  const std::string text = load_text({root / "LICENSE"});
+  random_source random(3);
+  const question_context context = make_context(context_kind::needles, text, 3072, 6, random);
+  const model llama(root / "examples/minillama/model");
+  pool_runner runner(2);
+
+  policy_settings settings;
+  settings.budget.ratio = 0.2;
+  const std::size_t right = right_after_growth(llama, runner, settings, context);
+  settings.name = policy_name::streaming;
+  const std::size_t without = right_after_growth(llama, runner, settings, context);
+  MESSAGE("right answers: pq " << right << ", streaming " << without);
+  CHECK(right >= 3);
+  CHECK(without == 0);
+}
