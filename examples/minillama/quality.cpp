@@ -67,7 +67,7 @@ void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
   const std::size_t group = query_heads_ / kv_heads_;
   for (std::size_t head = 0; head < kv_heads_; ++head) {
     const std::int32_t* wanted = exact.data() + head * k;
-    const std::int32_t* got = &found_view(step.slot, head, 0);
+    const std::int32_t* got = found.data() + (step.slot * kv_heads_ + head) * most;
     std::vector<std::int32_t> both;
     std::set_intersection(wanted, wanted + k, got, got + counts_view(step.slot, head), std::back_inserter(both));
     const double recall = k > 0 ? static_cast<double>(both.size()) / static_cast<double>(k) : middle.size() == 0 ? 1.0 : 0.0;

@@ -64,7 +64,7 @@ constexpr status can_attend(const Query& query, const Store& store, const Tokens
 /// @param lse     [hq] float, written if given: log of the sum of exp; -infinity for an empty list
 /// A non-finite key, value or query gives a non-finite output, as in any attention.
 /// @throws shape_error, value_error
-/// @cost   reads each token's K and V once per list, shared by its query heads; two passes over a tile of 64 tokens; no allocation
+/// @cost   reads each token's K and V once per list and 8 query heads of it; two passes over a tile of 64 tokens; no allocation
 /// @source online softmax: Milakov and Gimelshein 2018; partial results: FlashDecoding, FlashInfer attention/state.cuh
 template <exec::policy P, kv_store Store>
   requires reachable_from<typename Store::space_type, P>

@@ -150,10 +150,10 @@ class pqcache {
 
   /// Attention of one query token per active slot over sinks, retrieved middle and window.
   ///
-  /// @param query  [batch, hq, d] float, after rotary embedding, last axis contiguous
+  /// @param query  [batch, hq, d] float, after rotary embedding, any strides
   /// @param out    [batch, hq, d] float, written for active slots; zeros for an empty slot
   /// @param lse    [batch, hq] float, written if given: log-sum-exp over the tokens attended
-  /// @throws shape_error, value_error
+  /// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small
   /// @cost   selection plus (s + w + k) rows of K and V per list; no allocation
   template <exec::policy P>
   void attend(const P& policy, view<const float, 3> query, view<float, 3> out, view<float, 2> lse = {}, active_slots active = {}) {
@@ -179,11 +179,11 @@ class pqcache {
 
   /// The tokens that attend() would fetch, for engines that fetch and attend themselves: middle tokens only.
   ///
-  /// @param query    [batch, hq, d] float, last axis contiguous
+  /// @param query    [batch, hq, d] float, any strides
   /// @param indices  [batch, h, k_max] int32 ([batch, hq, k_max] under `none`), written for active slots: absolute positions,
   ///                 ascending, then -1. k_max at least retrieve_capacity(slot); a slot without a codebook lists its whole middle
   /// @param counts   [batch, h] uint32 ([batch, hq] under `none`), written for active slots
-  /// @throws shape_error, value_error, capacity_error
+  /// @throws shape_error, value_error; capacity_error also when the policy brings scratch that is too small
   /// @cost   as the selection in attend()
   template <exec::policy P>
   void retrieve(const P& policy, view<const float, 3> query, view<std::int32_t, 3> indices, view<std::uint32_t, 2> counts,
@@ -318,16 +318,21 @@ class pqcache {
       selector_.select(working(policy), as_const(make_view(query_.data(), batch * hq, d)), as_const(rows_.keys()),
                        as_const(make_view(ranges_.data(), ranges_.size())), make_view(indices_.data(), counts_.size(), k_max_),
                        make_view(counts_.data(), counts_.size()));
+    count_queries();
+  }
+
+  /// Inactive slots' queries are zeros.
+  void count_queries() {
+    const std::size_t hq = params_.query_heads, d = params_.head_dim;
+    for (std::size_t q = 0; q < params_.batch * hq; ++q) {
+      bool finite = true;
+      for (std::size_t i = 0; i < d; ++i) finite &= is_finite(query_[q * d + i]);
+      slots_[q / hq].statistics.nonfinite_queries += finite ? 0 : 1;
+    }
   }
 
   void count_step(std::size_t slot) {
     slot_statistics& s = slots_[slot].statistics;
-    const std::size_t hq = params_.query_heads, d = params_.head_dim;
-    for (std::size_t q = slot * hq; q < (slot + 1) * hq; ++q) {
-      bool finite = true;
-      for (std::size_t i = 0; i < d; ++i) finite &= is_finite(query_[q * d + i]);
-      s.nonfinite_queries += finite ? 0 : 1;
-    }
     std::uint64_t attended = 0;
     for (std::size_t list = slot * lists_; list < (slot + 1) * lists_; ++list)
       attended += spans_[list].leading + (spans_[list].window_end - spans_[list].window_begin) + counts_[list];

@@ -175,7 +175,7 @@ TEST_CASE("pqcache: keys, values and queries that are not finite are counted, an
   CHECK(clean.counts == std::vector<std::uint32_t>{10, 10});
   query[16 + 4] = nonfinite(1);  // query head 1, of KV head 0
   const reply spoiled = ask(cpu, cache, query);
-  CHECK(cache.statistics(0).nonfinite_queries == 1);
+  CHECK(cache.statistics(0).nonfinite_queries == 2);
   CHECK(spoiled.counts == std::vector<std::uint32_t>{10, 10});
   CHECK(spoiled.list(1) == clean.list(1));
   CHECK_FALSE(std::isfinite(spoiled.out[16]));

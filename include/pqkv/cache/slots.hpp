@@ -62,7 +62,7 @@ struct slot_statistics {
   std::uint64_t selector_bytes = 0;   // codebooks, or keys for a selector that scores them
   std::uint64_t nonfinite_keys = 0;   // rows stored with an infinity or a NaN; such a key gets code 0
   std::uint64_t nonfinite_values = 0;
-  std::uint64_t nonfinite_queries = 0;  // query heads given with one; selection leaves them out
+  std::uint64_t nonfinite_queries = 0;  // query heads that attend() or retrieve() were given with one; selection leaves them out
 };
 
 /// One sequence.

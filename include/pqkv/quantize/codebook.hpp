@@ -113,6 +113,8 @@ constexpr status can_train(const Keys& keys, const Book& book, const Outcome& ou
 /// @param keys  [h, n, d] float, half or bfloat16, any strides; rows that were written, after rotary embedding
 /// @param book  [h, m, ds, c] and [h, d], written; meaningless where the outcome is not `trained`
 /// @param outcome [h, m] uint8, a kmeans_outcome each, written
+/// Under exec::slice give a barrier: the means must be there before k-means begins.
+///
 /// @throws shape_error, value_error
 /// @cost   as kmeans(); reads the training rows L + 2 times
 /// @source PQCache section 3.2; centring: docs/numerics.md

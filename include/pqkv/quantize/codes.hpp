@@ -64,7 +64,7 @@ constexpr status can_encode(const Keys& keys, const Book& book, const Codes& cod
 /// @param keys   [h, n, d] float, half or bfloat16, any strides
 /// @param book   a trained codebook
 /// @param codes  [h, m, n] uint8, written; a key with a non-finite element gets code 0 everywhere
-/// @throws shape_error
+/// @throws shape_error, value_error
 /// @cost   n * c * d distance terms a head; no allocation; asynchronous on device policies
 template <exec::policy P, class T, class Space>
   requires storage_scalar<T> && reachable_from<Space, P>

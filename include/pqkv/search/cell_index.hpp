@@ -115,7 +115,10 @@ constexpr status can_use_cell_index(const Index& index, std::size_t h, std::size
       .extent("index.merged.extent(0)", index.merged.extent(0), h, "h, from codes")
       .extent("index.last.extent(0)", index.last.extent(0), h, "h, from codes")
       .extent("index.cell_codes.extent(0)", index.cell_codes.extent(0), m, "m, from codes")
-      .extent("index.cell_codes.extent(1)", index.cell_codes.extent(1), index.cells(), "cells, from index.counts");
+      .extent("index.cell_codes.extent(1)", index.cell_codes.extent(1), index.cells(), "cells, from index.counts")
+      .extent("index.counts.stride(1)", index.counts.stride(1), 1, "last axis contiguous")
+      .extent("index.offsets.stride(1)", index.offsets.stride(1), 1, "last axis contiguous")
+      .extent("index.cell_codes.stride(1)", index.cell_codes.stride(1), 1, "last axis contiguous");
 }
 
 /// The checks of count_cells() and merge_tails().

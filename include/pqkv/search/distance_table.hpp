@@ -71,7 +71,7 @@ constexpr status can_build_table(const Query& query, const Book& book, const Tab
 /// @param query  [hq, d] float, after rotary embedding; hq % h == 0, query head q belongs to KV head q / (hq / h)
 /// @param book   [h, m, ds, c]
 /// @param table  [hq, m, c] and [hq], written; non-finite where the query is, and scan and retrieve then skip that query head
-/// @throws shape_error
+/// @throws shape_error, value_error
 /// @cost   hq * d * c multiply-adds; no allocation; asynchronous on device policies
 template <exec::policy P>
 void inner_product_table(const P& policy, view<const float, 2, typename P::space_type> query, codebook_view<typename P::space_type> book,

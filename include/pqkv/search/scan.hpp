@@ -37,6 +37,7 @@ constexpr status can_look_up(const Table& table, const Codes& codes, const char*
   return detail::checks(function)
       .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", "hq, a multiple of h", static_cast<double>(h),
             static_cast<double>(hq))
+      .at_least("table.entries.extent(1)", static_cast<double>(table.entries.extent(1)), 1, "m, at least")
       .extent("table.entries.stride(2)", table.entries.stride(2), 1, "last axis contiguous")
       .extent("table.bias.extent(0)", table.bias.extent(0), hq, "hq, from table.entries")
       .extent("codes.extent(1)", codes.extent(1), table.entries.extent(1), "m, from table")

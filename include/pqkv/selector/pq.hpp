@@ -171,7 +171,7 @@ class pq {
     bool trained = true;
     for (const std::uint8_t o : outcome_) trained &= o == static_cast<std::uint8_t>(kmeans_outcome::trained);
     slots_[slot].trained = trained;
-    slots_[slot].next_try = n + (n / 4 > c ? n / 4 : c);
+    slots_[slot].next_try = n + n / 64 + 1;  // a failed try reads all rows: not in every step of a long sequence
     if (!trained) return;
     encode_rows(policy, slot, keys, first, n);
     clear_index(slot);

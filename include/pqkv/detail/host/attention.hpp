@@ -117,7 +117,7 @@ struct kernel<op::attention, backend::host> {
         for (std::size_t q = 0; q < queries; ++q) head.load_query(q, &query(first + q, 0));
         const token_span span = tokens.spans(list);
         head.add_range(0, span.leading);
-        if (tokens.indices.data != nullptr) head.add_list(&tokens.indices(list, 0), tokens.counts(list));
+        if (tokens.indices.data != nullptr) head.add_list(tokens.indices.data + list * tokens.indices.stride(0), tokens.counts(list));
         head.add_range(span.window_begin, span.window_end);
         for (std::size_t q = 0; q < queries; ++q) {
           const float log_sum = head.finish(q, &out(first + q, 0));

@@ -33,6 +33,8 @@ template <>
 struct kernel<op::count_cells, backend::host> {
   template <class P>
   static void run(const P& policy, codes_view<> codes, std::size_t first, std::size_t last, mutable_cell_index_view<> index) {
+    static_assert(exec::runs_whole_call<typename P::runner_type>,
+                  "pqkv: count_cells changes an index once per call; give it a runner of whole calls, not exec::slice");
     for (std::size_t head = 0; head < codes.extent(0); ++head) {
       const bool fresh = index.first(head) == index.last(head);
       const std::size_t counted = last - (fresh ? first : index.first(head)), room = index.ids.extent(1);
