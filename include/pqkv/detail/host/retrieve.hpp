@@ -98,7 +98,7 @@ struct kernel<op::retrieve, backend::host> {
         const detail::selection_scratch scratch{scores + list * scored, bitmaps + 2 * list * words, bitmaps + (2 * list + 1) * words};
         std::int32_t* out = indices.data + list * indices.stride(0);
         std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
-        counts(list) = select(scorer, table, first, g, codes, index, head, ranges(head), params.path, scratch, out, flags);
+        counts(list) = select(scorer, table, first, codes, index, head, ranges(head), params.path, scratch, out, flags);
         detail::pad(out, counts(list), indices.extent(1));
       });
     });
@@ -122,14 +122,10 @@ struct kernel<op::retrieve, backend::host> {
   }
 
   template <class Scorer>
-  static std::uint32_t select(Scorer& scorer, distance_table_view<> table, std::size_t first, std::size_t queries, codes_view<> codes,
-                              cell_index_view<> index, std::size_t head, middle_range range, search_path path,
-                              const detail::selection_scratch& scratch, std::int32_t* out, std::uint8_t* skipped) {
+  static std::uint32_t select(Scorer& scorer, distance_table_view<> table, std::size_t first, codes_view<> codes, cell_index_view<> index,
+                              std::size_t head, middle_range range, search_path path, const detail::selection_scratch& scratch,
+                              std::int32_t* out, std::uint8_t* skipped) {
     const std::uint32_t k = range.selected();
-    if (range.size() == 0) {  // nothing to rank: an inactive slot of a batch costs nothing here
-      if (skipped != nullptr) std::fill_n(skipped, queries, std::uint8_t{0});
-      return 0;
-    }
     const std::uint8_t* head_codes = codes.data + head * codes.stride(0);
     const bool joint = !index.empty() && resolve_path(path, index.cells(), range.size()) == search_path::joint;
     const detail::scored_items tokens{head_codes + range.begin, codes.stride(1), range.size(), nullptr};
