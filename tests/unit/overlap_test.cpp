@@ -11,10 +11,10 @@ using pqkv::overlap_model;
 namespace {
 overlap_calibration calibrated(const overlap_model& truth) {
   overlap_calibration calibration;
-  for (const std::size_t rows : {1000, 4000, 16000})
-    for (const std::size_t iterations : {2, 5})
+  for (const std::size_t rows : {1000u, 4000u, 16000u})
+    for (const std::size_t iterations : {2u, 5u})
       calibration.add_clustering(rows, iterations, truth.a1 + truth.b1 * static_cast<double>(rows * iterations));
-  for (const std::size_t n : {512, 1024, 4096, 16384}) {
+  for (const std::size_t n : {512u, 1024u, 4096u, 16384u}) {
     const double tokens = static_cast<double>(n);
     calibration.add_layer(n, truth.a2 + truth.b2 * tokens + truth.c2 * tokens * tokens);
   }
@@ -49,7 +49,7 @@ TEST_CASE("timings that determine nothing are refused by name") {
   overlap_calibration one;
   one.add_clustering(1000, 5, 1);
   one.add_clustering(1000, 5, 1.1);  // the same point again
-  for (const std::size_t n : {1, 2, 3}) one.add_layer(n, 1);
+  for (const std::size_t n : {1u, 2u, 3u}) one.add_layer(n, 1);
   CHECK_THROWS_WITH_AS(one.fit(), doctest::Contains("add_clustering: expected 2"), pqkv::value_error);
 
   overlap_calibration two;
@@ -62,6 +62,6 @@ TEST_CASE("timings that determine nothing are refused by name") {
   overlap_calibration falling;
   falling.add_clustering(1000, 5, 2);
   falling.add_clustering(2000, 5, 1);
-  for (const std::size_t n : {1, 2, 3}) falling.add_layer(n, 1);
+  for (const std::size_t n : {1u, 2u, 3u}) falling.add_layer(n, 1);
   CHECK_THROWS_WITH_AS(falling.fit(), doctest::Contains("seconds per row"), pqkv::value_error);
 }
