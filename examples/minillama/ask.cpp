@@ -86,6 +86,9 @@ int main(int argc, char** argv) {
       ->excludes(demo);
   return run_program(app, argc, argv, [&] {
     const model llama(o.model_directory);
+    if (llama.config().vocabulary != 256)
+      throw load_error(o.model_directory, "vocab_size",
+                       "unsupported: " + std::to_string(llama.config().vocabulary) + " (only 256: questions are asked in bytes)");
     const std::string text = load_text(o.text_files);
     pool_runner runner(o.threads);
     o.evaluation.policies = {o.policies.begin(), o.policies.end()};

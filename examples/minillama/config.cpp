@@ -98,6 +98,20 @@ double plain_rotary_theta(const std::filesystem::path& path, const json_object& 
   return inner.positive_or("rope_theta", 10000.0);
 }
 
+/// One token, a list of them (Llama 3 has several), or none.
+std::vector<token_id> end_tokens(const json_object& object, std::size_t vocabulary) {
+  const json* value = object.find("eos_token_id");
+  if (!value) return {};
+  std::vector<token_id> tokens;
+  for (const json& token : value->is_array() ? *value : json::array({*value})) {
+    if (!token.is_number_unsigned() || token.get<std::uint64_t>() >= vocabulary)
+      object.fail("eos_token_id",
+                  "expected tokens below the " + std::to_string(vocabulary) + " of vocab_size, or null, got " + value->dump());
+    tokens.push_back(token.get<token_id>());
+  }
+  return tokens;
+}
+
 }  // namespace
 
 model_config load_config(const std::filesystem::path& path) {
@@ -124,13 +138,7 @@ model_config load_config(const std::filesystem::path& path) {
                                            " of hidden_size, and head_dim is not given");
   config.head_dim = object.extent_or("head_dim", config.hidden / config.query_heads);
   if (config.head_dim % 2 != 0) object.fail("head_dim", std::to_string(config.head_dim) + " is odd; rotary embedding turns pairs");
-  if (config.vocabulary != 256)
-    object.fail("vocab_size", "unsupported: " + std::to_string(config.vocabulary) + " (only 256: tokens are bytes)");
-  if (const json* end = object.find("eos_token_id")) {
-    if (!end->is_number_unsigned() || end->get<std::uint64_t>() > 255)
-      object.fail("eos_token_id", "expected a byte or null, got " + end->dump());
-    config.end_token = end->get<std::uint8_t>();
-  }
+  config.end_tokens = end_tokens(object, config.vocabulary);
   return config;
 }
 

@@ -2,12 +2,15 @@
 // The shape of a Llama, read from the config.json of a Hugging Face directory and checked. What this program cannot compute is refused
 // here, by key, and not met later as wrong text.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <optional>
+#include <vector>
 
 namespace minillama {
+
+using token_id = std::uint32_t;
 
 /// Extents in the symbols of the library: hq query heads share h KV heads of d dimensions.
 struct model_config {
@@ -22,11 +25,12 @@ struct model_config {
   float rms_norm_epsilon = 0;
   double rope_theta = 0;
   bool tied_embeddings = false;
-  std::optional<std::uint8_t> end_token;  // generation stops at it
+  std::vector<token_id> end_tokens;  // generation stops at any of them
 
   std::size_t group() const { return query_heads / kv_heads; }  // g
   std::size_t query_width() const { return query_heads * head_dim; }
   std::size_t kv_width() const { return kv_heads * head_dim; }
+  bool ends(token_id token) const { return std::find(end_tokens.begin(), end_tokens.end(), token) != end_tokens.end(); }
   std::size_t qkv_width() const { return query_width() + 2 * kv_width(); }
 };
 

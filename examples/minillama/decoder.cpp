@@ -55,7 +55,7 @@ void session::fork() {
   position_ = prompt_tokens_;
 }
 
-std::span<const float> session::step(std::uint8_t token, const step_observer& observe) {
+std::span<const float> session::step(token_id token, const step_observer& observe) {
   const model_config& config = llama_.config();
   const std::size_t hq = config.query_heads, h = config.kv_heads, d = config.head_dim, row = config.qkv_width();
   // A row of the stacked projection holds queries, keys and values one after the other: three views of it, no copies.
@@ -106,8 +106,8 @@ pqkv::memory_plan session::memory() const {
   return all;
 }
 
-std::uint8_t greedy(std::span<const float> logits) {
-  return static_cast<std::uint8_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+token_id greedy(std::span<const float> logits) {
+  return static_cast<token_id>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
 }  // namespace minillama

@@ -65,7 +65,7 @@ class session {
   /// @param observe  is called for each layer; its time is not counted
   /// @returns logits[vocabulary], valid until the next step
   /// @throws pqkv::capacity_error when the room is used up
-  std::span<const float> step(std::uint8_t token, const step_observer& observe = {});
+  std::span<const float> step(token_id token, const step_observer& observe = {});
 
   const session_statistics& statistics() const { return statistics_; }
   const host_policy& policy() const { return cpu_; }
@@ -85,6 +85,6 @@ class session {
 };
 
 /// The token of the largest logit, the lowest of equals.
-std::uint8_t greedy(std::span<const float> logits);
+token_id greedy(std::span<const float> logits);
 
 }  // namespace minillama

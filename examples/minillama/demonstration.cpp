@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "command_line.hpp"
+#include "tokenizer.hpp"
 
 namespace minillama {
 namespace {
@@ -38,7 +39,7 @@ void demonstrate(const model& llama, pool_runner& runner, const std::string& tex
   const auto start = std::chrono::steady_clock::now();
   const prefilled_prompt prefilled = [&] {
     progress_bar bar("prefill of " + std::to_string(length) + " tokens");
-    return prefill(llama, bytes_of(context.text), runner, bar.report());
+    return prefill(llama, byte_tokens(context.text), runner, bar.report());
   }();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf("prefilled %zu tokens of text with facts in it, once, in %.1f s\n", length, seconds);

@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "command_line.hpp"
+#include "tokenizer.hpp"
 
 namespace minillama {
 namespace {
@@ -97,7 +98,7 @@ evaluation evaluate(const model& llama, pool_runner& runner, const std::string& 
     const std::string label = "context " + std::to_string(i + 1) + " of " + std::to_string(settings.contexts) + " (" + name_of(kind) + ")";
     const prefilled_prompt prefilled = [&] {
       progress_bar bar(label);
-      return prefill(llama, bytes_of(context.text), runner, bar.report());
+      return prefill(llama, byte_tokens(context.text), runner, bar.report());
     }();
     std::fprintf(stderr, "%s, right of %zu:", label.c_str(), count);
     for (interview& one : result.interviews) {

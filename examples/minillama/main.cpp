@@ -8,6 +8,7 @@
 
 #include "command_line.hpp"
 #include "decoder.hpp"
+#include "tokenizer.hpp"
 
 namespace {
 
@@ -56,14 +57,14 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }
 
 /// The context that prompt and answer have to fit in.
-std::size_t checked_context(const options& o, const model_config& config, std::size_t prompt_bytes) {
+std::size_t checked_context(const options& o, const model_config& config, std::size_t prompt_tokens) {
   if (o.context > config.max_positions)
     throw usage_error("-c", std::to_string(o.context) + " is more than the model's " + std::to_string(config.max_positions) + " positions");
   const std::size_t context = o.context ? o.context : config.max_positions;
   const std::string source = o.prompt_file.empty() ? "-p" : o.prompt_file;
-  if (prompt_bytes > context)
+  if (prompt_tokens > context)
     throw load_error(source,
-                     "prompt: " + std::to_string(prompt_bytes) + " bytes are longer than the context of " + std::to_string(context));
+                     "prompt: " + std::to_string(prompt_tokens) + " tokens are longer than the context of " + std::to_string(context));
   return context;
 }
 
@@ -86,30 +87,35 @@ int generate(options o) {
   if (prompt.empty()) throw load_error(file ? o.prompt_file : "-p", "prompt: is empty");
 
   const model llama(o.model_directory);
-  const std::size_t prompt_bytes = prompt.size() + follow_up.size();
-  const std::size_t context = checked_context(o, llama.config(), prompt_bytes);
-  const std::size_t room = std::min(follow_up.size() + o.tokens, context - prompt.size());
+  const std::unique_ptr<tokenizer> words = make_tokenizer(llama.config(), std::nullopt);
+  const std::vector<token_id> prompt_tokens = words->encode(prompt, text_place::start);
+  const std::vector<token_id> more_tokens = words->encode(follow_up, text_place::behind);
+  const std::size_t context = checked_context(o, llama.config(), prompt_tokens.size() + more_tokens.size());
+  const std::size_t room = std::min(more_tokens.size() + o.tokens, context - prompt_tokens.size());
   pool_runner runner(o.threads);
 
   const auto start = std::chrono::steady_clock::now();
   const prefilled_prompt prefilled = [&] {
     progress_bar bar("prefill");
-    return prefill(llama, bytes_of(prompt), runner, bar.report());
+    return prefill(llama, prompt_tokens, runner, bar.report());
   }();
   const double prefill_seconds = seconds_since(start);
 
   session session(llama, runner, o.policy, prefilled, room, session_kind::single);
   std::span<const float> logits = prefilled.logits;
-  for (const std::uint8_t token : bytes_of(follow_up)) logits = session.step(token);
+  for (const token_id token : more_tokens) logits = session.step(token);
+  token_id previous = more_tokens.empty() ? prompt_tokens.back() : more_tokens.back();
   double first_token_seconds = 0;
   for (std::size_t i = 0; i < o.tokens; ++i) {
-    const std::uint8_t token = greedy(logits);
+    const token_id token = greedy(logits);
     if (i == 0) first_token_seconds = seconds_since(start);
-    if (token == llama.config().end_token) break;
-    std::fputc(token, stdout);
+    if (llama.config().ends(token)) break;
+    const std::string text = words->decode(previous, token);
+    std::fwrite(text.data(), 1, text.size(), stdout);
     std::fflush(stdout);
-    if (i + 1 == o.tokens || follow_up.size() + i == room) break;
+    if (i + 1 == o.tokens || more_tokens.size() + i == room) break;
     logits = session.step(token);
+    previous = token;
   }
   std::fputc('\n', stdout);
   print_statistics(session, prefilled.tokens, prefill_seconds, first_token_seconds);

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <stdexcept>
 #include <string>
 
 #include "safetensors.hpp"
@@ -85,8 +86,12 @@ model::model(const std::filesystem::path& directory) : config_(load_config(direc
         static_cast<float>(std::pow(config_.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim)));
 }
 
-void model::embed(std::span<const std::uint8_t> tokens, rows_view x) const {
-  for (std::size_t i = 0; i < tokens.size(); ++i) x.row(index_of(i)) = embedding_.row(tokens[i]);
+void model::embed(std::span<const token_id> tokens, rows_view x) const {
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= config_.vocabulary)
+      throw std::out_of_range("embed: token " + std::to_string(tokens[i]) + " in a vocabulary of " + std::to_string(config_.vocabulary));
+    x.row(index_of(i)) = embedding_.row(index_of(tokens[i]));
+  }
 }
 
 void model::project_qkv(std::size_t layer, const_rows_view x, std::size_t first_position, rows_view qkv) const {

@@ -42,7 +42,9 @@ class model {
   const model_config& config() const { return config_; }
 
   /// x[i, hidden] = embedding of tokens[i]
-  void embed(std::span<const std::uint8_t> tokens, rows_view x) const;
+  ///
+  /// @throws std::out_of_range when a token is not in the vocabulary
+  void embed(std::span<const token_id> tokens, rows_view x) const;
 
   /// qkv = rms_norm(x) W_qkv^T, with rotary embedding applied to queries and keys.
   ///

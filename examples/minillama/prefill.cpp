@@ -78,7 +78,7 @@ void attend_tile(const const_rows_view& queries, std::size_t group, std::size_t 
 
 }  // namespace
 
-prefilled_prompt prefill(const model& llama, std::span<const std::uint8_t> tokens, pool_runner& runner, const progress_report& report) {
+prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report) {
   const model_config& config = llama.config();
   const std::size_t n = tokens.size(), d = config.head_dim, blocks = tiles(n, block_tokens), query_tiles = tiles(n, query_tile);
   const std::size_t query_width = config.query_width(), kv_width = config.kv_width(), group_width = config.group() * d;

@@ -3,10 +3,8 @@
 // of the last position. One prefilled prompt serves any number of sessions.
 #pragma once
 #include <cstddef>
-#include <cstdint>
 #include <functional>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include "model.hpp"
@@ -24,11 +22,6 @@ struct prefilled_prompt {
   std::vector<float> logits;  // [vocabulary], of the last position
 };
 
-/// Text as tokens: this model's are bytes.
-inline std::span<const std::uint8_t> bytes_of(std::string_view text) {
-  return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
-}
-
 /// Is told the share of the work that is done, 0 to 1, from any thread but never from two at once.
 using progress_report = std::function<void(double)>;
 
@@ -38,6 +31,6 @@ using progress_report = std::function<void(double)>;
 /// @cost   of one layer: the projections, and n*n/2 keys per query head in tiles that stay in the cache (online softmax); scratch of
 ///         n * (hidden + 2*hq*d) floats. The last layer attends for the last tile alone: nobody reads the rest.
 /// @source online softmax over tiles: Dao et al., "FlashAttention", arXiv 2205.14135
-prefilled_prompt prefill(const model& llama, std::span<const std::uint8_t> tokens, pool_runner& runner, const progress_report& report = {});
+prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report = {});
 
 }  // namespace minillama

@@ -103,9 +103,9 @@ TEST_CASE("the context is a limit: text stops there, a longer prompt is refused"
   CHECK(cut.code == 0);
   CHECK(cut.out.size() == 4 + 1 + 1);  // four tokens fit behind the prompt, and the last one's successor needs no room
   CHECK(tiny.generate("-p abcdef -n 5 -c 6").code == 0);
-  check_refused(tiny.generate("-p abcdefg -c 6"), "-p: prompt: 7 bytes are longer than the context of 6");
+  check_refused(tiny.generate("-p abcdefg -c 6"), "-p: prompt: 7 tokens are longer than the context of 6");
   write_text(tiny.path() / "prompt", std::string(513, 'x'));
-  check_refused(tiny.generate("-f \"" + (tiny.path() / "prompt").string() + "\""), "prompt: prompt: 513 bytes");
+  check_refused(tiny.generate("-f \"" + (tiny.path() / "prompt").string() + "\""), "prompt: prompt: 513 tokens");
   check_refused(tiny.generate("-p a -c 513"), "-c: 513 is more than the model's 512 positions");
 }
 

@@ -62,7 +62,7 @@ TEST_CASE("every extent of a complete file is read") {
   CHECK(config.rope_theta == 10000.0);
   CHECK(config.rms_norm_epsilon == 1e-5f);
   CHECK(config.tied_embeddings);
-  CHECK_FALSE(config.end_token.has_value());
+  CHECK(config.end_tokens.empty());
   CHECK(config.group() == 2);
   CHECK(config.qkv_width() == 64);
 }
@@ -79,16 +79,23 @@ TEST_CASE("absent keys take the defaults of Hugging Face") {
   CHECK_FALSE(read.tied_embeddings);
 }
 
-TEST_CASE("the rotary base may stand in rope_parameters, and the end token is a byte") {
+TEST_CASE("the rotary base may stand in rope_parameters, and the end tokens are one or a list") {
   json config = config_of({});
   config.erase("rope_theta");
   config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 5e5}};
   config["eos_token_id"] = 10;
   CHECK(loaded(config).rope_theta == 5e5);
-  CHECK(loaded(config).end_token == 10);
+  CHECK(loaded(config).end_tokens == std::vector<minillama::token_id>{10});
+  CHECK(loaded(config).ends(10));
+  CHECK_FALSE(loaded(config).ends(11));
   CHECK(starts(problem_with("rope_parameters", {{"rope_type", "llama3"}}), "rope_type: unsupported"));
   CHECK(starts(problem_with("rope_parameters", 3), "rope_parameters: "));
-  CHECK(starts(problem_with("eos_token_id", 128001), "eos_token_id: "));
+  config["vocab_size"] = 128256;
+  config["eos_token_id"] = {128001, 128009};
+  CHECK(loaded(config).vocabulary == 128256);
+  CHECK(loaded(config).ends(128009));
+  CHECK(starts(problem_with("eos_token_id", 256), "eos_token_id: expected tokens below the 256 of vocab_size, or null, got 256"));
+  CHECK(starts(problem_with("eos_token_id", {10, -1}), "eos_token_id: "));
   CHECK(starts(problem_with("eos_token_id", "end"), "eos_token_id: "));
 }
 
@@ -122,7 +129,6 @@ TEST_CASE("what the program cannot compute is refused") {
   CHECK(starts(problem_with("rope_scaling", {{"rope_type", "llama3"}}), "rope_scaling: unsupported"));
   CHECK(starts(problem_with("attention_bias", true), "attention_bias: unsupported"));
   CHECK(starts(problem_with("mlp_bias", true), "mlp_bias: unsupported"));
-  CHECK(starts(problem_with("vocab_size", 128256), "vocab_size: unsupported: 128256"));
   CHECK(starts(problem_with("num_key_value_heads", 3), "num_key_value_heads: 3 does not divide"));
   CHECK(starts(problem_with("head_dim", 7), "head_dim: 7 is odd"));
   json config = config_of({});

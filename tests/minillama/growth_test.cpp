@@ -8,6 +8,7 @@
 
 #include "interview.hpp"
 #include "questions.hpp"
+#include "tokenizer.hpp"
 
 namespace {
 
@@ -22,7 +23,7 @@ constexpr bool under_sanitizers = false;
 /// Right answers after the last three quarters of a context were fed token by token.
 std::size_t right_after_growth(const model& llama, pool_runner& runner, const policy_settings& settings, const question_context& context) {
   const std::size_t prompt = context.text.size() / 4;
-  const prefilled_prompt prefilled = prefill(llama, bytes_of(std::string_view(context.text).substr(0, prompt)), runner);
+  const prefilled_prompt prefilled = prefill(llama, byte_tokens(std::string_view(context.text).substr(0, prompt)), runner);
   session session(llama, runner, settings, prefilled, context.text.size() + 1024, session_kind::single);
   for (const char c : context.text.substr(prompt)) session.step(static_cast<std::uint8_t>(c));
 

@@ -13,17 +13,18 @@
 #include "plain_llama.hpp"
 #include "quality.hpp"
 #include "tiny_model.hpp"
+#include "tokenizer.hpp"
 
 using namespace minillama_test;
-using minillama::bytes_of;
+using minillama::byte_tokens;
 
 namespace {
 
-std::string random_text(std::size_t length, std::uint64_t seed) {
+std::vector<minillama::token_id> random_tokens(std::size_t length, std::uint64_t seed, std::size_t vocabulary = 256) {
   std::mt19937_64 bits(seed);
-  std::string text(length, ' ');
-  for (char& c : text) c = static_cast<char>(bits() >> 56);
-  return text;
+  std::vector<minillama::token_id> tokens(length);
+  for (auto& token : tokens) token = static_cast<minillama::token_id>((bits() >> 32) % vocabulary);
+  return tokens;
 }
 
 /// Largest difference, in units of the oracle's largest logit.
@@ -65,12 +66,12 @@ TEST_CASE("prefill and decode agree with the oracle for every type and both kind
       CAPTURE(type);
       CAPTURE(tied);
       const loaded_model model({.tied = tied, .type = type});
-      const std::string text = random_text(40, 7);
-      const auto wanted = plain_logits(model.shape, model.weights, bytes_of(text));
-      const auto prompt = minillama::prefill(*model.llama, bytes_of(text).first(30), runner);
+      const auto text = random_tokens(40, 7);
+      const auto wanted = plain_logits(model.shape, model.weights, text);
+      const auto prompt = minillama::prefill(*model.llama, std::span(text).first(30), runner);
       CHECK(difference(prompt.logits, wanted[29]) < tolerance);
       minillama::session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 10, minillama::session_kind::single);
-      for (std::size_t t = 30; t < text.size(); ++t) CHECK(difference(session.step(bytes_of(text)[t]), wanted[t]) < tolerance);
+      for (std::size_t t = 30; t < text.size(); ++t) CHECK(difference(session.step(text[t]), wanted[t]) < tolerance);
     }
   }
 }
@@ -81,25 +82,25 @@ TEST_CASE("heads of every grouping, and a rotary base of its own") {
     CAPTURE(hq);
     CAPTURE(d);
     const loaded_model model({.hidden = 32, .layers = 3, .query_heads = hq, .kv_heads = h, .head_dim = d, .theta = 1e6}, d);
-    const std::string text = random_text(21, hq);
-    const auto wanted = plain_logits(model.shape, model.weights, bytes_of(text));
-    const auto prompt = minillama::prefill(*model.llama, bytes_of(text).first(20), runner);
+    const auto text = random_tokens(21, hq);
+    const auto wanted = plain_logits(model.shape, model.weights, text);
+    const auto prompt = minillama::prefill(*model.llama, std::span(text).first(20), runner);
     CHECK(difference(prompt.logits, wanted[19]) < tolerance);
     minillama::session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 1, minillama::session_kind::single);
-    CHECK(difference(session.step(bytes_of(text)[20]), wanted[20]) < tolerance);
+    CHECK(difference(session.step(text[20]), wanted[20]) < tolerance);
   }
 }
 
 TEST_CASE("prompts on both sides of tiles and blocks") {
   const loaded_model model({.layers = 2});
-  const std::string text = random_text(300, 3);
-  const auto wanted = plain_logits(model.shape, model.weights, bytes_of(text));
+  const auto text = random_tokens(300, 3);
+  const auto wanted = plain_logits(model.shape, model.weights, text);
   for (const std::size_t threads : {1u, 3u}) {
     minillama::pool_runner runner(threads);
     for (const std::size_t n : {1u, 2u, 63u, 64u, 65u, 127u, 128u, 129u, 192u, 255u, 256u, 257u, 300u}) {
       CAPTURE(n);
       double last = 0;
-      const auto prompt = minillama::prefill(*model.llama, bytes_of(text).first(n), runner, [&](double share) {
+      const auto prompt = minillama::prefill(*model.llama, std::span(text).first(n), runner, [&](double share) {
         CHECK(share >= last);
         last = share;
       });
@@ -113,14 +114,16 @@ TEST_CASE("prompts on both sides of tiles and blocks") {
 TEST_CASE("a fork leaves the prompt as it was, and room is counted from the fork") {
   minillama::pool_runner runner(2);
   const loaded_model model({});
-  const std::string prompt_text = random_text(50, 5);
-  const auto prompt = minillama::prefill(*model.llama, bytes_of(prompt_text), runner);
+  const auto prompt_text = random_tokens(50, 5);
+  const auto prompt = minillama::prefill(*model.llama, prompt_text, runner);
   minillama::session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 4, minillama::session_kind::forked);
   for (std::uint64_t seed = 0; seed < 3; ++seed) {
     session.fork();
-    const std::string more = random_text(4, 100 + seed);
-    const auto wanted = plain_logits(model.shape, model.weights, bytes_of(prompt_text + more));
-    for (std::size_t t = 0; t < more.size(); ++t) CHECK(difference(session.step(bytes_of(more)[t]), wanted[50 + t]) < tolerance);
+    const auto more = random_tokens(4, 100 + seed);
+    auto all = prompt_text;
+    all.insert(all.end(), more.begin(), more.end());
+    const auto wanted = plain_logits(model.shape, model.weights, all);
+    for (std::size_t t = 0; t < more.size(); ++t) CHECK(difference(session.step(more[t]), wanted[50 + t]) < tolerance);
     CHECK_THROWS_AS(session.step(0), pqkv::capacity_error);
   }
   CHECK(session.statistics().steps == 12);
@@ -130,19 +133,19 @@ TEST_CASE("a fork leaves the prompt as it was, and room is counted from the fork
 TEST_CASE("policies that retrieve the whole middle agree with the oracle; one that does not reads less") {
   minillama::pool_runner runner(2);
   const loaded_model model({.max_positions = 1024});
-  const std::string text = random_text(401, 9);
-  const auto wanted = plain_logits(model.shape, model.weights, bytes_of(text));
-  const auto prompt = minillama::prefill(*model.llama, bytes_of(text).first(400), runner);
+  const auto text = random_tokens(401, 9);
+  const auto wanted = plain_logits(model.shape, model.weights, text);
+  const auto prompt = minillama::prefill(*model.llama, std::span(text).first(400), runner);
   using enum minillama::policy_name;
   for (const auto name : {full, pq, oracle}) {
     minillama::session dense(*model.llama, runner, policy(name, 1.0), prompt, 1, minillama::session_kind::single);
-    CHECK(difference(dense.step(bytes_of(text)[400]), wanted[400]) < tolerance);
+    CHECK(difference(dense.step(text[400]), wanted[400]) < tolerance);
   }
   minillama::quality_summary last;
   for (const auto name : {streaming, pq, oracle, full}) {
     minillama::session session(*model.llama, runner, policy(name, 0.25), prompt, 1, minillama::session_kind::single);
     minillama::quality_meter meter(model.llama->config());
-    session.step(bytes_of(text)[400], meter.observer(session.policy()));
+    session.step(text[400], meter.observer(session.policy()));
     const auto quality = meter.summary();
     CHECK(quality.steps == 1);
     CHECK(quality.mass <= 1 + 1e-5);
@@ -159,7 +162,7 @@ TEST_CASE("policies that retrieve the whole middle agree with the oracle; one th
 TEST_CASE("a head_dim that the library does not take is refused by name") {
   minillama::pool_runner runner(1);
   const loaded_model model({.head_dim = 6});
-  const auto prompt = minillama::prefill(*model.llama, bytes_of("abc"), runner);
+  const auto prompt = minillama::prefill(*model.llama, byte_tokens("abc"), runner);
   CHECK_THROWS_AS(
       minillama::session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 1, minillama::session_kind::single),
       pqkv::value_error);

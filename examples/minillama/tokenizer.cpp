@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bytes as tokens, and the choice between tokenizers.
+#include "tokenizer.hpp"
+
+#include <cstdint>
+
+#include "load_error.hpp"
+
+namespace minillama {
+
+std::vector<token_id> byte_tokens(std::string_view text) {
+  std::vector<token_id> tokens;
+  tokens.reserve(text.size());
+  for (const char c : text) tokens.push_back(static_cast<std::uint8_t>(c));
+  return tokens;
+}
+
+std::vector<token_id> byte_tokenizer::encode(std::string_view text, text_place) const { return byte_tokens(text); }
+
+std::string byte_tokenizer::decode(token_id, token_id token) const { return std::string(1, static_cast<char>(token)); }
+
+std::unique_ptr<tokenizer> make_tokenizer(const model_config& config, const std::optional<std::filesystem::path>& file) {
+  if (file) throw load_error(*file, "tokenizer", "unsupported: only models of 256 tokens, without a file");
+  if (config.vocabulary != byte_tokenizer().vocabulary())
+    throw load_error("tokenizer", "a file is needed: the model has " + std::to_string(config.vocabulary) +
+                                      " tokens, and only a model of 256 reads bytes");
+  return std::make_unique<byte_tokenizer>();
+}
+
+}  // namespace minillama
