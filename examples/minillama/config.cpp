@@ -3,10 +3,9 @@
 #include "config.hpp"
 
 #include <cmath>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <string>
 
+#include "json_file.hpp"
 #include "load_error.hpp"
 
 namespace minillama {
@@ -70,14 +69,6 @@ class json_object {
   json object_;
 };
 
-json_object parse(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  if (!file) throw load_error(path.string(), "cannot be opened");
-  json object = json::parse(file, nullptr, false);
-  if (!object.is_object()) throw load_error(path.string(), "is not a JSON object");
-  return {path, std::move(object)};
-}
-
 void require_llama(const json_object& object) {
   const json& architectures = object.at("architectures");
   if (!architectures.is_array() || architectures.size() != 1 || architectures[0] != "LlamaForCausalLM")
@@ -115,7 +106,7 @@ std::vector<token_id> end_tokens(const json_object& object, std::size_t vocabula
 }  // namespace
 
 model_config load_config(const std::filesystem::path& path) {
-  const json_object object = parse(path);
+  const json_object object(path, read_object(path));
   require_llama(object);
 
   model_config config;

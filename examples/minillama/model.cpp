@@ -7,32 +7,32 @@
 #include <stdexcept>
 #include <string>
 
-#include "safetensors.hpp"
+#include "hugging_face.hpp"
 
 namespace minillama {
 namespace {
 
 /// Reads a tensor [rows, columns] into rows first.. of a matrix that already has its size.
-void read_rows(const safetensors_file& file, const std::string& name, std::size_t rows, std::size_t first, matrix& out) {
+void read_rows(const weight_source& file, const std::string& name, std::size_t rows, std::size_t first, matrix& out) {
   const auto columns = static_cast<std::size_t>(out.cols());
   const std::array shape{rows, columns};
   file.read(name, shape, {out.data() + first * columns, rows * columns});
 }
 
-matrix read_matrix(const safetensors_file& file, const std::string& name, std::size_t rows, std::size_t columns) {
+matrix read_matrix(const weight_source& file, const std::string& name, std::size_t rows, std::size_t columns) {
   matrix out(index_of(rows), index_of(columns));
   read_rows(file, name, rows, 0, out);
   return out;
 }
 
-row_vector read_vector(const safetensors_file& file, const std::string& name, std::size_t size) {
+row_vector read_vector(const weight_source& file, const std::string& name, std::size_t size) {
   row_vector out(index_of(size));
   const std::array shape{size};
   file.read(name, shape, {out.data(), size});
   return out;
 }
 
-layer_weights read_layer(const safetensors_file& file, const model_config& config, std::size_t layer) {
+layer_weights read_layer(const weight_source& file, const model_config& config, std::size_t layer) {
   const std::string prefix = "model.layers." + std::to_string(layer) + ".";
   layer_weights weights;
   weights.attention_norm = read_vector(file, prefix + "input_layernorm.weight", config.hidden);
@@ -73,8 +73,10 @@ void rotate(std::span<float> heads, std::span<const float> cosines, std::span<co
 
 }  // namespace
 
-model::model(const std::filesystem::path& directory) : config_(load_config(directory / "config.json")) {
-  const safetensors_file file(directory / "model.safetensors");
+model::model(const std::filesystem::path& path) : model(open_hugging_face(path)) {}
+
+model::model(const checkpoint& from) : config_(from.config) {
+  const weight_source& file = *from.weights;
   embedding_ = read_matrix(file, "model.embed_tokens.weight", config_.vocabulary, config_.hidden);
   for (std::size_t layer = 0; layer < config_.layers; ++layer) layers_.push_back(read_layer(file, config_, layer));
   final_norm_ = read_vector(file, "model.norm.weight", config_.hidden);

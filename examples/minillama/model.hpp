@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "config.hpp"
+#include "weight_source.hpp"
 
 namespace minillama {
 
@@ -34,10 +34,13 @@ struct layer_weights {
 
 class model {
  public:
-  /// Loads config.json and model.safetensors of a Hugging Face directory.
+  /// Loads a Hugging Face directory.
   ///
   /// @throws load_error that names the file and the key or tensor
-  explicit model(const std::filesystem::path& directory);
+  explicit model(const std::filesystem::path& path);
+
+  /// Reads all weights of a checkpoint, which is not needed afterwards.
+  explicit model(const checkpoint& from);
 
   const model_config& config() const { return config_; }
 

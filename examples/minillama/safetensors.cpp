@@ -15,6 +15,7 @@
 #include <optional>
 #include <pqkv/core/scalar.hpp>
 
+#include "json_file.hpp"
 #include "load_error.hpp"
 
 namespace minillama {
@@ -96,8 +97,7 @@ safetensors_file::safetensors_file(const std::filesystem::path& path) : path_(pa
     fail("header", "is longer than the file: " + std::to_string(header_bytes) + " bytes in a file of " + std::to_string(bytes.size()));
 
   const auto* text = reinterpret_cast<const char*>(bytes.data()) + length_bytes;
-  const auto header = nlohmann::json::parse(text, text + header_bytes, nullptr, false);
-  if (!header.is_object()) fail("header", "is not a JSON object");
+  const auto header = parse_object(path_, "header", {text, static_cast<std::size_t>(header_bytes)});
 
   const auto data = bytes.subspan(length_bytes + static_cast<std::size_t>(header_bytes));
   for (const auto& [name, entry] : header.items()) {
@@ -122,6 +122,26 @@ safetensors_file::safetensors_file(const std::filesystem::path& path) : path_(pa
       fail(name, "shape " + printed(found.shape) + " of " + found.type + " does not make " + std::to_string(found.bytes.size()) + " bytes");
     tensors_.emplace(name, std::move(found));
   }
+  refuse_overlaps();
+}
+
+void safetensors_file::refuse_overlaps() const {
+  std::vector<const decltype(tensors_)::value_type*> by_address;
+  for (const auto& entry : tensors_)
+    if (!entry.second.bytes.empty()) by_address.push_back(&entry);
+  std::sort(by_address.begin(), by_address.end(),
+            [](const auto* a, const auto* b) { return a->second.bytes.data() < b->second.bytes.data(); });
+  for (std::size_t i = 1; i < by_address.size(); ++i) {
+    const auto& [name, before] = *by_address[i - 1];
+    if (before.bytes.data() + before.bytes.size() > by_address[i]->second.bytes.data())
+      throw load_error(path_, by_address[i]->first, "data_offsets: overlap those of " + name);
+  }
+}
+
+std::vector<std::string> safetensors_file::names() const {
+  std::vector<std::string> all;
+  for (const auto& entry : tensors_) all.push_back(entry.first);
+  return all;
 }
 
 void safetensors_file::read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const {

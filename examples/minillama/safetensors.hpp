@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reader of one safetensors file: eight bytes with the header's length (little endian), a JSON header that maps each tensor's name
 // to {dtype, shape, data_offsets}, then the tensors' bytes. The file is mapped, never copied; tensors are converted to float on request.
-// Not for sharded checkpoints. Format: the safetensors project's README.
+// Sharded checkpoints are several of these: hugging_face.hpp. Format: the safetensors project's README.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -34,10 +34,12 @@ class safetensors_file {
   /// Maps the file and checks every entry of its header.
   ///
   /// @throws load_error that names the file and the tensor: file truncated, header longer than the file or not the JSON expected,
-  ///         offsets outside the file, shape times size of the type not equal to the bytes
+  ///         offsets outside the file, shape times size of the type not equal to the bytes, a name given twice, bytes of
+  ///         two tensors that overlap
   explicit safetensors_file(const std::filesystem::path& path);
 
   bool contains(const std::string& name) const { return tensors_.count(name) != 0; }
+  std::vector<std::string> names() const;
 
   /// Reads one tensor as float, row major.
   ///
@@ -52,6 +54,8 @@ class safetensors_file {
     std::vector<std::size_t> shape;
     std::span<const std::byte> bytes;
   };
+
+  void refuse_overlaps() const;
 
   std::filesystem::path path_;
   mapped_file file_;

@@ -205,6 +205,9 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   CHECK(ask("--demo --length 1500").code == 0);
 
   const std::string program = "minillama-ask";
+  const bench wide({.vocabulary = 257});
+  check_refused(wide.run("-m \"" + wide.path().string() + "\" --demo", MINILLAMA_ASK_PROGRAM), "vocab_size: unsupported: 257", program);
+  check_refused(wide.generate("-p a"), "tokenizer: a file is needed: the model has 257 tokens");
   check_refused(ask("--questions 3 --contexts 5"), "--questions", program);
   check_refused(ask("--questions 20 --contexts 1 --length 100"), "--length", program);
   check_refused(ask("--questions 2 --contexts 1 --length 2048"), "--length", program);

@@ -141,4 +141,5 @@ TEST_CASE("a file that is absent or not a JSON object is refused") {
   const temporary_directory folder;
   CHECK_THROWS_AS(minillama::load_config(folder.path() / "config.json"), minillama::load_error);
   for (const char* text : {"", "{", "[]", "null", "{\"a\": }", "\xff\xfe"}) CHECK(problem(text) == "is not a JSON object");
+  CHECK(problem(R"({"head_dim": 8, "head_dim": 16})") == "head_dim: is given twice");
 }

@@ -76,6 +76,21 @@ TEST_CASE("prefill and decode agree with the oracle for every type and both kind
   }
 }
 
+TEST_CASE("a vocabulary wider than bytes, and tokens outside of it") {
+  minillama::pool_runner runner(2);
+  const loaded_model model({.vocabulary = 70001, .layers = 1, .tied = false});
+  const std::vector<minillama::token_id> text{70000, 3, 65536, 255, 256, 40000};
+  const auto wanted = plain_logits(model.shape, model.weights, text);
+  const auto prompt = minillama::prefill(*model.llama, std::span(text).first(5), runner);
+  CHECK(difference(prompt.logits, wanted[4]) < tolerance);
+  minillama::session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 2, minillama::session_kind::single);
+  CHECK_THROWS_AS(session.step(70001), std::out_of_range);
+  CHECK(difference(session.step(text[5]), wanted[5]) < tolerance);
+  std::vector<float> logits(70001);
+  logits[69999] = 1;
+  CHECK(minillama::greedy(logits) == 69999);
+}
+
 TEST_CASE("heads of every grouping, and a rotary base of its own") {
   minillama::pool_runner runner(2);
   for (const auto& [hq, h, d] : {std::array<std::size_t, 3>{1, 1, 8}, {4, 4, 8}, {6, 2, 16}, {8, 1, 40}, {3, 3, 64}}) {

@@ -43,7 +43,7 @@ inline void rotate_heads(numbers& x, std::size_t head_dim, std::size_t position,
   }
 }
 
-/// logits[n][256], one row for each token.
+/// logits[n][vocabulary], one row for each token.
 inline std::vector<numbers> plain_logits(const tiny_shape& shape, const tensors& weights, std::span<const std::uint32_t> tokens) {
   const std::size_t d = shape.head_dim, group = shape.query_heads / shape.kv_heads;
   const tensor& embedding = weights.at("model.embed_tokens.weight");

@@ -134,6 +134,36 @@ TEST_CASE("entries that contradict the file or themselves are refused by name") 
   CHECK(contains(problem(path), ": a: missing tensor"));
 }
 
+TEST_CASE("a name given twice is refused, not read as the last of both") {
+  const temporary_directory folder;
+  const auto path = folder.path() / "f";
+  const std::string entry = R"("a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]})";
+  for (const std::string& second : {entry, std::string(R"("a":null)")}) {
+    const std::string header = "{" + entry + "," + second + "}";
+    write_text(path, static_cast<char>(header.size()) + std::string(7, '\0') + header + std::string(24, '\0'));
+    CHECK(contains(problem(path), ": a: is given twice"));
+  }
+  const std::string inner = R"({"a":{"dtype":"F32","dtype":"F16","shape":[2,3],"data_offsets":[0,24]}})";
+  write_text(path, static_cast<char>(inner.size()) + std::string(7, '\0') + inner + std::string(24, '\0'));
+  CHECK(contains(problem(path), ": dtype: is given twice"));
+}
+
+TEST_CASE("tensors that share bytes are refused; empty ones share none") {
+  const temporary_directory folder;
+  const auto path = folder.path() / "f";
+  auto parts = parts_of(two_tensors, "F32");
+  for (const std::size_t begin : {std::size_t{0}, std::size_t{4}, std::size_t{20}}) {
+    parts.header["b"]["data_offsets"] = {begin, begin + 4};
+    parts.write(path);
+    const std::string text = problem(path);
+    CHECK_MESSAGE((contains(text, ": b: data_offsets: overlap those of a") || contains(text, ": a: data_offsets: overlap those of b")),
+                  text);
+  }
+  parts.header["b"] = {{"dtype", "F32"}, {"shape", {0}}, {"data_offsets", {8, 8}}};
+  parts.write(path);
+  CHECK(problem(path) == "");
+}
+
 TEST_CASE("NaN and infinity are found in every type, at any place") {
   const temporary_directory folder;
   const auto path = folder.path() / "f";

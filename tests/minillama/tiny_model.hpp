@@ -90,7 +90,7 @@ inline safetensors_parts parts_of(const tensors& all, const std::string& type) {
 
 /// Shape of the tiny model; the defaults have grouped heads and a head_dim that hidden / heads does not give.
 struct tiny_shape {
-  std::size_t hidden = 24, intermediate = 40, layers = 2, query_heads = 4, kv_heads = 2, head_dim = 8;
+  std::size_t hidden = 24, intermediate = 40, vocabulary = 256, layers = 2, query_heads = 4, kv_heads = 2, head_dim = 8;
   std::size_t max_positions = 512;
   bool tied = true;
   std::string type = "F32";
@@ -105,7 +105,7 @@ inline nlohmann::json config_of(const tiny_shape& shape) {
           {"num_attention_heads", shape.query_heads},
           {"num_key_value_heads", shape.kv_heads},
           {"head_dim", shape.head_dim},
-          {"vocab_size", 256},
+          {"vocab_size", shape.vocabulary},
           {"max_position_embeddings", shape.max_positions},
           {"rope_theta", shape.theta},
           {"rope_scaling", nullptr},
@@ -132,7 +132,7 @@ inline tensors random_weights(const tiny_shape& shape, std::uint64_t seed) {
     all[name] = std::move(entry);
   };
   const std::size_t q = shape.query_heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim;
-  add("model.embed_tokens.weight", {256, shape.hidden}, 1.0f, 0.0f);
+  add("model.embed_tokens.weight", {shape.vocabulary, shape.hidden}, 1.0f, 0.0f);
   for (std::size_t layer = 0; layer < shape.layers; ++layer) {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
     add(prefix + "input_layernorm.weight", {shape.hidden}, 0.2f, 1.0f);
@@ -146,7 +146,7 @@ inline tensors random_weights(const tiny_shape& shape, std::uint64_t seed) {
     add(prefix + "mlp.down_proj.weight", {shape.hidden, shape.intermediate}, 0.3f, 0.0f);
   }
   add("model.norm.weight", {shape.hidden}, 0.2f, 1.0f);
-  if (!shape.tied) add("lm_head.weight", {256, shape.hidden}, 1.0f, 0.0f);
+  if (!shape.tied) add("lm_head.weight", {shape.vocabulary, shape.hidden}, 1.0f, 0.0f);
   return all;
 }
 

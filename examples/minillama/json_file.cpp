@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// Keys are watched while parsing: afterwards nothing tells that there were two.
+#include "json_file.hpp"
+
+#include <fstream>
+#include <iterator>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "load_error.hpp"
+
+namespace minillama {
+
+using nlohmann::json;
+
+json parse_object(const std::filesystem::path& path, const std::string& part, std::string_view text) {
+  std::vector<std::set<std::string>> open_objects;
+  const auto watch = [&](int, json::parse_event_t event, json& parsed) {
+    if (event == json::parse_event_t::object_start) open_objects.emplace_back();
+    if (event == json::parse_event_t::object_end) open_objects.pop_back();
+    if (event == json::parse_event_t::key) {
+      const auto& key = parsed.get_ref<const std::string&>();
+      if (!open_objects.back().insert(key).second) throw load_error(path, key, "is given twice");
+    }
+    return true;
+  };
+  json object = json::parse(text.begin(), text.end(), watch, false);
+  if (object.is_object()) return object;
+  if (part.empty()) throw load_error(path.string(), "is not a JSON object");
+  throw load_error(path, part, "is not a JSON object");
+}
+
+json read_object(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file || std::filesystem::is_directory(path)) throw load_error(path.string(), "cannot be opened");
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  return parse_object(path, "", text);
+}
+
+}  // namespace minillama
