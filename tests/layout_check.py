@@ -22,7 +22,7 @@ PRINTING = re.compile(r"#\s*include\s*<(?:iostream|print)>|\bstd::(?:cout|cerr|c
 UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
 
 # Includes run one way: a file may include what stands in its own line or above.
-ROOMS = ("config version", "core", "exec", "simd", "quantize", "search", "cache", "attention", "selector", "pqcache", "adapt", "pqkv cuda_extern cuda")
+ROOMS = ("config version", "core", "exec", "simd", "quantize", "search", "cache", "attention", "selector", "pqcache", "preset", "adapt", "pqkv cuda_extern cuda")
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names.split()}
 
 
@@ -49,6 +49,7 @@ class tree:
         self.code = {name: without_comments(text) for name, text in self.text.items() if Path(name).suffix in CPP}
         self.headers = {name: code for name, code in self.code.items() if name.startswith("include/")}
         self.public = [Path(name) for name in self.headers if "detail" not in Path(name).parts and "adapt" not in Path(name).parts]
+        self.opt_in = [Path(name) for name in self.headers if Path(name).parent.name == "adapt"]
 
     def fault(self, rule, name, what):
         self.faults.append(f"{name}: {what} [{rule}]")
@@ -79,7 +80,7 @@ class tree:
             mark = "//" if Path(name).suffix in CPP else "#"
             if first != f"{mark} SPDX-License-Identifier: Apache-2.0":
                 self.fault("licence", name, "does not begin with the SPDX line")
-        for path in self.public:
+        for path in self.public + self.opt_in:
             text = self.text[path.as_posix()]
             if not re.match(r"//[^\n]*\n// \S", text):
                 self.fault("head", path.as_posix(), "says nothing about its purpose under the SPDX line")
@@ -101,6 +102,9 @@ class tree:
             wanted = [f"{path.stem}_test.cpp"] + ([f"selector_{path.stem}_test.cpp"] if path.parent.name == "selector" else [])
             if path.stem not in UNTESTED and path.suffix == ".hpp" and not tests.intersection(wanted):
                 self.fault("test", path.as_posix(), f"has no test of its name: tests/unit/{wanted[-1]}")
+        for path in self.opt_in:
+            if path.suffix == ".hpp" and f"adapt_{path.stem}_test.cpp" not in tests:
+                self.fault("test", path.as_posix(), f"has no test of its name: tests/unit/adapt_{path.stem}_test.cpp")
 
     def mirrored_backends(self):
         public = {path.stem for path in self.public}
@@ -159,6 +163,8 @@ class tree:
                 front = self.rank(name) == RANK["pqkv"]
                 if (self.rank(used) or 0) > self.rank(name):
                     self.fault("order", f"{name}:{line}", f"includes {used}, which comes later on the way of the data")
+                if "/adapt/" in used and "/adapt/" not in name:
+                    self.fault("opt-in", f"{name}:{line}", f"includes {used}: adaptors need other libraries, only their users include them")
                 if "/detail/" in used and "/detail/" not in name and not front:
                     self.fault("order", f"{name}:{line}", f"includes its backend {used}; only front pages do")
         self.acyclic(graph)

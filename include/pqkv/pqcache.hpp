@@ -72,8 +72,10 @@ class pqcache {
   const params& parameters() const { return params_; }
   // Of one slot; @pre slot < batch
   std::size_t size(std::size_t slot) const { return slots_[slot].n; }
-  /// s, w and k of the slot's present length; the window may hold fewer tokens than w until it has filled.
-  token_budget budget(std::size_t slot) const { return params_.budget.at(slots_[slot].n); }
+  /// s, w and k of a slot at present; the window may hold fewer tokens than w until it has filled.
+  token_budget budget(std::size_t slot) const { return slots_[slot].budget(params_.budget); }
+  /// What the selector keeps of its own, e.g. how many iterations trained a slot's codebook.
+  const Selector& selection() const { return selector_; }
   const slot_statistics& statistics(std::size_t slot) const { return slots_[slot].statistics; }
   /// Lists of a slot: h, or hq under a reduction `none`.
   std::size_t lists() const { return lists_; }
@@ -120,6 +122,7 @@ class pqcache {
     slot_state& state = slots_[slot];
     store_slot(policy, slot, keys, values, state.n);
     state.n += keys.extent(1);
+    state.prompt = state.n;
     state.prefilling = which == chunk::more;
     if (state.prefilling || state.n == 0) return;
     state.slide_window(params_.budget);

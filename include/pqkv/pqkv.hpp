@@ -37,6 +37,7 @@
 #include "selector/oracle.hpp"
 #include "selector/pq.hpp"
 #include "pqcache.hpp"
+#include "preset.hpp"
 
 #include "detail/host/attention.hpp"
 #include "detail/host/cell_index.hpp"

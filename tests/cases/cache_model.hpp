@@ -35,10 +35,12 @@ class slot_model {
   std::size_t size() const { return n_; }
   std::size_t first() const { return std::min(rule_.sinks, window_begin_); }
   std::size_t window_begin() const { return window_begin_; }
-  plain_budget budget() const { return budget_at(rule_, n_); }
+  plain_budget budget() const { return budget_at(rule_, rule_.growth == pqkv::budget_growth::frozen_at_prompt ? prompt_ : n_); }
   std::size_t middle_size() const { return window_begin_ - first(); }
   bool trained() const { return book_.has_value(); }
 
+  /// What was added so far was the prompt.
+  void end_prompt() { prompt_ = n_; }
   /// Rows [h, n, d] join; a prompt's window is cut when it ends.
   template <class U>
   void add(pqkv::view<U, 3> keys, pqkv::view<U, 3> values) {
@@ -58,7 +60,7 @@ class slot_model {
   }
   /// Trains on all rows but the sinks; stays untrained with too few distinct rows.
   void train(const pqkv::selector::pq::params& settings) {
-    const pqkv::pq_shape shape{h_, d_, settings.subspaces, settings.bits};
+    const pqkv::pq_shape shape{h_, d_, settings.subspaces, settings.bits, settings.metric};
     std::vector<T> all;
     for (const auto& head : keys_) all.insert(all.end(), head.begin(), head.end());
     const auto rows = pqkv::as_const(pqkv::make_view(all.data(), h_, n_, d_)).slice(1, first(), n_ - first());
@@ -68,7 +70,7 @@ class slot_model {
       book_.emplace(std::move(book));
   }
   void copy_from(const slot_model& other) {
-    keys_ = other.keys_, values_ = other.values_, n_ = other.n_, window_begin_ = other.window_begin_;
+    keys_ = other.keys_, values_ = other.values_, n_ = other.n_, prompt_ = other.prompt_, window_begin_ = other.window_begin_;
     book_.reset();
     if (!other.book_) return;
     book_.emplace(other.book_->shape());
@@ -76,6 +78,7 @@ class slot_model {
     const auto to = book_->mutable_view();
     std::copy_n(from.centroids.data, from.centroids.size(), to.centroids.data);
     std::copy_n(from.mean.data, from.mean.size(), to.mean.data);
+    std::copy_n(from.squared_radius.data, from.squared_radius.size(), to.squared_radius.data);
   }
 
   /// The lists that product quantization retrieves, [lists]; the whole middle without a codebook.
@@ -123,7 +126,7 @@ class slot_model {
   }
 
  private:
-  std::size_t h_, d_, n_ = 0, window_begin_ = 0;
+  std::size_t h_, d_, n_ = 0, prompt_ = 0, window_begin_ = 0;
   pqkv::budget_rule rule_;
   std::vector<std::vector<T>> keys_, values_;  // [h][n * d]
   std::optional<pqkv::codebook> book_;

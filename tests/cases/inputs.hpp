@@ -186,6 +186,8 @@ inline pqkv::codebook make_book(const pqkv::pq_shape& shape, std::uint64_t seed,
   for (std::size_t i = 0; i < view.centroids.size(); ++i)
     view.centroids.data[i] = what == content::duplicates ? static_cast<float>(static_cast<int>(random.below(3)) - 1) : random.gaussian();
   for (std::size_t i = 0; i < view.mean.size(); ++i) view.mean.data[i] = float(pqkv::bfloat16(0.5f * random.gaussian()));
+  for (std::size_t i = 0; i < view.squared_radius.size(); ++i)
+    view.squared_radius.data[i] = static_cast<float>(shape.sub_dim()) * (0.5f + static_cast<float>(random.below(100)) / 50.0f);
   return book;
 }
 

@@ -84,6 +84,20 @@ inline std::pair<std::size_t, float> plain_nearest(const float* y, const float* 
   return best;
 }
 
+/// Squared norm as the inner-product metric defines it.
+inline float plain_norm(const std::vector<float>& y) {
+  float acc = 0;
+  for (const float e : y) acc = std::fma(e, e, acc);
+  return acc;
+}
+
+/// y with the coordinate that puts it on the sphere of squared radius R.
+inline std::vector<float> plain_lifted(std::vector<float> y, float squared_radius) {
+  const float rest = squared_radius - plain_norm(y);
+  y.push_back(rest > 0 ? std::sqrt(rest) : 0.0f);
+  return y;
+}
+
 /// The rows y = points[t] - offset of one problem that training uses.
 template <class T>
 std::vector<std::vector<float>> plain_rows(pqkv::view<T, 2> points, const float* offset, const std::vector<std::size_t>& chosen) {
@@ -123,7 +137,8 @@ inline std::vector<float> plain_initial(const std::vector<std::vector<float>>& y
 /// empty clusters that took a row from a distance: tests ask for both, to know that a case exercised what it is there for.
 struct plain_clusters {
   bool trained = false;
-  std::vector<float> centroids;  // [ds, c]
+  std::vector<float> centroids;  // [ds, c], or [ds + 1, c]
+  float squared_radius = 0;      // under the inner-product metric
   std::vector<std::size_t> moved;
   std::size_t filled = 0;
 };
@@ -131,14 +146,21 @@ struct plain_clusters {
 /// Problem number `problem` (head * m + subspace) of kmeans(): all L iterations, whatever happens.
 template <class T>
 plain_clusters plain_kmeans(pqkv::view<T, 2> points, const float* offset, std::size_t c, const pqkv::kmeans_params& params,
-                            std::uint64_t problem) {
-  const std::size_t ds = points.extent(1);
-  const auto y = plain_rows(points, offset, plain_training_rows(params, points.extent(0), c));
+                            std::uint64_t problem, pqkv::key_metric metric = pqkv::key_metric::squared_l2) {
+  auto y = plain_rows(points, offset, plain_training_rows(params, points.extent(0), c));
   plain_clusters result;
+  float reach = 0;  // what the sums have to hold, besides the elements
+  if (metric == pqkv::key_metric::inner_product) {
+    y.erase(std::remove_if(y.begin(), y.end(), [](const auto& row) { return !std::isfinite(plain_norm(row)); }), y.end());
+    for (const auto& row : y) result.squared_radius = std::max(result.squared_radius, plain_norm(row));
+    for (auto& row : y) row = plain_lifted(row, result.squared_radius);
+    reach = std::sqrt(result.squared_radius);
+  }
+  const std::size_t ds = points.extent(1) + (metric == pqkv::key_metric::inner_product ? 1 : 0);
   result.centroids = plain_initial(y, c, params.seed, problem + 1);
   if (result.centroids.empty()) return result;
   result.trained = true;
-  float largest = 0;
+  float largest = reach;
   for (const auto& row : y)
     for (const float e : row) largest = std::max(largest, std::fabs(e));
   const plain_sums sums(largest);
@@ -207,9 +229,15 @@ std::vector<std::uint8_t> plain_encode(pqkv::view<T, 3> keys, pqkv::codebook_vie
         finite = finite && std::isfinite(x);
         y[i] = x - book.mean(head, i);
       }
-      for (std::size_t j = 0; j < m && finite; ++j)
+      for (std::size_t j = 0; j < m && finite; ++j) {
+        std::vector<float> row(y.begin() + static_cast<std::ptrdiff_t>(j * ds), y.begin() + static_cast<std::ptrdiff_t>((j + 1) * ds));
+        if (book.metric() == pqkv::key_metric::inner_product) {
+          if (!std::isfinite(plain_norm(row))) continue;
+          row = plain_lifted(row, book.squared_radius(head, j));
+        }
         codes[(head * m + j) * n + t] =
-            static_cast<std::uint8_t>(plain_nearest(&y[j * ds], &book.centroids(head, j, 0, 0), book.size(), ds).first);
+            static_cast<std::uint8_t>(plain_nearest(row.data(), &book.centroids(head, j, 0, 0), book.size(), row.size()).first);
+      }
     }
   return codes;
 }

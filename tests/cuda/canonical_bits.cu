@@ -61,7 +61,7 @@ struct results {
 };
 
 struct rounded_operations {
-  static constexpr const char* name = "fma add sub mul div, finite operands of any size";
+  static constexpr const char* name = "fma add sub mul div sqrt, finite operands of any size";
   PQKV_HD static void run(const input& in, results& out) {
     const float a = in.finite(0), b = in.finite(1), c = in.finite(2);
     out.give(canonical::fma(a, b, c));
@@ -69,6 +69,7 @@ struct rounded_operations {
     out.give(canonical::sub(a, b));
     out.give(canonical::mul(a, b));
     out.give(canonical::div(a, b));
+    out.give(canonical::sqrt(std::fabs(a)));
     const float x = in.moderate(3), y = in.moderate(4), z = in.moderate(5);
     out.give(canonical::fma(x, y, z));
     out.give(canonical::add(x, y));
@@ -92,7 +93,7 @@ struct comparisons {
 };
 
 struct chains {
-  static constexpr const char* name = "dot, squared_distance, strides 1 and 3";
+  static constexpr const char* name = "dot, squared_distance, strides 1 and 3, sphere_coordinate";
   PQKV_HD static void run(const input& in, results& out) {
     float a[16], b[48];
     for (std::uint32_t i = 0; i < 16; ++i) a[i] = in.moderate(i);
@@ -101,6 +102,7 @@ struct chains {
     out.give(canonical::dot(a, b, 3, 16));
     out.give(canonical::squared_distance(a, b, 1, 16));
     out.give(canonical::squared_distance(a, b, 3, 15));
+    out.give(canonical::sphere_coordinate(canonical::dot(b, b, 1, 16), canonical::dot(a, a, 1, 16)));
     for (std::uint32_t i = 0; i < 16; ++i) b[i] = float_from_bits(float_bits(a[i]) + (in.word(i) & 15u));  // near-ties
     out.give(canonical::squared_distance(a, b, 1, 16));
   }

@@ -29,6 +29,8 @@ PQKV_HD void use_arithmetic(const float* a, const float* b, std::size_t stride, 
   sum.add(canonical::mul(x, y));
   sum.add(canonical::div(x, y));
   sum.add(canonical::max(x, y));
+  sum.add(canonical::sqrt(x));
+  sum.add(canonical::sphere_coordinate(x, y));
   sum.add(canonical::dot(a, b, stride, n));
   sum.add(canonical::squared_distance(a, b, stride, n));
   sum.add(canonical::exponential(x, scale));

@@ -39,6 +39,7 @@ void add_quantizer(digest& all, Isa, const pqkv::pq_shape& shape, content what, 
   const auto view = book.view();
   for (std::size_t i = 0; i < view.centroids.size(); ++i) all.number(view.centroids.data[i]);
   for (std::size_t i = 0; i < view.mean.size(); ++i) all.number(view.mean.data[i]);
+  for (std::size_t i = 0; i < view.squared_radius.size(); ++i) all.number(view.squared_radius.data[i]);
   pqkv::codes codes(shape, n);
   pqkv::encode(cpu, keys.view(), book.view(), codes.mutable_view());
   for (std::size_t head = 0; head < shape.kv_heads; ++head)
@@ -55,6 +56,7 @@ void add_quantizer(digest& all, Isa, const pqkv::pq_shape& shape, content what, 
   pqkv::inner_product_table(cpu, pqkv::make_view(static_cast<const float*>(query.data()), hq, shape.head_dim), book.view(),
                             table.mutable_view());
   add_table();
+  if (shape.metric != pqkv::key_metric::squared_l2) return;  // its centroids have no distance to a query
   pqkv::squared_l2_table(cpu, pqkv::make_view(static_cast<const float*>(query.data()), hq, shape.head_dim), book.view(),
                          table.mutable_view());
   add_table();
@@ -93,6 +95,7 @@ std::uint64_t digest_of(Isa isa) {
       add_quantizer<float>(all, isa, shape, content::gaussian, m * 100 + bits);
       add_quantizer<pqkv::half>(all, isa, shape, content::gaussian, m * 100 + bits + 1);
       add_quantizer<pqkv::bfloat16>(all, isa, shape, content::duplicates, m * 100 + bits + 2);
+      add_quantizer<float>(all, isa, {2, 48, m, bits, pqkv::key_metric::inner_product}, content::gaussian, m * 100 + bits + 3);
       random_source random(m * 1000 + bits);
       for (const table_kind tables : every_table)
         for (const code_kind kind : {code_kind::uniform, code_kind::skewed}) {

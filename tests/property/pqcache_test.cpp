@@ -41,6 +41,7 @@ class life {
       if (n == 0) break;
     }
     slots_[slot].add(keys.view(), values.view());
+    slots_[slot].end_prompt();
     if (n == 0) return;
     slots_[slot].settle();
     slots_[slot].train(p_.selector);
@@ -183,6 +184,8 @@ typename pqkv::pqcache<T, watched_pq>::params random_params(random_source& rando
   p.budget.min_tokens = p.budget.sinks + 1 + random.below(30);
   p.budget.ratio = 0.03 * static_cast<double>(random.below(10));
   p.budget.window_share = 0.1 * static_cast<double>(random.below(6));
+  p.budget.growth = static_cast<pqkv::budget_growth>(random.below(4) == 0);
+  p.selector.metric = static_cast<pqkv::key_metric>(random.below(3) == 0);
   if (random.below(4) == 0) p.budget.tokens = p.budget.sinks + 1 + random.below(60);
   if (random.below(4) == 0) p.budget.window = 1 + random.below(50);
   if (random.below(4) == 0) p.budget.retrieve = random.below(80);

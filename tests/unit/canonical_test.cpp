@@ -224,3 +224,17 @@ TEST_CASE("a fixed-point mean is free of order and within one step of the exact 
   }
   CHECK(canonical::fixed_point_mean(-3, 2, 1.0f) == -1.5f);
 }
+
+TEST_CASE("the sphere's coordinate is the correctly rounded root of what the radius leaves, and 0 outside") {
+  pqkv_cases::random_source random(11);
+  for (std::size_t i = 0; i < 2000; ++i) {
+    const float radius = std::fabs(random.gaussian()) * 100, norm = radius * static_cast<float>(random.below(1001)) / 1000.0f;
+    const double rest = static_cast<double>(radius - norm);
+    // The double root is off by less than half its last place, so rounding it to float is the correct rounding but for exact ties,
+    // which a root cannot be.
+    CHECK(canonical::sphere_coordinate(radius, norm) == static_cast<float>(std::sqrt(rest)));
+  }
+  CHECK(canonical::sphere_coordinate(4, 4) == 0);
+  CHECK(pqkv::float_bits(canonical::sphere_coordinate(4, 5)) == 0);
+  CHECK(canonical::sphere_coordinate(4, std::numeric_limits<float>::infinity()) == 0);
+}

@@ -37,7 +37,8 @@ static_assert(!std::is_convertible_v<pqkv::codebook_view<space::device>, pqkv::c
 namespace {
 
 bool same(pqkv::codebook_view<> a, pqkv::codebook_view<> b) {
-  return pqkv_cases::same_bits(a.mean.data, b.mean.data, a.mean.size()) &&
+  return a.metric() == b.metric() && pqkv_cases::same_bits(a.mean.data, b.mean.data, a.mean.size()) &&
+         pqkv_cases::same_bits(a.squared_radius.data, b.squared_radius.data, a.squared_radius.size()) &&
          pqkv_cases::same_bits(a.centroids.data, b.centroids.data, a.centroids.size());
 }
 
@@ -51,9 +52,10 @@ void check_against_plain(pqkv::view<T, 3> keys, const codebook& book, const kmea
     const auto mean = pqkv_cases::plain_mean_row(keys[head], c, params);
     CHECK(pqkv_cases::same_bits(&view.mean(head, 0), mean.data(), mean.size()));
     for (std::size_t j = 0; j < m; ++j) {
-      const auto expected = pqkv_cases::plain_kmeans(points[head][j], &mean[j * ds], c, params, head * m + j);
+      const auto expected = pqkv_cases::plain_kmeans(points[head][j], &mean[j * ds], c, params, head * m + j, view.metric());
       REQUIRE(expected.trained);
-      CHECK(pqkv_cases::same_bits(&view.centroids(head, j, 0, 0), expected.centroids.data(), ds * c));
+      CHECK(pqkv_cases::same_bits(&view.centroids(head, j, 0, 0), expected.centroids.data(), view.row_dim() * c));
+      if (view.metric() == pqkv::key_metric::inner_product) CHECK(view.squared_radius(head, j) == expected.squared_radius);
     }
   }
 }
@@ -84,6 +86,39 @@ TEST_CASE("training equals the plain oracle to the bit: storage types, layouts, 
   check_training<pqkv::bfloat16>(content::offset, layout::padded, {2, 64, 8, 4}, 300, {5, 4, 256});
   check_training<pqkv::bfloat16>(content::gaussian, layout::transposed, {1, 48, 16, 4}, 200, {5, 5, 2});
   check_training<float>(content::gaussian, layout::transposed, {1, 256, 1, 8}, 300, {1, 6, 256});
+}
+
+TEST_CASE("the inner-product metric trains on rows put on a sphere, to the bit of the plain oracle") {
+  constexpr auto metric = pqkv::key_metric::inner_product;
+  check_training<float>(content::gaussian, layout::dense, {2, 64, 2, 6, metric}, 200, {4, 1, 256});
+  check_training<float>(content::offset, layout::token_major, {3, 32, 4, 4, metric}, 100, {10, 2, 256});
+  check_training<pqkv::half>(content::gaussian, layout::interleaved, {2, 128, 2, 5, metric}, 90, {3, 3, 256});
+  check_training<pqkv::bfloat16>(content::gaussian, layout::transposed, {1, 48, 16, 4, metric}, 200, {5, 5, 2});
+  check_training<float>(content::gaussian, layout::padded, {1, 256, 1, 8, metric}, 300, {1, 6, 256});
+}
+
+TEST_CASE("inner-product metric: every training row lies on its sphere, the radius is the largest norm") {
+  const pq_shape shape{1, 16, 2, 4, pqkv::key_metric::inner_product};
+  auto keys = pqkv_cases::make_rows(content::gaussian, 1, 400, 16, 15);
+  for (std::size_t i = 0; i < 8; ++i) keys(0, 17, i) *= 50;  // of subspace 0 alone
+  codebook book(shape);
+  REQUIRE(pqkv::train(exec::host<>{}, std::as_const(keys).view(), book) == kmeans_outcome::trained);
+  for (std::size_t j = 0; j < 2; ++j) {
+    double largest = 0;
+    for (std::size_t t = 0; t < 400; ++t) {
+      double norm = 0;
+      for (std::size_t i = 0; i < 8; ++i) {
+        const double y = static_cast<double>(keys(0, t, j * 8 + i)) - static_cast<double>(book.view().mean(0, j * 8 + i));
+        norm += y * y;
+      }
+      largest = std::max(largest, norm);
+    }
+    CHECK(book.view().squared_radius(0, j) == doctest::Approx(largest).epsilon(1e-5));
+    for (std::size_t x = 0; x < 16; ++x) CHECK(book.view().centroids(0, j, 8, x) >= 0);  // means of added coordinates
+  }
+  CHECK(book.view().squared_radius(0, 0) > 100 * book.view().squared_radius(0, 1));
+  for (std::size_t t = 0; t < 400; ++t) keys(0, t, 3) = 1e30f * static_cast<float>(t);  // |y|^2 overflows, y does not
+  CHECK(pqkv::train(exec::host<>{}, std::as_const(keys).view(), book) == kmeans_outcome::too_few_distinct_rows);
 }
 
 TEST_CASE("the mean is that of the training rows, rounded to bfloat16; centroids are centred on it") {
@@ -185,6 +220,12 @@ TEST_CASE("the owner: shape, bytes, zeros at first, views of its memory, what it
   const codebook moved = std::move(book);
   CHECK(moved.view().centroids.data == view.centroids.data);
   CHECK(codebook{}.size_bytes() == 0);
+  const codebook sphere({2, 24, 4, 5, pqkv::key_metric::inner_product});
+  CHECK(sphere.size_bytes() == codebook::required_bytes(sphere.shape()));
+  CHECK(sphere.size_bytes() == (2 * 4 * 7 * 32 + 2 * 24 + 2 * 4) * sizeof(float));
+  CHECK(sphere.view().sub_dim() == 6);
+  CHECK(sphere.view().row_dim() == 7);
+  CHECK(sphere.view().metric() == pqkv::key_metric::inner_product);
 }
 
 TEST_CASE("an owner of an impossible shape is refused") {
@@ -223,7 +264,12 @@ TEST_CASE("bad arguments: each named with its number, codebook and outcome as th
   refused(good, view, {.iterations = 0}, pqkv::value_error(""), "pqkv::train: params.iterations: expected 1 (L, at least), got 0");
   auto short_of_dimensions = view;
   short_of_dimensions.centroids = view.centroids.slice(2, 0, 4);
-  refused(good, short_of_dimensions, {}, shape_error, "pqkv::train: codebook.centroids.extent(2): expected 16 (m * ds = d), got 8");
+  refused(good, short_of_dimensions, {}, shape_error, "pqkv::train: codebook.centroids.extent(2): expected 8 (ds = d / m), got 4");
+  std::vector<float> radius(4);
+  auto no_room_for_the_coordinate = view;
+  no_room_for_the_coordinate.squared_radius = pqkv::make_view(radius.data(), 2, 2);
+  refused(good, no_room_for_the_coordinate, {}, shape_error,
+          "pqkv::train: codebook.centroids.extent(2): expected 9 (ds + 1 = d / m + 1, beside a squared_radius), got 8");
   CHECK_THROWS_WITH_AS(pqkv::train(exec::host<>{}, good.slice(0, 0, 1), book),
                        "pqkv::train: keys.extent(0): expected 2 (h, from codebook), got 1", pqkv::shape_error);
   CHECK(same(book.view(), before.view()));
@@ -264,4 +310,14 @@ TEST_CASE("a view that kernels could not run on is refused by every function tha
   wrong = good;
   wrong.mean.strides[1] = 2;
   refused(wrong, "codebook.mean.stride(1)");
+  wrong = good;
+  wrong.mean.extents[1] = 17;
+  refused(wrong, "codebook.mean.extent(1)");
+  const codebook sphere = pqkv_cases::make_book({2, 16, 2, 4, pqkv::key_metric::inner_product}, 14);
+  wrong = sphere.view();
+  wrong.squared_radius.extents[1] = 1;
+  refused(wrong, "codebook.squared_radius.extent(1)");
+  wrong = sphere.view();
+  wrong.squared_radius = {};
+  refused(wrong, "codebook.centroids.extent(2)");
 }

@@ -81,6 +81,32 @@ TEST_CASE("encoding equals the plain nearest centroid for every m, b and d") {
   CHECK(turn == 5 * (4 * 32 + 16));
 }
 
+TEST_CASE("under the inner-product metric keys are encoded on the sphere, the ones outside of it with a coordinate of 0") {
+  std::size_t turn = 0, differ = 0;
+  for (const std::size_t m : {1u, 2u, 4u, 8u, 16u})
+    for (unsigned b = 4; b <= 8; ++b)
+      for (const std::size_t d : {16u, 80u, 256u}) {
+        ++turn;
+        const pq_shape shape{2, d, m, b, pqkv::key_metric::inner_product};
+        const codebook book = pqkv_cases::make_book(shape, turn);
+        auto keys = pqkv_cases::make_rows<float>(pqkv_cases::every_content[turn % 4], 2, 9, d, turn, pqkv_cases::every_layout[turn % 5]);
+        keys(1, 3, d - 1) = 3e25f;  // its norm overflows: code 0
+        check_encoding(keys, book);
+        const auto codes = pqkv_cases::plain_encode(std::as_const(keys).view(), book.view());
+        CHECK(codes[(1 * m + m - 1) * 9 + 3] == 0);
+        codebook flat({2, d, m, b});
+        for (std::size_t head = 0; head < 2; ++head) {
+          for (std::size_t i = 0; i < d; ++i) flat.mutable_view().mean(head, i) = book.view().mean(head, i);
+          for (std::size_t j = 0; j < m; ++j)
+            for (std::size_t i = 0; i < d / m; ++i)
+              for (std::size_t x = 0; x < shape.centroids(); ++x)
+                flat.mutable_view().centroids(head, j, i, x) = book.view().centroids(head, j, i, x);
+        }
+        differ += codes != pqkv_cases::plain_encode(std::as_const(keys).view(), flat.view());
+      }
+  CHECK(differ > turn / 2);  // the added coordinate decides something
+}
+
 TEST_CASE("any layout of the same keys gives the same codes, head by head") {
   const codebook book = pqkv_cases::make_book({3, 40, 4, 5}, 1);
   const auto dense = pqkv_cases::make_rows<pqkv::half>(content::gaussian, 3, 150, 40, 2);

@@ -108,6 +108,17 @@ TEST_CASE("distance_table: both tables equal plain chains to the bit") {
       }
 }
 
+TEST_CASE("distance_table: under the inner-product metric a query's added coordinate is 0; distances are refused") {
+  fixture f({{2, 32, 2, 5, pqkv::key_metric::inner_product}, 3, 1, 2}, 9);
+  for_each_isa([&](auto isa) {
+    pqkv::inner_product_table(host<decltype(isa)>{}, f.query(), f.book(), f.table());
+    CHECK(f.wrong_entries([&](std::size_t q, std::size_t j, std::size_t x) { return f.plain_product(q, j, x); }) == 0);
+  });
+  CHECK_THROWS_WITH_AS(pqkv::squared_l2_table(host<>{}, f.query(), f.book(), f.table()),
+                       "pqkv::squared_l2_table: codebook.squared_radius: expected 0 (extents, none: key_metric::squared_l2), got 4",
+                       pqkv::value_error);
+}
+
 TEST_CASE("distance_table: threads and foreign float modes change no bit") {
   fixture f({{3, 64, 4, 6}, 4, 3, 1}, 77);
   f.query_memory()[0] = 1e-39f;  // subnormal products

@@ -2,8 +2,9 @@
 // The overlap rule: the fit recovers the coefficients it was fed, the clip keeps its bounds, too few timings are refused.
 #include <doctest/doctest.h>
 
-#include <pqkv/quantize/overlap.hpp>
+#include <pqkv/pqkv.hpp>
 #include <string>
+#include <vector>
 
 using pqkv::overlap_calibration;
 using pqkv::overlap_model;
@@ -64,4 +65,41 @@ TEST_CASE("timings that determine nothing are refused by name") {
   falling.add_clustering(2000, 5, 1);
   for (const std::size_t n : {1u, 2u, 3u}) falling.add_layer(n, 1);
   CHECK_THROWS_WITH_AS(falling.fit(), doctest::Contains("seconds per row"), pqkv::value_error);
+}
+
+TEST_CASE("calibration times clustering and the engine's layer at every length, with the caller's clock") {
+  // A clock that moves by what the layer costs, 1e-6 s * n * n, and by 1, 2, 3, ... ms at each look.
+  struct machine {
+    double now = 0;
+    std::vector<std::size_t> layers{};
+  } m;
+  const pqkv::pq_shape shape{2, 16, 2, 4};
+  const std::vector<std::size_t> lengths{100, 200, 400};
+  std::size_t looks = 0;
+  const auto seconds = [&] { return m.now += 1e-3 * static_cast<double>(++looks); };
+  const auto layer = [&](std::size_t n) {
+    m.layers.push_back(n);
+    m.now += 1e-6 * static_cast<double>(n * n);
+  };
+  const overlap_model model = pqkv::calibrate_overlap(pqkv::exec::host<>{}, shape, pqkv::make_view(lengths.data(), 3), layer, seconds);
+  CHECK(m.layers == lengths);
+  CHECK(looks == 2 * 3 * lengths.size());
+  CHECK(model.b1 > 0);
+  // Six looks a length: the last one's 6, 12 and 18 ms count with the layer, and three points determine a parabola.
+  CHECK(model.c2 * 400 * 400 + model.b2 * 400 + model.a2 == doctest::Approx(0.16 + 0.018).epsilon(1e-6));
+}
+
+TEST_CASE("calibration refuses lengths that say nothing, and clocks that stand still") {
+  const pqkv::pq_shape shape{1, 16, 2, 4};
+  const auto calibrate = [&](const pqkv::pq_shape& of, const std::vector<std::size_t>& lengths) {
+    return pqkv::calibrate_overlap(
+        pqkv::exec::host<>{}, of, pqkv::make_view(lengths.data(), lengths.size()), [](std::size_t) {}, [] { return 0.0; });
+  };
+  CHECK_THROWS_WITH_AS(calibrate(shape, {100, 200}),
+                       "pqkv::calibrate_overlap: lengths.extent(0): expected 3 (different lengths, at least), got 2", pqkv::value_error);
+  CHECK_THROWS_WITH_AS(calibrate(shape, {100, 63, 200}), "pqkv::calibrate_overlap: lengths: expected 64 (tokens, 4 * c at least), got 63",
+                       pqkv::value_error);
+  CHECK_THROWS_WITH_AS(calibrate({1, 20, 2, 4}, {100, 200, 300}), doctest::Contains("calibrate_overlap: head_dim"), pqkv::value_error);
+  CHECK_THROWS_WITH_AS(calibrate(shape, {100, 200, 300}),
+                       doctest::Contains("add_clustering: expected 0 (seconds per row and iteration, above)"), pqkv::value_error);
 }

@@ -99,6 +99,23 @@ TEST_CASE("selector pq: seed and iterations decide the codebook, threads and slo
   CHECK(list_of(1, 1, 0, cpu) != base);
 }
 
+TEST_CASE("selector pq: the inner-product metric lists by other codes, the same ones by joint and scan") {
+  std::size_t differ = 0;
+  for (std::uint64_t seed = 0; seed < 10; ++seed) {
+    auto flat = params_of(2, 5, search_path::joint), joint = flat, scan = params_of(2, 5, search_path::scan);
+    joint.selector.metric = scan.selector.metric = pqkv::key_metric::inner_product;
+    pqkv::pqcache<> caches[] = {pqkv::pqcache<>(flat), pqkv::pqcache<>(joint), pqkv::pqcache<>(scan)};
+    for (auto& cache : caches) prefill(cpu, cache, 0, prompt(2, 400, 32, seed));
+    for (auto& cache : caches) cache.fork(cpu, 0, 1);
+    for (auto& cache : caches) append_random(cpu, cache, seed);
+    const std::vector<float> query = random_query(caches[0], seed);
+    const auto lists = ask(cpu, caches[1], query);
+    REQUIRE((lists == ask(cpu, caches[2], query)));
+    differ += !(lists == ask(cpu, caches[0], query));
+  }
+  CHECK(differ == 10);
+}
+
 TEST_CASE("selector pq: finds clustered keys that the query points at") {
   auto p = params_of(2, 5, search_path::automatic);
   pqkv::pqcache<> cache(p);

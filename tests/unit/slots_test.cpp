@@ -86,6 +86,25 @@ TEST_CASE("slots: a window whose rule grows takes new tokens only") {
   CHECK(slot.window_begin == 300);
 }
 
+TEST_CASE("slots: a frozen budget stays the prompt's, however far the sequence grows") {
+  budget_rule rule{.ratio = 0.5, .min_tokens = 10, .sinks = 2};
+  slot_state follows, frozen;
+  follows.n = frozen.n = follows.prompt = frozen.prompt = 200;
+  grow(follows, rule, 300);
+  CHECK(follows.budget(rule).retrieve == rule.at(500).retrieve);
+  rule.growth = pqkv::budget_growth::frozen_at_prompt;
+  frozen.slide_window(rule);
+  const std::uint32_t listed = frozen.middle(rule).selected();
+  grow(frozen, rule, 300);
+  CHECK(frozen.budget(rule).window == rule.at(200).window);
+  CHECK(frozen.budget(rule).window < rule.at(500).window);
+  CHECK(frozen.middle(rule).selected() == listed);
+  CHECK(frozen.n - frozen.window_begin == rule.at(200).window);
+  slot_state without_prompt;
+  grow(without_prompt, rule, 100);
+  CHECK(without_prompt.budget(rule).retrieve == rule.at(0).retrieve);
+}
+
 TEST_CASE("slots: an empty mask means all, a zero means not this one") {
   const std::uint8_t mask[] = {0, 1, 7};
   CHECK(pqkv::is_active({}, 0));

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 
 #include "../core/error.hpp"
@@ -15,6 +16,12 @@ struct token_budget {
   std::size_t sinks = 0;     // s
   std::size_t window = 1;    // w
   std::size_t retrieve = 0;  // k
+};
+
+/// At which length a sequence's budget is reckoned.
+enum class budget_growth : std::uint8_t {
+  with_sequence,    // at its present length
+  frozen_at_prompt  // at the length of its prompt, as the paper's code does; without a prompt at 0
 };
 
 /// budget = tokens if given, else max(min_tokens, floor(ratio * n)). Of the rest = budget - s that the sinks leave, the window takes
@@ -30,6 +37,7 @@ struct budget_rule {
   double window_share = 0.1;    // of the budget without sinks
   std::optional<std::size_t> window{};
   std::optional<std::size_t> retrieve{};
+  budget_growth growth = budget_growth::with_sequence;
 
   constexpr token_budget at(std::size_t n) const {
     const auto share = static_cast<std::size_t>(ratio * static_cast<double>(n));

@@ -68,19 +68,25 @@ struct slot_statistics {
 /// One sequence.
 struct slot_state {
   std::size_t n = 0;             // tokens cached
+  std::size_t prompt = 0;        // of these, taken by prefill()
   std::size_t window_begin = 0;  // first window token; never falls
   bool prefilling = false;       // more chunks are to come
   slot_statistics statistics{};
 
+  /// s, w and k at present; the window may hold fewer tokens than w until it has filled.
+  constexpr token_budget budget(const budget_rule& rule) const {
+    return rule.at(rule.growth == budget_growth::frozen_at_prompt ? prompt : n);
+  }
+
   /// The ranked tokens, and how many of them the rule retrieves at this length.
   constexpr middle_range middle(const budget_rule& rule) const {
     return {static_cast<std::uint32_t>(std::min(rule.sinks, window_begin)), static_cast<std::uint32_t>(window_begin),
-            static_cast<std::uint32_t>(std::min<std::size_t>(rule.at(n).retrieve, 0xffffffffu))};
+            static_cast<std::uint32_t>(std::min<std::size_t>(budget(rule).retrieve, 0xffffffffu))};
   }
 
   /// Lets the oldest tokens leave a window that is over its size; the sinks stay in front of it.
   constexpr void slide_window(const budget_rule& rule) {
-    const std::size_t w = rule.at(n).window;
+    const std::size_t w = budget(rule).window;
     window_begin = std::max({window_begin, std::min(rule.sinks, n), n > w ? n - w : 0});
   }
 };

@@ -47,12 +47,18 @@ PQKV_HD inline float max(float a, float b) {
   asm("{\n .reg .pred p;\n setp.gt.f32 p, %1, %2;\n selp.f32 %0, %1, %2, p;\n}" : "=f"(r) : "f"(a), "f"(b));
   return r;
 }
+PQKV_HD inline float sqrt(float a) {
+  float r;
+  asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(a));
+  return r;
+}
 #else
 PQKV_HD inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 PQKV_HD inline float add(float a, float b) { return a + b; }
 PQKV_HD inline float mul(float a, float b) { return a * b; }
 PQKV_HD inline float sub(float a, float b) { return a - b; }
 PQKV_HD inline float div(float a, float b) { return a / b; }
+PQKV_HD inline float sqrt(float a) { return std::sqrt(a); }
 /// As `maxps` has it: b when either is a NaN, and when they are equal.
 PQKV_HD inline float max(float a, float b) { return a > b ? a : b; }
 #endif
@@ -72,6 +78,11 @@ PQKV_HD inline float squared_distance(const float* y, const float* c, std::size_
     acc = fma(e, e, acc);
   }
   return acc;
+}
+
+/// The coordinate that puts a vector of that squared norm on the sphere of that squared radius; 0 outside of it.
+PQKV_HD inline float sphere_coordinate(float squared_radius, float squared_norm) {
+  return sqrt(max(sub(squared_radius, squared_norm), 0.0f));
 }
 
 /// What turns a difference of inner products into a power of two.

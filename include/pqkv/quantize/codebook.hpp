@@ -20,18 +20,25 @@ struct mean_row {};
 /// @tparam T  float or const float
 template <class T, class Space = space::host>
 struct basic_codebook_view {
-  view<T, 4, Space> centroids;  // [h, m, ds, c], centred
-  view<T, 2, Space> mean;       // [h, d], each a bfloat16 value
+  view<T, 4, Space> centroids;            // [h, m, ds, c], centred; [h, m, ds + 1, c] under key_metric::inner_product
+  view<T, 2, Space> mean;                 // [h, d], each a bfloat16 value
+  view<T, 2, Space> squared_radius = {};  // [h, m] under key_metric::inner_product, else empty
 
   PQKV_HD constexpr std::size_t heads() const { return centroids.extent(0); }
   PQKV_HD constexpr std::size_t subspaces() const { return centroids.extent(1); }
-  PQKV_HD constexpr std::size_t sub_dim() const { return centroids.extent(2); }
+  PQKV_HD constexpr std::size_t sub_dim() const { return head_dim() / subspaces(); }  // ds
+  PQKV_HD constexpr std::size_t row_dim() const { return centroids.extent(2); }       // ds, or ds + 1
   PQKV_HD constexpr std::size_t size() const { return centroids.extent(3); }
   PQKV_HD constexpr std::size_t head_dim() const { return mean.extent(1); }
+  PQKV_HD constexpr key_metric metric() const {
+    return squared_radius.data == nullptr ? key_metric::squared_l2 : key_metric::inner_product;
+  }
 
   template <class To>
     requires space::usable_from<Space, To>
-  PQKV_HD constexpr operator basic_codebook_view<const T, To>() const { return {centroids, mean}; }
+  PQKV_HD constexpr operator basic_codebook_view<const T, To>() const {
+    return {centroids, mean, squared_radius};
+  }
 };
 
 template <class Space = space::host>
@@ -46,29 +53,30 @@ class codebook {
   /// @throws value_error when the shape is out of bounds
   explicit codebook(const pq_shape& shape) : shape_(shape) {
     require_ok(can_quantize(shape, "codebook"));
-    centroids_ = buffer<float>(shape.kv_heads * shape.head_dim * shape.centroids());
+    centroids_ = buffer<float>(shape.kv_heads * shape.subspaces * shape.row_dim() * shape.centroids());
     mean_ = buffer<float>(shape.kv_heads * shape.head_dim);
+    if (shape.metric == key_metric::inner_product) squared_radius_ = buffer<float>(shape.kv_heads * shape.subspaces);
   }
 
   const pq_shape& shape() const { return shape_; }
   static constexpr std::size_t required_bytes(const pq_shape& shape) {
-    return shape.kv_heads * shape.head_dim * (shape.centroids() + 1) * sizeof(float);
+    const std::size_t radii = shape.metric == key_metric::inner_product ? shape.subspaces : 0;
+    return shape.kv_heads * (shape.subspaces * shape.row_dim() * shape.centroids() + shape.head_dim + radii) * sizeof(float);
   }
-  std::size_t size_bytes() const { return centroids_.size_bytes() + mean_.size_bytes(); }
+  std::size_t size_bytes() const { return centroids_.size_bytes() + mean_.size_bytes() + squared_radius_.size_bytes(); }
   mutable_codebook_view<> mutable_view() {
-    return {make_view(centroids_.data(), shape_.kv_heads, shape_.subspaces, shape_.sub_dim(), shape_.centroids()),
-            make_view(mean_.data(), shape_.kv_heads, shape_.head_dim)};
+    mutable_codebook_view<> all{make_view(centroids_.data(), shape_.kv_heads, shape_.subspaces, shape_.row_dim(), shape_.centroids()),
+                                make_view(mean_.data(), shape_.kv_heads, shape_.head_dim)};
+    if (squared_radius_.size() != 0) all.squared_radius = make_view(squared_radius_.data(), shape_.kv_heads, shape_.subspaces);
+    return all;
   }
-  codebook_view<> view() const {
-    return {as_const(make_view(centroids_.data(), shape_.kv_heads, shape_.subspaces, shape_.sub_dim(), shape_.centroids())),
-            as_const(make_view(mean_.data(), shape_.kv_heads, shape_.head_dim))};
-  }
+  codebook_view<> view() const { return const_cast<codebook*>(this)->mutable_view(); }
 
   kmeans_params trained_with{};  // L and seed, as recorded by train()
 
  private:
   pq_shape shape_{};
-  buffer<float> centroids_, mean_;
+  buffer<float> centroids_, mean_, squared_radius_;
 };
 
 /// The subspaces of a row axis: [h, n, d] seen as [h, m, n, ds].
@@ -82,12 +90,20 @@ constexpr view<T, 4, Space> split_subspaces(view<T, 3, Space> rows, std::size_t 
 template <class Book>
 constexpr status can_use_codebook(const Book& book, const char* function) noexcept {
   const std::size_t c = book.size(), d = book.head_dim();
+  const bool on_sphere = book.metric() == key_metric::inner_product;
   return detail::checks(function)
       .at_least("codebook.centroids.extent(0)", static_cast<double>(book.heads()), 1, "h, at least")
       .extent("codebook.mean.extent(0)", book.mean.extent(0), book.heads(), "h, from codebook.centroids")
       .at_least("codebook.mean.extent(1)", static_cast<double>(d), 1, "d, at least")
       .at_most("codebook.mean.extent(1)", static_cast<double>(d), max_head_dim, "d, at most")
-      .extent("codebook.centroids.extent(2)", book.sub_dim() * book.subspaces(), d, "m * ds = d")
+      .that(book.subspaces() != 0 && book.sub_dim() * book.subspaces() == d, status::code::shape, "codebook.mean.extent(1)",
+            "d, a multiple of m", static_cast<double>(book.subspaces()), static_cast<double>(d))
+      .extent("codebook.centroids.extent(2)", book.row_dim(), book.subspaces() == 0 ? 0 : book.sub_dim() + (on_sphere ? 1 : 0),
+              on_sphere ? "ds + 1 = d / m + 1, beside a squared_radius" : "ds = d / m")
+      .extent("codebook.squared_radius.extent(0)", on_sphere ? book.squared_radius.extent(0) : book.heads(), book.heads(),
+              "h, from codebook.centroids")
+      .extent("codebook.squared_radius.extent(1)", on_sphere ? book.squared_radius.extent(1) : book.subspaces(), book.subspaces(),
+              "m, from codebook.centroids")
       .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "codebook.centroids.extent(3)",
             "c: 16, 32, 64, 128 or 256", 64, static_cast<double>(c))
       .extent("codebook.centroids.stride(3)", book.centroids.stride(3), 1, "last axis contiguous")
@@ -111,7 +127,8 @@ constexpr status can_train(const Keys& keys, const Book& book, const Outcome& ou
 /// Trains a codebook on keys: the mean training row of each head (rounded to bfloat16), then k-means of every subspace around it.
 ///
 /// @param keys  [h, n, d] float, half or bfloat16, any strides; rows that were written, after rotary embedding
-/// @param book  [h, m, ds, c] and [h, d], written; meaningless where the outcome is not `trained`
+/// @param book  [h, m, ds, c] and [h, d], written; meaningless where the outcome is not `trained`; with a squared_radius the
+///              inner-product metric
 /// @param outcome [h, m] uint8, a kmeans_outcome each, written
 /// Under exec::slice give a barrier: the means must be there before k-means begins.
 ///
@@ -126,7 +143,7 @@ void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typena
   const std::size_t h = book.heads(), m = book.subspaces(), ds = book.sub_dim();
   kernel<op::mean_row, typename P::backend_type>::run(policy, keys, training_rows(params, keys.extent(1), book.size()), book.mean);
   const view<const float, 3, typename P::space_type> offset{book.mean.data, {h, m, ds}, {book.mean.stride(0), ds, 1}};
-  kmeans(policy, split_subspaces(keys, m), offset, book.centroids, outcome, params);
+  kmeans(policy, split_subspaces(keys, m), offset, book.centroids, outcome, params, book.squared_radius);
 }
 
 /// Trains an owner in host memory.

@@ -60,10 +60,12 @@ constexpr status can_encode(const Keys& keys, const Book& book, const Codes& cod
 }
 
 /// Encodes keys: codes[h, j, t] = argmin over x of |keys[h, t, j] - mean[h, j] - centroids[h, j, :, x]|^2, ties to the lower index.
+/// Under key_metric::inner_product y = keys[h, t, j] - mean[h, j] has the coordinate sqrt(max(R - |y|^2, 0)) more.
 ///
 /// @param keys   [h, n, d] float, half or bfloat16, any strides
 /// @param book   a trained codebook
-/// @param codes  [h, m, n] uint8, written; a key with a non-finite element gets code 0 everywhere
+/// @param codes  [h, m, n] uint8, written; a key with a non-finite element gets code 0 everywhere, and a subspace whose |y|^2
+///               overflows under key_metric::inner_product gets code 0
 /// @throws shape_error, value_error
 /// @cost   n * c * d distance terms a head; no allocation; asynchronous on device policies
 template <exec::policy P, class T, class Space>

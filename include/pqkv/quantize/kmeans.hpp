@@ -2,7 +2,8 @@
 // Lloyd's k-means for many small problems at once, the trainer behind a codebook; usable alone. Deterministic: the centroids'
 // bits depend on points, offset and parameters alone, not on ISA, thread count or backend. Sums are kept in fixed point, so they
 // do not depend on their order. Not for d > 256 or c > 256, where pruned or hierarchical methods win.
-// Sources: Lloyd, "Least squares quantization in PCM", 1982; empty clusters as faiss splits them, with a fixed rule.
+// Sources: Lloyd, "Least squares quantization in PCM", 1982; empty clusters as faiss splits them, with a fixed rule; the added coordinate:
+// Bachrach et al., "Speeding up the Xbox recommender system using a Euclidean transformation for inner-product spaces", 2014.
 #pragma once
 
 #include <cstdint>
@@ -36,17 +37,21 @@ PQKV_HD constexpr stratified_sample training_rows(const kmeans_params& params, s
 }
 
 /// The checks of kmeans(), for engines without exceptions. Shapes as there.
-template <class Points, class Offset, class Centroids, class Outcome>
+template <class Points, class Offset, class Centroids, class Outcome, class Radius = view<float, 2>>
 constexpr status can_kmeans(const Points& points, const Offset& offset, const Centroids& centroids, const Outcome& outcome,
-                            const kmeans_params& params) noexcept {
+                            const kmeans_params& params, const Radius& squared_radius = {}) noexcept {
   const std::size_t h = points.extent(0), m = points.extent(1), ds = points.extent(3), c = centroids.extent(3);
+  const bool on_sphere = squared_radius.data != nullptr;
   return detail::checks("kmeans")
       .extent("offset.extent(0)", offset.extent(0), h, "h, from points")
       .extent("offset.extent(1)", offset.extent(1), m, "m, from points")
       .extent("offset.extent(2)", offset.extent(2), ds, "ds, from points")
       .extent("centroids.extent(0)", centroids.extent(0), h, "h, from points")
       .extent("centroids.extent(1)", centroids.extent(1), m, "m, from points")
-      .extent("centroids.extent(2)", centroids.extent(2), ds, "ds, from points")
+      .extent("centroids.extent(2)", centroids.extent(2), ds + (on_sphere ? 1 : 0),
+              on_sphere ? "ds + 1, from points and squared_radius" : "ds, from points")
+      .extent("squared_radius.extent(0)", on_sphere ? squared_radius.extent(0) : h, h, "h, from points")
+      .extent("squared_radius.extent(1)", on_sphere ? squared_radius.extent(1) : m, m, "m, from points")
       .extent("outcome.extent(0)", outcome.extent(0), h, "h, from points")
       .extent("outcome.extent(1)", outcome.extent(1), m, "m, from points")
       .at_least("points.extent(3)", static_cast<double>(ds), 1, "ds, at least")
@@ -65,11 +70,15 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
 /// y = points[h, j, t] - offset[h, j]; initial centroids are distinct rows y drawn by Philox4x32-10; then L times: every row joins
 /// its nearest centroid (canonical distance, ties to the lower index), an empty cluster takes, in ascending order, the farthest
 /// row of the fullest one (ties: lower index), every centroid becomes the mean of its rows. Rows with a non-finite y are left out.
+/// With squared_radius every y gets the coordinate sqrt(R - |y|^2), R the largest |y|^2 of the training rows of its set: clustering
+/// for inner products (key_metric). Rows whose |y|^2 overflows are then left out too.
 ///
 /// @param points     [h, m, n, ds] float, half or bfloat16, any strides
 /// @param offset     [h, m, ds] float, subtracted from every point
-/// @param centroids  [h, m, ds, c] float, written; c in {16, 32, 64, 128, 256}; last two axes dense
+/// @param centroids  [h, m, ds, c] float, ([h, m, ds + 1, c] with squared_radius), written; c in {16, 32, 64, 128, 256}; last two
+///                   axes dense
 /// @param outcome    [h, m] uint8, a kmeans_outcome each, written
+/// @param squared_radius  [h, m] float, R, written; empty: the plain squared L2 distance
 /// @throws shape_error, value_error
 /// @cost   L * rows * c * ds distance terms a problem, one task a problem; allocates scratch from the heap (training is not part of
 ///         a decode step)
@@ -77,9 +86,9 @@ template <exec::policy P, class T, class Space>
   requires storage_scalar<T> && reachable_from<Space, P>
 void kmeans(const P& policy, view<T, 4, Space> points, view<const float, 3, typename P::space_type> offset,
             view<float, 4, typename P::space_type> centroids, view<std::uint8_t, 2, typename P::space_type> outcome,
-            const kmeans_params& params = {}) {
-  require_ok(can_kmeans(points, offset, centroids, outcome, params));
-  kernel<op::kmeans, typename P::backend_type>::run(policy, points, offset, centroids, outcome, params);
+            const kmeans_params& params = {}, view<float, 2, typename P::space_type> squared_radius = {}) {
+  require_ok(can_kmeans(points, offset, centroids, outcome, params, squared_radius));
+  kernel<op::kmeans, typename P::backend_type>::run(policy, points, offset, centroids, outcome, params, squared_radius);
 }
 
 }  // namespace pqkv

@@ -9,6 +9,7 @@
 #include <cstddef>
 
 #include "../core/error.hpp"
+#include "codebook.hpp"
 
 namespace pqkv {
 
@@ -110,5 +111,50 @@ class overlap_calibration {
 
   power_sums clustering_, layer_;
 };
+
+/// The checks of calibrate_overlap().
+constexpr status can_calibrate_overlap(const pq_shape& shape, view<const std::size_t, 1> lengths) noexcept {
+  if (const status s = can_quantize(shape, "calibrate_overlap"); !s.ok()) return s;
+  std::size_t shortest = lengths.extent(0) == 0 ? 0 : lengths(0);
+  for (std::size_t i = 0; i < lengths.extent(0); ++i) shortest = lengths(i) < shortest ? lengths(i) : shortest;
+  return detail::checks("calibrate_overlap")
+      .at_least("lengths.extent(0)", static_cast<double>(lengths.extent(0)), 3, "different lengths, at least")
+      .at_least("lengths", static_cast<double>(shortest), 4 * static_cast<double>(shape.centroids()), "tokens, 4 * c at least");
+}
+
+/// Calibrates on the machine that runs: at each length clusters random keys, and has the engine run one layer of its model.
+///
+/// @param policy     the policy that will train
+/// @param shape      of one layer's quantizer; h * m problems are clustered as train() does
+/// @param lengths    [>= 3] tokens, different, 4 * c at least; the longest should be near the prompts that are to come
+/// @param run_layer  run_layer(n): one layer of the model's prefill over n tokens, complete when it returns
+/// @param seconds    seconds(): the time of a clock that never goes back
+/// @throws value_error; what fit() throws, when the timings say nothing
+/// @cost   8 iterations of clustering and a layer per length; allocates h * longest * d floats
+template <exec::policy P, class Layer, class Clock>
+overlap_model calibrate_overlap(const P& policy, const pq_shape& shape, view<const std::size_t, 1> lengths, Layer&& run_layer,
+                                Clock&& seconds) {
+  require_ok(can_calibrate_overlap(shape, lengths));
+  std::size_t longest = 0;
+  for (std::size_t i = 0; i < lengths.extent(0); ++i) longest = lengths(i) > longest ? lengths(i) : longest;
+  buffer<float> keys(shape.kv_heads * longest * shape.head_dim);
+  const random_stream draws{0, 0};
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = static_cast<float>(draws.below(i, 1u << 24)) * 0x1p-24f;
+  codebook book(shape);
+  overlap_calibration timings;
+  const auto timed = [&](auto&& work) {
+    const double start = seconds();
+    work();
+    return seconds() - start;
+  };
+  for (std::size_t i = 0; i < lengths.extent(0); ++i) {
+    const std::size_t n = lengths(i);
+    const auto rows = as_const(make_view(keys.data(), shape.kv_heads, n, shape.head_dim));
+    for (const std::size_t iterations : {2, 6})  // few: random keys go on moving, so none stops early
+      timings.add_clustering(n, iterations, timed([&] { train(policy, rows, book, {.iterations = iterations, .rows_per_centroid = 0}); }));
+    timings.add_layer(n, timed([&] { run_layer(n); }));
+  }
+  return timings.fit();
+}
 
 }  // namespace pqkv

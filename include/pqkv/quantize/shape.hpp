@@ -3,19 +3,30 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "../config.hpp"
 #include "../core/error.hpp"
 
 namespace pqkv {
 
+/// In which sense the centroid that stands for a sub-vector y is the nearest.
+enum class key_metric : std::uint8_t {
+  squared_l2,    // of y and the centroid
+  inner_product  // of both with one coordinate more, sqrt(R - |y|^2), R the largest |y|^2 in training: on that sphere the nearest
+                 // in L2 has the largest product with a query, whose own added coordinate is 0
+};
+
 struct pq_shape {
   std::size_t kv_heads = 0;   // h
   std::size_t head_dim = 0;   // d
   std::size_t subspaces = 2;  // m
   unsigned bits = 6;          // b
+  key_metric metric = key_metric::squared_l2;
 
-  PQKV_HD constexpr std::size_t sub_dim() const { return head_dim / subspaces; }          // ds = d / m
+  PQKV_HD constexpr std::size_t sub_dim() const { return head_dim / subspaces; }  // ds = d / m
+  /// Coordinates of a centroid: ds, or ds + 1 under key_metric::inner_product.
+  PQKV_HD constexpr std::size_t row_dim() const { return sub_dim() + (metric == key_metric::inner_product ? 1 : 0); }
   PQKV_HD constexpr std::size_t centroids() const { return std::size_t{1} << bits; }      // c = 2^b
   PQKV_HD constexpr std::size_t joint_bits() const { return subspaces * bits; }           // m b
   PQKV_HD constexpr std::size_t cells() const { return std::size_t{1} << joint_bits(); }  // c^m, for joint_bits() < 64

@@ -81,11 +81,15 @@ void inner_product_table(const P& policy, view<const float, 2, typename P::space
 }
 
 /// table.entries[q, j, x] = -|query[q] sub-vector j - mean - centroids[h(q), j, :, x]|^2, so that larger is nearer and every reduction
-/// and top_k apply unchanged; table.bias[q] = 0. Shapes, errors and cost as inner_product_table().
+/// and top_k apply unchanged; table.bias[q] = 0. Shapes, errors and cost as inner_product_table(); a codebook of the inner-product
+/// metric is a value_error, since its centroids stand for points of a sphere.
 template <exec::policy P>
 void squared_l2_table(const P& policy, view<const float, 2, typename P::space_type> query, codebook_view<typename P::space_type> book,
                       mutable_distance_table_view<typename P::space_type> table) {
   require_ok(can_build_table(query, book, table, "squared_l2_table"));
+  require_ok(detail::checks("squared_l2_table")
+                 .that(book.metric() == key_metric::squared_l2, status::code::value, "codebook.squared_radius",
+                       "extents, none: key_metric::squared_l2", 0, static_cast<double>(book.squared_radius.size())));
   kernel<op::squared_l2_table, typename P::backend_type>::run(policy, query, book, table);
 }
 

@@ -4,6 +4,9 @@
 // everything until maintain() can train one. Source: PQCache, SIGMOD 2025.
 #pragma once
 
+#include <optional>
+
+#include "../quantize/overlap.hpp"
 #include "../search/retrieve.hpp"
 #include "concept.hpp"
 
@@ -14,10 +17,13 @@ class pq {
   struct params {
     std::size_t subspaces = 2;  // m
     unsigned bits = 6;          // b
+    key_metric metric = key_metric::squared_l2;
     group_reduction reduction = group_reduction::probability_sum;
     search_path path = search_path::automatic;
     kmeans_params train{};
-    std::size_t tail_tokens = 256;  // maintain() merges an index whose tail is at least as long
+    std::optional<overlap_model> overlap{};          // given: L by the overlap rule, instead of train.iterations
+    std::size_t overlap_most = overlap_model::most;  // its upper bound of L
+    std::size_t tail_tokens = 256;                   // maintain() merges an index whose tail is at least as long
   };
 
   static constexpr status can_construct(const cache_shape& shape, const params& settings) noexcept {
@@ -25,6 +31,10 @@ class pq {
     return pqkv::detail::checks("pqcache")
         .at_most("capacity", static_cast<double>(shape.capacity), (1u << 23) - 1, "tokens, below 2^23 at most")
         .at_least("selector.train.iterations", static_cast<double>(settings.train.iterations), 1, "L, at least")
+        .at_least("selector.overlap_most", static_cast<double>(settings.overlap_most), overlap_model::least,
+                  "L of the overlap rule, at least")
+        .that(!settings.overlap || settings.overlap->b1 > 0, status::code::value, "selector.overlap.b1",
+              "seconds per row and iteration, above", 0, settings.overlap ? settings.overlap->b1 : 0)
         .at_most("selector.path", settings.path == search_path::joint ? static_cast<double>(quantizer(shape, settings).joint_bits()) : 0,
                  max_joint_bits, "m * b of the joint path, at most");
   }
@@ -55,6 +65,8 @@ class pq {
   }
 
   std::size_t lists() const { return score_lists(params_.reduction, shape_.kv_heads, shape_.query_heads); }
+  /// L that trained a slot's codebook; 0 without one. Under the overlap rule it depends on the prompt and the machine.
+  std::size_t iterations(std::size_t slot) const { return slots_[slot].iterations; }
   coverage covers(std::size_t slot) const { return slots_[slot].trained ? coverage::listed : coverage::everything; }
 
   traffic step_traffic(middle_range middle, std::size_t) const {
@@ -98,6 +110,7 @@ class pq {
     const std::size_t h = shape_.kv_heads;
     copy_part(book_of(from).centroids, book_of(to).centroids);
     copy_part(book_of(from).mean, book_of(to).mean);
+    copy_part(book_of(from).squared_radius, book_of(to).squared_radius);
     copy_part(codes_.mutable_view().slice(0, from * h, h), codes_.mutable_view().slice(0, to * h, h));
     if (cells(shape_, params_) != 0) {
       const auto source = index_view(from), target = index_view(to);
@@ -130,12 +143,13 @@ class pq {
  private:
   struct slot_state {
     bool trained = false;
+    std::size_t iterations = 0;
     std::size_t encoded = 0;   // tokens [sinks, encoded) have codes
     std::size_t next_try = 0;  // length at which training is worth another try
   };
 
   static constexpr pq_shape quantizer(const cache_shape& shape, const params& settings) {
-    return {shape.batch * shape.kv_heads, shape.head_dim, settings.subspaces, settings.bits};
+    return {shape.batch * shape.kv_heads, shape.head_dim, settings.subspaces, settings.bits, settings.metric};
   }
   /// Cells of the index, 0 where there is none or it could never be used.
   static constexpr std::size_t cells(const cache_shape& shape, const params& settings) {
@@ -146,7 +160,10 @@ class pq {
 
   mutable_codebook_view<> book_of(std::size_t slot) {
     const auto all = book_.mutable_view();
-    return {all.centroids.slice(0, slot * shape_.kv_heads, shape_.kv_heads), all.mean.slice(0, slot * shape_.kv_heads, shape_.kv_heads)};
+    const std::size_t first = slot * shape_.kv_heads, h = shape_.kv_heads;
+    mutable_codebook_view<> one{all.centroids.slice(0, first, h), all.mean.slice(0, first, h)};
+    if (all.squared_radius.data != nullptr) one.squared_radius = all.squared_radius.slice(0, first, h);
+    return one;
   }
   mutable_codes_view<> codes_view_of(std::size_t slot) { return codes_.mutable_view().slice(0, slot * shape_.kv_heads, shape_.kv_heads); }
   mutable_cell_index_view<> index_view(std::size_t slot) {
@@ -167,12 +184,16 @@ class pq {
     const std::size_t n = keys.extent(1), first = middle.begin, c = book_.shape().centroids();
     if (n < first + c) return;
     const auto outcome = make_view(outcome_.data(), shape_.kv_heads, params_.subspaces);
-    train(policy, keys.slice(1, first, n - first), book_of(slot), outcome, params_.train);
+    kmeans_params settings = params_.train;
+    if (params_.overlap)
+      settings.iterations = params_.overlap->iterations(training_rows(settings, n - first, c).count, n, params_.overlap_most);
+    train(policy, keys.slice(1, first, n - first), book_of(slot), outcome, settings);
     bool trained = true;
     for (const std::uint8_t o : outcome_) trained &= o == static_cast<std::uint8_t>(kmeans_outcome::trained);
     slots_[slot].trained = trained;
     slots_[slot].next_try = n + n / 64 + 1;  // a failed try reads all rows: not in every step of a long sequence
     if (!trained) return;
+    slots_[slot].iterations = settings.iterations;
     encode_rows(policy, slot, keys, first, n);
     clear_index(slot);
     if (!index_view(slot).empty()) {

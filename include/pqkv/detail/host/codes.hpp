@@ -32,14 +32,23 @@ struct kernel<op::encode, backend::host> {
   static void encode_run(view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes, std::size_t head, std::size_t first,
                          std::size_t last) {
     const std::size_t d = keys.extent(2), m = book.subspaces(), ds = book.sub_dim(), c = book.size();
-    alignas(cache_line_bytes) float copy[max_head_dim], y[max_head_dim];
+    const bool on_sphere = book.metric() == key_metric::inner_product;
+    alignas(cache_line_bytes) float copy[max_head_dim], y[max_head_dim], lifted[max_head_dim + 1];
     for (std::size_t t = first; t < last; ++t) {
       const float* x = detail::load_row<Leaf>(row_of(keys, head, t), d, copy);
       const bool finite = detail::all_finite(x, d);
       for (std::size_t i = 0; i < d && finite; ++i) y[i] = canonical::sub(x[i], book.mean(head, i));
-      for (std::size_t j = 0; j < m; ++j)
-        codes(head, j, t) =
-            finite ? static_cast<std::uint8_t>(Leaf::nearest(y + j * ds, &book.centroids(head, j, 0, 0), c, ds).index) : std::uint8_t{0};
+      for (std::size_t j = 0; j < m; ++j) {
+        const float* row = y + j * ds;
+        bool usable = finite;
+        if (on_sphere && finite) {
+          std::copy_n(row, ds, lifted);
+          usable = detail::lift_to_sphere(lifted, ds, book.squared_radius(head, j));
+          row = lifted;
+        }
+        codes(head, j, t) = usable ? static_cast<std::uint8_t>(Leaf::nearest(row, &book.centroids(head, j, 0, 0), c, book.row_dim()).index)
+                                   : std::uint8_t{0};
+      }
     }
   }
 };

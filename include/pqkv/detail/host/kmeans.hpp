@@ -18,8 +18,15 @@ namespace detail {
 template <class Leaf, class T>
 class kmeans_problem {
  public:
-  kmeans_problem(view<const T, 2> points, const float* offset, float* centroids, std::size_t c)
-      : points_(points), offset_(offset), centroids_(centroids), c_(c), ds_(points.extent(1)) {}
+  /// @param squared_radius  written; null: the plain squared L2 distance
+  kmeans_problem(view<const T, 2> points, const float* offset, float* centroids, std::size_t c, float* squared_radius)
+      : points_(points),
+        offset_(offset),
+        centroids_(centroids),
+        squared_radius_(squared_radius),
+        c_(c),
+        ds_(points.extent(1)),
+        width_(ds_ + (squared_radius != nullptr ? 1 : 0)) {}
 
   kmeans_outcome run(const kmeans_params& params, std::uint64_t stream) {
     gather_rows(training_rows(params, points_.extent(0), c_));
@@ -34,8 +41,12 @@ class kmeans_problem {
   }
 
  private:
-  /// y of the i-th training row.
-  const float* row(std::size_t i) { return centred(rows_[i]); }
+  /// y of the i-th training row, [width].
+  const float* row(std::size_t i) {
+    centred(rows_[i]);
+    if (squared_radius_ != nullptr) lift_to_sphere(y_, ds_, *squared_radius_);
+    return y_;
+  }
   const float* centred(std::size_t t) {
     const float* x = load_row<Leaf>(kv_row<T>{points_.data + t * points_.stride(0), points_.stride(1)}, ds_, y_);
     for (std::size_t i = 0; i < ds_; ++i) y_[i] = canonical::sub(x[i], offset_[i]);
@@ -44,17 +55,27 @@ class kmeans_problem {
 
   void gather_rows(const stratified_sample& sample) {
     rows_ = buffer<std::uint32_t>(sample.count);
+    float radius = 0;
     for (std::size_t i = 0; i < sample.count; ++i) {
       const std::size_t t = sample(i);
       const float* y = centred(t);
       if (!all_finite(y, ds_)) continue;
+      if (squared_radius_ != nullptr) {
+        const float norm = canonical::dot(y, y, 1, ds_);
+        if (!is_finite(norm)) continue;
+        radius = canonical::max(norm, radius);
+      }
       rows_[used_++] = static_cast<std::uint32_t>(t);
       for (std::size_t e = 0; e < ds_; ++e) largest_ = canonical::max(std::fabs(y[e]), largest_);
+    }
+    if (squared_radius_ != nullptr) {
+      *squared_radius_ = radius;
+      largest_ = canonical::max(canonical::sqrt(radius), largest_);
     }
     owner_ = buffer<std::uint8_t>(used_);
     distance_ = buffer<float>(used_);
     count_ = buffer<std::uint32_t>(c_);
-    sum_ = buffer<std::int64_t>(c_ * ds_);
+    sum_ = buffer<std::int64_t>(c_ * width_);
   }
 
   /// Walks a random permutation of the rows and takes each that differs from all taken so far. The caller's centroids are written
@@ -63,7 +84,7 @@ class kmeans_problem {
     if (used_ < c_) return false;
     buffer<std::uint32_t> order(used_);
     for (std::size_t i = 0; i < used_; ++i) order[i] = static_cast<std::uint32_t>(i);
-    buffer<float> taken(c_ * ds_);
+    buffer<float> taken(c_ * width_);
     std::size_t found = 0;
     for (std::size_t i = 0; i < used_ && found < c_; ++i) {
       std::swap(order[i], order[i + draws.below(i, static_cast<std::uint32_t>(used_ - i))]);
@@ -71,15 +92,15 @@ class kmeans_problem {
       bool repeated = false;
       for (std::size_t x = 0; x < found && !repeated; ++x) {
         repeated = true;
-        for (std::size_t e = 0; e < ds_ && repeated; ++e) repeated = taken[x * ds_ + e] == y[e];
+        for (std::size_t e = 0; e < width_ && repeated; ++e) repeated = taken[x * width_ + e] == y[e];
       }
       if (repeated) continue;
-      for (std::size_t e = 0; e < ds_; ++e) taken[found * ds_ + e] = y[e];
+      for (std::size_t e = 0; e < width_; ++e) taken[found * width_ + e] = y[e];
       ++found;
     }
     if (found < c_) return false;
     for (std::size_t x = 0; x < c_; ++x)
-      for (std::size_t e = 0; e < ds_; ++e) centroids_[e * c_ + x] = taken[x * ds_ + e];
+      for (std::size_t e = 0; e < width_; ++e) centroids_[e * c_ + x] = taken[x * width_ + e];
     return true;
   }
 
@@ -90,12 +111,12 @@ class kmeans_problem {
     for (std::int64_t& sum : sum_) sum = 0;
     for (std::size_t i = 0; i < used_; ++i) {
       const float* y = row(i);
-      const nearest_centroid nearest = Leaf::nearest(y, centroids_, c_, ds_);
+      const nearest_centroid nearest = Leaf::nearest(y, centroids_, c_, width_);
       changed |= owner_[i] != nearest.index;
       owner_[i] = static_cast<std::uint8_t>(nearest.index);
       distance_[i] = nearest.distance;
       ++count_[nearest.index];
-      Leaf::accumulate(y, scale_, ds_, sum_.data() + nearest.index * ds_);
+      Leaf::accumulate(y, scale_, width_, sum_.data() + nearest.index * width_);
     }
     return changed;
   }
@@ -111,10 +132,10 @@ class kmeans_problem {
       for (std::size_t i = 0; i < used_; ++i)
         if (owner_[i] == fullest && (farthest == used_ || distance_[i] > distance_[farthest])) farthest = i;
       const float* y = row(farthest);
-      for (std::size_t e = 0; e < ds_; ++e) {
+      for (std::size_t e = 0; e < width_; ++e) {
         const std::int64_t term = canonical::fixed_point(y[e], scale_);
-        sum_[fullest * ds_ + e] -= term;
-        sum_[empty * ds_ + e] += term;
+        sum_[fullest * width_ + e] -= term;
+        sum_[empty * width_ + e] += term;
       }
       --count_[fullest];
       ++count_[empty];
@@ -124,19 +145,21 @@ class kmeans_problem {
 
   void update() {
     for (std::size_t x = 0; x < c_; ++x)
-      for (std::size_t e = 0; e < ds_; ++e) centroids_[e * c_ + x] = canonical::fixed_point_mean(sum_[x * ds_ + e], count_[x], scale_);
+      for (std::size_t e = 0; e < width_; ++e)
+        centroids_[e * c_ + x] = canonical::fixed_point_mean(sum_[x * width_ + e], count_[x], scale_);
   }
 
   view<const T, 2> points_;
   const float* offset_;
-  float* centroids_;  // [ds, c]
-  std::size_t c_, ds_, used_ = 0;
+  float* centroids_;                       // [width, c]
+  float* squared_radius_;                  // null: squared L2
+  std::size_t c_, ds_, width_, used_ = 0;  // width: ds, or ds + 1 on the sphere
   float largest_ = 0, scale_ = 1;
   buffer<std::uint32_t> rows_, count_;
   buffer<std::uint8_t> owner_;
   buffer<float> distance_;
-  buffer<std::int64_t> sum_;  // [c, ds]
-  alignas(cache_line_bytes) float y_[max_head_dim];
+  buffer<std::int64_t> sum_;  // [c, width]
+  alignas(cache_line_bytes) float y_[max_head_dim + 1];
 };
 
 }  // namespace detail
@@ -145,7 +168,7 @@ template <>
 struct kernel<op::kmeans, backend::host> {
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 4, Space> points, view<const float, 3> offset, view<float, 4> centroids,
-                  view<std::uint8_t, 2> outcome, const kmeans_params& params) {
+                  view<std::uint8_t, 2> outcome, const kmeans_params& params, view<float, 2> squared_radius) {
     const std::size_t m = points.extent(1);
     isa::with<typename P::isa_type>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
@@ -153,7 +176,9 @@ struct kernel<op::kmeans, backend::host> {
         const detail::float_environment rounding;
         const std::size_t head = problem / m, j = problem % m;
         const view<const std::remove_cv_t<T>, 2> rows = points[head][j];
-        detail::kmeans_problem<leaf, std::remove_cv_t<T>> lloyd(rows, &offset(head, j, 0), &centroids(head, j, 0, 0), centroids.extent(3));
+        float* radius = squared_radius.data == nullptr ? nullptr : &squared_radius(head, j);
+        detail::kmeans_problem<leaf, std::remove_cv_t<T>> lloyd(rows, &offset(head, j, 0), &centroids(head, j, 0, 0), centroids.extent(3),
+                                                                radius);
         outcome(head, j) = static_cast<std::uint8_t>(lloyd.run(params, problem + 1));
       });
     });

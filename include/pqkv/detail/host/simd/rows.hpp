@@ -28,4 +28,11 @@ inline bool all_finite(const float* x, std::size_t n) {
   return finite;
 }
 
+/// Writes the coordinate of the inner-product metric behind y[ds]; false where |y|^2 is not finite.
+inline bool lift_to_sphere(float* y, std::size_t ds, float squared_radius) {
+  const float norm = canonical::dot(y, y, 1, ds);
+  y[ds] = canonical::sphere_coordinate(squared_radius, norm);
+  return is_finite(norm);
+}
+
 }  // namespace pqkv::detail

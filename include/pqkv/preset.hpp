@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Settings that belong together. The library's defaults are its own choice; `paper` is what the paper describes, for comparisons.
+// Source: PQCache, SIGMOD 2025, sections 3.2 and 3.3; method of the window and of the frozen budget as its published code has them.
+#pragma once
+
+#include "pqcache.hpp"
+
+namespace pqkv::preset {
+
+/// PQCache as published: trains on all rows but the sinks, keeps the budget of the prompt's length however long the answer grows,
+/// gives half of it to the window, and clusters for as many iterations (at most 300) as fit behind the model's own work.
+///
+/// @param shape    of the cache
+/// @param ratio    share of the prompt's tokens that attend
+/// @param machine  from calibrate_overlap() on the machine that runs: codebooks depend on its speed, to the bit
+template <storage_scalar T = float>
+typename pqcache<T>::params paper(const cache_shape& shape, double ratio, const overlap_model& machine) {
+  typename pqcache<T>::params p{shape};
+  p.budget.ratio = ratio;
+  p.budget.window_share = 0.5;
+  p.budget.growth = budget_growth::frozen_at_prompt;
+  p.selector.train.rows_per_centroid = 0;
+  p.selector.overlap = machine;
+  p.selector.overlap_most = overlap_model::most_in_paper;
+  return p;
+}
+
+}  // namespace pqkv::preset
