@@ -22,6 +22,7 @@ CLEAN = {
     "include/pqkv/detail/host/simd/avx2.hpp": HEAD + '#include <immintrin.h>\n#include "../../../exec/host.hpp"\n',
     "include/pqkv/detail/host/scan.hpp": HEAD + '#include "../../search/scan.hpp"\n#include "simd/avx2.hpp"\n',
     "include/pqkv/pqkv.hpp": HEAD + '#include "search/scan.hpp"\n#include "detail/host/scan.hpp"\n',
+    "include/pqkv/adapt/thrust.hpp": HEAD + '#include "../core/view.hpp"\n', "tests/unit/adapt_thrust_test.cpp": HEAD,
     "tests/unit/view_test.cpp": HEAD, "tests/unit/host_test.cpp": HEAD, "tests/unit/scan_test.cpp": HEAD,
     "tests/unit/selector_pq_test.cpp": HEAD,
 }
@@ -39,6 +40,9 @@ FAULTS = {
     "unfinished": ("unfinished", "bench/scan.cpp", HEAD + "// TO" "DO later\n"),
     "header without a test": ("test", "include/pqkv/search/top_k.hpp", HEAD),
     "root header without a test": ("test", "include/pqkv/attention.hpp", HEAD),
+    "adaptor without a test": ("test", "include/pqkv/adapt/eigen.hpp", HEAD),
+    "adaptor without a purpose": ("head", "include/pqkv/adapt/thrust.hpp", "// SPDX-License-Identifier: Apache-2.0\n#pragma once\n"),
+    "adaptor on the front page": ("opt-in", "include/pqkv/pqkv.hpp", HEAD + '#include "adapt/thrust.hpp"\n'),
     "selector without a test": ("test", "tests/unit/selector_pq_test.cpp", None),
     "backend file without its header": ("mirror", "include/pqkv/detail/host/top_k.hpp", HEAD),
     "device file without its header": ("mirror", "include/pqkv/detail/cuda/top_k.cuh", HEAD),
