@@ -19,9 +19,11 @@ constexpr std::uint64_t largest_extent = std::uint64_t{1} << 24;
 /// One JSON object of the file, with getters that name file and key when something is wrong.
 class json_object {
  public:
-  json_object(std::filesystem::path path, json object) : path_(std::move(path)), object_(std::move(object)) {}
+  /// @param inside  the key of this object in the one around it, with a dot; empty for the outermost
+  json_object(std::filesystem::path path, json object, std::string inside = "")
+      : path_(std::move(path)), object_(std::move(object)), inside_(std::move(inside)) {}
 
-  [[noreturn]] void fail(const std::string& key, const std::string& what) const { throw load_error(path_, key, what); }
+  [[noreturn]] void fail(const std::string& key, const std::string& what) const { throw load_error(path_, inside_ + key, what); }
 
   /// The value of a key; null counts as absent, as it does for Hugging Face.
   const json* find(const std::string& key) const {
@@ -67,6 +69,7 @@ class json_object {
  private:
   std::filesystem::path path_;
   json object_;
+  std::string inside_;
 };
 
 void require_llama(const json_object& object) {
@@ -78,15 +81,40 @@ void require_llama(const json_object& object) {
     if (object.flag_or(key, false)) object.fail(key, "unsupported: true (only false)");
 }
 
-/// Rotary base. Newer files keep it in rope_parameters, older ones at the top.
-double plain_rotary_theta(const std::filesystem::path& path, const json_object& object) {
-  if (const json* scaling = object.find("rope_scaling")) object.fail("rope_scaling", "unsupported: " + scaling->dump() + " (only null)");
-  const json* parameters = object.find("rope_parameters");
-  if (!parameters) return object.positive_or("rope_theta", 10000.0);
-  if (!parameters->is_object()) object.fail("rope_parameters", std::string("expected an object, got ") + parameters->type_name());
-  const json_object inner(path, *parameters);
-  inner.require_text("rope_type", "default");
-  return inner.positive_or("rope_theta", 10000.0);
+rotary_scaling llama3_scaling(const json_object& inner) {
+  rotary_scaling scaling;
+  scaling.factor = inner.positive("factor");
+  scaling.low_freq_factor = inner.positive("low_freq_factor");
+  scaling.high_freq_factor = inner.positive("high_freq_factor");
+  scaling.original_positions = static_cast<double>(inner.extent("original_max_position_embeddings"));
+  if (scaling.factor < 1) inner.fail("factor", "expected 1 or more, got " + inner.at("factor").dump());
+  if (scaling.low_freq_factor >= scaling.high_freq_factor)
+    inner.fail("high_freq_factor", "expected more than the " + inner.at("low_freq_factor").dump() + " of low_freq_factor, got " +
+                                       inner.at("high_freq_factor").dump());
+  return scaling;
+}
+
+/// Base and scaling. Older files have rope_theta at the top and rope_scaling, null where nothing is scaled; newer ones have all of it
+/// in rope_parameters.
+void read_rotary(const std::filesystem::path& path, const json_object& object, model_config& config) {
+  config.rope_theta = object.positive_or("rope_theta", 10000.0);
+  const bool newer = object.find("rope_parameters") != nullptr;
+  const std::string key = newer ? "rope_parameters" : "rope_scaling";
+  const json* parameters = object.find(key);
+  if (!parameters) return;
+  if (newer && object.find("rope_scaling")) object.fail("rope_scaling", "is given beside rope_parameters");
+  if (!parameters->is_object()) object.fail(key, std::string("expected an object, got ") + parameters->type_name());
+
+  const json_object inner(path, *parameters, key + ".");
+  config.rope_theta = inner.positive_or("rope_theta", config.rope_theta);
+  if (inner.positive_or("partial_rotary_factor", 1.0) != 1.0)
+    inner.fail("partial_rotary_factor", "unsupported: " + inner.at("partial_rotary_factor").dump() + " (only 1)");
+  const std::string type_key = inner.find("type") && !inner.find("rope_type") ? "type" : "rope_type";
+  const json type = newer && !inner.find(type_key) ? json("default") : inner.at(type_key);
+  if (type == "llama3")
+    config.rope_scaling = llama3_scaling(inner);
+  else if (type != "default")
+    inner.fail(type_key, "unsupported: " + type.dump() + " (only \"default\" and \"llama3\")");
 }
 
 /// One token, a list of them (Llama 3 has several), or none.
@@ -118,7 +146,7 @@ model_config load_config(const std::filesystem::path& path) {
   config.vocabulary = object.extent("vocab_size");
   config.max_positions = object.extent("max_position_embeddings");
   config.rms_norm_epsilon = static_cast<float>(object.positive("rms_norm_eps"));
-  config.rope_theta = plain_rotary_theta(path, object);
+  read_rotary(path, object, config);
   config.tied_embeddings = object.flag_or("tie_word_embeddings", false);
 
   if (config.query_heads % config.kv_heads != 0)

@@ -6,11 +6,20 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <vector>
 
 namespace minillama {
 
 using token_id = std::uint32_t;
+
+/// Rotary embedding that was stretched to longer contexts as Llama 3.1's was ("rope_type": "llama3").
+struct rotary_scaling {
+  double factor = 0;            // how much slower the slow pairs turn
+  double low_freq_factor = 0;   // turns in original_positions, below which a pair is slow
+  double high_freq_factor = 0;  // turns from which a pair stays as it is
+  double original_positions = 0;
+};
 
 /// Extents in the symbols of the library: hq query heads share h KV heads of d dimensions.
 struct model_config {
@@ -24,6 +33,7 @@ struct model_config {
   std::size_t max_positions = 0;
   float rms_norm_epsilon = 0;
   double rope_theta = 0;
+  std::optional<rotary_scaling> rope_scaling;
   bool tied_embeddings = false;
   std::vector<token_id> end_tokens;  // generation stops at any of them
 

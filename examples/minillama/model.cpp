@@ -8,6 +8,7 @@
 #include <string>
 
 #include "hugging_face.hpp"
+#include "rotary.hpp"
 
 namespace minillama {
 namespace {
@@ -59,18 +60,6 @@ matrix rms_norm(const_rows_view x, const row_vector& weight, float epsilon) {
   return out;
 }
 
-/// Turns each pair (i, i + d/2) of every head by its angle.
-void rotate(std::span<float> heads, std::span<const float> cosines, std::span<const float> sines) {
-  const std::size_t half = cosines.size();
-  for (std::size_t head = 0; head < heads.size(); head += 2 * half) {
-    for (std::size_t i = 0; i < half; ++i) {
-      const float first = heads[head + i], second = heads[head + i + half];
-      heads[head + i] = first * cosines[i] - second * sines[i];
-      heads[head + i + half] = second * cosines[i] + first * sines[i];
-    }
-  }
-}
-
 }  // namespace
 
 model::model(const std::filesystem::path& path) : model(open_hugging_face(path)) {}
@@ -82,10 +71,7 @@ model::model(const checkpoint& from) : config_(from.config) {
   final_norm_ = read_vector(file, "model.norm.weight", config_.hidden);
   if (!config_.tied_embeddings) unembedding_ = read_matrix(file, "lm_head.weight", config_.vocabulary, config_.hidden);
 
-  frequencies_.resize(index_of(config_.head_dim / 2));
-  for (Eigen::Index i = 0; i < frequencies_.size(); ++i)
-    frequencies_[i] =
-        static_cast<float>(std::pow(config_.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim)));
+  frequencies_ = rotary_frequencies(config_);
 }
 
 void model::embed(std::span<const token_id> tokens, rows_view x) const {
@@ -105,7 +91,7 @@ void model::project_qkv(std::size_t layer, const_rows_view x, std::size_t first_
   for (Eigen::Index row = 0; row < x.rows(); ++row) {
     const auto position = static_cast<float>(first_position + static_cast<std::size_t>(row));
     for (std::size_t i = 0; i < cosines.size(); ++i) {
-      const float angle = position * frequencies_[index_of(i)];
+      const float angle = position * frequencies_[i];
       cosines[i] = std::cos(angle);
       sines[i] = std::sin(angle);
     }

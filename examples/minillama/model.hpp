@@ -69,9 +69,9 @@ class model {
   model_config config_;
   matrix embedding_;  // [vocabulary, hidden]
   std::vector<layer_weights> layers_;
-  row_vector final_norm_;   // [hidden]
-  matrix unembedding_;      // [vocabulary, hidden]; empty when tied to the embedding
-  row_vector frequencies_;  // [d/2] rotary angle of one position, per pair
+  row_vector final_norm_;           // [hidden]
+  matrix unembedding_;              // [vocabulary, hidden]; empty when tied to the embedding
+  std::vector<float> frequencies_;  // [d/2] rotary angle of one position, per pair
 };
 
 }  // namespace minillama

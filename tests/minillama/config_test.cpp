@@ -88,7 +88,6 @@ TEST_CASE("the rotary base may stand in rope_parameters, and the end tokens are 
   CHECK(loaded(config).end_tokens == std::vector<minillama::token_id>{10});
   CHECK(loaded(config).ends(10));
   CHECK_FALSE(loaded(config).ends(11));
-  CHECK(starts(problem_with("rope_parameters", {{"rope_type", "llama3"}}), "rope_type: unsupported"));
   CHECK(starts(problem_with("rope_parameters", 3), "rope_parameters: "));
   config["vocab_size"] = 128256;
   config["eos_token_id"] = {128001, 128009};
@@ -97,6 +96,62 @@ TEST_CASE("the rotary base may stand in rope_parameters, and the end tokens are 
   CHECK(starts(problem_with("eos_token_id", 256), "eos_token_id: expected tokens below the 256 of vocab_size, or null, got 256"));
   CHECK(starts(problem_with("eos_token_id", {10, -1}), "eos_token_id: "));
   CHECK(starts(problem_with("eos_token_id", "end"), "eos_token_id: "));
+}
+
+TEST_CASE("llama3 scaling is read in the older and in the newer spelling") {
+  const json scaling{{"rope_type", "llama3"},
+                     {"factor", 8.0},
+                     {"low_freq_factor", 1.0},
+                     {"high_freq_factor", 4},
+                     {"original_max_position_embeddings", 8192}};
+  json older = config_of({}), newer = config_of({}), oldest = config_of({});
+  older["rope_theta"] = oldest["rope_theta"] = 5e5;
+  older["rope_scaling"] = oldest["rope_scaling"] = newer["rope_parameters"] = scaling;
+  oldest["rope_scaling"].erase("rope_type");
+  oldest["rope_scaling"]["type"] = "llama3";
+  newer.erase("rope_theta");
+  newer.erase("rope_scaling");
+  newer["rope_parameters"]["rope_theta"] = 5e5;
+  for (const json& config : {older, newer, oldest}) {
+    const auto read = loaded(config);
+    CHECK(read.rope_theta == 5e5);
+    REQUIRE(read.rope_scaling.has_value());
+    CHECK(read.rope_scaling->factor == 8);
+    CHECK(read.rope_scaling->low_freq_factor == 1);
+    CHECK(read.rope_scaling->high_freq_factor == 4);
+    CHECK(read.rope_scaling->original_positions == 8192);
+  }
+  CHECK_FALSE(loaded(config_of({})).rope_scaling.has_value());
+  json plain = config_of({});
+  plain["rope_scaling"] = {{"rope_type", "default"}};
+  CHECK_FALSE(loaded(plain).rope_scaling.has_value());
+
+  for (const std::string place : {"rope_scaling", "rope_parameters"}) {
+    const auto problem_in = [&](const char* key, const json& value) {
+      json spoiled = scaling;
+      spoiled[key] = value;
+      return problem_with(place.c_str(), spoiled);
+    };
+    for (const char* key : {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}) {
+      const std::string name = place + "." + key + ": ";
+      CHECK(problem_in(key, nullptr) == name + "missing key");
+      for (const json& value : {json(0), json(-1.0), json("8"), json(1e300), json::array({8})})
+        CHECK_MESSAGE(starts(problem_in(key, value), name + "expected"), key, " ", value.dump());
+    }
+    CHECK(problem_in("factor", 0.5) == place + ".factor: expected 1 or more, got 0.5");
+    CHECK(problem_in("high_freq_factor", 1.0) == place + ".high_freq_factor: expected more than the 1.0 of low_freq_factor, got 1.0");
+    CHECK(starts(problem_in("original_max_position_embeddings", 8192.5), place + ".original_max_position_embeddings: "));
+    CHECK(starts(problem_in("rope_theta", 0), place + ".rope_theta: "));
+    CHECK(problem_in("partial_rotary_factor", 0.5) == place + ".partial_rotary_factor: unsupported: 0.5 (only 1)");
+    for (const char* type : {"yarn", "linear", "dynamic", "longrope", ""})
+      CHECK(starts(problem_in("rope_type", type), place + ".rope_type: unsupported: \""));
+    CHECK(starts(problem_in("rope_type", 3), place + ".rope_type: unsupported: 3"));
+    CHECK(starts(problem_with(place.c_str(), "llama3"), place + ": expected an object, got string"));
+  }
+  CHECK(starts(problem_with("rope_scaling", {{"type", "linear"}, {"factor", 2.0}}), "rope_scaling.type: unsupported: \"linear\""));
+  CHECK(problem_with("rope_scaling", json::object()) == "rope_scaling.rope_type: missing key");
+  newer["rope_scaling"] = scaling;
+  CHECK(problem(newer.dump()) == "rope_scaling: is given beside rope_parameters");
 }
 
 TEST_CASE("a missing key is named") {
@@ -126,7 +181,6 @@ TEST_CASE("what the program cannot compute is refused") {
   CHECK(starts(problem_with("architectures", "LlamaForCausalLM"), "architectures: unsupported"));
   CHECK(starts(problem_with("architectures", json::array()), "architectures: unsupported"));
   CHECK(starts(problem_with("hidden_act", "gelu"), "hidden_act: unsupported"));
-  CHECK(starts(problem_with("rope_scaling", {{"rope_type", "llama3"}}), "rope_scaling: unsupported"));
   CHECK(starts(problem_with("attention_bias", true), "attention_bias: unsupported"));
   CHECK(starts(problem_with("mlp_bias", true), "mlp_bias: unsupported"));
   CHECK(starts(problem_with("num_key_value_heads", 3), "num_key_value_heads: 3 does not divide"));

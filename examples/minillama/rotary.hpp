@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rotary embedding: how far one position turns each pair of a head, and the turning itself, by halves as Hugging Face stores heads.
+#pragma once
+#include <span>
+#include <vector>
+
+#include "config.hpp"
+
+namespace minillama {
+
+/// Angle of one position for each pair of a head, [d/2].
+///
+/// frequency[i] = theta^(-2i/d); scaled as Llama 3.1 does where the model asks for it: a pair that turns fewer than low_freq_factor
+/// times in original_positions turns `factor` times slower, one that turns more than high_freq_factor times stays, and between the two
+/// the speed goes over linearly in the number of turns.
+///
+/// @source transformers, modeling_rope_utils.py, _compute_llama3_parameters
+std::vector<float> rotary_frequencies(const model_config& config);
+
+/// Turns each pair (i, i + d/2) of every head by its angle.
+///
+/// @param heads    [heads, d], updated
+/// @param cosines  [d/2] of the position's angles
+/// @param sines    [d/2]
+void rotate(std::span<float> heads, std::span<const float> cosines, std::span<const float> sines);
+
+}  // namespace minillama
