@@ -4,7 +4,9 @@
 
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 
@@ -45,6 +47,24 @@ std::string read_file(const std::filesystem::path& path) {
   std::string bytes{std::istreambuf_iterator<char>(file), {}};
   if (file.bad()) throw load_error(path.string(), "cannot be read");
   return bytes;
+}
+
+std::string read_standard_input() {
+  if (::isatty(STDIN_FILENO) == 1) std::fputs("the prompt is read from the terminal; Ctrl-D ends it\n", stderr);
+  std::string bytes;
+  char part[4096];
+  while (true) {
+    const ssize_t got = ::read(STDIN_FILENO, part, sizeof part);
+    if (got == 0) return bytes;
+    if (got > 0)
+      bytes.append(part, static_cast<std::size_t>(got));
+    else if (errno != EINTR)
+      throw load_error("standard input", std::string("cannot be read: ") + std::strerror(errno));
+  }
+}
+
+void finish_standard_output() {
+  if (std::fflush(stdout) != 0 || std::ferror(stdout)) throw load_error("standard output", "cannot be written");
 }
 
 progress_bar::progress_bar(std::string label) : label_(std::move(label)), terminal_(::isatty(STDERR_FILENO) == 1) {}

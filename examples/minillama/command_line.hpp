@@ -28,6 +28,12 @@ int run_program(CLI::App& arguments, int argc, char** argv, const std::function<
 /// Whole file as bytes. @throws load_error
 std::string read_file(const std::filesystem::path& path);
 
+/// Standard input up to its end. @throws load_error when it is closed or cannot be read
+std::string read_standard_input();
+
+/// Hands on what is left of the text. @throws load_error when standard output took less than was printed
+void finish_standard_output();
+
 /// Prints "label [#####     ] 52 %" on stderr, over itself, when stderr is a terminal; otherwise nothing.
 class progress_bar {
  public:

@@ -48,32 +48,43 @@ class selector_cache final : public layer_cache {
   cache cache_;
 };
 
-template <class Selector>
-std::unique_ptr<layer_cache> make(const pqkv::cache_shape& shape, const pqkv::budget_rule& rule,
-                                  const typename Selector::params& selector) {
-  typename pqkv::pqcache<float, Selector>::params params;
-  static_cast<pqkv::cache_shape&>(params) = shape;
-  params.budget = rule;
-  params.selector = selector;
-  return std::make_unique<selector_cache<Selector>>(params);
+/// Calls f with the parameters of the pqcache that the settings ask for.
+template <class F>
+auto with_params(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config, std::size_t slots,
+                 std::size_t capacity, F&& f) {
+  const auto params = [&]<class Selector>(const typename Selector::params& selector) {
+    typename pqkv::pqcache<float, Selector>::params made;
+    static_cast<pqkv::cache_shape&>(made) = {slots, config.kv_heads, config.query_heads, config.head_dim, capacity};
+    made.budget = rule;
+    made.selector = selector;
+    return f.template operator()<Selector>(made);
+  };
+  switch (settings.name) {
+    case policy_name::full:
+      return params.template operator()<pqkv::selector::full>({});
+    case policy_name::oracle:
+      return params.template operator()<pqkv::selector::oracle>({settings.quantizer.reduction});
+    case policy_name::streaming:
+      return params.template operator()<pqkv::selector::streaming>({});
+    case policy_name::pq:
+      break;
+  }
+  return params.template operator()<pqkv::selector::pq>(settings.quantizer);
 }
 
 }  // namespace
 
 std::unique_ptr<layer_cache> make_layer_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
                                               std::size_t slots, std::size_t capacity) {
-  const pqkv::cache_shape shape{slots, config.kv_heads, config.query_heads, config.head_dim, capacity};
-  switch (settings.name) {
-    case policy_name::full:
-      return make<pqkv::selector::full>(shape, rule, {});
-    case policy_name::oracle:
-      return make<pqkv::selector::oracle>(shape, rule, {settings.quantizer.reduction});
-    case policy_name::streaming:
-      return make<pqkv::selector::streaming>(shape, rule, {});
-    case policy_name::pq:
-      break;
-  }
-  return make<pqkv::selector::pq>(shape, rule, settings.quantizer);
+  return with_params(settings, rule, config, slots, capacity, []<class Selector>(const auto& params) -> std::unique_ptr<layer_cache> {
+    return std::make_unique<selector_cache<Selector>>(params);
+  });
+}
+
+pqkv::memory_plan plan_layer_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
+                                   std::size_t slots, std::size_t capacity) {
+  return with_params(settings, rule, config, slots, capacity,
+                     []<class Selector>(const auto& params) { return pqkv::pqcache<float, Selector>::plan(params); });
 }
 
 }  // namespace minillama

@@ -45,4 +45,8 @@ class layer_cache {
 std::unique_ptr<layer_cache> make_layer_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
                                               std::size_t slots, std::size_t capacity);
 
+/// Bytes that make_layer_cache() would take with the same arguments; takes none itself. @throws as make_layer_cache()
+pqkv::memory_plan plan_layer_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
+                                   std::size_t slots, std::size_t capacity);
+
 }  // namespace minillama

@@ -145,4 +145,12 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
   return prompt;
 }
 
+std::size_t prefill_scratch_bytes(const model_config& config, std::size_t n, std::size_t threads) {
+  const std::size_t block = std::min(n, block_tokens), rows = std::min(n, query_tile) * config.group();
+  const std::size_t project = block * (config.hidden + config.qkv_width());
+  const std::size_t attend = rows * (2 * config.head_dim + key_tile + 2);
+  const std::size_t finish = block * (config.hidden + 3 * config.intermediate);
+  return (n * (config.hidden + 2 * config.query_width()) + threads * std::max({project, attend, finish})) * sizeof(float);
+}
+
 }  // namespace minillama

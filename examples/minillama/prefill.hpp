@@ -33,4 +33,7 @@ using progress_report = std::function<void(double)>;
 /// @source online softmax over tiles: Dao et al., "FlashAttention", arXiv 2205.14135
 prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report = {});
 
+/// Bytes that prefill() takes beside its result, with `threads` tasks at once.
+std::size_t prefill_scratch_bytes(const model_config& config, std::size_t n, std::size_t threads);
+
 }  // namespace minillama

@@ -23,6 +23,9 @@ class random_source {
   /// Uniform in [0, bound), bound up to 2^32; the bias is below bound / 2^32.
   std::size_t below(std::size_t bound) { return static_cast<std::size_t>(((next() >> 32) * bound) >> 32); }
 
+  /// Uniform in [0, 1), a multiple of 2^-53.
+  double unit() { return static_cast<double>(next() >> 11) * 0x1p-53; }
+
   template <class T, std::size_t N>
   const T& pick(const T (&choices)[N]) {
     return choices[below(N)];

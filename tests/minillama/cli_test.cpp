@@ -1,62 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs the program as a user does. Bad input of every kind: one line on stderr that names what is wrong, exit code 2, nothing on stdout.
-// MINILLAMA_PROGRAM and MINILLAMA_ASK_PROGRAM are the paths of the programs, set by the build.
 #include <doctest/doctest.h>
-#include <sys/wait.h>
 
-#include <algorithm>
-#include <cstdlib>
-#include <iterator>
 #include <limits>
 
-#include "tiny_model.hpp"
+#include "program.hpp"
 
 using namespace minillama_test;
-
-namespace {
-
-struct outcome {
-  int code = -1;
-  std::string out, err;
-};
-
-std::string contents(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-/// A tiny model on disk, and the program run with it.
-class bench {
- public:
-  explicit bench(const tiny_shape& shape = {}) : shape_(shape) { write_model(path(), shape_, random_weights(shape_, 1)); }
-
-  const std::filesystem::path& path() const { return folder_.path(); }
-  const tiny_shape& shape() const { return shape_; }
-
-  /// The arguments go through a shell; stderr is a file, so no progress bar is drawn.
-  outcome run(const std::string& arguments, const char* program = MINILLAMA_PROGRAM) const {
-    const auto out = scratch_.path() / "out", err = scratch_.path() / "err";
-    const std::string command = "\"" + std::string(program) + "\" " + arguments + " >\"" + out.string() + "\" 2>\"" + err.string() + "\"";
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, contents(out), contents(err)};
-  }
-  outcome generate(const std::string& arguments) const { return run("-m \"" + path().string() + "\" -t 2 " + arguments); }
-
- private:
-  tiny_shape shape_;
-  temporary_directory folder_, scratch_;
-};
-
-/// Checks the form that all errors share, and that the line names `what`.
-void check_refused(const outcome& got, const std::string& what, const std::string& program = "minillama") {
-  CHECK_MESSAGE(got.code == 2, got.err);
-  CHECK(got.out == "");
-  CHECK_MESSAGE(std::count(got.err.begin(), got.err.end(), '\n') == 1, got.err);
-  CHECK_MESSAGE(got.err.rfind(program + ": ", 0) == 0, got.err);
-  CHECK_MESSAGE(got.err.find(what) != std::string::npos, got.err);
-}
-
-}  // namespace
 
 TEST_CASE("text goes to stdout, figures to stderr, and every policy that attends to all gives the same text") {
   const bench tiny;
@@ -112,7 +62,11 @@ TEST_CASE("the context is a limit: text stops there, a longer prompt is refused"
 TEST_CASE("a prompt that is empty, absent or not readable is refused") {
   const bench tiny;
   check_refused(tiny.generate("-p ''"), "-p: prompt: is empty");
-  check_refused(tiny.generate(""), "-p: a prompt is required");
+  check_refused(tiny.generate(""), "standard input: prompt: is empty");
+  check_refused(tiny.generate("-f -"), "standard input: prompt: is empty");
+  check_refused(tiny.generate("<&-"), "standard input: cannot be read: Bad file descriptor");
+  check_refused(tiny.generate("-f - <\"" + tiny.path().string() + "\""), "standard input: cannot be read: Is a directory");
+  check_refused(tiny.generate("-f \"" + (tiny.path() / "config.json").string() + "\" -p ''"), "-p: is empty");
   write_text(tiny.path() / "prompt", "");
   check_refused(tiny.generate("-f \"" + (tiny.path() / "prompt").string() + "\""), "/prompt: prompt: is empty");
   check_refused(tiny.generate("-f \"" + (tiny.path() / "absent").string() + "\""), "/absent: cannot be read");
@@ -184,6 +138,180 @@ TEST_CASE("a model directory with anything missing or wrong in it is refused by 
   check_refused(tiny.generate("-p a"), weights_file.string() + ": header: is longer than the file");
   std::filesystem::remove(weights_file);
   check_refused(tiny.generate("-p a"), weights_file.string() + ": cannot be opened");
+}
+
+TEST_CASE("the prompt may come from standard input") {
+  const bench tiny;
+  write_text(tiny.path() / "prompt", "once upon");
+  const outcome wanted = tiny.generate("-p 'once upon' -n 20");
+  const std::string redirected = " <\"" + (tiny.path() / "prompt").string() + "\"";
+  CHECK(tiny.generate("-n 20" + redirected).out == wanted.out);
+  CHECK(tiny.generate("-n 20 -f -" + redirected).out == wanted.out);
+  write_text(tiny.path() / "prompt", "once");
+  CHECK(tiny.generate("-n 20 --policy full -f - -p ' upon'" + redirected).out == tiny.generate("-p 'once upon' -n 20 --policy full").out);
+}
+
+TEST_CASE("sampling repeats with its seed, and flags out of range are refused") {
+  const bench tiny;
+  const auto sampled = [&](const std::string& flags) { return tiny.generate("-p once -n 40 --policy full " + flags).out; };
+  CHECK(sampled("--temp 3 --seed 1") == sampled("--temp 3 --seed 1"));
+  CHECK(sampled("--temp 3 --seed 1") != sampled("--temp 3 --seed 2"));
+  CHECK(sampled("--temp 3 --top-p 0.0001 --seed 1") == sampled("--temp 0"));
+  for (const char* value : {"-1", "nan", "inf", "-nan", "warm"})
+    check_refused(tiny.generate("-p a --temp " + std::string(value)), "--temp");
+  for (const char* value : {"0", "-0.5", "1.001", "nan", "inf"})
+    check_refused(tiny.generate("-p a --top-p " + std::string(value)), "--top-p");
+  check_refused(tiny.generate("-p a --seed -1"), "--seed");
+}
+
+TEST_CASE("turns follow the prompt, on the command line or in a file; bad ones are refused") {
+  const bench tiny;
+  const auto turns = tiny.path() / "turns";
+  write_text(turns, "one\n\ntwo\\nlines\n");
+  const outcome typed = tiny.generate("-p begin -n 4 --turn one --turn 'two\nlines'");
+  CHECK(typed.code == 0);
+  CHECK(std::count(typed.out.begin(), typed.out.end(), '\n') >= 2);
+  CHECK(tiny.generate("-p begin -n 4 --turns \"" + turns.string() + "\"").out == typed.out);
+  CHECK(tiny.generate("-p begin -n 4 --turn one").out == typed.out.substr(0, 5));
+  const outcome fresh = tiny.generate("-p begin -n 4 --fresh-turns --turn one --turn one");
+  CHECK(fresh.out == typed.out.substr(0, 5) + typed.out.substr(0, 5));
+
+  check_refused(tiny.generate("-p a --turn ''"), "--turn: is empty");
+  check_refused(tiny.generate("-p a --fresh-turns"), "--fresh-turns: needs --turn or --turns");
+  check_refused(tiny.generate("-p a --turn b --turns \"" + turns.string() + "\""), "--turns");
+  check_refused(tiny.generate("-p a --turns \"" + (tiny.path() / "absent").string() + "\""), "/absent: cannot be read");
+  for (const char* nothing : {"", "\n\n"}) {
+    write_text(turns, nothing);
+    check_refused(tiny.generate("-p a --turns \"" + turns.string() + "\""), "/turns: holds no turn");
+  }
+  write_text(turns, "a\\b\n");
+  check_refused(tiny.generate("-p a --turns \"" + turns.string() + "\""), "/turns: line 1: behind a backslash expected n");
+  check_refused(tiny.generate("-p abcde --turn fgh --turn ij -c 10"), "-p: prompt: 11 tokens with the turns are longer than the context");
+}
+
+TEST_CASE("the JSON document has everything about a run, and its text on stdout is not touched by it") {
+  const bench tiny;
+  const auto file = tiny.path() / "run.json";
+  const std::string arguments = "-p 'once upon a time' --turn x --turn yz -n 6 --policy full --temp 2 --seed 5 ";
+  const outcome plain = tiny.generate(arguments);
+  const outcome got = tiny.generate(arguments + "--quality --compare full --json \"" + file.string() + "\"");
+  CHECK_MESSAGE(got.code == 0, got.err);
+  CHECK(got.out == plain.out);
+  const auto document = nlohmann::json::parse(contents(file));
+  CHECK(document.at("settings").at("seed") == 5);
+  CHECK(document.at("settings").at("temperature") == 2);
+  CHECK(document.at("settings").at("policy") == "full");
+  CHECK(document.at("model").at("layers") == tiny.shape().layers);
+  CHECK(document.at("prompt").at("tokens") == 16);
+  CHECK(document.at("memory").at("capacity_tokens") == 16 + 3 + 12);
+  for (const char* time : {"prefill_seconds", "first_token_seconds", "decode_tokens_per_second"})
+    CHECK(document.at("times").at(time).get<double>() > 0);
+  CHECK(document.at("statistics").at("steps") == 3 + 11);  // both turns, both replies but for the last token
+  CHECK(document.at("statistics").at("quality").at("measured_steps") == 12);
+  CHECK(document.at("statistics").at("quality").at("attention_mass").at("mean").get<double>() == doctest::Approx(1));
+  REQUIRE(document.at("turns").size() == 2);
+  std::string bytes;
+  for (const auto& turn : document.at("turns")) {
+    for (const auto& token : turn.at("reply").at("tokens")) bytes += static_cast<char>(token.get<int>());
+    bytes += '\n';
+    CHECK(turn.at("reply").at("ended") == "token limit");
+    CHECK(turn.at("comparison").at("departs_at") == nullptr);  // full against full
+    REQUIRE(turn.at("comparison").at("logit_differences").size() == 6);
+    for (const auto& step : turn.at("comparison").at("logit_differences")) CHECK(step.at("largest") == 0);
+  }
+  CHECK(bytes == got.out);
+  CHECK(got.err.find("turn 2: the same text as full, 6 tokens") != std::string::npos);
+
+  CHECK(tiny.generate(arguments + "--json \"" + file.string() + "\"").code == 0);  // replaced, nothing else is left beside it
+  CHECK_FALSE(nlohmann::json::parse(contents(file)).at("turns").at(0).contains("comparison"));
+  CHECK(std::distance(std::filesystem::directory_iterator(tiny.path()), {}) == 3);
+}
+
+TEST_CASE("a policy that misses what it needs departs from full, and logits differ from the first decoded token on") {
+  const bench tiny;
+  const auto file = tiny.path() / "run.json";
+  write_text(tiny.path() / "prompt", std::string(200, 'a') + "bcdefghij klmnop" + std::string(200, 'q'));
+  const outcome got = tiny.generate("-f \"" + (tiny.path() / "prompt").string() +
+                                    "\" -p xyz -n 60 --policy streaming --ratio 0 --compare full --json \"" + file.string() + "\"");
+  CHECK_MESSAGE(got.code == 0, got.err);
+  const auto document = nlohmann::json::parse(contents(file));
+  const auto& turn = document.at("turns").at(0);
+  const auto departs = turn.at("comparison").at("departs_at").get<std::size_t>();
+  const auto &ours = turn.at("reply").at("tokens"), &full = turn.at("comparison").at("full").at("tokens");
+  for (std::size_t i = 0; i < departs; ++i) CHECK(ours.at(i) == full.at(i));
+  CHECK(ours.at(departs) != full.at(departs));
+  CHECK(turn.at("comparison").at("logit_differences").size() == departs + 1);
+  CHECK(turn.at("comparison").at("logit_differences").at(0).at("largest").get<double>() > 0);
+  CHECK(got.err.find("departs from full's text at token " + std::to_string(departs + 1)) != std::string::npos);
+}
+
+TEST_CASE("an output file that cannot be written is refused before the work, and nothing is left of it") {
+  const bench tiny;
+  const auto refused = [&](const std::filesystem::path& file, const std::string& what) {
+    check_refused(tiny.generate("-p a --json \"" + file.string() + "\""), file.string() + ": cannot be written: " + what);
+  };
+  refused(tiny.path() / "absent" / "run.json", "No such file or directory");
+  refused(tiny.path(), "is a directory");
+  refused(tiny.path() / "config.json" / "run.json", "Not a directory");
+  refused("/dev/null", "is no plain file");
+  const std::string json = " --json \"" + (tiny.path() / "run.json").string() + "\"";
+  check_refused(tiny.generate("-p ''" + json), "prompt: is empty");
+  check_refused(tiny.generate("-p a --bits 3" + json), "bits");
+  check_refused(tiny.generate("-p a -c 513" + json), "-c: 513");
+  check_refused(tiny.generate("-p a --compare pq" + json), "--compare");
+  check_refused(tiny.generate("-p a --compare ''" + json), "--compare");
+  CHECK(std::distance(std::filesystem::directory_iterator(tiny.path()), {}) == 2);  // the model's files alone
+  const outcome full_disk = tiny.run("-m \"" + tiny.path().string() + "\" -p a >/dev/full 2>/dev/null; test $? = 2 && echo refused");
+  CHECK(full_disk.out == "refused\n");
+}
+
+TEST_CASE("perplexity of a file's last tokens; a file that does not serve is refused") {
+  const bench tiny;
+  const auto text = tiny.path() / "text", file = tiny.path() / "run.json";
+  write_text(text, std::string(300, 'a') + "bcdefghijklmnop" + std::string(100, 'q'));
+  const std::string scored = "--perplexity \"" + text.string() + "\" ";
+  const outcome got = tiny.generate(scored + "--perplexity-tokens 50 --policy streaming --ratio 0 --quality --compare full --json \"" +
+                                    file.string() + "\"");
+  CHECK_MESSAGE(got.code == 0, got.err);
+  CHECK(got.out == "");
+  const auto perplexity = nlohmann::json::parse(contents(file)).at("perplexity");
+  CHECK(perplexity.at("full").at("tokens") == 50);
+  CHECK(perplexity.at("full").at("perplexity") != perplexity.at("policy").at("perplexity"));
+  const outcome full = tiny.generate(scored + "--perplexity-tokens 50 --policy full --json \"" + file.string() + "\"");
+  CHECK(nlohmann::json::parse(contents(file)).at("perplexity").at("policy") == perplexity.at("full"));
+  CHECK(full.err.find("of the last 50 tokens") != std::string::npos);
+  CHECK(tiny.generate(scored + "--perplexity-tokens 414").code == 0);
+
+  check_refused(tiny.generate(scored + "--perplexity-tokens 415"), "/text: has 415 tokens; expected at least one before the 415");
+  check_refused(tiny.generate(scored), "/text: has 415 tokens; expected at least one before the 512");
+  check_refused(tiny.generate(scored + "--perplexity-tokens 0"), "--perplexity-tokens");
+  check_refused(tiny.generate(scored + "--perplexity-tokens 50 -c 414"), "/text: 415 tokens are longer than the context of 414");
+  check_refused(tiny.generate(scored + "-p a"), "--perplexity: generates no text: not with --prompt");
+  check_refused(tiny.generate("-p a --perplexity-tokens 5"), "--perplexity");
+  check_refused(tiny.generate("--perplexity \"" + (tiny.path() / "absent").string() + "\""), "/absent: cannot be read");
+  write_text(text, "");
+  check_refused(tiny.generate(scored), "/text: has 0 tokens");
+}
+
+TEST_CASE("a dry run prints the memory of a run without reading a weight") {
+  const bench tiny;
+  const outcome real = tiny.generate("-p " + std::string(100, 'a') + " -n 1000 --json \"" + (tiny.path() / "real.json").string() + "\"");
+  CHECK(real.code == 0);
+  std::filesystem::remove(tiny.path() / "model.safetensors");
+  const outcome dry = tiny.generate("--dry-run --json \"" + (tiny.path() / "dry.json").string() + "\"");
+  CHECK_MESSAGE(dry.code == 0, dry.err);
+  CHECK(dry.out == "");
+  const auto planned = nlohmann::json::parse(contents(tiny.path() / "dry.json")).at("memory");
+  const auto held = nlohmann::json::parse(contents(tiny.path() / "real.json")).at("memory");
+  for (const char* part : {"capacity_tokens", "slots", "weight_bytes", "kv_bytes", "index_bytes", "scratch_bytes"})
+    CHECK(planned.at(part) == held.at(part));
+  CHECK(real.err.find(std::to_string(planned.at("kv_bytes").get<std::size_t>()) + " (index") != std::string::npos);
+  for (const char* part : {"weights", "KV cache", "index", "scratch", "prefilled rows", "prefill scratch"})
+    CHECK_MESSAGE(dry.err.find(part) != std::string::npos, dry.err);
+  CHECK(dry.err.find("512 tokens") != std::string::npos);
+  CHECK(tiny.generate("--dry-run -c 100").err.find("100 tokens") != std::string::npos);
+  check_refused(tiny.generate("--dry-run -c 513"), "-c: 513 is more than the model's 512 positions");
+  check_refused(tiny.generate("--dry-run --bits 3"), "bits");
 }
 
 TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+// What can be refused is refused before the first product: files, settings, lengths, in this order.
+#include "generation.hpp"
+
+#include <chrono>
+#include <cstdio>
+
+#include "command_line.hpp"
+#include "output_file.hpp"
+#include "report.hpp"
+
+namespace minillama {
+namespace {
+
+using nlohmann::json;
+using clock = std::chrono::steady_clock;
+
+double seconds_since(clock::time_point start) { return std::chrono::duration<double>(clock::now() - start).count(); }
+
+/// Text of a run, and what messages call it.
+struct input {
+  std::string source, text;
+};
+
+input prompt_of(const options& o) {
+  input in;
+  if (!o.prompt_file && o.prompt)
+    in = {"-p", *o.prompt};
+  else if (!o.prompt_file || *o.prompt_file == "-")
+    in = {"standard input", read_standard_input()};
+  else
+    in = {*o.prompt_file, read_file(*o.prompt_file)};
+  if (in.text.empty()) throw load_error(in.source, "prompt: is empty");
+  return in;
+}
+
+/// What every run has: the model, its threads, and the document that it writes at its end.
+class run {
+ public:
+  explicit run(const options& o)
+      : file_(o.json_file ? std::optional<output_file>(*o.json_file) : std::nullopt), start_(clock::now()), runner_(o.threads) {
+    document_["pqkv"] =
+        std::to_string(pqkv::version_major) + "." + std::to_string(pqkv::version_minor) + "." + std::to_string(pqkv::version_patch);
+    document_["settings"] = settings_of(o);
+  }
+
+  json& document() { return document_; }
+  pool_runner& runner() { return runner_; }
+  const run_times& times() const { return times_; }
+
+  prefilled_prompt prefill_timed(const model& llama, std::span<const token_id> tokens) {
+    start_ = clock::now();
+    progress_bar bar("prefill");
+    prefilled_prompt prompt = prefill(llama, tokens, runner_, bar.report());
+    times_.prefill = seconds_since(start_);
+    return prompt;
+  }
+  void token_picked() {
+    if (!times_.first_token) times_.first_token = seconds_since(start_);
+  }
+
+  void finish() const {
+    if (file_) file_->write(text_of(document_));
+  }
+
+ private:
+  std::optional<output_file> file_;
+  clock::time_point start_;
+  pool_runner runner_;
+  run_times times_;
+  json document_;
+};
+
+/// A session, timed, with its observer.
+struct measured_session {
+  measured_session(const model& llama, pool_runner& runner, const policy_settings& settings, const prefilled_prompt& prompt,
+                   std::size_t room, session_kind kind, bool quality)
+      : start(clock::now()), at(llama, runner, settings, prompt, room, kind), index_seconds(seconds_since(start)), meter(llama.config()) {
+    if (quality) observe = meter.observer(at.policy());
+  }
+  session_record record() const { return record_of(at, index_seconds, observe ? &meter : nullptr); }
+
+  clock::time_point start;
+  session at;
+  double index_seconds;
+  quality_meter meter;
+  step_observer observe;
+};
+
+policy_settings dense(policy_settings settings) {
+  settings.name = policy_name::full;
+  return settings;
+}
+
+}  // namespace
+
+void generate(const options& o) {
+  run work(o);
+  const input prompt = prompt_of(o);
+  const model llama(o.model_directory);
+  const model_config& config = llama.config();
+  const std::unique_ptr<tokenizer> words = make_tokenizer(config, std::nullopt);
+  const std::vector<token_id> tokens = words->encode(prompt.text, text_place::start);
+  std::vector<turn> turns;
+  for (const std::string& text : o.turns) turns.push_back({text, words->encode(text, text_place::behind)});
+  if (turns.empty()) turns.emplace_back();  // the reply to the prompt itself
+
+  const conversation_settings settings{o.tokens, o.start, o.sampling, o.compare_full ? kept_logits::all : kept_logits::none};
+  const std::size_t room = conversation_room(prompt.source, tokens.size(), turns, o.context_for(config), settings);
+  const auto kind = o.start == turn_start::fresh ? session_kind::forked : session_kind::single;
+  const run_shape shape{tokens.size(), tokens.size() + room, o.start == turn_start::fresh ? 2u : 1u, o.threads};
+  const footprint planned = plan_footprint(config, o.policy, shape);
+
+  const prefilled_prompt prefilled = work.prefill_timed(llama, tokens);
+  const auto hold = [&](const policy_settings& policy, bool quality, const listener& listening) {
+    measured_session held(llama, work.runner(), policy, prefilled, room, kind, quality);
+    auto replies = converse(held.at, room, config, *words, prefilled, tokens.back(), turns, settings, held.observe, listening);
+    return std::pair(std::move(replies), held.record());
+  };
+  const listener aloud{.picked = [&](token_id) { work.token_picked(); },
+                       .spoken =
+                           [](const std::string& text) {
+                             std::fwrite(text.data(), 1, text.size(), stdout);
+                             std::fflush(stdout);
+                           },
+                       .finished = [](const reply&) { std::fputc('\n', stdout); }};
+  const auto [replies, record] = hold(o.policy, o.quality, aloud);
+  finish_standard_output();
+  print_statistics(record, work.times(), tokens.size());
+  if (record.quality) print_quality(*record.quality);
+
+  json& document = work.document();
+  document["model"] = model_of(o, config);
+  document["memory"] = memory_of(planned, shape);
+  document["prompt"] = {{"source", prompt.source}, {"tokens", tokens.size()}};
+  document["times"] = times_of(record, work.times(), tokens.size());
+  document["statistics"] = record_of(record);
+  for (std::size_t i = 0; i < turns.size(); ++i)
+    document["turns"].push_back({{"text", turns[i].text}, {"tokens", turns[i].tokens}, {"reply", reply_of(replies[i])}});
+  if (o.compare_full) {
+    const auto [full_replies, full_record] = hold(dense(o.policy), false, {});
+    const std::vector<reply_comparison> compared = compare(replies, full_replies, config.vocabulary, o.start);
+    print_comparison(compared, full_record);
+    document["full"] = record_of(full_record);
+    for (std::size_t i = 0; i < turns.size(); ++i) document["turns"][i]["comparison"] = comparison_of(compared[i], full_replies[i]);
+  }
+  work.finish();
+}
+
+void score_text(const options& o) {
+  run work(o);
+  const std::string& source = *o.perplexity_file;
+  const std::string text = read_file(source);
+  const model llama(o.model_directory);
+  const model_config& config = llama.config();
+  const std::vector<token_id> all = make_tokenizer(config, std::nullopt)->encode(text, text_place::start);
+  const std::size_t context = o.context_for(config), scored = o.perplexity_tokens;
+  if (all.size() <= scored)
+    throw load_error(source, "has " + std::to_string(all.size()) + " tokens; expected at least one before the " + std::to_string(scored) +
+                                 " of --perplexity-tokens");
+  if (all.size() > context)
+    throw load_error(source, std::to_string(all.size()) + " tokens are longer than the context of " + std::to_string(context));
+  const std::span<const token_id> head = std::span(all).first(all.size() - scored), tail = std::span(all).last(scored);
+  const run_shape shape{head.size(), all.size(), 1, o.threads};
+  const footprint planned = plan_footprint(config, o.policy, shape);
+
+  const prefilled_prompt prefilled = work.prefill_timed(llama, head);
+  const auto scored_under = [&](const policy_settings& policy, bool quality) {
+    measured_session held(llama, work.runner(), policy, prefilled, scored, session_kind::single, quality);
+    const text_score found = score(held.at, prefilled.logits, tail, held.observe);
+    return std::pair(found, held.record());
+  };
+  const auto [found, record] = scored_under(o.policy, o.quality);
+  print_statistics(record, work.times(), head.size());
+  if (record.quality) print_quality(*record.quality);
+  std::fprintf(stderr, "perplexity            %10.6f of the last %zu tokens\n", found.perplexity(), found.tokens);
+
+  json& document = work.document();
+  document["model"] = model_of(o, config);
+  document["memory"] = memory_of(planned, shape);
+  document["prompt"] = {{"source", source}, {"tokens", head.size()}};
+  document["times"] = times_of(record, work.times(), head.size());
+  document["statistics"] = record_of(record);
+  document["perplexity"]["policy"] = score_of(found);
+  if (o.compare_full) {
+    const auto [full, full_record] = scored_under(dense(o.policy), false);
+    std::fprintf(stderr, "perplexity of full    %10.6f\n", full.perplexity());
+    document["perplexity"]["full"] = score_of(full);
+    document["full"] = record_of(full_record);
+  }
+  work.finish();
+}
+
+void print_plan(const options& o) {
+  run work(o);
+  const model_config config = load_config(std::filesystem::path(o.model_directory) / "config.json");
+  const std::size_t context = o.context_for(config);
+  const run_shape shape{context, context, o.start == turn_start::fresh ? 2u : 1u, o.threads};
+  const footprint planned = plan_footprint(config, o.policy, shape);
+  print_footprint(planned, shape);
+  work.document()["model"] = model_of(o, config);
+  work.document()["memory"] = memory_of(planned, shape);
+  work.finish();
+}
+
+}  // namespace minillama

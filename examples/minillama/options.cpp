@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// The options of minillama in their groups. CLI11's own range check lets NaN pass, so shares and temperatures are checked here.
+#include "options.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <thread>
+
+#include "command_line.hpp"
+
+namespace minillama {
+namespace {
+
+/// Check of a real number that refuses NaN too.
+CLI::Validator real_number(const std::string& what, const std::function<bool(double)>& holds) {
+  return CLI::Validator(
+      [what, holds](const std::string& text) {
+        double value = std::numeric_limits<double>::quiet_NaN();
+        if (!CLI::detail::lexical_cast(text, value) || !std::isfinite(value) || !holds(value)) return "expected " + what + ", got " + text;
+        return std::string();
+      },
+      what);
+}
+
+void declare_prompt(CLI::App& app, options& o) {
+  const char* group = "Prompt and turns";
+  app.add_option("-f,--file", o.prompt_file, "file whose bytes are the prompt; - or no prompt option: standard input")->group(group);
+  app.add_option("-p,--prompt", o.prompt, "prompt; behind -f it is the first turn")->group(group);
+  auto* turns = app.add_option("--turn", o.turns, "text that follows prompt and replies, through the decode path; may be repeated")
+                    ->allow_extra_args(false)
+                    ->group(group);
+  app.add_option("--turns", o.turns_file, "file of turns, one a line; \\n in it is a line feed, \\\\ a backslash")
+      ->excludes(turns)
+      ->group(group);
+  app.add_flag_callback(
+         "--fresh-turns", [&o] { o.start = turn_start::fresh; }, "start each turn from the prompt again, not behind the reply before it")
+      ->group(group);
+  app.add_option("-c,--context", o.context, "longest context, prompt, turns and replies; default: what the model was made for")
+      ->check(count_range(1))
+      ->group(group);
+}
+
+void declare_sampling(CLI::App& app, options& o) {
+  const char* group = "Text that is generated";
+  app.add_option("-n,--tokens", o.tokens, "tokens of a reply at most; the model's end token ends earlier")
+      ->check(count_range())
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--temp", o.sampling.temperature, "temperature of sampling; 0 takes the likeliest token")
+      ->check(real_number("0 or more", [](double value) { return value >= 0; }))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--top-p", o.sampling.top_p, "sample from the likeliest tokens that have this share of the probability")
+      ->check(real_number("more than 0, at most 1", [](double value) { return value > 0 && value <= 1; }))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--seed", o.sampling.seed, "seed of sampling and of the codebooks")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(group);
+}
+
+void declare_policy(CLI::App& app, options& o) {
+  const char* group = "Attention while decoding";
+  app.add_option("--policy", o.policy.name, "full, pq, oracle or streaming; default pq")
+      ->transform(CLI::CheckedTransformer(policy_names()).description("full|pq|oracle|streaming"))
+      ->default_str("pq")
+      ->group(group);
+  auto* ratio = app.add_option("--ratio", o.policy.budget.ratio, "share of the tokens that attend, 0 to 1")->capture_default_str();
+  ratio->group(group);
+  app.add_option("--retrieve", o.policy.budget.retrieve, "tokens retrieved per KV head, instead of by ratio; 0 is streaming")
+      ->check(count_range())
+      ->excludes(ratio)
+      ->group(group);
+  app.add_option("--window", o.policy.budget.window,
+                 "most recent tokens that always attend; default: a tenth of what the sinks leave, at least 16")
+      ->check(count_range())
+      ->group(group);
+  app.add_option("--sink", o.policy.budget.sinks, "first tokens that always attend")
+      ->check(count_range())
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--subspaces", o.policy.quantizer.subspaces, "m: parts that a key is cut into")
+      ->check(count_range())
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--bits", o.policy.quantizer.bits, "b: bits of each part's code")
+      ->check(count_range())
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--path", o.policy.quantizer.path, "auto, joint or scan: how scores are computed; the answer is the same")
+      ->transform(CLI::CheckedTransformer(path_names()).description("auto|joint|scan"))
+      ->default_str("auto")
+      ->group(group);
+}
+
+void declare_measurements(CLI::App& app, options& o) {
+  const char* group = "Measurements";
+  app.add_flag("--quality", o.quality, "measure what the policy finds: recall of the exact top-k, and attention mass")->group(group);
+  app.add_option_function<std::string>(
+         "--compare", [&o](const std::string&) { o.compare_full = true; },
+         "full: decode the same with dense attention too, and say where text and logits part")
+      ->check(CLI::IsMember({"full"}))
+      ->group(group);
+  auto* perplexity =
+      app.add_option("--perplexity", o.perplexity_file, "file: score its last tokens under the policy instead of generating text")
+          ->group(group);
+  app.add_option("--perplexity-tokens", o.perplexity_tokens, "tokens that are scored; those before them are prefilled")
+      ->check(count_range(1))
+      ->capture_default_str()
+      ->needs(perplexity)
+      ->group(group);
+  app.add_option("--json", o.json_file, "file for settings, text, times and everything else that was measured")->group(group);
+  app.add_flag("--dry-run", o.dry_run, "print the memory that the context takes; loads no weights")->group(group);
+  app.get_option("--dry-run")->excludes(app.get_option("--compare"))->excludes(app.get_option("--quality"))->excludes(perplexity);
+}
+
+}  // namespace
+
+void declare(CLI::App& app, options& o) {
+  o.threads = std::max(1u, std::thread::hardware_concurrency());
+  app.add_option("-m,--model", o.model_directory, "Hugging Face directory: config.json and model.safetensors")->required()->group("Model");
+  app.add_option("-t,--threads", o.threads, "threads")->check(count_range(1, 1024))->capture_default_str()->group("Model");
+  declare_prompt(app, o);
+  declare_sampling(app, o);
+  declare_policy(app, o);
+  declare_measurements(app, o);
+}
+
+void complete(const CLI::App& app, options& o) {
+  if (o.perplexity_file)
+    for (const char* other : {"--file", "--prompt", "--turn", "--turns", "--fresh-turns", "--tokens", "--temp", "--top-p"})
+      if (app.count(other)) throw usage_error("--perplexity", std::string("generates no text: not with ") + other);
+  o.policy.quantizer.train.seed = o.sampling.seed;
+  if (std::find(o.turns.begin(), o.turns.end(), "") != o.turns.end()) throw usage_error("--turn", "is empty");
+  if (o.turns_file) o.turns = read_turns(*o.turns_file);
+  if (o.prompt_file && o.prompt) {
+    if (o.prompt->empty()) throw usage_error("-p", "is empty");
+    o.turns.insert(o.turns.begin(), *o.prompt);
+  }
+  if (o.start == turn_start::fresh && o.turns.empty()) throw usage_error("--fresh-turns", "needs --turn or --turns");
+}
+
+std::size_t options::context_for(const model_config& config) const {
+  if (context.value_or(0) > config.max_positions)
+    throw usage_error("-c", std::to_string(*context) + " is more than the model's " + std::to_string(config.max_positions) + " positions");
+  return context.value_or(config.max_positions);
+}
+
+}  // namespace minillama

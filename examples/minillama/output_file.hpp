@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// A file that is written whole or not at all: its text goes into a file beside it, which then takes its name.
+#pragma once
+#include <filesystem>
+#include <string>
+
+namespace minillama {
+
+class output_file {
+ public:
+  /// Checks that the file can be written, before the work whose outcome it is to hold. Leaves nothing behind.
+  ///
+  /// @throws load_error when the folder is missing or takes no file, or the name is that of something that is no plain file or is protected
+  explicit output_file(const std::filesystem::path& path);
+
+  /// Writes the text and gives the file its name; what stood there before stays until then.
+  ///
+  /// @throws load_error when it cannot be written; no part of it is left
+  void write(const std::string& text) const;
+
+ private:
+  std::filesystem::path path_, target_;  // as named, and without links
+};
+
+}  // namespace minillama

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// Figures as they were measured; JSON has null for what was not.
+#include "report.hpp"
+
+#include <cstdio>
+#include <pqkv/version.hpp>
+#include <string>
+
+namespace minillama {
+namespace {
+
+using nlohmann::json;
+
+template <class T>
+json or_null(const std::optional<T>& value) {
+  return value ? json(*value) : json(nullptr);
+}
+
+template <class Value>
+std::string name_in(const std::map<std::string, Value>& names, Value wanted) {
+  for (const auto& [name, value] : names)
+    if (value == wanted) return name;
+  return {};
+}
+
+json quality_of(const quality_summary& q) {
+  if (q.steps == 0) return {{"measured_steps", 0}};
+  return {{"measured_steps", q.steps},
+          {"recall", {{"mean", q.recall}, {"worst_head", q.worst_recall}}},
+          {"attention_mass",
+           {{"mean", q.mass},
+            {"worst_head", q.worst_mass},
+            {"oracle_mean", q.oracle_mass},
+            {"worst_retrieval_head", or_null(q.worst_retrieval_mass)}}},
+          {"retrieval_heads", q.retrieval_heads}};
+}
+
+}  // namespace
+
+session_record record_of(const session& of, double index_seconds, const quality_meter* meter) {
+  session_record record{of.statistics(), of.memory(), index_seconds, {}};
+  if (meter) record.quality = meter->summary();
+  return record;
+}
+
+void print_statistics(const session_record& record, const run_times& times, std::size_t prefilled) {
+  const session_statistics& s = record.statistics;
+  if (times.first_token) std::fprintf(stderr, "time to first token   %10.3f s\n", *times.first_token);
+  std::fprintf(stderr, "prefill               %10.1f tokens/s (%zu tokens)\n", static_cast<double>(prefilled) / times.prefill, prefilled);
+  std::fprintf(stderr, "decode                %10.1f tokens/s (%llu tokens)\n", s.tokens_per_second(),
+               static_cast<unsigned long long>(s.steps));
+  std::fprintf(stderr, "KV bytes held         %10zu (index %zu)\n", record.memory.kv_bytes, record.memory.index_bytes);
+  std::fprintf(stderr, "KV bytes read/token   %10.0f attended rows %10.0f index %10.0f selector\n", s.per_step(s.attended_bytes),
+               s.per_step(s.index_bytes), s.per_step(s.selector_bytes));
+}
+
+void print_quality(const quality_summary& quality) {
+  if (quality.steps == 0) {
+    std::fprintf(stderr, "quality               not measured: no token was picked behind a decoded one\n");
+    return;
+  }
+  std::fprintf(stderr, "recall                %10.3f mean %10.3f worst head (%zu steps)\n", quality.recall, quality.worst_recall,
+               quality.steps);
+  std::fprintf(stderr, "attention mass        %10.3f mean %10.3f worst head", quality.mass, quality.worst_mass);
+  if (quality.worst_retrieval_mass)
+    std::fprintf(stderr, " %10.3f worst of %zu retrieval heads\n", *quality.worst_retrieval_mass, quality.retrieval_heads);
+  else
+    std::fprintf(stderr, "          - no retrieval head\n");
+}
+
+void print_comparison(std::span<const reply_comparison> compared, const session_record& full) {
+  std::fprintf(stderr, "full, for comparison  %10.1f tokens/s decoded, %.0f bytes read/token\n", full.statistics.tokens_per_second(),
+               full.statistics.per_step(full.statistics.bytes()));
+  std::fprintf(stderr, "policy's logits against full's, both behind the same tokens, up to the token at which the texts part:\n");
+  for (std::size_t turn = 0; turn < compared.size(); ++turn) {
+    const reply_comparison& one = compared[turn];
+    if (!one.same_before) {
+      std::fprintf(stderr, "turn %zu: not compared, an earlier text departs\n", turn + 1);
+      continue;
+    }
+    for (std::size_t step = 0; step < one.steps.size(); ++step)
+      std::fprintf(stderr, "turn %zu token %-6zu largest difference %9.4f   mean %9.4f\n", turn + 1, step + 1, one.steps[step].largest,
+                   one.steps[step].mean);
+    if (one.departs)
+      std::fprintf(stderr, "turn %zu: departs from full's text at token %zu\n", turn + 1, *one.departs + 1);
+    else
+      std::fprintf(stderr, "turn %zu: the same text as full, %zu tokens\n", turn + 1, one.steps.size());
+  }
+}
+
+json settings_of(const options& o) {
+  const pqkv::budget_rule& budget = o.policy.budget;
+  const auto& quantizer = o.policy.quantizer;
+  return {{"threads", o.threads},
+          {"tokens", o.tokens},
+          {"context", or_null(o.context)},
+          {"fresh_turns", o.start == turn_start::fresh},
+          {"temperature", o.sampling.temperature},
+          {"top_p", o.sampling.top_p},
+          {"seed", o.sampling.seed},
+          {"policy", name_in(policy_names(), o.policy.name)},
+          {"ratio", budget.retrieve ? json(nullptr) : json(budget.ratio)},
+          {"retrieve", or_null(budget.retrieve)},
+          {"window", or_null(budget.window)},
+          {"sinks", budget.sinks},
+          {"subspaces", quantizer.subspaces},
+          {"bits", quantizer.bits},
+          {"path", name_in(path_names(), quantizer.path)}};
+}
+
+json model_of(const options& o, const model_config& config) {
+  return {{"path", o.model_directory},   {"hidden", config.hidden},           {"intermediate", config.intermediate},
+          {"layers", config.layers},     {"query_heads", config.query_heads}, {"kv_heads", config.kv_heads},
+          {"head_dim", config.head_dim}, {"vocabulary", config.vocabulary},   {"max_positions", config.max_positions}};
+}
+
+json memory_of(const footprint& planned, const run_shape& shape) {
+  return {{"prompt_tokens", shape.prompt},
+          {"capacity_tokens", shape.capacity},
+          {"slots", shape.slots},
+          {"weight_bytes", planned.weights},
+          {"kv_bytes", planned.caches.kv_bytes},
+          {"index_bytes", planned.caches.index_bytes},
+          {"scratch_bytes", planned.caches.scratch_bytes},
+          {"prompt_row_bytes", planned.prompt_rows},
+          {"prefill_scratch_bytes", planned.prefill_scratch},
+          {"most_bytes", planned.most()}};
+}
+
+json record_of(const session_record& record) {
+  const session_statistics& s = record.statistics;
+  json out{{"steps", s.steps},
+           {"tokens_attended", s.layers ? s.per_step(s.tokens_attended) / static_cast<double>(s.layers) : 0.0},
+           {"bytes_per_token",
+            {{"rows", s.per_step(s.attended_bytes)}, {"index", s.per_step(s.index_bytes)}, {"selector", s.per_step(s.selector_bytes)}}},
+           {"decode_tokens_per_second", s.tokens_per_second()},
+           {"index_seconds", record.index_seconds}};
+  if (record.quality) out["quality"] = quality_of(*record.quality);
+  return out;
+}
+
+json times_of(const session_record& record, const run_times& times, std::size_t prefilled) {
+  return {{"prefill_seconds", times.prefill},
+          {"prefill_tokens_per_second", static_cast<double>(prefilled) / times.prefill},
+          {"index_seconds", record.index_seconds},
+          {"first_token_seconds", or_null(times.first_token)},
+          {"decode_seconds", record.statistics.seconds},
+          {"decode_tokens_per_second", record.statistics.tokens_per_second()}};
+}
+
+json reply_of(const reply& given) { return {{"text", given.text}, {"tokens", given.tokens}, {"ended", name_of(given.ended)}}; }
+
+json comparison_of(const reply_comparison& compared, const reply& full) {
+  json out{{"full", reply_of(full)}, {"compared", compared.same_before}};
+  if (!compared.same_before) return out;
+  out["departs_at"] = or_null(compared.departs);
+  out["logit_differences"] = json::array();
+  for (const logit_difference& step : compared.steps) out["logit_differences"].push_back({{"largest", step.largest}, {"mean", step.mean}});
+  return out;
+}
+
+json score_of(const text_score& score) {
+  return {{"tokens", score.tokens}, {"negative_log_likelihood", score.negative_log_likelihood}, {"perplexity", score.perplexity()}};
+}
+
+std::string text_of(const json& document) { return document.dump(1, ' ', false, json::error_handler_t::replace) + "\n"; }
+
+}  // namespace minillama

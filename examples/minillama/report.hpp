@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run says about itself: lines on stderr, and the same and more as JSON.
+#pragma once
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+
+#include "comparison.hpp"
+#include "footprint.hpp"
+#include "options.hpp"
+#include "perplexity.hpp"
+#include "quality.hpp"
+
+namespace minillama {
+
+/// What one session cost and found; what is kept of it when its memory goes.
+struct session_record {
+  session_statistics statistics;
+  pqkv::memory_plan memory;
+  double index_seconds = 0;                // making the caches and the selectors' indexes
+  std::optional<quality_summary> quality;  // on request
+};
+
+/// Seconds since the start of the run's prefill.
+struct run_times {
+  double prefill = 0;
+  std::optional<double> first_token;  // none when no token was asked for
+};
+
+/// Collects a session's record. @param meter  null: quality was not asked for
+session_record record_of(const session& of, double index_seconds, const quality_meter* meter);
+
+void print_statistics(const session_record& record, const run_times& times, std::size_t prefilled);
+void print_quality(const quality_summary& quality);
+void print_comparison(std::span<const reply_comparison> compared, const session_record& full);
+
+// Parts of the JSON document.
+nlohmann::json settings_of(const options& o);
+nlohmann::json model_of(const options& o, const model_config& config);
+nlohmann::json memory_of(const footprint& planned, const run_shape& shape);
+nlohmann::json record_of(const session_record& record);
+nlohmann::json times_of(const session_record& record, const run_times& times, std::size_t prefilled);
+nlohmann::json reply_of(const reply& given);
+nlohmann::json comparison_of(const reply_comparison& compared, const reply& full);
+nlohmann::json score_of(const text_score& score);
+
+/// The document's text. Text that is no UTF-8 gets U+FFFD in it; the tokens beside it are exact.
+std::string text_of(const nlohmann::json& document);
+
+}  // namespace minillama
