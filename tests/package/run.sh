@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs pqkv from a configured build folder into a temporary prefix and builds consumers on it; then builds the two
-# consumers that take the source tree in. Each consumer's programs are run.
+# Installs pqkv from a configured build folder into a temporary prefix and builds consumers on it, examples/engine among them; then
+# builds the two consumers that take the source tree in. Each consumer's programs are run.
 #
 #   tests/package/run.sh BUILD_DIR
 set -euo pipefail
@@ -13,9 +13,10 @@ trap 'rm -rf "$work"' EXIT
 fail() { echo "package: $*" >&2; exit 1; }
 
 configure() {  # NAME [cmake arguments]: quiet unless it fails
-  local name=$1
+  local name=$1 source=$here/$1
+  [ "$name" != engine ] || source=$root/examples/engine
   shift
-  cmake -S "$here/$name" -B "$work/$name" -DCMAKE_BUILD_TYPE=Release "$@" >"$work/log" 2>&1 || { cat "$work/log"; fail "$name: does not configure"; }
+  cmake -S "$source" -B "$work/$name" -DCMAKE_BUILD_TYPE=Release "$@" >"$work/log" 2>&1 || { cat "$work/log"; fail "$name: does not configure"; }
 }
 
 build_and_run() {  # NAME PROGRAM...
@@ -46,6 +47,22 @@ if grep -rnF "$root" "$work/prefix"; then fail "an installed file names the sour
 version=$(sed -nE 's/^set\(PACKAGE_VERSION "([0-9.]+)"\)$/\1/p' "$work/prefix/share/cmake/pqkv/pqkvConfigVersion.cmake")
 configure installed -DCMAKE_PREFIX_PATH="$work/prefix" -DWANTED_VERSION="${version%.*}"
 build_and_run installed consumer consumer_without_exceptions error_handler
+
+# The toy engine holds its outputs against dense attention, whatever the number of threads; bad settings are one line and nothing else.
+configure engine -DCMAKE_PREFIX_PATH="$work/prefix"
+build_and_run engine toy_engine
+one=$("$work/engine/toy_engine" --threads 1 | tail -n +2) three=$("$work/engine/toy_engine" --threads 3 | tail -n +2)
+[ "$one" = "$three" ] || fail "engine: results depend on the number of threads: '$one' and '$three'"
+engine_refuses() {  # SENTENCE ARGUMENTS...
+  local sentence=$1 rc=0
+  shift
+  "$work/engine/toy_engine" "$@" >"$work/out" 2>"$work/err" || rc=$?
+  [ "$rc" -eq 2 ] && [ ! -s "$work/out" ] && [ "$(wc -l <"$work/err")" -eq 1 ] && grep -qF -- "$sentence" "$work/err" ||
+    { cat "$work/out" "$work/err"; fail "engine: $*: code $rc"; }
+}
+engine_refuses "head_dim: expected 8 (d, a multiple of), got 20" --head-dim 20
+engine_refuses "usage: toy_engine" --steps
+echo "package: engine: refuses bad settings"
 
 refused "version 9" 'compatible with requested version "9"' -DWANTED_VERSION=9
 refused "version 0.0" 'compatible with requested version "0.0"' -DWANTED_VERSION=0.0
