@@ -150,7 +150,7 @@ overlap_model calibrate_overlap(const P& policy, const pq_shape& shape, view<con
   for (std::size_t i = 0; i < lengths.extent(0); ++i) {
     const std::size_t n = lengths(i);
     const auto rows = as_const(make_view(keys.data(), shape.kv_heads, n, shape.head_dim));
-    for (const std::size_t iterations : {2, 6})  // few: random keys go on moving, so none stops early
+    for (const std::size_t iterations : {std::size_t{2}, std::size_t{6}})  // few: random keys go on moving, so none stops early
       timings.add_clustering(n, iterations, timed([&] { train(policy, rows, book, {.iterations = iterations, .rows_per_centroid = 0}); }));
     timings.add_layer(n, timed([&] { run_layer(n); }));
   }
