@@ -21,6 +21,7 @@ struct options {
   std::size_t threads = std::max(1u, std::thread::hardware_concurrency());
   std::size_t length = 0;
   std::vector<policy_name> policies;
+  std::vector<std::size_t> ratios;
   std::size_t window = 0;
   bool demo = false, check_paths = false;
   evaluation_settings evaluation;
@@ -77,6 +78,9 @@ int main(int argc, char** argv) {
   app.add_option("--policy", o.policies, "only these beside full: pq, oracle, streaming")
       ->transform(CLI::CheckedTransformer(policy_names()).description("full|pq|oracle|streaming"))
       ->excludes(demo);
+  app.add_option("--ratios", o.ratios, "one token in so many attends: 10 for 1/10, 10 40 for both; default: the usual contestants")
+      ->check(count_range(1))
+      ->excludes(demo);
   auto* window =
       app.add_option("--window", o.window, "most recent tokens that always attend; default: a tenth of what the sinks leave, at least 16")
           ->check(count_range())
@@ -92,6 +96,7 @@ int main(int argc, char** argv) {
     const std::string text = load_text(o.text_files);
     pool_runner runner(o.threads);
     o.evaluation.policies = {o.policies.begin(), o.policies.end()};
+    o.evaluation.ratios = {o.ratios.begin(), o.ratios.end()};
     if (window->count()) o.evaluation.window = o.window;
     if (!o.demo) return run_evaluation(o, llama, runner, text);
     demonstration_settings settings{.seed = o.evaluation.seed, .path = o.evaluation.path};

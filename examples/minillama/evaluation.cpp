@@ -13,12 +13,21 @@ namespace {
 using nlohmann::json;
 
 /// full comes first: losses are counted against it.
+std::vector<contestant> candidates_at(const std::set<std::size_t>& ratios) {
+  using enum policy_name;
+  if (ratios.empty())
+    return {contestant_at(full, 1),    contestant_at(pq, 5),      contestant_at(pq, 10),        contestant_at(pq, 40, 4, 8),
+            contestant_at(oracle, 10), contestant_at(oracle, 40), contestant_at(streaming, 10), contestant_at(streaming, 40)};
+  std::vector<contestant> all{contestant_at(full, 1)};
+  for (const policy_name name : {pq, oracle, streaming})
+    for (const std::size_t one_in : ratios) all.push_back(contestant_at(name, one_in));
+  return all;
+}
+
 std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   using enum policy_name;
   std::vector<contestant> all;
-  for (contestant who :
-       {contestant_at(full, 1), contestant_at(pq, 5), contestant_at(pq, 10), contestant_at(pq, 40, 4, 8), contestant_at(oracle, 10),
-        contestant_at(oracle, 40), contestant_at(streaming, 10), contestant_at(streaming, 40)}) {
+  for (contestant who : candidates_at(settings.ratios)) {
     if (who.settings.name != full && !settings.policies.empty() && !settings.policies.count(who.settings.name)) continue;
     who.settings.budget.window = settings.window;
     auto& quantizer = who.settings.quantizer;

@@ -26,11 +26,12 @@ struct evaluation_settings {
   pqkv::search_path path = pqkv::search_path::automatic;
   path_check check = path_check::none;
   std::set<policy_name> policies;     // which of the contestants take part beside full; empty: all
+  std::set<std::size_t> ratios;       // pq 2x6, oracle and streaming at 1/this; empty: the usual contestants
   std::optional<std::size_t> window;  // most recent tokens that attend; default: the budget rule's share
 };
 
 struct evaluation {
-  std::vector<interview> interviews;  // full; pq 2x6 at 1/5 and 1/10, 4x8 at 1/40; oracle and streaming at 1/10 and 1/40
+  std::vector<interview> interviews;  // full; pq 2x6 at 1/5 and 1/10, 4x8 at 1/40; oracle and streaming at 1/10 and 1/40; or by ratios
   nlohmann::json json;                // settings, policies with what they lost of those that full got right, questions with all answers
   std::size_t path_differences = 0;   // answers that the joint path and the scan give differently, under path_check::both
 };

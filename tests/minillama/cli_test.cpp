@@ -331,6 +331,13 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   CHECK(result.at("path_differences") == 0);
   CHECK(result.at("settings").at("seed") == 3);
   CHECK(ask("--demo --length 1500").code == 0);
+  const outcome chosen =
+      ask("--questions 2 --contexts 2 --length 1500 --ratios 20 10 20 --policy pq streaming --json \"" + json_file.string() + "\"");
+  CHECK_MESSAGE(chosen.code == 0, chosen.err);
+  const auto by_ratio = nlohmann::json::parse(contents(json_file));
+  std::string labels;
+  for (const auto& policy : by_ratio.at("policies")) labels += policy.at("label").get<std::string>() + ";";
+  CHECK(labels == "full;pq 2x6 1/10;pq 2x6 1/20;streaming 1/10;streaming 1/20;");
 
   const std::string program = "minillama-ask";
   const bench wide({.vocabulary = 257});
@@ -341,5 +348,7 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   check_refused(ask("--questions 2 --contexts 1 --length 2048"), "--length", program);
   check_refused(ask("--json /nowhere/file"), "/nowhere/file: cannot be written", program);
   check_refused(ask("--demo --json x"), "--json", program);
+  check_refused(ask("--ratios 0"), "--ratios", program);
+  check_refused(ask("--demo --ratios 10"), "--ratios", program);
   check_refused(ask("--demo --length 1500 --text /nowhere"), "/nowhere: cannot be read", program);
 }
