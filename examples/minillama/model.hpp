@@ -34,7 +34,7 @@ struct layer_weights {
 
 class model {
  public:
-  /// Loads a Hugging Face directory.
+  /// Loads a Hugging Face directory, or a file in llama2.c's format.
   ///
   /// @throws load_error that names the file and the key or tensor
   explicit model(const std::filesystem::path& path);

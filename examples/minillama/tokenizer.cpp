@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "llama2c_tokenizer.hpp"
 #include "load_error.hpp"
 
 namespace minillama {
@@ -20,7 +21,13 @@ std::vector<token_id> byte_tokenizer::encode(std::string_view text, text_place) 
 std::string byte_tokenizer::decode(token_id, token_id token) const { return std::string(1, static_cast<char>(token)); }
 
 std::unique_ptr<tokenizer> make_tokenizer(const model_config& config, const std::optional<std::filesystem::path>& file) {
-  if (file) throw load_error(*file, "tokenizer", "unsupported: only models of 256 tokens, without a file");
+  if (file) {
+    auto read = std::make_unique<llama2c_tokenizer>(*file);
+    if (read->vocabulary() != config.vocabulary)
+      throw load_error(*file, "vocabulary",
+                       "has " + std::to_string(read->vocabulary()) + " tokens, the model " + std::to_string(config.vocabulary));
+    return read;
+  }
   if (config.vocabulary != byte_tokenizer().vocabulary())
     throw load_error("tokenizer", "a file is needed: the model has " + std::to_string(config.vocabulary) +
                                       " tokens, and only a model of 256 reads bytes");

@@ -46,7 +46,7 @@ class byte_tokenizer final : public tokenizer {
 /// Text as the tokens of a byte model.
 std::vector<token_id> byte_tokens(std::string_view text);
 
-/// The tokenizer of a model: bytes without a file, which only a model of 256 tokens can have.
+/// The tokenizer of a model: that of a file in llama2.c's format, or bytes without a file, which only a model of 256 tokens can have.
 ///
 /// @throws load_error when a file is needed and there is none, or the file cannot be read or has another number of tokens than the model
 std::unique_ptr<tokenizer> make_tokenizer(const model_config& config, const std::optional<std::filesystem::path>& file);

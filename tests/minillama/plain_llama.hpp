@@ -15,6 +15,9 @@ namespace minillama_test {
 
 using numbers = std::vector<double>;
 
+/// What rotary embedding turns together: (i, i + d/2) as in Hugging Face's files, or (2i, 2i + 1) as in llama2.c's.
+enum class pairs { halves, adjacent };
+
 inline numbers product(const tensor& weights, const numbers& x) {
   numbers y(weights.shape[0], 0.0);
   for (std::size_t i = 0; i < y.size(); ++i)
@@ -31,20 +34,23 @@ inline numbers normalised(const numbers& x, const tensor& weight, double epsilon
   return y;
 }
 
-inline void rotate_heads(numbers& x, std::size_t head_dim, std::size_t position, double theta) {
+inline void rotate_heads(numbers& x, std::size_t head_dim, std::size_t position, double theta, pairs turned) {
   const std::size_t half = head_dim / 2;
   for (std::size_t head = 0; head < x.size(); head += head_dim) {
     for (std::size_t i = 0; i < half; ++i) {
       const double angle = static_cast<double>(position) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-      const double a = x[head + i], b = x[head + i + half];
-      x[head + i] = a * std::cos(angle) - b * std::sin(angle);
-      x[head + i + half] = b * std::cos(angle) + a * std::sin(angle);
+      const std::size_t first = turned == pairs::halves ? head + i : head + 2 * i;
+      const std::size_t second = turned == pairs::halves ? first + half : first + 1;
+      const double a = x[first], b = x[second];
+      x[first] = a * std::cos(angle) - b * std::sin(angle);
+      x[second] = b * std::cos(angle) + a * std::sin(angle);
     }
   }
 }
 
 /// logits[n][vocabulary], one row for each token.
-inline std::vector<numbers> plain_logits(const tiny_shape& shape, const tensors& weights, std::span<const std::uint32_t> tokens) {
+inline std::vector<numbers> plain_logits(const tiny_shape& shape, const tensors& weights, std::span<const std::uint32_t> tokens,
+                                         pairs turned = pairs::halves) {
   const std::size_t d = shape.head_dim, group = shape.query_heads / shape.kv_heads;
   const tensor& embedding = weights.at("model.embed_tokens.weight");
   std::vector<numbers> x(tokens.size(), numbers(shape.hidden));
@@ -60,8 +66,8 @@ inline std::vector<numbers> plain_logits(const tiny_shape& shape, const tensors&
       queries.push_back(product(weight("self_attn.q_proj"), normal));
       keys.push_back(product(weight("self_attn.k_proj"), normal));
       values.push_back(product(weight("self_attn.v_proj"), normal));
-      rotate_heads(queries.back(), d, t, shape.theta);
-      rotate_heads(keys.back(), d, t, shape.theta);
+      rotate_heads(queries.back(), d, t, shape.theta, turned);
+      rotate_heads(keys.back(), d, t, shape.theta, turned);
     }
     for (std::size_t t = 0; t < tokens.size(); ++t) {
       numbers gathered(shape.query_heads * d, 0.0);

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// Joining goes through a heap of candidates; what a candidate joined may have changed since, which its end tells.
+#include "llama2c_tokenizer.hpp"
+
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <pqkv/core/scalar.hpp>
+#include <queue>
+
+#include "load_error.hpp"
+#include "safetensors.hpp"
+
+namespace minillama {
+namespace {
+
+constexpr token_id begin = 1, end = 2, first_byte = 3, first_piece = first_byte + 256;
+constexpr std::int32_t longest_piece = 1 << 16;  // far above any, and a JSON file's first letters are far above this
+
+/// Reads numbers and bytes one after the other.
+class reader {
+ public:
+  reader(const std::filesystem::path& path, std::span<const std::byte> bytes) : path_(path), bytes_(bytes) {}
+
+  bool done() const { return bytes_.empty(); }
+  std::span<const std::byte> take(std::size_t count, const std::string& what) {
+    if (count > bytes_.size())
+      throw load_error(path_, what,
+                       "file is truncated: expected " + std::to_string(count) + " more bytes, got " + std::to_string(bytes_.size()));
+    const auto taken = bytes_.first(count);
+    bytes_ = bytes_.subspan(count);
+    return taken;
+  }
+  template <class Number>
+  Number number(const std::string& what) {
+    Number value;
+    std::memcpy(&value, take(sizeof(Number), what).data(), sizeof(Number));
+    return value;
+  }
+
+ private:
+  std::filesystem::path path_;
+  std::span<const std::byte> bytes_;
+};
+
+/// SentencePiece's mark for a space, as a space; llama2.c's export has replaced it already.
+std::string with_spaces(std::string text) {
+  constexpr std::string_view mark = "\xe2\x96\x81";
+  for (auto at = text.find(mark); at != text.npos; at = text.find(mark, at + 1)) text.replace(at, mark.size(), " ");
+  return text;
+}
+
+/// Bytes of the UTF-8 character that starts here; 1 for what starts none.
+std::size_t character_bytes(std::string_view text) {
+  const auto continues = [&](std::size_t i) { return i < text.size() && (static_cast<unsigned char>(text[i]) & 0xc0) == 0x80; };
+  const auto lead = static_cast<unsigned char>(text[0]);
+  const std::size_t wanted = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc0 ? 2 : 1;
+  std::size_t bytes = 1;
+  while (bytes < wanted && continues(bytes)) ++bytes;
+  return bytes == wanted ? bytes : 1;
+}
+
+/// A part of the text that is, or becomes, one token. Parts form a list; one that was joined to the part before it has no length.
+struct part {
+  std::size_t start, length;
+  token_id token;
+  std::size_t previous, next;
+};
+
+struct candidate {
+  float score;
+  std::size_t left, right;  // parts
+  std::size_t length;       // of both together when they were found
+  token_id token;           // that they make
+};
+
+struct worse {
+  bool operator()(const candidate& a, const candidate& b) const { return a.score != b.score ? a.score < b.score : a.left > b.left; }
+};
+
+}  // namespace
+
+llama2c_tokenizer::llama2c_tokenizer(const std::filesystem::path& path) {
+  const mapped_file file(path);
+  reader from(path, file.bytes());
+  const auto longest = from.number<std::int32_t>("longest piece");
+  if (longest < 1 || longest > longest_piece)
+    throw load_error(
+        path, "longest piece",
+        "expected 1 to " + std::to_string(longest_piece) + " bytes, got " + std::to_string(longest) + ": not a llama2.c tokenizer");
+  while (!from.done()) {
+    const std::string token = "token " + std::to_string(pieces_.size());
+    const auto score = from.number<float>(token);
+    if (!pqkv::is_finite(score)) throw load_error(path, token, "score: expected a finite number");
+    const auto length = from.number<std::int32_t>(token);
+    if (length < 1 || length > longest)
+      throw load_error(path, token,
+                       "length: expected 1 to the " + std::to_string(longest) + " of the longest piece, got " + std::to_string(length));
+    const auto bytes = from.take(static_cast<std::size_t>(length), token);
+    pieces_.push_back({with_spaces({reinterpret_cast<const char*>(bytes.data()), bytes.size()}), score});
+  }
+  if (pieces_.size() < first_piece)
+    throw load_error(path, "vocabulary",
+                     "expected at least " + std::to_string(first_piece) + " tokens, got " + std::to_string(pieces_.size()));
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    char name[8];
+    std::snprintf(name, sizeof(name), "<0x%02X>", byte);
+    std::string& text = pieces_[first_byte + byte].text;
+    if (text != name)
+      throw load_error(path, "token " + std::to_string(first_byte + byte), std::string("expected ") + name + ", got " + text);
+    text.assign(1, static_cast<char>(byte));
+  }
+  for (std::size_t token = first_piece; token < pieces_.size(); ++token) known_.emplace(pieces_[token].text, static_cast<token_id>(token));
+}
+
+std::vector<token_id> llama2c_tokenizer::encode(std::string_view given, text_place place) const {
+  std::string text(given);
+  if (place == text_place::start && !text.empty()) text.insert(0, 1, ' ');
+
+  constexpr std::size_t none = static_cast<std::size_t>(-1);
+  std::vector<part> parts;
+  for (std::size_t start = 0; start < text.size();) {
+    const std::string_view character = std::string_view(text).substr(start, character_bytes(std::string_view(text).substr(start)));
+    const auto add = [&](std::size_t length, token_id token) {
+      parts.push_back({start, length, token, parts.size() - 1, parts.size() + 1});
+      start += length;
+    };
+    if (const auto found = known_.find(character); found != known_.end())
+      add(character.size(), found->second);
+    else
+      for (const char c : character) add(1, first_byte + static_cast<unsigned char>(c));
+  }
+  if (!parts.empty()) parts.back().next = none;
+
+  std::priority_queue<candidate, std::vector<candidate>, worse> candidates;
+  const auto consider = [&](std::size_t left, std::size_t right) {
+    if (left == none || right == none || parts[left].token < first_piece || parts[right].token < first_piece) return;
+    const std::size_t length = parts[left].length + parts[right].length;
+    if (const auto found = known_.find(std::string_view(text).substr(parts[left].start, length)); found != known_.end())
+      candidates.push({pieces_[found->second].score, left, right, length, found->second});
+  };
+  for (std::size_t i = 0; i + 1 < parts.size(); ++i) consider(i, i + 1);
+  while (!candidates.empty()) {
+    const candidate best = candidates.top();
+    candidates.pop();
+    part &left = parts[best.left], &right = parts[best.right];
+    if (left.length == 0 || right.length == 0 || left.next != best.right || left.length + right.length != best.length) continue;
+    left.length = best.length;
+    left.token = best.token;
+    left.next = right.next;
+    right.length = 0;
+    if (left.next != none) parts[left.next].previous = best.left;
+    consider(left.previous, best.left);
+    consider(best.left, left.next);
+  }
+
+  std::vector<token_id> tokens;
+  if (place == text_place::start) tokens.push_back(begin);
+  for (const part& one : parts)
+    if (one.length != 0) tokens.push_back(one.token);
+  return tokens;
+}
+
+std::string llama2c_tokenizer::decode(token_id previous, token_id token) const {
+  if (token == begin || token == end) return "";
+  const std::string& text = pieces_[token].text;
+  const bool marked = previous == begin && text.front() == ' ';
+  return marked ? text.substr(1) : text;
+}
+
+}  // namespace minillama
