@@ -252,8 +252,9 @@ class pqcache {
   template <class P>
   static constexpr void check_policy() {
     static_assert(reachable_from<space::host, P>, "pqkv: this pqcache keeps its memory on the host; use a host policy");
-    static_assert(exec::runs_whole_call<typename P::runner_type>,
-                  "pqkv: pqcache changes state once per call; give it a runner of whole calls, not exec::slice");
+    if constexpr (requires { typename P::runner_type; })
+      static_assert(exec::runs_whole_call<typename P::runner_type>,
+                    "pqkv: pqcache changes state once per call; give it a runner of whole calls, not exec::slice");
     static_assert(selector_for<Selector, P>, "pqkv: Selector must model pqkv::selector_for (selector/concept.hpp)");
   }
   /// The policy with the cache's own scratch, unless the caller brings some.
