@@ -97,9 +97,9 @@ policy_settings dense(policy_settings settings) {
 void generate(const options& o) {
   run work(o);
   const input prompt = prompt_of(o);
-  const model llama(o.model_directory);
-  const model_config& config = llama.config();
-  const std::unique_ptr<tokenizer> words = make_tokenizer(config, std::nullopt);
+  checkpoint from = open_checkpoint(o.model);
+  const model_config config = from.config;
+  const std::unique_ptr<tokenizer> words = make_tokenizer(config, o.tokenizer);
   const std::vector<token_id> tokens = words->encode(prompt.text, text_place::start);
   std::vector<turn> turns;
   for (const std::string& text : o.turns) turns.push_back({text, words->encode(text, text_place::behind)});
@@ -111,6 +111,8 @@ void generate(const options& o) {
   const run_shape shape{tokens.size(), tokens.size() + room, o.start == turn_start::fresh ? 2u : 1u, o.threads};
   const footprint planned = plan_footprint(config, o.policy, shape);
 
+  const model llama(from);
+  from.weights.reset();
   const prefilled_prompt prefilled = work.prefill_timed(llama, tokens);
   const auto hold = [&](const policy_settings& policy, bool quality, const listener& listening) {
     measured_session held(llama, work.runner(), policy, prefilled, room, kind, quality);
@@ -151,9 +153,9 @@ void score_text(const options& o) {
   run work(o);
   const std::string& source = *o.perplexity_file;
   const std::string text = read_file(source);
-  const model llama(o.model_directory);
-  const model_config& config = llama.config();
-  const std::vector<token_id> all = make_tokenizer(config, std::nullopt)->encode(text, text_place::start);
+  checkpoint from = open_checkpoint(o.model);
+  const model_config config = from.config;
+  const std::vector<token_id> all = make_tokenizer(config, o.tokenizer)->encode(text, text_place::start);
   const std::size_t context = o.context_for(config), scored = o.perplexity_tokens;
   if (all.size() <= scored)
     throw load_error(source, "has " + std::to_string(all.size()) + " tokens; expected at least one before the " + std::to_string(scored) +
@@ -164,6 +166,8 @@ void score_text(const options& o) {
   const run_shape shape{head.size(), all.size(), 1, o.threads};
   const footprint planned = plan_footprint(config, o.policy, shape);
 
+  const model llama(from);
+  from.weights.reset();
   const prefilled_prompt prefilled = work.prefill_timed(llama, head);
   const auto scored_under = [&](const policy_settings& policy, bool quality) {
     measured_session held(llama, work.runner(), policy, prefilled, scored, session_kind::single, quality);
@@ -193,7 +197,7 @@ void score_text(const options& o) {
 
 void print_plan(const options& o) {
   run work(o);
-  const model_config config = load_config(std::filesystem::path(o.model_directory) / "config.json");
+  const model_config config = read_shape(o.model);
   const std::size_t context = o.context_for(config);
   const run_shape shape{context, context, o.start == turn_start::fresh ? 2u : 1u, o.threads};
   const footprint planned = plan_footprint(config, o.policy, shape);

@@ -7,8 +7,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "hugging_face.hpp"
-#include "llama2c.hpp"
 #include "rotary.hpp"
 
 namespace minillama {
@@ -63,8 +61,7 @@ matrix rms_norm(const_rows_view x, const row_vector& weight, float epsilon) {
 
 }  // namespace
 
-model::model(const std::filesystem::path& path)
-    : model(std::filesystem::is_regular_file(path) ? open_llama2c(path) : open_hugging_face(path)) {}
+model::model(const std::filesystem::path& path) : model(open_checkpoint(path)) {}
 
 model::model(const checkpoint& from) : config_(from.config) {
   const weight_source& file = *from.weights;

@@ -120,7 +120,8 @@ void declare_measurements(CLI::App& app, options& o) {
 
 void declare(CLI::App& app, options& o) {
   o.threads = std::max(1u, std::thread::hardware_concurrency());
-  app.add_option("-m,--model", o.model_directory, "Hugging Face directory: config.json and model.safetensors")->required()->group("Model");
+  app.add_option("-m,--model", o.model, "Hugging Face directory, or checkpoint in llama2.c's format")->required()->group("Model");
+  app.add_option("--tokenizer", o.tokenizer, "tokenizer.bin of llama2.c; a model of 256 tokens reads bytes without one")->group("Model");
   app.add_option("-t,--threads", o.threads, "threads")->check(count_range(1, 1024))->capture_default_str()->group("Model");
   declare_prompt(app, o);
   declare_sampling(app, o);

@@ -14,7 +14,8 @@
 namespace minillama {
 
 struct options {
-  std::string model_directory;
+  std::string model;
+  std::optional<std::string> tokenizer;
   std::size_t threads;
 
   std::optional<std::string> prompt, prompt_file;

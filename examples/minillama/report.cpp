@@ -109,9 +109,16 @@ json settings_of(const options& o) {
 }
 
 json model_of(const options& o, const model_config& config) {
-  return {{"path", o.model_directory},   {"hidden", config.hidden},           {"intermediate", config.intermediate},
-          {"layers", config.layers},     {"query_heads", config.query_heads}, {"kv_heads", config.kv_heads},
-          {"head_dim", config.head_dim}, {"vocabulary", config.vocabulary},   {"max_positions", config.max_positions}};
+  return {{"path", o.model},
+          {"tokenizer", or_null(o.tokenizer)},
+          {"hidden", config.hidden},
+          {"intermediate", config.intermediate},
+          {"layers", config.layers},
+          {"query_heads", config.query_heads},
+          {"kv_heads", config.kv_heads},
+          {"head_dim", config.head_dim},
+          {"vocabulary", config.vocabulary},
+          {"max_positions", config.max_positions}};
 }
 
 json memory_of(const footprint& planned, const run_shape& shape) {

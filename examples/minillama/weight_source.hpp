@@ -29,4 +29,11 @@ struct checkpoint {
   std::unique_ptr<weight_source> weights;
 };
 
+/// Opens a Hugging Face directory, or a file in llama2.c's format, and checks what is in it. Weights are read on request.
+/// @throws load_error as open_hugging_face() and open_llama2c()
+checkpoint open_checkpoint(const std::filesystem::path& path);
+
+/// The shape alone. Of a directory, config.json is all that is opened.
+model_config read_shape(const std::filesystem::path& path);
+
 }  // namespace minillama

@@ -92,7 +92,10 @@ TEST_CASE("options that make no sense are refused by name") {
   check_refused(tiny.generate("-p a --bits 9"), "bits");
   check_refused(tiny.generate("-p a --subspaces 3"), "subspaces");
   check_refused(tiny.generate("-p a --subspaces 8 --bits 8 --path joint"), "path");
-  CHECK(tiny.run("--help").code == 0);
+  const outcome help = tiny.run("--help");
+  CHECK(help.code == 0);
+  for (const char* group : {"Model:", "Prompt and turns:", "Text that is generated:", "Attention while decoding:", "Measurements:"})
+    CHECK_MESSAGE(help.out.find(std::string("\n") + group) != std::string::npos, help.out);
 }
 
 TEST_CASE("a model directory with anything missing or wrong in it is refused by file and key") {
@@ -225,6 +228,10 @@ TEST_CASE("the JSON document has everything about a run, and its text on stdout 
   CHECK(tiny.generate(arguments + "--json \"" + file.string() + "\"").code == 0);  // replaced, nothing else is left beside it
   CHECK_FALSE(nlohmann::json::parse(contents(file)).at("turns").at(0).contains("comparison"));
   CHECK(std::distance(std::filesystem::directory_iterator(tiny.path()), {}) == 3);
+  std::filesystem::create_symlink("run.json", tiny.path() / "link");
+  CHECK(tiny.generate(arguments + "--fresh-turns --json \"" + (tiny.path() / "link").string() + "\"").code == 0);
+  CHECK(std::filesystem::is_symlink(tiny.path() / "link"));
+  CHECK(nlohmann::json::parse(contents(file)).at("settings").at("fresh_turns") == true);
 }
 
 TEST_CASE("a policy that misses what it needs departs from full, and logits differ from the first decoded token on") {
