@@ -10,12 +10,14 @@
 #endif
 
 namespace pqkv::isa {
-struct scalar {};
+struct scalar {};  // plain C++
 struct avx2 : scalar {};  // AVX2, FMA, F16C
 struct best {};           // found at run time
 
+/// What a CPU has.
 enum class level { scalar, avx2 };
 
+/// Asks the CPU; detected() remembers the answer.
 inline level detect() noexcept {
 #if defined(__x86_64__)
   __builtin_cpu_init();
