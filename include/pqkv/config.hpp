@@ -2,6 +2,7 @@
 // The only home of public macros, and of the refusals that protect the arithmetic.
 //
 // PQKV_HD            marks a function for host and device; empty without a CUDA compiler.
+// PQKV_HIDDEN        keeps a kernel's symbols inside its shared object, so that two builds of it in one process never mix.
 // PQKV_TARGET(...)   per-function instruction set: a baseline build carries the fast code and runs it where the CPU has it.
 // PQKV_INLINE        a part of a leaf that must be inlined into it, since a target attribute does not cross a call.
 // PQKV_ASSERT(x)     internal invariant; checked when PQKV_CHECKED is defined, free otherwise.
@@ -25,8 +26,11 @@
 #define PQKV_HD
 #endif
 
+#define PQKV_HIDDEN __attribute__((visibility("hidden")))
 #define PQKV_TARGET(...) __attribute__((target(__VA_ARGS__)))
 #define PQKV_TARGET_AVX2 PQKV_TARGET("avx2,fma,f16c")
+#define PQKV_TARGET_AVX512 PQKV_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+#define PQKV_TARGET_VBMI PQKV_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")
 #define PQKV_INLINE inline __attribute__((always_inline))
 
 #if defined(PQKV_CHECKED)

@@ -3,13 +3,14 @@
 // sums in fixed point. Rows are read from the caller's memory in every iteration; nothing of size n * ds is copied.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "../../core/buffer.hpp"
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../quantize/kmeans.hpp"
-#include "simd/rows.hpp"
+#include "nearest.hpp"
 
 namespace pqkv {
 namespace detail {
@@ -42,15 +43,14 @@ class kmeans_problem {
 
  private:
   /// y of the i-th training row, [width].
-  const float* row(std::size_t i) {
-    centred(rows_[i]);
-    if (squared_radius_ != nullptr) lift_to_sphere(y_, ds_, *squared_radius_);
-    return y_;
+  const float* row(std::size_t i) { return load(i, y_); }
+  const float* load(std::size_t i, float* y) {
+    centre(rows_[i], y);
+    if (squared_radius_ != nullptr) lift_to_sphere(y, ds_, *squared_radius_);
+    return y;
   }
-  const float* centred(std::size_t t) {
-    const float* x = load_row<Leaf>(kv_row<T>{points_.data + t * points_.stride(0), points_.stride(1)}, ds_, y_);
-    for (std::size_t i = 0; i < ds_; ++i) y_[i] = canonical::sub(x[i], offset_[i]);
-    return y_;
+  void centre(std::size_t t, float* y) {
+    Leaf::centre(load_row<Leaf>(kv_row<T>{points_.data + t * points_.stride(0), points_.stride(1)}, ds_, copy_), offset_, ds_, y);
   }
 
   void gather_rows(const stratified_sample& sample) {
@@ -58,8 +58,9 @@ class kmeans_problem {
     float radius = 0;
     for (std::size_t i = 0; i < sample.count; ++i) {
       const std::size_t t = sample(i);
-      const float* y = centred(t);
-      if (!all_finite(y, ds_)) continue;
+      centre(t, y_);
+      const float* y = y_;
+      if (!Leaf::all_finite(y, ds_)) continue;
       if (squared_radius_ != nullptr) {
         const float norm = canonical::dot(y, y, 1, ds_);
         if (!is_finite(norm)) continue;
@@ -73,7 +74,6 @@ class kmeans_problem {
       largest_ = canonical::max(canonical::sqrt(radius), largest_);
     }
     owner_ = buffer<std::uint8_t>(used_);
-    distance_ = buffer<float>(used_);
     count_ = buffer<std::uint32_t>(c_);
     sum_ = buffer<std::int64_t>(c_ * width_);
   }
@@ -105,18 +105,24 @@ class kmeans_problem {
   }
 
   /// Whether a row changed its cluster.
-  bool assign(bool first) {
-    bool changed = first;
+  bool assign(bool initial) {
+    bool changed = initial;
     for (std::uint32_t& count : count_) count = 0;
     for (std::int64_t& sum : sum_) sum = 0;
-    for (std::size_t i = 0; i < used_; ++i) {
-      const float* y = row(i);
-      const nearest_centroid nearest = Leaf::nearest(y, centroids_, c_, width_);
-      changed |= owner_[i] != nearest.index;
-      owner_[i] = static_cast<std::uint8_t>(nearest.index);
-      distance_[i] = nearest.distance;
-      ++count_[nearest.index];
-      Leaf::accumulate(y, scale_, width_, sum_.data() + nearest.index * width_);
+    using search = nearest_search<Leaf>;
+    const search nearest(centroids_, c_, width_, used_);
+    row_tile<search::tile_rows> y;
+    std::uint32_t index[search::tile_rows];
+    for (std::size_t first = 0; first < used_; first += search::tile_rows) {
+      const std::size_t rows = std::min(search::tile_rows, used_ - first);
+      for (std::size_t r = 0; r < rows; ++r) load(first + r, y.row(r));
+      nearest.find(y.pointers(rows), rows, index);
+      for (std::size_t r = 0; r < rows; ++r) {
+        changed |= owner_[first + r] != index[r];
+        owner_[first + r] = static_cast<std::uint8_t>(index[r]);
+        ++count_[index[r]];
+        Leaf::accumulate(y.row(r), scale_, width_, sum_.data() + index[r] * width_);
+      }
     }
     return changed;
   }
@@ -129,8 +135,12 @@ class kmeans_problem {
       for (std::size_t x = 1; x < c_; ++x)
         if (count_[x] > count_[fullest]) fullest = x;
       std::size_t farthest = used_;
-      for (std::size_t i = 0; i < used_; ++i)
-        if (owner_[i] == fullest && (farthest == used_ || distance_[i] > distance_[farthest])) farthest = i;
+      float largest = 0;
+      for (std::size_t i = 0; i < used_; ++i) {
+        if (owner_[i] != fullest) continue;  // a cluster that just took its row is never the fullest: it has one
+        const float distance = canonical::squared_distance(row(i), centroids_ + fullest, c_, width_);
+        if (farthest == used_ || distance > largest) farthest = i, largest = distance;
+      }
       const float* y = row(farthest);
       for (std::size_t e = 0; e < width_; ++e) {
         const std::int64_t term = canonical::fixed_point(y[e], scale_);
@@ -157,9 +167,9 @@ class kmeans_problem {
   float largest_ = 0, scale_ = 1;
   buffer<std::uint32_t> rows_, count_;
   buffer<std::uint8_t> owner_;
-  buffer<float> distance_;
   buffer<std::int64_t> sum_;  // [c, width]
   alignas(cache_line_bytes) float y_[max_head_dim + 1];
+  alignas(cache_line_bytes) float copy_[max_head_dim];
 };
 
 }  // namespace detail
