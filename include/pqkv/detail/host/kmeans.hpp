@@ -42,6 +42,14 @@ class kmeans_problem {
   }
 
  private:
+  static constexpr std::size_t rows_ahead = 24;
+
+  void prefetch(std::size_t i) const {
+    if (i >= used_ || points_.stride(1) != 1) return;
+    const T* row = points_.data + rows_[i] * points_.stride(0);
+    for (std::size_t e = 0; e < ds_; e += cache_line_bytes / sizeof(T)) __builtin_prefetch(row + e);
+  }
+
   /// y of the i-th training row, [width].
   const float* row(std::size_t i) { return load(i, y_); }
   const float* load(std::size_t i, float* y) {
@@ -115,7 +123,10 @@ class kmeans_problem {
     std::uint32_t index[search::tile_rows];
     for (std::size_t first = 0; first < used_; first += search::tile_rows) {
       const std::size_t rows = std::min(search::tile_rows, used_ - first);
-      for (std::size_t r = 0; r < rows; ++r) load(first + r, y.row(r));
+      for (std::size_t r = 0; r < rows; ++r) {
+        prefetch(first + r + rows_ahead);
+        load(first + r, y.row(r));
+      }
       nearest.find(y.pointers(rows), rows, index);
       for (std::size_t r = 0; r < rows; ++r) {
         changed |= owner_[first + r] != index[r];

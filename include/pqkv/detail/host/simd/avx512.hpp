@@ -30,6 +30,12 @@ struct leaf<isa::avx512> : leaf<isa::avx2> {
     base::widen(src + i, n - i, dst + i);
   }
 
+  PQKV_TARGET_AVX512 static void centre(const float* x, const float* mean, std::size_t n, float* out) {
+    std::size_t i = 0;
+    for (; i + 16 <= n; i += 16) _mm512_storeu_ps(out + i, _mm512_sub_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(mean + i)));
+    base::centre(x + i, mean + i, n - i, out + i);
+  }
+
   PQKV_TARGET_AVX512 static void half_distances(const float* const* y, const float* centroids, const float* half_norms, std::size_t c,
                                                 std::size_t ds, float* out) {
     std::size_t x = 0;
@@ -46,14 +52,14 @@ struct leaf<isa::avx512> : leaf<isa::avx2> {
     four = _mm_min_ps(four, _mm_movehl_ps(four, four));
     four = _mm_min_ss(four, _mm_movehdup_ps(four));
     const __m512 reach = _mm512_set1_ps(_mm_cvtss_f32(four) + slack);
-    std::size_t found = c;
+    // All comparisons before the one branch: which block holds the minimum is as good as random.
+    std::size_t found = 0, count = 0;
     for (std::size_t x = 0; x < c; x += 16) {
       const unsigned near = _mm512_cmp_ps_mask(_mm512_loadu_ps(values + x), reach, _CMP_NGT_UQ);
-      if (near == 0) continue;
-      if (found != c || (near & (near - 1)) != 0) return c;
-      found = x + static_cast<std::size_t>(__builtin_ctz(near));
+      count += static_cast<std::size_t>(__builtin_popcount(near));
+      found = near != 0 ? x + static_cast<std::size_t>(__builtin_ctz(near | 0x10000u)) : found;
     }
-    return found;
+    return count == 1 ? found : c;
   }
 
   PQKV_TARGET_AVX512 static void accumulate(const float* y, float scale, std::size_t n, std::int64_t* sum) {
