@@ -7,7 +7,7 @@
 set -euo pipefail
 
 demo=(g++ cmake ninja-build libeigen3-dev nlohmann-json3-dev libcli11-dev)
-test=("${demo[@]}" doctest-dev libbenchmark-dev python3 git)
+test=("${demo[@]}" doctest-dev libbenchmark-dev python3 git doxygen)
 case ${1:-} in
   demo) wanted=("${demo[@]}") ;;
   test) wanted=("${test[@]}") ;;
@@ -20,7 +20,7 @@ present() {
   case $1 in
     ninja-build) command -v ninja ;;
     clang-19) command -v clang++-19 ;;
-    g++ | cmake | python3 | git) command -v "$1" ;;
+    g++ | cmake | python3 | git | doxygen) command -v "$1" ;;
     libeigen3-dev) header eigen3/Eigen/Core ;;
     nlohmann-json3-dev) header nlohmann/json.hpp ;;
     libcli11-dev) header CLI/CLI.hpp ;;

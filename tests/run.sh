@@ -46,6 +46,7 @@ without() { command -v "$1" >/dev/null || [ -x "/usr/local/cuda/bin/$1" ] || lef
 
 if [ $all = ON ]; then cmake/install_deps.sh all; else cmake/install_deps.sh test; fi
 without nvcc "CUDA: no nvcc found, CUDA files not compiled"
+without doxygen "doxygen: not here, the API pages were not built and checked"
 without clang++-14 "clang 14: not here, it did not compile the headers"
 without clang++-19 "clang 19: not here, its canonical bits were not compared"
 

@@ -25,9 +25,10 @@ namespace pqkv {
 template <storage_scalar T = float, class Selector = selector::pq>
 class pqcache {
  public:
+  /// Shape of the cache, and the settings of budget and selector.
   struct params : cache_shape {
-    budget_rule budget{};
-    typename Selector::params selector{};
+    budget_rule budget{};                  // how many tokens attend
+    typename Selector::params selector{};  // e.g. selector::pq::params
   };
 
   /// The checks of the constructor.
@@ -69,13 +70,15 @@ class pqcache {
     return plan;
   }
 
+  /// What it was made with.
   const params& parameters() const { return params_; }
-  // Of one slot; @pre slot < batch
+  /// Tokens of one slot. @pre slot < batch, here and below
   std::size_t size(std::size_t slot) const { return slots_[slot].n; }
   /// s, w and k of a slot at present; the window may hold fewer tokens than w until it has filled.
   token_budget budget(std::size_t slot) const { return slots_[slot].budget(params_.budget); }
   /// What the selector keeps of its own, e.g. how many iterations trained a slot's codebook.
   const Selector& selection() const { return selector_; }
+  /// Counters of one slot.
   const slot_statistics& statistics(std::size_t slot) const { return slots_[slot].statistics; }
   /// Lists of a slot: h, or hq under a reduction `none`.
   std::size_t lists() const { return lists_; }
@@ -91,7 +94,8 @@ class pqcache {
                                                            : middle(slot).selected();
   }
 
-  // The checks of the verbs below, for engines without exceptions; arguments as there.
+  /// The checks of the verbs below, for engines without exceptions; arguments as there.
+  /// @{
   status can_prefill(std::size_t slot, const auto& keys, const auto& values) const noexcept { return doors().prefill(slot, keys, values); }
   status can_append(const auto& keys, const auto& values, active_slots active = {}) const noexcept {
     return doors().append(keys, values, active);
@@ -106,6 +110,7 @@ class pqcache {
     const status s = doors().slot("fork", "from", from);
     return s.ok() ? doors().slot("fork", "to", to) : s;
   }
+  /// @}
 
   /// Takes a prompt's keys and values into an empty slot, whole or in chunks; the last chunk lets the selector build its index.
   ///

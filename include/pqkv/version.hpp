@@ -3,7 +3,10 @@
 #pragma once
 
 namespace pqkv {
+/// major.minor.patch
+/// @{
 inline constexpr int version_major = 0;
 inline constexpr int version_minor = 1;
 inline constexpr int version_patch = 0;
+/// @}
 }  // namespace pqkv

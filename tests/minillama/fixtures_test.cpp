@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Models that transformers saved, against the logits that transformers computed (fixtures/make_fixtures.py): the prompt's by prefill, the
-// following ones by decoding token by token with every token attended.
+// following ones by decoding token by token with every token attended. A vocabulary that SentencePiece trained, against the tokens that
+// SentencePiece makes of texts (fixtures/make_tokenizer_fixture.py).
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 
 #include "decoder.hpp"
 #include "json_file.hpp"
+#include "llama2c_tokenizer.hpp"
 #include "load_error.hpp"
 #include "tiny_model.hpp"
 
@@ -80,7 +82,7 @@ class changed_fixture {
 TEST_CASE("every fixture: prefill and decode give the logits of transformers") {
   std::set<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(fixtures))
-    if (entry.is_directory()) names.insert(entry.path().filename().string());
+    if (std::filesystem::exists(entry.path() / "config.json")) names.insert(entry.path().filename().string());
   CHECK(names == std::set<std::string>{"grouped_heads", "llama3_scaling", "own_head_dim", "sharded", "tied", "untied_f16"});
   for (const std::string& name : names) {
     CAPTURE(name);
@@ -149,4 +151,22 @@ TEST_CASE("what each fixture is there for changes its logits") {
   changed_fixture tied("grouped_heads");
   tied.config["tie_word_embeddings"] = true;
   CHECK(compare(tied.written(), expectation("grouped_heads")).prefill > 10 * tolerance);
+}
+
+TEST_CASE("texts become the tokens of SentencePiece, and come back") {
+  const minillama::llama2c_tokenizer words(fixtures / "tokenizer" / "tokenizer.bin");
+  CHECK(words.vocabulary() == 512);
+  const json expected = minillama::read_object(fixtures / "tokenizer" / "expected.json");
+  CHECK_FALSE(expected.at("versions").at("sentencepiece").get<std::string>().empty());
+  REQUIRE(expected.at("cases").size() > 40);
+  for (const json& one : expected.at("cases")) {
+    const std::string text = one.at("text");
+    CAPTURE(text);
+    auto wanted = one.at("tokens").get<std::vector<minillama::token_id>>();
+    wanted.insert(wanted.begin(), 1);
+    CHECK(words.encode(text, minillama::text_place::start) == wanted);
+    std::string back;
+    for (std::size_t i = 1; i < wanted.size(); ++i) back += words.decode(wanted[i - 1], wanted[i]);
+    CHECK(back == text);
+  }
 }

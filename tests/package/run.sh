@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs pqkv from a configured build folder into a temporary prefix and builds consumers on it, examples/engine among them; then
-# builds the two consumers that take the source tree in. Each consumer's programs are run.
+# builds the two consumers that take the source in, as a subdirectory and from a git repository. Each consumer's programs are run.
 #
 #   tests/package/run.sh BUILD_DIR
 set -euo pipefail
@@ -71,5 +71,9 @@ refused "an unknown component" "there is no component 'metal'" -DWANTED_COMPONEN
 
 configure subdirectory -DPQKV_SOURCE="$root"
 build_and_run subdirectory consumer
-configure fetch_content -DPQKV_SOURCE="$root"
+mkdir "$work/repository"  # of the tree as it stands, committed or not
+cp -r "$root/CMakeLists.txt" "$root/LICENSE" "$root/cmake" "$root/include" "$work/repository"
+in_repository() { git -C "$work/repository" -c user.name=consumer -c user.email=consumer@example.org "$@"; }
+{ in_repository init -q && in_repository add . && in_repository commit -q -m "pqkv"; } >"$work/log" 2>&1 || { cat "$work/log"; fail "no repository"; }
+configure fetch_content -DURL="file://$work/repository" -DCOMMIT="$(in_repository rev-parse HEAD)" -DCMAKE_DISABLE_FIND_PACKAGE_pqkv=ON
 build_and_run fetch_content consumer

@@ -43,6 +43,7 @@ enum class chunk : std::uint8_t { more, last };
 /// Which slots a step is for: [batch] uint8, non-zero means active; empty: all.
 using active_slots = view<const std::uint8_t, 1>;
 
+/// Whether a step is for the slot.
 constexpr bool is_active(active_slots active, std::size_t slot) { return active.data == nullptr || active(slot) != 0; }
 
 /// Bytes that a cache takes, known before anything is allocated.

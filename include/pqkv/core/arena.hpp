@@ -11,6 +11,7 @@
 
 namespace pqkv {
 
+/// Hands out parts of the caller's memory, each on a cache line, and never frees one.
 class arena {
  public:
   /// Counts only: take() returns null.

@@ -13,8 +13,10 @@
 
 namespace pqkv {
 
+/// Alignment of every block that the library allocates or hands out.
 inline constexpr std::size_t cache_line_bytes = 64;
 
+/// Owner of zeroed host memory on a cache line; moves, never copies.
 template <class T>
 class buffer {
   static_assert(std::is_trivially_copyable_v<T>);

@@ -53,12 +53,15 @@ PQKV_HD inline float sqrt(float a) {
   return r;
 }
 #else
+/// Rounded once, to nearest even; never fused with what comes before or after.
+/// @{
 PQKV_HD inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 PQKV_HD inline float add(float a, float b) { return a + b; }
 PQKV_HD inline float mul(float a, float b) { return a * b; }
 PQKV_HD inline float sub(float a, float b) { return a - b; }
 PQKV_HD inline float div(float a, float b) { return a / b; }
 PQKV_HD inline float sqrt(float a) { return std::sqrt(a); }
+/// @}
 /// As `maxps` has it: b when either is a NaN, and when they are equal.
 PQKV_HD inline float max(float a, float b) { return a > b ? a : b; }
 #endif
@@ -97,10 +100,12 @@ struct softmax_scale {
   }
 };
 
-// Horner coefficients of 2^r on [-1/2, 1/2], lowest first; error of the whole exponential 2^-23.4. Seven scalars, not an array:
-// device code can name a constexpr float but not an element of a constexpr array.
+/// Horner coefficients of 2^r on [-1/2, 1/2], lowest first; error of the whole exponential 2^-23.4. Seven scalars, not an array:
+/// device code can name a constexpr float but not an element of a constexpr array.
+/// @{
 inline constexpr float exp2_c0 = 1.0f, exp2_c1 = 0x1.62e43p-1f, exp2_c2 = 0x1.ebfbep-3f, exp2_c3 = 0x1.c6aeccp-5f, exp2_c4 = 0x1.3b2a1cp-7f,
                        exp2_c5 = 0x1.5f48cp-10f, exp2_c6 = 0x1.444p-13f;
+/// @}
 inline constexpr float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer kept in the low bits
 
 /// 2^(u * scale), u finite and scale * u <= 126; exactly 0 below the floor. Never libm.

@@ -11,6 +11,7 @@
 
 namespace pqkv {
 
+/// Counter and output of Philox: 128 bits.
 struct philox_block {
   std::uint32_t word[4];
 };

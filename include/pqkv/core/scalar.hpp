@@ -12,12 +12,15 @@
 
 namespace pqkv {
 
+/// The bits of x.
 PQKV_HD constexpr std::uint32_t float_bits(float x) { return __builtin_bit_cast(std::uint32_t, x); }
+/// The float that has these bits.
 PQKV_HD constexpr float float_from_bits(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
 /// True unless x is an infinity or a NaN; decided on the bits, so no compiler flag can assume it away.
 PQKV_HD constexpr bool is_finite(float x) { return (float_bits(x) & 0x7f800000u) != 0x7f800000u; }
 
+/// Storage type: the upper half of a float, rounded to nearest even.
 struct bfloat16 {
   std::uint16_t bits{};
 
@@ -30,6 +33,7 @@ struct bfloat16 {
   PQKV_HD constexpr explicit operator float() const { return float_from_bits(static_cast<std::uint32_t>(bits) << 16); }
 };
 
+/// Storage type: IEEE binary16, rounded to nearest even.
 struct half {
   std::uint16_t bits{};
 

@@ -4,11 +4,12 @@
 #pragma once
 
 namespace pqkv::space {
-struct host {};
+struct host {};     // memory of the CPU
 struct pinned {};   // page-locked host memory that a device reads too
 struct managed {};  // migrates between both
-struct device {};
+struct device {};   // memory of a device
 
+/// True for the four spaces.
 template <class S>
 inline constexpr bool is_space = false;
 template <>

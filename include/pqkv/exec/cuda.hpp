@@ -7,6 +7,7 @@
 #include "policy.hpp"
 
 namespace pqkv::exec {
+/// Policy for CUDA devices: a stream, and device memory for scratch. No backend comes with this version.
 struct cuda {
   using backend_type = backend::cuda;
   using space_type = space::device;

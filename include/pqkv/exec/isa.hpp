@@ -10,14 +10,16 @@
 #endif
 
 namespace pqkv::isa {
-struct scalar {};
+struct scalar {};                // plain C++
 struct avx2 : scalar {};         // AVX2, FMA, F16C
 struct avx512 : avx2 {};         // F, BW, DQ, VL
 struct avx512_vbmi : avx512 {};  // VBMI, VBMI2
 struct best {};                  // found at run time
 
+/// What a CPU has.
 enum class level { scalar, avx2, avx512, avx512_vbmi };
 
+/// Asks the CPU; detected() remembers the answer.
 #if defined(__x86_64__)
 inline level detect() noexcept {
   __builtin_cpu_init();

@@ -12,6 +12,7 @@ template <class...>
 inline constexpr bool always_false = false;
 }
 
+/// An operation on a backend; specialisations have a static run(policy, arguments...).
 template <class Op, class Backend>
 struct kernel {
   static_assert(detail::always_false<Op, Backend>,

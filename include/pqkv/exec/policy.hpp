@@ -14,6 +14,7 @@ struct cuda {};
 }  // namespace pqkv::backend
 
 namespace pqkv::exec {
+/// The two types that a function looks at; what else a backend needs, its own policies have.
 template <class P>
 concept policy = std::copy_constructible<P> && requires {
   typename P::backend_type;

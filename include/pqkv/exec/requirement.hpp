@@ -7,17 +7,17 @@ namespace pqkv {
 namespace tie_break {
 struct lower_index_t {};  // equal scores go to the lower index: every path returns the same set
 struct unspecified_t {};  // any of the equal ones
-inline constexpr lower_index_t lower_index{};
-inline constexpr unspecified_t unspecified{};
+inline constexpr lower_index_t lower_index{};  // the default
+inline constexpr unspecified_t unspecified{};  // weaker
 }  // namespace tie_break
 
 namespace ordering {
 struct ascending_t {};  // by index
 struct by_score_t {};   // best first
-struct unsorted_t {};
-inline constexpr ascending_t ascending{};
-inline constexpr by_score_t by_score{};
-inline constexpr unsorted_t unsorted{};
+struct unsorted_t {};   // any order
+inline constexpr ascending_t ascending{};  // the default
+inline constexpr by_score_t by_score{};    // instead of it
+inline constexpr unsorted_t unsorted{};    // weaker
 }  // namespace ordering
 
 template <class TieBreak, class Ordering>
@@ -29,5 +29,6 @@ constexpr requirement<TieBreak, Ordering> require(TieBreak, Ordering) {
   return {};
 }
 
+/// What functions promise unless asked for something else.
 using strongest_requirement = requirement<tie_break::lower_index_t, ordering::ascending_t>;
 }  // namespace pqkv

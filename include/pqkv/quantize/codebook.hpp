@@ -41,8 +41,10 @@ struct basic_codebook_view {
   }
 };
 
+/// A codebook to be read.
 template <class Space = space::host>
 using codebook_view = basic_codebook_view<const float, Space>;
+/// A codebook to be trained.
 template <class Space = space::host>
 using mutable_codebook_view = basic_codebook_view<float, Space>;
 

@@ -14,6 +14,7 @@ struct encode {};
 
 template <class Space = space::host>
 using codes_view = view<const std::uint8_t, 3, Space>;  // [h, m, n], last axis contiguous
+/// Codes to be written; as codes_view.
 template <class Space = space::host>
 using mutable_codes_view = view<std::uint8_t, 3, Space>;
 

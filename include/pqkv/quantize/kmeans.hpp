@@ -19,12 +19,14 @@ namespace op {
 struct kmeans {};
 }  // namespace op
 
+/// How a codebook is trained.
 struct kmeans_params {
   std::size_t iterations = 10;          // L; stops early once no assignment changes, which changes no bit
   std::uint64_t seed = 0;               // of the Philox streams that draw the sample and the initial rows
   std::size_t rows_per_centroid = 256;  // trains on a stratified sample of at most this many rows per centroid; 0: on all rows
 };
 
+/// What became of one problem.
 enum class kmeans_outcome : std::uint8_t {
   trained,
   too_few_distinct_rows  // fewer than c distinct finite points: centroids are left as they were

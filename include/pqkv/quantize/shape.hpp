@@ -17,6 +17,7 @@ enum class key_metric : std::uint8_t {
                  // in L2 has the largest product with a query, whose own added coordinate is 0
 };
 
+/// What codebooks, codes and tables are sized by.
 struct pq_shape {
   std::size_t kv_heads = 0;   // h
   std::size_t head_dim = 0;   // d
@@ -33,9 +34,9 @@ struct pq_shape {
   constexpr bool operator==(const pq_shape&) const = default;
 };
 
-inline constexpr std::size_t max_head_dim = 256;
-inline constexpr std::size_t max_subspaces = 16;
-inline constexpr std::size_t max_centroids = 256;
+inline constexpr std::size_t max_head_dim = 256;   // d
+inline constexpr std::size_t max_subspaces = 16;   // m
+inline constexpr std::size_t max_centroids = 256;  // c
 
 /// The bounds of every quantizer: m in {1, 2, 4, 8, 16}, b in 4..8, d a multiple of 8 and of m, at most 256.
 constexpr status can_quantize(const pq_shape& shape, const char* function = "pq_shape") noexcept {

@@ -13,7 +13,7 @@ struct count_cells {};
 struct merge_tails {};
 }  // namespace op
 
-inline constexpr std::size_t max_joint_bits = 16;
+inline constexpr std::size_t max_joint_bits = 16;  // m * b of an index, at most
 
 /// Whether a joint-code index exists for the shape: c^m <= 2^16 cells.
 constexpr bool has_cell_index(const pq_shape& shape) { return shape.joint_bits() <= max_joint_bits; }
@@ -51,8 +51,10 @@ struct basic_cell_index_view {
   }
 };
 
+/// An index to be searched.
 template <class Space = space::host>
 using cell_index_view = basic_cell_index_view<true, Space>;
+/// An index to be filled.
 template <class Space = space::host>
 using mutable_cell_index_view = basic_cell_index_view<false, Space>;
 

@@ -24,8 +24,10 @@ struct basic_distance_table_view {
   }
 };
 
+/// Tables to be looked up in.
 template <class Space = space::host>
 using distance_table_view = basic_distance_table_view<const float, Space>;
+/// Tables to be computed.
 template <class Space = space::host>
 using mutable_distance_table_view = basic_distance_table_view<float, Space>;
 

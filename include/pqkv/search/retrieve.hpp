@@ -11,6 +11,7 @@ namespace op {
 struct retrieve {};
 }  // namespace op
 
+/// How scores are computed; the selected set is the same.
 enum class search_path : std::uint8_t {
   automatic,  // joint where there is an index and it has at most a quarter as many cells as there are tokens
   joint,
@@ -27,6 +28,7 @@ struct middle_range {
   PQKV_HD constexpr std::uint32_t selected() const { return retrieve < size() ? retrieve : size(); }
 };
 
+/// What retrieve() needs to know beside its views.
 struct retrieve_params {
   std::size_t head_dim = 0;  // d, for the softmax's scale
   group_reduction reduction = group_reduction::probability_sum;

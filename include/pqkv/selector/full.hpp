@@ -10,7 +10,7 @@ namespace pqkv::selector {
 template <coverage Coverage>
 class unranked {
  public:
-  struct params {};
+  struct params {};  // nothing can be set
 
   static constexpr status can_construct(const cache_shape&, const params&) noexcept { return {}; }
   static constexpr std::size_t index_bytes(const cache_shape&, const params&) { return 0; }

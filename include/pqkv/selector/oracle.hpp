@@ -53,8 +53,10 @@ void exact_scores(const P& policy, view<const float, 2, typename P::space_type> 
 
 namespace selector {
 
+/// Ranks by the exact scores of all keys: what every other selector is measured against.
 class oracle {
  public:
+  /// What can be set.
   struct params {
     group_reduction reduction = group_reduction::probability_sum;
   };

@@ -12,8 +12,10 @@
 
 namespace pqkv::selector {
 
+/// Ranks the middle by inner products with quantized keys.
 class pq {
  public:
+  /// Quantizer, its training, and the way that scores are computed.
   struct params {
     std::size_t subspaces = 2;  // m
     unsigned bits = 6;          // b

@@ -5,5 +5,6 @@
 #include "full.hpp"
 
 namespace pqkv::selector {
+/// Nothing is retrieved.
 using streaming = unranked<coverage::nothing>;
 }  // namespace pqkv::selector

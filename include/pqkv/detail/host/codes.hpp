@@ -7,7 +7,7 @@
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../quantize/codes.hpp"
-#include "nearest.hpp"
+#include "kmeans.hpp"
 
 namespace pqkv {
 

@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Shows Doxygen a file as its readers see it. Of a header the head becomes the file's page and the comment behind a member its
+description; of a Markdown page the links to headers lead to their pages.
+
+    doxygen_filter.py FILE      prints it, line for line
+"""
+import re
+import sys
+from pathlib import Path
+
+# A declaration or an enumerator, then a comment; neither a preprocessor line nor a comment that has been marked already.
+behind_member = re.compile(r"^(\s*(?![#/])[^\"]*?[\w;,)\]}])(\s+)// (.*)$")
+
+link_to_header = re.compile(r"\]\((?:\.\./)*include/(pqkv/[\w/]+\.(?:hpp|cuh))\)")
+
+
+def header(lines):
+    head = True
+    for number, line in enumerate(lines):
+        if head and line.startswith("//"):
+            yield "/// @file" if number == 0 else "/" + line  # the SPDX line gives way
+            continue
+        head = False
+        yield behind_member.sub(r"\1\2///< \3", line)
+
+
+def page(lines):
+    for line in lines:
+        yield link_to_header.sub(r"](@ref \1)", line)
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    shown = page if path.suffix == ".md" else header
+    sys.stdout.write("\n".join(shown(path.read_text(encoding="utf-8").split("\n"))))
