@@ -139,10 +139,12 @@ class tree:
         parts = Path(name).relative_to("include/pqkv").parts
         room = parts[0].split(".")[0]
         if parts[0] == "detail":
+            if Path(name).stem == "tuning":  # plain data
+                return RANK["exec"]
             if "simd" in parts or len(parts) == 2:
                 return RANK["simd"]
             mirrored = [path for path in self.public if path.stem == Path(name).stem]
-            return self.rank(mirrored[0].as_posix()) if mirrored else None
+            return self.rank(mirrored[0].as_posix()) if mirrored else RANK["simd"] if "block" in parts else None
         return RANK.get(room)
 
     def include_order(self):

@@ -20,6 +20,7 @@
 
 #include "exec/cuda.hpp"
 #include "exec/host.hpp"
+#include "exec/sync.hpp"
 
 #include "quantize/kmeans.hpp"
 #include "quantize/codebook.hpp"
@@ -49,4 +50,5 @@
 #include "detail/host/oracle.hpp"
 #include "detail/host/retrieve.hpp"
 #include "detail/host/scan.hpp"
+#include "detail/host/sync.hpp"
 #include "detail/host/top_k.hpp"

@@ -28,6 +28,13 @@ struct capacity_error : std::length_error {
   using std::length_error::length_error;
 };
 
+/// A call of the CUDA runtime failed: a launch at once, or what ran before at sync(). what() says which call of which function.
+struct cuda_error : std::runtime_error {
+  cuda_error(int code, const std::string& message) : std::runtime_error(message), error(code) {}
+
+  int error;  // a cudaError_t
+};
+
 /// The outcome of a check: `ok`, or what is wrong. All texts are string literals.
 struct status {
   enum class code { ok, shape, value, capacity };

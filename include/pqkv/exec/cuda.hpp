@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA policy, complete without any CUDA header, so that an engine can name it anywhere. Calls need <pqkv/cuda.cuh>, which
-// this version does not have yet: a call that reaches the missing backend does not compile and says so.
+// The CUDA policy, complete without any CUDA header, so that an engine can name it anywhere. Calls need <pqkv/cuda.cuh> in a file
+// that nvcc compiles, or <pqkv/cuda_extern.hpp> in plain C++; without either they do not compile and say so. A call checks shapes
+// and enqueues on the stream; sync(policy) waits. Nothing is allocated, so a stream that is being captured takes every call.
 #pragma once
 
 #include "../core/arena.hpp"

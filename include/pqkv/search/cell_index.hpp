@@ -140,7 +140,8 @@ constexpr status can_index_cells(const Codes& codes, const Index& index, std::si
 /// @param codes  [h, m, n] uint8, planar, absolute positions
 /// Codes must be below the c that the index was made for.
 ///
-/// @throws shape_error, value_error; capacity_error when the index has no room for the ids. Nothing is changed then
+/// @throws shape_error, value_error; capacity_error when the index has no room for the ids. Nothing is changed then. What the index
+///         holds is not read on a device, where that would mean waiting: there `first` and the room are the caller's to keep
 /// @cost   (last - first) * m a head; no allocation
 template <exec::policy P>
 void count_cells(const P& policy, codes_view<typename P::space_type> codes, std::size_t first, std::size_t last,
@@ -149,10 +150,20 @@ void count_cells(const P& policy, codes_view<typename P::space_type> codes, std:
   kernel<op::count_cells, typename P::backend_type>::run(policy, codes, first, last, index);
 }
 
+/// Runs of tokens that the CUDA policy sorts side by side.
+constexpr std::size_t merge_tails_runs(std::size_t tokens) { return tokens < 2048 ? 1 : tokens > 131072 ? 64 : tokens / 2048; }
+
+/// Scratch bytes of merge_tails() on the CUDA policy.
+/// @param tokens  codes.extent(2)
+constexpr std::size_t merge_tails_device_scratch_bytes(std::size_t h, std::size_t tokens, std::size_t cells) {
+  return cache_line_bytes + h * merge_tails_runs(tokens) * cells * sizeof(std::uint32_t);
+}
+
 /// Folds every head's tail into its id lists by a counting sort of its tokens.
 ///
-/// @throws shape_error
-/// @cost   n * m + cells a head; no allocation. Belongs between steps, every few hundred tokens
+/// @throws shape_error; capacity_error when a device policy's scratch is too small
+/// @cost   n * m + cells a head; no allocation, on a device merge_tails_device_scratch_bytes(). Belongs between steps, every few
+///         hundred tokens
 template <exec::policy P>
 void merge_tails(const P& policy, codes_view<typename P::space_type> codes, mutable_cell_index_view<typename P::space_type> index) {
   require_ok(can_index_cells(codes, index, 0, 0, "merge_tails"));

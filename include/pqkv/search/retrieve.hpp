@@ -51,6 +51,16 @@ constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t quer
          scan_scratch_bytes(query_heads, m, c);
 }
 
+/// Scratch bytes of retrieve() on the CUDA policy; short lists and small indices need less.
+/// @param tokens  codes.extent(2): the ranges stay on the device
+/// @param cells   of the index; 0 without one
+constexpr std::size_t retrieve_device_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t m, std::size_t c,
+                                                    std::size_t tokens, std::size_t cells) {
+  const std::size_t scored = tokens > cells ? tokens : cells, words = tokens / 32 + 1;
+  return scan_device_scratch_bytes(query_heads, m, c) + 3 * cache_line_bytes +
+         lists * (scored * sizeof(float) + 2 * words * sizeof(std::uint32_t) + 8);
+}
+
 /// The checks of retrieve().
 template <class Table, class Codes, class Index, class Ranges, class Indices, class Counts, class Skipped>
 constexpr status can_retrieve(const Table& table, const Codes& codes, const Index& index, const Ranges& ranges, const Indices& indices,
@@ -78,7 +88,8 @@ constexpr status can_retrieve(const Table& table, const Codes& codes, const Inde
 /// @param table    [hq, m, c] float, from inner_product_table()
 /// @param codes    [h, m, n] uint8, planar, absolute positions
 /// @param index    of the same codes, its [first, last) equal to each head's range; or empty
-/// @param ranges   [h] what is ranked; a range beyond n or with more to select than indices.extent(1) is a value_error on the host
+/// @param ranges   [h] what is ranked; a range beyond n or with more to select than indices.extent(1) is a value_error on the host;
+///                 on a device, where reading it would mean waiting, both are cut to what there is
 /// @param indices  [h, k_max] int32 ([hq, k_max] under `none`), written: absolute positions, ascending, then -1
 /// @param counts   [h] uint32 ([hq] under `none`), written
 /// @param skipped  [hq] uint8, written if given: 1 where a table had a non-finite entry, so that the head was left out

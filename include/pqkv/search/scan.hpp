@@ -30,6 +30,11 @@ constexpr std::size_t scan_scratch_bytes(std::size_t query_heads, std::size_t m,
   return query_heads * (3 * cache_line_bytes + 2 * m * c * sizeof(float));
 }
 
+/// Scratch bytes of scan() on the CUDA policy.
+constexpr std::size_t scan_device_scratch_bytes(std::size_t query_heads, std::size_t m, std::size_t c) {
+  return 3 * cache_line_bytes + query_heads * (m * (c + 1) * sizeof(float) + 24);
+}
+
 /// Whether the codes index the table: what scan() and retrieve() check first.
 template <class Table, class Codes>
 constexpr status can_look_up(const Table& table, const Codes& codes, const char* function) noexcept {

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// Front page of the CUDA backend, for files that nvcc compiles: everything of <pqkv/pqkv.hpp>, and kernels for exec::cuda with the
+// host's results. Plain C++ files of the same program include <pqkv/cuda_extern.hpp>.
+#pragma once
+
+#if !defined(__CUDACC__)
+#error "pqkv: <pqkv/cuda.cuh> needs nvcc; plain C++ files include <pqkv/cuda_extern.hpp>"
+#endif
+
+#include "pqkv.hpp"
+
+#include "exec/sync.hpp"
+
+#include "detail/cuda/buffer.cuh"
+#include "detail/cuda/cell_index.cuh"
+#include "detail/cuda/codes.cuh"
+#include "detail/cuda/distance_table.cuh"
+#include "detail/cuda/kv_store.cuh"
+#include "detail/cuda/retrieve.cuh"
+#include "detail/cuda/scan.cuh"
+#include "detail/cuda/sync.cuh"
+#include "detail/cuda/top_k.cuh"

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CTAs that work on one row or problem together: a cluster, whose members read each other's shared memory, or one CTA alone.
+// Below compute capability 9.0 there are no clusters and a team is always one CTA.
+#pragma once
+
+#include <cstdint>
+#include <nv/target>
+
+namespace pqkv::detail::block {
+
+class cluster_team {
+ public:
+  /// @param size  CTAs along grid.x that share a row; the launch's cluster dimension
+  __device__ explicit cluster_team(unsigned size) : size_(size), rank_(size == 1 ? 0 : cluster_rank()) {}
+
+  __device__ unsigned size() const { return size_; }
+  __device__ unsigned rank() const { return rank_; }
+
+  /// Barrier of all threads of the team; what they wrote before, to shared or global memory, is seen after.
+  __device__ void sync() const {
+    if (size_ == 1) {
+      __syncthreads();
+      return;
+    }
+    NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                                                  "barrier.cluster.wait.acquire.aligned;" ::: "memory");))
+  }
+
+  /// The same variable in the shared memory of another member.
+  template <class T>
+  __device__ T* remote(T* own, unsigned rank) const {
+    if (rank == rank_) return own;
+    std::uint64_t address = reinterpret_cast<std::uint64_t>(own);
+    NV_IF_TARGET(NV_PROVIDES_SM_90, (asm("mapa.u64 %0, %0, %1;" : "+l"(address) : "r"(rank));))
+    return reinterpret_cast<T*>(address);
+  }
+
+ private:
+  __device__ static unsigned cluster_rank() {
+    unsigned rank = 0;
+    NV_IF_TARGET(NV_PROVIDES_SM_90, (asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));))
+    return rank;
+  }
+
+  unsigned size_, rank_;
+};
+
+}  // namespace pqkv::detail::block

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// The nearest centroid of each row of a tile, by the canonical distance. Rows stand in shared memory with the row as the fast
+// axis; centroids pass through it in pieces of 16 coordinates by 64. A thread keeps 4 rows by 4 centroids in registers.
+#pragma once
+
+#include <cstdint>
+
+#include "../../../core/canonical.hpp"
+
+namespace pqkv::detail::block {
+
+/// A distance and its centroid as one number whose order is the rule: smaller distance first, then lower index.
+__device__ inline std::uint64_t nearest_key(float distance, std::uint32_t centroid) {
+  std::uint32_t bits = float_bits(distance);                          // distances are not negative, so their bits are in their order
+  if ((bits & 0x7fffffffu) > 0x7f800000u) bits = centroid == 0 ? 0u : 0xffffffffu;  // a NaN is never nearer, and never replaced
+  return std::uint64_t{bits} << 32 | centroid;
+}
+
+template <unsigned Rows>
+struct nearest_tile {
+  static constexpr unsigned threads = Rows * 4, row_stride = Rows + 4, piece_dims = 16, piece_centroids = 64;
+
+  float piece[piece_dims * piece_centroids];
+  std::uint64_t best[Rows];  // of each row, written by find()
+
+  /// All threads of the CTA call it; the tile must be complete. Ends with a barrier.
+  ///
+  /// @param y          [width, row_stride] in shared memory
+  /// @param centroids  [width, c] in global memory
+  __device__ void find(const float* y, unsigned width, const float* centroids, unsigned c) {
+    const unsigned group = threadIdx.x / 16, lane = threadIdx.x % 16;
+    std::uint64_t nearest[4] = {~0ull, ~0ull, ~0ull, ~0ull};
+    for (unsigned x0 = 0; x0 < c; x0 += piece_centroids) {
+      float acc[4][4] = {};
+      for (unsigned i0 = 0; i0 < width; i0 += piece_dims) {
+        __syncthreads();
+        for (unsigned at = threadIdx.x; at < piece_dims * piece_centroids; at += threads) {
+          const unsigned i = i0 + at / piece_centroids, x = x0 + at % piece_centroids;
+          piece[at] = i < width && x < c ? centroids[std::size_t{i} * c + x] : 0.0f;
+        }
+        __syncthreads();
+        const unsigned dims = width - i0 < piece_dims ? width - i0 : piece_dims;
+        for (unsigned i = 0; i < dims; ++i) {
+          const float4 row = *reinterpret_cast<const float4*>(y + (i0 + i) * row_stride + 4 * group);
+          const float4 column = *reinterpret_cast<const float4*>(piece + i * piece_centroids + 4 * lane);
+          const float rows[4] = {row.x, row.y, row.z, row.w}, columns[4] = {column.x, column.y, column.z, column.w};
+#pragma unroll
+          for (unsigned r = 0; r < 4; ++r)
+#pragma unroll
+            for (unsigned x = 0; x < 4; ++x) {
+              const float e = canonical::sub(rows[r], columns[x]);
+              acc[r][x] = canonical::fma(e, e, acc[r][x]);
+            }
+        }
+      }
+#pragma unroll
+      for (unsigned r = 0; r < 4; ++r)
+#pragma unroll
+        for (unsigned x = 0; x < 4; ++x) {
+          const std::uint32_t centroid = x0 + 4 * lane + x;
+          const std::uint64_t key = centroid < c ? nearest_key(acc[r][x], centroid) : ~0ull;
+          nearest[r] = key < nearest[r] ? key : nearest[r];
+        }
+    }
+#pragma unroll
+    for (unsigned r = 0; r < 4; ++r) {
+      for (unsigned step = 8; step > 0; step /= 2) {
+        const std::uint64_t other = __shfl_xor_sync(0xffffffffu, nearest[r], static_cast<int>(step));
+        nearest[r] = other < nearest[r] ? other : nearest[r];
+      }
+      if (lane == 0) best[4 * group + r] = nearest[r];
+    }
+    __syncthreads();
+  }
+};
+
+}  // namespace pqkv::detail::block

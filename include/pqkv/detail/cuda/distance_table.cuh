@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Distance tables on the device: a CTA is one query head and subspace, a thread one centroid.
+#pragma once
+
+#include "../../core/canonical.hpp"
+#include "../../search/distance_table.hpp"
+#include "kernel.cuh"
+
+namespace pqkv {
+namespace detail {
+
+enum class table_entry { inner_product, negative_distance };
+
+/// Subspaces are grid.x, the last one the bias; query heads grid.y.
+template <table_entry Entry>
+PQKV_HIDDEN __global__ void __launch_bounds__(max_centroids)
+    distance_table_kernel(view<const float, 2, space::device> query, codebook_view<space::device> book,
+                          mutable_distance_table_view<space::device> table) {
+  __shared__ float y[max_head_dim], mean[max_head_dim];
+  const std::size_t q = blockIdx.y, j = blockIdx.x, m = book.subspaces(), c = book.size(), g = query.extent(0) / book.heads(), head = q / g;
+  const bool is_bias = j == m;
+  const std::size_t first = is_bias ? 0 : j * book.sub_dim(), dims = is_bias ? book.head_dim() : book.sub_dim();
+  for (std::size_t i = threadIdx.x; i < dims; i += blockDim.x) {
+    const float x = query(q, first + i);
+    mean[i] = book.mean(head, first + i);
+    y[i] = Entry == table_entry::negative_distance ? canonical::sub(x, mean[i]) : x;
+  }
+  __syncthreads();
+  if (is_bias) {
+    if (threadIdx.x == 0) table.bias(q) = Entry == table_entry::negative_distance ? 0.0f : canonical::dot(y, mean, 1, dims);
+    return;
+  }
+  const std::size_t x = threadIdx.x;  // blockDim.x == c
+  const float* centroid = &book.centroids(head, j, 0, x);
+  if constexpr (Entry == table_entry::inner_product)
+    table.entries(q, j, x) = canonical::dot(y, centroid, c, dims);
+  else
+    table.entries(q, j, x) = -canonical::squared_distance(y, centroid, c, dims);
+}
+
+template <table_entry Entry>
+void build_table(const launcher& launch, view<const float, 2, space::device> query, codebook_view<space::device> book,
+                 mutable_distance_table_view<space::device> table) {
+  const dim3 grid(static_cast<unsigned>(book.subspaces() + 1), static_cast<unsigned>(query.extent(0)));
+  launch("distance_table_kernel", distance_table_kernel<Entry>, {grid, static_cast<unsigned>(book.size())}, query, book, table);
+}
+
+}  // namespace detail
+
+template <>
+struct kernel<op::inner_product_table, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, view<const float, 2, space::device> query, codebook_view<space::device> book,
+                  mutable_distance_table_view<space::device> table) {
+    detail::build_table<detail::table_entry::inner_product>({policy, "inner_product_table"}, query, book, table);
+  }
+};
+
+template <>
+struct kernel<op::squared_l2_table, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, view<const float, 2, space::device> query, codebook_view<space::device> book,
+                  mutable_distance_table_view<space::device> table) {
+    detail::build_table<detail::table_entry::negative_distance>({policy, "squared_l2_table"}, query, book, table);
+  }
+};
+
+}  // namespace pqkv

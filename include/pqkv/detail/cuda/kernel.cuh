@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// How kernels are launched: on the policy's stream, as a cluster where one is asked for, with the launch's own failure reported
+// at once and by name.
+#pragma once
+
+#include "../../exec/cuda.hpp"
+#include "../../exec/kernel.hpp"
+#include "error.cuh"
+#include "tuning.hpp"
+
+namespace pqkv::detail {
+
+/// What the launches of one call share.
+struct launcher {
+  cudaStream_t stream;
+  const char* function;  // the door, for errors
+
+  launcher(const exec::cuda& policy, const char* door) : stream(static_cast<cudaStream_t>(policy.stream)), function(door) {}
+
+  /// CTAs that a cluster may have on the current device: 1 below compute capability 9.0.
+  unsigned largest_cluster() const {
+    int device = 0, major = 0;
+    check_cuda(cudaGetDevice(&device), function, "cudaGetDevice");
+    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), function, "cudaDeviceGetAttribute");
+    return major >= 9 ? tuning::select_cluster : 1;
+  }
+
+  struct shape {
+    dim3 grid;
+    unsigned threads;
+    std::size_t shared_bytes = 0;
+    unsigned cluster = 1;  // CTAs of a cluster, along grid.x; above 1 needs compute capability 9.0
+  };
+
+  /// An empty grid launches nothing.
+  template <class... Parameter, class... Argument>
+  void operator()(const char* name, void (*kernel)(Parameter...), const shape& launch, Argument... arguments) const {
+    if (launch.grid.x == 0 || launch.grid.y == 0 || launch.grid.z == 0) return;
+    constexpr std::size_t default_shared_bytes = 48 * 1024;
+    if (launch.shared_bytes > default_shared_bytes)
+      check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(launch.shared_bytes)),
+                 function, name);
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {launch.cluster, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = launch.grid;
+    config.blockDim = dim3(launch.threads);
+    config.dynamicSmemBytes = launch.shared_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = launch.cluster > 1 ? 1 : 0;
+    check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameter>(arguments)...), function, name);
+  }
+};
+
+constexpr unsigned ceil_div(std::size_t a, std::size_t b) { return static_cast<unsigned>((a + b - 1) / b); }
+
+}  // namespace pqkv::detail

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+// Table to selected tokens on the device. Few items (the cells of a joint-code index, or a short range): one launch, in which every
+// CTA of a list scores all items and finds the threshold by itself, then writes the tokens of its part of the range; doing the
+// little work again costs less than a wait for other CTAs. Many items: scores in scratch, one cluster a list to select.
+#pragma once
+
+#include "../../search/retrieve.hpp"
+#include "block/bitmap.cuh"
+#include "block/retrieve.cuh"
+#include "block/select.cuh"
+#include "block/shared.cuh"
+#include "scan.cuh"
+
+namespace pqkv {
+namespace detail {
+
+/// Where the lists go.
+struct retrieved_lists {
+  view<std::int32_t, 2, space::device> indices;
+  view<std::uint32_t, 1, space::device> counts;
+
+  __device__ std::uint32_t room() const { return static_cast<std::uint32_t>(indices.extent(1)); }
+  __device__ std::int32_t* list(unsigned which) const { return indices.data + which * indices.stride(0); }
+  /// How many are selected of a range, at most what has room.
+  __device__ std::uint32_t selected(const middle_range& range) const { return range.selected() < room() ? range.selected() : room(); }
+  /// By one CTA: the count, and -1 behind the list.
+  template <unsigned Threads>
+  __device__ void finish(unsigned which, std::uint32_t k) const {
+    if (threadIdx.x == 0) counts(which) = k;
+    for (std::uint32_t i = k + threadIdx.x; i < room(); i += Threads) list(which)[i] = -1;
+  }
+};
+
+/// Calls mark(token, whether it is above the threshold) for every token of the cells that reach it, lists and tail. A warp is a cell.
+template <unsigned Threads, class KeyAt, class Mark>
+__device__ void for_selected_cells(const scoring& call, std::size_t head, const middle_range& range, block::threshold limit, KeyAt key_at,
+                                   Mark mark, unsigned part = 0, unsigned parts = 1) {
+  const auto& index = call.index;
+  const std::uint32_t cells = static_cast<std::uint32_t>(index.cells());
+  const unsigned lane = threadIdx.x % 32;
+  for (std::uint32_t base = (part * Threads + threadIdx.x) / 32 * 32; base < cells; base += parts * Threads) {
+    const std::uint32_t cell = base + lane, key = cell < cells && index.counts(head, cell) != 0 ? key_at(cell) : 0;
+    unsigned reached = __ballot_sync(block::all_lanes, cell < cells && index.counts(head, cell) != 0 && key >= limit.key);
+    for (; reached != 0; reached &= reached - 1) {
+      const int source = __ffs(static_cast<int>(reached)) - 1;
+      const std::uint32_t found = base + static_cast<std::uint32_t>(source);
+      const bool above = __shfl_sync(block::all_lanes, key, source) > limit.key;
+      const std::uint32_t last = index.offsets(head, found + 1);
+      for (std::uint32_t i = index.offsets(head, found) + lane; i < last && i < index.ids.extent(1); i += 32)
+        mark(static_cast<std::uint32_t>(index.ids(head, i)) - range.begin, above);
+    }
+  }
+  const block::scored_items tokens{call.codes.data + head * call.codes.stride(0), call.codes.stride(1), nullptr, 0, call.m, call.bits};
+  const std::uint32_t last = index.last(head) < range.end ? index.last(head) : range.end;
+  for (std::uint32_t t = index.merged(head) + part * Threads + threadIdx.x; t < last; t += parts * Threads) {
+    const std::uint32_t key = key_at(tokens.cell(t));
+    if (key >= limit.key) mark(t - range.begin, key > limit.key);
+  }
+}
+
+/// Parts of the range are grid.x, lists grid.y.
+/// @param most_items   items that the keys have room for
+/// @param part_tokens  of a CTA, a multiple of 32
+template <unsigned Threads>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
+    retrieve_kernel(scoring call, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned part_tokens) {
+  __shared__ union {
+    typename block::list_scorer<Threads>::scratch scoring;
+    block::radix_select<Threads> select;
+    block::reduction<std::uint64_t, Threads> sums;
+  } scratch;
+  const unsigned list = blockIdx.y, part = blockIdx.x;
+  const std::size_t head = list / call.lists_per_head;
+  const middle_range range = call.range(list);
+  const std::uint32_t k = out.selected(range);
+  const block::scored_items items = call.items(list);
+  std::int32_t* indices = out.list(list);
+
+  block::shared_memory memory;
+  block::list_scorer<Threads> scorer(call, list, items, scratch.scoring, memory);
+  std::uint32_t* keys = memory.take<std::uint32_t>(most_items);
+  scorer.look(part == 0 ? skipped : nullptr);
+  if (part == 0) out.finish<Threads>(list, k);
+  const std::uint32_t begin = part * part_tokens;
+  if (begin >= range.size() || k == 0) return;
+  const std::uint32_t tokens = range.size() - begin < part_tokens ? range.size() - begin : part_tokens;
+  if (k == range.size()) {
+    for (std::uint32_t i = begin + threadIdx.x; i < begin + tokens; i += Threads) indices[i] = static_cast<std::int32_t>(range.begin + i);
+    return;
+  }
+  if (!items.are_cells() && part != 0) return;  // few tokens: the first part writes them all
+
+  scorer.prepare(range.size());
+  for (std::uint32_t i = threadIdx.x; i < items.n; i += Threads) keys[i] = canonical::order_key(scorer.score(i));
+  __syncthreads();
+  const block::cluster_team alone(1);
+  const auto key_at = [&](std::uint32_t i) { return keys[i]; };
+  const block::threshold limit =
+      scratch.select.find(alone, items.n, k, key_at, [&](std::uint32_t i) { return items.weight(i); });
+  if (!items.are_cells()) {
+    scratch.select.emit(alone, items.n, limit, key_at, static_cast<std::int32_t>(range.begin), indices, k);
+    return;
+  }
+
+  const std::uint32_t words = part_tokens / 32;
+  std::uint32_t *chosen = memory.take<std::uint32_t>(words), *equal = memory.take<std::uint32_t>(words);
+  for (std::uint32_t w = threadIdx.x; w < words; w += Threads) chosen[w] = equal[w] = 0;
+  __syncthreads();
+  std::uint64_t before = 0;  // marked tokens of the parts before this
+  for_selected_cells<Threads>(call, head, range, limit, key_at, [&](std::uint32_t t, bool above) {
+    if (t < begin)
+      before += block::token_count(above);
+    else if (t < begin + tokens)
+      atomicOr(&(above ? chosen : equal)[(t - begin) / 32], 1u << (t - begin) % 32);
+  });
+  before = scratch.sums.sum(before);
+  block::bitmap_emission<Threads> emission(scratch.sums);
+  emission.count(chosen, equal, words);
+  emission.emit(before, limit.of_equal, static_cast<std::int32_t>(range.begin + begin), indices, k);
+}
+
+/// CTAs of a cluster are grid.x, lists grid.y: selects from scores that are there. A list of tokens is written; of a list of cells the
+/// threshold is kept.
+template <unsigned Threads>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
+    select_kernel(scoring call, retrieved_lists out, view<const float, 2, space::device> scores, block::threshold* limits) {
+  __shared__ block::radix_select<Threads> select;
+  const block::cluster_team team(gridDim.x);
+  const unsigned list = blockIdx.y;
+  const middle_range range = call.range(list);
+  const std::uint32_t k = out.selected(range);
+  const block::scored_items items = call.items(list);
+  if (team.rank() == 0) out.finish<Threads>(list, k);
+  if (k == 0) return;
+  if (k == range.size()) {
+    for (std::uint32_t i = team.rank() * Threads + threadIdx.x; i < k; i += team.size() * Threads)
+      out.list(list)[i] = static_cast<std::int32_t>(range.begin + i);
+    return;
+  }
+  const block::slice own(team, items.n);
+  const auto key_at = [&](std::uint32_t i) { return canonical::order_key(scores(list, own.begin + i)); };
+  const block::threshold limit = select.find(team, own.count, k, key_at, [&](std::uint32_t i) { return items.weight(own.begin + i); });
+  if (items.are_cells()) {
+    if (team.rank() == 0 && threadIdx.x == 0) limits[list] = limit;
+    return;
+  }
+  select.emit(team, own.count, limit, key_at, static_cast<std::int32_t>(range.begin + own.begin), out.list(list), k);
+}
+
+/// A share of the cells is grid.x, lists grid.y: marks the tokens of lists of cells.
+/// @param maps  [lists, 2, words] zeros; selected tokens and equal ones, written
+template <unsigned Threads>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
+    mark_kernel(scoring call, retrieved_lists out, view<const float, 2, space::device> scores, const block::threshold* limits,
+                view<std::uint32_t, 3, space::device> maps) {
+  const unsigned list = blockIdx.y;
+  const middle_range range = call.range(list);
+  const std::uint32_t k = out.selected(range);
+  if (!call.is_joint(range) || k == 0 || k == range.size()) return;
+  for_selected_cells<Threads>(
+      call, list / call.lists_per_head, range, limits[list],
+      [&](std::uint32_t cell) { return canonical::order_key(scores(list, cell)); },
+      [&](std::uint32_t t, bool above) {
+        if (t < range.size()) atomicOr(&maps(list, above ? 0 : 1, t / 32), 1u << t % 32);
+      },
+      blockIdx.x, gridDim.x);
+}
+
+/// CTAs of a cluster are grid.x, lists grid.y: writes lists of cells from their maps.
+template <unsigned Threads>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
+    emit_kernel(scoring call, retrieved_lists out, const block::threshold* limits, view<const std::uint32_t, 3, space::device> maps) {
+  __shared__ block::reduction<std::uint64_t, Threads> sums;
+  __shared__ std::uint64_t marked;
+  const block::cluster_team team(gridDim.x);
+  const unsigned list = blockIdx.y;
+  const middle_range range = call.range(list);
+  const std::uint32_t k = out.selected(range);
+  if (!call.is_joint(range) || k == 0 || k == range.size()) return;
+  const block::slice own(team, static_cast<std::uint32_t>(maps.extent(2)));
+  block::bitmap_emission<Threads> emission(sums);
+  const std::uint64_t here = emission.count(&maps(list, 0, own.begin), &maps(list, 1, own.begin), own.count);
+  if (threadIdx.x == 0) marked = here;
+  team.sync();
+  std::uint64_t before = 0;
+  for (unsigned rank = 0; rank < team.rank(); ++rank) before += *team.remote(&marked, rank);
+  emission.emit(before, limits[list].of_equal, static_cast<std::int32_t>(range.begin + own.begin * 32), out.list(list), k);
+  team.sync();  // members may still read `marked`
+}
+
+}  // namespace detail
+
+template <>
+struct kernel<op::retrieve, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
+                  cell_index_view<space::device> index, view<const middle_range, 1, space::device> ranges,
+                  view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts,
+                  const retrieve_params& params, view<std::uint8_t, 1, space::device> skipped) {
+    detail::scoring call(table, codes, params.reduction, params.head_dim);
+    call.ranges = ranges;
+    call.path = params.path;
+    if (params.path != search_path::scan) call.index = index;
+    // The ranges are on the device: which lists take which path is found there, how many items a list can have at most is known here.
+    const std::size_t n = codes.extent(2), cells = call.index.empty() ? 0 : call.index.cells();
+    const bool some_joint = cells != 0 && (params.path == search_path::joint || resolve_path(params.path, cells, n) == search_path::joint);
+    const std::size_t most_scanned = params.path == search_path::joint ? 0 : some_joint ? std::min(n, 4 * cells + 3) : n;
+    const std::size_t most_items = std::max(some_joint ? cells : 0, most_scanned);
+    const detail::launcher launch(policy, "retrieve");
+    const detail::retrieved_lists out{indices, counts};
+    if (most_items <= detail::tuning::fused_items && std::size_t{call.g} * call.m * call.c <= detail::tuning::fused_entries)
+      run_fused(launch, call, out, skipped.data, most_items, n);
+    else
+      run_spread(launch, policy.scratch, call, out, skipped.data, most_items, some_joint ? cells : 0);
+  }
+
+ private:
+  static constexpr unsigned threads = detail::tuning::select_threads;
+
+  static void run_fused(const detail::launcher& launch, const detail::scoring& call, const detail::retrieved_lists& out,
+                        std::uint8_t* skipped, std::size_t most_items, std::size_t n) {
+    using detail::block::shared_memory;
+    using detail::ceil_div;
+    using detail::tuning::fused_part_tokens;
+    const unsigned spread = std::clamp(detail::tuning::multiprocessors / call.lists, 1u, 16u),
+                   parts = std::max(spread, ceil_div(n, fused_part_tokens));
+    const std::size_t part_tokens = std::max(ceil_div(n, parts * std::size_t{32}), 1u) * std::size_t{32};
+    const std::size_t shared = detail::block::list_scorer<threads>::shared_bytes(call.g, call.m, call.c) +
+                               shared_memory::bytes<std::uint32_t>(most_items) + 2 * shared_memory::bytes<std::uint32_t>(part_tokens / 32);
+    launch("retrieve_kernel", detail::retrieve_kernel<threads>, {dim3(parts, call.lists), threads, shared}, call, out, skipped,
+           static_cast<unsigned>(most_items), static_cast<unsigned>(part_tokens));
+  }
+
+  static void run_spread(const detail::launcher& launch, const arena& scratch, detail::scoring call, const detail::retrieved_lists& out,
+                         std::uint8_t* skipped, std::size_t most_items, std::size_t cells) {
+    const std::size_t n = call.codes.extent(2), lists = call.lists, words = n / 32 + 1;
+    arena memory = detail::device_scratch(
+        scratch, retrieve_device_scratch_bytes(lists, call.query_heads(), call.m, call.c, n, cells), "retrieve");
+    call.carve(memory);
+    const auto scores = make_view<space::device>(memory.take<float>(lists * most_items), lists, most_items);
+    auto* limits = memory.take<detail::block::threshold>(lists);
+    const auto maps = make_view<space::device>(memory.take<std::uint32_t>(lists * 2 * words), lists, 2, words);
+    const unsigned cluster = launch.largest_cluster();
+    const dim3 grid(cluster, call.lists);
+    detail::score_items(launch, call, most_items, scores, skipped);
+    launch("select_kernel", detail::select_kernel<threads>, {grid, threads, 0, cluster}, call, out, as_const(scores), limits);
+    if (cells == 0) return;
+    detail::check_cuda(cudaMemsetAsync(maps.data, 0, maps.size() * sizeof(std::uint32_t), launch.stream), "retrieve", "cudaMemsetAsync");
+    launch("mark_kernel", detail::mark_kernel<threads>, {dim3(8, call.lists), threads}, call, out, as_const(scores), limits, maps);
+    launch("emit_kernel", detail::emit_kernel<threads>, {grid, threads, 0, cluster}, call, out, limits, as_const(maps));
+  }
+};
+
+}  // namespace pqkv

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Exact selection on the device: a row is a cluster of up to eight CTAs, each with a slice of its keys in shared memory where they
+// fit. One launch, no scratch.
+#pragma once
+
+#include "../../core/canonical.hpp"
+#include "../../search/top_k.hpp"
+#include "block/select.cuh"
+#include "block/shared.cuh"
+#include "kernel.cuh"
+#include "tuning.hpp"
+
+namespace pqkv {
+namespace detail {
+
+/// CTAs of a cluster along grid.x, rows along grid.y.
+/// @param cached  keys that the dynamic shared memory holds
+template <unsigned Threads>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
+    top_k_kernel(view<const float, 2, space::device> scores, view<std::int32_t, 2, space::device> indices, unsigned cached) {
+  __shared__ block::radix_select<Threads> select;
+  const block::cluster_team team(gridDim.x);
+  const std::uint32_t n = static_cast<std::uint32_t>(scores.extent(1)), k_max = static_cast<std::uint32_t>(indices.extent(1)),
+                      k = k_max < n ? k_max : n;
+  const float* row = scores.data + blockIdx.y * scores.stride(0);
+  std::int32_t* out = indices.data + blockIdx.y * indices.stride(0);
+  const block::slice own(team, n);
+  std::uint32_t* keys = block::shared_memory().take<std::uint32_t>(cached);
+
+  for (std::uint32_t i = k + team.rank() * Threads + threadIdx.x; i < k_max; i += team.size() * Threads) out[i] = -1;
+  if (k == 0) return;
+  if (k == n) {
+    for (std::uint32_t i = own.begin + threadIdx.x; i < own.begin + own.count; i += Threads) out[i] = static_cast<std::int32_t>(i);
+    return;
+  }
+  for (std::uint32_t i = threadIdx.x; i < own.count && i < cached; i += Threads) keys[i] = canonical::order_key(row[own.begin + i]);
+  __syncthreads();
+  const auto key_at = [&](std::uint32_t i) { return i < cached ? keys[i] : canonical::order_key(row[own.begin + i]); };
+  const block::threshold limit = select.find(team, own.count, k, key_at, [](std::uint32_t) { return 1u; });
+  select.emit(team, own.count, limit, key_at, static_cast<std::int32_t>(own.begin), out, k);
+}
+
+}  // namespace detail
+
+template <>
+struct kernel<op::top_k, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, view<const float, 2, space::device> scores, view<std::int32_t, 2, space::device> indices) {
+    constexpr unsigned threads = detail::tuning::select_threads;
+    const detail::launcher launch(policy, "top_k");
+    const std::size_t n = scores.extent(1);
+    const unsigned cluster = n > 4096 ? launch.largest_cluster() : 1;
+    const std::size_t cached = std::min<std::size_t>(n / cluster + 32, detail::tuning::select_cached_keys);
+    launch("top_k_kernel", detail::top_k_kernel<threads>,
+           {dim3(cluster, static_cast<unsigned>(scores.extent(0))), threads, cached * sizeof(std::uint32_t), cluster}, scores, indices,
+           static_cast<unsigned>(cached));
+  }
+};
+
+}  // namespace pqkv

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one function that waits. Calls on a device policy only enqueue; their results are there, and what went wrong in them is
+// known, after sync(). On the host every call is done when it returns, so generic code may call it there too.
+#pragma once
+
+#include "kernel.hpp"
+
+namespace pqkv {
+namespace op {
+struct sync {};
+}  // namespace op
+
+/// Waits until everything that was enqueued on the policy's stream is done.
+///
+/// @throws cuda_error when it, or anything before it on the stream, failed
+template <exec::policy P>
+void sync(const P& policy) {
+  kernel<op::sync, typename P::backend_type>::run(policy);
+}
+
+}  // namespace pqkv
