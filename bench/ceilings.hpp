@@ -21,6 +21,7 @@ namespace bench {
 struct ceilings {
   double scalar_flops = 0;          // std::fma as this build compiles it, which is what the scalar leaf calls
   double avx2_flops = 0;            // 0 where the CPU lacks it
+  double avx512_flops = 0;
   double streaming_read_bytes = 0;  // of streaming_bytes, from memory
   double cached_read_bytes = 0;     // of cached_bytes, over and over
   double random_row_bytes = 0;      // rows of row_bytes in random order, prefetched row_lead rows ahead
@@ -30,7 +31,7 @@ struct ceilings {
 
   template <class Isa>
   double flops() const {
-    return std::is_same_v<Isa, pqkv::isa::scalar> ? scalar_flops : avx2_flops;
+    return std::is_same_v<Isa, pqkv::isa::scalar> ? scalar_flops : std::is_same_v<Isa, pqkv::isa::avx2> ? avx2_flops : avx512_flops;
   }
   /// What binds a repeated read of so many bytes.
   double read_bytes(double working_set) const {
@@ -64,13 +65,16 @@ double median_rate(Body body) {
 namespace measure {
 
 using float_lanes [[gnu::vector_size(32)]] = float;
+using wide_float_lanes [[gnu::vector_size(64)]] = float;
 using word_lanes [[gnu::vector_size(32)]] = std::uint64_t;
 
-/// Twelve chains of eight lanes: more than latency times throughput of any AVX2 core, fewer than its registers.
-inline constexpr std::size_t chains = 12, lane_count = 8, scalar_chains = 16;
+/// Twelve chains: more than latency times throughput of any core, fewer than AVX2's registers.
+inline constexpr std::size_t chains = 12, scalar_chains = 16;
 
-PQKV_TARGET_AVX2 inline float avx2_multiply_adds(std::size_t rounds, float start) {
-  float_lanes acc[chains], factor, term;
+template <class Lanes>
+PQKV_INLINE float multiply_adds(std::size_t rounds, float start) {
+  constexpr std::size_t lane_count = sizeof(Lanes) / sizeof(float);
+  Lanes acc[chains], factor, term;
   for (std::size_t lane = 0; lane < lane_count; ++lane) {
     factor[lane] = 0.999f;
     term[lane] = 0.001f;
@@ -83,6 +87,10 @@ PQKV_TARGET_AVX2 inline float avx2_multiply_adds(std::size_t rounds, float start
   for (std::size_t i = 0; i < chains; ++i)
     for (std::size_t lane = 0; lane < lane_count; ++lane) total += acc[i][lane];
   return total;
+}
+PQKV_TARGET_AVX2 inline float avx2_multiply_adds(std::size_t rounds, float start) { return multiply_adds<float_lanes>(rounds, start); }
+PQKV_TARGET_AVX512 inline float avx512_multiply_adds(std::size_t rounds, float start) {
+  return multiply_adds<wide_float_lanes>(rounds, start);
 }
 
 inline float scalar_multiply_adds(std::size_t rounds, float start) {
@@ -140,7 +148,13 @@ inline ceilings all() {
     found.avx2_flops = median_rate([&] {
       constexpr std::size_t rounds = 1u << 21;
       benchmark::DoNotOptimize(avx2_multiply_adds(rounds, unknown()));
-      return 2.0 * chains * lane_count * rounds;
+      return 2.0 * chains * 8 * rounds;
+    });
+  if (pqkv::isa::detected() >= pqkv::isa::level::avx512)
+    found.avx512_flops = median_rate([&] {
+      constexpr std::size_t rounds = 1u << 21;
+      benchmark::DoNotOptimize(avx512_multiply_adds(rounds, unknown()));
+      return 2.0 * chains * 16 * rounds;
     });
 
   const pqkv::buffer<std::byte> memory(ceilings::streaming_bytes);

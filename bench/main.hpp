@@ -27,6 +27,7 @@ template <class Body>
 void for_each_isa(Body body) {
   body(pqkv::isa::scalar{}, "scalar");
   if (pqkv::isa::detected() >= pqkv::isa::level::avx2) body(pqkv::isa::avx2{}, "avx2");
+  if (pqkv::isa::detected() >= pqkv::isa::level::avx512) body(pqkv::isa::avx512{}, "avx512");
 }
 
 template <class Isa>
@@ -66,6 +67,7 @@ inline void add_context(const ceilings& found) {
   };
   benchmark::AddCustomContext("ceiling fma scalar", in_units(found.scalar_flops, "Gflop/s"));
   if (found.avx2_flops > 0) benchmark::AddCustomContext("ceiling fma avx2", in_units(found.avx2_flops, "Gflop/s"));
+  if (found.avx512_flops > 0) benchmark::AddCustomContext("ceiling fma avx512", in_units(found.avx512_flops, "Gflop/s"));
   benchmark::AddCustomContext("ceiling streaming read, 256 MiB", in_units(found.streaming_read_bytes, "GB/s"));
   benchmark::AddCustomContext("ceiling cached read, 256 KiB", in_units(found.cached_read_bytes, "GB/s"));
   benchmark::AddCustomContext("ceiling random 512 B rows, prefetched", in_units(found.random_row_bytes, "GB/s"));

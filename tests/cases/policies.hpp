@@ -16,6 +16,8 @@ template <class Body>
 void for_each_isa(Body&& body) {
   body(pqkv::isa::scalar{});
   if (pqkv::isa::detected() >= pqkv::isa::level::avx2) body(pqkv::isa::avx2{});
+  if (pqkv::isa::detected() >= pqkv::isa::level::avx512) body(pqkv::isa::avx512{});
+  if (pqkv::isa::detected() >= pqkv::isa::level::avx512_vbmi) body(pqkv::isa::avx512_vbmi{});
 }
 
 /// A task runner that starts `threads` threads a call and hands tasks out last to first.

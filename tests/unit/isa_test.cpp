@@ -11,31 +11,46 @@
 
 namespace isa = pqkv::isa;
 
-static_assert(std::is_base_of_v<isa::scalar, isa::avx2>, "what AVX2 does not override is the scalar code");
-static_assert(isa::level::avx2 > isa::level::scalar);
+static_assert(std::is_base_of_v<isa::scalar, isa::avx2> && std::is_base_of_v<isa::avx2, isa::avx512> &&
+                  std::is_base_of_v<isa::avx512, isa::avx512_vbmi>,
+              "what a set does not override is the code of the one before");
+static_assert(isa::level::avx512_vbmi > isa::level::avx512 && isa::level::avx512 > isa::level::avx2 &&
+              isa::level::avx2 > isa::level::scalar);
 
 namespace {
+std::string name_of(isa::scalar) { return "scalar"; }
+std::string name_of(isa::avx2) { return "avx2"; }
+std::string name_of(isa::avx512) { return "avx512"; }
+std::string name_of(isa::avx512_vbmi) { return "avx512_vbmi"; }
+
 template <class Isa>
 std::string chosen() {
-  return isa::with<Isa>([](auto found) -> std::string { return std::is_same_v<decltype(found), isa::avx2> ? "avx2" : "scalar"; });
+  return isa::with<Isa>([](auto found) { return name_of(found); });
+}
+std::string best_name() {
+  const char* const names[] = {"scalar", "avx2", "avx512", "avx512_vbmi"};
+  return names[static_cast<std::size_t>(isa::detected())];
 }
 }  // namespace
 
 TEST_CASE("detection says what the CPU says, every time") {
+  isa::level expected = isa::level::scalar;
 #if defined(__x86_64__)
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  const bool has_avx2 = false;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) expected = isa::level::avx2;
+  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    expected = __builtin_cpu_supports("avx512vbmi2") ? isa::level::avx512_vbmi : isa::level::avx512;
 #endif
-  CHECK(isa::detect() == (has_avx2 ? isa::level::avx2 : isa::level::scalar));
+  CHECK(isa::detect() == expected);
   CHECK(isa::detected() == isa::detect());
   CHECK(isa::detected() == isa::detected());
 }
 
 TEST_CASE("best is what was detected; a named set is used as it is") {
-  CHECK(chosen<isa::best>() == (isa::detected() >= isa::level::avx2 ? "avx2" : "scalar"));
+  CHECK(chosen<isa::best>() == best_name());
   CHECK(chosen<isa::scalar>() == "scalar");
   CHECK(chosen<isa::avx2>() == "avx2");
+  CHECK(chosen<isa::avx512>() == "avx512");
+  CHECK(chosen<isa::avx512_vbmi>() == "avx512_vbmi");
 }
 
 TEST_CASE("the body's result comes back, references too") {
@@ -47,7 +62,11 @@ TEST_CASE("the body's result comes back, references too") {
 }
 
 TEST_CASE("tests run on every instruction set this CPU has, scalar first") {
-  std::string seen;
-  pqkv_cases::for_each_isa([&](auto found) { seen += std::is_same_v<decltype(found), isa::avx2> ? "avx2 " : "scalar "; });
-  CHECK(seen == (isa::detected() >= isa::level::avx2 ? "scalar avx2 " : "scalar "));
+  std::string seen, expected;
+  pqkv_cases::for_each_isa([&](auto found) { seen += name_of(found) + " "; });
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512_vbmi"}) {
+    expected += std::string(name) + " ";
+    if (best_name() == name) break;
+  }
+  CHECK(seen == expected);
 }

@@ -47,7 +47,7 @@ PQKV_HD constexpr search_path resolve_path(search_path wanted, std::size_t cells
 constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t m, std::size_t c, std::size_t tokens,
                                              std::size_t cells) {
   const std::size_t scored = tokens > cells ? tokens : cells, words = tokens / 64 + 2;
-  return lists * (4 * cache_line_bytes + scored * sizeof(float) + 2 * words * sizeof(std::uint64_t)) +
+  return lists * (5 * cache_line_bytes + (scored + cells) * sizeof(float) + 2 * words * sizeof(std::uint64_t)) +
          scan_scratch_bytes(query_heads, m, c);
 }
 

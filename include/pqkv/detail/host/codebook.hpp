@@ -24,7 +24,7 @@ struct kernel<op::mean_row, backend::host> {
         std::uint64_t used = 0;
         for (std::size_t i = 0; i < sample.count; ++i) {
           const float* x = detail::load_row<leaf>(row_of(keys, head, sample(i)), d, copy);
-          if (!detail::all_finite(x, d)) continue;
+          if (!leaf::all_finite(x, d)) continue;
           ++used;
           for (std::size_t e = 0; e < d; ++e) largest = canonical::max(std::fabs(x[e]), largest);
         }
@@ -32,7 +32,7 @@ struct kernel<op::mean_row, backend::host> {
         std::int64_t sum[max_head_dim] = {};
         for (std::size_t i = 0; i < sample.count; ++i) {
           const float* x = detail::load_row<leaf>(row_of(keys, head, sample(i)), d, copy);
-          if (detail::all_finite(x, d)) leaf::accumulate(x, scale, d, sum);
+          if (leaf::all_finite(x, d)) leaf::accumulate(x, scale, d, sum);
         }
         for (std::size_t e = 0; e < d; ++e)
           mean(head, e) = used == 0 ? 0.0f : static_cast<float>(bfloat16(canonical::fixed_point_mean(sum[e], used, scale)));

@@ -7,7 +7,7 @@
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../quantize/codes.hpp"
-#include "simd/rows.hpp"
+#include "kmeans.hpp"
 
 namespace pqkv {
 
@@ -31,23 +31,29 @@ struct kernel<op::encode, backend::host> {
   template <class Leaf, class T, class Space>
   static void encode_run(view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes, std::size_t head, std::size_t first,
                          std::size_t last) {
-    const std::size_t d = keys.extent(2), m = book.subspaces(), ds = book.sub_dim(), c = book.size();
+    using search = detail::nearest_search<Leaf>;
+    const std::size_t d = keys.extent(2), m = book.subspaces(), ds = book.sub_dim();
     const bool on_sphere = book.metric() == key_metric::inner_product;
-    alignas(cache_line_bytes) float copy[max_head_dim], y[max_head_dim], lifted[max_head_dim + 1];
-    for (std::size_t t = first; t < last; ++t) {
-      const float* x = detail::load_row<Leaf>(row_of(keys, head, t), d, copy);
-      const bool finite = detail::all_finite(x, d);
-      for (std::size_t i = 0; i < d && finite; ++i) y[i] = canonical::sub(x[i], book.mean(head, i));
-      for (std::size_t j = 0; j < m; ++j) {
-        const float* row = y + j * ds;
-        bool usable = finite;
-        if (on_sphere && finite) {
-          std::copy_n(row, ds, lifted);
-          usable = detail::lift_to_sphere(lifted, ds, book.squared_radius(head, j));
-          row = lifted;
+    alignas(cache_line_bytes) float copy[max_head_dim];
+    bool finite[run_tokens], usable[search::tile_rows];
+    for (std::size_t t = first; t < last; ++t)
+      finite[t - first] = Leaf::all_finite(detail::load_row<Leaf>(row_of(keys, head, t), d, copy), d);
+    detail::row_tile<search::tile_rows> y;
+    std::uint32_t index[search::tile_rows];
+    for (std::size_t j = 0; j < m; ++j) {
+      const search nearest(&book.centroids(head, j, 0, 0), book.size(), book.row_dim(), last - first);
+      for (std::size_t start = first; start < last; start += search::tile_rows) {
+        const std::size_t rows = std::min(search::tile_rows, last - start);
+        for (std::size_t r = 0; r < rows; ++r) {
+          const auto whole = row_of(keys, head, start + r);
+          const kv_row<std::remove_cv_t<T>> part{whole.data + j * ds * whole.stride, whole.stride};
+          Leaf::centre(detail::load_row<Leaf>(part, ds, copy), &book.mean(head, j * ds), ds, y.row(r));
+          usable[r] = finite[start + r - first];
+          if (on_sphere) usable[r] &= detail::lift_to_sphere(y.row(r), ds, book.squared_radius(head, j));
         }
-        codes(head, j, t) = usable ? static_cast<std::uint8_t>(Leaf::nearest(row, &book.centroids(head, j, 0, 0), c, book.row_dim()).index)
-                                   : std::uint8_t{0};
+        nearest.find(y.pointers(rows), rows, index);
+        for (std::size_t r = 0; r < rows; ++r)
+          codes(head, j, start + r) = usable[r] ? static_cast<std::uint8_t>(index[r]) : std::uint8_t{0};
       }
     }
   }

@@ -3,6 +3,9 @@
 // sums in fixed point. Rows are read from the caller's memory in every iteration; nothing of size n * ds is copied.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <utility>
 
 #include "../../core/buffer.hpp"
@@ -13,6 +16,80 @@
 
 namespace pqkv {
 namespace detail {
+
+/// Rows that are decided together; rows of a part of a tile are followed by repetitions.
+template <std::size_t Rows>
+class row_tile {
+ public:
+  float* row(std::size_t r) { return rows_[r]; }
+  const float* const* pointers(std::size_t count) {
+    for (std::size_t r = 0; r < Rows; ++r) pointers_[r] = rows_[r < count ? r : 0];
+    return pointers_;
+  }
+
+ private:
+  alignas(cache_line_bytes) float rows_[Rows][max_head_dim + 16];
+  const float* pointers_[Rows];
+};
+
+/// Nearest centroids of many rows, for k-means and encoding. A register-tiled product |c|^2 / 2 - <y, c> shortlists; where a second
+/// centroid lies within the error of both arithmetics, the canonical distance decides, so the result is the canonical one for every row.
+template <class Leaf>
+class nearest_search {
+ public:
+  static constexpr std::size_t tile_rows = Leaf::tile_rows;
+
+  /// @param centroids  [ds, c], dense; must not change while this is in use
+  /// @param rows       that will be looked for: for a few, norms of centroids do not pay
+  nearest_search(const float* centroids, std::size_t c, std::size_t ds, std::size_t rows)
+      : centroids_(centroids), c_(c), ds_(ds), shortlists_(rows >= tile_rows) {
+    if constexpr (tile_rows > 1) {
+      if (!shortlists_) return;
+      for (std::size_t x = 0; x < c; ++x) half_norm_[x] = 0;
+      for (std::size_t i = 0; i < ds; ++i)
+        for (std::size_t x = 0; x < c; ++x) half_norm_[x] = canonical::fma(centroids[i * c + x], centroids[i * c + x], half_norm_[x]);
+      float largest = 0;
+      for (std::size_t x = 0; x < c; ++x) {
+        largest = canonical::max(half_norm_[x], largest);
+        half_norm_[x] *= 0.5f;
+      }
+      largest_norm_ = std::sqrt(largest);
+    }
+  }
+
+  /// index[r] of rows y[r], r < count <= tile_rows; y holds tile_rows valid pointers.
+  void find(const float* const* y, std::size_t count, std::uint32_t* index) const {
+    if (tile_rows == 1 || !shortlists_) {
+      for (std::size_t r = 0; r < count; ++r) index[r] = decide(y[r]);
+    } else if constexpr (tile_rows > 1) {
+      alignas(cache_line_bytes) float values[tile_rows * max_centroids];
+      Leaf::half_distances(y, centroids_, half_norm_, c_, ds_, values);
+      for (std::size_t r = 0; r < count; ++r) {
+        const std::size_t found = Leaf::only_closest(values + r * c_, c_, slack(y[r]));
+        index[r] = found < c_ ? static_cast<std::uint32_t>(found) : decide(y[r]);
+      }
+    }
+  }
+
+ private:
+  std::uint32_t decide(const float* y) const { return Leaf::nearest(y, centroids_, c_, ds_).index; }
+
+  /// By how much two values may be in the wrong order. With u = 2^-24, Y = |y|, C the largest |c|: the product's chain errs by at most
+  /// u ds (C^2 + Y C), the canonical distance, halved, by u (ds + 2) (Y + C)^2 / 2; each value by both, rounded up.
+  float slack(const float* y) const {
+    float norm;
+    Leaf::group_dots(y, 1, y, ds_, &norm, 1);
+    const float length = std::sqrt(norm), both = length + largest_norm_;
+    const float error = 0x1.2p-24f * static_cast<float>(ds_ + 4) * (largest_norm_ * both + 0.5f * both * both);
+    return 2 * error + std::numeric_limits<float>::min();  // the minimum covers what underflows
+  }
+
+  const float* centroids_;
+  std::size_t c_, ds_;
+  bool shortlists_;
+  float largest_norm_ = 0;
+  alignas(cache_line_bytes) float half_norm_[max_centroids];
+};
 
 /// One problem: the rows of one head and subspace, their assignment, and the clusters' sums.
 template <class Leaf, class T>
@@ -41,16 +118,23 @@ class kmeans_problem {
   }
 
  private:
-  /// y of the i-th training row, [width].
-  const float* row(std::size_t i) {
-    centred(rows_[i]);
-    if (squared_radius_ != nullptr) lift_to_sphere(y_, ds_, *squared_radius_);
-    return y_;
+  static constexpr std::size_t rows_ahead = 24;
+
+  void prefetch(std::size_t i) const {
+    if (i >= used_ || points_.stride(1) != 1) return;
+    const T* row = points_.data + rows_[i] * points_.stride(0);
+    for (std::size_t e = 0; e < ds_; e += cache_line_bytes / sizeof(T)) __builtin_prefetch(row + e);
   }
-  const float* centred(std::size_t t) {
-    const float* x = load_row<Leaf>(kv_row<T>{points_.data + t * points_.stride(0), points_.stride(1)}, ds_, y_);
-    for (std::size_t i = 0; i < ds_; ++i) y_[i] = canonical::sub(x[i], offset_[i]);
-    return y_;
+
+  /// y of the i-th training row, [width].
+  const float* row(std::size_t i) { return load(i, y_); }
+  const float* load(std::size_t i, float* y) {
+    centre(rows_[i], y);
+    if (squared_radius_ != nullptr) lift_to_sphere(y, ds_, *squared_radius_);
+    return y;
+  }
+  void centre(std::size_t t, float* y) {
+    Leaf::centre(load_row<Leaf>(kv_row<T>{points_.data + t * points_.stride(0), points_.stride(1)}, ds_, copy_), offset_, ds_, y);
   }
 
   void gather_rows(const stratified_sample& sample) {
@@ -58,8 +142,9 @@ class kmeans_problem {
     float radius = 0;
     for (std::size_t i = 0; i < sample.count; ++i) {
       const std::size_t t = sample(i);
-      const float* y = centred(t);
-      if (!all_finite(y, ds_)) continue;
+      centre(t, y_);
+      const float* y = y_;
+      if (!Leaf::all_finite(y, ds_)) continue;
       if (squared_radius_ != nullptr) {
         const float norm = canonical::dot(y, y, 1, ds_);
         if (!is_finite(norm)) continue;
@@ -73,7 +158,6 @@ class kmeans_problem {
       largest_ = canonical::max(canonical::sqrt(radius), largest_);
     }
     owner_ = buffer<std::uint8_t>(used_);
-    distance_ = buffer<float>(used_);
     count_ = buffer<std::uint32_t>(c_);
     sum_ = buffer<std::int64_t>(c_ * width_);
   }
@@ -105,18 +189,27 @@ class kmeans_problem {
   }
 
   /// Whether a row changed its cluster.
-  bool assign(bool first) {
-    bool changed = first;
+  bool assign(bool initial) {
+    bool changed = initial;
     for (std::uint32_t& count : count_) count = 0;
     for (std::int64_t& sum : sum_) sum = 0;
-    for (std::size_t i = 0; i < used_; ++i) {
-      const float* y = row(i);
-      const nearest_centroid nearest = Leaf::nearest(y, centroids_, c_, width_);
-      changed |= owner_[i] != nearest.index;
-      owner_[i] = static_cast<std::uint8_t>(nearest.index);
-      distance_[i] = nearest.distance;
-      ++count_[nearest.index];
-      Leaf::accumulate(y, scale_, width_, sum_.data() + nearest.index * width_);
+    using search = nearest_search<Leaf>;
+    const search nearest(centroids_, c_, width_, used_);
+    row_tile<search::tile_rows> y;
+    std::uint32_t index[search::tile_rows];
+    for (std::size_t first = 0; first < used_; first += search::tile_rows) {
+      const std::size_t rows = std::min(search::tile_rows, used_ - first);
+      for (std::size_t r = 0; r < rows; ++r) {
+        prefetch(first + r + rows_ahead);
+        load(first + r, y.row(r));
+      }
+      nearest.find(y.pointers(rows), rows, index);
+      for (std::size_t r = 0; r < rows; ++r) {
+        changed |= owner_[first + r] != index[r];
+        owner_[first + r] = static_cast<std::uint8_t>(index[r]);
+        ++count_[index[r]];
+        Leaf::accumulate(y.row(r), scale_, width_, sum_.data() + index[r] * width_);
+      }
     }
     return changed;
   }
@@ -129,8 +222,12 @@ class kmeans_problem {
       for (std::size_t x = 1; x < c_; ++x)
         if (count_[x] > count_[fullest]) fullest = x;
       std::size_t farthest = used_;
-      for (std::size_t i = 0; i < used_; ++i)
-        if (owner_[i] == fullest && (farthest == used_ || distance_[i] > distance_[farthest])) farthest = i;
+      float largest = 0;
+      for (std::size_t i = 0; i < used_; ++i) {
+        if (owner_[i] != fullest) continue;  // a cluster that just took its row is never the fullest: it has one
+        const float distance = canonical::squared_distance(row(i), centroids_ + fullest, c_, width_);
+        if (farthest == used_ || distance > largest) farthest = i, largest = distance;
+      }
       const float* y = row(farthest);
       for (std::size_t e = 0; e < width_; ++e) {
         const std::int64_t term = canonical::fixed_point(y[e], scale_);
@@ -157,9 +254,9 @@ class kmeans_problem {
   float largest_ = 0, scale_ = 1;
   buffer<std::uint32_t> rows_, count_;
   buffer<std::uint8_t> owner_;
-  buffer<float> distance_;
   buffer<std::int64_t> sum_;  // [c, width]
   alignas(cache_line_bytes) float y_[max_head_dim + 1];
+  alignas(cache_line_bytes) float copy_[max_head_dim];
 };
 
 }  // namespace detail

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <bit>
+#include <optional>
 
 #include "../../search/retrieve.hpp"
 #include "cell_index.hpp"
@@ -12,12 +13,16 @@
 namespace pqkv {
 namespace detail {
 
-/// Scratch of one list beside its scorer's: scores of items and two bitmaps of tokens.
+/// Scratch of one list beside its scorer's: scores of items, products of cells, and two bitmaps of tokens.
 struct selection_scratch {
   float* scores;
+  float* values;  // [cells]
   std::uint64_t* chosen;
   std::uint64_t* equal;
 };
+
+inline const std::uint32_t* weights_of(const token_items&) { return nullptr; }
+inline const std::uint32_t* weights_of(const cell_items& items) { return items.weights; }
 
 /// Emits whole cells above the threshold, then the lowest tokens of all cells that equal it. A bitmap puts them in order.
 class cell_emission {
@@ -86,6 +91,7 @@ struct kernel<op::retrieve, backend::host> {
     workspace memory(policy.scratch, retrieve_scratch_bytes(lists, hq, m, c, longest, cells), "retrieve");
     const detail::scorer_scratch tables = detail::scorer_scratch::carve(memory, hq, m, c);
     float* scores = memory.take<float>(lists * scored);
+    float* values = memory.take<float>(lists * cells);
     std::uint64_t* bitmaps = memory.take<std::uint64_t>(2 * lists * words);
 
     isa::with<typename P::isa_type>([&](auto isa) {
@@ -95,7 +101,8 @@ struct kernel<op::retrieve, backend::host> {
         const std::size_t head = list / lists_per_head, first = list * g;
         const detail::scorer_scratch own{tables.shifted + first * m * c, tables.entries + first * m * c, tables.factor + first};
         scorer_type scorer(own, params.reduction, g, m, c, params.head_dim);
-        const detail::selection_scratch scratch{scores + list * scored, bitmaps + 2 * list * words, bitmaps + (2 * list + 1) * words};
+        const detail::selection_scratch scratch{scores + list * scored, values + list * cells, bitmaps + 2 * list * words,
+                                                bitmaps + (2 * list + 1) * words};
         std::int32_t* out = indices.data + list * indices.stride(0);
         std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
         counts(list) = select(scorer, table, first, codes, index, head, ranges(head), params.path, scratch, out, flags);
@@ -128,20 +135,28 @@ struct kernel<op::retrieve, backend::host> {
     const std::uint32_t k = range.selected();
     const std::uint8_t* head_codes = codes.data + head * codes.stride(0);
     const bool joint = !index.empty() && resolve_path(path, index.cells(), range.size()) == search_path::joint;
-    const detail::scored_items tokens{head_codes + range.begin, codes.stride(1), range.size(), nullptr};
-    const detail::scored_items cells{index.cell_codes.data, index.cell_codes.stride(0), joint ? index.cells() : 0,
-                                     joint ? &index.counts(head, 0) : nullptr};
-    const detail::scored_items& items = joint ? cells : tokens;
-    scorer.prepare(table, first, items, range.size(), skipped);
-    if (k == 0) return 0;
-    if (k == range.size()) {
-      for (std::uint32_t i = 0; i < k; ++i) out[i] = static_cast<std::int32_t>(range.begin + i);
-      return k;
+    if (joint) {
+      const detail::cell_items cells{&index.counts(head, 0), index.cells(), scratch.values};
+      const auto threshold = rank(scorer, table, first, cells, range, k, scratch.scores, out, skipped);
+      return threshold ? detail::cell_emission(index, head, codes, range, scratch).emit(*threshold, out) : k;
     }
-    scorer.score(items, scratch.scores);
-    const detail::selection_threshold threshold = detail::find_threshold(scratch.scores, items.weights, items.n, k);
-    if (joint) return detail::cell_emission(index, head, codes, range, scratch).emit(threshold, out);
-    return detail::emit_selected(scratch.scores, items.n, threshold, static_cast<std::int32_t>(range.begin), out);
+    const detail::token_items tokens{head_codes + range.begin, codes.stride(1), range.size()};
+    const auto threshold = rank(scorer, table, first, tokens, range, k, scratch.scores, out, skipped);
+    return threshold ? detail::emit_selected(scratch.scores, tokens.n, *threshold, static_cast<std::int32_t>(range.begin), out) : k;
+  }
+
+  /// The threshold that selects k; none where there is nothing to choose: then all k of the range are written to `out`.
+  template <class Scorer, class Items>
+  static std::optional<detail::selection_threshold> rank(Scorer& scorer, distance_table_view<> table, std::size_t first, const Items& items,
+                                                         middle_range range, std::uint32_t k, float* scores, std::int32_t* out,
+                                                         std::uint8_t* skipped) {
+    scorer.prepare(table, first, items, range.size(), skipped);
+    if (k == 0 || k == range.size()) {
+      for (std::uint32_t i = 0; i < k; ++i) out[i] = static_cast<std::int32_t>(range.begin + i);
+      return std::nullopt;
+    }
+    scorer.score(items, scores);
+    return detail::find_threshold(scores, detail::weights_of(items), items.n, k);
   }
 };
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores of a group on the host. `group_scorer` is what both scan() and retrieve() are made of: it prepares the tables of the query
-// heads of one list once, then scores items. Items are tokens or the cells of a joint-code index; both go through the same leaves,
-// which is why the two paths agree to the bit.
+// heads of one list once, then scores items. Items are tokens, whose table entries are looked up, or the cells of a joint-code index,
+// whose products are expanded from the table; all that follows goes through the same leaves, and a product has the same factors in
+// the same order, which is why the two paths agree to the bit.
 #pragma once
 
 #include <algorithm>
@@ -15,12 +16,59 @@
 namespace pqkv {
 namespace detail {
 
-/// What is scored: n code tuples in planes, each standing for weights[i] tokens (null: one).
-struct scored_items {
+/// Tokens, by their codes in planes. A tile of products stays in the first-level cache.
+struct token_items {
+  static constexpr std::size_t tile = 512;
   const std::uint8_t* codes;
-  std::size_t stride;
-  std::size_t n;
+  std::size_t stride, n;
+
+  /// use(first, values, weights, count) for every tile of products of entries [m, c]
+  template <class Leaf, class Use>
+  void products(const float* entries, std::size_t m, std::size_t c, Use use) const {
+    alignas(cache_line_bytes) float values[tile];
+    for (std::size_t first = 0; first < n; first += tile) {
+      const std::size_t count = std::min(tile, n - first);
+      Leaf::products(entries, m, c, codes + first, stride, count, values);
+      use(first, static_cast<const float*>(values), static_cast<const std::uint32_t*>(nullptr), count);
+    }
+  }
+  template <class Leaf, class Use>
+  void sums(const float* entries, std::size_t m, std::size_t c, Use use) const {
+    alignas(cache_line_bytes) float values[tile];
+    for (std::size_t first = 0; first < n; first += tile) {
+      const std::size_t count = std::min(tile, n - first);
+      Leaf::sums(entries, m, c, codes + first, stride, count, values);
+      use(first, static_cast<const float*>(values), static_cast<const std::uint32_t*>(nullptr), count);
+    }
+  }
+};
+
+/// All c^m cells in ascending order, each standing for weights[cell] tokens. The first code is the most significant digit.
+struct cell_items {
   const std::uint32_t* weights;
+  std::size_t n;
+  float* values;  // [n], scratch
+
+  template <class Leaf, class Use>
+  void products(const float* entries, std::size_t m, std::size_t c, Use use) const {
+    expand(entries, m, c, [](float prefix, const float* row, std::size_t count, float* out) { Leaf::multiples(prefix, row, count, out); });
+    use(std::size_t{0}, static_cast<const float*>(values), weights, n);
+  }
+  template <class Leaf, class Use>
+  void sums(const float* entries, std::size_t m, std::size_t c, Use use) const {
+    expand(entries, m, c, [](float prefix, const float* row, std::size_t count, float* out) { Leaf::offsets(prefix, row, count, out); });
+    use(std::size_t{0}, static_cast<const float*>(values), weights, n);
+  }
+
+ private:
+  /// One subspace after the other, in place: the block of a prefix lies behind all prefixes that are still to be read.
+  template <class Extend>
+  void expand(const float* entries, std::size_t m, std::size_t c, Extend extend) const {
+    std::copy_n(entries, c, values);
+    std::size_t width = c;
+    for (std::size_t j = 1; j < m; ++j, width *= c)
+      for (std::size_t prefix = width; prefix-- > 0;) extend(values[prefix], entries + j * c, c, values + prefix * c);
+  }
 };
 
 /// Scratch of one list: g * m * c floats twice, g floats.
@@ -43,11 +91,12 @@ class group_scorer {
 
   /// Takes query heads [first, first + g) of the table. Returns through `skipped` (null or [g]) which had a non-finite entry.
   /// @param tokens  what the items stand for in all
-  void prepare(distance_table_view<> table, std::size_t first, const scored_items& items, std::uint64_t tokens, std::uint8_t* skipped) {
+  template <class Items>
+  void prepare(distance_table_view<> table, std::size_t first, const Items& items, std::uint64_t tokens, std::uint8_t* skipped) {
     for (std::size_t q = 0; q < g_; ++q) {
       const float* entries = table.entries.data + (first + q) * table.entries.stride(0);
       bool finite = is_finite(table.bias(first + q)) || !uses_bias();
-      for (std::size_t j = 0; j < m_; ++j) finite &= all_finite(entries + j * table.entries.stride(1), c_);
+      for (std::size_t j = 0; j < m_; ++j) finite &= Leaf::all_finite(entries + j * table.entries.stride(1), c_);
       if (skipped != nullptr) skipped[q] = finite ? 0 : 1;
       if (!finite)
         leave_out(q);
@@ -58,18 +107,37 @@ class group_scorer {
     }
   }
 
-  void score(const scored_items& items, float* scores) const {
-    const auto& s = scratch_;
-    switch (reduction_) {
-      case group_reduction::probability_sum:
-        return Leaf::probability_sum(s.entries, s.factor, g_, m_, c_, items.codes, items.stride, items.n, scores);
-      case group_reduction::probability_max:
-        return Leaf::probability_max(s.entries, s.factor, g_, m_, c_, items.codes, items.stride, items.n, scores);
-      case group_reduction::logit_max:
-        return Leaf::logit_max(s.entries, s.factor, g_, m_, c_, items.codes, items.stride, items.n, scores);
-      case group_reduction::logit_sum:
-      case group_reduction::none:
-        return Leaf::logit_sum(s.entries, g_, m_, c_, items.codes, items.stride, items.n, scores);
+  /// @param scores  [items.n], written
+  template <class Items>
+  void score(const Items& items, float* scores) const {
+    const bool lowest = reduction_ == group_reduction::logit_max;
+    std::fill_n(scores, items.n, lowest ? float_from_bits(0xff800000u) : 0.0f);
+    for (std::size_t q = 0; q < g_; ++q) {
+      const float* entries = scratch_.entries + q * m_ * c_;
+      const float factor = scratch_.factor[q];
+      switch (reduction_) {
+        case group_reduction::probability_sum:
+          items.template products<Leaf>(entries, m_, c_, [&](std::size_t at, const float* p, const std::uint32_t*, std::size_t count) {
+            Leaf::add_scaled(p, factor, count, scores + at);
+          });
+          break;
+        case group_reduction::probability_max:
+          items.template products<Leaf>(entries, m_, c_, [&](std::size_t at, const float* p, const std::uint32_t*, std::size_t count) {
+            Leaf::max_scaled(p, factor, count, scores + at);
+          });
+          break;
+        case group_reduction::logit_max:
+          items.template sums<Leaf>(entries, m_, c_, [&](std::size_t at, const float* z, const std::uint32_t*, std::size_t count) {
+            Leaf::max_shifted(z, factor, count, scores + at);
+          });
+          break;
+        case group_reduction::logit_sum:
+        case group_reduction::none:
+          items.template sums<Leaf>(entries, m_, c_, [&](std::size_t at, const float* z, const std::uint32_t*, std::size_t count) {
+            Leaf::add(z, count, scores + at);
+          });
+          break;
+      }
     }
   }
 
@@ -89,7 +157,8 @@ class group_scorer {
     scratch_.factor[q] = bias;
   }
 
-  void take_probabilities(std::size_t q, const float* entries, std::size_t stride, const scored_items& items, std::uint64_t tokens) {
+  template <class Items>
+  void take_probabilities(std::size_t q, const float* entries, std::size_t stride, const Items& items, std::uint64_t tokens) {
     float* u = scratch_.shifted + q * m_ * c_;
     float* e = scratch_.entries + q * m_ * c_;
     for (std::size_t j = 0; j < m_; ++j) {
@@ -99,8 +168,11 @@ class group_scorer {
     }
     std::uint64_t z = exponentiate(u, e, items);
     if (canonical::needs_recentring(z, tokens)) {
-      const float best = canonical::recentring(Leaf::best_sum(u, m_, c_, items.codes, items.stride, items.n, items.weights), scale_);
-      const float shift = canonical::div(best, static_cast<float>(m_));
+      float best = float_from_bits(0xff800000u);
+      items.template sums<Leaf>(u, m_, c_, [&](std::size_t, const float* logits, const std::uint32_t* weights, std::size_t count) {
+        best = canonical::max(Leaf::largest(logits, weights, count), best);
+      });
+      const float shift = canonical::div(canonical::recentring(best, scale_), static_cast<float>(m_));
       for (std::size_t x = 0; x < m_ * c_; ++x) u[x] = canonical::sub(u[x], shift);
       z = exponentiate(u, e, items);
     }
@@ -108,9 +180,14 @@ class group_scorer {
     if (z == 0) leave_out(q);
   }
 
-  std::uint64_t exponentiate(const float* u, float* e, const scored_items& items) const {
+  template <class Items>
+  std::uint64_t exponentiate(const float* u, float* e, const Items& items) const {
     Leaf::exponentials(u, m_ * c_, scale_, e);
-    return Leaf::normaliser(e, m_, c_, items.codes, items.stride, items.n, items.weights);
+    std::uint64_t z = 0;
+    items.template products<Leaf>(e, m_, c_, [&](std::size_t, const float* p, const std::uint32_t* weights, std::size_t count) {
+      z += Leaf::total(p, weights, count);
+    });
+    return z;
   }
 
   scorer_scratch scratch_;
@@ -136,7 +213,7 @@ struct kernel<op::scan, backend::host> {
         const std::size_t head = list / lists_per_head, first = list * g;
         const detail::scorer_scratch own{all.shifted + first * m * c, all.entries + first * m * c, all.factor + first};
         detail::group_scorer<detail::leaf<decltype(isa)>> scorer(own, reduction, g, m, c, head_dim);
-        const detail::scored_items items{codes.data + head * codes.stride(0), codes.stride(1), n, nullptr};
+        const detail::token_items items{codes.data + head * codes.stride(0), codes.stride(1), n};
         scorer.prepare(table, first, items, n, nullptr);
         scorer.score(items, scores.data + list * scores.stride(0));
       });

@@ -29,6 +29,64 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
     base::widen(src + i, n - i, dst + i);
   }
 
+  PQKV_TARGET_AVX2 static bool all_finite(const float* x, std::size_t n) {
+    const __m256i exponent = _mm256_set1_epi32(0x7f800000);
+    __m256i broken = _mm256_setzero_si256();
+    std::size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      const __m256i bits = _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + i)), exponent);
+      broken = _mm256_or_si256(broken, _mm256_cmpeq_epi32(bits, exponent));
+    }
+    return _mm256_testz_si256(broken, broken) != 0 && base::all_finite(x + i, n - i);
+  }
+
+  PQKV_TARGET_AVX2 static void centre(const float* x, const float* mean, std::size_t n, float* out) {
+    std::size_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, _mm256_sub_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(mean + i)));
+    base::centre(x + i, mean + i, n - i, out + i);
+  }
+
+  static constexpr std::size_t tile_rows = 6;
+
+  /// out[r * c + x] = half_norms[x] - <y[r], centroid x> for tile_rows rows y of ds floats, one chain of fused multiply-adds each.
+  PQKV_TARGET_AVX2 static void half_distances(const float* const* y, const float* centroids, const float* half_norms, std::size_t c,
+                                              std::size_t ds, float* out) {
+    for (std::size_t x = 0; x < c; x += 16) {
+      __m256 acc[tile_rows][2];
+      for (auto& row : acc) row[0] = _mm256_loadu_ps(half_norms + x), row[1] = _mm256_loadu_ps(half_norms + x + 8);
+      for (std::size_t i = 0; i < ds; ++i) {
+        const __m256 low = _mm256_loadu_ps(centroids + i * c + x), high = _mm256_loadu_ps(centroids + i * c + x + 8);
+        for (std::size_t r = 0; r < tile_rows; ++r) {
+          const __m256 element = _mm256_broadcast_ss(y[r] + i);
+          acc[r][0] = _mm256_fnmadd_ps(element, low, acc[r][0]);
+          acc[r][1] = _mm256_fnmadd_ps(element, high, acc[r][1]);
+        }
+      }
+      for (std::size_t r = 0; r < tile_rows; ++r) {
+        _mm256_storeu_ps(out + r * c + x, acc[r][0]);
+        _mm256_storeu_ps(out + r * c + x + 8, acc[r][1]);
+      }
+    }
+  }
+
+  /// The index of the smallest value, or c when another value is not above it by more than the slack (NaNs included).
+  PQKV_TARGET_AVX2 static std::size_t only_closest(const float* values, std::size_t c, float slack) {
+    __m256 least = _mm256_loadu_ps(values);
+    for (std::size_t x = 8; x < c; x += 8) least = _mm256_min_ps(least, _mm256_loadu_ps(values + x));
+    __m128 four = _mm_min_ps(_mm256_castps256_ps128(least), _mm256_extractf128_ps(least, 1));
+    four = _mm_min_ps(four, _mm_movehl_ps(four, four));
+    four = _mm_min_ss(four, _mm_movehdup_ps(four));
+    const __m256 reach = _mm256_set1_ps(_mm_cvtss_f32(four) + slack);
+    std::size_t found = c;
+    for (std::size_t x = 0; x < c; x += 8) {
+      const auto near = static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(values + x), reach, _CMP_NGT_UQ)));
+      if (near == 0) continue;
+      if (found != c || (near & (near - 1)) != 0) return c;
+      found = x + static_cast<std::size_t>(__builtin_ctz(near));
+    }
+    return found;
+  }
+
   PQKV_TARGET_AVX2 static nearest_centroid nearest(const float* y, const float* centroids, std::size_t c, std::size_t ds) {
     __m256 best = _mm256_set1_ps(0), block = _mm256_set1_ps(0);
     const std::size_t width = c < 32 ? 16 : 32;  // c is a power of two, at least 16
@@ -95,14 +153,42 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
     base::exponentials(u + i, n - i, s, out + i);
   }
 
-  PQKV_TARGET_AVX2 static std::uint64_t normaliser(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes,
-                                                   std::size_t stride, std::size_t n, const std::uint32_t* weights) {
+  PQKV_TARGET_AVX2 static void products(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
+                                        std::size_t n, float* out) {
+    std::size_t t = 0;
+    for (; t + 8 <= n; t += 8) {
+      __m256 p = look_up(e, codes + t);
+      for (std::size_t j = 1; j < m; ++j) p = _mm256_mul_ps(p, look_up(e + j * c, codes + j * stride + t));
+      _mm256_storeu_ps(out + t, p);
+    }
+    base::products(e, m, c, codes + t, stride, n - t, out + t);
+  }
+
+  PQKV_TARGET_AVX2 static void sums(const float* table, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
+                                    std::size_t n, float* out) {
+    std::size_t t = 0;
+    for (; t + 8 <= n; t += 8) {
+      __m256 z = look_up(table, codes + t);
+      for (std::size_t j = 1; j < m; ++j) z = _mm256_add_ps(z, look_up(table + j * c, codes + j * stride + t));
+      _mm256_storeu_ps(out + t, z);
+    }
+    base::sums(table, m, c, codes + t, stride, n - t, out + t);
+  }
+
+  PQKV_TARGET_AVX2 static void multiples(float factor, const float* e, std::size_t n, float* out) {
+    for (std::size_t x = 0; x < n; x += 8) _mm256_storeu_ps(out + x, _mm256_mul_ps(_mm256_set1_ps(factor), _mm256_loadu_ps(e + x)));
+  }
+
+  PQKV_TARGET_AVX2 static void offsets(float term, const float* e, std::size_t n, float* out) {
+    for (std::size_t x = 0; x < n; x += 8) _mm256_storeu_ps(out + x, _mm256_add_ps(_mm256_set1_ps(term), _mm256_loadu_ps(e + x)));
+  }
+
+  PQKV_TARGET_AVX2 static std::uint64_t total(const float* p, const std::uint32_t* weights, std::size_t n) {
     const __m256d magic = _mm256_set1_pd(0x1.8p52);
     __m256i z = _mm256_setzero_si256();
     std::size_t t = 0;
     for (; t + 8 <= n; t += 8) {
-      const __m256 p = product(e, m, c, codes + t, stride);
-      __m256i low = fixed(_mm256_castps256_ps128(p), magic), high = fixed(_mm256_extractf128_ps(p, 1), magic);
+      __m256i low = fixed(_mm_loadu_ps(p + t), magic), high = fixed(_mm_loadu_ps(p + t + 4), magic);
       if (weights != nullptr) {
         const __m256i weight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + t));
         low = times(low, _mm256_cvtepu32_epi64(_mm256_castsi256_si128(weight)));
@@ -112,54 +198,34 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
     }
     alignas(32) std::uint64_t lanes[4];
     _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), z);
-    return lanes[0] + lanes[1] + lanes[2] + lanes[3] +
-           base::normaliser(e, m, c, codes + t, stride, n - t, weights != nullptr ? weights + t : nullptr);
+    return lanes[0] + lanes[1] + lanes[2] + lanes[3] + base::total(p + t, weights != nullptr ? weights + t : nullptr, n - t);
   }
 
-  PQKV_TARGET_AVX2 static void probability_sum(const float* e, const float* r, std::size_t g, std::size_t m, std::size_t c,
-                                               const std::uint8_t* codes, std::size_t stride, std::size_t n, float* scores) {
+  PQKV_TARGET_AVX2 static void add_scaled(const float* p, float r, std::size_t n, float* scores) {
     std::size_t t = 0;
-    for (; t + 8 <= n; t += 8) {
-      __m256 acc = _mm256_setzero_ps();
-      for (std::size_t q = 0; q < g; ++q) acc = _mm256_fmadd_ps(product(e + q * m * c, m, c, codes + t, stride), _mm256_set1_ps(r[q]), acc);
-      _mm256_storeu_ps(scores + t, acc);
-    }
-    base::probability_sum(e, r, g, m, c, codes + t, stride, n - t, scores + t);
+    for (; t + 8 <= n; t += 8)
+      _mm256_storeu_ps(scores + t, _mm256_fmadd_ps(_mm256_loadu_ps(p + t), _mm256_set1_ps(r), _mm256_loadu_ps(scores + t)));
+    base::add_scaled(p + t, r, n - t, scores + t);
   }
 
-  PQKV_TARGET_AVX2 static void probability_max(const float* e, const float* r, std::size_t g, std::size_t m, std::size_t c,
-                                               const std::uint8_t* codes, std::size_t stride, std::size_t n, float* scores) {
+  PQKV_TARGET_AVX2 static void max_scaled(const float* p, float r, std::size_t n, float* scores) {
     std::size_t t = 0;
-    for (; t + 8 <= n; t += 8) {
-      __m256 best = _mm256_setzero_ps();
-      for (std::size_t q = 0; q < g; ++q)
-        best = _mm256_max_ps(_mm256_mul_ps(product(e + q * m * c, m, c, codes + t, stride), _mm256_set1_ps(r[q])), best);
-      _mm256_storeu_ps(scores + t, best);
-    }
-    base::probability_max(e, r, g, m, c, codes + t, stride, n - t, scores + t);
+    for (; t + 8 <= n; t += 8)
+      _mm256_storeu_ps(scores + t, _mm256_max_ps(_mm256_mul_ps(_mm256_loadu_ps(p + t), _mm256_set1_ps(r)), _mm256_loadu_ps(scores + t)));
+    base::max_scaled(p + t, r, n - t, scores + t);
   }
 
-  PQKV_TARGET_AVX2 static void logit_sum(const float* table, std::size_t g, std::size_t m, std::size_t c, const std::uint8_t* codes,
-                                         std::size_t stride, std::size_t n, float* scores) {
+  PQKV_TARGET_AVX2 static void add(const float* z, std::size_t n, float* scores) {
     std::size_t t = 0;
-    for (; t + 8 <= n; t += 8) {
-      __m256 acc = _mm256_setzero_ps();
-      for (std::size_t q = 0; q < g; ++q) acc = _mm256_add_ps(acc, sum(table + q * m * c, m, c, codes + t, stride));
-      _mm256_storeu_ps(scores + t, acc);
-    }
-    base::logit_sum(table, g, m, c, codes + t, stride, n - t, scores + t);
+    for (; t + 8 <= n; t += 8) _mm256_storeu_ps(scores + t, _mm256_add_ps(_mm256_loadu_ps(scores + t), _mm256_loadu_ps(z + t)));
+    base::add(z + t, n - t, scores + t);
   }
 
-  PQKV_TARGET_AVX2 static void logit_max(const float* table, const float* bias, std::size_t g, std::size_t m, std::size_t c,
-                                         const std::uint8_t* codes, std::size_t stride, std::size_t n, float* scores) {
+  PQKV_TARGET_AVX2 static void max_shifted(const float* z, float bias, std::size_t n, float* scores) {
     std::size_t t = 0;
-    for (; t + 8 <= n; t += 8) {
-      __m256 best = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xff800000u)));
-      for (std::size_t q = 0; q < g; ++q)
-        best = _mm256_max_ps(_mm256_add_ps(sum(table + q * m * c, m, c, codes + t, stride), _mm256_set1_ps(bias[q])), best);
-      _mm256_storeu_ps(scores + t, best);
-    }
-    base::logit_max(table, bias, g, m, c, codes + t, stride, n - t, scores + t);
+    for (; t + 8 <= n; t += 8)
+      _mm256_storeu_ps(scores + t, _mm256_max_ps(_mm256_add_ps(_mm256_loadu_ps(z + t), _mm256_set1_ps(bias)), _mm256_loadu_ps(scores + t)));
+    base::max_shifted(z + t, bias, n - t, scores + t);
   }
 
   PQKV_TARGET_AVX2 static void group_dots(const float* queries, std::size_t g, const float* key, std::size_t d, float* out,
@@ -225,18 +291,6 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
   PQKV_TARGET_AVX2 static PQKV_INLINE __m256 look_up(const float* table, const std::uint8_t* code) {
     const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(code));
     return _mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(eight), 4);
-  }
-  PQKV_TARGET_AVX2 static PQKV_INLINE __m256 product(const float* e, std::size_t m, std::size_t c, const std::uint8_t* code,
-                                                     std::size_t stride) {
-    __m256 p = look_up(e, code);
-    for (std::size_t j = 1; j < m; ++j) p = _mm256_mul_ps(p, look_up(e + j * c, code + j * stride));
-    return p;
-  }
-  PQKV_TARGET_AVX2 static PQKV_INLINE __m256 sum(const float* table, std::size_t m, std::size_t c, const std::uint8_t* code,
-                                                 std::size_t stride) {
-    __m256 z = look_up(table, code);
-    for (std::size_t j = 1; j < m; ++j) z = _mm256_add_ps(z, look_up(table + j * c, code + j * stride));
-    return z;
   }
   PQKV_TARGET_AVX2 static PQKV_INLINE __m256i fixed(__m128 p, __m256d magic) {
     const __m256d shifted = _mm256_fmadd_pd(_mm256_cvtps_pd(p), _mm256_set1_pd(0x1p40), magic);

@@ -21,13 +21,6 @@ const float* load_row(kv_row<T> row, std::size_t n, float* copy) {
   return copy;
 }
 
-/// On the bits, whatever the compiler assumes.
-inline bool all_finite(const float* x, std::size_t n) {
-  bool finite = true;
-  for (std::size_t i = 0; i < n; ++i) finite &= is_finite(x[i]);
-  return finite;
-}
-
 /// Writes the coordinate of the inner-product metric behind y[ds]; false where |y|^2 is not finite.
 inline bool lift_to_sphere(float* y, std::size_t ds, float squared_radius) {
   const float norm = canonical::dot(y, y, 1, ds);

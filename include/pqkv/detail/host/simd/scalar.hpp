@@ -28,6 +28,21 @@ struct leaf<isa::scalar> {
     for (std::size_t i = 0; i < n; ++i) dst[i] = static_cast<float>(src[i]);
   }
 
+  /// Whether no element is an infinity or a NaN, on the bits, whatever the compiler assumes.
+  static bool all_finite(const float* x, std::size_t n) {
+    bool finite = true;
+    for (std::size_t i = 0; i < n; ++i) finite &= is_finite(x[i]);
+    return finite;
+  }
+
+  /// Canonical. out[i] = x[i] - mean[i]
+  static void centre(const float* x, const float* mean, std::size_t n, float* out) {
+    for (std::size_t i = 0; i < n; ++i) out[i] = canonical::sub(x[i], mean[i]);
+  }
+
+  /// Rows that half_distances() takes at once; 1: it does not exist, and nearest() decides every row.
+  static constexpr std::size_t tile_rows = 1;
+
   /// Canonical. argmin over x of the squared distance of y and centroid x, ties to the lower index; centroids [ds, c].
   static nearest_centroid nearest(const float* y, const float* centroids, std::size_t c, std::size_t ds) {
     nearest_centroid best{0, canonical::squared_distance(y, centroids, c, ds)};
@@ -58,66 +73,69 @@ struct leaf<isa::scalar> {
     for (std::size_t i = 0; i < n; ++i) out[i] = canonical::exponential(u[i], s);
   }
 
-  /// Canonical. Sum over items t of weight[t] * F(P(t)); items are tokens (weights null: 1) or cells. e [m, c].
-  static std::uint64_t normaliser(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
-                                  std::size_t n, const std::uint32_t* weights) {
-    std::uint64_t z = 0;
+  /// Canonical. out[t] = e[0][code 0] * e[1][code 1] * ..., j ascending, each product rounded. e [m, c], codes in planes, n tokens
+  static void products(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride, std::size_t n,
+                       float* out) {
     for (std::size_t t = 0; t < n; ++t) {
-      if (weights != nullptr && weights[t] == 0) continue;
-      z += canonical::to_fixed(product(e, m, c, codes + t, stride)) * (weights != nullptr ? weights[t] : 1u);
+      float p = e[codes[t]];
+      for (std::size_t j = 1; j < m; ++j) p = canonical::mul(p, e[j * c + codes[j * stride + t]]);
+      out[t] = p;
     }
+  }
+
+  /// Canonical. The same with sums.
+  static void sums(const float* table, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride, std::size_t n,
+                   float* out) {
+    for (std::size_t t = 0; t < n; ++t) {
+      float z = table[codes[t]];
+      for (std::size_t j = 1; j < m; ++j) z = canonical::add(z, table[j * c + codes[j * stride + t]]);
+      out[t] = z;
+    }
+  }
+
+  /// Canonical. out[x] = factor * e[x]; n a multiple of 16. Out may be e.
+  static void multiples(float factor, const float* e, std::size_t n, float* out) {
+    for (std::size_t x = 0; x < n; ++x) out[x] = canonical::mul(factor, e[x]);
+  }
+
+  /// Canonical. out[x] = term + e[x]; n a multiple of 16
+  static void offsets(float term, const float* e, std::size_t n, float* out) {
+    for (std::size_t x = 0; x < n; ++x) out[x] = canonical::add(term, e[x]);
+  }
+
+  /// Canonical. Sum over i of weight[i] * F(p[i]), modulo 2^64; null weights: 1
+  static std::uint64_t total(const float* p, const std::uint32_t* weights, std::size_t n) {
+    std::uint64_t z = 0;
+    for (std::size_t i = 0; i < n; ++i) z += canonical::to_fixed(p[i]) * (weights != nullptr ? weights[i] : 1u);
     return z;
   }
 
-  /// Canonical. Maximum over items with a weight of the sum over j of u[j, code], j ascending; -infinity without any. u [m, c].
-  static float best_sum(const float* u, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride, std::size_t n,
-                        const std::uint32_t* weights) {
+  /// Canonical. Maximum of those z[i] that have a weight (null: all); -infinity without any
+  static float largest(const float* z, const std::uint32_t* weights, std::size_t n) {
     float best = float_from_bits(0xff800000u);
-    for (std::size_t t = 0; t < n; ++t)
-      if (weights == nullptr || weights[t] != 0) best = canonical::max(sum(u, m, c, codes + t, stride), best);
+    for (std::size_t i = 0; i < n; ++i)
+      if (weights == nullptr || weights[i] != 0) best = canonical::max(z[i], best);
     return best;
   }
 
-  /// Canonical. scores[t] = fma(P_q(t), r[q], acc) over q ascending. e [g, m, c]
-  static void probability_sum(const float* e, const float* r, std::size_t g, std::size_t m, std::size_t c, const std::uint8_t* codes,
-                              std::size_t stride, std::size_t n, float* scores) {
-    for (std::size_t t = 0; t < n; ++t) {
-      float acc = 0;
-      for (std::size_t q = 0; q < g; ++q) acc = canonical::fma(product(e + q * m * c, m, c, codes + t, stride), r[q], acc);
-      scores[t] = acc;
-    }
+  /// Canonical. scores[i] = fma(p[i], r, scores[i])
+  static void add_scaled(const float* p, float r, std::size_t n, float* scores) {
+    for (std::size_t i = 0; i < n; ++i) scores[i] = canonical::fma(p[i], r, scores[i]);
   }
 
-  /// Canonical. scores[t] = maximum over q of P_q(t) * r[q]
-  static void probability_max(const float* e, const float* r, std::size_t g, std::size_t m, std::size_t c, const std::uint8_t* codes,
-                              std::size_t stride, std::size_t n, float* scores) {
-    for (std::size_t t = 0; t < n; ++t) {
-      float best = 0;
-      for (std::size_t q = 0; q < g; ++q)
-        best = canonical::max(canonical::mul(product(e + q * m * c, m, c, codes + t, stride), r[q]), best);
-      scores[t] = best;
-    }
+  /// Canonical. scores[i] = max(p[i] * r, scores[i])
+  static void max_scaled(const float* p, float r, std::size_t n, float* scores) {
+    for (std::size_t i = 0; i < n; ++i) scores[i] = canonical::max(canonical::mul(p[i], r), scores[i]);
   }
 
-  /// Canonical. scores[t] = sum over q of (sum over j of table[q, j, code]), both ascending, from +0. table [g, m, c]
-  static void logit_sum(const float* table, std::size_t g, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
-                        std::size_t n, float* scores) {
-    for (std::size_t t = 0; t < n; ++t) {
-      float acc = 0;
-      for (std::size_t q = 0; q < g; ++q) acc = canonical::add(acc, sum(table + q * m * c, m, c, codes + t, stride));
-      scores[t] = acc;
-    }
+  /// Canonical. scores[i] = scores[i] + z[i]
+  static void add(const float* z, std::size_t n, float* scores) {
+    for (std::size_t i = 0; i < n; ++i) scores[i] = canonical::add(scores[i], z[i]);
   }
 
-  /// Canonical. scores[t] = maximum over q of (sum over j of table[q, j, code]) + bias[q]
-  static void logit_max(const float* table, const float* bias, std::size_t g, std::size_t m, std::size_t c, const std::uint8_t* codes,
-                        std::size_t stride, std::size_t n, float* scores) {
-    for (std::size_t t = 0; t < n; ++t) {
-      float best = float_from_bits(0xff800000u);
-      for (std::size_t q = 0; q < g; ++q)
-        best = canonical::max(canonical::add(sum(table + q * m * c, m, c, codes + t, stride), bias[q]), best);
-      scores[t] = best;
-    }
+  /// Canonical. scores[i] = max(z[i] + bias, scores[i])
+  static void max_shifted(const float* z, float bias, std::size_t n, float* scores) {
+    for (std::size_t i = 0; i < n; ++i) scores[i] = canonical::max(canonical::add(z[i], bias), scores[i]);
   }
 
   /// out[q * out_stride] = <query q, key>; queries [g, d]
@@ -133,18 +151,6 @@ struct leaf<isa::scalar> {
   static void group_add(float* acc, std::size_t g, const float* weight, std::size_t weight_stride, const float* value, std::size_t d) {
     for (std::size_t q = 0; q < g; ++q)
       for (std::size_t i = 0; i < d; ++i) acc[q * d + i] += weight[q * weight_stride] * value[i];
-  }
-
- private:
-  static float product(const float* e, std::size_t m, std::size_t c, const std::uint8_t* code, std::size_t stride) {
-    float p = e[code[0]];
-    for (std::size_t j = 1; j < m; ++j) p = canonical::mul(p, e[j * c + code[j * stride]]);
-    return p;
-  }
-  static float sum(const float* table, std::size_t m, std::size_t c, const std::uint8_t* code, std::size_t stride) {
-    float z = table[code[0]];
-    for (std::size_t j = 1; j < m; ++j) z = canonical::add(z, table[j * c + code[j * stride]]);
-    return z;
   }
 };
 
