@@ -32,6 +32,7 @@
 #include "search/cell_index.hpp"
 #include "search/retrieve.hpp"
 #include "cache/kv_store.hpp"
+#include "cache/frequency_index.hpp"
 #include "attention.hpp"
 #include "selector/full.hpp"
 #include "selector/streaming.hpp"
