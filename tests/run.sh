@@ -7,8 +7,8 @@
 #                        undefined-behaviour sanitizers
 #   tests/run.sh --all   the same, and all tests built by clang 19
 #
-# PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure. Exits with 0 when everything passed; the last line
-# is ctest's own.
+# PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure, PQKV_TRAIN_PYTHON names the Python that tests the training
+# scripts. Exits with 0 when everything passed; the last line is ctest's own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -50,7 +50,7 @@ without doxygen "doxygen: not here, the API pages were not built and checked"
 without clang++-14 "clang 14: not here, it did not compile the headers"
 without clang++-19 "clang 19: not here, its canonical bits were not compared"
 
-build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}"
+build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" ${PQKV_TRAIN_PYTHON:+"-DPQKV_TRAIN_PYTHON=$PQKV_TRAIN_PYTHON"}
 build asan
 if [ $all = ON ]; then
   build clang19
@@ -58,6 +58,8 @@ if [ $all = ON ]; then
 else
   left_out+=("the tests built by clang 19 (--all runs them)")
 fi
+[[ $(ctest --preset release -N) == *' train.smoke'* ]] ||
+  left_out+=("training: no Python with PyTorch 2.6, numpy and safetensors (PQKV_TRAIN_PYTHON names one)")
 run_tests asan
 run_tests release
 

@@ -24,7 +24,7 @@ class accuracy_by_length(unittest.TestCase):
         cls.folder = tempfile.TemporaryDirectory()
         cls.json = Path(cls.folder.name) / "figures.json"
         cls.fake = Path(cls.folder.name) / "minillama-ask"  # stands where nothing must run, and fails
-        cls.fake.write_text("#!/bin/sh\necho progress >&2\necho minillama-ask: broken >&2\nexit 3\n")
+        cls.fake.write_text("#!/bin/sh\necho progress >&2\necho minillama-ask: broken by $* >&2\nexit 3\n")
         cls.fake.chmod(0o755)
         cls.real = cls.run_script("--lengths", "512", "1024", program=ask)
 
@@ -89,6 +89,9 @@ class accuracy_by_length(unittest.TestCase):
         found = [module.contexts_for(length, 100) for length in (256, 1024, 2048, 4096, 8192, 32768)]
         self.assertEqual(found, [100, 50, 26, 14, 10, 10])
         self.assertEqual(module.contexts_for(32768, 1), 1)
+
+    def test_a_context_leaves_room_for_a_question(self):
+        self.check_refused(self.run_script("--lengths", "131072"), "--length 130944 --questions 4 --contexts 2")
 
     def test_figure_is_the_same_each_time(self):
         pictures = [Path(self.folder.name) / name for name in ("one.svg", "two.svg")]

@@ -23,7 +23,7 @@
 namespace pqkv {
 
 inline constexpr std::size_t default_admit_limit = 32;  // blocks offered in a step
-inline constexpr std::uint32_t highest_frequency = 0xffffffffu;
+inline constexpr std::uint32_t highest_frequency = 0xffffffffu;  // where counting stops, unless told another
 
 /// Sums since construction. Bytes moved are admissions times the size of a block, the caller's.
 struct frequency_statistics {
@@ -33,11 +33,13 @@ struct frequency_statistics {
   std::uint64_t evictions = 0;  // of these, into a slot that another key had to leave
 };
 
+/// Of one lookup: keys that have a slot, and keys that have none.
 struct lookup_outcome {
   std::size_t hits = 0;
   std::size_t misses = 0;
 };
 
+/// Of one admission: keys offered, keys that entered, and keys that had to leave for them.
 struct admit_outcome {
   std::size_t offered = 0;
   std::size_t admitted = 0;
@@ -59,6 +61,7 @@ struct every_block_final {
     return true;
   }
 };
+/// Blocks below `end` have all their tokens.
 struct final_blocks_end {
   std::size_t end = 0;
   template <class Key>

@@ -14,6 +14,7 @@
 
 namespace pqkv {
 
+/// Integer types that number keys and slots.
 template <class T>
 concept index_integer = std::integral<T> && !std::same_as<std::remove_cv_t<T>, bool>;
 
