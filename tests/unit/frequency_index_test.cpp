@@ -16,7 +16,7 @@
 namespace {
 using namespace pqkv_cases;
 
-using list = std::vector<std::int32_t>;
+using key_list = std::vector<std::int32_t>;
 
 /// What a trace asks for in its steps.
 enum class trace { uniform, skewed, cycle, same, phases };
@@ -192,7 +192,7 @@ TEST_CASE("frequency_index: with one offer a step it is the textbook's LFU") {
     std::map<std::uint32_t, std::list<std::int32_t>> buckets;  // by frequency; the least recently used first
     std::map<std::int32_t, std::uint32_t> frequency;
     for (int step = 0; step < 3000; ++step) {
-      const list one{static_cast<std::int32_t>(random.below(1 + random.below(100)))};
+      const key_list one{static_cast<std::int32_t>(random.below(1 + random.below(100)))};
       const auto found = frequency.find(one[0]);
       if (found != frequency.end()) {
         buckets[found->second].remove(one[0]);
@@ -221,33 +221,33 @@ TEST_CASE("frequency_index: a step worked out by hand") {
   using admission = pqkv::frequency_index_view<>::admission_type;
   std::vector<admission> admitted(4);
   // Selected tokens: two of block 4, two of 1, one of 7, one of 2; limit 3: 1 and 4 tie and the lower is first, then 2 before 7.
-  auto outcome = index.admit(read(list{7, 4, 1, 2, 1, 4}), {}, 3, pqkv::every_block_final{}, write(admitted));
+  auto outcome = index.admit(read(key_list{7, 4, 1, 2, 1, 4}), {}, 3, pqkv::every_block_final{}, write(admitted));
   CHECK(outcome.offered == 3);
   CHECK(outcome.admitted == 3);
   CHECK(outcome.evicted == 0);
-  CHECK(held(index) == list{1, 2, 4});
+  CHECK(held(index) == key_list{1, 2, 4});
   CHECK((admitted[0].key == 1 && admitted[0].slot == 0 && admitted[0].evicted == -1));
   CHECK((admitted[1].key == 4 && admitted[1].slot == 1));
   CHECK((admitted[2].key == 2 && admitted[2].slot == 2));
   // 2 rises; 8 enters: 1 and 4 have frequency 1 of one step, 4 ranked behind 1 there and leaves.
-  index.admit(read(list{8, 2, 9}), read(std::vector<std::uint32_t>{3, 1, 0}), 3, pqkv::every_block_final{}, write(admitted));
+  index.admit(read(key_list{8, 2, 9}), read(std::vector<std::uint32_t>{3, 1, 0}), 3, pqkv::every_block_final{}, write(admitted));
   CHECK((admitted[0].key == 8 && admitted[0].slot == 1 && admitted[0].evicted == 4));
-  CHECK(held(index) == list{1, 2, 8});  // 9 had no token
+  CHECK(held(index) == key_list{1, 2, 8});  // 9 had no token
   CHECK(index.frequency(2) == 2);
   // A lookup finds 1 and makes it no more recent: it goes before 8, whose latest offer is newer.
   std::vector<std::int32_t> slots(4);
-  const pqkv::lookup_outcome found = index.lookup(read(list{1, 1, 5, 8}), write(slots));
-  CHECK(slots == list{0, 0, -1, 1});
+  const pqkv::lookup_outcome found = index.lookup(read(key_list{1, 1, 5, 8}), write(slots));
+  CHECK(slots == key_list{0, 0, -1, 1});
   CHECK(found.hits == 3);
   CHECK(found.misses == 1);
-  index.admit(read(list{5}), {}, 3, pqkv::every_block_final{}, write(admitted));
+  index.admit(read(key_list{5}), {}, 3, pqkv::every_block_final{}, write(admitted));
   CHECK((admitted[0].key == 5 && admitted[0].slot == 0 && admitted[0].evicted == 1));
   // Four new ones, three slots: the best three take all of them, and none of the step leaves for the fourth.
-  outcome = index.admit(read(list{0, 3, 6, 9}), {}, 4, pqkv::every_block_final{}, write(admitted));
+  outcome = index.admit(read(key_list{0, 3, 6, 9}), {}, 4, pqkv::every_block_final{}, write(admitted));
   CHECK(outcome.offered == 4);
   CHECK(outcome.admitted == 3);
   CHECK((admitted[0].evicted == 8 && admitted[1].evicted == 5 && admitted[2].evicted == 2));
-  CHECK(held(index) == list{0, 3, 6});
+  CHECK(held(index) == key_list{0, 3, 6});
   const pqkv::frequency_statistics s = index.statistics();
   CHECK(s.hits == 3);
   CHECK(s.misses == 1);
@@ -258,24 +258,24 @@ TEST_CASE("frequency_index: a step worked out by hand") {
 TEST_CASE("frequency_index: a half-filled block is offered and stays out until its tokens are final") {
   pqkv::frequency_index<> owner(6, 2);
   const auto index = owner.mutable_view();
-  const list hot{3, 3, 3, 1};
+  const key_list hot{3, 3, 3, 1};
   auto outcome = index.admit(read(hot), {}, 1, pqkv::final_blocks_end{3});
   CHECK(outcome.offered == 1);  // block 3 takes the only place, and 1 does not move up
   CHECK(outcome.admitted == 0);
   CHECK(index.size() == 0);
   index.admit(read(hot), {}, 2, pqkv::final_blocks_end{3});
-  CHECK(held(index) == list{1});
+  CHECK(held(index) == key_list{1});
   index.admit(read(hot), {}, 2, pqkv::final_blocks_end{4});
-  CHECK(held(index) == list{1, 3});
+  CHECK(held(index) == key_list{1, 3});
   CHECK(index.frequency(3) == 1);
   CHECK(index.frequency(1) == 2);
   // Any predicate, asked once an offer of a key that is not there, and free to throw: nothing has changed then.
-  list asked;
-  index.admit(read(list{5, 5, 3, 4, 0}), {}, 3, [&](std::int32_t key) { return asked.push_back(key), false; });
-  CHECK(asked == list{5, 0});
+  key_list asked;
+  index.admit(read(key_list{5, 5, 3, 4, 0}), {}, 3, [&](std::int32_t key) { return asked.push_back(key), false; });
+  CHECK(asked == key_list{5, 0});
   const frequency_contents before = contents_of(index);
   CHECK_THROWS_AS(
-      index.admit(read(list{3, 3, 2}), {}, 3, [](std::int32_t key) { return key == 2 ? throw std::runtime_error("engine") : true; }),
+      index.admit(read(key_list{3, 3, 2}), {}, 3, [](std::int32_t key) { return key == 2 ? throw std::runtime_error("engine") : true; }),
       std::runtime_error);
   CHECK((contents_of(index) == before));
 }
@@ -283,23 +283,23 @@ TEST_CASE("frequency_index: a half-filled block is offered and stays out until i
 TEST_CASE("frequency_index: counts of repeated keys add up and stop at the highest number") {
   pqkv::frequency_index<> owner(6, 1);
   const auto index = owner.mutable_view();
-  index.admit(read(list{4, 5, 4}), read(std::vector<std::uint32_t>{2, 3, 2}), 1);
-  CHECK(held(index) == list{4});
+  index.admit(read(key_list{4, 5, 4}), read(std::vector<std::uint32_t>{2, 3, 2}), 1);
+  CHECK(held(index) == key_list{4});
   index.clear();
-  index.admit(read(list{2, 1, 2}), read(std::vector<std::uint32_t>{0xfffffff0u, 0xfffffffeu, 0x20u}), 1);
-  CHECK(held(index) == list{2});
+  index.admit(read(key_list{2, 1, 2}), read(std::vector<std::uint32_t>{0xfffffff0u, 0xfffffffeu, 0x20u}), 1);
+  CHECK(held(index) == key_list{2});
 }
 
 TEST_CASE("frequency_index: frequencies stop rising at the highest one, and recency decides there") {
   pqkv::frequency_index<> owner(10, 3, 4);
   const auto index = owner.mutable_view();
-  for (int step = 0; step < 20; ++step) index.admit(read(list{0, 1, 2}), {});
+  for (int step = 0; step < 20; ++step) index.admit(read(key_list{0, 1, 2}), {});
   CHECK(index.frequency(0) == 4);
-  index.admit(read(list{2}), {});
-  index.admit(read(list{0}), {});
+  index.admit(read(key_list{2}), {});
+  index.admit(read(key_list{0}), {});
   CHECK(index.frequency(2) == 4);
-  index.admit(read(list{7}), {});  // 1 was offered the longest ago
-  CHECK(held(index) == list{0, 2, 7});
+  index.admit(read(key_list{7}), {});  // 1 was offered the longest ago
+  CHECK(held(index) == key_list{0, 2, 7});
   index.age();
   CHECK(index.frequency(0) == 2);
   CHECK(index.frequency(7) == 1);

@@ -22,7 +22,7 @@
 
 namespace pqkv {
 
-inline constexpr std::size_t default_admit_limit = 32;  // blocks offered in a step
+inline constexpr std::size_t default_admit_limit = 32;           // blocks offered in a step
 inline constexpr std::uint32_t highest_frequency = 0xffffffffu;  // where counting stops, unless told another
 
 /// Sums since construction. Bytes moved are admissions times the size of a block, the caller's.
@@ -35,15 +35,12 @@ struct frequency_statistics {
 
 /// Of one lookup: keys that have a slot, and keys that have none.
 struct lookup_outcome {
-  std::size_t hits = 0;
-  std::size_t misses = 0;
+  std::size_t hits = 0, misses = 0;
 };
 
 /// Of one admission: keys offered, keys that entered, and keys that had to leave for them.
 struct admit_outcome {
-  std::size_t offered = 0;
-  std::size_t admitted = 0;
-  std::size_t evicted = 0;
+  std::size_t offered = 0, admitted = 0, evicted = 0;
 };
 
 /// A key that entered: what is to be copied to where.
@@ -74,7 +71,7 @@ struct final_blocks_end {
 template <index_integer Key = std::int32_t, index_integer Slot = std::int32_t>
 constexpr status can_frequency_index(std::size_t keys, std::size_t capacity, std::uint32_t max_frequency = highest_frequency) noexcept {
   constexpr auto most_keys = std::min<std::uintmax_t>(std::numeric_limits<Key>::max(), 0xffffffffu);
-  constexpr auto most_slots = std::min<std::uintmax_t>(std::numeric_limits<Slot>::max(), 0xffffffffu);
+  constexpr auto most_slots = std::min<std::uintmax_t>(std::numeric_limits<Slot>::max(), 0x7fffffffu);
   return detail::checks("frequency_index")
       .at_most("keys", static_cast<double>(keys), static_cast<double>(most_keys), "keys, by their type, at most")
       .at_most("capacity", static_cast<double>(capacity), static_cast<double>(most_slots), "slots, by their type, at most")
@@ -103,7 +100,21 @@ class frequency_index_view {
   /// Makes an empty index in memory of the caller, which must stay as long as the views do.
   /// @param memory  takes required_bytes() from it
   /// @throws value_error when keys or capacity are out of bounds; capacity_error when the arena has too little left
-  static frequency_index_view place(arena& memory, std::size_t keys, std::size_t capacity, std::uint32_t max_frequency = highest_frequency);
+  static frequency_index_view place(arena& memory, std::size_t keys, std::size_t capacity,
+                                    std::uint32_t max_frequency = highest_frequency) {
+    require_ok(can_frequency_index<Key, Slot>(keys, capacity, max_frequency));
+    const std::size_t needed = required_bytes(keys, capacity), given = memory.counting() ? 0 : memory.free_bytes();
+    require_ok(detail::checks("frequency_index")
+                   .that(given >= needed, status::code::capacity, "memory", "bytes, from required_bytes()", static_cast<double>(needed),
+                         static_cast<double>(given)));
+    frequency_index_view made;
+    made.carve(memory, keys, capacity, max_frequency);
+    *made.state_ = {};
+    std::fill_n(made.totals_, keys, 0u);
+    std::fill_n(made.seen_, (keys + 63) / 64, std::uint64_t{0});
+    made.clear();
+    return made;
+  }
   static std::size_t required_bytes(std::size_t keys, std::size_t capacity) {
     arena counter;
     frequency_index_view().carve(counter, keys, capacity, highest_frequency);
@@ -154,7 +165,18 @@ class frequency_index_view {
   /// Gives up the slots of keys whose content is no longer valid; those without a slot are passed over. Not counted as evictions.
   /// @return how many slots became free
   /// @throws shape_error, value_error; then nothing is changed
-  std::size_t drop(pqkv::view<const Key, 1> keys) const;
+  std::size_t drop(pqkv::view<const Key, 1> keys) const {
+    require_ok(can_drop(keys));
+    std::size_t freed = 0;
+    for (std::size_t i = 0; i < keys.extent(0); ++i) {
+      const Slot slot = std::exchange(slot_of_[number(keys.data[i])], no_slot);
+      if (slot == no_slot) continue;
+      key_in(slot) = no_key;
+      lists_.release(slot);
+      ++freed;
+    }
+    return freed;
+  }
   /// Gives up all slots; statistics stay. O(keys + capacity)
   void clear() const {
     if (state_ == nullptr) return;
@@ -188,7 +210,16 @@ class frequency_index_view {
   static constexpr std::size_t number(Key key) { return static_cast<std::size_t>(static_cast<std::make_unsigned_t<Key>>(key)); }
   Key& key_in(Slot slot) const { return key_of_[static_cast<std::size_t>(slot)]; }
 
-  detail::checks in_domain(const char* function, pqkv::view<const Key, 1> keys) const noexcept;
+  detail::checks in_domain(const char* function, pqkv::view<const Key, 1> keys) const noexcept {
+    detail::checks checked(function);
+    checked.extent("keys.stride(0)", keys.extent(0) == 0 ? 1 : keys.stride(0), 1, "last axis contiguous");
+    if (!checked.ok()) return checked;
+    using unsigned_key = std::make_unsigned_t<Key>;
+    unsigned_key highest = 0;
+    for (std::size_t i = 0; i < keys.extent(0); ++i) highest = std::max(highest, static_cast<unsigned_key>(keys.data[i]));
+    return checked.that(keys.extent(0) == 0 || highest < keys_, status::code::value, "keys", "each a key, below",
+                        static_cast<double>(keys_), static_cast<double>(static_cast<Key>(highest)));
+  }
   static status room_for(detail::checks checked, std::size_t offers, pqkv::view<admission_type, 1> admitted) noexcept {
     const bool wanted = admitted.data != nullptr;
     return checked
@@ -205,6 +236,7 @@ class frequency_index_view {
     key_of_ = memory.take<Key>(capacity);
     lists_.carve(memory, capacity, max_frequency);
     totals_ = memory.take<std::uint32_t>(keys);
+    seen_ = memory.take<std::uint64_t>((keys + 63) / 64);
     ranked_ = memory.take<std::uint64_t>(keys);
     state_ = memory.take<state>(1);
   }
@@ -214,6 +246,7 @@ class frequency_index_view {
   Key* key_of_{};    // [capacity]
   frequency_lists<Slot> lists_{};
   std::uint32_t* totals_{};  // [keys], 0 between calls
+  std::uint64_t* seen_{};    // [keys / 64], a bit a key, 0 between calls
   std::uint64_t* ranked_{};  // [keys], scratch
   state* state_{};
 };
@@ -226,7 +259,7 @@ class frequency_index {
   /// @throws value_error when keys or capacity do not fit their types, or max_frequency is below 2
   frequency_index(std::size_t keys, std::size_t capacity, std::uint32_t max_frequency = highest_frequency) {
     require_ok(can_frequency_index<Key, Slot>(keys, capacity, max_frequency));
-    memory_ = buffer<std::byte>(required_bytes(keys, capacity));
+    memory_ = buffer<std::byte>(frequency_index_view<Key, Slot>::required_bytes(keys, capacity));
     arena all(memory_);
     view_ = frequency_index_view<Key, Slot>::place(all, keys, capacity, max_frequency);
   }
@@ -237,9 +270,6 @@ class frequency_index {
     return *this;
   }
 
-  static std::size_t required_bytes(std::size_t keys, std::size_t capacity) {
-    return frequency_index_view<Key, Slot>::required_bytes(keys, capacity);
-  }
   std::size_t size_bytes() const { return memory_.size_bytes(); }
   frequency_index_view<Key, Slot> mutable_view() { return view_; }
 
@@ -249,48 +279,6 @@ class frequency_index {
 };
 
 // What follows implements the above.
-
-template <index_integer Key, index_integer Slot>
-frequency_index_view<Key, Slot> frequency_index_view<Key, Slot>::place(arena& memory, std::size_t keys, std::size_t capacity,
-                                                                       std::uint32_t max_frequency) {
-  require_ok(can_frequency_index<Key, Slot>(keys, capacity, max_frequency));
-  const std::size_t needed = required_bytes(keys, capacity), given = memory.counting() ? 0 : memory.free_bytes();
-  require_ok(detail::checks("frequency_index")
-                 .that(given >= needed, status::code::capacity, "memory", "bytes, from required_bytes()", static_cast<double>(needed),
-                       static_cast<double>(given)));
-  frequency_index_view made;
-  made.carve(memory, keys, capacity, max_frequency);
-  *made.state_ = {};
-  std::fill_n(made.totals_, keys, 0u);
-  made.clear();
-  return made;
-}
-
-template <index_integer Key, index_integer Slot>
-std::size_t frequency_index_view<Key, Slot>::drop(pqkv::view<const Key, 1> keys) const {
-  require_ok(can_drop(keys));
-  std::size_t freed = 0;
-  for (std::size_t i = 0; i < keys.extent(0); ++i) {
-    const Slot slot = std::exchange(slot_of_[number(keys.data[i])], no_slot);
-    if (slot == no_slot) continue;
-    key_in(slot) = no_key;
-    lists_.release(slot);
-    ++freed;
-  }
-  return freed;
-}
-
-template <index_integer Key, index_integer Slot>
-detail::checks frequency_index_view<Key, Slot>::in_domain(const char* function, pqkv::view<const Key, 1> keys) const noexcept {
-  detail::checks checked(function);
-  checked.extent("keys.stride(0)", keys.extent(0) == 0 ? 1 : keys.stride(0), 1, "last axis contiguous");
-  if (!checked.ok()) return checked;
-  using unsigned_key = std::make_unsigned_t<Key>;
-  unsigned_key highest = 0;
-  for (std::size_t i = 0; i < keys.extent(0); ++i) highest = std::max(highest, static_cast<unsigned_key>(keys.data[i]));
-  return checked.that(keys.extent(0) == 0 || highest < keys_, status::code::value, "keys", "each a key, below", static_cast<double>(keys_),
-                      static_cast<double>(static_cast<Key>(highest)));
-}
 
 template <index_integer Key, index_integer Slot>
 lookup_outcome frequency_index_view<Key, Slot>::lookup(pqkv::view<const Key, 1> keys, pqkv::view<Slot, 1> slots) const {
@@ -339,8 +327,12 @@ status frequency_index_view<Key, Slot>::can_admit_ranked(pqkv::view<const Key, 1
   detail::checks checked = in_domain("admit_ranked", keys);
   if (!checked.ok()) return checked;
   std::size_t distinct = 0;  // before the first repeated one
-  while (distinct < keys.extent(0) && totals_[number(keys.data[distinct])] == 0) totals_[number(keys.data[distinct++])] = 1;
-  for (std::size_t i = 0; i < distinct; ++i) totals_[number(keys.data[i])] = 0;
+  for (; distinct < keys.extent(0); ++distinct) {
+    const std::size_t key = number(keys.data[distinct]);
+    if ((seen_[key / 64] >> key % 64 & 1) != 0) break;
+    seen_[key / 64] |= std::uint64_t{1} << key % 64;
+  }
+  for (std::size_t i = 0; i < distinct; ++i) seen_[number(keys.data[i]) / 64] = 0;
   return room_for(checked.that(distinct == keys.extent(0), status::code::value, "keys", "distinct keys",
                                static_cast<double>(keys.extent(0)), static_cast<double>(distinct)),
                   keys.extent(0), admitted);
@@ -360,20 +352,26 @@ template <index_integer Key, index_integer Slot>
 template <class Final>
 admit_outcome frequency_index_view<Key, Slot>::offer(std::size_t count, Final& is_final, admission_type* admitted) const {
   if (count == 0) return {};
-  constexpr std::uint64_t key_bits = 0xffffffffu, enters = std::uint64_t{1} << 32, rises = std::uint64_t{2} << 32;
-  for (std::size_t rank = 0; rank < count; ++rank) {  // asked before anything is changed: a caller's function may throw
+  constexpr std::uint64_t key_bits = 0xffffffffu, enters = 1, rises = 2;  // above the key: 0, `enters`, or `rises` + slot
+  for (std::size_t rank = 0; rank < count; ++rank) {                      // asked before anything is changed: a caller's function may throw
     const std::uint64_t key = ranked_[rank];
-    ranked_[rank] |= slot_of_[key] != no_slot ? rises : is_final(static_cast<Key>(key)) ? enters : 0;
+    const Slot slot = slot_of_[key];
+    if (slot != no_slot) {
+      lists_.prefetch(slot);
+      ranked_[rank] = (rises + static_cast<std::uint64_t>(slot)) << 32 | key;
+    } else if (is_final(static_cast<Key>(key))) {
+      ranked_[rank] = enters << 32 | key;
+    }
   }
   // From the last to the best, so that buckets stay in the order of offers; keys that are to enter gather at the end.
   const std::uint64_t step = state_->offers;
   std::size_t first_new = count;
   for (std::size_t rank = count; rank-- > 0;) {
-    const std::uint64_t key = ranked_[rank] & key_bits;
-    if ((ranked_[rank] & rises) != 0)
-      lists_.rise(slot_of_[key], step + (count - 1 - rank));
-    else if ((ranked_[rank] & enters) != 0)
-      ranked_[--first_new] = std::uint64_t{rank} << 32 | key;
+    const std::uint64_t what = ranked_[rank] >> 32;
+    if (what >= rises)
+      lists_.rise(static_cast<Slot>(what - rises), step + (count - 1 - rank));
+    else if (what == enters)
+      ranked_[--first_new] = std::uint64_t{rank} << 32 | (ranked_[rank] & key_bits);
   }
   admit_outcome outcome{count, 0, 0};
   for (auto search = lists_.begin_search(); first_new + outcome.admitted < count; ++outcome.admitted) {

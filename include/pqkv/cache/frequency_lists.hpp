@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Slots in the order in which they are given away: buckets of equal frequency, ascending, and in a bucket the slots by their latest
-// offer, oldest first. Doubly linked lists on two flat arrays; a bucket exists while a slot is in it, so `capacity` of them suffice.
-// Every operation but age() and clear() takes constant time. What a slot holds is the affair of frequency_index.hpp.
-// Source: Shah, Mitra, Matani, "An O(1) algorithm for implementing the LFU cache eviction scheme", 2010.
+// offer, oldest first. Linked rings on flat arrays: each bucket has a node of its own in its ring and the buckets one in theirs, so
+// that linking and unlinking ask no question that a branch predictor could get wrong. A bucket exists while a slot is in it, so
+// `capacity` of them suffice. Every operation but age() and clear() takes constant time. What a slot holds is the affair of
+// frequency_index.hpp. Source: Shah, Mitra, Matani, "An O(1) algorithm for implementing the LFU cache eviction scheme", 2010.
 #pragma once
 
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "../core/arena.hpp"
 
@@ -25,87 +27,79 @@ class frequency_lists {
   static constexpr Slot none = static_cast<Slot>(-1);
 
   /// Takes its arrays from an arena; clear() before use. A counting arena counts.
+  /// @param capacity  below 2^31
   void carve(arena& memory, std::size_t capacity, std::uint32_t max_frequency) {
-    capacity_ = capacity;
-    entries_ = memory.take<entry>(capacity);
-    buckets_ = memory.take<bucket>(capacity);
+    capacity_ = static_cast<std::uint32_t>(capacity);
+    nodes_ = memory.take<node>(2 * capacity);
+    offers_ = memory.take<std::uint64_t>(capacity);
+    buckets_ = memory.take<bucket>(capacity + 1);
     ends_ = memory.take<ends>(1);
     max_frequency_ = max_frequency;
   }
   /// All slots become free, the lowest to be taken first.
   void clear() const {
-    for (std::size_t i = 0; i < capacity_; ++i) {
-      const Slot next = i + 1 < capacity_ ? static_cast<Slot>(i + 1) : none;
-      entries_[i] = {none, next, none, 0};
-      buckets_[i] = {none, none, none, next, 0};
+    for (std::uint32_t i = 0; i < capacity_; ++i) {
+      nodes_[i].next = i + 1;
+      buckets_[i].next = i + 1;
     }
-    *ends_ = {capacity_ != 0 ? Slot{0} : none, capacity_ != 0 ? Slot{0} : none, none, 0};
+    buckets_[capacity_] = {capacity_, capacity_, 0};
+    *ends_ = {0, 0, 0};
   }
 
   std::size_t capacity() const { return capacity_; }
   std::size_t size() const { return ends_ == nullptr ? 0 : ends_->size; }
   /// Of a slot that is not free: how often it was offered, and the number of its latest offer.
-  std::uint32_t frequency(Slot slot) const { return at(at(slot).bucket, buckets_).frequency; }
-  std::uint64_t offer(Slot slot) const { return at(slot).offer; }
+  std::uint32_t frequency(Slot slot) const { return buckets_[nodes_[number(slot)].bucket].frequency; }
+  std::uint64_t offer(Slot slot) const { return offers_[number(slot)]; }
+  /// Asks for the memory that rise() will want first.
+  void prefetch(Slot slot) const { __builtin_prefetch(&nodes_[number(slot)], 1); }
 
   /// A slot that take() has given: frequency 1.
   /// @param offer  above that of every other slot of frequency 1
   void enter(Slot slot, std::uint64_t offer) const {
-    if (ends_->lowest == none || list(ends_->lowest).frequency != 1) add_bucket(1, none, ends_->lowest);
-    at(slot).offer = offer;
-    append(slot, ends_->lowest);
+    if (buckets_[lowest()].frequency != 1) add_bucket(1, capacity_);
+    offers_[number(slot)] = offer;
+    append(number(slot), lowest());
     ++ends_->size;
   }
 
   /// One more offer: the slot's frequency rises up to the highest, where only its place among equals does.
   /// @param offer  above that of every other slot
   void rise(Slot slot, std::uint64_t offer) const {
-    entry& moved = at(slot);
-    moved.offer = offer;
-    bucket& from = list(moved.bucket);
-    const bool saturated = from.frequency == max_frequency_, alone = from.first == from.last;
-    if (saturated && from.last == slot) return;
-    if (saturated) {
-      const Slot same = moved.bucket;
-      unlink(slot);
-      append(slot, same);
-      return;
-    }
-    const std::uint32_t risen = from.frequency + 1;
-    Slot to = from.next;
-    if (to == none || list(to).frequency != risen) {
-      if (alone) {  // the bucket rises with its only slot
-        from.frequency = risen;
-        return;
+    const std::uint32_t moved = number(slot), from = nodes_[moved].bucket, risen = buckets_[from].frequency + 1;
+    const bool alone = nodes_[moved].previous == nodes_[moved].next;
+    offers_[moved] = offer;
+    std::uint32_t to = from;
+    if (risen - 1 != max_frequency_) {
+      to = buckets_[from].next;
+      if (buckets_[to].frequency != risen) {
+        if (alone) {  // the bucket rises with its only slot
+          buckets_[from].frequency = risen;
+          return;
+        }
+        to = add_bucket(risen, from);
       }
-      to = add_bucket(risen, moved.bucket, from.next);
     }
-    unlink(slot);
-    append(slot, to);
+    unlink(moved);
+    append(moved, to);
+    if (alone && to != from) remove_bucket(from);
   }
 
   /// Where take() is in its walk over the slots of a step.
   struct search {
-    Slot bucket = none;
+    std::uint32_t bucket = 0;
   };
-  search begin_search() const { return {ends_->lowest}; }
+  search begin_search() const { return {ends_ == nullptr ? 0 : lowest()}; }
 
   /// A free slot, or else the first in the order that was not offered since `step`, which leaves its list. none when there is neither.
   /// Between the calls of one search slots may be taken and nothing else.
   Slot take(search& where, std::uint64_t step) const {
-    if (ends_->free_slot != none) {
-      const Slot slot = ends_->free_slot;
-      ends_->free_slot = at(slot).next;
-      return slot;
-    }
-    while (where.bucket != none) {
-      const bucket& here = list(where.bucket);
-      const Slot slot = here.first, next = here.next;
-      if (at(slot).offer < step) {
-        if (here.first == here.last) where.bucket = next;
-        unlink(slot);
-        --ends_->size;
-        return slot;
+    if (ends_->free_slot != capacity_) return static_cast<Slot>(std::exchange(ends_->free_slot, nodes_[ends_->free_slot].next));
+    while (where.bucket != capacity_) {
+      const std::uint32_t here = where.bucket, next = buckets_[here].next, slot = nodes_[own_node(here)].next;
+      if (offers_[slot] < step) {
+        if (leave(slot)) where.bucket = next;
+        return static_cast<Slot>(slot);
       }
       where.bucket = next;  // the newest offers stand last: the whole rest of a bucket is of this step
     }
@@ -114,92 +108,88 @@ class frequency_lists {
 
   /// Frees a slot that is not free; the next take() gives it.
   void release(Slot slot) const {
-    unlink(slot);
-    at(slot).next = ends_->free_slot;
-    ends_->free_slot = slot;
-    --ends_->size;
+    leave(number(slot));
+    nodes_[number(slot)].next = std::exchange(ends_->free_slot, number(slot));
   }
 
   /// Halves every frequency, rounding up: at most two buckets become one, and their slots keep the order of their offers.
   void age() const {
-    for (Slot low = ends_ == nullptr ? none : ends_->lowest; low != none; low = list(low).next) {
-      list(low).frequency -= list(low).frequency / 2;
-      const Slot high = list(low).next;
-      if (high != none && list(high).frequency - list(high).frequency / 2 == list(low).frequency) merge(low, high);
+    if (ends_ == nullptr) return;
+    for (std::uint32_t low = lowest(); low != capacity_; low = buckets_[low].next) {
+      buckets_[low].frequency -= buckets_[low].frequency / 2;
+      const std::uint32_t high = buckets_[low].next, halved = buckets_[high].frequency - buckets_[high].frequency / 2;
+      if (halved == buckets_[low].frequency) merge(low, high);
     }
   }
 
  private:
-  struct entry {          // of a slot
-    Slot previous, next;  // in its bucket; the free slots are a list by `next`
-    Slot bucket;
-    std::uint64_t offer;
+  struct alignas(16) node {        // of a slot, and at capacity + i that of bucket i, between its last and its first slot
+    std::uint32_t previous, next;  // in its ring; the free slots are a list by `next` that ends with `capacity`
+    std::uint32_t bucket;
   };
-  struct bucket {
-    Slot first, last;
-    Slot previous, next;  // bucket; the free ones are a list by `next`
+  struct bucket {                  // at `capacity` the ring's own, of frequency 0, between the highest and the lowest
+    std::uint32_t previous, next;  // in the ring; the free ones are a list by `next`
     std::uint32_t frequency;
   };
   struct ends {
-    Slot free_slot, free_bucket, lowest;
+    std::uint32_t free_slot, free_bucket;
     std::size_t size;
   };
 
-  template <class T>
-  static T& at(Slot index, T* array) {
-    return array[static_cast<std::size_t>(index)];
-  }
-  entry& at(Slot slot) const { return at(slot, entries_); }
-  bucket& list(Slot index) const { return at(index, buckets_); }
+  static constexpr std::uint32_t number(Slot slot) { return static_cast<std::uint32_t>(slot); }
+  std::uint32_t own_node(std::uint32_t index) const { return capacity_ + index; }
+  std::uint32_t lowest() const { return buckets_[capacity_].next; }
 
-  Slot add_bucket(std::uint32_t frequency, Slot previous, Slot next) const {
-    const Slot made = ends_->free_bucket;
-    ends_->free_bucket = list(made).next;
-    list(made) = {none, none, previous, next, frequency};
-    (previous == none ? ends_->lowest : list(previous).next) = made;
-    if (next != none) list(next).previous = made;
+  std::uint32_t add_bucket(std::uint32_t frequency, std::uint32_t previous) const {
+    const std::uint32_t made = ends_->free_bucket, next = buckets_[previous].next;
+    ends_->free_bucket = buckets_[made].next;
+    buckets_[made] = {previous, next, frequency};
+    buckets_[previous].next = buckets_[next].previous = made;
+    nodes_[own_node(made)] = {own_node(made), own_node(made), made};
     return made;
   }
-  void remove_bucket(Slot index) const {
-    bucket& gone = list(index);
-    (gone.previous == none ? ends_->lowest : list(gone.previous).next) = gone.next;
-    if (gone.next != none) list(gone.next).previous = gone.previous;
-    gone.next = ends_->free_bucket;
-    ends_->free_bucket = index;
+  void remove_bucket(std::uint32_t index) const {
+    const bucket gone = buckets_[index];
+    buckets_[gone.previous].next = gone.next;
+    buckets_[gone.next].previous = gone.previous;
+    buckets_[index].next = std::exchange(ends_->free_bucket, index);
   }
-  void append(Slot slot, Slot to) const {
-    bucket& into = list(to);
-    entry& added = at(slot);
-    added.previous = into.last;
-    added.next = none;
-    added.bucket = to;
-    (into.last == none ? into.first : at(into.last).next) = slot;
-    into.last = slot;
+  void append(std::uint32_t slot, std::uint32_t to) const {
+    node& end = nodes_[own_node(to)];
+    nodes_[slot] = {end.previous, own_node(to), to};
+    nodes_[end.previous].next = slot;
+    end.previous = slot;
   }
-  /// Removes the bucket too when it is empty then.
-  void unlink(Slot slot) const {
-    const entry& gone = at(slot);
-    bucket& from = list(gone.bucket);
-    (gone.previous == none ? from.first : at(gone.previous).next) = gone.next;
-    (gone.next == none ? from.last : at(gone.next).previous) = gone.previous;
-    if (from.first == none) remove_bucket(gone.bucket);
+  void unlink(std::uint32_t slot) const {
+    const node gone = nodes_[slot];
+    nodes_[gone.previous].next = gone.next;
+    nodes_[gone.next].previous = gone.previous;
+  }
+  /// Out of its bucket, and the bucket too if nothing is left in it, which the answer says.
+  bool leave(std::uint32_t slot) const {
+    const bool alone = nodes_[slot].previous == nodes_[slot].next;
+    unlink(slot);
+    if (alone) remove_bucket(nodes_[slot].bucket);
+    --ends_->size;
+    return alone;
   }
   /// Two lists, each by offers, into one.
-  void merge(Slot low, Slot high) const {
-    Slot one = list(low).first, other = list(high).first;
-    list(low).first = list(low).last = none;
-    while (one != none || other != none) {
-      Slot& older = other == none || (one != none && at(one).offer < at(other).offer) ? one : other;
-      const Slot slot = older;
-      older = at(slot).next;
+  void merge(std::uint32_t low, std::uint32_t high) const {
+    std::uint32_t one = nodes_[own_node(low)].next, other = nodes_[own_node(high)].next;
+    nodes_[own_node(low)] = {own_node(low), own_node(low), low};
+    while (one != own_node(low) || other != own_node(high)) {
+      const bool first = other == own_node(high) || (one != own_node(low) && offers_[one] < offers_[other]);
+      const std::uint32_t slot = first ? one : other;
+      (first ? one : other) = nodes_[slot].next;
       append(slot, low);
     }
     remove_bucket(high);
   }
 
-  std::size_t capacity_{};
-  entry* entries_{};   // [capacity]
-  bucket* buckets_{};  // [capacity]
+  std::uint32_t capacity_{};
+  node* nodes_{};            // [2 * capacity]
+  std::uint64_t* offers_{};  // [capacity] number of a slot's latest offer
+  bucket* buckets_{};        // [capacity + 1]
   ends* ends_{};
   std::uint32_t max_frequency_{};
 };
