@@ -6,6 +6,10 @@ include(CMakePackageConfigHelpers)
 set(PQKV_PACKAGE_DIR ${CMAKE_INSTALL_DATADIR}/cmake/pqkv)
 install(TARGETS pqkv EXPORT pqkvTargets FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT pqkvTargets NAMESPACE pqkv:: DESTINATION ${PQKV_PACKAGE_DIR})
+if(PQKV_CUDA)  # a file of its own, which the package reads only when component cuda is asked for
+  install(TARGETS pqkv_cuda EXPORT pqkvCudaTargets)
+  install(EXPORT pqkvCudaTargets NAMESPACE pqkv:: DESTINATION ${PQKV_PACKAGE_DIR})
+endif()
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/pqkvConfig.cmake.in ${PROJECT_BINARY_DIR}/pqkvConfig.cmake
                               INSTALL_DESTINATION ${PQKV_PACKAGE_DIR} NO_SET_AND_CHECK_MACRO NO_CHECK_REQUIRED_COMPONENTS_MACRO)
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/pqkvConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)

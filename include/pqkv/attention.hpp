@@ -30,6 +30,16 @@ struct token_set {
   view<const std::uint32_t, 1, Space> counts;  // [lists] how many of them; may be empty
 };
 
+/// Parts into which the CUDA policy splits the tokens of a list, so that few lists fill a device too.
+constexpr std::size_t attention_device_splits(std::size_t query_heads) {
+  return query_heads >= 1056 ? 1 : query_heads <= 16 ? 64 : 1056 / query_heads;
+}
+
+/// Scratch bytes of attention() on the CUDA policy: partial results of the splits.
+constexpr std::size_t attention_device_scratch_bytes(std::size_t query_heads, std::size_t head_dim) {
+  return cache_line_bytes + attention_device_splits(query_heads) * query_heads * (head_dim + 2) * sizeof(float);
+}
+
 /// The checks of attention().
 template <class Query, class Store, class Tokens, class Out, class Lse>
 constexpr status can_attend(const Query& query, const Store& store, const Tokens& tokens, const Out& out, const Lse& lse) noexcept {
@@ -64,7 +74,10 @@ constexpr status can_attend(const Query& query, const Store& store, const Tokens
 /// @param lse     [hq] float, written if given: log of the sum of exp; -infinity for an empty list
 /// A non-finite key, value or query gives a non-finite output, as in any attention.
 /// @throws shape_error, value_error
-/// @cost   reads each token's K and V once per list and 8 query heads of it; two passes over a tile of 64 tokens; no allocation
+/// On a device a store must be trivially copyable, its key() and value() callable there (PQKV_HD).
+///
+/// @cost   reads each token's K and V once per list and 8 query heads of it; two passes over a tile of 64 tokens; no allocation, on a
+///         device attention_device_scratch_bytes()
 /// @source online softmax: Milakov and Gimelshein 2018; partial results: FlashDecoding, FlashInfer attention/state.cuh
 template <exec::policy P, kv_store Store>
   requires reachable_from<typename Store::space_type, P>

@@ -11,10 +11,13 @@
 
 #include "exec/sync.hpp"
 
+#include "detail/cuda/attention.cuh"
 #include "detail/cuda/buffer.cuh"
 #include "detail/cuda/cell_index.cuh"
+#include "detail/cuda/codebook.cuh"
 #include "detail/cuda/codes.cuh"
 #include "detail/cuda/distance_table.cuh"
+#include "detail/cuda/kmeans.cuh"
 #include "detail/cuda/kv_store.cuh"
 #include "detail/cuda/retrieve.cuh"
 #include "detail/cuda/scan.cuh"

@@ -66,7 +66,13 @@ echo "package: engine: refuses bad settings"
 
 refused "version 9" 'compatible with requested version "9"' -DWANTED_VERSION=9
 refused "version 0.0" 'compatible with requested version "0.0"' -DWANTED_VERSION=0.0
-refused "component cuda" "component 'cuda' is not part of this version" -DWANTED_COMPONENT=cuda
+refused "component cuda without a toolkit" "component 'cuda' needs the CUDA toolkit" -DWANTED_COMPONENT=cuda -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON
+if nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null); then
+  configure cuda -DCMAKE_PREFIX_PATH="$work/prefix" -DCMAKE_CUDA_COMPILER="$nvcc" -DCMAKE_CUDA_ARCHITECTURES=90
+  build_and_run cuda cuda_consumer
+else
+  echo "package: cuda: no nvcc found, left out"
+fi
 refused "an unknown component" "there is no component 'metal'" -DWANTED_COMPONENT=metal
 
 configure subdirectory -DPQKV_SOURCE="$root"

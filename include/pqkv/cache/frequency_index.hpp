@@ -107,7 +107,7 @@ class frequency_index_view {
     require_ok(detail::checks("frequency_index")
                    .that(given >= needed, status::code::capacity, "memory", "bytes, from required_bytes()", static_cast<double>(needed),
                          static_cast<double>(given)));
-    frequency_index_view made;
+    frequency_index_view made{};
     made.carve(memory, keys, capacity, max_frequency);
     *made.state_ = {};
     std::fill_n(made.totals_, keys, 0u);

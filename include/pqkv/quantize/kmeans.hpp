@@ -38,6 +38,15 @@ PQKV_HD constexpr stratified_sample training_rows(const kmeans_params& params, s
   return {n, all ? n : params.rows_per_centroid * c, {params.seed, 0}};
 }
 
+/// Scratch bytes of kmeans() and train() on the CUDA policy.
+/// @param problems  h * m
+/// @param width     coordinates of a centroid: ds, or ds + 1 with squared_radius
+constexpr std::size_t kmeans_device_scratch_bytes(std::size_t problems, std::size_t n, std::size_t width, std::size_t c,
+                                                  const kmeans_params& params) {
+  constexpr std::size_t gaps = 8 * 64;  // each array begins on a cache line
+  return gaps + problems * (training_rows(params, n, c).count * 13 + c * width * 12 + c * 4 + 32);
+}
+
 /// The checks of kmeans(), for engines without exceptions. Shapes as there.
 template <class Points, class Offset, class Centroids, class Outcome, class Radius = view<float, 2>>
 constexpr status can_kmeans(const Points& points, const Offset& offset, const Centroids& centroids, const Outcome& outcome,
@@ -81,9 +90,9 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
 ///                   axes dense
 /// @param outcome    [h, m] uint8, a kmeans_outcome each, written
 /// @param squared_radius  [h, m] float, R, written; empty: the plain squared L2 distance
-/// @throws shape_error, value_error
+/// @throws shape_error, value_error; capacity_error when a device policy's scratch is too small
 /// @cost   L * rows * c * ds distance terms a problem, one task a problem; allocates scratch from the heap (training is not part of
-///         a decode step)
+///         a decode step), on a device kmeans_device_scratch_bytes() of the policy's
 template <exec::policy P, class T, class Space>
   requires storage_scalar<T> && reachable_from<Space, P>
 void kmeans(const P& policy, view<T, 4, Space> points, view<const float, 3, typename P::space_type> offset,

@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: Apache-2.0
+// k-means on the device: a problem (head and subspace) is a cluster of CTAs from its first row to its last iteration, so one launch
+// trains a codebook. Rows are read from the caller's memory in every iteration, assigned by the canonical distance, and summed in
+// fixed point, whose sums are free of order: the bits are the host's.
+#pragma once
+
+#include "../../core/canonical.hpp"
+#include "../../quantize/kmeans.hpp"
+#include "arena.cuh"
+#include "block/cluster.cuh"
+#include "block/nearest.cuh"
+#include "block/reduce.cuh"
+#include "block/shared.cuh"
+#include "kernel.cuh"
+#include "tuning.hpp"
+
+namespace pqkv {
+namespace detail {
+
+using kmeans_tile = block::nearest_tile<tuning::kmeans_tile_tokens>;
+
+/// Numbers of one problem that its members share.
+struct kmeans_state {
+  std::uint32_t used, largest, radius;  // training rows; largest |y| and |y|^2 as bits
+  std::uint32_t trained;
+  std::uint32_t changed[2];             // whether a row changed its cluster, by the iteration's parity
+};
+
+/// Scratch of one problem.
+struct kmeans_memory {
+  std::uint32_t *rows, *order, *count;  // [sample], [sample], [c]
+  float *distance, *taken;              // [sample], [c, width]
+  std::int64_t* sum;                    // [c, width]
+  std::uint8_t* owner;                  // [sample]
+  kmeans_state* state;
+
+  kmeans_memory(arena& memory, std::size_t problems, std::size_t sample, std::size_t c, std::size_t width)
+      : rows(memory.take<std::uint32_t>(problems * sample)),
+        order(memory.take<std::uint32_t>(problems * sample)),
+        count(memory.take<std::uint32_t>(problems * c)),
+        distance(memory.take<float>(problems * sample)),
+        taken(memory.take<float>(problems * c * width)),
+        sum(memory.take<std::int64_t>(problems * c * width)),
+        owner(memory.take<std::uint8_t>(problems * sample)),
+        state(memory.take<kmeans_state>(problems)) {}
+
+  __device__ kmeans_memory of(std::size_t problem, std::size_t sample, std::size_t c, std::size_t width) const {
+    kmeans_memory own = *this;
+    own.rows += problem * sample, own.order += problem * sample, own.distance += problem * sample, own.owner += problem * sample;
+    own.count += problem * c, own.taken += problem * c * width, own.sum += problem * c * width;
+    own.state += problem;
+    return own;
+  }
+};
+
+/// One problem as one of its team's CTAs sees it.
+template <class T, class Space>
+class kmeans_problem_part {
+  static constexpr unsigned tile_rows = tuning::kmeans_tile_tokens, threads = kmeans_tile::threads, stride = kmeans_tile::row_stride;
+  static_assert(threads >= max_centroids && threads >= tile_rows);
+
+ public:
+  struct scratch {
+    kmeans_tile tile;
+    block::reduction<std::uint64_t, threads> wide;
+    block::reduction<std::uint32_t, threads> narrow;
+    float candidate[max_head_dim + 1];
+    std::uint32_t count[max_centroids], members, chosen;
+  };
+
+  /// Dynamic shared memory: a tile of rows, and the CTA's own sums where they fit.
+  __host__ __device__ static constexpr bool sums_fit(std::size_t width, std::size_t c) { return c * width <= 12 * 1024; }
+  __host__ __device__ static constexpr std::size_t shared_bytes(std::size_t width, std::size_t c) {
+    return block::shared_memory::bytes<float>(width * stride) +
+           (sums_fit(width, c) ? block::shared_memory::bytes<std::int64_t>(c * width) : 0);
+  }
+
+  __device__ kmeans_problem_part(scratch& own, const block::cluster_team& team, view<const T, 2, Space> points, const float* offset,
+                                 float* centroids, unsigned c, bool on_sphere, const kmeans_memory& memory)
+      : scratch_(own),
+        team_(team),
+        points_(points),
+        offset_(offset),
+        centroids_(centroids),
+        memory_(memory),
+        c_(c),
+        ds_(static_cast<unsigned>(points.extent(1))),
+        width_(ds_ + (on_sphere ? 1 : 0)),
+        on_sphere_(on_sphere) {
+    block::shared_memory shared;
+    y_ = shared.take<float>(width_ * stride);
+    sums_ = sums_fit(width_, c_) ? shared.take<std::int64_t>(c_ * width_) : nullptr;
+  }
+
+  __device__ kmeans_outcome run(const kmeans_params& params, std::uint64_t stream, float* squared_radius) {
+    gather_rows(training_rows(params, points_.extent(0), c_));
+    if (on_sphere_ && team_.rank() == 0 && threadIdx.x == 0) *squared_radius = float_from_bits(memory_.state->radius);
+    draw_initial({params.seed, stream});
+    if (memory_.state->trained == 0) return kmeans_outcome::too_few_distinct_rows;
+    float largest = float_from_bits(memory_.state->largest);
+    if (on_sphere_) largest = canonical::max(canonical::sqrt(float_from_bits(memory_.state->radius)), largest);
+    scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest));
+    for (std::size_t iteration = 0; iteration < params.iterations; ++iteration) {
+      clear_sums();
+      assign(static_cast<unsigned>(iteration % 2));
+      // Without a row that moved no cluster is empty and no centroid will change.
+      if (iteration != 0 && memory_.state->changed[iteration % 2] == 0) break;
+      if (team_.rank() == 0) fill_empty(static_cast<unsigned>((iteration + 1) % 2));
+      team_.sync();
+      update();
+      team_.sync();
+    }
+    return kmeans_outcome::trained;
+  }
+
+ private:
+  __device__ float element(std::size_t t, unsigned e) const {
+    return canonical::sub(static_cast<float>(points_(t, e)), offset_[e]);
+  }
+  __device__ float radius() const { return float_from_bits(memory_.state->radius); }
+
+  /// Rows row_at(0) to row_at(count - 1) into the tile, without the added coordinate.
+  template <class RowAt>
+  __device__ void load(unsigned count, RowAt row_at) {
+    __syncthreads();
+    for (unsigned at = threadIdx.x; at < ds_ * tile_rows; at += threads) {
+      const unsigned r = at / ds_, e = at % ds_;
+      y_[e * stride + r] = r < count ? element(row_at(r), e) : 0.0f;
+    }
+    __syncthreads();
+  }
+  /// |y|^2 of row `r` of the tile.
+  __device__ float norm(unsigned r) const {
+    float acc = 0;
+    for (unsigned e = 0; e < ds_; ++e) acc = canonical::fma(y_[e * stride + r], y_[e * stride + r], acc);
+    return acc;
+  }
+  __device__ void lift() {
+    if (on_sphere_ && threadIdx.x < tile_rows) y_[ds_ * stride + threadIdx.x] = canonical::sphere_coordinate(radius(), norm(threadIdx.x));
+    __syncthreads();
+  }
+
+  /// The sample's usable rows, ascending, and the largest of their numbers. Members take one run of the sample each.
+  __device__ void gather_rows(const stratified_sample& sample) {
+    const std::uint32_t all = static_cast<std::uint32_t>(sample.count),
+                        share = (all / team_.size() + tile_rows) / tile_rows * tile_rows,
+                        begin = share * team_.rank() < all ? share * team_.rank() : all, end = all - begin < share ? all : begin + share;
+    if (team_.rank() == 0 && threadIdx.x == 0) *memory_.state = {};
+    team_.sync();
+    std::uint32_t mine = 0, largest = 0, radius = 0;
+    for (std::uint32_t first = begin; first < end; first += tile_rows) {
+      const unsigned here = end - first < tile_rows ? end - first : tile_rows;
+      load(here, [&](unsigned r) { return sample(first + r); });
+      if (threadIdx.x >= here) continue;
+      bool usable = true;
+      std::uint32_t most = 0;
+      for (unsigned e = 0; e < ds_; ++e) {
+        const float y = y_[e * stride + threadIdx.x];
+        usable &= is_finite(y);
+        const std::uint32_t magnitude = float_bits(y) & 0x7fffffffu;
+        most = magnitude > most ? magnitude : most;
+      }
+      const float square = on_sphere_ ? norm(threadIdx.x) : 0.0f;
+      usable &= is_finite(square);
+      memory_.owner[first + threadIdx.x] = usable ? 1 : 0;  // for now: whether the row is used
+      if (!usable) continue;
+      ++mine;
+      largest = most > largest ? most : largest;
+      radius = float_bits(square) > radius ? float_bits(square) : radius;
+    }
+    largest = scratch_.narrow.max(largest);
+    radius = scratch_.narrow.max(radius);
+    mine = scratch_.narrow.sum(mine);
+    if (threadIdx.x == 0) {
+      scratch_.members = mine;
+      atomicMax(&memory_.state->largest, largest);
+      atomicMax(&memory_.state->radius, radius);
+      atomicAdd(&memory_.state->used, mine);
+    }
+    team_.sync();
+    std::uint32_t place = 0;
+    for (unsigned rank = 0; rank < team_.rank(); ++rank) place += *team_.remote(&scratch_.members, rank);
+    for (std::uint32_t first = begin; first < end; first += threads) {
+      const std::uint32_t i = first + threadIdx.x;
+      const bool usable = i < end && memory_.owner[i] != 0;
+      std::uint32_t here = 0;
+      const std::uint32_t below = scratch_.narrow.prefix(usable ? 1u : 0u, here);
+      if (usable) memory_.rows[place + below] = static_cast<std::uint32_t>(sample(i));
+      place += here;
+    }
+    team_.sync();
+    used_ = memory_.state->used;
+    for (std::uint32_t i = team_.rank() * threads + threadIdx.x; i < used_; i += team_.size() * threads) memory_.order[i] = i;
+    team_.sync();
+  }
+
+  /// y of training row i as candidate[width], by one CTA.
+  __device__ void load_candidate(std::uint32_t i) {
+    const std::size_t t = memory_.rows[i];
+    for (unsigned e = threadIdx.x; e < ds_; e += threads) scratch_.candidate[e] = element(t, e);
+    __syncthreads();
+    if (on_sphere_ && threadIdx.x == 0)
+      scratch_.candidate[ds_] = canonical::sphere_coordinate(radius(), canonical::dot(scratch_.candidate, scratch_.candidate, 1, ds_));
+    __syncthreads();
+  }
+
+  /// Walks a random permutation of the rows and takes each that differs from all taken so far, by the first member alone. The caller's
+  /// centroids are written only once there are c of them.
+  __device__ void draw_initial(random_stream draws) {
+    unsigned found = 0;
+    for (std::uint32_t i = 0; team_.rank() == 0 && used_ >= c_ && i < used_ && found < c_; ++i) {
+      if (threadIdx.x == 0) {
+        const std::uint32_t other = i + draws.below(i, used_ - i), drawn = memory_.order[other];
+        memory_.order[other] = memory_.order[i];
+        scratch_.chosen = drawn;
+      }
+      __syncthreads();
+      load_candidate(scratch_.chosen);
+      bool repeated = false;
+      if (threadIdx.x < found) {
+        repeated = true;
+        for (unsigned e = 0; e < width_ && repeated; ++e)  // as keys: equal floats, whatever the compiler does to subnormals
+          repeated = canonical::order_key(memory_.taken[threadIdx.x * width_ + e]) == canonical::order_key(scratch_.candidate[e]);
+      }
+      if (__syncthreads_or(repeated ? 1 : 0) == 0) {
+        for (unsigned e = threadIdx.x; e < width_; e += threads) memory_.taken[found * width_ + e] = scratch_.candidate[e];
+        ++found;
+      }
+      __syncthreads();
+    }
+    if (team_.rank() == 0 && found == c_) {
+      for (unsigned at = threadIdx.x; at < c_ * width_; at += threads)
+        centroids_[at % width_ * c_ + at / width_] = memory_.taken[at];
+      if (threadIdx.x == 0) memory_.state->trained = 1;
+    }
+    team_.sync();
+  }
+
+  __device__ void clear_sums() {
+    for (unsigned at = team_.rank() * threads + threadIdx.x; at < c_ * width_; at += team_.size() * threads) memory_.sum[at] = 0;
+    for (unsigned x = team_.rank() * threads + threadIdx.x; x < c_; x += team_.size() * threads) memory_.count[x] = 0;
+    for (unsigned at = threadIdx.x; sums_ != nullptr && at < c_ * width_; at += threads) sums_[at] = 0;
+    for (unsigned x = threadIdx.x; x < c_; x += threads) scratch_.count[x] = 0;
+    team_.sync();
+  }
+
+  __device__ static void add(std::int64_t* to, std::int64_t term) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(term));
+  }
+
+  /// Assigns this member's tiles and adds their rows to the sums.
+  __device__ void assign(unsigned parity) {
+    bool moved = false;
+    for (std::uint32_t first = team_.rank() * tile_rows; first < used_; first += team_.size() * tile_rows) {
+      const unsigned here = used_ - first < tile_rows ? used_ - first : tile_rows;
+      load(here, [&](unsigned r) { return memory_.rows[first + r]; });
+      lift();
+      scratch_.tile.find(y_, width_, centroids_, c_);
+      if (threadIdx.x < here) {
+        const std::uint64_t nearest = scratch_.tile.best[threadIdx.x];
+        const std::uint8_t owner = static_cast<std::uint8_t>(nearest & 0xffu);
+        moved |= memory_.owner[first + threadIdx.x] != owner;
+        memory_.owner[first + threadIdx.x] = owner;
+        memory_.distance[first + threadIdx.x] = float_from_bits(static_cast<std::uint32_t>(nearest >> 32));
+        atomicAdd(&scratch_.count[owner], 1u);
+      }
+      add_tile(here);
+    }
+    const bool any = __syncthreads_or(moved ? 1 : 0) != 0;
+    if (any && threadIdx.x == 0) atomicOr(&memory_.state->changed[parity], 1u);
+    for (unsigned at = threadIdx.x; sums_ != nullptr && at < c_ * width_; at += threads)
+      if (sums_[at] != 0) add(&memory_.sum[at], sums_[at]);
+    for (unsigned x = threadIdx.x; x < c_; x += threads)
+      if (scratch_.count[x] != 0) atomicAdd(&memory_.count[x], scratch_.count[x]);
+    team_.sync();
+  }
+
+  /// A thread is a coordinate and a class of centroids, so that none adds to another's sum.
+  __device__ void add_tile(unsigned here) {
+    unsigned lanes = 1;
+    while (lanes < width_ && lanes < threads) lanes *= 2;
+    const unsigned classes = threads / lanes, own = threadIdx.x / lanes;
+    for (unsigned e = threadIdx.x % lanes; e < width_; e += lanes)
+      for (unsigned r = 0; r < here; ++r) {
+        const unsigned x = static_cast<unsigned>(scratch_.tile.best[r] & 0xffu);
+        if (x % classes != own) continue;
+        const std::int64_t term = canonical::fixed_point(y_[e * stride + r], scale_);
+        if (sums_ != nullptr)
+          sums_[x * width_ + e] += term;
+        else
+          add(&memory_.sum[x * width_ + e], term);
+      }
+  }
+
+  /// Every empty cluster, ascending, takes the farthest row of the fullest cluster; ties to the lower index. By one CTA.
+  __device__ void fill_empty(unsigned next_parity) {
+    if (threadIdx.x == 0) memory_.state->changed[next_parity] = 0;
+    if (__syncthreads_or(threadIdx.x < c_ && memory_.count[threadIdx.x] == 0 ? 1 : 0) == 0) return;
+    for (unsigned empty = 0; empty < c_; ++empty) {
+      if (memory_.count[empty] != 0) continue;
+      const std::uint64_t size = threadIdx.x < c_ ? std::uint64_t{memory_.count[threadIdx.x]} << 32 | (max_centroids - 1 - threadIdx.x) : 0;
+      const unsigned fullest = max_centroids - 1 - static_cast<unsigned>(scratch_.wide.max(size) & 0xffffffffu);
+      std::uint64_t distant = 0;
+      for (std::uint32_t i = threadIdx.x; i < used_; i += threads)
+        if (memory_.owner[i] == fullest) {
+          const std::uint64_t key = std::uint64_t{float_bits(memory_.distance[i])} << 32 | (0xffffffffu - i);
+          distant = key > distant ? key : distant;
+        }
+      const std::uint32_t farthest = 0xffffffffu - static_cast<std::uint32_t>(scratch_.wide.max(distant));
+      load_candidate(farthest);
+      for (unsigned e = threadIdx.x; e < width_; e += threads) {
+        const std::int64_t term = canonical::fixed_point(scratch_.candidate[e], scale_);
+        memory_.sum[fullest * width_ + e] -= term;
+        memory_.sum[empty * width_ + e] += term;
+      }
+      if (threadIdx.x == 0) {
+        --memory_.count[fullest];
+        ++memory_.count[empty];
+        memory_.owner[farthest] = static_cast<std::uint8_t>(empty);
+      }
+      __syncthreads();
+    }
+  }
+
+  __device__ void update() {
+    for (unsigned at = team_.rank() * threads + threadIdx.x; at < c_ * width_; at += team_.size() * threads) {
+      const unsigned x = at / width_, e = at % width_;
+      centroids_[e * c_ + x] = canonical::fixed_point_mean(memory_.sum[at], memory_.count[x], scale_);
+    }
+  }
+
+  scratch& scratch_;
+  const block::cluster_team& team_;
+  view<const T, 2, Space> points_;
+  const float* offset_;
+  float* centroids_;  // [width, c]
+  kmeans_memory memory_;
+  unsigned c_, ds_, width_;  // width: ds, or ds + 1 on the sphere
+  bool on_sphere_;
+  std::uint32_t used_ = 0;
+  float scale_ = 1;
+  float* y_;           // [width, stride] in shared memory
+  std::int64_t* sums_; // [c, width] in shared memory; null: added to the problem's at once
+};
+
+/// CTAs of a cluster are grid.x, problems grid.y.
+template <class T, class Space>
+PQKV_HIDDEN __global__ void __launch_bounds__(kmeans_tile::threads)
+    kmeans_kernel(view<T, 4, Space> points, view<const float, 3, space::device> offset, view<float, 4, space::device> centroids,
+                  view<std::uint8_t, 2, space::device> outcome, kmeans_params params, view<float, 2, space::device> squared_radius,
+                  kmeans_memory memory) {
+  using part = kmeans_problem_part<std::remove_cv_t<T>, Space>;
+  __shared__ typename part::scratch scratch;
+  const std::size_t problem = blockIdx.y, m = points.extent(1), head = problem / m, j = problem % m, c = centroids.extent(3);
+  const bool on_sphere = squared_radius.data != nullptr;
+  const block::cluster_team team(gridDim.x);
+  const kmeans_memory own = memory.of(problem, training_rows(params, points.extent(2), c).count, c, centroids.extent(2));
+  part lloyd(scratch, team, points[head][j], &offset(head, j, 0), &centroids(head, j, 0, 0), static_cast<unsigned>(c), on_sphere, own);
+  const kmeans_outcome result = lloyd.run(params, problem + 1, on_sphere ? &squared_radius(head, j) : nullptr);
+  if (team.rank() == 0 && threadIdx.x == 0) outcome(head, j) = static_cast<std::uint8_t>(result);
+}
+
+}  // namespace detail
+
+template <>
+struct kernel<op::kmeans, backend::cuda> {
+  template <class P, class T, class Space>
+  static void run(const P& policy, view<T, 4, Space> points, view<const float, 3, space::device> offset,
+                  view<float, 4, space::device> centroids, view<std::uint8_t, 2, space::device> outcome, const kmeans_params& params,
+                  view<float, 2, space::device> squared_radius) {
+    const detail::launcher launch(policy, "kmeans");
+    const std::size_t problems = points.extent(0) * points.extent(1), n = points.extent(2), width = centroids.extent(2),
+                      c = centroids.extent(3);
+    arena memory = detail::device_scratch(policy.scratch, kmeans_device_scratch_bytes(problems, n, width, c, params), "kmeans");
+    const detail::kmeans_memory own(memory, problems, training_rows(params, n, c).count, c, width);
+    unsigned cluster = launch.largest_cluster();
+    while (cluster > 1 && cluster * problems > 2 * detail::tuning::multiprocessors) cluster /= 2;
+    launch("kmeans_kernel", detail::kmeans_kernel<T, Space>,
+           {dim3(cluster, static_cast<unsigned>(problems)), detail::kmeans_tile::threads,
+            detail::kmeans_problem_part<std::remove_cv_t<T>, Space>::shared_bytes(width, c), cluster},
+           points, offset, centroids, outcome, params, squared_radius, own);
+  }
+};
+
+}  // namespace pqkv

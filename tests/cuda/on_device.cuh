@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the device tests share: host arrays with a copy on the device, owners of the library as views there, and a count of what
+// differed. A program ends with 77 where there is no GPU.
+#pragma once
+
+#include <pqkv/cuda.cuh>
+
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+namespace pqkv_cases {
+
+using device = pqkv::space::device;
+
+inline bool has_device() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return true;
+  std::printf("no CUDA device\n");
+  return false;
+}
+
+/// The memory behind a host view, gaps included, with a copy on the device; same extents and strides there.
+template <class T, std::size_t Rank>
+class on_device {
+  using element = std::remove_cv_t<T>;
+
+ public:
+  on_device() = default;
+  explicit on_device(pqkv::view<T, Rank> host) : host_(host), memory_(span(host), nullptr) {
+    if (memory_.size() != 0) memory_.upload(host.data, nullptr);
+  }
+  pqkv::view<T, Rank, device> view() const {
+    pqkv::view<T, Rank, device> there{memory_.data(), {}, {}};
+    for (std::size_t axis = 0; axis < Rank; ++axis) {
+      there.extents[axis] = host_.extents[axis];
+      there.strides[axis] = host_.strides[axis];
+    }
+    return there;
+  }
+  /// What is on the device now, gaps included.
+  std::vector<element> bytes() const {
+    std::vector<element> copy(memory_.size());
+    memory_.download(copy.data(), nullptr);
+    pqkv::sync(pqkv::exec::cuda{});
+    return copy;
+  }
+
+ private:
+  static std::size_t span(pqkv::view<T, Rank> host) {
+    if (host.data == nullptr || host.size() == 0) return 0;
+    std::size_t last = 0;
+    for (std::size_t axis = 0; axis < Rank; ++axis) last += (host.extent(axis) - 1) * host.stride(axis);
+    return last + 1;
+  }
+  pqkv::view<T, Rank> host_{};
+  pqkv::device_buffer<element> memory_;
+};
+template <class T, std::size_t Rank>
+on_device(pqkv::view<T, Rank>) -> on_device<T, Rank>;
+
+/// Bits of two arrays.
+template <class T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+/// A codebook's arrays on the device.
+struct book_on_device {
+  on_device<float, 4> centroids;
+  on_device<float, 2> mean, squared_radius;
+
+  explicit book_on_device(pqkv::mutable_codebook_view<> book)
+      : centroids(book.centroids), mean(book.mean), squared_radius(book.squared_radius) {}
+  pqkv::mutable_codebook_view<device> view() const { return {centroids.view(), mean.view(), squared_radius.view()}; }
+};
+
+/// A joint-code index's arrays on the device.
+struct index_on_device {
+  on_device<std::uint32_t, 2> counts, offsets;
+  on_device<std::int32_t, 2> ids;
+  on_device<std::uint32_t, 1> first, merged, last;
+  on_device<const std::uint8_t, 2> cell_codes;
+
+  explicit index_on_device(pqkv::mutable_cell_index_view<> index)
+      : counts(index.counts),
+        offsets(index.offsets),
+        ids(index.ids),
+        first(index.first),
+        merged(index.merged),
+        last(index.last),
+        cell_codes(index.cell_codes) {}
+  pqkv::mutable_cell_index_view<device> view() const {
+    return {counts.view(), offsets.view(), ids.view(), first.view(), merged.view(), last.view(), cell_codes.view()};
+  }
+};
+
+/// Device scratch of one size, made before it is needed.
+class device_scratch {
+ public:
+  explicit device_scratch(std::size_t bytes) : block_(bytes, nullptr) {}
+  pqkv::exec::cuda policy() const { return {nullptr, pqkv::device_arena(block_)}; }
+
+ private:
+  pqkv::device_buffer<std::byte> block_;
+};
+
+/// Counts cases; the first few that fail are printed.
+class verdict {
+ public:
+  explicit verdict(const char* what) : what_(what) {}
+  template <class... Argument>
+  void check(bool holds, const char* format, Argument... arguments) {
+    ++cases_;
+    if (holds || ++failures_ > 5) return;
+    std::printf("%s: ", what_);
+    std::printf(format, arguments...);
+    std::printf("\n");
+  }
+  /// Prints the line of the count; true when nothing failed and there was something to fail.
+  bool passed(std::size_t least = 1) const {
+    std::printf("%s: %zu cases, %zu differ%s\n", what_, cases_, failures_, cases_ < least ? " (TOO FEW CASES)" : "");
+    std::fflush(stdout);
+    return failures_ == 0 && cases_ >= least;
+  }
+
+ private:
+  const char* what_;
+  std::size_t cases_ = 0, failures_ = 0;
+};
+
+}  // namespace pqkv_cases

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+// scan, top_k, the joint-code index and retrieve on a GPU against the host, to the bit and to the token: the shapes, tables, codes and
+// ranges of the host's property test, and long ones. The same under fast math. Ends with 77 where there is no GPU.
+//
+//   search [rounds]    random problems of each shape, 4 unless given; 1 is enough under compute-sanitizer
+#include "on_device.cuh"
+
+#include <cstdlib>
+
+#include "cases/search_cases.hpp"
+
+namespace {
+using namespace pqkv_cases;
+using pqkv::group_reduction;
+using pqkv::search_path;
+
+const pqkv::exec::host<> cpu;
+
+struct problem_on_device {
+  on_device<const float, 3> entries;
+  on_device<const float, 1> bias;
+  on_device<const std::uint8_t, 3> codes;
+  on_device<const pqkv::middle_range, 1> ranges;
+
+  explicit problem_on_device(const search_problem& of)
+      : entries(of.table().entries), bias(of.table().bias), codes(of.codes()), ranges(of.ranges()) {}
+  pqkv::distance_table_view<device> table() const { return {entries.view(), bias.view()}; }
+};
+
+/// run_retrieve() of the host's tests, on the device.
+retrieved device_retrieve(const device_scratch& scratch, const search_problem& problem, const problem_on_device& there,
+                          pqkv::cell_index_view<device> index, group_reduction reduction, search_path path) {
+  const search_shape& shape = problem.shape();
+  const std::size_t lists = pqkv::score_lists(reduction, shape.h, shape.hq()), k_max = problem.most_selected() + 2, stride = k_max + 3;
+  std::vector<std::int32_t> indices(lists * stride, -7);
+  std::vector<std::uint32_t> counts(lists, 12345);
+  std::vector<std::uint8_t> skipped(shape.hq(), 9);
+  const on_device<std::int32_t, 2> indices_there(pqkv::view<std::int32_t, 2>{indices.data(), {lists, k_max}, {stride, 1}});
+  const on_device<std::uint32_t, 1> counts_there(pqkv::make_view(counts.data(), lists));
+  const on_device<std::uint8_t, 1> skipped_there(pqkv::make_view(skipped.data(), shape.hq()));
+  pqkv::retrieve(scratch.policy(), there.table(), there.codes.view(), index, there.ranges.view(), indices_there.view(), counts_there.view(),
+                 {.head_dim = shape.d, .reduction = reduction, .path = path}, skipped_there.view());
+  indices = indices_there.bytes();
+  indices.resize(lists * stride, -7);
+  counts = counts_there.bytes();
+  retrieved out;
+  out.skipped = skipped_there.bytes();
+  for (std::size_t list = 0; list < lists; ++list) {
+    const auto row = indices.begin() + static_cast<std::ptrdiff_t>(list * stride);
+    const std::size_t count = std::min<std::size_t>(counts[list], k_max);
+    out.lists.emplace_back(row, row + static_cast<std::ptrdiff_t>(count));
+    for (std::size_t i = count; i < stride; ++i) out.padded = out.padded && indices[list * stride + i] == (i < k_max ? -1 : -7);
+    out.padded = out.padded && counts[list] <= k_max;
+  }
+  return out;
+}
+
+struct verdicts {
+  verdict scan{"scan"}, scanned{"retrieve by scan"}, joint{"retrieve by joint codes"}, automatic{"retrieve, automatic"},
+      index{"count_cells and merge_tails"}, top_k{"top_k"};
+};
+
+void compare_scan(const device_scratch& scratch, const search_problem& problem, const problem_on_device& there, group_reduction reduction,
+                  verdicts& all) {
+  const search_shape& shape = problem.shape();
+  const std::size_t lists = pqkv::score_lists(reduction, shape.h, shape.hq()), stride = shape.n + 3;
+  std::vector<float> scores(lists * stride, -7.0f);
+  const pqkv::view<float, 2> here{scores.data(), {lists, shape.n}, {stride, 1}};
+  const on_device<float, 2> scores_there(here);
+  pqkv::scan(scratch.policy(), there.table(), there.codes.view(), scores_there.view(), reduction, shape.d);
+  pqkv::scan(cpu, problem.table(), problem.codes(), here, reduction, shape.d);
+  std::vector<float> from_device = scores_there.bytes();
+  scores.resize(from_device.size());
+  all.scan.check(same(scores, from_device), "h %zu g %zu m %zu b %u n %zu reduction %d", shape.h, shape.g, shape.m, shape.bits, shape.n,
+                 static_cast<int>(reduction));
+}
+
+/// Everything for one problem. @param tail  tokens that stay out of the lists
+void compare(const search_problem& problem, std::size_t tail, verdicts& all) {
+  const search_shape& shape = problem.shape();
+  const problem_on_device there(problem);
+  const device_scratch scratch(
+      pqkv::retrieve_device_scratch_bytes(shape.hq(), shape.hq(), shape.m, shape.c(), shape.n, shape.joint() ? 65536 : 0));
+  pqkv::cell_index index;
+  if (shape.joint()) {
+    index = pqkv::cell_index({shape.h, 128, shape.m, shape.bits}, shape.n);
+    fill_index(problem, index, tail);
+  }
+  const index_on_device index_there(index.mutable_view());
+  for (const group_reduction reduction : every_reduction) {
+    compare_scan(scratch, problem, there, reduction, all);
+    const retrieved wanted = run_retrieve(cpu, problem, {}, reduction, search_path::scan);
+    const auto test = [&](verdict& of, pqkv::cell_index_view<device> with, search_path path) {
+      of.check(device_retrieve(scratch, problem, there, with, reduction, path) == wanted,
+               "h %zu g %zu m %zu b %u n %zu d %zu reduction %d tail %zu", shape.h, shape.g, shape.m, shape.bits, shape.n, shape.d,
+               static_cast<int>(reduction), tail);
+    };
+    test(all.scanned, {}, search_path::scan);
+    if (!shape.joint()) continue;
+    test(all.joint, index_there.view(), search_path::joint);
+    test(all.automatic, index_there.view(), search_path::automatic);
+  }
+}
+
+/// An index that grows on the device against one that grows on the host: same arrays after every step.
+void compare_index(const search_problem& problem, random_source& random, verdicts& all) {
+  const search_shape& shape = problem.shape();
+  if (!shape.joint()) return;
+  const pqkv::pq_shape book{shape.h, 128, shape.m, shape.bits};
+  pqkv::cell_index index(book, shape.n);
+  const index_on_device there(index.mutable_view());
+  const on_device codes(problem.codes());
+  const device_scratch scratch(pqkv::merge_tails_device_scratch_bytes(shape.h, shape.n, book.cells()));
+  std::size_t last = random.below(shape.n + 1);
+  for (int step = 0; step < 4; ++step) {
+    const std::size_t next = last + random.below(shape.n - last + 1);
+    pqkv::count_cells(cpu, problem.codes(), last, next, index.mutable_view());
+    pqkv::count_cells(scratch.policy(), codes.view(), last, next, there.view());
+    if (step % 2 == 1) {
+      pqkv::merge_tails(cpu, problem.codes(), index.mutable_view());
+      pqkv::merge_tails(scratch.policy(), codes.view(), there.view());
+    }
+    last = next;
+    const auto host = index.mutable_view();
+    const auto equal = [](const auto& view, const auto& copy) {
+      return copy.bytes().size() == view.size() && (view.size() == 0 || std::memcmp(copy.bytes().data(), view.data, view.size() * 4) == 0);
+    };
+    all.index.check(equal(host.counts, there.counts) && equal(host.offsets, there.offsets) && equal(host.ids, there.ids) &&
+                        equal(host.first, there.first) && equal(host.merged, there.merged) && equal(host.last, there.last),
+                    "h %zu m %zu b %u n %zu step %d", shape.h, shape.m, shape.bits, shape.n, step);
+  }
+}
+
+void compare_top_k(std::size_t rows, std::size_t n, std::size_t k_max, int kind, random_source& random, verdicts& all) {
+  const std::size_t stride = n + random.below(3), list = k_max + 2;
+  std::vector<float> scores(rows * stride + 1);
+  for (float& x : scores) {
+    x = random.gaussian();
+    if (kind == 1) x = static_cast<float>(random.below(3)) - 1.0f;  // ties, -0 among them
+    if (kind == 1 && x == 0 && random.below(2) == 0) x = -0.0f;
+    if (kind == 2 && random.below(4) == 0) x = nonfinite(random.below(3));
+    if (kind == 3) x = pqkv::float_from_bits(static_cast<std::uint32_t>(random.bits()));  // any bits
+    if (kind == 4) x = 0.25f;
+  }
+  std::vector<std::int32_t> indices(rows * list + 1, -7);
+  const pqkv::view<std::int32_t, 2> here{indices.data(), {rows, k_max}, {list, 1}};
+  const pqkv::view<const float, 2> from{scores.data(), {rows, n}, {stride, 1}};
+  const on_device<std::int32_t, 2> indices_there(here);
+  const on_device<const float, 2> scores_there(from);
+  pqkv::top_k(pqkv::exec::cuda{}, scores_there.view(), indices_there.view());
+  pqkv::top_k(cpu, from, here);
+  const std::vector<std::int32_t> from_device = indices_there.bytes();
+  indices.resize(from_device.size());
+  all.top_k.check(same(indices, from_device), "rows %zu n %zu k %zu kind %d", rows, n, k_max, kind);
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (!has_device()) return 77;
+  const std::size_t rounds = argc > 1 ? static_cast<std::size_t>(std::atoi(argv[1])) : 4;
+  verdicts all;
+  random_source random(0x9a1e);
+  const std::size_t groups[] = {1, 2, 3, 4, 8}, dims[] = {16, 64, 128, 256}, lengths[] = {0, 1, 9, 63, 64, 65, 200, 700, 4100};
+  for (const std::size_t m : {1u, 2u, 4u, 8u, 16u})
+    for (unsigned bits = 4; bits <= 8; ++bits)
+      for (std::size_t round = 0; round < (m * bits > 12 && m * bits <= 16 ? 1 : rounds); ++round)
+        for (const table_kind tables : every_table) {
+          search_shape shape{1 + random.below(3), groups[random.below(5)], m, bits, lengths[random.below(9)], dims[random.below(4)]};
+          shape.plane_padding = random.below(3) * 13;
+          shape.table_padding = random.below(2) * 3;
+          search_problem problem(shape, tables, every_code[random.below(4)], random);
+          problem.random_ranges(random);
+          compare(problem, random.below(3) == 0 ? 0 : random.below(2) == 0 ? shape.n : random.below(shape.n / 4 + 1), all);
+          compare_index(problem, random, all);
+        }
+  // Lengths at which every path of the device is taken: one launch or many, one CTA or a cluster, keys in shared memory or not.
+  const search_shape long_shapes[] = {{8, 4, 2, 6, 131072, 128}, {2, 1, 2, 4, 20000, 64},   {2, 4, 2, 7, 70000, 128},
+                                      {1, 4, 2, 8, 300000, 128}, {2, 8, 4, 4, 300000, 128}, {1, 4, 4, 8, 400000, 128},
+                                      {1, 32, 16, 8, 5000, 128}, {1, 2, 2, 6, 1048576, 64}};
+  for (const search_shape& shape : long_shapes)
+    for (std::size_t round = 0; round < (rounds + 1) / 2; ++round) {
+      const table_kind tables = round == 0 ? table_kind::smooth : every_table[random.below(std::size(every_table))];
+      search_problem problem(shape, tables, every_code[round == 0 ? 0 : random.below(4)], random);
+      for (std::size_t head = 0; head < shape.h; ++head)
+        problem.set_range(head, random.below(100), shape.n - random.below(100), round == 0 ? shape.n / 64 : random.below(shape.n / 2));
+      compare(problem, round == 0 ? 300 : random.below(5000), all);
+      if (rounds > 1) compare_index(problem, random, all);
+    }
+  for (std::size_t round = 0; round < 40 * rounds; ++round)
+    for (int kind = 0; kind < 5; ++kind) {
+      const std::size_t sizes[] = {0, 1, 31, 500, 4096, 4097, 40000, 131072, 300001}, n = sizes[random.below(round % 8 == 0 ? 9 : 7)];
+      const std::size_t ks[] = {0, 1, n, n + 5, n / 2, random.below(n + 1), random.below(n / 16 + 1)};
+      compare_top_k(1 + random.below(4), n, ks[random.below(7)], kind, random, all);
+    }
+  bool passed = all.scan.passed(500);
+  passed &= all.scanned.passed(500);
+  passed &= all.joint.passed(200);
+  passed &= all.automatic.passed(200);
+  passed &= all.index.passed(100);
+  passed &= all.top_k.passed(200);
+  return passed ? 0 : 1;
+}
