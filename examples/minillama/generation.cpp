@@ -2,9 +2,11 @@
 // What can be refused is refused before the first product: files, settings, lengths, in this order.
 #include "generation.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 
+#include "calibration.hpp"
 #include "command_line.hpp"
 #include "output_file.hpp"
 #include "report.hpp"
@@ -87,6 +89,18 @@ struct measured_session {
   step_observer observe;
 };
 
+/// The settings, with what the preset has to find out about this machine.
+policy_settings prepared(const options& o, const model& llama, run& work, std::size_t prompt_tokens) {
+  policy_settings settings = o.policy;
+  if (settings.preset != preset_name::paper || settings.name != policy_name::pq) return settings;
+  const pqkv::overlap_model machine = calibrate(llama, work.runner(), settings);
+  settings.quantizer.overlap = machine;
+  const std::size_t rows = prompt_tokens - std::min(prompt_tokens, settings.budget.sinks);
+  print_overlap(machine, machine.iterations(rows, prompt_tokens, settings.quantizer.overlap_most));
+  work.document()["overlap"] = overlap_of(machine, machine.iterations(rows, prompt_tokens, settings.quantizer.overlap_most));
+  return settings;
+}
+
 policy_settings dense(policy_settings settings) {
   settings.name = policy_name::full;
   return settings;
@@ -113,6 +127,7 @@ void generate(const options& o) {
 
   const model llama(from);
   from.weights.reset();
+  const policy_settings policy_asked = prepared(o, llama, work, tokens.size());
   const prefilled_prompt prefilled = work.prefill_timed(llama, tokens);
   const auto hold = [&](const policy_settings& policy, bool quality, const listener& listening) {
     measured_session held(llama, work.runner(), policy, prefilled, room, kind, quality);
@@ -126,7 +141,7 @@ void generate(const options& o) {
                              std::fflush(stdout);
                            },
                        .finished = [](const reply&) { std::fputc('\n', stdout); }};
-  const auto [replies, record] = hold(o.policy, o.quality, aloud);
+  const auto [replies, record] = hold(policy_asked, o.quality, aloud);
   finish_standard_output();
   print_statistics(record, work.times(), tokens.size());
   if (record.quality) print_quality(*record.quality);
@@ -168,13 +183,14 @@ void score_text(const options& o) {
 
   const model llama(from);
   from.weights.reset();
+  const policy_settings policy_asked = prepared(o, llama, work, head.size());
   const prefilled_prompt prefilled = work.prefill_timed(llama, head);
   const auto scored_under = [&](const policy_settings& policy, bool quality) {
     measured_session held(llama, work.runner(), policy, prefilled, scored, session_kind::single, quality);
     const text_score found = score(held.at, prefilled.logits, tail, held.observe);
     return std::pair(found, held.record());
   };
-  const auto [found, record] = scored_under(o.policy, o.quality);
+  const auto [found, record] = scored_under(policy_asked, o.quality);
   print_statistics(record, work.times(), head.size());
   if (record.quality) print_quality(*record.quality);
   std::fprintf(stderr, "perplexity            %10.6f of the last %zu tokens\n", found.perplexity(), found.tokens);

@@ -89,6 +89,16 @@ void declare_policy(CLI::App& app, options& o) {
       ->check(count_range())
       ->capture_default_str()
       ->group(group);
+  app.add_option("--metric", o.policy.quantizer.metric, "l2 or ip: in which sense a key's centroid is the nearest; ip: for inner products")
+      ->transform(CLI::CheckedTransformer(metric_names()).description("l2|ip"))
+      ->default_str("l2")
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--preset", [&o](const std::string&) { o.policy.use_paper_preset(); },
+         "paper: PQCache as published; half of a frozen budget to the window, training on all rows, for as many iterations as this machine "
+         "does while a layer of the model runs")
+      ->check(CLI::IsMember({"paper"}))
+      ->group(group);
   app.add_option("--path", o.policy.quantizer.path, "auto, joint or scan: how scores are computed; the answer is the same")
       ->transform(CLI::CheckedTransformer(path_names()).description("auto|joint|scan"))
       ->default_str("auto")

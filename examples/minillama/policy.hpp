@@ -28,10 +28,32 @@ inline const std::map<std::string, pqkv::search_path>& path_names() {
   return names;
 }
 
+inline const std::map<std::string, pqkv::key_metric>& metric_names() {
+  static const std::map<std::string, pqkv::key_metric> names{{"l2", pqkv::key_metric::squared_l2}, {"ip", pqkv::key_metric::inner_product}};
+  return names;
+}
+
+/// Settings that belong together (pqkv/preset.hpp).
+enum class preset_name {
+  library,
+  paper  // needs calibrate() before its first session
+};
+
 struct policy_settings {
   policy_name name = policy_name::pq;
   pqkv::budget_rule budget{};
   pqkv::selector::pq::params quantizer{};
+  preset_name preset = preset_name::library;
+
+  /// Takes over what PQCache's paper does differently, but for the overlap model.
+  void use_paper_preset() {
+    const auto paper = pqkv::preset::paper({}, budget.ratio, {});
+    preset = preset_name::paper;
+    budget.window_share = paper.budget.window_share;
+    budget.growth = paper.budget.growth;
+    quantizer.train.rows_per_centroid = paper.selector.train.rows_per_centroid;
+    quantizer.overlap_most = paper.selector.overlap_most;
+  }
 
   /// The rule for a prompt of n tokens. Streaming has nothing to retrieve, so its window takes what the others share between window
   /// and retrieved tokens: policies are compared at equal tokens.

@@ -54,6 +54,11 @@ void print_statistics(const session_record& record, const run_times& times, std:
                s.per_step(s.index_bytes), s.per_step(s.selector_bytes));
 }
 
+void print_overlap(const pqkv::overlap_model& machine, std::size_t iterations) {
+  std::fprintf(stderr, "k-means iterations    %10zu by the overlap rule (%.3g s per 1000 rows and iteration)\n", iterations,
+               1000 * machine.b1);
+}
+
 void print_quality(const quality_summary& quality) {
   if (quality.steps == 0) {
     std::fprintf(stderr, "quality               not measured: no token was picked behind a decoded one\n");
@@ -105,7 +110,15 @@ json settings_of(const options& o) {
           {"sinks", budget.sinks},
           {"subspaces", quantizer.subspaces},
           {"bits", quantizer.bits},
+          {"metric", name_in(metric_names(), quantizer.metric)},
+          {"preset", o.policy.preset == preset_name::paper ? json("paper") : json(nullptr)},
           {"path", name_in(path_names(), quantizer.path)}};
+}
+
+json overlap_of(const pqkv::overlap_model& machine, std::size_t iterations) {
+  return {{"clustering_seconds", {{"constant", machine.a1}, {"per_row_and_iteration", machine.b1}}},
+          {"layer_seconds", {{"constant", machine.a2}, {"per_token", machine.b2}, {"per_token_squared", machine.c2}}},
+          {"iterations", iterations}};
 }
 
 json model_of(const options& o, const model_config& config) {

@@ -32,10 +32,13 @@ session_record record_of(const session& of, double index_seconds, const quality_
 
 void print_statistics(const session_record& record, const run_times& times, std::size_t prefilled);
 void print_quality(const quality_summary& quality);
+/// What the overlap rule found out about this machine, and came to for the prompt.
+void print_overlap(const pqkv::overlap_model& machine, std::size_t iterations);
 void print_comparison(std::span<const reply_comparison> compared, const session_record& full);
 
 // Parts of the JSON document.
 nlohmann::json settings_of(const options& o);
+nlohmann::json overlap_of(const pqkv::overlap_model& machine, std::size_t iterations);
 nlohmann::json model_of(const options& o, const model_config& config);
 nlohmann::json memory_of(const footprint& planned, const run_shape& shape);
 nlohmann::json record_of(const session_record& record);

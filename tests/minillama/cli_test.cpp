@@ -8,6 +8,26 @@
 
 using namespace minillama_test;
 
+TEST_CASE("--preset paper calibrates on this machine, --metric ip clusters for inner products; unknown names are refused") {
+  const bench tiny({.max_positions = 4096});
+  const std::string json = (tiny.path() / "out.json").string();
+  const std::string prompt = "-p '" + std::string(300, 'a') + "bcdefghijklmnopqrstuvwxyz 0123456789" + "' -n 5 --bits 4 ";
+  const outcome paper = tiny.generate(prompt + "--preset paper --metric ip --json \"" + json + "\"");
+  CHECK_MESSAGE(paper.code == 0, paper.err);
+  CHECK(paper.err.find("by the overlap rule") != std::string::npos);
+  const auto document = nlohmann::json::parse(contents(json));
+  CHECK(document.at("settings").at("preset") == "paper");
+  CHECK(document.at("settings").at("metric") == "ip");
+  const auto iterations = document.at("overlap").at("iterations").get<std::size_t>();
+  CHECK(iterations >= 3);
+  CHECK(iterations <= 300);
+  CHECK(document.at("overlap").at("clustering_seconds").at("per_row_and_iteration").get<double>() > 0);
+  check_refused(tiny.generate(prompt + "--preset press"), "--preset");
+  check_refused(tiny.generate(prompt + "--metric cosine"), "--metric");
+  const bench shorter;  // 512 positions: one length determines no parabola
+  check_refused(shorter.generate("-p abc --bits 4 --preset paper"), "overlap_calibration::fit: add_layer: expected 3");
+}
+
 TEST_CASE("text goes to stdout, figures to stderr, and every policy that attends to all gives the same text") {
   const bench tiny;
   const outcome full = tiny.generate("-p 'once upon' -n 20 --policy full");
