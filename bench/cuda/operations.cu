@@ -107,7 +107,7 @@ struct search {
     ranges = upload(std::vector<pqkv::middle_range>(h, {0, static_cast<std::uint32_t>(n), static_cast<std::uint32_t>(k)}));
     const std::size_t cells = pqkv::has_cell_index(shape) ? shape.cells() : 0;
     scratch = pqkv::device_buffer<std::byte>(
-        pqkv::retrieve_device_scratch_bytes(hq, hq, m, c, n, cells) + pqkv::merge_tails_device_scratch_bytes(h, n, cells), nullptr);
+        pqkv::retrieve_device_scratch_bytes(hq, hq, m, n, cells) + pqkv::merge_tails_device_scratch_bytes(h, n, cells), nullptr);
     if (cells == 0) return;
     counts = pqkv::device_buffer<std::uint32_t>(h * cells, nullptr);
     offsets = pqkv::device_buffer<std::uint32_t>(h * (cells + 1), nullptr);

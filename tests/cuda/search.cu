@@ -79,8 +79,7 @@ void compare_scan(const device_scratch& scratch, const search_problem& problem, 
 void compare(const search_problem& problem, std::size_t tail, verdicts& all) {
   const search_shape& shape = problem.shape();
   const problem_on_device there(problem);
-  const device_scratch scratch(
-      pqkv::retrieve_device_scratch_bytes(shape.hq(), shape.hq(), shape.m, shape.c(), shape.n, shape.joint() ? 65536 : 0));
+  const device_scratch scratch(pqkv::retrieve_device_scratch_bytes(shape.hq(), shape.hq(), shape.m, shape.n, shape.joint() ? 65536 : 0));
   pqkv::cell_index index;
   if (shape.joint()) {
     index = pqkv::cell_index({shape.h, 128, shape.m, shape.bits}, shape.n);

@@ -54,10 +54,10 @@ constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t quer
 /// Scratch bytes of retrieve() on the CUDA policy; short lists and small indices need less.
 /// @param tokens  codes.extent(2): the ranges stay on the device
 /// @param cells   of the index; 0 without one
-constexpr std::size_t retrieve_device_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t m, std::size_t c,
-                                                    std::size_t tokens, std::size_t cells) {
+constexpr std::size_t retrieve_device_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t m, std::size_t tokens,
+                                                    std::size_t cells) {
   const std::size_t scored = tokens > cells ? tokens : cells, words = tokens / 32 + 1;
-  return scan_device_scratch_bytes(query_heads, m, c) + 3 * cache_line_bytes +
+  return scan_device_scratch_bytes(query_heads, m) + 3 * cache_line_bytes +
          lists * (scored * sizeof(float) + 2 * words * sizeof(std::uint32_t) + 8);
 }
 

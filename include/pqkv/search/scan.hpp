@@ -31,8 +31,8 @@ constexpr std::size_t scan_scratch_bytes(std::size_t query_heads, std::size_t m,
 }
 
 /// Scratch bytes of scan() on the CUDA policy.
-constexpr std::size_t scan_device_scratch_bytes(std::size_t query_heads, std::size_t m, std::size_t c) {
-  return 3 * cache_line_bytes + query_heads * (m * (c + 1) * sizeof(float) + 24);
+constexpr std::size_t scan_device_scratch_bytes(std::size_t query_heads, std::size_t m) {
+  return 2 * cache_line_bytes + query_heads * (m * sizeof(float) + 24);
 }
 
 /// Whether the codes index the table: what scan() and retrieve() check first.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on the device: a CTA takes a part of a list's tokens for up to eight query heads, a warp four tokens at a time with a few
-// dimensions in each lane; partial results merge in a second kernel. Agrees with the host within rounding.
+// Attention on the device: a CTA takes a part of a list's tokens for up to eight query heads, eight or more lanes a token with a few
+// dimensions each; partial results merge in a second kernel. Agrees with the host within rounding.
 // Source: online softmax: Milakov and Gimelshein 2018; splits over tokens: FlashDecoding.
 #pragma once
 
@@ -26,37 +26,51 @@ struct attention_parts {
   }
 };
 
-/// `Dims` elements of a row from 32 lanes, Dims each; zeros beyond d.
-template <unsigned Dims, class T>
-__device__ void load_lane(kv_row<T> row, unsigned d, float (&x)[Dims]) {
-  struct alignas(Dims * sizeof(T) < 16 ? Dims * sizeof(T) : 16) pack {
-    T element[Dims];
+inline constexpr unsigned max_splits = 64;  // of attention_device_splits()
+static_assert(attention_device_splits(1) <= max_splits);
+
+/// The elements of a row that one of `Lanes` lanes holds: Dims / 8 runs of eight, zeros beyond d. They stay as they are in memory until
+/// they are used, since taking a loaded word apart would wait for it.
+template <unsigned Lanes, unsigned Dims, class T>
+struct lane_row {
+  static constexpr unsigned run = 8, pack_size = 16 / sizeof(T), packs = run / pack_size;
+  static_assert(Dims % run == 0);
+  struct alignas(16) pack {
+    T element[pack_size];
   };
-  const unsigned first = threadIdx.x % 32 * Dims;
-  const T* from = row.data + first * row.stride;
-  if (row.stride == 1 && first + Dims <= d && reinterpret_cast<std::uintptr_t>(from) % alignof(pack) == 0) {
-    const pack all = *reinterpret_cast<const pack*>(from);
+
+  pack all[Dims / pack_size];
+
+  __device__ float operator[](unsigned i) const { return static_cast<float>(all[i / pack_size].element[i % pack_size]); }
+  /// The row's element of (*this)[i].
+  __device__ static unsigned index(unsigned i) { return (i / run * Lanes + threadIdx.x % Lanes) * run + i % run; }
+
+  __device__ void load(kv_row<T> row, unsigned d) {
+    if (row.stride == 1 && d == Lanes * Dims && reinterpret_cast<std::uintptr_t>(row.data) % alignof(pack) == 0) {
 #pragma unroll
-    for (unsigned i = 0; i < Dims; ++i) x[i] = static_cast<float>(all.element[i]);
-  } else {
+      for (unsigned p = 0; p < Dims / pack_size; ++p) all[p] = *reinterpret_cast<const pack*>(row.data + index(p * pack_size));
+    } else {
 #pragma unroll
-    for (unsigned i = 0; i < Dims; ++i) x[i] = first + i < d ? static_cast<float>(from[i * row.stride]) : 0.0f;
+      for (unsigned i = 0; i < Dims; ++i) all[i / pack_size].element[i % pack_size] = index(i) < d ? row.data[index(i) * row.stride] : T{};
+    }
   }
-}
+};
 
 /// Splits are grid.x, groups of up to Queries query heads of a list grid.y. Not PQKV_HIDDEN: an engine's store may be a type without
 /// linkage, and then nvcc warns of the attribute.
-template <unsigned Queries, unsigned Dims, unsigned Warps, class Store>
+template <unsigned Queries, unsigned Lanes, unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
     attention_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_parts parts,
                      canonical::softmax_scale scale) {
-  constexpr unsigned batch = 4;
+  using value_type = typename Store::value_type;
+  using row_part = lane_row<Lanes, Dims, value_type>;
+  constexpr unsigned readers = Warps * 32 / Lanes;  // tokens at once
   const float lowest = float_from_bits(0xff800000u), nan = float_from_bits(0x7fc00000u);
   const unsigned hq = static_cast<unsigned>(query.extent(0)), lists = static_cast<unsigned>(tokens.spans.extent(0)), g = hq / lists,
                  groups = (g + Queries - 1) / Queries, list = blockIdx.y / groups, q0 = list * g + blockIdx.y % groups * Queries,
                  queries = (list + 1) * g - q0 < Queries ? (list + 1) * g - q0 : Queries;
-  const unsigned d = static_cast<unsigned>(store.head_dim()), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const std::size_t head = list / (lists / store.heads());
+  const unsigned d = static_cast<unsigned>(store.head_dim()), reader = threadIdx.x / Lanes;
+  const std::size_t head = list / (lists / static_cast<unsigned>(store.heads()));
   const token_span span = tokens.spans(list);
   const std::uint32_t listed = tokens.indices.data != nullptr ? tokens.counts(list) : 0,
                       window = span.window_end > span.window_begin ? span.window_end - span.window_begin : 0,
@@ -70,77 +84,100 @@ __global__ void __launch_bounds__(Warps * 32)
   };
 
   float q[Queries][Dims], sum[Queries][Dims] = {}, top[Queries], total[Queries] = {};
-  bool broken[Queries] = {};
+  unsigned broken = 0;  // a bit a query head that met a non-finite logit
 #pragma unroll
   for (unsigned a = 0; a < Queries; ++a) {
-    load_lane<Dims>(kv_row<float>{&query(q0 + (a < queries ? a : 0), 0), 1}, d, q[a]);
+    lane_row<Lanes, Dims, float> own;
+    own.load({&query(q0 + (a < queries ? a : 0), 0), 1}, d);
+#pragma unroll
+    for (unsigned i = 0; i < Dims; ++i) q[a][i] = own[i];
     top[a] = lowest;
   }
-  for (std::uint32_t first = begin + warp * batch; first < end; first += Warps * batch) {
-    float key[batch][Dims], value[batch][Dims], logit[batch][Queries];
+
+  // Three turns in flight: the row that is used, the row that is loaded, the token after that.
+  row_part key{}, value{};
+  std::uint32_t at = begin + reader;
+  if (at < end) {
+    const std::size_t t = token_at(at);
+    key.load(store.key(head, t), d);
+    value.load(store.value(head, t), d);
+  }
+  std::size_t next_token = at + readers < end ? token_at(at + readers) : 0;
+  for (std::uint32_t base = begin; base < end; base += readers, at += readers) {
+    row_part next_key{}, next_value{};
+    if (at + readers < end) {
+      next_key.load(store.key(head, next_token), d);
+      next_value.load(store.value(head, next_token), d);
+    }
+    next_token = at + 2 * readers < end ? token_at(at + 2 * readers) : 0;
+    float logit[Queries] = {};
 #pragma unroll
-    for (unsigned b = 0; b < batch; ++b) {
-      const std::size_t t = token_at(first + b < end ? first + b : first);
-      load_lane<Dims>(store.key(head, t), d, key[b]);
-      load_lane<Dims>(store.value(head, t), d, value[b]);
+    for (unsigned i = 0; i < Dims; ++i) {
+      const float x = key[i];
+#pragma unroll
+      for (unsigned a = 0; a < Queries; ++a) logit[a] = fmaf(q[a][i], x, logit[a]);
     }
 #pragma unroll
-    for (unsigned b = 0; b < batch; ++b)
+    for (unsigned step = Lanes / 2; step > 0; step /= 2)
+#pragma unroll
+      for (unsigned a = 0; a < Queries; ++a) logit[a] += __shfl_xor_sync(block::all_lanes, logit[a], static_cast<int>(step));
+    if (at < end) {
 #pragma unroll
       for (unsigned a = 0; a < Queries; ++a) {
-        float dot = 0;
+        if (!is_finite(logit[a])) broken |= 1u << a;
+        if (logit[a] > top[a]) {  // seldom, after the first tokens
+          const float shrink = total[a] == 0 ? 0.0f : canonical::exponential(top[a] - logit[a], scale);
+          top[a] = logit[a];
+          total[a] *= shrink;
 #pragma unroll
-        for (unsigned i = 0; i < Dims; ++i) dot = fmaf(q[a][i], key[b][i], dot);
-        logit[b][a] = block::warp_sum(dot);
+          for (unsigned i = 0; i < Dims; ++i) sum[a][i] *= shrink;
+        }
+        logit[a] = canonical::exponential(logit[a] - top[a], scale);
+        total[a] += logit[a];
       }
 #pragma unroll
-    for (unsigned a = 0; a < Queries; ++a) {
-      float highest = top[a];
+      for (unsigned i = 0; i < Dims; ++i) {
+        const float x = value[i];
 #pragma unroll
-      for (unsigned b = 0; b < batch; ++b) {
-        if (first + b >= end) logit[b][a] = lowest;
-        else if (!is_finite(logit[b][a])) broken[a] = true;
-        highest = canonical::max(logit[b][a], highest);
-      }
-      if (broken[a]) continue;
-      const float shrink = total[a] == 0 ? 0.0f : canonical::exponential(top[a] - highest, scale);
-      top[a] = highest;
-      total[a] *= shrink;
-#pragma unroll
-      for (unsigned i = 0; i < Dims; ++i) sum[a][i] *= shrink;
-#pragma unroll
-      for (unsigned b = 0; b < batch; ++b) {
-        const float weight = canonical::exponential(logit[b][a] - highest, scale);
-        total[a] += weight;
-#pragma unroll
-        for (unsigned i = 0; i < Dims; ++i) sum[a][i] = fmaf(weight, value[b][i], sum[a][i]);
+        for (unsigned a = 0; a < Queries; ++a) sum[a][i] = fmaf(logit[a], x, sum[a][i]);
       }
     }
+    key = next_key;
+    value = next_value;
   }
 
-  __shared__ float warp_top[Warps], warp_total[Warps], warp_sum[Warps][32 * Dims];
+  __shared__ float reader_top[readers], reader_total[readers], reader_sum[readers][Lanes * Dims];
 #pragma unroll
   for (unsigned a = 0; a < Queries; ++a) {
     if (a >= queries) break;
     __syncthreads();
-    if (lane == 0) {
-      warp_top[warp] = top[a];
-      warp_total[warp] = broken[a] ? nan : total[a];
+    if (threadIdx.x % Lanes == 0) {
+      reader_top[reader] = top[a];
+      reader_total[reader] = (broken >> a & 1u) != 0 ? nan : total[a];
     }
 #pragma unroll
-    for (unsigned i = 0; i < Dims; ++i) warp_sum[warp][lane * Dims + i] = sum[a][i];
+    for (unsigned i = 0; i < Dims; ++i) reader_sum[reader][row_part::index(i)] = sum[a][i];
     __syncthreads();
-    float highest = lowest, of_all = 0, shrink[Warps];
-    for (unsigned w = 0; w < Warps; ++w) highest = canonical::max(warp_top[w], highest);
-    for (unsigned w = 0; w < Warps; ++w) {
-      shrink[w] = warp_total[w] == 0 ? 0.0f : canonical::exponential(warp_top[w] - highest, scale);
-      of_all += warp_total[w] == 0 ? 0.0f : warp_total[w] * shrink[w];
-    }
+    float highest = lowest, of_all = 0;
+#pragma unroll
+    for (unsigned r = 0; r < readers; ++r) highest = canonical::max(reader_top[r], highest);
     const std::size_t part = std::size_t{blockIdx.x} * hq + q0 + a;
-    for (unsigned i = threadIdx.x; i < d; i += Warps * 32) {
-      float x = 0;
-      for (unsigned w = 0; w < Warps; ++w) x += shrink[w] * warp_sum[w][i];
-      parts.sums[part * d + i] = x;
+    constexpr unsigned own = (Lanes * Dims + Warps * 32 - 1) / (Warps * 32);
+    float x[own] = {};
+#pragma unroll
+    for (unsigned r = 0; r < readers; ++r) {
+      const float of_reader = reader_total[r], shrink = of_reader == 0 ? 0.0f : canonical::exponential(reader_top[r] - highest, scale);
+      of_all += of_reader == 0 ? 0.0f : of_reader * shrink;
+#pragma unroll
+      for (unsigned k = 0; k < own; ++k) {
+        const unsigned i = k * Warps * 32 + threadIdx.x;
+        if (i < d) x[k] += shrink * reader_sum[r][i];
+      }
+    }
+#pragma unroll
+    for (unsigned k = 0; k < own; ++k) {
+      const unsigned i = k * Warps * 32 + threadIdx.x;
+      if (i < d) parts.sums[part * d + i] = x[k];
     }
     if (threadIdx.x == 0) {
       parts.tops[part] = highest;
@@ -154,30 +191,41 @@ template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     merge_kernel(attention_parts parts, unsigned splits, canonical::softmax_scale scale, double inverse_root,
                  view<float, 2, space::device> out, view<float, 1, space::device> lse) {
-  const unsigned q = blockIdx.x;
-  float highest = float_from_bits(0xff800000u), total = 0;
-  bool broken = false;
-  for (unsigned s = 0; s < splits; ++s) {
-    const float of_part = parts.totals[s * parts.hq + q];
-    broken |= !is_finite(of_part);
-    if (of_part != 0) highest = canonical::max(parts.tops[s * parts.hq + q], highest);
+  const unsigned q = blockIdx.x, lane = threadIdx.x % 32;
+  __shared__ float shrink[max_splits], highest_of_all, total_of_all;
+  if (threadIdx.x < 32) {
+    float highest = float_from_bits(0xff800000u), total = 0;
+    bool broken = false;
+    for (unsigned s = lane; s < splits; s += 32) {
+      const float of_part = parts.totals[s * parts.hq + q];
+      broken |= !is_finite(of_part);
+      if (of_part != 0) highest = canonical::max(parts.tops[s * parts.hq + q], highest);
+    }
+    broken = __any_sync(block::all_lanes, broken) != 0;
+    for (int step = 16; step > 0; step /= 2) highest = canonical::max(__shfl_xor_sync(block::all_lanes, highest, step), highest);
+    for (unsigned s = lane; s < splits; s += 32) {
+      const float of_part = parts.totals[s * parts.hq + q];
+      shrink[s] = of_part != 0 && !broken ? canonical::exponential(parts.tops[s * parts.hq + q] - highest, scale) : 0.0f;
+      total += of_part * shrink[s];
+    }
+    total = block::warp_sum(total);
+    if (lane == 0) {
+      highest_of_all = highest;
+      total_of_all = broken ? float_from_bits(0x7fc00000u) : total;
+    }
   }
-  for (unsigned s = 0; s < splits; ++s) {
-    const float of_part = parts.totals[s * parts.hq + q];
-    if (of_part != 0 && !broken) total += of_part * canonical::exponential(parts.tops[s * parts.hq + q] - highest, scale);
-  }
-  const float nan = float_from_bits(0x7fc00000u);
+  __syncthreads();
+  const float total = total_of_all;
   for (std::size_t i = threadIdx.x; i < parts.d; i += Threads) {
     float x = 0;
-    for (unsigned s = 0; s < splits && !broken; ++s)
-      if (parts.totals[s * parts.hq + q] != 0)
-        x = fmaf(canonical::exponential(parts.tops[s * parts.hq + q] - highest, scale), parts.sums[(s * parts.hq + q) * parts.d + i], x);
-    out(q, i) = broken ? nan : total == 0 ? 0.0f : x / total;
+#pragma unroll 8
+    for (unsigned s = 0; s < splits; ++s) x = fmaf(shrink[s], parts.sums[(s * parts.hq + q) * parts.d + i], x);
+    out(q, i) = !is_finite(total) ? total : total == 0 ? 0.0f : x / total;
   }
   if (threadIdx.x == 0 && lse.data != nullptr)
-    lse(q) = broken ? nan
-             : total == 0 ? float_from_bits(0xff800000u)
-                          : static_cast<float>(static_cast<double>(highest) * inverse_root + log(static_cast<double>(total)));
+    lse(q) = !is_finite(total) ? total
+             : total == 0      ? float_from_bits(0xff800000u)
+                               : static_cast<float>(static_cast<double>(highest_of_all) * inverse_root + log(static_cast<double>(total)));
 }
 
 }  // namespace detail
@@ -206,21 +254,22 @@ struct kernel<op::attention, backend::cuda> {
   template <unsigned Queries, class Store>
   static void by_dims(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
                       const token_set<space::device>& tokens, const detail::attention_parts& parts, std::size_t splits) {
+    constexpr unsigned dims = Queries > 4 ? 8 : 16;  // of a lane: as many as registers hold for all query heads
     if (parts.d <= 64)
-      go<Queries, 2>(launch, query, store, tokens, parts, splits);
+      go<Queries, 8, 8>(launch, query, store, tokens, parts, splits);
     else if (parts.d <= 128)
-      go<Queries, 4>(launch, query, store, tokens, parts, splits);
+      go<Queries, 128 / dims, dims>(launch, query, store, tokens, parts, splits);
     else
-      go<Queries, 8>(launch, query, store, tokens, parts, splits);
+      go<Queries, 256 / dims, dims>(launch, query, store, tokens, parts, splits);
   }
-  template <unsigned Queries, unsigned Dims, class Store>
+  template <unsigned Queries, unsigned Lanes, unsigned Dims, class Store>
   static void go(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
                  const token_set<space::device>& tokens, const detail::attention_parts& parts, std::size_t splits) {
     constexpr unsigned warps = 4;
     const std::size_t lists = tokens.spans.extent(0), g = lists == 0 ? 0 : query.extent(0) / lists;
     const dim3 grid(static_cast<unsigned>(splits), static_cast<unsigned>(lists * ((g + Queries - 1) / Queries)));
-    launch("attention_kernel", detail::attention_kernel<Queries, Dims, warps, Store>, {grid, warps * 32}, query, store, tokens, parts,
-           canonical::softmax_scale::of(parts.d));
+    launch("attention_kernel", detail::attention_kernel<Queries, Lanes, Dims, warps, Store>, {grid, warps * 32}, query, store, tokens,
+           parts, canonical::softmax_scale::of(parts.d));
   }
 };
 

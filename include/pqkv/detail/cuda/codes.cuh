@@ -22,7 +22,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(encode_tile::threads)
   constexpr unsigned tokens = tuning::encode_tile_tokens, stride = encode_tile::row_stride;
   __shared__ encode_tile tile;
   __shared__ bool key_is_finite[tokens], norm_is_finite[tokens];
-  const std::size_t head = blockIdx.y, first = std::size_t{blockIdx.x} * tokens, n = keys.extent(1), d = keys.extent(2);
+  const std::size_t head = blockIdx.y, first = std::size_t{blockIdx.x} * tokens, n = keys.extent(1);
   const unsigned here = static_cast<unsigned>(n - first < tokens ? n - first : tokens);
   const unsigned m = static_cast<unsigned>(book.subspaces()), ds = static_cast<unsigned>(book.sub_dim()),
                  width = static_cast<unsigned>(book.row_dim()), c = static_cast<unsigned>(book.size());
@@ -31,17 +31,19 @@ PQKV_HIDDEN __global__ void __launch_bounds__(encode_tile::threads)
 
   if (threadIdx.x < tokens) key_is_finite[threadIdx.x] = norm_is_finite[threadIdx.x] = true;
   __syncthreads();
-  for (std::size_t at = threadIdx.x; at < d * tokens; at += encode_tile::threads) {
-    const unsigned t = static_cast<unsigned>(at / d), e = static_cast<unsigned>(at % d);
-    float x = 0;
-    if (t < here) {
-      const auto row = row_of(keys, head, first + t);
-      const float stored = static_cast<float>(row.data[e * row.stride]);
-      if (!is_finite(stored)) key_is_finite[t] = false;
-      x = canonical::sub(stored, book.mean(head, e));
+  for (unsigned j = 0; j < m; ++j)
+    for (unsigned i = threadIdx.x % 32; i < ds; i += 32) {
+      const unsigned e = j * ds + i;
+      const float mean = book.mean(head, e);
+#pragma unroll
+      for (unsigned turn = 0; turn < tokens * 32 / encode_tile::threads; ++turn) {  // a warp is a row; all loads before the first use
+        const unsigned t = turn * (encode_tile::threads / 32) + threadIdx.x / 32;
+        const auto row = row_of(keys, head, first + (t < here ? t : 0));
+        const float stored = static_cast<float>(row.data[e * row.stride]);
+        if (!is_finite(stored)) key_is_finite[t] = false;
+        y[(j * width + i) * stride + t] = t < here ? canonical::sub(stored, mean) : 0.0f;
+      }
     }
-    y[(e / ds * width + e % ds) * stride + t] = x;
-  }
   for (unsigned j = 0; j < m; ++j) {
     float* rows = y + std::size_t{j} * width * stride;
     __syncthreads();

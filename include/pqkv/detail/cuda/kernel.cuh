@@ -36,7 +36,7 @@ struct launcher {
   template <class... Parameter, class... Argument>
   void operator()(const char* name, void (*kernel)(Parameter...), const shape& launch, Argument... arguments) const {
     if (launch.grid.x == 0 || launch.grid.y == 0 || launch.grid.z == 0) return;
-    constexpr std::size_t always_there = 16 * 1024;  // 48 KB may be had unasked, what kernels declare statically included
+    constexpr std::size_t always_there = 4 * 1024;  // 48 KB may be had unasked, what kernels declare statically included
     if (launch.shared_bytes > always_there)
       check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(launch.shared_bytes)),

@@ -123,9 +123,15 @@ class kmeans_problem_part {
   template <class RowAt>
   __device__ void load(unsigned count, RowAt row_at) {
     __syncthreads();
-    for (unsigned at = threadIdx.x; at < ds_ * tile_rows; at += threads) {
-      const unsigned r = at / ds_, e = at % ds_;
-      y_[e * stride + r] = r < count ? element(row_at(r), e) : 0.0f;
+    unsigned lanes = 1;  // threads side by side in a row: a power of two, so that no element costs a division
+    while (lanes < ds_ && lanes < threads) lanes *= 2;
+    for (unsigned e = threadIdx.x & (lanes - 1); e < ds_; e += lanes) {
+      const T* column = points_.data + e * points_.stride(1);
+#pragma unroll 8
+      for (unsigned r = threadIdx.x / lanes; r < tile_rows; r += threads / lanes) {  // all loads before the first use
+        const float x = static_cast<float>(column[row_at(r < count ? r : 0) * points_.stride(0)]);
+        y_[e * stride + r] = r < count ? canonical::sub(x, offset_[e]) : 0.0f;
+      }
     }
     __syncthreads();
   }
@@ -280,10 +286,10 @@ class kmeans_problem_part {
     unsigned lanes = 1;
     while (lanes < width_ && lanes < threads) lanes *= 2;
     const unsigned classes = threads / lanes, own = threadIdx.x / lanes;
-    for (unsigned e = threadIdx.x % lanes; e < width_; e += lanes)
+    for (unsigned e = threadIdx.x & (lanes - 1); e < width_; e += lanes)
       for (unsigned r = 0; r < here; ++r) {
         const unsigned x = static_cast<unsigned>(scratch_.tile.best[r] & 0xffu);
-        if (x % classes != own) continue;
+        if ((x & (classes - 1)) != own) continue;
         const std::int64_t term = canonical::fixed_point(y_[e * stride + r], scale_);
         if (sums_ != nullptr)
           sums_[x * width_ + e] += term;
@@ -331,7 +337,7 @@ class kmeans_problem_part {
 
   scratch& scratch_;
   const block::cluster_team& team_;
-  view<const T, 2, Space> points_;
+  view<const T, 2, Space> points_;  // [n, ds]
   const float* offset_;
   float* centroids_;  // [width, c]
   kmeans_memory memory_;

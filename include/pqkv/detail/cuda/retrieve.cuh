@@ -31,23 +31,39 @@ struct retrieved_lists {
   }
 };
 
-/// Calls mark(token, whether it is above the threshold) for every token of the cells that reach it, lists and tail. A warp is a cell.
+/// Calls mark(token, whether it is above the threshold) for every token of the cells that reach it, lists and tail. A warp takes 32 cells;
+/// the lists of those that reach the threshold are read as one, so that all lanes read at once whatever the lists' lengths.
+/// @param items  the cells
 template <unsigned Threads, class KeyAt, class Mark>
-__device__ void for_selected_cells(const scoring& call, std::size_t head, const middle_range& range, block::threshold limit, KeyAt key_at,
-                                   Mark mark, unsigned part = 0, unsigned parts = 1) {
+__device__ void for_selected_cells(const scoring& call, const block::scored_items& items, std::size_t head, const middle_range& range,
+                                   block::threshold limit, KeyAt key_at, Mark mark, unsigned part = 0, unsigned parts = 1) {
+  constexpr unsigned at_once = 4;  // loads of a lane in flight
   const auto& index = call.index;
-  const std::uint32_t cells = static_cast<std::uint32_t>(index.cells());
   const unsigned lane = threadIdx.x % 32;
-  for (std::uint32_t base = (part * Threads + threadIdx.x) / 32 * 32; base < cells; base += parts * Threads) {
-    const std::uint32_t cell = base + lane, key = cell < cells && index.counts(head, cell) != 0 ? key_at(cell) : 0;
-    unsigned reached = __ballot_sync(block::all_lanes, cell < cells && index.counts(head, cell) != 0 && key >= limit.key);
-    for (; reached != 0; reached &= reached - 1) {
-      const int source = __ffs(static_cast<int>(reached)) - 1;
-      const std::uint32_t found = base + static_cast<std::uint32_t>(source);
-      const bool above = __shfl_sync(block::all_lanes, key, source) > limit.key;
-      const std::uint32_t last = index.offsets(head, found + 1);
-      for (std::uint32_t i = index.offsets(head, found) + lane; i < last && i < index.ids.extent(1); i += 32)
-        mark(static_cast<std::uint32_t>(index.ids(head, i)) - range.begin, above);
+  for (std::uint32_t base = (part * Threads + threadIdx.x) / 32 * 32; base < items.n; base += parts * Threads) {
+    const std::uint32_t cell = base + lane, key = cell < items.n && items.weight(cell) != 0 ? key_at(cell) : 0;
+    const bool reaches = cell < items.n && items.weight(cell) != 0 && key >= limit.key;
+    if (__ballot_sync(block::all_lanes, reaches) == 0) continue;
+    const unsigned aboves = __ballot_sync(block::all_lanes, key > limit.key);
+    const std::uint32_t begin = reaches ? index.offsets(head, cell) : 0, length = reaches ? index.offsets(head, cell + 1) - begin : 0,
+                        end = block::warp_prefix(length) + length, total = __shfl_sync(block::all_lanes, end, 31);
+    for (std::uint32_t first = lane; first - lane < total; first += 32 * at_once) {
+      std::uint32_t token[at_once];
+      bool above[at_once];
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a) {
+        const std::uint32_t at = first + 32 * a;
+        unsigned source = 0;  // the list that `at` falls into: as many lists end at or before it
+#pragma unroll
+        for (unsigned step = 16; step > 0; step /= 2)
+          if (__shfl_sync(block::all_lanes, end, static_cast<int>(source + step - 1)) <= at) source += step;
+        const std::uint32_t i = __shfl_sync(block::all_lanes, begin + length - end, static_cast<int>(source)) + at;
+        above[a] = (aboves >> source & 1u) != 0;
+        token[a] = at < total && i < index.ids.extent(1) ? static_cast<std::uint32_t>(index.ids(head, i)) - range.begin : 0xffffffffu;
+      }
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a)
+        if (token[a] != 0xffffffffu) mark(token[a], above[a]);
     }
   }
   const block::scored_items tokens{call.codes.data + head * call.codes.stride(0), call.codes.stride(1), nullptr, 0, call.m, call.bits};
@@ -68,15 +84,21 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     typename block::list_scorer<Threads>::scratch scoring;
     block::radix_select<Threads> select;
     block::reduction<std::uint64_t, Threads> sums;
-  } scratch;
+  } scratch;  // one after the other
   const unsigned list = blockIdx.y, part = blockIdx.x;
   const std::size_t head = list / call.lists_per_head;
   const middle_range range = call.range(list);
   const std::uint32_t k = out.selected(range);
-  const block::scored_items items = call.items(list);
+  block::scored_items items = call.items(list);
   std::int32_t* indices = out.list(list);
 
   block::shared_memory memory;
+  if (items.are_cells()) {  // read in every pass
+    std::uint32_t* counts = memory.take<std::uint32_t>(items.n);
+#pragma unroll 4
+    for (std::uint32_t i = threadIdx.x; i < items.n; i += Threads) counts[i] = items.counts[i];
+    items.counts = counts;
+  }
   block::list_scorer<Threads> scorer(call, list, items, scratch.scoring, memory);
   std::uint32_t* keys = memory.take<std::uint32_t>(most_items);
   scorer.look(part == 0 ? skipped : nullptr);
@@ -91,7 +113,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   if (!items.are_cells() && part != 0) return;  // few tokens: the first part writes them all
 
   scorer.prepare(range.size());
-  for (std::uint32_t i = threadIdx.x; i < items.n; i += Threads) keys[i] = canonical::order_key(scorer.score(i));
+  scorer.score(keys);
   __syncthreads();
   const block::cluster_team alone(1);
   const auto key_at = [&](std::uint32_t i) { return keys[i]; };
@@ -107,7 +129,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   for (std::uint32_t w = threadIdx.x; w < words; w += Threads) chosen[w] = equal[w] = 0;
   __syncthreads();
   std::uint64_t before = 0;  // marked tokens of the parts before this
-  for_selected_cells<Threads>(call, head, range, limit, key_at, [&](std::uint32_t t, bool above) {
+  for_selected_cells<Threads>(call, items, head, range, limit, key_at, [&](std::uint32_t t, bool above) {
     if (t < begin)
       before += block::token_count(above);
     else if (t < begin + tokens)
@@ -123,7 +145,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
 /// threshold is kept.
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    select_kernel(scoring call, retrieved_lists out, view<const float, 2, space::device> scores, block::threshold* limits) {
+    select_kernel(scoring call, retrieved_lists out, view<const float, 2, space::device> scores, block::threshold* limits,
+                  unsigned cached) {
   __shared__ block::radix_select<Threads> select;
   const block::cluster_team team(gridDim.x);
   const unsigned list = blockIdx.y;
@@ -138,13 +161,22 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     return;
   }
   const block::slice own(team, items.n);
-  const auto key_at = [&](std::uint32_t i) { return canonical::order_key(scores(list, own.begin + i)); };
-  const block::threshold limit = select.find(team, own.count, k, key_at, [&](std::uint32_t i) { return items.weight(own.begin + i); });
-  if (items.are_cells()) {
-    if (team.rank() == 0 && threadIdx.x == 0) limits[list] = limit;
-    return;
-  }
-  select.emit(team, own.count, limit, key_at, static_cast<std::int32_t>(range.begin + own.begin), out.list(list), k);
+  std::uint32_t* keys = block::shared_memory().take<std::uint32_t>(cached);
+  const auto select_by = [&](auto key_at) {
+    const block::threshold limit = select.find(team, own.count, k, key_at, [&](std::uint32_t i) { return items.weight(own.begin + i); });
+    if (!items.are_cells())
+      select.emit(team, own.count, limit, key_at, static_cast<std::int32_t>(range.begin + own.begin), out.list(list), k);
+    else if (team.rank() == 0 && threadIdx.x == 0)
+      limits[list] = limit;
+    team.sync();  // members may still read this one's histogram
+  };
+  // Members of a team agree on the way: the first has the longest slice.
+  if (block::slice::longest(team, items.n) > cached)
+    return select_by([&](std::uint32_t i) { return canonical::order_key(scores(list, own.begin + i)); });
+#pragma unroll 8
+  for (std::uint32_t i = threadIdx.x; i < own.count; i += Threads) keys[i] = canonical::order_key(scores(list, own.begin + i));
+  __syncthreads();
+  select_by([&](std::uint32_t i) { return keys[i]; });
 }
 
 /// A share of the cells is grid.x, lists grid.y: marks the tokens of lists of cells.
@@ -158,7 +190,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const std::uint32_t k = out.selected(range);
   if (!call.is_joint(range) || k == 0 || k == range.size()) return;
   for_selected_cells<Threads>(
-      call, list / call.lists_per_head, range, limits[list],
+      call, call.items(list), list / call.lists_per_head, range, limits[list],
       [&](std::uint32_t cell) { return canonical::order_key(scores(list, cell)); },
       [&](std::uint32_t t, bool above) {
         if (t < range.size()) atomicOr(&maps(list, above ? 0 : 1, t / 32), 1u << t % 32);
@@ -226,7 +258,8 @@ struct kernel<op::retrieve, backend::cuda> {
                    parts = std::max(spread, ceil_div(n, fused_part_tokens));
     const std::size_t part_tokens = std::max(ceil_div(n, parts * std::size_t{32}), 1u) * std::size_t{32};
     const std::size_t shared = detail::block::list_scorer<threads>::shared_bytes(call.g, call.m, call.c) +
-                               shared_memory::bytes<std::uint32_t>(most_items) + 2 * shared_memory::bytes<std::uint32_t>(part_tokens / 32);
+                               (call.index.empty() ? 1 : 2) * shared_memory::bytes<std::uint32_t>(most_items) +
+                               2 * shared_memory::bytes<std::uint32_t>(part_tokens / 32);
     launch("retrieve_kernel", detail::retrieve_kernel<threads>, {dim3(parts, call.lists), threads, shared}, call, out, skipped,
            static_cast<unsigned>(most_items), static_cast<unsigned>(part_tokens));
   }
@@ -235,7 +268,7 @@ struct kernel<op::retrieve, backend::cuda> {
                          std::uint8_t* skipped, std::size_t most_items, std::size_t cells) {
     const std::size_t n = call.codes.extent(2), lists = call.lists, words = n / 32 + 1;
     arena memory = detail::device_scratch(
-        scratch, retrieve_device_scratch_bytes(lists, call.query_heads(), call.m, call.c, n, cells), "retrieve");
+        scratch, retrieve_device_scratch_bytes(lists, call.query_heads(), call.m, n, cells), "retrieve");
     call.carve(memory);
     const auto scores = make_view<space::device>(memory.take<float>(lists * most_items), lists, most_items);
     auto* limits = memory.take<detail::block::threshold>(lists);
@@ -243,7 +276,9 @@ struct kernel<op::retrieve, backend::cuda> {
     const unsigned cluster = launch.largest_cluster();
     const dim3 grid(cluster, call.lists);
     detail::score_items(launch, call, most_items, scores, skipped);
-    launch("select_kernel", detail::select_kernel<threads>, {grid, threads, 0, cluster}, call, out, as_const(scores), limits);
+    const std::size_t cached = std::min<std::size_t>(most_items / cluster + 32, detail::tuning::select_cached_keys);
+    launch("select_kernel", detail::select_kernel<threads>, {grid, threads, cached * sizeof(std::uint32_t), cluster}, call, out,
+           as_const(scores), limits, static_cast<unsigned>(cached));
     if (cells == 0) return;
     detail::check_cuda(cudaMemsetAsync(maps.data, 0, maps.size() * sizeof(std::uint32_t), launch.stream), "retrieve", "cudaMemsetAsync");
     launch("mark_kernel", detail::mark_kernel<threads>, {dim3(8, call.lists), threads}, call, out, as_const(scores), limits, maps);

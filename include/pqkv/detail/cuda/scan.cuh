@@ -33,7 +33,6 @@ struct scoring {
   search_path path = search_path::scan;
   unsigned lists{}, g{}, m{}, c{}, bits{}, lists_per_head{};
   canonical::softmax_scale scale{};
-  float* entries{};     // [hq, m, c] scratch
   float* tops{};        // [hq, m] scratch
   head_state* states{}; // [hq] scratch
 
@@ -50,7 +49,6 @@ struct scoring {
 
   unsigned query_heads() const { return lists * g; }
   void carve(arena& memory) {
-    entries = memory.take<float>(std::size_t{query_heads()} * m * c);
     tops = memory.take<float>(std::size_t{query_heads()} * m);
     states = memory.take<head_state>(query_heads());
   }
@@ -80,6 +78,32 @@ struct scoring {
   __device__ const float* row(unsigned q, unsigned j) const {
     return table.entries.data + q * table.entries.stride(0) + j * table.entries.stride(1);
   }
+  /// Inverse of canonical::order_key, for keys of numbers.
+  __device__ static float from_order_key(std::uint32_t key) {
+    return float_from_bits((key & 0x80000000u) ? key & 0x7fffffffu : ~key);
+  }
+  /// A / m, by which each u is shifted. @param best  order key of the best item's sum; 0 where there was no item
+  __device__ float recentring_shift(std::uint32_t best) const {
+    const float sum = best == 0 ? float_from_bits(0xff800000u) : from_order_key(best);
+    return canonical::div(canonical::recentring(sum, scale), static_cast<float>(m));
+  }
+  /// What look-ups of query head q read: exponentials, recentred where that is due, or entries; by all threads.
+  /// @param e  [m, c] in shared memory, written
+  template <unsigned Threads>
+  __device__ void stage(unsigned q, bool recentred, float* e) const {
+    const bool usable = states[q].usable != 0, probabilities = block::uses_probabilities(reduction);
+    const float shift = recentred ? recentring_shift(states[q].best_key) : 0.0f;
+    for (unsigned at = threadIdx.x; at < m * c; at += Threads) {
+      const unsigned j = at >> bits;
+      float value = row(q, j)[at & (c - 1)];
+      if (probabilities) {
+        float u = canonical::sub(value, tops[q * m + j]);
+        if (recentred) u = canonical::sub(u, shift);
+        value = canonical::exponential(u, scale);
+      }
+      e[at] = usable ? value : block::nothing(reduction);
+    }
+  }
   __device__ bool was_recentred(unsigned q) const { return canonical::needs_recentring(states[q].total, range(q / g).size()); }
   __device__ float factor(unsigned q) const {
     if (!block::uses_probabilities(reduction)) return states[q].usable != 0 ? table.bias(q) : 0.0f;
@@ -87,33 +111,23 @@ struct scoring {
   }
 };
 
-/// A CTA is a query head: its exponentials, or its entries as they are. `skipped` may be null.
+/// A CTA is a query head: whether it can be used, and the largest entry of each subspace. `skipped` may be null.
 template <unsigned Threads>
-PQKV_HIDDEN __global__ void __launch_bounds__(Threads) entries_kernel(scoring call, std::uint8_t* skipped) {
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads) tops_kernel(scoring call, std::uint8_t* skipped) {
   const unsigned q = blockIdx.x, warp = threadIdx.x / 32;
-  __shared__ float tops[max_subspaces];
-  __shared__ bool usable;
-  if (warp == 0) {
-    const bool finite =
-        block::table_is_finite(call.row(q, 0), call.table.entries.stride(1), call.m, call.c, call.table.bias(q), call.reduction);
-    if (threadIdx.x == 0) {
-      usable = finite;
-      call.states[q] = {0, 0, 0, finite ? 1u : 0u};
-      if (skipped != nullptr) skipped[q] = finite ? 0 : 1;
-    }
-  }
+  __shared__ unsigned usable;
+  if (threadIdx.x == 0) usable = is_finite(call.table.bias(q)) || call.reduction != group_reduction::logit_max ? 1 : 0;
+  __syncthreads();
   for (unsigned j = warp; j < call.m; j += Threads / 32) {
-    const float top = block::largest_entry(call.row(q, j), call.c);
-    if (threadIdx.x % 32 == 0) tops[j] = call.tops[q * call.m + j] = top;
+    const block::table_row row = block::look_at_row(call.row(q, j), call.c);
+    if (threadIdx.x % 32 != 0) continue;
+    call.tops[q * call.m + j] = row.top;
+    if (!row.is_finite) atomicAnd(&usable, 0u);
   }
   __syncthreads();
-  const bool probabilities = block::uses_probabilities(call.reduction);
-  for (unsigned at = threadIdx.x; at < call.m * call.c; at += Threads) {
-    const unsigned j = at / call.c;
-    const float entry = call.row(q, j)[at % call.c];
-    float value = block::nothing(call.reduction);
-    if (usable) value = probabilities ? canonical::exponential(canonical::sub(entry, tops[j]), call.scale) : entry;
-    call.entries[std::size_t{q} * call.m * call.c + at] = value;
+  if (threadIdx.x == 0) {
+    call.states[q] = {0, 0, 0, usable};
+    if (skipped != nullptr) skipped[q] = usable != 0 ? 0 : 1;
   }
 }
 
@@ -127,26 +141,29 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads) normaliser_kernel(scoring
   const std::uint32_t first = blockIdx.x * tuning::score_tile_tokens;
   if (first >= items.n || call.states[q].usable == 0 || (Pass != normaliser_pass::first && !call.was_recentred(q))) return;
   const std::uint32_t last = items.n - first < tuning::score_tile_tokens ? items.n : first + tuning::score_tile_tokens;
-  const std::size_t table = std::size_t{call.m} * call.c;
+  float* e = block::shared_memory().take<float>(std::size_t{call.m} * call.c);
   if constexpr (Pass == normaliser_pass::best_item) {
     __shared__ block::reduction<std::uint32_t, Threads> reduction;
+    for (unsigned at = threadIdx.x; at < call.m * call.c; at += Threads)
+      e[at] = canonical::sub(call.row(q, at >> call.bits)[at & (call.c - 1)], call.tops[q * call.m + (at >> call.bits)]);
+    __syncthreads();
     std::uint32_t best = 0;  // below -infinity
     for (std::uint32_t i = first + threadIdx.x; i < last; i += Threads) {
-      if (items.weight(i) == 0) continue;
-      float z = canonical::sub(call.row(q, 0)[items.code(0, i)], call.tops[q * call.m]);
-      for (unsigned j = 1; j < call.m; ++j)
-        z = canonical::add(z, canonical::sub(call.row(q, j)[items.code(j, i)], call.tops[q * call.m + j]));
-      const std::uint32_t key = canonical::order_key(z);
+      const std::uint32_t key = items.weight(i) != 0 ? canonical::order_key(items.sum(e, i)) : 0;
       best = key > best ? key : best;
     }
     best = reduction.max(best);
     if (threadIdx.x == 0) atomicMax(&call.states[q].best_key, best);
   } else {
     __shared__ block::reduction<std::uint64_t, Threads> reduction;
+    call.template stage<Threads>(q, Pass == normaliser_pass::recentred, e);
+    __syncthreads();
     std::uint64_t z = 0;
+#pragma unroll 4
     for (std::uint32_t i = first + threadIdx.x; i < last; i += Threads) {
       const std::uint32_t weight = items.weight(i);
-      if (weight != 0) z += canonical::to_fixed(items.product(call.entries + q * table, i)) * weight;
+      const std::uint64_t term = canonical::to_fixed(items.product(e, i));
+      z += weight != 0 ? term * weight : 0;  // an empty cell's product may be anything
     }
     z = reduction.sum(z);
     std::uint64_t* total = Pass == normaliser_pass::first ? &call.states[q].total : &call.states[q].recentred;
@@ -154,42 +171,39 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads) normaliser_kernel(scoring
   }
 }
 
-/// Inverse of canonical::order_key, for keys of numbers.
-__device__ inline float from_order_key(std::uint32_t key) { return float_from_bits((key & 0x80000000u) ? key & 0x7fffffffu : ~key); }
-
-/// How much each u is shifted by: A / m. `best` is the order key of the best item's sum; 0 where there was no item.
-__device__ inline float recentring_shift(std::uint32_t best, canonical::softmax_scale scale, unsigned m) {
-  const float sum = best == 0 ? float_from_bits(0xff800000u) : from_order_key(best);
-  return canonical::div(canonical::recentring(sum, scale), static_cast<float>(m));
-}
-
-/// A CTA is a query head: exponentials of u - A / m.
+/// Runs of items are grid.x, lists grid.y. Query heads pass through shared memory `at_once` at a time.
 template <unsigned Threads>
-PQKV_HIDDEN __global__ void __launch_bounds__(Threads) recentre_kernel(scoring call) {
-  const unsigned q = blockIdx.x;
-  if (call.states[q].usable == 0 || !call.was_recentred(q)) return;
-  const float shift = recentring_shift(call.states[q].best_key, call.scale, call.m);
-  for (unsigned at = threadIdx.x; at < call.m * call.c; at += Threads) {
-    const unsigned j = at / call.c;
-    const float u = canonical::sub(canonical::sub(call.row(q, j)[at % call.c], call.tops[q * call.m + j]), shift);
-    call.entries[std::size_t{q} * call.m * call.c + at] = canonical::exponential(u, call.scale);
-  }
-}
-
-/// Runs of items are grid.x, lists grid.y.
-template <unsigned Threads>
-PQKV_HIDDEN __global__ void __launch_bounds__(Threads) score_kernel(scoring call, view<float, 2, space::device> scores) {
-  float* factor = block::shared_memory().take<float>(call.g);
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
+    score_kernel(scoring call, view<float, 2, space::device> scores, unsigned at_once) {
+  constexpr unsigned own = tuning::score_tile_tokens / Threads;
   const unsigned list = blockIdx.y;
   const block::scored_items items = call.items(list);
   const std::uint32_t first = blockIdx.x * tuning::score_tile_tokens;
   if (first >= items.n) return;
-  const std::uint32_t last = items.n - first < tuning::score_tile_tokens ? items.n : first + tuning::score_tile_tokens;
-  for (unsigned q = threadIdx.x; q < call.g; q += Threads) factor[q] = call.factor(list * call.g + q);
-  __syncthreads();
-  const float* entries = call.entries + std::size_t{list} * call.g * call.m * call.c;
-  for (std::uint32_t i = first + threadIdx.x; i < last; i += Threads)
-    scores(list, i) = block::group_score(call.reduction, entries, factor, call.g, items, i);
+  const std::size_t table = std::size_t{call.m} * call.c;
+  block::shared_memory memory;
+  float *factor = memory.take<float>(at_once), *e = memory.take<float>(at_once * table);
+  float score[own];
+#pragma unroll
+  for (unsigned a = 0; a < own; ++a) score[a] = block::first_score(call.reduction);
+  for (unsigned q0 = 0; q0 < call.g; q0 += at_once) {
+    const unsigned queries = call.g - q0 < at_once ? call.g - q0 : at_once, head = list * call.g + q0;
+    __syncthreads();
+    for (unsigned q = 0; q < queries; ++q)
+      call.template stage<Threads>(head + q, block::uses_probabilities(call.reduction) && call.was_recentred(head + q), e + q * table);
+    for (unsigned q = threadIdx.x; q < queries; q += Threads) factor[q] = call.factor(head + q);
+    __syncthreads();
+#pragma unroll
+    for (unsigned a = 0; a < own; ++a) {
+      const std::uint32_t i = first + a * Threads + threadIdx.x;
+      if (i < items.n) score[a] = block::add_queries(score[a], call.reduction, e, factor, queries, items, i);
+    }
+  }
+#pragma unroll
+  for (unsigned a = 0; a < own; ++a) {
+    const std::uint32_t i = first + a * Threads + threadIdx.x;
+    if (i < items.n) scores(list, i) = score[a];
+  }
 }
 
 /// All passes up to the scores.
@@ -199,15 +213,16 @@ inline void score_items(const launcher& launch, const scoring& call, std::size_t
                         std::uint8_t* skipped) {
   constexpr unsigned threads = tuning::score_threads;
   const unsigned hq = call.query_heads(), runs = ceil_div(items, tuning::score_tile_tokens);
-  launch("entries_kernel", entries_kernel<threads>, {dim3(hq), threads}, call, skipped);
+  const std::size_t table = std::size_t{call.m} * call.c, of_one = block::shared_memory::bytes<float>(table);
+  launch("tops_kernel", tops_kernel<threads>, {dim3(hq), threads}, call, skipped);
   if (call.reduction == group_reduction::probability_sum || call.reduction == group_reduction::probability_max) {
-    launch("normaliser_kernel", normaliser_kernel<normaliser_pass::first, threads>, {dim3(runs, hq), threads}, call);
-    launch("normaliser_kernel", normaliser_kernel<normaliser_pass::best_item, threads>, {dim3(runs, hq), threads}, call);
-    launch("recentre_kernel", recentre_kernel<threads>, {dim3(hq), threads}, call);
-    launch("normaliser_kernel", normaliser_kernel<normaliser_pass::recentred, threads>, {dim3(runs, hq), threads}, call);
+    launch("normaliser_kernel", normaliser_kernel<normaliser_pass::first, threads>, {dim3(runs, hq), threads, of_one}, call);
+    launch("normaliser_kernel", normaliser_kernel<normaliser_pass::best_item, threads>, {dim3(runs, hq), threads, of_one}, call);
+    launch("normaliser_kernel", normaliser_kernel<normaliser_pass::recentred, threads>, {dim3(runs, hq), threads, of_one}, call);
   }
-  launch("score_kernel", score_kernel<threads>, {dim3(runs, call.lists), threads, block::shared_memory::bytes<float>(call.g)}, call,
-         scores);
+  const unsigned at_once = static_cast<unsigned>(std::clamp<std::size_t>(tuning::score_staged_entries / table, 1, call.g));
+  const std::size_t shared = block::shared_memory::bytes<float>(at_once) + block::shared_memory::bytes<float>(at_once * table);
+  launch("score_kernel", score_kernel<threads>, {dim3(runs, call.lists), threads, shared}, call, scores, at_once);
 }
 
 }  // namespace detail
@@ -218,7 +233,7 @@ struct kernel<op::scan, backend::cuda> {
   static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
                   view<float, 2, space::device> scores, group_reduction reduction, std::size_t head_dim) {
     detail::scoring call(table, codes, reduction, head_dim);
-    arena memory = detail::device_scratch(policy.scratch, scan_device_scratch_bytes(call.query_heads(), call.m, call.c), "scan");
+    arena memory = detail::device_scratch(policy.scratch, scan_device_scratch_bytes(call.query_heads(), call.m), "scan");
     call.carve(memory);
     detail::score_items({policy, "scan"}, call, codes.extent(2), scores, nullptr);
   }

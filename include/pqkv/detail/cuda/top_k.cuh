@@ -33,11 +33,16 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     for (std::uint32_t i = own.begin + threadIdx.x; i < own.begin + own.count; i += Threads) out[i] = static_cast<std::int32_t>(i);
     return;
   }
-  for (std::uint32_t i = threadIdx.x; i < own.count && i < cached; i += Threads) keys[i] = canonical::order_key(row[own.begin + i]);
+  const auto select_by = [&](auto key_at) {
+    const block::threshold limit = select.find(team, own.count, k, key_at, [](std::uint32_t) { return 1u; });
+    select.emit(team, own.count, limit, key_at, static_cast<std::int32_t>(own.begin), out, k);
+  };
+  // Members of a team agree on the way: the first has the longest slice.
+  if (block::slice::longest(team, n) > cached) return select_by([&](std::uint32_t i) { return canonical::order_key(row[own.begin + i]); });
+#pragma unroll 8
+  for (std::uint32_t i = threadIdx.x; i < own.count; i += Threads) keys[i] = canonical::order_key(row[own.begin + i]);
   __syncthreads();
-  const auto key_at = [&](std::uint32_t i) { return i < cached ? keys[i] : canonical::order_key(row[own.begin + i]); };
-  const block::threshold limit = select.find(team, own.count, k, key_at, [](std::uint32_t) { return 1u; });
-  select.emit(team, own.count, limit, key_at, static_cast<std::int32_t>(own.begin), out, k);
+  select_by([&](std::uint32_t i) { return keys[i]; });
 }
 
 }  // namespace detail

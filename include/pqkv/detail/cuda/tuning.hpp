@@ -8,12 +8,13 @@ inline constexpr unsigned encode_tile_tokens = 32;   // not measured: 4 threads 
 inline constexpr unsigned kmeans_tile_tokens = 64;   // not measured
 inline constexpr unsigned score_tile_tokens = 2048;  // not measured: tokens of a CTA in the passes over all tokens
 inline constexpr unsigned score_threads = 256;       // not measured
-inline constexpr unsigned select_threads = 512;      // not measured
+inline constexpr unsigned score_staged_entries = 8192;  // exponentials in a CTA's shared memory: 32 KB, at least one query head's
+inline constexpr unsigned select_threads = 1024;     // not measured
 inline constexpr unsigned select_cluster = 8;        // the largest portable cluster
 inline constexpr unsigned select_cached_keys = 32768;  // 128 KB of a CTA's shared memory; keys beyond are computed again
-inline constexpr unsigned fused_items = 16400;         // cells or tokens that one CTA scores alone: 64 KB of shared memory
-inline constexpr unsigned fused_entries = 16384;       // exponentials of a list, g * m * c: 64 KB
-inline constexpr unsigned fused_part_tokens = 262144;  // of one CTA: 64 KB of bitmaps
+inline constexpr unsigned fused_items = 16400;         // cells or tokens that one CTA scores alone: 128 KB of shared memory, with counts
+inline constexpr unsigned fused_entries = 8192;        // exponentials of a list, g * m * c: 32 KB
+inline constexpr unsigned fused_part_tokens = 65536;   // of one CTA: 16 KB of bitmaps
 inline constexpr unsigned multiprocessors = 132;     // of an H100 or H200: how far small calls are spread
 
 }  // namespace pqkv::detail::tuning

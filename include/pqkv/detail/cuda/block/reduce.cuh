@@ -36,42 +36,56 @@ __device__ T warp_prefix(T x) {
 
 /// Scratch of a CTA of Threads threads.
 template <class T, unsigned Threads>
-struct reduction {
+class reduction {
   static constexpr unsigned warps = Threads / 32;
-  T partial[warps + 1];
+  static_assert(warps <= 32);
 
+ public:
   __device__ T sum(T x) {
-    x = warp_sum(x);
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
-    __syncthreads();
-    T total = 0;
-    for (unsigned w = 0; w < warps; ++w) total += partial[w];
+    share(warp_sum(x));
+    const T total = warp_sum(of_warp(0));
     __syncthreads();
     return total;
   }
-  __device__ T max(T x) {
-    x = warp_max(x);
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+  /// Of several numbers a thread, with the barriers of one.
+  template <unsigned Count>
+  __device__ static void sums(T (&x)[Count], reduction (&scratch)[Count]) {
+#pragma unroll
+    for (unsigned i = 0; i < Count; ++i) {
+      x[i] = warp_sum(x[i]);
+      if (threadIdx.x % 32 == 0) scratch[i].partial_[threadIdx.x / 32] = x[i];
+    }
     __syncthreads();
-    T top = partial[0];
-    for (unsigned w = 1; w < warps; ++w) top = partial[w] > top ? partial[w] : top;
+#pragma unroll
+    for (unsigned i = 0; i < Count; ++i) x[i] = warp_sum(scratch[i].of_warp(0));
+    __syncthreads();
+  }
+  __device__ T max(T x) {
+    share(warp_max(x));
+    const T top = warp_max(of_warp(partial_[0]));
     __syncthreads();
     return top;
   }
   /// Sum over the threads below; `total` over all.
   __device__ T prefix(T x, T& total) {
     const T below = warp_prefix(x);
-    if (threadIdx.x % 32 == 31) partial[threadIdx.x / 32] = below + x;
+    if (threadIdx.x % 32 == 31) partial_[threadIdx.x / 32] = below + x;
     __syncthreads();
-    T before = 0;
-    total = 0;
-    for (unsigned w = 0; w < warps; ++w) {
-      if (w == threadIdx.x / 32) before = total;
-      total += partial[w];
-    }
+    const T own = of_warp(0), before = warp_prefix(own);
+    total = __shfl_sync(all_lanes, before + own, 31);
     __syncthreads();
-    return before + below;
+    return __shfl_sync(all_lanes, before, static_cast<int>(threadIdx.x / 32)) + below;
   }
+
+ private:
+  __device__ void share(T of_all_lanes) {
+    if (threadIdx.x % 32 == 0) partial_[threadIdx.x / 32] = of_all_lanes;
+    __syncthreads();
+  }
+  /// What the warp of this lane's number left, or `nothing`.
+  __device__ T of_warp(T nothing) const { return threadIdx.x % 32 < warps ? partial_[threadIdx.x % 32] : nothing; }
+
+  T partial_[warps];
 };
 
 }  // namespace pqkv::detail::block

@@ -32,12 +32,14 @@ struct scored_items {
 
   /// e[0][code 0] * e[1][code 1] * ..., each product rounded; e [m, c]
   __device__ float product(const float* e, std::uint32_t i) const {
+    if (m == 2) return canonical::mul(e[code(0, i)], e[(1u << bits) + code(1, i)]);
     float p = e[code(0, i)];
     for (unsigned j = 1; j < m; ++j) p = canonical::mul(p, e[(std::size_t{j} << bits) + code(j, i)]);
     return p;
   }
   /// The same with sums.
   __device__ float sum(const float* u, std::uint32_t i) const {
+    if (m == 2) return canonical::add(u[code(0, i)], u[(1u << bits) + code(1, i)]);
     float z = u[code(0, i)];
     for (unsigned j = 1; j < m; ++j) z = canonical::add(z, u[(std::size_t{j} << bits) + code(j, i)]);
     return z;
@@ -48,21 +50,23 @@ __device__ inline bool uses_probabilities(group_reduction reduction) {
   return reduction == group_reduction::probability_sum || reduction == group_reduction::probability_max;
 }
 
-/// Whether a table can be used: its entries are finite, and its bias where the reduction needs it. Called by a whole warp.
-/// @param entries  [m, c], subspaces `stride` apart
-__device__ inline bool table_is_finite(const float* entries, std::size_t stride, unsigned m, unsigned c, float bias,
-                                       group_reduction reduction) {
-  bool finite = is_finite(bias) || reduction != group_reduction::logit_max;
-  for (unsigned at = threadIdx.x % 32; at < m * c; at += 32) finite &= is_finite(entries[at / c * stride + at % c]);
-  return __all_sync(0xffffffffu, finite) != 0;
-}
+/// One subspace of one table.
+struct table_row {
+  bool is_finite;
+  float top;  // the largest entry, where all are finite
+};
 
-/// Maximum over [0, c) of finite entries, by a whole warp.
-__device__ inline float largest_entry(const float* entries, unsigned c) {
-  float top = entries[threadIdx.x % 32 < c ? threadIdx.x % 32 : 0];
-  for (unsigned x = threadIdx.x % 32; x < c; x += 32) top = canonical::max(entries[x], top);
+/// By a whole warp.
+__device__ inline table_row look_at_row(const float* entries, unsigned c) {
+  bool finite = true;
+  float top = float_from_bits(0xff800000u);
+  for (unsigned x = threadIdx.x % 32; x < c; x += 32) {
+    const float entry = entries[x];
+    finite &= is_finite(entry);
+    top = canonical::max(entry, top);
+  }
   for (int step = 16; step > 0; step /= 2) top = canonical::max(__shfl_xor_sync(0xffffffffu, top, step), top);
-  return top;
+  return {__all_sync(0xffffffffu, finite) != 0, top};
 }
 
 /// What a query head that is left out looks up: it adds 0, or loses every maximum.
@@ -70,29 +74,32 @@ __device__ inline float nothing(group_reduction reduction) {
   return reduction == group_reduction::logit_max ? float_from_bits(0xff800000u) : 0.0f;
 }
 
+/// What a score is before the first query head.
+__device__ inline float first_score(group_reduction reduction) {
+  return reduction == group_reduction::logit_max ? float_from_bits(0xff800000u) : 0.0f;
+}
+
+/// The score of item i over g more query heads, in their order.
 /// @param e       [g, m, c] exponentials, or the table's entries for the logits
 /// @param factor  [g] R, or the bias
-__device__ inline float group_score(group_reduction reduction, const float* e, const float* factor, unsigned g, const scored_items& items,
-                                    std::uint32_t i) {
+__device__ inline float add_queries(float score, group_reduction reduction, const float* e, const float* factor, unsigned g,
+                                    const scored_items& items, std::uint32_t i) {
   const std::size_t table = std::size_t{items.m} << items.bits;
-  float score = reduction == group_reduction::logit_max ? float_from_bits(0xff800000u) : 0.0f;
-  for (unsigned q = 0; q < g; ++q) {
-    const float* own = e + q * table;
-    switch (reduction) {
-      case group_reduction::probability_sum:
-        score = canonical::fma(items.product(own, i), factor[q], score);
-        break;
-      case group_reduction::probability_max:
-        score = canonical::max(canonical::mul(items.product(own, i), factor[q]), score);
-        break;
-      case group_reduction::logit_max:
-        score = canonical::max(canonical::add(items.sum(own, i), factor[q]), score);
-        break;
-      case group_reduction::logit_sum:
-      case group_reduction::none:
-        score = canonical::add(score, items.sum(own, i));
-        break;
-    }
+  switch (reduction) {
+    case group_reduction::probability_sum:
+#pragma unroll 4
+      for (unsigned q = 0; q < g; ++q) score = canonical::fma(items.product(e + q * table, i), factor[q], score);
+      break;
+    case group_reduction::probability_max:
+      for (unsigned q = 0; q < g; ++q) score = canonical::max(canonical::mul(items.product(e + q * table, i), factor[q]), score);
+      break;
+    case group_reduction::logit_max:
+      for (unsigned q = 0; q < g; ++q) score = canonical::max(canonical::add(items.sum(e + q * table, i), factor[q]), score);
+      break;
+    case group_reduction::logit_sum:
+    case group_reduction::none:
+      for (unsigned q = 0; q < g; ++q) score = canonical::add(score, items.sum(e + q * table, i));
+      break;
   }
   return score;
 }

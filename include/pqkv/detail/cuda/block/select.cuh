@@ -21,7 +21,9 @@ struct threshold {
 
 template <unsigned Threads>
 class radix_select {
-  static constexpr unsigned bins = 2048, own_bins = bins / Threads, warps = Threads / 32;
+  static constexpr unsigned bins = 2048, own_bins = bins / Threads, warps = Threads / 32,
+                            copies = 2,  // of a histogram: scores crowd in few bins, and lanes that meet in one wait for each other
+                            largest_team = 8;
   static_assert(own_bins * Threads == bins);
 
  public:
@@ -34,21 +36,36 @@ class radix_select {
     for (unsigned pass = 0; pass < 3; ++pass) {
       const unsigned shift = pass == 0 ? 21 : pass == 1 ? 10 : 0, mask = pass == 2 ? 1023 : 2047;
       std::uint32_t* histogram = histogram_[pass % 2];  // two, so that members may still read the last one
-      for (unsigned bin = threadIdx.x; bin < bins; bin += Threads) histogram[bin] = 0;
+#pragma unroll
+      for (unsigned bin = 0; bin < copies * bins; bin += Threads) counts_[bin + threadIdx.x] = 0;
       if (threadIdx.x == 0) digit_ = rest_ = 0;
       __syncthreads();
+      std::uint32_t* counts = counts_ + threadIdx.x % copies * bins;
+#pragma unroll 4
       for (std::uint32_t i = threadIdx.x; i < items; i += Threads) {
         const std::uint32_t key = key_at(i), weight = weight_at(i);
-        if (weight != 0 && (key & fixed_bits) == prefix) atomicAdd(&histogram[(key >> shift) & mask], weight);
+        if (weight != 0 && (key & fixed_bits) == prefix) atomicAdd(&counts[(key >> shift) & mask], weight);
       }
-      team.sync();
+      __syncthreads();
       std::uint32_t own[own_bins], sum = 0;
+#pragma unroll
       for (unsigned b = 0; b < own_bins; ++b) {  // from the highest bin down
+        const unsigned bin = bins - 1 - (threadIdx.x * own_bins + b);
         own[b] = 0;
-        for (unsigned rank = 0; rank < team.size(); ++rank)
-          own[b] += team.remote(histogram, rank)[bins - 1 - (threadIdx.x * own_bins + b)];
-        sum += own[b];
+        for (unsigned copy = 0; copy < copies; ++copy) own[b] += counts_[copy * bins + bin];
+        if (team.size() > 1) histogram[bin] = own[b];
       }
+      if (team.size() > 1) {
+        team.sync();
+#pragma unroll
+        for (unsigned b = 0; b < own_bins; ++b)
+#pragma unroll
+          for (unsigned rank = 0; rank < largest_team; ++rank)
+            if (rank < team.size() && rank != team.rank())
+              own[b] += team.remote(histogram, rank)[bins - 1 - (threadIdx.x * own_bins + b)];
+      }
+#pragma unroll
+      for (unsigned b = 0; b < own_bins; ++b) sum += own[b];
       std::uint32_t total = 0, above = reduction_.prefix(sum, total);
       for (unsigned b = 0; b < own_bins; ++b) {
         if (above < k && k - above <= own[b]) {
@@ -63,7 +80,6 @@ class radix_select {
       k = rest_;
       __syncthreads();
     }
-    team.sync();
     return {prefix, k};
   }
 
@@ -75,6 +91,7 @@ class radix_select {
     const std::uint32_t share = (items + Threads - 1) / Threads * 32;  // of a warp, in a row
     const std::uint32_t begin = warp * share < items ? warp * share : items, end = items - begin < share ? items : begin + share;
     std::uint64_t counted = 0;  // above in the upper half, equal in the lower
+#pragma unroll 4
     for (std::uint32_t i = begin + lane; i < end; i += 32) {
       const std::uint32_t key = key_at(i);
       counted += (key > limit.key ? std::uint64_t{1} << 32 : 0) + (key == limit.key ? 1 : 0);
@@ -88,6 +105,7 @@ class radix_select {
     team.sync();
     for (unsigned rank = 0; rank < team.rank(); ++rank) before += *team.remote(&slice_count_, rank);
     std::uint32_t above = static_cast<std::uint32_t>(before >> 32), equal = static_cast<std::uint32_t>(before);
+#pragma unroll 4
     for (std::uint32_t i0 = begin; i0 < end; i0 += 32) {
       const std::uint32_t i = i0 + lane, key = i < end ? key_at(i) : 0;
       const bool is_above = i < end && key > limit.key, is_equal = i < end && key == limit.key;
@@ -105,7 +123,7 @@ class radix_select {
   }
 
  private:
-  std::uint32_t histogram_[2][bins];
+  std::uint32_t histogram_[2][bins], counts_[copies * bins];
   std::uint32_t digit_, rest_;
   std::uint64_t slice_count_, warp_counts_[warps];
   reduction<std::uint32_t, Threads> reduction_;
@@ -116,10 +134,11 @@ struct slice {
   std::uint32_t begin, count;
 
   __device__ slice(const cluster_team& team, std::uint32_t items) {
-    const std::uint32_t share = (items / team.size() + 32) / 32 * 32;
+    const std::uint32_t share = longest(team, items);
     begin = share * team.rank() < items ? share * team.rank() : items;
     count = items - begin < share ? items - begin : share;
   }
+  __device__ static std::uint32_t longest(const cluster_team& team, std::uint32_t items) { return (items / team.size() + 32) / 32 * 32; }
 };
 
 }  // namespace pqkv::detail::block
