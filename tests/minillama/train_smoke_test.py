@@ -88,6 +88,21 @@ class train(unittest.TestCase):
         for at in range(len(prompt) - 1, len(tokens) - 1):
             self.assertLess(float(scores[at].max() - scores[at, tokens[at + 1]]), 0.01)  # the likeliest, but for rounding
 
+    def test_average_of_two_stages(self):
+        out = Path(self.scratch.name) / "average"
+        stages = [self.model / "length-256", self.model / "length-512"]
+        got = subprocess.run([sys.executable, "-B", folder / "average.py", "--models", *stages, "--out", out], capture_output=True, text=True)
+        self.assertEqual(got.returncode, 0, got.stderr)
+        import torch
+        from safetensors.torch import load_file
+
+        one, two, mean = (load_file(path / "model.safetensors") for path in (*stages, out))
+        self.assertEqual(one.keys(), mean.keys())
+        for name, weight in mean.items():
+            self.assertTrue(torch.equal(weight, ((one[name].float() + two[name].float()) / 2).to(weight.dtype)), name)
+        self.assertFalse(torch.equal(one["model.embed_tokens.weight"], two["model.embed_tokens.weight"]))
+        self.assertTrue((out / "config.json").exists())
+
     def test_evaluate_runs_on_it(self):
         out = Path(self.scratch.name) / "evaluation.json"
         got = subprocess.run([sys.executable, "-B", folder / "evaluate.py", "--model", self.model, "--text", self.text, "--lengths", "1024",
