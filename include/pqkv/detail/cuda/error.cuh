@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdio>
+
 #include "../../core/error.hpp"
 
 namespace pqkv::detail {

@@ -4,6 +4,8 @@
 // little work again costs less than a wait for other CTAs. Many items: scores in scratch, one cluster a list to select.
 #pragma once
 
+#include <algorithm>
+
 #include "../../search/retrieve.hpp"
 #include "block/bitmap.cuh"
 #include "block/retrieve.cuh"

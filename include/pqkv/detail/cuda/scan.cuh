@@ -4,6 +4,8 @@
 // keep the host's bits. The passes of a recentring that no query head needs end at once.
 #pragma once
 
+#include <algorithm>
+
 #include "../../search/retrieve.hpp"
 #include "arena.cuh"
 #include "block/reduce.cuh"

@@ -3,6 +3,8 @@
 // fit. One launch, no scratch.
 #pragma once
 
+#include <algorithm>
+
 #include "../../core/canonical.hpp"
 #include "../../search/top_k.hpp"
 #include "block/select.cuh"
