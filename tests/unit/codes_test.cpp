@@ -232,12 +232,23 @@ TEST_CASE("a key with a non-finite element gets code 0 in every subspace, its ne
 
 TEST_CASE("keys whose distances overflow or vanish are encoded alike everywhere") {
   const codebook book = pqkv_cases::make_book({1, 16, 2, 6}, 10);
-  for (const float size : {0x1p-140f, 0x1p-60f, 0x1p60f, 0x1p120f, std::numeric_limits<float>::max() / 8}) {
+  for (const float size :
+       {0x1p-140f, 0x1p-60f, 0x1p60f, 0x1p61f, 0x1p62f, 1e19f, 0x1p63f, 0x1p64f, 0x1p120f, std::numeric_limits<float>::max() / 8}) {
     auto keys = pqkv_cases::make_rows(content::gaussian, 1, 40, 16, 11);
     for (std::size_t t = 0; t < 40; ++t)
       for (std::size_t i = 0; i < 16; ++i) keys(0, t, i) *= size;
     check_encoding(keys, book);
   }
+}
+
+TEST_CASE("where every canonical distance overflows code 0 is given, though a product could still tell centroids apart") {
+  const pq_shape shape{1, 8, 1, 4};
+  codebook book(shape);
+  for (std::size_t x = 0; x < 16; ++x) book.mutable_view().centroids(0, 0, 0, x) = x == 5 ? 6.3e18f : 6.4e18f;
+  pqkv_cases::rows<float> keys(1, 20, 8);
+  for (std::size_t t = 0; t < 20; ++t) keys(0, t, 0) = -1.3e19f;
+  check_encoding(keys, book);
+  CHECK(pqkv_cases::plain_encode(std::as_const(keys).view(), book.view())[0] == 0);
 }
 
 TEST_CASE("the chosen centroid is nearest in double precision too, up to rounding") {

@@ -67,6 +67,20 @@ TEST_CASE("timings that determine nothing are refused by name") {
   CHECK_THROWS_WITH_AS(falling.fit(), doctest::Contains("seconds per row"), pqkv::value_error);
 }
 
+TEST_CASE("two lengths determine no parabola, however far apart, and three do") {
+  for (const auto& [first, second] : {std::pair{1000u, 70000u}, {1024u, 65536u}, {3000u, 100000u}}) {
+    overlap_calibration two, three;
+    for (overlap_calibration* one : {&two, &three}) {
+      one->add_clustering(1000, 2, 2e-3);
+      one->add_clustering(1000, 6, 6e-3);
+      for (const std::size_t n : {first, second, second + (one == &three ? 1000u : 0u)})
+        one->add_layer(n, 1e-3 + 1e-6 * static_cast<double>(n) + 1e-11 * static_cast<double>(n) * static_cast<double>(n));
+    }
+    CHECK_THROWS_WITH_AS(two.fit(), doctest::Contains("add_layer: expected 3"), pqkv::value_error);
+    CHECK(three.fit().b2 == doctest::Approx(1e-6).epsilon(1e-3));
+  }
+}
+
 TEST_CASE("calibration times clustering and the engine's layer at every length, with the caller's clock") {
   // A clock that moves by what the layer costs, 1e-6 s * n * n, and by 1, 2, 3, ... ms at each look.
   struct machine {

@@ -26,7 +26,7 @@ struct overlap_model {
   std::size_t iterations(std::size_t rows, std::size_t n, std::size_t cap = most) const {
     const double tokens = static_cast<double>(n), layer = a2 + b2 * tokens + c2 * tokens * tokens;
     const double fitting = (layer - a1) / (b1 * static_cast<double>(rows));
-    if (!(fitting > static_cast<double>(least))) return least;  // a NaN (no rows) too
+    if (!(fitting > static_cast<double>(least))) return least;  // a NaN too
     return fitting < static_cast<double>(cap) ? static_cast<std::size_t>(fitting) : cap;
   }
 };
@@ -46,7 +46,7 @@ class overlap_calibration {
   ///         rows take no longer
   overlap_model fit() const {
     overlap_model model;
-    double line[3], parabola[3];
+    double line[3] = {}, parabola[3] = {};
     require_ok(detail::checks("overlap_calibration::fit")
                    .that(clustering_.fit(2, line), status::code::value, "add_clustering", "different values of rows * L, at least", 2,
                          static_cast<double>(clustering_.count()))
@@ -71,11 +71,15 @@ class overlap_calibration {
         if (i < 3) xy_[i] += power * y;
       }
       ++count_;
+      bool known = false;
+      for (std::size_t i = 0; i < different_; ++i) known |= seen_[i] == x;
+      if (!known && different_ < 3) seen_[different_++] = x;
     }
     std::size_t count() const { return count_; }
 
     /// Least-squares coefficients, lowest first, by elimination with pivots; false when the points do not determine them.
     bool fit(std::size_t terms, double* coefficient) const {
+      if (different_ < terms) return false;
       double a[3][4] = {};
       for (std::size_t i = 0; i < terms; ++i) {
         for (std::size_t j = 0; j < terms; ++j) a[i][j] = x_[i + j];
@@ -85,7 +89,7 @@ class overlap_calibration {
         std::size_t pivot = column;
         for (std::size_t row = column + 1; row < terms; ++row)
           if (std::fabs(a[row][column]) > std::fabs(a[pivot][column])) pivot = row;
-        if (std::fabs(a[pivot][column]) <= 1e-12 * x_[0]) return false;
+        if (a[pivot][column] == 0) return false;
         for (std::size_t j = 0; j <= terms; ++j) {
           const double held = a[column][j];
           a[column][j] = a[pivot][j];
@@ -103,7 +107,8 @@ class overlap_calibration {
     }
 
    private:
-    std::size_t count_ = 0;
+    std::size_t count_ = 0, different_ = 0;
+    double seen_[3] = {};  // the first different values of x
     double unit_ = 1;
     double x_[5] = {};   // sums of x^i
     double xy_[3] = {};  // sums of x^i * y
@@ -150,7 +155,7 @@ overlap_model calibrate_overlap(const P& policy, const pq_shape& shape, view<con
   for (std::size_t i = 0; i < lengths.extent(0); ++i) {
     const std::size_t n = lengths(i);
     const auto rows = as_const(make_view(keys.data(), shape.kv_heads, n, shape.head_dim));
-    for (const std::size_t iterations : {std::size_t{2}, std::size_t{6}})  // few: random keys go on moving, so none stops early
+    for (const std::size_t iterations : {std::size_t{2}, std::size_t{6}})  // few: random keys go on moving, and none should stop early
       timings.add_clustering(n, iterations, timed([&] { train(policy, rows, book, {.iterations = iterations, .rows_per_centroid = 0}); }));
     timings.add_layer(n, timed([&] { run_layer(n); }));
   }

@@ -38,11 +38,13 @@ constexpr std::size_t scan_device_scratch_bytes(std::size_t query_heads, std::si
 /// Whether the codes index the table: what scan() and retrieve() check first.
 template <class Table, class Codes>
 constexpr status can_look_up(const Table& table, const Codes& codes, const char* function) noexcept {
-  const std::size_t h = codes.extent(0), hq = table.entries.extent(0);
+  const std::size_t h = codes.extent(0), hq = table.entries.extent(0), c = table.entries.extent(2);
   return detail::checks(function)
       .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", "hq, a multiple of h", static_cast<double>(h),
             static_cast<double>(hq))
       .at_least("table.entries.extent(1)", static_cast<double>(table.entries.extent(1)), 1, "m, at least")
+      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "table.entries.extent(2)",
+            "c: 16, 32, 64, 128 or 256", 64, static_cast<double>(c))
       .extent("table.entries.stride(2)", table.entries.stride(2), 1, "last axis contiguous")
       .extent("table.bias.extent(0)", table.bias.extent(0), hq, "hq, from table.entries")
       .extent("codes.extent(1)", codes.extent(1), table.entries.extent(1), "m, from table")

@@ -80,7 +80,8 @@ class nearest_search {
     float norm;
     Leaf::group_dots(y, 1, y, ds_, &norm, 1);
     const float length = std::sqrt(norm), both = length + largest_norm_;
-    const float error = 0x1.2p-24f * static_cast<float>(ds_ + 4) * (largest_norm_ * both + 0.5f * both * both);
+    const float square = 1.01f * both * both;  // overflows before any canonical distance does, and then that one decides
+    const float error = 0x1.2p-24f * static_cast<float>(ds_ + 4) * (largest_norm_ * both + 0.5f * square);
     return 2 * error + std::numeric_limits<float>::min();  // the minimum covers what underflows
   }
 

@@ -230,7 +230,7 @@ struct leaf<isa::avx2> : leaf<isa::scalar> {
 
   PQKV_TARGET_AVX2 static void group_dots(const float* queries, std::size_t g, const float* key, std::size_t d, float* out,
                                           std::size_t out_stride) {
-    for (std::size_t q = 0; q < g; ++q) {  // d is a multiple of 8
+    for (std::size_t q = 0; q < g; ++q) {
       __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
       std::size_t i = 0;
       for (; i + 16 <= d; i += 16) {
