@@ -98,13 +98,10 @@ class tree:
 
     def mirrored_tests(self):
         tests = {Path(name).name for name in self.text if name.startswith("tests/unit/")}
-        for path in self.public:
+        for path in [*self.public, *self.opt_in]:
             wanted = [f"{path.stem}_test.cpp"] + ([f"selector_{path.stem}_test.cpp"] if path.parent.name == "selector" else [])
             if path.stem not in UNTESTED and path.suffix == ".hpp" and not tests.intersection(wanted):
                 self.fault("test", path.as_posix(), f"has no test of its name: tests/unit/{wanted[-1]}")
-        for path in self.opt_in:
-            if path.suffix == ".hpp" and f"adapt_{path.stem}_test.cpp" not in tests:
-                self.fault("test", path.as_posix(), f"has no test of its name: tests/unit/adapt_{path.stem}_test.cpp")
 
     def mirrored_backends(self):
         public = {path.stem for path in self.public}

@@ -22,7 +22,7 @@ CLEAN = {
     "include/pqkv/detail/host/simd/avx2.hpp": HEAD + '#include <immintrin.h>\n#include "../../../exec/host.hpp"\n',
     "include/pqkv/detail/host/scan.hpp": HEAD + '#include "../../search/scan.hpp"\n#include "simd/avx2.hpp"\n',
     "include/pqkv/pqkv.hpp": HEAD + '#include "search/scan.hpp"\n#include "detail/host/scan.hpp"\n',
-    "include/pqkv/adapt/thrust.hpp": HEAD + '#include "../core/view.hpp"\n', "tests/unit/adapt_thrust_test.cpp": HEAD,
+    "include/pqkv/adapt/thrust.hpp": HEAD + '#include "../core/view.hpp"\n', "tests/unit/thrust_test.cpp": HEAD,
     "tests/unit/view_test.cpp": HEAD, "tests/unit/host_test.cpp": HEAD, "tests/unit/scan_test.cpp": HEAD,
     "tests/unit/selector_pq_test.cpp": HEAD,
 }
