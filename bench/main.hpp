@@ -28,6 +28,8 @@ void for_each_isa(Body body) {
   body(pqkv::isa::scalar{}, "scalar");
   if (pqkv::isa::detected() >= pqkv::isa::level::avx2) body(pqkv::isa::avx2{}, "avx2");
   if (pqkv::isa::detected() >= pqkv::isa::level::avx512) body(pqkv::isa::avx512{}, "avx512");
+  if (pqkv::isa::detected() >= pqkv::isa::level::avx512_vbmi) body(pqkv::isa::avx512_vbmi{}, "avx512_vbmi");
+  if (pqkv::isa::detected() >= pqkv::isa::level::avx512_bf16) body(pqkv::isa::avx512_bf16{}, "avx512_bf16");
 }
 
 template <class Isa>

@@ -15,9 +15,14 @@ namespace pqkv_cases {
 template <class Body>
 void for_each_isa(Body&& body) {
   body(pqkv::isa::scalar{});
+#if defined(__aarch64__)
+  if (pqkv::isa::detected() == pqkv::isa::level::neon) body(pqkv::isa::neon{});
+#else
   if (pqkv::isa::detected() >= pqkv::isa::level::avx2) body(pqkv::isa::avx2{});
   if (pqkv::isa::detected() >= pqkv::isa::level::avx512) body(pqkv::isa::avx512{});
   if (pqkv::isa::detected() >= pqkv::isa::level::avx512_vbmi) body(pqkv::isa::avx512_vbmi{});
+  if (pqkv::isa::detected() >= pqkv::isa::level::avx512_bf16) body(pqkv::isa::avx512_bf16{});
+#endif
 }
 
 /// A task runner that starts `threads` threads a call and hands tasks out last to first.

@@ -10,14 +10,26 @@
 #endif
 
 namespace pqkv::isa {
-struct scalar {};                // plain C++
-struct avx2 : scalar {};         // AVX2, FMA, F16C
-struct avx512 : avx2 {};         // F, BW, DQ, VL
-struct avx512_vbmi : avx512 {};  // VBMI, VBMI2
-struct best {};                  // found at run time
+struct scalar {};           // plain C++
+struct neon : scalar {      // Armv8-A's 128-bit vectors
+  using fallback = scalar;  // whose leaves it inherits
+};
+struct avx2 : scalar {  // AVX2, FMA, F16C
+  using fallback = scalar;
+};
+struct avx512 : avx2 {  // F, BW, DQ, VL
+  using fallback = avx2;
+};
+struct avx512_vbmi : avx512 {  // VBMI, VBMI2
+  using fallback = avx512;
+};
+struct avx512_bf16 : avx512_vbmi {  // BF16: bfloat16 dot products
+  using fallback = avx512_vbmi;
+};
+struct best {};  // found at run time
 
-/// What a CPU has.
-enum class level { scalar, avx2, avx512, avx512_vbmi };
+/// What a CPU has; of one architecture, more is greater.
+enum class level { scalar, neon, avx2, avx512, avx512_vbmi, avx512_bf16 };
 
 /// Asks the CPU; detected() remembers the answer.
 #if defined(__x86_64__)
@@ -30,8 +42,11 @@ inline level detect() noexcept {
       !__builtin_cpu_supports("avx512vl"))
     return level::avx2;
   const bool vbmi = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
-  return vbmi ? level::avx512_vbmi : level::avx512;
+  if (!vbmi) return level::avx512;
+  return __builtin_cpu_supports("avx512bf16") ? level::avx512_bf16 : level::avx512_vbmi;
 }
+#elif defined(__aarch64__)
+inline level detect() noexcept { return level::neon; }
 #else
 inline level detect() noexcept { return level::scalar; }
 #endif
@@ -42,18 +57,42 @@ inline level detected() noexcept {
   return found;
 }
 
+namespace detail {
+/// The first of Isa and its fallbacks that is `Widest` or below.
+template <class Isa, class Widest>
+struct at_most {
+  using type = Isa;
+};
+template <class Isa, class Widest>
+  requires(std::is_base_of_v<Widest, Isa>)
+struct at_most<Isa, Widest> {
+  using type = Widest;
+};
+}  // namespace detail
+
 /// Calls body(Isa{}), with the best that the CPU has in the place of isa::best.
-template <class Isa, class Body>
+///
+/// @tparam Widest  of this architecture that has leaves of its own for what body does: beyond it, code would only be repeated
+template <class Isa, class Widest = avx512_bf16, class Body>
 decltype(auto) with(Body&& body) {
-  if constexpr (!std::is_same_v<Isa, best>)
-    return std::forward<Body>(body)(Isa{});
+  const auto run = [&]<class Found>(Found) -> decltype(auto) {
+    return std::forward<Body>(body)(typename detail::at_most<Found, Widest>::type{});
+  };
+  if constexpr (!std::is_same_v<Isa, best>) return run(Isa{});
+#if defined(__x86_64__)
+  else if (detected() >= level::avx512_bf16)
+    return run(avx512_bf16{});
   else if (detected() >= level::avx512_vbmi)
-    return std::forward<Body>(body)(avx512_vbmi{});
+    return run(avx512_vbmi{});
   else if (detected() >= level::avx512)
-    return std::forward<Body>(body)(avx512{});
+    return run(avx512{});
   else if (detected() >= level::avx2)
-    return std::forward<Body>(body)(avx2{});
+    return run(avx2{});
+#elif defined(__aarch64__)
+  else if (detected() == level::neon)
+    return run(neon{});
+#endif
   else
-    return std::forward<Body>(body)(scalar{});
+    return run(scalar{});
 }
 }  // namespace pqkv::isa

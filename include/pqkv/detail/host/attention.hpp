@@ -106,7 +106,7 @@ struct kernel<op::attention, backend::host> {
   static void run(const P& policy, view<const float, 2> query, const Store& store, const token_set<>& tokens, view<float, 2> out,
                   view<float, 1> lse) {
     const std::size_t hq = query.extent(0), lists = tokens.spans.extent(0), g = hq / lists, lists_per_head = lists / store.heads();
-    isa::with<typename P::isa_type>([&](auto isa) {
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using online = detail::online_attention<detail::leaf<decltype(isa)>, Store>;
       const std::size_t parts = (g + online::max_queries - 1) / online::max_queries;
       policy.runner.run(lists * parts, [&](std::size_t task) {

@@ -15,7 +15,7 @@ struct kernel<op::mean_row, backend::host> {
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 3, Space> keys, const stratified_sample& sample, view<float, 2> mean) {
     const std::size_t d = keys.extent(2);
-    isa::with<typename P::isa_type>([&](auto isa) {
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
       policy.runner.run(keys.extent(0), [&](std::size_t head) {
         const detail::float_environment rounding;

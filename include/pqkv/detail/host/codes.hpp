@@ -18,7 +18,7 @@ struct kernel<op::encode, backend::host> {
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes) {
     const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
-    isa::with<typename P::isa_type>([&](auto isa) {
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       policy.runner.run(keys.extent(0) * runs, [&](std::size_t task) {
         const detail::float_environment rounding;
         const std::size_t first = task % runs * run_tokens;

@@ -14,7 +14,7 @@ struct kernel<op::inner_product_table, backend::host> {
   template <class P>
   static void run(const P& policy, view<const float, 2> query, codebook_view<> book, mutable_distance_table_view<> table) {
     const std::size_t m = book.subspaces(), ds = book.sub_dim(), c = book.size(), g = query.extent(0) / book.heads();
-    isa::with<typename P::isa_type>([&](auto isa) {
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
       policy.runner.run(query.extent(0), [&](std::size_t q) {
         const detail::float_environment rounding;
@@ -32,7 +32,7 @@ struct kernel<op::squared_l2_table, backend::host> {
   template <class P>
   static void run(const P& policy, view<const float, 2> query, codebook_view<> book, mutable_distance_table_view<> table) {
     const std::size_t m = book.subspaces(), ds = book.sub_dim(), c = book.size(), g = query.extent(0) / book.heads();
-    isa::with<typename P::isa_type>([&](auto isa) {
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
       policy.runner.run(query.extent(0), [&](std::size_t q) {
         const detail::float_environment rounding;

@@ -268,7 +268,7 @@ struct kernel<op::kmeans, backend::host> {
   static void run(const P& policy, view<T, 4, Space> points, view<const float, 3> offset, view<float, 4> centroids,
                   view<std::uint8_t, 2> outcome, const kmeans_params& params, view<float, 2> squared_radius) {
     const std::size_t m = points.extent(1);
-    isa::with<typename P::isa_type>([&](auto isa) {
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
       policy.runner.run(points.extent(0) * m, [&](std::size_t problem) {
         const detail::float_environment rounding;

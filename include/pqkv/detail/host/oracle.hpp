@@ -26,7 +26,7 @@ struct kernel<op::exact_scores, backend::host> {
     }
     workspace memory(policy.scratch, exact_scores_scratch_bytes(hq, longest), "exact_scores");
     float* logits = memory.take<float>(hq * longest);
-    isa::with<typename P::isa_type>([&](auto isa) {
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
       policy.runner.run(lists, [&](std::size_t list) {
         const detail::float_environment rounding;

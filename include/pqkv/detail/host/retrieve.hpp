@@ -94,7 +94,7 @@ struct kernel<op::retrieve, backend::host> {
     float* values = memory.take<float>(lists * cells);
     std::uint64_t* bitmaps = memory.take<std::uint64_t>(2 * lists * words);
 
-    isa::with<typename P::isa_type>([&](auto isa) {
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using scorer_type = detail::group_scorer<detail::leaf<decltype(isa)>>;
       policy.runner.run(lists, [&](std::size_t list) {
         const detail::float_environment rounding;

@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// All leaves that this architecture can have.
+// The leaves of an ISA: the innermost loops of every host kernel. A folder for each family, in it a file for each ISA that makes some
+// of it faster; the rest comes from the ISA below. Target attributes are per function: a baseline build runs what the CPU has.
 #pragma once
 
+#include "attention/scalar.hpp"
+#include "centroids/scalar.hpp"
 #include "float_environment.hpp"
-#include "scalar.hpp"
+#include "rows/scalar.hpp"
+#include "scores/scalar.hpp"
 #if defined(__x86_64__)
-#include "avx2.hpp"
-#include "avx512.hpp"
-#else
-namespace pqkv::detail {
-template <>
-struct leaf<isa::avx2> : leaf<isa::scalar> {};
-template <>
-struct leaf<isa::avx512> : leaf<isa::avx2> {};
-}  // namespace pqkv::detail
+#include "attention/avx2.hpp"
+#include "centroids/avx2.hpp"
+#include "centroids/avx512.hpp"
+#include "rows/avx2.hpp"
+#include "rows/avx512.hpp"
+#include "scores/avx2.hpp"
+#include "scores/avx512.hpp"
 #endif
 
 namespace pqkv::detail {
-template <>
-struct leaf<isa::avx512_vbmi> : leaf<isa::avx512> {};
+
+template <class Isa>
+struct leaf : row_leaf<Isa>, centroid_leaf<Isa>, score_leaf<Isa>, attention_leaf<Isa> {};
+
 }  // namespace pqkv::detail
