@@ -52,7 +52,7 @@ TEST_CASE("facts fed through the decode path are found after they have left the 
   const std::filesystem::path root = MINILLAMA_REPOSITORY;
   const std::string text = load_text({root / "LICENSE"});
   random_source random(3);
-  const question_context context = make_context(context_kind::needles, text, 3072, 6, random);
+  const question_context context = make_context(context_kind::needles, text, 4608, 9, random);
   const model llama(root / "examples/minillama/model");
   pool_runner runner(2);
 
@@ -64,8 +64,7 @@ TEST_CASE("facts fed through the decode path are found after they have left the 
   settings.name = policy_name::full;
   const std::size_t dense = right_after_growth(llama, runner, settings, context);
   MESSAGE("right answers: full " << dense << ", pq " << right << ", streaming " << without);
-  CHECK(dense >= 2);
+  CHECK(right >= 3);
   CHECK(right + 1 >= dense);
-  CHECK(right > without);
   CHECK(without == 0);
 }
