@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "../config.hpp"
 #include "../core/error.hpp"
 
 namespace pqkv {
@@ -24,6 +25,32 @@ enum class budget_growth : std::uint8_t {
   frozen_at_prompt  // at the length of its prompt, as the paper's code does; without a prompt at 0
 };
 
+/// A budget_rule in numbers alone, as kernels take it.
+struct flat_budget_rule {
+  static constexpr std::size_t by_share = static_cast<std::size_t>(-1);
+
+  double ratio, window_share;
+  std::size_t min_tokens, tokens, sinks;
+  std::size_t window, retrieve;  // outright, or by_share
+  bool frozen;                   // budget_growth::frozen_at_prompt
+
+  /// The budget at a length of n tokens.
+  PQKV_HD constexpr token_budget at(std::size_t n) const {
+    const auto share = static_cast<std::size_t>(ratio * static_cast<double>(n));
+    const std::size_t total = tokens != 0 ? tokens : share > min_tokens ? share : min_tokens;
+    const std::size_t rest = total > sinks ? total - sinks : 0;
+    const std::size_t w = window != by_share ? window : default_window(rest);
+    return {sinks, w, retrieve != by_share ? retrieve : rest > w ? rest - w : 0};
+  }
+
+ private:
+  PQKV_HD constexpr std::size_t default_window(std::size_t rest) const {
+    const auto wished = static_cast<std::size_t>(window_share * static_cast<double>(rest));
+    const std::size_t at_least = wished > 16 ? wished : 16, at_most = rest / 2 > 1 ? rest / 2 : 1;
+    return at_least < at_most ? at_least : at_most;
+  }
+};
+
 /// budget = tokens if given, else max(min_tokens, floor(ratio * n)). Of the rest = budget - s that the sinks leave, the window takes
 /// w = window_share * rest, but at least 16 and at most half (and at least 1); k = rest - w. Or each is given outright.
 ///
@@ -39,19 +66,18 @@ struct budget_rule {
   std::optional<std::size_t> retrieve{};
   budget_growth growth = budget_growth::with_sequence;
 
-  constexpr token_budget at(std::size_t n) const {
-    const auto share = static_cast<std::size_t>(ratio * static_cast<double>(n));
-    const std::size_t total = tokens != 0 ? tokens : share > min_tokens ? share : min_tokens;
-    const std::size_t rest = total > sinks ? total - sinks : 0;
-    const std::size_t w = window ? *window : default_window(rest);
-    return {sinks, w, retrieve ? *retrieve : rest > w ? rest - w : 0};
-  }
-
- private:
-  constexpr std::size_t default_window(std::size_t rest) const {
-    const auto wished = static_cast<std::size_t>(window_share * static_cast<double>(rest));
-    const std::size_t at_least = wished > 16 ? wished : 16, at_most = rest / 2 > 1 ? rest / 2 : 1;
-    return at_least < at_most ? at_least : at_most;
+  /// The budget at a length of n tokens.
+  constexpr token_budget at(std::size_t n) const { return flat().at(n); }
+  /// The rule without optionals.
+  constexpr flat_budget_rule flat() const {
+    return {ratio,
+            window_share,
+            min_tokens,
+            tokens,
+            sinks,
+            window ? *window : flat_budget_rule::by_share,
+            retrieve ? *retrieve : flat_budget_rule::by_share,
+            growth == budget_growth::frozen_at_prompt};
   }
 };
 

@@ -4,7 +4,6 @@
 // from new arrivals, never back from the middle.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "../core/view.hpp"
@@ -66,30 +65,39 @@ struct slot_statistics {
   std::uint64_t nonfinite_queries = 0;  // query heads that attend() or retrieve() were given with one; selection leaves them out
 };
 
-/// One sequence.
-struct slot_state {
+/// Where a sequence stands. The verbs that follow a rule run on a device too.
+struct slot_extent {
   std::size_t n = 0;             // tokens cached
   std::size_t prompt = 0;        // of these, taken by prefill()
   std::size_t window_begin = 0;  // first window token; never falls
-  bool prefilling = false;       // more chunks are to come
-  slot_statistics statistics{};
 
   /// s, w and k at present; the window may hold fewer tokens than w until it has filled.
-  constexpr token_budget budget(const budget_rule& rule) const {
-    return rule.at(rule.growth == budget_growth::frozen_at_prompt ? prompt : n);
-  }
+  PQKV_HD constexpr token_budget budget(const flat_budget_rule& rule) const { return rule.at(rule.frozen ? prompt : n); }
 
   /// The ranked tokens, and how many of them the rule retrieves at this length.
-  constexpr middle_range middle(const budget_rule& rule) const {
-    return {static_cast<std::uint32_t>(std::min(rule.sinks, window_begin)), static_cast<std::uint32_t>(window_begin),
-            static_cast<std::uint32_t>(std::min<std::size_t>(budget(rule).retrieve, 0xffffffffu))};
+  PQKV_HD constexpr middle_range middle(const flat_budget_rule& rule) const {
+    const std::size_t begin = rule.sinks < window_begin ? rule.sinks : window_begin, k = budget(rule).retrieve;
+    return {static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(window_begin),
+            static_cast<std::uint32_t>(k < 0xffffffffu ? k : 0xffffffffu)};
   }
 
   /// Lets the oldest tokens leave a window that is over its size; the sinks stay in front of it.
-  constexpr void slide_window(const budget_rule& rule) {
-    const std::size_t w = budget(rule).window;
-    window_begin = std::max({window_begin, std::min(rule.sinks, n), n > w ? n - w : 0});
+  PQKV_HD constexpr void slide_window(const flat_budget_rule& rule) {
+    const std::size_t w = budget(rule).window, sinks = rule.sinks < n ? rule.sinks : n, begin = n > w ? n - w : 0;
+    if (sinks > window_begin) window_begin = sinks;
+    if (begin > window_begin) window_begin = begin;
   }
+};
+
+/// One sequence.
+struct slot_state : slot_extent {
+  bool prefilling = false;  // more chunks are to come
+  slot_statistics statistics{};
+
+  /// As those of slot_extent.
+  constexpr token_budget budget(const budget_rule& rule) const { return slot_extent::budget(rule.flat()); }
+  constexpr middle_range middle(const budget_rule& rule) const { return slot_extent::middle(rule.flat()); }  // the ranked tokens
+  constexpr void slide_window(const budget_rule& rule) { slot_extent::slide_window(rule.flat()); }           // oldest tokens leave
 };
 
 }  // namespace pqkv
