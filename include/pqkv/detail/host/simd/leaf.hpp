@@ -8,6 +8,7 @@
 #include "float_environment.hpp"
 #include "rows/scalar.hpp"
 #include "scores/scalar.hpp"
+#include "sums/scalar.hpp"
 #if defined(__x86_64__)
 #include "attention/avx2.hpp"
 #include "centroids/avx2.hpp"
@@ -16,11 +17,14 @@
 #include "rows/avx512.hpp"
 #include "scores/avx2.hpp"
 #include "scores/avx512.hpp"
+#include "sums/avx2.hpp"
+#include "sums/avx512.hpp"
+#include "sums/avx512_vbmi.hpp"
 #endif
 
 namespace pqkv::detail {
 
 template <class Isa>
-struct leaf : row_leaf<Isa>, centroid_leaf<Isa>, score_leaf<Isa>, attention_leaf<Isa> {};
+struct leaf : row_leaf<Isa>, centroid_leaf<Isa>, score_leaf<Isa>, sum_leaf<Isa>, attention_leaf<Isa> {};
 
 }  // namespace pqkv::detail
