@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// top_k(): the exact set with ties to the lower index, for every kind of float there is, strided rows, every k from none to more
-// than there are; against a full sort, and against the definition of a threshold by brute force.
+// top_k(): the exact set with ties to the lower index, for every kind of float there is and for 16-bit scores, strided rows, every k
+// from none to more than there are, rows that mislead a sample; on every ISA against a full sort, and against the definition of a
+// threshold by brute force.
 #include <doctest/doctest.h>
 
 #include <pqkv/detail/host/top_k.hpp>
 
+#include "cases/float_modes.hpp"
 #include "cases/inputs.hpp"
 #include "cases/plain_search.hpp"
 #include "cases/policies.hpp"
@@ -18,15 +20,15 @@ constexpr float inf = std::numeric_limits<float>::infinity();
 const float nan_value = std::numeric_limits<float>::quiet_NaN();
 
 /// One row's list, from a call with rows of odd strides and everything else poisoned.
-template <class Policy, class... Requirement>
-std::vector<std::vector<std::int32_t>> run_top_k(const Policy& policy, const std::vector<std::vector<float>>& rows, std::size_t k_max,
+template <class Policy, class T, class... Requirement>
+std::vector<std::vector<std::int32_t>> run_top_k(const Policy& policy, const std::vector<std::vector<T>>& rows, std::size_t k_max,
                                                  Requirement... requirement) {
   const std::size_t n = rows[0].size(), stride = n + 3, out_stride = k_max + 2;
-  std::vector<float> scores(rows.size() * stride, inf);
+  std::vector<T> scores(rows.size() * stride, std::numeric_limits<T>::max());
   for (std::size_t row = 0; row < rows.size(); ++row)
     std::copy(rows[row].begin(), rows[row].end(), scores.begin() + static_cast<std::ptrdiff_t>(row * stride));
   std::vector<std::int32_t> indices(rows.size() * out_stride, -7);
-  pqkv::top_k(policy, pqkv::view<const float, 2>{scores.data(), {rows.size(), n}, {stride, 1}},
+  pqkv::top_k(policy, pqkv::view<const T, 2>{scores.data(), {rows.size(), n}, {stride, 1}},
               pqkv::view<std::int32_t, 2>{indices.data(), {rows.size(), k_max}, {out_stride, 1}}, requirement...);
   std::vector<std::vector<std::int32_t>> lists;
   for (std::size_t row = 0; row < rows.size(); ++row) {
@@ -36,6 +38,11 @@ std::vector<std::vector<std::int32_t>> run_top_k(const Policy& policy, const std
     for (std::size_t i = count; i < out_stride; ++i) CHECK(first[static_cast<std::ptrdiff_t>(i)] == (i < k_max ? -1 : -7));
   }
   return lists;
+}
+
+template <class Policy, class T>
+std::vector<std::int32_t> run_row(const Policy& policy, const std::vector<T>& row, std::size_t k_max) {
+  return run_top_k(policy, std::vector<std::vector<T>>{row}, k_max)[0];
 }
 
 std::vector<float> random_row(std::size_t n, int kind, random_source& random) {
@@ -67,6 +74,42 @@ std::vector<float> random_row(std::size_t n, int kind, random_source& random) {
   }
   return row;
 }
+/// Long rows of many shapes: what a sample tells, what it does not, and what it tells wrongly.
+enum class shape { normal, exponential, ascending, descending, steps, few, most_equal, rare_high, rare_low, hidden, nan_mostly, bits };
+constexpr shape every_shape[] = {shape::normal,   shape::exponential, shape::ascending,  shape::descending,
+                                 shape::steps,    shape::few,         shape::most_equal, shape::rare_high,
+                                 shape::rare_low, shape::hidden,      shape::nan_mostly, shape::bits};
+
+float long_row_score(shape what, std::size_t i, std::size_t n, random_source& random) {
+  const float x = random.gaussian();
+  switch (what) {
+    case shape::normal:
+      return x;
+    case shape::exponential:
+      return std::exp(8 * x);
+    case shape::ascending:
+      return static_cast<float>(i);
+    case shape::descending:
+      return static_cast<float>(n - i);
+    case shape::steps:
+      return static_cast<float>(i / 700) + 0.001f * x;
+    case shape::few:
+      return static_cast<float>(random.below(5));
+    case shape::most_equal:
+      return random.below(10) == 0 ? x : 0.5f;
+    case shape::rare_high:
+      return random.below(900) == 0 ? 100 + x : x;
+    case shape::rare_low:
+      return random.below(900) == 0 ? -100 + x : 7.0f;
+    case shape::hidden:  // all that is large stands in one place
+      return i > n / 3 && i < n / 3 + n / 40 ? 1000 + x : x;
+    case shape::nan_mostly:
+      return random.below(3) == 0 ? x : nan_value;
+    case shape::bits:
+      break;
+  }
+  return pqkv::float_from_bits(static_cast<std::uint32_t>(random.bits()));
+}
 }  // namespace
 
 TEST_CASE("top_k: equals a full sort on rows of every kind") {
@@ -90,12 +133,71 @@ TEST_CASE("top_k: equals a full sort on rows of every kind") {
   CHECK(rows_checked == 9 * 7 * 8 * 3);
 }
 
+TEST_CASE("top_k: equals a full sort on long rows, on every ISA") {
+  random_source random(0x10a6);
+  for (const std::size_t n : {2048u, 2049u, 5003u, 20011u, 70001u})
+    for (const shape what : every_shape) {
+      std::vector<float> row(n);
+      for (std::size_t i = 0; i < n; ++i) row[i] = long_row_score(what, i, n, random);
+      for (const std::size_t k : {std::size_t{1}, std::size_t{2}, n / 64, n / 8, n / 2, n - 1, 1 + random.below(n)}) {
+        CAPTURE(n);
+        CAPTURE(static_cast<int>(what));
+        CAPTURE(k);
+        const auto wanted = plain_top_k(row, k);
+        for_each_isa([&](auto isa) { REQUIRE(run_row(host<decltype(isa)>{}, row, k) == wanted); });
+      }
+    }
+}
+
+TEST_CASE("top_k: 16-bit scores, on every ISA") {
+  random_source random(0x16b);
+  for (const std::size_t n : {1u, 15u, 31u, 32u, 33u, 64u, 100u, 2100u, 4095u, 30011u})
+    for (int kind = 0; kind < 6; ++kind) {
+      std::vector<std::vector<std::uint16_t>> rows(2, std::vector<std::uint16_t>(n));
+      for (auto& row : rows)
+        for (std::size_t i = 0; i < n; ++i) {
+          const std::uint64_t any = random.bits();
+          const std::uint64_t scores[] = {any & 0xffff, any & 3,   0xffff - (any & 3), any % 20 == 0 ? 0xffff : any & 0xff,
+                                          0xffff,       i & 0xffff};
+          row[i] = static_cast<std::uint16_t>(scores[kind]);
+        }
+      for (const std::size_t k : {std::size_t{0}, std::size_t{1}, n / 20, n / 3, n - 1, n, n + 9}) {
+        CAPTURE(n);
+        CAPTURE(kind);
+        CAPTURE(k);
+        for (const auto& row : rows) {
+          const auto wanted = plain_top_k(std::vector<float>(row.begin(), row.end()), k);
+          for_each_isa([&](auto isa) { REQUIRE(run_row(host<decltype(isa)>{}, row, k) == wanted); });
+        }
+        REQUIRE(run_top_k(host<>{}, rows, k)[1] == plain_top_k(std::vector<float>(rows[1].begin(), rows[1].end()), k));
+      }
+    }
+}
+
+TEST_CASE("top_k: subnormals differ from zero though the caller's float modes flush them") {
+  random_source random(0xf1);
+  std::vector<float> row(3000);
+  for (float& x : row) x = pqkv::float_from_bits(static_cast<std::uint32_t>(random.below(1u << 20) | random.below(2) << 31));
+  const auto wanted = plain_top_k(row, 700);
+  for_each_isa([&](auto isa) {
+    std::vector<std::int32_t> found;
+    bool intact = false;
+    {
+      const foreign_float_modes modes;
+      found = run_row(host<decltype(isa)>{}, row, 700);
+      intact = modes.intact();
+    }
+    CHECK(intact);
+    CHECK(found == wanted);
+  });
+}
+
 TEST_CASE("top_k: no token left out beats one taken, and of equals the lower index is taken") {
   random_source random(0xb7e);
   for (int kind = 0; kind < 7; ++kind)
     for (int round = 0; round < 20; ++round) {
       const std::vector<float> row = random_row(40, kind, random);
-      const std::vector<std::int32_t> list = run_top_k(host<>{}, {row}, 1 + random.below(39))[0];
+      const std::vector<std::int32_t> list = run_row(host<>{}, row, 1 + random.below(39));
       std::vector<bool> in(40, false);
       for (const std::int32_t i : list) in[static_cast<std::size_t>(i)] = true;
       for (std::size_t a = 0; a < 40; ++a)
@@ -110,7 +212,7 @@ TEST_CASE("top_k: no token left out beats one taken, and of equals the lower ind
 TEST_CASE("top_k: the order of special values, by hand") {
   const std::vector<float> row = {nan_value, -inf, -1.0f, -0.0f, 0.0f, 1e-45f, inf, -0.0f, -nan_value, inf};
   using list = std::vector<std::int32_t>;
-  const auto take = [&](std::size_t k) { return run_top_k(host<>{}, {row}, k)[0]; };
+  const auto take = [&](std::size_t k) { return run_row(host<>{}, row, k); };
   CHECK(take(1) == list{6});
   CHECK(take(2) == list{6, 9});
   CHECK(take(3) == list{5, 6, 9});
@@ -159,6 +261,9 @@ TEST_CASE("top_k: extents that disagree are refused") {
   auto spread = out;
   spread.strides[1] = 2;
   CHECK(unless_refused<shape_error>(call(in, spread), "top_k: indices.stride(1)", 1, 2) == "");
+  const std::vector<std::uint16_t> short_scores(20, 1);
+  CHECK(unless_refused<shape_error>(call(pqkv::make_view(short_scores.data(), 2, 10), out.slice(0, 0, 1)), "top_k: indices.extent(0)", 2,
+                                    1) == "");
   const pqkv::view<const float, 2> huge{scores.data(), {2, std::size_t{1} << 31}, {0, 1}};
   CHECK(unless_refused<pqkv::value_error>(call(huge, out), "top_k: scores.extent(1)", 2147483647.0, 2147483648.0) == "");
   for (const std::int32_t i : indices) CHECK(i == -7);

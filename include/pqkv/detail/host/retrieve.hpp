@@ -3,7 +3,6 @@
 #pragma once
 
 #include <bit>
-#include <optional>
 
 #include "../../search/retrieve.hpp"
 #include "cell_index.hpp"
@@ -21,8 +20,25 @@ struct selection_scratch {
   std::uint64_t* equal;
 };
 
-inline const std::uint32_t* weights_of(const token_items&) { return nullptr; }
-inline const std::uint32_t* weights_of(const cell_items& items) { return items.weights; }
+/// The threshold of the cells that hold the k best tokens, by radix on the keys: three histogram passes, whatever the values.
+inline selection_threshold find_cell_threshold(const float* scores, const std::uint32_t* weights, std::size_t n, std::uint64_t k) {
+  std::uint32_t prefix = 0, fixed_bits = 0;
+  const unsigned digits[3] = {11, 11, 10};
+  unsigned shift = 32;
+  for (const unsigned width : digits) {
+    shift -= width;
+    std::uint64_t histogram[2048] = {};
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::uint32_t key = canonical::order_key(scores[i]);
+      if ((key & fixed_bits) == prefix) histogram[(key >> shift) & ((1u << width) - 1)] += weights[i];
+    }
+    std::uint32_t digit = (1u << width) - 1;
+    while (digit > 0 && histogram[digit] < k) k -= histogram[digit--];
+    prefix |= digit << shift;
+    fixed_bits |= ((1u << width) - 1) << shift;
+  }
+  return {prefix, k};
+}
 
 /// Emits whole cells above the threshold, then the lowest tokens of all cells that equal it. A bitmap puts them in order.
 class cell_emission {
@@ -94,8 +110,9 @@ struct kernel<op::retrieve, backend::host> {
     float* values = memory.take<float>(lists * cells);
     std::uint64_t* bitmaps = memory.take<std::uint64_t>(2 * lists * words);
 
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      using scorer_type = detail::group_scorer<detail::leaf<decltype(isa)>>;
+    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
+      using leaf = detail::leaf<decltype(isa)>;
+      using scorer_type = detail::group_scorer<leaf>;
       policy.runner.run(lists, [&](std::size_t list) {
         const detail::float_environment rounding;
         const std::size_t head = list / lists_per_head, first = list * g;
@@ -105,7 +122,7 @@ struct kernel<op::retrieve, backend::host> {
                                                 bitmaps + (2 * list + 1) * words};
         std::int32_t* out = indices.data + list * indices.stride(0);
         std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
-        counts(list) = select(scorer, table, first, codes, index, head, ranges(head), params.path, scratch, out, flags);
+        counts(list) = select<leaf>(scorer, table, first, codes, index, head, ranges(head), params.path, scratch, out, flags);
         detail::pad(out, counts(list), indices.extent(1));
       });
     });
@@ -128,7 +145,7 @@ struct kernel<op::retrieve, backend::host> {
     }
   }
 
-  template <class Scorer>
+  template <class Leaf, class Scorer>
   static std::uint32_t select(Scorer& scorer, distance_table_view<> table, std::size_t first, codes_view<> codes, cell_index_view<> index,
                               std::size_t head, middle_range range, search_path path, const detail::selection_scratch& scratch,
                               std::int32_t* out, std::uint8_t* skipped) {
@@ -137,26 +154,27 @@ struct kernel<op::retrieve, backend::host> {
     const bool joint = !index.empty() && resolve_path(path, index.cells(), range.size()) == search_path::joint;
     if (joint) {
       const detail::cell_items cells{&index.counts(head, 0), index.cells(), scratch.values};
-      const auto threshold = rank(scorer, table, first, cells, range, k, scratch.scores, out, skipped);
-      return threshold ? detail::cell_emission(index, head, codes, range, scratch).emit(*threshold, out) : k;
+      if (!rank(scorer, table, first, cells, range, k, scratch.scores, out, skipped)) return k;
+      const auto threshold = detail::find_cell_threshold(scratch.scores, cells.weights, cells.n, k);
+      return detail::cell_emission(index, head, codes, range, scratch).emit(threshold, out);
     }
     const detail::token_items tokens{head_codes + range.begin, codes.stride(1), range.size()};
-    const auto threshold = rank(scorer, table, first, tokens, range, k, scratch.scores, out, skipped);
-    return threshold ? detail::emit_selected(scratch.scores, tokens.n, *threshold, static_cast<std::int32_t>(range.begin), out) : k;
+    if (!rank(scorer, table, first, tokens, range, k, scratch.scores, out, skipped)) return k;
+    detail::row_selection<Leaf, float> selection(scratch.scores, tokens.n);
+    return static_cast<std::uint32_t>(selection.emit(selection.threshold(k), static_cast<std::int32_t>(range.begin), out, k));
   }
 
-  /// The threshold that selects k; none where there is nothing to choose: then all k of the range are written to `out`.
+  /// Scores the items; false where there is nothing to choose: then all k of the range are written to `out`.
   template <class Scorer, class Items>
-  static std::optional<detail::selection_threshold> rank(Scorer& scorer, distance_table_view<> table, std::size_t first, const Items& items,
-                                                         middle_range range, std::uint32_t k, float* scores, std::int32_t* out,
-                                                         std::uint8_t* skipped) {
+  static bool rank(Scorer& scorer, distance_table_view<> table, std::size_t first, const Items& items, middle_range range, std::uint32_t k,
+                   float* scores, std::int32_t* out, std::uint8_t* skipped) {
     scorer.prepare(table, first, items, range.size(), skipped);
     if (k == 0 || k == range.size()) {
       for (std::uint32_t i = 0; i < k; ++i) out[i] = static_cast<std::int32_t>(range.begin + i);
-      return std::nullopt;
+      return false;
     }
     scorer.score(items, scores);
-    return detail::find_threshold(scores, detail::weights_of(items), items.n, k);
+    return true;
   }
 };
 

@@ -1,57 +1,223 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact selection on the host by radix on order-preserving keys: three histogram passes find the k-th largest key, whatever the
-// values; items may carry weights, so that cells that stand for many tokens are selected the same way.
+// Exact selection on the host. Two order statistics of a sample bracket the k-th largest score; one pass over the row counts what is above
+// the bracket and keeps what is inside; the bound is then sought among those few, and a second pass emits. Every step is verified by
+// counts, so the sample decides the time and never the result. Where it misled, halving the interval of keys ends after 32 counts at
+// most, whatever the values.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
-#include <cstring>
+#include <limits>
 
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../search/top_k.hpp"
+#include "simd/leaf.hpp"
 
 namespace pqkv {
 namespace detail {
 
-/// Everything above `key` is selected, and `of_equal` of what equals it.
-struct selection_threshold {
-  std::uint32_t key = 0;
-  std::uint64_t of_equal = 0;
+/// Unsigned keys with the order of the scores. Between `bottom` and `top` a key is a bound that scores can be compared with.
+template <class T>
+struct select_key;
+template <>
+struct select_key<float> {
+  static constexpr std::uint32_t bottom = 0x007fffff, top = 0xff800000;  // -infinity and infinity; a NaN has key 0
+  static constexpr float bound(std::uint32_t key) {
+    if (key < bottom) key = bottom;
+    return float_from_bits((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);  // beyond the top: a NaN, which nothing is at least
+  }
+};
+template <>
+struct select_key<std::uint16_t> {
+  static constexpr std::uint32_t bottom = 0, top = 0xffff;
+  static constexpr std::uint16_t bound(std::uint32_t key) { return static_cast<std::uint16_t>(key); }
 };
 
-/// @param weights  [n] how many tokens an item stands for; null: one each
-/// @param k        at least 1, at most the sum of weights
-inline selection_threshold find_threshold(const float* scores, const std::uint32_t* weights, std::size_t n, std::uint64_t k) {
-  std::uint32_t prefix = 0, fixed_bits = 0;
-  const unsigned digits[3] = {11, 11, 10};
-  unsigned shift = 32;
-  for (const unsigned width : digits) {
-    shift -= width;
-    std::uint64_t histogram[2048] = {};
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::uint32_t key = canonical::order_key(scores[i]);
-      if ((key & fixed_bits) == prefix) histogram[(key >> shift) & ((1u << width) - 1)] += weights != nullptr ? weights[i] : 1u;
-    }
-    std::uint32_t digit = (1u << width) - 1;
-    while (digit > 0 && histogram[digit] < k) k -= histogram[digit--];
-    prefix |= digit << shift;
-    fixed_bits |= ((1u << width) - 1) << shift;
+inline constexpr std::uint64_t all_equal = std::numeric_limits<std::uint64_t>::max();
+
+/// Everything above `key` is selected, and of what equals it the first `of_equal`.
+struct selection_threshold {
+  std::uint32_t key = 0;
+  std::uint64_t of_equal = all_equal;
+};
+
+/// Keys [low, high) in which the k-th largest lies: at_low items are at least low, at_high at least high, at_high < k <= at_low.
+struct key_interval {
+  std::uint64_t low = 0, high = 0, at_low = 0, at_high = 0;
+
+  bool decided(std::uint64_t k) const { return high - low == 1 || at_low == k; }
+  selection_threshold threshold(std::uint64_t k) const { return {static_cast<std::uint32_t>(low), at_low == k ? all_equal : k - at_high}; }
+  void cut(std::uint64_t key, std::uint64_t at_key, std::uint64_t k) {
+    if (at_key >= k)
+      low = key, at_low = at_key;
+    else
+      high = key, at_high = at_key;
   }
-  return {prefix, k};
+  /// A key inside: by turns where k would be if the items lay evenly, and the middle, so that the interval halves in two cuts.
+  std::uint64_t next(unsigned turn, std::uint64_t k) const {
+    const std::uint64_t width = high - low;
+    if (turn % 2 != 0) return low + width / 2;
+    const double part = (static_cast<double>(at_low - k) + 0.5) / (static_cast<double>(at_low - at_high) + 1);
+    return std::clamp<std::uint64_t>(low + static_cast<std::uint64_t>(part * static_cast<double>(width)), low + 1, high - 1);
+  }
+};
+
+/// Cuts the interval by counts of all items until it is decided, or until at most `enough` of them lie inside.
+/// @param at_least  (key) how many items are at least that, in weights where they have any
+template <class T, class AtLeast>
+void narrow(key_interval& interval, std::uint64_t k, std::uint64_t enough, AtLeast at_least) {
+  for (unsigned turn = 0; !interval.decided(k); ++turn) {
+    if (interval.high <= select_key<T>::bottom) {  // among the NaNs, which are equal
+      interval.low = 0, interval.high = 1;
+      return;
+    }
+    if (interval.low >= select_key<T>::bottom && interval.at_low - interval.at_high <= enough) return;
+    const std::uint64_t key = std::max<std::uint64_t>(interval.next(turn, k), select_key<T>::bottom);
+    interval.cut(key, at_least(static_cast<std::uint32_t>(key)), k);
+  }
 }
 
-/// Writes first + i, ascending, for every selected i; returns how many.
-inline std::uint32_t emit_selected(const float* scores, std::size_t n, selection_threshold threshold, std::int32_t first,
-                                   std::int32_t* out) {
-  std::uint32_t count = 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    const std::uint32_t key = canonical::order_key(scores[i]);
-    if (key < threshold.key || (key == threshold.key && threshold.of_equal == 0)) continue;
-    threshold.of_equal -= key == threshold.key ? 1 : 0;
-    out[count++] = first + static_cast<std::int32_t>(i);
+/// Selection from one row of scores.
+template <class Leaf, class T>
+class row_selection {
+  using key_type = select_key<T>;
+
+ public:
+  row_selection(const T* scores, std::size_t n) : scores_(scores), n_(n) {}
+
+  /// The threshold of the k largest; 1 <= k <= n.
+  selection_threshold threshold(std::uint64_t k) {
+    key_interval interval{0, std::uint64_t{key_type::top} + 1, n_, 0};
+    if (n_ > 2 * least_sample && k < n_) bracket(interval, k);
+    narrow<T>(interval, k, n_ > room ? room / 2 : 0, [&](std::uint32_t key) { return count(scores_, n_, key); });
+    if (interval.high > key_type::top) narrow_at(interval, k, key_type::top);
+    if (!interval.decided(k)) {
+      const interval_counts found = keep(interval.low, interval.high);
+      PQKV_ASSERT(found.above == interval.at_high && found.kept == interval.at_low - interval.at_high);
+      refine(interval, k, found.kept);
+    }
+    return interval.threshold(k);
   }
-  return count;
-}
+
+  /// Writes first + i, ascending, for every selected i. room: how many are selected
+  std::size_t emit(selection_threshold threshold, std::int32_t first, std::int32_t* out, std::size_t selected) const {
+    std::size_t begin = 0, count = 0;
+    if (threshold.of_equal != all_equal || threshold.key == 0) {
+      begin = threshold.of_equal >= n_ ? n_ : end_of_equals(threshold.key, threshold.of_equal);
+      count = emit_part(0, begin, threshold.key, first, out, selected);
+      if (threshold.key >= key_type::top) return count;
+      ++threshold.key;
+    }
+    return count + emit_part(begin, n_, threshold.key, first, out + count, selected - count);
+  }
+
+ private:
+  // Scores kept at a time, and read between two looks at how many those are. measured: bench/top_k.cpp
+  static constexpr std::size_t room = 12288, tile = 2048, least_sample = 1024, most_sample = 8192;
+
+  static std::uint64_t count(const T* scores, std::size_t n, std::uint32_t key) {
+    return key == 0 ? n : Leaf::count_at_least(scores, n, key_type::bound(key));
+  }
+
+  /// Narrows the interval to what a sample suggests, and decides it where that was right.
+  void bracket(key_interval& interval, std::uint64_t k) {
+    const std::size_t size = std::clamp(n_ / 64, least_sample, most_sample), step = n_ / size;
+    // One score out of every step, at a place that differs from step to step, so that no period of the row is met.
+    std::uint32_t draw = 1;
+    for (std::size_t i = 0; i < size; ++i, draw = draw * 1664525u + 1013904223u)
+      kept_[i] = scores_[i * step + (std::uint64_t{draw} * step >> 32)];
+    // Four standard deviations of the rank, and up to one more where that spares cuts.
+    const double part = static_cast<double>(k) / static_cast<double>(n_), rank = part * static_cast<double>(size);
+    const double deviation = std::sqrt(rank * (1 - part)) + 1;
+    const std::uint64_t low = suggest(size, rank + 4 * deviation, rank + 5 * deviation, key_type::bottom, std::uint64_t{key_type::top} + 1);
+    const std::uint64_t over = suggest(size, rank - 5 * deviation, rank - 4 * deviation, low, interval.high);
+    const std::uint64_t high = std::min<std::uint64_t>(over, key_type::top);
+    if (high <= low) {  // as where many scores are equal
+      narrow_at(interval, k, low);
+      narrow_at(interval, k, high + 1);
+      return;
+    }
+    const interval_counts found = keep(low, high);
+    if (found.kept > room) {
+      narrow_at(interval, k, low);
+      narrow_at(interval, k, high);
+      return;
+    }
+    interval.cut(high, found.above, k);
+    if (interval.low == high) return;
+    interval.cut(low, found.above + found.kept, k);
+    if (interval.low == low) refine(interval, k, found.kept);
+  }
+
+  /// A key that from `fewest` to `most` of the sample are at least, if there is one; else the next one with more.
+  std::uint64_t suggest(std::size_t size, double fewest, double most, std::uint64_t low, std::uint64_t high) const {
+    if (most < 1) return high;
+    while (high - low > 1) {
+      const std::uint64_t key = low + (high - low) / 2;
+      const auto found = static_cast<double>(count(kept_, size, static_cast<std::uint32_t>(key)));
+      if (found >= fewest && found <= most) return key;
+      (found > most ? low : high) = key;
+    }
+    return low;
+  }
+
+  void narrow_at(key_interval& interval, std::uint64_t k, std::uint64_t key) const {
+    if (key > interval.low && key < interval.high) interval.cut(key, count(scores_, n_, static_cast<std::uint32_t>(key)), k);
+  }
+
+  /// Keeps the scores with keys in [low, high), low at least the bottom; gives up when there are more than `room`.
+  interval_counts keep(std::uint64_t low, std::uint64_t high) {
+    const T from = key_type::bound(static_cast<std::uint32_t>(low)), to = key_type::bound(static_cast<std::uint32_t>(high));
+    interval_counts all;
+    for (std::size_t begin = 0; begin < n_ && all.kept <= room; begin += tile) {
+      const interval_counts part = Leaf::keep_between(scores_ + begin, std::min(tile, n_ - begin), from, to, kept_ + all.kept);
+      all.above += part.above;
+      all.kept += part.kept;
+    }
+    return all;
+  }
+
+  /// Decides the interval, whose scores are all kept.
+  void refine(key_interval& interval, std::uint64_t k, std::size_t kept) const {
+    const std::uint64_t above = interval.at_high;
+    narrow<T>(interval, k, 0, [&](std::uint32_t key) { return above + count(kept_, kept, key); });
+  }
+
+  /// One past the place of the `wanted`-th score that has the key; 1 <= wanted <= how many have it.
+  std::size_t end_of_equals(std::uint32_t key, std::uint64_t wanted) const {
+    const auto equals = [&](std::size_t begin, std::size_t size) {
+      const std::uint64_t more = key >= key_type::top ? 0 : count(scores_ + begin, size, key + 1);
+      return count(scores_ + begin, size, key) - more;
+    };
+    std::size_t begin = 0;
+    for (std::size_t size = tile; size != 0;) {
+      size = std::min(size, n_ - begin);
+      const std::uint64_t found = equals(begin, size);
+      if (found >= wanted && size == 1) return begin + 1;
+      if (found >= wanted) {
+        size = (size + 1) / 2;
+      } else {
+        wanted -= found;
+        begin += size;
+      }
+    }
+    return n_;
+  }
+
+  std::size_t emit_part(std::size_t begin, std::size_t end, std::uint32_t key, std::int32_t first, std::int32_t* out,
+                        std::size_t room_left) const {
+    first += static_cast<std::int32_t>(begin);
+    if (key != 0) return Leaf::emit_at_least(scores_ + begin, end - begin, key_type::bound(key), first, out, room_left);
+    for (std::size_t i = 0; i < end - begin; ++i) out[i] = first + static_cast<std::int32_t>(i);
+    return end - begin;
+  }
+
+  const T* scores_;
+  std::size_t n_;
+  T kept_[room + tile + select_slack];
+};
 
 /// Pads a list with -1.
 inline void pad(std::int32_t* list, std::size_t from, std::size_t to) {
@@ -62,15 +228,19 @@ inline void pad(std::int32_t* list, std::size_t from, std::size_t to) {
 
 template <>
 struct kernel<op::top_k, backend::host> {
-  template <class P>
-  static void run(const P& policy, view<const float, 2> scores, view<std::int32_t, 2> indices) {
-    const std::size_t n = scores.extent(1), k_max = indices.extent(1);
-    policy.runner.run(scores.extent(0), [&](std::size_t row) {
-      std::int32_t* out = indices.data + row * indices.stride(0);
-      const float* in = scores.data + row * scores.stride(0);
-      detail::selection_threshold threshold{0, n};  // all of them
-      if (k_max < n && k_max > 0) threshold = detail::find_threshold(in, nullptr, n, k_max);
-      detail::pad(out, k_max == 0 ? 0 : detail::emit_selected(in, n, threshold, 0, out), k_max);
+  template <class P, class T>
+  static void run(const P& policy, view<const T, 2> scores, view<std::int32_t, 2> indices) {
+    const std::size_t n = scores.extent(1), k_max = indices.extent(1), k = std::min(n, k_max);
+    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
+      policy.runner.run(scores.extent(0), [&](std::size_t row) {
+        const detail::float_environment subnormals;  // an engine's flush-to-zero would make them equal
+        std::int32_t* out = indices.data + row * indices.stride(0);
+        if (k != 0) {
+          detail::row_selection<detail::leaf<decltype(isa)>, T> selection(scores.data + row * scores.stride(0), n);
+          selection.emit(selection.threshold(k), 0, out, k);
+        }
+        detail::pad(out, k, k_max);
+      });
     });
   }
 };

@@ -8,6 +8,7 @@
 #include "float_environment.hpp"
 #include "rows/scalar.hpp"
 #include "scores/scalar.hpp"
+#include "select/scalar.hpp"
 #include "sums/scalar.hpp"
 #if defined(__x86_64__)
 #include "attention/avx2.hpp"
@@ -17,6 +18,9 @@
 #include "rows/avx512.hpp"
 #include "scores/avx2.hpp"
 #include "scores/avx512.hpp"
+#include "select/avx2.hpp"
+#include "select/avx512.hpp"
+#include "select/avx512_vbmi.hpp"
 #include "sums/avx2.hpp"
 #include "sums/avx512.hpp"
 #include "sums/avx512_vbmi.hpp"
@@ -25,6 +29,6 @@
 namespace pqkv::detail {
 
 template <class Isa>
-struct leaf : row_leaf<Isa>, centroid_leaf<Isa>, score_leaf<Isa>, sum_leaf<Isa>, attention_leaf<Isa> {};
+struct leaf : row_leaf<Isa>, centroid_leaf<Isa>, score_leaf<Isa>, select_leaf<Isa>, sum_leaf<Isa>, attention_leaf<Isa> {};
 
 }  // namespace pqkv::detail

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// Leaves of selection in plain C++: the plain statement of what each computes. A score is "at least" a bound as the machine compares
+// floats: -0 equals +0, and a NaN is at least nothing. All are exact, so every ISA gives the same.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "../../../../exec/isa.hpp"
+
+namespace pqkv::detail {
+
+/// How many items are at or above an interval, in weights where they have any, and how many inside it were kept.
+struct interval_counts {
+  std::uint64_t above = 0;
+  std::size_t kept = 0;
+};
+
+/// Vectors are stored whole, so what a leaf keeps needs room for as many elements behind it.
+inline constexpr std::size_t select_slack = 64;
+
+template <class Isa>
+struct select_leaf : select_leaf<typename Isa::fallback> {};
+
+template <>
+struct select_leaf<isa::scalar> {
+  /// How many scores are at least the bound.
+  /// @{
+  static std::size_t count_at_least(const float* x, std::size_t n, float bound) { return plain_count(x, n, bound); }
+  static std::size_t count_at_least(const std::uint16_t* x, std::size_t n, std::uint16_t bound) { return plain_count(x, n, bound); }
+  /// @}
+
+  /// Copies the scores in [low, high) to `kept`, in order. kept has room for n + select_slack
+  /// @{
+  static interval_counts keep_between(const float* x, std::size_t n, float low, float high, float* kept) {
+    return plain_keep(x, n, low, high, kept);
+  }
+  static interval_counts keep_between(const std::uint16_t* x, std::size_t n, std::uint16_t low, std::uint16_t high, std::uint16_t* kept) {
+    return plain_keep(x, n, low, high, kept);
+  }
+  /// @}
+
+  /// Writes first + i, ascending, for every score at least the bound; returns how many, at most `room`.
+  /// @{
+  static std::size_t emit_at_least(const float* x, std::size_t n, float bound, std::int32_t first, std::int32_t* out, std::size_t room) {
+    return plain_emit(x, n, bound, first, out, room);
+  }
+  static std::size_t emit_at_least(const std::uint16_t* x, std::size_t n, std::uint16_t bound, std::int32_t first, std::int32_t* out,
+                                   std::size_t room) {
+    return plain_emit(x, n, bound, first, out, room);
+  }
+  /// @}
+
+ private:
+  template <class T>
+  static std::size_t plain_count(const T* x, std::size_t n, T bound) {
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < n; ++i) count += x[i] >= bound ? 1 : 0;
+    return count;
+  }
+  template <class T>
+  static interval_counts plain_keep(const T* x, std::size_t n, T low, T high, T* kept) {
+    interval_counts counts;
+    for (std::size_t i = 0; i < n; ++i) {
+      kept[counts.kept] = x[i];
+      counts.above += x[i] >= high ? 1 : 0;
+      counts.kept += x[i] >= low && !(x[i] >= high) ? 1 : 0;
+    }
+    return counts;
+  }
+  template <class T>
+  static std::size_t plain_emit(const T* x, std::size_t n, T bound, std::int32_t first, std::int32_t* out, std::size_t room) {
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < n && count < room; ++i) {
+      out[count] = first + static_cast<std::int32_t>(i);
+      count += x[i] >= bound ? 1 : 0;
+    }
+    return count;
+  }
+};
+
+}  // namespace pqkv::detail
