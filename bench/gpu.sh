@@ -15,6 +15,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc)
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
-"$nvcc" -std=c++20 -O3 -arch="${PQKV_CUDA_ARCH:-sm_90}" -I"$root/include" "$root/bench/cuda/operations.cu" -o "$build/operations"
-"$build/operations" "${@:2}" >"$build/json"
+for program in operations decode_step; do
+  "$nvcc" -std=c++20 -O3 -arch="${PQKV_CUDA_ARCH:-sm_90}" -I"$root/include" "$root/bench/cuda/$program.cu" -o "$build/$program"
+  "$build/$program" "${@:2}" >>"$build/json"
+done
 mv "$build/json" "$1"

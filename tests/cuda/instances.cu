@@ -2,6 +2,7 @@
 // Instantiates every operation of the CUDA backend as an engine's own .cu file does for <pqkv/cuda_extern.hpp>, for a Hopper device
 // and as PTX for older ones, which have no clusters.
 #include <pqkv/cuda_extern.hpp>
+#include <pqkv/device_pqcache.cuh>
 
 namespace {
 using device = pqkv::space::device;
@@ -36,4 +37,5 @@ template void kernel<op::store_rows, backend::cuda>::run(const cuda&, view<const
                                                          view<std::uint32_t, 1, device>);
 template void kernel<op::attention, backend::cuda>::run(const cuda&, view<const float, 2, device>, const strided_store<bfloat16, device>&,
                                                         const token_set<device>&, view<float, 2, device>, view<float, 1, device>);
+template class device_pqcache<half>;
 }  // namespace pqkv

@@ -8,7 +8,7 @@
 #include "policy.hpp"
 
 namespace pqkv::exec {
-/// Policy for CUDA devices: a stream, and device memory for scratch. No backend comes with this version.
+/// Policy for CUDA devices: a stream, and device memory for scratch.
 struct cuda {
   using backend_type = backend::cuda;
   using space_type = space::device;
