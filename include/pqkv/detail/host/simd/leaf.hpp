@@ -9,6 +9,7 @@
 #include "rows/scalar.hpp"
 #include "scores/scalar.hpp"
 #include "select/scalar.hpp"
+#include "shortlist/scalar.hpp"
 #include "sums/scalar.hpp"
 #if defined(__x86_64__)
 #include "attention/avx2.hpp"
@@ -21,6 +22,8 @@
 #include "select/avx2.hpp"
 #include "select/avx512.hpp"
 #include "select/avx512_vbmi.hpp"
+#include "shortlist/avx2.hpp"
+#include "shortlist/avx512.hpp"
 #include "sums/avx2.hpp"
 #include "sums/avx512.hpp"
 #include "sums/avx512_vbmi.hpp"
@@ -29,6 +32,6 @@
 namespace pqkv::detail {
 
 template <class Isa>
-struct leaf : row_leaf<Isa>, centroid_leaf<Isa>, score_leaf<Isa>, select_leaf<Isa>, sum_leaf<Isa>, attention_leaf<Isa> {};
+struct leaf : row_leaf<Isa>, centroid_leaf<Isa>, score_leaf<Isa>, select_leaf<Isa>, shortlist_leaf<Isa>, sum_leaf<Isa>, attention_leaf<Isa> {};
 
 }  // namespace pqkv::detail

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// The second stage on the host: a task is one list. Four query heads go together, their table entries side by side, so that one load
+// fetches them all; sums come out in a plane for each query head.
+#pragma once
+
+#include <algorithm>
+
+#include "../../search/rerank.hpp"
+#include "../../search/top_k.hpp"
+#include "simd/leaf.hpp"
+#include "top_k.hpp"
+
+namespace pqkv {
+namespace detail {
+
+/// Scratch of one list: tables of groups of four, sums [g, rows], scores [rows].
+struct rerank_scratch {
+  float* tables;
+  float* sums;
+  float* scores;
+  std::size_t rows;
+};
+
+/// Scores of one list's shortlist.
+template <class Leaf>
+class shortlist_scorer {
+ public:
+  shortlist_scorer(const rerank_scratch& scratch, const two_stage_table<>& tables, const rerank_params& params, std::size_t first,
+                   std::size_t g)
+      : scratch_(scratch), tables_(tables), params_(params), first_(first), g_(g) {}
+
+  /// @param skipped  null or [g], written
+  void score(const shortlist_codes& codes, const std::int32_t* tokens, std::size_t n, std::uint8_t* skipped) {
+    const std::size_t rows = scratch_.rows;
+    std::fill_n(scratch_.scores, n, params_.reduction == group_reduction::logit_max ? float_from_bits(0xff800000u) : 0.0f);
+    for (std::size_t q = 0; q < g_; q += 4) {
+      const std::size_t together = std::min<std::size_t>(4, g_ - q);
+      bool finite[4] = {};
+      for (std::size_t i = 0; i < together; ++i) finite[i] = entries_finite(first_ + q + i);
+      const shortlist_tables of = interleaved(first_ + q, together);
+      float* z = scratch_.sums + q * rows;
+      Leaf::sums_of_four(of, codes, tokens, n, z, rows);
+      for (std::size_t i = 0; i < together; ++i) {
+        const bool used = finite[i] && add(z + i * rows, n, tables_.coarse.bias(first_ + q + i));
+        if (skipped != nullptr) skipped[q + i] = used ? 0 : 1;
+      }
+    }
+  }
+
+ private:
+  bool entries_finite(std::size_t q) const {
+    bool finite = params_.reduction != group_reduction::logit_max || is_finite(tables_.coarse.bias(q));
+    for (const auto* table : {&tables_.coarse.entries, &tables_.fine.entries})
+      for (std::size_t j = 0; j < table->extent(1); ++j) finite &= Leaf::all_finite(&(*table)(q, j, 0), table->extent(2));
+    return finite;
+  }
+
+  /// Tables of query heads [q, q + together) with their entries side by side; what is missing of four repeats the first.
+  shortlist_tables interleaved(std::size_t q, std::size_t together) const {
+    const auto& coarse = tables_.coarse.entries;
+    const auto& fine = tables_.fine.entries;
+    float* const begin = scratch_.tables;
+    float* out = begin;
+    for (const auto* table : {&coarse, &fine})
+      for (std::size_t j = 0; j < table->extent(1); ++j, out += 4 * table->extent(2)) {
+        const float* rows[4];
+        for (std::size_t i = 0; i < 4; ++i) rows[i] = &(*table)(q + (i < together ? i : 0), j, 0);
+        Leaf::interleave_four(rows, table->extent(2), out);
+      }
+    const std::size_t m = coarse.extent(1), c = coarse.extent(2);
+    return {begin, m, c, begin + 4 * m * c, fine.extent(1), fine.extent(2)};
+  }
+
+  /// Adds one query head's part to the scores; false where a sum is not finite, and nothing is added.
+  bool add(float* z, std::size_t n, float bias) {
+    if (n == 0) return true;
+    const float_bounds found = Leaf::bounds(z, n);
+    if (!is_finite(found.least) || !is_finite(found.greatest)) return false;
+    const canonical::softmax_scale scale = canonical::softmax_scale::of(params_.head_dim);
+    switch (params_.reduction) {
+      case group_reduction::probability_sum:
+        Leaf::add_scaled(z, canonical::inverse_normaliser(Leaf::weights(z, n, found.greatest, scale)), n, scratch_.scores);
+        break;
+      case group_reduction::probability_max:
+        Leaf::max_scaled(z, canonical::inverse_normaliser(Leaf::weights(z, n, found.greatest, scale)), n, scratch_.scores);
+        break;
+      case group_reduction::logit_max:
+        Leaf::max_shifted(z, bias, n, scratch_.scores);
+        break;
+      case group_reduction::logit_sum:
+      case group_reduction::none:
+        Leaf::add(z, n, scratch_.scores);
+        break;
+    }
+    return true;
+  }
+
+  rerank_scratch scratch_;
+  two_stage_table<> tables_;
+  rerank_params params_;
+  std::size_t first_, g_;
+};
+
+}  // namespace detail
+
+template <>
+struct kernel<op::rerank, backend::host> {
+  template <class P>
+  static void run(const P& policy, const two_stage_table<>& tables, const two_stage_codes<>& codes, view<const std::int32_t, 2> shortlist,
+                  view<const std::uint32_t, 1> lengths, view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
+                  view<std::uint32_t, 1> counts, const rerank_params& params, view<std::uint8_t, 1> skipped) {
+    const std::size_t lists = indices.extent(0), hq = tables.coarse.entries.extent(0), h = codes.coarse.extent(0);
+    if (lists == 0) return;
+    const std::size_t g = hq / lists, lists_per_head = lists / h, padded = (g + 3) / 4 * 4;
+    const std::size_t entries =
+        tables.coarse.entries.extent(1) * tables.coarse.entries.extent(2) + tables.fine.entries.extent(1) * tables.fine.entries.extent(2);
+    std::size_t longest = 0;
+    for (std::size_t list = 0; list < lists; ++list) {
+      check(codes, shortlist, lengths(list), list, ranges(list / lists_per_head), indices);
+      longest = std::max<std::size_t>(longest, lengths(list));
+    }
+    const std::size_t rows = (longest + 15) / 16 * 16;
+
+    workspace memory(policy.scratch, rerank_scratch_bytes(lists, hq, entries, longest), "rerank");
+    float* all_tables = memory.take<float>(lists * 4 * entries);
+    float* sums = memory.take<float>(lists * padded * rows);
+    float* scores = memory.take<float>(lists * rows);
+
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+      policy.runner.run(lists, [&](std::size_t list) {
+        const std::size_t head = list / lists_per_head, n = lengths(list), k = std::min<std::size_t>(n, ranges(head).retrieve);
+        const std::int32_t* tokens = shortlist.data + list * shortlist.stride(0);
+        std::int32_t* out = indices.data + list * indices.stride(0);
+        const detail::rerank_scratch own{all_tables + list * 4 * entries, sums + list * padded * rows, scores + list * rows, rows};
+        {
+          const detail::float_environment rounding;
+          detail::shortlist_scorer<detail::leaf<decltype(isa)>> scorer(own, tables, params, list * g, g);
+          scorer.score({codes.coarse.data + head * codes.coarse.stride(0), codes.coarse.stride(1),
+                        codes.fine.data + head * codes.fine.stride(0), codes.fine.stride(1)},
+                       tokens, n, skipped.data == nullptr ? nullptr : &skipped(list * g));
+        }
+        const exec::host<decltype(isa)> here;
+        top_k(here, as_const(make_view(own.scores, std::size_t{1}, n)), make_view(out, std::size_t{1}, k));
+        for (std::size_t i = 0; i < k; ++i) out[i] = tokens[out[i]];
+        std::fill_n(out + k, indices.extent(1) - k, -1);
+        counts(list) = static_cast<std::uint32_t>(k);
+      });
+    });
+  }
+
+ private:
+  static void check(const two_stage_codes<>& codes, view<const std::int32_t, 2> shortlist, std::uint32_t length, std::size_t list,
+                    const middle_range& range, view<std::int32_t, 2> indices) {
+    detail::checks checks("rerank");
+    checks.at_most("ranges.end", range.end, static_cast<double>(codes.coarse.extent(2)), "n, from codes, at most")
+        .at_most("lengths", length, static_cast<double>(shortlist.extent(1)), "s_max, from shortlist, at most")
+        .at_most("ranges.retrieve", std::min(length, range.retrieve), static_cast<double>(indices.extent(1)),
+                 "k_max, from indices, at most");
+    if (length != 0 && length <= shortlist.extent(1))
+      checks.at_least("shortlist", shortlist(list, 0), range.begin, "ranges.begin, at least")
+          .at_most("shortlist", shortlist(list, length - 1), static_cast<double>(range.end) - 1, "ranges.end - 1, at most");
+    require_ok(checks);
+  }
+};
+
+}  // namespace pqkv

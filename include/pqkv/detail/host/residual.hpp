@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// Residuals on the host: a task is a run of tokens of one head.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "../../core/canonical.hpp"
+#include "../../exec/host.hpp"
+#include "../../quantize/residual.hpp"
+#include "kmeans.hpp"
+
+namespace pqkv {
+namespace detail {
+
+/// The residuals of one head's keys.
+template <class Leaf, class T, class Space>
+class residual_source {
+ public:
+  residual_source(view<T, 3, Space> keys, codes_view<> codes, codebook_view<> book, std::size_t head)
+      : keys_(keys), codes_(codes), book_(book), head_(head) {}
+
+  /// Whether all elements of a key are finite.
+  bool finite(std::size_t t) {
+    return Leaf::all_finite(load_row<Leaf>(row_of(keys_, head_, t), book_.head_dim(), copy_), book_.head_dim());
+  }
+
+  /// Coordinates [first, first + count) of token t: out[i] = (x - mean) - centroid
+  void take(std::size_t t, std::size_t first, std::size_t count, float* out) {
+    const auto whole = row_of(keys_, head_, t);
+    const kv_row<std::remove_cv_t<T>> part{whole.data + first * whole.stride, whole.stride};
+    Leaf::centre(load_row<Leaf>(part, count, copy_), &book_.mean(head_, first), count, out);
+    const std::size_t ds = book_.sub_dim(), c = book_.size();
+    for (std::size_t i = 0; i < count;) {
+      const std::size_t j = (first + i) / ds, within = (first + i) % ds, run = std::min(count - i, ds - within);
+      const float* centroid = &book_.centroids(head_, j, within, codes_(head_, j, t));
+      for (std::size_t e = 0; e < run; ++e) out[i + e] = canonical::sub(out[i + e], centroid[e * c]);
+      i += run;
+    }
+  }
+
+ private:
+  view<T, 3, Space> keys_;
+  codes_view<> codes_;
+  codebook_view<> book_;
+  std::size_t head_;
+  alignas(cache_line_bytes) float copy_[max_head_dim];
+};
+
+}  // namespace detail
+
+template <>
+struct kernel<op::residual_rows, backend::host> {
+  static constexpr std::size_t run_rows = 1024;
+
+  /// rows [h, sample.count, d]; NaNs for a key that takes no part
+  template <class P, class T, class Space>
+  static void run(const P& policy, view<T, 3, Space> keys, codes_view<> codes, codebook_view<> book, const stratified_sample& sample,
+                  view<float, 3> rows) {
+    const std::size_t count = sample.count, runs = (count + run_rows - 1) / run_rows, d = book.head_dim();
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+      policy.runner.run(keys.extent(0) * runs, [&](std::size_t task) {
+        const detail::float_environment rounding;
+        const std::size_t head = task / runs, first = task % runs * run_rows;
+        detail::residual_source<detail::leaf<decltype(isa)>, T, Space> source(keys, codes, book, head);
+        for (std::size_t i = first; i < std::min(count, first + run_rows); ++i) {
+          const std::size_t t = sample(i);
+          if (source.finite(t))
+            source.take(t, 0, d, &rows(head, i, 0));
+          else
+            std::fill_n(&rows(head, i, 0), d, std::numeric_limits<float>::quiet_NaN());
+        }
+      });
+    });
+  }
+};
+
+template <>
+struct kernel<op::encode_residual, backend::host> {
+  static constexpr std::size_t run_tokens = 1024;
+
+  template <class P, class T, class Space>
+  static void run(const P& policy, view<T, 3, Space> keys, codes_view<> codes, codebook_view<> book, codebook_view<> fine,
+                  mutable_residual_codes_view<> fine_codes) {
+    const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+      policy.runner.run(keys.extent(0) * runs, [&](std::size_t task) {
+        const detail::float_environment rounding;
+        const std::size_t head = task / runs, first = task % runs * run_tokens;
+        detail::residual_source<detail::leaf<decltype(isa)>, T, Space> source(keys, codes, book, head);
+        encode_run<detail::leaf<decltype(isa)>>(source, fine, fine_codes, head, first, std::min(n, first + run_tokens));
+      });
+    });
+  }
+
+ private:
+  template <class Leaf, class Source>
+  static void encode_run(Source& source, codebook_view<> fine, mutable_residual_codes_view<> fine_codes, std::size_t head,
+                         std::size_t first, std::size_t last) {
+    using search = detail::nearest_search<Leaf>;
+    const std::size_t ds = fine.sub_dim();
+    bool finite[run_tokens], usable[search::tile_rows];
+    for (std::size_t t = first; t < last; ++t) finite[t - first] = source.finite(t);
+    detail::row_tile<search::tile_rows> r;
+    std::uint32_t index[search::tile_rows];
+    for (std::size_t j = 0; j < fine.subspaces(); ++j) {
+      const search nearest(&fine.centroids(head, j, 0, 0), fine.size(), ds, last - first);
+      for (std::size_t start = first; start < last; start += search::tile_rows) {
+        const std::size_t rows = std::min(search::tile_rows, last - start);
+        for (std::size_t i = 0; i < rows; ++i) {
+          source.take(start + i, j * ds, ds, r.row(i));
+          usable[i] = finite[start + i - first] && Leaf::all_finite(r.row(i), ds);
+        }
+        nearest.find(r.pointers(rows), rows, index);
+        for (std::size_t i = 0; i < rows; ++i)
+          fine_codes(head, start + i, j) = usable[i] ? static_cast<std::uint8_t>(index[i]) : std::uint8_t{0};
+      }
+    }
+  }
+};
+
+}  // namespace pqkv

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// The second stage of a selection: a shortlist that retrieve() made from short codes is scored again with the finer codes of the
+// residuals, and the k best of it stay. Its cost depends on the shortlist's length alone, not on n. Not a search: a token that is not
+// on the shortlist cannot come back, so make it a few times k long.
+// Source: Jegou, Tavenard, Douze, Amsaleg, "Searching in one billion vectors: re-rank with source coding", 2011.
+#pragma once
+
+#include "../quantize/residual.hpp"
+#include "retrieve.hpp"
+
+namespace pqkv {
+namespace op {
+struct rerank {};
+}  // namespace op
+
+/// What rerank() needs to know beside its views.
+struct rerank_params {
+  std::size_t head_dim = 0;  // d, for the softmax's scale
+  group_reduction reduction = group_reduction::probability_sum;
+};
+
+/// Both stages' tables of the same queries.
+template <class Space = space::host>
+struct two_stage_table {
+  distance_table_view<Space> coarse;  // [hq, m, c] and [hq], of the first codebook
+  distance_table_view<Space> fine;    // [hq, m2, c2], of the residuals' codebook; its bias is not looked at
+};
+
+/// Both stages' codes of the same tokens, absolute positions.
+template <class Space = space::host>
+struct two_stage_codes {
+  codes_view<Space> coarse;         // [h, m, n], planar
+  residual_codes_view<Space> fine;  // [h, n, m2], token-major
+};
+
+/// Length of the shortlist for k selected tokens: factor * k, at most what there is.
+PQKV_HD constexpr std::uint32_t shortlist_size(const middle_range& range, std::size_t factor) {
+  const std::size_t wanted = range.selected() * factor;
+  return wanted < range.size() ? static_cast<std::uint32_t>(wanted) : range.size();
+}
+
+/// Scratch bytes of rerank() on the host policy.
+/// @param entries    m * c + m2 * c2
+/// @param shortlist  tokens of the longest list
+constexpr std::size_t rerank_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t entries, std::size_t shortlist) {
+  const std::size_t g = lists == 0 ? 0 : (query_heads / lists + 3) / 4 * 4, rows = (shortlist + 15) / 16 * 16;
+  return lists * (3 * cache_line_bytes + (4 * entries + (g + 1) * rows) * sizeof(float));
+}
+
+/// The checks of rerank().
+template <class Tables, class Codes, class Shortlist, class Lengths, class Ranges, class Indices, class Counts, class Skipped>
+constexpr status can_rerank(const Tables& tables, const Codes& codes, const Shortlist& shortlist, const Lengths& lengths,
+                            const Ranges& ranges, const Indices& indices, const Counts& counts, const rerank_params& params,
+                            const Skipped& skipped) noexcept {
+  if (const status s = can_look_up(tables.coarse, codes.coarse, "rerank"); !s.ok()) return s;
+  const auto& fine = tables.fine.entries;
+  const std::size_t h = codes.coarse.extent(0), hq = tables.coarse.entries.extent(0), lists = score_lists(params.reduction, h, hq);
+  const std::size_t c = fine.extent(2);
+  return detail::checks("rerank")
+      .extent("tables.fine.extent(0)", fine.extent(0), hq, "hq, from tables.coarse")
+      .at_least("tables.fine.extent(1)", static_cast<double>(fine.extent(1)), 1, "m2, at least")
+      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "tables.fine.extent(2)", "c2: 16, 32, 64, 128 or 256",
+            256, static_cast<double>(c))
+      .extent("tables.fine.stride(2)", fine.stride(2), 1, "last axis contiguous")
+      .extent("codes.fine.extent(0)", codes.fine.extent(0), h, "h, from codes.coarse")
+      .extent("codes.fine.extent(1)", codes.fine.extent(1), codes.coarse.extent(2), "n, from codes.coarse")
+      .extent("codes.fine.extent(2)", codes.fine.extent(2), fine.extent(1), "m2, from tables.fine")
+      .extent("codes.fine.stride(2)", codes.fine.stride(2), 1, "last axis contiguous")
+      .extent("shortlist.extent(0)", shortlist.extent(0), lists, "h, or hq under reduction none")
+      .extent("shortlist.stride(1)", shortlist.stride(1), 1, "last axis contiguous")
+      .extent("lengths.extent(0)", lengths.extent(0), lists, "h, or hq under reduction none")
+      .extent("ranges.extent(0)", ranges.extent(0), h, "h, from codes.coarse")
+      .extent("indices.extent(0)", indices.extent(0), lists, "h, or hq under reduction none")
+      .extent("indices.stride(1)", indices.stride(1), 1, "last axis contiguous")
+      .extent("counts.extent(0)", counts.extent(0), lists, "h, or hq under reduction none")
+      .extent("skipped.stride(0)", skipped.data == nullptr ? 1 : skipped.stride(0), 1, "contiguous")
+      .extent("skipped.extent(0)", skipped.data == nullptr ? hq : skipped.extent(0), hq, "hq, from tables.coarse")
+      .at_least("params.head_dim", static_cast<double>(params.head_dim), 1, "d, at least");
+}
+
+/// Selects, for every list, the k tokens of its shortlist with the highest scores under both stages' codes; equal scores go to the lower
+/// position.
+///
+/// z[q, t] = (sum over j of coarse[q, j, coarse code] + sum over j of fine[q, j, fine code]) / sqrt(d), p = softmax of z over the
+/// shortlist, scores = the reduction of p or z over the group's query heads; bits as in docs/numerics.md
+///
+/// @param tables     [hq, m, c] and [hq, m2, c2] float, from inner_product_table() with the two codebooks
+/// @param codes      [h, m, n] and [h, n, m2] uint8, of encode() and encode_residual()
+/// @param shortlist  [h, s_max] int32 ([hq, s_max] under `none`): positions, ascending, from retrieve()
+/// @param lengths    [h] uint32 ([hq] under `none`): tokens of each shortlist
+/// @param ranges     [h] k is `retrieve`, and begin and end are the bounds of positions; the rest as in retrieve()
+/// @param indices    [h, k_max] int32 ([hq, k_max] under `none`), written: absolute positions, ascending, then -1; beside the shortlist
+/// @param counts     [h] uint32 ([hq] under `none`), written: k, or the shortlist's length where that is less
+/// @param skipped    [hq] uint8, written if given: 1 for a query head left out, as one of its table entries, or of its shortlist's sums of
+///                   them, is not finite
+/// @pre    positions of a list are ascending; codes are below their table's c
+/// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
+/// @cost   shortlist * g * (m + m2) look-ups and as many exponentials as shortlist * g; rerank_scratch_bytes()
+/// @source PQCache section 3.3, with the second stage of "re-rank with source coding"
+template <exec::policy P>
+void rerank(const P& policy, const two_stage_table<typename P::space_type>& tables, const two_stage_codes<typename P::space_type>& codes,
+            view<const std::int32_t, 2, typename P::space_type> shortlist, view<const std::uint32_t, 1, typename P::space_type> lengths,
+            view<const middle_range, 1, typename P::space_type> ranges, view<std::int32_t, 2, typename P::space_type> indices,
+            view<std::uint32_t, 1, typename P::space_type> counts, const rerank_params& params,
+            view<std::uint8_t, 1, typename P::space_type> skipped = {}) {
+  require_ok(can_rerank(tables, codes, shortlist, lengths, ranges, indices, counts, params, skipped));
+  kernel<op::rerank, typename P::backend_type>::run(policy, tables, codes, shortlist, lengths, ranges, indices, counts, params, skipped);
+}
+
+}  // namespace pqkv
