@@ -139,7 +139,7 @@ struct kernel<op::rerank, backend::host> {
                         codes.fine.data + head * codes.fine.stride(0), codes.fine.stride(1)},
                        tokens, n, skipped.data == nullptr ? nullptr : &skipped(list * g));
         }
-        const exec::host<decltype(isa)> here;
+        const exec::host<typename P::isa_type> here;
         top_k(here, as_const(make_view(own.scores, std::size_t{1}, n)), make_view(out, std::size_t{1}, k));
         for (std::size_t i = 0; i < k; ++i) out[i] = tokens[out[i]];
         std::fill_n(out + k, indices.extent(1) - k, -1);

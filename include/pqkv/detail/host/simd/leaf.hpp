@@ -32,6 +32,12 @@
 namespace pqkv::detail {
 
 template <class Isa>
-struct leaf : row_leaf<Isa>, centroid_leaf<Isa>, score_leaf<Isa>, select_leaf<Isa>, shortlist_leaf<Isa>, sum_leaf<Isa>, attention_leaf<Isa> {};
+struct leaf : row_leaf<Isa>,
+              centroid_leaf<Isa>,
+              score_leaf<Isa>,
+              select_leaf<Isa>,
+              shortlist_leaf<Isa>,
+              sum_leaf<Isa>,
+              attention_leaf<Isa> {};
 
 }  // namespace pqkv::detail
