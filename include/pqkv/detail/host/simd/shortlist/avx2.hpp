@@ -25,10 +25,10 @@ struct shortlist_leaf<isa::avx2> : shortlist_leaf<isa::scalar> {
 
   PQKV_TARGET_AVX2 static void sums_of_four(const shortlist_tables& of, const shortlist_codes& codes, const std::int32_t* tokens,
                                             std::size_t n, float* z, std::size_t stride) {
-    if (of.m == 2 && of.m2 == 2) return sums<2, 2>(of, codes, tokens, n, z, stride);
-    if (of.m == 2 && of.m2 == 4) return sums<2, 4>(of, codes, tokens, n, z, stride);
-    if (of.m == 2 && of.m2 == 8) return sums<2, 8>(of, codes, tokens, n, z, stride);
-    sums<0, 0>(of, codes, tokens, n, z, stride);
+    if (of.m == 2 && of.m2 == 2) return shape_sums<2, 2>(of, codes, tokens, n, z, stride);
+    if (of.m == 2 && of.m2 == 4) return shape_sums<2, 4>(of, codes, tokens, n, z, stride);
+    if (of.m == 2 && of.m2 == 8) return shape_sums<2, 8>(of, codes, tokens, n, z, stride);
+    shape_sums<0, 0>(of, codes, tokens, n, z, stride);
   }
 
   PQKV_TARGET_AVX2 static float_bounds bounds(const float* z, std::size_t n) {
@@ -82,7 +82,7 @@ struct shortlist_leaf<isa::avx2> : shortlist_leaf<isa::scalar> {
   }
 
   template <std::size_t M, std::size_t M2>
-  PQKV_TARGET_AVX2 static PQKV_INLINE void sums(const shortlist_tables& of, const shortlist_codes& codes, const std::int32_t* tokens,
+  PQKV_TARGET_AVX2 static PQKV_INLINE void shape_sums(const shortlist_tables& of, const shortlist_codes& codes, const std::int32_t* tokens,
                                                 std::size_t n, float* z, std::size_t stride) {
     const std::size_t m = M != 0 ? M : of.m;
     std::size_t i = 0;
