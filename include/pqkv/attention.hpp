@@ -35,6 +35,27 @@ constexpr std::size_t attention_device_splits(std::size_t query_heads) {
   return query_heads >= 1056 ? 1 : query_heads <= 16 ? 64 : 1056 / query_heads;
 }
 
+/// Tokens of a list that a host task takes at most: 1 MiB of rows at d = 128 in 16 bits, and 0.3 % on top to merge.
+inline constexpr std::size_t attention_part_tokens = 2048;
+
+namespace detail {
+/// Parts of a list of so many tokens.
+constexpr std::size_t attention_parts(std::size_t tokens) {
+  return tokens <= attention_part_tokens ? 1 : (tokens + attention_part_tokens - 1) / attention_part_tokens;
+}
+/// Floats of a row of queries or sums on the host: whole registers.
+constexpr std::size_t attention_row_floats(std::size_t head_dim) { return (head_dim + 31) / 32 * 32; }
+}  // namespace detail
+
+/// Scratch bytes of attention() on the host policy, enough for lists of at most `tokens` tokens: partial results of their parts.
+constexpr std::size_t attention_host_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t head_dim, std::size_t tokens) {
+  const std::size_t parts = detail::attention_parts(tokens);
+  if (parts == 1) return 0;
+  const auto whole_lines = [](std::size_t bytes) { return (bytes + cache_line_bytes - 1) / cache_line_bytes * cache_line_bytes; };
+  return whole_lines((lists + 1) * sizeof(std::uint32_t)) +
+         whole_lines(parts * query_heads * (detail::attention_row_floats(head_dim) + 2) * sizeof(float));
+}
+
 /// Scratch bytes of attention() on the CUDA policy: partial results of the splits.
 constexpr std::size_t attention_device_scratch_bytes(std::size_t query_heads, std::size_t head_dim) {
   return cache_line_bytes + attention_device_splits(query_heads) * query_heads * (head_dim + 2) * sizeof(float);
@@ -73,11 +94,11 @@ constexpr status can_attend(const Query& query, const Store& store, const Tokens
 /// @param out     [hq, d] float, written; zeros for an empty list
 /// @param lse     [hq] float, written if given: log of the sum of exp; -infinity for an empty list
 /// A non-finite key, value or query gives a non-finite output, as in any attention.
-/// @throws shape_error, value_error
+/// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small
 /// On a device a store must be trivially copyable, its key() and value() callable there (PQKV_HD).
 ///
-/// @cost   reads each token's K and V once per list and 8 query heads of it; two passes over a tile of 64 tokens; no allocation, on a
-///         device attention_device_scratch_bytes()
+/// @cost   reads each token's K and V once per list and 8 query heads of it, in tiles of 64 tokens; no allocation with scratch of
+///         attention_host_scratch_bytes() or, on a device, attention_device_scratch_bytes()
 /// @source online softmax: Milakov and Gimelshein 2018; partial results: FlashDecoding, FlashInfer attention/state.cuh
 template <exec::policy P, kv_store Store>
   requires reachable_from<typename Store::space_type, P>

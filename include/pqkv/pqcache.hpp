@@ -45,7 +45,7 @@ class pqcache {
         selector_(p, p.selector),
         lists_(selector_.lists()),
         k_max_(largest_k(p)),
-        scratch_(Selector::scratch_bytes(p, p.selector)),
+        scratch_(step_scratch_bytes(p)),
         query_(p.batch * p.query_heads * p.head_dim),
         out_(p.batch * p.query_heads * p.head_dim),
         lse_(p.batch * p.query_heads),
@@ -64,7 +64,7 @@ class pqcache {
     plan.kv_bytes = p.batch * p.kv_heads * p.capacity * interleaved_store<T>::row_elements(p.head_dim) * sizeof(T);
     plan.index_bytes = Selector::index_bytes(p, p.selector);
     // An upper bound in the lists: hq of them under a reduction `none`.
-    plan.scratch_bytes = Selector::scratch_bytes(p, p.selector) + hq * (2 * p.head_dim + 1) * sizeof(float) +
+    plan.scratch_bytes = step_scratch_bytes(p) + hq * (2 * p.head_dim + 1) * sizeof(float) +
                          hq * (largest_k(p) * sizeof(std::int32_t) + sizeof(std::uint32_t) + sizeof(token_span)) +
                          p.batch * (p.kv_heads * sizeof(middle_range) + sizeof(slot_state)) + p.kv_heads * sizeof(std::uint32_t);
     return plan;
@@ -252,6 +252,12 @@ class pqcache {
   static std::size_t largest_k(const params& p) {
     const std::size_t k = p.budget.at(p.capacity).retrieve;
     return k < p.capacity ? k : p.capacity;
+  }
+
+  /// Of a selection or, after it, attention to the longest slot in every list.
+  static std::size_t step_scratch_bytes(const params& p) {
+    const std::size_t hq = p.batch * p.query_heads;
+    return std::max(Selector::scratch_bytes(p, p.selector), attention_host_scratch_bytes(hq, hq, p.head_dim, p.capacity));
   }
 
   template <class P>

@@ -242,6 +242,68 @@ TEST_CASE("attention: threads, foreign float modes, no log-sum-exp, and a second
   CHECK(foreign.out == wanted.out);
 }
 
+TEST_CASE("attention: lists of several parts and of one, in threads, in slices, and in scratch of the size asked for, to the same bits") {
+  const std::size_t n = 3 * pqkv::attention_part_tokens + 77, d = 40, h = 2, g = 9, hq = h * g;
+  const auto keys = make_rows<pqkv::bfloat16>(content::gaussian, h, n, d, 4),
+             values = make_rows<pqkv::bfloat16>(content::clustered, h, n, d, 5);
+  const auto store = pqkv::strided_kv(keys.view(), values.view());
+  const std::vector<float> query = random_query(hq, d, 7);
+  for (const std::size_t first :
+       {std::size_t{0}, pqkv::attention_part_tokens - 1, pqkv::attention_part_tokens, pqkv::attention_part_tokens + 1}) {
+    lists_of_tokens lists{std::vector<token_span>(h), std::vector<std::int32_t>(h * n), std::vector<std::uint32_t>(h), n, 0};
+    lists.spans[0] = {static_cast<std::uint32_t>(first), 0, 0};
+    lists.spans[1] = {5, static_cast<std::uint32_t>(n - 130), static_cast<std::uint32_t>(n)};
+    for (std::size_t t = 5; t < n - 130; t += 1 + t % 2) lists.indices[n + lists.counts[1]++] = static_cast<std::int32_t>(t);
+    for_each_isa([&](auto isa) {
+      using tested = decltype(isa);
+      const answer wanted = run_attention(host<tested>{}, query, store, lists);
+      check_answer(wanted, query, store, lists);
+      const answer threads = run_attention(host<tested, threaded_runner>{}, query, store, lists);
+      CHECK(threads.out == wanted.out);
+      CHECK(threads.lse == wanted.lse);
+      const pqkv::buffer<std::byte> block(pqkv::attention_host_scratch_bytes(h, hq, d, n));
+      CHECK(run_attention(host<tested>{{}, pqkv::arena(block)}, query, store, lists).out == wanted.out);
+      answer sliced{std::vector<float>(hq * d), {}};
+      for (const std::size_t ith : {1u, 0u, 2u})
+        pqkv::attention(host<tested, pqkv::exec::slice>{{ith, 3}, {}}, pqkv::make_view(query.data(), hq, d), store, lists.set(),
+                        pqkv::make_view(sliced.out.data(), hq, d));
+      for (std::size_t q = 0; q < hq; ++q)
+        CHECK(std::equal(sliced.out.begin() + static_cast<std::ptrdiff_t>(q * d),
+                         sliced.out.begin() + static_cast<std::ptrdiff_t>((q + 1) * d),
+                         wanted.out.begin() + static_cast<std::ptrdiff_t>(q * (d + 3))));
+    });
+  }
+}
+
+TEST_CASE("attention: a part that is not finite is not hidden by the others, and scratch that is too small is refused") {
+  const std::size_t n = 2 * pqkv::attention_part_tokens + 1, d = 16;
+  auto keys = make_rows<float>(content::gaussian, 1, n, d, 4);
+  const auto values = make_rows<float>(content::gaussian, 1, n, d, 5);
+  const std::vector<float> query = random_query(2, d, 7);
+  const lists_of_tokens lists = dense_lists(1, n);
+  for (const std::size_t broken : {std::size_t{0}, n / 2, n - 1}) {
+    const float before = keys(0, broken, 3);
+    keys(0, broken, 3) = nonfinite(broken);
+    const answer a = run_attention(host<>{}, query, pqkv::strided_kv(keys.view(), values.view()), lists);
+    for (std::size_t q = 0; q < 2; ++q) {
+      CHECK(std::isnan(a.out[q * (d + 3)]));
+      CHECK(std::isnan(a.lse[q]));
+    }
+    keys(0, broken, 3) = before;
+  }
+  CHECK(pqkv::attention_host_scratch_bytes(1, 2, d, pqkv::attention_part_tokens) == 0);
+  const std::size_t bytes = pqkv::attention_host_scratch_bytes(1, 2, d, n);
+  const pqkv::buffer<std::byte> block(bytes);
+  std::vector<float> out(2 * d, -9.0f);
+  const auto call = [&] {
+    pqkv::attention(host<>{{}, pqkv::arena(block.data(), bytes - 1)}, pqkv::make_view(query.data(), 2, d),
+                    pqkv::strided_kv(keys.view(), values.view()), lists.set(), pqkv::make_view(out.data(), 2, d));
+  };
+  CHECK(unless_refused<pqkv::capacity_error>(call, "attention: policy.scratch", static_cast<double>(bytes),
+                                             static_cast<double>(bytes - 1)) == "");
+  for (const float x : out) CHECK(x == -9.0f);
+}
+
 TEST_CASE("attention: extents that disagree are refused and nothing is written") {
   const rows<float> keys(2, 10, 16), wide(2, 10, 264);
   const auto store = pqkv::strided_kv(keys.view(), keys.view());

@@ -1,101 +1,310 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on the host: a task is one list, whose query heads share each K and V row. Online softmax over tiles of 64 tokens; a
-// tile's weighted values are summed by themselves first, which keeps float sums over 10^5 tokens accurate.
+// Attention on the host. A list of tokens is cut into parts of at most attention_part_tokens, a task is one part for up to 8 query heads,
+// which share each K and V row: so one sequence of few heads fills every core, and a batch of ragged ones leaves none idle. Within a
+// part: online softmax over tiles of 64 tokens, the rows of the next tile asked for while one is worked on. A tile's weighted values are
+// summed by themselves first, which keeps float sums over 10^5 tokens accurate. Parts are merged in ascending order; where they begin
+// depends on the list's length alone, so that threads and neighbours in the batch change no bit.
 #pragma once
 
 #include <algorithm>
 
 #include "../../attention.hpp"
+#include "../../core/arena.hpp"
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
-#include "simd/rows.hpp"
+#include "simd/leaf.hpp"
 
 namespace pqkv {
 namespace detail {
 
-/// Attention of up to max_queries query heads over one KV head.
-template <class Leaf, class Store>
-class online_attention {
+inline constexpr std::size_t attention_tile_tokens = 64, attention_max_queries = 8;
+
+/// A list's tokens in the order they are attended to.
+class attended_tokens {
  public:
-  static constexpr std::size_t tile_tokens = 64, max_queries = 8;
+  attended_tokens(const token_set<>& tokens, std::size_t list)
+      : span_(tokens.spans(list)),
+        indices_(tokens.indices.data == nullptr ? nullptr : tokens.indices.data + list * tokens.indices.stride(0)),
+        listed_(span_.leading + (tokens.indices.data == nullptr ? 0 : tokens.counts(list))) {}
 
-  online_attention(const Store& store, std::size_t head, std::size_t queries)
-      : store_(store), head_(head), g_(queries), d_(store.head_dim()), scale_(canonical::softmax_scale::of(d_)) {
-    for (std::size_t q = 0; q < g_; ++q) {
-      top_[q] = float_from_bits(0xff800000u);
-      total_[q] = 0;
-      broken_[q] = false;
-      std::fill_n(sum_ + q * d_, d_, 0.0f);
+  std::size_t size() const { return listed_ + (span_.window_end > span_.window_begin ? span_.window_end - span_.window_begin : 0); }
+  std::size_t parts() const { return attention_parts(size()); }
+  std::size_t operator[](std::size_t i) const {
+    return i < span_.leading ? i
+           : i < listed_     ? static_cast<std::size_t>(indices_[i - span_.leading])
+                             : span_.window_begin + (i - listed_);
+  }
+  /// Where a part begins: on a whole tile, all parts within one tile of each other.
+  std::size_t begin(std::size_t part) const {
+    const std::size_t tiles = (size() + attention_tile_tokens - 1) / attention_tile_tokens;
+    return std::min(size(), part * tiles / parts() * attention_tile_tokens);
+  }
+
+ private:
+  token_span span_;
+  const std::int32_t* indices_;
+  std::size_t listed_;
+};
+
+/// Attention of some query heads to some tokens, not yet divided by the total weight. Elements are in the leaf's order.
+template <class Leaf, class T>
+class attention_sum {
+ public:
+  attention_sum(std::size_t queries, std::size_t d) : g_(queries), d_(d), stride_(attention_row_floats(d)) {
+    std::fill_n(top_, attention_max_queries, float_from_bits(0xff800000u));
+    std::fill_n(sum_, g_ * stride_, 0.0f);
+  }
+
+  /// Adds what write() left of other tokens, `query_floats` from one query head to the next.
+  void add(const float* partial, std::size_t query_floats, canonical::softmax_scale scale) {
+    for (std::size_t q = 0; q < g_; ++q, partial += query_floats) {
+      const float top = partial[0], total = partial[1];
+      broken_[q] |= !is_finite(total);
+      if (broken_[q] || total == 0) continue;
+      raise(q, std::max(top, top_[q]), scale);
+      const float shrink = canonical::exponential(top - top_[q], scale);
+      total_[q] += static_cast<double>(shrink) * static_cast<double>(total);
+      for (std::size_t i = 0; i < stride_; ++i) sum_[q * stride_ + i] += shrink * partial[2 + i];
+    }
+  }
+  void write(float* partial, std::size_t query_floats) const {
+    for (std::size_t q = 0; q < g_; ++q, partial += query_floats) {
+      partial[0] = top_[q];
+      partial[1] = broken_[q] ? float_from_bits(0x7fc00000u) : static_cast<float>(total_[q]);
+      std::copy_n(sum_ + q * stride_, stride_, partial + 2);
     }
   }
 
-  void load_query(std::size_t q, const float* query) { std::copy_n(query, d_, query_ + q * d_); }
-
-  void add_range(std::size_t first, std::size_t last) {
-    for (; first < last; first += tile_tokens) {
-      const std::size_t count = std::min(tile_tokens, last - first);
-      add_tile(count, [first](std::size_t i) { return first + i; });
-    }
-  }
-  void add_list(const std::int32_t* tokens, std::size_t count) {
-    for (std::size_t first = 0; first < count; first += tile_tokens)
-      add_tile(std::min(tile_tokens, count - first),
-               [tokens, first](std::size_t i) { return static_cast<std::size_t>(tokens[first + i]); });
+  /// Turns a query's logits of a tile into weights under the running maximum.
+  void weigh(std::size_t q, float* weight, std::size_t count, canonical::softmax_scale scale) {
+    float top = top_[q];
+    broken_[q] |= !Leaf::tile_top(weight, count, top);
+    if (broken_[q]) return;
+    raise(q, top, scale);
+    Leaf::tile_lower(weight, count, top);
+    Leaf::exponentials(weight, count, scale, weight);
+    total_[q] += static_cast<double>(Leaf::tile_total(weight, count));
   }
 
-  /// Returns the log-sum-exp.
+  float* sums() { return sum_; }
+
+  /// Writes a query's output and returns its log-sum-exp.
   float finish(std::size_t q, float* out) const {
     const float nan = float_from_bits(0x7fc00000u);
     for (std::size_t i = 0; i < d_; ++i)
-      out[i] = broken_[q] ? nan : total_[q] == 0 ? 0.0f : static_cast<float>(static_cast<double>(sum_[q * d_ + i]) / total_[q]);
+      out[i] = broken_[q] ? nan : total_[q] == 0 ? 0.0f : static_cast<float>(static_cast<double>(sum_[q * stride_ + place(i)]) / total_[q]);
     if (broken_[q]) return nan;
     if (total_[q] == 0) return float_from_bits(0xff800000u);
     return static_cast<float>(static_cast<double>(top_[q]) / std::sqrt(static_cast<double>(d_)) + std::log(total_[q]));
   }
 
- private:
-  template <class TokenAt>
-  void add_tile(std::size_t count, TokenAt token_at) {
-    for (std::size_t i = 0; i < count; ++i)
-      Leaf::group_dots(query_, g_, load_row<Leaf>(store_.key(head_, token_at(i)), d_, row_), d_, weight_ + i, tile_tokens);
-    for (std::size_t q = 0; q < g_; ++q) rescale(q, count);
-    std::fill_n(tile_sum_, g_ * d_, 0.0f);
-    for (std::size_t i = 0; i < count; ++i)
-      Leaf::group_add(tile_sum_, g_, weight_ + i, tile_tokens, load_row<Leaf>(store_.value(head_, token_at(i)), d_, row_), d_);
-    for (std::size_t i = 0; i < g_ * d_; ++i) sum_[i] += tile_sum_[i];
+  /// Where the leaf has element i.
+  static constexpr std::size_t place(std::size_t i) {
+    constexpr std::size_t lanes = Leaf::template split_lanes<T>;
+    if constexpr (lanes == 0) return i;
+    const std::size_t within = i % (2 * lanes);
+    return i - within + within / 2 + within % 2 * lanes;
   }
 
-  /// Turns a query's logits of the tile into weights under the running maximum.
-  void rescale(std::size_t q, std::size_t count) {
-    float* weight = weight_ + q * tile_tokens;
-    float top = top_[q];
-    for (std::size_t i = 0; i < count; ++i) {
-      broken_[q] |= !is_finite(weight[i]);
-      top = std::max(top, weight[i]);
-    }
-    if (broken_[q]) return;
+ private:
+  void raise(std::size_t q, float top, canonical::softmax_scale scale) {
     if (total_[q] != 0 && top != top_[q]) {
-      const float shrink = canonical::exponential(top_[q] - top, scale_);
+      const float shrink = canonical::exponential(top_[q] - top, scale);
       total_[q] *= static_cast<double>(shrink);
-      for (std::size_t i = 0; i < d_; ++i) sum_[q * d_ + i] *= shrink;
+      Leaf::tile_scale(sum_ + q * stride_, stride_, shrink);
     }
     top_[q] = top;
-    for (std::size_t i = 0; i < count; ++i) weight[i] -= top;
-    Leaf::exponentials(weight, count, scale_, weight);
-    for (std::size_t i = 0; i < count; ++i) total_[q] += static_cast<double>(weight[i]);
+  }
+
+  std::size_t g_, d_, stride_;
+  float top_[attention_max_queries];
+  double total_[attention_max_queries] = {};
+  bool broken_[attention_max_queries] = {};  // met a logit that is not finite
+  alignas(cache_line_bytes) float sum_[attention_max_queries * 256];
+};
+
+/// One part of a list for up to attention_max_queries query heads of one KV head.
+template <class Leaf, class Store>
+class attention_part {
+  using T = typename Store::value_type;
+
+ public:
+  using sum_type = attention_sum<Leaf, T>;
+
+  attention_part(const Store& store, std::size_t head, const attended_tokens& tokens, const view<const float, 2>& query, std::size_t first,
+                 std::size_t queries)
+      : store_(store),
+        tokens_(tokens),
+        head_(head),
+        g_(queries),
+        d_(store.head_dim()),
+        stride_(attention_row_floats(d_)),
+        scale_(canonical::softmax_scale::of(d_)) {
+    std::fill_n(query_, attention_max_queries * stride_, 0.0f);
+    std::fill_n(weight_, attention_max_queries * attention_tile_tokens, 0.0f);
+    for (std::size_t q = 0; q < g_; ++q)
+      for (std::size_t i = 0; i < d_; ++i) query_[q * stride_ + sum_type::place(i)] = query(first + q, i);
+  }
+
+  void run(std::size_t first, std::size_t last, sum_type& sum) {
+    tile tiles[2];
+    std::size_t now = 0;
+    fill(tiles[0], first, last);
+    touch(tiles[0]);
+    for (std::size_t t = first; t < last; t += attention_tile_tokens, now ^= 1) {
+      if (last - t > attention_tile_tokens) {
+        fill(tiles[now ^ 1], t + attention_tile_tokens, last);
+        add(tiles[now], tiles[now ^ 1], sum);
+      } else {
+        add(tiles[now], tiles[now], sum);
+      }
+    }
+  }
+
+  canonical::softmax_scale scale() const { return scale_; }
+
+ private:
+  struct tile {
+    std::size_t count;
+    bool contiguous;
+    const T* keys[attention_tile_tokens];  // behind the last the last one again
+    const T* values[attention_tile_tokens];
+    std::size_t key_strides, value_strides;
+  };
+
+  void fill(tile& to, std::size_t first, std::size_t last) const {
+    to.count = std::min(attention_tile_tokens, last - std::min(first, last));
+    to.contiguous = true;
+    for (std::size_t i = 0; i < to.count; ++i) {
+      const std::size_t token = tokens_[first + i];
+      const kv_row<T> key = store_.key(head_, token), value = store_.value(head_, token);
+      to.keys[i] = key.data;
+      to.values[i] = value.data;
+      to.contiguous &= key.stride == 1 && value.stride == 1;
+      to.key_strides = key.stride;
+      to.value_strides = value.stride;
+    }
+    for (std::size_t i = to.count; to.count != 0 && i < attention_tile_tokens; ++i) {
+      to.keys[i] = to.keys[to.count - 1];
+      to.values[i] = to.values[to.count - 1];
+    }
+  }
+
+  void touch(const tile& some) const {
+    if (!some.contiguous) return;
+    for (std::size_t i = 0; i < some.count; ++i)
+      for (std::size_t byte = 0; byte < d_ * sizeof(T); byte += cache_line_bytes) {
+        __builtin_prefetch(reinterpret_cast<const char*>(some.keys[i]) + byte);
+        __builtin_prefetch(reinterpret_cast<const char*>(some.values[i]) + byte);
+      }
+  }
+
+  void add(const tile& now, const tile& next, sum_type& sum) {
+    constexpr std::size_t half_tile = attention_tile_tokens / 2;
+    if (now.contiguous) {
+      Leaf::tile_dots(query_, stride_, g_, now.keys, now.count, d_, rows_ahead<T>{next.keys, next.values}, weight_, attention_tile_tokens);
+      for (std::size_t q = 0; q < g_; ++q) sum.weigh(q, weight_ + q * attention_tile_tokens, now.count, scale_);
+      Leaf::tile_add(sum.sums(), stride_, g_, weight_, attention_tile_tokens, now.values, now.count, d_,
+                     rows_ahead<T>{next.keys + half_tile, next.values + half_tile});
+      return;
+    }
+    for (std::size_t i = 0; i < now.count; i += tile_row_padding) {
+      const std::size_t count = std::min(tile_row_padding, now.count - i);
+      copy_rows(now.keys + i, now.key_strides, count);
+      Leaf::tile_dots(query_, stride_, g_, copies_, count, d_, rows_ahead<T>{copies_, copies_}, weight_ + i, attention_tile_tokens);
+    }
+    for (std::size_t q = 0; q < g_; ++q) sum.weigh(q, weight_ + q * attention_tile_tokens, now.count, scale_);
+    for (std::size_t i = 0; i < now.count; i += tile_row_padding) {
+      const std::size_t count = std::min(tile_row_padding, now.count - i);
+      copy_rows(now.values + i, now.value_strides, count);
+      Leaf::tile_add(sum.sums(), stride_, g_, weight_ + i, attention_tile_tokens, copies_, count, d_, rows_ahead<T>{copies_, copies_});
+    }
+  }
+
+  /// Strided rows as contiguous ones; behind the last the last one again.
+  void copy_rows(const T* const* rows, std::size_t stride, std::size_t count) {
+    for (std::size_t r = 0; r < tile_row_padding; ++r) {
+      copies_[r] = copy_ + std::min(r, count - 1) * stride_;
+      for (std::size_t i = 0; r < count && i < d_; ++i) copy_[r * stride_ + i] = rows[r][i * stride];
+    }
   }
 
   const Store& store_;
-  std::size_t head_, g_, d_;
+  const attended_tokens& tokens_;
+  std::size_t head_, g_, d_, stride_;
   canonical::softmax_scale scale_;
-  float top_[max_queries];
-  double total_[max_queries];
-  bool broken_[max_queries];  // met a non-finite logit
-  alignas(cache_line_bytes) float query_[max_queries * 256];
-  alignas(cache_line_bytes) float sum_[max_queries * 256];
-  alignas(cache_line_bytes) float tile_sum_[max_queries * 256];
-  alignas(cache_line_bytes) float weight_[max_queries * tile_tokens];
-  alignas(cache_line_bytes) float row_[256];
+  alignas(cache_line_bytes) float query_[attention_max_queries * 256];
+  alignas(cache_line_bytes) float weight_[attention_max_queries * attention_tile_tokens];
+  const T* copies_[tile_row_padding];
+  alignas(cache_line_bytes) T copy_[tile_row_padding * 256];
+};
+
+/// Who attends to what: the tasks of one call.
+template <class Leaf, class Store>
+struct attention_call {
+  using part_type = attention_part<Leaf, Store>;
+  using sum_type = typename part_type::sum_type;
+
+  const view<const float, 2>& query;
+  const Store& store;
+  const token_set<>& tokens;
+  const view<float, 2>& out;
+  const view<float, 1>& lse;
+
+  std::size_t lists() const { return tokens.spans.extent(0); }
+  std::size_t group() const { return query.extent(0) / lists(); }
+  std::size_t shares() const { return (group() + attention_max_queries - 1) / attention_max_queries; }  // of a list's query heads
+  std::size_t partial_floats() const { return attention_row_floats(store.head_dim()) + 2; }
+
+  /// A share of a list's query heads: the first of all, and how many.
+  std::size_t first(std::size_t list, std::size_t share) const { return list * group() + share * attention_max_queries; }
+  std::size_t queries(std::size_t share) const { return std::min(attention_max_queries, group() - share * attention_max_queries); }
+
+  void finish(const sum_type& sum, std::size_t list, std::size_t share) const {
+    for (std::size_t q = 0; q < queries(share); ++q) {
+      const std::size_t row = first(list, share) + q;
+      const float log_sum = sum.finish(q, &out(row, 0));
+      if (lse.data != nullptr) lse(row) = log_sum;
+    }
+  }
+
+  /// One part of a list. Its result goes to `partials` [parts of the list, g, partial_floats], or out where it is the only one.
+  void part(std::size_t list, std::size_t share, std::size_t part, float* partials) const {
+    const attended_tokens attended(tokens, list);
+    const std::size_t head = list / (lists() / store.heads());
+    part_type work(store, head, attended, query, first(list, share), queries(share));
+    sum_type sum(queries(share), store.head_dim());
+    work.run(attended.begin(part), attended.begin(part + 1), sum);
+    if (attended.parts() == 1)
+      finish(sum, list, share);
+    else
+      sum.write(partials + (part * group() + share * attention_max_queries) * partial_floats(), partial_floats());
+  }
+
+  /// Merges the parts of a list.
+  void merge_parts(std::size_t list, std::size_t share, const float* partials) const {
+    sum_type sum(queries(share), store.head_dim());
+    const auto scale = canonical::softmax_scale::of(store.head_dim());
+    for (std::size_t p = 0; p < attended_tokens(tokens, list).parts(); ++p)
+      sum.add(partials + (p * group() + share * attention_max_queries) * partial_floats(), partial_floats(), scale);
+    finish(sum, list, share);
+  }
+
+  /// All parts of a list in one task, to the same bits.
+  void whole(std::size_t list, std::size_t share) const {
+    const attended_tokens attended(tokens, list);
+    if (attended.parts() == 1) return part(list, share, 0, nullptr);
+    float partial[attention_max_queries * (256 + 2)];
+    sum_type all(queries(share), store.head_dim());
+    part_type work(store, list / (lists() / store.heads()), attended, query, first(list, share), queries(share));
+    for (std::size_t p = 0; p < attended.parts(); ++p) {
+      sum_type sum(queries(share), store.head_dim());
+      work.run(attended.begin(p), attended.begin(p + 1), sum);
+      sum.write(partial, partial_floats());
+      all.add(partial, partial_floats(), work.scale());
+    }
+    finish(all, list, share);
+  }
 };
 
 }  // namespace detail
@@ -105,26 +314,45 @@ struct kernel<op::attention, backend::host> {
   template <class P, class Store>
   static void run(const P& policy, view<const float, 2> query, const Store& store, const token_set<>& tokens, view<float, 2> out,
                   view<float, 1> lse) {
-    const std::size_t hq = query.extent(0), lists = tokens.spans.extent(0), g = hq / lists, lists_per_head = lists / store.heads();
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      using online = detail::online_attention<detail::leaf<decltype(isa)>, Store>;
-      const std::size_t parts = (g + online::max_queries - 1) / online::max_queries;
-      policy.runner.run(lists * parts, [&](std::size_t task) {
+      const detail::attention_call<detail::leaf<decltype(isa)>, Store> call{query, store, tokens, out, lse};
+      const std::size_t lists = call.lists(), shares = call.shares();
+      std::size_t parts = 0;
+      for (std::size_t list = 0; list < lists; ++list) parts += detail::attended_tokens(tokens, list).parts();
+      if (parts == lists || !exec::runs_whole_call<typename P::runner_type>) {  // such a runner's calls share no memory for partial sums
+        policy.runner.run(lists * shares, [&](std::size_t task) {
+          const detail::float_environment rounding;
+          call.whole(task / shares, task % shares);
+        });
+        return;
+      }
+      const std::size_t list_floats = call.group() * call.partial_floats();
+      workspace scratch(policy.scratch, scratch_bytes(lists, parts * list_floats), "attention");
+      auto* const first = scratch.template take<std::uint32_t>(lists + 1);
+      auto* const partials = scratch.template take<float>(parts * list_floats);
+      first[0] = 0;
+      for (std::size_t list = 0; list < lists; ++list)
+        first[list + 1] = first[list] + static_cast<std::uint32_t>(detail::attended_tokens(tokens, list).parts());
+      policy.runner.run(parts * shares, [&](std::size_t task) {
         const detail::float_environment rounding;
-        const std::size_t list = task / parts, first = list * g + task % parts * online::max_queries;
-        const std::size_t queries = std::min(online::max_queries, (list + 1) * g - first);
-        online head(store, list / lists_per_head, queries);
-        for (std::size_t q = 0; q < queries; ++q) head.load_query(q, &query(first + q, 0));
-        const token_span span = tokens.spans(list);
-        head.add_range(0, span.leading);
-        if (tokens.indices.data != nullptr) head.add_list(tokens.indices.data + list * tokens.indices.stride(0), tokens.counts(list));
-        head.add_range(span.window_begin, span.window_end);
-        for (std::size_t q = 0; q < queries; ++q) {
-          const float log_sum = head.finish(q, &out(first + q, 0));
-          if (lse.data != nullptr) lse(first + q) = log_sum;
-        }
+        const std::size_t part = task / shares;
+        const auto list = static_cast<std::size_t>(std::upper_bound(first, first + lists, part) - first) - 1;
+        call.part(list, task % shares, part - first[list], partials + first[list] * list_floats);
+      });
+      policy.runner.run(lists * shares, [&](std::size_t task) {
+        const detail::float_environment rounding;
+        const std::size_t list = task / shares;
+        if (first[list + 1] - first[list] > 1) call.merge_parts(list, task % shares, partials + first[list] * list_floats);
       });
     });
+  }
+
+ private:
+  static std::size_t scratch_bytes(std::size_t lists, std::size_t partial_floats) {
+    arena count;
+    count.take<std::uint32_t>(lists + 1);
+    count.take<float>(partial_floats);
+    return count.used_bytes();
   }
 };
 

@@ -13,6 +13,7 @@
 #include "sums/scalar.hpp"
 #if defined(__x86_64__)
 #include "attention/avx2.hpp"
+#include "attention/avx512.hpp"
 #include "centroids/avx2.hpp"
 #include "centroids/avx512.hpp"
 #include "rows/avx2.hpp"

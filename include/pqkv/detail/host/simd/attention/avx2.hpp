@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of attention.
+// AVX2 leaves of attention. Eight sums are in registers at a time, of 1, 2 or 4 queries with 8, 4 or 2 keys; their lanes are added up
+// together. Eight queries are two fours.
 #pragma once
 
 #include <immintrin.h>
 
+#include <algorithm>
+#include <type_traits>
+
 #include "../../../../config.hpp"
+#include "../../../../core/scalar.hpp"
 #include "scalar.hpp"
 
 namespace pqkv::detail {
@@ -12,6 +17,9 @@ namespace pqkv::detail {
 template <>
 struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
   using base = attention_leaf<isa::scalar>;
+
+  template <class T>
+  static constexpr std::size_t split_lanes = std::is_same_v<T, bfloat16> ? 8 : 0;
 
   PQKV_TARGET_AVX2 static void group_dots(const float* queries, std::size_t g, const float* key, std::size_t d, float* out,
                                           std::size_t out_stride) {
@@ -23,24 +31,178 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
         acc[1] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + q * d + i + 8), _mm256_loadu_ps(key + i + 8), acc[1]);
       }
       for (; i + 8 <= d; i += 8) acc[0] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + q * d + i), _mm256_loadu_ps(key + i), acc[0]);
-      const __m256 both = _mm256_add_ps(acc[0], acc[1]);
-      __m128 four = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
-      four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-      float total = _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+      float total = lane_sum(_mm256_add_ps(acc[0], acc[1]));
       for (; i < d; ++i) total += queries[q * d + i] * key[i];
       out[q * out_stride] = total;
     }
   }
 
-  PQKV_TARGET_AVX2 static void group_add(float* acc, std::size_t g, const float* weight, std::size_t weight_stride, const float* value,
-                                         std::size_t d) {
-    for (std::size_t q = 0; q < g; ++q) {
-      const __m256 w = _mm256_set1_ps(weight[q * weight_stride]);
-      float* row = acc + q * d;
-      std::size_t i = 0;
-      for (; i + 8 <= d; i += 8) _mm256_storeu_ps(row + i, _mm256_fmadd_ps(w, _mm256_loadu_ps(value + i), _mm256_loadu_ps(row + i)));
-      for (; i < d; ++i) row[i] += weight[q * weight_stride] * value[i];
+  template <class T>
+  PQKV_TARGET_AVX2 static void tile_dots(const float* queries, std::size_t stride, std::size_t g, const T* const* keys, std::size_t count,
+                                         std::size_t d, rows_ahead<T> ahead, float* out, std::size_t out_stride) {
+    if (g == 1) return score_keys<1>(queries, stride, g, keys, count, d, ahead, out, out_stride);
+    if (g == 2) return score_keys<2>(queries, stride, g, keys, count, d, ahead, out, out_stride);
+    score_keys<4>(queries, stride, std::min<std::size_t>(g, 4), keys, count, d, ahead, out, out_stride);
+    if (g > 4) score_keys<4>(queries + 4 * stride, stride, g - 4, keys, count, d, ahead, out + 4 * out_stride, out_stride);
+  }
+
+  template <class T>
+  PQKV_TARGET_AVX2 static void tile_add(float* sums, std::size_t stride, std::size_t g, const float* weights, std::size_t weight_stride,
+                                        const T* const* values, std::size_t count, std::size_t d, rows_ahead<T> ahead) {
+    if (g == 1) return add_values<1>(sums, stride, g, weights, weight_stride, values, count, d, ahead);
+    if (g == 2) return add_values<2>(sums, stride, g, weights, weight_stride, values, count, d, ahead);
+    add_values<4>(sums, stride, std::min<std::size_t>(g, 4), weights, weight_stride, values, count, d, ahead);
+    if (g > 4) add_values<4>(sums + 4 * stride, stride, g - 4, weights + 4 * weight_stride, weight_stride, values, count, d, ahead);
+  }
+
+  PQKV_TARGET_AVX2 static bool tile_top(const float* x, std::size_t n, float& top) {
+    const __m256i exponent = _mm256_set1_epi32(0x7f800000);
+    __m256i broken = _mm256_setzero_si256();
+    __m256 most = _mm256_set1_ps(top);
+    std::size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      const __m256 some = _mm256_loadu_ps(x + i);
+      most = _mm256_max_ps(most, some);
+      broken = _mm256_or_si256(broken, _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_castps_si256(some), exponent), exponent));
     }
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    top = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+    return base::tile_top(x + i, n - i, top) && _mm256_testz_si256(broken, broken) != 0;
+  }
+
+  PQKV_TARGET_AVX2 static void tile_lower(float* x, std::size_t n, float top) {
+    std::size_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, _mm256_sub_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(top)));
+    base::tile_lower(x + i, n - i, top);
+  }
+
+  PQKV_TARGET_AVX2 static float tile_total(const float* x, std::size_t n) {
+    __m256 all = _mm256_setzero_ps();
+    std::size_t i = 0;
+    for (; i + 8 <= n; i += 8) all = _mm256_add_ps(all, _mm256_loadu_ps(x + i));
+    return lane_sum(all) + base::tile_total(x + i, n - i);
+  }
+
+  PQKV_TARGET_AVX2 static void tile_scale(float* x, std::size_t n, float factor) {
+    std::size_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(factor)));
+    base::tile_scale(x + i, n - i, factor);
+  }
+
+ private:
+  static constexpr std::size_t lanes = 8, pair = 2 * lanes;
+
+  PQKV_TARGET_AVX2 static PQKV_INLINE float lane_sum(__m256 all) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+  }
+
+  /// Sixteen elements of a row as two registers of floats.
+  PQKV_TARGET_AVX2 static PQKV_INLINE void widened(const float* row, __m256& low, __m256& high) {
+    low = _mm256_loadu_ps(row);
+    high = _mm256_loadu_ps(row + lanes);
+  }
+  PQKV_TARGET_AVX2 static PQKV_INLINE void widened(const half* row, __m256& low, __m256& high) {
+    low = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row)));
+    high = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + lanes)));
+  }
+  PQKV_TARGET_AVX2 static PQKV_INLINE void widened(const bfloat16* row, __m256& even, __m256& odd) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  /// The first n of sixteen; zeros behind them.
+  template <class T>
+  PQKV_TARGET_AVX2 static PQKV_INLINE void widened(const T* row, std::size_t n, __m256& low, __m256& high) {
+    if (n >= pair) return widened(row, low, high);
+    T some[pair] = {};
+    std::copy_n(row, n, some);
+    widened(static_cast<const T*>(some), low, high);
+  }
+
+  template <class T>
+  static PQKV_INLINE void touch_rows(rows_ahead<T> ahead, std::size_t t, std::size_t d) {
+    const char* key = reinterpret_cast<const char*>(ahead.keys[t]);
+    const char* value = reinterpret_cast<const char*>(ahead.values[t]);
+    for (std::size_t byte = 0; byte < d * sizeof(T); byte += 64) _mm_prefetch(key + byte, _MM_HINT_T0);
+    for (std::size_t byte = 0; byte < d * sizeof(T); byte += 64) _mm_prefetch(value + byte, _MM_HINT_T0);
+  }
+
+  /// Lane a is the sum of the lanes of acc[a].
+  PQKV_TARGET_AVX2 static PQKV_INLINE __m256 lane_sums(const __m256 (&acc)[8]) {
+    const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(acc[0], acc[1]), _mm256_hadd_ps(acc[2], acc[3])),
+                 high = _mm256_hadd_ps(_mm256_hadd_ps(acc[4], acc[5]), _mm256_hadd_ps(acc[6], acc[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+  }
+
+  /// Q queries with 8 / Q keys at a time; queries behind the g-th are computed and dropped.
+  template <std::size_t Q, class T>
+  PQKV_TARGET_AVX2 static PQKV_INLINE void score_keys(const float* queries, std::size_t stride, std::size_t g, const T* const* keys,
+                                                std::size_t count, std::size_t d, rows_ahead<T> ahead, float* out, std::size_t out_stride) {
+    constexpr std::size_t rows = 8 / Q;
+    alignas(32) float sums[8];
+    for (std::size_t t = 0; t < count; t += rows) {
+      for (std::size_t a = t; a < t + rows; a += 2) touch_rows(ahead, a / 2, d);
+      __m256 acc[8];
+#pragma GCC unroll 8
+      for (std::size_t a = 0; a < 8; ++a) acc[a] = _mm256_setzero_ps();
+      for (std::size_t i = 0; i < d; i += pair)
+#pragma GCC unroll 8
+        for (std::size_t r = 0; r < rows; ++r) {
+          __m256 low, high;
+          widened(keys[t + r] + i, d - i, low, high);
+#pragma GCC unroll 4
+          for (std::size_t q = 0; q < Q; ++q) {
+            acc[r * Q + q] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + q * stride + i), low, acc[r * Q + q]);
+            acc[r * Q + q] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + q * stride + i + lanes), high, acc[r * Q + q]);
+          }
+        }
+      _mm256_store_ps(sums, lane_sums(acc));
+      for (std::size_t q = 0; q < g; ++q)
+        for (std::size_t r = 0; r < rows; ++r) out[q * out_stride + t + r] = sums[r * Q + q];
+    }
+  }
+
+  /// Elements in runs of 16 * C, whose sums stay in registers over the tile. The first run touches the rows ahead.
+  template <std::size_t Q, class T>
+  PQKV_TARGET_AVX2 static PQKV_INLINE void add_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
+                                               std::size_t weight_stride, const T* const* values, std::size_t count, std::size_t d,
+                                               rows_ahead<T> ahead) {
+    constexpr std::size_t widest = Q == 4 ? 1 : 2;
+    std::size_t i = 0;
+    for (; i + widest * pair <= d; i += widest * pair)
+      add_run_of_values<Q, widest>(sums + i, stride, g, weights, weight_stride, values, count, i, pair, d, i == 0, ahead);
+    for (; i < d; i += pair)
+      add_run_of_values<Q, 1>(sums + i, stride, g, weights, weight_stride, values, count, i, d - i, d, i == 0, ahead);
+  }
+  template <std::size_t Q, std::size_t C, class T>
+  PQKV_TARGET_AVX2 static PQKV_INLINE void add_run_of_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
+                                                   std::size_t weight_stride, const T* const* values, std::size_t count,
+                                                   std::size_t first_element, std::size_t n, std::size_t d, bool touches,
+                                                   rows_ahead<T> ahead) {
+    __m256 acc[2 * Q * C];
+#pragma GCC unroll 8
+    for (std::size_t a = 0; a < 2 * Q * C; ++a) acc[a] = _mm256_setzero_ps();
+    for (std::size_t t = 0; t < count; ++t) {
+      if (touches && t % 2 == 0) touch_rows(ahead, t / 2, d);
+      __m256 value[2 * C];
+#pragma GCC unroll 8
+      for (std::size_t c = 0; c < C; ++c) widened(values[t] + first_element + c * pair, n, value[2 * c], value[2 * c + 1]);
+#pragma GCC unroll 8
+      for (std::size_t q = 0; q < Q; ++q) {
+        const __m256 weight = _mm256_set1_ps(weights[q * weight_stride + t]);
+#pragma GCC unroll 8
+        for (std::size_t c = 0; c < 2 * C; ++c) acc[2 * C * q + c] = _mm256_fmadd_ps(weight, value[c], acc[2 * C * q + c]);
+      }
+    }
+    for (std::size_t q = 0; q < g; ++q)
+#pragma GCC unroll 8
+      for (std::size_t c = 0; c < 2 * C; ++c) {
+        float* sum = sums + q * stride + c * lanes;
+        _mm256_storeu_ps(sum, _mm256_add_ps(_mm256_loadu_ps(sum), acc[2 * C * q + c]));
+      }
   }
 };
 

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of attention in plain C++: the plain statement of what each computes. Those marked canonical give the same bits on every ISA; the
-// others agree within rounding.
+// Leaves of attention in plain C++: the plain statement of what each computes. Not canonical: ISAs agree within rounding.
+//
+// A tile is a list of pointers to rows of keys or values, each contiguous, in their storage type. Queries and sums are floats in rows of
+// `stride` elements, a multiple of tile_padding with zeros behind the d-th, in the order that split_lanes says.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -11,11 +14,27 @@
 
 namespace pqkv::detail {
 
+/// Elements to whose multiple the rows of queries and sums are padded, and tokens to whose multiple a list of keys is, by any valid
+/// rows.
+inline constexpr std::size_t tile_padding = 32, tile_row_padding = 16;
+
+/// Rows that a leaf asks the memory for while it computes: it meets `count` tokens of its own and touches count / 2 of these.
+template <class T>
+struct rows_ahead {
+  const T* const* keys;
+  const T* const* values;
+};
+
 template <class Isa>
 struct attention_leaf : attention_leaf<typename Isa::fallback> {};
 
 template <>
 struct attention_leaf<isa::scalar> {
+  /// Order of elements in rows of queries and sums: 0 is the natural one; L means that of each 2 L elements those at even places come
+  /// first. A register of pairs of bfloat16 becomes two of floats in that order by one shift and one mask.
+  template <class T>
+  static constexpr std::size_t split_lanes = 0;
+
   /// out[q * out_stride] = <query q, key>; queries [g, d]
   static void group_dots(const float* queries, std::size_t g, const float* key, std::size_t d, float* out, std::size_t out_stride) {
     for (std::size_t q = 0; q < g; ++q) {
@@ -25,10 +44,55 @@ struct attention_leaf<isa::scalar> {
     }
   }
 
-  /// acc[q, i] += weight[q * weight_stride] * value[i]; acc [g, d]
-  static void group_add(float* acc, std::size_t g, const float* weight, std::size_t weight_stride, const float* value, std::size_t d) {
+  /// out[q * out_stride + t] = <query q, key t>; out is written up to the padded count.
+  template <class T>
+  static void tile_dots(const float* queries, std::size_t stride, std::size_t g, const T* const* keys, std::size_t count, std::size_t d,
+                        rows_ahead<T>, float* out, std::size_t out_stride) {
+    for (std::size_t t = 0; t < count; ++t)
+      for (std::size_t q = 0; q < g; ++q) {
+        float acc = 0;
+        for (std::size_t i = 0; i < d; ++i) acc += queries[q * stride + i] * static_cast<float>(keys[t][i]);
+        out[q * out_stride + t] = acc;
+      }
+  }
+
+  /// sums[q, i] += sum over t of weights[q * weight_stride + t] * values[t][i], the tile's sum taken first
+  template <class T>
+  static void tile_add(float* sums, std::size_t stride, std::size_t g, const float* weights, std::size_t weight_stride,
+                       const T* const* values, std::size_t count, std::size_t d, rows_ahead<T>) {
     for (std::size_t q = 0; q < g; ++q)
-      for (std::size_t i = 0; i < d; ++i) acc[q * d + i] += weight[q * weight_stride] * value[i];
+      for (std::size_t i = 0; i < d; ++i) {
+        float acc = 0;
+        for (std::size_t t = 0; t < count; ++t) acc += weights[q * weight_stride + t] * static_cast<float>(values[t][i]);
+        sums[q * stride + i] += acc;
+      }
+  }
+
+  /// Raises `top` to the largest of x; false if one of them is not finite.
+  static bool tile_top(const float* x, std::size_t n, float& top) {
+    bool finite = true;
+    for (std::size_t i = 0; i < n; ++i) {
+      finite &= is_finite(x[i]);
+      top = std::max(top, x[i]);
+    }
+    return finite;
+  }
+
+  /// x[i] -= top
+  static void tile_lower(float* x, std::size_t n, float top) {
+    for (std::size_t i = 0; i < n; ++i) x[i] -= top;
+  }
+
+  /// The sum of up to a tile's weights.
+  static float tile_total(const float* x, std::size_t n) {
+    float total = 0;
+    for (std::size_t i = 0; i < n; ++i) total += x[i];
+    return total;
+  }
+
+  /// x[i] *= factor
+  static void tile_scale(float* x, std::size_t n, float factor) {
+    for (std::size_t i = 0; i < n; ++i) x[i] *= factor;
   }
 };
 
