@@ -94,6 +94,24 @@ TEST_CASE("retrieve: equal cells are filled by token, not by cell, and the tail 
   }
 }
 
+TEST_CASE("retrieve: many tokens and cells, short and long lists, on every ISA") {
+  for (const table_kind tables : {table_kind::smooth, table_kind::sharp, table_kind::few_values, table_kind::equal})
+    for (const std::size_t k : {1u, 40u, 900u, 20000u}) {
+      random_source random(k + 77);
+      search_problem problem({.h = 2, .g = 5, .m = 2, .bits = 6, .n = 70001, .d = 64, .plane_padding = 3}, tables, code_kind::skewed,
+                             random);
+      problem.set_range(0, 11, 69000, k);
+      problem.set_range(1, 0, 70001, k / 2 + 1);
+      const pqkv::cell_index index = index_of(problem, 300);
+      const retrieved wanted = run_retrieve(host<pqkv::isa::scalar>{}, problem, {}, group_reduction::probability_sum, search_path::scan);
+      CAPTURE(k);
+      CAPTURE(static_cast<int>(tables));
+      for_each_isa([&](auto isa) {
+        CHECK(run_retrieve(host<decltype(isa)>{}, problem, index.view(), group_reduction::probability_sum, search_path::joint) == wanted);
+      });
+    }
+}
+
 TEST_CASE("retrieve: skipped query heads are flagged and left out; all of them skipped takes the lowest positions") {
   search_problem problem = problem_of(4);
   const retrieved clean = run_retrieve(host<>{}, problem, {}, group_reduction::probability_sum, search_path::scan);

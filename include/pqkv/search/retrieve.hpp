@@ -46,9 +46,10 @@ PQKV_HD constexpr search_path resolve_path(search_path wanted, std::size_t cells
 /// @param cells   of the index; 0 without one
 constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t m, std::size_t c, std::size_t tokens,
                                              std::size_t cells) {
-  const std::size_t scored = tokens > cells ? tokens : cells, words = tokens / 64 + 2;
-  return lists * (5 * cache_line_bytes + (scored + cells) * sizeof(float) + 2 * words * sizeof(std::uint64_t)) +
-         scan_scratch_bytes(query_heads, m, c);
+  const std::size_t scored = tokens > cells ? tokens : cells, kept = cells == 0 ? 0 : cells + 64, words = tokens / 64 + 1;
+  const auto lines = [](std::size_t bytes) { return (bytes + cache_line_bytes - 1) / cache_line_bytes * cache_line_bytes; };
+  return scan_scratch_bytes(query_heads, m, c) + lines(lists * scored * sizeof(float)) + 2 * lines(lists * kept * sizeof(float)) +
+         lines(lists * (words + words / 64 + 1) * sizeof(std::uint64_t));
 }
 
 /// Scratch bytes of retrieve() on the CUDA policy; short lists and small indices need less.

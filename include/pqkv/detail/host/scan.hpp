@@ -32,6 +32,23 @@ struct token_items {
       use(first, static_cast<const float*>(values), static_cast<const std::uint32_t*>(nullptr), count);
     }
   }
+  /// Sum of F over the products of entries [m, c].
+  template <class Leaf>
+  std::uint64_t total(const float* entries, std::size_t m, std::size_t c) const {
+    std::uint64_t z = 0;
+    products<Leaf>(entries, m, c, [&](std::size_t, const float* p, const std::uint32_t* weights, std::size_t count) {
+      z += Leaf::total(p, weights, count);
+    });
+    return z;
+  }
+  /// scores[t] = fma(product, factor[q], scores[t]), q ascending, of the products of entries [g, m, c]
+  template <class Leaf>
+  void add_scaled(const float* entries, const float* factor, std::size_t g, std::size_t m, std::size_t c, float* scores) const {
+    for (std::size_t q = 0; q < g; ++q)
+      products<Leaf>(entries + q * m * c, m, c, [&](std::size_t at, const float* p, const std::uint32_t*, std::size_t count) {
+        Leaf::add_scaled(p, factor[q], count, scores + at);
+      });
+  }
   template <class Leaf, class Use>
   void sums(const float* entries, std::size_t m, std::size_t c, Use use) const {
     alignas(cache_line_bytes) float values[tile];
@@ -46,28 +63,56 @@ struct token_items {
 /// All c^m cells in ascending order, each standing for weights[cell] tokens. The first code is the most significant digit.
 struct cell_items {
   const std::uint32_t* weights;
+  std::uint64_t weight_sum;
   std::size_t n;
   float* values;  // [n], scratch
 
   template <class Leaf, class Use>
   void products(const float* entries, std::size_t m, std::size_t c, Use use) const {
-    expand(entries, m, c, [](float prefix, const float* row, std::size_t count, float* out) { Leaf::multiples(prefix, row, count, out); });
+    expand_products<Leaf>(entries, m, c, values);
     use(std::size_t{0}, static_cast<const float*>(values), weights, n);
+  }
+  template <class Leaf>
+  std::uint64_t total(const float* entries, std::size_t m, std::size_t c) const {
+    return Leaf::cell_total(grid<Leaf>(entries, 1, m, c), weights, weight_sum);
+  }
+  template <class Leaf>
+  void add_scaled(const float* entries, const float* factor, std::size_t g, std::size_t m, std::size_t c, float* scores) const {
+    for (std::size_t q = 0; q < g; q += cell_grid::most)
+      Leaf::add_cells(grid<Leaf>(entries + q * m * c, std::min(g - q, cell_grid::most), m, c), factor + q, scores);
   }
   template <class Leaf, class Use>
   void sums(const float* entries, std::size_t m, std::size_t c, Use use) const {
-    expand(entries, m, c, [](float prefix, const float* row, std::size_t count, float* out) { Leaf::offsets(prefix, row, count, out); });
+    expand(
+        entries, m, c, [](float prefix, const float* row, std::size_t count, float* out) { Leaf::offsets(prefix, row, count, out); },
+        values);
     use(std::size_t{0}, static_cast<const float*>(values), weights, n);
   }
 
  private:
+  template <class Leaf>
+  static void expand_products(const float* entries, std::size_t m, std::size_t c, float* out) {
+    expand(
+        entries, m, c, [](float prefix, const float* row, std::size_t count, float* to) { Leaf::multiples(prefix, row, count, to); }, out);
+  }
   /// One subspace after the other, in place: the block of a prefix lies behind all prefixes that are still to be read.
   template <class Extend>
-  void expand(const float* entries, std::size_t m, std::size_t c, Extend extend) const {
-    std::copy_n(entries, c, values);
+  static void expand(const float* entries, std::size_t m, std::size_t c, Extend extend, float* out) {
+    std::copy_n(entries, c, out);
     std::size_t width = c;
     for (std::size_t j = 1; j < m; ++j, width *= c)
-      for (std::size_t prefix = width; prefix-- > 0;) extend(values[prefix], entries + j * c, c, values + prefix * c);
+      for (std::size_t prefix = width; prefix-- > 0;) extend(out[prefix], entries + j * c, c, out + prefix * c);
+  }
+  /// The products of entries [g, m, c], g up to cell_grid::most, as prefixes and rows. The prefixes of a long code go to `values`, which
+  /// has room: there are at least 16 times as many cells.
+  template <class Leaf>
+  cell_grid grid(const float* entries, std::size_t g, std::size_t m, std::size_t c) const {
+    static constexpr float one = 1;
+    const std::size_t prefixes = n / c;
+    if (m == 1) return {g, prefixes, c, &one, 0, entries, c};
+    if (m == 2) return {g, prefixes, c, entries, m * c, entries + c, m * c};
+    for (std::size_t q = 0; q < g; ++q) expand_products<Leaf>(entries + q * m * c, m - 1, c, values + q * prefixes);
+    return {g, prefixes, c, values, prefixes, entries + (m - 1) * c, m * c};
   }
 };
 
@@ -112,14 +157,13 @@ class group_scorer {
   void score(const Items& items, float* scores) const {
     const bool lowest = reduction_ == group_reduction::logit_max;
     std::fill_n(scores, items.n, lowest ? float_from_bits(0xff800000u) : 0.0f);
+    if (reduction_ == group_reduction::probability_sum)
+      return items.template add_scaled<Leaf>(scratch_.entries, scratch_.factor, g_, m_, c_, scores);
     for (std::size_t q = 0; q < g_; ++q) {
       const float* entries = scratch_.entries + q * m_ * c_;
       const float factor = scratch_.factor[q];
       switch (reduction_) {
         case group_reduction::probability_sum:
-          items.template products<Leaf>(entries, m_, c_, [&](std::size_t at, const float* p, const std::uint32_t*, std::size_t count) {
-            Leaf::add_scaled(p, factor, count, scores + at);
-          });
           break;
         case group_reduction::probability_max:
           items.template products<Leaf>(entries, m_, c_, [&](std::size_t at, const float* p, const std::uint32_t*, std::size_t count) {
@@ -183,11 +227,7 @@ class group_scorer {
   template <class Items>
   std::uint64_t exponentiate(const float* u, float* e, const Items& items) const {
     Leaf::exponentials(u, m_ * c_, scale_, e);
-    std::uint64_t z = 0;
-    items.template products<Leaf>(e, m_, c_, [&](std::size_t, const float* p, const std::uint32_t* weights, std::size_t count) {
-      z += Leaf::total(p, weights, count);
-    });
-    return z;
+    return items.template total<Leaf>(e, m_, c_);
   }
 
   scorer_scratch scratch_;

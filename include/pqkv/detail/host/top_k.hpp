@@ -79,6 +79,19 @@ void narrow(key_interval& interval, std::uint64_t k, std::uint64_t enough, AtLea
   }
 }
 
+/// A key in [low, high) that between `fewest` and `most` items are at least, if there is one; else the last one with more.
+/// @param at_least  (key) how many items are at least that
+template <class AtLeast>
+std::uint64_t suggest(double fewest, double most, std::uint64_t low, std::uint64_t high, AtLeast at_least) {
+  while (high - low > 1) {
+    const std::uint64_t key = low + (high - low) / 2;
+    const auto found = static_cast<double>(at_least(static_cast<std::uint32_t>(key)));
+    if (found >= fewest && found <= most) return key;
+    (found > most ? low : high) = key;
+  }
+  return low;
+}
+
 /// Selection from one row of scores.
 template <class Leaf, class T>
 class row_selection {
@@ -131,8 +144,10 @@ class row_selection {
     // Four standard deviations of the rank, and up to one more where that spares cuts.
     const double part = static_cast<double>(k) / static_cast<double>(n_), rank = part * static_cast<double>(size);
     const double deviation = std::sqrt(rank * (1 - part)) + 1;
-    const std::uint64_t low = suggest(size, rank + 4 * deviation, rank + 5 * deviation, key_type::bottom, std::uint64_t{key_type::top} + 1);
-    const std::uint64_t over = suggest(size, rank - 5 * deviation, rank - 4 * deviation, low, interval.high);
+    const auto at_least = [&](std::uint32_t key) { return count(kept_, size, key); };
+    const std::uint64_t low = suggest(rank + 4 * deviation, rank + 5 * deviation, key_type::bottom, interval.high, at_least);
+    std::uint64_t over = interval.high;
+    if (rank > 4 * deviation + 1) over = suggest(rank - 5 * deviation, rank - 4 * deviation, low, over, at_least);
     const std::uint64_t high = std::min<std::uint64_t>(over, key_type::top);
     if (high <= low) {  // as where many scores are equal
       narrow_at(interval, k, low);
@@ -149,18 +164,6 @@ class row_selection {
     if (interval.low == high) return;
     interval.cut(low, found.above + found.kept, k);
     if (interval.low == low) refine(interval, k, found.kept);
-  }
-
-  /// A key that from `fewest` to `most` of the sample are at least, if there is one; else the next one with more.
-  std::uint64_t suggest(std::size_t size, double fewest, double most, std::uint64_t low, std::uint64_t high) const {
-    if (most < 1) return high;
-    while (high - low > 1) {
-      const std::uint64_t key = low + (high - low) / 2;
-      const auto found = static_cast<double>(count(kept_, size, static_cast<std::uint32_t>(key)));
-      if (found >= fewest && found <= most) return key;
-      (found > most ? low : high) = key;
-    }
-    return low;
   }
 
   void narrow_at(key_interval& interval, std::uint64_t k, std::uint64_t key) const {

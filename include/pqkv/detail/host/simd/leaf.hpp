@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention/scalar.hpp"
+#include "cells/scalar.hpp"
 #include "centroids/scalar.hpp"
 #include "float_environment.hpp"
 #include "rows/scalar.hpp"
@@ -14,6 +15,8 @@
 #if defined(__x86_64__)
 #include "attention/avx2.hpp"
 #include "attention/avx512.hpp"
+#include "cells/avx2.hpp"
+#include "cells/avx512.hpp"
 #include "centroids/avx2.hpp"
 #include "centroids/avx512.hpp"
 #include "rows/avx2.hpp"
@@ -34,6 +37,7 @@ namespace pqkv::detail {
 
 template <class Isa>
 struct leaf : row_leaf<Isa>,
+              cell_leaf<Isa>,
               centroid_leaf<Isa>,
               score_leaf<Isa>,
               select_leaf<Isa>,

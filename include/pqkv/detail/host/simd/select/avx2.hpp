@@ -80,6 +80,36 @@ struct select_leaf<isa::avx2> : select_leaf<isa::scalar> {
     return {counts.above + rest.above, counts.kept + rest.kept};
   }
 
+  PQKV_TARGET_AVX2 static std::uint64_t weight_at_least(const float* x, const std::uint32_t* weights, std::size_t n, float bound) {
+    const __m256 limit = _mm256_set1_ps(bound);
+    __m256i sum = _mm256_setzero_si256();
+    std::size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      const __m256i over = _mm256_castps_si256(_mm256_cmp_ps(_mm256_loadu_ps(x + i), limit, _CMP_GE_OQ));
+      sum = _mm256_add_epi32(sum, _mm256_and_si256(over, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + i))));
+    }
+    return sum32(sum) + base::weight_at_least(x + i, weights + i, n - i, bound);
+  }
+
+  PQKV_TARGET_AVX2 static interval_counts keep_between(const float* x, const std::uint32_t* weights, std::size_t n, float low, float high,
+                                                       float* kept, std::uint32_t* kept_weights) {
+    const __m256 from = _mm256_set1_ps(low), to = _mm256_set1_ps(high);
+    __m256i above = _mm256_setzero_si256();
+    std::size_t count = 0, i = 0;
+    for (; i + 8 <= n; i += 8) {
+      const __m256 values = _mm256_loadu_ps(x + i);
+      const __m256i weight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + i));
+      const __m256 over = _mm256_cmp_ps(values, to, _CMP_GE_OQ);
+      above = _mm256_add_epi32(above, _mm256_and_si256(_mm256_castps_si256(over), weight));
+      const auto inside = static_cast<unsigned>(_mm256_movemask_ps(_mm256_andnot_ps(over, _mm256_cmp_ps(values, from, _CMP_GE_OQ))));
+      _mm256_storeu_ps(kept + count, _mm256_permutevar8x32_ps(values, places(inside)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(kept_weights + count), _mm256_permutevar8x32_epi32(weight, places(inside)));
+      count += static_cast<unsigned>(std::popcount(inside));
+    }
+    const interval_counts rest = base::keep_between(x + i, weights + i, n - i, low, high, kept + count, kept_weights + count);
+    return {sum32(above) + rest.above, count + rest.kept};
+  }
+
   PQKV_TARGET_AVX2 static std::size_t emit_at_least(const float* x, std::size_t n, float bound, std::int32_t first, std::int32_t* out,
                                                     std::size_t room) {
     const __m256 limit = _mm256_set1_ps(bound);

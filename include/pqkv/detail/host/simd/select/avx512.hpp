@@ -67,6 +67,40 @@ struct select_leaf<isa::avx512> : select_leaf<isa::avx2> {
     return counts;
   }
 
+  PQKV_TARGET_AVX512 static std::uint64_t weight_at_least(const float* x, const std::uint32_t* weights, std::size_t n, float bound) {
+    const __m512 limit = _mm512_set1_ps(bound);
+    __m512i a = _mm512_setzero_si512(), b = a;
+    std::size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+      a = _mm512_mask_add_epi32(a, at_least(x + i, limit), a, _mm512_loadu_si512(weights + i));
+      b = _mm512_mask_add_epi32(b, at_least(x + i + 16, limit), b, _mm512_loadu_si512(weights + i + 16));
+    }
+    for (; i < n; i += 16) {
+      const __mmask16 over = at_least_of(x + i, n - i, limit);
+      a = _mm512_add_epi32(a, _mm512_maskz_loadu_epi32(over, weights + i));
+    }
+    return sum32(_mm512_add_epi32(a, b));
+  }
+
+  PQKV_TARGET_AVX512 static interval_counts keep_between(const float* x, const std::uint32_t* weights, std::size_t n, float low, float high,
+                                                         float* kept, std::uint32_t* kept_weights) {
+    const __m512 from = _mm512_set1_ps(low), to = _mm512_set1_ps(high);
+    __m512i above = _mm512_setzero_si512();
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < n; i += 16) {
+      const __mmask16 valid = first_of(n - i);
+      const __m512 values = _mm512_maskz_loadu_ps(valid, x + i);
+      const __m512i weight = _mm512_maskz_loadu_epi32(valid, weights + i);
+      const __mmask16 over = _mm512_mask_cmp_ps_mask(valid, values, to, _CMP_GE_OQ);
+      const auto inside = static_cast<__mmask16>(_mm512_mask_cmp_ps_mask(valid, values, from, _CMP_GE_OQ) & ~over);
+      above = _mm512_mask_add_epi32(above, over, above, weight);
+      _mm512_storeu_ps(kept + count, _mm512_maskz_compress_ps(inside, values));
+      _mm512_storeu_si512(kept_weights + count, _mm512_maskz_compress_epi32(inside, weight));
+      count += static_cast<unsigned>(std::popcount(static_cast<unsigned>(inside)));
+    }
+    return {sum32(above), count};
+  }
+
   PQKV_TARGET_AVX512 static std::size_t emit_at_least(const float* x, std::size_t n, float bound, std::int32_t first, std::int32_t* out,
                                                       std::size_t room) {
     const __m512 limit = _mm512_set1_ps(bound);

@@ -37,6 +37,10 @@ struct select_leaf<isa::avx512_vbmi> : select_leaf<isa::avx512> {
   static interval_counts keep_between(const float* x, std::size_t n, float low, float high, float* kept) {
     return base::keep_between(x, n, low, high, kept);
   }
+  static interval_counts keep_between(const float* x, const std::uint32_t* weights, std::size_t n, float low, float high, float* kept,
+                                      std::uint32_t* kept_weights) {
+    return base::keep_between(x, weights, n, low, high, kept, kept_weights);
+  }
   PQKV_TARGET_VBMI static interval_counts keep_between(const std::uint16_t* x, std::size_t n, std::uint16_t low, std::uint16_t high,
                                                        std::uint16_t* kept) {
     const __m512i from = _mm512_set1_epi16(static_cast<short>(low)), to = _mm512_set1_epi16(static_cast<short>(high));
@@ -52,6 +56,20 @@ struct select_leaf<isa::avx512_vbmi> : select_leaf<isa::avx512> {
     }
     const interval_counts rest = base::keep_between(x + i, n - i, low, high, kept + counts.kept);
     return {counts.above + rest.above, counts.kept + rest.kept};
+  }
+
+  PQKV_TARGET_VBMI static std::size_t emit_bits(const std::uint64_t* bits, std::size_t n, std::int32_t first, std::int32_t* out,
+                                                std::size_t room) {
+    std::size_t count = 0, word = 0;
+    for (; word < n && count + 64 <= room; ++word) count += put_64(bits[word], first + static_cast<std::int32_t>(word * 64), out + count);
+    return count + base::emit_bits(bits + word, n - word, first + static_cast<std::int32_t>(word * 64), out + count, room - count);
+  }
+
+  PQKV_TARGET_VBMI static std::size_t emit_words(const std::uint64_t* bits, const std::int32_t* which, std::size_t n, std::int32_t first,
+                                                 std::int32_t* out, std::size_t room) {
+    std::size_t count = 0, i = 0;
+    for (; i < n && count + 64 <= room; ++i) count += put_64(bits[which[i]], first + which[i] * 64, out + count);
+    return count + base::emit_words(bits, which + i, n - i, first, out + count, room - count);
   }
 
  protected:

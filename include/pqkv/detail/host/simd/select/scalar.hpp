@@ -52,6 +52,43 @@ struct select_leaf<isa::scalar> {
   }
   /// @}
 
+  /// Sum of the weights whose scores are at least the bound; all of them together fit in 32 bits.
+  static std::uint64_t weight_at_least(const float* x, const std::uint32_t* weights, std::size_t n, float bound) {
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i < n; ++i) sum += x[i] >= bound ? weights[i] : 0;
+    return sum;
+  }
+
+  /// Copies the scores in [low, high) and their weights, in order; `above` is in weights. Both have room for n + select_slack
+  static interval_counts keep_between(const float* x, const std::uint32_t* weights, std::size_t n, float low, float high, float* kept,
+                                      std::uint32_t* kept_weights) {
+    interval_counts counts;
+    for (std::size_t i = 0; i < n; ++i) {
+      kept[counts.kept] = x[i];
+      kept_weights[counts.kept] = weights[i];
+      counts.above += x[i] >= high ? weights[i] : 0;
+      counts.kept += x[i] >= low && !(x[i] >= high) ? 1 : 0;
+    }
+    return counts;
+  }
+
+  /// Writes first + i, ascending, for every set bit i of n words; returns how many, at most `room`.
+  static std::size_t emit_bits(const std::uint64_t* bits, std::size_t n, std::int32_t first, std::int32_t* out, std::size_t room) {
+    std::size_t count = 0;
+    for (std::size_t word = 0; word < n; ++word)
+      for (std::uint64_t left = bits[word]; left != 0 && count < room; left &= left - 1)
+        out[count++] = first + static_cast<std::int32_t>(word * 64) + std::countr_zero(left);
+    return count;
+  }
+
+  /// The same of the n words bits[which[i]].
+  static std::size_t emit_words(const std::uint64_t* bits, const std::int32_t* which, std::size_t n, std::int32_t first, std::int32_t* out,
+                                std::size_t room) {
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < n; ++i) count += emit_bits(bits + which[i], 1, first + which[i] * 64, out + count, room - count);
+    return count;
+  }
+
  private:
   template <class T>
   static std::size_t plain_count(const T* x, std::size_t n, T bound) {

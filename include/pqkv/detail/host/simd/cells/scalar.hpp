@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Leaves of cells in plain C++: the plain statement of what each computes. The cells of all codes are a grid, prefix [x] times the last
+// subspace's row [y], so their products need no look-up, and no memory where they are used as they are made. All are canonical.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../../../../core/canonical.hpp"
+#include "../../../../exec/isa.hpp"
+
+namespace pqkv::detail {
+
+/// The factors of up to `most` query heads' products over one grid of cells.
+struct cell_grid {
+  static constexpr std::size_t most = 4;
+
+  std::size_t g, prefixes, c;  // c a multiple of 16
+  const float* prefix;         // of query head q at prefix + q * prefix_stride, [prefixes]
+  std::size_t prefix_stride;
+  const float* row;  // of query head q at row + q * row_stride, [c]
+  std::size_t row_stride;
+};
+
+template <class Isa>
+struct cell_leaf : cell_leaf<typename Isa::fallback> {};
+
+template <>
+struct cell_leaf<isa::scalar> {
+  /// Sum over x, y of weight[x, y] * F(prefix[x] * row[y]) of the grid's first query head, modulo 2^64.
+  /// @param weight_sum  of all cells, modulo 2^64
+  static std::uint64_t cell_total(const cell_grid& grid, const std::uint32_t* weights, std::uint64_t weight_sum) {
+    static_cast<void>(weight_sum);
+    std::uint64_t z = 0;
+    for (std::size_t x = 0; x < grid.prefixes; ++x)
+      for (std::size_t y = 0; y < grid.c; ++y)
+        z += canonical::to_fixed(canonical::mul(grid.prefix[x], grid.row[y])) * weights[x * grid.c + y];
+    return z;
+  }
+
+  /// scores[x, y] = fma(prefix[x] * row[y], factor[q], scores[x, y]), q ascending.
+  static void add_cells(const cell_grid& grid, const float* factor, float* scores) {
+    for (std::size_t x = 0; x < grid.prefixes; ++x)
+      for (std::size_t y = 0; y < grid.c; ++y)
+        for (std::size_t q = 0; q < grid.g; ++q)
+          scores[x * grid.c + y] =
+              canonical::fma(canonical::mul(grid.prefix[q * grid.prefix_stride + x], grid.row[q * grid.row_stride + y]), factor[q],
+                             scores[x * grid.c + y]);
+  }
+};
+
+}  // namespace pqkv::detail
