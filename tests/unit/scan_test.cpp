@@ -78,6 +78,24 @@ TEST_CASE("scan: every reduction equals the plain oracle to the bit on every ins
   CHECK(problems == 5 * 5 * 9 * 5);
 }
 
+TEST_CASE("scan: long rows, beyond a tile and with ragged ends, equal the plain oracle to the bit") {
+  random_source random(0x5caa);
+  const group_reduction reductions[] = {group_reduction::probability_sum, group_reduction::probability_max, group_reduction::logit_sum};
+  for (const std::size_t m : {1u, 2u, 3u, 4u, 16u, 17u})
+    for (unsigned bits = 4; bits <= 8; ++bits)
+      for (const std::size_t n : {128 + random.below(128), 2048 + random.below(200)}) {
+        const search_shape shape{
+            .h = 1, .g = 1 + random.below(3), .m = m, .bits = bits, .n = n, .d = 64, .plane_padding = random.below(20)};
+        const search_problem problem(shape, every_table[random.below(5)], every_code[random.below(4)], random);
+        const group_reduction reduction = reductions[random.below(3)];
+        CAPTURE(m);
+        CAPTURE(bits);
+        CAPTURE(n);
+        for_each_isa(
+            [&](auto isa) { REQUIRE(wrong_scores(problem, reduction, run_scan(host<decltype(isa)>{}, problem, reduction, 3), 3) == 0); });
+      }
+}
+
 TEST_CASE("scan: probabilities of a query head sum to one, also where its table was recentred") {
   for (const table_kind tables : {table_kind::smooth, table_kind::sharp, table_kind::overshoot}) {
     const search_problem problem = small_problem(3, tables);

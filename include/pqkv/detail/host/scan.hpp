@@ -18,7 +18,7 @@ namespace detail {
 
 /// Tokens, by their codes in planes. A tile of products stays in the first-level cache.
 struct token_items {
-  static constexpr std::size_t tile = 512;
+  static constexpr std::size_t tile = 2048;
   const std::uint8_t* codes;
   std::size_t stride, n;
 
@@ -247,7 +247,7 @@ struct kernel<op::scan, backend::host> {
     const std::size_t hq = table.entries.extent(0), lists = scores.extent(0), g = hq / lists, lists_per_head = lists / codes.extent(0);
     workspace memory(policy.scratch, scan_scratch_bytes(hq, m, c), "scan");
     const detail::scorer_scratch all = detail::scorer_scratch::carve(memory, hq, m, c);
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
       policy.runner.run(lists, [&](std::size_t list) {
         const detail::float_environment rounding;
         const std::size_t head = list / lists_per_head, first = list * g;

@@ -23,6 +23,7 @@
 #include "rows/avx512.hpp"
 #include "scores/avx2.hpp"
 #include "scores/avx512.hpp"
+#include "scores/avx512_vbmi.hpp"
 #include "select/avx2.hpp"
 #include "select/avx512.hpp"
 #include "select/avx512_vbmi.hpp"

@@ -83,9 +83,11 @@ struct score_leaf<isa::avx512> : score_leaf<isa::avx2> {
     score_leaf<isa::scalar>::add_scaled(p + t, r, n - t, scores + t);
   }
 
- private:
+ protected:
   enum class look_up_step { multiply, add };
   static constexpr __mmask16 all16 = 0xffff;
+
+ private:
   /// Sixteen entries of a table of Vectors * 16 floats in registers.
   template <std::size_t Vectors>
   PQKV_TARGET_AVX512 static PQKV_INLINE __m512 entries_at(const __m512* table, __m512i index) {

@@ -83,7 +83,7 @@ struct shortlist_leaf<isa::avx2> : shortlist_leaf<isa::scalar> {
 
   template <std::size_t M, std::size_t M2>
   PQKV_TARGET_AVX2 static PQKV_INLINE void shape_sums(const shortlist_tables& of, const shortlist_codes& codes, const std::int32_t* tokens,
-                                                std::size_t n, float* z, std::size_t stride) {
+                                                      std::size_t n, float* z, std::size_t stride) {
     const std::size_t m = M != 0 ? M : of.m;
     std::size_t i = 0;
     for (; i + 4 <= n; i += 4) {
