@@ -8,6 +8,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <initializer_list>
 #include <string>
 #include <utility>
@@ -61,6 +62,14 @@ benchmark::internal::Benchmark* add(const std::string& name, Body body) {
   return benchmark::RegisterBenchmark(name.c_str(), body)->Unit(benchmark::kMicrosecond);
 }
 
+/// As Linux names the processor; empty elsewhere.
+inline std::string processor() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.rfind("model name", 0) == 0 && line.find(": ") != std::string::npos) return line.substr(line.find(": ") + 2);
+  return {};
+}
+
 inline void add_context(const ceilings& found) {
   const auto in_units = [](double rate, const char* unit) {
     char text[64];
@@ -73,7 +82,13 @@ inline void add_context(const ceilings& found) {
   benchmark::AddCustomContext("ceiling streaming read, 256 MiB", in_units(found.streaming_read_bytes, "GB/s"));
   benchmark::AddCustomContext("ceiling cached read, 256 KiB", in_units(found.cached_read_bytes, "GB/s"));
   benchmark::AddCustomContext("ceiling random 512 B rows, prefetched", in_units(found.random_row_bytes, "GB/s"));
-  benchmark::AddCustomContext("threads", "1: every figure is of one core");
+  if (const std::string name = processor(); !name.empty()) benchmark::AddCustomContext("cpu", name);
+#ifdef __clang__
+  benchmark::AddCustomContext("compiler", "clang " __clang_version__);
+#else
+  benchmark::AddCustomContext("compiler", "g++ " __VERSION__);
+#endif
+  benchmark::AddCustomContext("threads", "1, unless a name has an axis `threads`");
 }
 
 /// @param add_all  registers the benchmarks

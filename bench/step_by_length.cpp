@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// A decode step of one layer, append, attend and maintain, by context length: dense, a tenth of the tokens, and 2048 tokens at any
+// length; on one and on two threads. Times are the clock's. The longest sequence has 4 GiB of keys and values.
+#include "data.hpp"
+#include "main.hpp"
+
+#include <pqkv/adapt/eigen_thread_pool.hpp>
+
+#include <algorithm>
+#include <memory>
+
+namespace {
+
+constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096, fixed_tokens = 2048;
+
+enum class attends { all, tenth, fixed };
+struct axes {
+  std::size_t n;
+  attends to;
+  bool operator==(const axes&) const = default;
+};
+
+/// A cache with n tokens prefilled, in chunks. Training sees few rows and iterations: a step's time does not depend on it.
+template <class Selector>
+struct sequence {
+  using cache_type = pqkv::pqcache<pqkv::bfloat16, Selector>;
+
+  explicit sequence(const axes& a)
+      : cache(params(a)), query(bench::normal_numbers<float>(hq * d, 81)), out(hq * d), key(h * d), value(h * d) {
+    constexpr std::size_t most = 4096;
+    const pqkv::exec::host<> cpu;
+    for (std::size_t head = 0; head < h; ++head) sources.emplace_back(d, 82 + head);
+    const pqkv::buffer<pqkv::bfloat16> values = bench::normal_numbers<pqkv::bfloat16>(h * most * d, 90);
+    const pqkv::buffer<pqkv::bfloat16> keys(h * most * d);
+    for (std::size_t first = 0; first < a.n; first += most) {
+      const std::size_t count = std::min(most, a.n - first);
+      for (std::size_t row = 0; row < h * count; ++row) sources[row / count].draw(keys.data() + row * d);
+      cache.prefill(cpu, 0, pqkv::make_view(keys.data(), h, count, d), pqkv::make_view(values.data(), h, count, d),
+                    first + count < a.n ? pqkv::chunk::more : pqkv::chunk::last);
+    }
+    cache.maintain(cpu);
+    bench::normal_source normal(91);
+    for (float& x : value) x = normal();
+  }
+
+  static typename cache_type::params params(const axes& a) {
+    typename cache_type::params p{};
+    p.batch = 1;
+    p.kv_heads = h;
+    p.query_heads = hq;
+    p.head_dim = d;
+    p.capacity = a.n + room;
+    if (a.to == attends::fixed) p.budget.tokens = fixed_tokens;
+    if constexpr (std::is_same_v<Selector, pqkv::selector::pq>) p.selector.train = {.iterations = 4, .seed = 7, .rows_per_centroid = 64};
+    return p;
+  }
+
+  template <class P>
+  void step(const P& policy) {
+    for (std::size_t head = 0; head < h; ++head) sources[head].draw(key.data() + head * d);
+    cache.append(policy, pqkv::make_view(key.data(), 1, h, d), pqkv::make_view(value.data(), 1, h, d));
+    cache.attend(policy, pqkv::as_const(pqkv::make_view(query.data(), 1, hq, d)), pqkv::make_view(out.data(), 1, hq, d));
+    cache.maintain(policy);
+  }
+
+  cache_type cache;
+  std::vector<bench::key_source> sources;
+  pqkv::buffer<float> query, out, key, value;
+};
+
+/// One sequence in memory at a time, whatever its policy.
+struct either {
+  explicit either(const axes& a) {
+    if (a.to == attends::all)
+      full = std::make_unique<sequence<pqkv::selector::full>>(a);
+    else
+      pq = std::make_unique<sequence<pqkv::selector::pq>>(a);
+  }
+  template <class P>
+  void step(const P& policy) {
+    if (full)
+      full->step(policy);
+    else
+      pq->step(policy);
+  }
+  std::size_t size() const { return full ? full->cache.size(0) : pq->cache.size(0); }
+  std::unique_ptr<sequence<pqkv::selector::full>> full;
+  std::unique_ptr<sequence<pqkv::selector::pq>> pq;
+};
+
+void run(benchmark::State& state, const axes& a, int threads) {
+  auto& data = bench::kept<either>(a);
+  if (data.size() + static_cast<std::size_t>(state.max_iterations) + 2 > a.n + room) {
+    state.SkipWithError("no room for so many steps: fewer repetitions, please");
+    return;
+  }
+  const auto steps = [&](const auto& policy) {
+    data.step(policy);  // wakes the threads, touches the pages
+    for (auto _ : state) data.step(policy);
+  };
+  if (threads == 1) return steps(pqkv::exec::host<>{});
+  Eigen::ThreadPool pool(threads - 1);
+  steps(pqkv::exec::host<pqkv::isa::best, pqkv::eigen_pool_runner>{.runner = pqkv::eigen_pool_runner(pool), .scratch = {}});
+}
+
+/// A fixed number of steps, since each makes the sequence longer: as many as read about 4 GiB.
+void add_all() {
+  constexpr std::pair<attends, const char*> policies[] = {
+      {attends::all, "full"}, {attends::tenth, "pq_tenth"}, {attends::fixed, "pq_2048"}};
+  for (std::size_t n = 1024; n <= 1048576; n *= 2)
+    for (const auto& [to, policy] : policies)
+      for (const std::size_t threads : {1u, 2u}) {
+        const std::size_t rows = to == attends::all ? n : to == attends::tenth ? n / 10 : std::min(n, fixed_tokens);
+        const std::size_t steps = std::clamp<std::size_t>((std::size_t{1} << 20) / rows, 6, 128);
+        const axes a{n, to};
+        bench::add(bench::named("step_by_length", {{"h", h}, {"g", g}, {"d", d}, {"n", n}, {"threads", threads}},
+                                {{"policy", policy}, {"type", "bf16"}}),
+                   [a, threads](benchmark::State& state) { run(state, a, static_cast<int>(threads)); })
+            ->Iterations(static_cast<benchmark::IterationCount>(steps));
+      }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return bench::run(argc, argv, add_all, bench::clustered_keys); }
