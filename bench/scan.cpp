@@ -36,6 +36,8 @@ void add_all() {
                  [a, r](benchmark::State& state) { run<Isa>(state, a, r.which); });
     };
     for (const reduction& r : reductions) add({.n = 131072, .m = 2, .b = 6}, r);
+    for (const unsigned b : {4u, 5u, 7u, 8u}) add({.n = 131072, .m = 2, .b = b}, reductions[0]);
+    add({.n = 131072, .m = 4, .b = 4}, reductions[0]);
     add({.n = 131072, .m = 4, .b = 8}, reductions[0]);
     add({.n = 131072, .m = 8, .b = 8}, reductions[0]);
   });
