@@ -96,6 +96,22 @@ TEST_CASE("scan: long rows, beyond a tile and with ragged ends, equal the plain 
       }
 }
 
+TEST_CASE("scan: normalisers round every product alike, whatever its size, ties included") {
+  random_source random(0x5cab);
+  for (const bool large : {false, true})
+    for (const std::size_t n : {0u, 15u, 64u, 79u, 1000u, 40000u}) {
+      std::vector<float> p(n);
+      for (float& x : p) {
+        const float mantissa = random.below(2) ? 1.0f + random.uniform() : 1.0f + 0.125f * static_cast<float>(random.below(8));
+        x = random.below(20) == 0 ? 0.0f : std::ldexp(mantissa, -static_cast<int>(random.below(60)));
+      }
+      if (large && n > 0) p[random.below(n)] = 1000.5f;
+      std::uint64_t wanted = 0;
+      for (const float x : p) wanted += static_cast<std::uint64_t>(std::nearbyint(std::ldexp(static_cast<double>(x), 40)));
+      for_each_isa([&](auto isa) { CHECK(pqkv::detail::leaf<decltype(isa)>::total(p.data(), nullptr, n) == wanted); });
+    }
+}
+
 TEST_CASE("scan: probabilities of a query head sum to one, also where its table was recentred") {
   for (const table_kind tables : {table_kind::smooth, table_kind::sharp, table_kind::overshoot}) {
     const search_problem problem = small_problem(3, tables);
