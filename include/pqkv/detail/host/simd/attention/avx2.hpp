@@ -148,17 +148,15 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
       __m256 acc[8];
 #pragma GCC unroll 8
       for (std::size_t a = 0; a < 8; ++a) acc[a] = _mm256_setzero_ps();
-      for (std::size_t i = 0; i < d; i += pair)
+      for (std::size_t i = 0; i < d; i += pair) {
+        __m256 low, high;
 #pragma GCC unroll 8
-        for (std::size_t r = 0; r < rows; ++r) {
-          __m256 low, high;
-          widened(keys[t + r] + i, d - i, low, high);
-#pragma GCC unroll 4
-          for (std::size_t q = 0; q < Q; ++q) {
-            acc[r * Q + q] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + q * stride + i), low, acc[r * Q + q]);
-            acc[r * Q + q] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + q * stride + i + lanes), high, acc[r * Q + q]);
-          }
+        for (std::size_t a = 0; a < 8; ++a) {  // loops of one level: g++ 12 unrolls innermost ones alone early enough
+          if (a % Q == 0) widened(keys[t + a / Q] + i, d - i, low, high);
+          acc[a] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + a % Q * stride + i), low, acc[a]);
+          acc[a] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + a % Q * stride + i + lanes), high, acc[a]);
         }
+      }
       _mm256_store_ps(sums, lane_sums(acc));
       for (std::size_t q = 0; q < g; ++q)
         for (std::size_t r = 0; r < rows; ++r) out[q * out_stride + t + r] = sums[r * Q + q];
@@ -190,19 +188,18 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
       __m256 value[2 * C];
 #pragma GCC unroll 8
       for (std::size_t c = 0; c < C; ++c) widened(values[t] + first_element + c * pair, n, value[2 * c], value[2 * c + 1]);
+      __m256 weight;
 #pragma GCC unroll 8
-      for (std::size_t q = 0; q < Q; ++q) {
-        const __m256 weight = _mm256_set1_ps(weights[q * weight_stride + t]);
-#pragma GCC unroll 8
-        for (std::size_t c = 0; c < 2 * C; ++c) acc[2 * C * q + c] = _mm256_fmadd_ps(weight, value[c], acc[2 * C * q + c]);
+      for (std::size_t a = 0; a < 2 * Q * C; ++a) {
+        if (a % (2 * C) == 0) weight = _mm256_set1_ps(weights[a / (2 * C) * weight_stride + t]);
+        acc[a] = _mm256_fmadd_ps(weight, value[a % (2 * C)], acc[a]);
       }
     }
-    for (std::size_t q = 0; q < g; ++q)
 #pragma GCC unroll 8
-      for (std::size_t c = 0; c < 2 * C; ++c) {
-        float* sum = sums + q * stride + c * lanes;
-        _mm256_storeu_ps(sum, _mm256_add_ps(_mm256_loadu_ps(sum), acc[2 * C * q + c]));
-      }
+    for (std::size_t a = 0; a < 2 * Q * C; ++a) {
+      float* sum = sums + a / (2 * C) * stride + a % (2 * C) * lanes;
+      if (a / (2 * C) < g) _mm256_storeu_ps(sum, _mm256_add_ps(_mm256_loadu_ps(sum), acc[a]));
+    }
   }
 };
 

@@ -117,6 +117,7 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
   /// Lane 4 L + j is the sum of the lanes of acc[4 j + L].
   PQKV_TARGET_AVX512 static PQKV_INLINE __m512 lane_sums(const __m512 (&acc)[16]) {
     __m512 four[4];
+#pragma GCC unroll 4
     for (std::size_t j = 0; j < 4; ++j) {
       const __m512 a = halves(acc[4 * j], acc[4 * j + 1]), b = halves(acc[4 * j + 2], acc[4 * j + 3]);
       four[j] = _mm512_add_ps(_mm512_maskz_shuffle_f32x4(all16, a, b, 0x88), _mm512_maskz_shuffle_f32x4(all16, a, b, 0xdd));
@@ -156,36 +157,31 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX512 static PQKV_INLINE void score_run(const float* queries, std::size_t stride, const T* const* keys,
                                                        std::size_t first_element, std::size_t n, __m512 (&acc)[16]) {
+    // Loops of one level: g++ 12 keeps an array in registers where it can unroll the loop over it early, innermost ones only.
     constexpr std::size_t rows = 16 / Q;
     if constexpr (Q <= 4) {  // few queries: theirs stay in registers
-      __m512 query[2 * Q];
+      __m512 query[2 * Q], low, high;
 #pragma GCC unroll 8
-      for (std::size_t q = 0; q < Q; ++q) {
-        query[2 * q] = _mm512_loadu_ps(queries + q * stride);
-        query[2 * q + 1] = _mm512_loadu_ps(queries + q * stride + lanes);
-      }
+      for (std::size_t a = 0; a < 2 * Q; ++a) query[a] = _mm512_loadu_ps(queries + a / 2 * stride + a % 2 * lanes);
 #pragma GCC unroll 16
-      for (std::size_t r = 0; r < rows; ++r) {
-        __m512 low, high;
-        widened(keys[r] + first_element, n, low, high);
-#pragma GCC unroll 8
-        for (std::size_t q = 0; q < Q; ++q) {
-          acc[r * Q + q] = _mm512_fmadd_ps(query[2 * q], low, acc[r * Q + q]);
-          acc[r * Q + q] = _mm512_fmadd_ps(query[2 * q + 1], high, acc[r * Q + q]);
-        }
+      for (std::size_t a = 0; a < 16; ++a) {
+        if (a % Q == 0) widened(keys[a / Q] + first_element, n, low, high);
+        acc[a] = _mm512_fmadd_ps(query[2 * (a % Q)], low, acc[a]);
+        acc[a] = _mm512_fmadd_ps(query[2 * (a % Q) + 1], high, acc[a]);
       }
     } else {
-      __m512 key[2 * rows];
+      __m512 key[2 * rows], low, high;
 #pragma GCC unroll 16
       for (std::size_t r = 0; r < rows; ++r) widened(keys[r] + first_element, n, key[2 * r], key[2 * r + 1]);
-#pragma GCC unroll 8
-      for (std::size_t q = 0; q < Q; ++q) {
-        const __m512 low = _mm512_loadu_ps(queries + q * stride), high = _mm512_loadu_ps(queries + q * stride + lanes);
 #pragma GCC unroll 16
-        for (std::size_t r = 0; r < rows; ++r) {
-          acc[r * Q + q] = _mm512_fmadd_ps(low, key[2 * r], acc[r * Q + q]);
-          acc[r * Q + q] = _mm512_fmadd_ps(high, key[2 * r + 1], acc[r * Q + q]);
+      for (std::size_t a = 0; a < 16; ++a) {
+        const std::size_t q = a / rows, r = a % rows;
+        if (r == 0) {
+          low = _mm512_loadu_ps(queries + q * stride);
+          high = _mm512_loadu_ps(queries + q * stride + lanes);
         }
+        acc[r * Q + q] = _mm512_fmadd_ps(low, key[2 * r], acc[r * Q + q]);
+        acc[r * Q + q] = _mm512_fmadd_ps(high, key[2 * r + 1], acc[r * Q + q]);
       }
     }
   }
@@ -215,19 +211,18 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
       __m512 value[2 * C];
 #pragma GCC unroll 8
       for (std::size_t c = 0; c < C; ++c) widened(values[t] + first_element + c * pair, n, value[2 * c], value[2 * c + 1]);
-#pragma GCC unroll 8
-      for (std::size_t q = 0; q < Q; ++q) {
-        const __m512 weight = _mm512_set1_ps(weights[q * weight_stride + t]);
-#pragma GCC unroll 8
-        for (std::size_t c = 0; c < 2 * C; ++c) acc[2 * C * q + c] = _mm512_fmadd_ps(weight, value[c], acc[2 * C * q + c]);
+      __m512 weight;
+#pragma GCC unroll 16
+      for (std::size_t a = 0; a < 2 * Q * C; ++a) {
+        if (a % (2 * C) == 0) weight = _mm512_set1_ps(weights[a / (2 * C) * weight_stride + t]);
+        acc[a] = _mm512_fmadd_ps(weight, value[a % (2 * C)], acc[a]);
       }
     }
-    for (std::size_t q = 0; q < std::min(Q, g); ++q)
-#pragma GCC unroll 8
-      for (std::size_t c = 0; c < 2 * C; ++c) {
-        float* sum = sums + q * stride + c * lanes;
-        _mm512_storeu_ps(sum, _mm512_add_ps(_mm512_loadu_ps(sum), acc[2 * C * q + c]));
-      }
+#pragma GCC unroll 16
+    for (std::size_t a = 0; a < 2 * Q * C; ++a) {
+      float* sum = sums + a / (2 * C) * stride + a % (2 * C) * lanes;
+      if (a / (2 * C) < g) _mm512_storeu_ps(sum, _mm512_add_ps(_mm512_loadu_ps(sum), acc[a]));
+    }
   }
 };
 
