@@ -27,17 +27,22 @@ class float_environment {
   unsigned saved_;
 #elif defined(__aarch64__)
   float_environment() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" ::"r"(saved_ & ~std::uint64_t{0x01c80000}));  // FZ, rounding 00, FZ16 off
+    asm volatile("mrs %0, fpcr" : "=r"(control_));
+    asm volatile("mrs %0, fpsr" : "=r"(flags_));
+    asm volatile("msr fpcr, %0" ::"r"(control_ & ~unwanted));
     fence();
   }
   ~float_environment() {
     fence();
-    asm volatile("msr fpcr, %0" ::"r"(saved_));
+    asm volatile("msr fpcr, %0" ::"r"(control_));
+    asm volatile("msr fpsr, %0" ::"r"(flags_));
   }
 
  private:
-  std::uint64_t saved_{};
+  // FIZ, AH, NEP (Armv8.7: inputs flushed, other rules for tiny results); traps of exceptions; FZ16; rounding; FZ; AHP (halves
+  // without infinities).
+  static constexpr std::uint64_t unwanted = 0x05c89f07;
+  std::uint64_t control_{}, flags_{};
 #else
   float_environment() {}
   ~float_environment() {}

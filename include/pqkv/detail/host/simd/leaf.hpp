@@ -32,6 +32,11 @@
 #include "sums/avx2.hpp"
 #include "sums/avx512.hpp"
 #include "sums/avx512_vbmi.hpp"
+#elif defined(__aarch64__)
+#include "attention/neon.hpp"
+#include "centroids/neon.hpp"
+#include "rows/neon.hpp"
+#include "scores/neon.hpp"
 #endif
 
 namespace pqkv::detail {
