@@ -91,8 +91,9 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
 /// @param outcome    [h, m] uint8, a kmeans_outcome each, written
 /// @param squared_radius  [h, m] float, R, written; empty: the plain squared L2 distance
 /// @throws shape_error, value_error; capacity_error when a device policy's scratch is too small
-/// @cost   L * rows * c * ds distance terms a problem, one task a problem; allocates scratch from the heap (training is not part of
-///         a decode step), on a device kmeans_device_scratch_bytes() of the policy's
+/// @cost   L * rows * c * ds distance terms a problem, one task a problem; on the host allocates about rows * (2 * ds + 9) bytes of
+///         scratch from the heap for each problem in progress (training is not part of a decode step), on a device
+///         kmeans_device_scratch_bytes() of the policy's
 template <exec::policy P, class T, class Space>
   requires storage_scalar<T> && reachable_from<Space, P>
 void kmeans(const P& policy, view<T, 4, Space> points, view<const float, 3, typename P::space_type> offset,

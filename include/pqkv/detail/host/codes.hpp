@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
@@ -11,51 +12,86 @@
 
 namespace pqkv {
 
-template <>
-struct kernel<op::encode, backend::host> {
-  static constexpr std::size_t run_tokens = 1024;  // a task: long enough to hide its start, short enough to spread one head
+namespace detail {
 
-  template <class P, class T, class Space>
-  static void run(const P& policy, view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes) {
-    const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      policy.runner.run(keys.extent(0) * runs, [&](std::size_t task) {
-        const detail::float_environment rounding;
-        const std::size_t first = task % runs * run_tokens;
-        encode_run<detail::leaf<decltype(isa)>>(keys, book, codes, task / runs, first, std::min(n, first + run_tokens));
-      });
-    });
+/// Tokens first to last - 1 of one head.
+template <class Leaf, class T, class Space>
+class encode_run {
+ public:
+  static constexpr std::size_t max_tokens = 1024;  // of a task: long enough to hide its start, short enough to spread one head
+
+  encode_run(view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes, std::size_t head, std::size_t first,
+             std::size_t last)
+      : keys_(keys), book_(book), codes_(codes), head_(head), first_(first), last_(last), ds_(book.sub_dim()), tile_(book.row_dim()) {}
+
+  void run() {
+    std::fill_n(odd_, last_ - first_, false);
+    for (std::size_t j = 0; j < book_.subspaces(); ++j) search(j);
+    for (std::size_t t = first_; t < last_; ++t) {
+      if (!odd_[t - first_]) continue;
+      if (!Leaf::all_finite(load_row<Leaf>(row_of(keys_, head_, t), keys_.extent(2), copy_), keys_.extent(2)))
+        for (std::size_t j = 0; j < book_.subspaces(); ++j) codes_(head_, j, t) = 0;
+    }
   }
 
  private:
-  template <class Leaf, class T, class Space>
-  static void encode_run(view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes, std::size_t head, std::size_t first,
-                         std::size_t last) {
-    using search = detail::nearest_search<Leaf>;
-    const std::size_t d = keys.extent(2), m = book.subspaces(), ds = book.sub_dim();
-    const bool on_sphere = book.metric() == key_metric::inner_product;
-    alignas(cache_line_bytes) float copy[max_head_dim];
-    bool finite[run_tokens], usable[search::tile_rows];
-    for (std::size_t t = first; t < last; ++t)
-      finite[t - first] = Leaf::all_finite(detail::load_row<Leaf>(row_of(keys, head, t), d, copy), d);
-    detail::row_tile<search::tile_rows> y;
-    std::uint32_t index[search::tile_rows];
-    for (std::size_t j = 0; j < m; ++j) {
-      const search nearest(&book.centroids(head, j, 0, 0), book.size(), book.row_dim(), last - first);
-      for (std::size_t start = first; start < last; start += search::tile_rows) {
-        const std::size_t rows = std::min(search::tile_rows, last - start);
-        for (std::size_t r = 0; r < rows; ++r) {
-          const auto whole = row_of(keys, head, start + r);
-          const kv_row<std::remove_cv_t<T>> part{whole.data + j * ds * whole.stride, whole.stride};
-          Leaf::centre(detail::load_row<Leaf>(part, ds, copy), &book.mean(head, j * ds), ds, y.row(r));
-          usable[r] = finite[start + r - first];
-          if (on_sphere) usable[r] &= detail::lift_to_sphere(y.row(r), ds, book.squared_radius(head, j));
-        }
-        nearest.find(y.pointers(rows), rows, index);
-        for (std::size_t r = 0; r < rows; ++r)
-          codes(head, j, start + r) = usable[r] ? static_cast<std::uint8_t>(index[r]) : std::uint8_t{0};
+  static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
+
+  /// y of token t in subspace j, without the coordinate that the inner-product metric adds. Its elements are finite where the key's are,
+  /// unless the difference overflows.
+  row_extent load(std::size_t j, std::size_t t, float* y) {
+    const auto whole = row_of(keys_, head_, t);
+    const kv_row<std::remove_cv_t<T>> part{whole.data + j * ds_ * whole.stride, whole.stride};
+    Leaf::centre(load_row<Leaf>(part, ds_, copy_), &book_.mean(head_, j * ds_), ds_, y);
+    const row_extent extent = Leaf::measure(y, ds_);
+    odd_[t - first_] |= !is_finite(extent.largest);
+    return extent;
+  }
+
+  void search(std::size_t j) {
+    nearest_search<Leaf> nearest(&book_.centroids(head_, j, 0, 0), book_.size(), book_.row_dim(), last_ - first_);
+    std::uint8_t index[block_rows];
+    float squared_norm[block_rows];
+    const bool on_sphere = book_.metric() == key_metric::inner_product;
+    for (std::size_t start = first_; start < last_; start += block_rows) {
+      const std::size_t rows = std::min(block_rows, last_ - start);
+      std::uint32_t usable = ~std::uint32_t{0};
+      for (std::size_t r = 0; r < rows; ++r) {
+        const row_extent extent = load(j, start + r, tile_.row(r));
+        squared_norm[r] = is_finite(extent.largest) ? extent.squared_norm : std::numeric_limits<float>::infinity();
+        if (!on_sphere) continue;
+        if (!lift_to_sphere(tile_.row(r), ds_, book_.squared_radius(head_, j))) usable &= ~(std::uint32_t{1} << r);
+        squared_norm[r] += tile_.row(r)[ds_] * tile_.row(r)[ds_];
       }
+      nearest.find_rows(tile_, squared_norm, rows, index);
+      for (std::size_t r = 0; r < rows; ++r) codes_(head_, j, start + r) = (usable >> r & 1u) != 0 ? index[r] : std::uint8_t{0};
     }
+  }
+
+  view<T, 3, Space> keys_;
+  codebook_view<> book_;
+  mutable_codes_view<> codes_;
+  std::size_t head_, first_, last_, ds_;
+  row_tile<Leaf> tile_;
+  alignas(cache_line_bytes) float copy_[max_head_dim];
+  bool odd_[max_tokens];  // may have an element that is not finite
+};
+
+}  // namespace detail
+
+template <>
+struct kernel<op::encode, backend::host> {
+  template <class P, class T, class Space>
+  static void run(const P& policy, view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes) {
+    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+      using part = detail::encode_run<detail::leaf<decltype(isa)>, T, Space>;
+      const std::size_t n = keys.extent(1), runs = (n + part::max_tokens - 1) / part::max_tokens;
+      policy.runner.run(keys.extent(0) * runs, [&](std::size_t task) {
+        const detail::float_environment rounding;
+        const std::size_t first = task % runs * part::max_tokens;
+        part(keys, book, codes, task / runs, first, std::min(n, first + part::max_tokens)).run();
+      });
+    });
   }
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // k-means on the host: one task a problem (head and subspace), rows in ascending order, assignment by the canonical distance and
-// sums in fixed point. Rows are read from the caller's memory in every iteration; nothing of size n * ds is copied.
+// sums in fixed point. Rows are centred and rounded to 16 bits once, for the search; only rows that change their cluster are read from
+// the caller's memory again.
 #pragma once
 
 #include <algorithm>
@@ -12,85 +13,12 @@
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../quantize/kmeans.hpp"
-#include "simd/rows.hpp"
+#include "simd/nearest.hpp"
 
 namespace pqkv {
 namespace detail {
 
-/// Rows that are decided together; rows of a part of a tile are followed by repetitions.
-template <std::size_t Rows>
-class row_tile {
- public:
-  float* row(std::size_t r) { return rows_[r]; }
-  const float* const* pointers(std::size_t count) {
-    for (std::size_t r = 0; r < Rows; ++r) pointers_[r] = rows_[r < count ? r : 0];
-    return pointers_;
-  }
-
- private:
-  alignas(cache_line_bytes) float rows_[Rows][max_head_dim + 16];
-  const float* pointers_[Rows];
-};
-
-/// Nearest centroids of many rows, for k-means and encoding. A register-tiled product |c|^2 / 2 - <y, c> shortlists; where a second
-/// centroid lies within the error of both arithmetics, the canonical distance decides, so the result is the canonical one for every row.
-template <class Leaf>
-class nearest_search {
- public:
-  static constexpr std::size_t tile_rows = Leaf::tile_rows;
-
-  /// @param centroids  [ds, c], dense; must not change while this is in use
-  /// @param rows       that will be looked for: for a few, norms of centroids do not pay
-  nearest_search(const float* centroids, std::size_t c, std::size_t ds, std::size_t rows)
-      : centroids_(centroids), c_(c), ds_(ds), shortlists_(rows >= tile_rows) {
-    if constexpr (tile_rows > 1) {
-      if (!shortlists_) return;
-      for (std::size_t x = 0; x < c; ++x) half_norm_[x] = 0;
-      for (std::size_t i = 0; i < ds; ++i)
-        for (std::size_t x = 0; x < c; ++x) half_norm_[x] = canonical::fma(centroids[i * c + x], centroids[i * c + x], half_norm_[x]);
-      float largest = 0;
-      for (std::size_t x = 0; x < c; ++x) {
-        largest = canonical::max(half_norm_[x], largest);
-        half_norm_[x] *= 0.5f;
-      }
-      largest_norm_ = std::sqrt(largest);
-    }
-  }
-
-  /// index[r] of rows y[r], r < count <= tile_rows; y holds tile_rows valid pointers.
-  void find(const float* const* y, std::size_t count, std::uint32_t* index) const {
-    if (tile_rows == 1 || !shortlists_) {
-      for (std::size_t r = 0; r < count; ++r) index[r] = decide(y[r]);
-    } else if constexpr (tile_rows > 1) {
-      alignas(cache_line_bytes) float values[tile_rows * max_centroids];
-      Leaf::half_distances(y, centroids_, half_norm_, c_, ds_, values);
-      for (std::size_t r = 0; r < count; ++r) {
-        const std::size_t found = Leaf::only_closest(values + r * c_, c_, slack(y[r]));
-        index[r] = found < c_ ? static_cast<std::uint32_t>(found) : decide(y[r]);
-      }
-    }
-  }
-
- private:
-  std::uint32_t decide(const float* y) const { return Leaf::nearest(y, centroids_, c_, ds_).index; }
-
-  /// By how much two values may be in the wrong order. With u = 2^-24, Y = |y|, C the largest |c|: the product's chain errs by at most
-  /// u ds (C^2 + Y C), the canonical distance, halved, by u (ds + 2) (Y + C)^2 / 2; each value by both, rounded up.
-  float slack(const float* y) const {
-    float norm;
-    Leaf::group_dots(y, 1, y, ds_, &norm, 1);
-    const float length = std::sqrt(norm), both = length + largest_norm_;
-    const float square = 1.01f * both * both;  // overflows before any canonical distance does, and then that one decides
-    const float error = 0x1.2p-24f * static_cast<float>(ds_ + 4) * (largest_norm_ * both + 0.5f * square);
-    return 2 * error + std::numeric_limits<float>::min();  // the minimum covers what underflows
-  }
-
-  const float* centroids_;
-  std::size_t c_, ds_;
-  bool shortlists_;
-  float largest_norm_ = 0;
-  alignas(cache_line_bytes) float half_norm_[max_centroids];
-};
+static_assert(max_searched == max_centroids && max_row_dim == max_head_dim + 1);
 
 /// One problem: the rows of one head and subspace, their assignment, and the clusters' sums.
 template <class Leaf, class T>
@@ -110,6 +38,7 @@ class kmeans_problem {
     gather_rows(training_rows(params, points_.extent(0), c_));
     if (!draw_initial({params.seed, stream})) return kmeans_outcome::too_few_distinct_rows;
     scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest_));
+    write_blocks();
     for (std::size_t iteration = 0; iteration < params.iterations; ++iteration) {
       if (!assign(iteration == 0)) break;  // no row moved, so no cluster is empty and no centroid will change
       fill_empty();
@@ -119,10 +48,10 @@ class kmeans_problem {
   }
 
  private:
-  static constexpr std::size_t rows_ahead = 24;
+  static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
 
   void prefetch(std::size_t i) const {
-    if (i >= used_ || points_.stride(1) != 1) return;
+    if (points_.stride(1) != 1) return;
     const T* row = points_.data + rows_[i] * points_.stride(0);
     for (std::size_t e = 0; e < ds_; e += cache_line_bytes / sizeof(T)) __builtin_prefetch(row + e);
   }
@@ -145,18 +74,21 @@ class kmeans_problem {
       const std::size_t t = sample(i);
       centre(t, y_);
       const float* y = y_;
-      if (!Leaf::all_finite(y, ds_)) continue;
+      const row_extent extent = Leaf::measure(y, ds_);
+      if (!is_finite(extent.largest)) continue;
       if (squared_radius_ != nullptr) {
         const float norm = canonical::dot(y, y, 1, ds_);
         if (!is_finite(norm)) continue;
         radius = canonical::max(norm, radius);
       }
       rows_[used_++] = static_cast<std::uint32_t>(t);
-      for (std::size_t e = 0; e < ds_; ++e) largest_ = canonical::max(std::fabs(y[e]), largest_);
+      largest_ = canonical::max(extent.largest, largest_);
+      squared_norm_ = extent.squared_norm > squared_norm_ ? extent.squared_norm : squared_norm_;
     }
     if (squared_radius_ != nullptr) {
       *squared_radius_ = radius;
       largest_ = canonical::max(canonical::sqrt(radius), largest_);
+      squared_norm_ = 1.0001f * radius;  // with rounding of the added coordinate
     }
     owner_ = buffer<std::uint8_t>(used_);
     count_ = buffer<std::uint32_t>(c_);
@@ -189,30 +121,76 @@ class kmeans_problem {
     return true;
   }
 
+  /// The rows, rounded, in blocks for the search; none where they cannot be scaled.
+  void write_blocks() {
+    if (!has_shortlist_scale(squared_norm_)) return;
+    norm_ = norm_bound(squared_norm_);
+    block_scale_ = shortlist_reach / norm_;
+    block_size_ = (width_ + 1) / 2 * block_rows;
+    block_ = buffer<std::int32_t>((used_ + block_rows - 1) / block_rows * block_size_);
+    row_tile<Leaf> y(width_);
+    for (std::size_t first = 0; first < used_; first += block_rows) {
+      const std::size_t rows = std::min(block_rows, used_ - first);
+      for (std::size_t r = 0; r < rows; ++r) load(first + r, y.row(r));
+      y.clear(rows, block_rows);
+      Leaf::write_block(y.row(0), y.stride(), width_, block_scale_, block_.data() + first / block_rows * block_size_);
+    }
+  }
+
   /// Whether a row changed its cluster.
   bool assign(bool initial) {
-    bool changed = initial;
-    for (std::uint32_t& count : count_) count = 0;
-    for (std::int64_t& sum : sum_) sum = 0;
-    using search = nearest_search<Leaf>;
-    const search nearest(centroids_, c_, width_, used_);
-    row_tile<search::tile_rows> y;
-    std::uint32_t index[search::tile_rows];
-    for (std::size_t first = 0; first < used_; first += search::tile_rows) {
-      const std::size_t rows = std::min(search::tile_rows, used_ - first);
-      for (std::size_t r = 0; r < rows; ++r) {
-        prefetch(first + r + rows_ahead);
-        load(first + r, y.row(r));
+    nearest_search<Leaf> nearest(centroids_, c_, width_, used_);
+    std::uint8_t index[block_rows];
+    changes found[2];
+    changed_ = initial;
+    for (std::size_t first = 0, turn = 0; first < used_; first += block_rows, turn ^= 1) {
+      const std::size_t rows = std::min(block_rows, used_ - first);
+      std::uint32_t open = ~std::uint32_t{0} >> (block_rows - rows);
+      if (block_.size() != 0) open &= nearest.find(block_.data() + first / block_rows * block_size_, block_scale_, norm_, index);
+      for (; open != 0; open &= open - 1) {
+        const auto r = static_cast<std::size_t>(__builtin_ctz(open));
+        index[r] = static_cast<std::uint8_t>(nearest.decide(row(first + r)));
       }
-      nearest.find(y.pointers(rows), rows, index);
       for (std::size_t r = 0; r < rows; ++r) {
-        changed |= owner_[first + r] != index[r];
-        owner_[first + r] = static_cast<std::uint8_t>(index[r]);
-        ++count_[index[r]];
-        Leaf::accumulate(y.row(r), scale_, width_, sum_.data() + index[r] * width_);
+        if (!initial && owner_[first + r] == index[r]) continue;
+        prefetch(first + r);
+        found[turn].add(first + r, index[r]);
       }
+      move(found[turn ^ 1], initial);  // of the block before: its rows are in a near cache by now
     }
-    return changed;
+    move(found[0], initial);
+    move(found[1], initial);
+    return changed_;
+  }
+
+  /// Rows of one block that leave their cluster.
+  struct changes {
+    std::size_t count = 0;
+    std::uint32_t row[block_rows];
+    std::uint8_t to[block_rows];
+    void add(std::size_t i, std::uint8_t owner) {
+      row[count] = static_cast<std::uint32_t>(i);
+      to[count++] = owner;
+    }
+  };
+
+  /// Sums are exact, so taking a row out of one and into another gives what adding up all rows again would.
+  void move(changes& found, bool initial) {
+    changed_ |= found.count != 0;
+    for (std::size_t k = 0; k < found.count; ++k) {
+      const std::size_t i = found.row[k], from = owner_[i], to = found.to[k];
+      const float* y = row(i);
+      std::int64_t* const target = sum_.data() + to * width_;
+      if (initial) {
+        Leaf::accumulate(y, scale_, width_, target);
+      } else {
+        Leaf::transfer(y, scale_, width_, sum_.data() + from * width_, target);
+        --count_[from];
+      }
+      ++count_[to];
+      owner_[i] = static_cast<std::uint8_t>(to);
+    }
+    found.count = 0;
   }
 
   /// Every empty cluster, ascending, takes the farthest row of the fullest cluster; ties to the lower index.
@@ -229,12 +207,7 @@ class kmeans_problem {
         const float distance = canonical::squared_distance(row(i), centroids_ + fullest, c_, width_);
         if (farthest == used_ || distance > largest) farthest = i, largest = distance;
       }
-      const float* y = row(farthest);
-      for (std::size_t e = 0; e < width_; ++e) {
-        const std::int64_t term = canonical::fixed_point(y[e], scale_);
-        sum_[fullest * width_ + e] -= term;
-        sum_[empty * width_ + e] += term;
-      }
+      Leaf::transfer(row(farthest), scale_, width_, sum_.data() + fullest * width_, sum_.data() + empty * width_);
       --count_[fullest];
       ++count_[empty];
       owner_[farthest] = static_cast<std::uint8_t>(empty);
@@ -252,7 +225,12 @@ class kmeans_problem {
   float* centroids_;                       // [width, c]
   float* squared_radius_;                  // null: squared L2
   std::size_t c_, ds_, width_, used_ = 0;  // width: ds, or ds + 1 on the sphere
-  float largest_ = 0, scale_ = 1;
+  float largest_ = 0, squared_norm_ = 0;   // the largest |y_i| and |y|^2
+  float scale_ = 1;                        // of the sums
+  float norm_ = 0, block_scale_ = 0;       // at least any |y|; of the blocks
+  std::size_t block_size_ = 0;
+  bool changed_ = false;
+  buffer<std::int32_t> block_;  // [rows / block_rows][block_size]
   buffer<std::uint32_t> rows_, count_;
   buffer<std::uint8_t> owner_;
   buffer<std::int64_t> sum_;  // [c, width]

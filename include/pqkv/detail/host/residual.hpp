@@ -99,21 +99,25 @@ struct kernel<op::encode_residual, backend::host> {
                          std::size_t first, std::size_t last) {
     using search = detail::nearest_search<Leaf>;
     const std::size_t ds = fine.sub_dim();
-    bool finite[run_tokens], usable[search::tile_rows];
+    bool finite[run_tokens];
     for (std::size_t t = first; t < last; ++t) finite[t - first] = source.finite(t);
-    detail::row_tile<search::tile_rows> r;
-    std::uint32_t index[search::tile_rows];
+    detail::row_tile<Leaf> r(ds);
+    std::uint8_t index[search::block_rows];
+    float squared_norm[search::block_rows];
     for (std::size_t j = 0; j < fine.subspaces(); ++j) {
-      const search nearest(&fine.centroids(head, j, 0, 0), fine.size(), ds, last - first);
-      for (std::size_t start = first; start < last; start += search::tile_rows) {
-        const std::size_t rows = std::min(search::tile_rows, last - start);
+      search nearest(&fine.centroids(head, j, 0, 0), fine.size(), ds, last - first);
+      for (std::size_t start = first; start < last; start += search::block_rows) {
+        const std::size_t rows = std::min(search::block_rows, last - start);
+        std::uint32_t usable = 0;
         for (std::size_t i = 0; i < rows; ++i) {
           source.take(start + i, j * ds, ds, r.row(i));
-          usable[i] = finite[start + i - first] && Leaf::all_finite(r.row(i), ds);
+          const detail::row_extent extent = Leaf::measure(r.row(i), ds);
+          const bool whole = is_finite(extent.largest);
+          squared_norm[i] = whole ? extent.squared_norm : std::numeric_limits<float>::infinity();
+          usable |= static_cast<std::uint32_t>(finite[start + i - first] && whole) << i;
         }
-        nearest.find(r.pointers(rows), rows, index);
-        for (std::size_t i = 0; i < rows; ++i)
-          fine_codes(head, start + i, j) = usable[i] ? static_cast<std::uint8_t>(index[i]) : std::uint8_t{0};
+        nearest.find_rows(r, squared_norm, rows, index);
+        for (std::size_t i = 0; i < rows; ++i) fine_codes(head, start + i, j) = (usable >> i & 1u) != 0 ? index[i] : std::uint8_t{0};
       }
     }
   }

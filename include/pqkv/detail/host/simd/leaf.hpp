@@ -7,6 +7,7 @@
 #include "cells/scalar.hpp"
 #include "centroids/scalar.hpp"
 #include "float_environment.hpp"
+#include "nearest/scalar.hpp"
 #include "rows/scalar.hpp"
 #include "scores/scalar.hpp"
 #include "select/scalar.hpp"
@@ -19,6 +20,8 @@
 #include "cells/avx512.hpp"
 #include "centroids/avx2.hpp"
 #include "centroids/avx512.hpp"
+#include "nearest/avx2.hpp"
+#include "nearest/avx512.hpp"
 #include "rows/avx2.hpp"
 #include "rows/avx512.hpp"
 #include "scores/avx2.hpp"
@@ -45,6 +48,7 @@ template <class Isa>
 struct leaf : row_leaf<Isa>,
               cell_leaf<Isa>,
               centroid_leaf<Isa>,
+              nearest_leaf<Isa>,
               score_leaf<Isa>,
               select_leaf<Isa>,
               shortlist_leaf<Isa>,

@@ -21,9 +21,6 @@ struct centroid_leaf : centroid_leaf<typename Isa::fallback> {};
 
 template <>
 struct centroid_leaf<isa::scalar> {
-  /// Rows that half_distances() takes at once; 1: it does not exist, and nearest() decides every row.
-  static constexpr std::size_t tile_rows = 1;
-
   /// Canonical. argmin over x of the squared distance of y and centroid x, ties to the lower index; centroids [ds, c].
   static nearest_centroid nearest(const float* y, const float* centroids, std::size_t c, std::size_t ds) {
     nearest_centroid best{0, canonical::squared_distance(y, centroids, c, ds)};
@@ -37,6 +34,15 @@ struct centroid_leaf<isa::scalar> {
   /// Canonical. sum[i] += y[i] in fixed point
   static void accumulate(const float* y, float scale, std::size_t n, std::int64_t* sum) {
     for (std::size_t i = 0; i < n; ++i) sum[i] += canonical::fixed_point(y[i], scale);
+  }
+
+  /// Canonical. y in fixed point, out of one sum and into another
+  static void transfer(const float* y, float scale, std::size_t n, std::int64_t* from, std::int64_t* to) {
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::int64_t term = canonical::fixed_point(y[i], scale);
+      from[i] -= term;
+      to[i] += term;
+    }
   }
 
   /// Canonical. out[x] = <q, centroid x>; centroids [ds, c]

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// Nearest centroids of many rows, for k-means and encoding: a shortlist by exact products of 16-bit integers, which take half the
+// time of fused multiply-adds; where a second centroid lies within the error of both arithmetics, the canonical distance decides, so
+// that the result is the canonical one for every row.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "../../../core/buffer.hpp"
+#include "rows.hpp"
+
+namespace pqkv::detail {
+
+inline constexpr std::size_t max_searched = 256;  // centroids
+inline constexpr std::size_t max_row_dim = 257;   // with the coordinate of the inner-product metric
+
+/// Scaled norms are at most this: products, half norms and all differences of values are below 2^31 then.
+inline constexpr float shortlist_reach = 28000.0f;
+
+/// Whether rows of that squared norm can be scaled: no square overflows, and what underflows does not count.
+inline bool has_shortlist_scale(float squared_norm) { return squared_norm >= 0x1p-80f && squared_norm <= 0x1p100f; }
+
+/// Not less than the norm, for a sum of squares within 300 roundings.
+inline float norm_bound(float squared_norm) { return 1.0001f * std::sqrt(squared_norm); }
+
+/// Rows of floats that become one block; each row is followed by zeros.
+template <class Leaf>
+class row_tile {
+ public:
+  explicit row_tile(std::size_t width) : stride_((width + Leaf::row_step - 1) / Leaf::row_step * Leaf::row_step) {
+    std::fill_n(rows_, Leaf::block_rows * stride_, 0.0f);
+  }
+  float* row(std::size_t r) { return rows_ + r * stride_; }
+  void clear(std::size_t first, std::size_t last) { std::fill(row(first), rows_ + last * stride_, 0.0f); }
+  std::size_t stride() const { return stride_; }
+
+ private:
+  std::size_t stride_;
+  alignas(cache_line_bytes) float rows_[Leaf::block_rows * ((max_row_dim + Leaf::row_step - 1) / Leaf::row_step * Leaf::row_step)];
+};
+
+/// The search among c centroids.
+///
+/// Let rows be scaled by s and centroids by t, K = shortlist_reach, s|y|, s|c| and t|c| at most K (1 + 2^-10), u = 2^-24, and
+/// x = s t (|c|^2 / 2 - <y, c>), of which the order is that of true distances. Rounding to integers moves each coordinate by at most
+/// 1/2 + u K, so both vectors by at most rho = sqrt(ds) / 2 + 0.1, and the product by at most rho (t|c| + s|y|) + rho^2. The
+/// half norm, cut to an integer, is wrong by 1 + (ds + 4) u K^2 / 2, the replaced low byte by 255. The canonical distance, halved and
+/// scaled, is wrong by (ds + 2) u (s t) (|y| + |c|)^2 / 2 <= (ds + 2) u 2 K^2. Two centroids whose values differ by more than twice
+/// the sum of these have the order of their canonical distances.
+template <class Leaf>
+class nearest_search {
+ public:
+  static constexpr std::size_t block_rows = Leaf::block_rows;
+  static_assert(block_rows == 32, "a bit of the result for each");
+
+  /// Rows from which on a shortlist pays: its beginning costs what 4 to 8 canonical decisions cost.
+  static constexpr std::size_t least_rows = 8;
+
+  /// @param centroids  [ds, c], dense; must not change while this is in use
+  /// @param rows       that will be looked for
+  nearest_search(const float* centroids, std::size_t c, std::size_t ds, std::size_t rows)
+      : centroids_(centroids), c_(c), ds_(ds), pairs_((ds + 1) / 2), rho_(0.5f * std::sqrt(static_cast<float>(ds)) + 0.1f) {
+    if (rows < least_rows) return;
+    Leaf::squared_norms(centroids, c, ds, squared_norm_);
+    float largest = 0;
+    for (std::size_t x = 0; x < c; ++x) largest = squared_norm_[x] > largest ? squared_norm_[x] : largest;
+    for (std::size_t x = 0; x < c; ++x)
+      if (!is_finite(squared_norm_[x])) largest = squared_norm_[x];
+    if (!has_shortlist_scale(largest)) return;
+    norm_ = norm_bound(largest);
+    scale_ = shortlist_reach / norm_;
+    while (chunk_ > c || chunk_ * pairs_ > chunk_elements) chunk_ /= 2;
+    if (chunk_ == c) Leaf::write_centroids(centroids, c, c, ds, -scale_, pair_);
+  }
+
+  /// Not less than any |c|; 0: no block can be searched.
+  float largest_norm() const { return norm_; }
+
+  /// Rows of a block; every bit of the result is a row that decide() must be asked about, the others have their index.
+  ///
+  /// @param block  from write_block()
+  /// @param scale  of the block
+  /// @param norm   at least that of every row
+  /// @param index  [block_rows], written
+  std::uint32_t find(const std::int32_t* block, float scale, float norm, std::uint8_t* index) {
+    constexpr float reach = 1.0009f * shortlist_reach;
+    if (!(norm_ > 0 && scale * norm_ <= reach && scale * norm <= reach)) return ~std::uint32_t{0};
+    if (scale != start_scale_) begin_at(scale);
+    alignas(cache_line_bytes) std::int32_t least[block_rows], second[block_rows];
+    std::fill_n(least, block_rows, std::numeric_limits<std::int32_t>::max());
+    std::fill_n(second, block_rows, std::numeric_limits<std::int32_t>::max());
+    for (std::size_t first = 0; first < c_; first += chunk_) {
+      if (chunk_ != c_) Leaf::write_centroids(centroids_ + first, c_, chunk_, ds_, -scale_, pair_);
+      Leaf::two_least(block, pair_, start_ + first, chunk_, pairs_, first, least, second);
+    }
+    return Leaf::close_calls(least, second, slack(scale * norm), index);
+  }
+
+  /// The nearest centroids of `count` rows, canonical. Rows are changed.
+  ///
+  /// @param squared_norm  [count], as measure() finds it; anything but a finite number for a row that is not finite
+  /// @param index         [block_rows], written up to `count`
+  void find_rows(row_tile<Leaf>& y, const float* squared_norm, std::size_t count, std::uint8_t* index) {
+    std::uint32_t open = ~std::uint32_t{0} >> (block_rows - count), found = 0;
+    if (norm_ > 0) {
+      float largest = 0;
+      for (std::size_t r = 0; r < count; ++r) {
+        if (squared_norm[r] <= 0x1p100f) {
+          largest = squared_norm[r] > largest ? squared_norm[r] : largest;
+          continue;
+        }
+        index[r] = static_cast<std::uint8_t>(decide(y.row(r)));
+        y.clear(r, r + 1);
+        found |= std::uint32_t{1} << r;
+      }
+      y.clear(count, block_rows);
+      const float norm = norm_bound(largest), scale = shortlist_reach / std::max(norm, norm_);
+      alignas(cache_line_bytes) std::int32_t block[(max_row_dim + 1) / 2 * block_rows];
+      Leaf::write_block(y.row(0), y.stride(), ds_, scale, block);
+      std::uint8_t shortlisted[block_rows];
+      open &= ~found;
+      const std::uint32_t close = find(block, scale, norm, shortlisted);
+      for (std::size_t r = 0; r < count; ++r) index[r] = (found >> r & 1u) != 0 ? index[r] : shortlisted[r];
+      open &= close;
+    }
+    for (; open != 0; open &= open - 1) {
+      const auto r = static_cast<std::size_t>(__builtin_ctz(open));
+      index[r] = static_cast<std::uint8_t>(decide(y.row(r)));
+    }
+  }
+
+  std::uint32_t decide(const float* y) const { return Leaf::nearest(y, centroids_, c_, ds_).index; }
+
+ private:
+  static constexpr std::size_t chunk_elements = 8192;  // 32 KiB of centroids: in a near cache, and on any thread's stack
+
+  void begin_at(float scale) {
+    const float factor = 0.5f * scale * scale_;
+    for (std::size_t x = 0; x < c_; ++x) start_[x] = static_cast<std::int32_t>(squared_norm_[x] * factor);
+    start_scale_ = scale;
+  }
+
+  /// @param reach  s|y|, at most
+  std::int32_t slack(float reach) const {
+    const float rounding = 0x1p-24f * static_cast<float>(ds_ + 4) * 2.6f * shortlist_reach * shortlist_reach;
+    const float error = rho_ * (1.01f * (shortlist_reach + reach) + rho_) + 256.0f + rounding;
+    return static_cast<std::int32_t>(2.02f * error) + 1;
+  }
+
+  const float* centroids_;
+  std::size_t c_, ds_, pairs_, chunk_ = max_searched;
+  float rho_, norm_ = 0, scale_ = 0, start_scale_ = 0;
+  alignas(cache_line_bytes) float squared_norm_[max_searched];
+  alignas(cache_line_bytes) std::int32_t start_[max_searched];
+  alignas(cache_line_bytes) std::int32_t pair_[chunk_elements];
+};
+
+}  // namespace pqkv::detail
