@@ -9,7 +9,7 @@
 #include <pqkv/pqkv.hpp>
 
 #include "plain_attention.hpp"
-#include "plain_search.hpp"
+#include "plain_rerank.hpp"
 
 namespace pqkv_cases {
 
@@ -66,19 +66,26 @@ class slot_model {
     const auto rows = pqkv::as_const(pqkv::make_view(all.data(), h_, n_, d_)).slice(1, first(), n_ - first());
     pqkv::codebook book(shape);
     if (rows.extent(1) < shape.centroids()) return;
-    if (pqkv::train(pqkv::exec::host<pqkv::isa::scalar>{}, rows, book, settings.train) == pqkv::kmeans_outcome::trained)
-      book_.emplace(std::move(book));
+    const pqkv::exec::host<pqkv::isa::scalar> cpu;
+    if (pqkv::train(cpu, rows, book, settings.train) != pqkv::kmeans_outcome::trained) return;
+    if (settings.residual.used()) {
+      pqkv::codebook fine(pqkv::residual_shape(shape, settings.residual.subspaces, settings.residual.bits));
+      if (rows.extent(1) < fine.shape().centroids()) return;
+      pqkv::codes codes(shape, rows.extent(1));
+      pqkv::encode(cpu, rows, book.view(), codes.mutable_view());
+      std::vector<std::uint8_t> outcome(h_ * settings.residual.subspaces);
+      pqkv::train_residual(cpu, rows, codes.view(), book.view(), fine.mutable_view(),
+                           pqkv::make_view(outcome.data(), h_, settings.residual.subspaces), settings.train);
+      for (const std::uint8_t one : outcome)
+        if (one != static_cast<std::uint8_t>(pqkv::kmeans_outcome::trained)) return;
+      fine_.emplace(std::move(fine));
+    }
+    book_.emplace(std::move(book));
   }
   void copy_from(const slot_model& other) {
     keys_ = other.keys_, values_ = other.values_, n_ = other.n_, prompt_ = other.prompt_, window_begin_ = other.window_begin_;
-    book_.reset();
-    if (!other.book_) return;
-    book_.emplace(other.book_->shape());
-    const auto from = other.book_->view();
-    const auto to = book_->mutable_view();
-    std::copy_n(from.centroids.data, from.centroids.size(), to.centroids.data);
-    std::copy_n(from.mean.data, from.mean.size(), to.mean.data);
-    std::copy_n(from.squared_radius.data, from.squared_radius.size(), to.squared_radius.data);
+    copy_book(other.book_, book_);
+    copy_book(other.fine_, fine_);
   }
 
   /// The lists that product quantization retrieves, [lists]; the whole middle without a codebook.
@@ -108,9 +115,10 @@ class slot_model {
                             d_,
                             settings.reduction};
       plain_notes notes;
-      chosen[which] = plain_top_k(plain_scores(list, notes), k);
+      chosen[which] = plain_top_k(plain_scores(list, notes), fine_ ? k * settings.residual.shortlist : k);
       for (std::int32_t& t : chosen[which]) t += static_cast<std::int32_t>(first());
     }
+    if (fine_) rerank(query, chosen, table.view(), codes.view(), pqkv::as_const(pqkv::make_view(all.data(), h_, n_, d_)), k, settings);
     return chosen;
   }
 
@@ -126,10 +134,38 @@ class slot_model {
   }
 
  private:
+  static void copy_book(const std::optional<pqkv::codebook>& from, std::optional<pqkv::codebook>& to) {
+    to.reset();
+    if (!from) return;
+    to.emplace(from->shape());
+    const auto source = from->view();
+    const auto target = to->mutable_view();
+    std::copy_n(source.centroids.data, source.centroids.size(), target.centroids.data);
+    std::copy_n(source.mean.data, source.mean.size(), target.mean.data);
+    std::copy_n(source.squared_radius.data, source.squared_radius.size(), target.squared_radius.data);
+  }
+
+  /// The second stage, on shortlists in `chosen`.
+  void rerank(const std::vector<float>& query, std::vector<std::vector<std::int32_t>>& chosen, pqkv::distance_table_view<> table,
+              pqkv::codes_view<> codes, pqkv::view<const T, 3> keys, std::size_t k, const pqkv::selector::pq::params& settings) const {
+    const std::size_t hq = query.size() / d_, m = fine_->shape().subspaces;
+    const std::vector<std::uint8_t> rows = plain_encode_residual(keys, codes, book_->view(), fine_->view());
+    const std::vector<float> entries = plain_inner_product_table(pqkv::make_view(query.data(), hq, d_), fine_->view());
+    for (std::size_t which = 0; which < chosen.size(); ++which) {
+      const std::size_t g = hq / chosen.size(), head = which * h_ / chosen.size();
+      const plain_shortlist list{
+          {table.entries.slice(0, which * g, g), table.bias.slice(0, which * g, g), codes[head], 0, 0, d_, settings.reduction},
+          pqkv::make_view(entries.data(), hq, m, fine_->shape().centroids()).slice(0, which * g, g),
+          pqkv::make_view(rows.data(), h_, n_, m)[head],
+          chosen[which]};
+      chosen[which] = plain_rerank(list, k);
+    }
+  }
+
   std::size_t h_, d_, n_ = 0, prompt_ = 0, window_begin_ = 0;
   pqkv::budget_rule rule_;
   std::vector<std::vector<T>> keys_, values_;  // [h][n * d]
-  std::optional<pqkv::codebook> book_;
+  std::optional<pqkv::codebook> book_, fine_;
 };
 
 }  // namespace pqkv_cases

@@ -186,6 +186,11 @@ typename pqkv::pqcache<T, watched_pq>::params random_params(random_source& rando
   p.budget.window_share = 0.1 * static_cast<double>(random.below(6));
   p.budget.growth = static_cast<pqkv::budget_growth>(random.below(4) == 0);
   p.selector.metric = static_cast<pqkv::key_metric>(random.below(3) == 0);
+  if (random.below(3) == 0) {
+    p.selector.residual.subspaces = std::size_t{1} << random.below(4);
+    p.selector.residual.bits = 4;
+    p.selector.residual.shortlist = 1 + random.below(5);
+  }
   if (random.below(4) == 0) p.budget.tokens = p.budget.sinks + 1 + random.below(60);
   if (random.below(4) == 0) p.budget.window = 1 + random.below(50);
   if (random.below(4) == 0) p.budget.retrieve = random.below(80);

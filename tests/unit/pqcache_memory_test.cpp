@@ -77,6 +77,9 @@ TEST_CASE("pqcache: the memory plan is what construction takes") {
   p.selector.path = search_path::joint;
   p.selector.reduction = group_reduction::none;
   check_plan<pqcache<>>(p);
+  p.selector.residual = {.subspaces = 4, .bits = 6, .shortlist = 3};
+  check_plan<pqcache<>>(p);
+  p.selector.residual = {};
   p.selector.path = search_path::automatic;
   p.selector.subspaces = 4;
   p.selector.bits = 8;
@@ -99,6 +102,9 @@ TEST_CASE("pqcache: no step allocates") {
       p.selector.reduction = reduction;
       p.selector.path = path;
       CHECK(allocations_of_steps<pqcache<>>(p) == 0);
+      p.selector.residual = {.subspaces = 4, .bits = 5, .shortlist = 4};
+      CHECK(allocations_of_steps<pqcache<>>(p) == 0);
+      p.selector.residual = {};
     }
   p.budget = {.ratio = 0.2, .min_tokens = 20, .sinks = 3};
   CHECK(allocations_of_steps<pqcache<>>(p) == 0);
@@ -130,6 +136,15 @@ TEST_CASE("pqcache: statistics by hand") {
     CHECK(s.tokens_attended == 3 * 22);
     CHECK(s.nonfinite_keys + s.nonfinite_values + s.nonfinite_queries == 0);
   }
+  // A second stage: 40 tokens on the shortlist, each with 2 codes and 4 fine ones, and a codebook more, of d * (16 + 1) floats a head.
+  p.selector.residual = {.subspaces = 4, .bits = 4, .shortlist = 4};
+  pqkv::pqcache<> refined(p);
+  prefill(cpu, refined, 0, prompt(2, 100, 16, 1));
+  ask(cpu, refined, random_query(refined, 1));
+  CHECK(refined.statistics(0).tokens_attended == 4 + 10 + 8);
+  CHECK(refined.statistics(0).index_bytes == 2 * (256 * 4 + 40 * 4 + 40 * (2 + 4)));
+  CHECK(refined.statistics(0).selector_bytes == 2 * 2 * 16 * (16 + 1) * 4);
+  p.selector.residual = {};
   // While everything is attended to, no index is read.
   p.budget.retrieve = 500;
   pqkv::pqcache<> dense(p);

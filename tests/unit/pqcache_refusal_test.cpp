@@ -82,6 +82,13 @@ TEST_CASE("pqcache: parameters out of range are refused, by question, plan and c
   CHECK(construction<value_error>([](params& p) { p.selector.subspaces = 32; }, "subspaces", 2, 32) == "");
   CHECK(construction<value_error>([](params& p) { p.selector.bits = 3; }, "bits", 4, 3) == "");
   CHECK(construction<value_error>([](params& p) { p.selector.bits = 9; }, "bits", 8, 9) == "");
+  CHECK(construction<value_error>([](params& p) { p.selector.residual.subspaces = 3; }, "selector.residual.subspaces", 4, 3) == "");
+  CHECK(construction<value_error>([](params& p) { p.selector.residual.subspaces = 32; }, "selector.residual.subspaces", 4, 32) == "");
+  CHECK(construction<value_error>([](params& p) { p.head_dim = 24, p.selector.residual.subspaces = 16; }, "head_dim", 16, 24) == "");
+  CHECK(construction<value_error>([](params& p) { p.selector.residual = {2, 3}; }, "selector.residual.bits", 4, 3) == "");
+  CHECK(construction<value_error>([](params& p) { p.selector.residual = {2, 9}; }, "selector.residual.bits", 8, 9) == "");
+  CHECK(construction<value_error>([](params& p) { p.selector.residual = {2, 8, 0}; }, "selector.residual.shortlist", 1, 0) == "");
+  CHECK(construction<value_error>([](params& p) { p.selector.residual = {2, 8, 1025}; }, "selector.residual.shortlist", 1024, 1025) == "");
   CHECK(construction<value_error>([](params& p) { p.selector.train.iterations = 0; }, "selector.train.iterations", 1, 0) == "");
   CHECK(construction<value_error>(
             [](params& p) { p.selector.subspaces = 4, p.selector.bits = 5, p.selector.path = pqkv::search_path::joint; }, "selector.path",

@@ -133,3 +133,40 @@ TEST_CASE("selector pq: finds clustered keys that the query points at") {
     CHECK(std::includes(list.begin(), list.end(), planted.begin(), planted.end()));
   }
 }
+
+TEST_CASE("selector pq: with a second stage joint and scan list the same tokens through growth, forks and merges, others than without") {
+  std::size_t differ = 0;
+  for (const group_reduction reduction : every_reduction) {
+    auto two = params_of(2, 5, search_path::joint, reduction), scanned = params_of(2, 5, search_path::scan, reduction);
+    two.selector.residual = scanned.selector.residual = {.subspaces = 4, .bits = 4, .shortlist = 3};
+    pqkv::pqcache<> joint(two), scan(scanned), one(params_of(2, 5, search_path::joint, reduction));
+    const auto all = [&](auto change) { change(joint), change(scan), change(one); };
+    all([](auto& cache) { prefill(cpu, cache, 0, prompt(2, 300, 32, 1)); });
+    all([](auto& cache) { cache.fork(cpu, 0, 1); });
+    for (std::uint64_t step = 0; step < 30; ++step) {
+      all([&](auto& cache) { append_random(cpu, cache, step, {static_cast<std::uint8_t>(step % 3 != 0), 1}); });
+      if (step % 17 == 16) all([](auto& cache) { cache.maintain(cpu); });
+      const std::vector<float> query = random_query(joint, step);
+      const reply lists = ask(cpu, joint, query);
+      REQUIRE((lists == ask(cpu, scan, query)));
+      differ += !(lists == ask(cpu, one, query));
+    }
+  }
+  CHECK(differ == 150);
+}
+
+TEST_CASE("selector pq: a slot is trained when both stages can be") {
+  pq selector(shape, {.subspaces = 2, .bits = 4, .residual = {.subspaces = 4, .bits = 6}});
+  const auto keys = make_rows<float>(content::gaussian, 2, 200, 32, 1);
+  selector.observe_prefill(cpu, 0, keys.view().slice(1, 0, 67), pqkv::middle_range{4, 50, 10});  // 63 rows for 64 fine centroids
+  CHECK(selector.covers(0) == pqkv::selector::coverage::everything);
+  selector.maintain(cpu, 0, keys.view().slice(1, 0, 140), pqkv::middle_range{4, 120, 10});  // alone in its cell a key has residual 0
+  CHECK(selector.covers(0) == pqkv::selector::coverage::listed);
+  auto few = make_rows<float>(content::gaussian, 2, 200, 32, 1);  // 40 different rows: enough for one stage, too few for the second
+  for (std::size_t head = 0; head < 2; ++head)
+    for (std::size_t t = 40; t < 200; ++t)
+      for (std::size_t i = 0; i < 32; ++i) few(head, t, i) = few(head, t % 40, i);
+  selector.reset(0);
+  selector.observe_prefill(cpu, 0, few.view(), pqkv::middle_range{4, 180, 10});
+  CHECK(selector.covers(0) == pqkv::selector::coverage::everything);
+}
