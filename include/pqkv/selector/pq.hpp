@@ -34,7 +34,7 @@ class pq {
     group_reduction reduction = group_reduction::probability_sum;
     search_path path = search_path::automatic;
     residual_stage residual{};
-    kmeans_params train{};  // of both stages
+    kmeans_params train{};                           // of both stages
     std::optional<overlap_model> overlap{};          // given: L by the overlap rule, instead of train.iterations
     std::size_t overlap_most = overlap_model::most;  // its upper bound of L
     std::size_t tail_tokens = 256;                   // maintain() merges an index whose tail is at least as long
@@ -139,8 +139,8 @@ class pq {
     inner_product_table(policy, query, fine_book_.view(), fine_table_.mutable_view());
     const auto shortlist = make_view(shortlist_.data(), lengths_.size(), longest);
     const auto lengths = make_view(lengths_.data(), lengths_.size());
-    retrieve(policy, table_.view(), codes_.view(), index, as_const(make_view(shortlist_ranges_.data(), shortlist_ranges_.size())), shortlist,
-             lengths, first, skipped);
+    retrieve(policy, table_.view(), codes_.view(), index, as_const(make_view(shortlist_ranges_.data(), shortlist_ranges_.size())),
+             shortlist, lengths, first, skipped);
     rerank(policy, {table_.view(), fine_table_.view()}, {codes_.view(), fine_codes_.view()}, as_const(shortlist), as_const(lengths), ranges,
            indices, counts, {.head_dim = shape_.head_dim, .reduction = params_.reduction}, skipped);
   }
