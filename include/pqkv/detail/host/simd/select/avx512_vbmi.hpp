@@ -60,16 +60,12 @@ struct select_leaf<isa::avx512_vbmi> : select_leaf<isa::avx512> {
 
   PQKV_TARGET_VBMI static std::size_t emit_bits(const std::uint64_t* bits, std::size_t n, std::int32_t first, std::int32_t* out,
                                                 std::size_t room) {
+    // Few bits a word are written sooner one by one. measured: bench/retrieve.cpp, joint, Zen 5, 2026-11: the whole call takes 1.1 to 1.4
+    // times as long with this loop at one bit a word, 0.7 to 0.85 times at eight.
+    if (room < 4 * n) return base::emit_bits(bits, n, first, out, room);
     std::size_t count = 0, word = 0;
     for (; word < n && count + 64 <= room; ++word) count += put_64(bits[word], first + static_cast<std::int32_t>(word * 64), out + count);
     return count + base::emit_bits(bits + word, n - word, first + static_cast<std::int32_t>(word * 64), out + count, room - count);
-  }
-
-  PQKV_TARGET_VBMI static std::size_t emit_words(const std::uint64_t* bits, const std::int32_t* which, std::size_t n, std::int32_t first,
-                                                 std::int32_t* out, std::size_t room) {
-    std::size_t count = 0, i = 0;
-    for (; i < n && count + 64 <= room; ++i) count += put_64(bits[which[i]], first + which[i] * 64, out + count);
-    return count + base::emit_words(bits, which + i, n - i, first, out + count, room - count);
   }
 
  protected:
