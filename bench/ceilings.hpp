@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one core of this machine can do at most, measured at the start of every benchmark so that results are read as shares: the
-// multiply-add peak of each ISA, streaming reads from memory and from a near cache, and random rows of 512 bytes with prefetch.
+// multiply-add peak of each ISA, streaming reads from memory and from a near cache, and rows of 512 bytes with prefetch, in random and in
+// ascending order.
 // Each is the median of several short runs. Other load on the machine lowers them: compare shares within one run only.
 #pragma once
 
@@ -19,15 +20,17 @@ namespace bench {
 
 /// Per second. A multiply-add counts as two operations.
 struct ceilings {
-  double scalar_flops = 0;          // std::fma as this build compiles it, which is what the scalar leaf calls
-  double avx2_flops = 0;            // 0 where the CPU lacks it
+  double scalar_flops = 0;  // std::fma as this build compiles it, which is what the scalar leaf calls
+  double avx2_flops = 0;    // 0 where the CPU lacks it
   double avx512_flops = 0;
   double streaming_read_bytes = 0;  // of streaming_bytes, from memory
   double cached_read_bytes = 0;     // of cached_bytes, over and over
   double random_row_bytes = 0;      // rows of row_bytes in random order, prefetched row_lead rows ahead
+  double sparse_row_bytes = 0;      // the same in ascending order, one row in sparse_density
+  double dense_row_bytes = 0;       // one in dense_density
 
   static constexpr std::size_t streaming_bytes = std::size_t{256} << 20, cached_bytes = std::size_t{256} << 10;
-  static constexpr std::size_t row_bytes = 512, row_lead = 24;
+  static constexpr std::size_t row_bytes = 512, row_lead = 24, sparse_density = 32, dense_density = 10;
 
   template <class Isa>
   double flops() const {
@@ -182,6 +185,21 @@ inline ceilings all() {
     benchmark::DoNotOptimize(avx2 ? read_rows_avx2(memory.data(), rows) : read_rows(memory.data(), rows));
     return static_cast<double>(rows.size() * ceilings::row_bytes);
   });
+  const auto ascending = [&](std::size_t density) {  // each run of the median reads rows that the one before did not touch
+    std::vector<std::uint32_t> lists[8];             // as many as median_rate() calls
+    for (std::uint32_t turn = 0; turn < 8; ++turn)
+      for (std::size_t i = 0; i < ceilings::streaming_bytes / ceilings::row_bytes / density; ++i)
+        lists[turn].push_back(
+            static_cast<std::uint32_t>(i * density + (draws.below(i, static_cast<std::uint32_t>(density)) + turn) % density));
+    std::size_t turn = 0;
+    return median_rate([&] {
+      const std::vector<std::uint32_t>& list = lists[turn++ % 8];
+      benchmark::DoNotOptimize(avx2 ? read_rows_avx2(memory.data(), list) : read_rows(memory.data(), list));
+      return static_cast<double>(list.size() * ceilings::row_bytes);
+    });
+  };
+  found.sparse_row_bytes = ascending(ceilings::sparse_density);
+  found.dense_row_bytes = ascending(ceilings::dense_density);
   return found;
 }
 

@@ -88,6 +88,8 @@ inline void add_context(const ceilings& found) {
 #else
   benchmark::AddCustomContext("compiler", "g++ " __VERSION__);
 #endif
+  benchmark::AddCustomContext("ceiling ascending 512 B rows, 1 in 32", in_units(found.sparse_row_bytes, "GB/s"));
+  benchmark::AddCustomContext("ceiling ascending 512 B rows, 1 in 10", in_units(found.dense_row_bytes, "GB/s"));
   benchmark::AddCustomContext("threads", "1, unless a name has an axis `threads`");
 }
 

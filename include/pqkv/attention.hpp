@@ -97,7 +97,7 @@ constexpr status can_attend(const Query& query, const Store& store, const Tokens
 /// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small
 /// On a device a store must be trivially copyable, its key() and value() callable there (PQKV_HD).
 ///
-/// @cost   reads each token's K and V once per list and 8 query heads of it, in tiles of 64 tokens; no allocation with scratch of
+/// @cost   reads each token's K and V once per list and 8 query heads of it, in tiles of 32 tokens; no allocation with scratch of
 ///         attention_host_scratch_bytes() or, on a device, attention_device_scratch_bytes()
 /// @source online softmax: Milakov and Gimelshein 2018; partial results: FlashDecoding, FlashInfer attention/state.cuh
 template <exec::policy P, kv_store Store>
