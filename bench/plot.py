@@ -49,7 +49,7 @@ def step(measured: results) -> Any:
                   linewidth=1.5, label=step_lines.label(policy, threads))
     for (policy, threads), crossing in step_lines.crossings(lines).items():
         line = lines[policy, threads]
-        if crossing is None:
+        if crossing is None or crossing <= min(line):
             continue
         before = max(n for n in line if n <= crossing)
         height = line[before] * 1e3
