@@ -2,6 +2,7 @@
 // Contexts outside, policies inside: each context is prefilled once.
 #include "evaluation.hpp"
 
+#include <chrono>
 #include <cstdio>
 
 #include "command_line.hpp"
@@ -99,16 +100,21 @@ evaluation evaluate(const model& llama, pool_runner& runner, const std::string& 
   evaluation result;
   for (const contestant& who : contestants_of(settings)) result.interviews.emplace_back(who, llama.config());
   json questions = json::array();
+  double prefill_seconds = 0;
+  std::size_t prefilled_tokens = 0;
   random_source random(settings.seed);
   for (std::size_t i = 0; i < settings.contexts; ++i) {
     const std::size_t count = (i + 1) * settings.questions / settings.contexts - i * settings.questions / settings.contexts;
     const auto kind = i % 2 == 0 ? context_kind::needles : context_kind::list;
     const question_context context = make_context(kind, text, settings.length, count, random);
     const std::string label = "context " + std::to_string(i + 1) + " of " + std::to_string(settings.contexts) + " (" + name_of(kind) + ")";
+    const auto start = std::chrono::steady_clock::now();
     const prefilled_prompt prefilled = [&] {
       progress_bar bar(label);
       return prefill(llama, byte_tokens(context.text), runner, bar.report());
     }();
+    prefill_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    prefilled_tokens += context.text.size();
     std::fprintf(stderr, "%s, right of %zu:", label.c_str(), count);
     for (interview& one : result.interviews) {
       const std::size_t before = one.right();
@@ -134,6 +140,10 @@ evaluation evaluate(const model& llama, pool_runner& runner, const std::string& 
                    {"window", settings.window ? json(*settings.window) : json(nullptr)},
                    {"text_bytes", text.size()},
                    {"threads", runner.threads()}}},
+                 {"prefill",
+                  {{"tokens", prefilled_tokens},
+                   {"seconds", prefill_seconds},
+                   {"tokens_per_second", static_cast<double>(prefilled_tokens) / prefill_seconds}}},
                  {"policies", policies},
                  {"questions", questions}};
   if (settings.check == path_check::both) result.json["path_differences"] = result.path_differences;

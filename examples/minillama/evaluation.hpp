@@ -32,7 +32,7 @@ struct evaluation_settings {
 
 struct evaluation {
   std::vector<interview> interviews;  // full; pq 2x6 at 1/5 and 1/10, 4x8 at 1/40; oracle and streaming at 1/10 and 1/40; or by ratios
-  nlohmann::json json;                // settings, policies with what they lost of those that full got right, questions with all answers
+  nlohmann::json json;                // settings, prefill's speed, policies with what full got right and they lost, all answers
   std::size_t path_differences = 0;   // answers that the joint path and the scan give differently, under path_check::both
 };
 
