@@ -38,6 +38,12 @@ void add_all() {
           if (!bench::is_scalar<Isa> || n == 131072) add({.n = n, .m = 2, .b = 6}, k, path);
     for (const auto path : {joint, scan}) add({.n = 131072, .m = 2, .b = 8}, 2048, path);
     add({.n = 131072, .m = 4, .b = 8}, 2048, scan);
+    for (const unsigned b : {6u, 8u})  // what search_path::automatic chooses by: tokens a cell, a tenth of them retrieved
+      for (const std::size_t tokens_a_cell : {1u, 2u, 4u, 8u})
+        for (const auto path : {joint, scan}) {
+          const std::size_t n = tokens_a_cell << 2 * b;
+          add({.n = n, .m = 2, .b = b}, n / 10, path);
+        }
   });
 }
 

@@ -11,7 +11,7 @@ test=("${demo[@]}" doctest-dev libbenchmark-dev python3 git doxygen)
 case ${1:-} in
   demo) wanted=("${demo[@]}") ;;
   test) wanted=("${test[@]}") ;;
-  all) wanted=("${test[@]}" clang-19) ;;
+  all) wanted=("${test[@]}" clang-19 g++-aarch64-linux-gnu qemu-user-static) ;;
   *) echo "usage: $0 demo | test | all" >&2; exit 2 ;;
 esac
 
@@ -20,6 +20,8 @@ present() {
   case $1 in
     ninja-build) command -v ninja ;;
     clang-19) command -v clang++-19 ;;
+    g++-aarch64-linux-gnu) command -v aarch64-linux-gnu-g++ ;;
+    qemu-user-static) command -v qemu-aarch64-static ;;
     g++ | cmake | python3 | git | doxygen) command -v "$1" ;;
     libeigen3-dev) header eigen3/Eigen/Core ;;
     nlohmann-json3-dev) header nlohmann/json.hpp ;;

@@ -17,3 +17,13 @@ add_test(NAME property.canonical_digest
                  --built $<TARGET_FILE:pqkv_canonical_digest> --include ${PROJECT_SOURCE_DIR}/include ${CMAKE_CURRENT_SOURCE_DIR}
                  --compilers ${compilers} --sources ${case_files})
 set_tests_properties(property.canonical_digest PROPERTIES LABELS property)
+
+# The same bits, and the operations' tests with the NEON leaves, under an emulator where a cross compiler and an emulator are found.
+find_program(PQKV_AARCH64_GCC aarch64-linux-gnu-g++ DOC "Cross compiler for the tests under an emulator")
+find_program(PQKV_AARCH64_EMULATOR qemu-aarch64-static DOC "Emulator for the tests of AArch64")
+if(PQKV_AARCH64_GCC AND PQKV_AARCH64_EMULATOR)
+  add_test(NAME aarch64 COMMAND sh -c "${CMAKE_CURRENT_SOURCE_DIR}/aarch64.sh aarch64 $($<TARGET_FILE:pqkv_canonical_digest>)")
+  set_tests_properties(aarch64 PROPERTIES LABELS property TIMEOUT 3600)
+else()
+  message(STATUS "AArch64: no cross compiler or emulator found, NEON code not tested")
+endif()

@@ -5,7 +5,7 @@
 #   tests/run.sh         g++: all tests, consumers of the installed package, nvcc's compile of the CUDA files where nvcc is,
 #                        canonical bits of g++ and clang at baseline and native flags, the tests under address and
 #                        undefined-behaviour sanitizers
-#   tests/run.sh --all   the same, and all tests built by clang 19
+#   tests/run.sh --all   the same, all tests built by clang 19, and the operations' tests for AArch64 under an emulator
 #
 # PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure, PQKV_TRAIN_PYTHON names the Python that tests the training
 # scripts. Exits with 0 when everything passed; the last line is ctest's own.
@@ -47,6 +47,8 @@ without() { command -v "$1" >/dev/null || [ -x "/usr/local/cuda/bin/$1" ] || lef
 if [ $all = ON ]; then cmake/install_deps.sh all; else cmake/install_deps.sh test; fi
 without nvcc "CUDA: no nvcc found, CUDA files not compiled"
 without doxygen "doxygen: not here, the API pages were not built and checked"
+without aarch64-linux-gnu-g++ "AArch64: no cross compiler, NEON code not compiled (--all installs it)"
+without qemu-aarch64-static "AArch64: no emulator, NEON code not run (--all installs it)"
 without clang++-14 "clang 14: not here, it did not compile the headers"
 without clang++-19 "clang 19: not here, its canonical bits were not compared"
 

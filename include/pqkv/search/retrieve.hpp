@@ -38,7 +38,7 @@ struct retrieve_params {
 /// The path that `automatic` stands for.
 PQKV_HD constexpr search_path resolve_path(search_path wanted, std::size_t cells, std::size_t tokens) {
   if (wanted != search_path::automatic) return wanted;
-  // measured: bench/retrieve.cpp's data, k = n / 10, Zen 5, 2026-11: time of scan over joint at 1, 2, 4 tokens a cell. 2 x 6 bits:
+  // measured: bench/retrieve.cpp, k = n / 10, Zen 5, 2026-11: time of scan over joint at 1, 2, 4 tokens a cell. 2 x 6 bits:
   // VBMI 0.9, 1.5, 2.3, AVX2 1.7, 3.4, 5.9; 2 x 8 bits: VBMI 0.7, 1.1, 2.8, scalar 0.5, 0.9, 2.3
   return cells != 0 && cells <= tokens / 4 ? search_path::joint : search_path::scan;
 }

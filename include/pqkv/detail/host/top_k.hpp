@@ -127,7 +127,7 @@ class row_selection {
   }
 
  private:
-  // Scores kept at a time, and read between two looks at how many those are. measured: bench/top_k.cpp
+  // Scores kept at a time, and read between two looks at how many those are; chosen, not swept.
   static constexpr std::size_t room = 12288, tile = 2048, least_sample = 1024, most_sample = 8192;
 
   static std::uint64_t count(const T* scores, std::size_t n, std::uint32_t key) {
