@@ -22,6 +22,7 @@ struct options {
   std::size_t length = 0;
   std::vector<policy_name> policies;
   std::vector<std::size_t> ratios;
+  std::vector<std::string> codes;
   std::size_t window = 0;
   bool demo = false, check_paths = false;
   evaluation_settings evaluation;
@@ -81,6 +82,8 @@ int main(int argc, char** argv) {
   app.add_option("--ratios", o.ratios, "one token in so many attends: 10 for 1/10, 10 40 for both; default: the usual contestants")
       ->check(count_range(1))
       ->excludes(demo);
+  app.add_option("--codes", o.codes, "subspaces x bits of pq's codes, each a contestant: 2x6 4x8; 2x6+4x8 has a second stage")
+      ->needs(app.get_option("--ratios"));
   auto* window =
       app.add_option("--window", o.window, "most recent tokens that always attend; default: a tenth of what the sinks leave, at least 16")
           ->check(count_range())
@@ -97,6 +100,11 @@ int main(int argc, char** argv) {
     pool_runner runner(o.threads);
     o.evaluation.policies = {o.policies.begin(), o.policies.end()};
     o.evaluation.ratios = {o.ratios.begin(), o.ratios.end()};
+    for (const std::string& text : o.codes) {
+      const auto sizes = code_sizes::parse(text);
+      if (!sizes) throw usage_error("--codes", "expected subspaces x bits, as in 2x6 or 2x6+4x8, got " + text);
+      o.evaluation.codes.push_back(*sizes);
+    }
     if (window->count()) o.evaluation.window = o.window;
     if (!o.demo) return run_evaluation(o, llama, runner, text);
     demonstration_settings settings{.seed = o.evaluation.seed, .path = o.evaluation.path};

@@ -14,21 +14,32 @@ namespace {
 using nlohmann::json;
 
 /// full comes first: losses are counted against it.
-std::vector<contestant> candidates_at(const std::set<std::size_t>& ratios) {
+std::vector<contestant> candidates_at(const std::set<std::size_t>& ratios, const std::vector<code_sizes>& codes) {
   using enum policy_name;
   if (ratios.empty())
     return {contestant_at(full, 1),    contestant_at(pq, 5),      contestant_at(pq, 10),        contestant_at(pq, 40, 4, 8),
             contestant_at(oracle, 10), contestant_at(oracle, 40), contestant_at(streaming, 10), contestant_at(streaming, 40)};
   std::vector<contestant> all{contestant_at(full, 1)};
   for (const policy_name name : {pq, oracle, streaming})
-    for (const std::size_t one_in : ratios) all.push_back(contestant_at(name, one_in));
+    for (const std::size_t one_in : ratios) {
+      if (name != pq || codes.empty()) {
+        all.push_back(contestant_at(name, one_in));
+        continue;
+      }
+      for (const code_sizes& sizes : codes) {
+        contestant one = contestant_at(name, one_in);
+        one.label = "pq " + sizes.text() + " 1/" + std::to_string(one_in);
+        sizes.apply(one.settings.quantizer);
+        all.push_back(one);
+      }
+    }
   return all;
 }
 
 std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   using enum policy_name;
   std::vector<contestant> all;
-  for (contestant who : candidates_at(settings.ratios)) {
+  for (contestant who : candidates_at(settings.ratios, settings.codes)) {
     if (who.settings.name != full && !settings.policies.empty() && !settings.policies.count(who.settings.name)) continue;
     who.settings.budget.window = settings.window;
     auto& quantizer = who.settings.quantizer;
@@ -73,6 +84,8 @@ json summary_of(const interview& one, const interview& full) {
   if (settings.name == policy_name::pq) {
     out["subspaces"] = settings.quantizer.subspaces;
     out["bits"] = settings.quantizer.bits;
+    const auto& residual = settings.quantizer.residual;
+    if (residual.used()) out["residual"] = {{"subspaces", residual.subspaces}, {"bits", residual.bits}, {"shortlist", residual.shortlist}};
     for (const auto& [name, path] : path_names())
       if (path == settings.quantizer.path) out["path"] = name;
   }

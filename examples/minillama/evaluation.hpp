@@ -26,7 +26,8 @@ struct evaluation_settings {
   pqkv::search_path path = pqkv::search_path::automatic;
   path_check check = path_check::none;
   std::set<policy_name> policies;     // which of the contestants take part beside full; empty: all
-  std::set<std::size_t> ratios;       // pq 2x6, oracle and streaming at 1/this; empty: the usual contestants
+  std::set<std::size_t> ratios;       // pq, oracle and streaming at 1/this; empty: the usual contestants
+  std::vector<code_sizes> codes;      // of pq, each a contestant; empty: 2x6. Under ratios
   std::optional<std::size_t> window;  // most recent tokens that attend; default: the budget rule's share
 };
 

@@ -89,6 +89,23 @@ void declare_policy(CLI::App& app, options& o) {
       ->check(count_range())
       ->capture_default_str()
       ->group(group);
+  app.add_option_function<std::string>(
+         "--residual",
+         [&o](const std::string& text) {
+           const auto fine = code_sizes::parse(text);
+           if (!fine || fine->fine_subspaces != 0 || fine->subspaces == 0)
+             throw usage_error("--residual", "expected subspaces x bits, as in 4x8, got " + text);
+           o.policy.quantizer.residual.subspaces = fine->subspaces;
+           o.policy.quantizer.residual.bits = fine->bits;
+         },
+         "a second stage: subspaces x bits of a finer code of the residuals, as in 4x8; default: one stage")
+      ->group(group);
+  app.add_option("--shortlist", o.policy.quantizer.residual.shortlist,
+                 "tokens that the second stage ranks, in multiples of those retrieved")
+      ->check(count_range(1, 1024))
+      ->needs(app.get_option("--residual"))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--metric", o.policy.quantizer.metric, "l2 or ip: in which sense a key's centroid is the nearest; ip: for inner products")
       ->transform(CLI::CheckedTransformer(metric_names()).description("l2|ip"))
       ->default_str("l2")

@@ -3,7 +3,9 @@
 // is one flag.
 #pragma once
 #include <cstddef>
+#include <cstdio>
 #include <map>
+#include <optional>
 #include <pqkv/pqkv.hpp>
 #include <string>
 
@@ -32,6 +34,38 @@ inline const std::map<std::string, pqkv::key_metric>& metric_names() {
   static const std::map<std::string, pqkv::key_metric> names{{"l2", pqkv::key_metric::squared_l2}, {"ip", pqkv::key_metric::inner_product}};
   return names;
 }
+
+/// Codes as "2x6" (subspaces x bits), and behind a plus sign those of a second stage: "2x6+4x8".
+struct code_sizes {
+  std::size_t subspaces = 2;
+  unsigned bits = 6;
+  std::size_t fine_subspaces = 0;  // 0: one stage
+  unsigned fine_bits = 8;
+
+  /// None where the text says something else; whether the library has such codes is its own to say.
+  static std::optional<code_sizes> parse(const std::string& text) {
+    code_sizes sizes;
+    int end = 0;
+    const auto whole = [&] { return static_cast<std::size_t>(end) == text.size(); };
+    if (text.find_first_not_of("0123456789x+") != std::string::npos) return std::nullopt;
+    if (std::sscanf(text.c_str(), "%3zux%3u%n", &sizes.subspaces, &sizes.bits, &end) == 2 && whole()) return sizes;
+    if (std::sscanf(text.c_str(), "%3zux%3u+%3zux%3u%n", &sizes.subspaces, &sizes.bits, &sizes.fine_subspaces, &sizes.fine_bits, &end) ==
+            4 &&
+        whole() && sizes.fine_subspaces != 0)
+      return sizes;
+    return std::nullopt;
+  }
+  std::string text() const {
+    const auto one = [](std::size_t m, unsigned b) { return std::to_string(m) + "x" + std::to_string(b); };
+    return fine_subspaces == 0 ? one(subspaces, bits) : one(subspaces, bits) + "+" + one(fine_subspaces, fine_bits);
+  }
+  void apply(pqkv::selector::pq::params& to) const {
+    to.subspaces = subspaces;
+    to.bits = bits;
+    to.residual.subspaces = fine_subspaces;
+    to.residual.bits = fine_bits;
+  }
+};
 
 /// Settings that belong together (pqkv/preset.hpp).
 enum class preset_name {

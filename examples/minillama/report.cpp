@@ -110,6 +110,9 @@ json settings_of(const options& o) {
           {"sinks", budget.sinks},
           {"subspaces", quantizer.subspaces},
           {"bits", quantizer.bits},
+          {"residual",
+           quantizer.residual.used() ? json(code_sizes{quantizer.residual.subspaces, quantizer.residual.bits}.text()) : json(nullptr)},
+          {"shortlist", quantizer.residual.used() ? json(quantizer.residual.shortlist) : json(nullptr)},
           {"metric", name_in(metric_names(), quantizer.metric)},
           {"preset", o.policy.preset == preset_name::paper ? json("paper") : json(nullptr)},
           {"path", name_in(path_names(), quantizer.path)}};

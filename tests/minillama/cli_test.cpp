@@ -22,6 +22,13 @@ TEST_CASE("--preset paper calibrates on this machine, --metric ip clusters for i
   CHECK(iterations >= 3);
   CHECK(iterations <= 300);
   CHECK(document.at("overlap").at("clustering_seconds").at("per_row_and_iteration").get<double>() > 0);
+  const outcome refined = tiny.generate(prompt + "--residual 4x4 --shortlist 3 --json \"" + json + "\"");
+  CHECK_MESSAGE(refined.code == 0, refined.err);
+  CHECK(nlohmann::json::parse(contents(json)).at("settings").at("residual") == "4x4");
+  CHECK(nlohmann::json::parse(contents(json)).at("settings").at("shortlist") == 3);
+  check_refused(tiny.generate(prompt + "--residual 4"), "--residual");
+  check_refused(tiny.generate(prompt + "--residual 4x9"), "selector.residual.bits");
+  check_refused(tiny.generate(prompt + "--shortlist 3"), "--residual");
   check_refused(tiny.generate(prompt + "--preset press"), "--preset");
   check_refused(tiny.generate(prompt + "--metric cosine"), "--metric");
   const bench shorter;  // 512 positions: one length determines no parabola
@@ -366,6 +373,14 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   for (const auto& policy : by_ratio.at("policies")) labels += policy.at("label").get<std::string>() + ";";
   CHECK(labels == "full;pq 2x6 1/10;pq 2x6 1/20;streaming 1/10;streaming 1/20;");
 
+  const outcome by_codes =
+      ask("--questions 2 --contexts 1 --length 1500 --ratios 10 --codes 2x6 2x5+4x4 --policy pq --json \"" + json_file.string() + "\"");
+  CHECK_MESSAGE(by_codes.code == 0, by_codes.err);
+  const auto compared = nlohmann::json::parse(contents(json_file)).at("policies");
+  CHECK(compared.size() == 3);
+  CHECK(compared.at(2).at("label") == "pq 2x5+4x4 1/10");
+  CHECK(compared.at(2).at("residual").at("subspaces") == 4);
+
   const std::string program = "minillama-ask";
   const bench wide({.vocabulary = 257});
   check_refused(wide.run("-m \"" + wide.path().string() + "\" --demo", MINILLAMA_ASK_PROGRAM), "vocab_size: unsupported: 257", program);
@@ -377,5 +392,8 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   check_refused(ask("--demo --json x"), "--json", program);
   check_refused(ask("--ratios 0"), "--ratios", program);
   check_refused(ask("--demo --ratios 10"), "--ratios", program);
+  for (const char* codes : {"2", "2x", "2x6+", "2x6+0x8", "2x6+4x8+1x4", "-2x6", "2X6"})
+    check_refused(ask(std::string("--ratios 10 --codes=") + codes), "--codes", program);
+  check_refused(ask("--codes 2x6"), "--codes", program);
   check_refused(ask("--demo --length 1500 --text /nowhere"), "/nowhere: cannot be read", program);
 }
