@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on the device: a CTA takes a part of a list's tokens for up to eight query heads, eight or more lanes a token with a few
-// dimensions each; partial results merge in a second kernel. Agrees with the host within rounding.
+// Attention on the device: a CTA takes a part of a list's tokens for up to eight query heads; partial results merge in a second kernel.
+// Rows of 16-bit numbers go through matrix products, every warp with a ring of tokens of its own; rows of floats, whose precision those
+// would cost, through fused multiply-adds, eight or more lanes a token. Agrees with the host within rounding.
 // Source: online softmax: Milakov and Gimelshein 2018; splits over tokens: FlashDecoding.
 #pragma once
 
 #include "../../attention.hpp"
 #include "../../core/canonical.hpp"
 #include "arena.cuh"
+#include "block/attention.cuh"
+#include "block/cluster.cuh"
 #include "block/reduce.cuh"
+#include "block/shared.cuh"
 #include "kernel.cuh"
 
 namespace pqkv {
 namespace detail {
 
-/// Partial results [splits, hq] of attention: sum [d] of weights times values, top and total of the softmax; total NaN where a logit
-/// was not finite, 0 without tokens.
+/// Partial results [splits, hq] of attention: sum [d] of weights times values, top (as a power of two) and total of the softmax; total
+/// NaN where a logit was not finite, 0 without tokens.
 struct attention_parts {
   float *sums, *tops, *totals;
   std::size_t hq, d;
@@ -28,6 +32,97 @@ struct attention_parts {
 
 inline constexpr unsigned max_splits = 64;  // of attention_device_splits()
 static_assert(attention_device_splits(1) <= max_splits);
+
+/// What a CTA attends with and to: the blockIdx.x-th part of a list's tokens, blockIdx.y-th group of up to Queries query heads.
+template <unsigned Queries>
+struct attention_share {
+  unsigned first_query, queries;
+  std::size_t kv_head;
+  std::uint32_t begin, end;
+
+  /// @param granule  shares are multiples of it, but for the last
+  template <class Store>
+  __device__ attention_share(std::size_t hq, const Store& store, const token_set<space::device>& of, unsigned granule)
+      : tokens_(of) {
+    const unsigned lists = static_cast<unsigned>(of.spans.extent(0)), g = static_cast<unsigned>(hq) / lists,
+                   groups = (g + Queries - 1) / Queries;
+    list_ = blockIdx.y / groups;
+    first_query = list_ * g + blockIdx.y % groups * Queries;
+    const unsigned left = (list_ + 1) * g - first_query;
+    queries = left < Queries ? left : Queries;
+    kv_head = list_ / (lists / static_cast<unsigned>(store.heads()));
+    span_ = of.spans(list_);
+    listed_ = of.indices.data != nullptr ? of.counts(list_) : 0;
+    const std::uint32_t window = span_.window_end > span_.window_begin ? span_.window_end - span_.window_begin : 0,
+                        all = span_.leading + listed_ + window,
+                        share = ((all + gridDim.x - 1) / gridDim.x + granule - 1) / granule * granule;
+    begin = blockIdx.x * share < all ? blockIdx.x * share : all;
+    end = all - begin < share ? all : begin + share;
+  }
+  /// The i-th token of the list.
+  __device__ std::size_t token_at(std::uint32_t i) const {
+    if (i < span_.leading) return i;
+    i -= span_.leading;
+    if (i < listed_) return static_cast<std::size_t>(tokens_.indices(list_, i));
+    return span_.window_begin + (i - listed_);
+  }
+
+ private:
+  const token_set<space::device>& tokens_;
+  unsigned list_;
+  token_span span_;
+  std::uint32_t listed_;
+};
+
+/// Rows of half or bfloat16. Splits are grid.x, groups of up to eight query heads of a list grid.y.
+template <unsigned Dims, unsigned Warps, class Store>
+__global__ void __launch_bounds__(Warps * 32)
+    attention_tile_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_parts parts,
+                          canonical::softmax_scale scale) {
+  using warp_part = block::attention_warp<typename Store::value_type, Dims>;
+  constexpr unsigned queries = warp_part::queries, threads = Warps * 32;
+  block::release_dependents();
+  const attention_share<queries> own(query.extent(0), store, tokens, warp_part::tokens);
+  const unsigned d = static_cast<unsigned>(store.head_dim()), warp = threadIdx.x / 32;
+  unsigned char* memory = block::shared_memory().take<unsigned char>(Warps * warp_part::ring_bytes);
+  __shared__ typename warp_part::third_parts third;
+  warp_part mine(memory + warp * warp_part::ring_bytes, third, d);
+  mine.set_queries(own.queries, [&](unsigned q) { return &query(own.first_query + q, 0); }, scale.scale);
+  __syncthreads();
+  mine.attend(store, own.kv_head, own.begin, own.end, warp, Warps, [&](std::uint32_t i) { return own.token_at(i); });
+
+  static_assert(warp_part::ring_bytes >= queries * Dims * sizeof(float));
+  __shared__ float top[Warps][queries], total[Warps][queries];
+  float* sums = reinterpret_cast<float*>(memory + warp * warp_part::ring_bytes);  // over this warp's ring
+  const float of_warp = mine.total();
+  if (threadIdx.x % 4 == 0) {
+    top[warp][threadIdx.x % 32 / 4] = mine.top();
+    total[warp][threadIdx.x % 32 / 4] = of_warp;
+  }
+  __syncwarp();
+  mine.store_sums(sums);
+  __syncthreads();
+  for (unsigned at = threadIdx.x; at < queries * Dims; at += threads) {
+    const unsigned q = at / Dims, i = at % Dims;
+    if (q >= own.queries || i >= d) continue;
+    float highest = float_from_bits(0xff800000u), all = 0, x = 0;
+#pragma unroll
+    for (unsigned w = 0; w < Warps; ++w)
+      if (total[w][q] != 0) highest = fmaxf(top[w][q], highest);
+#pragma unroll
+    for (unsigned w = 0; w < Warps; ++w) {
+      if (total[w][q] == 0) continue;  // a warp without tokens
+      const float shrink = block::power_of_two_near(top[w][q] - highest);
+      all = fmaf(total[w][q], shrink, all);
+      x = fmaf(reinterpret_cast<const float*>(memory + w * warp_part::ring_bytes)[at], shrink, x);
+    }
+    const std::size_t part = std::size_t{blockIdx.x} * parts.hq + own.first_query + q;
+    parts.sums[part * d + i] = x;
+    if (i != 0) continue;
+    parts.tops[part] = highest;
+    parts.totals[part] = all;
+  }
+}
 
 /// The elements of a row that one of `Lanes` lanes holds: Dims / 8 runs of eight, zeros beyond d. They stay as they are in memory until
 /// they are used, since taking a loaded word apart would wait for it.
@@ -66,22 +161,13 @@ __global__ void __launch_bounds__(Warps * 32)
   using row_part = lane_row<Lanes, Dims, value_type>;
   constexpr unsigned readers = Warps * 32 / Lanes;  // tokens at once
   const float lowest = float_from_bits(0xff800000u), nan = float_from_bits(0x7fc00000u);
-  const unsigned hq = static_cast<unsigned>(query.extent(0)), lists = static_cast<unsigned>(tokens.spans.extent(0)), g = hq / lists,
-                 groups = (g + Queries - 1) / Queries, list = blockIdx.y / groups, q0 = list * g + blockIdx.y % groups * Queries,
-                 queries = (list + 1) * g - q0 < Queries ? (list + 1) * g - q0 : Queries;
-  const unsigned d = static_cast<unsigned>(store.head_dim()), reader = threadIdx.x / Lanes;
-  const std::size_t head = list / (lists / static_cast<unsigned>(store.heads()));
-  const token_span span = tokens.spans(list);
-  const std::uint32_t listed = tokens.indices.data != nullptr ? tokens.counts(list) : 0,
-                      window = span.window_end > span.window_begin ? span.window_end - span.window_begin : 0,
-                      all = span.leading + listed + window, share = (all + gridDim.x - 1) / gridDim.x,
-                      begin = blockIdx.x * share < all ? blockIdx.x * share : all, end = all - begin < share ? all : begin + share;
-  const auto token_at = [&](std::uint32_t i) -> std::size_t {
-    if (i < span.leading) return i;
-    i -= span.leading;
-    if (i < listed) return static_cast<std::size_t>(tokens.indices(list, i));
-    return span.window_begin + (i - listed);
-  };
+  block::release_dependents();
+  const attention_share<Queries> own_share(query.extent(0), store, tokens, 1);
+  const unsigned hq = static_cast<unsigned>(query.extent(0)), q0 = own_share.first_query, queries = own_share.queries,
+                 d = static_cast<unsigned>(store.head_dim()), reader = threadIdx.x / Lanes;
+  const std::size_t head = own_share.kv_head;
+  const std::uint32_t begin = own_share.begin, end = own_share.end;
+  const auto token_at = [&](std::uint32_t i) { return own_share.token_at(i); };
 
   float q[Queries][Dims], sum[Queries][Dims] = {}, top[Queries], total[Queries] = {};
   unsigned broken = 0;  // a bit a query head that met a non-finite logit
@@ -180,7 +266,7 @@ __global__ void __launch_bounds__(Warps * 32)
       if (i < d) parts.sums[part * d + i] = x[k];
     }
     if (threadIdx.x == 0) {
-      parts.tops[part] = highest;
+      parts.tops[part] = highest * scale.scale;
       parts.totals[part] = of_all;
     }
   }
@@ -189,9 +275,10 @@ __global__ void __launch_bounds__(Warps * 32)
 /// A CTA is a query head, a thread one or two dimensions.
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    merge_kernel(attention_parts parts, unsigned splits, canonical::softmax_scale scale, double inverse_root,
-                 view<float, 2, space::device> out, view<float, 1, space::device> lse) {
+    merge_kernel(attention_parts parts, unsigned splits, view<float, 2, space::device> out, view<float, 1, space::device> lse) {
+  constexpr canonical::softmax_scale as_it_is{1.0f, -125.0f};
   const unsigned q = blockIdx.x, lane = threadIdx.x % 32;
+  block::wait_for_last_kernel();
   __shared__ float shrink[max_splits], highest_of_all, total_of_all;
   if (threadIdx.x < 32) {
     float highest = float_from_bits(0xff800000u), total = 0;
@@ -205,7 +292,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     for (int step = 16; step > 0; step /= 2) highest = canonical::max(__shfl_xor_sync(block::all_lanes, highest, step), highest);
     for (unsigned s = lane; s < splits; s += 32) {
       const float of_part = parts.totals[s * parts.hq + q];
-      shrink[s] = of_part != 0 && !broken ? canonical::exponential(parts.tops[s * parts.hq + q] - highest, scale) : 0.0f;
+      shrink[s] = of_part != 0 && !broken ? canonical::exponential(parts.tops[s * parts.hq + q] - highest, as_it_is) : 0.0f;
       total += of_part * shrink[s];
     }
     total = block::warp_sum(total);
@@ -225,7 +312,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   if (threadIdx.x == 0 && lse.data != nullptr)
     lse(q) = !is_finite(total) ? total
              : total == 0      ? float_from_bits(0xff800000u)
-                               : static_cast<float>(static_cast<double>(highest_of_all) * inverse_root + log(static_cast<double>(total)));
+                               : static_cast<float>(static_cast<double>(highest_of_all) * 0.69314718055994530942 + log(static_cast<double>(total)));
 }
 
 }  // namespace detail
@@ -240,17 +327,37 @@ struct kernel<op::attention, backend::cuda> {
     const std::size_t hq = query.extent(0), d = store.head_dim(), splits = attention_device_splits(hq);
     arena memory = detail::device_scratch(policy.scratch, attention_device_scratch_bytes(hq, d), "attention");
     const detail::attention_parts parts(memory, splits, hq, d);
-    const std::size_t g = tokens.spans.extent(0) == 0 ? 1 : hq / tokens.spans.extent(0);
-    if (g <= 4)
+    const std::size_t lists = tokens.spans.extent(0), g = lists == 0 ? 0 : hq / lists;
+    if constexpr (sizeof(typename Store::value_type) == 2)
+      by_tile(launch, query, store, tokens, parts, dim3(static_cast<unsigned>(splits), static_cast<unsigned>(lists * ((g + 7) / 8))));
+    else if (g <= 4)
       by_dims<4>(launch, query, store, tokens, parts, splits);
     else
       by_dims<8>(launch, query, store, tokens, parts, splits);
     constexpr unsigned threads = 128;
-    launch("merge_kernel", detail::merge_kernel<threads>, {dim3(static_cast<unsigned>(hq)), threads}, parts, static_cast<unsigned>(splits),
-           canonical::softmax_scale::of(d), 1 / std::sqrt(static_cast<double>(d)), out, lse);
+    const auto merge = detail::merge_kernel<threads>;
+    launch("merge_kernel", merge, {dim3(static_cast<unsigned>(hq)), threads, 0, 1, launch.is_built_for_hopper(merge)}, parts,
+           static_cast<unsigned>(splits), out, lse);
   }
 
  private:
+  template <class Store>
+  static void by_tile(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
+                      const token_set<space::device>& tokens, const detail::attention_parts& parts, const dim3& grid) {
+    const auto go = [&]<unsigned Dims>(std::integral_constant<unsigned, Dims>) {
+      constexpr unsigned warps = 512 / Dims;  // 96 KB of rings at most: what a CTA may have on every device
+      launch("attention_tile_kernel", detail::attention_tile_kernel<Dims, warps, Store>,
+             {grid, warps * 32, warps * detail::block::attention_warp<typename Store::value_type, Dims>::ring_bytes}, query, store, tokens,
+             parts, canonical::softmax_scale::of(parts.d));
+    };
+    if (parts.d <= 64)
+      go(std::integral_constant<unsigned, 64>{});
+    else if (parts.d <= 128)
+      go(std::integral_constant<unsigned, 128>{});
+    else
+      go(std::integral_constant<unsigned, 256>{});
+  }
+
   template <unsigned Queries, class Store>
   static void by_dims(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
                       const token_set<space::device>& tokens, const detail::attention_parts& parts, std::size_t splits) {

@@ -17,38 +17,44 @@ namespace detail {
 template <class T, class Space>
 PQKV_HIDDEN __global__ void __launch_bounds__(max_head_dim)
     mean_row_kernel(view<T, 3, Space> keys, stratified_sample sample, view<float, 2, space::device> mean) {
-  constexpr unsigned rows = 32, threads = max_head_dim;
-  __shared__ float tile[rows * max_head_dim];
-  __shared__ bool finite[rows];
+  constexpr unsigned threads = max_head_dim, runs = max_head_dim / 32, at_once = 4;
   __shared__ block::reduction<std::uint32_t, threads> reduction;
   __shared__ std::uint32_t used, largest;  // of this member; largest as bits
-  __shared__ std::int64_t sum[max_head_dim];
+  __shared__ unsigned long long sum[max_head_dim];
   const block::cluster_team team(gridDim.x);
-  const std::size_t head = blockIdx.y, d = keys.extent(2);
+  const std::size_t head = blockIdx.y;
+  const unsigned d = static_cast<unsigned>(keys.extent(2)), lane = threadIdx.x % 32;
 
-  const auto load = [&](std::size_t first) {
-    __syncthreads();
-    if (threadIdx.x < rows) finite[threadIdx.x] = first + threadIdx.x < sample.count;
-    __syncthreads();
-    for (unsigned at = threadIdx.x; at < rows * d; at += threads) {
-      const std::size_t r = at / d, e = at % d;
-      if (first + r >= sample.count) continue;
-      const auto row = row_of(keys, head, sample(first + r));
-      tile[at] = static_cast<float>(row.data[e * row.stride]);
-      if (!is_finite(tile[at])) finite[r] = false;
+  // Calls take(x) for every finite row of this warp's, [runs] elements a lane.
+  const auto for_rows = [&](auto take) {
+    const std::size_t step = std::size_t{team.size()} * (threads / 32) * at_once;
+    for (std::size_t first = (team.rank() * (threads / 32) + threadIdx.x / 32) * at_once; first < sample.count; first += step) {
+      float x[at_once][runs];
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a) {  // all loads before the first use
+        const auto row = row_of(keys, head, sample(first + a < sample.count ? first + a : first));
+#pragma unroll
+        for (unsigned i = 0; i < runs; ++i) x[a][i] = i * 32 + lane < d ? static_cast<float>(row.data[(i * 32 + lane) * row.stride]) : 0.0f;
+      }
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a) {
+        bool finite = first + a < sample.count;
+#pragma unroll
+        for (unsigned i = 0; i < runs; ++i) finite &= is_finite(x[a][i]);
+        if (__all_sync(block::all_lanes, finite) != 0) take(x[a]);
+      }
     }
-    __syncthreads();
   };
 
   std::uint32_t most = 0, count = 0;
-  for (std::size_t first = team.rank() * rows; first < sample.count; first += team.size() * rows) {
-    load(first);
-    for (unsigned at = threadIdx.x; at < rows * d; at += threads) {
-      const std::uint32_t magnitude = finite[at / d] ? float_bits(tile[at]) & 0x7fffffffu : 0;
+  for_rows([&](const float(&x)[runs]) {
+#pragma unroll
+    for (unsigned i = 0; i < runs; ++i) {
+      const std::uint32_t magnitude = float_bits(x[i]) & 0x7fffffffu;
       most = magnitude > most ? magnitude : most;
     }
-    if (threadIdx.x < rows && finite[threadIdx.x]) ++count;
-  }
+    count += lane == 0 ? 1 : 0;
+  });
   most = reduction.max(most);
   count = reduction.sum(count);
   if (threadIdx.x == 0) largest = most, used = count;
@@ -61,17 +67,19 @@ PQKV_HIDDEN __global__ void __launch_bounds__(max_head_dim)
   }
   const float scale = canonical::power_of_two(canonical::fixed_point_exponent(float_from_bits(most)));
 
-  std::int64_t own = 0;
-  for (std::size_t first = team.rank() * rows; first < sample.count; first += team.size() * rows) {
-    load(first);
-    if (threadIdx.x >= d) continue;
-    for (unsigned r = 0; r < rows; ++r)
-      if (finite[r]) own += canonical::fixed_point(tile[r * d + threadIdx.x], scale);
-  }
-  sum[threadIdx.x] = own;
+  sum[threadIdx.x] = 0;
+  __syncthreads();
+  std::int64_t of_lane[runs] = {};
+  for_rows([&](const float(&x)[runs]) {
+#pragma unroll
+    for (unsigned i = 0; i < runs; ++i) of_lane[i] += canonical::fixed_point(x[i], scale);
+  });
+#pragma unroll
+  for (unsigned i = 0; i < runs; ++i) atomicAdd(&sum[i * 32 + lane], static_cast<unsigned long long>(of_lane[i]));
   team.sync();
   if (team.rank() == 0 && threadIdx.x < d) {
-    for (unsigned rank = 1; rank < team.size(); ++rank) own += team.remote(sum, rank)[threadIdx.x];
+    std::int64_t own = 0;
+    for (unsigned rank = 0; rank < team.size(); ++rank) own += static_cast<std::int64_t>(team.remote(sum, rank)[threadIdx.x]);
     mean(head, threadIdx.x) = count == 0 ? 0.0f : static_cast<float>(bfloat16(canonical::fixed_point_mean(own, count, scale)));
   }
   team.sync();  // the first member may still read the others' sums
@@ -84,8 +92,9 @@ struct kernel<op::mean_row, backend::cuda> {
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 3, Space> keys, const stratified_sample& sample, view<float, 2, space::device> mean) {
     const detail::launcher launch(policy, "train");
-    const unsigned cluster = launch.largest_cluster();
-    launch("mean_row_kernel", detail::mean_row_kernel<T, Space>,
+    const auto kernel = detail::mean_row_kernel<T, Space>;
+    const unsigned cluster = launch.largest_cluster(kernel);
+    launch("mean_row_kernel", kernel,
            {dim3(cluster, static_cast<unsigned>(keys.extent(0))), max_head_dim, 0, cluster}, keys, sample, mean);
   }
 };

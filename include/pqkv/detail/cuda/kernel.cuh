@@ -17,12 +17,26 @@ struct launcher {
 
   launcher(const exec::cuda& policy, const char* door) : stream(static_cast<cudaStream_t>(policy.stream)), function(door) {}
 
-  /// CTAs that a cluster may have on the current device: 1 below compute capability 9.0.
-  unsigned largest_cluster() const {
-    int device = 0, major = 0;
+  /// Whether what will run of the kernel was compiled for 9.0 or later: PTX for older devices that a Hopper device compiles has neither
+  /// clusters nor the wait of block::wait_for_last_kernel().
+  template <class... Parameter>
+  bool is_built_for_hopper(void (*kernel)(Parameter...)) const {
+    cudaFuncAttributes attributes{};
+    check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), function, "cudaFuncGetAttributes");
+    return attributes.ptxVersion >= 90;
+  }
+
+  /// CTAs that a cluster of the kernel may have on the current device: 1 below compute capability 9.0.
+  template <class... Parameter>
+  unsigned largest_cluster(void (*kernel)(Parameter...)) const {
+    return is_built_for_hopper(kernel) ? tuning::select_cluster : 1;
+  }
+  /// Bytes of shared memory that a CTA may have.
+  std::size_t shared_limit() const {
+    int device = 0, bytes = 0;
     check_cuda(cudaGetDevice(&device), function, "cudaGetDevice");
-    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), function, "cudaDeviceGetAttribute");
-    return major >= 9 ? tuning::select_cluster : 1;
+    check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), function, "cudaDeviceGetAttribute");
+    return static_cast<std::size_t>(bytes);
   }
 
   struct shape {
@@ -30,6 +44,7 @@ struct launcher {
     unsigned threads;
     std::size_t shared_bytes = 0;
     unsigned cluster = 1;  // CTAs of a cluster, along grid.x; above 1 needs compute capability 9.0
+    bool early = false;    // may be launched before the kernel before it ends, for which it waits itself
   };
 
   /// An empty grid launches nothing.
@@ -42,15 +57,20 @@ struct launcher {
                                       static_cast<int>(launch.shared_bytes)),
                  function, name);
     cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {launch.cluster, 1, 1};
+    if (launch.early) {
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    } else {
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {launch.cluster, 1, 1};
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = launch.grid;
     config.blockDim = dim3(launch.threads);
     config.dynamicSmemBytes = launch.shared_bytes;
     config.stream = stream;
     config.attrs = &attribute;
-    config.numAttrs = launch.cluster > 1 ? 1 : 0;
+    config.numAttrs = launch.early || launch.cluster > 1 ? 1 : 0;
     check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameter>(arguments)...), function, name);
   }
 };

@@ -1,82 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
 // k-means on the device: a problem (head and subspace) is a cluster of CTAs from its first row to its last iteration, so one launch
-// trains a codebook. Rows are read from the caller's memory in every iteration, assigned by the canonical distance, and summed in
-// fixed point, whose sums are free of order: the bits are the host's.
+// trains a codebook. Rows are read from the caller's memory in every iteration, assigned by the canonical distance (shortlisted by
+// matrix products where the rows' type and layout allow it), and summed in fixed point, whose sums are free of order: the bits are the
+// host's. A sum changes only by the rows that change their cluster, which are few after the first iterations.
 #pragma once
 
 #include "../../core/canonical.hpp"
 #include "../../quantize/kmeans.hpp"
 #include "arena.cuh"
 #include "block/cluster.cuh"
+#include "block/kmeans.cuh"
 #include "block/nearest.cuh"
 #include "block/reduce.cuh"
 #include "block/shared.cuh"
+#include "block/shortlist.cuh"
 #include "kernel.cuh"
 #include "tuning.hpp"
 
 namespace pqkv {
 namespace detail {
 
-using kmeans_tile = block::nearest_tile<tuning::kmeans_tile_tokens>;
-
-/// Numbers of one problem that its members share.
-struct kmeans_state {
-  std::uint32_t used, largest, radius;  // training rows; largest |y| and |y|^2 as bits
-  std::uint32_t trained;
-  std::uint32_t changed[2];             // whether a row changed its cluster, by the iteration's parity
-};
-
-/// Scratch of one problem.
-struct kmeans_memory {
-  std::uint32_t *rows, *order, *count;  // [sample], [sample], [c]
-  float *distance, *taken;              // [sample], [c, width]
-  std::int64_t* sum;                    // [c, width]
-  std::uint8_t* owner;                  // [sample]
-  kmeans_state* state;
-
-  kmeans_memory(arena& memory, std::size_t problems, std::size_t sample, std::size_t c, std::size_t width)
-      : rows(memory.take<std::uint32_t>(problems * sample)),
-        order(memory.take<std::uint32_t>(problems * sample)),
-        count(memory.take<std::uint32_t>(problems * c)),
-        distance(memory.take<float>(problems * sample)),
-        taken(memory.take<float>(problems * c * width)),
-        sum(memory.take<std::int64_t>(problems * c * width)),
-        owner(memory.take<std::uint8_t>(problems * sample)),
-        state(memory.take<kmeans_state>(problems)) {}
-
-  __device__ kmeans_memory of(std::size_t problem, std::size_t sample, std::size_t c, std::size_t width) const {
-    kmeans_memory own = *this;
-    own.rows += problem * sample, own.order += problem * sample, own.distance += problem * sample, own.owner += problem * sample;
-    own.count += problem * c, own.taken += problem * c * width, own.sum += problem * c * width;
-    own.state += problem;
-    return own;
-  }
-};
-
 /// One problem as one of its team's CTAs sees it.
-template <class T, class Space>
+/// @tparam Groups  ds / 32 where quick_rows take the rows, or 0
+template <class T, class Space, unsigned Groups>
 class kmeans_problem_part {
+  static constexpr bool quick = Groups != 0;
   static constexpr unsigned tile_rows = tuning::kmeans_tile_tokens, threads = kmeans_tile::threads, stride = kmeans_tile::row_stride;
   static_assert(threads >= max_centroids && threads >= tile_rows);
 
  public:
+  struct none {};
   struct scratch {
-    kmeans_tile tile;
+    std::conditional_t<quick, none, kmeans_tile> tile;
+    typename quick_rows<T, Groups>::scratch rows;
     block::reduction<std::uint64_t, threads> wide;
     block::reduction<std::uint32_t, threads> narrow;
     float candidate[max_head_dim + 1];
     std::uint32_t count[max_centroids], members, chosen;
   };
 
-  /// Dynamic shared memory: a tile of rows, and the CTA's own sums where they fit.
-  __host__ __device__ static constexpr bool sums_fit(std::size_t width, std::size_t c) { return c * width <= 12 * 1024; }
-  __host__ __device__ static constexpr std::size_t shared_bytes(std::size_t width, std::size_t c) {
-    return block::shared_memory::bytes<float>(width * stride) +
-           (sums_fit(width, c) ? block::shared_memory::bytes<std::int64_t>(c * width) : 0);
+  /// Dynamic shared memory: a tile of rows or the centroids as operands, and the CTA's own sums where those have room.
+  static constexpr std::size_t shared_bytes(std::size_t width, std::size_t c, bool sums_in_shared) {
+    if constexpr (quick)
+      return quick_rows<T, Groups>::shared_bytes(c, sums_in_shared);
+    else
+      return block::shared_memory::bytes<float>(width * stride) +
+             (sums_in_shared ? block::shared_memory::bytes<std::int64_t>(c * width) : 0);
   }
 
-  __device__ kmeans_problem_part(scratch& own, const block::cluster_team& team, view<const T, 2, Space> points, const float* offset,
-                                 float* centroids, unsigned c, bool on_sphere, const kmeans_memory& memory)
+  __device__ kmeans_problem_part(scratch& own, block::shared_memory shared, const block::cluster_team& team, view<const T, 2, Space> points,
+                                 const float* offset, float* centroids, unsigned c, bool on_sphere, bool sums_in_shared,
+                                 const kmeans_memory& memory)
       : scratch_(own),
         team_(team),
         points_(points),
@@ -86,11 +60,10 @@ class kmeans_problem_part {
         c_(c),
         ds_(static_cast<unsigned>(points.extent(1))),
         width_(ds_ + (on_sphere ? 1 : 0)),
-        on_sphere_(on_sphere) {
-    block::shared_memory shared;
-    y_ = shared.take<float>(width_ * stride);
-    sums_ = sums_fit(width_, c_) ? shared.take<std::int64_t>(c_ * width_) : nullptr;
-  }
+        on_sphere_(on_sphere),
+        y_(quick ? nullptr : shared.take<float>(width_ * stride)),
+        sums_(!quick && sums_in_shared ? shared.take<std::int64_t>(c_ * width_) : nullptr),
+        rows_(make_rows(shared, sums_in_shared)) {}
 
   __device__ kmeans_outcome run(const kmeans_params& params, std::uint64_t stream, float* squared_radius) {
     gather_rows(training_rows(params, points_.extent(0), c_));
@@ -101,8 +74,11 @@ class kmeans_problem_part {
     if (on_sphere_) largest = canonical::max(canonical::sqrt(float_from_bits(memory_.state->radius)), largest);
     scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest));
     for (std::size_t iteration = 0; iteration < params.iterations; ++iteration) {
-      clear_sums();
-      assign(static_cast<unsigned>(iteration % 2));
+      if (!quick || iteration == 0) clear_sums();
+      if constexpr (quick)
+        assign_quickly(iteration, largest);
+      else
+        assign(static_cast<unsigned>(iteration % 2));
       // Without a row that moved no cluster is empty and no centroid will change.
       if (iteration != 0 && memory_.state->changed[iteration % 2] == 0) break;
       if (team_.rank() == 0) fill_empty(static_cast<unsigned>((iteration + 1) % 2));
@@ -114,6 +90,12 @@ class kmeans_problem_part {
   }
 
  private:
+  __device__ auto make_rows(block::shared_memory& shared, bool sums_in_shared) const {
+    if constexpr (quick)
+      return quick_rows<T, Groups>(shared, scratch_.rows, points_.data, points_.stride(0), offset_, c_, memory_, sums_in_shared);
+    else
+      return none{};
+  }
   __device__ float element(std::size_t t, unsigned e) const {
     return canonical::sub(static_cast<float>(points_(t, e)), offset_[e]);
   }
@@ -146,14 +128,9 @@ class kmeans_problem_part {
     __syncthreads();
   }
 
-  /// The sample's usable rows, ascending, and the largest of their numbers. Members take one run of the sample each.
-  __device__ void gather_rows(const stratified_sample& sample) {
-    const std::uint32_t all = static_cast<std::uint32_t>(sample.count),
-                        share = (all / team_.size() + tile_rows) / tile_rows * tile_rows,
-                        begin = share * team_.rank() < all ? share * team_.rank() : all, end = all - begin < share ? all : begin + share;
-    if (team_.rank() == 0 && threadIdx.x == 0) *memory_.state = {};
-    team_.sync();
-    std::uint32_t mine = 0, largest = 0, radius = 0;
+  /// What owner says for now: whether rows [begin, end) of the sample can be used; how many, and the largest of their numbers.
+  __device__ void look(const stratified_sample& sample, std::uint32_t begin, std::uint32_t end, std::uint32_t& mine,
+                       std::uint32_t& largest, std::uint32_t& radius) {
     for (std::uint32_t first = begin; first < end; first += tile_rows) {
       const unsigned here = end - first < tile_rows ? end - first : tile_rows;
       load(here, [&](unsigned r) { return sample(first + r); });
@@ -168,11 +145,28 @@ class kmeans_problem_part {
       }
       const float square = on_sphere_ ? norm(threadIdx.x) : 0.0f;
       usable &= is_finite(square);
-      memory_.owner[first + threadIdx.x] = usable ? 1 : 0;  // for now: whether the row is used
+      memory_.owner[first + threadIdx.x] = usable ? 1 : 0;
       if (!usable) continue;
       ++mine;
       largest = most > largest ? most : largest;
       radius = float_bits(square) > radius ? float_bits(square) : radius;
+    }
+  }
+
+  /// The sample's usable rows, ascending, and the largest of their numbers. Members take one run of the sample each.
+  __device__ void gather_rows(const stratified_sample& sample) {
+    const std::uint32_t all = static_cast<std::uint32_t>(sample.count),
+                        share = (all / team_.size() + tile_rows) / tile_rows * tile_rows,
+                        begin = share * team_.rank() < all ? share * team_.rank() : all, end = all - begin < share ? all : begin + share;
+    if (team_.rank() == 0 && threadIdx.x == 0) *memory_.state = {};
+    team_.sync();
+    std::uint32_t mine = 0, largest = 0, radius = 0;
+    if constexpr (quick) {
+      largest = rows_.look(sample, begin, end);
+      __syncthreads();
+      for (std::uint32_t i = begin + threadIdx.x; i < end; i += threads) mine += memory_.owner[i];
+    } else {
+      look(sample, begin, end, mine, largest, radius);
     }
     largest = scratch_.narrow.max(largest);
     radius = scratch_.narrow.max(radius);
@@ -191,7 +185,10 @@ class kmeans_problem_part {
       const bool usable = i < end && memory_.owner[i] != 0;
       std::uint32_t here = 0;
       const std::uint32_t below = scratch_.narrow.prefix(usable ? 1u : 0u, here);
-      if (usable) memory_.rows[place + below] = static_cast<std::uint32_t>(sample(i));
+      if (usable) {
+        memory_.rows[place + below] = static_cast<std::uint32_t>(sample(i));
+        if (quick) memory_.distance[place + below] = float_from_bits(memory_.order[i]);
+      }
       place += here;
     }
     team_.sync();
@@ -254,6 +251,12 @@ class kmeans_problem_part {
     atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(term));
   }
 
+  __device__ void assign_quickly(std::size_t iteration, float largest) {
+    const bool any = rows_.assign(team_, used_, centroids_, iteration == 0, scale_, largest);
+    if (__syncthreads_or(any ? 1 : 0) != 0 && threadIdx.x == 0) atomicOr(&memory_.state->changed[iteration % 2], 1u);
+    team_.sync();
+  }
+
   /// Assigns this member's tiles and adds their rows to the sums.
   __device__ void assign(unsigned parity) {
     bool moved = false;
@@ -298,6 +301,13 @@ class kmeans_problem_part {
       }
   }
 
+  __device__ float distance_to([[maybe_unused]] std::uint32_t i, [[maybe_unused]] unsigned own_centroid) const {
+    if constexpr (quick)
+      return rows_.distance(i, centroids_, own_centroid);
+    else
+      return memory_.distance[i];
+  }
+
   /// Every empty cluster, ascending, takes the farthest row of the fullest cluster; ties to the lower index. By one CTA.
   __device__ void fill_empty(unsigned next_parity) {
     if (threadIdx.x == 0) memory_.state->changed[next_parity] = 0;
@@ -309,7 +319,7 @@ class kmeans_problem_part {
       std::uint64_t distant = 0;
       for (std::uint32_t i = threadIdx.x; i < used_; i += threads)
         if (memory_.owner[i] == fullest) {
-          const std::uint64_t key = std::uint64_t{float_bits(memory_.distance[i])} << 32 | (0xffffffffu - i);
+          const std::uint64_t key = std::uint64_t{float_bits(distance_to(i, fullest))} << 32 | (0xffffffffu - i);
           distant = key > distant ? key : distant;
         }
       const std::uint32_t farthest = 0xffffffffu - static_cast<std::uint32_t>(scratch_.wide.max(distant));
@@ -347,21 +357,23 @@ class kmeans_problem_part {
   float scale_ = 1;
   float* y_;           // [width, stride] in shared memory
   std::int64_t* sums_; // [c, width] in shared memory; null: added to the problem's at once
+  std::conditional_t<quick, quick_rows<T, Groups>, none> rows_;
 };
 
 /// CTAs of a cluster are grid.x, problems grid.y.
-template <class T, class Space>
-PQKV_HIDDEN __global__ void __launch_bounds__(kmeans_tile::threads)
+template <class T, class Space, unsigned Groups>
+PQKV_HIDDEN __global__ void __launch_bounds__(kmeans_tile::threads, 2)
     kmeans_kernel(view<T, 4, Space> points, view<const float, 3, space::device> offset, view<float, 4, space::device> centroids,
                   view<std::uint8_t, 2, space::device> outcome, kmeans_params params, view<float, 2, space::device> squared_radius,
-                  kmeans_memory memory) {
-  using part = kmeans_problem_part<std::remove_cv_t<T>, Space>;
+                  kmeans_memory memory, unsigned sums_in_shared) {
+  using part = kmeans_problem_part<std::remove_cv_t<T>, Space, Groups>;
   __shared__ typename part::scratch scratch;
   const std::size_t problem = blockIdx.y, m = points.extent(1), head = problem / m, j = problem % m, c = centroids.extent(3);
   const bool on_sphere = squared_radius.data != nullptr;
   const block::cluster_team team(gridDim.x);
   const kmeans_memory own = memory.of(problem, training_rows(params, points.extent(2), c).count, c, centroids.extent(2));
-  part lloyd(scratch, team, points[head][j], &offset(head, j, 0), &centroids(head, j, 0, 0), static_cast<unsigned>(c), on_sphere, own);
+  part lloyd(scratch, block::shared_memory(), team, points[head][j], &offset(head, j, 0), &centroids(head, j, 0, 0),
+             static_cast<unsigned>(c), on_sphere, sums_in_shared != 0, own);
   const kmeans_outcome result = lloyd.run(params, problem + 1, on_sphere ? &squared_radius(head, j) : nullptr);
   if (team.rank() == 0 && threadIdx.x == 0) outcome(head, j) = static_cast<std::uint8_t>(result);
 }
@@ -375,16 +387,32 @@ struct kernel<op::kmeans, backend::cuda> {
                   view<float, 4, space::device> centroids, view<std::uint8_t, 2, space::device> outcome, const kmeans_params& params,
                   view<float, 2, space::device> squared_radius) {
     const detail::launcher launch(policy, "kmeans");
-    const std::size_t problems = points.extent(0) * points.extent(1), n = points.extent(2), width = centroids.extent(2),
-                      c = centroids.extent(3);
+    const std::size_t problems = points.extent(0) * points.extent(1), n = points.extent(2), ds = points.extent(3),
+                      width = centroids.extent(2), c = centroids.extent(3);
     arena memory = detail::device_scratch(policy.scratch, kmeans_device_scratch_bytes(problems, n, width, c, params), "kmeans");
     const detail::kmeans_memory own(memory, problems, training_rows(params, n, c).count, c, width);
-    unsigned cluster = launch.largest_cluster();
-    while (cluster > 1 && cluster * problems > 2 * detail::tuning::multiprocessors) cluster /= 2;
-    launch("kmeans_kernel", detail::kmeans_kernel<T, Space>,
-           {dim3(cluster, static_cast<unsigned>(problems)), detail::kmeans_tile::threads,
-            detail::kmeans_problem_part<std::remove_cv_t<T>, Space>::shared_bytes(width, c), cluster},
-           points, offset, centroids, outcome, params, squared_radius, own);
+    const auto go = [&]<unsigned Groups>(std::integral_constant<unsigned, Groups>) {
+      using part = detail::kmeans_problem_part<std::remove_cv_t<T>, Space, Groups>;
+      const auto kernel = detail::kmeans_kernel<T, Space, Groups>;
+      unsigned cluster = launch.largest_cluster(kernel);
+      while (cluster > 1 && cluster * problems > 2 * detail::tuning::multiprocessors) cluster /= 2;
+      const std::size_t room = launch.shared_limit() - sizeof(typename part::scratch) - 1024;
+      const bool sums_in_shared = part::shared_bytes(width, c, true) <= room;
+      launch("kmeans_kernel", kernel,
+             {dim3(cluster, static_cast<unsigned>(problems)), detail::kmeans_tile::threads, part::shared_bytes(width, c, sums_in_shared),
+              cluster},
+             points, offset, centroids, outcome, params, squared_radius, own, sums_in_shared ? 1 : 0);
+    };
+    if constexpr (sizeof(T) == 2) {
+      using rows = detail::quick_rows<std::remove_cv_t<T>, 1>;
+      if (width == ds && points.stride(3) == 1 && rows::takes(points.data, points.stride(0), points.stride(1), points.stride(2)) &&
+          c * ds * 4 <= launch.shared_limit() / 2) {
+        if (ds == 32) return go(std::integral_constant<unsigned, 1>{});
+        if (ds == 64) return go(std::integral_constant<unsigned, 2>{});
+        if (ds == 128) return go(std::integral_constant<unsigned, 4>{});
+      }
+    }
+    go(std::integral_constant<unsigned, 0>{});
   }
 };
 

@@ -275,7 +275,7 @@ struct kernel<op::retrieve, backend::cuda> {
     const auto scores = make_view<space::device>(memory.take<float>(lists * most_items), lists, most_items);
     auto* limits = memory.take<detail::block::threshold>(lists);
     const auto maps = make_view<space::device>(memory.take<std::uint32_t>(lists * 2 * words), lists, 2, words);
-    const unsigned cluster = launch.largest_cluster();
+    const unsigned cluster = launch.largest_cluster(detail::select_kernel<threads>);
     const dim3 grid(cluster, call.lists);
     detail::score_items(launch, call, most_items, scores, skipped);
     const std::size_t cached = std::min<std::size_t>(most_items / cluster + 32, detail::tuning::select_cached_keys);

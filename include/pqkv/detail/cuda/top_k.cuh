@@ -35,8 +35,16 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     for (std::uint32_t i = own.begin + threadIdx.x; i < own.begin + own.count; i += Threads) out[i] = static_cast<std::int32_t>(i);
     return;
   }
+  // A sample of a long row, the same for all members, says below which key few of the k largest can be: the others then need no
+  // place in a histogram, in whose few bins they would crowd.
+  std::uint32_t floor = 0;
+  if (n >= 16 * Threads) {
+    const float expected = static_cast<float>(k) / static_cast<float>(n) * Threads, rank = expected + 4 * sqrtf(expected) + 4;
+    const std::uint32_t step = n / Threads;
+    if (rank < Threads) floor = block::key_of_rank(canonical::order_key(row[threadIdx.x * step + threadIdx.x % step]), static_cast<unsigned>(rank));
+  }
   const auto select_by = [&](auto key_at) {
-    const block::threshold limit = select.find(team, own.count, k, key_at, [](std::uint32_t) { return 1u; });
+    const block::threshold limit = select.find(team, own.count, k, key_at, [](std::uint32_t) { return 1u; }, floor);
     select.emit(team, own.count, limit, key_at, static_cast<std::int32_t>(own.begin), out, k);
   };
   // Members of a team agree on the way: the first has the longest slice.
@@ -56,7 +64,7 @@ struct kernel<op::top_k, backend::cuda> {
     constexpr unsigned threads = detail::tuning::select_threads;
     const detail::launcher launch(policy, "top_k");
     const std::size_t n = scores.extent(1);
-    const unsigned cluster = n > 4096 ? launch.largest_cluster() : 1;
+    const unsigned cluster = n > 4096 ? launch.largest_cluster(detail::top_k_kernel<threads>) : 1;
     const std::size_t cached = std::min<std::size_t>(n / cluster + 32, detail::tuning::select_cached_keys);
     launch("top_k_kernel", detail::top_k_kernel<threads>,
            {dim3(cluster, static_cast<unsigned>(scores.extent(0))), threads, cached * sizeof(std::uint32_t), cluster}, scores, indices,

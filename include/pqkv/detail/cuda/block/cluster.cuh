@@ -8,6 +8,14 @@
 
 namespace pqkv::detail::block {
 
+/// A kernel that waits for the one before it may be launched while that one runs: this lets it, and memory is complete after the wait.
+__device__ inline void release_dependents() {
+  NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.launch_dependents;" ::: "memory");))
+}
+__device__ inline void wait_for_last_kernel() {
+  NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.wait;" ::: "memory");))
+}
+
 class cluster_team {
  public:
   /// @param size  CTAs along grid.x that share a row; the launch's cluster dimension

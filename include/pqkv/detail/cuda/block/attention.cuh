@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of up to eight query heads to the tokens of one warp, by matrix products: 16 tokens at a time come through a ring in
+// shared memory while the ones before are used. Rows 0 to 7 of an operand hold a float's upper part, rows 8 to 15 what that leaves
+// over, so the padding of a small group to 16 rows buys the precision of float queries and weights; of queries in bfloat16 a third
+// part, of eight more bits, goes through products of its own.
+// Sources: online softmax: Milakov and Gimelshein 2018; token gather by cp.async: FlashInfer's paged decode.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "../../../cache/kv_store.hpp"
+#include "mma.cuh"
+#include "reduce.cuh"
+
+namespace pqkv::detail::block {
+
+/// @tparam Dims  64, 128 or 256: d rounded up
+template <class T, unsigned Dims>
+class attention_warp {
+ public:
+  static constexpr unsigned tokens = 16, stages = Dims == 256 ? 2 : 3, queries = 8;
+  static constexpr unsigned row_bytes = Dims * 2, stage_bytes = 2 * tokens * row_bytes, ring_bytes = stages * stage_bytes;
+
+  /// Third parts of the queries, in shared memory; the same for all warps.
+  static constexpr bool has_third = std::is_same_v<T, bfloat16>;
+  using third_parts = uint2[has_third ? Dims / 16 : 1][32];
+
+  /// @param ring  shared memory of this warp, ring_bytes, aligned to 16
+  __device__ attention_warp(void* ring, third_parts& third, unsigned d)
+      : ring_(static_cast<unsigned char*>(ring)), third_(third), address_(shared_address(ring)), d_(d) {}
+
+  /// Query heads of this warp; lane l works for head l / 4. The CTA's first warp writes the third parts: a barrier before attend().
+  /// @param row_of  pointer to the row of a head below `count`
+  template <class RowOf>
+  __device__ void set_queries(unsigned count, RowOf row_of, float scale) {
+    const unsigned head = lane() / 4, first = lane() % 4 * 2;
+    const float* row = row_of(head < count ? head : 0);
+    float largest = 0;
+#pragma unroll
+    for (unsigned e = 0; e < Dims; e += 8) {
+#pragma unroll
+      for (unsigned i = 0; i < 2; ++i) largest = fmaxf(largest, e + first + i < d_ ? fabsf(row[e + first + i]) : 0.0f);
+    }
+    largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 2));
+    // Scaled to about 1 by a power of two, since half has few exponents.
+    int exponent = static_cast<int>(float_bits(largest) >> 23 & 0xffu) - 127;
+    exponent = exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
+    const float shrink = head < count ? float_from_bits(static_cast<std::uint32_t>(127 - exponent) << 23) : 0.0f;
+    scale_ = scale * float_from_bits(static_cast<std::uint32_t>(127 + exponent) << 23);
+#pragma unroll
+    for (unsigned s = 0; s < Dims / 16; ++s)
+#pragma unroll
+      for (unsigned half_of = 0; half_of < 2; ++half_of) {
+        const unsigned e = s * 16 + half_of * 8 + first;
+        const split_pair<T> pair(e < d_ ? row[e] * shrink : 0.0f, e + 1 < d_ ? row[e + 1] * shrink : 0.0f);
+        query_[s][2 * half_of] = pair.most;
+        query_[s][2 * half_of + 1] = pair.rest;
+        if (has_third && threadIdx.x < 32) {
+          const float_pair most = unpack_pair<T>(pair.most), rest = unpack_pair<T>(pair.rest);
+          const float first_of = e < d_ ? row[e] * shrink : 0.0f, second_of = e + 1 < d_ ? row[e + 1] * shrink : 0.0f;
+          const std::uint32_t third = pack_pair<T>(first_of - most.first - rest.first, second_of - most.second - rest.second);
+          (half_of == 0 ? third_[s][lane()].x : third_[s][lane()].y) = third;
+        }
+      }
+  }
+
+  /// Tokens `begin + 16 * (warp + i * warps)` and the 15 after, up to `end`. @param token_at  of a place in the list
+  template <class Store, class TokenAt>
+  __device__ void attend(const Store& store, std::size_t kv_head, std::uint32_t begin, std::uint32_t end, unsigned warp, unsigned warps,
+                         TokenAt token_at) {
+    const std::uint32_t step = tokens * warps;
+    std::uint32_t at = begin + warp * tokens;
+    if (at >= end) return;
+    // A lane finds one row: K of its token below lane 16, V above. Its token is looked up a turn before its row is read.
+    const std::uint32_t own = at + lane() % tokens;
+    const auto token_of = [&](std::uint32_t i) -> std::size_t { return token_at(i < end ? i : at); };
+    std::size_t token = token_of(own);
+    unsigned filled = 0;
+    for (; filled < stages - 1; ++filled) {
+      const std::uint32_t first = at + filled * step;
+      if (first < end) fill(filled, store, kv_head, token, end - first);
+      end_copies();
+      token = token_of(own + (filled + 1) * step);
+    }
+    for (unsigned stage = 0; at < end; at += step) {
+      wait_copies<stages - 2>();
+      __syncwarp();
+      const std::uint32_t next = at + (stages - 1) * step;
+      if (next < end) fill(stage == 0 ? stages - 1 : stage - 1, store, kv_head, token, end - next);
+      end_copies();
+      token = token_of(next + step + lane() % tokens);
+      use(stage, end - at);
+      stage = stage + 1 == stages ? 0 : stage + 1;
+    }
+    wait_copies<0>();
+  }
+
+  /// After attend(): the softmax's reference (log2) and total of head lane / 4, total NaN where a logit was not finite; by all lanes.
+  __device__ float top() const { return top_ - weight_shift; }
+  __device__ float total() const {
+    float sum = total_;
+    sum += __shfl_xor_sync(all_lanes, sum, 1);
+    sum += __shfl_xor_sync(all_lanes, sum, 2);
+    unsigned broken = broken_ ? 1 : 0;
+    broken |= __shfl_xor_sync(all_lanes, broken, 1);
+    broken |= __shfl_xor_sync(all_lanes, broken, 2);
+    return broken != 0 ? float_from_bits(0x7fc00000u) : sum;
+  }
+  /// Sums of weights times values. @param sums  [queries, Dims], written by the warp
+  __device__ void store_sums(float* sums) const {
+    float* row = sums + lane() / 4 * Dims + lane() % 4 * 2;
+#pragma unroll
+    for (unsigned e = 0; e < Dims / 8; ++e) {
+      row[e * 8] = sum_[e][0] + sum_[e][2];
+      row[e * 8 + 1] = sum_[e][1] + sum_[e][3];
+    }
+  }
+
+ private:
+  // Weights go up to 2^14 where T is half, so that small ones keep their bits.
+  static constexpr float weight_shift = std::is_same_v<T, half> ? 14.0f : 0.0f;
+  static constexpr unsigned chunks = Dims / 8;  // runs of 16 bytes of a row
+  __device__ static unsigned lane() { return threadIdx.x % 32; }
+  /// Where chunk `chunk` of row `row` is in a stage: spread, so that eight rows' equal chunks lie in different banks.
+  __device__ static unsigned place(unsigned row, unsigned chunk) { return row * row_bytes + ((chunk ^ (row % 8)) * 16); }
+
+  /// The first `left` tokens of 16, the rest zeros. @param token  of this lane
+  template <class Store>
+  __device__ void fill(unsigned stage, const Store& store, std::size_t kv_head, std::size_t token, std::uint32_t left) const {
+    const kv_row<T> row = lane() < tokens ? store.key(kv_head, token) : store.value(kv_head, token);
+    const std::uint64_t data = reinterpret_cast<std::uint64_t>(row.data);
+    const bool plain = row.stride == 1 && data % 16 == 0 && d_ % 8 == 0;
+    const unsigned base = stage * stage_bytes;
+    if (__all_sync(all_lanes, plain)) {
+#pragma unroll
+      for (unsigned turn = 0; turn < 2 * tokens * chunks / 32; ++turn) {
+        const unsigned at = turn * 32 + lane(), r = at / chunks, chunk = at % chunks;
+        const std::uint64_t from = __shfl_sync(all_lanes, data, static_cast<int>(r));
+        const bool wanted = r % tokens < left && chunk * 8 < d_;
+        copy_async(address_ + base + place(r, chunk), reinterpret_cast<const void*>(from + (wanted ? chunk * 16 : 0)), wanted ? 16 : 0);
+      }
+    } else {
+#pragma unroll 1
+      for (unsigned turn = 0; turn < 2 * tokens * chunks / 32; ++turn) {
+        const unsigned at = turn * 32 + lane(), r = at / chunks, chunk = at % chunks;
+        const T* from = reinterpret_cast<const T*>(__shfl_sync(all_lanes, data, static_cast<int>(r)));
+        const std::size_t stride = __shfl_sync(all_lanes, row.stride, static_cast<int>(r));
+        T* to = reinterpret_cast<T*>(ring_ + base + place(r, chunk));
+        for (unsigned i = 0; i < 8; ++i) to[i] = r % tokens < left && chunk * 8 + i < d_ ? from[(chunk * 8 + i) * stride] : T{};
+      }
+    }
+  }
+
+  /// One tile of which `left` tokens count.
+  __device__ void use(unsigned stage, std::uint32_t left) {
+    const std::uint32_t base = address_ + stage * stage_bytes;
+    float logit[2][4] = {}, least[2][4] = {};
+#pragma unroll
+    for (unsigned s = 0; s < Dims / 16; ++s) {
+      std::uint32_t key[4];
+      load_matrices(key, base + place(lane() % 8 + lane() / 16 * 8, 2 * s + lane() / 8 % 2));
+      multiply_add<T>(logit[0], query_[s], key[0], key[1]);
+      multiply_add<T>(logit[1], query_[s], key[2], key[3]);
+      if constexpr (has_third) {
+        const uint2 third = third_[s][lane()];
+        const std::uint32_t operand[4] = {third.x, 0, third.y, 0};
+        multiply_add<T>(least[0], operand, key[0], key[1]);
+        multiply_add<T>(least[1], operand, key[2], key[3]);
+      }
+    }
+    const float lowest = float_from_bits(0xff800000u);
+    float z[4];
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) {
+      z[i] = (logit[i / 2][i % 2] + (logit[i / 2][i % 2 + 2] + least[i / 2][i % 2])) * scale_;
+      broken_ |= !is_finite(z[i]);
+      if (lane() % 4 * 2 + i % 2 + i / 2 * 8 >= left) z[i] = lowest;
+    }
+    float top = fmaxf(fmaxf(z[0], z[1]), fmaxf(z[2], z[3]));
+    top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 2));
+    if (__any_sync(all_lanes, top > top_)) {  // seldom, after the first tokens
+      const float highest = fmaxf(top, top_), shrink = power_of_two_near(top_ - highest);
+      top_ = highest;
+      total_ *= shrink;
+#pragma unroll
+      for (unsigned e = 0; e < Dims / 8; ++e)
+#pragma unroll
+        for (unsigned i = 0; i < 4; ++i) sum_[e][i] *= shrink;
+    }
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) {
+      z[i] = power_of_two_near(z[i] - top_ + weight_shift);
+      total_ += z[i];
+    }
+    const split_pair<T> lower(z[0], z[1]), upper(z[2], z[3]);
+    const std::uint32_t weight[4] = {lower.most, lower.rest, upper.most, upper.rest};
+#pragma unroll
+    for (unsigned s = 0; s < Dims / 16; ++s) {
+      std::uint32_t value[4];
+      load_transposed(value, base + place(tokens + lane() % 16, 2 * s + lane() / 16));
+      multiply_add<T>(sum_[2 * s], weight, value[0], value[1]);
+      multiply_add<T>(sum_[2 * s + 1], weight, value[2], value[3]);
+    }
+  }
+
+  unsigned char* ring_;
+  third_parts& third_;
+  std::uint32_t address_;
+  unsigned d_;
+  float scale_ = 1, top_ = float_from_bits(0xff800000u), total_ = 0;
+  bool broken_ = false;
+  std::uint32_t query_[Dims / 16][4];
+  float sum_[Dims / 8][4] = {};
+};
+
+}  // namespace pqkv::detail::block
