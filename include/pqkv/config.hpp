@@ -21,6 +21,10 @@
 #endif
 
 #if defined(__CUDACC__)
+#pragma nv_diag_suppress 1675  // nvcc warns of `#pragma GCC unroll`, which is for the host's compiler and reaches it
+#endif
+
+#if defined(__CUDACC__)
 #define PQKV_HD __host__ __device__
 #else
 #define PQKV_HD

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // attention on a GPU against a softmax in double: storage types, layouts, group sizes, lists and ranges of every length, an engine's
 // own store, partial results merged, non-finite rows. Ends with 77 where there is no GPU.
+//
+//   attention [lengths]    of rows, the shortest so many of 7; 5 is enough under compute-sanitizer
 #include "on_device.cuh"
+
+#include <algorithm>
+#include <cstdlib>
 
 #include "cases/inputs.hpp"
 #include "cases/plain_attention.hpp"
@@ -93,12 +98,12 @@ void compare(const Host& host, const There& there, std::size_t g, bool own_lists
 }
 
 template <class T>
-void compare_layouts(random_source& random, verdict& all) {
+void compare_layouts(std::size_t most_lengths, random_source& random, verdict& all) {
   const std::size_t dims[] = {8, 40, 64, 96, 128, 200, 256}, lengths[] = {0, 1, 15, 16, 17, 130, 1500}, groups[] = {1, 2, 3, 4, 5, 8, 12};
   for (const layout where : every_layout)
     for (const content what : {content::gaussian, content::duplicates, content::offset})
       for (const std::size_t g : groups) {
-        const std::size_t h = 1 + random.below(3), n = lengths[random.below(7)], d = dims[random.below(7)];
+        const std::size_t h = 1 + random.below(3), n = lengths[random.below(most_lengths)], d = dims[random.below(7)];
         rows<T> keys = make_rows<T>(what, h, n, d, random.bits(), where),
                 values = make_rows<T>(content::gaussian, h, n, d, random.bits(), where);
         const on_device keys_there(keys.view()), values_there(values.view());
@@ -147,13 +152,14 @@ void compare_nonfinite(random_source& random, verdict& all) {
 }
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   if (!has_device()) return 77;
+  const std::size_t lengths = argc > 1 ? std::min<std::size_t>(static_cast<std::size_t>(std::atoi(argv[1])), 7) : 7;
   random_source random(3);
   verdict layouts("attention"), pages("attention, pages"), broken("attention, non-finite rows");
-  compare_layouts<float>(random, layouts);
-  compare_layouts<pqkv::half>(random, layouts);
-  compare_layouts<pqkv::bfloat16>(random, layouts);
+  compare_layouts<float>(lengths, random, layouts);
+  compare_layouts<pqkv::half>(lengths, random, layouts);
+  compare_layouts<pqkv::bfloat16>(lengths, random, layouts);
   compare_pages<pqkv::bfloat16>(random, pages);
   compare_pages<float>(random, pages);
   compare_nonfinite(random, broken);

@@ -19,11 +19,11 @@ namespace detail {
 
 /// Partial results [splits, hq] of attention: sum [d] of weights times values, top (as a power of two) and total of the softmax; total
 /// NaN where a logit was not finite, 0 without tokens.
-struct attention_parts {
+struct attention_partials {
   float *sums, *tops, *totals;
   std::size_t hq, d;
 
-  attention_parts(arena& memory, std::size_t splits, std::size_t query_heads, std::size_t head_dim) : hq(query_heads), d(head_dim) {
+  attention_partials(arena& memory, std::size_t splits, std::size_t query_heads, std::size_t head_dim) : hq(query_heads), d(head_dim) {
     sums = memory.take<float>(splits * hq * (d + 2));
     tops = sums + splits * hq * d;
     totals = tops + splits * hq;
@@ -77,7 +77,7 @@ struct attention_share {
 /// Rows of half or bfloat16. Splits are grid.x, groups of up to eight query heads of a list grid.y.
 template <unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
-    attention_tile_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_parts parts,
+    attention_tile_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_partials parts,
                           canonical::softmax_scale scale) {
   using warp_part = block::attention_warp<typename Store::value_type, Dims>;
   constexpr unsigned queries = warp_part::queries, threads = Warps * 32;
@@ -155,7 +155,7 @@ struct lane_row {
 /// linkage, and then nvcc warns of the attribute.
 template <unsigned Queries, unsigned Lanes, unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
-    attention_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_parts parts,
+    attention_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_partials parts,
                      canonical::softmax_scale scale) {
   using value_type = typename Store::value_type;
   using row_part = lane_row<Lanes, Dims, value_type>;
@@ -275,7 +275,7 @@ __global__ void __launch_bounds__(Warps * 32)
 /// A CTA is a query head, a thread one or two dimensions.
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    merge_kernel(attention_parts parts, unsigned splits, view<float, 2, space::device> out, view<float, 1, space::device> lse) {
+    merge_kernel(attention_partials parts, unsigned splits, view<float, 2, space::device> out, view<float, 1, space::device> lse) {
   constexpr canonical::softmax_scale as_it_is{1.0f, -125.0f};
   const unsigned q = blockIdx.x, lane = threadIdx.x % 32;
   block::wait_for_last_kernel();
@@ -311,8 +311,9 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   }
   if (threadIdx.x == 0 && lse.data != nullptr)
     lse(q) = !is_finite(total) ? total
-             : total == 0      ? float_from_bits(0xff800000u)
-                               : static_cast<float>(static_cast<double>(highest_of_all) * 0.69314718055994530942 + log(static_cast<double>(total)));
+             : total == 0
+                 ? float_from_bits(0xff800000u)
+                 : static_cast<float>(static_cast<double>(highest_of_all) * 0.69314718055994530942 + log(static_cast<double>(total)));
 }
 
 }  // namespace detail
@@ -326,7 +327,7 @@ struct kernel<op::attention, backend::cuda> {
     const detail::launcher launch(policy, "attention");
     const std::size_t hq = query.extent(0), d = store.head_dim(), splits = attention_device_splits(hq);
     arena memory = detail::device_scratch(policy.scratch, attention_device_scratch_bytes(hq, d), "attention");
-    const detail::attention_parts parts(memory, splits, hq, d);
+    const detail::attention_partials parts(memory, splits, hq, d);
     const std::size_t lists = tokens.spans.extent(0), g = lists == 0 ? 0 : hq / lists;
     if constexpr (sizeof(typename Store::value_type) == 2)
       by_tile(launch, query, store, tokens, parts, dim3(static_cast<unsigned>(splits), static_cast<unsigned>(lists * ((g + 7) / 8))));
@@ -343,7 +344,7 @@ struct kernel<op::attention, backend::cuda> {
  private:
   template <class Store>
   static void by_tile(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
-                      const token_set<space::device>& tokens, const detail::attention_parts& parts, const dim3& grid) {
+                      const token_set<space::device>& tokens, const detail::attention_partials& parts, const dim3& grid) {
     const auto go = [&]<unsigned Dims>(std::integral_constant<unsigned, Dims>) {
       constexpr unsigned warps = 512 / Dims;  // 96 KB of rings at most: what a CTA may have on every device
       launch("attention_tile_kernel", detail::attention_tile_kernel<Dims, warps, Store>,
@@ -360,7 +361,7 @@ struct kernel<op::attention, backend::cuda> {
 
   template <unsigned Queries, class Store>
   static void by_dims(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
-                      const token_set<space::device>& tokens, const detail::attention_parts& parts, std::size_t splits) {
+                      const token_set<space::device>& tokens, const detail::attention_partials& parts, std::size_t splits) {
     constexpr unsigned dims = Queries > 4 ? 8 : 16;  // of a lane: as many as registers hold for all query heads
     if (parts.d <= 64)
       go<Queries, 8, 8>(launch, query, store, tokens, parts, splits);
@@ -371,7 +372,7 @@ struct kernel<op::attention, backend::cuda> {
   }
   template <unsigned Queries, unsigned Lanes, unsigned Dims, class Store>
   static void go(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
-                 const token_set<space::device>& tokens, const detail::attention_parts& parts, std::size_t splits) {
+                 const token_set<space::device>& tokens, const detail::attention_partials& parts, std::size_t splits) {
     constexpr unsigned warps = 4;
     const std::size_t lists = tokens.spans.extent(0), g = lists == 0 ? 0 : query.extent(0) / lists;
     const dim3 grid(static_cast<unsigned>(splits), static_cast<unsigned>(lists * ((g + Queries - 1) / Queries)));

@@ -41,7 +41,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   if (n >= 16 * Threads) {
     const float expected = static_cast<float>(k) / static_cast<float>(n) * Threads, rank = expected + 4 * sqrtf(expected) + 4;
     const std::uint32_t step = n / Threads;
-    if (rank < Threads) floor = block::key_of_rank(canonical::order_key(row[threadIdx.x * step + threadIdx.x % step]), static_cast<unsigned>(rank));
+    const float drawn = row[threadIdx.x * step + threadIdx.x % step];
+    if (rank < Threads) floor = block::key_of_rank(canonical::order_key(drawn), static_cast<unsigned>(rank));
   }
   const auto select_by = [&](auto key_at) {
     const block::threshold limit = select.find(team, own.count, k, key_at, [](std::uint32_t) { return 1u; }, floor);
