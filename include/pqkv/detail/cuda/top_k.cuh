@@ -35,17 +35,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     for (std::uint32_t i = own.begin + threadIdx.x; i < own.begin + own.count; i += Threads) out[i] = static_cast<std::int32_t>(i);
     return;
   }
-  // A sample of a long row, the same for all members, says below which key few of the k largest can be: the others then need no
-  // place in a histogram, in whose few bins they would crowd.
-  std::uint32_t floor = 0;
-  if (n >= 16 * Threads) {
-    const float expected = static_cast<float>(k) / static_cast<float>(n) * Threads, rank = expected + 4 * sqrtf(expected) + 4;
-    const std::uint32_t step = n / Threads;
-    const float drawn = row[threadIdx.x * step + threadIdx.x % step];
-    if (rank < Threads) floor = block::key_of_rank(canonical::order_key(drawn), static_cast<unsigned>(rank));
-  }
   const auto select_by = [&](auto key_at) {
-    const block::threshold limit = select.find(team, own.count, k, key_at, [](std::uint32_t) { return 1u; }, floor);
+    const block::threshold limit = select.find(team, own.count, k, key_at, [](std::uint32_t) { return 1u; });
     select.emit(team, own.count, limit, key_at, static_cast<std::int32_t>(own.begin), out, k);
   };
   // Members of a team agree on the way: the first has the longest slice.

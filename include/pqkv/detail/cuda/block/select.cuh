@@ -19,15 +19,6 @@ struct threshold {
   std::uint32_t of_equal = 0;
 };
 
-/// Of one key of each thread: the largest key that is at most `rank` of them, counted from the top; rank at most the CTA's threads.
-__device__ inline std::uint32_t key_of_rank(std::uint32_t key, unsigned rank) {
-  std::uint32_t floor = 0;
-#pragma unroll 1
-  for (std::uint32_t bit = 0x80000000u; bit != 0; bit >>= 1)
-    if (static_cast<unsigned>(__syncthreads_count(key >= (floor | bit) ? 1 : 0)) >= rank) floor |= bit;
-  return floor;
-}
-
 template <unsigned Threads>
 class radix_select {
   static constexpr unsigned bins = 2048, own_bins = bins / Threads, warps = Threads / 32,
@@ -39,12 +30,10 @@ class radix_select {
   /// @param items   of this CTA's slice
   /// @param k       at least 1, at most the sum of all members' weights
   /// @param key_at, weight_at  of item i of the slice
-  /// @param floor   a guess, the team's: items below it need not be looked at; where it is too high, all are
   template <class KeyAt, class WeightAt>
-  __device__ threshold find(const cluster_team& team, std::uint32_t items, std::uint32_t k, KeyAt key_at, WeightAt weight_at,
-                            std::uint32_t floor = 0) {
+  __device__ threshold find(const cluster_team& team, std::uint32_t items, std::uint32_t k, KeyAt key_at, WeightAt weight_at) {
     std::uint32_t prefix = 0, fixed_bits = 0;
-    for (unsigned pass = 0; pass < 3;) {
+    for (unsigned pass = 0; pass < 3; ++pass) {
       const unsigned shift = pass == 0 ? 21 : pass == 1 ? 10 : 0, mask = pass == 2 ? 1023 : 2047;
       std::uint32_t* histogram = histogram_[pass % 2];  // two, so that members may still read the last one
 #pragma unroll
@@ -55,7 +44,7 @@ class radix_select {
 #pragma unroll 4
       for (std::uint32_t i = threadIdx.x; i < items; i += Threads) {
         const std::uint32_t key = key_at(i), weight = weight_at(i);
-        if (weight != 0 && key >= floor && (key & fixed_bits) == prefix) atomicAdd(&counts[(key >> shift) & mask], weight);
+        if (weight != 0 && (key & fixed_bits) == prefix) atomicAdd(&counts[(key >> shift) & mask], weight);
       }
       __syncthreads();
       std::uint32_t own[own_bins], sum = 0;
@@ -78,11 +67,6 @@ class radix_select {
 #pragma unroll
       for (unsigned b = 0; b < own_bins; ++b) sum += own[b];
       std::uint32_t total = 0, above = reduction_.prefix(sum, total);
-      if (total < k) {  // in the first pass alone
-        floor = 0;
-        team.sync();
-        continue;
-      }
       for (unsigned b = 0; b < own_bins; ++b) {
         if (above < k && k - above <= own[b]) {
           digit_ = bins - 1 - (threadIdx.x * own_bins + b);
@@ -94,7 +78,6 @@ class radix_select {
       prefix |= digit_ << shift;
       fixed_bits |= mask << shift;
       k = rest_;
-      ++pass;
       __syncthreads();
     }
     return {prefix, k};
