@@ -1,19 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // k-means on the device: a problem (head and subspace) is a cluster of CTAs from its first row to its last iteration, so one launch
 // trains a codebook. Rows are read from the caller's memory in every iteration, assigned by the canonical distance (shortlisted by
-// matrix products where the rows' type and layout allow it), and summed in fixed point, whose sums are free of order: the bits are the
-// host's. A sum changes only by the rows that change their cluster, which are few after the first iterations.
+// matrix products where type and layout allow it), and summed in fixed point, free of order: the bits are the host's.
 #pragma once
 
-#include "../../core/canonical.hpp"
 #include "../../quantize/kmeans.hpp"
 #include "arena.cuh"
 #include "block/cluster.cuh"
 #include "block/kmeans.cuh"
-#include "block/nearest.cuh"
-#include "block/reduce.cuh"
 #include "block/shared.cuh"
-#include "block/shortlist.cuh"
 #include "kernel.cuh"
 #include "tuning.hpp"
 
@@ -100,7 +95,6 @@ class kmeans_problem_part {
     return canonical::sub(static_cast<float>(points_(t, e)), offset_[e]);
   }
   __device__ float radius() const { return float_from_bits(memory_.state->radius); }
-
   /// Rows row_at(0) to row_at(count - 1) into the tile, without the added coordinate.
   template <class RowAt>
   __device__ void load(unsigned count, RowAt row_at) {
@@ -128,31 +122,6 @@ class kmeans_problem_part {
     __syncthreads();
   }
 
-  /// What owner says for now: whether rows [begin, end) of the sample can be used; how many, and the largest of their numbers.
-  __device__ void look(const stratified_sample& sample, std::uint32_t begin, std::uint32_t end, std::uint32_t& mine,
-                       std::uint32_t& largest, std::uint32_t& radius) {
-    for (std::uint32_t first = begin; first < end; first += tile_rows) {
-      const unsigned here = end - first < tile_rows ? end - first : tile_rows;
-      load(here, [&](unsigned r) { return sample(first + r); });
-      if (threadIdx.x >= here) continue;
-      bool usable = true;
-      std::uint32_t most = 0;
-      for (unsigned e = 0; e < ds_; ++e) {
-        const float y = y_[e * stride + threadIdx.x];
-        usable &= is_finite(y);
-        const std::uint32_t magnitude = float_bits(y) & 0x7fffffffu;
-        most = magnitude > most ? magnitude : most;
-      }
-      const float square = on_sphere_ ? norm(threadIdx.x) : 0.0f;
-      usable &= is_finite(square);
-      memory_.owner[first + threadIdx.x] = usable ? 1 : 0;
-      if (!usable) continue;
-      ++mine;
-      largest = most > largest ? most : largest;
-      radius = float_bits(square) > radius ? float_bits(square) : radius;
-    }
-  }
-
   /// The sample's usable rows, ascending, and the largest of their numbers. Members take one run of the sample each.
   __device__ void gather_rows(const stratified_sample& sample) {
     const std::uint32_t all = static_cast<std::uint32_t>(sample.count),
@@ -166,7 +135,19 @@ class kmeans_problem_part {
       __syncthreads();
       for (std::uint32_t i = begin + threadIdx.x; i < end; i += threads) mine += memory_.owner[i];
     } else {
-      look(sample, begin, end, mine, largest, radius);
+      for (std::uint32_t first = begin; first < end; first += tile_rows) {
+        const unsigned here = end - first < tile_rows ? end - first : tile_rows;
+        load(here, [&](unsigned r) { return sample(first + r); });
+        if (threadIdx.x >= here) continue;
+        const float square = on_sphere_ ? norm(threadIdx.x) : 0.0f;
+        const std::uint32_t most = largest_magnitude(y_ + threadIdx.x, stride, ds_);
+        const bool usable = most < 0x7f800000u && is_finite(square);
+        memory_.owner[first + threadIdx.x] = usable ? 1 : 0;  // for now: whether the row is used
+        if (!usable) continue;
+        ++mine;
+        largest = most > largest ? most : largest;
+        radius = float_bits(square) > radius ? float_bits(square) : radius;
+      }
     }
     largest = scratch_.narrow.max(largest);
     radius = scratch_.narrow.max(radius);

@@ -9,6 +9,7 @@
 #include "../tuning.hpp"
 #include "cluster.cuh"
 #include "nearest.cuh"
+#include "reduce.cuh"
 #include "shortlist.cuh"
 
 namespace pqkv::detail {
@@ -48,6 +49,16 @@ struct kmeans_memory {
     return own;
   }
 };
+
+/// The bits of the largest |y[e * stride]|; those of an infinity or more where one is not finite.
+__device__ inline std::uint32_t largest_magnitude(const float* y, unsigned stride, unsigned count) {
+  std::uint32_t most = 0;
+  for (unsigned e = 0; e < count; ++e) {
+    const std::uint32_t magnitude = float_bits(y[e * stride]) & 0x7fffffffu;
+    most = magnitude > most ? magnitude : most;
+  }
+  return most;
+}
 
 /// The rows of one problem as one of its team's CTAs sees them.
 /// @tparam Groups  ds / 32
