@@ -81,6 +81,25 @@ TEST_CASE("encoding equals the plain nearest centroid for every m, b and d") {
   CHECK(turn == 5 * (4 * 32 + 16));
 }
 
+TEST_CASE("enough keys for a shortlist: blocks that are full and not, codebooks that are searched at once and in parts") {
+  std::size_t turn = 0;
+  for (const std::size_t n : {7u, 8u, 31u, 32u, 33u, 100u})
+    for (const pq_shape shape : {pq_shape{1, 256, 1, 8}, {1, 256, 1, 7}, {1, 200, 1, 8}, {1, 256, 2, 8}, {1, 120, 8, 6}, {2, 128, 2, 6}})
+      for (const pqkv::key_metric metric : {pqkv::key_metric::squared_l2, pqkv::key_metric::inner_product}) {
+        pq_shape of = shape;
+        of.metric = metric;
+        CAPTURE(n);
+        CAPTURE(of.head_dim);
+        CAPTURE(of.bits);
+        ++turn;
+        auto keys = pqkv_cases::make_rows<float>(pqkv_cases::every_content[turn % 4], of.kv_heads, n, of.head_dim, turn,
+                                                 pqkv_cases::every_layout[turn % 5]);
+        if (turn % 3 == 0)  // one key that is much longer than its neighbours
+          for (std::size_t i = 0; i < of.head_dim; ++i) keys(0, n / 2, i) *= turn % 2 ? 1e4f : 1e20f;
+        check_encoding(keys, pqkv_cases::make_book(of, turn, turn % 2 ? content::gaussian : content::duplicates));
+      }
+}
+
 TEST_CASE("under the inner-product metric keys are encoded on the sphere, the ones outside of it with a coordinate of 0") {
   std::size_t turn = 0, differ = 0;
   for (const std::size_t m : {1u, 2u, 4u, 8u, 16u})

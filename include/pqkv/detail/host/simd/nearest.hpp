@@ -47,8 +47,9 @@ class row_tile {
 /// x = s t (|c|^2 / 2 - <y, c>), of which the order is that of true distances. Rounding to integers moves each coordinate by at most
 /// 1/2 + u K, so both vectors by at most rho = sqrt(ds) / 2 + 0.1, and the product by at most rho (t|c| + s|y|) + rho^2. The
 /// half norm, cut to an integer, is wrong by 1 + (ds + 4) u K^2 / 2, the replaced low byte by 255. The canonical distance, halved and
-/// scaled, is wrong by (ds + 2) u (s t) (|y| + |c|)^2 / 2 <= (ds + 2) u 2 K^2. Two centroids whose values differ by more than twice
-/// the sum of these have the order of their canonical distances.
+/// scaled, is wrong by (ds + 2) u (s|y| + s|c|) (t|y| + t|c|) / 2, where t|y| has no bound: for a row far longer than every centroid
+/// this is the largest term. Two centroids whose values differ by more than twice the sum of these have the order of their canonical
+/// distances.
 template <class Leaf>
 class nearest_search {
  public:
@@ -87,6 +88,8 @@ class nearest_search {
   std::uint32_t find(const std::int32_t* block, float scale, float norm, std::uint8_t* index) {
     constexpr float reach = 1.0009f * shortlist_reach;
     if (!(norm_ > 0 && scale * norm_ <= reach && scale * norm <= reach)) return ~std::uint32_t{0};
+    const float twice_error = slack(scale, norm);
+    if (!(twice_error <= 0x1p30f)) return ~std::uint32_t{0};
     if (scale != start_scale_) begin_at(scale);
     alignas(cache_line_bytes) std::int32_t least[block_rows], second[block_rows];
     std::fill_n(least, block_rows, std::numeric_limits<std::int32_t>::max());
@@ -95,7 +98,7 @@ class nearest_search {
       if (chunk_ != c_) Leaf::write_centroids(centroids_ + first, c_, chunk_, ds_, -scale_, pair_);
       Leaf::two_least(block, pair_, start_ + first, chunk_, pairs_, first, least, second);
     }
-    return Leaf::close_calls(least, second, slack(scale * norm), index);
+    return Leaf::close_calls(least, second, static_cast<std::int32_t>(twice_error), index);
   }
 
   /// The nearest centroids of `count` rows, canonical. Rows are changed.
@@ -142,11 +145,12 @@ class nearest_search {
     start_scale_ = scale;
   }
 
-  /// @param reach  s|y|, at most
-  std::int32_t slack(float reach) const {
-    const float rounding = 0x1p-24f * static_cast<float>(ds_ + 4) * 2.6f * shortlist_reach * shortlist_reach;
-    const float error = rho_ * (1.01f * (shortlist_reach + reach) + rho_) + 256.0f + rounding;
-    return static_cast<std::int32_t>(2.02f * error) + 1;
+  /// Twice the error; infinite or beyond every difference where values say nothing.
+  float slack(float scale, float norm) const {
+    const float reach = scale * norm, u = 0x1p-24f * static_cast<float>(ds_ + 4);
+    const float canonical_error = 0.51f * u * (reach + scale * norm_) * (scale_ * norm + shortlist_reach);
+    const float rounding = 0.6f * u * shortlist_reach * shortlist_reach;
+    return 2.02f * (rho_ * (1.01f * (shortlist_reach + reach) + rho_) + 256.0f + rounding + canonical_error) + 1.0f;
   }
 
   const float* centroids_;
