@@ -7,6 +7,7 @@
 #include "cells/scalar.hpp"
 #include "centroids/scalar.hpp"
 #include "float_environment.hpp"
+#include "matrix/scalar.hpp"
 #include "nearest/scalar.hpp"
 #include "rows/scalar.hpp"
 #include "scores/scalar.hpp"
@@ -20,6 +21,8 @@
 #include "cells/avx512.hpp"
 #include "centroids/avx2.hpp"
 #include "centroids/avx512.hpp"
+#include "matrix/avx2.hpp"
+#include "matrix/avx512.hpp"
 #include "nearest/avx2.hpp"
 #include "nearest/avx512.hpp"
 #include "rows/avx2.hpp"
@@ -53,6 +56,7 @@ struct leaf : row_leaf<Isa>,
               select_leaf<Isa>,
               shortlist_leaf<Isa>,
               sum_leaf<Isa>,
-              attention_leaf<Isa> {};
+              attention_leaf<Isa>,
+              matrix_leaf<Isa> {};
 
 }  // namespace pqkv::detail
