@@ -16,7 +16,8 @@ namespace pqkv {
 template <storage_scalar T = bfloat16>
 class device_pqcache {
  public:
-  /// Shape, budget and selection, as pqcache<T, selector::pq>::params has them; a codebook is trained with a fixed L (no overlap rule).
+  /// Shape, budget and selection, as pqcache<T, selector::pq>::params has them; a codebook is trained with a fixed L (no overlap rule),
+  /// and there is no second stage (residual).
   /// A budget of all tokens is dense attention, `budget.retrieve = 0` streaming attention.
   struct params : cache_shape {
     budget_rule budget{};
@@ -29,6 +30,7 @@ class device_pqcache {
     if (const status b = can_budget(p.budget, "device_pqcache"); !b.ok()) return b;
     if (const status q = selector::pq::can_construct(p, p.selector); !q.ok()) return q;
     return detail::checks("device_pqcache")
+        .at_most("selector.residual.subspaces", static_cast<double>(p.selector.residual.subspaces), 0, "no second stage on a device")
         .that(!p.selector.overlap, status::code::value, "selector.overlap", "no overlap rule on a device", 0, 1)
         .at_most("head_dim", static_cast<double>(p.head_dim), 256, "d of attention on a device, at most");
   }

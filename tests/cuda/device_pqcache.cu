@@ -7,6 +7,7 @@
 #include <pqkv/device_pqcache.cuh>
 
 #include <cmath>
+#include <string>
 
 #include "cases/inputs.hpp"
 
@@ -300,16 +301,33 @@ void full(verdict& all) {
 }
 }  // namespace
 
+/// What a device does not do is refused by name.
+void refusals(verdict& all) {
+  const host_cache::params base_params = base(1, 2, 2, 64, 2000);
+  device_cache::params p = life::device_params(base_params);
+  all.check(device_cache::can_construct(p).ok(), "the control is refused");
+  p.selector.residual.subspaces = 4;
+  all.check(!device_cache::can_construct(p).ok() && device_cache::can_construct(p).parameter == std::string("selector.residual.subspaces"),
+            "a second stage is not refused");
+  p = life::device_params(base_params);
+  p.selector.overlap.emplace();
+  p.selector.overlap->b1 = 1;
+  all.check(!device_cache::can_construct(p).ok() && device_cache::can_construct(p).parameter == std::string("selector.overlap"),
+            "the overlap rule is not refused");
+}
+
 int main() {
   if (!has_device()) return 77;
-  verdict random_lives("lives"), late("late training"), graphs("graph replays"), filled("full");
+  verdict random_lives("lives"), late("late training"), graphs("graph replays"), filled("full"), refused("refusals");
   lives(random_lives);
   late_training(late);
   replay(graphs);
   full(filled);
+  refusals(refused);
   bool passed = random_lives.passed(400);
   passed &= late.passed(40);
   passed &= graphs.passed(2020);
   passed &= filled.passed(2);
+  passed &= refused.passed(3);
   return passed ? 0 : 1;
 }
