@@ -104,9 +104,12 @@ class attention_sum {
   /// Where the leaf has element i.
   static constexpr std::size_t place(std::size_t i) {
     constexpr std::size_t lanes = Leaf::template split_lanes<T>;
-    if constexpr (lanes == 0) return i;
-    const std::size_t within = i % (2 * lanes);
-    return i - within + within / 2 + within % 2 * lanes;
+    if constexpr (lanes == 0) {
+      return i;
+    } else {
+      const std::size_t within = i % (2 * lanes);
+      return i - within + within / 2 + within % 2 * lanes;
+    }
   }
 
  private:

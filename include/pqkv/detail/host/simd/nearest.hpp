@@ -56,7 +56,7 @@ class nearest_search {
   static constexpr std::size_t block_rows = Leaf::block_rows;
   static_assert(block_rows == 32, "a bit of the result for each");
 
-  /// Rows from which on a shortlist pays: its beginning costs what 4 to 8 canonical decisions cost.
+  /// Rows from which on a shortlist is begun; a guess that was not swept: preparing the centroids should cost a few canonical decisions.
   static constexpr std::size_t least_rows = 8;
 
   /// @param centroids  [ds, c], dense; must not change while this is in use

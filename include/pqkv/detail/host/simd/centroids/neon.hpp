@@ -14,43 +14,6 @@ template <>
 struct centroid_leaf<isa::neon> : centroid_leaf<isa::scalar> {
   using base = centroid_leaf<isa::scalar>;
 
-  /// Six rows by four vectors of centroids: 24 sums, 4 centroids and what is left of 32 registers for elements of rows.
-  static constexpr std::size_t tile_rows = 6;
-
-  /// out[r * c + x] = half_norms[x] - <y[r], centroid x> for tile_rows rows y of ds floats, one chain of fused multiply-adds each.
-  static void half_distances(const float* const* y, const float* centroids, const float* half_norms, std::size_t c, std::size_t ds,
-                             float* out) {
-    for (std::size_t x = 0; x < c; x += 16) {
-      float32x4_t acc[tile_rows][4];
-      for (std::size_t r = 0; r < tile_rows; ++r)
-        for (std::size_t v = 0; v < 4; ++v) acc[r][v] = vld1q_f32(half_norms + x + 4 * v);
-      for (std::size_t i = 0; i < ds; ++i) {
-        float32x4_t centroid[4];
-        for (std::size_t v = 0; v < 4; ++v) centroid[v] = vld1q_f32(centroids + i * c + x + 4 * v);
-        for (std::size_t r = 0; r < tile_rows; ++r)
-          for (std::size_t v = 0; v < 4; ++v) acc[r][v] = vfmsq_n_f32(acc[r][v], centroid[v], y[r][i]);
-      }
-      for (std::size_t r = 0; r < tile_rows; ++r)
-        for (std::size_t v = 0; v < 4; ++v) vst1q_f32(out + r * c + x + 4 * v, acc[r][v]);
-    }
-  }
-
-  /// The index of the smallest value, or c when another value is not above it by more than the slack (NaNs included).
-  static std::size_t only_closest(const float* values, std::size_t c, float slack) {
-    float32x4_t least = vld1q_f32(values);
-    for (std::size_t x = 4; x < c; x += 4) least = vminnmq_f32(least, vld1q_f32(values + x));  // the number of a number and a NaN
-    const float32x4_t reach = vdupq_n_f32(vminnmvq_f32(least) + slack);
-    const std::uint32_t first[4] = {0, 1, 2, 3};
-    uint32x4_t index = vld1q_u32(first), found = vdupq_n_u32(0), count = vdupq_n_u32(0);
-    for (std::size_t x = 0; x < c; x += 4) {
-      const uint32x4_t near = vmvnq_u32(vcgtq_f32(vld1q_f32(values + x), reach));
-      count = vsubq_u32(count, near);
-      found = vorrq_u32(found, vandq_u32(near, index));  // means something only if there is one
-      index = vaddq_u32(index, vdupq_n_u32(4));
-    }
-    return vaddvq_u32(count) == 1 ? vmaxvq_u32(found) : c;
-  }
-
   static nearest_centroid nearest(const float* y, const float* centroids, std::size_t c, std::size_t ds) {
     float32x4_t best = vdupq_n_f32(0);
     uint32x4_t block = vdupq_n_u32(0);
