@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on the host. A list of tokens is cut into parts of at most attention_part_tokens, a task is one part for up to 8 query heads,
 // which share each K and V row: so one sequence of few heads fills every core, and a batch of ragged ones leaves none idle. Within a
-// part: online softmax over tiles of 32 tokens, the rows of the next tile asked for while one is worked on. A tile's weighted values are
-// summed by themselves first, which keeps float sums over 10^5 tokens accurate. Parts are merged in ascending order; where they begin
-// depends on the list's length alone, so that threads and neighbours in the batch change no bit.
+// part: online softmax over tiles of 32 tokens, each row of the next tile asked for piece by piece as its like in this one is read. A
+// tile's weighted values are summed by themselves first, which keeps float sums over 10^5 tokens accurate. Parts are merged in ascending
+// order; where they begin depends on the list's length alone, so that threads and neighbours in the batch change no bit.
 #pragma once
 
 #include <algorithm>
@@ -206,12 +206,11 @@ class attention_part {
   }
 
   void add(const tile& now, const tile& next, sum_type& sum) {
-    constexpr std::size_t half_tile = attention_tile_tokens / 2;
     if (now.contiguous) {
-      Leaf::tile_dots(query_, stride_, g_, now.keys, now.count, d_, rows_ahead<T>{next.keys, next.values}, weight_, attention_tile_tokens);
+      const rows_ahead<T> ahead{next.keys, next.values};
+      Leaf::tile_dots(query_, stride_, g_, now.keys, now.count, d_, ahead, weight_, attention_tile_tokens);
       for (std::size_t q = 0; q < g_; ++q) sum.weigh(q, weight_ + q * attention_tile_tokens, now.count, scale_);
-      Leaf::tile_add(sum.sums(), stride_, g_, weight_, attention_tile_tokens, now.values, now.count, d_,
-                     rows_ahead<T>{next.keys + half_tile, next.values + half_tile});
+      Leaf::tile_add(sum.sums(), stride_, g_, weight_, attention_tile_tokens, now.values, now.count, d_, ahead);
       return;
     }
     for (std::size_t i = 0; i < now.count; i += tile_row_padding) {

@@ -122,12 +122,10 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
     widened(static_cast<const T*>(some), low, high);
   }
 
+  /// Asks for the lines of a row that begin in its 16 elements from the i-th on.
   template <class T>
-  static PQKV_INLINE void touch_rows(rows_ahead<T> ahead, std::size_t t, std::size_t d) {
-    const char* key = reinterpret_cast<const char*>(ahead.keys[t]);
-    const char* value = reinterpret_cast<const char*>(ahead.values[t]);
-    for (std::size_t byte = 0; byte < d * sizeof(T); byte += 64) _mm_prefetch(key + byte, _MM_HINT_T0);
-    for (std::size_t byte = 0; byte < d * sizeof(T); byte += 64) _mm_prefetch(value + byte, _MM_HINT_T0);
+  static PQKV_INLINE void touch(const T* row, std::size_t i) {
+    if (i * sizeof(T) % 64 == 0) _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T0);
   }
 
   /// Lane a is the sum of the lanes of acc[a].
@@ -144,7 +142,6 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
     constexpr std::size_t rows = 8 / Q;
     alignas(32) float sums[8];
     for (std::size_t t = 0; t < count; t += rows) {
-      for (std::size_t a = t; a < t + rows; a += 2) touch_rows(ahead, a / 2, d);
       __m256 acc[8];
 #pragma GCC unroll 8
       for (std::size_t a = 0; a < 8; ++a) acc[a] = _mm256_setzero_ps();
@@ -152,7 +149,10 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
         __m256 low, high;
 #pragma GCC unroll 8
         for (std::size_t a = 0; a < 8; ++a) {  // loops of one level: g++ 12 unrolls innermost ones alone early enough
-          if (a % Q == 0) widened(keys[t + a / Q] + i, d - i, low, high);
+          if (a % Q == 0) {
+            touch(ahead.keys[t + a / Q], i);
+            widened(keys[t + a / Q] + i, d - i, low, high);
+          }
           acc[a] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + a % Q * stride + i), low, acc[a]);
           acc[a] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + a % Q * stride + i + lanes), high, acc[a]);
         }
@@ -163,7 +163,7 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
     }
   }
 
-  /// Elements in runs of 16 * C, whose sums stay in registers over the tile. The first run touches the rows ahead.
+  /// Elements in runs of 16 * C, whose sums stay in registers over the tile.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX2 static PQKV_INLINE void add_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
                                                std::size_t weight_stride, const T* const* values, std::size_t count, std::size_t d,
@@ -171,23 +171,24 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
     constexpr std::size_t widest = Q == 4 ? 1 : 2;
     std::size_t i = 0;
     for (; i + widest * pair <= d; i += widest * pair)
-      add_run_of_values<Q, widest>(sums + i, stride, g, weights, weight_stride, values, count, i, pair, d, i == 0, ahead);
+      add_run_of_values<Q, widest>(sums + i, stride, g, weights, weight_stride, values, count, i, pair, ahead);
     for (; i < d; i += pair)
-      add_run_of_values<Q, 1>(sums + i, stride, g, weights, weight_stride, values, count, i, d - i, d, i == 0, ahead);
+      add_run_of_values<Q, 1>(sums + i, stride, g, weights, weight_stride, values, count, i, d - i, ahead);
   }
   template <std::size_t Q, std::size_t C, class T>
   PQKV_TARGET_AVX2 static PQKV_INLINE void add_run_of_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
                                                    std::size_t weight_stride, const T* const* values, std::size_t count,
-                                                   std::size_t first_element, std::size_t n, std::size_t d, bool touches,
-                                                   rows_ahead<T> ahead) {
+                                                   std::size_t first_element, std::size_t n, rows_ahead<T> ahead) {
     __m256 acc[2 * Q * C];
 #pragma GCC unroll 8
     for (std::size_t a = 0; a < 2 * Q * C; ++a) acc[a] = _mm256_setzero_ps();
     for (std::size_t t = 0; t < count; ++t) {
-      if (touches && t % 2 == 0) touch_rows(ahead, t / 2, d);
       __m256 value[2 * C];
 #pragma GCC unroll 8
-      for (std::size_t c = 0; c < C; ++c) widened(values[t] + first_element + c * pair, n, value[2 * c], value[2 * c + 1]);
+      for (std::size_t c = 0; c < C; ++c) {
+        touch(ahead.values[t], first_element + c * pair);
+        widened(values[t] + first_element + c * pair, n, value[2 * c], value[2 * c + 1]);
+      }
       __m256 weight;
 #pragma GCC unroll 8
       for (std::size_t a = 0; a < 2 * Q * C; ++a) {

@@ -106,12 +106,11 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
     odd = _mm512_castsi512_ps(_mm512_maskz_and_epi32(all16, both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
+  /// Asks for 32 elements of a row.
   template <class T>
-  static PQKV_INLINE void touch_rows(rows_ahead<T> ahead, std::size_t t, std::size_t d) {
-    const char* key = reinterpret_cast<const char*>(ahead.keys[t]);
-    const char* value = reinterpret_cast<const char*>(ahead.values[t]);
-    for (std::size_t byte = 0; byte < d * sizeof(T); byte += 64) _mm_prefetch(key + byte, _MM_HINT_T0);
-    for (std::size_t byte = 0; byte < d * sizeof(T); byte += 64) _mm_prefetch(value + byte, _MM_HINT_T0);
+  static PQKV_INLINE void touch(const T* row) {
+#pragma GCC unroll 2
+    for (std::size_t line = 0; line < pair * sizeof(T); line += 64) _mm_prefetch(reinterpret_cast<const char*>(row) + line, _MM_HINT_T0);
   }
 
   /// Lane 4 L + j is the sum of the lanes of acc[4 j + L].
@@ -138,13 +137,12 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
     constexpr std::size_t rows = 16 / Q;
     alignas(64) float sums[16];
     for (std::size_t t = 0; t < count; t += rows) {
-      for (std::size_t a = t; a < t + rows; a += 2) touch_rows(ahead, a / 2, d);
       __m512 acc[16];
 #pragma GCC unroll 16
       for (std::size_t a = 0; a < 16; ++a) acc[a] = _mm512_setzero_ps();
       std::size_t i = 0;
-      for (; i + pair <= d; i += pair) score_run<Q>(queries + i, stride, keys + t, i, pair, acc);
-      if (i < d) score_run<Q>(queries + i, stride, keys + t, i, d - i, acc);
+      for (; i + pair <= d; i += pair) score_run<Q>(queries + i, stride, keys + t, ahead.keys + t, i, pair, acc);
+      if (i < d) score_run<Q>(queries + i, stride, keys + t, ahead.keys + t, i, d - i, acc);
       _mm512_store_ps(sums, lane_sums(acc));
       for (std::size_t q = 0; q < std::min(Q, g); ++q)
 #pragma GCC unroll 16
@@ -155,7 +153,7 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
     }
   }
   template <std::size_t Q, class T>
-  PQKV_TARGET_AVX512 static PQKV_INLINE void score_run(const float* queries, std::size_t stride, const T* const* keys,
+  PQKV_TARGET_AVX512 static PQKV_INLINE void score_run(const float* queries, std::size_t stride, const T* const* keys, const T* const* next,
                                                        std::size_t first_element, std::size_t n, __m512 (&acc)[16]) {
     // Loops of one level: g++ 12 keeps an array in registers where it can unroll the loop over it early, innermost ones only.
     constexpr std::size_t rows = 16 / Q;
@@ -165,14 +163,20 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
       for (std::size_t a = 0; a < 2 * Q; ++a) query[a] = _mm512_loadu_ps(queries + a / 2 * stride + a % 2 * lanes);
 #pragma GCC unroll 16
       for (std::size_t a = 0; a < 16; ++a) {
-        if (a % Q == 0) widened(keys[a / Q] + first_element, n, low, high);
+        if (a % Q == 0) {
+          touch(next[a / Q] + first_element);
+          widened(keys[a / Q] + first_element, n, low, high);
+        }
         acc[a] = _mm512_fmadd_ps(query[2 * (a % Q)], low, acc[a]);
         acc[a] = _mm512_fmadd_ps(query[2 * (a % Q) + 1], high, acc[a]);
       }
     } else {
       __m512 key[2 * rows], low, high;
 #pragma GCC unroll 16
-      for (std::size_t r = 0; r < rows; ++r) widened(keys[r] + first_element, n, key[2 * r], key[2 * r + 1]);
+      for (std::size_t r = 0; r < rows; ++r) {
+        touch(next[r] + first_element);
+        widened(keys[r] + first_element, n, key[2 * r], key[2 * r + 1]);
+      }
 #pragma GCC unroll 16
       for (std::size_t a = 0; a < 16; ++a) {
         const std::size_t q = a / rows, r = a % rows;
@@ -186,7 +190,7 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
     }
   }
 
-  /// Elements in runs of 32 * C, whose sums stay in registers over the tile. The first run touches the rows ahead.
+  /// Elements in runs of 32 * C, whose sums stay in registers over the tile.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX512 static PQKV_INLINE void add_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
                                                  std::size_t weight_stride, const T* const* values, std::size_t count, std::size_t d,
@@ -194,23 +198,24 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
     constexpr std::size_t widest = Q == 1 ? 4 : Q == 8 ? 1 : 2;
     std::size_t i = 0;
     for (; i + widest * pair <= d; i += widest * pair)
-      add_run_of_values<Q, widest>(sums + i, stride, g, weights, weight_stride, values, count, i, pair, d, i == 0, ahead);
+      add_run_of_values<Q, widest>(sums + i, stride, g, weights, weight_stride, values, count, i, pair, ahead);
     for (; i < d; i += pair)
-      add_run_of_values<Q, 1>(sums + i, stride, g, weights, weight_stride, values, count, i, std::min(pair, d - i), d, i == 0, ahead);
+      add_run_of_values<Q, 1>(sums + i, stride, g, weights, weight_stride, values, count, i, std::min(pair, d - i), ahead);
   }
   template <std::size_t Q, std::size_t C, class T>
   PQKV_TARGET_AVX512 static PQKV_INLINE void add_run_of_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
                                                      std::size_t weight_stride, const T* const* values, std::size_t count,
-                                                     std::size_t first_element, std::size_t n, std::size_t d, bool touches,
-                                                     rows_ahead<T> ahead) {
+                                                     std::size_t first_element, std::size_t n, rows_ahead<T> ahead) {
     __m512 acc[2 * Q * C];
 #pragma GCC unroll 16
     for (std::size_t a = 0; a < 2 * Q * C; ++a) acc[a] = _mm512_setzero_ps();
     for (std::size_t t = 0; t < count; ++t) {
-      if (touches && t % 2 == 0) touch_rows(ahead, t / 2, d);
       __m512 value[2 * C];
 #pragma GCC unroll 8
-      for (std::size_t c = 0; c < C; ++c) widened(values[t] + first_element + c * pair, n, value[2 * c], value[2 * c + 1]);
+      for (std::size_t c = 0; c < C; ++c) {
+        touch(ahead.values[t] + first_element + c * pair);
+        widened(values[t] + first_element + c * pair, n, value[2 * c], value[2 * c + 1]);
+      }
       __m512 weight;
 #pragma GCC unroll 16
       for (std::size_t a = 0; a < 2 * Q * C; ++a) {
