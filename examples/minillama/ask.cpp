@@ -100,9 +100,9 @@ int main(int argc, char** argv) {
     pool_runner runner(o.threads);
     o.evaluation.policies = {o.policies.begin(), o.policies.end()};
     o.evaluation.ratios = {o.ratios.begin(), o.ratios.end()};
-    for (const std::string& text : o.codes) {
-      const auto sizes = code_sizes::parse(text);
-      if (!sizes) throw usage_error("--codes", "expected subspaces x bits, as in 2x6 or 2x6+4x8, got " + text);
+    for (const std::string& asked : o.codes) {
+      const auto sizes = code_sizes::parse(asked);
+      if (!sizes) throw usage_error("--codes", "expected subspaces x bits, as in 2x6 or 2x6+4x8, got " + asked);
       o.evaluation.codes.push_back(*sizes);
     }
     if (window->count()) o.evaluation.window = o.window;

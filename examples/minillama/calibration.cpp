@@ -29,7 +29,7 @@ pqkv::overlap_model calibrate(const model& llama, pool_runner& runner, const pol
     for (std::size_t i = 0; i < n; ++i) tokens[i] = static_cast<token_id>(i * 2654435761u % config.vocabulary);
     auto start = std::chrono::steady_clock::now();
     const prefilled_prompt prompt = prefill(llama, tokens, runner);
-    // The last layer attends for its last tile alone.
+    // The last layer attends for its last token alone.
     const double layers = static_cast<double>(config.layers > 1 ? config.layers - 1 : 1);
     timings.add_layer(n, seconds_since(start) / layers);
     const auto keys = pqkv::make_view(prompt.layers.back().keys.data(), config.kv_heads, n, config.head_dim);

@@ -3,21 +3,14 @@
 #include "decoder.hpp"
 
 #include <algorithm>
-#include <chrono>
 
 namespace minillama {
-namespace {
-
-using seconds_clock = std::chrono::steady_clock;
-
-double seconds_since(seconds_clock::time_point start) { return std::chrono::duration<double>(seconds_clock::now() - start).count(); }
-
-}  // namespace
 
 session_statistics& session_statistics::operator+=(const session_statistics& other) {
   steps += other.steps;
   layers = other.layers;
   seconds += other.seconds;
+  parts += other.parts;
   tokens_attended += other.tokens_attended;
   attended_bytes += other.attended_bytes;
   index_bytes += other.index_bytes;
@@ -67,32 +60,45 @@ std::span<const float> session::step(token_id token, const step_observer& observ
   const pqkv::active_slots active = pqkv::make_view(std::as_const(active_).data(), slots_);
   const Eigen::Index mine = index_of(slot_);
 
-  auto start = seconds_clock::now();
+  lap_clock clock;
+  const auto lap_of = [&](double* part) {
+    const double seconds = clock.lap();
+    statistics_.seconds += seconds;
+    if (part) *part += seconds;
+  };
+  double *const matrices = &statistics_.parts.matrices, *const in_cache = &statistics_.parts.cache;
   matrix x(1, index_of(config.hidden));
   llama_.embed({&token, 1}, x);
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
     layer_cache& cache = *caches_[layer];
+    lap_of(nullptr);
     llama_.project_qkv(layer, x, position_, qkv_.row(mine));
+    lap_of(matrices);
     cache.append(cpu_, keys, values, active);
     const pqkv::slot_statistics before = cache.statistics(slot_);
     cache.attend(cpu_, queries, gathered, lse, active);
+    lap_of(in_cache);
     const pqkv::slot_statistics& after = cache.statistics(slot_);
     statistics_.tokens_attended += after.tokens_attended - before.tokens_attended;
     statistics_.attended_bytes += after.attended_bytes - before.attended_bytes;
     statistics_.index_bytes += after.index_bytes - before.index_bytes;
     statistics_.selector_bytes += after.selector_bytes - before.selector_bytes;
     if (observe) {
-      statistics_.seconds += seconds_since(start);
+      lap_of(nullptr);
       observe({layer, cache, slot_, queries, lse, active});
-      start = seconds_clock::now();
+      clock.lap();  // not counted
     }
+    lap_of(nullptr);
     llama_.finish_layer(layer, attention_.row(mine), x);
+    lap_of(matrices);
     cache.maintain(cpu_);
+    lap_of(in_cache);
   }
   llama_.logits(x, logits_);
+  lap_of(matrices);
   ++position_;
   ++statistics_.steps;
-  statistics_.seconds += seconds_since(start);
+  lap_of(nullptr);
   return logits_;
 }
 

@@ -24,6 +24,7 @@ struct session_statistics {
   std::uint64_t steps = 0;
   std::uint64_t layers = 0;           // of the model
   double seconds = 0;                 // in step(), observers left out
+  part_seconds parts;                 // of these
   std::uint64_t tokens_attended = 0;  // sinks, window and retrieved, per KV head
   std::uint64_t attended_bytes = 0;   // rows of K and V that attention read
   std::uint64_t index_bytes = 0;      // codes, counts and id lists

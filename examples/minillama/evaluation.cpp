@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "command_line.hpp"
+#include "report.hpp"
 #include "tokenizer.hpp"
 
 namespace minillama {
@@ -74,6 +75,7 @@ json summary_of(const interview& one, const interview& full) {
            {"bytes_per_token",
             {{"rows", s.per_step(s.attended_bytes)}, {"index", s.per_step(s.index_bytes)}, {"selector", s.per_step(s.selector_bytes)}}},
            {"decode_tokens_per_second", s.tokens_per_second()},
+           {"decode_shares", shares_of(s.parts, s.seconds)},
            {"index_seconds", one.index_seconds()},
            {"measured_steps", q.steps},
            {"recall", {{"mean", q.recall}, {"worst_head", q.worst_recall}}},
@@ -114,6 +116,7 @@ evaluation evaluate(const model& llama, pool_runner& runner, const std::string& 
   for (const contestant& who : contestants_of(settings)) result.interviews.emplace_back(who, llama.config());
   json questions = json::array();
   double prefill_seconds = 0;
+  part_seconds prefill_parts;
   std::size_t prefilled_tokens = 0;
   random_source random(settings.seed);
   for (std::size_t i = 0; i < settings.contexts; ++i) {
@@ -127,6 +130,7 @@ evaluation evaluate(const model& llama, pool_runner& runner, const std::string& 
       return prefill(llama, byte_tokens(context.text), runner, bar.report());
     }();
     prefill_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    prefill_parts += prefilled.parts;
     prefilled_tokens += context.text.size();
     std::fprintf(stderr, "%s, right of %zu:", label.c_str(), count);
     for (interview& one : result.interviews) {
@@ -156,7 +160,8 @@ evaluation evaluate(const model& llama, pool_runner& runner, const std::string& 
                  {"prefill",
                   {{"tokens", prefilled_tokens},
                    {"seconds", prefill_seconds},
-                   {"tokens_per_second", static_cast<double>(prefilled_tokens) / prefill_seconds}}},
+                   {"tokens_per_second", static_cast<double>(prefilled_tokens) / prefill_seconds},
+                   {"shares", shares_of(prefill_parts, prefill_seconds)}}},
                  {"policies", policies},
                  {"questions", questions}};
   if (settings.check == path_check::both) result.json["path_differences"] = result.path_differences;

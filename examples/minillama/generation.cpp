@@ -55,6 +55,7 @@ class run {
     progress_bar bar("prefill");
     prefilled_prompt prompt = prefill(llama, tokens, runner_, bar.report());
     times_.prefill = seconds_since(start_);
+    times_.prefill_parts = prompt.parts;
     return prompt;
   }
   void token_picked() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A Llama's weights, and the parts of its forward pass that do not look at other tokens: embedding, normalisation, projections with
-// rotary embedding, SwiGLU. Attention is not here: prefill.hpp attends tile by tile, decoder.hpp through pqkv.
+// rotary embedding, SwiGLU. Attention is not here: prefill.hpp and decoder.hpp attend through pqkv.
 #pragma once
 #include <Eigen/Core>
 #include <cstddef>

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prefill, layer by layer: projections in blocks of rows, attention in tiles, every block and tile a task for the pool.
+// Prefill, layer by layer: projections in blocks of rows, each a task for the pool; attention by the library.
 #include "prefill.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <mutex>
+#include <pqkv/pqkv.hpp>
+
+#include "policy.hpp"
 
 namespace minillama {
 namespace {
 
 // Tokens a projection task computes: its activations (two times the intermediate width) stay in a core's second-level cache.
 constexpr std::size_t block_tokens = 128;
-// Query tokens and keys of an attention tile. The g query heads of a KV head are stacked, so a tile has g * query_tile rows.
-constexpr std::size_t query_tile = 64;
-constexpr std::size_t key_tile = 256;
+// Tokens that attend in one call of the library: enough tiles for many threads, and calls often enough for the progress bar.
+constexpr std::size_t attention_tokens = 2048;
 
 std::size_t tiles(std::size_t n, std::size_t tile) { return (n + tile - 1) / tile; }
 
@@ -36,52 +36,16 @@ class work_meter {
   double total_, done_ = 0;
 };
 
-using const_tile = Eigen::Map<const matrix>;
-
-/// Causal attention of one tile of query tokens, all g heads of one KV head, by online softmax.
-///
-/// @param queries  [query_tile_tokens, g*d], read from rows of the stride given
-/// @param first    position of the tile's first token
-/// @param out      [query_tile_tokens, g*d], written
-void attend_tile(const const_rows_view& queries, std::size_t group, std::size_t first, const float* keys, const float* values,
-                 rows_view out) {
-  const Eigen::Index tokens = queries.rows(), g = index_of(group), d = queries.cols() / g;
-  const std::size_t end = first + static_cast<std::size_t>(tokens);
-  matrix q(tokens * g, d), gathered = matrix::Zero(tokens * g, d), scores(tokens * g, index_of(key_tile));
-  for (Eigen::Index t = 0; t < tokens; ++t)
-    for (Eigen::Index i = 0; i < g; ++i) q.row(t * g + i) = queries.row(t).segment(i * d, d) / std::sqrt(static_cast<float>(d));
-  Eigen::ArrayXf largest = Eigen::ArrayXf::Constant(tokens * g, std::numeric_limits<float>::lowest());
-  Eigen::ArrayXf sum = Eigen::ArrayXf::Zero(tokens * g);
-
-  for (std::size_t start = 0; start < end; start += key_tile) {
-    const Eigen::Index width = index_of(std::min(key_tile, end - start));
-    auto tile = scores.leftCols(width);
-    tile.noalias() = q * const_tile(keys + start * static_cast<std::size_t>(d), width, d).transpose();
-    for (Eigen::Index row = 0; row < tile.rows(); ++row) {
-      const Eigen::Index last = index_of(first) + row / g - index_of(start);  // the token sees itself and all before it
-      const Eigen::Index visible = std::clamp<Eigen::Index>(last + 1, 0, width);
-      tile.row(row).tail(width - visible).setZero();
-      if (visible == 0) continue;
-      auto weights = tile.row(row).head(visible).array();
-      const float before = largest[row];
-      largest[row] = std::max(before, weights.maxCoeff());
-      weights = (weights - largest[row]).exp();
-      const float correction = std::exp(before - largest[row]);
-      sum[row] = sum[row] * correction + weights.sum();
-      if (correction != 1.0f) gathered.row(row) *= correction;
-    }
-    gathered.noalias() += tile * const_tile(values + start * static_cast<std::size_t>(d), width, d);
-  }
-  for (Eigen::Index t = 0; t < tokens; ++t)
-    for (Eigen::Index i = 0; i < g; ++i) out.row(t).segment(i * d, d) = gathered.row(t * g + i) / sum[t * g + i];
+std::size_t attention_scratch_bytes(const model_config& config, std::size_t n) {
+  return pqkv::prefill_attention_host_scratch_bytes(config.kv_heads, config.query_heads, std::min(n, attention_tokens), config.head_dim);
 }
 
 }  // namespace
 
 prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report) {
   const model_config& config = llama.config();
-  const std::size_t n = tokens.size(), d = config.head_dim, blocks = tiles(n, block_tokens), query_tiles = tiles(n, query_tile);
-  const std::size_t query_width = config.query_width(), kv_width = config.kv_width(), group_width = config.group() * d;
+  const std::size_t n = tokens.size(), d = config.head_dim, blocks = tiles(n, block_tokens);
+  const std::size_t query_width = config.query_width(), kv_width = config.kv_width();
 
   matrix x(index_of(n), index_of(config.hidden)), queries(index_of(n), index_of(query_width)),
       attention(index_of(n), index_of(query_width));
@@ -92,16 +56,23 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
   prompt.layers.resize(config.layers);
   prompt.logits.resize(config.vocabulary);
 
-  // Work in multiply-adds: the progress bar moves with time, not with layers. The last layer attends for the last tile alone.
-  const std::size_t last_block = (query_tiles - 1) * query_tile / block_tokens;
+  // Work in multiply-adds: the progress bar moves with time, not with layers. The last layer attends for the last token alone.
   const double linear = static_cast<double>(config.hidden * (config.qkv_width() + query_width + 3 * config.intermediate));
-  const auto attention_work = [&](std::size_t tile) {
-    return static_cast<double>(query_tile * (tile + 1)) * static_cast<double>(query_tile * 2 * group_width);
+  const auto attention_work = [&](std::size_t first, std::size_t count) {
+    return static_cast<double>(count) * (static_cast<double>(first) + 0.5 * static_cast<double>(count + 1)) *
+           static_cast<double>(2 * query_width);
   };
-  double total = static_cast<double>((config.layers - 1) * n + n - last_block * block_tokens) * linear;
-  for (std::size_t tile = 0; tile < query_tiles; ++tile)
-    total += static_cast<double>((tile + 1 == query_tiles ? config.layers : config.layers - 1) * config.kv_heads) * attention_work(tile);
+  const double total = static_cast<double>((config.layers - 1) * n + 1) * linear +
+                       static_cast<double>(config.layers - 1) * attention_work(0, n) + attention_work(n - 1, 1);
   work_meter meter(report, total);
+
+  const pqkv::buffer<std::byte> scratch(attention_scratch_bytes(config, n));
+  const host_policy cpu{runner, pqkv::arena(scratch)};
+  // Heads before tokens, over memory that has tokens before heads.
+  const auto by_head = [&](auto* data) {
+    return pqkv::view<std::remove_pointer_t<decltype(data)>, 3>{data, {config.query_heads, n, d}, {d, query_width, 1}};
+  };
+  lap_clock clock;
 
   for (std::size_t layer = 0; layer < config.layers; ++layer) {
     auto& [keys, values] = prompt.layers[layer];
@@ -122,35 +93,36 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
       }
     });
 
-    const bool last_layer = layer + 1 == config.layers;
-    const std::size_t wanted = last_layer ? 1 : query_tiles;
-    runner.run(wanted * config.kv_heads, [&](std::size_t task) {
-      const std::size_t tile = query_tiles - 1 - task / config.kv_heads, head = task % config.kv_heads;  // the longest first
-      const std::size_t first = tile * query_tile, count = std::min(query_tile, n - first);
-      const auto block = [&](matrix& of) {
-        return of.block(index_of(first), index_of(head * group_width), index_of(count), index_of(group_width));
-      };
-      attend_tile(block(queries), config.group(), first, keys.data() + head * n * d, values.data() + head * n * d, block(attention));
-      meter.add(attention_work(tile));
-    });
+    prompt.parts.matrices += clock.lap();
 
-    const std::size_t first_block = last_layer ? last_block : 0;
-    runner.run(blocks - first_block, [&](std::size_t task) {
-      const std::size_t first = (first_block + task) * block_tokens, count = std::min(block_tokens, n - first);
+    const std::size_t wanted = layer + 1 == config.layers ? n - 1 : 0;  // the first token that is read behind this layer
+    const auto store = pqkv::dense_kv(keys.data(), values.data(), config.kv_heads, n, d);
+    for (std::size_t first = wanted, count = 0; first < n; first += count) {
+      count = std::min(attention_tokens, n - first);
+      pqkv::prefill_attention(cpu, by_head(std::as_const(queries).data()).slice(1, first, count), store, first,
+                              by_head(attention.data()).slice(1, first, count));
+      meter.add(attention_work(first, count));
+    }
+    prompt.parts.cache += clock.lap();
+
+    runner.run(tiles(n - wanted, block_tokens), [&](std::size_t block) {
+      const std::size_t first = wanted + block * block_tokens, count = std::min(block_tokens, n - first);
       llama.finish_layer(layer, attention.middleRows(index_of(first), index_of(count)), x.middleRows(index_of(first), index_of(count)));
       meter.add(static_cast<double>(count) * linear);
     });
+    prompt.parts.matrices += clock.lap();
   }
   llama.logits(x.bottomRows(1), prompt.logits);
+  prompt.parts.matrices += clock.lap();
   return prompt;
 }
 
 std::size_t prefill_scratch_bytes(const model_config& config, std::size_t n, std::size_t threads) {
-  const std::size_t block = std::min(n, block_tokens), rows = std::min(n, query_tile) * config.group();
+  const std::size_t block = std::min(n, block_tokens);
   const std::size_t project = block * (config.hidden + config.qkv_width());
-  const std::size_t attend = rows * (2 * config.head_dim + key_tile + 2);
   const std::size_t finish = block * (config.hidden + 3 * config.intermediate);
-  return (n * (config.hidden + 2 * config.query_width()) + threads * std::max({project, attend, finish})) * sizeof(float);
+  return (n * (config.hidden + 2 * config.query_width()) + threads * std::max(project, finish)) * sizeof(float) +
+         attention_scratch_bytes(config, n);
 }
 
 }  // namespace minillama

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "model.hpp"
+#include "part_seconds.hpp"
 #include "pool_runner.hpp"
 
 namespace minillama {
@@ -20,6 +21,7 @@ struct prefilled_prompt {
   std::size_t tokens = 0;  // n
   std::vector<layer> layers;
   std::vector<float> logits;  // [vocabulary], of the last position
+  part_seconds parts;         // of the time it took
 };
 
 /// Is told the share of the work that is done, 0 to 1, from any thread but never from two at once.
@@ -28,9 +30,8 @@ using progress_report = std::function<void(double)>;
 /// Runs all layers over the prompt with exact causal attention.
 ///
 /// @pre    tokens is not empty
-/// @cost   of one layer: the projections, and n*n/2 keys per query head in tiles that stay in the cache (online softmax); scratch of
-///         n * (hidden + 2*hq*d) floats. The last layer attends for the last tile alone: nobody reads the rest.
-/// @source online softmax over tiles: Dao et al., "FlashAttention", arXiv 2205.14135
+/// @cost   of one layer: the projections, and n*n/2 keys per query head by pqkv::prefill_attention; scratch of n * (hidden + 2*hq*d) floats
+///         and the library's. The last layer attends for the last token alone: nobody reads the rest.
 prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report = {});
 
 /// Bytes that prefill() takes beside its result, with `threads` tasks at once.

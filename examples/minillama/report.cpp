@@ -35,6 +35,11 @@ json quality_of(const quality_summary& q) {
           {"retrieval_heads", q.retrieval_heads}};
 }
 
+void print_shares(const char* line, const part_seconds& parts, double seconds) {
+  std::fprintf(stderr, "%-21s %10.3f matrices %10.3f cache %10.3f rest\n", line, parts.matrices / seconds, parts.cache / seconds,
+               (seconds - parts.matrices - parts.cache) / seconds);
+}
+
 }  // namespace
 
 session_record record_of(const session& of, double index_seconds, const quality_meter* meter) {
@@ -47,8 +52,10 @@ void print_statistics(const session_record& record, const run_times& times, std:
   const session_statistics& s = record.statistics;
   if (times.first_token) std::fprintf(stderr, "time to first token   %10.3f s\n", *times.first_token);
   std::fprintf(stderr, "prefill               %10.1f tokens/s (%zu tokens)\n", static_cast<double>(prefilled) / times.prefill, prefilled);
+  print_shares("prefill, shares", times.prefill_parts, times.prefill);
   std::fprintf(stderr, "decode                %10.1f tokens/s (%llu tokens)\n", s.tokens_per_second(),
                static_cast<unsigned long long>(s.steps));
+  if (s.steps) print_shares("decode, shares", s.parts, s.seconds);
   std::fprintf(stderr, "KV bytes held         %10zu (index %zu)\n", record.memory.kv_bytes, record.memory.index_bytes);
   std::fprintf(stderr, "KV bytes read/token   %10.0f attended rows %10.0f index %10.0f selector\n", s.per_step(s.attended_bytes),
                s.per_step(s.index_bytes), s.per_step(s.selector_bytes));
@@ -157,6 +164,7 @@ json record_of(const session_record& record) {
            {"bytes_per_token",
             {{"rows", s.per_step(s.attended_bytes)}, {"index", s.per_step(s.index_bytes)}, {"selector", s.per_step(s.selector_bytes)}}},
            {"decode_tokens_per_second", s.tokens_per_second()},
+           {"decode_shares", shares_of(s.parts, s.seconds)},
            {"index_seconds", record.index_seconds}};
   if (record.quality) out["quality"] = quality_of(*record.quality);
   return out;
@@ -165,6 +173,7 @@ json record_of(const session_record& record) {
 json times_of(const session_record& record, const run_times& times, std::size_t prefilled) {
   return {{"prefill_seconds", times.prefill},
           {"prefill_tokens_per_second", static_cast<double>(prefilled) / times.prefill},
+          {"prefill_shares", shares_of(times.prefill_parts, times.prefill)},
           {"index_seconds", record.index_seconds},
           {"first_token_seconds", or_null(times.first_token)},
           {"decode_seconds", record.statistics.seconds},
@@ -180,6 +189,13 @@ json comparison_of(const reply_comparison& compared, const reply& full) {
   out["logit_differences"] = json::array();
   for (const logit_difference& step : compared.steps) out["logit_differences"].push_back({{"largest", step.largest}, {"mean", step.mean}});
   return out;
+}
+
+json shares_of(const part_seconds& parts, double seconds) {
+  if (seconds <= 0) return nullptr;
+  return {{"matrices", parts.matrices / seconds},
+          {"cache", parts.cache / seconds},
+          {"rest", (seconds - parts.matrices - parts.cache) / seconds}};
 }
 
 json score_of(const text_score& score) {

@@ -24,6 +24,7 @@ struct session_record {
 /// Seconds since the start of the run's prefill.
 struct run_times {
   double prefill = 0;
+  part_seconds prefill_parts;
   std::optional<double> first_token;  // none when no token was asked for
 };
 
@@ -45,6 +46,8 @@ nlohmann::json record_of(const session_record& record);
 nlohmann::json times_of(const session_record& record, const run_times& times, std::size_t prefilled);
 nlohmann::json reply_of(const reply& given);
 nlohmann::json comparison_of(const reply_comparison& compared, const reply& full);
+/// Shares of a time that its parts took; null where there was none.
+nlohmann::json shares_of(const part_seconds& parts, double seconds);
 nlohmann::json score_of(const text_score& score);
 
 /// The document's text. Text that is no UTF-8 gets U+FFFD in it; the tokens beside it are exact.
