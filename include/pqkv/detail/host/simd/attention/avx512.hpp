@@ -3,7 +3,9 @@
 // so that each loaded row meets all queries; their lanes are added up together, in 45 instructions for the sixteen. Zero-masked forms
 // stand where g++ 12's headers would warn of the plain ones.
 //
-// Not with vdpbf16ps: it would need the query as two bfloat16 parts to keep the error of floats, which is as many instructions.
+// Not with vdpbf16ps: to come near the error of floats it needs the query as two bfloat16 parts, so as many instructions as multiply-adds.
+// Measured for the products of 4 queries with cached keys of d = 128, lanes not added up, one Zen 5 core, 2026-11-23: 4.0 ns per key
+// either way; shift and mask are hidden behind the multiply-adds.
 #pragma once
 
 #include <immintrin.h>
