@@ -80,7 +80,7 @@ TEST_CASE("every instruction set computes the same exponentials to the bit, at a
   std::vector<float> u = exponents(s, 20000, 5);
   u.insert(u.begin() + 100, {std::nextafter(s.floor, -inf), -1e30f, 3.0f});
   pqkv_cases::for_each_isa([&](auto isa) {
-    for (const std::size_t n : {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{8}, std::size_t{9}, u.size()}) {
+    for (const std::size_t n : {0u, 1u, 7u, 8u, 9u, 15u, 16u, 17u, 31u, static_cast<unsigned>(u.size())}) {
       std::vector<float> out(n + 1, -1.0f);
       pqkv::detail::leaf<decltype(isa)>::exponentials(u.data(), n, s, out.data());
       std::size_t wrong = out[n] != -1.0f;

@@ -14,6 +14,12 @@ template <>
 struct score_leaf<isa::avx512> : score_leaf<isa::avx2> {
   using base = score_leaf<isa::avx2>;
 
+  PQKV_TARGET_AVX512 static void exponentials(const float* u, std::size_t n, canonical::softmax_scale s, float* out) {
+    std::size_t i = 0;
+    for (; i + 16 <= n; i += 16) _mm512_storeu_ps(out + i, exponential_of(_mm512_loadu_ps(u + i), s));
+    base::exponentials(u + i, n - i, s, out + i);
+  }
+
   PQKV_TARGET_AVX512 static void products(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
                                           std::size_t n, float* out) {
     const std::size_t whole = n / 16 * 16;
@@ -88,6 +94,22 @@ struct score_leaf<isa::avx512> : score_leaf<isa::avx2> {
   static constexpr __mmask16 all16 = 0xffff;
 
  private:
+  PQKV_TARGET_AVX512 static PQKV_INLINE __m512 exponential_of(__m512 u, canonical::softmax_scale s) {
+    const __m512 scale = _mm512_set1_ps(s.scale), magic = _mm512_set1_ps(canonical::round_magic);
+    const __m512 t = _mm512_fmadd_ps(u, scale, magic);
+    const __m512 r = _mm512_fmsub_ps(u, scale, _mm512_sub_ps(t, magic));
+    __m512 p = _mm512_set1_ps(canonical::exp2_c6);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(canonical::exp2_c5));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(canonical::exp2_c4));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(canonical::exp2_c3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(canonical::exp2_c2));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(canonical::exp2_c1));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(canonical::exp2_c0));
+    const __m512i power = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(magic));
+    const __mmask16 counts = _mm512_cmp_ps_mask(u, _mm512_set1_ps(s.floor), _CMP_NLT_UQ);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(counts, _mm512_castps_si512(p), _mm512_maskz_slli_epi32(counts, power, 23)));
+  }
+
   /// Sixteen entries of a table of Vectors * 16 floats in registers.
   template <std::size_t Vectors>
   PQKV_TARGET_AVX512 static PQKV_INLINE __m512 entries_at(const __m512* table, __m512i index) {
