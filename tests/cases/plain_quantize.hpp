@@ -144,9 +144,10 @@ struct plain_clusters {
 };
 
 /// Problem number `problem` (head * m + subspace) of kmeans(): all L iterations, whatever happens.
+/// @param given  [ds, c], or [ds + 1, c]: where kmeans_start::given begins
 template <class T>
 plain_clusters plain_kmeans(pqkv::view<T, 2> points, const float* offset, std::size_t c, const pqkv::kmeans_params& params,
-                            std::uint64_t problem, pqkv::key_metric metric = pqkv::key_metric::squared_l2) {
+                            std::uint64_t problem, pqkv::key_metric metric = pqkv::key_metric::squared_l2, const float* given = nullptr) {
   auto y = plain_rows(points, offset, plain_training_rows(params, points.extent(0), c));
   plain_clusters result;
   float reach = 0;  // what the sums have to hold, besides the elements
@@ -157,7 +158,10 @@ plain_clusters plain_kmeans(pqkv::view<T, 2> points, const float* offset, std::s
     reach = std::sqrt(result.squared_radius);
   }
   const std::size_t ds = points.extent(1) + (metric == pqkv::key_metric::inner_product ? 1 : 0);
-  result.centroids = plain_initial(y, c, params.seed, problem + 1);
+  if (params.start == pqkv::kmeans_start::drawn)
+    result.centroids = plain_initial(y, c, params.seed, problem + 1);
+  else if (y.size() >= c)
+    result.centroids.assign(given, given + ds * c);
   if (result.centroids.empty()) return result;
   result.trained = true;
   float largest = reach;

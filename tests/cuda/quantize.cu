@@ -106,8 +106,9 @@ void compare_train(const pqkv::pq_shape& shape, std::size_t n, content what, con
                       same(floats(view.squared_radius.data, view.squared_radius.size()), there.squared_radius.bytes());
   all.train.check(
       same(outcome, outcome_there.bytes()) && radius && same(floats(view.centroids.data, view.centroids.size()), there.centroids.bytes()),
-      "h %zu n %zu d %zu m %zu b %u metric %d bytes %zu content %d L %zu rows %zu", shape.kv_heads, n, shape.head_dim, shape.subspaces,
-      shape.bits, static_cast<int>(shape.metric), sizeof(T), static_cast<int>(what), params.iterations, params.rows_per_centroid);
+      "h %zu n %zu d %zu m %zu b %u metric %d bytes %zu content %d L %zu rows %zu start %d", shape.kv_heads, n, shape.head_dim,
+      shape.subspaces, shape.bits, static_cast<int>(shape.metric), sizeof(T), static_cast<int>(what), params.iterations,
+      params.rows_per_centroid, static_cast<int>(params.start));
 }
 
 template <class T, class U>
@@ -144,7 +145,11 @@ void compare_rows(std::size_t rounds, random_source& random, verdicts& all) {
       for (std::size_t round = 0; round < rounds; ++round) {
         const std::size_t m = std::size_t{1} << random.below(4), lengths[] = {0, 20, 300, 1000, 6000};
         const unsigned bits = 4 + static_cast<unsigned>(random.below(5));
-        const pqkv::kmeans_params params{1 + random.below(6), random.bits(), random.below(3) == 0 ? 0u : random.below(2) == 0 ? 4u : 256u};
+        const pqkv::kmeans_params params{1 + random.below(6), random.bits(),
+                                         random.below(3) == 0   ? 0u
+                                         : random.below(2) == 0 ? 4u
+                                                                : 256u,
+                                         random.below(3) == 0 ? pqkv::kmeans_start::given : pqkv::kmeans_start::drawn};
         compare_train<T>({1 + random.below(3), dims[random.below(4)], m, bits, metric}, lengths[random.below(5)], what, params, random,
                          all);
       }

@@ -90,6 +90,8 @@ TEST_CASE("pqcache: parameters out of range are refused, by question, plan and c
   CHECK(construction<value_error>([](params& p) { p.selector.residual = {2, 8, 0}; }, "selector.residual.shortlist", 1, 0) == "");
   CHECK(construction<value_error>([](params& p) { p.selector.residual = {2, 8, 1025}; }, "selector.residual.shortlist", 1024, 1025) == "");
   CHECK(construction<value_error>([](params& p) { p.selector.train.iterations = 0; }, "selector.train.iterations", 1, 0) == "");
+  CHECK(construction<value_error>([](params& p) { p.selector.train.start = pqkv::kmeans_start::given; }, "selector.train.start", 0, 1) ==
+        "");
   CHECK(construction<value_error>(
             [](params& p) { p.selector.subspaces = 4, p.selector.bits = 5, p.selector.path = pqkv::search_path::joint; }, "selector.path",
             16, 20) == "");

@@ -74,7 +74,7 @@ class codebook {
   }
   codebook_view<> view() const { return const_cast<codebook*>(this)->mutable_view(); }
 
-  kmeans_params trained_with{};  // L and seed, as recorded by train()
+  kmeans_params trained_with{};  // L, seed and start, as recorded by train()
 
  private:
   pq_shape shape_{};
@@ -132,6 +132,7 @@ constexpr status can_train(const Keys& keys, const Book& book, const Outcome& ou
 /// @param book  [h, m, ds, c] and [h, d], written; meaningless where the outcome is not `trained`; with a squared_radius the
 ///              inner-product metric
 /// @param outcome [h, m] uint8, a kmeans_outcome each, written
+/// With kmeans_start::given the book's centroids are where training begins; its mean is written anew, and they are relative to that one.
 /// Under exec::slice give a barrier: the means must be there before k-means begins.
 ///
 /// @throws shape_error, value_error

@@ -19,17 +19,24 @@ namespace op {
 struct kmeans {};
 }  // namespace op
 
+/// Where Lloyd's iterations begin.
+enum class kmeans_start : std::uint8_t {
+  drawn,  // from distinct rows, drawn by Philox
+  given   // from the centroids that the caller's view holds: of an earlier training, or of a sequence with the same prompt
+};
+
 /// How a codebook is trained.
 struct kmeans_params {
   std::size_t iterations = 10;          // L; stops early once no assignment changes, which changes no bit
   std::uint64_t seed = 0;               // of the Philox streams that draw the sample and the initial rows
   std::size_t rows_per_centroid = 256;  // trains on a stratified sample of at most this many rows per centroid; 0: on all rows
+  kmeans_start start = kmeans_start::drawn;
 };
 
 /// What became of one problem.
 enum class kmeans_outcome : std::uint8_t {
   trained,
-  too_few_distinct_rows  // fewer than c distinct finite points: centroids are left as they were
+  too_few_distinct_rows  // fewer than c distinct finite points, from given centroids fewer than c finite ones: centroids left as they were
 };
 
 /// The rows that training looks at: all, or one of each of rows_per_centroid * c strata.
@@ -84,10 +91,16 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
 /// With squared_radius every y gets the coordinate sqrt(R - |y|^2), R the largest |y|^2 of the training rows of its set: clustering
 /// for inner products (key_metric). Rows whose |y|^2 overflows are then left out too.
 ///
+/// With kmeans_start::given the centroids of the view take the place of the drawn rows; sample, scale of the sums and R come from the
+/// rows as ever. L iterations and then L2 from what they gave are L + L2 iterations to the bit, on the same points, offset and sample.
+/// Given centroids may repeat and may lie anywhere: those that no row joins are empty clusters. Far from all rows they cost the search its
+/// shortlist in the first iteration, nothing else. Fewer than c usable rows are refused as ever; repeated rows are not looked for.
+/// @pre    given centroids are finite; otherwise the result is unspecified, though nothing outside it is touched
+///
 /// @param points     [h, m, n, ds] float, half or bfloat16, any strides
 /// @param offset     [h, m, ds] float, subtracted from every point
-/// @param centroids  [h, m, ds, c] float, ([h, m, ds + 1, c] with squared_radius), written; c in {16, 32, 64, 128, 256}; last two
-///                   axes dense
+/// @param centroids  [h, m, ds, c] float, ([h, m, ds + 1, c] with squared_radius), written, and read first where they are
+///                   given; c in {16, 32, 64, 128, 256}; last two axes dense
 /// @param outcome    [h, m] uint8, a kmeans_outcome each, written
 /// @param squared_radius  [h, m] float, R, written; empty: the plain squared L2 distance
 /// @throws shape_error, value_error; capacity_error when a device policy's scratch is too small

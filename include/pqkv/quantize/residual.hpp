@@ -97,7 +97,7 @@ constexpr status can_train_residual(const Keys& keys, const Codes& codes, const 
 }
 
 /// Trains the codebook of residuals: k-means of every fine subspace on r = (keys - mean) - centroids of their codes, both differences
-/// rounded, without a mean of its own. A key with a non-finite element takes no part.
+/// rounded, without a mean of its own. A key with a non-finite element takes no part. kmeans_start::given begins from fine's centroids.
 ///
 /// @param keys   [h, n, d] float, half or bfloat16, any strides
 /// @param codes  [h, m, n] uint8, from encode() with the same keys and book

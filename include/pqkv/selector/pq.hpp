@@ -34,7 +34,7 @@ class pq {
     group_reduction reduction = group_reduction::probability_sum;
     search_path path = search_path::automatic;
     residual_stage residual{};
-    kmeans_params train{};                           // of both stages
+    kmeans_params train{};                           // of both stages; a slot begins empty, so start is drawn
     std::optional<overlap_model> overlap{};          // given: L by the overlap rule, instead of train.iterations
     std::size_t overlap_most = overlap_model::most;  // its upper bound of L
     std::size_t tail_tokens = 256;                   // maintain() merges an index whose tail is at least as long
@@ -46,6 +46,9 @@ class pq {
     return pqkv::detail::checks("pqcache")
         .at_most("capacity", static_cast<double>(shape.capacity), (1u << 23) - 1, "tokens, below 2^23 at most")
         .at_least("selector.train.iterations", static_cast<double>(settings.train.iterations), 1, "L, at least")
+        .that(settings.train.start == kmeans_start::drawn, status::code::value, "selector.train.start",
+              "drawn: a slot has no centroids to begin from", static_cast<double>(kmeans_start::drawn),
+              static_cast<double>(settings.train.start))
         .at_least("selector.overlap_most", static_cast<double>(settings.overlap_most), overlap_model::least,
                   "L of the overlap rule, at least")
         .that(!settings.overlap || settings.overlap->b1 > 0, status::code::value, "selector.overlap.b1",

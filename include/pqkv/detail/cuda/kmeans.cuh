@@ -63,8 +63,8 @@ class kmeans_problem_part {
   __device__ kmeans_outcome run(const kmeans_params& params, std::uint64_t stream, float* squared_radius) {
     gather_rows(training_rows(params, points_.extent(0), c_));
     if (on_sphere_ && team_.rank() == 0 && threadIdx.x == 0) *squared_radius = float_from_bits(memory_.state->radius);
-    draw_initial({params.seed, stream});
-    if (memory_.state->trained == 0) return kmeans_outcome::too_few_distinct_rows;
+    if (params.start == kmeans_start::drawn) draw_initial({params.seed, stream});
+    if (params.start == kmeans_start::drawn ? memory_.state->trained == 0 : used_ < c_) return kmeans_outcome::too_few_distinct_rows;
     float largest = float_from_bits(memory_.state->largest);
     if (on_sphere_) largest = canonical::max(canonical::sqrt(float_from_bits(memory_.state->radius)), largest);
     scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest));
@@ -228,11 +228,11 @@ class kmeans_problem_part {
     team_.sync();
   }
 
-  __device__ static void add(std::int64_t* to, std::int64_t term) {
-    atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(term));
-  }
-
   __device__ void assign_quickly(std::size_t iteration, float largest) {
+    // Given centroids may reach farther than any row.
+    const unsigned own = (c_ * ds_ - 1 - threadIdx.x) / threads + 1;  // at least 1: c * ds >= 512 where rows are quick
+    const std::uint32_t most = iteration != 0 ? 0 : largest_magnitude(centroids_ + threadIdx.x, threads, own);
+    if (iteration == 0) largest = canonical::max(float_from_bits(scratch_.narrow.max(most)), largest);
     const bool any = rows_.assign(team_, used_, centroids_, iteration == 0, scale_, largest);
     if (__syncthreads_or(any ? 1 : 0) != 0 && threadIdx.x == 0) atomicOr(&memory_.state->changed[iteration % 2], 1u);
     team_.sync();
@@ -259,7 +259,7 @@ class kmeans_problem_part {
     const bool any = __syncthreads_or(moved ? 1 : 0) != 0;
     if (any && threadIdx.x == 0) atomicOr(&memory_.state->changed[parity], 1u);
     for (unsigned at = threadIdx.x; sums_ != nullptr && at < c_ * width_; at += threads)
-      if (sums_[at] != 0) add(&memory_.sum[at], sums_[at]);
+      if (sums_[at] != 0) add_to_sum(&memory_.sum[at], sums_[at]);
     for (unsigned x = threadIdx.x; x < c_; x += threads)
       if (scratch_.count[x] != 0) atomicAdd(&memory_.count[x], scratch_.count[x]);
     team_.sync();
@@ -278,7 +278,7 @@ class kmeans_problem_part {
         if (sums_ != nullptr)
           sums_[x * width_ + e] += term;
         else
-          add(&memory_.sum[x * width_ + e], term);
+          add_to_sum(&memory_.sum[x * width_ + e], term);
       }
   }
 

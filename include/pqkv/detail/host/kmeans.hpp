@@ -36,7 +36,8 @@ class kmeans_problem {
 
   kmeans_outcome run(const kmeans_params& params, std::uint64_t stream) {
     gather_rows(training_rows(params, points_.extent(0), c_));
-    if (!draw_initial({params.seed, stream})) return kmeans_outcome::too_few_distinct_rows;
+    const bool begun = params.start == kmeans_start::given ? used_ >= c_ : draw_initial({params.seed, stream});
+    if (!begun) return kmeans_outcome::too_few_distinct_rows;
     scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest_));
     write_blocks();
     for (std::size_t iteration = 0; iteration < params.iterations; ++iteration) {

@@ -60,6 +60,10 @@ __device__ inline std::uint32_t largest_magnitude(const float* y, unsigned strid
   return most;
 }
 
+__device__ inline void add_to_sum(std::int64_t* to, std::int64_t term) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(term));
+}
+
 /// The rows of one problem as one of its team's CTAs sees them.
 /// @tparam Groups  ds / 32
 template <class T, unsigned Groups>
@@ -148,6 +152,7 @@ class quick_rows {
 
   /// Gives every row its nearest centroid and adds what changed to the problem's counts and sums. By all threads of the team, which must
   /// not have written centroids since its last barrier; the caller's next barrier completes the sums.
+  /// @param largest  at least every |y_e| and every coordinate of a centroid
   /// @return  whether a row of this thread changed its cluster
   __device__ bool assign(const block::cluster_team& team, std::uint32_t used, const float* centroids, bool initial, float scale,
                          float largest) {
@@ -271,22 +276,19 @@ class quick_rows {
             sums_.add(to * ds + e, term, 1);
             if (!initial) sums_.add(from * ds + e, term, -1);
           } else {
-            add(&memory_.sum[to * ds + e], term);
-            if (!initial) add(&memory_.sum[from * ds + e], -term);
+            add_to_sum(&memory_.sum[to * ds + e], term);
+            if (!initial) add_to_sum(&memory_.sum[from * ds + e], -term);
           }
         }
       }
     }
-  }
-  __device__ static void add(std::int64_t* to, std::int64_t term) {
-    atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(term));
   }
   /// Adds what the CTA has gathered to the problem's numbers. Begins and ends with a barrier.
   __device__ void flush() {
     __syncthreads();
     for (unsigned at = threadIdx.x; sums_in_shared_ && at < c_ * ds; at += threads) {
       const std::int64_t sum = sums_.take(at);
-      if (sum != 0) add(&memory_.sum[at], sum);
+      if (sum != 0) add_to_sum(&memory_.sum[at], sum);
     }
     for (unsigned x = threadIdx.x; x < c_; x += threads) {
       if (scratch_.count[x] != 0) atomicAdd(&memory_.count[x], scratch_.count[x]);

@@ -83,6 +83,7 @@ class shortlist {
     largest_norm_ = c;
     linear_ = 2.1f * (0x1p-17f * c + 0x1p-24f * 12.0f + sums * c);
     constant_ = 2.1f * (sums + 0x1p-23f) * bias + 0x1p-120f + scale_ * 0x1p-70f * 0x1p-70f;  // what underflows
+    if (!(largest < 0x1p101f)) constant_ = float_from_bits(0x7f800000u);  // beyond what the scale brings into range: none is sure
     square_ = 2.1f * scale_ * 0x1p-24f * (ds / 2 + 2);
     reach_ = mu_norm + c / scale_;
   }
