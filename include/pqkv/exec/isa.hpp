@@ -10,22 +10,29 @@
 #endif
 
 namespace pqkv::isa {
-struct scalar {};           // plain C++
-struct neon : scalar {      // Armv8-A's 128-bit vectors
-  using fallback = scalar;  // whose leaves it inherits
-};
-struct avx2 : scalar {  // AVX2, FMA, F16C
+struct scalar {};  // plain C++
+
+/// Armv8-A's 128-bit vectors. `fallback`, here and below: the set whose leaves it inherits.
+struct neon : scalar {
   using fallback = scalar;
 };
-struct avx512 : avx2 {  // F, BW, DQ, VL
+/// AVX2, FMA, F16C.
+struct avx2 : scalar {
+  using fallback = scalar;
+};
+/// AVX-512 F, BW, DQ, VL.
+struct avx512 : avx2 {
   using fallback = avx2;
 };
-struct avx512_vbmi : avx512 {  // VBMI, VBMI2
+/// VBMI and VBMI2 besides.
+struct avx512_vbmi : avx512 {
   using fallback = avx512;
 };
-struct avx512_bf16 : avx512_vbmi {  // BF16: bfloat16 dot products
+/// BF16 besides: bfloat16 dot products.
+struct avx512_bf16 : avx512_vbmi {
   using fallback = avx512_vbmi;
 };
+
 struct best {};  // found at run time
 
 /// What a CPU has; of one architecture, more is greater.
