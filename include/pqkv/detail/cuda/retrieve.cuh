@@ -33,40 +33,72 @@ struct retrieved_lists {
   }
 };
 
-/// Calls mark(token, whether it is above the threshold) for every token of the cells that reach it, lists and tail. A warp takes 32 cells;
-/// the lists of those that reach the threshold are read as one, so that all lanes read at once whatever the lists' lengths.
+/// Cells that reach the threshold, as a flat range of the tokens in their lists.
+template <unsigned Threads>
+struct reached_cells {
+  static constexpr unsigned turns = 4, most = turns * Threads;
+  std::uint32_t ends[most];   // where a list ends in the flat range, times 2, plus 1 where the cell is above the threshold
+  std::uint32_t bases[most];  // of a list: place in the index - place in the flat range
+  block::reduction<std::uint64_t, Threads> places;
+};
+
+/// Calls mark(token, whether it is above the threshold) for every token of the cells that reach it, lists and tail. Lists of reached cells
+/// stand next to each other in rows of codes, so threads share their tokens, not the cells. Ends with a barrier.
 /// @param items  the cells
+/// @param part   of `parts` CTAs that have 32 cells each in turn
 template <unsigned Threads, class KeyAt, class Mark>
-__device__ void for_selected_cells(const scoring& call, const block::scored_items& items, std::size_t head, const middle_range& range,
-                                   block::threshold limit, KeyAt key_at, Mark mark, unsigned part = 0, unsigned parts = 1) {
-  constexpr unsigned at_once = 4;  // loads of a lane in flight
+__device__ void for_selected_cells(reached_cells<Threads>& reached, const scoring& call, const block::scored_items& items, std::size_t head,
+                                   const middle_range& range, block::threshold limit, KeyAt key_at, Mark mark, unsigned part = 0,
+                                   unsigned parts = 1) {
+  constexpr unsigned turns = reached_cells<Threads>::turns, at_once = 4;  // at_once: loads of a thread in flight
   const auto& index = call.index;
-  const unsigned lane = threadIdx.x % 32;
-  for (std::uint32_t base = (part * Threads + threadIdx.x) / 32 * 32; base < items.n; base += parts * Threads) {
-    const std::uint32_t cell = base + lane, key = cell < items.n && items.weight(cell) != 0 ? key_at(cell) : 0;
-    const bool reaches = cell < items.n && items.weight(cell) != 0 && key >= limit.key;
-    if (__ballot_sync(block::all_lanes, reaches) == 0) continue;
-    const unsigned aboves = __ballot_sync(block::all_lanes, key > limit.key);
-    const std::uint32_t begin = reaches ? index.offsets(head, cell) : 0, length = reaches ? index.offsets(head, cell + 1) - begin : 0,
-                        end = block::warp_prefix(length) + length, total = __shfl_sync(block::all_lanes, end, 31);
-    for (std::uint32_t first = lane; first - lane < total; first += 32 * at_once) {
-      std::uint32_t token[at_once];
-      bool above[at_once];
+  for (std::uint32_t base = 0; base * parts < items.n; base += turns * Threads) {
+    std::uint32_t begins[turns], lengths[turns];
+    unsigned aboves = 0;
+#pragma unroll
+    for (unsigned a = 0; a < turns; ++a) {
+      const std::uint32_t at = base + a * Threads + threadIdx.x, cell = (at / 32 * parts + part) * 32 + at % 32;
+      begins[a] = lengths[a] = 0;
+      if (cell >= items.n || items.weight(cell) == 0) continue;
+      const std::uint32_t key = key_at(cell);
+      if (key < limit.key) continue;
+      begins[a] = index.offsets(head, cell);
+      lengths[a] = index.offsets(head, cell + 1);
+      aboves |= key > limit.key ? 1u << a : 0u;
+    }
+    std::uint64_t own = 0, all = 0;  // cells in the upper half, tokens in the lower
+#pragma unroll
+    for (unsigned a = 0; a < turns; ++a) {
+      lengths[a] -= begins[a];
+      if (lengths[a] != 0) own += (std::uint64_t{1} << 32) + lengths[a];
+    }
+    std::uint64_t place = reached.places.prefix(own, all);
+#pragma unroll
+    for (unsigned a = 0; a < turns; ++a)
+      if (lengths[a] != 0) {
+        const std::uint32_t slot = static_cast<std::uint32_t>(place >> 32), first = static_cast<std::uint32_t>(place);
+        reached.ends[slot] = 2 * (first + lengths[a]) + (aboves >> a & 1u);
+        reached.bases[slot] = begins[a] - first;
+        place += (std::uint64_t{1} << 32) + lengths[a];
+      }
+    __syncthreads();
+    const std::uint32_t cells = static_cast<std::uint32_t>(all >> 32), tokens = static_cast<std::uint32_t>(all);
+    for (std::uint32_t first = threadIdx.x; first < tokens; first += at_once * Threads) {
+      std::uint32_t slot[at_once] = {}, token[at_once];
+      for (std::uint32_t step = cells == 1 ? 0 : 1u << (31 - __clz(static_cast<int>(cells - 1))); step > 0; step /= 2)
+#pragma unroll
+        for (unsigned a = 0; a < at_once; ++a)  // as many lists end at or before it
+          if (slot[a] + step < cells && reached.ends[slot[a] + step - 1] / 2 <= first + a * Threads) slot[a] += step;
 #pragma unroll
       for (unsigned a = 0; a < at_once; ++a) {
-        const std::uint32_t at = first + 32 * a;
-        unsigned source = 0;  // the list that `at` falls into: as many lists end at or before it
-#pragma unroll
-        for (unsigned step = 16; step > 0; step /= 2)
-          if (__shfl_sync(block::all_lanes, end, static_cast<int>(source + step - 1)) <= at) source += step;
-        const std::uint32_t i = __shfl_sync(block::all_lanes, begin + length - end, static_cast<int>(source)) + at;
-        above[a] = (aboves >> source & 1u) != 0;
-        token[a] = at < total && i < index.ids.extent(1) ? static_cast<std::uint32_t>(index.ids(head, i)) - range.begin : 0xffffffffu;
+        const std::uint32_t at = first + a * Threads, i = reached.bases[slot[a]] + at;
+        token[a] = at < tokens && i < index.ids.extent(1) ? static_cast<std::uint32_t>(index.ids(head, i)) - range.begin : 0xffffffffu;
       }
 #pragma unroll
       for (unsigned a = 0; a < at_once; ++a)
-        if (token[a] != 0xffffffffu) mark(token[a], above[a]);
+        if (token[a] != 0xffffffffu) mark(token[a], (reached.ends[slot[a]] & 1u) != 0);
     }
+    __syncthreads();
   }
   const block::scored_items tokens{call.codes.data + head * call.codes.stride(0), call.codes.stride(1), nullptr, 0, call.m, call.bits};
   const std::uint32_t last = index.last(head) < range.end ? index.last(head) : range.end;
@@ -74,6 +106,7 @@ __device__ void for_selected_cells(const scoring& call, const block::scored_item
     const std::uint32_t key = key_at(tokens.cell(t));
     if (key >= limit.key) mark(t - range.begin, key > limit.key);
   }
+  __syncthreads();
 }
 
 /// Parts of the range are grid.x, lists grid.y.
@@ -85,6 +118,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   __shared__ union {
     typename block::list_scorer<Threads>::scratch scoring;
     block::radix_select<Threads> select;
+    reached_cells<Threads> reached;
     block::reduction<std::uint64_t, Threads> sums;
   } scratch;  // one after the other
   const unsigned list = blockIdx.y, part = blockIdx.x;
@@ -131,7 +165,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   for (std::uint32_t w = threadIdx.x; w < words; w += Threads) chosen[w] = equal[w] = 0;
   __syncthreads();
   std::uint64_t before = 0;  // marked tokens of the parts before this
-  for_selected_cells<Threads>(call, items, head, range, limit, key_at, [&](std::uint32_t t, bool above) {
+  for_selected_cells<Threads>(scratch.reached, call, items, head, range, limit, key_at, [&](std::uint32_t t, bool above) {
     if (t < begin)
       before += block::token_count(above);
     else if (t < begin + tokens)
@@ -187,12 +221,13 @@ template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     mark_kernel(scoring call, retrieved_lists out, view<const float, 2, space::device> scores, const block::threshold* limits,
                 view<std::uint32_t, 3, space::device> maps) {
+  __shared__ reached_cells<Threads> reached;
   const unsigned list = blockIdx.y;
   const middle_range range = call.range(list);
   const std::uint32_t k = out.selected(range);
   if (!call.is_joint(range) || k == 0 || k == range.size()) return;
   for_selected_cells<Threads>(
-      call, call.items(list), list / call.lists_per_head, range, limits[list],
+      reached, call, call.items(list), list / call.lists_per_head, range, limits[list],
       [&](std::uint32_t cell) { return canonical::order_key(scores(list, cell)); },
       [&](std::uint32_t t, bool above) {
         if (t < range.size()) atomicOr(&maps(list, above ? 0 : 1, t / 32), 1u << t % 32);

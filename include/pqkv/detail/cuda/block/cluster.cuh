@@ -34,6 +34,14 @@ class cluster_team {
                                                   "barrier.cluster.wait.acquire.aligned;" ::: "memory");))
   }
 
+  /// sync() in two steps, of a team of more than one, with other work between.
+  __device__ void arrive() const {
+    NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");))
+  }
+  __device__ void wait() const {
+    NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");))
+  }
+
   /// The same variable in the shared memory of another member.
   template <class T>
   __device__ T* remote(T* own, unsigned rank) const {

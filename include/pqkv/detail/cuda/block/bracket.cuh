@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+// The k-th largest key of a row without radix passes over it: a sample gives a bracket, one pass over the row marks what lies above it
+// and keeps what lies inside, and the exact threshold is found among those few. A row where the sample misleads, or where more is tied
+// than is kept, is left to radix_select. For a cluster, whose members hold a slice of the row each.
+// Source: the sample, bracket and single pass of FlashInfer's GVR top-k and of DeepSelect.
+#pragma once
+
+#include <cstdint>
+
+#include "../../../core/canonical.hpp"
+#include "bitmap.cuh"
+#include "cluster.cuh"
+#include "reduce.cuh"
+#include "select.cuh"
+
+namespace pqkv::detail::block {
+
+template <unsigned Threads>
+class bracket_select {
+  static constexpr unsigned bins = 2048, own_bins = bins / Threads, largest_team = 8,
+                            most_own = 4096, most_kept = 8192,  // keys inside the bracket, of a member and of the row
+                            batch = 32, group = 8;              // keys of a thread in flight; those that share one atomic add
+  static_assert(own_bins * Threads == bins && batch % group == 0);
+
+ public:
+  /// Selects the k largest of the row and writes their indices in ascending order, equal keys lowest first; false, and nothing written,
+  /// where the bracket does not hold. All members return the same.
+  /// @param row     this member's slice, `items` long, which begins at item `first` of n
+  /// @param share   slice of a member before the last, a multiple of 32
+  /// @param chosen, equal  [share / 32] words each
+  __device__ bool select(const cluster_team& team, const float* row, std::uint32_t first, std::uint32_t items, std::uint32_t share,
+                         std::uint32_t n, std::uint32_t k, std::uint32_t* chosen, std::uint32_t* equal, std::int32_t* out) {
+    float scores[batch];
+    load(scores, row, 0, items);
+    const bracket limits = find_bracket(team, row, items, share, n, k);
+    keep(limits, scores, row, items, share, chosen, equal);
+    team.sync();
+
+    std::uint32_t starts[largest_team + 1] = {}, above = 0, above_before = 0;
+    bool holds = true;
+#pragma unroll
+    for (unsigned rank = 0; rank < largest_team; ++rank) {
+      const bool is_there = rank < team.size();
+      const std::uint32_t kept = is_there ? *team.remote(&kept_, rank) : 0, over = is_there ? *team.remote(&above_, rank) : 0;
+      holds &= kept <= most_own;
+      starts[rank + 1] = starts[rank] + kept;
+      above += over;
+      above_before += rank < team.rank() ? over : 0;
+    }
+    const std::uint32_t kept = starts[largest_team];
+    if (!holds || kept > most_kept || above >= k || k - above > kept) return false;
+    std::uint32_t before_mine = 0, own_kept = 0;
+#pragma unroll
+    for (unsigned rank = 0; rank < largest_team; ++rank)
+      if (rank == team.rank()) {
+        before_mine = starts[rank];
+        own_kept = starts[rank + 1] - starts[rank];
+      }
+#pragma unroll 4
+    for (std::uint32_t i = threadIdx.x; i < kept; i += Threads) {
+      unsigned rank = 0;
+      std::uint32_t start = 0;
+#pragma unroll
+      for (unsigned r = 1; r < largest_team; ++r)
+        if (i >= starts[r]) {
+          rank = r;
+          start = starts[r];
+        }
+      of_row_[i] = team.remote(own_key_, rank)[i - start];
+    }
+    team.arrive();
+    const threshold limit = refine(limits, kept, k - above);
+    for (std::uint32_t i = threadIdx.x; i < own_kept; i += Threads) {
+      const std::uint32_t key = own_key_[i], place = own_place_[i];
+      if (key >= limit.key) atomicOr(&(key > limit.key ? chosen : equal)[place / 32], 1u << place % 32);
+    }
+    std::uint64_t before = 0;
+    for (std::uint32_t i = threadIdx.x; i < before_mine; i += Threads)
+      before += of_row_[i] > limit.key ? token_count(true) : of_row_[i] == limit.key ? token_count(false) : 0;
+    before = sums_.sum(before) + (std::uint64_t{above_before} << 32);
+    bitmap_emission<Threads> emission(sums_);
+    emission.count(chosen, equal, (items + 31) / 32);
+    emission.emit(before, limit.of_equal, static_cast<std::int32_t>(first), out, k);
+    team.wait();  // members may still read this one's keys
+    return true;
+  }
+
+ private:
+  /// Smallest and largest key inside.
+  struct bracket {
+    std::uint32_t low, high;
+  };
+
+  __device__ static void load(float (&scores)[batch], const float* row, std::uint32_t first, std::uint32_t items) {
+#pragma unroll
+    for (unsigned j = 0; j < batch; ++j) {
+      const std::uint32_t i = first + j * Threads + threadIdx.x;
+      scores[j] = i < items ? row[i] : 0.0f;
+    }
+  }
+
+  /// From the order statistics of a sample four deviations around the one that is looked for. Bits of both are found from
+  /// the highest down, and no more of them than it takes to come near the rank.
+  __device__ bracket find_bracket(const cluster_team& team, const float* row, std::uint32_t items, std::uint32_t share, std::uint32_t n,
+                                  std::uint32_t k) {
+    const std::uint32_t stride = (share + Threads - 1) / Threads,
+                        at = threadIdx.x * stride + (threadIdx.x * 0x9e3779b1u >> 16) % stride;  // not the same place of each stride
+    sample_[threadIdx.x] = at < items ? canonical::order_key(row[at]) : 0;
+    if (threadIdx.x < 32) votes_[threadIdx.x] = 0;
+    if (threadIdx.x == 0) above_ = kept_ = 0;
+    team.sync();
+    std::uint32_t keys[largest_team];
+#pragma unroll
+    for (unsigned rank = 0; rank < largest_team; ++rank) keys[rank] = rank < team.size() ? team.remote(sample_, rank)[threadIdx.x] : 0;
+
+    const float sampled = static_cast<float>(n / stride), part = static_cast<float>(k) / static_cast<float>(n),
+                widest = 0.4f * most_kept * sampled / static_cast<float>(n), deviations = 4.0f * sqrtf(sampled * part * (1 - part)) + 2,
+                half = deviations < widest ? deviations : widest;
+    const std::uint32_t low_rank = static_cast<std::uint32_t>(sampled * part + half) + 1,
+                        high_rank = sampled * part > half ? static_cast<std::uint32_t>(sampled * part - half) : 0,
+                        near = static_cast<std::uint32_t>(half / 8);
+    std::uint32_t low = 0, high = 0;
+    bool low_near = false, high_near = high_rank == 0;
+    for (unsigned round = 0; round < 32 && !(low_near && high_near); ++round) {
+      const std::uint32_t bit = 0x80000000u >> round;
+      std::uint32_t votes = 0;  // for `low` in the lower half
+#pragma unroll
+      for (unsigned s = 0; s < largest_team; ++s) votes += (keys[s] >= (low | bit) ? 1u : 0u) + (keys[s] >= (high | bit) ? 0x10000u : 0u);
+      votes = __reduce_add_sync(all_lanes, votes);
+      if (threadIdx.x % 32 == 0) atomicAdd(&votes_[round], votes);
+      __syncthreads();
+      const std::uint32_t low_votes = votes_[round] & 0xffffu, high_votes = votes_[round] >> 16;
+      if (!low_near && low_votes >= low_rank) {
+        low |= bit;
+        low_near = low_votes <= low_rank + near;
+      }
+      if (!high_near && high_votes >= high_rank) {
+        high |= bit;
+        high_near = high_votes <= high_rank + near;
+      }
+    }
+    return {low, high_rank == 0 ? 0xffffffffu : high_near ? high - 1 : high};  // not near: many are equal to it
+  }
+
+  /// Marks what is above the bracket, keeps keys and places of what is inside.
+  __device__ void keep(const bracket& limits, float (&scores)[batch], const float* row, std::uint32_t items, std::uint32_t share,
+                       std::uint32_t* chosen, std::uint32_t* equal) {
+    const unsigned lane = threadIdx.x % 32, below_me = (1u << lane) - 1;
+    const std::uint32_t low = limits.low, high = limits.high;
+    std::uint32_t above = 0;
+    for (std::uint32_t first = 0; first < share; first += batch * Threads) {
+      if (first != 0) load(scores, row, first, items);
+#pragma unroll
+      for (unsigned g = 0; g < batch; g += group) {
+        std::uint32_t total = 0;
+        unsigned insides[group];
+#pragma unroll
+        for (unsigned j = 0; j < group; ++j) {
+          const std::uint32_t i = first + (g + j) * Threads + threadIdx.x, key = canonical::order_key(scores[g + j]);
+          const unsigned aboves = __ballot_sync(all_lanes, i < items && key > high);
+          insides[j] = __ballot_sync(all_lanes, i < items && key >= low && key <= high);
+          if (lane == 0 && i < share) {
+            chosen[i / 32] = aboves;
+            equal[i / 32] = 0;
+          }
+          above += static_cast<std::uint32_t>(__popc(aboves));
+          total += static_cast<std::uint32_t>(__popc(insides[j]));
+        }
+        if (total == 0) continue;
+        std::uint32_t next = 0;
+        if (lane == 0) next = atomicAdd(&kept_, total);
+        next = __shfl_sync(all_lanes, next, 0);
+#pragma unroll
+        for (unsigned j = 0; j < group; ++j) {
+          const std::uint32_t slot = next + static_cast<std::uint32_t>(__popc(insides[j] & below_me));
+          if ((insides[j] >> lane & 1u) != 0 && slot < most_own) {
+            own_key_[slot] = canonical::order_key(scores[g + j]);
+            own_place_[slot] = first + (g + j) * Threads + threadIdx.x;
+          }
+          next += static_cast<std::uint32_t>(__popc(insides[j]));
+        }
+      }
+    }
+    if (lane == 0) atomicAdd(&above_, above);
+  }
+
+  /// The threshold of the `rest` largest of of_row_[0 .. kept), all inside the bracket. By every member for itself.
+  __device__ threshold refine(const bracket& limits, std::uint32_t kept, std::uint32_t rest) {
+    std::uint32_t base = limits.low;
+    unsigned open = 32 - static_cast<unsigned>(__clz(static_cast<int>(limits.high - limits.low)));  // bits of key - base
+    do {
+      const unsigned shift = open > 11 ? open - 11 : 0;
+      const std::uint32_t most = open == 32 ? 0xffffffffu : (1u << open) - 1;
+#pragma unroll
+      for (unsigned b = 0; b < own_bins; ++b) counts_[b * Threads + threadIdx.x] = 0;
+      __syncthreads();
+#pragma unroll 4
+      for (std::uint32_t i = threadIdx.x; i < kept; i += Threads) {
+        const std::uint32_t key = of_row_[i];
+        if (key >= base && key - base <= most) atomicAdd(&counts_[(key - base) >> shift], 1u);
+      }
+      __syncthreads();
+      std::uint32_t own[own_bins], sum = 0;
+#pragma unroll
+      for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = counts_[bins - 1 - (threadIdx.x * own_bins + b)];
+      std::uint32_t total = 0, over = prefix_.prefix(sum, total);
+#pragma unroll
+      for (unsigned b = 0; b < own_bins; ++b) {
+        if (over < rest && rest - over <= own[b]) {
+          digit_ = bins - 1 - (threadIdx.x * own_bins + b);
+          rest_ = rest - over;
+        }
+        over += own[b];
+      }
+      __syncthreads();
+      base += digit_ << shift;
+      rest = rest_;
+      open = shift;
+      __syncthreads();
+    } while (open != 0);
+    return {base, rest};
+  }
+
+  std::uint32_t sample_[Threads], votes_[32], counts_[bins];
+  std::uint32_t own_key_[most_own], own_place_[most_own], of_row_[most_kept];
+  std::uint32_t above_, kept_, digit_, rest_;
+  reduction<std::uint32_t, Threads> prefix_;
+  reduction<std::uint64_t, Threads> sums_;
+};
+
+}  // namespace pqkv::detail::block
