@@ -95,11 +95,14 @@ struct kernel<op::top_k, backend::cuda> {
     const unsigned cluster = n > 4096 ? launch.largest_cluster(detail::top_k_kernel<threads>) : 1;
     if (cluster > 1 && n <= detail::tuning::bracket_keys) {
       constexpr unsigned narrow = detail::tuning::bracket_threads;
-      const std::size_t share = detail::ceil_div(n, cluster * std::size_t{32}) * std::size_t{32};
+      // Members of a team find bracket and threshold each for itself: the fewer, the less is done twice, once the device is full.
+      unsigned team = cluster;
+      while (team > 2 && team * scores.extent(0) > 2 * detail::tuning::multiprocessors) team /= 2;
+      const std::size_t share = detail::ceil_div(n, team * std::size_t{32}) * std::size_t{32};
       const std::size_t shared = detail::block::shared_memory::bytes<detail::top_k_scratch<narrow>>(1) +
                                  2 * detail::block::shared_memory::bytes<std::uint32_t>(share / 32);
       launch("top_k_bracket_kernel", detail::top_k_bracket_kernel<narrow>,
-             {dim3(cluster, static_cast<unsigned>(scores.extent(0))), narrow, shared, cluster}, scores, indices,
+             {dim3(team, static_cast<unsigned>(scores.extent(0))), narrow, shared, team}, scores, indices,
              static_cast<std::uint32_t>(share));
       return;
     }

@@ -17,23 +17,26 @@ namespace pqkv::detail::block {
 
 template <unsigned Threads>
 class bracket_select {
-  static constexpr unsigned bins = 2048, own_bins = bins / Threads, largest_team = 8,
+  static constexpr unsigned bins = 2048, own_bins = bins / Threads, warps = Threads / 32, largest_team = 8,
                             most_own = 4096, most_kept = 8192,  // keys inside the bracket, of a member and of the row
-                            batch = 32, group = 8;              // keys of a thread in flight; those that share one atomic add
-  static_assert(own_bins * Threads == bins && batch % group == 0);
+                            batch = 16,                         // keys of a thread in flight
+                            samples = 8;                        // of the row, that a thread compares
+  static_assert(own_bins * Threads == bins && samples * Threads <= 2 * bins && warps <= 32);
 
  public:
   /// Selects the k largest of the row and writes their indices in ascending order, equal keys lowest first; false, and nothing written,
   /// where the bracket does not hold. All members return the same.
   /// @param row     this member's slice, `items` long, which begins at item `first` of n
+  /// @param team    of 2, 4 or 8
   /// @param share   slice of a member before the last, a multiple of 32
   /// @param chosen, equal  [share / 32] words each
   __device__ bool select(const cluster_team& team, const float* row, std::uint32_t first, std::uint32_t items, std::uint32_t share,
                          std::uint32_t n, std::uint32_t k, std::uint32_t* chosen, std::uint32_t* equal, std::int32_t* out) {
     float scores[batch];
-    load(scores, row, 0, items);
+    load(scores, row, 0, items);  // in flight while the bracket is found
     const bracket limits = find_bracket(team, row, items, share, n, k);
     keep(limits, scores, row, items, share, chosen, equal);
+    count_above(chosen, share);
     team.sync();
 
     std::uint32_t starts[largest_team + 1] = {}, above = 0, above_before = 0;
@@ -103,15 +106,17 @@ class bracket_select {
   /// the highest down, and no more of them than it takes to come near the rank.
   __device__ bracket find_bracket(const cluster_team& team, const float* row, std::uint32_t items, std::uint32_t share, std::uint32_t n,
                                   std::uint32_t k) {
-    const std::uint32_t stride = (share + Threads - 1) / Threads,
-                        at = threadIdx.x * stride + (threadIdx.x * 0x9e3779b1u >> 16) % stride;  // not the same place of each stride
-    sample_[threadIdx.x] = at < items ? canonical::order_key(row[at]) : 0;
-    if (threadIdx.x < 32) votes_[threadIdx.x] = 0;
+    const unsigned own = samples / team.size();  // of a thread, from this member
+    const std::uint32_t stride = (share + own * Threads - 1) / (own * Threads);
+    for (unsigned s = 0; s < own; ++s) {  // not the same place of each stride
+      const std::uint32_t which = s * Threads + threadIdx.x, at = which * stride + (which * 0x9e3779b1u >> 16) % stride;
+      counts_[which] = at < items ? canonical::order_key(row[at]) : 0;
+    }
     if (threadIdx.x == 0) above_ = kept_ = 0;
     team.sync();
-    std::uint32_t keys[largest_team];
+    std::uint32_t keys[samples];
 #pragma unroll
-    for (unsigned rank = 0; rank < largest_team; ++rank) keys[rank] = rank < team.size() ? team.remote(sample_, rank)[threadIdx.x] : 0;
+    for (unsigned s = 0; s < samples; ++s) keys[s] = team.remote(counts_, s / own)[s % own * Threads + threadIdx.x];
 
     const float sampled = static_cast<float>(n / stride), part = static_cast<float>(k) / static_cast<float>(n),
                 widest = 0.4f * most_kept * sampled / static_cast<float>(n), deviations = 4.0f * sqrtf(sampled * part * (1 - part)) + 2,
@@ -125,11 +130,19 @@ class bracket_select {
       const std::uint32_t bit = 0x80000000u >> round;
       std::uint32_t votes = 0;  // for `low` in the lower half
 #pragma unroll
-      for (unsigned s = 0; s < largest_team; ++s) votes += (keys[s] >= (low | bit) ? 1u : 0u) + (keys[s] >= (high | bit) ? 0x10000u : 0u);
+      for (unsigned s = 0; s < samples; ++s) votes += keys[s] >= (low | bit) ? 1u : 0u;
+      if (low == high) {
+        votes *= 0x10001u;
+      } else {
+#pragma unroll
+        for (unsigned s = 0; s < samples; ++s) votes += keys[s] >= (high | bit) ? 0x10000u : 0u;
+      }
       votes = __reduce_add_sync(all_lanes, votes);
-      if (threadIdx.x % 32 == 0) atomicAdd(&votes_[round], votes);
+      std::uint32_t* of_warps = votes_[round % 2];  // two, so that threads may still read the last round's
+      if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = votes;
       __syncthreads();
-      const std::uint32_t low_votes = votes_[round] & 0xffffu, high_votes = votes_[round] >> 16;
+      votes = __reduce_add_sync(all_lanes, threadIdx.x % 32 < warps ? of_warps[threadIdx.x % 32] : 0);
+      const std::uint32_t low_votes = votes & 0xffffu, high_votes = votes >> 16;
       if (!low_near && low_votes >= low_rank) {
         low |= bit;
         low_near = low_votes <= low_rank + near;
@@ -145,43 +158,45 @@ class bracket_select {
   /// Marks what is above the bracket, keeps keys and places of what is inside.
   __device__ void keep(const bracket& limits, float (&scores)[batch], const float* row, std::uint32_t items, std::uint32_t share,
                        std::uint32_t* chosen, std::uint32_t* equal) {
-    const unsigned lane = threadIdx.x % 32, below_me = (1u << lane) - 1;
-    const std::uint32_t low = limits.low, high = limits.high;
-    std::uint32_t above = 0;
+    static_assert(batch <= 32);  // a bit each in `insides`
+    const unsigned lane = threadIdx.x % 32;
     for (std::uint32_t first = 0; first < share; first += batch * Threads) {
       if (first != 0) load(scores, row, first, items);
+      unsigned insides = 0;
 #pragma unroll
-      for (unsigned g = 0; g < batch; g += group) {
-        std::uint32_t total = 0;
-        unsigned insides[group];
-#pragma unroll
-        for (unsigned j = 0; j < group; ++j) {
-          const std::uint32_t i = first + (g + j) * Threads + threadIdx.x, key = canonical::order_key(scores[g + j]);
-          const unsigned aboves = __ballot_sync(all_lanes, i < items && key > high);
-          insides[j] = __ballot_sync(all_lanes, i < items && key >= low && key <= high);
-          if (lane == 0 && i < share) {
-            chosen[i / 32] = aboves;
-            equal[i / 32] = 0;
-          }
-          above += static_cast<std::uint32_t>(__popc(aboves));
-          total += static_cast<std::uint32_t>(__popc(insides[j]));
-        }
-        if (total == 0) continue;
-        std::uint32_t next = 0;
-        if (lane == 0) next = atomicAdd(&kept_, total);
-        next = __shfl_sync(all_lanes, next, 0);
-#pragma unroll
-        for (unsigned j = 0; j < group; ++j) {
-          const std::uint32_t slot = next + static_cast<std::uint32_t>(__popc(insides[j] & below_me));
-          if ((insides[j] >> lane & 1u) != 0 && slot < most_own) {
-            own_key_[slot] = canonical::order_key(scores[g + j]);
-            own_place_[slot] = first + (g + j) * Threads + threadIdx.x;
-          }
-          next += static_cast<std::uint32_t>(__popc(insides[j]));
+      for (unsigned j = 0; j < batch; ++j) {
+        const std::uint32_t i = first + j * Threads + threadIdx.x, key = canonical::order_key(scores[j]);
+        const bool is_item = i < items;
+        const unsigned aboves = __ballot_sync(all_lanes, is_item && key > limits.high);
+        if (is_item && key >= limits.low && key <= limits.high) insides |= 1u << j;
+        if (lane == 0 && i < share) {
+          chosen[i / 32] = aboves;
+          equal[i / 32] = 0;
         }
       }
+      const std::uint32_t own = static_cast<std::uint32_t>(__popc(insides)), before = warp_prefix(own);
+      std::uint32_t next = 0;
+      if (lane == 31) next = atomicAdd(&kept_, before + own);
+      next = __shfl_sync(all_lanes, next, 31) + before;
+#pragma unroll
+      for (unsigned j = 0; j < batch; ++j)
+        if ((insides >> j & 1u) != 0) {
+          if (next < most_own) {
+            own_key_[next] = canonical::order_key(scores[j]);
+            own_place_[next] = first + j * Threads + threadIdx.x;
+          }
+          ++next;
+        }
     }
-    if (lane == 0) atomicAdd(&above_, above);
+  }
+
+  /// Counts what keep() has marked, with fewer bit counts than a sum on the way needs: they are slow.
+  __device__ void count_above(const std::uint32_t* chosen, std::uint32_t share) {
+    __syncthreads();
+    std::uint32_t above = 0;
+    for (std::uint32_t w = threadIdx.x; w < share / 32; w += Threads) above += static_cast<std::uint32_t>(__popc(chosen[w]));
+    above = __reduce_add_sync(all_lanes, above);
+    if (threadIdx.x % 32 == 0 && above != 0) atomicAdd(&above_, above);
   }
 
   /// The threshold of the `rest` largest of of_row_[0 .. kept), all inside the bracket. By every member for itself.
@@ -221,7 +236,7 @@ class bracket_select {
     return {base, rest};
   }
 
-  std::uint32_t sample_[Threads], votes_[32], counts_[bins];
+  std::uint32_t votes_[2][warps], counts_[bins];  // counts_: at first this member's samples
   std::uint32_t own_key_[most_own], own_place_[most_own], of_row_[most_kept];
   std::uint32_t above_, kept_, digit_, rest_;
   reduction<std::uint32_t, Threads> prefix_;

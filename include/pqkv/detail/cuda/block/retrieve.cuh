@@ -125,11 +125,7 @@ class list_scorer {
       for (unsigned a = 0; a < side_by_side; ++a)
         if (a < count) z[a] += canonical::to_fixed(items_.product(entries_ + (first + a) * table_, i)) * weight;
     }
-    reduction<std::uint64_t, Threads>::sums(z, scratch_.sums);
-#pragma unroll
-    for (unsigned a = 0; a < side_by_side; ++a)
-      if (a < count && threadIdx.x == 0) total_[first + a] = z[a];
-    __syncthreads();
+    reduction<std::uint64_t, Threads>::sums(z, scratch_.sums, total_ + first, count);
   }
 
   __device__ void recentre(unsigned q) {
