@@ -31,9 +31,9 @@ struct ceilings {
 
   static constexpr std::size_t streaming_bytes = std::size_t{256} << 20, cached_bytes = std::size_t{256} << 10;
   static constexpr std::size_t row_bytes = 512, sparse_density = 32, dense_density = 10;
-  static constexpr std::size_t row_area_bytes = std::size_t{64}
-                                                << 20;  // what ascending rows are spread over, as K and V of 131072 tokens are
-  // measured: this file, one Zen 5 core, 2026-11-23: 8 rows ahead 27 to 29 GB/s, 12 30 to 34, 16 33 to 36, 24 31 to 34, 32 29 to 31
+  // What ascending rows are spread over, as K and V of 131072 tokens are. A large last-level cache may hold a part of it.
+  static constexpr std::size_t row_area_bytes = std::size_t{64} << 20;
+  // The loops below with other leads, one Zen 5 core: 8 rows ahead 27 to 29 GB/s, 12 30 to 34, 16 33 to 36, 24 31 to 34, 32 29 to 31
   static constexpr std::size_t row_lead = 16;
 
   template <class Isa>
