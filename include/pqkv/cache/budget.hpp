@@ -75,8 +75,8 @@ struct budget_rule {
             min_tokens,
             tokens,
             sinks,
-            window ? *window : flat_budget_rule::by_share,
-            retrieve ? *retrieve : flat_budget_rule::by_share,
+            window.value_or(flat_budget_rule::by_share),
+            retrieve.value_or(flat_budget_rule::by_share),
             growth == budget_growth::frozen_at_prompt};
   }
 };
