@@ -112,6 +112,56 @@ TEST_CASE("retrieve: many tokens and cells, short and long lists, on every ISA")
     }
 }
 
+TEST_CASE("retrieve: sums of logits, filtered by integers first, equal top_k of scan on every ISA") {
+  random_source random(4711);
+  for (const table_kind tables : every_table)
+    for (const code_kind kind : {code_kind::uniform, code_kind::skewed, code_kind::same})
+      for (const std::size_t m : {1u, 2u, 4u, 16u}) {
+        const unsigned bits = m == 1 ? 8 : m == 2 ? 6 : 4;
+        const std::size_t n = 2047 + random.below(6000);
+        const search_problem problem = [&] {
+          search_problem made({.h = 2, .g = 3, .m = m, .bits = bits, .n = n, .d = 64, .plane_padding = 3, .table_padding = 1}, tables, kind,
+                              random);
+          made.set_range(0, 0, n, 1 + random.below(n / 2));
+          made.set_range(1, 0, n, 1 + random.below(n - 2));
+          return made;
+        }();
+        for (const group_reduction reduction : {group_reduction::logit_sum, group_reduction::none}) {
+          const std::size_t lists = pqkv::score_lists(reduction, 2, 6);
+          std::vector<float> scores(lists * n);
+          pqkv::scan(host<>{}, problem.table(), problem.codes(), pqkv::make_view(scores.data(), lists, n), reduction, 64);
+          const retrieved found = run_retrieve(host<>{}, problem, {}, reduction, search_path::scan);
+          for (std::size_t which = 0; which < lists; ++which) {
+            const std::size_t k = problem.range_of(which, reduction).retrieve;
+            std::vector<std::int32_t> wanted(k);
+            pqkv::top_k(host<>{}, pqkv::as_const(pqkv::make_view(scores.data() + which * n, 1, n)), pqkv::make_view(wanted.data(), 1, k));
+            CAPTURE(n);
+            CAPTURE(m);
+            CAPTURE(k);
+            CAPTURE(static_cast<int>(tables));
+            CHECK(found.lists[which] == wanted);
+          }
+          for_each_isa([&](auto isa) { CHECK(run_retrieve(host<decltype(isa)>{}, problem, {}, reduction, search_path::scan) == found); });
+        }
+      }
+}
+
+TEST_CASE("retrieve: sums of logits whose order only the last bits decide") {
+  // Entries a few units in the last place apart, on a large common part: integer sums tie, canonical scores do not.
+  random_source random(99);
+  for (const float common : {1.0f, 1000.0f, -7.0f}) {
+    search_problem problem({.h = 1, .g = 4, .m = 2, .bits = 6, .n = 5000, .d = 64}, table_kind::smooth, code_kind::uniform, random);
+    for (std::size_t q = 0; q < 4; ++q)
+      for (std::size_t j = 0; j < 2; ++j)
+        for (std::size_t x = 0; x < 64; ++x)
+          problem.mutable_table().entries(q, j, x) =
+              common * (1.0f + static_cast<float>(random.below(9)) * 0x1p-23f) + (x == 5 ? common * 3 : 0);
+    problem.set_range(0, 3, 4990, 700);
+    CHECK(run_retrieve(host<>{}, problem, {}, group_reduction::logit_sum, search_path::scan) ==
+          run_retrieve(host<>{}, problem, index_of(problem, 40).view(), group_reduction::logit_sum, search_path::joint));
+  }
+}
+
 TEST_CASE("retrieve: skipped query heads are flagged and left out; all of them skipped takes the lowest positions") {
   search_problem problem = problem_of(4);
   const retrieved clean = run_retrieve(host<>{}, problem, {}, group_reduction::probability_sum, search_path::scan);
@@ -190,7 +240,7 @@ TEST_CASE("retrieve: foreign float modes change nothing and are given back") {
 TEST_CASE("retrieve: works inside the scratch it asks for, and says when there is less") {
   const search_problem problem = problem_of(8);
   const pqkv::cell_index index = index_of(problem, 50);
-  const std::size_t bytes = pqkv::retrieve_scratch_bytes(2, 6, 2, 16, 500, 256);
+  const std::size_t bytes = pqkv::retrieve_scratch_bytes(2, 6, 2, 16, 500, 256, group_reduction::logit_sum);
   const pqkv::buffer<std::byte> block(bytes);
   host<> cpu;
   cpu.scratch = pqkv::arena(block);

@@ -46,11 +46,14 @@ PQKV_HD constexpr search_path resolve_path(search_path wanted, std::size_t cells
 /// Scratch bytes of retrieve() on the host policy.
 /// @param tokens  largest end - begin of a head
 /// @param cells   of the index; 0 without one
+/// @param reduction  that of the call: logit_sum and none filter by 16-bit sums first
 constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t m, std::size_t c, std::size_t tokens,
-                                             std::size_t cells) {
+                                             std::size_t cells, group_reduction reduction = group_reduction::probability_sum) {
   const std::size_t scored = tokens > cells ? tokens : cells, kept = cells == 0 ? 0 : cells + 64, words = tokens / 64 + 1;
   const auto lines = [](std::size_t bytes) { return (bytes + cache_line_bytes - 1) / cache_line_bytes * cache_line_bytes; };
-  return scan_scratch_bytes(query_heads, m, c) + lines(lists * scored * sizeof(float)) + 2 * lines(lists * kept * sizeof(float)) +
+  const bool filters = reduction == group_reduction::logit_sum || reduction == group_reduction::none;
+  const std::size_t filter = filters ? lines(lists * tokens * sizeof(std::uint16_t)) + lines(lists * (tokens / 2 + 64) * sizeof(float)) : 0;
+  return filter + scan_scratch_bytes(query_heads, m, c) + lines(lists * scored * sizeof(float)) + 2 * lines(lists * kept * sizeof(float)) +
          lines(lists * (words + words / 64 + 1) * sizeof(std::uint64_t));
 }
 
@@ -97,7 +100,8 @@ constexpr status can_retrieve(const Table& table, const Codes& codes, const Inde
 /// @param counts   [h] uint32 ([hq] under `none`), written
 /// @param skipped  [hq] uint8, written if given: 1 where a table had a non-finite entry, so that the head was left out
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
-/// @cost   joint: cells * g * m table look-ups and the emission of k ids; scan: tokens * g * m; retrieve_scratch_bytes()
+/// @cost   joint: cells * g * m table look-ups and the emission of k ids; scan: tokens * g * m, under logit_sum tokens * m of 16 bits and
+///         few of floats; retrieve_scratch_bytes()
 /// @source PQCache section 3.3; joint codes: see cell_index.hpp
 template <exec::policy P>
 void retrieve(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,

@@ -66,7 +66,8 @@ class pq {
   static constexpr std::size_t scratch_bytes(const cache_shape& shape, const params& settings) {
     const std::size_t hq = shape.batch * shape.query_heads, c = std::size_t{1} << settings.bits;
     const std::size_t lists = score_lists(settings.reduction, shape.batch * shape.kv_heads, hq);
-    const std::size_t first = retrieve_scratch_bytes(lists, hq, settings.subspaces, c, shape.capacity, cells(shape, settings));
+    const std::size_t first =
+        retrieve_scratch_bytes(lists, hq, settings.subspaces, c, shape.capacity, cells(shape, settings), settings.reduction);
     if (!settings.residual.used()) return first;
     const std::size_t entries = settings.subspaces * c + settings.residual.subspaces * (std::size_t{1} << settings.residual.bits);
     return std::max(first, rerank_scratch_bytes(lists, hq, entries, shape.capacity));

@@ -2,193 +2,115 @@
 // Table to selected tokens on the host: a task is one list, from its table to its indices.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "../../search/retrieve.hpp"
 #include "cell_index.hpp"
+#include "quantized_scan.hpp"
 #include "scan.hpp"
 #include "top_k.hpp"
 
 namespace pqkv {
 namespace detail {
 
-/// Scratch of one list beside its scorer's.
-struct selection_scratch {
-  float* scores;           // of items
-  float* values;           // [cells + select_slack] products, then scores of cells
-  std::uint32_t* picks;    // [cells + select_slack] weights, then cells
-  std::uint64_t* bits;     // a bit for a token
-  std::uint64_t* summary;  // a bit for a word of those
+/// Memory of the prefilter of one list.
+struct prefilter_scratch {
+  std::uint16_t* sums;      // [tokens]
+  std::int32_t* positions;  // [room + select_slack]
+  std::size_t room;         // candidates it is worth to look at
 };
 
-/// The threshold of the cells that hold the k best tokens. As in row_selection: a sample brackets it, one pass over the cells keeps those
-/// inside, and counts verify it.
-/// @param weights  [n] tokens of a cell, `tokens` in all
+/// A prefilter of the scan path, for reductions that add logits. One table of 16-bit integers stands for the tables of the whole group, so
+/// a token costs m look-ups of integers and not g * m of floats. The k-th largest integer sum and the stated error leave few tokens in
+/// doubt, and only these are scored canonically: the selected set is the one of the canonical scores.
+///
+/// The probability reductions have no such filter. Their scores hold the normaliser, a sum of canonical products over all tokens: with
+/// every product at hand, little is left to spare. logit_max would need a sum for each query head.
 template <class Leaf>
-selection_threshold cell_threshold(const float* scores, const std::uint32_t* weights, std::size_t n, std::uint64_t tokens, std::uint64_t k,
-                                   float* kept, std::uint32_t* kept_weights) {
-  using key_type = select_key<float>;
-  const auto weigh = [](const float* x, const std::uint32_t* w, std::size_t count, std::uint32_t key) {
-    return Leaf::weight_at_least(x, w, count, key_type::bound(key));
-  };
-  key_interval interval{0, std::uint64_t{key_type::top} + 1, tokens, 0};
-  constexpr std::size_t least = 1024, step = 16;  // cells worth a sample, and of how many it takes one
-  if (n >= least) {
-    const std::size_t size = n / step;
-    double total = 0, squares = 0;
-    std::uint32_t draw = 1;
-    for (std::size_t i = 0; i < size; ++i, draw = draw * 1664525u + 1013904223u) {
-      const std::size_t cell = i * step + (draw >> 28);
-      kept[i] = scores[cell];
-      kept_weights[i] = weights[cell];
-      total += weights[cell];
-      squares += static_cast<double>(weights[cell]) * weights[cell];
-    }
-    const double rank = static_cast<double>(k) / static_cast<double>(tokens) * total;
-    const double deviation = total > 0 ? std::sqrt(rank * squares / total) + 1 : 0;
-    const auto at_least = [&](std::uint32_t key) { return weigh(kept, kept_weights, size, key); };
-    const std::uint64_t low = suggest(rank + 4 * deviation, rank + 7 * deviation, key_type::bottom, interval.high, at_least);
-    std::uint64_t high = interval.high;
-    if (rank > 4 * deviation + 1) high = suggest(rank - 7 * deviation, rank - 4 * deviation, low, high, at_least);
-    if (high > low) {
-      const interval_counts found = Leaf::keep_between(scores, weights, n, key_type::bound(static_cast<std::uint32_t>(low)),
-                                                       key_type::bound(static_cast<std::uint32_t>(high)), kept, kept_weights);
-      interval.cut(high, found.above, k);
-      if (interval.high == high) interval.cut(low, found.above + weigh(kept, kept_weights, found.kept, key_type::bottom), k);
-      if (interval.high == high && interval.low == low)
-        narrow<float>(interval, k, 0, [&](std::uint32_t key) { return found.above + weigh(kept, kept_weights, found.kept, key); });
-    }
-  }
-  narrow<float>(interval, k, 0, [&](std::uint32_t key) { return weigh(scores, weights, n, key); });
-  return interval.threshold(k);
-}
-
-/// Positions of tokens below `size`, put in order by a bit for each. A list much shorter than the bits marks the words that it
-/// touches, so that what is cleared and read grows with the list and not with n.
-template <class Leaf>
-class token_bitmap {
+class logit_prefilter {
  public:
-  token_bitmap(std::uint64_t* bits, std::uint64_t* summary, std::size_t size, std::size_t expected)
-      : bits_(bits), summary_(summary), words_((size + 63) / 64), sparse_(words_ > sparse_words * expected) {
-    clear();
-  }
-  void clear() { sparse_ ? std::fill_n(summary_, (words_ + 63) / 64, std::uint64_t{0}) : std::fill_n(bits_, words_, std::uint64_t{0}); }
+  static constexpr std::size_t least_tokens = 2048;  // from which on the tables' rounding is paid for; a guess that was not swept
 
-  /// Marks ids[i * stride] - first.
-  void mark(const std::int32_t* ids, std::size_t stride, std::size_t count, std::uint32_t first) {
-    if (sparse_) {
-      for (std::size_t i = 0; i < count; ++i) {
-        const std::uint32_t at = static_cast<std::uint32_t>(ids[i * stride]) - first, word = at / 64;
-        const std::uint64_t seen = summary_[word / 64] >> word % 64 & 1;
-        bits_[word] = (bits_[word] & (0 - seen)) | std::uint64_t{1} << at % 64;
-        summary_[word / 64] |= std::uint64_t{1} << word % 64;
-      }
-    } else {
-      for (std::size_t i = 0; i < count; ++i) {
-        const std::uint32_t at = static_cast<std::uint32_t>(ids[i * stride]) - first;
-        bits_[at / 64] |= std::uint64_t{1} << at % 64;
-      }
-    }
-  }
+  static bool serves(std::size_t m, std::size_t tokens) { return m <= max_quantized_subspaces && tokens >= least_tokens; }
 
-  /// Writes first + position, ascending; returns how many, at most `room`.
-  std::size_t emit(std::uint32_t first, std::int32_t* out, std::size_t room) const {
-    const auto from = static_cast<std::int32_t>(first);
-    if (!sparse_) return Leaf::emit_bits(bits_, words_, from, out, room);
-    constexpr std::size_t at_once = 8;
-    std::int32_t touched[at_once * 64 + select_slack];
-    std::size_t count = 0;
-    for (std::size_t i = 0; i < (words_ + 63) / 64; i += at_once) {
-      const std::size_t words = std::min(at_once, (words_ + 63) / 64 - i);
-      const std::size_t found =
-          Leaf::emit_bits(summary_ + i, words, static_cast<std::int32_t>(i * 64), touched, at_once * 64 + select_slack);
-      count += Leaf::emit_words(bits_, touched, found, from, out + count, room - count);
+  logit_prefilter(const token_items& tokens, std::size_t m, std::size_t c, const prefilter_scratch& scratch)
+      : tokens_(tokens), m_(m), c_(c), scratch_(scratch) {}
+
+  /// Writes first + position, ascending, for the k best of them, 0 < k < n; false, and nothing is written, where the error leaves too
+  /// many in doubt.
+  ///
+  /// Let v be a token's integer sum, its score within `bound` of offset + step * v, and K a sum that at least k tokens reach. The k-th
+  /// best score is then at least offset + step * K - bound, so a token with v < K - 2 bound / step is not selected. No more than k tokens
+  /// reach K + 1, nor more than k reach K where no sum equals the k-th: a token with v > K + 2 bound / step is selected.
+  ///
+  /// @param scores  [n], scratch
+  template <class Scorer>
+  bool select(const Scorer& scorer, std::uint32_t k, float* scores, std::int32_t first, std::int32_t* out) {
+    std::uint16_t entries[max_quantized_subspaces * max_centroids];
+    const table_quantization scaling = scorer.quantize_group(entries);
+    const double margin = std::floor(2 * scaling.bound / scaling.step) + 1;
+    if (!(scaling.step > 0) || !(margin < 32768)) return false;
+    for (std::size_t t = 0; t < tokens_.n; t += quantized_tile_tokens)
+      Leaf::quantized_sums(entries, 1, m_, c_, tokens_.codes + t, tokens_.stride, std::min(quantized_tile_tokens, tokens_.n - t),
+                           scratch_.sums + t, tokens_.n);
+    const auto doubt = static_cast<std::uint32_t>(margin);
+    const std::uint32_t middle = threshold(k);
+    if (middle <= doubt) return false;
+    const std::size_t candidates = Leaf::count_at_least(scratch_.sums, tokens_.n, static_cast<std::uint16_t>(middle - doubt));
+    if (candidates > scratch_.room) return false;
+    Leaf::emit_at_least(scratch_.sums, tokens_.n, static_cast<std::uint16_t>(middle - doubt), 0, scratch_.positions, candidates);
+    std::size_t certain = 0, open = 0;
+    for (std::size_t i = 0; i < candidates; ++i) {
+      const std::int32_t position = scratch_.positions[i];
+      if (scratch_.sums[position] > middle + doubt)
+        out[certain++] = first + position;
+      else
+        scratch_.positions[open++] = position;
     }
-    return count;
+    PQKV_ASSERT(certain <= k && certain + open >= k);
+    keep_best(scorer, k - certain, open, scores, out + certain);
+    merge(certain, k - certain, first, out);
+    return true;
   }
 
  private:
-  static constexpr std::size_t sparse_words = 2;
-  std::uint64_t *bits_, *summary_;
-  std::size_t words_;
-  bool sparse_;
-};
+  std::uint32_t threshold(std::uint32_t k) const {
+    row_selection<Leaf, std::uint16_t> selection(scratch_.sums, tokens_.n);
+    return selection.threshold(k).key;
+  }
 
-/// Emits whole cells above the threshold, then the lowest tokens of all cells that equal it, in the order of tokens.
-template <class Leaf>
-class cell_emission {
- public:
-  cell_emission(cell_index_view<> index, std::size_t head, codes_view<> codes, middle_range range, const selection_scratch& scratch)
-      : index_(index), head_(head), codes_(codes), range_(range), scratch_(scratch), offsets_(&index.offsets(head, 0)) {}
-
-  std::uint32_t emit(selection_threshold threshold, std::uint32_t k, std::int32_t* out) {
-    const std::size_t picked = pick(threshold.key);
-    token_bitmap<Leaf> tokens(scratch_.bits, scratch_.summary, range_.size(), k);
-    std::uint64_t of_equal = threshold.of_equal;
-    if (of_equal != all_equal) of_equal -= mark_equal(tokens, threshold.key, of_equal, picked, out);
-    for (std::size_t i = 0; i < picked; ++i) {
-      prefetch(i, picked);
-      const std::uint32_t cell = scratch_.picks[i];
-      if (of_equal == all_equal || canonical::order_key(scratch_.scores[cell]) != threshold.key) mark(tokens, cell, all_equal);
+  /// Leaves the `wanted` best of the first `open` positions, ascending. chosen: [wanted], scratch
+  template <class Scorer>
+  void keep_best(const Scorer& scorer, std::size_t wanted, std::size_t open, float* scores, std::int32_t* chosen) {
+    if (wanted == 0 || wanted == open) return;
+    constexpr std::size_t at_once = 256;
+    std::uint8_t codes[max_quantized_subspaces * at_once];
+    for (std::size_t begin = 0; begin < open; begin += at_once) {
+      const std::size_t count = std::min(at_once, open - begin);
+      for (std::size_t j = 0; j < m_; ++j)
+        for (std::size_t i = 0; i < count; ++i)
+          codes[j * at_once + i] = tokens_.codes[j * tokens_.stride + static_cast<std::size_t>(scratch_.positions[begin + i])];
+      scorer.score(token_items{codes, at_once, count}, scores + begin);
     }
-    std::size_t count = tokens.emit(range_.begin, out, k);
-    // The tail's tokens lie behind all those in lists.
-    const auto digits = cell_digits::of(index_);
-    for (std::uint32_t t = index_.merged(head_); t < index_.last(head_); ++t) {
-      const std::uint32_t key = canonical::order_key(scratch_.scores[digits.cell(&codes_(head_, 0, t), codes_.stride(1))]);
-      if (key < threshold.key || (key == threshold.key && of_equal == 0)) continue;
-      if (key == threshold.key && of_equal != all_equal) --of_equal;
-      out[count++] = static_cast<std::int32_t>(t);
+    row_selection<Leaf, float> selection(scores, open);
+    selection.emit(selection.threshold(wanted), 0, chosen, wanted);
+    for (std::size_t i = 0; i < wanted; ++i) scratch_.positions[i] = scratch_.positions[chosen[i]];
+  }
+
+  /// Merges the first `added` positions into the certain ones, from behind.
+  void merge(std::size_t certain, std::size_t added, std::int32_t first, std::int32_t* out) const {
+    while (added != 0) {
+      const std::int32_t last = first + scratch_.positions[added - 1];
+      const bool ours = certain == 0 || out[certain - 1] < last;
+      out[certain + added - 1] = ours ? last : out[certain - 1];
+      --(ours ? added : certain);
     }
-    return static_cast<std::uint32_t>(count);
   }
 
- private:
-  /// The cells at or above the threshold, empty ones too.
-  std::size_t pick(std::uint32_t key) {
-    auto* picks = reinterpret_cast<std::int32_t*>(scratch_.picks);
-    if (key != 0)
-      return Leaf::emit_at_least(scratch_.scores, index_.cells(), select_key<float>::bound(key), 0, picks, index_.cells() + select_slack);
-    for (std::size_t cell = 0; cell < index_.cells(); ++cell) picks[cell] = static_cast<std::int32_t>(cell);
-    return index_.cells();
-  }
-
-  /// Marks the first `wanted` tokens in lists of cells that equal the threshold; returns how many there were.
-  std::size_t mark_equal(token_bitmap<Leaf>& tokens, std::uint32_t key, std::uint64_t wanted, std::size_t picked, std::int32_t* out) {
-    std::size_t equal = 0, one = 0;
-    for (std::size_t i = 0; i < picked; ++i) {
-      const std::uint32_t cell = scratch_.picks[i];
-      if (canonical::order_key(scratch_.scores[cell]) == key && offsets_[cell + 1] != offsets_[cell]) ++equal, one = cell;
-    }
-    if (equal <= 1) return equal == 0 ? 0 : mark(tokens, one, wanted);
-    for (std::size_t i = 0; i < picked; ++i)
-      if (canonical::order_key(scratch_.scores[scratch_.picks[i]]) == key) mark(tokens, scratch_.picks[i], all_equal);
-    const std::size_t found = tokens.emit(range_.begin, out, wanted);
-    tokens.clear();
-    tokens.mark(out, 1, found, range_.begin);
-    return found;
-  }
-
-  /// Marks the first `most` tokens of a cell's list; returns how many.
-  std::size_t mark(token_bitmap<Leaf>& tokens, std::size_t cell, std::uint64_t most) {
-    const std::size_t count = std::min<std::uint64_t>(offsets_[cell + 1] - offsets_[cell], most), stride = index_.ids.stride(1);
-    tokens.mark(ids(cell), stride, count, range_.begin);
-    return count;
-  }
-  void prefetch(std::size_t at, std::size_t picked) const {
-    constexpr std::size_t ahead = 4;
-    if (at + ahead < picked) __builtin_prefetch(ids(scratch_.picks[at + ahead]));
-  }
-  const std::int32_t* ids(std::size_t cell) const {
-    return index_.ids.data + head_ * index_.ids.stride(0) + offsets_[cell] * index_.ids.stride(1);
-  }
-
-  cell_index_view<> index_;
-  std::size_t head_;
-  codes_view<> codes_;
-  middle_range range_;
-  selection_scratch scratch_;
-  const std::uint32_t* offsets_;
+  token_items tokens_;
+  std::size_t m_, c_;
+  prefilter_scratch scratch_;
 };
 
 }  // namespace detail
@@ -206,13 +128,17 @@ struct kernel<op::retrieve, backend::host> {
     for (std::size_t head = 0; head < h; ++head) longest = std::max<std::size_t>(longest, ranges(head).size());
     const std::size_t scored = std::max(longest, cells), words = longest / 64 + 1, summary = words / 64 + 1;
 
-    workspace memory(policy.scratch, retrieve_scratch_bytes(lists, hq, m, c, longest, cells), "retrieve");
+    const bool filters = params.reduction == group_reduction::logit_sum || params.reduction == group_reduction::none;
+    workspace memory(policy.scratch, retrieve_scratch_bytes(lists, hq, m, c, longest, cells, params.reduction), "retrieve");
     const detail::scorer_scratch tables = detail::scorer_scratch::carve(memory, hq, m, c);
     float* scores = memory.take<float>(lists * scored);
     const std::size_t kept = cells == 0 ? 0 : cells + detail::select_slack;
     float* values = memory.take<float>(lists * kept);
     std::uint32_t* picks = memory.take<std::uint32_t>(lists * kept);
     std::uint64_t* bits = memory.take<std::uint64_t>(lists * (words + summary));
+    const std::size_t candidates = filters ? longest / 2 + detail::select_slack : 0;
+    std::uint16_t* sums = memory.take<std::uint16_t>(filters ? lists * longest : 0);
+    std::int32_t* positions = memory.take<std::int32_t>(lists * candidates);
 
     isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
@@ -222,11 +148,12 @@ struct kernel<op::retrieve, backend::host> {
         const std::size_t head = list / lists_per_head, first = list * g;
         const detail::scorer_scratch own{tables.shifted + first * m * c, tables.entries + first * m * c, tables.factor + first};
         scorer_type scorer(own, params.reduction, g, m, c, params.head_dim);
-        const detail::selection_scratch scratch{scores + list * scored, values + list * kept, picks + list * kept,
-                                                bits + list * (words + summary), bits + list * (words + summary) + words};
+        std::uint64_t* own_bits = bits + list * (words + summary);
+        const detail::cell_scratch scratch{scores + list * scored, values + list * kept, picks + list * kept, own_bits, own_bits + words};
+        const detail::prefilter_scratch filter{sums + (filters ? list * longest : 0), positions + list * candidates, longest / 2};
         std::int32_t* out = indices.data + list * indices.stride(0);
         std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
-        counts(list) = select<leaf>(scorer, table, first, codes, index, head, ranges(head), params.path, scratch, out, flags);
+        counts(list) = select<leaf>(scorer, table, first, codes, index, head, ranges(head), params.path, scratch, filter, out, flags);
         detail::pad(out, counts(list), indices.extent(1));
       });
     });
@@ -251,34 +178,39 @@ struct kernel<op::retrieve, backend::host> {
 
   template <class Leaf, class Scorer>
   static std::uint32_t select(Scorer& scorer, distance_table_view<> table, std::size_t first, codes_view<> codes, cell_index_view<> index,
-                              std::size_t head, middle_range range, search_path path, const detail::selection_scratch& scratch,
-                              std::int32_t* out, std::uint8_t* skipped) {
+                              std::size_t head, middle_range range, search_path path, const detail::cell_scratch& scratch,
+                              const detail::prefilter_scratch& filtering, std::int32_t* out, std::uint8_t* skipped) {
     const std::uint32_t k = range.selected();
     const std::uint8_t* head_codes = codes.data + head * codes.stride(0);
     const bool joint = !index.empty() && resolve_path(path, index.cells(), range.size()) == search_path::joint;
     if (joint) {
       const detail::cell_items cells{&index.counts(head, 0), range.size(), index.cells(), scratch.values};
-      if (!rank(scorer, table, first, cells, range, k, scratch.scores, out, skipped)) return k;
+      if (!prepare(scorer, table, first, cells, range, k, out, skipped)) return k;
+      scorer.score(cells, scratch.scores);
       const auto threshold =
           detail::cell_threshold<Leaf>(scratch.scores, cells.weights, cells.n, range.size(), k, scratch.values, scratch.picks);
       return detail::cell_emission<Leaf>(index, head, codes, range, scratch).emit(threshold, k, out);
     }
     const detail::token_items tokens{head_codes + range.begin, codes.stride(1), range.size()};
-    if (!rank(scorer, table, first, tokens, range, k, scratch.scores, out, skipped)) return k;
+    if (!prepare(scorer, table, first, tokens, range, k, out, skipped)) return k;
+    detail::logit_prefilter<Leaf> filter(tokens, codes.extent(1), table.entries.extent(2), filtering);
+    if (scorer.adds_logits() && filter.serves(codes.extent(1), tokens.n) &&
+        filter.select(scorer, k, scratch.scores, static_cast<std::int32_t>(range.begin), out))
+      return k;
+    scorer.score(tokens, scratch.scores);
     detail::row_selection<Leaf, float> selection(scratch.scores, tokens.n);
     return static_cast<std::uint32_t>(selection.emit(selection.threshold(k), static_cast<std::int32_t>(range.begin), out, k));
   }
 
-  /// Scores the items; false where there is nothing to choose: then all k of the range are written to `out`.
+  /// Prepares the scorer; false where there is nothing to choose: then all k of the range are written to `out`.
   template <class Scorer, class Items>
-  static bool rank(Scorer& scorer, distance_table_view<> table, std::size_t first, const Items& items, middle_range range, std::uint32_t k,
-                   float* scores, std::int32_t* out, std::uint8_t* skipped) {
+  static bool prepare(Scorer& scorer, distance_table_view<> table, std::size_t first, const Items& items, middle_range range,
+                      std::uint32_t k, std::int32_t* out, std::uint8_t* skipped) {
     scorer.prepare(table, first, items, range.size(), skipped);
     if (k == 0 || k == range.size()) {
       for (std::uint32_t i = 0; i < k; ++i) out[i] = static_cast<std::int32_t>(range.begin + i);
       return false;
     }
-    scorer.score(items, scores);
     return true;
   }
 };

@@ -6,11 +6,14 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../search/scan.hpp"
+#include "quantized_scan.hpp"
 #include "simd/rows.hpp"
 
 namespace pqkv {
@@ -183,6 +186,31 @@ class group_scorer {
           break;
       }
     }
+  }
+
+  /// Whether scores are sums of the table's entries and nothing else.
+  bool adds_logits() const { return reduction_ == group_reduction::logit_sum || reduction_ == group_reduction::none; }
+
+  /// Rounds the sum of the group's tables to integers, where adds_logits(). The bound is against canonical scores: with A the sum over
+  /// query heads and subspaces of the largest magnitude, the canonical score rounds m + g - 2 times, the summed table once a subspace.
+  /// @param entries  [m, c], written
+  table_quantization quantize_group(std::uint16_t* entries) const {
+    double magnitude = 0;
+    for (std::size_t row = 0; row < g_ * m_; ++row) {
+      float largest = 0;
+      for (std::size_t x = 0; x < c_; ++x) largest = std::max(largest, std::fabs(scratch_.entries[row * c_ + x]));
+      magnitude += static_cast<double>(largest);
+    }
+    for (std::size_t i = 0; i < m_ * c_; ++i) {
+      double sum = 0;
+      for (std::size_t q = 0; q < g_; ++q) sum += static_cast<double>(scratch_.entries[q * m_ * c_ + i]);
+      scratch_.shifted[i] = static_cast<float>(sum);
+    }
+    table_quantization scaling = quantize_entries(scratch_.shifted, c_, m_, c_, entries);
+    scaling.bound += magnitude * static_cast<double>(m_ + g_) * 0x1.01p-24 + static_cast<double>(m_) * 0x1p-149;
+    if (magnitude * 1.001 > static_cast<double>(std::numeric_limits<float>::max()))
+      scaling.bound = std::numeric_limits<double>::infinity();
+    return scaling;
   }
 
  private:
