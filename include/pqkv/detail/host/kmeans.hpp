@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -39,9 +40,11 @@ class kmeans_problem {
     const bool begun = params.start == kmeans_start::given ? used_ >= c_ : draw_initial({params.seed, stream});
     if (!begun) return kmeans_outcome::too_few_distinct_rows;
     scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest_));
-    write_blocks();
     for (std::size_t iteration = 0; iteration < params.iterations; ++iteration) {
-      if (!assign(iteration == 0)) break;  // no row moved, so no cluster is empty and no centroid will change
+      if (iteration == 0)
+        assign_all();
+      else if (!assign())
+        break;  // no row moved, so no cluster is empty and no centroid will change
       fill_empty();
       update();
     }
@@ -50,10 +53,12 @@ class kmeans_problem {
 
  private:
   static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
+  static constexpr std::size_t gather_lead = 16;  // rows; a page of 64 floats each, where the hardware's prefetch ends
 
-  void prefetch(std::size_t i) const {
+  void prefetch(std::size_t i) const { prefetch_token(rows_[i]); }
+  void prefetch_token(std::size_t t) const {
     if (points_.stride(1) != 1) return;
-    const T* row = points_.data + rows_[i] * points_.stride(0);
+    const T* row = points_.data + t * points_.stride(0);
     for (std::size_t e = 0; e < ds_; e += cache_line_bytes / sizeof(T)) __builtin_prefetch(row + e);
   }
 
@@ -79,8 +84,11 @@ class kmeans_problem {
   void gather_rows(const stratified_sample& sample) {
     rows_ = buffer<std::uint32_t>(sample.count);
     float radius = 0;
+    std::size_t ahead[gather_lead];
+    for (std::size_t i = 0; i < std::min(gather_lead, sample.count); ++i) ahead[i] = sample(i);
     for (std::size_t i = 0; i < sample.count; ++i) {
-      const std::size_t t = sample(i);
+      const std::size_t t = ahead[i % gather_lead];
+      if (i + gather_lead < sample.count) prefetch_token(ahead[i % gather_lead] = sample(i + gather_lead));
       centre(t, y_);
       const float* y = y_;
       const row_extent extent = Leaf::measure(y, ds_);
@@ -99,7 +107,7 @@ class kmeans_problem {
       largest_ = canonical::max(canonical::sqrt(radius), largest_);
       squared_norm_ = 1.0001f * radius;  // with rounding of the added coordinate
     }
-    owner_ = buffer<std::uint8_t>(used_);
+    owner_ = buffer<std::uint8_t>((used_ + block_rows - 1) / block_rows * block_rows);
     count_ = buffer<std::uint32_t>(c_);
     sum_ = buffer<std::int64_t>(c_ * width_);
   }
@@ -130,77 +138,101 @@ class kmeans_problem {
     return true;
   }
 
-  /// The rows, rounded, in blocks for the search; none where they cannot be scaled.
-  void write_blocks() {
-    if (!has_shortlist_scale(squared_norm_)) return;
-    norm_ = norm_bound(squared_norm_);
-    block_scale_ = shortlist_reach / norm_;
-    block_size_ = (width_ + 1) / 2 * block_rows;
-    block_ = buffer<std::int32_t>((used_ + block_rows - 1) / block_rows * block_size_);
+  /// The first assignment, which writes the rows, rounded, in blocks for the others; none where they cannot be scaled.
+  void assign_all() {
+    if (has_shortlist_scale(squared_norm_)) {
+      norm_ = norm_bound(squared_norm_);
+      block_scale_ = shortlist_reach / norm_;
+      block_size_ = (width_ + 1) / 2 * block_rows;
+      block_ = buffer<std::int32_t>((used_ + block_rows - 1) / block_rows * block_size_);
+    }
+    nearest_search<Leaf> nearest(centroids_, c_, width_, used_);
     row_tile<Leaf> y(width_);
     for (std::size_t first = 0; first < used_; first += block_rows) {
       const std::size_t rows = std::min(block_rows, used_ - first);
-      for (std::size_t r = 0; r < rows; ++r) load(first + r, y.row(r));
+      for (std::size_t r = 0; r < rows; ++r) {
+        if (first + r + gather_lead < used_) prefetch(first + r + gather_lead);
+        load(first + r, y.row(r));
+      }
       y.clear(rows, block_rows);
-      Leaf::write_block(y.row(0), y.stride(), width_, block_scale_, block_.data() + first / block_rows * block_size_);
+      std::uint8_t* const owner = owner_.data() + first;
+      std::uint32_t open = all_of(rows);
+      if (block_.size() != 0) {
+        std::int32_t* const block = block_.data() + first / block_rows * block_size_;
+        Leaf::write_block(y.row(0), y.stride(), width_, block_scale_, block);
+        open &= nearest.find(block, block_scale_, norm_, owner);
+      }
+      for (; open != 0; open &= open - 1) {
+        const auto r = static_cast<std::size_t>(__builtin_ctz(open));
+        owner[r] = static_cast<std::uint8_t>(nearest.decide(y.row(r)));
+      }
+      for (std::size_t r = 0; r < rows; ++r) {
+        Leaf::accumulate(y.row(r), scale_, width_, sum_.data() + owner[r] * width_);
+        ++count_[owner[r]];
+      }
     }
   }
 
-  /// Whether a row changed its cluster.
-  bool assign(bool initial) {
-    nearest_search<Leaf> nearest(centroids_, c_, width_, used_);
+  /// Rows of one block that must be read again: a bit each.
+  struct reread {
+    std::size_t first = 0;
+    std::uint32_t open = 0, moved = 0;  // undecided; of another cluster than before
     std::uint8_t index[block_rows];
-    changes found[2];
-    changed_ = initial;
+  };
+
+  /// Whether a row changed its cluster.
+  bool assign() {
+    nearest_search<Leaf> nearest(centroids_, c_, width_, used_);
+    reread found[2];
+    changed_ = false;
     for (std::size_t first = 0, turn = 0; first < used_; first += block_rows, turn ^= 1) {
-      const std::size_t rows = std::min(block_rows, used_ - first);
-      std::uint32_t open = ~std::uint32_t{0} >> (block_rows - rows);
+      reread& now = found[turn];
+      now.first = first;
+      now.open = all_of(std::min(block_rows, used_ - first));
+      now.moved = 0;
       prefetch_block(first / block_rows + 2);
-      if (block_.size() != 0) open &= nearest.find(block_.data() + first / block_rows * block_size_, block_scale_, norm_, index);
-      for (; open != 0; open &= open - 1) {
-        const auto r = static_cast<std::size_t>(__builtin_ctz(open));
-        index[r] = static_cast<std::uint8_t>(nearest.decide(row(first + r)));
+      if (block_.size() != 0) {
+        const std::uint32_t close = nearest.find(block_.data() + first / block_rows * block_size_, block_scale_, norm_, now.index);
+        if (close != ~std::uint32_t{0}) now.moved = now.open & ~close & differing(now.index, owner_.data() + first);
+        now.open &= close;
       }
-      for (std::size_t r = 0; r < rows; ++r) {
-        if (!initial && owner_[first + r] == index[r]) continue;
-        prefetch(first + r);
-        found[turn].add(first + r, index[r]);
-      }
-      move(found[turn ^ 1], initial);  // of the block before: its rows are in a near cache by now
+      for (std::uint32_t left = now.open | now.moved; left != 0; left &= left - 1)
+        prefetch(first + static_cast<std::size_t>(__builtin_ctz(left)));
+      settle(nearest, found[turn ^ 1]);  // of the block before: its rows are in a near cache by now
     }
-    move(found[0], initial);
-    move(found[1], initial);
+    settle(nearest, found[0]);
+    settle(nearest, found[1]);
     return changed_;
   }
 
-  /// Rows of one block that leave their cluster.
-  struct changes {
-    std::size_t count = 0;
-    std::uint32_t row[block_rows];
-    std::uint8_t to[block_rows];
-    void add(std::size_t i, std::uint8_t owner) {
-      row[count] = static_cast<std::uint32_t>(i);
-      to[count++] = owner;
-    }
-  };
+  static std::uint32_t all_of(std::size_t rows) { return ~std::uint32_t{0} >> (block_rows - rows); }
 
-  /// Sums are exact, so taking a row out of one and into another gives what adding up all rows again would.
-  void move(changes& found, bool initial) {
-    changed_ |= found.count != 0;
-    for (std::size_t k = 0; k < found.count; ++k) {
-      const std::size_t i = found.row[k], from = owner_[i], to = found.to[k];
-      const float* y = row(i);
-      std::int64_t* const target = sum_.data() + to * width_;
-      if (initial) {
-        Leaf::accumulate(y, scale_, width_, target);
-      } else {
-        Leaf::transfer(y, scale_, width_, sum_.data() + from * width_, target);
-        --count_[from];
-      }
-      ++count_[to];
-      owner_[i] = static_cast<std::uint8_t>(to);
+  static std::uint32_t differing(const std::uint8_t* a, const std::uint8_t* b) {
+    std::uint32_t bits = 0;
+    for (std::size_t r = 0; r < block_rows; r += 8) {
+      if (std::memcmp(a + r, b + r, 8) == 0) continue;
+      for (std::size_t k = r; k < r + 8; ++k) bits |= static_cast<std::uint32_t>(a[k] != b[k]) << k;
     }
-    found.count = 0;
+    return bits;
+  }
+
+  /// Decides the undecided and moves what moves. Sums are exact, so taking a row out of one and into another gives what adding up all
+  /// rows again would.
+  void settle(const nearest_search<Leaf>& nearest, reread& rows) {
+    for (std::uint32_t left = rows.open | rows.moved; left != 0; left &= left - 1) {
+      const auto r = static_cast<std::size_t>(__builtin_ctz(left));
+      const float* const y = row(rows.first + r);
+      if ((rows.open >> r & 1u) != 0) rows.index[r] = static_cast<std::uint8_t>(nearest.decide(y));
+      std::uint8_t& owner = owner_[rows.first + r];
+      const std::size_t from = owner, to = rows.index[r];
+      if (from == to) continue;
+      Leaf::transfer(y, scale_, width_, sum_.data() + from * width_, sum_.data() + to * width_);
+      --count_[from];
+      ++count_[to];
+      owner = rows.index[r];
+      changed_ = true;
+    }
+    rows.open = rows.moved = 0;
   }
 
   /// Every empty cluster, ascending, takes the farthest row of the fullest cluster; ties to the lower index.
