@@ -73,7 +73,8 @@ void narrow(key_interval& interval, std::uint64_t k, std::uint64_t enough, AtLea
       interval.low = 0, interval.high = 1;
       return;
     }
-    if (interval.low >= select_key<T>::bottom && interval.at_low - interval.at_high <= enough) return;
+    const bool of_numbers = interval.low + 1 > select_key<T>::bottom;  // low >= bottom, which nvcc warns of where bottom is 0
+    if (of_numbers && interval.at_low - interval.at_high <= enough) return;
     const std::uint64_t key = std::max<std::uint64_t>(interval.next(turn, k), select_key<T>::bottom);
     interval.cut(key, at_least(static_cast<std::uint32_t>(key)), k);
   }
