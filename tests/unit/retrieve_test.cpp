@@ -141,6 +141,8 @@ TEST_CASE("retrieve: sums of logits, filtered by integers first, equal top_k of 
             CAPTURE(static_cast<int>(tables));
             CHECK(found.lists[which] == wanted);
           }
+          plain_notes notes;
+          CHECK(found == plain_retrieve(problem, reduction, notes));
           for_each_isa([&](auto isa) { CHECK(run_retrieve(host<decltype(isa)>{}, problem, {}, reduction, search_path::scan) == found); });
         }
       }

@@ -51,8 +51,9 @@ constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t quer
                                              std::size_t cells, group_reduction reduction = group_reduction::probability_sum) {
   const std::size_t scored = tokens > cells ? tokens : cells, kept = cells == 0 ? 0 : cells + 64, words = tokens / 64 + 1;
   const auto lines = [](std::size_t bytes) { return (bytes + cache_line_bytes - 1) / cache_line_bytes * cache_line_bytes; };
-  const bool filters = reduction == group_reduction::logit_sum || reduction == group_reduction::none;
-  const std::size_t filter = filters ? lines(lists * tokens * sizeof(std::uint16_t)) + lines(lists * (tokens / 2 + 64) * sizeof(float)) : 0;
+  const std::size_t sums = lines(lists * tokens * sizeof(std::uint16_t));
+  const std::size_t doubtful = lines(lists * (tokens / 2 + 64) * sizeof(std::int32_t));
+  const std::size_t filter = adds_logits(reduction) ? sums + doubtful : 0;
   return filter + scan_scratch_bytes(query_heads, m, c) + lines(lists * scored * sizeof(float)) + 2 * lines(lists * kept * sizeof(float)) +
          lines(lists * (words + words / 64 + 1) * sizeof(std::uint64_t));
 }

@@ -25,6 +25,11 @@ PQKV_HD constexpr std::size_t score_lists(group_reduction reduction, std::size_t
   return reduction == group_reduction::none ? query_heads : kv_heads;
 }
 
+/// Whether scores are sums of the table's entries and nothing else: no normaliser, no bias.
+PQKV_HD constexpr bool adds_logits(group_reduction reduction) {
+  return reduction == group_reduction::logit_sum || reduction == group_reduction::none;
+}
+
 /// Scratch bytes of scan() on the host policy.
 constexpr std::size_t scan_scratch_bytes(std::size_t query_heads, std::size_t m, std::size_t c) {
   return query_heads * (3 * cache_line_bytes + 2 * m * c * sizeof(float));

@@ -193,6 +193,7 @@ class kmeans_problem {
       prefetch_block(first / block_rows + 2);
       if (block_.size() != 0) {
         const std::uint32_t close = nearest.find(block_.data() + first / block_rows * block_size_, block_scale_, norm_, now.index);
+        // All of them close: perhaps the block could not be searched, and there is nothing in now.index.
         if (close != ~std::uint32_t{0}) now.moved = now.open & ~close & differing(now.index, owner_.data() + first);
         now.open &= close;
       }

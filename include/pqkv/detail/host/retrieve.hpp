@@ -128,7 +128,6 @@ struct kernel<op::retrieve, backend::host> {
     for (std::size_t head = 0; head < h; ++head) longest = std::max<std::size_t>(longest, ranges(head).size());
     const std::size_t scored = std::max(longest, cells), words = longest / 64 + 1, summary = words / 64 + 1;
 
-    const bool filters = params.reduction == group_reduction::logit_sum || params.reduction == group_reduction::none;
     workspace memory(policy.scratch, retrieve_scratch_bytes(lists, hq, m, c, longest, cells, params.reduction), "retrieve");
     const detail::scorer_scratch tables = detail::scorer_scratch::carve(memory, hq, m, c);
     float* scores = memory.take<float>(lists * scored);
@@ -136,9 +135,10 @@ struct kernel<op::retrieve, backend::host> {
     float* values = memory.take<float>(lists * kept);
     std::uint32_t* picks = memory.take<std::uint32_t>(lists * kept);
     std::uint64_t* bits = memory.take<std::uint64_t>(lists * (words + summary));
-    const std::size_t candidates = filters ? longest / 2 + detail::select_slack : 0;
-    std::uint16_t* sums = memory.take<std::uint16_t>(filters ? lists * longest : 0);
-    std::int32_t* positions = memory.take<std::int32_t>(lists * candidates);
+    const bool filters = adds_logits(params.reduction);
+    const std::size_t summed = filters ? longest : 0, doubtful = summed / 2, room = filters ? doubtful + detail::select_slack : 0;
+    std::uint16_t* sums = memory.take<std::uint16_t>(lists * summed);
+    std::int32_t* positions = memory.take<std::int32_t>(lists * room);
 
     isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
@@ -150,7 +150,7 @@ struct kernel<op::retrieve, backend::host> {
         scorer_type scorer(own, params.reduction, g, m, c, params.head_dim);
         std::uint64_t* own_bits = bits + list * (words + summary);
         const detail::cell_scratch scratch{scores + list * scored, values + list * kept, picks + list * kept, own_bits, own_bits + words};
-        const detail::prefilter_scratch filter{sums + (filters ? list * longest : 0), positions + list * candidates, longest / 2};
+        const detail::prefilter_scratch filter{sums + list * summed, positions + list * room, doubtful};
         std::int32_t* out = indices.data + list * indices.stride(0);
         std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
         counts(list) = select<leaf>(scorer, table, first, codes, index, head, ranges(head), params.path, scratch, filter, out, flags);

@@ -188,8 +188,7 @@ class group_scorer {
     }
   }
 
-  /// Whether scores are sums of the table's entries and nothing else.
-  bool adds_logits() const { return reduction_ == group_reduction::logit_sum || reduction_ == group_reduction::none; }
+  bool adds_logits() const { return pqkv::adds_logits(reduction_); }
 
   /// Rounds the sum of the group's tables to integers, where adds_logits(). The bound is against canonical scores: with A the sum over
   /// query heads and subspaces of the largest magnitude, the canonical score rounds m + g - 2 times, the summed table once a subspace.
