@@ -82,13 +82,14 @@ struct search_case {
   struct axes {
     std::size_t n = 0, m = 2, g = 4, d = 128;
     unsigned b = 6;
+    bool clustered = true;  // false: normal keys, which fill the cells of a joint code as evenly as keys can
     bool operator==(const axes&) const = default;
   };
 
   explicit search_case(const axes& a)
       : of(a),
         shape{1, a.d, a.m, a.b},
-        keys(clustered_rows<pqkv::bfloat16>(1, a.n, a.d, 11)),
+        keys(a.clustered ? clustered_rows<pqkv::bfloat16>(1, a.n, a.d, 11) : normal_numbers<pqkv::bfloat16>(a.n * a.d, 11)),
         query(normal_numbers<float>(a.g * a.d, 12)),
         book(shape),
         codes(shape, a.n),

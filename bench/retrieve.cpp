@@ -70,12 +70,17 @@ void add_all() {
                                   {{"by", filtered ? "retrieve" : "scan_and_top_k"}, {"isa", isa}}),
                      [a, k, filtered](benchmark::State& state) { run_logits<Isa>(state, a, k, filtered); });
         }
-    for (const unsigned b : {6u, 8u})  // what search_path::automatic chooses by: tokens a cell, a tenth of them retrieved
-      for (const std::size_t tokens_a_cell : {1u, 2u, 4u, 8u})
-        for (const auto path : {joint, scan}) {
-          const std::size_t n = tokens_a_cell << 2 * b;
-          add({.n = n, .m = 2, .b = b}, n / 10, path);
-        }
+    // What search_path::automatic chooses by: tokens a cell, a tenth of them retrieved. Clustered keys leave most cells empty.
+    for (const unsigned b : {6u, 8u})
+      for (const bool clustered : {true, false})
+        for (const std::size_t tokens_a_cell : {1u, 2u, 4u, 8u})
+          for (const auto path : {joint, scan}) {
+            const bench::search_case::axes a{.n = tokens_a_cell << 2 * b, .m = 2, .b = b, .clustered = clustered};
+            bench::add(
+                bench::named("retrieve_tokens_a_cell", {{"m", a.m}, {"b", a.b}, {"g", a.g}, {"n", a.n}, {"k", a.n / 10}},
+                             {{"keys", clustered ? "clustered" : "normal"}, {"path", path == joint ? "joint" : "scan"}, {"isa", isa}}),
+                [a, path](benchmark::State& state) { run<Isa>(state, a, a.n / 10, path); });
+          }
   });
 }
 

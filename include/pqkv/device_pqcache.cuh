@@ -216,8 +216,7 @@ class device_pqcache {
   std::size_t row_elements() const { return interleaved_store<T>::row_elements(params_.head_dim); }
   /// As selector::pq: 0 where there is no index or it could never be used.
   static std::size_t cells(const params& p, const pq_shape& q) {
-    if (!has_cell_index(q) || p.selector.path == search_path::scan) return 0;
-    return p.selector.path == search_path::joint || q.cells() <= p.capacity / 4 ? q.cells() : 0;
+    return has_cell_index(q) && resolve_path(p.selector.path, q.cells(), p.capacity) == search_path::joint ? q.cells() : 0;
   }
   std::size_t scratch_bytes() const {
     const std::size_t hq = params_.batch * params_.query_heads, n = params_.capacity, m = quantizer_.subspaces;

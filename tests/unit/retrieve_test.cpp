@@ -3,6 +3,8 @@
 // comparison with the oracles is property/retrieve_test.cpp.
 #include <doctest/doctest.h>
 
+#include <span>
+
 #include "cases/float_modes.hpp"
 #include "cases/policies.hpp"
 #include "cases/refusals.hpp"
@@ -110,6 +112,35 @@ TEST_CASE("retrieve: many tokens and cells, short and long lists, on every ISA")
         CHECK(run_retrieve(host<decltype(isa)>{}, problem, index.view(), group_reduction::probability_sum, search_path::joint) == wanted);
       });
     }
+}
+
+TEST_CASE("retrieve: where most cells are empty, only the others are scored, on every ISA") {
+  random_source random(815);
+  std::size_t sparse = 0, full = 0;
+  for (const auto& [m, bits] : {std::pair{2u, 8u}, {2u, 5u}, {1u, 8u}, {2u, 6u}, {4u, 4u}})
+    for (const code_kind kind : {code_kind::uniform, code_kind::skewed, code_kind::same})
+      for (const table_kind tables : {table_kind::smooth, table_kind::few_values, table_kind::equal, table_kind::sharp})
+        for (const std::size_t n : {1u, 17u, 900u, 5000u}) {
+          search_problem problem({.h = 2, .g = 5, .m = m, .bits = bits, .n = n, .d = 64, .plane_padding = 3}, tables, kind, random);
+          problem.set_range(0, n / 9, n, 1 + random.below(n));
+          problem.set_range(1, 0, n - n / 7, n / 4);
+          const pqkv::cell_index index = index_of(problem, random.below(n + 1));
+          std::size_t occupied = 0;
+          for (const std::uint32_t count : std::span(&index.view().counts(0, 0), index.view().cells())) occupied += count != 0 ? 1 : 0;
+          ++(occupied <= index.view().cells() / 2 ? sparse : full);
+          for (const group_reduction reduction : {group_reduction::probability_sum, group_reduction::logit_max, group_reduction::none}) {
+            plain_notes notes;
+            const retrieved wanted = plain_retrieve(problem, reduction, notes);
+            CAPTURE(n);
+            CAPTURE(m);
+            CAPTURE(static_cast<int>(kind));
+            for_each_isa([&](auto isa) {
+              CHECK(run_retrieve(host<decltype(isa)>{}, problem, index.view(), reduction, search_path::joint) == wanted);
+            });
+          }
+        }
+  CHECK(sparse > 100);
+  CHECK(full > 10);
 }
 
 TEST_CASE("retrieve: sums of logits, filtered by integers first, equal top_k of scan on every ISA") {
@@ -255,9 +286,9 @@ TEST_CASE("retrieve: works inside the scratch it asks for, and says when there i
             static_cast<double>(bytes), static_cast<double>(bytes - 64)) == "");
 }
 
-TEST_CASE("retrieve: automatic takes the joint path from four tokens a cell on") {
-  CHECK(pqkv::resolve_path(search_path::automatic, 256, 1024) == search_path::joint);
-  CHECK(pqkv::resolve_path(search_path::automatic, 256, 1023) == search_path::scan);
+TEST_CASE("retrieve: automatic takes the joint path from a token a cell on") {
+  CHECK(pqkv::resolve_path(search_path::automatic, 256, 256) == search_path::joint);
+  CHECK(pqkv::resolve_path(search_path::automatic, 256, 255) == search_path::scan);
   CHECK(pqkv::resolve_path(search_path::automatic, 0, 1000000) == search_path::scan);
   CHECK(pqkv::resolve_path(search_path::joint, 256, 1) == search_path::joint);
   CHECK(pqkv::resolve_path(search_path::scan, 256, 1000000) == search_path::scan);

@@ -49,10 +49,10 @@ TEST_CASE("selector pq: keeps an index where it can be of use") {
     larger.capacity = capacity;
     return pq::index_bytes(larger, {.subspaces = m, .bits = bits, .path = path});
   };
-  // 256 cells pay from 1024 tokens on; asked for outright, always.
-  CHECK(bytes(2, 4, search_path::automatic, 1023) == bytes(2, 4, search_path::scan, 1023));
-  CHECK(bytes(2, 4, search_path::automatic, 1024) == bytes(2, 4, search_path::joint, 1024));
-  CHECK(bytes(2, 4, search_path::joint, 600) > bytes(2, 4, search_path::scan, 600));
+  // 256 cells pay from 256 tokens on; asked for outright, always.
+  CHECK(bytes(2, 4, search_path::automatic, 255) == bytes(2, 4, search_path::scan, 255));
+  CHECK(bytes(2, 4, search_path::automatic, 256) == bytes(2, 4, search_path::joint, 256));
+  CHECK(bytes(2, 4, search_path::joint, 200) > bytes(2, 4, search_path::scan, 200));
   CHECK(bytes(8, 4, search_path::automatic, 100000) == bytes(8, 4, search_path::scan, 100000));
 }
 

@@ -13,7 +13,7 @@ struct retrieve {};
 
 /// How scores are computed; the selected set is the same.
 enum class search_path : std::uint8_t {
-  automatic,  // joint where there is an index and it has at most a quarter as many cells as there are tokens
+  automatic,  // joint where there is an index and it has no more cells than there are tokens
   joint,
   scan
 };
@@ -38,9 +38,10 @@ struct retrieve_params {
 /// The path that `automatic` stands for.
 PQKV_HD constexpr search_path resolve_path(search_path wanted, std::size_t cells, std::size_t tokens) {
   if (wanted != search_path::automatic) return wanted;
-  // measured: bench/retrieve.cpp, k = n / 10, Zen 5, 2026-11: time of scan over joint at 1, 2, 4 tokens a cell. 2 x 6 bits:
-  // VBMI 0.9, 1.5, 2.3, AVX2 1.7, 3.4, 5.9; 2 x 8 bits: VBMI 0.7, 1.1, 2.8, scalar 0.5, 0.9, 2.3
-  return cells != 0 && cells <= tokens / 4 ? search_path::joint : search_path::scan;
+  // measured: retrieve_tokens_a_cell of bench/retrieve.cpp, one Zen 5 core, 2026-11: time of scan over joint at 1, 2, 4 tokens a cell.
+  // Normal keys, which fill the cells: 2 x 6 bits VBMI 0.9, 1.4, 2.7, AVX2 1.8, 3.5, 7.5; 2 x 8 bits VBMI 1.2, 2.2, 3.5, scalar 1.1, 2.2,
+  // 4.2. Keys in clusters: 1.8, 2.4, 3.4; 3.6, 5.9, 8.6; 4.7, 7.2, 13; 13, 23, 45
+  return cells != 0 && cells <= tokens ? search_path::joint : search_path::scan;
 }
 
 /// Scratch bytes of retrieve() on the host policy.
@@ -54,7 +55,8 @@ constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t quer
   const std::size_t sums = lines(lists * tokens * sizeof(std::uint16_t));
   const std::size_t doubtful = lines(lists * (tokens / 2 + 64) * sizeof(std::int32_t));
   const std::size_t filter = adds_logits(reduction) ? sums + doubtful : 0;
-  return filter + scan_scratch_bytes(query_heads, m, c) + lines(lists * scored * sizeof(float)) + 2 * lines(lists * kept * sizeof(float)) +
+  return filter + scan_scratch_bytes(query_heads, m, c) + lines(lists * scored * sizeof(float)) + 4 * lines(lists * kept * sizeof(float)) +
+         lines(lists * m * cells) +
          lines(lists * (words + words / 64 + 1) * sizeof(std::uint64_t));
 }
 

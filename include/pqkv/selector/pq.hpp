@@ -229,8 +229,8 @@ class pq {
   /// Cells of the index, 0 where there is none or it could never be used.
   static constexpr std::size_t cells(const cache_shape& shape, const params& settings) {
     const pq_shape s = quantizer(shape, settings);
-    if (!has_cell_index(s) || settings.path == search_path::scan) return 0;
-    return settings.path == search_path::joint || s.cells() <= shape.capacity / 4 ? s.cells() : 0;
+    if (!has_cell_index(s)) return 0;
+    return resolve_path(settings.path, s.cells(), shape.capacity) == search_path::joint ? s.cells() : 0;
   }
 
   mutable_codebook_view<> book_of(std::size_t slot) { return part_of(book_, slot); }

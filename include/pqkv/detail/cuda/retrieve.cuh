@@ -272,8 +272,8 @@ struct kernel<op::retrieve, backend::cuda> {
     if (params.path != search_path::scan) call.index = index;
     // The ranges are on the device: which lists take which path is found there, how many items a list can have at most is known here.
     const std::size_t n = codes.extent(2), cells = call.index.empty() ? 0 : call.index.cells();
-    const bool some_joint = cells != 0 && (params.path == search_path::joint || resolve_path(params.path, cells, n) == search_path::joint);
-    const std::size_t most_scanned = params.path == search_path::joint ? 0 : some_joint ? std::min(n, 4 * cells + 3) : n;
+    const bool some_joint = cells != 0 && resolve_path(params.path, cells, n) == search_path::joint;
+    const std::size_t most_scanned = params.path == search_path::joint ? 0 : some_joint ? cells - 1 : n;
     const std::size_t most_items = std::max(some_joint ? cells : 0, most_scanned);
     const detail::launcher launch(policy, "retrieve");
     const detail::retrieved_lists out{indices, counts};

@@ -37,9 +37,39 @@ struct cell_digits {
 struct cell_scratch {
   float* scores;           // [cells]
   float* values;           // [cells + select_slack] products, then scores of cells
-  std::uint32_t* picks;    // [cells + select_slack] weights, then cells
+  std::uint32_t* picks;    // [cells + select_slack] weights, then places of cells
   std::uint64_t* bits;     // a bit for a token
   std::uint64_t* summary;  // a bit for a word of those
+  std::int32_t* cells;     // [cells + select_slack] those that hold tokens
+  std::uint32_t* weights;  // [cells + select_slack] how many each of them holds
+  std::uint8_t* codes;     // [m, cells] their codes
+};
+
+/// The cells that hold tokens, as items of their own: with long codes most cells are empty, and real keys leave many empty in short ones.
+/// A cell's product then is looked up by its codes, as a token's is, and not expanded from its neighbour's.
+template <class Leaf>
+class occupied_cells {
+ public:
+  occupied_cells(cell_index_view<> index, std::size_t head, const cell_scratch& scratch) : index_(index), scratch_(scratch) {
+    if (index.cells() >= least) count_ = Leaf::keep_occupied(&index.counts(head, 0), index.cells(), scratch.cells, scratch.weights);
+  }
+  /// Whether so few are occupied that leaving out the others is worth the look-ups.
+  bool sparse() const { return index_.cells() >= least && count_ <= index_.cells() / dense; }
+
+  token_items items() const {
+    const cell_digits digits = cell_digits::of(index_);
+    const unsigned mask = (1u << digits.bits) - 1;
+    unsigned shift = 0;
+    for (std::size_t j = digits.m; j-- > 0; shift += digits.bits)
+      Leaf::digits(scratch_.cells, count_, shift, mask, scratch_.codes + j * index_.cells());
+    return {scratch_.codes, index_.cells(), count_, scratch_.weights};
+  }
+
+ private:
+  static constexpr std::size_t least = 1024, dense = 2;
+  cell_index_view<> index_;
+  cell_scratch scratch_;
+  std::size_t count_ = 0;
 };
 
 /// The threshold of the cells that hold the k best tokens. As in row_selection: a sample brackets it, one pass over the cells keeps those
@@ -139,47 +169,58 @@ class token_bitmap {
 template <class Leaf>
 class cell_emission {
  public:
-  cell_emission(cell_index_view<> index, std::size_t head, codes_view<> codes, middle_range range, const cell_scratch& scratch)
-      : index_(index), head_(head), codes_(codes), range_(range), scratch_(scratch), offsets_(&index.offsets(head, 0)) {}
+  /// @param n      cells that were scored
+  /// @param cells  [n], ascending; null: all
+  cell_emission(cell_index_view<> index, std::size_t head, middle_range range, const cell_scratch& scratch, std::size_t n,
+                const std::int32_t* cells)
+      : index_(index), head_(head), range_(range), scratch_(scratch), n_(n), cells_(cells), offsets_(&index.offsets(head, 0)) {}
 
-  std::uint32_t emit(selection_threshold threshold, std::uint32_t k, std::int32_t* out) {
+  /// @param score  writes the scores of `count` tokens from `first` on: score(first, count, scores)
+  template <class Score>
+  std::uint32_t emit(selection_threshold threshold, std::uint32_t k, Score score, std::int32_t* out) {
     const std::size_t picked = pick(threshold.key);
     token_bitmap<Leaf> tokens(scratch_.bits, scratch_.summary, range_.size(), k);
     std::uint64_t of_equal = threshold.of_equal;
     if (of_equal != all_equal) of_equal -= mark_equal(tokens, threshold.key, of_equal, picked, out);
     for (std::size_t i = 0; i < picked; ++i) {
       prefetch(i, picked);
-      const std::uint32_t cell = scratch_.picks[i];
-      if (of_equal == all_equal || canonical::order_key(scratch_.scores[cell]) != threshold.key) mark(tokens, cell, all_equal);
+      const std::uint32_t place = scratch_.picks[i];
+      if (of_equal == all_equal || canonical::order_key(scratch_.scores[place]) != threshold.key) mark(tokens, place, all_equal);
     }
     std::size_t count = tokens.emit(range_.begin, out, k);
     // The tail's tokens lie behind all those in lists.
-    const auto digits = cell_digits::of(index_);
-    for (std::uint32_t t = index_.merged(head_); t < index_.last(head_); ++t) {
-      const std::uint32_t key = canonical::order_key(scratch_.scores[digits.cell(&codes_(head_, 0, t), codes_.stride(1))]);
-      if (key < threshold.key || (key == threshold.key && of_equal == 0)) continue;
-      if (key == threshold.key && of_equal != all_equal) --of_equal;
-      out[count++] = static_cast<std::int32_t>(t);
+    constexpr std::uint32_t at_once = 256;
+    float scores[at_once];
+    for (std::uint32_t first = index_.merged(head_); first < index_.last(head_); first += at_once) {
+      const std::uint32_t size = std::min(at_once, index_.last(head_) - first);
+      score(first, size, scores);
+      for (std::uint32_t i = 0; i < size; ++i) {
+        const std::uint32_t key = canonical::order_key(scores[i]);
+        if (key < threshold.key || (key == threshold.key && of_equal == 0)) continue;
+        if (key == threshold.key && of_equal != all_equal) --of_equal;
+        out[count++] = static_cast<std::int32_t>(first + i);
+      }
     }
     return static_cast<std::uint32_t>(count);
   }
 
  private:
-  /// The cells at or above the threshold, empty ones too.
+  std::size_t cell(std::size_t place) const { return cells_ == nullptr ? place : static_cast<std::size_t>(cells_[place]); }
+
+  /// The places of the cells at or above the threshold, of empty ones too.
   std::size_t pick(std::uint32_t key) {
     auto* picks = reinterpret_cast<std::int32_t*>(scratch_.picks);
-    if (key != 0)
-      return Leaf::emit_at_least(scratch_.scores, index_.cells(), select_key<float>::bound(key), 0, picks, index_.cells() + select_slack);
-    for (std::size_t cell = 0; cell < index_.cells(); ++cell) picks[cell] = static_cast<std::int32_t>(cell);
-    return index_.cells();
+    if (key != 0) return Leaf::emit_at_least(scratch_.scores, n_, select_key<float>::bound(key), 0, picks, n_ + select_slack);
+    for (std::size_t place = 0; place < n_; ++place) picks[place] = static_cast<std::int32_t>(place);
+    return n_;
   }
 
   /// Marks the first `wanted` tokens in lists of cells that equal the threshold; returns how many there were.
   std::size_t mark_equal(token_bitmap<Leaf>& tokens, std::uint32_t key, std::uint64_t wanted, std::size_t picked, std::int32_t* out) {
     std::size_t equal = 0, one = 0;
     for (std::size_t i = 0; i < picked; ++i) {
-      const std::uint32_t cell = scratch_.picks[i];
-      if (canonical::order_key(scratch_.scores[cell]) == key && offsets_[cell + 1] != offsets_[cell]) ++equal, one = cell;
+      const std::uint32_t place = scratch_.picks[i];
+      if (canonical::order_key(scratch_.scores[place]) == key && offsets_[cell(place) + 1] != offsets_[cell(place)]) ++equal, one = place;
     }
     if (equal <= 1) return equal == 0 ? 0 : mark(tokens, one, wanted);
     for (std::size_t i = 0; i < picked; ++i)
@@ -191,24 +232,26 @@ class cell_emission {
   }
 
   /// Marks the first `most` tokens of a cell's list; returns how many.
-  std::size_t mark(token_bitmap<Leaf>& tokens, std::size_t cell, std::uint64_t most) {
-    const std::size_t count = std::min<std::uint64_t>(offsets_[cell + 1] - offsets_[cell], most), stride = index_.ids.stride(1);
-    tokens.mark(ids(cell), stride, count, range_.begin);
+  std::size_t mark(token_bitmap<Leaf>& tokens, std::size_t place, std::uint64_t most) {
+    const std::uint32_t* const list = offsets_ + cell(place);
+    const std::size_t count = std::min<std::uint64_t>(list[1] - list[0], most);
+    tokens.mark(ids(place), index_.ids.stride(1), count, range_.begin);
     return count;
   }
   void prefetch(std::size_t at, std::size_t picked) const {
     constexpr std::size_t ahead = 4;
     if (at + ahead < picked) __builtin_prefetch(ids(scratch_.picks[at + ahead]));
   }
-  const std::int32_t* ids(std::size_t cell) const {
-    return index_.ids.data + head_ * index_.ids.stride(0) + offsets_[cell] * index_.ids.stride(1);
+  const std::int32_t* ids(std::size_t place) const {
+    return index_.ids.data + head_ * index_.ids.stride(0) + offsets_[cell(place)] * index_.ids.stride(1);
   }
 
   cell_index_view<> index_;
   std::size_t head_;
-  codes_view<> codes_;
   middle_range range_;
   cell_scratch scratch_;
+  std::size_t n_;
+  const std::int32_t* cells_;
   const std::uint32_t* offsets_;
 };
 

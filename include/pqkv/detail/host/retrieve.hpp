@@ -135,6 +135,9 @@ struct kernel<op::retrieve, backend::host> {
     float* values = memory.take<float>(lists * kept);
     std::uint32_t* picks = memory.take<std::uint32_t>(lists * kept);
     std::uint64_t* bits = memory.take<std::uint64_t>(lists * (words + summary));
+    std::int32_t* occupied = memory.take<std::int32_t>(lists * kept);
+    std::uint32_t* weights = memory.take<std::uint32_t>(lists * kept);
+    std::uint8_t* occupied_codes = memory.take<std::uint8_t>(lists * m * cells);
     const bool filters = adds_logits(params.reduction);
     const std::size_t summed = filters ? longest : 0, doubtful = summed / 2, room = filters ? doubtful + detail::select_slack : 0;
     std::uint16_t* sums = memory.take<std::uint16_t>(lists * summed);
@@ -149,7 +152,9 @@ struct kernel<op::retrieve, backend::host> {
         const detail::scorer_scratch own{tables.shifted + first * m * c, tables.entries + first * m * c, tables.factor + first};
         scorer_type scorer(own, params.reduction, g, m, c, params.head_dim);
         std::uint64_t* own_bits = bits + list * (words + summary);
-        const detail::cell_scratch scratch{scores + list * scored, values + list * kept, picks + list * kept, own_bits, own_bits + words};
+        const detail::cell_scratch scratch{scores + list * scored, values + list * kept,   picks + list * kept,
+                                           own_bits,               own_bits + words,       occupied + list * kept,
+                                           weights + list * kept,  occupied_codes + list * m * cells};
         const detail::prefilter_scratch filter{sums + list * summed, positions + list * room, doubtful};
         std::int32_t* out = indices.data + list * indices.stride(0);
         std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
@@ -184,12 +189,19 @@ struct kernel<op::retrieve, backend::host> {
     const std::uint8_t* head_codes = codes.data + head * codes.stride(0);
     const bool joint = !index.empty() && resolve_path(path, index.cells(), range.size()) == search_path::joint;
     if (joint) {
-      const detail::cell_items cells{&index.counts(head, 0), range.size(), index.cells(), scratch.values};
-      if (!prepare(scorer, table, first, cells, range, k, out, skipped)) return k;
-      scorer.score(cells, scratch.scores);
-      const auto threshold =
-          detail::cell_threshold<Leaf>(scratch.scores, cells.weights, cells.n, range.size(), k, scratch.values, scratch.picks);
-      return detail::cell_emission<Leaf>(index, head, codes, range, scratch).emit(threshold, k, out);
+      const auto select_cells = [&](const auto& cells, const std::int32_t* which) {
+        if (!prepare(scorer, table, first, cells, range, k, out, skipped)) return k;
+        scorer.score(cells, scratch.scores);
+        const auto threshold =
+            detail::cell_threshold<Leaf>(scratch.scores, cells.weights, cells.n, range.size(), k, scratch.values, scratch.picks);
+        const auto score = [&](std::uint32_t from, std::size_t count, float* scores) {
+          scorer.score(detail::token_items{head_codes + from, codes.stride(1), count}, scores);
+        };
+        return detail::cell_emission<Leaf>(index, head, range, scratch, cells.n, which).emit(threshold, k, score, out);
+      };
+      const detail::occupied_cells<Leaf> occupied(index, head, scratch);
+      if (occupied.sparse()) return select_cells(occupied.items(), scratch.cells);
+      return select_cells(detail::cell_items{&index.counts(head, 0), range.size(), index.cells(), scratch.values}, nullptr);
     }
     const detail::token_items tokens{head_codes + range.begin, codes.stride(1), range.size()};
     if (!prepare(scorer, table, first, tokens, range, k, out, skipped)) return k;

@@ -19,11 +19,12 @@
 namespace pqkv {
 namespace detail {
 
-/// Tokens, by their codes in planes. A tile of products stays in the first-level cache.
+/// Tokens, or cells that stand for several, by their codes in planes. A tile of products stays in the first-level cache.
 struct token_items {
   static constexpr std::size_t tile = 2048;
   const std::uint8_t* codes;
   std::size_t stride, n;
+  const std::uint32_t* weights = nullptr;  // [n] tokens of each; null: one
 
   /// use(first, values, weights, count) for every tile of products of entries [m, c]
   template <class Leaf, class Use>
@@ -32,15 +33,15 @@ struct token_items {
     for (std::size_t first = 0; first < n; first += tile) {
       const std::size_t count = std::min(tile, n - first);
       Leaf::products(entries, m, c, codes + first, stride, count, values);
-      use(first, static_cast<const float*>(values), static_cast<const std::uint32_t*>(nullptr), count);
+      use(first, static_cast<const float*>(values), weights == nullptr ? nullptr : weights + first, count);
     }
   }
   /// Sum of F over the products of entries [m, c].
   template <class Leaf>
   std::uint64_t total(const float* entries, std::size_t m, std::size_t c) const {
     std::uint64_t z = 0;
-    products<Leaf>(entries, m, c, [&](std::size_t, const float* p, const std::uint32_t* weights, std::size_t count) {
-      z += Leaf::total(p, weights, count);
+    products<Leaf>(entries, m, c, [&](std::size_t, const float* p, const std::uint32_t* weight, std::size_t count) {
+      z += Leaf::total(p, weight, count);
     });
     return z;
   }
@@ -58,7 +59,7 @@ struct token_items {
     for (std::size_t first = 0; first < n; first += tile) {
       const std::size_t count = std::min(tile, n - first);
       Leaf::sums(entries, m, c, codes + first, stride, count, values);
-      use(first, static_cast<const float*>(values), static_cast<const std::uint32_t*>(nullptr), count);
+      use(first, static_cast<const float*>(values), weights == nullptr ? nullptr : weights + first, count);
     }
   }
 };

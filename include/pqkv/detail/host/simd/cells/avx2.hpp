@@ -36,6 +36,21 @@ struct cell_leaf<isa::avx2> : cell_leaf<isa::scalar> {
     if (grid.g == 4) add_group<4>(grid, factor, scores);
   }
 
+  PQKV_TARGET_AVX2 static void digits(const std::int32_t* cells, std::size_t n, unsigned shift, unsigned mask, std::uint8_t* codes) {
+    const __m128i places = _mm_cvtsi32_si128(static_cast<int>(shift));
+    const __m256i low = _mm256_set1_epi32(static_cast<int>(mask));
+    std::size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+      const auto* from = reinterpret_cast<const __m256i*>(cells + i);
+      const __m256i a = _mm256_and_si256(_mm256_srl_epi32(_mm256_loadu_si256(from), places), low);
+      const __m256i b = _mm256_and_si256(_mm256_srl_epi32(_mm256_loadu_si256(from + 1), places), low);
+      const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+      const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), bytes);
+    }
+    cell_leaf<isa::scalar>::digits(cells + i, n - i, shift, mask, codes + i);
+  }
+
  private:
   template <std::size_t G>
   PQKV_TARGET_AVX2 static PQKV_INLINE void add_group(const cell_grid& grid, const float* factor, float* scores) {

@@ -40,6 +40,17 @@ struct cell_leaf<isa::avx512> : cell_leaf<isa::avx2> {
     if (grid.g == 4) add_group<4>(grid, factor, scores);
   }
 
+  PQKV_TARGET_AVX512 static void digits(const std::int32_t* cells, std::size_t n, unsigned shift, unsigned mask, std::uint8_t* codes) {
+    const __m128i places = _mm_cvtsi32_si128(static_cast<int>(shift));
+    const __m512i low = _mm512_set1_epi32(static_cast<int>(mask));
+    std::size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+      const __m512i digit = _mm512_and_si512(_mm512_maskz_srl_epi32(0xffff, _mm512_loadu_si512(cells + i), places), low);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_maskz_cvtepi32_epi8(0xffff, digit));
+    }
+    cell_leaf<isa::scalar>::digits(cells + i, n - i, shift, mask, codes + i);
+  }
+
  private:
   PQKV_TARGET_AVX512 static PQKV_INLINE __m512i widened(const std::uint32_t* eight) {
     return _mm512_maskz_cvtepu32_epi64(0xff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(eight)));

@@ -47,6 +47,11 @@ struct cell_leaf<isa::scalar> {
               canonical::fma(canonical::mul(grid.prefix[q * grid.prefix_stride + x], grid.row[q * grid.row_stride + y]), factor[q],
                              scores[x * grid.c + y]);
   }
+
+  /// One code of each cell: codes[i] = (cells[i] >> shift) & mask.
+  static void digits(const std::int32_t* cells, std::size_t n, unsigned shift, unsigned mask, std::uint8_t* codes) {
+    for (std::size_t i = 0; i < n; ++i) codes[i] = static_cast<std::uint8_t>(static_cast<unsigned>(cells[i]) >> shift & mask);
+  }
 };
 
 }  // namespace pqkv::detail

@@ -110,6 +110,23 @@ struct select_leaf<isa::avx2> : select_leaf<isa::scalar> {
     return {sum32(above) + rest.above, count + rest.kept};
   }
 
+  PQKV_TARGET_AVX2 static std::size_t keep_occupied(const std::uint32_t* weights, std::size_t n, std::int32_t* out, std::uint32_t* kept) {
+    std::size_t count = 0, i = 0;
+    for (; i + 8 <= n; i += 8) {
+      const __m256i weight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + i));
+      const __m256i empty = _mm256_cmpeq_epi32(weight, _mm256_setzero_si256());
+      const auto mask = ~static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(empty))) & 0xffu;
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(kept + count), _mm256_permutevar8x32_epi32(weight, places(mask)));
+      count += put(mask, static_cast<std::int32_t>(i), out + count);
+    }
+    for (; i < n; ++i) {
+      out[count] = static_cast<std::int32_t>(i);
+      kept[count] = weights[i];
+      count += weights[i] != 0 ? 1 : 0;
+    }
+    return count;
+  }
+
   PQKV_TARGET_AVX2 static std::size_t emit_at_least(const float* x, std::size_t n, float bound, std::int32_t first, std::int32_t* out,
                                                     std::size_t room) {
     const __m256 limit = _mm256_set1_ps(bound);

@@ -101,6 +101,18 @@ struct select_leaf<isa::avx512> : select_leaf<isa::avx2> {
     return {sum32(above), count};
   }
 
+  PQKV_TARGET_AVX512 static std::size_t keep_occupied(const std::uint32_t* weights, std::size_t n, std::int32_t* places,
+                                                      std::uint32_t* kept) {
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < n; i += 16) {
+      const __m512i weight = _mm512_maskz_loadu_epi32(first_of(n - i), weights + i);
+      const __mmask16 occupied = _mm512_test_epi32_mask(weight, weight);
+      _mm512_storeu_si512(kept + count, _mm512_maskz_compress_epi32(occupied, weight));
+      count += put(occupied, static_cast<std::int32_t>(i), places + count);
+    }
+    return count;
+  }
+
   PQKV_TARGET_AVX512 static std::size_t emit_at_least(const float* x, std::size_t n, float bound, std::int32_t first, std::int32_t* out,
                                                       std::size_t room) {
     const __m512 limit = _mm512_set1_ps(bound);

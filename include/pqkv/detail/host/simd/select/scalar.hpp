@@ -72,6 +72,17 @@ struct select_leaf<isa::scalar> {
     return counts;
   }
 
+  /// Writes i and weights[i], ascending, for every weight that is not 0; returns how many. Both have room for n + select_slack
+  static std::size_t keep_occupied(const std::uint32_t* weights, std::size_t n, std::int32_t* places, std::uint32_t* kept) {
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      places[count] = static_cast<std::int32_t>(i);
+      kept[count] = weights[i];
+      count += weights[i] != 0 ? 1 : 0;
+    }
+    return count;
+  }
+
   /// Writes first + i, ascending, for every set bit i of n words; returns how many, at most `room`.
   static std::size_t emit_bits(const std::uint64_t* bits, std::size_t n, std::int32_t first, std::int32_t* out, std::size_t room) {
     std::size_t count = 0;
