@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one core of this machine can do at most, measured at the start of every benchmark so that results are read as shares: the
-// multiply-add peak of each ISA, streaming reads from memory and from a near cache, and rows of 512 bytes with prefetch, in random and in
-// ascending order.
-// Each is the median of several short runs. Other load on the machine lowers them: compare shares within one run only.
+// multiply-add peak of each ISA, products of 16-bit integers and of bfloat16, streaming reads from memory and from a near cache, and rows
+// of 512 bytes with prefetch, in random and in ascending order. Each is the median of several short runs. Other load on the machine lowers
+// them: compare shares within one run only.
 #pragma once
 
 #include <benchmark/benchmark.h>
 
 #include <pqkv/pqkv.hpp>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -23,6 +27,8 @@ struct ceilings {
   double scalar_flops = 0;  // std::fma as this build compiles it, which is what the scalar leaf calls
   double avx2_flops = 0;    // 0 where the CPU lacks it
   double avx512_flops = 0;
+  double integer_products = 0;      // exact products of 16-bit integers, added up in 32 bits, as the k-means shortlist makes them: AVX-512
+  double bfloat16_products = 0;     // by vdpbf16ps: AVX-512 with BF16
   double streaming_read_bytes = 0;  // of streaming_bytes, from memory
   double cached_read_bytes = 0;     // of cached_bytes, over and over
   double random_row_bytes = 0;      // rows of row_bytes in random order, prefetched row_lead rows ahead
@@ -100,6 +106,32 @@ PQKV_TARGET_AVX512 inline float avx512_multiply_adds(std::size_t rounds, float s
   return multiply_adds<wide_float_lanes>(rounds, start);
 }
 
+#if defined(__x86_64__)
+PQKV_TARGET_AVX512 inline int avx512_integer_products(std::size_t rounds, int start) {
+  __m512i acc[chains];
+  const __m512i factor = _mm512_set1_epi16(static_cast<short>(start));
+  for (std::size_t i = 0; i < chains; ++i) acc[i] = _mm512_set1_epi32(start + static_cast<int>(i));
+  for (std::size_t round = 0; round < rounds; ++round)
+#pragma GCC unroll 12
+    for (std::size_t i = 0; i < chains; ++i) acc[i] = _mm512_add_epi32(acc[i], _mm512_madd_epi16(acc[i], factor));
+  __m512i total = _mm512_setzero_si512();
+  for (std::size_t i = 0; i < chains; ++i) total = _mm512_xor_si512(total, acc[i]);
+  return _mm512_cvtsi512_si32(total);
+}
+PQKV_TARGET_BF16 inline float avx512_bfloat16_products(std::size_t rounds, float start) {
+  __m512 acc[chains];
+  const __m512i bits = _mm512_set1_epi32(static_cast<int>(__builtin_bit_cast(std::uint32_t, start)));
+  const auto factor = __builtin_bit_cast(__m512bh, bits);
+  for (std::size_t i = 0; i < chains; ++i) acc[i] = _mm512_set1_ps(start);
+  for (std::size_t round = 0; round < rounds; ++round)
+#pragma GCC unroll 12
+    for (std::size_t i = 0; i < chains; ++i) acc[i] = _mm512_dpbf16_ps(acc[i], factor, factor);
+  __m512 total = acc[0];
+  for (std::size_t i = 1; i < chains; ++i) total = _mm512_mask_add_ps(total, 0xffff, total, acc[i]);
+  return _mm512_cvtss_f32(total);
+}
+#endif
+
 inline float scalar_multiply_adds(std::size_t rounds, float start) {
   float acc[scalar_chains] = {}, a[64], b[64];
   for (std::size_t i = 0; i < 64; ++i) {
@@ -163,6 +195,21 @@ inline ceilings all() {
       benchmark::DoNotOptimize(avx512_multiply_adds(rounds, unknown()));
       return 2.0 * chains * 16 * rounds;
     });
+
+#if defined(__x86_64__)
+  if (pqkv::isa::detected() >= pqkv::isa::level::avx512)
+    found.integer_products = median_rate([&] {
+      constexpr std::size_t rounds = 1u << 21;
+      benchmark::DoNotOptimize(avx512_integer_products(rounds, static_cast<int>(4 * unknown())));
+      return 2.0 * chains * 32 * rounds;
+    });
+  if (pqkv::isa::detected() >= pqkv::isa::level::avx512_bf16)
+    found.bfloat16_products = median_rate([&] {
+      constexpr std::size_t rounds = 1u << 21;
+      benchmark::DoNotOptimize(avx512_bfloat16_products(rounds, unknown()));
+      return 2.0 * chains * 32 * rounds;
+    });
+#endif
 
   const pqkv::buffer<std::byte> memory(ceilings::streaming_bytes);
   auto* words = reinterpret_cast<std::uint64_t*>(memory.data());

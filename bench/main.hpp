@@ -79,6 +79,10 @@ inline void add_context(const ceilings& found) {
   benchmark::AddCustomContext("ceiling fma scalar", in_units(found.scalar_flops, "Gflop/s"));
   if (found.avx2_flops > 0) benchmark::AddCustomContext("ceiling fma avx2", in_units(found.avx2_flops, "Gflop/s"));
   if (found.avx512_flops > 0) benchmark::AddCustomContext("ceiling fma avx512", in_units(found.avx512_flops, "Gflop/s"));
+  if (found.integer_products > 0)
+    benchmark::AddCustomContext("ceiling 16-bit integer products avx512", in_units(found.integer_products, "Gop/s"));
+  if (found.bfloat16_products > 0)
+    benchmark::AddCustomContext("ceiling bfloat16 products avx512_bf16", in_units(found.bfloat16_products, "Gflop/s"));
   benchmark::AddCustomContext("ceiling streaming read, 256 MiB", in_units(found.streaming_read_bytes, "GB/s"));
   benchmark::AddCustomContext("ceiling cached read, 256 KiB", in_units(found.cached_read_bytes, "GB/s"));
   benchmark::AddCustomContext("ceiling random 512 B rows, prefetched", in_units(found.random_row_bytes, "GB/s"));
