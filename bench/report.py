@@ -132,7 +132,7 @@ def speed(measured: results) -> list[str]:
                 [[step_lines.name_of_length(result["length"]), f"{result['prefill_tokens_per_second']:.0f}",
                   *(f"{result['decode_tokens_per_second'][name]:.0f}" if name in result["decode_tokens_per_second"] else "" for name in policies)]
                  for result in found])
-    return [f"`{measured.speed['command']}`, {measured.speed['threads']} threads.", "", *out]
+    return [f"`{measured.speed['command']}`, {measured.speed['threads']} threads; minillama-ask as `examples/demo.sh` builds it, for this CPU.", "", *out]
 
 
 def page(measured: results, rows: list[dict[str, Any]], figures: str) -> str:
