@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A decode step of one layer, append, attend and maintain, by context length: dense, a tenth of the tokens, and 2048 tokens at any
-// length; on one and on two threads. Times are the clock's. The longest sequence has 4 GiB of keys and values.
+// length; on one and on two threads. Times are the clock's. The longest sequence has 4 GiB of keys and values. And dense attention of a
+// ragged batch, one long sequence among short ones: what a runner has to spread.
 #include "data.hpp"
 #include "main.hpp"
 
@@ -103,8 +104,54 @@ void run(benchmark::State& state, const axes& a, int threads) {
   steps(pqkv::exec::host<pqkv::isa::best, pqkv::eigen_pool_runner>{.runner = pqkv::eigen_pool_runner(pool), .scratch = {}});
 }
 
+/// One layer's KV of sequences of unequal lengths, each in a slot of its own, and one attention() for all of them.
+struct ragged_batch {
+  static constexpr std::size_t batch = 7, heads = 2, longest = 65536;
+
+  explicit ragged_batch(int)
+      : rows(bench::normal_numbers<pqkv::bfloat16>(batch * heads * longest * 2 * d, 95)),
+        query(bench::normal_numbers<float>(batch * heads * g * d, 96)),
+        out(batch * heads * g * d),
+        spans(batch * heads) {
+    for (std::size_t list = 0; list < batch * heads; ++list)
+      spans.data()[list] = {static_cast<std::uint32_t>(list < heads ? longest : longest >> (4 + list / heads)), 0, 0};
+  }
+  template <class P>
+  void attend(const P& policy) const {
+    pqkv::attention(policy, pqkv::as_const(pqkv::make_view(query.data(), batch * heads * g, d)),
+                    pqkv::interleaved_kv(static_cast<const pqkv::bfloat16*>(rows.data()), batch * heads, longest, d),
+                    {pqkv::as_const(pqkv::make_view(spans.data(), batch * heads)), {}, {}},
+                    pqkv::make_view(out.data(), batch * heads * g, d));
+  }
+  pqkv::buffer<pqkv::bfloat16> rows;
+  pqkv::buffer<float> query, out;
+  pqkv::buffer<pqkv::token_span> spans;
+};
+
+void run_ragged(benchmark::State& state, std::size_t threads) {
+  const auto& data = bench::kept<ragged_batch>(0);
+  const auto attend = [&](const auto& policy) {
+    data.attend(policy);
+    for (auto _ : state) data.attend(policy);
+  };
+  if (threads == 1) return attend(pqkv::exec::host<>{});
+  Eigen::ThreadPool pool(static_cast<int>(threads) - 1);
+  attend(pqkv::exec::host<pqkv::isa::best, pqkv::eigen_pool_runner>{.runner = pqkv::eigen_pool_runner(pool), .scratch = {}});
+}
+
 /// A fixed number of steps, since each makes the sequence longer: as many as read about 4 GiB.
 void add_all() {
+  for (const std::size_t threads : {1u, 2u})
+    bench::add(bench::named("ragged_batch",
+                            {{"batch", ragged_batch::batch},
+                             {"h", ragged_batch::heads},
+                             {"g", g},
+                             {"d", d},
+                             {"longest", ragged_batch::longest},
+                             {"threads", threads}},
+                            {{"type", "bf16"}}),
+               [threads](benchmark::State& state) { run_ragged(state, threads); })
+        ->UseRealTime();
   constexpr std::pair<attends, const char*> policies[] = {
       {attends::all, "full"}, {attends::tenth, "pq_tenth"}, {attends::fixed, "pq_2048"}};
   for (std::size_t n = 1024; n <= 1048576; n *= 2)
