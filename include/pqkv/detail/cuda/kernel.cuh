@@ -39,6 +39,14 @@ struct launcher {
     return static_cast<std::size_t>(bytes);
   }
 
+  /// Bytes of dynamic shared memory that a CTA of the kernel may have.
+  template <class... Parameter>
+  std::size_t shared_limit(void (*kernel)(Parameter...)) const {
+    cudaFuncAttributes attributes{};
+    check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), function, "cudaFuncGetAttributes");
+    return shared_limit() - attributes.sharedSizeBytes;
+  }
+
   struct shape {
     dim3 grid;
     unsigned threads;

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Table to selected tokens on the device. Few items (the cells of a joint-code index, or a short range): one launch, in which every
-// CTA of a list scores all items and finds the threshold by itself, then writes the tokens of its part of the range; doing the
-// little work again costs less than a wait for other CTAs. Many items: scores in scratch, one cluster a list to select.
+// Table to selected tokens on the device. Few items (the cells of a joint-code index, or a short range): one launch, a CTA a list, since a
+// barrier of a cluster costs 0.7 us on an H100 and the work between two of them less. Many items: scores in scratch, one cluster a list to
+// select.
 #pragma once
 
 #include <algorithm>
 
 #include "../../search/retrieve.hpp"
 #include "block/bitmap.cuh"
+#include "block/copy.cuh"
+#include "block/list_select.cuh"
 #include "block/retrieve.cuh"
 #include "block/select.cuh"
 #include "block/shared.cuh"
@@ -33,148 +35,205 @@ struct retrieved_lists {
   }
 };
 
-/// Cells that reach the threshold, as a flat range of the tokens in their lists.
+/// Lists of the cells that reach the threshold, in no order: short ones from the front, long ones from the back.
 template <unsigned Threads>
 struct reached_cells {
-  static constexpr unsigned turns = 4, most = turns * Threads;
-  std::uint32_t ends[most];   // where a list ends in the flat range, times 2, plus 1 where the cell is above the threshold
-  std::uint32_t bases[most];  // of a list: place in the index - place in the flat range
-  block::reduction<std::uint64_t, Threads> places;
+  static constexpr unsigned most = 4 * Threads;
+  uint2 lists[most];  // where a list begins in the index, and twice its length plus 1 where the cell is above the threshold
+  std::uint32_t short_lists, long_lists;
+  std::uint32_t equal_lists, equal_begin, equal_length;  // cells at the threshold, and the list of one of them
 };
 
-/// Calls mark(token, whether it is above the threshold) for every token of the cells that reach it, lists and tail. Lists of reached cells
-/// stand next to each other in rows of codes, so threads share their tokens, not the cells. Ends with a barrier.
-/// @param items  the cells
-/// @param part   of `parts` CTAs that have 32 cells each in turn
-template <unsigned Threads, class KeyAt, class Mark>
-__device__ void for_selected_cells(reached_cells<Threads>& reached, const scoring& call, const block::scored_items& items, std::size_t head,
-                                   const middle_range& range, block::threshold limit, KeyAt key_at, Mark mark, unsigned part = 0,
-                                   unsigned parts = 1) {
-  constexpr unsigned turns = reached_cells<Threads>::turns, at_once = 4;  // at_once: loads of a thread in flight
-  const auto& index = call.index;
-  for (std::uint32_t base = 0; base * parts < items.n; base += turns * Threads) {
-    std::uint32_t begins[turns], lengths[turns];
-    unsigned aboves = 0;
-#pragma unroll
-    for (unsigned a = 0; a < turns; ++a) {
-      const std::uint32_t at = base + a * Threads + threadIdx.x, cell = (at / 32 * parts + part) * 32 + at % 32;
-      begins[a] = lengths[a] = 0;
-      if (cell >= items.n || items.weight(cell) == 0) continue;
-      const std::uint32_t key = key_at(cell);
-      if (key < limit.key) continue;
-      begins[a] = index.offsets(head, cell);
-      lengths[a] = index.offsets(head, cell + 1);
-      aboves |= key > limit.key ? 1u << a : 0u;
+/// Collects what reaches the threshold of cells [base, base + reached.most), as far as there are so many. Ends with a barrier.
+/// @param key_at   of cell i, 0 for one without tokens
+/// @param list_at  where the list of cell i begins and ends in the index
+template <unsigned Threads, class KeyAt, class ListAt>
+__device__ void collect_cells(reached_cells<Threads>& reached, std::uint32_t room, std::uint32_t base, std::uint32_t cells,
+                              block::threshold limit, KeyAt key_at, ListAt list_at) {
+  constexpr unsigned long_list = 1024;
+  if (threadIdx.x == 0) reached.short_lists = reached.long_lists = reached.equal_lists = 0;
+  __syncthreads();
+  for (std::uint32_t i = base + threadIdx.x; i < cells && i < base + reached.most; i += Threads) {
+    const std::uint32_t key = key_at(i);
+    if (key == 0 || key < limit.key) continue;
+    const uint2 list = list_at(i);
+    const std::uint32_t end = list.y < room ? list.y : room, length = list.x < end ? end - list.x : 0;
+    if (key == limit.key && atomicAdd(&reached.equal_lists, 1u) == 0) {
+      reached.equal_begin = list.x;
+      reached.equal_length = length;
     }
-    std::uint64_t own = 0, all = 0;  // cells in the upper half, tokens in the lower
-#pragma unroll
-    for (unsigned a = 0; a < turns; ++a) {
-      lengths[a] -= begins[a];
-      if (lengths[a] != 0) own += (std::uint64_t{1} << 32) + lengths[a];
-    }
-    std::uint64_t place = reached.places.prefix(own, all);
-#pragma unroll
-    for (unsigned a = 0; a < turns; ++a)
-      if (lengths[a] != 0) {
-        const std::uint32_t slot = static_cast<std::uint32_t>(place >> 32), first = static_cast<std::uint32_t>(place);
-        reached.ends[slot] = 2 * (first + lengths[a]) + (aboves >> a & 1u);
-        reached.bases[slot] = begins[a] - first;
-        place += (std::uint64_t{1} << 32) + lengths[a];
-      }
-    __syncthreads();
-    const std::uint32_t cells = static_cast<std::uint32_t>(all >> 32), tokens = static_cast<std::uint32_t>(all);
-    for (std::uint32_t first = threadIdx.x; first < tokens; first += at_once * Threads) {
-      std::uint32_t slot[at_once] = {}, token[at_once];
-      for (std::uint32_t step = cells == 1 ? 0 : 1u << (31 - __clz(static_cast<int>(cells - 1))); step > 0; step /= 2)
-#pragma unroll
-        for (unsigned a = 0; a < at_once; ++a)  // as many lists end at or before it
-          if (slot[a] + step < cells && reached.ends[slot[a] + step - 1] / 2 <= first + a * Threads) slot[a] += step;
-#pragma unroll
-      for (unsigned a = 0; a < at_once; ++a) {
-        const std::uint32_t at = first + a * Threads, i = reached.bases[slot[a]] + at;
-        token[a] = at < tokens && i < index.ids.extent(1) ? static_cast<std::uint32_t>(index.ids(head, i)) - range.begin : 0xffffffffu;
-      }
-#pragma unroll
-      for (unsigned a = 0; a < at_once; ++a)
-        if (token[a] != 0xffffffffu) mark(token[a], (reached.ends[slot[a]] & 1u) != 0);
-    }
-    __syncthreads();
-  }
-  const block::scored_items tokens{call.codes.data + head * call.codes.stride(0), call.codes.stride(1), nullptr, 0, call.m, call.bits};
-  const std::uint32_t last = index.last(head) < range.end ? index.last(head) : range.end;
-  for (std::uint32_t t = index.merged(head) + part * Threads + threadIdx.x; t < last; t += parts * Threads) {
-    const std::uint32_t key = key_at(tokens.cell(t));
-    if (key >= limit.key) mark(t - range.begin, key > limit.key);
+    if (length == 0) continue;
+    const std::uint32_t slot =
+        length <= long_list ? atomicAdd(&reached.short_lists, 1u) : reached.most - 1 - atomicAdd(&reached.long_lists, 1u);
+    reached.lists[slot] = {list.x, 2 * length + (key > limit.key ? 1u : 0u)};
   }
   __syncthreads();
 }
 
-/// Parts of the range are grid.x, lists grid.y.
-/// @param most_items   items that the keys have room for
-/// @param part_tokens  of a CTA, a multiple of 32
-template <unsigned Threads>
+/// Calls mark(token, whether it is above the threshold) for the tokens of the lists: eight lanes a list, and all threads the long ones.
+template <unsigned Threads, class Mark>
+__device__ void mark_lists(const reached_cells<Threads>& reached, const std::int32_t* ids, Mark mark) {
+  constexpr unsigned lanes = 8, at_once = 4;  // at_once: loads of a lane in flight
+  for (std::uint32_t slot = threadIdx.x / lanes; slot < reached.short_lists; slot += Threads / lanes) {
+    const uint2 list = reached.lists[slot];
+    const std::uint32_t length = list.y / 2;
+    const std::int32_t* from = ids + list.x + threadIdx.x % lanes;
+    for (std::uint32_t i = threadIdx.x % lanes; i < length; i += at_once * lanes, from += at_once * lanes) {
+      std::int32_t token[at_once];
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a)
+        if (i + a * lanes < length) token[a] = from[a * lanes];
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a)
+        if (i + a * lanes < length) mark(static_cast<std::uint32_t>(token[a]), (list.y & 1u) != 0);
+    }
+  }
+  for (std::uint32_t slot = 0; slot < reached.long_lists; ++slot) {
+    const uint2 list = reached.lists[reached.most - 1 - slot];
+#pragma unroll 4
+    for (std::uint32_t i = threadIdx.x; i < list.y / 2; i += Threads) mark(static_cast<std::uint32_t>(ids[list.x + i]), (list.y & 1u) != 0);
+  }
+}
+
+/// Both, for any number of cells. Ends with a barrier.
+template <unsigned Threads, class KeyAt, class ListAt, class Mark>
+__device__ void mark_cells(reached_cells<Threads>& reached, const scoring& call, std::uint32_t cells, std::size_t head,
+                           block::threshold limit, KeyAt key_at, ListAt list_at, Mark mark) {
+  for (std::uint32_t base = 0; base < cells; base += reached.most) {
+    collect_cells<Threads>(reached, static_cast<std::uint32_t>(call.index.ids.extent(1)), base, cells, limit, key_at, list_at);
+    mark_lists<Threads>(reached, &call.index.ids(head, 0), mark);
+    __syncthreads();
+  }
+}
+
+/// The same for tokens that are in no list yet, of whose cells key_of(cell) gives the key.
+/// @param part  of `parts` that have Threads tokens each in turn
+template <unsigned Threads, class KeyOf, class Mark>
+__device__ void mark_tail(const scoring& call, std::size_t head, std::uint32_t end, block::threshold limit, KeyOf key_of, Mark mark,
+                          unsigned part, unsigned parts) {
+  const block::scored_items tokens{call.codes.data + head * call.codes.stride(0), call.codes.stride(1), nullptr, 0, call.m, call.bits};
+  const std::uint32_t last = call.index.last(head) < end ? call.index.last(head) : end;
+  for (std::uint32_t t = call.index.merged(head) + part * Threads + threadIdx.x; t < last; t += parts * Threads) {
+    const std::uint32_t key = key_of(tokens.cell(t));
+    if (key >= limit.key) mark(t, key > limit.key);
+  }
+}
+
+/// Counts of a head's cells on their way into shared memory, where they are once the thread's copies are complete.
+__device__ inline std::uint32_t* copy_counts(const cell_index_view<space::device>& index, std::size_t head, block::shared_memory& memory) {
+  const std::uint32_t cells = static_cast<std::uint32_t>(index.cells()), *from = &index.counts(head, 0);
+  std::uint32_t* counts = memory.take<std::uint32_t>(cells);
+  if (reinterpret_cast<std::uintptr_t>(from) % 16 == 0)  // at least 16 cells, a power of two
+    for (std::uint32_t i = 4 * threadIdx.x; i < cells; i += 4 * blockDim.x) block::copy_async(block::shared_address(counts + i), from + i, 16);
+  else
+    for (std::uint32_t i = threadIdx.x; i < cells; i += blockDim.x) block::copy_word_async(block::shared_address(counts + i), from + i);
+  block::end_copies();
+  return counts;
+}
+
+/// The whole work on a list, a CTA each: waiting for other CTAs costs more than their help with so few items would save.
+/// @param most_items  that the keys have room for
+/// @param words       of a bitmap of tokens, even; a longer range goes through it a part at a time
+template <unsigned Threads, unsigned Pack>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    retrieve_kernel(scoring call, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned part_tokens) {
+    retrieve_kernel(scoring call, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned words) {
+  using scorer_type = block::list_scorer<Threads, Pack>;
+  __shared__ typename scorer_type::scratch scoring_scratch;
   __shared__ union {
-    typename block::list_scorer<Threads>::scratch scoring;
-    block::radix_select<Threads> select;
+    block::list_select<Threads> select;
     reached_cells<Threads> reached;
     block::reduction<std::uint64_t, Threads> sums;
   } scratch;  // one after the other
-  const unsigned list = blockIdx.y, part = blockIdx.x;
+  __shared__ block::reduction<std::uint32_t, Threads> places;
+  const unsigned list = blockIdx.x;
   const std::size_t head = list / call.lists_per_head;
+  block::shared_memory memory;
+  const std::uint32_t* counts = call.index.empty() ? nullptr : copy_counts(call.index, head, memory);
+  std::uint32_t *keys = memory.take<std::uint32_t>(most_items),
+                *bitmap = memory.take<std::uint32_t>(words + block::sparse_bitmap<Threads>::touched_words(words));
+  scorer_type scorer(call, list, scoring_scratch, memory);
+  scorer.stage(skipped);
   const middle_range range = call.range(list);
   const std::uint32_t k = out.selected(range);
-  block::scored_items items = call.items(list);
+  out.finish<Threads>(list, k);
   std::int32_t* indices = out.list(list);
-
-  block::shared_memory memory;
-  if (items.are_cells()) {  // read in every pass
-    std::uint32_t* counts = memory.take<std::uint32_t>(items.n);
-#pragma unroll 4
-    for (std::uint32_t i = threadIdx.x; i < items.n; i += Threads) counts[i] = items.counts[i];
-    items.counts = counts;
-  }
-  block::list_scorer<Threads> scorer(call, list, items, scratch.scoring, memory);
-  std::uint32_t* keys = memory.take<std::uint32_t>(most_items);
-  scorer.look(part == 0 ? skipped : nullptr);
-  if (part == 0) out.finish<Threads>(list, k);
-  const std::uint32_t begin = part * part_tokens;
-  if (begin >= range.size() || k == 0) return;
-  const std::uint32_t tokens = range.size() - begin < part_tokens ? range.size() - begin : part_tokens;
+  block::wait_copies<0>();
+  if (k == 0) return;
   if (k == range.size()) {
-    for (std::uint32_t i = begin + threadIdx.x; i < begin + tokens; i += Threads) indices[i] = static_cast<std::int32_t>(range.begin + i);
+    for (std::uint32_t i = threadIdx.x; i < k; i += Threads) indices[i] = static_cast<std::int32_t>(range.begin + i);
     return;
   }
-  if (!items.are_cells() && part != 0) return;  // few tokens: the first part writes them all
 
-  scorer.prepare(range.size());
-  scorer.score(keys);
-  __syncthreads();
-  const block::cluster_team alone(1);
+  block::scored_items items = call.items(list);
+  if (items.are_cells()) items.counts = counts;
   const auto key_at = [&](std::uint32_t i) { return keys[i]; };
-  const block::threshold limit =
-      scratch.select.find(alone, items.n, k, key_at, [&](std::uint32_t i) { return items.weight(i); });
-  if (!items.are_cells()) {
-    scratch.select.emit(alone, items.n, limit, key_at, static_cast<std::int32_t>(range.begin), indices, k);
-    return;
+  __syncthreads();
+  const std::uint32_t ceiling = scorer.prepare(items, range.size());
+  scorer.score(items, keys);
+  __syncthreads();
+  const block::threshold limit = scratch.select.find(items.n, k, ceiling, scratch.select.wide_shift, key_at,
+                                                     [&](std::uint32_t i) { return items.weight(i); });
+  const bool all_equal = scratch.select.takes_all_equal();
+  __syncthreads();
+  const auto cell_key = [&](std::uint32_t i) { return items.counts[i] != 0 ? keys[i] : 0u; };
+  const auto list_at = [&](std::uint32_t i) { return uint2{call.index.offsets(head, i), call.index.offsets(head, i + 1)}; };
+  const std::uint32_t most_tokens = words * 32;
+
+  if (items.are_cells() && k < range.size() / 32 && items.n <= scratch.reached.most) {
+    // Few tokens. Of equal ones the lowest are selected: all up to a token that is known where one list has them.
+    const std::int32_t* ids = &call.index.ids(head, 0);
+    collect_cells<Threads>(scratch.reached, static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, cell_key, list_at);
+    const bool one_list = scratch.reached.equal_lists == 1 && limit.of_equal <= scratch.reached.equal_length;
+    if (all_equal || one_list) {
+      const std::uint32_t last_equal =
+          all_equal ? 0xffffffffu : static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + limit.of_equal - 1]);
+      std::uint32_t before = 0;  // tokens of the parts before
+      for (std::uint32_t first = 0; first < range.size(); first += most_tokens) {
+        const std::uint32_t tokens = range.size() - first < most_tokens ? range.size() - first : most_tokens;
+        block::sparse_bitmap<Threads> selected(bitmap, bitmap + words, (tokens + 31) / 32);
+        __syncthreads();
+        const auto mark = [&](std::uint32_t token, bool above) {
+          const std::uint32_t t = token - range.begin - first;
+          if (t < tokens && (above || token <= last_equal)) selected.mark(t);
+        };
+        mark_lists<Threads>(scratch.reached, ids, mark);
+        mark_tail<Threads>(call, head, range.end, limit, key_at, mark, 0, 1);
+        __syncthreads();
+        before += selected.emit(places, before, static_cast<std::int32_t>(range.begin + first), indices, k);
+        __syncthreads();  // the bitmap is used again
+      }
+      return;
+    }
   }
 
-  const std::uint32_t words = part_tokens / 32;
-  std::uint32_t *chosen = memory.take<std::uint32_t>(words), *equal = memory.take<std::uint32_t>(words);
-  for (std::uint32_t w = threadIdx.x; w < words; w += Threads) chosen[w] = equal[w] = 0;
-  __syncthreads();
-  std::uint64_t before = 0;  // marked tokens of the parts before this
-  for_selected_cells<Threads>(scratch.reached, call, items, head, range, limit, key_at, [&](std::uint32_t t, bool above) {
-    if (t < begin)
-      before += block::token_count(above);
-    else if (t < begin + tokens)
-      atomicOr(&(above ? chosen : equal)[(t - begin) / 32], 1u << (t - begin) % 32);
-  });
-  before = scratch.sums.sum(before);
-  block::bitmap_emission<Threads> emission(scratch.sums);
-  emission.count(chosen, equal, words);
-  emission.emit(before, limit.of_equal, static_cast<std::int32_t>(range.begin + begin), indices, k);
+  std::uint64_t before = 0;  // marked tokens of the parts before
+  const std::uint32_t half = words / 2;
+  std::uint32_t *chosen = bitmap, *equal = bitmap + half;
+  for (std::uint32_t first = 0; first < range.size(); first += half * 32) {
+    const std::uint32_t tokens = range.size() - first < half * 32 ? range.size() - first : half * 32, used = (tokens + 31) / 32;
+    __syncthreads();  // scratch and bitmaps are used again
+    if (items.are_cells()) {
+      for (std::uint32_t w = threadIdx.x; w < used; w += Threads) chosen[w] = equal[w] = 0;
+      const auto mark = [&](std::uint32_t token, bool above) {
+        const std::uint32_t t = token - range.begin - first;
+        if (t < tokens) atomicOr(&(above || all_equal ? chosen : equal)[t / 32], 1u << t % 32);
+      };
+      mark_cells<Threads>(scratch.reached, call, items.n, head, limit, cell_key, list_at, mark);
+      mark_tail<Threads>(call, head, range.end, limit, key_at, mark, 0, 1);
+    } else {
+      for (std::uint32_t i = threadIdx.x; i / 32 < used; i += Threads) {  // whole warps
+        const std::uint32_t key = i < tokens ? keys[first + i] : 0;
+        const unsigned aboves = __ballot_sync(block::all_lanes, i < tokens && key > limit.key),
+                       equals = __ballot_sync(block::all_lanes, i < tokens && key == limit.key);
+        if (i % 32 == 0) chosen[i / 32] = aboves, equal[i / 32] = equals;
+      }
+    }
+    __syncthreads();
+    block::bitmap_emission<Threads> emission(scratch.sums);
+    const std::uint64_t here = emission.count(chosen, items.are_cells() && all_equal ? nullptr : equal, used);
+    emission.emit(before, limit.of_equal, static_cast<std::int32_t>(range.begin + first), indices, k);
+    before += here;
+  }
 }
 
 /// CTAs of a cluster are grid.x, lists grid.y: selects from scores that are there. A list of tokens is written; of a list of cells the
@@ -226,13 +285,19 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const middle_range range = call.range(list);
   const std::uint32_t k = out.selected(range);
   if (!call.is_joint(range) || k == 0 || k == range.size()) return;
-  for_selected_cells<Threads>(
-      reached, call, call.items(list), list / call.lists_per_head, range, limits[list],
-      [&](std::uint32_t cell) { return canonical::order_key(scores(list, cell)); },
-      [&](std::uint32_t t, bool above) {
-        if (t < range.size()) atomicOr(&maps(list, above ? 0 : 1, t / 32), 1u << t % 32);
-      },
-      blockIdx.x, gridDim.x);
+  const block::scored_items items = call.items(list);
+  const std::size_t head = list / call.lists_per_head;
+  const auto mark = [&](std::uint32_t token, bool above) {
+    const std::uint32_t t = token - range.begin;
+    if (t < range.size()) atomicOr(&maps(list, above ? 0 : 1, t / 32), 1u << t % 32);
+  };
+  const auto cell_at = [&](std::uint32_t i) { return (i / 32 * gridDim.x + blockIdx.x) * 32 + i % 32; };  // 32 cells each in turn
+  const auto key_of = [&](std::uint32_t cell) { return canonical::order_key(scores(list, cell)); };
+  mark_cells<Threads>(
+      reached, call, (items.n / 32 + gridDim.x) / gridDim.x * 32, head, limits[list],
+      [&](std::uint32_t i) { return cell_at(i) < items.n && items.weight(cell_at(i)) != 0 ? key_of(cell_at(i)) : 0u; },
+      [&](std::uint32_t i) { return uint2{call.index.offsets(head, cell_at(i)), call.index.offsets(head, cell_at(i) + 1)}; }, mark);
+  mark_tail<Threads>(call, head, range.end, limits[list], key_of, mark, blockIdx.x, gridDim.x);
 }
 
 /// CTAs of a cluster are grid.x, lists grid.y: writes lists of cells from their maps.
@@ -273,32 +338,39 @@ struct kernel<op::retrieve, backend::cuda> {
     // The ranges are on the device: which lists take which path is found there, how many items a list can have at most is known here.
     const std::size_t n = codes.extent(2), cells = call.index.empty() ? 0 : call.index.cells();
     const bool some_joint = cells != 0 && resolve_path(params.path, cells, n) == search_path::joint;
+    if (!some_joint) call.index = {};
     const std::size_t most_scanned = params.path == search_path::joint ? 0 : some_joint ? cells - 1 : n;
-    const std::size_t most_items = std::max(some_joint ? cells : 0, most_scanned);
     const detail::launcher launch(policy, "retrieve");
     const detail::retrieved_lists out{indices, counts};
-    if (most_items <= detail::tuning::fused_items && std::size_t{call.g} * call.m * call.c <= detail::tuning::fused_entries)
-      run_fused(launch, call, out, skipped.data, most_items, n);
-    else
-      run_spread(launch, policy.scratch, call, out, skipped.data, most_items, some_joint ? cells : 0);
+    const bool is_fused = call.g == 1 ? run_fused<1>(launch, call, out, skipped.data, some_joint ? cells : 0, most_scanned, n)
+                                      : run_fused<4>(launch, call, out, skipped.data, some_joint ? cells : 0, most_scanned, n);
+    if (!is_fused)
+      run_spread(launch, policy.scratch, call, out, skipped.data, std::max(some_joint ? cells : 0, most_scanned), some_joint ? cells : 0);
   }
 
  private:
   static constexpr unsigned threads = detail::tuning::select_threads;
 
-  static void run_fused(const detail::launcher& launch, const detail::scoring& call, const detail::retrieved_lists& out,
-                        std::uint8_t* skipped, std::size_t most_items, std::size_t n) {
+  /// In one launch, where a CTA has room for a list's items; false where it has not.
+  /// @param cells, tokens  that a list may have
+  template <unsigned Pack>
+  static bool run_fused(const detail::launcher& launch, const detail::scoring& call, const detail::retrieved_lists& out,
+                        std::uint8_t* skipped, std::size_t cells, std::size_t tokens, std::size_t n) {
     using detail::block::shared_memory;
-    using detail::ceil_div;
-    using detail::tuning::fused_part_tokens;
-    const unsigned spread = std::clamp(detail::tuning::multiprocessors / call.lists, 1u, 16u),
-                   parts = std::max(spread, ceil_div(n, fused_part_tokens));
-    const std::size_t part_tokens = std::max(ceil_div(n, parts * std::size_t{32}), 1u) * std::size_t{32};
-    const std::size_t shared = detail::block::list_scorer<threads>::shared_bytes(call.g, call.m, call.c) +
-                               (call.index.empty() ? 1 : 2) * shared_memory::bytes<std::uint32_t>(most_items) +
-                               2 * shared_memory::bytes<std::uint32_t>(part_tokens / 32);
-    launch("retrieve_kernel", detail::retrieve_kernel<threads>, {dim3(parts, call.lists), threads, shared}, call, out, skipped,
-           static_cast<unsigned>(most_items), static_cast<unsigned>(part_tokens));
+    const std::size_t items = std::max(cells, tokens);
+    if (items > detail::tuning::fused_items || std::size_t{call.g} * call.m * call.c > detail::tuning::fused_entries) return false;
+    const auto kernel = detail::retrieve_kernel<threads, Pack>;
+    const std::size_t fixed = detail::block::list_scorer<threads, Pack>::shared_bytes(call.g, call.m, call.c) +
+                              shared_memory::bytes<std::uint32_t>(items) +
+                              (call.index.empty() ? 0 : shared_memory::bytes<std::uint32_t>(cells)),
+                      room = launch.shared_limit(kernel);
+    if (fixed + detail::tuning::fused_least_bitmaps > room) return false;
+    const std::size_t words = std::min(n / 32 + 1, (room - fixed) / 160 * 32 - 32) / 2 * 2 + 2;  // with a word of `touched` to 32
+    const std::size_t bitmap =
+        shared_memory::bytes<std::uint32_t>(words + detail::block::sparse_bitmap<threads>::touched_words(static_cast<std::uint32_t>(words)));
+    launch("retrieve_kernel", kernel, {dim3(call.lists), threads, fixed + bitmap}, call, out, skipped, static_cast<unsigned>(items),
+           static_cast<unsigned>(words));
+    return true;
   }
 
   static void run_spread(const detail::launcher& launch, const arena& scratch, detail::scoring call, const detail::retrieved_lists& out,

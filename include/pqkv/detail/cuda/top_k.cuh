@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact selection on the device: a row is a cluster of up to eight CTAs. Rows of middling length go once through registers, selected by
-// a bracket from a sample; others have their keys in shared memory where they fit and go through radix passes. One launch, no scratch.
+// Exact selection on the device. A row of middling length is a CTA that goes through it once, by a bracket from a sample; other rows are a
+// cluster of up to eight CTAs, which have their keys in shared memory where they fit and go through radix passes. One launch, no scratch.
 #pragma once
 
 #include <algorithm>
@@ -55,32 +55,31 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   select_by([&](std::uint32_t i) { return keys[i]; });
 }
 
-/// CTAs of a cluster, more than one, along grid.x, rows along grid.y.
-/// @param share  keys of a CTA, a multiple of 32
+/// A CTA is a row.
+/// @param words  of either bitmap, whole granules
 template <unsigned Threads>
-PQKV_HIDDEN __global__ void __launch_bounds__(Threads, 2)
-    top_k_bracket_kernel(view<const float, 2, space::device> scores, view<std::int32_t, 2, space::device> indices, std::uint32_t share) {
-  const block::cluster_team team(gridDim.x);
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
+    top_k_bracket_kernel(view<const float, 2, space::device> scores, view<std::int32_t, 2, space::device> indices, std::uint32_t words) {
   const std::uint32_t n = static_cast<std::uint32_t>(scores.extent(1)), k_max = static_cast<std::uint32_t>(indices.extent(1)),
                       k = k_max < n ? k_max : n;
-  std::int32_t* out = indices.data + blockIdx.y * indices.stride(0);
-  const std::uint32_t begin = share * team.rank() < n ? share * team.rank() : n, items = n - begin < share ? n - begin : share;
-  const float* row = scores.data + blockIdx.y * scores.stride(0) + begin;
+  const float* row = scores.data + blockIdx.x * scores.stride(0);
+  std::int32_t* out = indices.data + blockIdx.x * indices.stride(0);
 
-  for (std::uint32_t i = k + team.rank() * Threads + threadIdx.x; i < k_max; i += team.size() * Threads) out[i] = -1;
+  for (std::uint32_t i = k + threadIdx.x; i < k_max; i += Threads) out[i] = -1;
   if (k == 0) return;
   if (k == n) {
-    for (std::uint32_t i = threadIdx.x; i < items; i += Threads) out[begin + i] = static_cast<std::int32_t>(begin + i);
+    for (std::uint32_t i = threadIdx.x; i < n; i += Threads) out[i] = static_cast<std::int32_t>(i);
     return;
   }
   block::shared_memory memory;
   auto& select = *memory.take<top_k_scratch<Threads>>(1);
-  std::uint32_t *chosen = memory.take<std::uint32_t>(share / 32), *equal = memory.take<std::uint32_t>(share / 32);
-  if (select.bracket.select(team, row, begin, items, share, n, k, chosen, equal, out)) return;
-  team.sync();  // members may still read this one's counts
+  std::uint32_t *chosen = memory.take<std::uint32_t>(words), *equal = memory.take<std::uint32_t>(words);
+  if (select.bracket.select(row, n, k, chosen, equal, out)) return;
+  __syncthreads();
+  const block::cluster_team alone(1);
   const auto key_at = [&](std::uint32_t i) { return canonical::order_key(row[i]); };
-  const block::threshold limit = select.radix.find(team, items, k, key_at, [](std::uint32_t) { return 1u; });
-  select.radix.emit(team, items, limit, key_at, static_cast<std::int32_t>(begin), out, k);
+  const block::threshold limit = select.radix.find(alone, n, k, key_at, [](std::uint32_t) { return 1u; });
+  select.radix.emit(alone, n, limit, key_at, 0, out, k);
 }
 
 }  // namespace detail
@@ -92,20 +91,19 @@ struct kernel<op::top_k, backend::cuda> {
     constexpr unsigned threads = detail::tuning::select_threads;
     const detail::launcher launch(policy, "top_k");
     const std::size_t n = scores.extent(1);
-    const unsigned cluster = n > 4096 ? launch.largest_cluster(detail::top_k_kernel<threads>) : 1;
-    if (cluster > 1 && n <= detail::tuning::bracket_keys) {
-      constexpr unsigned narrow = detail::tuning::bracket_threads;
-      // Members of a team find bracket and threshold each for itself: the fewer, the less is done twice, once the device is full.
-      unsigned team = cluster;
-      while (team > 2 && team * scores.extent(0) > 2 * detail::tuning::multiprocessors) team /= 2;
-      const std::size_t share = detail::ceil_div(n, team * std::size_t{32}) * std::size_t{32};
-      const std::size_t shared = detail::block::shared_memory::bytes<detail::top_k_scratch<narrow>>(1) +
-                                 2 * detail::block::shared_memory::bytes<std::uint32_t>(share / 32);
-      launch("top_k_bracket_kernel", detail::top_k_bracket_kernel<narrow>,
-             {dim3(team, static_cast<unsigned>(scores.extent(0))), narrow, shared, team}, scores, indices,
-             static_cast<std::uint32_t>(share));
-      return;
+    if (n > 4096 && n <= detail::tuning::bracket_keys) {
+      const auto kernel = detail::top_k_bracket_kernel<threads>;
+      constexpr unsigned granule = detail::block::bracket_select<threads>::granule;
+      const std::size_t words = detail::ceil_div(n, granule * 32) * granule;
+      const std::size_t shared = detail::block::shared_memory::bytes<detail::top_k_scratch<threads>>(1) +
+                                 2 * detail::block::shared_memory::bytes<std::uint32_t>(words);
+      if (shared <= launch.shared_limit(kernel)) {
+        launch("top_k_bracket_kernel", kernel, {dim3(static_cast<unsigned>(scores.extent(0))), threads, shared}, scores, indices,
+               static_cast<std::uint32_t>(words));
+        return;
+      }
     }
+    const unsigned cluster = n > 4096 ? launch.largest_cluster(detail::top_k_kernel<threads>) : 1;
     const std::size_t cached = std::min<std::size_t>(n / cluster + 32, detail::tuning::select_cached_keys);
     launch("top_k_kernel", detail::top_k_kernel<threads>,
            {dim3(cluster, static_cast<unsigned>(scores.extent(0))), threads, cached * sizeof(std::uint32_t), cluster}, scores, indices,

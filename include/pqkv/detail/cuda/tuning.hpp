@@ -12,11 +12,10 @@ inline constexpr unsigned score_staged_entries = 8192;  // exponentials in a CTA
 inline constexpr unsigned select_threads = 1024;     // not measured
 inline constexpr unsigned select_cluster = 8;        // the largest portable cluster
 inline constexpr unsigned select_cached_keys = 32768;  // 128 KB of a CTA's shared memory; keys beyond are computed again
-inline constexpr unsigned bracket_threads = 512;       // of a CTA that selects by a bracket, two of them a multiprocessor
-inline constexpr unsigned bracket_keys = 262144;       // of a row selected so: a longer one keeps too much inside its bracket
-inline constexpr unsigned fused_items = 16400;         // cells or tokens that one CTA scores alone: 128 KB of shared memory, with counts
+inline constexpr unsigned bracket_keys = 262144;       // of a row that one CTA selects by a bracket: 64 KB of bitmaps
+inline constexpr unsigned fused_items = 16400;         // cells or tokens that one CTA scores alone
 inline constexpr unsigned fused_entries = 8192;        // exponentials of a list, g * m * c: 32 KB
-inline constexpr unsigned fused_part_tokens = 65536;   // of one CTA: 16 KB of bitmaps
+inline constexpr unsigned fused_least_bitmaps = 16384;  // bytes: with less, a range would go through them in too many parts
 inline constexpr unsigned multiprocessors = 132;     // of an H100 or H200: how far small calls are spread
 
 }  // namespace pqkv::detail::tuning

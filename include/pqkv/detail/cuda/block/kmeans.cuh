@@ -78,7 +78,8 @@ class quick_rows {
   };
   /// @param sums_in_shared  whether the CTA's own sums have room there
   static constexpr std::size_t shared_bytes(std::size_t c, bool sums_in_shared) {
-    return list::shared_bytes(c) + (sums_in_shared ? block::shared_sums::shared_bytes(c * ds) : 0);
+    return list::shared_bytes(c) + (sums_in_shared ? block::shared_sums::shared_bytes(c * ds) : 0) +
+           block::shared_memory::bytes<uint4>(warps * list::rows_of_warp);
   }
   /// Whether dense rows at `data` plus multiples of the strides can be read in runs of 16 bytes.
   template <class... Stride>
@@ -90,6 +91,7 @@ class quick_rows {
                         const kmeans_memory& problem, bool sums_in_shared)
       : list_(memory, own.bounds, c),
         sums_(memory, sums_in_shared ? c * ds : 0),
+        next_rows_(memory.take<uint4>(warps * list::rows_of_warp) + warp() * list::rows_of_warp),
         scratch_(own),
         rows_(rows),
         stride_(stride),
@@ -113,7 +115,7 @@ class quick_rows {
       const std::uint32_t i = first + list::own_row();
       const std::uint32_t own = static_cast<std::uint32_t>(sample(list::own_row() < tile_rows && i < end ? i : begin));
       typename list::rows x;
-      x.load([&](unsigned r) { return row(__shfl_sync(block::all_lanes, own, static_cast<int>(owner_lane(r)))); });
+      x.load([&](unsigned r) { return row(__shfl_sync(block::all_lanes, own, static_cast<int>(list::owner_lane(r)))); });
       std::uint32_t own_most = 0;
       float own_square = 0;
 #pragma unroll
@@ -139,7 +141,10 @@ class quick_rows {
           most = other > most ? other : most;
           square += __shfl_xor_sync(block::all_lanes, square, step);
         }
-        if (lane() % 4 == s) own_most = most, own_square = square;
+        const int holder = static_cast<int>(list::own_row() % 8 * 4);  // a lane that has a part of the own row, in one of the slots
+        const std::uint32_t most_there = __shfl_sync(block::all_lanes, most, holder);
+        const float square_there = __shfl_sync(block::all_lanes, square, holder);
+        if (list::own_row() / 8 == s) own_most = most_there, own_square = square_there;
       }
       if (list::own_row() >= tile_rows || i >= end) continue;
       const bool finite = own_most < 0x7f800000u;
@@ -165,26 +170,26 @@ class quick_rows {
       return list::own_row() < tile_rows && i < used ? i : used;
     };
     const auto token = [&](std::uint32_t turn) { return memory_.rows[place(turn) < used ? place(turn) : 0]; };
-    const auto load = [&](typename list::rows& x, std::uint32_t of) {
-      x.load([&](unsigned r) { return row(__shfl_sync(block::all_lanes, of, static_cast<int>(owner_lane(r)))); });
+    const auto fetch = [&](std::uint32_t of) {
+      list::rows::copy(next_rows_, [&](unsigned r) { return row(__shfl_sync(block::all_lanes, of, static_cast<int>(list::owner_lane(r)))); });
     };
     bool any = false;
-    typename list::rows x;
     std::uint32_t t = token(0), next = token(1);
-    load(x, t);
+    fetch(t);
     for (std::uint32_t turn = 0; turn < turns; ++turn) {
       if (turn != 0 && turn % turns_a_flush == 0) flush();
-      typename list::rows ahead;
-      load(ahead, next);
       const std::uint32_t after = token(turn + 2), i = place(turn);
-      const auto found = list_.find(x, i < used ? memory_.distance[i] : 0.0f);
+      const unsigned before = i < used ? memory_.owner[i] : 0;
+      const float norm = i < used ? memory_.distance[i] : 0.0f;
+      typename list::rows x;
+      x.take(next_rows_);
+      const auto found = list_.find(x, norm, [&] { fetch(next); });
       unsigned owner = found.centroid;
       for (unsigned unsure = __ballot_sync(block::all_lanes, i < used && !found.sure); unsure != 0; unsure &= unsure - 1) {
         const int who = __ffs(static_cast<int>(unsure)) - 1;
         const unsigned decided = nearest(row(__shfl_sync(block::all_lanes, t, who)), centroids);
         if (lane() == static_cast<unsigned>(who)) owner = decided;
       }
-      const unsigned before = i < used ? memory_.owner[i] : 0;
       const bool moved = i < used && (initial || before != owner);
       if (moved) {
         memory_.owner[i] = static_cast<std::uint8_t>(owner);
@@ -193,7 +198,6 @@ class quick_rows {
       }
       any |= moved;
       move(__ballot_sync(block::all_lanes, moved), t, owner, before, initial, scale);
-      x = ahead;
       t = next;
       next = after;
     }
@@ -215,7 +219,6 @@ class quick_rows {
  private:
   __device__ static unsigned lane() { return threadIdx.x % 32; }
   __device__ static unsigned warp() { return threadIdx.x / 32; }
-  __device__ static unsigned owner_lane(unsigned r) { return r % 8 * 4 + r / 8; }  // whose own_row() is r
   __device__ const T* row(std::uint32_t t) const { return rows_ + t * stride_; }
 
   /// The canonical decision, by a warp: a lane is a centroid or two.
@@ -299,6 +302,7 @@ class quick_rows {
 
   list list_;
   block::shared_sums sums_;
+  uint4* next_rows_;  // of this warp
   scratch& scratch_;
   const T* rows_;
   std::size_t stride_;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of small matrices of half or bfloat16 by a warp, sums in float: the instruction m16n8k16, how its operands are packed and
-// read from shared memory, and asynchronous copies into it. From compute capability 8.0 on.
+// read from shared memory. From compute capability 8.0 on.
 // Lane l holds of A [16, 16]: rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next, and those 8 further on; of B [16, 8]: column
 // l / 4, rows as A's columns; of C [16, 8]: rows as of A, columns 2 (l % 4) and the next.
 // Source: PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type".
@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "../../../core/scalar.hpp"
+#include "copy.cuh"
 
 namespace pqkv::detail::block {
 
@@ -71,8 +72,6 @@ __device__ inline void multiply_add<half>(float (&c)[4], const std::uint32_t (&a
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ inline std::uint32_t shared_address(const void* shared) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)); }
-
 /// Four 8 x 8 matrices whose rows of 16 bytes begin at the addresses of lanes 0 to 7, 8 to 15 and so on: as B, one a word, where rows
 /// are B's columns; load_transposed(): where rows are B's rows.
 __device__ inline void load_matrices(std::uint32_t (&words)[4], std::uint32_t address) {
@@ -86,17 +85,6 @@ __device__ inline void load_transposed(std::uint32_t (&words)[4], std::uint32_t 
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                : "r"(address)
                : "memory");
-}
-
-/// 16 bytes from device memory; zeros where `wanted` is 0 instead of 16, and then nothing is read.
-__device__ inline void copy_async(std::uint32_t shared, const void* from, std::uint32_t wanted) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(__cvta_generic_to_global(from)), "r"(wanted) : "memory");
-}
-__device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// Until at most Groups of this thread's groups are under way.
-template <unsigned Groups>
-__device__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
 }
 
 /// 2^x for x <= 128, to about 2^-22; 0 far below. Not canonical: for attention alone.

@@ -14,6 +14,25 @@ __device__ T warp_sum(T x) {
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(all_lanes, x, step);
   return x;
 }
+/// Sums of several numbers a lane: a lane ends with that of x[lane / (32 / Count)]. Lanes exchange what each other keeps, so that the first
+/// steps take all numbers at the price of few.
+template <class T, unsigned Count>
+__device__ T warp_sums(const T (&x)[Count]) {
+  if constexpr (Count == 1) {
+    return warp_sum(x[0]);
+  } else {
+    static_assert(Count == 4);
+    const unsigned lane = threadIdx.x % 32;
+    const bool upper = lane >= 16, odd = lane / 8 % 2 != 0;
+    T first = upper ? x[2] : x[0], second = upper ? x[3] : x[1];
+    first += __shfl_xor_sync(all_lanes, upper ? x[0] : x[2], 16);
+    second += __shfl_xor_sync(all_lanes, upper ? x[1] : x[3], 16);
+    T sum = odd ? second : first;
+    sum += __shfl_xor_sync(all_lanes, odd ? first : second, 8);
+    for (int step = 4; step > 0; step /= 2) sum += __shfl_xor_sync(all_lanes, sum, step);
+    return sum;
+  }
+}
 template <class T>
 __device__ T warp_max(T x) {
   for (int step = 16; step > 0; step /= 2) {

@@ -22,8 +22,7 @@ struct threshold {
 template <unsigned Threads>
 class radix_select {
   static constexpr unsigned bins = 2048, own_bins = bins / Threads, warps = Threads / 32,
-                            copies = 2,  // of a histogram: scores crowd in few bins, and lanes that meet in one wait for each other
-                            largest_team = 8;
+                            copies = 2;  // of a histogram: scores crowd in few bins, and lanes that meet in one wait for each other
   static_assert(own_bins * Threads == bins);
 
  public:

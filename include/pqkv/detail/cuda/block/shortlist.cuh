@@ -2,12 +2,14 @@
 // The nearest centroid of rows of half or bfloat16 by matrix products, where it is beyond doubt. What is compared is
 // <x, c> - <mu, c> - |c|^2 / 2: rows go into the products as they are, centroids as a sum of two numbers of the rows' type, so only
 // rounding separates it from the canonical distance; where the two best lie within the bound of both errors, the caller decides by
-// the canonical one. A warp takes 32 rows (16 of 128 dimensions) from device memory straight into registers.
+// the canonical one. A warp takes 32 rows (16 of 128 dimensions) from device memory straight into registers. Rows are the columns of the
+// products: two words of a row are an operand as they stand, where as rows of A they would be moved together before every instruction.
 #pragma once
 
 #include <cstdint>
 
 #include "../../../core/canonical.hpp"
+#include "copy.cuh"
 #include "mma.cuh"
 #include "reduce.cuh"
 #include "shared.cuh"
@@ -26,10 +28,10 @@ class shortlist {
     std::uint32_t norm, bias;  // largest |c|^2 and |bias| as bits, both of scaled centroids
   };
   __host__ __device__ static constexpr std::size_t shared_bytes(std::size_t c) {
-    return shared_memory::bytes<uint4>(c / 8 * Groups * 2 * 32) + shared_memory::bytes<float>(c);
+    return shared_memory::bytes<uint4>(c / 16 * 2 * Groups * 2 * 32) + shared_memory::bytes<float>(c);
   }
   __device__ shortlist(shared_memory& memory, bounds& own, unsigned c)
-      : operands_(memory.take<uint4>(c / 8 * Groups * 2 * 32)), minus_bias_(memory.take<float>(c)), bounds_(own), c_(c) {}
+      : operands_(memory.take<uint4>(c / 16 * 2 * Groups * 2 * 32)), minus_bias_(memory.take<float>(c)), bounds_(own), c_(c) {}
 
   /// By the CTA, which must not use the last centroids any more; ends with a barrier.
   /// @param centroids  [ds, c], centred by mu [ds]
@@ -42,17 +44,18 @@ class shortlist {
     scale_ = canonical::power_of_two(-exponent);
     if (threadIdx.x == 0) bounds_ = {};
     __syncthreads();
-    for (unsigned at = threadIdx.x; at < c_ / 8 * Groups * 32; at += Threads) {
-      const unsigned lane = at % 32, group = at / 32 % Groups, tile = at / 32 / Groups, x = tile * 8 + lane / 4;
-      const float* from = centroids + (group * 32 + lane % 4 * 8) * c_ + x;
+    for (unsigned at = threadIdx.x; at < c_ / 16 * Groups * 2 * 32; at += Threads) {
+      const unsigned lane = at % 32, turn = at / 32 % (2 * Groups), tile = at / 32 / (2 * Groups), x = tile * 16 + lane / 4;
+      const float* from = centroids + (turn / 2 * 32 + lane % 4 * 8 + turn % 2 * 4) * c_ + x;
       std::uint32_t most[4], rest[4];
 #pragma unroll
-      for (unsigned i = 0; i < 4; ++i) {
-        const split_pair<T> pair(from[2 * i * c_] * scale_, from[(2 * i + 1) * c_] * scale_);
+      for (unsigned i = 0; i < 4; ++i) {  // words of two centroids, eight apart, in turn
+        const float* pair_at = from + i / 2 * 2 * c_ + i % 2 * 8;
+        const split_pair<T> pair(pair_at[0] * scale_, pair_at[c_] * scale_);
         most[i] = pair.most;
         rest[i] = pair.rest;
       }
-      uint4* to = operands_ + (tile * Groups + group) * 2 * 32 + lane;
+      uint4* to = operands_ + (tile * 2 * Groups + turn) * 2 * 32 + lane;
       to[0] = {most[0], most[1], most[2], most[3]};
       to[32] = {rest[0], rest[1], rest[2], rest[3]};
     }
@@ -94,16 +97,40 @@ class shortlist {
 
     template <class RowAt>
     __device__ void load(RowAt row_at) {
+      for_parts(row_at, [&](unsigned s, unsigned g, const uint4* from) { word[s][g] = *from; });
+    }
+    /// The same by way of shared memory, [slots * Groups, 32] of the warp, where a lane finds what it has copied itself.
+    template <class RowAt>
+    __device__ static void copy(uint4* shared, RowAt row_at) {
+      for_parts(row_at, [&](unsigned s, unsigned g, const uint4* from) {
+        copy_cached_async(shared_address(shared + (s * Groups + g) * 32 + threadIdx.x % 32), from);
+      });
+      end_copies();
+    }
+    __device__ void take(const uint4* shared) {
+      wait_copies<0>();
+#pragma unroll
+      for (unsigned s = 0; s < slots; ++s)
+#pragma unroll
+        for (unsigned g = 0; g < Groups; ++g) word[s][g] = shared[(s * Groups + g) * 32 + threadIdx.x % 32];
+    }
+
+   private:
+    template <class RowAt, class Take>
+    __device__ static void for_parts(RowAt row_at, Take take) {
 #pragma unroll
       for (unsigned s = 0; s < slots; ++s) {
         const uint4* from = reinterpret_cast<const uint4*>(row_at(s * 8 + threadIdx.x % 32 / 4)) + threadIdx.x % 4;
 #pragma unroll
-        for (unsigned g = 0; g < Groups; ++g) word[s][g] = from[g * 4];
+        for (unsigned g = 0; g < Groups; ++g) take(s, g, from + g * 4);
       }
     }
   };
-  /// The tile row whose outcome a lane has, below tile_rows for a lane that has one.
-  __device__ static unsigned own_row() { return threadIdx.x % 4 < slots ? threadIdx.x % 4 * 8 + threadIdx.x % 32 / 4 : tile_rows; }
+  static constexpr std::size_t rows_of_warp = std::size_t{slots} * Groups * 32;  // uint4 that a warp's rows take in shared memory
+  /// The tile row whose outcome a lane has, tile_rows or more for a lane that has none.
+  __device__ static unsigned own_row() { return threadIdx.x % 32 / 8 * 8 + threadIdx.x % 4 * 2 + threadIdx.x / 4 % 2; }
+  /// Whose own_row() is r.
+  __device__ static unsigned owner_lane(unsigned r) { return r / 8 * 8 + r % 2 * 4 + r % 8 / 2; }
   /// Element that word i / 2 of group g of a lane holds in its lower (i even) or upper half.
   __device__ static unsigned element(unsigned g, unsigned i) { return g * 32 + threadIdx.x % 4 * 8 + i; }
 
@@ -111,54 +138,60 @@ class shortlist {
     unsigned centroid;
     bool sure;
   };
-  /// Of row own_row(), by all lanes. @param norm  at least |x| of it
-  __device__ outcome find(const rows& x, float norm) const {
+  /// Of row own_row(), by all lanes.
+  /// @param norm   at least |x| of it
+  /// @param taken  is called once the rows are in use, so that what they were copied from may be written
+  template <class Taken>
+  __device__ outcome find(const rows& x, float norm, Taken taken) const {
     const float lowest = float_from_bits(0xff800000u);
-    float best[slots], second[slots];
-    unsigned index[slots];
+    constexpr unsigned held = 2 * slots;  // rows of which a lane sees every eighth centroid
+    float best[held], second[held];
+    unsigned index[held];
 #pragma unroll
-    for (unsigned s = 0; s < slots; ++s) best[s] = second[s] = lowest, index[s] = 0;
-    const unsigned lane = threadIdx.x % 32, column = lane % 4 * 2;
-#pragma unroll 2
-    for (unsigned tile = 0; tile < c_ / 8; ++tile) {
-      const float2 start = *reinterpret_cast<const float2*>(minus_bias_ + tile * 8 + column);
-      float value[slots / 2][4];
+    for (unsigned r = 0; r < held; ++r) best[r] = second[r] = lowest, index[r] = 0;
+    const unsigned lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (unsigned tile = 0; tile < c_ / 16; ++tile) {
+      const float first = minus_bias_[tile * 16 + lane / 4], next = minus_bias_[tile * 16 + 8 + lane / 4];
+      float value[slots][4];
 #pragma unroll
-      for (unsigned p = 0; p < slots / 2; ++p) value[p][0] = value[p][2] = start.x, value[p][1] = value[p][3] = start.y;
+      for (unsigned s = 0; s < slots; ++s) value[s][0] = value[s][1] = first, value[s][2] = value[s][3] = next;
+      const uint4* operands = operands_ + tile * 4 * Groups * 32 + lane;
+      uint4 ahead = operands[0];
 #pragma unroll
-      for (unsigned g = 0; g < Groups; ++g)
+      for (unsigned at = 0; at < 4 * Groups; ++at) {
+        const std::uint32_t of_centroids[4] = {ahead.x, ahead.y, ahead.z, ahead.w};
+        if (at + 1 < 4 * Groups) ahead = operands[(at + 1) * 32];
 #pragma unroll
-        for (unsigned part = 0; part < 2; ++part) {
-          const uint4 c = operands_[((tile * Groups + g) * 2 + part) * 32 + lane];
-#pragma unroll
-          for (unsigned p = 0; p < slots / 2; ++p) {
-            const uint4 &upper = x.word[2 * p][g], &lower = x.word[2 * p + 1][g];
-            const std::uint32_t first[4] = {upper.x, lower.x, upper.y, lower.y}, next[4] = {upper.z, lower.z, upper.w, lower.w};
-            multiply_add<T>(value[p], first, c.x, c.y);
-            multiply_add<T>(value[p], next, c.z, c.w);
-          }
+        for (unsigned s = 0; s < slots; ++s) {
+          const uint4& of_row = x.word[s][at / 4];
+          if (at / 2 % 2 == 0)
+            multiply_add<T>(value[s], of_centroids, of_row.x, of_row.y);
+          else
+            multiply_add<T>(value[s], of_centroids, of_row.z, of_row.w);
         }
+      }
 #pragma unroll
-      for (unsigned s = 0; s < slots; ++s)
+      for (unsigned half = 0; half < 2; ++half)
 #pragma unroll
-        for (unsigned i = 0; i < 2; ++i) {
-          const float v = value[s / 2][s % 2 * 2 + i];
-          second[s] = fmaxf(second[s], fminf(best[s], v));
-          index[s] = v > best[s] ? tile * 8 + i : index[s];
-          best[s] = fmaxf(best[s], v);
+        for (unsigned r = 0; r < held; ++r) {
+          const float v = value[r / 2][half * 2 + r % 2];
+          second[r] = fmaxf(second[r], fminf(best[r], v));
+          index[r] = v > best[r] ? tile * 2 + half : index[r];
+          best[r] = fmaxf(best[r], v);
         }
+      if (tile == 0) taken();
     }
-    // Lanes of a row exchange what each other keeps, so that every lane ends with one row.
-    const bool odd = lane % 2 != 0, upper = lane % 4 >= 2;
-    candidate half_of[slots / 2];
+    // Lanes that saw other centroids of the same rows exchange what each other keeps, so that every lane ends with one row.
+    const auto seen = [&](unsigned r) { return candidate{best[r], second[r], index[r] * 8 + lane / 4}; };
+    const bool odd = lane / 4 % 2 != 0, upper = lane / 8 % 2 != 0, last = lane / 16 != 0;
+    candidate half_of[slots];
 #pragma unroll
-    for (unsigned p = 0; p < slots / 2; ++p) {
-      const candidate even_row{best[2 * p], second[2 * p], index[2 * p] + column},
-          odd_row{best[2 * p + 1], second[2 * p + 1], index[2 * p + 1] + column};
-      half_of[p] = merge(odd ? odd_row : even_row, odd ? even_row : odd_row, 1);
-    }
-    const candidate own = slots == 4 ? merge(upper ? half_of[slots / 2 - 1] : half_of[0], upper ? half_of[0] : half_of[slots / 2 - 1], 2)
-                                     : merge(half_of[0], half_of[0], 2);
+    for (unsigned s = 0; s < slots; ++s) half_of[s] = merge(seen(2 * s), seen(2 * s + 1), odd, 4);
+    candidate quarter_of[slots / 2];
+#pragma unroll
+    for (unsigned s = 0; s < slots / 2; ++s) quarter_of[s] = merge(half_of[2 * s], half_of[2 * s + 1], upper, 8);
+    const candidate own = merge(quarter_of[0], quarter_of[slots / 2 - 1], last, 16);
     const float all = norm + reach_, slack = constant_ + linear_ * norm + square_ * all * all;
     return {own.index, norm * largest_norm_ < 1e37f && own.best - own.second > slack};
   }
@@ -168,15 +201,19 @@ class shortlist {
     float best, second;
     unsigned index;
   };
-  /// What the lane `step` away sends joins what this one keeps.
-  __device__ static candidate merge(const candidate& kept, const candidate& sent, int step) {
-    const candidate other{__shfl_xor_sync(all_lanes, sent.best, step), __shfl_xor_sync(all_lanes, sent.second, step),
-                          __shfl_xor_sync(all_lanes, sent.index, step)};
-    return {fmaxf(kept.best, other.best), fmaxf(fmaxf(kept.second, other.second), fminf(kept.best, other.best)),
-            other.best > kept.best ? other.index : kept.index};
+  /// A lane keeps one of two and sends the other to the lane `step` away; what comes from there joins what it keeps. By value: a choice
+  /// between two places would put them into local memory.
+  __device__ static candidate merge(candidate a, candidate b, bool keeps_b, int step) {
+    const float best = keeps_b ? b.best : a.best, second = keeps_b ? b.second : a.second;
+    const unsigned index = keeps_b ? b.index : a.index;
+    const candidate other{__shfl_xor_sync(all_lanes, keeps_b ? a.best : b.best, step),
+                          __shfl_xor_sync(all_lanes, keeps_b ? a.second : b.second, step),
+                          __shfl_xor_sync(all_lanes, keeps_b ? a.index : b.index, step)};
+    return {fmaxf(best, other.best), fmaxf(fmaxf(second, other.second), fminf(best, other.best)),
+            other.best > best ? other.index : index};
   }
 
-  uint4* operands_;    // [c / 8, Groups, most and rest, 32]
+  uint4* operands_;    // [c / 16, 2 Groups, most and rest, 32]
   float* minus_bias_;  // [c]
   bounds& bounds_;
   unsigned c_;

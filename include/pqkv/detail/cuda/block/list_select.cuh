@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// The k-th largest key of weighted items that one CTA holds, in one pass where the caller knows a close bound of the keys: a histogram of
+// fine bins below the bound finds the bin of the threshold, and the few items in it are compared with each other. Where the bound is far
+// off or a bin holds too many, more bins are made. radix_select is for items of a cluster, and for keys without a bound.
+#pragma once
+
+#include <cstdint>
+
+#include "reduce.cuh"
+#include "select.cuh"
+
+namespace pqkv::detail::block {
+
+template <unsigned Threads>
+class list_select {
+  static constexpr unsigned bins = Threads, log_bins = 10;  // a bin a thread
+  static_assert(bins == 1u << log_bins);
+
+ public:
+  static constexpr unsigned wide_shift = 17;  // 64 bins a power of two, 16 powers of two below the bound
+  /// So that the bins reach from `high` to `low` and no farther than they must.
+  __device__ static unsigned shift_of(std::uint32_t low, std::uint32_t high) {
+    const unsigned open = 32 - static_cast<unsigned>(__clz(static_cast<int>(high - low)));  // bits of high - key
+    return open > log_bins ? open - log_bins : 0;
+  }
+
+  /// By all threads, after a barrier. Begins by using no scratch that other threads may still read.
+  /// @param k        at least 1, at most the sum of the weights
+  /// @param ceiling  no key of positive weight is larger; the closer, the better
+  /// @param shift    bits of a key that a bin takes together
+  /// @param key_at, weight_at  of item i
+  template <class KeyAt, class WeightAt>
+  __device__ threshold find(std::uint32_t items, std::uint32_t k, std::uint32_t ceiling, unsigned shift, KeyAt key_at,
+                            WeightAt weight_at) {
+    std::uint32_t high = ceiling;  // keys above it are selected, and k are looked for from here down
+    for (;;) {
+      const auto place = [&](std::uint32_t key) { return key <= high ? (high - key) >> shift : bins; };
+      weights_[threadIdx.x] = 0;
+      if (threadIdx.x == 0) bin_ = bins, count_ = 0;
+      __syncthreads();
+#pragma unroll 4
+      for (std::uint32_t i = threadIdx.x; i < items; i += Threads) {
+        const std::uint32_t weight = weight_at(i), bin = place(key_at(i));
+        if (weight != 0 && bin < bins) atomicAdd(&weights_[bin], weight);
+      }
+      __syncthreads();
+      std::uint32_t total = 0;
+      const std::uint32_t own = weights_[threadIdx.x], above = prefix_.prefix(own, total);
+      if (above < k && k - above <= own) bin_ = threadIdx.x, rest_ = k - above;
+      __syncthreads();
+      if (total < k) {  // the threshold is below all bins: bins over everything that is left
+        k -= total;
+        high -= bins << shift;
+        shift = 32 - log_bins;
+        continue;
+      }
+      k = rest_;
+      high -= bin_ << shift;
+      if (shift == 0) {
+        all_equal_ = weights_[bin_] == k;
+        return {high, k};
+      }
+      for (std::uint32_t i = threadIdx.x; i < items; i += Threads) {
+        const std::uint32_t key = key_at(i), weight = weight_at(i);
+        if (weight == 0 || place(key) != 0) continue;
+        const std::uint32_t at = atomicAdd(&count_, 1u);
+        if (at < Threads) candidates_[at] = {key, weight};
+      }
+      __syncthreads();
+      if (count_ <= Threads) return decide(k);
+      shift = shift > log_bins ? shift - log_bins : 0;
+      __syncthreads();
+    }
+  }
+
+  /// After find(): whether everything that equals the threshold is selected.
+  __device__ bool takes_all_equal() const { return all_equal_; }
+
+ private:
+  struct candidate {
+    std::uint32_t key, weight;
+  };
+
+  /// The threshold of the k largest candidates: a thread has one, and compares it with all.
+  __device__ threshold decide(std::uint32_t k) {
+    const std::uint32_t count = count_;
+    if (threadIdx.x < count) {
+      const std::uint32_t key = candidates_[threadIdx.x].key;
+      std::uint32_t above = 0, equal = 0, first = count;  // first: of the same key
+#pragma unroll 4
+      for (std::uint32_t i = 0; i < count; ++i) {
+        const candidate other = candidates_[i];
+        above += other.key > key ? other.weight : 0;
+        equal += other.key == key ? other.weight : 0;
+        first = other.key == key && i < first ? i : first;
+      }
+      if (first == threadIdx.x && above < k && k - above <= equal) bin_ = key, rest_ = k - above, all_equal_ = k - above == equal;
+    }
+    __syncthreads();
+    return {bin_, rest_};
+  }
+
+  std::uint32_t weights_[bins];
+  candidate candidates_[Threads];
+  std::uint32_t bin_, rest_, count_;  // at last the threshold
+  bool all_equal_;
+  reduction<std::uint32_t, Threads> prefix_;
+};
+
+}  // namespace pqkv::detail::block
