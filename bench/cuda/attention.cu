@@ -3,7 +3,7 @@
 // each run of n / k, and over sinks, list and window as a decode step attends. Heads of several sequences stand side by side (7
 // sequences: h 56). Bytes are those of the attended rows.
 //
-//   attention [name prefix]    exit code 77 where there is no GPU
+//   attention [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/detail/cuda/attention.cuh>
 
 #include "data.cuh"
@@ -39,7 +39,9 @@ std::vector<std::int32_t> listed_tokens(const axes& a) {
 
 void measure_kinds(std::initializer_list<axes> all) {  // over the same rows: h and n are those of the first
   const axes& first = *all.begin();
-  if (std::none_of(all.begin(), all.end(), [](const axes& a) { return is_wanted(a.name()); })) return;
+  std::vector<std::string> names;
+  for (const axes& a : all) names.push_back(a.name());
+  if (!is_any_wanted(names)) return;
   const std::size_t hq = first.h * g;
   const auto rows = normals<pqkv::bfloat16>(first.h * first.n * 2 * d);
   const auto query = normals<float>(hq * d);

@@ -2,7 +2,7 @@
 // What this device can do at most, measured so that results are read as shares: reading and copying device memory, reading the L2 cache,
 // multiply-adds in float, and the time of a kernel that does nothing. Prints what it runs on first; bench/gpu.sh runs it in every run.
 //
-//   ceilings [name prefix]    exit code 77 where there is no GPU
+//   ceilings [name prefix | --names]    exit code 77 where there is no GPU
 #include "data.cuh"
 #include "timing.cuh"
 
@@ -58,7 +58,6 @@ void print_device() {
 /// @param launch  launch(stream, CTAs)
 template <class Launch>
 void measure_best(const std::string& name, timing how, Launch launch) {
-  if (!is_wanted(name)) return;
   const stopwatch watch;
   std::vector<float> best;
   for (const unsigned of_each : {2u, 4u, 8u, 16u}) {
@@ -75,27 +74,33 @@ void measure_best(const std::string& name, timing how, Launch launch) {
 
 void memory() {
   constexpr std::size_t bytes = std::size_t{1} << 30, words = bytes / sizeof(uint4);
+  constexpr std::size_t cached_bytes = std::size_t{16} << 20;
+  constexpr unsigned rounds = 32;
+  const std::string read = named("ceiling/read", {{"bytes", bytes}}), copy = named("ceiling/copy", {{"bytes", 2 * bytes}}),
+                    l2_read = named("ceiling/l2_read", {{"bytes", cached_bytes}});
+  if (!is_any_wanted(std::initializer_list<std::string>{read, copy, l2_read})) return;
   const auto from = filled<std::uint32_t>(bytes / 4, next_stream());
   const pqkv::device_buffer<std::uint32_t> to(bytes / 4, nullptr), sink(1, nullptr);
   const auto* source = reinterpret_cast<const uint4*>(from.data());
   auto* target = reinterpret_cast<uint4*>(to.data());
-  measure_best(named("ceiling/read", {{"bytes", bytes}}), {.calls = 2, .replays = 20, .bytes = bytes},
-               [&](cudaStream_t stream, unsigned ctas) { read_kernel<uint4><<<ctas, 512, 0, stream>>>(source, words, 1, sink.data()); });
-  measure_best(named("ceiling/copy", {{"bytes", 2 * bytes}}), {.calls = 2, .replays = 20, .bytes = 2 * bytes},
-               [&](cudaStream_t stream, unsigned ctas) { copy_kernel<uint4><<<ctas, 512, 0, stream>>>(source, target, words); });
-  constexpr std::size_t cached_bytes = std::size_t{16} << 20;
-  constexpr unsigned rounds = 32;
-  measure_best(named("ceiling/l2_read", {{"bytes", cached_bytes}}), {.calls = 2, .replays = 20, .bytes = cached_bytes * rounds},
-               [&](cudaStream_t stream, unsigned ctas) {
-                 read_kernel<uint4><<<ctas, 512, 0, stream>>>(source, cached_bytes / sizeof(uint4), rounds, sink.data());
-               });
+  measure_best(read, {.calls = 2, .replays = 20, .bytes = bytes}, [&](cudaStream_t stream, unsigned ctas) {
+    read_kernel<uint4><<<ctas, 512, 0, stream>>>(source, words, 1, sink.data());
+  });
+  measure_best(copy, {.calls = 2, .replays = 20, .bytes = 2 * bytes}, [&](cudaStream_t stream, unsigned ctas) {
+    copy_kernel<uint4><<<ctas, 512, 0, stream>>>(source, target, words);
+  });
+  measure_best(l2_read, {.calls = 2, .replays = 20, .bytes = cached_bytes * rounds}, [&](cudaStream_t stream, unsigned ctas) {
+    read_kernel<uint4><<<ctas, 512, 0, stream>>>(source, cached_bytes / sizeof(uint4), rounds, sink.data());
+  });
 }
 
 void arithmetic() {
+  const std::string name = "ceiling/fma/type:f32";
+  if (!is_wanted(name)) return;
   const pqkv::device_buffer<float> sink(1, nullptr);
   constexpr unsigned rounds = 1u << 13, ctas_of_each = 4;
   const double flops = 2.0 * 8 * rounds * 512 * ctas_of_each * multiprocessors();
-  measure("ceiling/fma/type:f32", {.calls = 2, .replays = 20, .cold_replays = 0, .flops = flops}, [&](void* stream, int) {
+  measure(name, {.calls = 2, .replays = 20, .cold_replays = 0, .flops = flops}, [&](void* stream, int) {
     multiply_add_kernel<float>
         <<<ctas_of_each * multiprocessors(), 512, 0, static_cast<cudaStream_t>(stream)>>>(rounds, 0.5f, sink.data());
   });
@@ -108,7 +113,7 @@ void launches() {
 }
 
 void measure_all() {
-  print_device();
+  if (!lists_names) print_device();
   memory();
   arithmetic();
   launches();

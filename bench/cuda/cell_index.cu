@@ -3,7 +3,7 @@
 // from keys: a codebook trained for ten iterations on 256 rows a centroid, all tokens encoded, counted and merged. Keys normal, the
 // slowest to settle, and in clusters.
 //
-//   cell_index [name prefix]    exit code 77 where there is no GPU
+//   cell_index [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/detail/cuda/cell_index.cuh>
 #include <pqkv/detail/cuda/codebook.cuh>
 #include <pqkv/detail/cuda/codes.cuh>
@@ -21,7 +21,7 @@ constexpr unsigned bits = 6;
 void measure_parts() {
   const std::string start = named("cell_index", {{"h", h}, {"m", m}, {"b", bits}, {"n", n}}), count = start + "/op:count",
                     merge = start + "/op:merge";
-  if (!is_wanted(count) && !is_wanted(merge)) return;
+  if (!is_any_wanted(std::initializer_list<std::string>{count, merge})) return;
   const search_case data(h, 4, m, bits, n);
   const index_memory index(data.shape, n);
   const pqkv::device_buffer<std::byte> scratch(pqkv::merge_tails_device_scratch_bytes(h, n, data.shape.cells()), nullptr);
@@ -44,7 +44,7 @@ void measure_parts() {
 void measure_build(const char* kind, bool is_clustered) {
   const std::string axes = named("", {{"h", h}, {"d", d}, {"m", m}, {"b", bits}, {"n", n}, {"L", 10}}) + "/keys:" + kind;
   const std::string build = "index_build" + axes, train = "index_build_train" + axes;
-  if (!is_wanted(build) && !is_wanted(train)) return;
+  if (!is_any_wanted(std::initializer_list<std::string>{train, build})) return;
   const auto keys = is_clustered ? clustered<pqkv::bfloat16>(h, n, d) : normals<pqkv::bfloat16>(h * n * d);
   const auto rows = pqkv::as_const(pqkv::make_view<device>(keys.data(), h, n, d));
   const codebook_memory book(h, d, m, bits);

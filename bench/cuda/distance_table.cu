@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Inner-product tables of one query of every query head, as a decode step makes them: of a layer, and of 32 sequences.
 //
-//   distance_table [name prefix]    exit code 77 where there is no GPU
+//   distance_table [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/detail/cuda/distance_table.cuh>
 
 #include "codebook_memory.cuh"

@@ -2,7 +2,7 @@
 // Training of codebooks: 25 iterations over all of 16384 rows, for the sixteen problems of a layer and for 32 layers. Rows are normal, so
 // no assignment settles early. Work counts as 2 n c ds operations an iteration.
 //
-//   kmeans [name prefix]    exit code 77 where there is no GPU
+//   kmeans [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/detail/cuda/codebook.cuh>
 #include <pqkv/detail/cuda/kmeans.cuh>
 

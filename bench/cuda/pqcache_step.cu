@@ -3,7 +3,7 @@
 // 8 KV heads, 32 query heads, head dimension 128, bfloat16; 1024 tokens retrieved, 1024 sinks and window. Keys lie around 512
 // directions a head, so that codes differ. Bytes are those of the attended rows.
 //
-//   pqcache_step [name prefix]    exit code 77 where there is no GPU
+//   pqcache_step [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/device_pqcache.cuh>
 
 #include "data.cuh"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From distance tables to the k best tokens of every KV head, by cells and by tokens. The table is not included; distance_table has it.
 //
-//   retrieve [name prefix]    exit code 77 where there is no GPU
+//   retrieve [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/detail/cuda/cell_index.cuh>
 #include <pqkv/detail/cuda/retrieve.cuh>
 
@@ -65,23 +65,23 @@ struct axes {
   }
 };
 
-void measure_paths(const axes& a, bool has_scan, bool has_joint) {
-  const std::string joint = a.name("joint"), scan = a.name("scan");
-  if (!is_wanted(joint) && !is_wanted(scan)) return;
+void measure_paths(const axes& a, std::initializer_list<pqkv::search_path> paths) {
+  const auto name = [&](pqkv::search_path path) { return a.name(path == pqkv::search_path::joint ? "joint" : "scan"); };
+  std::vector<std::string> names;
+  for (const pqkv::search_path path : paths) names.push_back(name(path));
+  if (!is_any_wanted(names)) return;
   const retrieval one(a.h, 4, a.m, a.b, a.n, a.k);
-  const auto measure_path = [&](const std::string& name, int replays, pqkv::search_path path) {
-    measure(name, {.calls = 16, .replays = replays, .bytes = one.bytes(path)},
+  for (const pqkv::search_path path : paths)
+    measure(name(path), {.calls = 16, .replays = path == pqkv::search_path::joint ? 50 : 30, .bytes = one.bytes(path)},
             [&](void* stream, int turn) { one.run(stream, turn, path); });
-  };
-  if (has_joint) measure_path(joint, 50, pqkv::search_path::joint);
-  if (has_scan) measure_path(scan, 30, pqkv::search_path::scan);
 }
 
 void measure_all() {
+  using enum pqkv::search_path;
   for (const std::size_t n : {131072u, 1048576u})
-    for (const std::size_t k : {2048u, 16384u}) measure_paths({8, 2, 6, n, k}, true, true);
-  measure_paths({8, 4, 8, 131072, 2048}, true, false);
-  measure_paths({128, 2, 6, 131072, 2048}, false, true);
+    for (const std::size_t k : {2048u, 16384u}) measure_paths({8, 2, 6, n, k}, {joint, scan});
+  measure_paths({8, 4, 8, 131072, 2048}, {scan});
+  measure_paths({128, 2, 6, 131072, 2048}, {joint});
 }
 }  // namespace
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores of every token of 8 KV heads, by group reduction. Bytes: codes read and scores written once.
 //
-//   scan [name prefix]    exit code 77 where there is no GPU
+//   scan [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/detail/cuda/scan.cuh>
 
 #include "search_case.cuh"
@@ -22,7 +22,9 @@ void measure_shape(std::size_t m, unsigned bits) {
   const auto name = [&](const reduction& r) {
     return named("scan", {{"h", h}, {"g", g}, {"m", m}, {"b", bits}, {"n", n}}) + "/reduction:" + r.name;
   };
-  if (std::none_of(std::begin(reductions), std::end(reductions), [&](const reduction& r) { return is_wanted(name(r)); })) return;
+  std::vector<std::string> names;
+  for (const reduction& r : reductions) names.push_back(name(r));
+  if (!is_any_wanted(names)) return;
   const search_case data(h, g, m, bits, n);
   const pqkv::device_buffer<float> scores(h * n, nullptr);
   const pqkv::device_buffer<std::byte> scratch(pqkv::scan_device_scratch_bytes(h * g, m), nullptr);

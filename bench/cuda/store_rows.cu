@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copies of rows into a store on the device, converting the type: what prefill does with keys and values. Bytes read and written.
 //
-//   store_rows [name prefix]    exit code 77 where there is no GPU
+//   store_rows [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/detail/cuda/kv_store.cuh>
 
 #include "data.cuh"

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <initializer_list>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,9 +31,21 @@ inline std::string named(std::string name, std::initializer_list<std::pair<const
   return name;
 }
 
-/// Prefix of the names that are measured.
+/// What the command line asked for: measurements whose names begin with a prefix, or the names alone.
 inline std::string wanted;
-inline bool is_wanted(const std::string& name) { return name.compare(0, wanted.size(), wanted) == 0; }
+inline bool lists_names = false;
+/// Whether to make the data and measure. Asked once for each name before any data are made, so that listing names needs no GPU.
+inline bool is_wanted(const std::string& name) {
+  if (lists_names) std::printf("%s\n", name.c_str());
+  return !lists_names && name.compare(0, wanted.size(), wanted) == 0;
+}
+/// The same of several names, each of which is asked.
+template <class Names>
+bool is_any_wanted(const Names& names) {
+  bool any = false;
+  for (const std::string& name : names) any |= is_wanted(name);
+  return any;
+}
 
 /// How often a call is timed, and what it does at the least.
 struct timing {
@@ -153,7 +166,7 @@ inline std::vector<float> warm_times_of(const stopwatch& watch, const call_graph
   });
 }
 
-/// Prints the times of call(stream, i), which only enqueues.
+/// Prints the times of call(stream, i), which only enqueues, where the name is wanted.
 template <class Call>
 void measure(const std::string& name, const timing& how, Call call) {
   if (!is_wanted(name)) return;
@@ -168,19 +181,21 @@ void measure(const std::string& name, const timing& how, Call call) {
   print_line(name, how, warm_times_of(watch, warm, how.calls, how.replays), cold);
 }
 
-/// The main() of every CUDA benchmark: takes the name prefix, runs measure_all().
+/// The main() of every CUDA benchmark: `program [name prefix]`, or `program --names`, which lists them without a GPU.
 /// @return 77 where there is no GPU, 2 for a command line that it does not know, 1 after a failure, which is printed
 inline int run(int argc, char** argv, void (*measure_all)()) {
-  if (argc > 2 || (argc == 2 && argv[1][0] == '-')) {
-    std::fprintf(stderr, "%s: takes one argument, the prefix of the names to measure; got '%s'\n", argv[0], argv[argc - 1]);
+  const std::string argument = argc > 1 ? argv[1] : "";
+  lists_names = argument == "--names";
+  if (argc > 2 || (!lists_names && argument.compare(0, 1, "-") == 0)) {
+    std::fprintf(stderr, "%s: takes the prefix of the names to measure, or --names; got '%s'\n", argv[0], argv[argc - 1]);
     return 2;
   }
   int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+  if (!lists_names && (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)) {
     std::fprintf(stderr, "%s: no CUDA device\n", argv[0]);
     return 77;
   }
-  if (argc == 2) wanted = argv[1];
+  wanted = argument;
   try {
     measure_all();
   } catch (const std::exception& error) {
