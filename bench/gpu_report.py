@@ -199,6 +199,7 @@ def page(data: dict[str, Any], of: results, checks: str | None) -> str:
              *[f"Not here: {text}." for text in data["elsewhere"]], ""]
     if bound:
         lines += ["## What binds", "", *table(["what", "what binds it"], bound)]
+    lines += ["## Checked beside this run", "", *[line for text in data["beside"] for line in (text, "")]]
     lines += ["## Every measurement", "", *every_line(of), *of.remarks]
     return "\n".join(lines).rstrip("\n") + "\n"
 

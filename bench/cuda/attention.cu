@@ -26,10 +26,10 @@ struct axes {
   }
 };
 
-/// [h, listed] positions between sinks and window.
+/// [h, listed] positions between sinks and window; for dense attention [h, 1], of which none counts.
 std::vector<std::int32_t> listed_tokens(const axes& a) {
   const pqkv::random_stream draws = next_stream();
-  std::vector<std::int32_t> tokens(std::max<std::size_t>(a.h * a.listed, 1));
+  std::vector<std::int32_t> tokens(a.h * std::max<std::size_t>(a.listed, 1));
   for (std::size_t i = 0; i < a.h * a.listed; ++i) {
     const std::size_t run = (a.n - a.sinks - a.window) / a.listed;
     tokens[i] = static_cast<std::int32_t>(a.sinks + i % a.listed * run + draws.below(i, static_cast<std::uint32_t>(run)));

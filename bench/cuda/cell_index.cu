@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The joint-code index of a layer: counting tokens into cells and merging them into the lists, alone, and the whole build of an index
-// from keys: a codebook trained for ten iterations on 256 rows a centroid, all tokens encoded, counted and merged. Keys normal, the
-// slowest to settle, and in clusters.
+// The joint-code index of a layer: counting tokens into cells (clearing it first is in the time) and merging them into the lists, alone,
+// and the whole build of an index from keys: a codebook trained for ten iterations on 256 rows a centroid, all tokens encoded, counted and
+// merged. Keys normal, the slowest to settle, and in clusters.
 //
 //   cell_index [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/detail/cuda/cell_index.cuh>

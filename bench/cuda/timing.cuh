@@ -171,11 +171,13 @@ template <class Call>
 void measure(const std::string& name, const timing& how, Call call) {
   if (!is_wanted(name)) return;
   const stopwatch watch;
+  const l2_flush flush(l2_bytes());
   std::vector<float> cold;
-  {
+  stopwatch::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // data are made on another stream
+  for (int i = 0; i < 100; ++i) flush(watch.stream());                 // 10 ms: clocks rise
+  if (how.cold_replays > 0) {
     const call_graph single(watch.stream(), 1, call);
-    const l2_flush flush(how.cold_replays == 0 ? 0 : l2_bytes());
-    if (how.cold_replays > 0) cold = times_of(watch, single, 1, how.cold_replays, [&] { flush(watch.stream()); });
+    cold = times_of(watch, single, 1, how.cold_replays, [&] { flush(watch.stream()); });
   }
   const call_graph warm(watch.stream(), how.calls, call);
   print_line(name, how, warm_times_of(watch, warm, how.calls, how.replays), cold);

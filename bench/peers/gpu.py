@@ -45,6 +45,8 @@ def times_of(graph: torch.cuda.CUDAGraph, calls: int, replays: int, before: Call
 
 def measure(name: str, call: Callable[[], object], calls: int = 8, replays: int = 30, cold_replays: int = 20, **work: float) -> None:
     """Prints the times of `call`, which only enqueues; why not where torch refuses."""
+    cache_bytes = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 64 << 20)
+    block = torch.ones(2 * cache_bytes, device="cuda")  # eight times as many bytes
     try:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -52,10 +54,10 @@ def measure(name: str, call: Callable[[], object], calls: int = 8, replays: int 
             for _ in range(2):
                 call()
         torch.cuda.current_stream().wait_stream(side)
+        for _ in range(100):  # clocks rise
+            block.sum()
         result = {"name": name, **times_of(graph_of(call, calls), calls, replays, lambda: torch.cuda._sleep(100000)), **work}
         if cold_replays:
-            cache_bytes = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 64 << 20)
-            block = torch.ones(2 * cache_bytes, device="cuda")  # eight times as many bytes
             result["cold"] = times_of(graph_of(call, 1), 1, cold_replays, block.sum)
     except RuntimeError as error:
         result = {"name": name, "refused": str(error).splitlines()[0]}
