@@ -148,6 +148,10 @@ def ceiling_lines(data: dict[str, Any], of: results) -> list[str]:
     return table(["ceiling", "measured", "cold"], rows) if rows else ["Not measured.", ""]
 
 
+def is_short(row: dict[str, Any], ceilings: dict[str, str], of: results) -> bool:
+    return any(measured.verdict(measure, value_of(measure, row, ceilings, of)).startswith(("short", "over")) for measure in row["measures"])
+
+
 def targets(data: dict[str, Any], ceilings: dict[str, str], of: results) -> tuple[list[str], dict[str, int]]:
     rows, count = [], {"met": 0, "short": 0, "not measured": 0}
     for row in data["rows"]:
@@ -187,7 +191,7 @@ def every_line(of: results) -> list[str]:
 def page(data: dict[str, Any], of: results, checks: str | None) -> str:
     ceilings = {ceiling["benchmark"].split("/")[1]: ceiling["benchmark"] for ceiling in data["ceilings"]}
     first, count = targets(data, ceilings, of)
-    bound = [[row["what"], row["binds"]] for row in data["rows"] if row.get("binds") and of.lines.get(row["benchmark"])]
+    bound = [[row["what"], row.get("binds", "not said")] for row in data["rows"] if row["benchmark"] in of.lines and ("binds" in row or is_short(row, ceilings, of))]
     lines = ["# Results on a GPU", "",
              "Written by `bench/gpu_report.py` from one run of `bench/gpu.sh FOLDER`; no number here was typed. Times are medians by events. Warm:",
              "replays of a CUDA graph of several calls, whatever fits staying in the L2 cache. Cold: a graph of one call after a read of eight times",

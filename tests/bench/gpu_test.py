@@ -60,7 +60,7 @@ class report(folder_case):
 
     def test_a_share_can_be_the_target(self):
         page, _ = self.page(machine, read, line("attention/listed/h:128/g:4/d:128/n:65536/k:4096", 2, 4, bytes=6.4e6))
-        self.assertEqual(self.row(page, "the same, batch 16")[-1], "warm: 80 %, met; cold: 40 %, short by 47 %")
+        self.assertEqual(self.row(page, "attention, 4096 listed rows, batch 16")[-1], "warm: 80 %, met; cold: 40 %, short by 47 %")
 
     def test_the_fastest_rival_counts(self):
         start, end = "torch layer prefill", "hidden:4096/mlp:14336/h:8/g:4/d:128/n:131072"
@@ -73,7 +73,8 @@ class report(folder_case):
 
     def test_ratio_of_two_lengths(self):
         page, said = self.page(machine, line(joint, 10, 10), line(joint.replace("131072", "1048576"), 12, 20))
-        self.assertEqual(self.row(page, "the same, n 1048576, k 2048")[-1], "warm: 1.20 x, met; cold: 2.00 x, over by 60 %")
+        self.assertEqual(self.row(page, "retrieve by joint codes, n 1048576")[-1], "warm: 1.20 x, met; cold: 2.00 x, over by 60 %")
+        self.assertIn("in times of n 131072 | not said |", page)
         self.assertIn("not measured: top_k, 64 rows", said)
 
     def test_circumstances_and_what_did_not_go_well(self):
