@@ -48,10 +48,11 @@ void print_device() {
   stopwatch::check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
   stopwatch::check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
   stopwatch::check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
-  std::printf("{\"device\": \"%s\", \"multiprocessors\": %u, \"memory_bytes\": %zu, \"l2_bytes\": %zu, \"cuda_runtime\": \"%d.%d\", "
-              "\"cuda_of_driver\": \"%d.%d\"}\n",
-              properties.name, multiprocessors(), properties.totalGlobalMem, l2_bytes(), runtime / 1000, runtime % 1000 / 10, driver / 1000,
-              driver % 1000 / 10);
+  std::printf(
+      "{\"device\": \"%s\", \"multiprocessors\": %u, \"memory_bytes\": %zu, \"l2_bytes\": %zu, \"cuda_runtime\": \"%d.%d\", "
+      "\"cuda_of_driver\": \"%d.%d\"}\n",
+      properties.name, multiprocessors(), properties.totalGlobalMem, l2_bytes(), runtime / 1000, runtime % 1000 / 10, driver / 1000,
+      driver % 1000 / 10);
 }
 
 /// Prints the fastest of several launch shapes.
@@ -83,12 +84,10 @@ void memory() {
   const pqkv::device_buffer<std::uint32_t> to(bytes / 4, nullptr), sink(1, nullptr);
   const auto* source = reinterpret_cast<const uint4*>(from.data());
   auto* target = reinterpret_cast<uint4*>(to.data());
-  measure_best(read, {.calls = 2, .replays = 20, .bytes = bytes}, [&](cudaStream_t stream, unsigned ctas) {
-    read_kernel<uint4><<<ctas, 512, 0, stream>>>(source, words, 1, sink.data());
-  });
-  measure_best(copy, {.calls = 2, .replays = 20, .bytes = 2 * bytes}, [&](cudaStream_t stream, unsigned ctas) {
-    copy_kernel<uint4><<<ctas, 512, 0, stream>>>(source, target, words);
-  });
+  measure_best(read, {.calls = 2, .replays = 20, .bytes = bytes},
+               [&](cudaStream_t stream, unsigned ctas) { read_kernel<uint4><<<ctas, 512, 0, stream>>>(source, words, 1, sink.data()); });
+  measure_best(copy, {.calls = 2, .replays = 20, .bytes = 2 * bytes},
+               [&](cudaStream_t stream, unsigned ctas) { copy_kernel<uint4><<<ctas, 512, 0, stream>>>(source, target, words); });
   measure_best(l2_read, {.calls = 2, .replays = 20, .bytes = cached_bytes * rounds}, [&](cudaStream_t stream, unsigned ctas) {
     read_kernel<uint4><<<ctas, 512, 0, stream>>>(source, cached_bytes / sizeof(uint4), rounds, sink.data());
   });
@@ -101,8 +100,7 @@ void arithmetic() {
   constexpr unsigned rounds = 1u << 13, ctas_of_each = 4;
   const double flops = 2.0 * 8 * rounds * 512 * ctas_of_each * multiprocessors();
   measure(name, {.calls = 2, .replays = 20, .cold_replays = 0, .flops = flops}, [&](void* stream, int) {
-    multiply_add_kernel<float>
-        <<<ctas_of_each * multiprocessors(), 512, 0, static_cast<cudaStream_t>(stream)>>>(rounds, 0.5f, sink.data());
+    multiply_add_kernel<float><<<ctas_of_each * multiprocessors(), 512, 0, static_cast<cudaStream_t>(stream)>>>(rounds, 0.5f, sink.data());
   });
 }
 

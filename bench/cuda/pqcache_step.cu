@@ -17,8 +17,8 @@ enum class policy { dense, pq };
 
 void step(std::size_t batch, std::size_t n, policy which) {
   const bool dense = which == policy::dense;
-  const std::string name = named(dense ? "decode_step/dense" : "decode_step/pq_2x6/attended:2048",
-                                 {{"batch", batch}, {"h", h}, {"g", g}, {"d", d}, {"n", n}});
+  const std::string name =
+      named(dense ? "decode_step/dense" : "decode_step/pq_2x6/attended:2048", {{"batch", batch}, {"h", h}, {"g", g}, {"d", d}, {"n", n}});
   if (!is_wanted(name)) return;
   pqkv::device_pqcache<pqkv::bfloat16>::params p{};
   p.batch = batch;

@@ -18,12 +18,11 @@ void measure_types(const char* from, const char* to) {
   const auto rows = normals<From>(h * n * d);
   const pqkv::device_buffer<To> store(h * n * 2 * d, nullptr);
   const pqkv::device_buffer<std::uint32_t> nonfinite(h, nullptr);
-  measure(name, {.calls = 4, .replays = 20, .bytes = static_cast<double>(h * n * d * (sizeof(From) + sizeof(To)))},
-          [&](void* stream, int) {
-            pqkv::store_rows(pqkv::exec::cuda{stream}, pqkv::make_view<device>(rows.data(), h, n, d),
-                             pqkv::view<To, 3, device>{store.data(), {h, n, d}, {n * 2 * d, 2 * d, 1}},
-                             pqkv::make_view<device>(nonfinite.data(), h));
-          });
+  measure(name, {.calls = 4, .replays = 20, .bytes = static_cast<double>(h * n * d * (sizeof(From) + sizeof(To)))}, [&](void* stream, int) {
+    pqkv::store_rows(pqkv::exec::cuda{stream}, pqkv::make_view<device>(rows.data(), h, n, d),
+                     pqkv::view<To, 3, device>{store.data(), {h, n, d}, {n * 2 * d, 2 * d, 1}},
+                     pqkv::make_view<device>(nonfinite.data(), h));
+  });
 }
 
 void measure_all() {
