@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Runs bench/gpu_report.py over a few lines of results, and bench/gpu.sh with a compiler that makes programs of shell: no GPU, no nvcc."""
+"""Runs bench/gpu_report.py over a few lines of results, bench/gpu.sh with a compiler that makes programs of shell, and bench/peers/gpu.py with
+a torch that does nothing: no GPU, no nvcc, no torch."""
 import json
 import os
 import subprocess
@@ -99,6 +100,36 @@ class report(folder_case):
             for measure in row["measures"]:
                 self.assertEqual(len({"at_least", "at_most"} & set(measure)), 1, measure)
                 self.assertTrue(measure.get("unit") in ("us", "share") or "over" in measure, measure)
+
+
+# A stand-in for torch whose every event took 1.5 ms.
+torch = """
+import runpy, sys
+from unittest.mock import MagicMock
+torch, tensor = MagicMock(__version__="9"), MagicMock()
+torch.version.cuda, torch.backends.cudnn.version.return_value = "13", 1
+torch.cuda.get_device_properties.return_value.L2_cache_size = 10
+torch.cuda.Event.return_value.elapsed_time.return_value = 1.5
+torch.randn.return_value = tensor.__mul__.return_value = tensor
+tensor.numel.return_value = 10
+torch.topk.side_effect = RuntimeError("no room\\nfor it")
+sys.modules.update({"torch": torch, "torch.nn.attention": torch.nn.attention, "torch.nn.functional": torch.nn.functional})
+sys.argv = [sys.argv[1]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class peers(unittest.TestCase):
+    def test_rivals_are_measured_by_the_names_of_the_targets(self):
+        done = subprocess.run([sys.executable, "-B", "-c", torch, root / "bench/peers/gpu.py"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = {one["name"]: one for one in map(json.loads, done.stdout.splitlines()) if "name" in one}
+        self.assertEqual(lines["torch.topk/rows:8/n:131072/k:2048"]["refused"], "no room")
+        self.assertEqual(lines["torch gather of K and V/h:8/d:128/n:131072/k:4096"]["us"], 187.5)
+        self.assertEqual(lines["torch gather of K and V/h:8/d:128/n:131072/k:4096"]["cold"]["us"], 1500)
+        for row in json.loads((root / "bench/targets_gpu.json").read_text())["rows"]:
+            for name in [*row.get("rivals", {}).values(), *(other for measure in row["measures"] for other in measure.get("over", []))]:
+                self.assertTrue(not name.startswith("torch") or name in lines, name)
 
 
 # A stand-in for nvcc: its programs list one name, or print a line of it. $BROKEN names a program that fails, $NO_COMPILE a source that does.
