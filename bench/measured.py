@@ -38,6 +38,8 @@ class results:
         self.failed: dict[str, str] = {}
         self.peers = self.speed = None
         for path in sorted(folder.glob("*.json")):
+            if path.name == "gpu.json":  # lines of bench/gpu.sh, gpu_report.py's business
+                continue
             value = read(path)
             if path.name == "peers.json":
                 self.peers = value
@@ -108,7 +110,7 @@ def verdict(measure: dict[str, Any], values: dict[str, float]) -> str:
 def shown(measure: dict[str, Any], value: float) -> str:
     unit = measure.get("unit", "times")
     if unit == "share":
-        return f"{100 * value:.0f} %"
+        return f"{100 * value:.0f} %" if value >= 0.095 else f"{100 * value:.2f} %"
     if unit == "giga":
         return f"{value:.1f} G/s"
     digits = f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

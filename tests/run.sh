@@ -5,7 +5,8 @@
 #   tests/run.sh         g++: all tests, consumers of the installed package, nvcc's compile of the CUDA files where nvcc is,
 #                        canonical bits of g++ and clang at baseline and native flags, the tests under address and
 #                        undefined-behaviour sanitizers
-#   tests/run.sh --all   the same, all tests built by clang 19, and the operations' tests for AArch64 under an emulator
+#   tests/run.sh --all   the same, all tests built by clang 19, the operations' tests for AArch64 under an emulator, and the CUDA
+#                        backend compiled for every architecture of tests/cuda/architectures.sh
 #
 # PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure, PQKV_TRAIN_PYTHON names the Python that tests the training
 # scripts. Exits with 0 when everything passed; the last line is ctest's own.
@@ -16,7 +17,7 @@ all=OFF
 for argument in "$@"; do
   case $argument in
     --all) all=ON ;;
-    -h | --help) sed -n '3,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '3,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "tests/run.sh: unknown argument $argument; --help lists them" >&2; exit 2 ;;
   esac
 done
@@ -57,8 +58,12 @@ build asan
 if [ $all = ON ]; then
   build clang19
   run_tests clang19
+  if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
+    step "CUDA for other architectures"
+    tests/cuda/architectures.sh
+  fi
 else
-  left_out+=("the tests built by clang 19 (--all runs them)")
+  left_out+=("the tests built by clang 19, the CUDA backend for other architectures than sm_90 (--all runs them)")
 fi
 [[ $(ctest --preset release -N) == *' train.smoke'* ]] ||
   left_out+=("training: no Python with PyTorch 2.6, numpy and safetensors (PQKV_TRAIN_PYTHON names one)")

@@ -128,6 +128,11 @@ class report(unittest.TestCase):
         self.assertNotEqual(self.run_report().returncode, 0)
         self.assertFalse((self.path / "page.md").exists())
 
+    def test_results_of_a_gpu_in_the_same_folder_are_left_alone(self):
+        self.put("kmeans", [benchmark("x/n:1", 1)])
+        (self.path / "gpu.json").write_text('{"run": {}}\n{"name": "x/n:1", "us": 2}\n')
+        self.assertIn("# Results of the host kernels", self.page()[0])
+
     def test_every_target_names_what_the_benchmarks_have(self):
         """Contests and rivals are spelled as bench/peers does."""
         text = "".join(path.read_text() for path in (root / "bench/peers").glob("*.py"))

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// A whole decode step of one layer with keys and values on the device, append and attend in one CUDA graph, against the dense step:
+// 8 KV heads, 32 query heads, head dimension 128, bfloat16; 1024 tokens retrieved, 1024 sinks and window. Keys lie around 512
+// directions a head, so that codes differ. Bytes are those of the attended rows.
+//
+//   pqcache_step [name prefix | --names]    exit code 77 where there is no GPU
+#include <pqkv/device_pqcache.cuh>
+
+#include "data.cuh"
+#include "timing.cuh"
+
+namespace {
+using namespace bench;
+constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096, sinks = 64, window = 960, retrieved = 1024;
+
+enum class policy { dense, pq };
+
+void step(std::size_t batch, std::size_t n, policy which) {
+  const bool dense = which == policy::dense;
+  const std::string name =
+      named(dense ? "decode_step/dense" : "decode_step/pq_2x6/attended:2048", {{"batch", batch}, {"h", h}, {"g", g}, {"d", d}, {"n", n}});
+  if (!is_wanted(name)) return;
+  pqkv::device_pqcache<pqkv::bfloat16>::params p{};
+  p.batch = batch;
+  p.kv_heads = h;
+  p.query_heads = hq;
+  p.head_dim = d;
+  p.capacity = n + room;
+  p.budget.sinks = sinks;
+  p.budget.window = window;
+  p.budget.retrieve = dense ? n + room : retrieved;
+  p.selector.train = {.iterations = 10, .seed = 1, .rows_per_centroid = 256};
+  const pqkv::exec::cuda gpu;
+  pqkv::device_pqcache<pqkv::bfloat16> cache(gpu, p);
+  {
+    const auto keys = clustered<pqkv::bfloat16>(h, n, d), values = normals<pqkv::bfloat16>(h * n * d);
+    const auto rows = [n](const pqkv::device_buffer<pqkv::bfloat16>& of) { return pqkv::make_view<device>(of.data(), h, n, d); };
+    cache.prefill(gpu, 0, rows(keys), rows(values));
+    pqkv::sync(gpu);
+  }
+  for (std::size_t slot = 1; slot < batch; ++slot) cache.fork(gpu, 0, slot);
+  const auto key = normals<float>(batch * h * d), value = normals<float>(batch * h * d), query = normals<float>(batch * hq * d, 2);
+  const pqkv::device_buffer<float> out(batch * hq * d, nullptr);
+  pqkv::sync(gpu);
+  const std::size_t attended = dense ? n : sinks + window + retrieved;
+  const timing how{.calls = 1, .replays = 100, .bytes = static_cast<double>(batch * h * attended * 2 * d * sizeof(pqkv::bfloat16))};
+  measure(name, how, [&](void* stream, int) {
+    cache.append({stream}, pqkv::make_view<device>(key.data(), batch, h, d), pqkv::make_view<device>(value.data(), batch, h, d));
+    cache.attend({stream}, pqkv::as_const(pqkv::make_view<device>(query.data(), batch, hq, d)),
+                 pqkv::make_view<device>(out.data(), batch, hq, d));
+  });
+}
+
+void measure_all() {
+  for (const std::size_t n : {32768u, 131072u, 524288u})
+    for (const policy which : {policy::pq, policy::dense}) step(1, n, which);
+  for (const policy which : {policy::pq, policy::dense}) step(7, 120000, which);
+}
+}  // namespace
+
+int main(int argc, char** argv) { return bench::run(argc, argv, measure_all); }
