@@ -5,7 +5,7 @@
 #
 #   tests/cuda/sanitize.sh [options] [tool...]     memcheck racecheck initcheck synccheck, all four unless given
 #
-#   --programs "A B"   of tests/cuda only these; all that have a main() unless given
+#   --programs "A B"   of tests/cuda only these; all that ask for a GPU unless given
 #   --seconds S        what search, quantize, device_pqcache and repeat take on, by the clock; 60 unless given
 #   --limit S          a program that runs longer did not finish; 300 unless given
 #   --jobs N           programs built and run at once; 4 unless given
@@ -37,7 +37,7 @@ while [ $# -gt 0 ]; do
 done
 [ ${#tools[@]} -gt 0 ] || tools=(racecheck memcheck initcheck synccheck)  # the slowest first
 if [ ${#programs[@]} -eq 0 ]; then
-  for file in $(grep -l '^int main(' "$here"/*.cu); do programs+=("$(basename "$file" .cu)"); done
+  for file in $(grep -l '^int main(' "$here"/*.cu | xargs grep -l 'return 77;'); do programs+=("$(basename "$file" .cu)"); done
 fi
 for program in "${programs[@]}"; do
   [ -f "$here/$program.cu" ] || { echo "sanitize.sh: no program $program in tests/cuda" >&2; exit 2; }
