@@ -52,11 +52,14 @@ struct thrust_space<thrust::cuda::universal_pointer<T>> {
   using type = space::managed;
 };
 
+template <class T>
+using thrust_pinned_allocator = thrust::mr::stateless_resource_allocator<T, thrust::cuda::universal_host_pinned_memory_resource>;
+
 /// Pinned memory has managed memory's pointers: what tells it is the allocator. Both are usable from either side.
 template <class Vector>
-using thrust_vector_space = std::conditional_t<
-    std::is_same_v<typename Vector::allocator_type, thrust::universal_host_pinned_allocator<typename Vector::value_type>>, space::pinned,
-    typename thrust_space<typename Vector::pointer>::type>;
+using thrust_vector_space =
+    std::conditional_t<std::is_same_v<typename Vector::allocator_type, thrust_pinned_allocator<typename Vector::value_type>>, space::pinned,
+                       typename thrust_space<typename Vector::pointer>::type>;
 
 /// The same bits under another name: CUDA's 16-bit types and ours.
 template <class T>
@@ -103,7 +106,7 @@ auto make_view(X&& x, Extent... extents) {
   if constexpr (sizeof...(Extent) == 0) {
     return detail::thrust_view<space_type>(thrust::raw_pointer_cast(x.data()), x.size());
   } else {
-    const double wanted = (static_cast<double>(extents) * ...), there = static_cast<double>(x.size());
+    const double wanted = (static_cast<double>(static_cast<std::size_t>(extents)) * ...), there = static_cast<double>(x.size());
     require_ok(detail::checks("make_view")
                    .that(wanted <= there, status::code::shape, "extents", "elements, vector.size(), at most", there, wanted));
     return detail::thrust_view<space_type>(thrust::raw_pointer_cast(x.data()), extents...);
