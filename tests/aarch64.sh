@@ -16,8 +16,8 @@ for folder in /usr/include /usr/local/include; do  # doctest alone: the folder's
   [ -e "$folder/doctest/doctest.h" ] && ln -sfn "$folder/doctest" "$build/doctest_only/doctest"
 done
 
-tests=(attention canonical cell_index codebook codes distance_table host isa kmeans pqcache quantized_scan rerank residual retrieve scalar scan
-       top_k)
+tests=(attention canonical cell_index codebook codes distance_table host isa kmeans merge pqcache quantized_scan rerank residual retrieve
+       scalar scan top_k)
 sources=("$root"/tests/main.cpp "$root"/tests/cases/*.cpp "$root"/tests/property/canonical_digest.cpp)
 for test in "${tests[@]}"; do sources+=("$root/tests/unit/${test}_test.cpp"); done
 flags=(-std=c++20 -O2 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wno-psabi -Werror -I"$root/include" -I"$root/tests"

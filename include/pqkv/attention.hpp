@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Exact decode attention over chosen tokens: a leading range, an ascending list, and a trailing range, with one softmax. Dense
 // attention is the case of ranges alone. Returns the output and, on request, the log-sum-exp, so that partial results over
-// disjoint tokens merge: hits on a device with misses on the host, or two machines that hold half a sequence each.
+// disjoint tokens merge (merge.hpp).
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "cache/kv_store.hpp"
 #include "exec/kernel.hpp"
+#include "merge.hpp"
 
 namespace pqkv {
 namespace op {
@@ -107,20 +107,6 @@ void attention(const P& policy, view<const float, 2, typename P::space_type> que
                view<float, 1, typename P::space_type> lse = {}) {
   require_ok(can_attend(query, store, tokens, out, lse));
   kernel<op::attention, typename P::backend_type>::run(policy, query, store, tokens, out, lse);
-}
-
-/// Merges attention over tokens B into attention over disjoint tokens A, in place, for one query head.
-///
-/// @param out        [d] of A, becomes that of A and B
-/// @param lse        of A, becomes that of A and B
-/// @param other_out  [d] of B
-/// Both empty (-infinity) leaves zeros; commutative up to rounding.
-PQKV_HD inline void merge(float* out, float& lse, const float* other_out, float other_lse, std::size_t d) {
-  const float top = lse > other_lse ? lse : other_lse;
-  if (top == float_from_bits(0xff800000u)) return;  // -infinity: both empty
-  const float a = std::exp(lse - top), b = std::exp(other_lse - top), total = a + b;
-  for (std::size_t i = 0; i < d; ++i) out[i] = (a * out[i] + b * other_out[i]) / total;
-  lse = top + std::log(total);
 }
 
 }  // namespace pqkv

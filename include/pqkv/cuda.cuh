@@ -19,6 +19,7 @@
 #include "detail/cuda/distance_table.cuh"
 #include "detail/cuda/kmeans.cuh"
 #include "detail/cuda/kv_store.cuh"
+#include "detail/cuda/merge.cuh"
 #include "detail/cuda/retrieve.cuh"
 #include "detail/cuda/scan.cuh"
 #include "detail/cuda/sync.cuh"

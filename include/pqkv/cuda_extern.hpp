@@ -103,6 +103,13 @@ struct kernel<op::attention, backend::cuda> {
                   view<float, 2, space::device> out, view<float, 1, space::device> lse);
 };
 
+template <>
+struct kernel<op::merge, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, view<float, 2, space::device> out, view<float, 1, space::device> lse,
+                  view<const float, 2, space::device> other_out, view<const float, 1, space::device> other_lse);
+};
+
 }  // namespace pqkv
 
 #endif

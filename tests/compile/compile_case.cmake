@@ -3,7 +3,7 @@
 #   // expect: SENTENCE   it is refused and the compiler's output holds SENTENCE, word for word; may stand several times;
 #                         SENTENCE | SENTENCE where compilers name the same thing in different words
 #   // flags: FLAG ...    further flags for this file
-# Without an expect line the file must compile.
+# Without an expect line the file must compile. ONLY replaces -fsyntax-only for a compiler that does not know it.
 function(fail what)
   message(NOTICE "${SOURCE}: ${what}")  # a notice is not re-wrapped, so that tests can look for the sentence
   message(FATAL_ERROR "compile case failed")
@@ -21,7 +21,10 @@ foreach(line IN LISTS lines)
   endif()
 endforeach()
 
-execute_process(COMMAND ${COMPILER} -std=c++20 ${FLAGS} ${extra} -fsyntax-only ${SOURCE}
+if(NOT DEFINED ONLY)
+  set(ONLY -fsyntax-only)
+endif()
+execute_process(COMMAND ${COMPILER} -std=c++20 ${FLAGS} ${extra} ${ONLY} ${SOURCE}
                 RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
 if(NOT sentences)
   if(NOT result EQUAL 0)

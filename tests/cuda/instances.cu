@@ -37,5 +37,7 @@ template void kernel<op::store_rows, backend::cuda>::run(const cuda&, view<const
                                                          view<std::uint32_t, 1, device>);
 template void kernel<op::attention, backend::cuda>::run(const cuda&, view<const float, 2, device>, const strided_store<bfloat16, device>&,
                                                         const token_set<device>&, view<float, 2, device>, view<float, 1, device>);
+template void kernel<op::merge, backend::cuda>::run(const cuda&, view<float, 2, device>, view<float, 1, device>,
+                                                    view<const float, 2, device>, view<const float, 1, device>);
 template class device_pqcache<half>;
 }  // namespace pqkv

@@ -5,8 +5,11 @@
 
 #include <pqkv/cuda.cuh>
 
+#include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <string_view>
 #include <vector>
 
 namespace pqkv_cases {
@@ -103,6 +106,49 @@ class device_scratch {
 
  private:
   pqkv::device_buffer<std::byte> block_;
+};
+
+/// How much of its work a program does: all of it; so many rounds, "PROGRAM 2"; or, "PROGRAM --seconds 60", a small problem of each kind
+/// while the time lasts, for tools under which a device is some hundred times slower.
+class workload {
+ public:
+  workload(int argc, char** argv, std::size_t usual_rounds) : rounds_(usual_rounds) {
+    const bool timed = argc > 2 && std::string_view(argv[1]) == "--seconds";
+    if (timed) seconds_ = std::atof(argv[2]);
+    if (timed)
+      rounds_ = 1;
+    else if (argc > 1)
+      rounds_ = static_cast<std::size_t>(std::atoi(argv[1]));
+  }
+  bool small() const { return seconds_ > 0; }
+  std::size_t rounds() const { return rounds_; }
+
+  /// Begins a part of the work, which goes on until this share of the time is over.
+  void part(double share) {
+    share_ = share;
+    in_part_ = 0;
+  }
+  /// Whether the next problem is to be done: the first of a part always, another one while there is time.
+  bool another() {
+    if (small() && in_part_ > 0 && elapsed() > share_ * seconds_) {
+      ++left_out_;
+      return false;
+    }
+    ++in_part_;
+    ++done_;
+    return true;
+  }
+  /// Says what a small run did.
+  void print() const {
+    if (small()) std::printf("small: %zu problems in %.0f s, %zu left out\n", done_, elapsed(), left_out_);
+  }
+
+ private:
+  double elapsed() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  double seconds_ = 0, share_ = 1;
+  std::size_t rounds_, in_part_ = 0, done_ = 0, left_out_ = 0;
 };
 
 /// Counts cases; the first few that fail are printed.

@@ -2,10 +2,9 @@
 // Tables, codes, training and the copy of rows on a GPU against the host, to the bit: every storage type, layout and content of the
 // host's tests, both metrics, non-finite rows. The same under fast math. Ends with 77 where there is no GPU.
 //
-//   quantize [rounds]    random problems of each kind, 3 unless given; 1 is enough under compute-sanitizer
+//   quantize [rounds]       random problems of each kind, 3 unless given
+//   quantize --seconds S    a small problem of each kind while the time lasts, for compute-sanitizer
 #include "on_device.cuh"
-
-#include <cstdlib>
 
 #include "cases/inputs.hpp"
 
@@ -130,19 +129,24 @@ void compare_store(std::size_t h, std::size_t n, std::size_t d, layout from, lay
 }
 
 template <class T>
-void compare_rows(std::size_t rounds, random_source& random, verdicts& all) {
+void compare_rows(workload& work, random_source& random, verdicts& all) {
   const std::size_t dims[] = {16, 64, 128, 256};
   for (const content what : every_content)
     for (const layout where : every_layout)
       for (const pqkv::key_metric metric : {pqkv::key_metric::squared_l2, pqkv::key_metric::inner_product})
-        for (std::size_t round = 0; round < rounds; ++round) {
+        for (std::size_t round = 0; round < work.rounds(); ++round) {
           const std::size_t m = std::size_t{1} << random.below(5), lengths[] = {0, 1, 31, 32, 33, 500};
           const pqkv::pq_shape shape{1 + random.below(3), dims[random.below(4)], m, 4 + static_cast<unsigned>(random.below(5)), metric};
-          compare_encode<T>(shape, lengths[random.below(6)], what, where, random, all);
+          if (work.another()) compare_encode<T>(shape, lengths[random.below(6)], what, where, random, all);
         }
+}
+
+template <class T>
+void compare_training(workload& work, random_source& random, verdicts& all) {
+  const std::size_t dims[] = {16, 64, 128, 256};
   for (const content what : every_content)
     for (const pqkv::key_metric metric : {pqkv::key_metric::squared_l2, pqkv::key_metric::inner_product})
-      for (std::size_t round = 0; round < rounds; ++round) {
+      for (std::size_t round = 0; round < work.rounds(); ++round) {
         const std::size_t m = std::size_t{1} << random.below(4), lengths[] = {0, 20, 300, 1000, 6000};
         const unsigned bits = 4 + static_cast<unsigned>(random.below(5));
         const pqkv::kmeans_params params{1 + random.below(6), random.bits(),
@@ -150,40 +154,70 @@ void compare_rows(std::size_t rounds, random_source& random, verdicts& all) {
                                          : random.below(2) == 0 ? 4u
                                                                 : 256u,
                                          random.below(3) == 0 ? pqkv::kmeans_start::given : pqkv::kmeans_start::drawn};
-        compare_train<T>({1 + random.below(3), dims[random.below(4)], m, bits, metric}, lengths[random.below(5)], what, params, random,
-                         all);
+        const pqkv::pq_shape shape{1 + random.below(3), dims[random.below(4)], m, bits, metric};
+        if (work.another()) compare_train<T>(shape, lengths[random.below(work.small() ? 4 : 5)], what, params, random, all);
       }
 }
-}  // namespace
 
-int main(int argc, char** argv) {
-  if (!has_device()) return 77;
-  const std::size_t rounds = argc > 1 ? static_cast<std::size_t>(std::atoi(argv[1])) : 3;
-  verdicts all;
-  random_source random(77);
-  for (std::size_t round = 0; round < 20 * rounds; ++round)
-    for (const pqkv::key_metric metric : {pqkv::key_metric::squared_l2, pqkv::key_metric::inner_product}) {
-      const std::size_t m = std::size_t{1} << random.below(5), d = 16 * (1 + random.below(16));
-      compare_tables({1 + random.below(4), d, m, 4 + static_cast<unsigned>(random.below(5)), metric}, 1 + random.below(8), random, all);
-    }
-  compare_rows<float>(rounds, random, all);
-  compare_rows<pqkv::half>(rounds, random, all);
-  compare_rows<pqkv::bfloat16>(rounds, random, all);
+/// As many problems as take a cluster each, and so many that each is one CTA's.
+void compare_many_problems(workload& work, random_source& random, verdicts& all) {
+  if (work.small()) {
+    if (work.another()) compare_train<pqkv::bfloat16>({8, 128, 2, 6}, 2000, content::clustered, {2, 1, 256}, random, all);
+    if (work.another()) compare_train<pqkv::bfloat16>({140, 64, 2, 4}, 300, content::offset, {2, 3, 256}, random, all);
+    return;
+  }
   compare_train<pqkv::bfloat16>({8, 128, 2, 6}, 16384, content::clustered, {}, random, all);
-  if (rounds > 1) compare_train<pqkv::bfloat16>({32, 128, 2, 6}, 20000, content::offset, {25, 3, 256}, random, all);  // one CTA a problem
+  if (work.rounds() > 1) compare_train<pqkv::bfloat16>({32, 128, 2, 6}, 20000, content::offset, {25, 3, 256}, random, all);
+}
+
+void compare_stores(workload& work, random_source& random, verdicts& all) {
   for (const layout from : every_layout)
     for (const layout to : every_layout) {
       const std::size_t h = 1 + random.below(3), n = random.below(90), d = 8 * (1 + random.below(16));
+      if (!work.another()) continue;
       compare_store<float, pqkv::half>(h, n, d, from, to, random, all);
       compare_store<float, pqkv::bfloat16>(h, n, d, from, to, random, all);
       compare_store<pqkv::half, float>(h, n, d, from, to, random, all);
       compare_store<pqkv::bfloat16, pqkv::bfloat16>(h, n, d, from, to, random, all);
     }
-  bool passed = all.table.passed(40);
-  passed &= all.negative.passed(20);
-  passed &= all.encode.passed(100);
-  passed &= all.mean.passed(20);
-  passed &= all.train.passed(20);
-  passed &= all.store.passed(100);
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (!has_device()) return 77;
+  workload work(argc, argv, 3);
+  verdicts all;
+  random_source random(77);
+  work.part(0.1);
+  for (std::size_t round = 0; round < 20 * work.rounds(); ++round)
+    for (const pqkv::key_metric metric : {pqkv::key_metric::squared_l2, pqkv::key_metric::inner_product}) {
+      const std::size_t m = std::size_t{1} << random.below(5), d = 16 * (1 + random.below(16));
+      const pqkv::pq_shape shape{1 + random.below(4), d, m, 4 + static_cast<unsigned>(random.below(5)), metric};
+      if (work.another()) compare_tables(shape, 1 + random.below(8), random, all);
+    }
+  work.part(0.15);
+  compare_stores(work, random, all);
+  work.part(0.25);
+  compare_rows<float>(work, random, all);
+  work.part(0.35);
+  compare_rows<pqkv::half>(work, random, all);
+  work.part(0.45);
+  compare_rows<pqkv::bfloat16>(work, random, all);
+  work.part(0.6);
+  compare_training<float>(work, random, all);
+  work.part(0.7);
+  compare_training<pqkv::half>(work, random, all);
+  work.part(0.8);
+  compare_training<pqkv::bfloat16>(work, random, all);
+  work.part(1);
+  compare_many_problems(work, random, all);
+  work.print();
+  const bool whole = !work.small();
+  bool passed = all.table.passed(whole ? 40 : 1);
+  passed &= all.negative.passed(whole ? 20 : 1);
+  passed &= all.encode.passed(whole ? 100 : 1);
+  passed &= all.mean.passed(whole ? 20 : 1);
+  passed &= all.train.passed(whole ? 20 : 1);
+  passed &= all.store.passed(whole ? 100 : 1);
   return passed ? 0 : 1;
 }

@@ -2,10 +2,11 @@
 // scan, top_k, the joint-code index and retrieve on a GPU against the host, to the bit and to the token: the shapes, tables, codes and
 // ranges of the host's property test, and long ones. The same under fast math. Ends with 77 where there is no GPU.
 //
-//   search [rounds]    random problems of each shape, 4 unless given; 1 is enough under compute-sanitizer
+//   search [rounds]       random problems of each shape, 4 unless given
+//   search --seconds S    a small problem of each kind while the time lasts, for compute-sanitizer
 #include "on_device.cuh"
 
-#include <cstdlib>
+#include <span>
 
 #include "cases/search_cases.hpp"
 
@@ -76,7 +77,7 @@ void compare_scan(const device_scratch& scratch, const search_problem& problem, 
 }
 
 /// Everything for one problem. @param tail  tokens that stay out of the lists
-void compare(const search_problem& problem, std::size_t tail, verdicts& all) {
+void compare(const search_problem& problem, std::size_t tail, std::span<const group_reduction> reductions, verdicts& all) {
   const search_shape& shape = problem.shape();
   const problem_on_device there(problem);
   const device_scratch scratch(pqkv::retrieve_device_scratch_bytes(shape.hq(), shape.hq(), shape.m, shape.n, shape.joint() ? 65536 : 0));
@@ -86,7 +87,7 @@ void compare(const search_problem& problem, std::size_t tail, verdicts& all) {
     fill_index(problem, index, tail);
   }
   const index_on_device index_there(index.mutable_view());
-  for (const group_reduction reduction : every_reduction) {
+  for (const group_reduction reduction : reductions) {
     compare_scan(scratch, problem, there, reduction, all);
     const retrieved wanted = run_retrieve(cpu, problem, {}, reduction, search_path::scan);
     const auto test = [&](verdict& of, pqkv::cell_index_view<device> with, search_path path) {
@@ -152,50 +153,83 @@ void compare_top_k(std::size_t rows, std::size_t n, std::size_t k_max, int kind,
   indices.resize(from_device.size());
   all.top_k.check(same(indices, from_device), "rows %zu n %zu k %zu kind %d", rows, n, k_max, kind);
 }
-}  // namespace
 
-int main(int argc, char** argv) {
-  if (!has_device()) return 77;
-  const std::size_t rounds = argc > 1 ? static_cast<std::size_t>(std::atoi(argv[1])) : 4;
-  verdicts all;
-  random_source random(0x9a1e);
+void compare_shapes(workload& work, random_source& random, verdicts& all) {
   const std::size_t groups[] = {1, 2, 3, 4, 8}, dims[] = {16, 64, 128, 256}, lengths[] = {0, 1, 9, 63, 64, 65, 200, 700, 4100};
+  std::size_t turn = 0;
   for (const std::size_t m : {1u, 2u, 4u, 8u, 16u})
     for (unsigned bits = 4; bits <= 8; ++bits)
-      for (std::size_t round = 0; round < (m * bits > 12 && m * bits <= 16 ? 1 : rounds); ++round)
+      for (std::size_t round = 0; round < (m * bits > 12 && m * bits <= 16 ? 1 : work.rounds()); ++round)
         for (const table_kind tables : every_table) {
           search_shape shape{1 + random.below(3), groups[random.below(5)], m, bits, lengths[random.below(9)], dims[random.below(4)]};
           shape.plane_padding = random.below(3) * 13;
           shape.table_padding = random.below(2) * 3;
+          // A small run takes each code shape once, with the tables in turn, and one reduction after the other.
+          const bool chosen = !work.small() || static_cast<std::size_t>(tables) == (m + bits) % std::size(every_table);
+          if (!chosen || !work.another()) continue;
           search_problem problem(shape, tables, every_code[random.below(4)], random);
           problem.random_ranges(random);
-          compare(problem, random.below(3) == 0 ? 0 : random.below(2) == 0 ? shape.n : random.below(shape.n / 4 + 1), all);
+          const std::span<const group_reduction> reductions(every_reduction);
+          compare(problem,
+                  random.below(3) == 0   ? 0
+                  : random.below(2) == 0 ? shape.n
+                                         : random.below(shape.n / 4 + 1),
+                  work.small() ? reductions.subspan(turn++ % reductions.size(), 1) : reductions, all);
           compare_index(problem, random, all);
         }
-  // Lengths at which every path of the device is taken: one launch or many, one CTA or a cluster, keys in shared memory or not.
+}
+
+/// Lengths at which every path of the device is taken: one launch or many, one CTA or a cluster, keys in shared memory or not.
+void compare_long(workload& work, random_source& random, verdicts& all) {
   const search_shape long_shapes[] = {{8, 4, 2, 6, 131072, 128}, {2, 1, 2, 4, 20000, 64},   {2, 4, 2, 7, 70000, 128},
                                       {1, 4, 2, 8, 300000, 128}, {2, 8, 4, 4, 300000, 128}, {1, 4, 4, 8, 400000, 128},
                                       {1, 32, 16, 8, 5000, 128}, {1, 2, 2, 6, 1048576, 64}};
-  for (const search_shape& shape : long_shapes)
-    for (std::size_t round = 0; round < (rounds + 1) / 2; ++round) {
+  const search_shape small_shapes[] = {{1, 2, 2, 6, 66000, 128},  {1, 1, 2, 4, 20000, 64}, {1, 32, 16, 8, 5000, 128},
+                                       {1, 2, 2, 8, 66000, 128},  {1, 2, 4, 4, 20000, 64}, {1, 2, 4, 8, 40000, 128},
+                                       {1, 1, 2, 8, 300000, 128}, {2, 2, 2, 7, 20000, 64}};
+  const std::span<const group_reduction> reductions(every_reduction);
+  std::size_t turn = 0;
+  for (const search_shape& shape : work.small() ? small_shapes : long_shapes)
+    for (std::size_t round = 0; round < (work.rounds() + 1) / 2; ++round) {
+      if (!work.another()) continue;
       const table_kind tables = round == 0 ? table_kind::smooth : every_table[random.below(std::size(every_table))];
       search_problem problem(shape, tables, every_code[round == 0 ? 0 : random.below(4)], random);
       for (std::size_t head = 0; head < shape.h; ++head)
         problem.set_range(head, random.below(100), shape.n - random.below(100), round == 0 ? shape.n / 64 : random.below(shape.n / 2));
-      compare(problem, round == 0 ? 300 : random.below(5000), all);
-      if (rounds > 1) compare_index(problem, random, all);
+      compare(problem, round == 0 ? 300 : random.below(5000), work.small() ? reductions.subspan(turn++ % reductions.size(), 1) : reductions,
+              all);
+      if (work.rounds() > 1) compare_index(problem, random, all);
     }
-  for (std::size_t round = 0; round < 40 * rounds; ++round)
+}
+
+void compare_selections(workload& work, random_source& random, verdicts& all) {
+  for (std::size_t round = 0; round < 40 * work.rounds(); ++round)
     for (int kind = 0; kind < 5; ++kind) {
       const std::size_t sizes[] = {0, 1, 31, 500, 4096, 4097, 40000, 131072, 300001}, n = sizes[random.below(round % 8 == 0 ? 9 : 7)];
       const std::size_t ks[] = {0, 1, n, n + 5, n / 2, random.below(n + 1), random.below(n / 16 + 1)};
-      compare_top_k(1 + random.below(4), n, ks[random.below(7)], kind, random, all);
+      if (work.another()) compare_top_k(1 + random.below(4), n, ks[random.below(7)], kind, random, all);
     }
-  bool passed = all.scan.passed(500);
-  passed &= all.scanned.passed(500);
-  passed &= all.joint.passed(200);
-  passed &= all.automatic.passed(200);
-  passed &= all.index.passed(100);
-  passed &= all.top_k.passed(200);
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (!has_device()) return 77;
+  workload work(argc, argv, 4);
+  verdicts all;
+  random_source random(0x9a1e);
+  work.part(0.4);
+  compare_shapes(work, random, all);
+  work.part(0.75);
+  compare_long(work, random, all);
+  work.part(1);
+  compare_selections(work, random, all);
+  work.print();
+  const bool whole = !work.small();
+  bool passed = all.scan.passed(whole ? 500 : 1);
+  passed &= all.scanned.passed(whole ? 500 : 1);
+  passed &= all.joint.passed(whole ? 200 : 1);
+  passed &= all.automatic.passed(whole ? 200 : 1);
+  passed &= all.index.passed(whole ? 100 : 1);
+  passed &= all.top_k.passed(whole ? 200 : 1);
   return passed ? 0 : 1;
 }

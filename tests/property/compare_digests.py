@@ -4,7 +4,7 @@
 
 The program prints a hash over canonical results, so a difference means that some compiler contracted, reordered or
 replaced an operation. The flag sets are those that have been seen to do it: native instructions at -O2 and -O3, and no
-optimisation at all.
+optimisation at all. nvcc compiles what is the host's of a file in a way of its own.
 """
 import argparse
 import os
@@ -13,6 +13,7 @@ import sys
 import tempfile
 
 FLAG_SETS = (("-O2",), ("-O2", "-march=native"), ("-O3", "-march=native", "-ffp-contract=fast"), ("-O0",))
+NVCC_FLAG_SETS = (("-O2",), ("-O3", "--use_fast_math", "-Xcompiler=-march=native,-ffp-contract=fast"))
 
 
 def digest(program):
@@ -28,22 +29,27 @@ def main():
     parser.add_argument("source")
     parser.add_argument("--built", help="the program as the build made it")
     parser.add_argument("--include", nargs="+", default=[])
-    parser.add_argument("--compilers", nargs="+", required=True)
+    parser.add_argument("--compilers", nargs="*", default=[])
+    parser.add_argument("--nvcc", help="nvcc, which takes the program for a .cu file")
     parser.add_argument("--sources", nargs="*", default=[], help="further files the program is made of")
     options = parser.parse_args()
 
+    if not options.compilers and not options.nvcc:
+        parser.error("--compilers or --nvcc")
     compilers = {os.path.realpath(path): path for path in options.compilers}.values()
     found = []
+    builds = [(compiler, flags) for compiler in compilers for flags in FLAG_SETS]
+    if options.nvcc:
+        builds += [(options.nvcc, ("-x", "cu", "-arch=sm_90", *flags)) for flags in NVCC_FLAG_SETS]
     with tempfile.TemporaryDirectory() as folder:
         if options.built:
             found.append((digest(options.built), "as built"))
-        for compiler in compilers:
-            for flags in FLAG_SETS:
-                program = os.path.join(folder, "digest")
-                include = [f"-I{path}" for path in options.include]
-                subprocess.run([compiler, "-std=c++20", *flags, *include, options.source, *options.sources, "-o", program], check=True)
-                found.append((digest(program), f"{os.path.basename(compiler)} {' '.join(flags)}"))
-                print(*found[-1], sep="  ", flush=True)
+        for compiler, flags in builds:
+            program = os.path.join(folder, "digest")
+            include = [f"-I{path}" for path in options.include]
+            subprocess.run([compiler, "-std=c++20", *flags, *include, options.source, *options.sources, "-o", program], check=True)
+            found.append((digest(program), f"{os.path.basename(compiler)} {' '.join(flags)}"))
+            print(*found[-1], sep="  ", flush=True)
     if len({value for value, _ in found}) != 1:
         sys.exit("canonical digests differ: " + "; ".join(f"{value} ({name})" for value, name in found))
     print(f"{len(found)} builds agree")

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// Partial attention merged on the host: a task is one query head.
+#pragma once
+
+#include "../../exec/host.hpp"
+#include "../../merge.hpp"
+#include "simd/float_environment.hpp"
+
+namespace pqkv {
+
+template <>
+struct kernel<op::merge, backend::host> {
+  template <class P>
+  static void run(const P& policy, view<float, 2> out, view<float, 1> lse, view<const float, 2> other_out, view<const float, 1> other_lse) {
+    policy.runner.run(out.extent(0), [&](std::size_t q) {
+      const detail::float_environment rounding;
+      merge(&out(q, 0), lse(q), &other_out(q, 0), other_lse(q), out.extent(1));
+    });
+  }
+};
+
+}  // namespace pqkv
