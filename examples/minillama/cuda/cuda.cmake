@@ -3,14 +3,14 @@
 # 13, and a language must be enabled above every folder that links to it, the project's root too, which needs no toolkit. The rest is
 # plain C++ over the runtime and cuBLAS.
 #
-# Sets MINILLAMA_HAS_CUDA.
+# Sets MINILLAMA_HAS_CUDA, for the tests too.
 set(MINILLAMA_CUDA AUTO CACHE STRING "minillama --device cuda: ON, OFF, or AUTO where nvcc and cuBLAS are found")
 set_property(CACHE MINILLAMA_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(MINILLAMA_CUDA_ARCHITECTURES "-gencode;arch=compute_90,code=sm_90;-gencode;arch=compute_80,code=compute_80" CACHE STRING
     "nvcc's options for the devices to compile for; default: code for 9.0, and PTX from 8.0 on")
 mark_as_advanced(MINILLAMA_CUDA_ARCHITECTURES)
 
-set(MINILLAMA_HAS_CUDA OFF)
+set(MINILLAMA_HAS_CUDA OFF CACHE INTERNAL "minillama has --device cuda")
 set(wanted ${MINILLAMA_CUDA})
 if(MINILLAMA_CUDA STREQUAL "AUTO" AND PQKV_SANITIZE)  # they see nothing new in code that runs on a GPU, and nvcc is slow
   set(wanted OFF)
@@ -19,7 +19,7 @@ if(wanted)
   find_program(PQKV_NVCC nvcc PATHS /usr/local/cuda/bin DOC "nvcc, for compiling the CUDA files")
   find_package(CUDAToolkit QUIET)  # CUDAToolkit_ROOT names one elsewhere
   if(PQKV_NVCC AND TARGET CUDA::cublas)
-    set(MINILLAMA_HAS_CUDA ON)
+    set(MINILLAMA_HAS_CUDA ON CACHE INTERNAL "minillama has --device cuda")
   else()
     set(message "minillama: no nvcc with cuBLAS found, built without --device cuda")
     if(MINILLAMA_CUDA STREQUAL "AUTO" AND NOT PQKV_REQUIRE_CUDA)

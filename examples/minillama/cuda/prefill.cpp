@@ -50,12 +50,13 @@ void attend(const device_model& llama, const device_prompt::layer& cached, std::
 
 }  // namespace
 
-device_prompt prefill(const device_model& llama, std::span<const token_id> tokens, const progress_report& report) {
+device_prompt prefill(const device_model& llama, std::span<const token_id> tokens, const progress_report& report, std::size_t block) {
   const model_config& config = llama.config();
   for (const token_id token : tokens)
     if (token >= config.vocabulary)
       throw std::out_of_range("prefill: token " + std::to_string(token) + " in a vocabulary of " + std::to_string(config.vocabulary));
-  const std::size_t n = tokens.size(), d = config.head_dim, block = prefill_block_tokens(config, n), hidden = config.hidden;
+  const std::size_t n = tokens.size(), d = config.head_dim, hidden = config.hidden;
+  if (block == 0) block = prefill_block_tokens(config, n);
   device_prompt prompt;
   prompt.tokens = n;
   prompt.logits.resize(config.vocabulary);

@@ -24,10 +24,12 @@ struct device_prompt {
 /// out those behind a query. Waits for the device.
 ///
 /// @param report  waits for every block; without one, nothing waits before the end
+/// @param block   tokens of one; 0: prefill_block_tokens()
 /// @pre    tokens is not empty, all in the vocabulary
 /// @throws std::out_of_range when a token is not; pqkv::cuda_error
 /// @cost   as on the host, plus half a block's keys for every query; scratch of prefill_scratch_bytes(). The last layer attends for the
 ///         last token alone
-device_prompt prefill(const device_model& llama, std::span<const token_id> tokens, const progress_report& report = {});
+device_prompt prefill(const device_model& llama, std::span<const token_id> tokens, const progress_report& report = {},
+                      std::size_t block = 0);
 
 }  // namespace minillama::cuda
