@@ -152,9 +152,7 @@ void refuse_beside_cuda(const options& o) {
 }  // namespace
 
 CLI::Option* declare_device(CLI::App& app, device_name& device) {
-  return app
-      .add_option("--device", device,
-                  "host or cuda: where the model computes; cuda takes a build with CUDA, and full, pq or streaming attention")
+  return app.add_option("--device", device, "host or cuda: where the model computes; on cuda without oracle, second stage and quality")
       ->transform(CLI::CheckedTransformer(device_names()).description("host|cuda"))
       ->default_str("host");
 }

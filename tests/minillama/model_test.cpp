@@ -70,7 +70,8 @@ TEST_CASE("prefill and decode agree with the oracle for every type and both kind
       const auto wanted = plain_logits(model.shape, model.weights, text);
       const auto prompt = minillama::prefill(*model.llama, std::span(text).first(30), runner);
       CHECK(difference(prompt.logits, wanted[29]) < tolerance);
-      minillama::host_session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 10, minillama::session_kind::single);
+      minillama::host_session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 10,
+                                      minillama::session_kind::single);
       for (std::size_t t = 30; t < text.size(); ++t) CHECK(difference(session.step(text[t]), wanted[t]) < tolerance);
     }
   }

@@ -6,9 +6,9 @@
 # Sets MINILLAMA_HAS_CUDA, for the tests too.
 set(MINILLAMA_CUDA AUTO CACHE STRING "minillama --device cuda: ON, OFF, or AUTO where nvcc and cuBLAS are found")
 set_property(CACHE MINILLAMA_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(MINILLAMA_CUDA_ARCHITECTURES "-gencode;arch=compute_90,code=sm_90;-gencode;arch=compute_80,code=compute_80" CACHE STRING
+set(MINILLAMA_NVCC_ARCHITECTURE "-gencode;arch=compute_90,code=sm_90;-gencode;arch=compute_80,code=compute_80" CACHE STRING
     "nvcc's options for the devices to compile for; default: code for 9.0, and PTX from 8.0 on")
-mark_as_advanced(MINILLAMA_CUDA_ARCHITECTURES)
+mark_as_advanced(MINILLAMA_NVCC_ARCHITECTURE)
 
 set(MINILLAMA_HAS_CUDA OFF CACHE INTERNAL "minillama has --device cuda")
 set(wanted ${MINILLAMA_CUDA})
@@ -18,10 +18,10 @@ endif()
 if(wanted)
   find_program(PQKV_NVCC nvcc PATHS /usr/local/cuda/bin DOC "nvcc, for compiling the CUDA files")
   find_package(CUDAToolkit QUIET)  # CUDAToolkit_ROOT names one elsewhere
-  if(PQKV_NVCC AND TARGET CUDA::cublas)
+  if(PQKV_NVCC AND TARGET CUDA::cublas AND CUDAToolkit_VERSION VERSION_GREATER_EQUAL 12)  # which knows C++20
     set(MINILLAMA_HAS_CUDA ON CACHE INTERNAL "minillama has --device cuda")
   else()
-    set(message "minillama: no nvcc with cuBLAS found, built without --device cuda")
+    set(message "minillama: no nvcc with cuBLAS of CUDA 12 or later found, built without --device cuda")
     if(MINILLAMA_CUDA STREQUAL "AUTO" AND NOT PQKV_REQUIRE_CUDA)
       message(STATUS "${message}")
     else()
@@ -35,7 +35,7 @@ if(NOT MINILLAMA_HAS_CUDA)
   return()
 endif()
 
-set(minillama_nvcc_flags -std=c++20 -O3 -Xcompiler=-Wall,-Wextra ${MINILLAMA_CUDA_ARCHITECTURES})
+set(minillama_nvcc_flags -std=c++20 -O3 -Xcompiler=-Wall,-Wextra ${MINILLAMA_NVCC_ARCHITECTURE})
 if(COMMAND pqkv_own_target AND PQKV_WERROR)
   list(APPEND minillama_nvcc_flags -Xcompiler=-Werror -Werror all-warnings)
 endif()

@@ -12,8 +12,8 @@
 namespace minillama::cuda {
 namespace {
 
-// Steps between two visits to an index that has all it needs: half of the tail at which the library folds it by default, since a visit
-// waits for the device.
+// Steps between two visits to the caches when all have a codebook: half of the tail that the library lets an index grow by default. A
+// visit waits for the device, so not after every step; the number is a choice, not measured.
 constexpr std::size_t maintenance_steps = 128;
 
 }  // namespace

@@ -7,7 +7,7 @@
 namespace minillama::cuda {
 namespace {
 
-// NVIDIA's recommendation for Hopper, and more than for the devices before it.
+// What cuBLAS's manual recommends for Hopper under cublasSetWorkspace(), and more than for the devices before it.
 constexpr std::size_t workspace_bytes = std::size_t{32} << 20;
 
 void check(cublasStatus_t status, const char* call) {
