@@ -25,6 +25,7 @@ class graph {
     const cudaError_t made = cudaGraphInstantiate(&step_, recorded, 0);
     cudaGraphDestroy(recorded);
     check(made, "cudaGraphInstantiate");
+    check(cudaGraphUpload(step_, on.get()), "cudaGraphUpload");  // or the first replay would
   }
   graph(graph&& other) noexcept : step_(std::exchange(other.step_, nullptr)) {}
   graph& operator=(graph&& other) noexcept {

@@ -153,6 +153,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t step) {
   delete step;
   return cudaSuccess;
 }
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t step, cudaStream_t) {
   for (const auto& work : step->work) enqueue(work);
   return cudaSuccess;

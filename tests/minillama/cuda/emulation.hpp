@@ -11,9 +11,8 @@ namespace minillama_test::emulated {
 /// Runs it when the program waits, or with every replay of the graph that is being captured.
 void enqueue(std::function<void()> work);
 
-/// How often a program waited, and what is enqueued now; tests hold a decode step to one wait.
+/// How often the program has waited and allocated so far: tests hold a decode step to one wait and no allocation.
 std::size_t waits();
-/// Allocations so far.
 std::size_t allocations();
 
 }  // namespace minillama_test::emulated
