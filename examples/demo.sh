@@ -10,7 +10,7 @@ build=$root/build/demo
 
 "$root/cmake/install_deps.sh" demo
 {
-  cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DMINILLAMA_NATIVE=ON -DPQKV_WERROR=OFF \
+  cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DMINILLAMA_NATIVE=ON -DMINILLAMA_CUDA=OFF -DPQKV_WERROR=OFF \
     -DPQKV_BUILD_TESTS=OFF -DPQKV_BUILD_BENCH=OFF
   cmake --build "$build" --parallel "$(nproc)" --target minillama-ask
 } >&2

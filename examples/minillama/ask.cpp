@@ -10,12 +10,13 @@
 #include "command_line.hpp"
 #include "demonstration.hpp"
 #include "evaluation.hpp"
+#include "options.hpp"
 
 namespace {
 
 using namespace minillama;
 
-struct options {
+struct ask_options {
   std::string model_directory, json_file;
   std::vector<std::filesystem::path> text_files;
   std::size_t threads = std::max(1u, std::thread::hardware_concurrency());
@@ -28,7 +29,7 @@ struct options {
   evaluation_settings evaluation;
 };
 
-int run_evaluation(const options& o, const model& llama, pool_runner& runner, const std::string& text) {
+int run_evaluation(const ask_options& o, engine& computing, const model_config& config, pool_runner& runner, const std::string& text) {
   evaluation_settings settings = o.evaluation;
   if (o.length) settings.length = o.length;
   if (settings.questions < settings.contexts)
@@ -40,7 +41,7 @@ int run_evaluation(const options& o, const model& llama, pool_runner& runner, co
     json.open(o.json_file);
     if (!json) throw load_error(o.json_file, "cannot be written");
   }
-  const evaluation result = evaluate(llama, runner, text, settings);
+  const evaluation result = evaluate(computing, config, runner, text, settings);
   print_table(result.interviews);
   for (const auto& policy : result.json.at("policies"))
     std::printf("%-22s lost %zu of those that full got right\n", policy.at("label").get<std::string>().c_str(),
@@ -52,13 +53,28 @@ int run_evaluation(const options& o, const model& llama, pool_runner& runner, co
   return result.path_differences == 0 ? 0 : 1;
 }
 
+/// The usual contestants and the demonstration have the oracle among them, so a GPU is asked for policies by name.
+void refuse_beside_cuda(const ask_options& o) {
+  if (o.demo) throw usage_error("--demo", "shows the oracle, which the host alone has: not with --device cuda");
+  if (o.policies.empty()) throw usage_error("--device", "cuda: name its policies with --policy: pq, streaming");
+  for (const policy_name name : o.policies) {
+    policy_settings settings;
+    settings.name = name;
+    require_on_device(device_name::cuda, settings);
+  }
+  for (const std::string& asked : o.codes)
+    if (const auto sizes = code_sizes::parse(asked); sizes && sizes->fine_subspaces != 0)
+      throw usage_error("--codes", asked + ": the second stage is on the host alone: not with --device cuda");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("Asks a small Llama questions about long contexts, under several attention policies.", "minillama-ask");
-  options o;
+  ask_options o;
   app.add_option("-m,--model", o.model_directory, "Hugging Face directory: config.json and model.safetensors")->required();
-  app.add_option("-t,--threads", o.threads, "threads")->check(count_range(1, 1024))->capture_default_str();
+  app.add_option("-t,--threads", o.threads, "threads of the host")->check(count_range(1, 1024))->capture_default_str();
+  declare_device(app, o.evaluation.device);
   auto* demo = app.add_flag("--demo", o.demo, "one context, ten questions, answers as they come");
   app.add_option("--length", o.length, "bytes of a context; default 16384 for --demo, else 8192")->check(count_range(1));
   app.add_option("--seed", o.evaluation.seed, "seed of contexts, questions and codebooks")
@@ -92,6 +108,8 @@ int main(int argc, char** argv) {
   app.add_flag("--check-paths", o.check_paths, "ask under --path joint and --path scan; exit code 1 when an answer differs")
       ->excludes(demo);
   return run_program(app, argc, argv, [&] {
+    if (o.evaluation.device == device_name::cuda) refuse_beside_cuda(o);
+    require_device(o.evaluation.device);
     const model llama(o.model_directory);
     if (llama.config().vocabulary != 256)
       throw load_error(o.model_directory, "vocab_size",
@@ -106,10 +124,11 @@ int main(int argc, char** argv) {
       o.evaluation.codes.push_back(*sizes);
     }
     if (window->count()) o.evaluation.window = o.window;
-    if (!o.demo) return run_evaluation(o, llama, runner, text);
+    const std::unique_ptr<engine> computing = make_engine(o.evaluation.device, llama, runner);
+    if (!o.demo) return run_evaluation(o, *computing, llama.config(), runner, text);
     demonstration_settings settings{.seed = o.evaluation.seed, .path = o.evaluation.path};
     if (o.length) settings.length = o.length;
-    demonstrate(llama, runner, text, settings);
+    demonstrate(*computing, llama.config(), runner, text, settings);
     return 0;
   });
 }

@@ -134,17 +134,17 @@ std::size_t conversation_room(const std::string& source, std::size_t prompt_toke
 }
 
 std::vector<reply> converse(session& at, std::size_t room, const model_config& config, const tokenizer& words,
-                            const prefilled_prompt& prefilled, token_id last_of_prompt, std::span<const turn> turns,
+                            std::span<const float> logits_of_prompt, token_id last_of_prompt, std::span<const turn> turns,
                             const conversation_settings& settings, const step_observer& observe, const listener& listening) {
   speaker model_side(at, room, config, words, settings, observe, listening);
-  model_side.restart(prefilled.logits, last_of_prompt);
+  model_side.restart(logits_of_prompt, last_of_prompt);
   random_source seeds(settings.sampling.seed);
   std::vector<reply> replies;
   for (std::size_t i = 0; i < turns.size(); ++i) {
     const bool fresh = settings.start == turn_start::fresh;
     if (fresh) {
       at.fork();
-      model_side.restart(prefilled.logits, last_of_prompt);
+      model_side.restart(logits_of_prompt, last_of_prompt);
     }
     replies.push_back(model_side.take(turns[i], seeds.next(), fresh || i + 1 == turns.size(), reserved_behind(turns, i, settings)));
   }

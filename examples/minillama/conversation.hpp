@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "decoder.hpp"
 #include "sampling.hpp"
+#include "session.hpp"
 #include "tokenizer.hpp"
 
 namespace minillama {
@@ -66,9 +66,10 @@ std::size_t conversation_room(const std::string& source, std::size_t prompt_toke
 ///
 /// @param at       the session, at the end of the prompt
 /// @param room     of the session, from conversation_room()
-/// @param last_of_prompt  its last token
+/// @param logits_of_prompt  [vocabulary] of its last token
+/// @param last_of_prompt    its last token
 std::vector<reply> converse(session& at, std::size_t room, const model_config& config, const tokenizer& words,
-                            const prefilled_prompt& prefilled, token_id last_of_prompt, std::span<const turn> turns,
+                            std::span<const float> logits_of_prompt, token_id last_of_prompt, std::span<const turn> turns,
                             const conversation_settings& settings, const step_observer& observe = {}, const listener& listening = {});
 
 }  // namespace minillama

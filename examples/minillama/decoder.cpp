@@ -2,24 +2,10 @@
 // The decode step: project, append, attend, finish, layer by layer.
 #include "decoder.hpp"
 
-#include <algorithm>
-
 namespace minillama {
 
-session_statistics& session_statistics::operator+=(const session_statistics& other) {
-  steps += other.steps;
-  layers = other.layers;
-  seconds += other.seconds;
-  parts += other.parts;
-  tokens_attended += other.tokens_attended;
-  attended_bytes += other.attended_bytes;
-  index_bytes += other.index_bytes;
-  selector_bytes += other.selector_bytes;
-  return *this;
-}
-
-session::session(const model& llama, pool_runner& runner, const policy_settings& settings, const prefilled_prompt& prompt, std::size_t room,
-                 session_kind kind)
+host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, const prefilled_prompt& prompt,
+                           std::size_t room, session_kind kind)
     : llama_(llama),
       cpu_{runner, {}},
       prompt_tokens_(prompt.tokens),
@@ -34,6 +20,8 @@ session::session(const model& llama, pool_runner& runner, const policy_settings&
   const model_config& config = llama.config();
   active_[slot_] = 1;
   statistics_.layers = config.layers;
+  statistics_.parts.emplace();
+  statistics_.selection.emplace();
   const pqkv::budget_rule rule = settings.budget_for(prompt.tokens);
   for (const auto& layer : prompt.layers) {
     caches_.push_back(make_layer_cache(settings, rule, config, slots_, prompt.tokens + room));
@@ -43,12 +31,12 @@ session::session(const model& llama, pool_runner& runner, const policy_settings&
   if (kind == session_kind::forked) fork();
 }
 
-void session::fork() {
+void host_session::fork() {
   for (auto& cache : caches_) cache->fork(cpu_, 0, 1);
   position_ = prompt_tokens_;
 }
 
-std::span<const float> session::step(token_id token, const step_observer& observe) {
+std::span<const float> host_session::step(token_id token, const step_observer& observe) {
   const model_config& config = llama_.config();
   const std::size_t hq = config.query_heads, h = config.kv_heads, d = config.head_dim, row = config.qkv_width();
   // A row of the stacked projection holds queries, keys and values one after the other: three views of it, no copies.
@@ -66,7 +54,7 @@ std::span<const float> session::step(token_id token, const step_observer& observ
     statistics_.seconds += seconds;
     if (part) *part += seconds;
   };
-  double *const matrices = &statistics_.parts.matrices, *const in_cache = &statistics_.parts.cache;
+  double *const matrices = &statistics_.parts->matrices, *const in_cache = &statistics_.parts->cache;
   matrix x(1, index_of(config.hidden));
   llama_.embed({&token, 1}, x);
   for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
@@ -81,8 +69,8 @@ std::span<const float> session::step(token_id token, const step_observer& observ
     const pqkv::slot_statistics& after = cache.statistics(slot_);
     statistics_.tokens_attended += after.tokens_attended - before.tokens_attended;
     statistics_.attended_bytes += after.attended_bytes - before.attended_bytes;
-    statistics_.index_bytes += after.index_bytes - before.index_bytes;
-    statistics_.selector_bytes += after.selector_bytes - before.selector_bytes;
+    statistics_.selection->index += after.index_bytes - before.index_bytes;
+    statistics_.selection->selector += after.selector_bytes - before.selector_bytes;
     if (observe) {
       lap_of(nullptr);
       observe({layer, cache, slot_, queries, lse, active});
@@ -102,7 +90,7 @@ std::span<const float> session::step(token_id token, const step_observer& observ
   return logits_;
 }
 
-pqkv::memory_plan session::memory() const {
+pqkv::memory_plan host_session::memory() const {
   pqkv::memory_plan all;
   for (const auto& cache : caches_) {
     all.kv_bytes += cache->memory().kv_bytes;
@@ -110,10 +98,6 @@ pqkv::memory_plan session::memory() const {
     all.scratch_bytes += cache->memory().scratch_bytes;
   }
   return all;
-}
-
-token_id greedy(std::span<const float> logits) {
-  return static_cast<token_id>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
 }  // namespace minillama

@@ -31,15 +31,16 @@ audience terminal_audience() {
 
 }  // namespace
 
-void demonstrate(const model& llama, pool_runner& runner, const std::string& text, const demonstration_settings& settings) {
+void demonstrate(engine& computing, const model_config& config, pool_runner& runner, const std::string& text,
+                 const demonstration_settings& settings) {
   random_source random(settings.seed);
-  const std::size_t length = std::min(settings.length, llama.config().max_positions - question_room);
+  const std::size_t length = std::min(settings.length, config.max_positions - question_room);
   const question_context context = make_context(context_kind::needles, text, length, settings.questions, random);
 
   const auto start = std::chrono::steady_clock::now();
-  const prefilled_prompt prefilled = [&] {
+  const std::unique_ptr<held_prompt> prefilled = [&] {
     progress_bar bar("prefill of " + std::to_string(length) + " tokens");
-    return prefill(llama, byte_tokens(context.text), runner, bar.report());
+    return computing.prefill(byte_tokens(context.text), bar.report());
   }();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf("prefilled %zu tokens of text with facts in it, once, in %.1f s\n", length, seconds);
@@ -51,8 +52,8 @@ void demonstrate(const model& llama, pool_runner& runner, const std::string& tex
     who.settings.quantizer.path = settings.path;
     who.settings.quantizer.train.seed = settings.seed;
     std::printf("\n%s\n", who.label.c_str());
-    interviews.emplace_back(who, llama.config());
-    interviews.back().run(llama, runner, prefilled, context.questions, terminal_audience());
+    interviews.emplace_back(who, config, host_policy{runner, {}});
+    interviews.back().run(*prefilled, context.questions, terminal_audience());
   }
   std::printf("\n");
   print_table(interviews);

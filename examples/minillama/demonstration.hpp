@@ -17,6 +17,7 @@ struct demonstration_settings {
 };
 
 /// Prints answers as they come and a table at the end, on stdout; what it is doing on stderr.
-void demonstrate(const model& llama, pool_runner& runner, const std::string& text, const demonstration_settings& settings);
+void demonstrate(engine& computing, const model_config& config, pool_runner& runner, const std::string& text,
+                 const demonstration_settings& settings);
 
 }  // namespace minillama

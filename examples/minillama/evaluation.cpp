@@ -72,16 +72,20 @@ json summary_of(const interview& one, const interview& full) {
            {"right", one.right()},
            {"lost_of_full", lost},
            {"tokens_attended", s.per_step(s.tokens_attended) / static_cast<double>(s.layers)},
-           {"bytes_per_token",
-            {{"rows", s.per_step(s.attended_bytes)}, {"index", s.per_step(s.index_bytes)}, {"selector", s.per_step(s.selector_bytes)}}},
+           {"bytes_per_token", bytes_per_token_of(s)},
            {"decode_tokens_per_second", s.tokens_per_second()},
            {"decode_shares", shares_of(s.parts, s.seconds)},
            {"index_seconds", one.index_seconds()},
            {"measured_steps", q.steps},
-           {"recall", {{"mean", q.recall}, {"worst_head", q.worst_recall}}},
-           {"attention_mass", {{"mean", q.mass}, {"worst_head", q.worst_mass}, {"oracle_mean", q.oracle_mass}}},
-           {"retrieval_heads", q.retrieval_heads}};
-  out["attention_mass"]["worst_retrieval_head"] = q.worst_retrieval_mass ? json(*q.worst_retrieval_mass) : json(nullptr);
+           {"recall", nullptr},
+           {"attention_mass", nullptr},
+           {"retrieval_heads", nullptr}};
+  if (q.steps) {
+    out["recall"] = {{"mean", q.recall}, {"worst_head", q.worst_recall}};
+    out["attention_mass"] = {{"mean", q.mass}, {"worst_head", q.worst_mass}, {"oracle_mean", q.oracle_mass}};
+    out["attention_mass"]["worst_retrieval_head"] = q.worst_retrieval_mass ? json(*q.worst_retrieval_mass) : json(nullptr);
+    out["retrieval_heads"] = q.retrieval_heads;
+  }
   if (settings.name != policy_name::full) out["ratio"] = settings.budget.ratio;
   if (settings.name == policy_name::pq) {
     out["subspaces"] = settings.quantizer.subspaces;
@@ -108,15 +112,17 @@ std::size_t path_differences(const std::vector<interview>& interviews) {
 
 }  // namespace
 
-evaluation evaluate(const model& llama, pool_runner& runner, const std::string& text, const evaluation_settings& settings) {
-  if (settings.length + question_room > llama.config().max_positions)
-    throw std::invalid_argument("--length: the model's " + std::to_string(llama.config().max_positions) +
+evaluation evaluate(engine& computing, const model_config& config, pool_runner& runner, const std::string& text,
+                    const evaluation_settings& settings) {
+  if (settings.length + question_room > config.max_positions)
+    throw std::invalid_argument("--length: the model's " + std::to_string(config.max_positions) +
                                 " positions do not hold a question behind it");
   evaluation result;
-  for (const contestant& who : contestants_of(settings)) result.interviews.emplace_back(who, llama.config());
+  const auto measuring = settings.device == device_name::host ? std::optional<host_policy>({runner, {}}) : std::nullopt;
+  for (const contestant& who : contestants_of(settings)) result.interviews.emplace_back(who, config, measuring);
   json questions = json::array();
   double prefill_seconds = 0;
-  part_seconds prefill_parts;
+  std::optional<part_seconds> prefill_parts{part_seconds{}};
   std::size_t prefilled_tokens = 0;
   random_source random(settings.seed);
   for (std::size_t i = 0; i < settings.contexts; ++i) {
@@ -125,17 +131,20 @@ evaluation evaluate(const model& llama, pool_runner& runner, const std::string& 
     const question_context context = make_context(kind, text, settings.length, count, random);
     const std::string label = "context " + std::to_string(i + 1) + " of " + std::to_string(settings.contexts) + " (" + name_of(kind) + ")";
     const auto start = std::chrono::steady_clock::now();
-    const prefilled_prompt prefilled = [&] {
+    const std::unique_ptr<held_prompt> prefilled = [&] {
       progress_bar bar(label);
-      return prefill(llama, byte_tokens(context.text), runner, bar.report());
+      return computing.prefill(byte_tokens(context.text), bar.report());
     }();
     prefill_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    prefill_parts += prefilled.parts;
+    if (const auto parts = prefilled->parts(); parts && prefill_parts)
+      *prefill_parts += *parts;
+    else
+      prefill_parts.reset();
     prefilled_tokens += context.text.size();
     std::fprintf(stderr, "%s, right of %zu:", label.c_str(), count);
     for (interview& one : result.interviews) {
       const std::size_t before = one.right();
-      one.run(llama, runner, prefilled, context.questions);
+      one.run(*prefilled, context.questions);
       std::fprintf(stderr, "  %s %zu", one.who().label.c_str(), one.right() - before);
     }
     std::fprintf(stderr, "\n");
@@ -150,7 +159,8 @@ evaluation evaluate(const model& llama, pool_runner& runner, const std::string& 
   json policies = json::array();
   for (const interview& one : result.interviews) policies.push_back(summary_of(one, result.interviews.front()));
   result.json = {{"settings",
-                  {{"seed", settings.seed},
+                  {{"device", computing.description()},
+                   {"seed", settings.seed},
                    {"contexts", settings.contexts},
                    {"questions", settings.questions},
                    {"length", settings.length},

@@ -25,10 +25,11 @@ struct evaluation_settings {
   std::uint64_t seed = 0;       // of contexts, questions and codebooks
   pqkv::search_path path = pqkv::search_path::automatic;
   path_check check = path_check::none;
-  std::set<policy_name> policies;     // which of the contestants take part beside full; empty: all
-  std::set<std::size_t> ratios;       // pq, oracle and streaming at 1/this; empty: the usual contestants
-  std::vector<code_sizes> codes;      // of pq, each a contestant; empty: 2x6. Under ratios
-  std::optional<std::size_t> window;  // most recent tokens that attend; default: the budget rule's share
+  std::set<policy_name> policies;          // which of the contestants take part beside full; empty: all
+  std::set<std::size_t> ratios;            // pq, oracle and streaming at 1/this; empty: the usual contestants
+  std::vector<code_sizes> codes;           // of pq, each a contestant; empty: 2x6. Under ratios
+  std::optional<std::size_t> window;       // most recent tokens that attend; default: the budget rule's share
+  device_name device = device_name::host;  // of the engine. Recall and mass are measured on the host alone
 };
 
 struct evaluation {
@@ -37,7 +38,9 @@ struct evaluation {
   std::size_t path_differences = 0;   // answers that the joint path and the scan give differently, under path_check::both
 };
 
+/// @param runner  measures on the host
 /// @throws std::invalid_argument when a context does not hold its questions, or the model the context
-evaluation evaluate(const model& llama, pool_runner& runner, const std::string& text, const evaluation_settings& settings);
+evaluation evaluate(engine& computing, const model_config& config, pool_runner& runner, const std::string& text,
+                    const evaluation_settings& settings);
 
 }  // namespace minillama

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What can be refused is refused before the first product: files, settings, lengths, in this order.
+// What can be refused is refused before the first product: the device, files, settings, lengths, in this order.
 #include "generation.hpp"
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 
 #include "calibration.hpp"
 #include "command_line.hpp"
+#include "cuda/settings.hpp"
 #include "output_file.hpp"
 #include "report.hpp"
 
@@ -50,12 +51,19 @@ class run {
   pool_runner& runner() { return runner_; }
   const run_times& times() const { return times_; }
 
-  prefilled_prompt prefill_timed(const model& llama, std::span<const token_id> tokens) {
+  /// The model on its device, of which the document tells.
+  std::unique_ptr<engine> engine_for(device_name device, const model& llama) {
+    std::unique_ptr<engine> made = make_engine(device, llama, runner_);
+    print_device(device, made->description());
+    document_["device"] = made->description();
+    return made;
+  }
+  std::unique_ptr<held_prompt> prefill_timed(engine& computing, std::span<const token_id> tokens) {
     start_ = clock::now();
     progress_bar bar("prefill");
-    prefilled_prompt prompt = prefill(llama, tokens, runner_, bar.report());
+    std::unique_ptr<held_prompt> prompt = computing.prefill(tokens, bar.report());
     times_.prefill = seconds_since(start_);
-    times_.prefill_parts = prompt.parts;
+    times_.prefill_parts = prompt->parts();
     return prompt;
   }
   void token_picked() {
@@ -76,15 +84,15 @@ class run {
 
 /// A session, timed, with its observer.
 struct measured_session {
-  measured_session(const model& llama, pool_runner& runner, const policy_settings& settings, const prefilled_prompt& prompt,
+  measured_session(const held_prompt& prompt, const model_config& config, pool_runner& runner, const policy_settings& settings,
                    std::size_t room, session_kind kind, bool quality)
-      : start(clock::now()), at(llama, runner, settings, prompt, room, kind), index_seconds(seconds_since(start)), meter(llama.config()) {
-    if (quality) observe = meter.observer(at.policy());
+      : start(clock::now()), at(prompt.start(settings, room, kind)), index_seconds(seconds_since(start)), meter(config) {
+    if (quality) observe = meter.observer({runner, {}});
   }
-  session_record record() const { return record_of(at, index_seconds, observe ? &meter : nullptr); }
+  session_record record() const { return record_of(*at, index_seconds, observe ? &meter : nullptr); }
 
   clock::time_point start;
-  session at;
+  std::unique_ptr<session> at;
   double index_seconds;
   quality_meter meter;
   step_observer observe;
@@ -100,6 +108,11 @@ policy_settings prepared(const options& o, const model& llama, run& work, std::s
   print_overlap(machine, machine.iterations(rows, prompt_tokens, settings.quantizer.overlap_most));
   work.document()["overlap"] = overlap_of(machine, machine.iterations(rows, prompt_tokens, settings.quantizer.overlap_most));
   return settings;
+}
+
+/// Where caches are planned by whoever makes them, the document has what they took.
+footprint planned_on(device_name device, const model_config& config, const policy_settings& settings, const run_shape& shape) {
+  return device == device_name::cuda ? cuda::plan_footprint(config, settings, shape) : plan_footprint(config, settings, shape);
 }
 
 policy_settings dense(policy_settings settings) {
@@ -124,15 +137,16 @@ void generate(const options& o) {
   const std::size_t room = conversation_room(prompt.source, tokens.size(), turns, o.context_for(config), settings);
   const auto kind = o.start == turn_start::fresh ? session_kind::forked : session_kind::single;
   const run_shape shape{tokens.size(), tokens.size() + room, o.start == turn_start::fresh ? 2u : 1u, o.threads};
-  const footprint planned = plan_footprint(config, o.policy, shape);
+  footprint planned = planned_on(o.device, config, o.policy, shape);
 
   const model llama(from);
   from.weights.reset();
   const policy_settings policy_asked = prepared(o, llama, work, tokens.size());
-  const prefilled_prompt prefilled = work.prefill_timed(llama, tokens);
+  const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
+  const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, tokens);
   const auto hold = [&](const policy_settings& policy, bool quality, const listener& listening) {
-    measured_session held(llama, work.runner(), policy, prefilled, room, kind, quality);
-    auto replies = converse(held.at, room, config, *words, prefilled, tokens.back(), turns, settings, held.observe, listening);
+    measured_session held(*prefilled, config, work.runner(), policy, room, kind, quality);
+    auto replies = converse(*held.at, room, config, *words, prefilled->logits(), tokens.back(), turns, settings, held.observe, listening);
     return std::pair(std::move(replies), held.record());
   };
   const listener aloud{.picked = [&](token_id) { work.token_picked(); },
@@ -149,6 +163,7 @@ void generate(const options& o) {
 
   json& document = work.document();
   document["model"] = model_of(o, config);
+  planned.caches = record.memory;
   document["memory"] = memory_of(planned, shape);
   document["prompt"] = {{"source", prompt.source}, {"tokens", tokens.size()}};
   document["times"] = times_of(record, work.times(), tokens.size());
@@ -180,15 +195,16 @@ void score_text(const options& o) {
     throw load_error(source, std::to_string(all.size()) + " tokens are longer than the context of " + std::to_string(context));
   const std::span<const token_id> head = std::span(all).first(all.size() - scored), tail = std::span(all).last(scored);
   const run_shape shape{head.size(), all.size(), 1, o.threads};
-  const footprint planned = plan_footprint(config, o.policy, shape);
+  footprint planned = planned_on(o.device, config, o.policy, shape);
 
   const model llama(from);
   from.weights.reset();
   const policy_settings policy_asked = prepared(o, llama, work, head.size());
-  const prefilled_prompt prefilled = work.prefill_timed(llama, head);
+  const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
+  const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, head);
   const auto scored_under = [&](const policy_settings& policy, bool quality) {
-    measured_session held(llama, work.runner(), policy, prefilled, scored, session_kind::single, quality);
-    const text_score found = score(held.at, prefilled.logits, tail, held.observe);
+    measured_session held(*prefilled, config, work.runner(), policy, scored, session_kind::single, quality);
+    const text_score found = score(*held.at, prefilled->logits(), tail, held.observe);
     return std::pair(found, held.record());
   };
   const auto [found, record] = scored_under(policy_asked, o.quality);
@@ -198,6 +214,7 @@ void score_text(const options& o) {
 
   json& document = work.document();
   document["model"] = model_of(o, config);
+  planned.caches = record.memory;
   document["memory"] = memory_of(planned, shape);
   document["prompt"] = {{"source", source}, {"tokens", head.size()}};
   document["times"] = times_of(record, work.times(), head.size());

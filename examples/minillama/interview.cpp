@@ -11,6 +11,16 @@ namespace {
 
 constexpr std::size_t longest_answer = 24;  // values have at most 8 bytes
 
+/// A figure of a table's column, or a dash where it was not measured.
+std::string cell(int width, int digits, const std::optional<double>& value) {
+  char text[64];
+  if (value)
+    std::snprintf(text, sizeof text, "%*.*f", width, digits, *value);
+  else
+    std::snprintf(text, sizeof text, "%*s", width, "-");
+  return text;
+}
+
 }  // namespace
 
 contestant contestant_at(policy_name name, std::size_t one_in, std::size_t subspaces, unsigned bits) {
@@ -26,30 +36,29 @@ contestant contestant_at(policy_name name, std::size_t one_in, std::size_t subsp
   return made;
 }
 
-void interview::run(const model& llama, pool_runner& runner, const prefilled_prompt& context, const std::vector<question>& questions,
-                    const audience& watching) {
+void interview::run(const held_prompt& context, const std::vector<question>& questions, const audience& watching) {
   const auto start = std::chrono::steady_clock::now();
-  session session(llama, runner, who_.settings, context, question_room, session_kind::forked);
+  const std::unique_ptr<session> held = context.start(who_.settings, question_room, session_kind::forked);
   index_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  const step_observer observer = quality_.observer(session.policy());
+  const step_observer observer = measuring_ ? quality_.observer(*measuring_) : step_observer{};
   for (const question& asked : questions) {
     if (watching.asked) watching.asked(asked);
-    answers_.push_back(ask(session, asked, observer, watching));
+    answers_.push_back(ask(*held, asked, observer, watching));
     if (watching.answered) watching.answered(asked, answers_.back());
   }
-  statistics_ += session.statistics();
+  statistics_ += held->statistics();
 }
 
-answer interview::ask(session& session, const question& asked, const step_observer& observer, const audience& watching) {
-  session.fork();
+answer interview::ask(session& at, const question& asked, const step_observer& observer, const audience& watching) {
+  at.fork();
   const std::string text = asked.text();
-  for (const char c : text.substr(0, text.size() - 1)) session.step(static_cast<std::uint8_t>(c));
-  auto next = static_cast<char>(greedy(session.step(static_cast<std::uint8_t>(text.back()), observer)));
+  for (const char c : text.substr(0, text.size() - 1)) at.step(static_cast<std::uint8_t>(c));
+  auto next = static_cast<char>(greedy(at.step(static_cast<std::uint8_t>(text.back()), observer)));
   answer given;
   while (next != '\n' && given.text.size() < longest_answer) {
     given.text += next;
     if (watching.spoken) watching.spoken(next);
-    next = static_cast<char>(greedy(session.step(static_cast<std::uint8_t>(next), observer)));
+    next = static_cast<char>(greedy(at.step(static_cast<std::uint8_t>(next), observer)));
   }
   given.right = next == '\n' && given.text == asked.value;
   return given;
@@ -68,14 +77,16 @@ void print_table(const std::vector<interview>& interviews) {
     const session_statistics& s = one.statistics();
     const quality_summary q = one.quality();
     const double kilobyte = 1000, layers = static_cast<double>(std::max<std::uint64_t>(one.statistics().layers, 1));
-    std::printf("%-16s %4zu/%4zu %9.0f | %8.0f %7.0f %7.0f | %7.3f %6.3f %6.3f ", one.who().label.c_str(), one.right(),
+    const auto kilobytes = [&](std::uint64_t session_statistics::selection_bytes::*part) {
+      return cell(7, 0, s.selection ? std::optional(s.per_step((*s.selection).*part) / kilobyte) : std::nullopt);
+    };
+    const auto measured = [&](int width, double value) { return cell(width, 3, q.steps ? std::optional(value) : std::nullopt); };
+    using selected = session_statistics::selection_bytes;
+    std::printf("%-16s %4zu/%4zu %9.0f | %8.0f %s %s | %s %s %s %s | %8.1f %5.1fx\n", one.who().label.c_str(), one.right(),
                 one.answers().size(), s.per_step(s.tokens_attended) / layers, s.per_step(s.attended_bytes) / kilobyte,
-                s.per_step(s.index_bytes) / kilobyte, s.per_step(s.selector_bytes) / kilobyte, q.recall, q.mass, q.worst_mass);
-    if (q.worst_retrieval_mass)
-      std::printf("%6.3f", *q.worst_retrieval_mass);
-    else
-      std::printf("%6s", "-");
-    std::printf(" | %8.1f %5.1fx\n", s.tokens_per_second(), s.tokens_per_second() / interviews.front().statistics().tokens_per_second());
+                kilobytes(&selected::index).c_str(), kilobytes(&selected::selector).c_str(), measured(7, q.recall).c_str(),
+                measured(6, q.mass).c_str(), measured(6, q.worst_mass).c_str(), cell(6, 3, q.worst_retrieval_mass).c_str(),
+                s.tokens_per_second(), s.tokens_per_second() / interviews.front().statistics().tokens_per_second());
   }
   std::printf(
       "tokens attended: sinks, window and retrieved, of each KV head, in each layer and step. recall: share of the exact top-k found.\n"

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "decoder.hpp"
+#include "engine.hpp"
 #include "quality.hpp"
 #include "questions.hpp"
 
@@ -39,18 +39,19 @@ inline constexpr std::size_t question_room = 128;
 
 class interview {
  public:
-  interview(contestant who, const model_config& config) : who_(std::move(who)), quality_(config) {}
+  /// @param measuring  what recall and mass are computed on, of sessions of the host; none: they are not measured
+  interview(contestant who, const model_config& config, const std::optional<host_policy>& measuring)
+      : who_(std::move(who)), quality_(config), measuring_(measuring) {}
 
   /// Asks all questions about one context, in a session of its own.
-  void run(const model& llama, pool_runner& runner, const prefilled_prompt& context, const std::vector<question>& questions,
-           const audience& watching = {});
+  void run(const held_prompt& context, const std::vector<question>& questions, const audience& watching = {});
 
   const contestant& who() const { return who_; }
   const std::vector<answer>& answers() const { return answers_; }
   std::size_t right() const;
   /// Steps of all sessions; the time of measuring is left out.
   const session_statistics& statistics() const { return statistics_; }
-  /// Of the steps that yielded answer bytes.
+  /// Of the steps that yielded answer bytes; of none where it is not measured.
   quality_summary quality() const { return quality_.summary(); }
   double index_seconds() const { return index_seconds_; }
 
@@ -59,6 +60,7 @@ class interview {
 
   contestant who_;
   quality_meter quality_;
+  std::optional<host_policy> measuring_;
   std::vector<answer> answers_;
   session_statistics statistics_;
   double index_seconds_ = 0;

@@ -110,9 +110,8 @@ void model::finish_layer(std::size_t layer, const_rows_view attention, rows_view
 }
 
 void model::logits(const_rows_view x, std::span<float> out) const {
-  const matrix& weights = config_.tied_embeddings ? embedding_ : unembedding_;
   Eigen::Map<row_vector>(out.data(), index_of(out.size())).noalias() =
-      rms_norm(x, final_norm_, config_.rms_norm_epsilon) * weights.transpose();
+      rms_norm(x, final_norm_, config_.rms_norm_epsilon) * unembedding().transpose();
 }
 
 }  // namespace minillama

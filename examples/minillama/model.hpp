@@ -44,6 +44,13 @@ class model {
 
   const model_config& config() const { return config_; }
 
+  /// The weights themselves, for who computes elsewhere.
+  const std::vector<layer_weights>& layers() const { return layers_; }
+  const matrix& embedding() const { return embedding_; }
+  const matrix& unembedding() const { return config_.tied_embeddings ? embedding_ : unembedding_; }  // [vocabulary, hidden]
+  const row_vector& final_norm() const { return final_norm_; }
+  const std::vector<float>& frequencies() const { return frequencies_; }
+
   /// x[i, hidden] = embedding of tokens[i]
   ///
   /// @throws std::out_of_range when a token is not in the vocabulary

@@ -143,13 +143,26 @@ void declare_measurements(CLI::App& app, options& o) {
   app.get_option("--dry-run")->excludes(app.get_option("--compare"))->excludes(app.get_option("--quality"))->excludes(perplexity);
 }
 
+/// What looks into the host's caches, or plans the host's memory.
+void refuse_beside_cuda(const options& o) {
+  if (o.dry_run) throw usage_error("--dry-run", "plans the host's memory: not with --device cuda");
+  if (o.quality) throw usage_error("--quality", "measures the host's caches: not with --device cuda");
+}
+
 }  // namespace
+
+CLI::Option* declare_device(CLI::App& app, device_name& device) {
+  return app.add_option("--device", device, "host or cuda: where the model computes; on cuda without oracle, second stage and quality")
+      ->transform(CLI::CheckedTransformer(device_names()).description("host|cuda"))
+      ->default_str("host");
+}
 
 void declare(CLI::App& app, options& o) {
   o.threads = std::max(1u, std::thread::hardware_concurrency());
   app.add_option("-m,--model", o.model, "Hugging Face directory, or checkpoint in llama2.c's format")->required()->group("Model");
   app.add_option("--tokenizer", o.tokenizer, "tokenizer.bin of llama2.c; a model of 256 tokens reads bytes without one")->group("Model");
-  app.add_option("-t,--threads", o.threads, "threads")->check(count_range(1, 1024))->capture_default_str()->group("Model");
+  app.add_option("-t,--threads", o.threads, "threads of the host")->check(count_range(1, 1024))->capture_default_str()->group("Model");
+  declare_device(app, o.device)->group("Model");
   declare_prompt(app, o);
   declare_sampling(app, o);
   declare_policy(app, o);
@@ -168,6 +181,9 @@ void complete(const CLI::App& app, options& o) {
     o.turns.insert(o.turns.begin(), *o.prompt);
   }
   if (o.start == turn_start::fresh && o.turns.empty()) throw usage_error("--fresh-turns", "needs --turn or --turns");
+  if (o.device == device_name::cuda) refuse_beside_cuda(o);
+  require_on_device(o.device, o.policy);
+  require_device(o.device);
 }
 
 std::size_t options::context_for(const model_config& config) const {

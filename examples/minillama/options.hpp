@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "conversation.hpp"
+#include "engine.hpp"
 #include "policy.hpp"
 #include "sampling.hpp"
 
@@ -17,6 +18,7 @@ struct options {
   std::string model;
   std::optional<std::string> tokenizer;
   std::size_t threads;
+  device_name device = device_name::host;
 
   std::optional<std::string> prompt, prompt_file;
   std::vector<std::string> turns;
@@ -37,10 +39,13 @@ struct options {
   std::size_t context_for(const model_config& config) const;
 };
 
+/// Adds --device to a program.
+CLI::Option* declare_device(CLI::App& app, device_name& device);
+
 /// Adds the options, in groups, to a program.
 void declare(CLI::App& app, options& o);
 
-/// Reads the turns, and refuses combinations that mean nothing. @pre the program has parsed its arguments
+/// Reads the turns, and refuses combinations that mean nothing and what the device does not have. @pre the program has parsed its arguments
 /// @throws usage_error, load_error
 void complete(const CLI::App& app, options& o);
 

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <span>
 
-#include "decoder.hpp"
+#include "session.hpp"
 
 namespace minillama {
 

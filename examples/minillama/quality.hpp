@@ -7,7 +7,8 @@
 #include <optional>
 #include <vector>
 
-#include "decoder.hpp"
+#include "layer_cache.hpp"
+#include "session.hpp"
 
 namespace minillama {
 

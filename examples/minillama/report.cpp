@@ -35,9 +35,12 @@ json quality_of(const quality_summary& q) {
           {"retrieval_heads", q.retrieval_heads}};
 }
 
-void print_shares(const char* line, const part_seconds& parts, double seconds) {
-  std::fprintf(stderr, "%-21s %10.3f matrices %10.3f cache %10.3f rest\n", line, parts.matrices / seconds, parts.cache / seconds,
-               (seconds - parts.matrices - parts.cache) / seconds);
+void print_shares(const char* line, const std::optional<part_seconds>& parts, double seconds) {
+  if (parts)
+    std::fprintf(stderr, "%-21s %10.3f matrices %10.3f cache %10.3f rest\n", line, parts->matrices / seconds, parts->cache / seconds,
+                 (seconds - parts->matrices - parts->cache) / seconds);
+  else
+    std::fprintf(stderr, "%-21s not measured on the device\n", line);
 }
 
 }  // namespace
@@ -46,6 +49,10 @@ session_record record_of(const session& of, double index_seconds, const quality_
   session_record record{of.statistics(), of.memory(), index_seconds, {}};
   if (meter) record.quality = meter->summary();
   return record;
+}
+
+void print_device(device_name device, const std::string& description) {
+  if (device != device_name::host) std::fprintf(stderr, "device                %s\n", description.c_str());
 }
 
 void print_statistics(const session_record& record, const run_times& times, std::size_t prefilled) {
@@ -57,8 +64,11 @@ void print_statistics(const session_record& record, const run_times& times, std:
                static_cast<unsigned long long>(s.steps));
   if (s.steps) print_shares("decode, shares", s.parts, s.seconds);
   std::fprintf(stderr, "KV bytes held         %10zu (index %zu)\n", record.memory.kv_bytes, record.memory.index_bytes);
-  std::fprintf(stderr, "KV bytes read/token   %10.0f attended rows %10.0f index %10.0f selector\n", s.per_step(s.attended_bytes),
-               s.per_step(s.index_bytes), s.per_step(s.selector_bytes));
+  std::fprintf(stderr, "KV bytes read/token   %10.0f attended rows", s.per_step(s.attended_bytes));
+  if (s.selection)
+    std::fprintf(stderr, " %10.0f index %10.0f selector\n", s.per_step(s.selection->index), s.per_step(s.selection->selector));
+  else
+    std::fprintf(stderr, "; index and selector not measured on the device\n");
 }
 
 void print_overlap(const pqkv::overlap_model& machine, std::size_t iterations) {
@@ -81,8 +91,8 @@ void print_quality(const quality_summary& quality) {
 }
 
 void print_comparison(std::span<const reply_comparison> compared, const session_record& full) {
-  std::fprintf(stderr, "full, for comparison  %10.1f tokens/s decoded, %.0f bytes read/token\n", full.statistics.tokens_per_second(),
-               full.statistics.per_step(full.statistics.bytes()));
+  std::fprintf(stderr, "full, for comparison  %10.1f tokens/s decoded, %.0f bytes of rows read/token\n",
+               full.statistics.tokens_per_second(), full.statistics.per_step(full.statistics.attended_bytes));
   std::fprintf(stderr, "policy's logits against full's, both behind the same tokens, up to the token at which the texts part:\n");
   for (std::size_t turn = 0; turn < compared.size(); ++turn) {
     const reply_comparison& one = compared[turn];
@@ -103,7 +113,8 @@ void print_comparison(std::span<const reply_comparison> compared, const session_
 json settings_of(const options& o) {
   const pqkv::budget_rule& budget = o.policy.budget;
   const auto& quantizer = o.policy.quantizer;
-  return {{"threads", o.threads},
+  return {{"device", name_in(device_names(), o.device)},
+          {"threads", o.threads},
           {"tokens", o.tokens},
           {"context", or_null(o.context)},
           {"fresh_turns", o.start == turn_start::fresh},
@@ -161,8 +172,7 @@ json record_of(const session_record& record) {
   const session_statistics& s = record.statistics;
   json out{{"steps", s.steps},
            {"tokens_attended", s.layers ? s.per_step(s.tokens_attended) / static_cast<double>(s.layers) : 0.0},
-           {"bytes_per_token",
-            {{"rows", s.per_step(s.attended_bytes)}, {"index", s.per_step(s.index_bytes)}, {"selector", s.per_step(s.selector_bytes)}}},
+           {"bytes_per_token", bytes_per_token_of(s)},
            {"decode_tokens_per_second", s.tokens_per_second()},
            {"decode_shares", shares_of(s.parts, s.seconds)},
            {"index_seconds", record.index_seconds}};
@@ -191,11 +201,19 @@ json comparison_of(const reply_comparison& compared, const reply& full) {
   return out;
 }
 
-json shares_of(const part_seconds& parts, double seconds) {
-  if (seconds <= 0) return nullptr;
-  return {{"matrices", parts.matrices / seconds},
-          {"cache", parts.cache / seconds},
-          {"rest", (seconds - parts.matrices - parts.cache) / seconds}};
+json shares_of(const std::optional<part_seconds>& parts, double seconds) {
+  if (!parts || seconds <= 0) return nullptr;
+  return {{"matrices", parts->matrices / seconds},
+          {"cache", parts->cache / seconds},
+          {"rest", (seconds - parts->matrices - parts->cache) / seconds}};
+}
+
+json bytes_per_token_of(const session_statistics& s) {
+  json out{{"rows", s.per_step(s.attended_bytes)}, {"index", nullptr}, {"selector", nullptr}};
+  if (!s.selection) return out;
+  out["index"] = s.per_step(s.selection->index);
+  out["selector"] = s.per_step(s.selection->selector);
+  return out;
 }
 
 json score_of(const text_score& score) {

@@ -24,13 +24,15 @@ struct session_record {
 /// Seconds since the start of the run's prefill.
 struct run_times {
   double prefill = 0;
-  part_seconds prefill_parts;
+  std::optional<part_seconds> prefill_parts;
   std::optional<double> first_token;  // none when no token was asked for
 };
 
 /// Collects a session's record. @param meter  null: quality was not asked for
 session_record record_of(const session& of, double index_seconds, const quality_meter* meter);
 
+/// @param description  of the engine
+void print_device(device_name device, const std::string& description);
 void print_statistics(const session_record& record, const run_times& times, std::size_t prefilled);
 void print_quality(const quality_summary& quality);
 /// What the overlap rule found out about this machine, and came to for the prompt.
@@ -46,8 +48,10 @@ nlohmann::json record_of(const session_record& record);
 nlohmann::json times_of(const session_record& record, const run_times& times, std::size_t prefilled);
 nlohmann::json reply_of(const reply& given);
 nlohmann::json comparison_of(const reply_comparison& compared, const reply& full);
-/// Shares of a time that its parts took; null where there was none.
-nlohmann::json shares_of(const part_seconds& parts, double seconds);
+/// Shares of a time that its parts took; null where there was none, or nobody told them apart.
+nlohmann::json shares_of(const std::optional<part_seconds>& parts, double seconds);
+/// Bytes of keys, values and indexes that a step read; null where nobody counted.
+nlohmann::json bytes_per_token_of(const session_statistics& s);
 nlohmann::json score_of(const text_score& score);
 
 /// The document's text. Text that is no UTF-8 gets U+FFFD in it; the tokens beside it are exact.

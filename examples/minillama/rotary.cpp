@@ -31,9 +31,9 @@ void rotate(std::span<float> heads, std::span<const float> cosines, std::span<co
   const std::size_t half = cosines.size();
   for (std::size_t head = 0; head < heads.size(); head += 2 * half) {
     for (std::size_t i = 0; i < half; ++i) {
-      const float first = heads[head + i], second = heads[head + i + half];
-      heads[head + i] = first * cosines[i] - second * sines[i];
-      heads[head + i + half] = second * cosines[i] + first * sines[i];
+      const rotary_pair pair = turned({heads[head + i], heads[head + i + half]}, cosines[i], sines[i]);
+      heads[head + i] = pair.first;
+      heads[head + i + half] = pair.second;
     }
   }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rotary embedding: how far one position turns each pair of a head, and the turning itself, by halves as Hugging Face stores heads.
 #pragma once
+#include <pqkv/config.hpp>
 #include <span>
 #include <vector>
 
@@ -16,6 +17,15 @@ namespace minillama {
 ///
 /// @source transformers, modeling_rope_utils.py, _compute_llama3_parameters
 std::vector<float> rotary_frequencies(const model_config& config);
+
+/// What turns together: elements i and i + d/2 of a head.
+struct rotary_pair {
+  float first, second;
+};
+/// The same on the host and in kernels, but for how a compiler joins products and sums.
+PQKV_HD constexpr rotary_pair turned(rotary_pair pair, float cosine, float sine) {
+  return {pair.first * cosine - pair.second * sine, pair.second * cosine + pair.first * sine};
+}
 
 /// Turns each pair (i, i + d/2) of every head by its angle.
 ///

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "comparison.hpp"
+#include "decoder.hpp"
 #include "footprint.hpp"
 #include "load_error.hpp"
 #include "perplexity.hpp"
@@ -39,8 +40,9 @@ struct talker {
     const auto prefilled = prefill(*llama, tokens, runner);
     policy_settings policy;
     policy.name = name;
-    session at(*llama, runner, policy, prefilled, room, settings.start == turn_start::fresh ? session_kind::forked : session_kind::single);
-    return converse(at, room, llama->config(), byte_tokenizer(), prefilled, tokens.back(), turns, settings);
+    host_session at(*llama, runner, policy, prefilled, room,
+                    settings.start == turn_start::fresh ? session_kind::forked : session_kind::single);
+    return converse(at, room, llama->config(), byte_tokenizer(), prefilled.logits, tokens.back(), turns, settings);
   }
 
   /// Checks that each token is the oracle's likeliest one behind the history, which grows by the reply.
@@ -190,7 +192,7 @@ TEST_CASE("a text's score is that of the oracle, and logits of any size are scor
     const auto prefilled = prefill(*model.llama, std::span(tokens).first(first), model.runner);
     policy_settings policy;
     policy.name = policy_name::full;
-    session at(*model.llama, model.runner, policy, prefilled, tokens.size() - first, session_kind::single);
+    host_session at(*model.llama, model.runner, policy, prefilled, tokens.size() - first, session_kind::single);
     const text_score found = score(at, prefilled.logits, std::span(tokens).subspan(first));
     CHECK(found.tokens == tokens.size() - first);
     CHECK(found.perplexity() == doctest::Approx(std::exp(sum / static_cast<double>(tokens.size() - first))).epsilon(1e-4));
@@ -212,7 +214,7 @@ TEST_CASE("the plan of a run's memory is what the run holds") {
       CAPTURE(text);
       policy_settings policy;
       policy.name = name;
-      const session at(*model.llama, model.runner, policy, prefilled, 30, kind);
+      const host_session at(*model.llama, model.runner, policy, prefilled, 30, kind);
       const footprint planned = plan_footprint(model.llama->config(), policy, {150, 180, kind == session_kind::forked ? 2u : 1u, 2});
       CHECK(planned.caches.kv_bytes == at.memory().kv_bytes);
       CHECK(planned.caches.index_bytes == at.memory().index_bytes);

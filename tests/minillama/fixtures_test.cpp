@@ -51,7 +51,7 @@ differences compare(const std::filesystem::path& directory, const expectation& e
   const auto prompt = minillama::prefill(llama, std::span(expected.tokens).first(expected.prompt), runner);
   minillama::policy_settings full;
   full.name = minillama::policy_name::full;
-  minillama::session session(llama, runner, full, prompt, expected.tokens.size() - expected.prompt, minillama::session_kind::single);
+  minillama::host_session session(llama, runner, full, prompt, expected.tokens.size() - expected.prompt, minillama::session_kind::single);
   differences found{difference(prompt.logits, expected.logits[0]), 0};
   for (std::size_t t = expected.prompt; t < expected.tokens.size(); ++t)
     found.decode = std::max(found.decode, difference(session.step(expected.tokens[t]), expected.logits[t - expected.prompt + 1]));

@@ -6,6 +6,7 @@
 
 #include <filesystem>
 
+#include "decoder.hpp"
 #include "interview.hpp"
 #include "questions.hpp"
 #include "tokenizer.hpp"
@@ -24,7 +25,7 @@ constexpr bool under_sanitizers = false;
 std::size_t right_after_growth(const model& llama, pool_runner& runner, const policy_settings& settings, const question_context& context) {
   const std::size_t prompt = context.text.size() / 4;
   const prefilled_prompt prefilled = prefill(llama, byte_tokens(std::string_view(context.text).substr(0, prompt)), runner);
-  session session(llama, runner, settings, prefilled, context.text.size() + 1024, session_kind::single);
+  host_session session(llama, runner, settings, prefilled, context.text.size() + 1024, session_kind::single);
   for (const char c : context.text.substr(prompt)) session.step(static_cast<std::uint8_t>(c));
 
   std::size_t right = 0, asked = 0;

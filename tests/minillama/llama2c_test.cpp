@@ -76,7 +76,7 @@ std::vector<std::vector<float>> all_logits(const std::filesystem::path& path, st
   const auto prompt = minillama::prefill(llama, tokens.first(20), runner);
   minillama::policy_settings full;
   full.name = minillama::policy_name::full;
-  minillama::session session(llama, runner, full, prompt, tokens.size() - 20, minillama::session_kind::single);
+  minillama::host_session session(llama, runner, full, prompt, tokens.size() - 20, minillama::session_kind::single);
   std::vector<std::vector<float>> all{prompt.logits};
   for (const minillama::token_id token : tokens.subspan(20)) {
     const auto logits = session.step(token);

@@ -70,7 +70,8 @@ TEST_CASE("prefill and decode agree with the oracle for every type and both kind
       const auto wanted = plain_logits(model.shape, model.weights, text);
       const auto prompt = minillama::prefill(*model.llama, std::span(text).first(30), runner);
       CHECK(difference(prompt.logits, wanted[29]) < tolerance);
-      minillama::session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 10, minillama::session_kind::single);
+      minillama::host_session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 10,
+                                      minillama::session_kind::single);
       for (std::size_t t = 30; t < text.size(); ++t) CHECK(difference(session.step(text[t]), wanted[t]) < tolerance);
     }
   }
@@ -83,7 +84,7 @@ TEST_CASE("a vocabulary wider than bytes, and tokens outside of it") {
   const auto wanted = plain_logits(model.shape, model.weights, text);
   const auto prompt = minillama::prefill(*model.llama, std::span(text).first(5), runner);
   CHECK(difference(prompt.logits, wanted[4]) < tolerance);
-  minillama::session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 2, minillama::session_kind::single);
+  minillama::host_session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 2, minillama::session_kind::single);
   CHECK_THROWS_AS(session.step(70001), std::out_of_range);
   CHECK(difference(session.step(text[5]), wanted[5]) < tolerance);
   std::vector<float> logits(70001);
@@ -101,7 +102,7 @@ TEST_CASE("heads of every grouping, and a rotary base of its own") {
     const auto wanted = plain_logits(model.shape, model.weights, text);
     const auto prompt = minillama::prefill(*model.llama, std::span(text).first(20), runner);
     CHECK(difference(prompt.logits, wanted[19]) < tolerance);
-    minillama::session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 1, minillama::session_kind::single);
+    minillama::host_session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 1, minillama::session_kind::single);
     CHECK(difference(session.step(text[20]), wanted[20]) < tolerance);
   }
 }
@@ -131,7 +132,7 @@ TEST_CASE("a fork leaves the prompt as it was, and room is counted from the fork
   const loaded_model model({});
   const auto prompt_text = random_tokens(50, 5);
   const auto prompt = minillama::prefill(*model.llama, prompt_text, runner);
-  minillama::session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 4, minillama::session_kind::forked);
+  minillama::host_session session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 4, minillama::session_kind::forked);
   for (std::uint64_t seed = 0; seed < 3; ++seed) {
     session.fork();
     const auto more = random_tokens(4, 100 + seed);
@@ -153,14 +154,14 @@ TEST_CASE("policies that retrieve the whole middle agree with the oracle; one th
   const auto prompt = minillama::prefill(*model.llama, std::span(text).first(400), runner);
   using enum minillama::policy_name;
   for (const auto name : {full, pq, oracle}) {
-    minillama::session dense(*model.llama, runner, policy(name, 1.0), prompt, 1, minillama::session_kind::single);
+    minillama::host_session dense(*model.llama, runner, policy(name, 1.0), prompt, 1, minillama::session_kind::single);
     CHECK(difference(dense.step(text[400]), wanted[400]) < tolerance);
   }
   minillama::quality_summary last;
   for (const auto name : {streaming, pq, oracle, full}) {
-    minillama::session session(*model.llama, runner, policy(name, 0.25), prompt, 1, minillama::session_kind::single);
+    minillama::host_session session(*model.llama, runner, policy(name, 0.25), prompt, 1, minillama::session_kind::single);
     minillama::quality_meter meter(model.llama->config());
-    session.step(text[400], meter.observer(session.policy()));
+    session.step(text[400], meter.observer({runner, {}}));
     const auto quality = meter.summary();
     CHECK(quality.steps == 1);
     CHECK(quality.mass <= 1 + 1e-5);
@@ -179,7 +180,7 @@ TEST_CASE("a head_dim that the library does not take is refused by name") {
   const loaded_model model({.head_dim = 6});
   const auto prompt = minillama::prefill(*model.llama, byte_tokens("abc"), runner);
   CHECK_THROWS_AS(
-      minillama::session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 1, minillama::session_kind::single),
+      minillama::host_session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 1, minillama::session_kind::single),
       pqkv::value_error);
 }
 

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "decoder.hpp"
 #include "program.hpp"
 #include "report.hpp"
 
@@ -56,7 +57,7 @@ TEST_CASE("shares: what a long prompt attends with grows with its square, weight
 
   minillama::policy_settings settings;
   settings.name = minillama::policy_name::full;
-  minillama::session at(llama, runner, settings, prompt, 10, minillama::session_kind::single);
+  minillama::host_session at(llama, runner, settings, prompt, 10, minillama::session_kind::single);
   for (int i = 0; i < 5; ++i)
     at.step(7, [](const minillama::layer_step&) {
       const minillama::lap_clock started;
@@ -64,10 +65,11 @@ TEST_CASE("shares: what a long prompt attends with grows with its square, weight
       }
     });
   const auto& s = at.statistics();
-  CHECK(s.parts.matrices > 0);
-  CHECK(s.parts.cache > 0);
-  CHECK(s.parts.matrices + s.parts.cache <= s.seconds);
+  CHECK(s.parts->matrices > 0);
+  CHECK(s.parts->cache > 0);
+  CHECK(s.parts->matrices + s.parts->cache <= s.seconds);
   CHECK(s.seconds < 5 * 0.02 * static_cast<double>(s.layers));  // as long as the observers alone took
-  CHECK(minillama::shares_of({1, 2}, 4) == nlohmann::json{{"matrices", 0.25}, {"cache", 0.5}, {"rest", 0.25}});
-  CHECK(minillama::shares_of({}, 0).is_null());
+  CHECK(minillama::shares_of(minillama::part_seconds{1, 2}, 4) == nlohmann::json{{"matrices", 0.25}, {"cache", 0.5}, {"rest", 0.25}});
+  CHECK(minillama::shares_of(minillama::part_seconds{}, 0).is_null());
+  CHECK(minillama::shares_of(std::nullopt, 1).is_null());
 }

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bounds that the library states itself are left to it: minillama::plan_footprint() asks the host's cache about the same settings.
+#include "settings.hpp"
+
+#include <algorithm>
+#include <string>
+
+#include "../command_line.hpp"
+
+namespace minillama::cuda {
+namespace {
+
+constexpr std::size_t most_block_tokens = 2048;
+constexpr std::size_t most_attention_weights = std::size_t{1} << 28;  // floats
+constexpr std::size_t least_centroids = 16;                           // 4 bits, the library's least
+
+const char* const not_there = ": not with --device cuda";
+
+}  // namespace
+
+void require_offered(const policy_settings& settings) {
+  if (settings.name == policy_name::oracle)
+    throw usage_error("--policy", std::string("oracle scores every key, which the host alone does") + not_there);
+  if (settings.quantizer.residual.used()) throw usage_error("--residual", std::string("the second stage is on the host alone") + not_there);
+  if (settings.preset == preset_name::paper)
+    throw usage_error("--preset", std::string("paper: the overlap rule is the host's") + not_there);
+}
+
+cache_settings settings_for(const policy_settings& settings, std::size_t prompt, const model_config& config, std::size_t slots,
+                            std::size_t capacity) {
+  cache_settings made;
+  made.shape = {slots, config.kv_heads, config.query_heads, config.head_dim, capacity};
+  made.budget = settings.budget_for(prompt);
+  made.selector = settings.quantizer;
+  if (settings.name == policy_name::pq) return made;
+  made.selector = {};  // the smallest that there is
+  made.selector.bits = 4;
+  made.selector.path = pqkv::search_path::scan;
+  made.selector.train.iterations = 1;
+  made.selector.train.rows_per_centroid = 16;
+  if (settings.name == policy_name::full) {
+    made.budget.sinks = capacity;
+    made.budget.window = 1;
+    made.budget.retrieve = 0;
+  } else if (*made.budget.window < least_centroids) {
+    throw usage_error("--policy", "streaming: a window of " + std::to_string(*made.budget.window) + " tokens is less than the " +
+                                      std::to_string(least_centroids) + " that --device cuda needs");
+  }
+  return made;
+}
+
+std::size_t prefill_block_tokens(const model_config& config, std::size_t n) {
+  const std::size_t fitting = std::max<std::size_t>(most_attention_weights / (config.group() * n), 1);
+  return std::min({fitting, most_block_tokens, n});
+}
+
+std::size_t prefill_scratch_bytes(const model_config& config, std::size_t n) {
+  const std::size_t block = prefill_block_tokens(config, n);
+  const std::size_t activations = config.hidden + std::max(config.qkv_width(), 2 * config.intermediate) + config.intermediate;
+  const std::size_t block_rows = 2 * config.query_width() + activations;
+  return (n * config.hidden + block * block_rows + config.group() * block * n + config.vocabulary) * sizeof(float) + n * sizeof(token_id);
+}
+
+footprint plan_footprint(const model_config& config, const policy_settings& settings, const run_shape& shape) {
+  footprint planned = minillama::plan_footprint(config, settings, shape);
+  settings_for(settings, shape.prompt, config, shape.slots, shape.capacity);
+  planned.prefill_scratch = prefill_scratch_bytes(config, shape.prompt);
+  planned.caches = {};
+  return planned;
+}
+
+}  // namespace minillama::cuda

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine of the host, and the choice between engines.
+#include "engine.hpp"
+
+#include "command_line.hpp"
+#include "cuda/engine.hpp"
+#include "cuda/settings.hpp"
+#include "decoder.hpp"
+
+namespace minillama {
+namespace {
+
+class host_prompt final : public held_prompt {
+ public:
+  host_prompt(const model& llama, pool_runner& runner, prefilled_prompt prompt)
+      : llama_(llama), runner_(runner), prompt_(std::move(prompt)) {}
+
+  std::span<const float> logits() const override { return prompt_.logits; }
+  std::optional<part_seconds> parts() const override { return prompt_.parts; }
+  std::unique_ptr<session> start(const policy_settings& settings, std::size_t room, session_kind kind) const override {
+    return std::make_unique<host_session>(llama_, runner_, settings, prompt_, room, kind);
+  }
+
+ private:
+  const model& llama_;
+  pool_runner& runner_;
+  prefilled_prompt prompt_;
+};
+
+class host_engine final : public engine {
+ public:
+  host_engine(const model& llama, pool_runner& runner) : llama_(llama), runner_(runner) {}
+
+  std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report) override {
+    return std::make_unique<host_prompt>(llama_, runner_, minillama::prefill(llama_, tokens, runner_, report));
+  }
+  std::string description() const override { return "host"; }
+
+ private:
+  const model& llama_;
+  pool_runner& runner_;
+};
+
+}  // namespace
+
+std::unique_ptr<engine> make_engine(device_name device, const model& llama, pool_runner& runner) {
+  if (device == device_name::host) return std::make_unique<host_engine>(llama, runner);
+  return cuda::make_engine(llama);
+}
+
+void require_device(device_name device) {
+  if (device == device_name::cuda) cuda::require_gpu();
+}
+
+void require_on_device(device_name device, const policy_settings& settings) {
+  if (device == device_name::cuda) cuda::require_offered(settings);
+}
+
+}  // namespace minillama

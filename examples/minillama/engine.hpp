@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a model computes, chosen at run time: on the host's threads, or on a GPU. A prompt stays where it was computed, and sessions
+// start from it there; what talks to a session need not know.
+#pragma once
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "footprint.hpp"
+#include "model.hpp"
+#include "policy.hpp"
+#include "prefill.hpp"
+#include "session.hpp"
+
+namespace minillama {
+
+enum class device_name { host, cuda };
+
+inline const std::map<std::string, device_name>& device_names() {
+  static const std::map<std::string, device_name> names{{"host", device_name::host}, {"cuda", device_name::cuda}};
+  return names;
+}
+
+/// A prompt that was computed; sessions of any policy start at its end. Its engine outlives it.
+class held_prompt {
+ public:
+  virtual ~held_prompt() = default;
+
+  /// [vocabulary] of the last position, in host memory.
+  virtual std::span<const float> logits() const = 0;
+  /// Of the time that prefill took; none where it is not told apart.
+  virtual std::optional<part_seconds> parts() const = 0;
+  /// Moves the prompt into caches and builds the selector's indexes; waits until they are there. The prompt outlives the session.
+  ///
+  /// @param room  tokens that may follow the prompt
+  /// @throws pqkv::shape_error, pqkv::value_error when model and settings do not fit
+  virtual std::unique_ptr<session> start(const policy_settings& settings, std::size_t room, session_kind kind) const = 0;
+};
+
+class engine {
+ public:
+  virtual ~engine() = default;
+
+  /// Runs all layers over the prompt with exact causal attention. @pre tokens is not empty
+  virtual std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report = {}) = 0;
+  /// What it computes on, for reports: "host", or a GPU's name.
+  virtual std::string description() const = 0;
+};
+
+/// @param llama   outlives the engine of the host; one of a GPU has copied the weights
+/// @param runner  outlives the engine
+/// @throws usage_error as require_device() does
+std::unique_ptr<engine> make_engine(device_name device, const model& llama, pool_runner& runner);
+
+/// Nothing where the program can compute on the device; to be asked before weights are read.
+/// @throws usage_error when the program was built without CUDA, or there is no GPU
+void require_device(device_name device);
+
+/// Whether a policy has everything it needs on the device. @throws usage_error that names the option
+void require_on_device(device_name device, const policy_settings& settings);
+
+}  // namespace minillama

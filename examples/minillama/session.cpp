@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every session shares.
+#include "session.hpp"
+
+#include <algorithm>
+
+namespace minillama {
+
+session_statistics& session_statistics::operator+=(const session_statistics& other) {
+  if (steps == 0) {
+    parts = other.parts;
+    selection = other.selection;
+  } else if (other.steps != 0) {  // a sum is known where both are
+    if (parts && other.parts)
+      *parts += *other.parts;
+    else
+      parts.reset();
+    if (selection && other.selection) {
+      selection->index += other.selection->index;
+      selection->selector += other.selection->selector;
+    } else {
+      selection.reset();
+    }
+  }
+  steps += other.steps;
+  layers = other.layers;
+  seconds += other.seconds;
+  tokens_attended += other.tokens_attended;
+  attended_bytes += other.attended_bytes;
+  return *this;
+}
+
+token_id greedy(std::span<const float> logits) {
+  return static_cast<token_id>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+}  // namespace minillama

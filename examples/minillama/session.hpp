@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// What decodes: one token after the other behind a prefilled prompt, whether on the host (decoder.hpp) or on a GPU (cuda/decoder.hpp).
+// A forked session keeps the prompt as it was, and any number of continuations start from a fork of it.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <pqkv/cache/slots.hpp>
+#include <span>
+
+#include "config.hpp"
+#include "part_seconds.hpp"
+
+namespace minillama {
+
+class layer_cache;
+
+enum class session_kind {
+  single,  // decodes behind the prompt itself
+  forked   // decodes behind a fork of it; twice the memory
+};
+
+/// What a session did since its start, over all forks; counts are the library's, summed over layers.
+struct session_statistics {
+  /// Bytes that selection read; where a step is one launch nobody counts them.
+  struct selection_bytes {
+    std::uint64_t index = 0;     // codes, counts and id lists
+    std::uint64_t selector = 0;  // codebooks; keys for the oracle
+  };
+
+  std::uint64_t steps = 0;
+  std::uint64_t layers = 0;                    // of the model
+  double seconds = 0;                          // in step(), observers left out
+  std::optional<part_seconds> parts{};         // of these; none where a step is one launch
+  std::uint64_t tokens_attended = 0;           // sinks, window and retrieved, per KV head
+  std::uint64_t attended_bytes = 0;            // rows of K and V that attention read
+  std::optional<selection_bytes> selection{};  // none where nobody counts
+
+  double tokens_per_second() const { return seconds > 0 ? static_cast<double>(steps) / seconds : 0; }
+  double per_step(std::uint64_t total) const { return steps ? static_cast<double>(total) / static_cast<double>(steps) : 0; }
+
+  /// Adds another session of the same model on the same device.
+  session_statistics& operator+=(const session_statistics& other);
+};
+
+/// What an observer sees of a layer in one step, after attention.
+struct layer_step {
+  std::size_t layer;
+  layer_cache& cache;
+  std::size_t slot;
+  pqkv::view<const float, 3> query;  // [batch, hq, d]
+  pqkv::view<const float, 2> lse;    // [batch, hq]
+  pqkv::active_slots active;         // [batch]
+};
+using step_observer = std::function<void(const layer_step&)>;
+
+class session {
+ public:
+  virtual ~session() = default;
+
+  /// Goes back to the end of the prompt: what follows starts from a fresh fork. Forked sessions only.
+  virtual void fork() = 0;
+
+  /// Appends a token and computes what follows it.
+  ///
+  /// @param observe  is called for each layer; its time is not counted. Host sessions only
+  /// @returns logits[vocabulary] in host memory, valid until the next step
+  /// @throws pqkv::capacity_error when the room is used up; std::logic_error where there is nothing to observe
+  virtual std::span<const float> step(token_id token, const step_observer& observe = {}) = 0;
+
+  virtual const session_statistics& statistics() const = 0;
+  /// Bytes of keys and values that the session holds, and of its indexes, all layers and slots.
+  virtual pqkv::memory_plan memory() const = 0;
+};
+
+/// The token of the largest logit, the lowest of equals.
+token_id greedy(std::span<const float> logits);
+
+}  // namespace minillama
