@@ -10,6 +10,7 @@
 #include "block/bitmap.cuh"
 #include "block/copy.cuh"
 #include "block/list_select.cuh"
+#include "block/reached_cells.cuh"
 #include "block/retrieve.cuh"
 #include "block/select.cuh"
 #include "block/shared.cuh"
@@ -35,73 +36,14 @@ struct retrieved_lists {
   }
 };
 
-/// Lists of the cells that reach the threshold, in no order: short ones from the front, long ones from the back.
-template <unsigned Threads>
-struct reached_cells {
-  static constexpr unsigned most = 4 * Threads;
-  uint2 lists[most];  // where a list begins in the index, and twice its length plus 1 where the cell is above the threshold
-  std::uint32_t short_lists, long_lists;
-  std::uint32_t equal_lists, equal_begin, equal_length;  // cells at the threshold, and the list of one of them
-};
-
-/// Collects what reaches the threshold of cells [base, base + reached.most), as far as there are so many. Ends with a barrier.
-/// @param key_at   of cell i, 0 for one without tokens
-/// @param list_at  where the list of cell i begins and ends in the index
-template <unsigned Threads, class KeyAt, class ListAt>
-__device__ void collect_cells(reached_cells<Threads>& reached, std::uint32_t room, std::uint32_t base, std::uint32_t cells,
-                              block::threshold limit, KeyAt key_at, ListAt list_at) {
-  constexpr unsigned long_list = 1024;
-  if (threadIdx.x == 0) reached.short_lists = reached.long_lists = reached.equal_lists = 0;
-  __syncthreads();
-  for (std::uint32_t i = base + threadIdx.x; i < cells && i < base + reached.most; i += Threads) {
-    const std::uint32_t key = key_at(i);
-    if (key == 0 || key < limit.key) continue;
-    const uint2 list = list_at(i);
-    const std::uint32_t end = list.y < room ? list.y : room, length = list.x < end ? end - list.x : 0;
-    if (key == limit.key && atomicAdd(&reached.equal_lists, 1u) == 0) {
-      reached.equal_begin = list.x;
-      reached.equal_length = length;
-    }
-    if (length == 0) continue;
-    const std::uint32_t slot =
-        length <= long_list ? atomicAdd(&reached.short_lists, 1u) : reached.most - 1 - atomicAdd(&reached.long_lists, 1u);
-    reached.lists[slot] = {list.x, 2 * length + (key > limit.key ? 1u : 0u)};
-  }
-  __syncthreads();
-}
-
-/// Calls mark(token, whether it is above the threshold) for the tokens of the lists: eight lanes a list, and all threads the long ones.
-template <unsigned Threads, class Mark>
-__device__ void mark_lists(const reached_cells<Threads>& reached, const std::int32_t* ids, Mark mark) {
-  constexpr unsigned lanes = 8, at_once = 4;  // at_once: loads of a lane in flight
-  for (std::uint32_t slot = threadIdx.x / lanes; slot < reached.short_lists; slot += Threads / lanes) {
-    const uint2 list = reached.lists[slot];
-    const std::uint32_t length = list.y / 2;
-    const std::int32_t* from = ids + list.x + threadIdx.x % lanes;
-    for (std::uint32_t i = threadIdx.x % lanes; i < length; i += at_once * lanes, from += at_once * lanes) {
-      std::int32_t token[at_once];
-#pragma unroll
-      for (unsigned a = 0; a < at_once; ++a)
-        if (i + a * lanes < length) token[a] = from[a * lanes];
-#pragma unroll
-      for (unsigned a = 0; a < at_once; ++a)
-        if (i + a * lanes < length) mark(static_cast<std::uint32_t>(token[a]), (list.y & 1u) != 0);
-    }
-  }
-  for (std::uint32_t slot = 0; slot < reached.long_lists; ++slot) {
-    const uint2 list = reached.lists[reached.most - 1 - slot];
-#pragma unroll 4
-    for (std::uint32_t i = threadIdx.x; i < list.y / 2; i += Threads) mark(static_cast<std::uint32_t>(ids[list.x + i]), (list.y & 1u) != 0);
-  }
-}
-
-/// Both, for any number of cells. Ends with a barrier.
+/// Calls mark(token, whether it is above the threshold) for the tokens of the lists of reached cells. Ends with a barrier.
+/// @param key_at, list_at  as reached_cells::collect() takes them
 template <unsigned Threads, class KeyAt, class ListAt, class Mark>
-__device__ void mark_cells(reached_cells<Threads>& reached, const scoring& call, std::uint32_t cells, std::size_t head,
+__device__ void mark_cells(block::reached_cells<Threads>& reached, const scoring& call, std::uint32_t cells, std::size_t head,
                            block::threshold limit, KeyAt key_at, ListAt list_at, Mark mark) {
   for (std::uint32_t base = 0; base < cells; base += reached.most) {
-    collect_cells<Threads>(reached, static_cast<std::uint32_t>(call.index.ids.extent(1)), base, cells, limit, key_at, list_at);
-    mark_lists<Threads>(reached, &call.index.ids(head, 0), mark);
+    reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), base, cells, limit, key_at, list_at);
+    reached.for_tokens(&call.index.ids(head, 0), mark);
     __syncthreads();
   }
 }
@@ -133,7 +75,7 @@ __device__ inline std::uint32_t* copy_counts(const cell_index_view<space::device
 
 /// The whole work on a list, a CTA each: waiting for other CTAs costs more than their help with so few items would save.
 /// @param most_items  that the keys have room for
-/// @param words       of a bitmap of tokens, even; a longer range goes through it a part at a time
+/// @param words       of a bitmap of tokens, a multiple of 8; a longer range goes through it a part at a time
 template <unsigned Threads, unsigned Pack>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     retrieve_kernel(scoring call, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned words) {
@@ -141,10 +83,10 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   __shared__ typename scorer_type::scratch scoring_scratch;
   __shared__ union {
     block::list_select<Threads> select;
-    reached_cells<Threads> reached;
-    block::reduction<std::uint64_t, Threads> sums;
+    block::reached_cells<Threads> reached;
   } scratch;  // one after the other
   __shared__ block::reduction<std::uint32_t, Threads> places;
+  __shared__ block::reduction<std::uint64_t, Threads> sums;
   const unsigned list = blockIdx.x;
   const std::size_t head = list / call.lists_per_head;
   block::shared_memory memory;
@@ -179,31 +121,35 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const auto list_at = [&](std::uint32_t i) { return uint2{call.index.offsets(head, i), call.index.offsets(head, i + 1)}; };
   const std::uint32_t most_tokens = words * 32;
 
-  if (items.are_cells() && k < range.size() / 32 && items.n <= scratch.reached.most) {
-    // Few tokens. Of equal ones the lowest are selected: all up to a token that is known where one list has them.
-    const std::int32_t* ids = &call.index.ids(head, 0);
-    collect_cells<Threads>(scratch.reached, static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, cell_key, list_at);
-    const bool one_list = scratch.reached.equal_lists == 1 && limit.of_equal <= scratch.reached.equal_length;
-    if (all_equal || one_list) {
-      const std::uint32_t last_equal =
-          all_equal ? 0xffffffffu : static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + limit.of_equal - 1]);
-      std::uint32_t before = 0;  // tokens of the parts before
-      for (std::uint32_t first = 0; first < range.size(); first += most_tokens) {
-        const std::uint32_t tokens = range.size() - first < most_tokens ? range.size() - first : most_tokens;
-        block::sparse_bitmap<Threads> selected(bitmap, bitmap + words, (tokens + 31) / 32);
-        __syncthreads();
-        const auto mark = [&](std::uint32_t token, bool above) {
-          const std::uint32_t t = token - range.begin - first;
-          if (t < tokens && (above || token <= last_equal)) selected.mark(t);
-        };
-        mark_lists<Threads>(scratch.reached, ids, mark);
-        mark_tail<Threads>(call, head, range.end, limit, key_at, mark, 0, 1);
-        __syncthreads();
-        before += selected.emit(places, before, static_cast<std::int32_t>(range.begin + first), indices, k);
-        __syncthreads();  // the bitmap is used again
-      }
-      return;
+  // Of equal tokens the lowest are selected: all of them, or all up to a token that is known where they are in one list.
+  std::uint32_t last_equal = 0xffffffffu;
+  bool is_cut = all_equal;
+  const std::int32_t* ids = call.index.ids.data + (items.are_cells() ? head * call.index.ids.stride(0) : 0);
+  const bool are_collected = items.are_cells() && items.n <= scratch.reached.most;
+  if (are_collected) {
+    scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, cell_key, list_at);
+    if (!all_equal && scratch.reached.equal_lists == 1 && limit.of_equal <= scratch.reached.equal_length) {
+      last_equal = static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + limit.of_equal - 1]);
+      is_cut = true;
     }
+  }
+  if (are_collected && is_cut && k < range.size() / 32) {  // few tokens
+    std::uint32_t before = 0;  // of the parts before
+    for (std::uint32_t first = 0; first < range.size(); first += most_tokens) {
+      const std::uint32_t tokens = range.size() - first < most_tokens ? range.size() - first : most_tokens;
+      block::sparse_bitmap<Threads> selected(bitmap, bitmap + words, (tokens + 31) / 32);
+      __syncthreads();
+      const auto mark = [&](std::uint32_t token, bool above) {
+        const std::uint32_t t = token - range.begin - first;
+        if (t < tokens && (above || token <= last_equal)) selected.mark(t);
+      };
+      scratch.reached.for_tokens(ids, mark);
+      mark_tail<Threads>(call, head, range.end, limit, key_at, mark, 0, 1);
+      __syncthreads();
+      before += selected.emit(places, before, static_cast<std::int32_t>(range.begin + first), indices, k);
+      __syncthreads();  // the bitmap is used again
+    }
+    return;
   }
 
   std::uint64_t before = 0;  // marked tokens of the parts before
@@ -211,14 +157,17 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   std::uint32_t *chosen = bitmap, *equal = bitmap + half;
   for (std::uint32_t first = 0; first < range.size(); first += half * 32) {
     const std::uint32_t tokens = range.size() - first < half * 32 ? range.size() - first : half * 32, used = (tokens + 31) / 32;
-    __syncthreads();  // scratch and bitmaps are used again
     if (items.are_cells()) {
       for (std::uint32_t w = threadIdx.x; w < used; w += Threads) chosen[w] = equal[w] = 0;
+      __syncthreads();
       const auto mark = [&](std::uint32_t token, bool above) {
         const std::uint32_t t = token - range.begin - first;
-        if (t < tokens) atomicOr(&(above || all_equal ? chosen : equal)[t / 32], 1u << t % 32);
+        if (t < tokens && (above || token <= last_equal)) atomicOr(&(above || is_cut ? chosen : equal)[t / 32], 1u << t % 32);
       };
-      mark_cells<Threads>(scratch.reached, call, items.n, head, limit, cell_key, list_at, mark);
+      if (are_collected)
+        scratch.reached.for_tokens(ids, mark);
+      else
+        mark_cells<Threads>(scratch.reached, call, items.n, head, limit, cell_key, list_at, mark);
       mark_tail<Threads>(call, head, range.end, limit, key_at, mark, 0, 1);
     } else {
       for (std::uint32_t i = threadIdx.x; i / 32 < used; i += Threads) {  // whole warps
@@ -229,10 +178,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
       }
     }
     __syncthreads();
-    block::bitmap_emission<Threads> emission(scratch.sums);
-    const std::uint64_t here = emission.count(chosen, items.are_cells() && all_equal ? nullptr : equal, used);
+    block::bitmap_emission<Threads> emission(sums);
+    const std::uint64_t here = emission.count(chosen, items.are_cells() && is_cut ? nullptr : equal, used);
     emission.emit(before, limit.of_equal, static_cast<std::int32_t>(range.begin + first), indices, k);
     before += here;
+    __syncthreads();  // the bitmaps are used again
   }
 }
 
@@ -280,7 +230,7 @@ template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     mark_kernel(scoring call, retrieved_lists out, view<const float, 2, space::device> scores, const block::threshold* limits,
                 view<std::uint32_t, 3, space::device> maps) {
-  __shared__ reached_cells<Threads> reached;
+  __shared__ block::reached_cells<Threads> reached;
   const unsigned list = blockIdx.y;
   const middle_range range = call.range(list);
   const std::uint32_t k = out.selected(range);
@@ -365,7 +315,7 @@ struct kernel<op::retrieve, backend::cuda> {
                               (call.index.empty() ? 0 : shared_memory::bytes<std::uint32_t>(cells)),
                       room = launch.shared_limit(kernel);
     if (fixed + detail::tuning::fused_least_bitmaps > room) return false;
-    const std::size_t words = std::min(n / 32 + 1, (room - fixed) / 160 * 32 - 32) / 2 * 2 + 2;  // with a word of `touched` to 32
+    const std::size_t words = std::min(n / 32 + 1, (room - fixed) / 160 * 32 - 32) / 8 * 8 + 8;  // with a word of `touched` to 32
     const std::size_t bitmap =
         shared_memory::bytes<std::uint32_t>(words + detail::block::sparse_bitmap<threads>::touched_words(static_cast<std::uint32_t>(words)));
     launch("retrieve_kernel", kernel, {dim3(call.lists), threads, fixed + bitmap}, call, out, skipped, static_cast<unsigned>(items),
