@@ -127,7 +127,8 @@ TEST_CASE("questions: as many right answers as on the host") {
     REQUIRE_MESSAGE(got.code == 0, got.err);
     MESSAGE(device, ":\n", got.out);
     std::vector<int> right;
-    for (const auto& one : nlohmann::json::parse(contents(file)).at("policies")) right.push_back(one.at("right").get<int>());
+    const auto report = nlohmann::json::parse(contents(file));
+    for (const auto& one : report.at("policies")) right.push_back(one.at("right").get<int>());
     return right;
   };
   const auto host = right_on("host"), device = right_on("cuda");
