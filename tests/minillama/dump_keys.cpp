@@ -58,7 +58,7 @@ pqkv_cases::key_dump dump(const model& llama, const settings& s, pool_runner& ru
 
   policy_settings dense;
   dense.name = policy_name::full;
-  session session(llama, runner, dense, prompt, s.steps, session_kind::single);
+  host_session session(llama, runner, dense, prompt, s.steps, session_kind::single);
   question_feed feed(context.questions);
   token_id predicted = '\n';
   for (std::size_t step = 0; step < s.steps; ++step)
