@@ -65,10 +65,11 @@ __device__ void mark_tail(const scoring& call, std::size_t head, std::uint32_t e
 __device__ inline std::uint32_t* copy_counts(const cell_index_view<space::device>& index, std::size_t head, block::shared_memory& memory) {
   const std::uint32_t cells = static_cast<std::uint32_t>(index.cells()), *from = &index.counts(head, 0);
   std::uint32_t* counts = memory.take<std::uint32_t>(cells);
-  if (reinterpret_cast<std::uintptr_t>(from) % 16 == 0)  // at least 16 cells, a power of two
-    for (std::uint32_t i = 4 * threadIdx.x; i < cells; i += 4 * blockDim.x) block::copy_async(block::shared_address(counts + i), from + i, 16);
-  else
-    for (std::uint32_t i = threadIdx.x; i < cells; i += blockDim.x) block::copy_word_async(block::shared_address(counts + i), from + i);
+  const bool by_four = reinterpret_cast<std::uintptr_t>(from) % 16 == 0;  // at least 16 cells, a power of two
+  for (std::uint32_t i = 4 * threadIdx.x; by_four && i < cells; i += 4 * blockDim.x)
+    block::copy_async(block::shared_address(counts + i), from + i, 16);
+  for (std::uint32_t i = threadIdx.x; !by_four && i < cells; i += blockDim.x)
+    block::copy_word_async(block::shared_address(counts + i), from + i);
   block::end_copies();
   return counts;
 }
@@ -316,8 +317,8 @@ struct kernel<op::retrieve, backend::cuda> {
                       room = launch.shared_limit(kernel);
     if (fixed + detail::tuning::fused_least_bitmaps > room) return false;
     const std::size_t words = std::min(n / 32 + 1, (room - fixed) / 160 * 32 - 32) / 8 * 8 + 8;  // with a word of `touched` to 32
-    const std::size_t bitmap =
-        shared_memory::bytes<std::uint32_t>(words + detail::block::sparse_bitmap<threads>::touched_words(static_cast<std::uint32_t>(words)));
+    const std::size_t touched = detail::block::sparse_bitmap<threads>::touched_words(static_cast<std::uint32_t>(words)),
+                      bitmap = shared_memory::bytes<std::uint32_t>(words + touched);
     launch("retrieve_kernel", kernel, {dim3(call.lists), threads, fixed + bitmap}, call, out, skipped, static_cast<unsigned>(items),
            static_cast<unsigned>(words));
     return true;

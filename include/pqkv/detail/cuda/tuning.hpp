@@ -5,6 +5,10 @@
 namespace pqkv::detail::tuning {
 
 inline constexpr unsigned encode_tile_tokens = 32;   // not measured: 4 threads a token; tile and centroids fit in 48 KB at d = 256
+inline constexpr unsigned encode_few_tokens = 32;      // up to here a CTA is a token: what a decode step encodes
+inline constexpr unsigned encode_few_threads = 128;    // not measured
+inline constexpr unsigned encode_run_tokens = 2048;    // of a CTA of the matrix products, for which it stages the centroids once
+inline constexpr unsigned encode_run_threads = 256;    // two CTAs a multiprocessor
 inline constexpr unsigned kmeans_tile_tokens = 64;   // not measured
 inline constexpr unsigned score_tile_tokens = 2048;  // not measured: tokens of a CTA in the passes over all tokens
 inline constexpr unsigned score_threads = 256;       // not measured

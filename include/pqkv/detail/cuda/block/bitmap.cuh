@@ -127,9 +127,11 @@ class sparse_bitmap {
  public:
   __host__ __device__ static constexpr std::uint32_t touched_words(std::uint32_t words) { return (words + 31) / 32; }
 
-  /// @param words, touched  [count up to a multiple of 4], aligned to 16 bytes, and [touched_words(count)]; emptied here, which the caller's
-  ///                        next barrier completes
-  __device__ sparse_bitmap(std::uint32_t* words, std::uint32_t* touched, std::uint32_t count) : words_(words), touched_(touched), count_(count) {
+  /// Empties both, which the caller's next barrier completes.
+  /// @param words    [count up to a multiple of 4], aligned to 16 bytes
+  /// @param touched  [touched_words(count)]
+  __device__ sparse_bitmap(std::uint32_t* words, std::uint32_t* touched, std::uint32_t count)
+      : words_(words), touched_(touched), count_(count) {
     for (std::uint32_t w = 4 * threadIdx.x; w < count; w += 4 * Threads) *reinterpret_cast<uint4*>(words + w) = {0, 0, 0, 0};
     for (std::uint32_t w = threadIdx.x; w < touched_words(count); w += Threads) touched[w] = 0;
   }

@@ -171,7 +171,8 @@ class quick_rows {
     };
     const auto token = [&](std::uint32_t turn) { return memory_.rows[place(turn) < used ? place(turn) : 0]; };
     const auto fetch = [&](std::uint32_t of) {
-      list::rows::copy(next_rows_, [&](unsigned r) { return row(__shfl_sync(block::all_lanes, of, static_cast<int>(list::owner_lane(r)))); });
+      const auto row_at = [&](unsigned r) { return row(__shfl_sync(block::all_lanes, of, static_cast<int>(list::owner_lane(r)))); };
+      list::rows::copy(next_rows_, row_at);
     };
     bool any = false;
     std::uint32_t t = token(0), next = token(1);
@@ -187,7 +188,7 @@ class quick_rows {
       unsigned owner = found.centroid;
       for (unsigned unsure = __ballot_sync(block::all_lanes, i < used && !found.sure); unsure != 0; unsure &= unsure - 1) {
         const int who = __ffs(static_cast<int>(unsure)) - 1;
-        const unsigned decided = nearest(row(__shfl_sync(block::all_lanes, t, who)), centroids);
+        const unsigned decided = list::nearest(row(__shfl_sync(block::all_lanes, t, who)), offset_, centroids, c_);
         if (lane() == static_cast<unsigned>(who)) owner = decided;
       }
       const bool moved = i < used && (initial || before != owner);
@@ -220,36 +221,6 @@ class quick_rows {
   __device__ static unsigned lane() { return threadIdx.x % 32; }
   __device__ static unsigned warp() { return threadIdx.x / 32; }
   __device__ const T* row(std::uint32_t t) const { return rows_ + t * stride_; }
-
-  /// The canonical decision, by a warp: a lane is a centroid or two.
-  __device__ unsigned nearest(const T* from, const float* centroids) const {
-    float y[Groups];
-#pragma unroll
-    for (unsigned g = 0; g < Groups; ++g) y[g] = canonical::sub(static_cast<float>(from[g * 32 + lane()]), offset_[g * 32 + lane()]);
-    std::uint64_t best = ~0ull;
-    for (unsigned x0 = 0; x0 < c_; x0 += 64) {
-      const unsigned first = x0 + lane() < c_ ? x0 + lane() : c_ - 1, second = x0 + lane() + 32 < c_ ? x0 + lane() + 32 : c_ - 1;
-      float acc[2] = {};
-#pragma unroll
-      for (unsigned g = 0; g < Groups; ++g)
-#pragma unroll 8
-        for (unsigned i = 0; i < 32; ++i) {
-          const float of_row = __shfl_sync(block::all_lanes, y[g], static_cast<int>(i));
-          const float* of = centroids + (g * 32 + i) * c_;
-          const float a = canonical::sub(of_row, of[first]), b = canonical::sub(of_row, of[second]);
-          acc[0] = canonical::fma(a, a, acc[0]);
-          acc[1] = canonical::fma(b, b, acc[1]);
-        }
-      const std::uint64_t a = block::nearest_key(acc[0], first), b = block::nearest_key(acc[1], second);
-      best = a < best ? a : best;
-      best = b < best ? b : best;
-    }
-    for (int step = 16; step > 0; step /= 2) {
-      const std::uint64_t other = __shfl_xor_sync(block::all_lanes, best, step);
-      best = other < best ? other : best;
-    }
-    return static_cast<unsigned>(best & 0xffu);
-  }
 
   /// The rows of lanes `moved` leave cluster `before`, unless initial, and join `owner`; by a warp, whose lanes are coordinates.
   __device__ void move(unsigned moved, std::uint32_t t, unsigned owner, unsigned before, bool initial, float scale) {

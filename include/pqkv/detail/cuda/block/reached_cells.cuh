@@ -41,12 +41,13 @@ struct reached_cells {
     __syncthreads();
   }
 
-  /// Calls mark(token, whether it is above the threshold) for the tokens of the lists: a warp a list, eight lanes where there are many, and
-  /// all threads the long ones.
+  /// Calls mark(token, whether it is above the threshold) for the tokens of the lists: eight threads a list or,
+  /// where there are few, more, and all threads the long ones.
   template <class Mark>
   __device__ void for_tokens(const std::int32_t* ids, Mark mark) const {
     constexpr unsigned at_once = 4;  // loads of a lane in flight
-    const unsigned lanes = short_lists <= Threads / 16 ? 32 : 8;
+    unsigned lanes = 8;
+    while (lanes < Threads && 2 * lanes * short_lists <= Threads) lanes *= 2;
     for (std::uint32_t slot = threadIdx.x / lanes; slot < short_lists; slot += Threads / lanes) {
       const uint2 list = lists[slot];
       const std::uint32_t length = list.y / 2;

@@ -106,7 +106,9 @@ class list_scorer {
  private:
   static constexpr std::uint32_t recentred = 2;  // in finite_
 
-  __device__ float& entry_of(unsigned q, unsigned j, unsigned x) { return entries_[((q / Pack * call_.m + j) << call_.bits) + x].of[q % Pack]; }
+  __device__ float& entry_of(unsigned q, unsigned j, unsigned x) {
+    return entries_[((q / Pack * call_.m + j) << call_.bits) + x].of[q % Pack];
+  }
   __device__ bool is_usable(unsigned q) const {
     if (q >= call_.g) return false;
     bool usable = call_.reduction != group_reduction::logit_max || is_finite(call_.table.bias(first_ + q));
@@ -212,7 +214,9 @@ class list_scorer {
 
   /// Exponentials of one query head again, from entries shifted by its best item's sum. Ends with a barrier.
   __device__ void recentre(const scored_items& items, unsigned q) {
-    const auto shifted = [&](unsigned j, std::uint32_t code) { return canonical::sub(call_.row(first_ + q, j)[code], tops_[q * call_.m + j]); };
+    const auto shifted = [&](unsigned j, std::uint32_t code) {
+      return canonical::sub(call_.row(first_ + q, j)[code], tops_[q * call_.m + j]);
+    };
     std::uint32_t best = 0;
     for (std::uint32_t i = threadIdx.x; i < items.n; i += Threads) {
       if (items.weight(i) == 0) continue;

@@ -11,6 +11,7 @@
 #include "../../../core/canonical.hpp"
 #include "copy.cuh"
 #include "mma.cuh"
+#include "nearest.cuh"
 #include "reduce.cuh"
 #include "shared.cuh"
 
@@ -115,6 +116,37 @@ class shortlist {
         for (unsigned g = 0; g < Groups; ++g) word[s][g] = shared[(s * Groups + g) * 32 + threadIdx.x % 32];
     }
 
+    /// Of row own_row(): |x| rounded up, infinite where its square is beyond floats, and whether all of it is finite. By all lanes.
+    struct measure {
+      float norm;
+      bool finite;
+    };
+    __device__ measure own_measure() const {
+      float own_square = 0, own_zero = 0;
+#pragma unroll
+      for (unsigned s = 0; s < slots; ++s) {
+        float square = 0, zero = 0;  // zero: 0 times each element, a NaN where one is not finite
+#pragma unroll
+        for (unsigned g = 0; g < Groups; ++g) {
+          const std::uint32_t words[4] = {word[s][g].x, word[s][g].y, word[s][g].z, word[s][g].w};
+#pragma unroll
+          for (unsigned w = 0; w < 4; ++w) {
+            const float_pair pair = unpack_pair<T>(words[w]);
+            square = fmaf(pair.first, pair.first, fmaf(pair.second, pair.second, square));
+            zero = fmaf(pair.first, 0.0f, fmaf(pair.second, 0.0f, zero));
+          }
+        }
+        for (int step = 1; step < 4; step *= 2) {
+          square += __shfl_xor_sync(all_lanes, square, step);
+          zero += __shfl_xor_sync(all_lanes, zero, step);
+        }
+        const int holder = static_cast<int>(own_row() % 8 * 4);  // a lane that has a part of the own row, in one of the slots
+        const float square_there = __shfl_sync(all_lanes, square, holder), zero_there = __shfl_sync(all_lanes, zero, holder);
+        if (own_row() / 8 == s) own_square = square_there, own_zero = zero_there;
+      }
+      return {sqrtf(own_square) * 1.001f, own_zero == 0};
+    }
+
    private:
     template <class RowAt, class Take>
     __device__ static void for_parts(RowAt row_at, Take take) {
@@ -194,6 +226,38 @@ class shortlist {
     const candidate own = merge(quarter_of[0], quarter_of[slots / 2 - 1], last, 16);
     const float all = norm + reach_, slack = constant_ + linear_ * norm + square_ * all * all;
     return {own.index, norm * largest_norm_ < 1e37f && own.best - own.second > slack};
+  }
+
+  /// The canonical decision about one row, by a warp: a lane is a centroid or two.
+  /// @param from  [ds]; offset, centroids as of stage()
+  __device__ static unsigned nearest(const T* from, const float* offset, const float* centroids, unsigned c) {
+    const unsigned lane = threadIdx.x % 32;
+    float y[Groups];
+#pragma unroll
+    for (unsigned g = 0; g < Groups; ++g) y[g] = canonical::sub(static_cast<float>(from[g * 32 + lane]), offset[g * 32 + lane]);
+    std::uint64_t best = ~0ull;
+    for (unsigned x0 = 0; x0 < c; x0 += 64) {
+      const unsigned first = x0 + lane < c ? x0 + lane : c - 1, second = x0 + lane + 32 < c ? x0 + lane + 32 : c - 1;
+      float acc[2] = {};
+#pragma unroll
+      for (unsigned g = 0; g < Groups; ++g)
+#pragma unroll 8
+        for (unsigned i = 0; i < 32; ++i) {
+          const float of_row = __shfl_sync(all_lanes, y[g], static_cast<int>(i));
+          const float* of = centroids + (g * 32 + i) * c;
+          const float a = canonical::sub(of_row, of[first]), b = canonical::sub(of_row, of[second]);
+          acc[0] = canonical::fma(a, a, acc[0]);
+          acc[1] = canonical::fma(b, b, acc[1]);
+        }
+      const std::uint64_t a = nearest_key(acc[0], first), b = nearest_key(acc[1], second);
+      best = a < best ? a : best;
+      best = b < best ? b : best;
+    }
+    for (int step = 16; step > 0; step /= 2) {
+      const std::uint64_t other = __shfl_xor_sync(all_lanes, best, step);
+      best = other < best ? other : best;
+    }
+    return static_cast<unsigned>(best & 0xffu);
   }
 
  private:
