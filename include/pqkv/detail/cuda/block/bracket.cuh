@@ -106,6 +106,22 @@ class bracket_select {
   /// Inverse of canonical::order_key; a NaN for keys beyond infinity.
   __device__ static float number_of(std::uint32_t key) { return float_from_bits((key & 0x80000000u) ? key & 0x7fffffffu : ~key); }
 
+  // Inline PTX: under --use_fast_math, operators would take subnormal numbers for 0.
+  /// Of a warp's lanes, whose x is above the bracket.
+  __device__ static unsigned ballot_above(float x, float high) {
+    unsigned lanes;
+    asm volatile("{\n .reg .pred p;\n setp.gt.f32 p, %1, %2;\n vote.sync.ballot.b32 %0, p, 0xffffffff;\n}"
+                 : "=r"(lanes)
+                 : "f"(x), "f"(high));
+    return lanes;
+  }
+  /// Sets the bit where x is inside.
+  __device__ static void add_inside(unsigned& insides, unsigned bit, float x, float low, float high) {
+    asm("{\n .reg .pred p, q;\n setp.gt.f32 p, %2, %4;\n setp.ge.and.f32 q, %2, %3, !p;\n @q or.b32 %0, %0, %1;\n}"
+        : "+r"(insides)
+        : "r"(bit), "f"(x), "f"(low), "f"(high));
+  }
+
   /// Marks what is above the bracket, keeps keys and places of what is inside.
   __device__ void keep(const bracket& limits, float (&scores)[batch], const float* row, std::uint32_t n, std::uint32_t* chosen,
                        std::uint32_t* equal) {
@@ -120,10 +136,9 @@ class bracket_select {
         std::uint32_t* words = chosen + first / 32 + threadIdx.x / 32;
 #pragma unroll
         for (unsigned j = 0; j < batch; ++j) {
-          const bool is_above = scores[j] > high;
-          const unsigned aboves = __ballot_sync(all_lanes, is_above);
+          const unsigned aboves = ballot_above(scores[j], high);
           if (is_first_lane) words[j * Threads / 32] = aboves;
-          if (scores[j] >= low && !is_above) insides |= 1u << (turn * batch + j);
+          add_inside(insides, 1u << (turn * batch + j), scores[j], low, high);
         }
       }
       for (unsigned w = threadIdx.x; w < granule; w += Threads) equal[base / 32 + w] = 0;
