@@ -99,7 +99,6 @@ class bracket_select {
     bracket limits{canonical::order_key(float_from_bits(0xff800000u)), 0xffffffffu};  // everything but NaNs
     if (low_rank <= sampled) limits.low = key_of_rank(low_rank);
     if (high_rank != 0) limits.high = key_of_rank(high_rank);
-    __syncthreads();  // key_ is used again
     return limits;
   }
 

@@ -24,8 +24,8 @@ class list_select {
     return open > log_bins ? open - log_bins : 0;
   }
 
-  /// By all threads, after a barrier. Begins by using no scratch that other threads may still read.
-  /// @param k        at least 1, at most the sum of the weights
+  /// By all threads, after a barrier. Ends with one, so that the scratch may be used again at once.
+  /// @param k        at least 1, at most the sum of the weights, or everything is selected
   /// @param ceiling  no key of positive weight is larger; the closer, the better
   /// @param shift    bits of a key that a bin takes together
   /// @param key_at, weight_at  of item i
@@ -50,6 +50,11 @@ class list_select {
       __syncthreads();
       if (total < k) {  // the threshold is below all bins: bins over everything that is left
         k -= total;
+        if (high >> shift < bins) {  // nothing is: fewer than k in all
+          if (threadIdx.x == 0) all_equal_ = true;
+          __syncthreads();
+          return {0, k};
+        }
         high -= bins << shift;
         shift = 32 - log_bins;
         continue;
@@ -57,7 +62,8 @@ class list_select {
       k = rest_;
       high -= bin_ << shift;
       if (shift == 0) {
-        all_equal_ = weights_[bin_] == k;
+        if (threadIdx.x == 0) all_equal_ = weights_[bin_] == k;
+        __syncthreads();
         return {high, k};
       }
       for (std::uint32_t i = threadIdx.x; i < items; i += Threads) {
@@ -97,7 +103,9 @@ class list_select {
       if (first == threadIdx.x && above < k && k - above <= equal) bin_ = key, rest_ = k - above, all_equal_ = k - above == equal;
     }
     __syncthreads();
-    return {bin_, rest_};
+    const threshold limit{bin_, rest_};
+    __syncthreads();
+    return limit;
   }
 
   std::uint32_t weights_[bins];

@@ -110,6 +110,7 @@ class shortlist {
     }
     __device__ void take(const uint4* shared) {
       wait_copies<0>();
+      __syncwarp();
 #pragma unroll
       for (unsigned s = 0; s < slots; ++s)
 #pragma unroll
