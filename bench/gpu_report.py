@@ -193,9 +193,10 @@ def page(data: dict[str, Any], of: results, checks: str | None) -> str:
     first, count = targets(data, ceilings, of)
     bound = [[row["what"], row.get("binds", "not said")] for row in data["rows"] if row["benchmark"] in of.lines and ("binds" in row or is_short(row, ceilings, of))]
     lines = ["# Results on a GPU", "",
-             "Written by `bench/gpu_report.py` from one run of `bench/gpu.sh FOLDER`; no number here was typed. Times are medians by events. Warm:",
-             "replays of a CUDA graph of several calls, whatever fits staying in the L2 cache. Cold: a graph of one call after a read of eight times",
-             "the L2 cache; the start of a graph is in it (`bench/cuda/timing.cuh`). Data are random, never zeros.", "", *circumstances(of, checks),
+             "Written by `bench/gpu_report.py` from one run of `bench/gpu.sh FOLDER`; no number in its tables of ceilings, targets and",
+             "measurements was typed. Times are medians by events. Warm: replays of a CUDA graph of several calls, whatever fits staying in the L2",
+             "cache. Cold: a graph of one call after a read of eight times the L2 cache; the start of a graph is in it (`bench/cuda/timing.cuh`).",
+             "Data are random, never zeros.", "", *circumstances(of, checks),
              f"Of {sum(count.values())} targets {count['met']} are met, {count['short']} are not, {count['not measured']} were not measured.",
              *(["", f"Only measurements whose names begin with `{of.run['prefix']}` were taken."] if of.run.get("prefix") else []), "",
              "## Ceilings", "", *ceiling_lines(data, of), "## Targets", "",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Table to selected tokens on the device. Few items (the cells of a joint-code index, or a short range): one launch, a CTA a list, since a
-// barrier of a cluster costs 0.7 us on an H100 and the work between two of them less. Many items: scores in scratch, one cluster a list to
-// select.
+// Table to selected tokens on the device. Few items (the cells of a joint-code index, or a short range): one launch, a CTA a list: a
+// cluster's help was tried and saved no more than its barriers cost (docs/results_gpu.md, what binds). Many items: scores in scratch, one
+// cluster a list to select.
 #pragma once
 
 #include <algorithm>
