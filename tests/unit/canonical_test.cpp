@@ -173,8 +173,11 @@ TEST_CASE("order keys have the order of floats; -0 equals +0, NaN is below all")
     if (std::isnan(a) || std::isnan(b)) continue;
     wrong += (canonical::order_key(a) < canonical::order_key(b)) != (a < b);
     wrong += (canonical::order_key(a) == canonical::order_key(b)) != (a == b);
+    wrong += canonical::from_order_key(canonical::order_key(a)) != a;
   }
   CHECK(wrong == 0);
+  CHECK(canonical::from_order_key(canonical::order_key(-inf)) == -inf);
+  CHECK(std::isnan(canonical::from_order_key(0xffffffffu)));  // above every number
 }
 
 TEST_CASE("the fixed-point exponent brings the largest number to [2^29, 2^30)") {

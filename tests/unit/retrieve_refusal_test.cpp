@@ -74,6 +74,7 @@ TEST_CASE("retrieve: extents that disagree are refused") {
   CHECK(refusal<shape_error>([](call& c) { c.indices.strides[1] = 2; }, "indices.stride(1)", 1, 2) == "");
   CHECK(refusal<shape_error>([](call& c) { c.counts = c.counts.slice(0, 0, 1); }, "counts.extent(0)", 2, 1) == "");
   CHECK(refusal<shape_error>([](call& c) { c.index = c.index.heads(0, 1); }, "index.counts.extent(0)", 2, 1) == "");
+  CHECK(refusal<shape_error>([](call& c) { c.index.ids.strides[1] = 2; }, "index.ids.stride(1)", 1, 2) == "");
 }
 
 TEST_CASE("retrieve: an index of another shape, a short flag list and a table without biases are refused") {

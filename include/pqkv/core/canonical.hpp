@@ -148,6 +148,9 @@ PQKV_HD constexpr std::uint32_t order_key(float x) {
   return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
 }
 
+/// Inverse of order_key; a NaN for keys beyond those of the infinities.
+PQKV_HD constexpr float from_order_key(std::uint32_t key) { return float_from_bits((key & 0x80000000u) ? key & 0x7fffffffu : ~key); }
+
 /// Exponent s with |x| * 2^s < 2^30 for all |x| <= largest, so that 2^33 terms sum in 64 bits. Clamped to +-100.
 PQKV_HD constexpr int fixed_point_exponent(float largest) {
   const int exponent = static_cast<int>((float_bits(largest) >> 23) & 0xffu) - 127;  // largest < 2^(exponent + 1)

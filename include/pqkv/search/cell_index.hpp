@@ -120,6 +120,7 @@ constexpr status can_use_cell_index(const Index& index, std::size_t h, std::size
       .extent("index.cell_codes.extent(1)", index.cell_codes.extent(1), index.cells(), "cells, from index.counts")
       .extent("index.counts.stride(1)", index.counts.stride(1), 1, "last axis contiguous")
       .extent("index.offsets.stride(1)", index.offsets.stride(1), 1, "last axis contiguous")
+      .extent("index.ids.stride(1)", index.ids.stride(1), 1, "last axis contiguous")
       .extent("index.cell_codes.stride(1)", index.cell_codes.stride(1), 1, "last axis contiguous");
 }
 

@@ -37,18 +37,18 @@ struct retrieved_lists {
 };
 
 /// Calls mark(token, whether it is above the threshold) for the tokens of the lists of reached cells. Ends with a barrier.
-/// @param key_at, list_at  as reached_cells::collect() takes them
-template <unsigned Threads, class KeyAt, class ListAt, class Mark>
+/// @param has_tokens, key_at, list_at  as reached_cells::collect() takes them
+template <unsigned Threads, class HasTokens, class KeyAt, class ListAt, class Mark>
 __device__ void mark_cells(block::reached_cells<Threads>& reached, const scoring& call, std::uint32_t cells, std::size_t head,
-                           block::threshold limit, KeyAt key_at, ListAt list_at, Mark mark) {
+                           block::threshold limit, HasTokens has_tokens, KeyAt key_at, ListAt list_at, Mark mark) {
   for (std::uint32_t base = 0; base < cells; base += reached.most) {
-    reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), base, cells, limit, key_at, list_at);
+    reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), base, cells, limit, has_tokens, key_at, list_at);
     reached.for_tokens(&call.index.ids(head, 0), mark);
     __syncthreads();
   }
 }
 
-/// The same for tokens that are in no list yet, of whose cells key_of(cell) gives the key.
+/// The same, without a barrier, for tokens that are in no list yet, of whose cells key_of(cell) gives the key.
 /// @param part  of `parts` that have Threads tokens each in turn
 template <unsigned Threads, class KeyOf, class Mark>
 __device__ void mark_tail(const scoring& call, std::size_t head, std::uint32_t end, block::threshold limit, KeyOf key_of, Mark mark,
@@ -110,7 +110,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   block::scored_items items = call.items(list);
   if (items.are_cells()) items.counts = counts;
   const auto key_at = [&](std::uint32_t i) { return keys[i]; };
-  __syncthreads();
+  __syncthreads();  // tables, counts
   const std::uint32_t ceiling = scorer.prepare(items, range.size());
   scorer.score(items, keys);
   __syncthreads();
@@ -118,7 +118,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
                                                      [&](std::uint32_t i) { return items.weight(i); });
   const bool all_equal = scratch.select.takes_all_equal();
   __syncthreads();
-  const auto cell_key = [&](std::uint32_t i) { return items.counts[i] != 0 ? keys[i] : 0u; };
+  const auto has_tokens = [&](std::uint32_t i) { return items.counts[i] != 0; };
   const auto list_at = [&](std::uint32_t i) { return uint2{call.index.offsets(head, i), call.index.offsets(head, i + 1)}; };
   const std::uint32_t most_tokens = words * 32;
 
@@ -128,7 +128,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const std::int32_t* ids = call.index.ids.data + (items.are_cells() ? head * call.index.ids.stride(0) : 0);
   const bool are_collected = items.are_cells() && items.n <= scratch.reached.most;
   if (are_collected) {
-    scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, cell_key, list_at);
+    scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, has_tokens, key_at, list_at);
     if (!all_equal && scratch.reached.equal_lists == 1 && limit.of_equal <= scratch.reached.equal_length) {
       last_equal = static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + limit.of_equal - 1]);
       is_cut = true;
@@ -168,7 +168,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
       if (are_collected)
         scratch.reached.for_tokens(ids, mark);
       else
-        mark_cells<Threads>(scratch.reached, call, items.n, head, limit, cell_key, list_at, mark);
+        mark_cells<Threads>(scratch.reached, call, items.n, head, limit, has_tokens, key_at, list_at, mark);
       mark_tail<Threads>(call, head, range.end, limit, key_at, mark, 0, 1);
     } else {
       for (std::uint32_t i = threadIdx.x; i / 32 < used; i += Threads) {  // whole warps
@@ -246,7 +246,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const auto key_of = [&](std::uint32_t cell) { return canonical::order_key(scores(list, cell)); };
   mark_cells<Threads>(
       reached, call, (items.n / 32 + gridDim.x) / gridDim.x * 32, head, limits[list],
-      [&](std::uint32_t i) { return cell_at(i) < items.n && items.weight(cell_at(i)) != 0 ? key_of(cell_at(i)) : 0u; },
+      [&](std::uint32_t i) { return cell_at(i) < items.n && items.weight(cell_at(i)) != 0; },
+      [&](std::uint32_t i) { return key_of(cell_at(i)); },
       [&](std::uint32_t i) { return uint2{call.index.offsets(head, cell_at(i)), call.index.offsets(head, cell_at(i) + 1)}; }, mark);
   mark_tail<Threads>(call, head, range.end, limits[list], key_of, mark, blockIdx.x, gridDim.x);
 }

@@ -80,13 +80,9 @@ struct scoring {
   __device__ const float* row(unsigned q, unsigned j) const {
     return table.entries.data + q * table.entries.stride(0) + j * table.entries.stride(1);
   }
-  /// Inverse of canonical::order_key, for keys of numbers.
-  __device__ static float from_order_key(std::uint32_t key) {
-    return float_from_bits((key & 0x80000000u) ? key & 0x7fffffffu : ~key);
-  }
   /// A / m, by which each u is shifted. @param best  order key of the best item's sum; 0 where there was no item
   __device__ float recentring_shift(std::uint32_t best) const {
-    const float sum = best == 0 ? float_from_bits(0xff800000u) : from_order_key(best);
+    const float sum = best == 0 ? float_from_bits(0xff800000u) : canonical::from_order_key(best);
     return canonical::div(canonical::recentring(sum, scale), static_cast<float>(m));
   }
   /// What look-ups of query head q read: exponentials, recentred where that is due, or entries; by all threads.

@@ -16,15 +16,16 @@ namespace pqkv::detail::block {
 
 template <unsigned Threads>
 class bracket_select {
-  static constexpr unsigned sampled = 4096, most_kept = 8192,  // keys of the sample, and inside the bracket
-      batch = 16, at_once = 32;                                // keys of a thread in flight, and between two pushes of what is kept
+  static constexpr unsigned most_kept = 8192,  // keys inside the bracket; these four are first choices
+      batch = 16, at_once = 32;                // keys of a thread in flight, and between two pushes of what is kept
 
  public:
+  static constexpr unsigned sampled = 4096;  // keys of the sample
   static constexpr unsigned granule = at_once * Threads / 32;  // words of a bitmap are a multiple of it
 
   /// Selects the k largest of the row and writes their indices in ascending order, equal keys lowest first; false, and nothing written,
   /// where the bracket does not hold.
-  /// @param n  more than 4096
+  /// @param n  more than `sampled`
   /// @param chosen, equal  bitmaps of n tokens each, up to whole granules
   __device__ bool select(const float* row, std::uint32_t n, std::uint32_t k, std::uint32_t* chosen, std::uint32_t* equal,
                          std::int32_t* out) {
@@ -73,7 +74,8 @@ class bracket_select {
       scores[j] = first + j * Threads + threadIdx.x < n ? from[j * Threads] : float_from_bits(0x7fc00000u);
   }
 
-  /// Order statistics of a sample, four deviations around the one that is looked for.
+  /// Order statistics of a sample, four deviations around the one that is looked for, or as far as what is kept allows: for random rows
+  /// of more than 131072 keys and a k near the half, the bracket then misses one time in ten, and radix_select decides.
   __device__ bracket find_bracket(const float* row, std::uint32_t n, std::uint32_t k) {
     const std::uint32_t stride = n / sampled;
     std::uint32_t top = 0;
@@ -102,9 +104,6 @@ class bracket_select {
     return limits;
   }
 
-  /// Inverse of canonical::order_key; a NaN for keys beyond infinity.
-  __device__ static float number_of(std::uint32_t key) { return float_from_bits((key & 0x80000000u) ? key & 0x7fffffffu : ~key); }
-
   // Inline PTX: under --use_fast_math, operators would take subnormal numbers for 0.
   /// Of a warp's lanes, whose x is above the bracket.
   __device__ static unsigned ballot_above(float x, float high) {
@@ -124,7 +123,7 @@ class bracket_select {
   /// Marks what is above the bracket, keeps keys and places of what is inside.
   __device__ void keep(const bracket& limits, float (&scores)[batch], const float* row, std::uint32_t n, std::uint32_t* chosen,
                        std::uint32_t* equal) {
-    const float low = number_of(limits.low), high = number_of(limits.high);
+    const float low = canonical::from_order_key(limits.low), high = canonical::from_order_key(limits.high);
     const bool is_first_lane = threadIdx.x % 32 == 0;
     for (std::uint32_t base = 0; base < n; base += at_once * Threads) {
       unsigned insides = 0;

@@ -184,7 +184,10 @@ class quick_rows {
       const float norm = i < used ? memory_.distance[i] : 0.0f;
       typename list::rows x;
       x.take(next_rows_);
-      const auto found = list_.find(x, norm, [&] { fetch(next); });
+      // Not in the last turn: nobody would wait for the copy before the next call's, and two of one place have no order.
+      const auto found = list_.find(x, norm, [&] {
+        if (turn + 1 < turns) fetch(next);
+      });
       unsigned owner = found.centroid;
       for (unsigned unsure = __ballot_sync(block::all_lanes, i < used && !found.sure); unsure != 0; unsure &= unsure - 1) {
         const int who = __ffs(static_cast<int>(unsure)) - 1;

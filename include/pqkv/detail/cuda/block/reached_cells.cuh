@@ -12,22 +12,24 @@ namespace pqkv::detail::block {
 /// Lists of reached cells, in no order: short ones from the front, long ones from the back.
 template <unsigned Threads>
 struct reached_cells {
-  static constexpr unsigned most = 4 * Threads, long_list = 1024;
+  static constexpr unsigned most = 4 * Threads, long_list = 1024;  // first choices
   uint2 lists[most];  // where a list begins in the index, and twice its length plus 1 where the cell is above the threshold
   std::uint32_t short_lists, long_lists;
   std::uint32_t equal_lists, equal_begin, equal_length;  // cells at the threshold, and the list of one of them
 
   /// Collects of cells [base, base + most), as far as there are so many. Ends with a barrier.
   /// @param room     tokens that the index has room for
-  /// @param key_at   of cell i, 0 for one without tokens
+  /// @param has_tokens, key_at  of cell i
   /// @param list_at  where the list of cell i begins and ends in the index
-  template <class KeyAt, class ListAt>
-  __device__ void collect(std::uint32_t room, std::uint32_t base, std::uint32_t cells, threshold limit, KeyAt key_at, ListAt list_at) {
+  template <class HasTokens, class KeyAt, class ListAt>
+  __device__ void collect(std::uint32_t room, std::uint32_t base, std::uint32_t cells, threshold limit, HasTokens has_tokens, KeyAt key_at,
+                          ListAt list_at) {
     if (threadIdx.x == 0) short_lists = long_lists = equal_lists = 0;
     __syncthreads();
     for (std::uint32_t i = base + threadIdx.x; i < cells && i < base + most; i += Threads) {
+      if (!has_tokens(i)) continue;
       const std::uint32_t key = key_at(i);
-      if (key == 0 || key < limit.key) continue;
+      if (key < limit.key) continue;
       const uint2 list = list_at(i);
       const std::uint32_t end = list.y < room ? list.y : room, length = list.x < end ? end - list.x : 0;
       if (key == limit.key && atomicAdd(&equal_lists, 1u) == 0) {

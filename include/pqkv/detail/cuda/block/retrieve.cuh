@@ -43,7 +43,8 @@ class list_scorer {
     highest_ = memory.take<std::uint32_t>(padded_);
   }
 
-  /// Exponentials of the entries, or the entries of the logits; writes `skipped` if given. A warp is a row. Ends with a barrier.
+  /// Exponentials of the entries, or the entries of the logits; writes `skipped` if given. A warp is a row. The caller's
+  /// next barrier completes it.
   __device__ void stage(std::uint8_t* skipped) {
     const bool probabilities = uses_probabilities(call_.reduction);
     for (unsigned row = threadIdx.x / 32; row < padded_ * call_.m; row += warps) {
@@ -76,7 +77,6 @@ class list_scorer {
       const unsigned row = at >> call_.bits, q = row / call_.m, j = row - q * call_.m;
       if (!is_usable(q)) entry_of(q, j, at & (call_.c - 1)) = nothing(call_.reduction);
     }
-    __syncthreads();
   }
 
   /// After stage(): normalisers, and a bound of the scores' order keys, close for probabilities. Ends with a barrier.
@@ -140,7 +140,7 @@ class list_scorer {
     }
   }
 
-  /// Z and the largest product of every query head. Without a barrier at the end: the first warps write them.
+  /// Z and the largest product of every query head. Ends with a barrier.
   __device__ void add_up(const scored_items& items) {
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (unsigned group = 0; group < padded_ / Pack; ++group) {
@@ -206,7 +206,9 @@ class list_scorer {
                             __shfl_sync(all_lanes, factor, static_cast<int>(i)));
       }
       again = __any_sync(all_lanes, again) != 0;
-      if (threadIdx.x == 0) scratch_.ceiling = canonical::order_key(bound), scratch_.again = again ? 1 : 0;
+      const std::uint32_t key = canonical::order_key(bound);
+      // A NaN, out of infinities of both signs, bounds nothing.
+      if (threadIdx.x == 0) scratch_.ceiling = key != 0 ? key : 0xffffffffu, scratch_.again = again ? 1 : 0;
     }
     __syncthreads();
     return scratch_.again != 0;

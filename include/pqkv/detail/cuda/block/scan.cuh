@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is scored, and the canonical score of one item. Items are tokens or the cells of a joint-code index; both go through the same
-// functions, which is why the two paths agree to the bit.
+// What is scored, and the canonical score of one item. Items are tokens or the cells of a joint-code index; the same steps on
+// both are why the two paths agree to the bit. block/retrieve.cuh takes them for several query heads at once.
 #pragma once
 
 #include <cstdint>

@@ -67,10 +67,9 @@ class shortlist {
         square = ::fma(value, value, square);
         product = ::fma(value, offset, product);
       }
-      const unsigned lanes = __activemask();
       for (int step = 1; step < 4; step *= 2) {
-        square += __shfl_xor_sync(lanes, square, step);
-        product += __shfl_xor_sync(lanes, product, step);
+        square += __shfl_xor_sync(all_lanes, square, step);
+        product += __shfl_xor_sync(all_lanes, product, step);
       }
       if (threadIdx.x % 4 != 0) continue;
       const float bias = static_cast<float>((square / 2 + product) * static_cast<double>(scale_));
@@ -110,7 +109,6 @@ class shortlist {
     }
     __device__ void take(const uint4* shared) {
       wait_copies<0>();
-      __syncwarp();
 #pragma unroll
       for (unsigned s = 0; s < slots; ++s)
 #pragma unroll
@@ -225,7 +223,8 @@ class shortlist {
 #pragma unroll
     for (unsigned s = 0; s < slots / 2; ++s) quarter_of[s] = merge(half_of[2 * s], half_of[2 * s + 1], upper, 8);
     const candidate own = merge(quarter_of[0], quarter_of[slots / 2 - 1], last, 16);
-    const float all = norm + reach_, slack = constant_ + linear_ * norm + square_ * all * all;
+    constexpr float unseen = 0x1p-59f;  // of |x|, where fast math takes squares of less than 2^-126 for 0
+    const float all = norm + reach_, slack = constant_ + linear_ * (norm + unseen) + square_ * all * all;
     return {own.index, norm * largest_norm_ < 1e37f && own.best - own.second > slack};
   }
 
