@@ -75,8 +75,12 @@ class report(folder_case):
     def test_ratio_of_two_lengths(self):
         page, said = self.page(machine, line(joint, 10, 10), line(joint.replace("131072", "1048576"), 12, 20))
         self.assertEqual(self.row(page, "retrieve by joint codes, n 1048576")[-1], "warm: 1.20 x, met; cold: 2.00 x, over by 60 %")
-        self.assertIn("in times of n 131072 | not said |", page)
         self.assertIn("not measured: top_k, 64 rows", said)
+
+    def test_a_row_that_falls_short_without_a_reason_says_so(self):
+        step = "decode_step/pq_2x6/attended:2048/batch:1/h:8/g:4/d:128/n:32768"
+        page, _ = self.page(machine, line(step, 120, 120))
+        self.assertIn("| decode step, rows on the GPU, 2048 attended, n 32768 | not said |", page)
 
     def test_circumstances_and_what_did_not_go_well(self):
         (self.path / "checks.txt").write_text("search: passed, 3 s: x\nseam: FAILED, exit code 1\n    seam: 1 differs\n")

@@ -42,8 +42,8 @@ constexpr status can_top_k(const Scores& scores, const Indices& indices) noexcep
 /// @cost   on the host two passes over a row where a sample of it tells its distribution, at most 36 where it misleads; no allocation,
 ///         58 KB of stack. On CUDA one pass over a row of 4097 to 262144 scores where a sample tells its distribution; there else, and in
 ///         other rows, three histogram passes and two of emission. Rows of up to 4096 or over 262144 scores: at most 65535 on CUDA
-/// @source sampled bracket as in Floyd and Rivest, "Expected time bounds for selection", 1975; where it misleads on CUDA, radix selection as in Alabi et al.,
-///         "Fast k-selection algorithms for graphics processing units", 2012
+/// @source sampled bracket as in Floyd and Rivest, "Expected time bounds for selection", 1975; where it misleads on CUDA, radix selection
+///         as in Alabi et al., "Fast k-selection algorithms for graphics processing units", 2012
 template <exec::policy P, class Requirement = strongest_requirement>
 void top_k(const P& policy, view<const float, 2, typename P::space_type> scores, view<std::int32_t, 2, typename P::space_type> indices,
            Requirement = {}) {
