@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The plain oracle of minillama's tests: a Llama in double precision, three loops at a time, with every token recomputed from the start
-// and attention over all that came before. Slow on purpose; shares no code with the program.
+// and attention over all that came before. Slow on purpose; shares no code with the program but the name of its tokens.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <random>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "config.hpp"
 #include "tiny_model.hpp"
 
 namespace minillama_test {
@@ -100,6 +103,24 @@ inline std::vector<numbers> plain_logits(const tiny_shape& shape, const tensors&
     logits.push_back(
         product(shape.tied ? embedding : weights.at("lm_head.weight"), normalised(row, weights.at("model.norm.weight"), shape.epsilon)));
   return logits;
+}
+
+inline std::vector<minillama::token_id> random_tokens(std::size_t length, std::uint64_t seed, std::size_t vocabulary = 256) {
+  std::mt19937_64 bits(seed);
+  std::vector<minillama::token_id> tokens(length);
+  for (auto& token : tokens) token = static_cast<minillama::token_id>((bits() >> 32) % vocabulary);
+  return tokens;
+}
+
+/// Largest difference, in units of the oracle's largest logit; infinite where a logit is not finite.
+inline double difference(std::span<const float> logits, const numbers& wanted) {
+  double worst = 0, scale = 0;
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    worst = std::max(worst, std::abs(static_cast<double>(logits[i]) - wanted[i]));
+    if (!std::isfinite(logits[i])) worst = HUGE_VAL;
+    scale = std::max(scale, std::abs(wanted[i]));
+  }
+  return worst / scale;
 }
 
 }  // namespace minillama_test

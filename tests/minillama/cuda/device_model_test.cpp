@@ -20,24 +20,6 @@ using minillama::cuda::step_launch;
 
 namespace {
 
-std::vector<minillama::token_id> random_tokens(std::size_t length, std::uint64_t seed, std::size_t vocabulary = 256) {
-  std::mt19937_64 bits(seed);
-  std::vector<minillama::token_id> tokens(length);
-  for (auto& token : tokens) token = static_cast<minillama::token_id>((bits() >> 32) % vocabulary);
-  return tokens;
-}
-
-/// Largest difference, in units of the oracle's largest logit.
-double difference(std::span<const float> logits, const numbers& wanted) {
-  double worst = 0, scale = 0;
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    worst = std::max(worst, std::abs(static_cast<double>(logits[i]) - wanted[i]));
-    if (!std::isfinite(logits[i])) worst = HUGE_VAL;
-    scale = std::max(scale, std::abs(wanted[i]));
-  }
-  return worst / scale;
-}
-
 #if defined(MINILLAMA_EMULATED)
 constexpr std::size_t replay_prompt = 100, replays = 140, compared_prompt = 200;
 #else
