@@ -103,11 +103,17 @@ class tree:
             if path.stem not in UNTESTED and path.suffix == ".hpp" and not tests.intersection(wanted):
                 self.fault("test", path.as_posix(), f"has no test of its name: tests/unit/{wanted[-1]}")
 
+    def mirrored(self, name):
+        """The public header that a backend's file or its part, HEADER_part, stands behind; None where there is none."""
+        stem = Path(name).stem
+        whole = [path for path in self.public if path.stem == stem]
+        parts = [path for path in self.public if stem.startswith(path.stem + "_")]
+        return whole[0] if whole else max(parts, key=lambda path: len(path.stem)) if parts else None
+
     def mirrored_backends(self):
-        public = {path.stem for path in self.public}
         for name in self.headers:
             path = Path(name)
-            if path.parent.parent.name == "detail" and path.stem not in public | {"tuning"}:
+            if path.parent.parent.name == "detail" and path.stem != "tuning" and not self.mirrored(name):
                 self.fault("mirror", name, "mirrors no public header of that name")
 
     def macros(self):
@@ -140,8 +146,8 @@ class tree:
                 return RANK["exec"]
             if "simd" in parts or len(parts) == 2:
                 return RANK["simd"]
-            mirrored = [path for path in self.public if path.stem == Path(name).stem]
-            return self.rank(mirrored[0].as_posix()) if mirrored else RANK["simd"] if "block" in parts else None
+            mirrored = self.mirrored(name)
+            return self.rank(mirrored.as_posix()) if mirrored else RANK["simd"] if "block" in parts else None
         return RANK.get(room)
 
     def include_order(self):

@@ -31,7 +31,7 @@ struct retrieval {
         ranges(upload(std::vector<pqkv::middle_range>(h, {0, static_cast<std::uint32_t>(n), static_cast<std::uint32_t>(k)}))) {
     const std::size_t cells = pqkv::has_cell_index(data.shape) ? data.shape.cells() : 0;
     scratch = pqkv::device_buffer<std::byte>(
-        pqkv::retrieve_device_scratch_bytes(h, data.hq, m, n, cells) + pqkv::merge_tails_device_scratch_bytes(h, n, cells), nullptr);
+        pqkv::retrieve_device_scratch_bytes(h, data.hq, n, cells) + pqkv::merge_tails_device_scratch_bytes(h, n, cells), nullptr);
     if (cells == 0) return;
     index.emplace(data.shape, n);
     pqkv::count_cells(policy(nullptr), data.codes_view(), 0, n, index->view());

@@ -221,7 +221,7 @@ class device_pqcache {
   std::size_t scratch_bytes() const {
     const std::size_t hq = params_.batch * params_.query_heads, n = params_.capacity, m = quantizer_.subspaces;
     return std::max(
-        {retrieve_device_scratch_bytes(params_.batch * lists_, hq, m, n, cells_), attention_device_scratch_bytes(hq, params_.head_dim),
+        {retrieve_device_scratch_bytes(params_.batch * lists_, hq, n, cells_), attention_device_scratch_bytes(hq, params_.head_dim),
          cells_ == 0 ? 0 : merge_tails_device_scratch_bytes(heads(), n, cells_),
          kmeans_device_scratch_bytes(params_.kv_heads * m, n, quantizer_.row_dim(), quantizer_.centroids(), params_.selector.train)});
   }

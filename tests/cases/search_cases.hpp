@@ -76,6 +76,7 @@ class search_problem {
   pqkv::codes_view<> codes() const { return {codes_.data(), {shape_.h, shape_.m, shape_.n}, {shape_.m * plane_, plane_, 1}}; }
   pqkv::view<const pqkv::middle_range, 1> ranges() const { return pqkv::as_const(pqkv::make_view(ranges_.data(), shape_.h)); }
 
+  void set_code(std::size_t head, std::size_t j, std::size_t t, std::uint8_t code) { codes_[(head * shape_.m + j) * plane_ + t] = code; }
   void set_range(std::size_t head, std::size_t begin, std::size_t end, std::size_t k) {
     ranges_[head] = {static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end), static_cast<std::uint32_t>(k)};
   }

@@ -121,12 +121,16 @@ struct exponentials {
 };
 
 struct normalisers {
-  static constexpr const char* name = "to_fixed, needs_recentring, inverse_normaliser";
+  static constexpr const char* name = "to_fixed, to_fixed_parts, needs_recentring, inverse_normaliser";
   PQKV_HD static void run(const input& in, results& out) {
     const float p = in.unit(0), tiny = p * float_from_bits(((in.word(1) & 63u) + 64u) << 23), large = p * 1024.0f;
     out.give(canonical::to_fixed(p));
     out.give(canonical::to_fixed(tiny));
     out.give(canonical::to_fixed(large));
+    for (const float x : {p, tiny, p * 16.0f}) {
+      const canonical::fixed_parts parts = canonical::to_fixed_parts(x);
+      out.give(std::uint64_t{static_cast<std::uint32_t>(parts.upper)} << 32 | static_cast<std::uint32_t>(parts.lower));
+    }
     out.give(canonical::to_fixed(float_from_bits(in.word(2) & 0x007fffffu)));
     const std::uint64_t z = (std::uint64_t{in.word(3)} << 32 | in.word(4)) >> (in.word(5) & 63u);
     out.give(canonical::inverse_normaliser(z));

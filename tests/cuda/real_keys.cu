@@ -154,7 +154,7 @@ class comparison {
     const std::size_t hq = dump_.hq, cells = pqkv::has_cell_index(shape_) ? shape_.cells() : 0;
     return std::max({pqkv::kmeans_device_scratch_bytes(dump_.h * shape_.subspaces, dump_.n, shape_.row_dim(), shape_.centroids(), {}),
                      pqkv::merge_tails_device_scratch_bytes(dump_.h, dump_.n, cells),
-                     pqkv::retrieve_device_scratch_bytes(hq, hq, shape_.subspaces, dump_.n, cells)});
+                     pqkv::retrieve_device_scratch_bytes(hq, hq, dump_.n, cells)});
   }
   static std::size_t differences(const std::uint8_t* a, const std::vector<std::uint8_t>& b) {
     std::size_t count = 0;

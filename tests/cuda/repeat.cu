@@ -134,7 +134,7 @@ void repeat_search(const search_shape& shape, repeated_calls& calls) {
     const on_device indices_there(pqkv::make_view(indices.data(), lists, k_max));
     const on_device counts_there(pqkv::make_view(counts.data(), lists));
     const on_device scores_there(pqkv::make_view(scores.data(), lists, shape.n));
-    const std::size_t bytes = pqkv::retrieve_device_scratch_bytes(shape.hq(), shape.hq(), shape.m, shape.n, cells);
+    const std::size_t bytes = pqkv::retrieve_device_scratch_bytes(shape.hq(), shape.hq(), shape.n, cells);
     calls.repeat("scan", bytes, {scores_there},
                  [&](const pqkv::exec::cuda& gpu) { pqkv::scan(gpu, table, codes.view(), scores_there.view(), reduction, shape.d); });
     for (const search_path path : {search_path::scan, search_path::joint})

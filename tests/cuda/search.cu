@@ -80,7 +80,7 @@ void compare_scan(const device_scratch& scratch, const search_problem& problem, 
 void compare(const search_problem& problem, std::size_t tail, std::span<const group_reduction> reductions, verdicts& all) {
   const search_shape& shape = problem.shape();
   const problem_on_device there(problem);
-  const device_scratch scratch(pqkv::retrieve_device_scratch_bytes(shape.hq(), shape.hq(), shape.m, shape.n, shape.joint() ? 65536 : 0));
+  const device_scratch scratch(pqkv::retrieve_device_scratch_bytes(shape.hq(), shape.hq(), shape.n, shape.joint() ? 65536 : 0));
   pqkv::cell_index index;
   if (shape.joint()) {
     index = pqkv::cell_index({shape.h, 128, shape.m, shape.bits}, shape.n);
@@ -202,6 +202,30 @@ void compare_long(workload& work, random_source& random, verdicts& all) {
     }
 }
 
+/// Tokens of which the sample of a long list's bracket has all, and which are unlike the others: lowest or highest of all, so that the
+/// bracket does not hold, or as many as it may select.
+void compare_misled(workload& work, random_source& random, verdicts& all) {
+  const std::span<const group_reduction> reductions(every_reduction);
+  std::size_t turn = 0;
+  for (const bool are_lowest : {true, false})
+    for (const std::size_t k : {100u, 4095u, 4096u, 4097u, 20000u}) {
+      if (!work.another()) continue;
+      search_problem problem({1, 2, 4, 8, 50000, 128}, table_kind::smooth, code_kind::uniform, random);
+      const pqkv::mutable_distance_table_view<> table = problem.mutable_table();
+      for (std::size_t q = 0; q < 2; ++q)
+        for (std::size_t j = 0; j < 4; ++j) table.entries(q, j, 0) = are_lowest ? -200.0f : 200.0f;
+      constexpr std::uint32_t begin = 77, end = 49990;
+      for (std::size_t j = 0; j < 4; ++j) {
+        for (std::size_t t = 0; t < problem.shape().n; ++t)
+          if (problem.codes()(0, j, t) == 0) problem.set_code(0, j, t, 1);
+        for (std::uint32_t i = 0; i < pqkv::detail::block::bracket_sample; ++i)
+          problem.set_code(0, j, begin + pqkv::detail::block::sample_place(i, end - begin), 0);
+      }
+      problem.set_range(0, begin, end, k);
+      compare(problem, 0, work.small() ? reductions.subspan(turn++ % reductions.size(), 1) : reductions, all);
+    }
+}
+
 void compare_selections(workload& work, random_source& random, verdicts& all) {
   for (std::size_t round = 0; round < 40 * work.rounds(); ++round)
     for (int kind = 0; kind < 5; ++kind) {
@@ -221,6 +245,7 @@ int main(int argc, char** argv) {
   compare_shapes(work, random, all);
   work.part(0.75);
   compare_long(work, random, all);
+  compare_misled(work, random, all);
   work.part(1);
   compare_selections(work, random, all);
   work.print();

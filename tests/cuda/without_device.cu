@@ -52,10 +52,10 @@ void scratch(verdict& all) {
     all.check(text.find(begin) == 0 && text.size() > end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0, "%s: %s",
               function, text.c_str());
   };
-  test("scan", pqkv::scan_device_scratch_bytes(hq, m), [&](const pqkv::exec::cuda& gpu) {
+  test("scan", pqkv::scan_device_scratch_bytes(hq), [&](const pqkv::exec::cuda& gpu) {
     pqkv::scan(gpu, table, codes, nothing<float>(h, n), pqkv::group_reduction::probability_sum, d);
   });
-  test("retrieve", pqkv::retrieve_device_scratch_bytes(h, hq, m, n, 0), [&](const pqkv::exec::cuda& gpu) {
+  test("retrieve", pqkv::retrieve_device_scratch_bytes(h, hq, n, 0), [&](const pqkv::exec::cuda& gpu) {
     pqkv::retrieve(gpu, table, codes, {}, nothing<const pqkv::middle_range>(h), nothing<std::int32_t>(h, 1000), nothing<std::uint32_t>(h),
                    {.head_dim = d, .path = pqkv::search_path::scan});
   });
@@ -100,10 +100,10 @@ void carving(verdict& all) {
     for (const std::size_t m : {1u, 2u, 16u, 64u}) {
       const pqkv::distance_table_view<device> table{nothing<const float>(hq, m, 16), nothing<const float>(hq)};
       for (const pqkv::group_reduction reduction : every_reduction) {
-        pqkv::detail::scoring call(table, nothing<const std::uint8_t>(1, m, 100), reduction, 64);
+        pqkv::detail::block::scoring call(table, nothing<const std::uint8_t>(1, m, 100), reduction, 64);
         pqkv::arena count;
         call.carve(count);
-        all.check(count.used_bytes() <= pqkv::scan_device_scratch_bytes(hq, m), "scan: hq %zu m %zu", hq, m);
+        all.check(count.used_bytes() <= pqkv::scan_device_scratch_bytes(hq), "scan: hq %zu m %zu", hq, m);
         all.check(call.query_heads() == hq && call.lists == pqkv::score_lists(reduction, 1, hq), "scan: hq %zu: %u lists of %u", hq,
                   call.lists, call.g);
       }

@@ -140,6 +140,28 @@ TEST_CASE("to_fixed is P * 2^40 rounded to nearest even") {
   CHECK(canonical::to_fixed(std::numeric_limits<float>::denorm_min()) == 0);
 }
 
+TEST_CASE("to_fixed_parts are to_fixed's number in two parts") {
+  const auto require_same = [](float p) {
+    const canonical::fixed_parts parts = canonical::to_fixed_parts(p);
+    REQUIRE(static_cast<std::uint64_t>(std::int64_t{parts.upper} * 4194304 + parts.lower) == canonical::to_fixed(p));
+    REQUIRE(std::abs(parts.lower) <= 1 << 21);
+    REQUIRE(parts.upper >= 0);
+    REQUIRE(parts.upper <= 1 << 22);
+  };
+  pqkv_cases::random_source random(8);
+  for (int i = 0; i < 200000; ++i) require_same(std::ldexp(1 + random.uniform(), 3 - static_cast<int>(random.below(60))));
+  for (int i = 0; i < 200000; ++i) require_same((static_cast<float>(random.below(1 << 20)) + 0.5f) * 0x1p-40f);  // halves: to even
+  for (const int step : {17, 18, 19, 20, 40, 41, 42})  // where the parts meet, and where the lower ends
+    for (std::uint32_t i = 0; i < 64; ++i) {
+      const float at = std::ldexp(1.0f, -step);
+      require_same(pqkv::float_from_bits(pqkv::float_bits(at) + i - 32));
+      require_same(at * (static_cast<float>(i) + 0.5f));
+    }
+  for (const float p : {0.0f, 1.0f, 16.0f, 0x1p-41f, 0x1.8p-40f, 0x1.4p-39f, 0x1.000002p-41f, 0x1.fffffep-42f,
+                        std::numeric_limits<float>::denorm_min()})
+    require_same(p);
+}
+
 TEST_CASE("recentring is asked for below 2^20 a token, and A is clamped") {
   CHECK(canonical::needs_recentring((std::uint64_t{1000} << 20) - 1, 1000));
   CHECK_FALSE(canonical::needs_recentring(std::uint64_t{1000} << 20, 1000));

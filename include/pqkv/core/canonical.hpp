@@ -131,6 +131,18 @@ PQKV_HD inline std::uint64_t to_fixed(float p) {
   return __builtin_bit_cast(std::uint64_t, shifted) - __builtin_bit_cast(std::uint64_t, 0x1.8p52);
 }
 
+/// F(P) for P in [0, 16] without a double: upper * 2^22 + lower, |lower| <= 2^21.
+struct fixed_parts {
+  std::int32_t upper, lower;
+};
+PQKV_HD inline fixed_parts to_fixed_parts(float p) {
+  const float shifted = fma(p, 0x1p18f, round_magic), upper = sub(shifted, round_magic);
+  const float rest = fma(upper, -0x1p-18f, p);            // exact, at most half a step of the upper part
+  const float lower = fma(rest, 0x1p40f, round_magic);    // rounded as F(P) is, since the upper part stands for an even number
+  const std::uint32_t magic = float_bits(round_magic);
+  return {static_cast<std::int32_t>(float_bits(shifted) - magic), static_cast<std::int32_t>(float_bits(lower) - magic)};
+}
+
 /// Whether the table's maxima overshoot the best token so far that Z has too few bits.
 PQKV_HD constexpr bool needs_recentring(std::uint64_t z, std::uint64_t tokens) { return z < (tokens << 20); }
 

@@ -60,14 +60,18 @@ constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t quer
          lines(lists * (words + words / 64 + 1) * sizeof(std::uint64_t));
 }
 
+namespace detail {
+/// Tokens of a list near its threshold that the CUDA policy has room for by the side.
+PQKV_HD constexpr std::size_t retrieve_device_kept(std::size_t tokens) { return tokens / 16 > 8192 ? tokens / 16 : 8192; }
+}  // namespace detail
+
 /// Scratch bytes of retrieve() on the CUDA policy; short lists and small indices need less.
 /// @param tokens  codes.extent(2): the ranges stay on the device
 /// @param cells   of the index; 0 without one
-constexpr std::size_t retrieve_device_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t m, std::size_t tokens,
-                                                    std::size_t cells) {
+constexpr std::size_t retrieve_device_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t tokens, std::size_t cells) {
   const std::size_t scored = tokens > cells ? tokens : cells, words = tokens / 32 + 1;
-  return scan_device_scratch_bytes(query_heads, m) + 3 * cache_line_bytes +
-         lists * (scored * sizeof(float) + 2 * words * sizeof(std::uint32_t) + 8);
+  return scan_device_scratch_bytes(query_heads) + 4 * cache_line_bytes +
+         lists * (scored * sizeof(float) + 2 * words * sizeof(std::uint32_t) + detail::retrieve_device_kept(tokens) * 8 + 32);
 }
 
 /// The checks of retrieve().

@@ -35,9 +35,13 @@ constexpr std::size_t scan_scratch_bytes(std::size_t query_heads, std::size_t m,
   return query_heads * (3 * cache_line_bytes + 2 * m * c * sizeof(float));
 }
 
+namespace detail {
+inline constexpr std::size_t scan_device_runs = 64;  // parts of a list that CTAs of the CUDA policy share at most
+}  // namespace detail
+
 /// Scratch bytes of scan() on the CUDA policy.
-constexpr std::size_t scan_device_scratch_bytes(std::size_t query_heads, std::size_t m) {
-  return 2 * cache_line_bytes + query_heads * (m * sizeof(float) + 24);
+constexpr std::size_t scan_device_scratch_bytes(std::size_t query_heads) {
+  return 2 * cache_line_bytes + query_heads * (detail::scan_device_runs * sizeof(std::uint64_t) + 12);
 }
 
 /// Whether the codes index the table: what scan() and retrieve() check first.

@@ -6,7 +6,9 @@
 #include "../../search/cell_index.hpp"
 #include "arena.cuh"
 #include "block/reduce.cuh"
+#include "block/shared.cuh"
 #include "kernel.cuh"
+#include "tuning.hpp"
 
 namespace pqkv {
 namespace detail {
@@ -35,6 +37,29 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   if (t < last) atomicAdd(&index.counts(blockIdx.y, cell(blockIdx.y, t)), 1u);
 }
 
+/// By a CTA: counts[cell], in shared memory, of tokens [first, last) of a head. Ends with a barrier.
+template <class Cell>
+__device__ void count_in_shared(Cell cell, std::size_t head, std::size_t first, std::size_t last, std::uint32_t* counts,
+                                std::size_t cells) {
+  for (std::size_t i = threadIdx.x; i < cells; i += blockDim.x) counts[i] = 0;
+  __syncthreads();
+#pragma unroll 4
+  for (std::size_t t = first + threadIdx.x; t < last; t += blockDim.x) atomicAdd(&counts[cell(head, t)], 1u);
+  __syncthreads();
+}
+
+/// The same as count_cells_kernel for many tokens a cell: a CTA has a run of `share` tokens, and memory sees one addition a cell.
+template <class Cell>
+PQKV_HIDDEN __global__ void __launch_bounds__(1024)
+    count_many_cells_kernel(Cell cell, std::size_t first, std::size_t last, std::size_t share,
+                            mutable_cell_index_view<space::device> index) {
+  const std::size_t head = blockIdx.y, cells = index.cells(), begin = first + blockIdx.x * share;
+  std::uint32_t* counts = block::shared_memory().take<std::uint32_t>(cells);
+  count_in_shared(cell, head, begin, last - begin < share ? last : begin + share, counts, cells);
+  for (std::size_t i = threadIdx.x; i < cells; i += blockDim.x)
+    if (counts[i] != 0) atomicAdd(&index.counts(head, i), counts[i]);
+}
+
 /// A thread is a head: its range grows, or begins where there was none.
 template <class Index>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) grow_range_kernel(Index index, std::uint32_t first, std::uint32_t last) {
@@ -58,57 +83,94 @@ struct sorted_run {
 };
 
 /// Runs are grid.x, heads grid.y.
-/// @param counts  [h, runs, cells] zeros; written
+/// @param counts     [h, runs, cells] written; zeros before, unless they go through shared memory
+/// @param in_shared  whether a run's counts have room there
 template <class Cell>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
-    count_runs_kernel(Cell cell, mutable_cell_index_view<space::device> index, view<std::uint32_t, 3, space::device> counts) {
-  const sorted_run run(index, blockIdx.y, blockIdx.x, gridDim.x);
-  for (std::size_t t = run.first + threadIdx.x; t < run.last; t += blockDim.x)
-    atomicAdd(&counts(blockIdx.y, blockIdx.x, cell(blockIdx.y, t)), 1u);
+    count_runs_kernel(Cell cell, mutable_cell_index_view<space::device> index, view<std::uint32_t, 3, space::device> counts,
+                      bool in_shared) {
+  const std::size_t head = blockIdx.y, cells = index.cells();
+  if (index.merged(head) == index.last(head)) return;
+  const sorted_run run(index, head, blockIdx.x, gridDim.x);
+  std::uint32_t* of_run = &counts(head, blockIdx.x, 0);
+  if (!in_shared) {
+    for (std::size_t t = run.first + threadIdx.x; t < run.last; t += blockDim.x) atomicAdd(&of_run[cell(head, t)], 1u);
+    return;
+  }
+  std::uint32_t* shared = block::shared_memory().take<std::uint32_t>(cells);
+  count_in_shared(cell, head, run.first, run.last, shared, cells);
+  for (std::size_t i = threadIdx.x; i < cells; i += blockDim.x) of_run[i] = shared[i];
 }
 
-/// A CTA is a head: offsets of its cells, and in the place of each run's counts where its tokens go.
+/// Threads cells each are grid.x, heads grid.y: offsets of the cells, and in the place of each run's counts where its tokens go.
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     place_runs_kernel(mutable_cell_index_view<space::device> index, view<std::uint32_t, 3, space::device> counts) {
+  constexpr unsigned at_once = 16;  // loads in flight
   __shared__ block::reduction<std::uint32_t, Threads> reduction;
-  const std::size_t head = blockIdx.x, cells = index.cells();
+  const std::size_t head = blockIdx.y, cells = index.cells(), base = std::size_t{blockIdx.x} * Threads, cell = base + threadIdx.x,
+                    runs = counts.extent(1);
   if (index.merged(head) == index.last(head)) return;
-  std::uint32_t total = 0;
-  for (std::size_t base = 0; base < cells; base += Threads) {
-    const std::size_t cell = base + threadIdx.x;
-    const std::uint32_t own = cell < cells ? index.counts(head, cell) : 0;
-    std::uint32_t here = 0;
-    std::uint32_t next = total + reduction.prefix(own, here);
-    total += here;
-    if (cell >= cells) continue;
-    index.offsets(head, cell) = next;
-    for (std::size_t run = 0; run < counts.extent(1); ++run) {
-      const std::uint32_t of_run = counts(head, run, cell);
-      counts(head, run, cell) = next;
-      next += of_run;
+  std::uint32_t before = 0;
+#pragma unroll 4
+  for (std::size_t i = threadIdx.x; i < base; i += Threads) before += index.counts(head, i);
+  before = reduction.sum(before);
+  std::uint32_t here = 0, next = before + reduction.prefix(cell < cells ? index.counts(head, cell) : 0, here);
+  if (threadIdx.x == 0 && base + Threads >= cells) index.offsets(head, cells) = before + here;
+  if (cell >= cells) return;
+  index.offsets(head, cell) = next;
+  for (std::size_t first = 0; first < runs; first += at_once) {
+    std::uint32_t of_run[at_once];
+#pragma unroll
+    for (unsigned a = 0; a < at_once; ++a) of_run[a] = first + a < runs ? counts(head, first + a, cell) : 0;
+#pragma unroll
+    for (unsigned a = 0; a < at_once; ++a) {
+      if (first + a < runs) counts(head, first + a, cell) = next;
+      next += of_run[a];
     }
   }
-  if (threadIdx.x == 0) index.offsets(head, cells) = total;
 }
 
 /// A warp is a run: 32 tokens at a time, ranked among those of the same cell.
+/// @param places     of a run's next token, by cell
+/// @param in_shared  whether a run's places have room there
 template <class Cell>
 PQKV_HIDDEN __global__ void __launch_bounds__(32)
-    sort_runs_kernel(Cell cell, mutable_cell_index_view<space::device> index, view<std::uint32_t, 3, space::device> places) {
-  const std::size_t head = blockIdx.y;
+    sort_runs_kernel(Cell cell, mutable_cell_index_view<space::device> index, view<std::uint32_t, 3, space::device> places,
+                     bool in_shared) {
+  constexpr unsigned at_once = 4;  // tokens of a lane in flight
+  const std::size_t head = blockIdx.y, cells = index.cells();
   const sorted_run run(index, head, blockIdx.x, gridDim.x);
-  for (std::size_t base = run.first; base < run.last; base += 32) {
-    const std::size_t t = base + threadIdx.x;
-    const bool live = t < run.last;
-    const std::uint32_t own = live ? cell(head, t) : 0xffffffffu;
-    const unsigned peers = __match_any_sync(block::all_lanes, own), below = peers & ((1u << threadIdx.x) - 1);
-    std::uint32_t place = 0;
-    if (live) place = places(head, blockIdx.x, own) + static_cast<std::uint32_t>(__popc(below));
+  if (run.first == run.last) return;
+  std::uint32_t *of_run = &places(head, blockIdx.x, 0), *next = of_run;
+  if (in_shared) {
+    next = block::shared_memory().take<std::uint32_t>(cells);
+#pragma unroll 16
+    for (std::size_t i = threadIdx.x; i < cells / 4; i += 32)  // at least 16 cells, a power of two
+      reinterpret_cast<uint4*>(next)[i] = reinterpret_cast<const uint4*>(of_run)[i];
     __syncwarp();
-    if (live && below == 0) places(head, blockIdx.x, own) = place + static_cast<std::uint32_t>(__popc(peers));
-    __syncwarp();
-    if (live && place < index.ids.extent(1)) index.ids(head, place) = static_cast<std::int32_t>(t);
+  }
+  for (std::size_t base = run.first; base < run.last; base += at_once * 32) {
+    std::uint32_t own[at_once], peers[at_once];
+#pragma unroll
+    for (unsigned a = 0; a < at_once; ++a) {
+      const std::size_t t = base + a * 32 + threadIdx.x;
+      own[a] = t < run.last ? cell(head, t) : 0xffffffffu;
+    }
+#pragma unroll
+    for (unsigned a = 0; a < at_once; ++a) peers[a] = __match_any_sync(block::all_lanes, own[a]);
+#pragma unroll
+    for (unsigned a = 0; a < at_once; ++a) {
+      const std::size_t t = base + a * 32 + threadIdx.x;
+      const bool live = t < run.last;
+      const unsigned below = peers[a] & ((1u << threadIdx.x) - 1);
+      std::uint32_t place = 0;
+      if (live) place = next[own[a]] + static_cast<std::uint32_t>(__popc(below));
+      __syncwarp();
+      if (live && below == 0) next[own[a]] = place + static_cast<std::uint32_t>(__popc(peers[a]));
+      __syncwarp();
+      if (live && place < index.ids.extent(1)) index.ids(head, place) = static_cast<std::int32_t>(t);
+    }
   }
 }
 
@@ -129,8 +191,14 @@ struct kernel<op::count_cells, backend::cuda> {
     const detail::launcher launch(policy, "count_cells");
     const unsigned h = static_cast<unsigned>(codes.extent(0));
     const detail::cell_of_token cell(codes, index.cells());
-    launch("count_cells_kernel", detail::count_cells_kernel<detail::cell_of_token>, {dim3(detail::ceil_div(last - first, 256), h), 256},
-           cell, first, last, index);
+    const std::size_t cells = index.cells(), tokens = last - first, shared = cells * sizeof(std::uint32_t);
+    const auto many = detail::count_many_cells_kernel<detail::cell_of_token>;
+    if (tokens >= detail::tuning::count_run_tokens && cells <= detail::tuning::count_run_tokens && shared <= launch.shared_limit(many))
+      launch("count_many_cells_kernel", many, {dim3(detail::ceil_div(tokens, detail::tuning::count_run_tokens), h), 1024, shared}, cell,
+             first, last, std::size_t{detail::tuning::count_run_tokens}, index);
+    else
+      launch("count_cells_kernel", detail::count_cells_kernel<detail::cell_of_token>, {dim3(detail::ceil_div(tokens, 256), h), 256}, cell,
+             first, last, index);
     launch("grow_range_kernel", detail::grow_range_kernel<mutable_cell_index_view<space::device>>, {dim3(detail::ceil_div(h, 256)), 256},
            index, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(last));
   }
@@ -144,13 +212,18 @@ struct kernel<op::merge_tails, backend::cuda> {
     const std::size_t h = codes.extent(0), n = codes.extent(2), cells = index.cells(), runs = merge_tails_runs(n);
     arena memory = detail::device_scratch(policy.scratch, merge_tails_device_scratch_bytes(h, n, cells), "merge_tails");
     const auto counts = make_view<space::device>(memory.take<std::uint32_t>(h * runs * cells), h, runs, cells);
-    detail::check_cuda(cudaMemsetAsync(counts.data, 0, counts.size() * sizeof(std::uint32_t), launch.stream), "merge_tails",
-                       "cudaMemsetAsync");
     const detail::cell_of_token cell(codes, cells);
     const dim3 grid(static_cast<unsigned>(runs), static_cast<unsigned>(h));
-    launch("count_runs_kernel", detail::count_runs_kernel<detail::cell_of_token>, {grid, 256}, cell, index, counts);
-    launch("place_runs_kernel", detail::place_runs_kernel<512>, {dim3(grid.y), 512}, index, counts);
-    launch("sort_runs_kernel", detail::sort_runs_kernel<detail::cell_of_token>, {grid, 32}, cell, index, counts);
+    const std::size_t of_run = cells * sizeof(std::uint32_t);
+    const bool in_shared = of_run <= detail::tuning::merge_shared_bytes;
+    if (!in_shared)
+      detail::check_cuda(cudaMemsetAsync(counts.data, 0, counts.size() * sizeof(std::uint32_t), launch.stream), "merge_tails",
+                         "cudaMemsetAsync");
+    launch("count_runs_kernel", detail::count_runs_kernel<detail::cell_of_token>, {grid, 256, in_shared ? of_run : 0}, cell, index, counts,
+           in_shared);
+    launch("place_runs_kernel", detail::place_runs_kernel<512>, {dim3(detail::ceil_div(cells, 512), grid.y), 512}, index, counts);
+    launch("sort_runs_kernel", detail::sort_runs_kernel<detail::cell_of_token>, {grid, 32, in_shared ? of_run : 0}, cell, index, counts,
+           in_shared);
     launch("end_merge_kernel", detail::end_merge_kernel<mutable_cell_index_view<space::device>>, {dim3(detail::ceil_div(h, 256)), 256},
            index);
   }

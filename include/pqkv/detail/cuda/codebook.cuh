@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The mean training row of each head on the device: a head is a cluster whose members take every eighth tile of rows. Sums in fixed
+// The mean training row of each head on the device: a head is a cluster whose members take every eighth run of rows. Sums in fixed
 // point are free of order, so the bits are the host's.
 #pragma once
 
@@ -8,52 +8,82 @@
 #include "../../quantize/codebook.hpp"
 #include "block/cluster.cuh"
 #include "block/reduce.cuh"
+#include "block/shortlist.cuh"
 #include "kernel.cuh"
 
 namespace pqkv {
 namespace detail {
 
 /// CTAs of a cluster are grid.x, heads grid.y.
-template <class T, class Space>
-PQKV_HIDDEN __global__ void __launch_bounds__(max_head_dim)
+/// @tparam Run  elements of a row that a lane reads together: as many as 16 bytes have where rows allow it, or 1
+template <class T, class Space, unsigned Run>
+PQKV_HIDDEN __global__ void __launch_bounds__(tuning::mean_threads)
     mean_row_kernel(view<T, 3, Space> keys, stratified_sample sample, view<float, 2, space::device> mean) {
-  constexpr unsigned threads = max_head_dim, runs = max_head_dim / 32, at_once = 4;
+  struct alignas(Run * sizeof(T)) run_of_row {
+    std::remove_cv_t<T> element[Run];
+  };
+  constexpr unsigned threads = tuning::mean_threads, warps = threads / 32, runs = (max_head_dim / Run + 31) / 32, at_once = 4;
   __shared__ block::reduction<std::uint32_t, threads> reduction;
   __shared__ std::uint32_t used, largest;  // of this member; largest as bits
   __shared__ unsigned long long sum[max_head_dim];
   const block::cluster_team team(gridDim.x);
   const std::size_t head = blockIdx.y;
   const unsigned d = static_cast<unsigned>(keys.extent(2)), lane = threadIdx.x % 32;
+  unsigned lanes = 1;  // side by side in a row
+  while (lanes < 32 && lanes * Run < d) lanes *= 2;
+  const unsigned own_row = lane / lanes, row_lanes = (lanes == 32 ? ~0u : (1u << lanes) - 1) << own_row * lanes;
+  const auto element_at = [&](unsigned i) { return (i * lanes + lane % lanes) * Run; };
 
-  // Calls take(x) for every finite row of this warp's, [runs] elements a lane.
+  // Calls take(x) for every finite row of this warp's, [runs, Run] elements a lane. A warp takes 32 rows at a time, whose places in the
+  // keys its lanes find: that costs as much as reading a row.
   const auto for_rows = [&](auto take) {
-    const std::size_t step = std::size_t{team.size()} * (threads / 32) * at_once;
-    for (std::size_t first = (team.rank() * (threads / 32) + threadIdx.x / 32) * at_once; first < sample.count; first += step) {
-      float x[at_once][runs];
+    const std::size_t step = std::size_t{team.size()} * warps * 32;
+    for (std::size_t first = (team.rank() * warps + threadIdx.x / 32) * 32; first < sample.count; first += step) {
+      const std::uint64_t place = sample(first + lane < sample.count ? first + lane : first);
+      const unsigned rows = sample.count - first < 32 ? static_cast<unsigned>(sample.count - first) : 32;
+      for (unsigned begin = 0; begin < rows; begin += at_once * (32 / lanes)) {
+        run_of_row read[at_once][runs] = {};
 #pragma unroll
-      for (unsigned a = 0; a < at_once; ++a) {  // all loads before the first use
-        const auto row = row_of(keys, head, sample(first + a < sample.count ? first + a : first));
+        for (unsigned a = 0; a < at_once; ++a) {  // all loads before the first use
+          const unsigned which = begin + a * (32 / lanes) + own_row;
+          const std::size_t t = static_cast<std::size_t>(__shfl_sync(block::all_lanes, place, static_cast<int>(which % 32)));
+          const auto row = row_of(keys, head, t);
 #pragma unroll
-        for (unsigned i = 0; i < runs; ++i) x[a][i] = i * 32 + lane < d ? static_cast<float>(row.data[(i * 32 + lane) * row.stride]) : 0.0f;
-      }
+          for (unsigned i = 0; i < runs; ++i) {
+            if (which >= rows || element_at(i) >= d) continue;
+            if constexpr (Run == 1)
+              read[a][i].element[0] = row.data[element_at(i) * row.stride];
+            else
+              read[a][i] = *reinterpret_cast<const run_of_row*>(row.data + element_at(i));
+          }
+        }
 #pragma unroll
-      for (unsigned a = 0; a < at_once; ++a) {
-        bool finite = first + a < sample.count;
+        for (unsigned a = 0; a < at_once; ++a) {
+          float x[runs][Run];
+          bool finite = begin + a * (32 / lanes) + own_row < rows;
 #pragma unroll
-        for (unsigned i = 0; i < runs; ++i) finite &= is_finite(x[a][i]);
-        if (__all_sync(block::all_lanes, finite) != 0) take(x[a]);
+          for (unsigned i = 0; i < runs; ++i)
+#pragma unroll
+            for (unsigned e = 0; e < Run; ++e) {
+              x[i][e] = static_cast<float>(read[a][i].element[e]);
+              finite &= is_finite(x[i][e]);
+            }
+          if ((__ballot_sync(block::all_lanes, finite) & row_lanes) == row_lanes) take(x);
+        }
       }
     }
   };
 
   std::uint32_t most = 0, count = 0;
-  for_rows([&](const float(&x)[runs]) {
+  for_rows([&](const float(&x)[runs][Run]) {
 #pragma unroll
-    for (unsigned i = 0; i < runs; ++i) {
-      const std::uint32_t magnitude = float_bits(x[i]) & 0x7fffffffu;
-      most = magnitude > most ? magnitude : most;
-    }
-    count += lane == 0 ? 1 : 0;
+    for (unsigned i = 0; i < runs; ++i)
+#pragma unroll
+      for (unsigned e = 0; e < Run; ++e) {
+        const std::uint32_t magnitude = float_bits(x[i][e]) & 0x7fffffffu;
+        most = magnitude > most ? magnitude : most;
+      }
+    count += lane % lanes == 0 ? 1 : 0;
   });
   most = reduction.max(most);
   count = reduction.sum(count);
@@ -67,15 +97,20 @@ PQKV_HIDDEN __global__ void __launch_bounds__(max_head_dim)
   }
   const float scale = canonical::power_of_two(canonical::fixed_point_exponent(float_from_bits(most)));
 
-  sum[threadIdx.x] = 0;
+  if (threadIdx.x < max_head_dim) sum[threadIdx.x] = 0;
   __syncthreads();
-  std::int64_t of_lane[runs] = {};
-  for_rows([&](const float(&x)[runs]) {
+  std::int64_t of_lane[runs][Run] = {};
+  for_rows([&](const float(&x)[runs][Run]) {
 #pragma unroll
-    for (unsigned i = 0; i < runs; ++i) of_lane[i] += canonical::fixed_point(x[i], scale);
+    for (unsigned i = 0; i < runs; ++i)
+#pragma unroll
+      for (unsigned e = 0; e < Run; ++e) of_lane[i][e] += block::fixed_point(x[i][e], scale);
   });
 #pragma unroll
-  for (unsigned i = 0; i < runs; ++i) atomicAdd(&sum[i * 32 + lane], static_cast<unsigned long long>(of_lane[i]));
+  for (unsigned i = 0; i < runs; ++i)
+#pragma unroll
+    for (unsigned e = 0; e < Run; ++e)
+      if (element_at(i) < d) atomicAdd(&sum[element_at(i) + e], static_cast<unsigned long long>(of_lane[i][e]));
   team.sync();
   if (team.rank() == 0 && threadIdx.x < d) {
     std::int64_t own = 0;
@@ -92,10 +127,18 @@ struct kernel<op::mean_row, backend::cuda> {
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 3, Space> keys, const stratified_sample& sample, view<float, 2, space::device> mean) {
     const detail::launcher launch(policy, "train");
-    const auto kernel = detail::mean_row_kernel<T, Space>;
-    const unsigned cluster = launch.largest_cluster(kernel);
-    launch("mean_row_kernel", kernel,
-           {dim3(cluster, static_cast<unsigned>(keys.extent(0))), max_head_dim, 0, cluster}, keys, sample, mean);
+    const auto go = [&](auto kernel) {
+      const unsigned cluster = launch.largest_cluster(kernel);
+      launch("mean_row_kernel", kernel,
+             {dim3(cluster, static_cast<unsigned>(keys.extent(0))), detail::tuning::mean_threads, 0, cluster}, keys, sample, mean);
+    };
+    constexpr unsigned run = 16 / sizeof(T);
+    const bool in_runs = keys.stride(2) == 1 && reinterpret_cast<std::uintptr_t>(keys.data) % 16 == 0 && keys.extent(2) % run == 0 &&
+                         keys.stride(0) % run == 0 && keys.stride(1) % run == 0;
+    if (in_runs)
+      go(detail::mean_row_kernel<T, Space, run>);
+    else
+      go(detail::mean_row_kernel<T, Space, 1>);
   }
 };
 

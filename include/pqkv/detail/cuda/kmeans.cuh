@@ -7,6 +7,7 @@
 #include "../../quantize/kmeans.hpp"
 #include "arena.cuh"
 #include "block/cluster.cuh"
+#include "block/initial_rows.cuh"
 #include "block/kmeans.cuh"
 #include "block/shared.cuh"
 #include "kernel.cuh"
@@ -31,7 +32,8 @@ class kmeans_problem_part {
     block::reduction<std::uint64_t, threads> wide;
     block::reduction<std::uint32_t, threads> narrow;
     float candidate[max_head_dim + 1];
-    std::uint32_t count[max_centroids], members, chosen;
+    std::uint32_t count[max_centroids], members;
+    block::initial_rows<threads, max_centroids> initial;
   };
 
   /// Dynamic shared memory: a tile of rows or the centroids as operands, and the CTA's own sums where those have room.
@@ -188,29 +190,22 @@ class kmeans_problem_part {
     __syncthreads();
   }
 
-  /// Walks a random permutation of the rows and takes each that differs from all taken so far, by the first member alone. The caller's
-  /// centroids are written only once there are c of them.
+  /// Walks a random permutation of the rows and takes each that differs from all taken so far, by the first member alone: as many rows at a
+  /// time as are still to be found. The caller's centroids are written only once there are c of them.
   __device__ void draw_initial(random_stream draws) {
     unsigned found = 0;
-    for (std::uint32_t i = 0; team_.rank() == 0 && used_ >= c_ && i < used_ && found < c_; ++i) {
-      if (threadIdx.x == 0) {
-        const std::uint32_t other = i + draws.below(i, used_ - i), drawn = memory_.order[other];
-        memory_.order[other] = memory_.order[i];
-        scratch_.chosen = drawn;
-      }
+    for (std::uint32_t step = 0; team_.rank() == 0 && used_ >= c_ && step < used_ && found < c_;) {
+      const unsigned batch = used_ - step < c_ - found ? used_ - step : c_ - found;
+      scratch_.initial.draw(draws, step, batch, memory_.order, used_);
+      for (unsigned at = threadIdx.x; at < batch * ds_; at += threads)
+        memory_.taken[(found + at / ds_) * width_ + at % ds_] = element(memory_.rows[scratch_.initial.drawn(at / ds_)], at % ds_);
       __syncthreads();
-      load_candidate(scratch_.chosen);
-      bool repeated = false;
-      if (threadIdx.x < found) {
-        repeated = true;
-        for (unsigned e = 0; e < width_ && repeated; ++e)  // as keys: equal floats, whatever the compiler does to subnormals
-          repeated = canonical::order_key(memory_.taken[threadIdx.x * width_ + e]) == canonical::order_key(scratch_.candidate[e]);
+      if (on_sphere_ && threadIdx.x < batch) {
+        float* row = memory_.taken + (found + threadIdx.x) * width_;
+        row[ds_] = canonical::sphere_coordinate(radius(), canonical::dot(row, row, 1, ds_));
       }
-      if (__syncthreads_or(repeated ? 1 : 0) == 0) {
-        for (unsigned e = threadIdx.x; e < width_; e += threads) memory_.taken[found * width_ + e] = scratch_.candidate[e];
-        ++found;
-      }
-      __syncthreads();
+      found = scratch_.initial.keep_distinct(memory_.taken, width_, found, batch);
+      step += batch;
     }
     if (team_.rank() == 0 && found == c_) {
       for (unsigned at = threadIdx.x; at < c_ * width_; at += threads)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Table to selected tokens on the device. Few items (the cells of a joint-code index, or a short range): one launch, a CTA a list: a
-// cluster's help was tried and saved no more than its barriers cost (docs/results_gpu.md, what binds). Many items: scores in scratch, one
-// cluster a list to select.
+// cluster's help was tried and saved no more than its barriers cost (docs/results_gpu.md, what binds). Many tokens: retrieve_filter.cuh.
+// Many cells: scores in scratch, one cluster a list to select.
 #pragma once
 
 #include <algorithm>
@@ -11,35 +11,20 @@
 #include "block/copy.cuh"
 #include "block/list_select.cuh"
 #include "block/reached_cells.cuh"
-#include "block/retrieve.cuh"
+#include "block/scan_scorer.cuh"
 #include "block/select.cuh"
 #include "block/shared.cuh"
+#include "retrieve_filter.cuh"
+#include "retrieve_lists.cuh"
 #include "scan.cuh"
 
 namespace pqkv {
 namespace detail {
 
-/// Where the lists go.
-struct retrieved_lists {
-  view<std::int32_t, 2, space::device> indices;
-  view<std::uint32_t, 1, space::device> counts;
-
-  __device__ std::uint32_t room() const { return static_cast<std::uint32_t>(indices.extent(1)); }
-  __device__ std::int32_t* list(unsigned which) const { return indices.data + which * indices.stride(0); }
-  /// How many are selected of a range, at most what has room.
-  __device__ std::uint32_t selected(const middle_range& range) const { return range.selected() < room() ? range.selected() : room(); }
-  /// By one CTA: the count, and -1 behind the list.
-  template <unsigned Threads>
-  __device__ void finish(unsigned which, std::uint32_t k) const {
-    if (threadIdx.x == 0) counts(which) = k;
-    for (std::uint32_t i = k + threadIdx.x; i < room(); i += Threads) list(which)[i] = -1;
-  }
-};
-
 /// Calls mark(token, whether it is above the threshold) for the tokens of the lists of reached cells. Ends with a barrier.
 /// @param has_tokens, key_at, list_at  as reached_cells::collect() takes them
 template <unsigned Threads, class HasTokens, class KeyAt, class ListAt, class Mark>
-__device__ void mark_cells(block::reached_cells<Threads>& reached, const scoring& call, std::uint32_t cells, std::size_t head,
+__device__ void mark_cells(block::reached_cells<Threads>& reached, const block::scoring& call, std::uint32_t cells, std::size_t head,
                            block::threshold limit, HasTokens has_tokens, KeyAt key_at, ListAt list_at, Mark mark) {
   for (std::uint32_t base = 0; base < cells; base += reached.most) {
     reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), base, cells, limit, has_tokens, key_at, list_at);
@@ -51,7 +36,7 @@ __device__ void mark_cells(block::reached_cells<Threads>& reached, const scoring
 /// The same, without a barrier, for tokens that are in no list yet, of whose cells key_of(cell) gives the key.
 /// @param part  of `parts` that have Threads tokens each in turn
 template <unsigned Threads, class KeyOf, class Mark>
-__device__ void mark_tail(const scoring& call, std::size_t head, std::uint32_t end, block::threshold limit, KeyOf key_of, Mark mark,
+__device__ void mark_tail(const block::scoring& call, std::size_t head, std::uint32_t end, block::threshold limit, KeyOf key_of, Mark mark,
                           unsigned part, unsigned parts) {
   const block::scored_items tokens{call.codes.data + head * call.codes.stride(0), call.codes.stride(1), nullptr, 0, call.m, call.bits};
   const std::uint32_t last = call.index.last(head) < end ? call.index.last(head) : end;
@@ -79,7 +64,7 @@ __device__ inline std::uint32_t* copy_counts(const cell_index_view<space::device
 /// @param words       of a bitmap of tokens, a multiple of 8; a longer range goes through it a part at a time
 template <unsigned Threads, unsigned Pack>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    retrieve_kernel(scoring call, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned words) {
+    retrieve_kernel(block::scoring call, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned words) {
   using scorer_type = block::list_scorer<Threads, Pack>;
   __shared__ typename scorer_type::scratch scoring_scratch;
   __shared__ union {
@@ -94,7 +79,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const std::uint32_t* counts = call.index.empty() ? nullptr : copy_counts(call.index, head, memory);
   std::uint32_t *keys = memory.take<std::uint32_t>(most_items),
                 *bitmap = memory.take<std::uint32_t>(words + block::sparse_bitmap<Threads>::touched_words(words));
-  scorer_type scorer(call, list, scoring_scratch, memory);
+  scorer_type scorer(call, list, 0, call.g, scoring_scratch, memory);
   scorer.stage(skipped);
   const middle_range range = call.range(list);
   const std::uint32_t k = out.selected(range);
@@ -112,7 +97,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const auto key_at = [&](std::uint32_t i) { return keys[i]; };
   __syncthreads();  // tables, counts
   const std::uint32_t ceiling = scorer.prepare(items, range.size());
-  scorer.score(items, keys);
+  scorer.score(items, 0, items.n, keys);
   __syncthreads();
   const block::threshold limit = scratch.select.find(items.n, k, ceiling, scratch.select.wide_shift, key_at,
                                                      [&](std::uint32_t i) { return items.weight(i); });
@@ -191,7 +176,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
 /// threshold is kept.
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    select_kernel(scoring call, retrieved_lists out, view<const float, 2, space::device> scores, block::threshold* limits,
+    select_kernel(block::scoring call, retrieved_lists out, view<const float, 2, space::device> scores, block::threshold* limits,
                   unsigned cached) {
   __shared__ block::radix_select<Threads> select;
   const block::cluster_team team(gridDim.x);
@@ -229,7 +214,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
 /// @param maps  [lists, 2, words] zeros; selected tokens and equal ones, written
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    mark_kernel(scoring call, retrieved_lists out, view<const float, 2, space::device> scores, const block::threshold* limits,
+    mark_kernel(block::scoring call, retrieved_lists out, view<const float, 2, space::device> scores, const block::threshold* limits,
                 view<std::uint32_t, 3, space::device> maps) {
   __shared__ block::reached_cells<Threads> reached;
   const unsigned list = blockIdx.y;
@@ -255,7 +240,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
 /// CTAs of a cluster are grid.x, lists grid.y: writes lists of cells from their maps.
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    emit_kernel(scoring call, retrieved_lists out, const block::threshold* limits, view<const std::uint32_t, 3, space::device> maps) {
+    emit_kernel(block::scoring call, retrieved_lists out, const block::threshold* limits,
+                view<const std::uint32_t, 3, space::device> maps) {
   __shared__ block::reduction<std::uint64_t, Threads> sums;
   __shared__ std::uint64_t marked;
   const block::cluster_team team(gridDim.x);
@@ -283,7 +269,7 @@ struct kernel<op::retrieve, backend::cuda> {
                   cell_index_view<space::device> index, view<const middle_range, 1, space::device> ranges,
                   view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts,
                   const retrieve_params& params, view<std::uint8_t, 1, space::device> skipped) {
-    detail::scoring call(table, codes, params.reduction, params.head_dim);
+    detail::block::scoring call(table, codes, params.reduction, params.head_dim);
     call.ranges = ranges;
     call.path = params.path;
     if (params.path != search_path::scan) call.index = index;
@@ -292,25 +278,34 @@ struct kernel<op::retrieve, backend::cuda> {
     const bool some_joint = cells != 0 && resolve_path(params.path, cells, n) == search_path::joint;
     if (!some_joint) call.index = {};
     const std::size_t most_scanned = params.path == search_path::joint ? 0 : some_joint ? cells - 1 : n;
+    const std::size_t items = std::max(some_joint ? cells : 0, most_scanned);
+    const auto memory = [&] {
+      return detail::device_scratch(policy.scratch, retrieve_device_scratch_bytes(call.lists, call.query_heads(), n, cells), "retrieve");
+    };
+    const bool is_short = items <= detail::tuning::fused_items && std::size_t{call.g} * call.m * call.c <= detail::tuning::fused_entries;
+    if (!is_short) memory();  // refused before anything asks for a device
     const detail::launcher launch(policy, "retrieve");
     const detail::retrieved_lists out{indices, counts};
-    const bool is_fused = call.g == 1 ? run_fused<1>(launch, call, out, skipped.data, some_joint ? cells : 0, most_scanned, n)
-                                      : run_fused<4>(launch, call, out, skipped.data, some_joint ? cells : 0, most_scanned, n);
-    if (!is_fused)
-      run_spread(launch, policy.scratch, call, out, skipped.data, std::max(some_joint ? cells : 0, most_scanned), some_joint ? cells : 0);
+    const auto go = [&](auto pack) {
+      if (is_short && run_fused<pack>(launch, call, out, skipped.data, items, some_joint ? cells : 0)) return;
+      run_spread<pack>(launch, memory(), call, out, skipped.data, items, some_joint ? cells : 0);
+    };
+    if (detail::spread_launches<4>::takes(launch, call))
+      go(std::integral_constant<unsigned, 4>{});
+    else
+      go(std::integral_constant<unsigned, 1>{});
   }
 
  private:
   static constexpr unsigned threads = detail::tuning::select_threads;
 
   /// In one launch, where a CTA has room for a list's items; false where it has not.
-  /// @param cells, tokens  that a list may have
+  /// @param items  that a list may have
   template <unsigned Pack>
-  static bool run_fused(const detail::launcher& launch, const detail::scoring& call, const detail::retrieved_lists& out,
-                        std::uint8_t* skipped, std::size_t cells, std::size_t tokens, std::size_t n) {
+  static bool run_fused(const detail::launcher& launch, const detail::block::scoring& call, const detail::retrieved_lists& out,
+                        std::uint8_t* skipped, std::size_t items, std::size_t cells) {
     using detail::block::shared_memory;
-    const std::size_t items = std::max(cells, tokens);
-    if (items > detail::tuning::fused_items || std::size_t{call.g} * call.m * call.c > detail::tuning::fused_entries) return false;
+    const std::size_t n = call.codes.extent(2);
     const auto kernel = detail::retrieve_kernel<threads, Pack>;
     const std::size_t fixed = detail::block::list_scorer<threads, Pack>::shared_bytes(call.g, call.m, call.c) +
                               shared_memory::bytes<std::uint32_t>(items) +
@@ -325,22 +320,22 @@ struct kernel<op::retrieve, backend::cuda> {
     return true;
   }
 
-  static void run_spread(const detail::launcher& launch, const arena& scratch, detail::scoring call, const detail::retrieved_lists& out,
+  /// By several launches. Lists of cells, and then all lists of the call, have their scores in scratch.
+  template <unsigned Pack>
+  static void run_spread(const detail::launcher& launch, arena memory, detail::block::scoring call, const detail::retrieved_lists& out,
                          std::uint8_t* skipped, std::size_t most_items, std::size_t cells) {
     const std::size_t n = call.codes.extent(2), lists = call.lists, words = n / 32 + 1;
-    arena memory = detail::device_scratch(
-        scratch, retrieve_device_scratch_bytes(lists, call.query_heads(), call.m, n, cells), "retrieve");
     call.carve(memory);
+    if (cells == 0) return detail::filter_lists<Pack>(launch, call, out, skipped, {memory, lists, n});
     const auto scores = make_view<space::device>(memory.take<float>(lists * most_items), lists, most_items);
     auto* limits = memory.take<detail::block::threshold>(lists);
     const auto maps = make_view<space::device>(memory.take<std::uint32_t>(lists * 2 * words), lists, 2, words);
     const unsigned cluster = launch.largest_cluster(detail::select_kernel<threads>);
     const dim3 grid(cluster, call.lists);
-    detail::score_items(launch, call, most_items, scores, skipped);
+    detail::spread_launches<Pack>(launch, call, most_items).scores(scores, skipped);
     const std::size_t cached = std::min<std::size_t>(most_items / cluster + 32, detail::tuning::select_cached_keys);
     launch("select_kernel", detail::select_kernel<threads>, {grid, threads, cached * sizeof(std::uint32_t), cluster}, call, out,
            as_const(scores), limits, static_cast<unsigned>(cached));
-    if (cells == 0) return;
     detail::check_cuda(cudaMemsetAsync(maps.data, 0, maps.size() * sizeof(std::uint32_t), launch.stream), "retrieve", "cudaMemsetAsync");
     launch("mark_kernel", detail::mark_kernel<threads>, {dim3(8, call.lists), threads}, call, out, as_const(scores), limits, maps);
     launch("emit_kernel", detail::emit_kernel<threads>, {grid, threads, 0, cluster}, call, out, limits, as_const(maps));

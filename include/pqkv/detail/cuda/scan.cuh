@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scores of all tokens (or cells) on the device, for scan() and for the many-item path of retrieve(): short kernels over the grid,
-// since every pass over the tokens must be complete before the next. Sums of fixed-point numbers are free of order, so atomics
-// keep the host's bits. The passes of a recentring that no query head needs end at once.
+// Scores of all tokens (or cells) on the device, for scan() and for the lists of retrieve() that are too long for one CTA: CTAs share a
+// list, first for its normalisers, then for its scores. Sums of fixed-point numbers are free of order, so the bits are the host's.
 #pragma once
 
 #include <algorithm>
 
 #include "../../search/retrieve.hpp"
 #include "arena.cuh"
-#include "block/reduce.cuh"
-#include "block/scan.cuh"
+#include "block/cluster.cuh"
+#include "block/scan_scorer.cuh"
 #include "block/shared.cuh"
 #include "kernel.cuh"
 #include "tuning.hpp"
@@ -17,211 +16,160 @@
 namespace pqkv {
 namespace detail {
 
-/// Numbers of one query head on the way.
-struct head_state {
-  std::uint64_t total;      // Z, of the first pass
-  std::uint64_t recentred;  // Z again, where the first was too small
-  std::uint32_t best_key;   // order key of the best item's sum
-  std::uint32_t usable;     // no non-finite entry
-};
+/// How the CTAs of a call share its lists.
+struct scan_shape {
+  unsigned runs;   // CTAs of a list
+  unsigned chunk;  // query heads that a CTA has in shared memory at a time: all, or whole packs
 
-/// One call, by value into every kernel.
-struct scoring {
-  distance_table_view<space::device> table;
-  codes_view<space::device> codes;
-  cell_index_view<space::device> index{};                // empty: tokens alone
-  view<const middle_range, 1, space::device> ranges{};   // empty: all tokens
-  group_reduction reduction{};
-  search_path path = search_path::scan;
-  unsigned lists{}, g{}, m{}, c{}, bits{}, lists_per_head{};
-  canonical::softmax_scale scale{};
-  float* tops{};        // [hq, m] scratch
-  head_state* states{}; // [hq] scratch
-
-  scoring(distance_table_view<space::device> of, codes_view<space::device> from, group_reduction how, std::size_t head_dim)
-      : table(of), codes(from), reduction(how), scale(canonical::softmax_scale::of(head_dim)) {
-    const std::size_t hq = table.entries.extent(0), h = codes.extent(0);
-    lists = static_cast<unsigned>(score_lists(how, h, hq));
-    g = static_cast<unsigned>(hq / lists);
-    m = static_cast<unsigned>(codes.extent(1));
-    c = static_cast<unsigned>(table.entries.extent(2));
-    while ((1u << bits) < c) ++bits;
-    lists_per_head = static_cast<unsigned>(lists / h);
-  }
-
-  unsigned query_heads() const { return lists * g; }
-  void carve(arena& memory) {
-    tops = memory.take<float>(std::size_t{query_heads()} * m);
-    states = memory.take<head_state>(query_heads());
-  }
-
-  /// What list `list` ranks; limited to what exists, since nobody could report a range from here.
-  __device__ middle_range range(unsigned list) const {
-    const std::uint32_t n = static_cast<std::uint32_t>(codes.extent(2));
-    if (ranges.data == nullptr) return {0, n, 0};
-    middle_range r = ranges(list / lists_per_head);
-    r.end = r.end < n ? r.end : n;
-    r.begin = r.begin < r.end ? r.begin : r.end;
-    return r;
-  }
-  __device__ bool is_joint(const middle_range& r) const {
-    return !index.empty() && resolve_path(path, index.cells(), r.size()) == search_path::joint;
-  }
-  __device__ block::scored_items items(unsigned list) const {
-    const std::size_t head = list / lists_per_head;
-    const middle_range r = range(list);
-    block::scored_items of{codes.data + head * codes.stride(0) + r.begin, codes.stride(1), nullptr, r.size(), m, bits};
-    if (is_joint(r)) {
-      of.counts = &index.counts(head, 0);
-      of.n = static_cast<std::uint32_t>(index.cells());
-    }
-    return of;
-  }
-  __device__ const float* row(unsigned q, unsigned j) const {
-    return table.entries.data + q * table.entries.stride(0) + j * table.entries.stride(1);
-  }
-  /// A / m, by which each u is shifted. @param best  order key of the best item's sum; 0 where there was no item
-  __device__ float recentring_shift(std::uint32_t best) const {
-    const float sum = best == 0 ? float_from_bits(0xff800000u) : canonical::from_order_key(best);
-    return canonical::div(canonical::recentring(sum, scale), static_cast<float>(m));
-  }
-  /// What look-ups of query head q read: exponentials, recentred where that is due, or entries; by all threads.
-  /// @param e  [m, c] in shared memory, written
-  template <unsigned Threads>
-  __device__ void stage(unsigned q, bool recentred, float* e) const {
-    const bool usable = states[q].usable != 0, probabilities = block::uses_probabilities(reduction);
-    const float shift = recentred ? recentring_shift(states[q].best_key) : 0.0f;
-    for (unsigned at = threadIdx.x; at < m * c; at += Threads) {
-      const unsigned j = at >> bits;
-      float value = row(q, j)[at & (c - 1)];
-      if (probabilities) {
-        float u = canonical::sub(value, tops[q * m + j]);
-        if (recentred) u = canonical::sub(u, shift);
-        value = canonical::exponential(u, scale);
-      }
-      e[at] = usable ? value : block::nothing(reduction);
-    }
-  }
-  __device__ bool was_recentred(unsigned q) const { return canonical::needs_recentring(states[q].total, range(q / g).size()); }
-  __device__ float factor(unsigned q) const {
-    if (!block::uses_probabilities(reduction)) return states[q].usable != 0 ? table.bias(q) : 0.0f;
-    return canonical::inverse_normaliser(was_recentred(q) ? states[q].recentred : states[q].total);
+  /// CTA `run`'s items, whole multiples of a CTA's threads.
+  struct run_of_items {
+    std::uint32_t begin, end;
+  };
+  __device__ run_of_items of(const block::scored_items& items, unsigned run) const {
+    constexpr unsigned threads = tuning::select_threads;
+    const std::uint32_t share = ((items.n + runs - 1) / runs + threads - 1) / threads * threads,
+                        begin = share * run < items.n ? share * run : items.n;
+    return {begin, items.n - begin < share ? items.n : begin + share};
   }
 };
 
-/// A CTA is a query head: whether it can be used, and the largest entry of each subspace. `skipped` may be null.
-template <unsigned Threads>
-PQKV_HIDDEN __global__ void __launch_bounds__(Threads) tops_kernel(scoring call, std::uint8_t* skipped) {
-  const unsigned q = blockIdx.x, warp = threadIdx.x / 32;
-  __shared__ unsigned usable;
-  if (threadIdx.x == 0) usable = is_finite(call.table.bias(q)) || call.reduction != group_reduction::logit_max ? 1 : 0;
+/// Runs of items are grid.x, chunks of query heads grid.y, lists grid.z: Z of a run.
+template <unsigned Threads, unsigned Pack>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads) normaliser_kernel(block::scoring call, scan_shape shape) {
+  using scorer_type = block::list_scorer<Threads, Pack>;
+  __shared__ typename scorer_type::scratch scratch;
+  block::release_dependents();
+  const unsigned list = blockIdx.z, first = blockIdx.y * shape.chunk, queries = call.g - first < shape.chunk ? call.g - first : shape.chunk;
+  block::shared_memory memory;
+  scorer_type scorer(call, list, first, queries, scratch, memory);
+  scorer.stage(nullptr);
+  const block::scored_items items = call.items(list);
+  const auto own = shape.of(items, blockIdx.x);
   __syncthreads();
-  for (unsigned j = warp; j < call.m; j += Threads / 32) {
-    const block::table_row row = block::look_at_row(call.row(q, j), call.c);
-    if (threadIdx.x % 32 != 0) continue;
-    call.tops[q * call.m + j] = row.top;
-    if (!row.is_finite) atomicAnd(&usable, 0u);
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    call.states[q] = {0, 0, 0, usable};
-    if (skipped != nullptr) skipped[q] = usable != 0 ? 0 : 1;
+  scorer.add_up(items, own.begin, own.end);
+  for (unsigned q = threadIdx.x; q < queries; q += Threads)
+    call.totals[(std::size_t{list} * call.g + first + q) * scan_device_runs + blockIdx.x] = scorer.total(q);
+}
+
+/// By one CTA, from the sums of all runs: normalisers of a list, and `rank`'s scores of any items while their exponentials are there.
+template <unsigned Threads, unsigned Pack, class Rank>
+__device__ void settle_list(const block::scoring& call, scan_shape shape, unsigned list, std::uint8_t* skipped,
+                            const block::shared_memory& memory, Rank rank) {
+  using scorer_type = block::list_scorer<Threads, Pack>;
+  __shared__ typename scorer_type::scratch scratch;
+  const block::scored_items items = call.items(list);
+  bool is_complete = false;  // what the kernel before wrote
+  for (unsigned first = 0; first < call.g; first += shape.chunk) {
+    const unsigned queries = call.g - first < shape.chunk ? call.g - first : shape.chunk;
+    block::shared_memory rest = memory;
+    scorer_type scorer(call, list, first, queries, scratch, rest);
+    __syncthreads();
+    scorer.stage(skipped);
+    if (!is_complete) block::wait_for_last_kernel();
+    is_complete = true;
+    for (unsigned q = threadIdx.x; q < queries && block::uses_probabilities(call.reduction); q += Threads) {
+      const std::uint64_t* of_runs = call.totals + (std::size_t{list} * call.g + first + q) * scan_device_runs;
+      std::uint64_t z = 0;
+#pragma unroll 8
+      for (unsigned run = 0; run < shape.runs; ++run) z += of_runs[run];
+      scorer.give_total(q, z);
+    }
+    __syncthreads();
+    scorer.complete(items, call.range(list).size(), call.numbers);
+    rank(scorer);
   }
 }
 
-enum class normaliser_pass { first, best_item, recentred };
-
-/// Runs of items are grid.x, query heads grid.y: Z of a query head, or its best item.
-template <normaliser_pass Pass, unsigned Threads>
-PQKV_HIDDEN __global__ void __launch_bounds__(Threads) normaliser_kernel(scoring call) {
-  const unsigned q = blockIdx.y;
-  const block::scored_items items = call.items(q / call.g);
-  const std::uint32_t first = blockIdx.x * tuning::score_tile_tokens;
-  if (first >= items.n || call.states[q].usable == 0 || (Pass != normaliser_pass::first && !call.was_recentred(q))) return;
-  const std::uint32_t last = items.n - first < tuning::score_tile_tokens ? items.n : first + tuning::score_tile_tokens;
-  float* e = block::shared_memory().take<float>(std::size_t{call.m} * call.c);
-  if constexpr (Pass == normaliser_pass::best_item) {
-    __shared__ block::reduction<std::uint32_t, Threads> reduction;
-    for (unsigned at = threadIdx.x; at < call.m * call.c; at += Threads)
-      e[at] = canonical::sub(call.row(q, at >> call.bits)[at & (call.c - 1)], call.tops[q * call.m + (at >> call.bits)]);
-    __syncthreads();
-    std::uint32_t best = 0;  // below -infinity
-    for (std::uint32_t i = first + threadIdx.x; i < last; i += Threads) {
-      const std::uint32_t key = items.weight(i) != 0 ? canonical::order_key(items.sum(e, i)) : 0;
-      best = key > best ? key : best;
+/// By all CTAs of a list, after its normalisers: scores[i - begin] of items [begin, end).
+/// @param begins  whether it is the CTA's first call
+template <unsigned Threads, unsigned Pack, class Score>
+__device__ void score_items(const block::scoring& call, scan_shape shape, unsigned list, const block::scored_items& items,
+                            const block::shared_memory& memory, bool begins, std::uint32_t begin, std::uint32_t end, Score* scores) {
+  using scorer_type = block::list_scorer<Threads, Pack>;
+  __shared__ typename scorer_type::scratch scratch;
+  for (unsigned first = 0; first < call.g; first += shape.chunk) {
+    block::shared_memory rest = memory;
+    scorer_type scorer(call, list, first, call.g - first < shape.chunk ? call.g - first : shape.chunk, scratch, rest);
+    if (begins || shape.chunk < call.g) {
+      __syncthreads();
+      scorer.stage(nullptr);
+      if (begins && first == 0) block::wait_for_last_kernel();
+      scorer.resume(call.numbers);
     }
-    best = reduction.max(best);
-    if (threadIdx.x == 0) atomicMax(&call.states[q].best_key, best);
-  } else {
-    __shared__ block::reduction<std::uint64_t, Threads> reduction;
-    call.template stage<Threads>(q, Pass == normaliser_pass::recentred, e);
-    __syncthreads();
-    std::uint64_t z = 0;
-#pragma unroll 4
-    for (std::uint32_t i = first + threadIdx.x; i < last; i += Threads) {
-      const std::uint32_t weight = items.weight(i);
-      const std::uint64_t term = canonical::to_fixed(items.product(e, i));
-      z += weight != 0 ? term * weight : 0;  // an empty cell's product may be anything
-    }
-    z = reduction.sum(z);
-    std::uint64_t* total = Pass == normaliser_pass::first ? &call.states[q].total : &call.states[q].recentred;
-    if (threadIdx.x == 0) atomicAdd(reinterpret_cast<unsigned long long*>(total), static_cast<unsigned long long>(z));
+    scorer.score(items, begin, end, scores);
   }
 }
 
-/// Runs of items are grid.x, lists grid.y. Query heads pass through shared memory `at_once` at a time.
-template <unsigned Threads>
+/// A CTA is a list.
+template <unsigned Threads, unsigned Pack>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads) settle_kernel(block::scoring call, scan_shape shape, std::uint8_t* skipped) {
+  block::release_dependents();
+  settle_list<Threads, Pack>(call, shape, blockIdx.x, skipped, block::shared_memory(), [](const auto&) {});
+}
+
+/// Runs of items are grid.x, lists grid.y.
+template <unsigned Threads, unsigned Pack>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    score_kernel(scoring call, view<float, 2, space::device> scores, unsigned at_once) {
-  constexpr unsigned own = tuning::score_tile_tokens / Threads;
+    score_kernel(block::scoring call, scan_shape shape, view<float, 2, space::device> scores) {
   const unsigned list = blockIdx.y;
   const block::scored_items items = call.items(list);
-  const std::uint32_t first = blockIdx.x * tuning::score_tile_tokens;
-  if (first >= items.n) return;
-  const std::size_t table = std::size_t{call.m} * call.c;
-  block::shared_memory memory;
-  float *factor = memory.take<float>(at_once), *e = memory.take<float>(at_once * table);
-  float score[own];
-#pragma unroll
-  for (unsigned a = 0; a < own; ++a) score[a] = block::first_score(call.reduction);
-  for (unsigned q0 = 0; q0 < call.g; q0 += at_once) {
-    const unsigned queries = call.g - q0 < at_once ? call.g - q0 : at_once, head = list * call.g + q0;
-    __syncthreads();
-    for (unsigned q = 0; q < queries; ++q)
-      call.template stage<Threads>(head + q, block::uses_probabilities(call.reduction) && call.was_recentred(head + q), e + q * table);
-    for (unsigned q = threadIdx.x; q < queries; q += Threads) factor[q] = call.factor(head + q);
-    __syncthreads();
-#pragma unroll
-    for (unsigned a = 0; a < own; ++a) {
-      const std::uint32_t i = first + a * Threads + threadIdx.x;
-      if (i < items.n) score[a] = block::add_queries(score[a], call.reduction, e, factor, queries, items, i);
-    }
-  }
-#pragma unroll
-  for (unsigned a = 0; a < own; ++a) {
-    const std::uint32_t i = first + a * Threads + threadIdx.x;
-    if (i < items.n) scores(list, i) = score[a];
-  }
+  const auto own = shape.of(items, blockIdx.x);
+  score_items<Threads, Pack>(call, shape, list, items, block::shared_memory(), true, own.begin, own.end, &scores(list, own.begin));
 }
 
-/// All passes up to the scores.
-/// @param items   at most so many a list
-/// @param scores  [lists, items], written
-inline void score_items(const launcher& launch, const scoring& call, std::size_t items, view<float, 2, space::device> scores,
-                        std::uint8_t* skipped) {
-  constexpr unsigned threads = tuning::score_threads;
-  const unsigned hq = call.query_heads(), runs = ceil_div(items, tuning::score_tile_tokens);
-  const std::size_t table = std::size_t{call.m} * call.c, of_one = block::shared_memory::bytes<float>(table);
-  launch("tops_kernel", tops_kernel<threads>, {dim3(hq), threads}, call, skipped);
-  if (call.reduction == group_reduction::probability_sum || call.reduction == group_reduction::probability_max) {
-    launch("normaliser_kernel", normaliser_kernel<normaliser_pass::first, threads>, {dim3(runs, hq), threads, of_one}, call);
-    launch("normaliser_kernel", normaliser_kernel<normaliser_pass::best_item, threads>, {dim3(runs, hq), threads, of_one}, call);
-    launch("normaliser_kernel", normaliser_kernel<normaliser_pass::recentred, threads>, {dim3(runs, hq), threads, of_one}, call);
+/// The launches of a call whose lists are shared.
+template <unsigned Pack>
+class spread_launches {
+  static constexpr unsigned threads = tuning::select_threads;
+  using scorer_type = block::list_scorer<threads, Pack>;
+
+ public:
+  /// Whether there is shared memory for whole packs.
+  static bool takes(const launcher& launch, const block::scoring& call) {
+    return (call.g > 1 || Pack == 1) && scorer_type::shared_bytes(Pack, call.m, call.c) <= room(launch);
   }
-  const unsigned at_once = static_cast<unsigned>(std::clamp<std::size_t>(tuning::score_staged_entries / table, 1, call.g));
-  const std::size_t shared = block::shared_memory::bytes<float>(at_once) + block::shared_memory::bytes<float>(at_once * table);
-  launch("score_kernel", score_kernel<threads>, {dim3(runs, call.lists), threads, shared}, call, scores, at_once);
-}
+  /// @param items  at most so many a list
+  spread_launches(const launcher& launch, const block::scoring& call, std::size_t items) : launch_(launch), call_(call), shape_{1, call.g} {
+    while (shape_.chunk > Pack && scorer_type::shared_bytes(shape_.chunk, call.m, call.c) > room(launch))
+      shape_.chunk = ceil_div(shape_.chunk / 2, Pack) * Pack;
+    const std::size_t useful = std::max<std::size_t>(items / tuning::spread_least_items, 1), there = tuning::multiprocessors / call.lists;
+    shape_.runs = static_cast<unsigned>(std::clamp<std::size_t>(there, 1, std::min(useful, scan_device_runs)));
+    is_early_ = launch.is_built_for_hopper(settle_kernel<threads, Pack>);
+  }
+
+  scan_shape shape() const { return shape_; }
+  /// Whether the kernel after normalisers(), and those after that, may be launched early.
+  bool is_early() const { return is_early_ && uses_normalisers(); }
+  bool is_early_after_first() const { return is_early_; }
+  std::size_t table_bytes() const { return scorer_type::shared_bytes(shape_.chunk, call_.m, call_.c); }
+
+  void normalisers() const {
+    if (uses_normalisers())
+      launch_("normaliser_kernel", normaliser_kernel<threads, Pack>,
+              {dim3(shape_.runs, ceil_div(call_.g, shape_.chunk), call_.lists), threads, table_bytes()}, call_, shape_);
+  }
+  /// Up to the scores. @param scores  [lists, items], written
+  void scores(view<float, 2, space::device> scores, std::uint8_t* skipped) const {
+    normalisers();
+    launch_("settle_kernel", settle_kernel<threads, Pack>,
+            {.grid = dim3(call_.lists), .threads = threads, .shared_bytes = table_bytes(), .early = is_early()}, call_, shape_, skipped);
+    launch_("score_kernel", score_kernel<threads, Pack>,
+            {.grid = dim3(shape_.runs, call_.lists), .threads = threads, .shared_bytes = table_bytes(), .early = is_early_}, call_, shape_,
+            scores);
+  }
+
+ private:
+  bool uses_normalisers() const { return block::uses_probabilities(call_.reduction); }
+  /// Bytes for what a scorer has; the rest is for keys, bitmaps and selection.
+  static std::size_t room(const launcher& launch) {
+    return std::min<std::size_t>(tuning::spread_table_bytes, launch.shared_limit() - tuning::spread_other_bytes);
+  }
+
+  const launcher& launch_;
+  const block::scoring& call_;
+  scan_shape shape_;
+  bool is_early_;  // whether kernels may be launched before those that they wait for end
+};
 
 }  // namespace detail
 
@@ -230,10 +178,14 @@ struct kernel<op::scan, backend::cuda> {
   template <class P>
   static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
                   view<float, 2, space::device> scores, group_reduction reduction, std::size_t head_dim) {
-    detail::scoring call(table, codes, reduction, head_dim);
-    arena memory = detail::device_scratch(policy.scratch, scan_device_scratch_bytes(call.query_heads(), call.m), "scan");
+    detail::block::scoring call(table, codes, reduction, head_dim);
+    arena memory = detail::device_scratch(policy.scratch, scan_device_scratch_bytes(call.query_heads()), "scan");
     call.carve(memory);
-    detail::score_items({policy, "scan"}, call, codes.extent(2), scores, nullptr);
+    const detail::launcher launch(policy, "scan");
+    if (detail::spread_launches<4>::takes(launch, call))
+      detail::spread_launches<4>(launch, call, codes.extent(2)).scores(scores, nullptr);
+    else
+      detail::spread_launches<1>(launch, call, codes.extent(2)).scores(scores, nullptr);
   }
 };
 

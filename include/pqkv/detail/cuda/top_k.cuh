@@ -91,7 +91,7 @@ struct kernel<op::top_k, backend::cuda> {
     constexpr unsigned threads = detail::tuning::select_threads;
     const detail::launcher launch(policy, "top_k");
     const std::size_t n = scores.extent(1);
-    if (n > detail::block::bracket_select<threads>::sampled && n <= detail::tuning::bracket_keys) {
+    if (n > detail::block::bracket_sample && n <= detail::tuning::bracket_keys) {
       const auto kernel = detail::top_k_bracket_kernel<threads>;
       constexpr unsigned granule = detail::block::bracket_select<threads>::granule;
       const std::size_t words = detail::ceil_div(n, granule * 32) * granule;

@@ -14,18 +14,62 @@
 
 namespace pqkv::detail::block {
 
+/// Smallest and largest key of a bracket.
+struct bracket {
+  std::uint32_t low, high;
+};
+
+inline constexpr unsigned bracket_sample = 4096;  // keys of a sample, of more keys than that
+
+/// Which of n keys is number `which` of the sample: not the same place of each stride.
+PQKV_HD inline std::uint32_t sample_place(std::uint32_t which, std::uint32_t n) {
+  const std::uint32_t stride = n / bracket_sample;
+  return which * stride + (which * 0x9e3779b1u >> 16) % stride;
+}
+
+/// Order statistics of a sample, four deviations around the one that is looked for, or as far as what is kept allows: with room for a
+/// sixteenth of the keys that is always so, with less the bracket misses one time in ten where k is near the half of random keys. By
+/// all threads, after a barrier; ends with one.
+/// @param sample     [bracket_sample] keys, at sample_place() of n
+/// @param lowest     the bracket's lower end where all keys may be needed
+/// @param most_kept  keys inside the bracket that there is room for
+template <unsigned Threads>
+__device__ bracket bracket_of_sample(list_select<Threads>& select, reduction<std::uint32_t, Threads>& counts, const std::uint32_t* sample,
+                                     std::uint32_t n, std::uint32_t k, std::uint32_t lowest, std::uint32_t most_kept) {
+  std::uint32_t top = 0;
+#pragma unroll
+  for (unsigned s = 0; s < bracket_sample / Threads; ++s) {
+    const std::uint32_t key = sample[s * Threads + threadIdx.x];
+    top = key > top ? key : top;
+  }
+  top = counts.max(top);
+  const float share = static_cast<float>(bracket_sample), part = static_cast<float>(k) / static_cast<float>(n),
+              widest = 0.4f * static_cast<float>(most_kept) * share / static_cast<float>(n),
+              deviations = 4.0f * sqrtf(share * part * (1 - part)) + 2, half = deviations < widest ? deviations : widest;
+  const std::uint32_t low_rank = static_cast<std::uint32_t>(share * part + half) + 1,
+                      high_rank = share * part > half ? static_cast<std::uint32_t>(share * part - half) : 0;
+  const auto key_of_rank = [&](std::uint32_t rank) {
+    return select
+        .find(bracket_sample, rank, top, select.wide_shift, [&](std::uint32_t i) { return sample[i]; }, [](std::uint32_t) { return 1u; })
+        .key;
+  };
+  bracket limits{lowest, 0xffffffffu};
+  if (low_rank <= bracket_sample) limits.low = key_of_rank(low_rank);
+  if (high_rank != 0) limits.high = key_of_rank(high_rank);
+  return limits;
+}
+
 template <unsigned Threads>
 class bracket_select {
   static constexpr unsigned most_kept = 8192,  // keys inside the bracket; these four are first choices
       batch = 16, at_once = 32;                // keys of a thread in flight, and between two pushes of what is kept
 
  public:
-  static constexpr unsigned sampled = 4096;  // keys of the sample
   static constexpr unsigned granule = at_once * Threads / 32;  // words of a bitmap are a multiple of it
 
   /// Selects the k largest of the row and writes their indices in ascending order, equal keys lowest first; false, and nothing written,
   /// where the bracket does not hold.
-  /// @param n  more than `sampled`
+  /// @param n  more than bracket_sample
   /// @param chosen, equal  bitmaps of n tokens each, up to whole granules
   __device__ bool select(const float* row, std::uint32_t n, std::uint32_t k, std::uint32_t* chosen, std::uint32_t* equal,
                          std::int32_t* out) {
@@ -56,11 +100,6 @@ class bracket_select {
   }
 
  private:
-  /// Smallest and largest key inside.
-  struct bracket {
-    std::uint32_t low, high;
-  };
-
   /// Keys first + j * Threads + threadIdx.x; NaNs beyond the row, which no comparison selects.
   __device__ static void load(float (&scores)[batch], const float* row, std::uint32_t first, std::uint32_t n) {
     const float* from = row + first + threadIdx.x;
@@ -74,34 +113,16 @@ class bracket_select {
       scores[j] = first + j * Threads + threadIdx.x < n ? from[j * Threads] : float_from_bits(0x7fc00000u);
   }
 
-  /// Order statistics of a sample, four deviations around the one that is looked for, or as far as what is kept allows: for random rows
-  /// of more than 131072 keys and a k near the half, the bracket then misses one time in ten, and radix_select decides.
   __device__ bracket find_bracket(const float* row, std::uint32_t n, std::uint32_t k) {
-    const std::uint32_t stride = n / sampled;
-    std::uint32_t top = 0;
 #pragma unroll
-    for (unsigned s = 0; s < sampled / Threads; ++s) {  // not the same place of each stride
+    for (unsigned s = 0; s < bracket_sample / Threads; ++s) {
       const std::uint32_t which = s * Threads + threadIdx.x;
-      const std::uint32_t key = canonical::order_key(row[which * stride + (which * 0x9e3779b1u >> 16) % stride]);
-      key_[which] = key;
-      top = key > top ? key : top;
+      key_[which] = canonical::order_key(row[sample_place(which, n)]);
     }
     if (threadIdx.x == 0) kept_ = 0;
-    top = counts_.max(top);
-    const float share = static_cast<float>(sampled), part = static_cast<float>(k) / static_cast<float>(n),
-                widest = 0.4f * most_kept * share / static_cast<float>(n), deviations = 4.0f * sqrtf(share * part * (1 - part)) + 2,
-                half = deviations < widest ? deviations : widest;
-    const std::uint32_t low_rank = static_cast<std::uint32_t>(share * part + half) + 1,
-                        high_rank = share * part > half ? static_cast<std::uint32_t>(share * part - half) : 0;
-    const auto key_of_rank = [&](std::uint32_t rank) {
-      return select_
-          .find(sampled, rank, top, select_.wide_shift, [&](std::uint32_t i) { return key_[i]; }, [](std::uint32_t) { return 1u; })
-          .key;
-    };
-    bracket limits{canonical::order_key(float_from_bits(0xff800000u)), 0xffffffffu};  // everything but NaNs
-    if (low_rank <= sampled) limits.low = key_of_rank(low_rank);
-    if (high_rank != 0) limits.high = key_of_rank(high_rank);
-    return limits;
+    __syncthreads();
+    const std::uint32_t lowest = canonical::order_key(float_from_bits(0xff800000u));  // everything but NaNs
+    return bracket_of_sample(select_, counts_, key_, n, k, lowest, most_kept);
   }
 
   // Inline PTX: under --use_fast_math, operators would take subnormal numbers for 0.

@@ -13,7 +13,8 @@ namespace pqkv::detail::block {
 
 template <unsigned Threads>
 class list_select {
-  static constexpr unsigned bins = Threads, log_bins = 10;  // a bin a thread
+  static constexpr unsigned bins = Threads, log_bins = 10,  // a bin a thread
+      most_candidates = 256;  // in a bin: one more pass over the items costs less than comparing more of them with each other
   static_assert(bins == 1u << log_bins);
 
  public:
@@ -70,10 +71,10 @@ class list_select {
         const std::uint32_t key = key_at(i), weight = weight_at(i);
         if (weight == 0 || place(key) != 0) continue;
         const std::uint32_t at = atomicAdd(&count_, 1u);
-        if (at < Threads) candidates_[at] = {key, weight};
+        if (at < most_candidates) candidates_[at] = {key, weight};
       }
       __syncthreads();
-      if (count_ <= Threads) return decide(k);
+      if (count_ <= most_candidates) return decide(k);
       shift = shift > log_bins ? shift - log_bins : 0;
       __syncthreads();
     }
@@ -109,7 +110,7 @@ class list_select {
   }
 
   std::uint32_t weights_[bins];
-  candidate candidates_[Threads];
+  candidate candidates_[most_candidates];
   std::uint32_t bin_, rest_, count_;  // at last the threshold
   bool all_equal_;
   reduction<std::uint32_t, Threads> prefix_;

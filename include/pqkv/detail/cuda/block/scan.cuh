@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is scored, and the canonical score of one item. Items are tokens or the cells of a joint-code index; the same steps on
-// both are why the two paths agree to the bit. block/retrieve.cuh takes them for several query heads at once.
+// One call of scan() or retrieve() as its kernels see it: which items a list scores. Items are tokens or the cells of a joint-code index;
+// the same steps on both, those of list_scorer, are why the two paths agree to the bit.
 #pragma once
 
 #include <cstdint>
 
 #include "../../../core/canonical.hpp"
-#include "../../../search/scan.hpp"
+#include "../../../search/retrieve.hpp"
+#include "../arena.cuh"
 
 namespace pqkv::detail::block {
 
@@ -29,44 +30,10 @@ struct scored_items {
     for (unsigned j = 0; j < m; ++j) value = value << bits | codes[j * stride + i];
     return value;
   }
-
-  /// e[0][code 0] * e[1][code 1] * ..., each product rounded; e [m, c]
-  __device__ float product(const float* e, std::uint32_t i) const {
-    if (m == 2) return canonical::mul(e[code(0, i)], e[(1u << bits) + code(1, i)]);
-    float p = e[code(0, i)];
-    for (unsigned j = 1; j < m; ++j) p = canonical::mul(p, e[(std::size_t{j} << bits) + code(j, i)]);
-    return p;
-  }
-  /// The same with sums.
-  __device__ float sum(const float* u, std::uint32_t i) const {
-    if (m == 2) return canonical::add(u[code(0, i)], u[(1u << bits) + code(1, i)]);
-    float z = u[code(0, i)];
-    for (unsigned j = 1; j < m; ++j) z = canonical::add(z, u[(std::size_t{j} << bits) + code(j, i)]);
-    return z;
-  }
 };
 
-__device__ inline bool uses_probabilities(group_reduction reduction) {
+PQKV_HD inline bool uses_probabilities(group_reduction reduction) {
   return reduction == group_reduction::probability_sum || reduction == group_reduction::probability_max;
-}
-
-/// One subspace of one table.
-struct table_row {
-  bool is_finite;
-  float top;  // the largest entry, where all are finite
-};
-
-/// By a whole warp.
-__device__ inline table_row look_at_row(const float* entries, unsigned c) {
-  bool finite = true;
-  float top = float_from_bits(0xff800000u);
-  for (unsigned x = threadIdx.x % 32; x < c; x += 32) {
-    const float entry = entries[x];
-    finite &= is_finite(entry);
-    top = canonical::max(entry, top);
-  }
-  for (int step = 16; step > 0; step /= 2) top = canonical::max(__shfl_xor_sync(0xffffffffu, top, step), top);
-  return {__all_sync(0xffffffffu, finite) != 0, top};
 }
 
 /// What a query head that is left out looks up: it adds 0, or loses every maximum.
@@ -79,29 +46,73 @@ __device__ inline float first_score(group_reduction reduction) {
   return reduction == group_reduction::logit_max ? float_from_bits(0xff800000u) : 0.0f;
 }
 
-/// The score of item i over g more query heads, in their order.
-/// @param e       [g, m, c] exponentials, or the table's entries for the logits
-/// @param factor  [g] R, or the bias
-__device__ inline float add_queries(float score, group_reduction reduction, const float* e, const float* factor, unsigned g,
-                                    const scored_items& items, std::uint32_t i) {
-  const std::size_t table = std::size_t{items.m} << items.bits;
-  switch (reduction) {
-    case group_reduction::probability_sum:
-#pragma unroll 4
-      for (unsigned q = 0; q < g; ++q) score = canonical::fma(items.product(e + q * table, i), factor[q], score);
-      break;
-    case group_reduction::probability_max:
-      for (unsigned q = 0; q < g; ++q) score = canonical::max(canonical::mul(items.product(e + q * table, i), factor[q]), score);
-      break;
-    case group_reduction::logit_max:
-      for (unsigned q = 0; q < g; ++q) score = canonical::max(canonical::add(items.sum(e + q * table, i), factor[q]), score);
-      break;
-    case group_reduction::logit_sum:
-    case group_reduction::none:
-      for (unsigned q = 0; q < g; ++q) score = canonical::add(score, items.sum(e + q * table, i));
-      break;
+/// Of one query head, what passes over all items found.
+struct head_numbers {
+  float factor;  // R, or the bias
+  float shift;   // of each u, where recentred
+  std::uint32_t is_recentred;
+};
+
+/// One call, by value into every kernel.
+struct scoring {
+  distance_table_view<space::device> table;
+  codes_view<space::device> codes;
+  cell_index_view<space::device> index{};               // empty: tokens alone
+  view<const middle_range, 1, space::device> ranges{};  // empty: all tokens
+  group_reduction reduction{};
+  search_path path = search_path::scan;
+  unsigned lists{}, g{}, m{}, c{}, bits{}, lists_per_head{};
+  canonical::softmax_scale scale{};
+  std::uint64_t* totals{};  // [hq, scan_device_runs] scratch: Z of each run of items
+  head_numbers* numbers{};  // [hq] scratch
+
+  scoring(distance_table_view<space::device> of, codes_view<space::device> from, group_reduction how, std::size_t head_dim)
+      : table(of), codes(from), reduction(how), scale(canonical::softmax_scale::of(head_dim)) {
+    const std::size_t hq = table.entries.extent(0), h = codes.extent(0);
+    lists = static_cast<unsigned>(score_lists(how, h, hq));
+    g = static_cast<unsigned>(hq / lists);
+    m = static_cast<unsigned>(codes.extent(1));
+    c = static_cast<unsigned>(table.entries.extent(2));
+    while ((1u << bits) < c) ++bits;
+    lists_per_head = static_cast<unsigned>(lists / h);
   }
-  return score;
-}
+
+  unsigned query_heads() const { return lists * g; }
+  void carve(arena& memory) {
+    totals = memory.take<std::uint64_t>(query_heads() * scan_device_runs);
+    numbers = memory.take<head_numbers>(query_heads());
+  }
+
+  /// What list `list` ranks; limited to what exists, since nobody could report a range from here.
+  __device__ middle_range range(unsigned list) const {
+    const std::uint32_t n = static_cast<std::uint32_t>(codes.extent(2));
+    if (ranges.data == nullptr) return {0, n, 0};
+    middle_range r = ranges(list / lists_per_head);
+    r.end = r.end < n ? r.end : n;
+    r.begin = r.begin < r.end ? r.begin : r.end;
+    return r;
+  }
+  __device__ bool is_joint(const middle_range& r) const {
+    return !index.empty() && resolve_path(path, index.cells(), r.size()) == search_path::joint;
+  }
+  __device__ scored_items items(unsigned list) const {
+    const std::size_t head = list / lists_per_head;
+    const middle_range r = range(list);
+    scored_items of{codes.data + head * codes.stride(0) + r.begin, codes.stride(1), nullptr, r.size(), m, bits};
+    if (is_joint(r)) {
+      of.counts = &index.counts(head, 0);
+      of.n = static_cast<std::uint32_t>(index.cells());
+    }
+    return of;
+  }
+  __device__ const float* row(unsigned q, unsigned j) const {
+    return table.entries.data + q * table.entries.stride(0) + j * table.entries.stride(1);
+  }
+  /// A / m, by which each u is shifted. @param best  order key of the best item's sum; 0 where there was no item
+  __device__ float recentring_shift(std::uint32_t best) const {
+    const float sum = best == 0 ? float_from_bits(0xff800000u) : canonical::from_order_key(best);
+    return canonical::div(canonical::recentring(sum, scale), static_cast<float>(m));
+  }
+};
 
 }  // namespace pqkv::detail::block

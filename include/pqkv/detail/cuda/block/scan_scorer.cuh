@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+// The scores of one list by one CTA: exponentials of the table's entries, normalisers over all items, recentring where they are too small,
+// scores. Of few items a CTA takes all these steps; scan.cuh spreads them over the device.
+#pragma once
+
+#include "reduce.cuh"
+#include "scan.cuh"
+#include "shared.cuh"
+
+namespace pqkv::detail::block {
+
+/// Numbers of `Pack` query heads that are looked up together.
+template <unsigned Pack>
+struct alignas(Pack * sizeof(float)) query_pack {
+  float of[Pack];
+};
+
+/// Some or all query heads of a list.
+/// @tparam Pack  query heads that share the read of an item's codes, and one look-up a subspace
+template <unsigned Threads, unsigned Pack>
+class list_scorer {
+  static constexpr unsigned warps = Threads / 32;
+  using pack = query_pack<Pack>;
+  static_assert(Threads % max_centroids == 0 && Pack <= warps);
+
+ public:
+  struct scratch {
+    std::uint64_t sums[Pack][warps];
+    std::uint32_t tops[Pack][warps], ceiling, again;
+  };
+
+  /// Dynamic shared memory for so many query heads.
+  __host__ __device__ static constexpr std::size_t shared_bytes(std::size_t queries, std::size_t m, std::size_t c) {
+    const std::size_t padded = (queries + Pack - 1) / Pack * Pack;
+    return shared_memory::bytes<float>(padded * m * c) + 2 * shared_memory::bytes<float>(padded * m) +
+           2 * shared_memory::bytes<float>(padded) + shared_memory::bytes<std::uint64_t>(padded) +
+           shared_memory::bytes<std::uint32_t>(padded);
+  }
+
+  /// @param from, queries  the list's query heads that this scorer takes; one that takes the first ones begins the scores
+  __device__ list_scorer(const scoring& call, unsigned list, unsigned from, unsigned queries, scratch& own, shared_memory& memory)
+      : call_(call),
+        scratch_(own),
+        first_(list * call.g + from),
+        queries_(queries),
+        padded_((queries + Pack - 1) / Pack * Pack),
+        begins_(from == 0),
+        ends_(from + queries == call.g) {
+    entries_ = memory.take<pack>(padded_ / Pack * call.m * call.c);
+    tops_ = memory.take<float>(padded_ * call.m);
+    finite_ = memory.take<std::uint32_t>(padded_ * call.m);
+    factor_ = memory.take<float>(padded_);
+    shift_ = memory.take<float>(padded_);
+    total_ = memory.take<std::uint64_t>(padded_);
+    highest_ = memory.take<std::uint32_t>(padded_);
+  }
+
+  /// Exponentials of the entries, or the entries of the logits; writes `skipped` if given. A warp is a row. The caller's
+  /// next barrier completes it.
+  __device__ void stage(std::uint8_t* skipped) {
+    const bool probabilities = uses_probabilities(call_.reduction);
+    for (unsigned row = threadIdx.x / 32; row < padded_ * call_.m; row += warps) {
+      const unsigned q = row / call_.m, j = row - q * call_.m, lane = threadIdx.x % 32;
+      const float lowest = float_from_bits(0xff800000u), *from = q < queries_ ? call_.row(first_ + q, j) : nullptr;
+      float top = lowest;
+      bool finite = from != nullptr;
+      for (unsigned x = lane; x < call_.c; x += 32) {
+        const float entry = from != nullptr ? from[x] : lowest;
+        finite &= is_finite(entry);
+        top = canonical::max(entry, top);
+        entry_of(q, j, x) = entry;
+      }
+      for (int step = 16; step > 0; step /= 2) top = canonical::max(__shfl_xor_sync(all_lanes, top, step), top);
+      finite = __all_sync(all_lanes, finite) != 0;
+      if (lane == 0) tops_[row] = top, finite_[row] = finite ? 1 : 0;
+      for (unsigned x = lane; probabilities && x < call_.c; x += 32) {  // a row that cannot be used makes every product of its query head 0
+        float& entry = entry_of(q, j, x);
+        entry = finite ? canonical::exponential(canonical::sub(entry, top), call_.scale) : 0.0f;
+      }
+    }
+    __syncthreads();
+    for (unsigned q = threadIdx.x; q < padded_; q += Threads) {
+      const bool usable = is_usable(q);
+      if (skipped != nullptr && q < queries_) skipped[first_ + q] = usable ? 0 : 1;
+      factor_[q] = usable && !probabilities ? call_.table.bias(first_ + q) : 0.0f;
+    }
+    if (probabilities) return;
+    for (unsigned at = threadIdx.x; at < padded_ * call_.m * call_.c; at += Threads) {
+      const unsigned row = at >> call_.bits, q = row / call_.m, j = row - q * call_.m;
+      if (!is_usable(q)) entry_of(q, j, at & (call_.c - 1)) = nothing(call_.reduction);
+    }
+  }
+
+  /// After stage(): normalisers, and a bound of the scores' order keys, close for probabilities. Ends with a barrier.
+  /// @param tokens  what the items stand for in all
+  __device__ std::uint32_t prepare(const scored_items& items, std::uint32_t tokens) {
+    if (uses_probabilities(call_.reduction)) add_up<false>(items, 0, items.n);
+    complete(items, tokens);
+    return scratch_.ceiling;
+  }
+
+  /// The steps of prepare() for items that many CTAs share. Each adds up its own, [begin, end), of which total() is then Z.
+  __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) { add_up<true>(items, begin, end); }
+  __device__ std::uint64_t total(unsigned q) const { return total_[q]; }
+  /// One CTA, which was given all items' Z before a barrier, recentres where that is due, over all items by itself, and leaves the numbers.
+  /// Ends with a barrier.
+  __device__ void give_total(unsigned q, std::uint64_t z) { total_[q] = z, highest_[q] = 0; }
+  __device__ void complete(const scored_items& items, std::uint32_t tokens, head_numbers* numbers) {
+    complete(items, tokens);
+    for (unsigned q = threadIdx.x; q < queries_; q += Threads)
+      numbers[first_ + q] = finite_[q * call_.m] == recentred ? head_numbers{factor_[q], shift_[q], 1} : head_numbers{factor_[q], 0.0f, 0};
+  }
+  /// Each CTA after its stage(), to score any items. Begins and ends with a barrier.
+  __device__ void resume(const head_numbers* numbers) {
+    __syncthreads();
+    bool any = false;
+    for (unsigned q = threadIdx.x; q < queries_; q += Threads) {
+      factor_[q] = numbers[first_ + q].factor;
+      shift_[q] = numbers[first_ + q].shift;
+      finite_[q * call_.m] = numbers[first_ + q].is_recentred != 0 ? recentred : finite_[q * call_.m];
+      any |= numbers[first_ + q].is_recentred != 0;
+    }
+    if (__syncthreads_or(any ? 1 : 0) == 0) return;
+    for (unsigned q = 0; q < queries_; ++q)
+      if (finite_[q * call_.m] == recentred) shift_entries(q);
+    __syncthreads();
+  }
+
+  /// scores[i - begin] = score of item begin <= i < end; as an order key where the scores are of 32 bits without a sign. A thread writes,
+  /// and where query heads come in parts reads, items begin + threadIdx.x and every Threads-th after.
+  template <class Score>
+  __device__ void score(const scored_items& items, std::uint32_t begin, std::uint32_t end, Score* scores) const {
+    switch (call_.reduction) {
+      case group_reduction::probability_sum: return score_by<group_reduction::probability_sum>(items, begin, end, scores);
+      case group_reduction::probability_max: return score_by<group_reduction::probability_max>(items, begin, end, scores);
+      case group_reduction::logit_max: return score_by<group_reduction::logit_max>(items, begin, end, scores);
+      case group_reduction::logit_sum:
+      case group_reduction::none: return score_by<group_reduction::logit_sum>(items, begin, end, scores);
+    }
+  }
+
+ private:
+  static constexpr std::uint32_t recentred = 2;  // in finite_
+
+  __device__ float& entry_of(unsigned q, unsigned j, unsigned x) {
+    return entries_[((q / Pack * call_.m + j) << call_.bits) + x].of[q % Pack];
+  }
+  __device__ bool is_usable(unsigned q) const {
+    if (q >= queries_) return false;
+    bool usable = call_.reduction != group_reduction::logit_max || is_finite(call_.table.bias(first_ + q));
+    for (unsigned j = 0; j < call_.m; ++j) usable &= finite_[q * call_.m + j] != 0;
+    return usable;
+  }
+
+  /// Calls take(i, what item i looks up in the tables of a group, a number a query head) for this thread's items of [begin, end).
+  /// @param begin  of cells, a multiple of c
+  template <bool Products, class Take>
+  __device__ void for_items(const scored_items& items, std::uint32_t begin, std::uint32_t end, unsigned group, Take take) const {
+    const pack* table = entries_ + (group * call_.m << call_.bits);
+    const auto join = [](const pack& a, const pack& b) {
+      pack both;
+#pragma unroll
+      for (unsigned q = 0; q < Pack; ++q) both.of[q] = Products ? canonical::mul(a.of[q], b.of[q]) : canonical::add(a.of[q], b.of[q]);
+      return both;
+    };
+    const std::uint32_t first = begin + threadIdx.x;
+    if (items.are_cells() && call_.m == 2) {  // the usual case; the lower digit of all cells of a thread is the same
+      const pack lower = table[call_.c + (threadIdx.x & (call_.c - 1))];
+#pragma unroll 4
+      for (std::uint32_t i = first; i < end; i += Threads) take(i, join(table[i >> call_.bits], lower));
+      return;
+    }
+    if (items.are_cells()) {
+#pragma unroll 1
+      for (std::uint32_t i = first; i < end; i += Threads) {
+        pack value = table[items.code(0, i)];
+        for (unsigned j = 1; j < call_.m; ++j) value = join(value, table[(j << call_.bits) + items.code(j, i)]);
+        take(i, value);
+      }
+      return;
+    }
+    constexpr unsigned at_once = Pack == 1 ? 8 : 4;  // items whose codes are read together, those of the next subspace ahead of their use
+#pragma unroll 1
+    for (std::uint32_t base = first; base < end; base += at_once * Threads) {
+      const std::uint8_t* plane = items.codes + base;
+      std::uint32_t code[at_once];
+      pack value[at_once];
+      const auto read = [&] {
+#pragma unroll
+        for (unsigned a = 0; a < at_once; ++a) code[a] = base + a * Threads < end ? plane[a * Threads] : 0;
+      };
+      read();
+#pragma unroll 1
+      for (unsigned j = 0; j < call_.m; ++j) {
+        std::uint32_t now[at_once];
+#pragma unroll
+        for (unsigned a = 0; a < at_once; ++a) now[a] = (j << call_.bits) + code[a];
+        plane += items.stride;
+        if (j + 1 < call_.m) read();
+#pragma unroll
+        for (unsigned a = 0; a < at_once; ++a) value[a] = j == 0 ? table[now[a]] : join(value[a], table[now[a]]);
+      }
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a)
+        if (base + a * Threads < end) take(base + a * Threads, value[a]);
+    }
+  }
+
+  /// Z and the largest product of every query head over [begin, end). Ends with a barrier.
+  /// @tparam Shared  items that CTAs share: nothing is recentred and nobody asks for the largest product. Adding in parts is faster there;
+  ///                 with all that a CTA keeps for a list alone it costs more in registers than it saves: retrieve 16.6 us, in parts 17.2
+  ///                 (an H100, 2026-11)
+  template <bool Shared>
+  __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) {
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (unsigned group = 0; group < padded_ / Pack; ++group) {
+      std::uint64_t z[Pack] = {};
+      std::uint32_t top[Pack] = {};
+      for_items<true>(items, begin, end, group, [&](std::uint32_t i, const pack& product) {
+        const std::uint32_t weight = items.weight(i);
+#pragma unroll
+        for (unsigned q = 0; q < Pack; ++q) {  // of an empty cell it may be anything, times 0
+          if constexpr (Shared) {
+            const canonical::fixed_parts parts = canonical::to_fixed_parts(product.of[q]);
+            const std::int32_t times = static_cast<std::int32_t>(weight);
+            z[q] += (static_cast<std::uint64_t>(std::int64_t{parts.upper} * times) << 22) +
+                    static_cast<std::uint64_t>(std::int64_t{parts.lower} * times);
+          } else {
+            z[q] += canonical::to_fixed(product.of[q]) * weight;
+            const std::uint32_t bits = weight != 0 ? float_bits(product.of[q]) : 0;
+            top[q] = bits > top[q] ? bits : top[q];
+          }
+        }
+      });
+      const std::uint64_t of_warp = warp_sums(z);
+      if (lane % (32 / Pack) == 0) scratch_.sums[lane / (32 / Pack)][warp] = of_warp;
+#pragma unroll
+      for (unsigned q = 0; q < Pack; ++q) {
+        top[q] = __reduce_max_sync(all_lanes, top[q]);
+        if (lane == q) scratch_.tops[q][warp] = top[q];
+      }
+      __syncthreads();
+      if (warp < Pack) {
+        const std::uint64_t sum = warp_sum(lane < warps ? scratch_.sums[warp][lane] : 0);
+        const std::uint32_t most = __reduce_max_sync(all_lanes, lane < warps ? scratch_.tops[warp][lane] : 0);
+        if (lane == 0) total_[group * Pack + warp] = sum, highest_[group * Pack + warp] = most;
+      }
+      __syncthreads();
+    }
+  }
+
+  /// From what add_up() left. Ends with a barrier.
+  __device__ void complete(const scored_items& items, std::uint32_t tokens) {
+    if (!settle(tokens)) return;
+    for (unsigned q = 0; q < queries_; ++q)
+      if (finite_[q * call_.m] == recentred) recentre(items, q);
+    add_up<false>(items, 0, items.n);
+    settle(0);
+  }
+
+  /// Factors and the bound, from what add_up() left; whether a query head is to be recentred, which marks its first row. By the first warp,
+  /// for all; ends with a barrier.
+  __device__ bool settle(std::uint32_t tokens) {
+    if (threadIdx.x < 32) {
+      const bool probabilities = uses_probabilities(call_.reduction);
+      // Every step of a score rounds what grows with its operands, so that the largest operands give the bound.
+      float bound = first_score(call_.reduction);
+      bool again = false;
+      for (unsigned first = 0; first < queries_; first += 32) {
+        const unsigned q = first + threadIdx.x;
+        const bool usable = is_usable(q);
+        float most = 0, factor = 0;
+        if (q >= queries_) {  // a lane without a query head
+        } else if (probabilities) {
+          const std::uint64_t z = total_[q];
+          most = float_from_bits(highest_[q]);
+          factor = canonical::inverse_normaliser(z);
+          factor_[q] = factor;
+          if (usable && canonical::needs_recentring(z, tokens)) {
+            finite_[q * call_.m] = recentred;
+            again = true;
+          }
+        } else {
+          most = nothing(call_.reduction);
+          if (usable) most = tops_[q * call_.m];
+          for (unsigned j = 1; usable && j < call_.m; ++j) most = canonical::add(most, tops_[q * call_.m + j]);
+          factor = factor_[q];
+        }
+        const unsigned here = queries_ - first < 32 ? queries_ - first : 32;
+        for (unsigned i = 0; i < here; ++i)
+          bound = add_query(call_.reduction, bound, __shfl_sync(all_lanes, most, static_cast<int>(i)),
+                            __shfl_sync(all_lanes, factor, static_cast<int>(i)));
+      }
+      again = __any_sync(all_lanes, again) != 0;
+      const std::uint32_t key = canonical::order_key(bound);
+      // A NaN, out of infinities of both signs, bounds nothing.
+      if (threadIdx.x == 0) scratch_.ceiling = key != 0 ? key : 0xffffffffu, scratch_.again = again ? 1 : 0;
+    }
+    __syncthreads();
+    return scratch_.again != 0;
+  }
+
+  /// u of a query head's code, which its best item's sum then shifts.
+  __device__ float below_top(unsigned q, unsigned j, std::uint32_t code) const {
+    return canonical::sub(call_.row(first_ + q, j)[code], tops_[q * call_.m + j]);
+  }
+  /// Exponentials of one query head again, by its shift.
+  __device__ void shift_entries(unsigned q) {
+    for (unsigned at = threadIdx.x; at < call_.m * call_.c; at += Threads) {
+      const unsigned j = at >> call_.bits, x = at & (call_.c - 1);
+      entry_of(q, j, x) = canonical::exponential(canonical::sub(below_top(q, j, x), shift_[q]), call_.scale);
+    }
+  }
+  /// The shift of one query head, from its best item, and what follows from it. Ends with a barrier.
+  __device__ void recentre(const scored_items& items, unsigned q) {
+    std::uint32_t best = 0;
+    for (std::uint32_t i = threadIdx.x; i < items.n; i += Threads) {
+      if (items.weight(i) == 0) continue;
+      float z = below_top(q, 0, items.code(0, i));
+      for (unsigned j = 1; j < call_.m; ++j) z = canonical::add(z, below_top(q, j, items.code(j, i)));
+      const std::uint32_t key = canonical::order_key(z);
+      best = key > best ? key : best;
+    }
+    best = __reduce_max_sync(all_lanes, best);
+    if (threadIdx.x % 32 == 0) scratch_.tops[0][threadIdx.x / 32] = best;
+    __syncthreads();
+    best = __reduce_max_sync(all_lanes, threadIdx.x % 32 < warps ? scratch_.tops[0][threadIdx.x % 32] : 0);
+    if (threadIdx.x == 0) shift_[q] = call_.recentring_shift(best);
+    __syncthreads();
+    shift_entries(q);
+    __syncthreads();
+  }
+
+  __device__ static float add_query(group_reduction reduction, float score, float value, float factor) {
+    switch (reduction) {
+      case group_reduction::probability_sum: return canonical::fma(value, factor, score);
+      case group_reduction::probability_max: return canonical::max(canonical::mul(value, factor), score);
+      case group_reduction::logit_max: return canonical::max(canonical::add(value, factor), score);
+      case group_reduction::logit_sum:
+      case group_reduction::none: break;
+    }
+    return canonical::add(score, value);
+  }
+
+  /// What scores hold between parts of the query heads is the float in either type.
+  __device__ static float so_far(float score) { return score; }
+  __device__ static float so_far(std::uint32_t score) { return float_from_bits(score); }
+  template <bool Products>
+  __device__ static void store(float* to, float score, bool) {
+    *to = score;
+  }
+  template <bool Products>
+  __device__ static void store(std::uint32_t* to, float score, bool is_last) {
+    // A sum of probabilities is not negative, so that its key is its bits with the highest set.
+    *to = !is_last ? float_bits(score) : Products ? float_bits(score) | 0x80000000u : canonical::order_key(score);
+  }
+  template <group_reduction Reduction, class Score>
+  __device__ void score_by(const scored_items& items, std::uint32_t begin, std::uint32_t end, Score* scores) const {
+    constexpr bool products = Reduction == group_reduction::probability_sum || Reduction == group_reduction::probability_max;
+    for (unsigned group = 0; group < padded_ / Pack; ++group) {
+      const bool is_first = begins_ && group == 0, is_last = ends_ && group + 1 == padded_ / Pack;
+      for_items<products>(items, begin, end, group, [&](std::uint32_t i, const pack& value) {
+        float score = is_first ? first_score(Reduction) : so_far(scores[i - begin]);
+#pragma unroll
+        for (unsigned q = 0; q < Pack; ++q) score = add_query(Reduction, score, value.of[q], factor_[group * Pack + q]);
+        store<products>(&scores[i - begin], score, is_last);
+      });
+    }
+  }
+
+  const scoring& call_;
+  scratch& scratch_;
+  unsigned first_, queries_, padded_;  // query head of the table; query heads; the same up to whole packs
+  bool begins_, ends_;                 // whether the list's first, and last, query head is among them
+  pack* entries_;                      // [padded / Pack, m, c]
+  float *tops_, *factor_, *shift_;     // [padded, m]; [padded] R, or the bias; [padded] of each u, where recentred
+  std::uint32_t* finite_;              // [padded, m]
+  std::uint64_t* total_;               // [padded] Z
+  std::uint32_t* highest_;             // [padded] largest product, as bits
+};
+
+}  // namespace pqkv::detail::block
