@@ -203,7 +203,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   if (__syncthreads_or(is_last ? 1 : 0) == 0) return;
   __threadfence();
   const list_filter complete = found;
-  std::uint32_t* bitmap = memory.take<std::uint32_t>(2 * words);
+  std::uint32_t* bitmap = block::shared_memory(memory).take<std::uint32_t>(2 * words);  // where exponentials were
   if (writer.write(complete, list, own, items.n, k, static_cast<std::int32_t>(first_token), out.list(list), bitmap, words)) return;
   std::uint32_t* all = &own.keys(list, 0);
   score_items<Threads, Pack>(call, shape, list, items, memory, true, 0, items.n, all);
