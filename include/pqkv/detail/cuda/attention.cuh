@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on the device: a CTA takes a part of a list's tokens for up to eight query heads; partial results merge in a second kernel.
+// Attention on the device: a CTA takes a part of a list's tokens for up to eight query heads; attention_merge.cuh merges their results.
 // Rows of 16-bit numbers go through matrix products, every warp with a ring of tokens of its own; rows of floats, whose precision those
 // would cost, through fused multiply-adds, eight or more lanes a token. Agrees with the host within rounding.
 // Source: online softmax: Milakov and Gimelshein 2018; splits over tokens: FlashDecoding.
@@ -8,6 +8,7 @@
 #include "../../attention.hpp"
 #include "../../core/canonical.hpp"
 #include "arena.cuh"
+#include "attention_merge.cuh"
 #include "block/attention.cuh"
 #include "block/cluster.cuh"
 #include "block/reduce.cuh"
@@ -16,22 +17,6 @@
 
 namespace pqkv {
 namespace detail {
-
-/// Partial results [splits, hq] of attention: sum [d] of weights times values, top (as a power of two) and total of the softmax; total
-/// NaN where a logit was not finite, 0 without tokens.
-struct attention_partials {
-  float *sums, *tops, *totals;
-  std::size_t hq, d;
-
-  attention_partials(arena& memory, std::size_t splits, std::size_t query_heads, std::size_t head_dim) : hq(query_heads), d(head_dim) {
-    sums = memory.take<float>(splits * hq * (d + 2));
-    tops = sums + splits * hq * d;
-    totals = tops + splits * hq;
-  }
-};
-
-inline constexpr unsigned max_splits = 64;  // of attention_device_splits()
-static_assert(attention_device_splits(1) <= max_splits);
 
 /// What a CTA attends with and to: the blockIdx.x-th part of a list's tokens, blockIdx.y-th group of up to Queries query heads.
 template <unsigned Queries>
@@ -87,12 +72,15 @@ __global__ void __launch_bounds__(Warps * 32)
   unsigned char* memory = block::shared_memory().take<unsigned char>(Warps * warp_part::ring_bytes);
   __shared__ typename warp_part::third_parts third;
   warp_part mine(memory + warp * warp_part::ring_bytes, third, d);
-  mine.set_queries(own.queries, [&](unsigned q) { return &query(own.first_query + q, 0); }, scale.scale);
-  __syncthreads();
-  mine.attend(store, own.kv_head, own.begin, own.end, warp, Warps, [&](std::uint32_t i) { return own.token_at(i); });
+  mine.attend(
+      store, own.kv_head, own.begin, own.end, warp, Warps, [&](std::uint32_t i) { return own.token_at(i); },
+      [&] {
+        mine.set_queries(own.queries, [&](unsigned q) { return &query(own.first_query + q, 0); }, scale.scale);
+        __syncthreads();
+      });
 
-  static_assert(warp_part::ring_bytes >= queries * Dims * sizeof(float));
-  __shared__ float top[Warps][queries], total[Warps][queries];
+  static_assert(warp_part::ring_bytes >= queries * Dims * sizeof(float) && Warps * queries <= threads);
+  __shared__ float top[Warps][queries], total[Warps][queries], shrink[Warps][queries];
   float* sums = reinterpret_cast<float*>(memory + warp * warp_part::ring_bytes);  // over this warp's ring
   const float of_warp = mine.total();
   if (threadIdx.x % 4 == 0) {
@@ -102,25 +90,38 @@ __global__ void __launch_bounds__(Warps * 32)
   __syncwarp();
   mine.store_sums(sums);
   __syncthreads();
-  for (unsigned at = threadIdx.x; at < queries * Dims; at += threads) {
-    const unsigned q = at / Dims, i = at % Dims;
-    if (q >= own.queries || i >= d) continue;
-    float highest = float_from_bits(0xff800000u), all = 0, x = 0;
+  if (threadIdx.x < Warps * queries) {
+    const unsigned q = threadIdx.x % queries, of = threadIdx.x / queries;
+    float highest = float_from_bits(0xff800000u), all = 0;
 #pragma unroll
     for (unsigned w = 0; w < Warps; ++w)
-      if (total[w][q] != 0) highest = fmaxf(top[w][q], highest);
+      if (total[w][q] != 0) highest = fmaxf(top[w][q], highest);  // else a warp without tokens
+    shrink[of][q] = total[of][q] != 0 ? block::power_of_two_near(top[of][q] - highest) : 0.0f;
+    if (of == 0 && q < own.queries) {
+#pragma unroll
+      for (unsigned w = 0; w < Warps; ++w)
+        if (total[w][q] != 0) all = fmaf(total[w][q], block::power_of_two_near(top[w][q] - highest), all);
+      const std::size_t part = std::size_t{blockIdx.x} * parts.hq + own.first_query + q;
+      parts.tops[part] = highest;
+      parts.totals[part] = all;
+    }
+  }
+  __syncthreads();
+  for (unsigned at = threadIdx.x * 4; at < own.queries * Dims; at += threads * 4) {
+    const unsigned q = at / Dims, i = at % Dims;
+    float4 x{};
 #pragma unroll
     for (unsigned w = 0; w < Warps; ++w) {
-      if (total[w][q] == 0) continue;  // a warp without tokens
-      const float shrink = block::power_of_two_near(top[w][q] - highest);
-      all = fmaf(total[w][q], shrink, all);
-      x = fmaf(reinterpret_cast<const float*>(memory + w * warp_part::ring_bytes)[at], shrink, x);
+      const float4 y = *reinterpret_cast<const float4*>(memory + w * warp_part::ring_bytes + at * sizeof(float));
+      const float factor = shrink[w][q];
+      if (factor == 0) continue;  // of a warp without tokens, or far below: nothing, not a NaN
+      x = {fmaf(y.x, factor, x.x), fmaf(y.y, factor, x.y), fmaf(y.z, factor, x.z), fmaf(y.w, factor, x.w)};
     }
-    const std::size_t part = std::size_t{blockIdx.x} * parts.hq + own.first_query + q;
-    parts.sums[part * d + i] = x;
-    if (i != 0) continue;
-    parts.tops[part] = highest;
-    parts.totals[part] = all;
+    float* to = parts.sums + (std::size_t{blockIdx.x} * parts.hq + own.first_query + q) * d + i;
+    if (i < d) to[0] = x.x;
+    if (i + 1 < d) to[1] = x.y;
+    if (i + 2 < d) to[2] = x.z;
+    if (i + 3 < d) to[3] = x.w;
   }
 }
 
@@ -272,50 +273,6 @@ __global__ void __launch_bounds__(Warps * 32)
   }
 }
 
-/// A CTA is a query head, a thread one or two dimensions.
-template <unsigned Threads>
-PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    merge_kernel(attention_partials parts, unsigned splits, view<float, 2, space::device> out, view<float, 1, space::device> lse) {
-  constexpr canonical::softmax_scale as_it_is{1.0f, -125.0f};
-  const unsigned q = blockIdx.x, lane = threadIdx.x % 32;
-  block::wait_for_last_kernel();
-  __shared__ float shrink[max_splits], highest_of_all, total_of_all;
-  if (threadIdx.x < 32) {
-    float highest = float_from_bits(0xff800000u), total = 0;
-    bool broken = false;
-    for (unsigned s = lane; s < splits; s += 32) {
-      const float of_part = parts.totals[s * parts.hq + q];
-      broken |= !is_finite(of_part);
-      if (of_part != 0) highest = canonical::max(parts.tops[s * parts.hq + q], highest);
-    }
-    broken = __any_sync(block::all_lanes, broken) != 0;
-    for (int step = 16; step > 0; step /= 2) highest = canonical::max(__shfl_xor_sync(block::all_lanes, highest, step), highest);
-    for (unsigned s = lane; s < splits; s += 32) {
-      const float of_part = parts.totals[s * parts.hq + q];
-      shrink[s] = of_part != 0 && !broken ? canonical::exponential(parts.tops[s * parts.hq + q] - highest, as_it_is) : 0.0f;
-      total += of_part * shrink[s];
-    }
-    total = block::warp_sum(total);
-    if (lane == 0) {
-      highest_of_all = highest;
-      total_of_all = broken ? float_from_bits(0x7fc00000u) : total;
-    }
-  }
-  __syncthreads();
-  const float total = total_of_all;
-  for (std::size_t i = threadIdx.x; i < parts.d; i += Threads) {
-    float x = 0;
-#pragma unroll 8
-    for (unsigned s = 0; s < splits; ++s) x = fmaf(shrink[s], parts.sums[(s * parts.hq + q) * parts.d + i], x);
-    out(q, i) = !is_finite(total) ? total : total == 0 ? 0.0f : x / total;
-  }
-  if (threadIdx.x == 0 && lse.data != nullptr)
-    lse(q) = !is_finite(total) ? total
-             : total == 0
-                 ? float_from_bits(0xff800000u)
-                 : static_cast<float>(static_cast<double>(highest_of_all) * 0.69314718055994530942 + log(static_cast<double>(total)));
-}
-
 }  // namespace detail
 
 template <>
@@ -335,10 +292,16 @@ struct kernel<op::attention, backend::cuda> {
       by_dims<4>(launch, query, store, tokens, parts, splits);
     else
       by_dims<8>(launch, query, store, tokens, parts, splits);
-    constexpr unsigned threads = 128;
-    const auto merge = detail::merge_kernel<threads>;
-    launch("merge_kernel", merge, {dim3(static_cast<unsigned>(hq)), threads, 0, 1, launch.is_built_for_hopper(merge)}, parts,
-           static_cast<unsigned>(splits), out, lse);
+    const auto merge = [&]<unsigned Slices>(std::integral_constant<unsigned, Slices>) {
+      const auto merged = detail::merge_kernel<Slices>;
+      launch("merge_kernel", merged,
+             {dim3(static_cast<unsigned>(hq)), Slices * detail::merge_columns, 0, 1, launch.is_built_for_hopper(merged)}, parts,
+             static_cast<unsigned>(splits), out, lse);
+    };
+    if (splits > detail::max_splits / 4)
+      merge(std::integral_constant<unsigned, 4>{});
+    else
+      merge(std::integral_constant<unsigned, 1>{});
   }
 
  private:

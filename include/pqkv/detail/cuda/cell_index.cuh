@@ -27,6 +27,20 @@ struct cell_of_token {
     for (std::size_t j = 0; j < codes.extent(1); ++j) cell = cell << bits | codes(head, j, t);
     return cell;
   }
+  /// Of tokens t + a * step < last, at least 1, whose codes of a subspace are all on their way before the first is used; 0xffffffff beyond.
+  template <unsigned Count>
+  __device__ void read(std::size_t head, std::size_t t, std::size_t step, std::size_t last, std::uint32_t (&cell)[Count]) const {
+#pragma unroll
+    for (unsigned a = 0; a < Count; ++a) cell[a] = t + a * step < last ? 0 : 0xffffffffu;
+#pragma unroll 1
+    for (std::size_t j = 0; j < codes.extent(1); ++j) {
+      std::uint32_t code[Count];
+#pragma unroll
+      for (unsigned a = 0; a < Count; ++a) code[a] = codes(head, j, t + a * step < last ? t + a * step : last - 1);
+#pragma unroll
+      for (unsigned a = 0; a < Count; ++a) cell[a] = t + a * step < last ? cell[a] << bits | code[a] : cell[a];
+    }
+  }
 };
 
 /// Tokens are grid.x, heads grid.y.
@@ -41,10 +55,16 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
 template <class Cell>
 __device__ void count_in_shared(Cell cell, std::size_t head, std::size_t first, std::size_t last, std::uint32_t* counts,
                                 std::size_t cells) {
+  constexpr unsigned at_once = 8;  // tokens of a thread in flight
   for (std::size_t i = threadIdx.x; i < cells; i += blockDim.x) counts[i] = 0;
   __syncthreads();
-#pragma unroll 4
-  for (std::size_t t = first + threadIdx.x; t < last; t += blockDim.x) atomicAdd(&counts[cell(head, t)], 1u);
+  for (std::size_t t = first + threadIdx.x; t < last; t += at_once * blockDim.x) {
+    std::uint32_t own[at_once];
+    cell.read(head, t, blockDim.x, last, own);
+#pragma unroll
+    for (unsigned a = 0; a < at_once; ++a)
+      if (t + a * blockDim.x < last) atomicAdd(&counts[own[a]], 1u);
+  }
   __syncthreads();
 }
 
@@ -132,19 +152,17 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
 }
 
 /// A warp is a run: 32 tokens at a time, ranked among those of the same cell.
-/// @param places     of a run's next token, by cell
-/// @param in_shared  whether a run's places have room there
-template <class Cell>
+/// @tparam InShared  whether a run's places have room in shared memory
+/// @param places  of a run's next token, by cell
+template <bool InShared, class Cell>
 PQKV_HIDDEN __global__ void __launch_bounds__(32)
-    sort_runs_kernel(Cell cell, mutable_cell_index_view<space::device> index, view<std::uint32_t, 3, space::device> places,
-                     bool in_shared) {
-  constexpr unsigned at_once = 4;  // tokens of a lane in flight
+    sort_runs_kernel(Cell cell, mutable_cell_index_view<space::device> index, view<std::uint32_t, 3, space::device> places) {
+  constexpr unsigned at_once = 8;  // tokens of a lane in flight
   const std::size_t head = blockIdx.y, cells = index.cells();
   const sorted_run run(index, head, blockIdx.x, gridDim.x);
   if (run.first == run.last) return;
-  std::uint32_t *of_run = &places(head, blockIdx.x, 0), *next = of_run;
-  if (in_shared) {
-    next = block::shared_memory().take<std::uint32_t>(cells);
+  std::uint32_t *of_run = &places(head, blockIdx.x, 0), *next = InShared ? block::shared_memory().take<std::uint32_t>(cells) : of_run;
+  if constexpr (InShared) {
 #pragma unroll 16
     for (std::size_t i = threadIdx.x; i < cells / 4; i += 32)  // at least 16 cells, a power of two
       reinterpret_cast<uint4*>(next)[i] = reinterpret_cast<const uint4*>(of_run)[i];
@@ -152,11 +170,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(32)
   }
   for (std::size_t base = run.first; base < run.last; base += at_once * 32) {
     std::uint32_t own[at_once], peers[at_once];
-#pragma unroll
-    for (unsigned a = 0; a < at_once; ++a) {
-      const std::size_t t = base + a * 32 + threadIdx.x;
-      own[a] = t < run.last ? cell(head, t) : 0xffffffffu;
-    }
+    cell.read(head, base + threadIdx.x, 32, run.last, own);
 #pragma unroll
     for (unsigned a = 0; a < at_once; ++a) peers[a] = __match_any_sync(block::all_lanes, own[a]);
 #pragma unroll
@@ -222,8 +236,9 @@ struct kernel<op::merge_tails, backend::cuda> {
     launch("count_runs_kernel", detail::count_runs_kernel<detail::cell_of_token>, {grid, 256, in_shared ? of_run : 0}, cell, index, counts,
            in_shared);
     launch("place_runs_kernel", detail::place_runs_kernel<512>, {dim3(detail::ceil_div(cells, 512), grid.y), 512}, index, counts);
-    launch("sort_runs_kernel", detail::sort_runs_kernel<detail::cell_of_token>, {grid, 32, in_shared ? of_run : 0}, cell, index, counts,
-           in_shared);
+    launch("sort_runs_kernel",
+           in_shared ? detail::sort_runs_kernel<true, detail::cell_of_token> : detail::sort_runs_kernel<false, detail::cell_of_token>,
+           {grid, 32, in_shared ? of_run : 0}, cell, index, counts);
     launch("end_merge_kernel", detail::end_merge_kernel<mutable_cell_index_view<space::device>>, {dim3(detail::ceil_div(h, 256)), 256},
            index);
   }

@@ -22,6 +22,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::mean_threads)
   struct alignas(Run * sizeof(T)) run_of_row {
     std::remove_cv_t<T> element[Run];
   };
+  using words = std::conditional_t<Run == 1, run_of_row, uint4>;  // stay as they are until they are used
   constexpr unsigned threads = tuning::mean_threads, warps = threads / 32, runs = (max_head_dim / Run + 31) / 32, at_once = 4;
   __shared__ block::reduction<std::uint32_t, threads> reduction;
   __shared__ std::uint32_t used, largest;  // of this member; largest as bits
@@ -29,10 +30,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::mean_threads)
   const block::cluster_team team(gridDim.x);
   const std::size_t head = blockIdx.y;
   const unsigned d = static_cast<unsigned>(keys.extent(2)), lane = threadIdx.x % 32;
-  unsigned lanes = 1;  // side by side in a row
-  while (lanes < 32 && lanes * Run < d) lanes *= 2;
-  const unsigned own_row = lane / lanes, row_lanes = (lanes == 32 ? ~0u : (1u << lanes) - 1) << own_row * lanes;
-  const auto element_at = [&](unsigned i) { return (i * lanes + lane % lanes) * Run; };
+  unsigned log_lanes = 0;  // side by side in a row
+  while (log_lanes < 5 && Run << log_lanes < d) ++log_lanes;
+  const unsigned lanes = 1u << log_lanes, rows_at_once = 32 >> log_lanes, own_row = lane >> log_lanes,
+                 row_lanes = (lanes == 32 ? ~0u : (1u << lanes) - 1) << (own_row << log_lanes);
+  const auto element_at = [&](unsigned i) { return ((i << log_lanes) + (lane & (lanes - 1))) * Run; };
 
   // Calls take(x) for every finite row of this warp's, [runs, Run] elements a lane. A warp takes 32 rows at a time, whose places in the
   // keys its lanes find: that costs as much as reading a row.
@@ -41,33 +43,30 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::mean_threads)
     for (std::size_t first = (team.rank() * warps + threadIdx.x / 32) * 32; first < sample.count; first += step) {
       const std::uint64_t place = sample(first + lane < sample.count ? first + lane : first);
       const unsigned rows = sample.count - first < 32 ? static_cast<unsigned>(sample.count - first) : 32;
-      for (unsigned begin = 0; begin < rows; begin += at_once * (32 / lanes)) {
-        run_of_row read[at_once][runs] = {};
+      for (unsigned begin = 0; begin < rows; begin += at_once * rows_at_once) {
+        words read[at_once][runs];
 #pragma unroll
-        for (unsigned a = 0; a < at_once; ++a) {  // all loads before the first use
-          const unsigned which = begin + a * (32 / lanes) + own_row;
+        for (unsigned a = 0; a < at_once; ++a) {  // all loads before the first use; beyond the last row or element, of another
+          const unsigned which = begin + a * rows_at_once + own_row;
           const std::size_t t = static_cast<std::size_t>(__shfl_sync(block::all_lanes, place, static_cast<int>(which % 32)));
           const auto row = row_of(keys, head, t);
 #pragma unroll
-          for (unsigned i = 0; i < runs; ++i) {
-            if (which >= rows || element_at(i) >= d) continue;
-            if constexpr (Run == 1)
-              read[a][i].element[0] = row.data[element_at(i) * row.stride];
-            else
-              read[a][i] = *reinterpret_cast<const run_of_row*>(row.data + element_at(i));
-          }
+          for (unsigned i = 0; i < runs; ++i)
+            read[a][i] = *reinterpret_cast<const words*>(row.data + (element_at(i) < d ? element_at(i) : 0) * (Run == 1 ? row.stride : 1));
         }
 #pragma unroll
         for (unsigned a = 0; a < at_once; ++a) {
           float x[runs][Run];
-          bool finite = begin + a * (32 / lanes) + own_row < rows;
+          bool finite = begin + a * rows_at_once + own_row < rows;
 #pragma unroll
-          for (unsigned i = 0; i < runs; ++i)
+          for (unsigned i = 0; i < runs; ++i) {
+            const run_of_row elements = __builtin_bit_cast(run_of_row, read[a][i]);
 #pragma unroll
             for (unsigned e = 0; e < Run; ++e) {
-              x[i][e] = static_cast<float>(read[a][i].element[e]);
+              x[i][e] = element_at(i) < d ? static_cast<float>(elements.element[e]) : 0.0f;
               finite &= is_finite(x[i][e]);
             }
+          }
           if ((__ballot_sync(block::all_lanes, finite) & row_lanes) == row_lanes) take(x);
         }
       }
@@ -83,7 +82,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::mean_threads)
         const std::uint32_t magnitude = float_bits(x[i][e]) & 0x7fffffffu;
         most = magnitude > most ? magnitude : most;
       }
-    count += lane % lanes == 0 ? 1 : 0;
+    count += (lane & (lanes - 1)) == 0 ? 1 : 0;
   });
   most = reduction.max(most);
   count = reduction.sum(count);

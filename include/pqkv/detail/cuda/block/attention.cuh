@@ -30,7 +30,7 @@ class attention_warp {
   __device__ attention_warp(void* ring, third_parts& third, unsigned d)
       : ring_(static_cast<unsigned char*>(ring)), third_(third), address_(shared_address(ring)), d_(d) {}
 
-  /// Query heads of this warp; lane l works for head l / 4. The CTA's first warp writes the third parts: a barrier before attend().
+  /// Query heads of this warp; lane l works for head l / 4. The CTA's first warp writes the third parts: a barrier before their use.
   /// @param row_of  pointer to the row of a head below `count`
   template <class RowOf>
   __device__ void set_queries(unsigned count, RowOf row_of, float scale) {
@@ -66,13 +66,15 @@ class attention_warp {
       }
   }
 
-  /// Tokens `begin + 16 * (warp + i * warps)` and the 15 after, up to `end`. @param token_at  of a place in the list
-  template <class Store, class TokenAt>
+  /// Tokens `begin + 16 * (warp + i * warps)` and the 15 after, up to `end`.
+  /// @param token_at  of a place in the list
+  /// @param prepare   sets the queries, while the first rows are on their way; called by every warp
+  template <class Store, class TokenAt, class Prepare>
   __device__ void attend(const Store& store, std::size_t kv_head, std::uint32_t begin, std::uint32_t end, unsigned warp, unsigned warps,
-                         TokenAt token_at) {
+                         TokenAt token_at, Prepare prepare) {
     const std::uint32_t step = tokens * warps;
     std::uint32_t at = begin + warp * tokens;
-    if (at >= end) return;
+    if (at >= end) return prepare();
     // A lane finds one row: K of its token below lane 16, V above. Its token is looked up a turn before its row is read.
     const std::uint32_t own = at + lane() % tokens;
     const auto token_of = [&](std::uint32_t i) -> std::size_t { return token_at(i < end ? i : at); };
@@ -84,6 +86,7 @@ class attention_warp {
       end_copies();
       token = token_of(own + (filled + 1) * step);
     }
+    prepare();
     for (unsigned stage = 0; at < end; at += step) {
       wait_copies<stages - 2>();
       __syncwarp();

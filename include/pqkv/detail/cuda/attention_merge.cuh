@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Partial results of attention() over parts of the tokens, and the kernel that merges them.
+#pragma once
+
+#include "../../attention.hpp"
+#include "../../core/canonical.hpp"
+#include "arena.cuh"
+#include "block/cluster.cuh"
+#include "block/reduce.cuh"
+
+namespace pqkv::detail {
+
+/// Partial results [splits, hq] of attention: sum [d] of weights times values, top (as a power of two) and total of the softmax; total
+/// NaN where a logit was not finite, 0 without tokens.
+struct attention_partials {
+  float *sums, *tops, *totals;
+  std::size_t hq, d;
+
+  attention_partials(arena& memory, std::size_t splits, std::size_t query_heads, std::size_t head_dim) : hq(query_heads), d(head_dim) {
+    sums = memory.take<float>(splits * hq * (d + 2));
+    tops = sums + splits * hq * d;
+    totals = tops + splits * hq;
+  }
+};
+
+inline constexpr unsigned max_splits = 64;  // of attention_device_splits()
+static_assert(attention_device_splits(1) <= max_splits);
+
+inline constexpr unsigned merged_dims = 256,  // at most
+    merge_columns = 128;                      // threads side by side in a row, one or two dimensions each
+
+/// A CTA is a query head. Slices of its threads take every Slices-th part, all read before the first is used.
+template <unsigned Slices>
+PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
+    merge_kernel(attention_partials parts, unsigned splits, view<float, 2, space::device> out, view<float, 1, space::device> lse) {
+  constexpr canonical::softmax_scale as_it_is{1.0f, -125.0f};
+  constexpr unsigned runs = merged_dims / merge_columns, own_parts = max_splits / 4;
+  static_assert(own_parts * Slices >= max_splits || Slices == 1);
+  const unsigned q = blockIdx.x, lane = threadIdx.x % 32, slice = threadIdx.x / merge_columns, column = threadIdx.x % merge_columns;
+  block::wait_for_last_kernel();
+  __shared__ float shrink[max_splits], of_slice[Slices][runs * merge_columns], highest_of_all, total_of_all;
+  const auto for_parts = [&](auto take) {  // take(r, a, part, dimension): number a of this slice, run r of dimensions
+#pragma unroll
+    for (unsigned r = 0; r < runs; ++r)
+#pragma unroll
+      for (unsigned a = 0; a < own_parts; ++a)
+        if (a * Slices + slice < splits && r * merge_columns + column < parts.d) take(r, a, a * Slices + slice, r * merge_columns + column);
+  };
+  float x[runs][own_parts], sum[runs] = {};
+  for_parts([&](unsigned r, unsigned a, unsigned s, unsigned i) { x[r][a] = parts.sums[(s * parts.hq + q) * parts.d + i]; });
+  if (threadIdx.x < 32) {
+    float highest = float_from_bits(0xff800000u), total = 0;
+    bool broken = false;
+    for (unsigned s = lane; s < splits; s += 32) {
+      const float of_part = parts.totals[s * parts.hq + q];
+      broken |= !is_finite(of_part);
+      if (of_part != 0) highest = canonical::max(parts.tops[s * parts.hq + q], highest);
+    }
+    broken = __any_sync(block::all_lanes, broken) != 0;
+    for (int step = 16; step > 0; step /= 2) highest = canonical::max(__shfl_xor_sync(block::all_lanes, highest, step), highest);
+    for (unsigned s = lane; s < splits; s += 32) {
+      const float of_part = parts.totals[s * parts.hq + q];
+      shrink[s] = of_part != 0 && !broken ? canonical::exponential(parts.tops[s * parts.hq + q] - highest, as_it_is) : 0.0f;
+      total += of_part * shrink[s];
+    }
+    total = block::warp_sum(total);
+    if (lane == 0) {
+      highest_of_all = highest;
+      total_of_all = broken ? float_from_bits(0x7fc00000u) : total;
+    }
+  }
+  __syncthreads();
+  for_parts([&](unsigned r, unsigned a, unsigned s, unsigned) { sum[r] = fmaf(shrink[s], x[r][a], sum[r]); });
+#pragma unroll
+  for (unsigned r = 0; r < runs; ++r) of_slice[slice][r * merge_columns + column] = sum[r];
+  __syncthreads();
+  const float total = total_of_all;
+  for (std::size_t i = threadIdx.x; i < parts.d; i += Slices * merge_columns) {
+    float all = 0;
+#pragma unroll
+    for (unsigned s = 0; s < Slices; ++s) all += of_slice[s][i];
+    out(q, i) = !is_finite(total) ? total : total == 0 ? 0.0f : all / total;
+  }
+  if (threadIdx.x == 0 && lse.data != nullptr)
+    lse(q) = !is_finite(total) ? total
+             : total == 0
+                 ? float_from_bits(0xff800000u)
+                 : static_cast<float>(static_cast<double>(highest_of_all) * 0.69314718055994530942 + log(static_cast<double>(total)));
+}
+
+}  // namespace pqkv::detail
