@@ -72,10 +72,11 @@ __global__ void __launch_bounds__(Warps * 32)
   unsigned char* memory = block::shared_memory().take<unsigned char>(Warps * warp_part::ring_bytes);
   __shared__ typename warp_part::third_parts third;
   warp_part mine(memory + warp * warp_part::ring_bytes, third, d);
+  const auto asked = mine.read_queries(own.queries, [&](unsigned q) { return &query(own.first_query + q, 0); });
   mine.attend(
       store, own.kv_head, own.begin, own.end, warp, Warps, [&](std::uint32_t i) { return own.token_at(i); },
       [&] {
-        mine.set_queries(own.queries, [&](unsigned q) { return &query(own.first_query + q, 0); }, scale.scale);
+        mine.set_queries(asked, own.queries, scale.scale);
         __syncthreads();
       });
 

@@ -30,37 +30,51 @@ class attention_warp {
   __device__ attention_warp(void* ring, third_parts& third, unsigned d)
       : ring_(static_cast<unsigned char*>(ring)), third_(third), address_(shared_address(ring)), d_(d) {}
 
-  /// Query heads of this warp; lane l works for head l / 4. The CTA's first warp writes the third parts: a barrier before their use.
+  /// What a lane has of the queries, as it is in memory: lane l works for head l / 4.
+  struct query_part {
+    float element[Dims / 16][4];
+  };
   /// @param row_of  pointer to the row of a head below `count`
   template <class RowOf>
-  __device__ void set_queries(unsigned count, RowOf row_of, float scale) {
-    const unsigned head = lane() / 4, first = lane() % 4 * 2;
+  __device__ query_part read_queries(unsigned count, RowOf row_of) const {
+    const unsigned head = lane() / 4;
     const float* row = row_of(head < count ? head : 0);
+    query_part part;
+#pragma unroll
+    for (unsigned s = 0; s < Dims / 16; ++s)
+#pragma unroll
+      for (unsigned i = 0; i < 4; ++i) {
+        const unsigned e = s * 16 + i / 2 * 8 + lane() % 4 * 2 + i % 2;
+        part.element[s][i] = e < d_ ? row[e] : 0.0f;
+      }
+    return part;
+  }
+
+  /// Query heads of this warp. The CTA's first warp writes the third parts: a barrier before their use.
+  __device__ void set_queries(const query_part& part, unsigned count, float scale) {
     float largest = 0;
 #pragma unroll
-    for (unsigned e = 0; e < Dims; e += 8) {
+    for (unsigned s = 0; s < Dims / 16; ++s)
 #pragma unroll
-      for (unsigned i = 0; i < 2; ++i) largest = fmaxf(largest, e + first + i < d_ ? fabsf(row[e + first + i]) : 0.0f);
-    }
+      for (unsigned i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(part.element[s][i]));
     largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 2));
     // Scaled to about 1 by a power of two, since half has few exponents.
     int exponent = static_cast<int>(float_bits(largest) >> 23 & 0xffu) - 127;
     exponent = exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
-    const float shrink = head < count ? float_from_bits(static_cast<std::uint32_t>(127 - exponent) << 23) : 0.0f;
+    const float shrink = lane() / 4 < count ? float_from_bits(static_cast<std::uint32_t>(127 - exponent) << 23) : 0.0f;
     scale_ = scale * float_from_bits(static_cast<std::uint32_t>(127 + exponent) << 23);
 #pragma unroll
     for (unsigned s = 0; s < Dims / 16; ++s)
 #pragma unroll
       for (unsigned half_of = 0; half_of < 2; ++half_of) {
-        const unsigned e = s * 16 + half_of * 8 + first;
-        const split_pair<T> pair(e < d_ ? row[e] * shrink : 0.0f, e + 1 < d_ ? row[e + 1] * shrink : 0.0f);
+        const float first = part.element[s][2 * half_of] * shrink, second = part.element[s][2 * half_of + 1] * shrink;
+        const split_pair<T> pair(first, second);
         query_[s][2 * half_of] = pair.most;
         query_[s][2 * half_of + 1] = pair.rest;
         if (has_third && threadIdx.x < 32) {
           const float_pair most = unpack_pair<T>(pair.most), rest = unpack_pair<T>(pair.rest);
-          const float first_of = e < d_ ? row[e] * shrink : 0.0f, second_of = e + 1 < d_ ? row[e + 1] * shrink : 0.0f;
-          const std::uint32_t third = pack_pair<T>(first_of - most.first - rest.first, second_of - most.second - rest.second);
+          const std::uint32_t third = pack_pair<T>(first - most.first - rest.first, second - most.second - rest.second);
           (half_of == 0 ? third_[s][lane()].x : third_[s][lane()].y) = third;
         }
       }
