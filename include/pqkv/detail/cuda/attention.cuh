@@ -18,7 +18,12 @@
 namespace pqkv {
 namespace detail {
 
-/// What a CTA attends with and to: the blockIdx.x-th part of a list's tokens, blockIdx.y-th group of up to Queries query heads.
+/// Query heads of a list, and lists of a KV head.
+struct attention_shape {
+  unsigned g, lists_per_head;
+};
+
+/// What a CTA attends with and to: the blockIdx.x-th part of list blockIdx.y's tokens, blockIdx.z-th group of up to Queries query heads.
 template <unsigned Queries>
 struct attention_share {
   unsigned first_query, queries;
@@ -26,17 +31,12 @@ struct attention_share {
   std::uint32_t begin, end;
 
   /// @param granule  shares are multiples of it, but for the last
-  template <class Store>
-  __device__ attention_share(std::size_t hq, const Store& store, const token_set<space::device>& of, unsigned granule)
-      : tokens_(of) {
-    const unsigned lists = static_cast<unsigned>(of.spans.extent(0)), g = static_cast<unsigned>(hq) / lists,
-                   groups = (g + Queries - 1) / Queries;
-    list_ = blockIdx.y / groups;
-    first_query = list_ * g + blockIdx.y % groups * Queries;
-    const unsigned left = (list_ + 1) * g - first_query;
+  __device__ attention_share(attention_shape shape, const token_set<space::device>& of, unsigned granule)
+      : tokens_(of), list_(blockIdx.y), span_(of.spans(list_)) {
+    first_query = list_ * shape.g + blockIdx.z * Queries;
+    const unsigned left = shape.g - blockIdx.z * Queries;
     queries = left < Queries ? left : Queries;
-    kv_head = list_ / (lists / static_cast<unsigned>(store.heads()));
-    span_ = of.spans(list_);
+    kv_head = shape.lists_per_head == 1 ? list_ : list_ / shape.lists_per_head;
     listed_ = of.indices.data != nullptr ? of.counts(list_) : 0;
     const std::uint32_t window = span_.window_end > span_.window_begin ? span_.window_end - span_.window_begin : 0,
                         all = span_.leading + listed_ + window,
@@ -59,15 +59,15 @@ struct attention_share {
   std::uint32_t listed_;
 };
 
-/// Rows of half or bfloat16. Splits are grid.x, groups of up to eight query heads of a list grid.y.
+/// Rows of half or bfloat16. Splits are grid.x, lists grid.y, groups of up to eight of a list's query heads grid.z.
 template <unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
     attention_tile_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_partials parts,
-                          canonical::softmax_scale scale) {
+                          attention_shape shape, canonical::softmax_scale scale) {
   using warp_part = block::attention_warp<typename Store::value_type, Dims>;
   constexpr unsigned queries = warp_part::queries, threads = Warps * 32;
   block::release_dependents();
-  const attention_share<queries> own(query.extent(0), store, tokens, warp_part::tokens);
+  const attention_share<queries> own(shape, tokens, warp_part::tokens);
   const unsigned d = static_cast<unsigned>(store.head_dim()), warp = threadIdx.x / 32;
   unsigned char* memory = block::shared_memory().take<unsigned char>(Warps * warp_part::ring_bytes);
   __shared__ typename warp_part::third_parts third;
@@ -153,18 +153,18 @@ struct lane_row {
   }
 };
 
-/// Splits are grid.x, groups of up to Queries query heads of a list grid.y. Not PQKV_HIDDEN: an engine's store may be a type without
-/// linkage, and then nvcc warns of the attribute.
+/// Splits are grid.x, lists grid.y, groups of up to Queries of a list's query heads grid.z. Not PQKV_HIDDEN: an engine's store may be a
+/// type without linkage, and then nvcc warns of the attribute.
 template <unsigned Queries, unsigned Lanes, unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
     attention_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_partials parts,
-                     canonical::softmax_scale scale) {
+                     attention_shape shape, canonical::softmax_scale scale) {
   using value_type = typename Store::value_type;
   using row_part = lane_row<Lanes, Dims, value_type>;
   constexpr unsigned readers = Warps * 32 / Lanes;  // tokens at once
   const float lowest = float_from_bits(0xff800000u), nan = float_from_bits(0x7fc00000u);
   block::release_dependents();
-  const attention_share<Queries> own_share(query.extent(0), store, tokens, 1);
+  const attention_share<Queries> own_share(shape, tokens, 1);
   const unsigned hq = static_cast<unsigned>(query.extent(0)), q0 = own_share.first_query, queries = own_share.queries,
                  d = static_cast<unsigned>(store.head_dim()), reader = threadIdx.x / Lanes;
   const std::size_t head = own_share.kv_head;
@@ -286,13 +286,15 @@ struct kernel<op::attention, backend::cuda> {
     const std::size_t hq = query.extent(0), d = store.head_dim(), splits = attention_device_splits(hq);
     arena memory = detail::device_scratch(policy.scratch, attention_device_scratch_bytes(hq, d), "attention");
     const detail::attention_partials parts(memory, splits, hq, d);
-    const std::size_t lists = tokens.spans.extent(0), g = lists == 0 ? 0 : hq / lists;
+    const std::size_t lists = tokens.spans.extent(0);
+    detail::attention_shape shape{0, 1};
+    if (lists != 0) shape = {static_cast<unsigned>(hq / lists), static_cast<unsigned>(lists / store.heads())};
     if constexpr (sizeof(typename Store::value_type) == 2)
-      by_tile(launch, query, store, tokens, parts, dim3(static_cast<unsigned>(splits), static_cast<unsigned>(lists * ((g + 7) / 8))));
-    else if (g <= 4)
-      by_dims<4>(launch, query, store, tokens, parts, splits);
+      by_tile(launch, query, store, tokens, parts, shape, splits);
+    else if (shape.g <= 4)
+      by_dims<4>(launch, query, store, tokens, parts, shape, splits);
     else
-      by_dims<8>(launch, query, store, tokens, parts, splits);
+      by_dims<8>(launch, query, store, tokens, parts, shape, splits);
     const auto merge = [&]<unsigned Slices>(std::integral_constant<unsigned, Slices>) {
       const auto merged = detail::merge_kernel<Slices>;
       launch("merge_kernel", merged,
@@ -306,14 +308,19 @@ struct kernel<op::attention, backend::cuda> {
   }
 
  private:
+  static dim3 grid_of(const token_set<space::device>& tokens, const detail::attention_shape& shape, std::size_t splits, unsigned queries) {
+    return {static_cast<unsigned>(splits), static_cast<unsigned>(tokens.spans.extent(0)), detail::ceil_div(shape.g, queries)};
+  }
   template <class Store>
   static void by_tile(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
-                      const token_set<space::device>& tokens, const detail::attention_partials& parts, const dim3& grid) {
+                      const token_set<space::device>& tokens, const detail::attention_partials& parts,
+                      const detail::attention_shape& shape, std::size_t splits) {
     const auto go = [&]<unsigned Dims>(std::integral_constant<unsigned, Dims>) {
       constexpr unsigned warps = 512 / Dims;  // 96 KB of rings at most: what a CTA may have on every device
+      using warp_part = detail::block::attention_warp<typename Store::value_type, Dims>;
       launch("attention_tile_kernel", detail::attention_tile_kernel<Dims, warps, Store>,
-             {grid, warps * 32, warps * detail::block::attention_warp<typename Store::value_type, Dims>::ring_bytes}, query, store, tokens,
-             parts, canonical::softmax_scale::of(parts.d));
+             {grid_of(tokens, shape, splits, warp_part::queries), warps * 32, warps * warp_part::ring_bytes}, query, store, tokens, parts,
+             shape, canonical::softmax_scale::of(parts.d));
     };
     if (parts.d <= 64)
       go(std::integral_constant<unsigned, 64>{});
@@ -325,23 +332,24 @@ struct kernel<op::attention, backend::cuda> {
 
   template <unsigned Queries, class Store>
   static void by_dims(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
-                      const token_set<space::device>& tokens, const detail::attention_partials& parts, std::size_t splits) {
+                      const token_set<space::device>& tokens, const detail::attention_partials& parts,
+                      const detail::attention_shape& shape, std::size_t splits) {
     constexpr unsigned dims = Queries > 4 ? 8 : 16;  // of a lane: as many as registers hold for all query heads
     if (parts.d <= 64)
-      go<Queries, 8, 8>(launch, query, store, tokens, parts, splits);
+      go<Queries, 8, 8>(launch, query, store, tokens, parts, shape, splits);
     else if (parts.d <= 128)
-      go<Queries, 128 / dims, dims>(launch, query, store, tokens, parts, splits);
+      go<Queries, 128 / dims, dims>(launch, query, store, tokens, parts, shape, splits);
     else
-      go<Queries, 256 / dims, dims>(launch, query, store, tokens, parts, splits);
+      go<Queries, 256 / dims, dims>(launch, query, store, tokens, parts, shape, splits);
   }
   template <unsigned Queries, unsigned Lanes, unsigned Dims, class Store>
   static void go(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
-                 const token_set<space::device>& tokens, const detail::attention_partials& parts, std::size_t splits) {
+                 const token_set<space::device>& tokens, const detail::attention_partials& parts, const detail::attention_shape& shape,
+                 std::size_t splits) {
     constexpr unsigned warps = 4;
-    const std::size_t lists = tokens.spans.extent(0), g = lists == 0 ? 0 : query.extent(0) / lists;
-    const dim3 grid(static_cast<unsigned>(splits), static_cast<unsigned>(lists * ((g + Queries - 1) / Queries)));
-    launch("attention_kernel", detail::attention_kernel<Queries, Lanes, Dims, warps, Store>, {grid, warps * 32}, query, store, tokens,
-           parts, canonical::softmax_scale::of(parts.d));
+    launch("attention_kernel", detail::attention_kernel<Queries, Lanes, Dims, warps, Store>,
+           {grid_of(tokens, shape, splits, Queries), warps * 32}, query, store, tokens, parts, shape,
+           canonical::softmax_scale::of(parts.d));
   }
 };
 

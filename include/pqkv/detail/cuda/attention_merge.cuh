@@ -46,22 +46,30 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
       for (unsigned a = 0; a < own_parts; ++a)
         if (a * Slices + slice < splits && r * merge_columns + column < parts.d) take(r, a, a * Slices + slice, r * merge_columns + column);
   };
-  float x[runs][own_parts], sum[runs] = {};
+  constexpr unsigned of_lane = max_splits / 32;
+  float x[runs][own_parts], sum[runs] = {}, total_of[of_lane], top_of[of_lane];
+#pragma unroll
+  for (unsigned j = 0; j < of_lane; ++j) {
+    const bool is_part = threadIdx.x < 32 && lane + 32 * j < splits;
+    total_of[j] = is_part ? parts.totals[(lane + 32 * j) * parts.hq + q] : 0.0f;
+    top_of[j] = is_part ? parts.tops[(lane + 32 * j) * parts.hq + q] : 0.0f;
+  }
   for_parts([&](unsigned r, unsigned a, unsigned s, unsigned i) { x[r][a] = parts.sums[(s * parts.hq + q) * parts.d + i]; });
   if (threadIdx.x < 32) {
     float highest = float_from_bits(0xff800000u), total = 0;
     bool broken = false;
-    for (unsigned s = lane; s < splits; s += 32) {
-      const float of_part = parts.totals[s * parts.hq + q];
-      broken |= !is_finite(of_part);
-      if (of_part != 0) highest = canonical::max(parts.tops[s * parts.hq + q], highest);
+#pragma unroll
+    for (unsigned j = 0; j < of_lane; ++j) {
+      broken |= !is_finite(total_of[j]);
+      if (total_of[j] != 0) highest = canonical::max(top_of[j], highest);
     }
     broken = __any_sync(block::all_lanes, broken) != 0;
     for (int step = 16; step > 0; step /= 2) highest = canonical::max(__shfl_xor_sync(block::all_lanes, highest, step), highest);
-    for (unsigned s = lane; s < splits; s += 32) {
-      const float of_part = parts.totals[s * parts.hq + q];
-      shrink[s] = of_part != 0 && !broken ? canonical::exponential(parts.tops[s * parts.hq + q] - highest, as_it_is) : 0.0f;
-      total += of_part * shrink[s];
+#pragma unroll
+    for (unsigned j = 0; j < of_lane; ++j) {
+      const float factor = total_of[j] != 0 && !broken ? canonical::exponential(top_of[j] - highest, as_it_is) : 0.0f;
+      shrink[lane + 32 * j] = factor;
+      total += total_of[j] * factor;
     }
     total = block::warp_sum(total);
     if (lane == 0) {

@@ -50,7 +50,7 @@ class attention_warp {
     return part;
   }
 
-  /// Query heads of this warp. The CTA's first warp writes the third parts: a barrier before their use.
+  /// Query heads of this warp. The CTA's warps share the third parts: a barrier before their use.
   __device__ void set_queries(const query_part& part, unsigned count, float scale) {
     float largest = 0;
 #pragma unroll
@@ -72,7 +72,7 @@ class attention_warp {
         const split_pair<T> pair(first, second);
         query_[s][2 * half_of] = pair.most;
         query_[s][2 * half_of + 1] = pair.rest;
-        if (has_third && threadIdx.x < 32) {
+        if (has_third && s % (blockDim.x / 32) == threadIdx.x / 32) {
           const float_pair most = unpack_pair<T>(pair.most), rest = unpack_pair<T>(pair.rest);
           const std::uint32_t third = pack_pair<T>(first - most.first - rest.first, second - most.second - rest.second);
           (half_of == 0 ? third_[s][lane()].x : third_[s][lane()].y) = third;
@@ -89,17 +89,20 @@ class attention_warp {
     const std::uint32_t step = tokens * warps;
     std::uint32_t at = begin + warp * tokens;
     if (at >= end) return prepare();
-    // A lane finds one row: K of its token below lane 16, V above. Its token is looked up a turn before its row is read.
+    // A lane finds one row: K of its token below lane 16, V above. Its token is looked up a turn before its row is read, those of the first
+    // turns together.
     const std::uint32_t own = at + lane() % tokens;
     const auto token_of = [&](std::uint32_t i) -> std::size_t { return token_at(i < end ? i : at); };
-    std::size_t token = token_of(own);
-    unsigned filled = 0;
-    for (; filled < stages - 1; ++filled) {
-      const std::uint32_t first = at + filled * step;
-      if (first < end) fill(filled, store, kv_head, token, end - first);
+    std::size_t of_turn[stages];
+#pragma unroll
+    for (unsigned turn = 0; turn < stages; ++turn) of_turn[turn] = token_of(own + turn * step);
+#pragma unroll
+    for (unsigned turn = 0; turn < stages - 1; ++turn) {
+      const std::uint32_t first = at + turn * step;
+      if (first < end) fill(turn, store, kv_head, of_turn[turn], end - first);
       end_copies();
-      token = token_of(own + (filled + 1) * step);
     }
+    std::size_t token = of_turn[stages - 1];
     prepare();
     for (unsigned stage = 0; at < end; at += step) {
       wait_copies<stages - 2>();
