@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The joint-code index of a layer: counting tokens into cells (clearing it first is in the time) and merging them into the lists, alone,
-// and the whole build of an index from keys: a codebook trained for ten iterations on 256 rows a centroid, all tokens encoded, counted and
-// merged. Keys normal, the slowest to settle, and in clusters.
+// beside CUB's radix sort of the same cells (pairs of head and cell, and token, made before it); and the whole build of an index from
+// keys: a codebook trained for ten iterations on 256 rows a centroid, all tokens encoded, counted and merged. Keys normal, the slowest to
+// settle, and in clusters.
 //
 //   cell_index [name prefix | --names]    exit code 77 where there is no GPU
+#include <cub/device/device_radix_sort.cuh>
 #include <pqkv/detail/cuda/cell_index.cuh>
 #include <pqkv/detail/cuda/codebook.cuh>
 #include <pqkv/detail/cuda/codes.cuh>
@@ -18,11 +20,43 @@ using namespace bench;
 constexpr std::size_t h = 8, d = 128, m = 2, n = 131072;
 constexpr unsigned bits = 6;
 
+struct head_and_cell {
+  pqkv::codes_view<device> codes;
+  __device__ std::uint32_t operator()(std::size_t i) const {
+    const std::size_t head = i / n, t = i % n;
+    return static_cast<std::uint32_t>(head << m * bits) | std::uint32_t{codes(head, 0, t)} << bits | codes(head, 1, t);
+  }
+};
+struct token {
+  __device__ std::uint32_t operator()(std::size_t i) const { return static_cast<std::uint32_t>(i % n); }
+};
+
+/// What the lists would be by a sort: offsets not among it.
+void measure_sort(const std::string& name, const search_case& data) {
+  if (!is_wanted(name)) return;
+  const auto keys = filled<std::uint32_t>(h * n, head_and_cell{data.codes_view()}), tokens = filled<std::uint32_t>(h * n, token{});
+  const pqkv::device_buffer<std::uint32_t> sorted(h * n, nullptr), lists(h * n, nullptr);
+  constexpr int key_bits = static_cast<int>(m * bits) + 3;
+  static_assert(h == 8);
+  std::size_t bytes = 0;
+  const auto sort = [&](void* memory, void* stream) {
+    pqkv::detail::check_cuda(cub::DeviceRadixSort::SortPairs(memory, bytes, keys.data(), sorted.data(), tokens.data(), lists.data(),
+                                                             static_cast<int>(h * n), 0, key_bits, static_cast<cudaStream_t>(stream)),
+                             "cell_index", "SortPairs");
+  };
+  sort(nullptr, nullptr);
+  const pqkv::device_buffer<std::byte> scratch(bytes, nullptr);
+  measure(name, {.calls = 4, .replays = 20, .bytes = static_cast<double>(h * n * 16)},
+          [&](void* stream, int) { sort(scratch.data(), stream); });
+}
+
 void measure_parts() {
   const std::string start = named("cell_index", {{"h", h}, {"m", m}, {"b", bits}, {"n", n}}), count = start + "/op:count",
                     merge = start + "/op:merge";
-  if (!is_any_wanted(std::initializer_list<std::string>{count, merge})) return;
+  const std::string sort = named("cub_radix_sort", {{"h", h}, {"m", m}, {"b", bits}, {"n", n}});
+  if (!is_any_wanted(std::initializer_list<std::string>{count, merge, sort})) return;
   const search_case data(h, 4, m, bits, n);
+  measure_sort(sort, data);
   const index_memory index(data.shape, n);
   const pqkv::device_buffer<std::byte> scratch(pqkv::merge_tails_device_scratch_bytes(h, n, data.shape.cells()), nullptr);
   const timing how{.calls = 4, .replays = 20, .bytes = static_cast<double>(h * n * m)};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact selection on the device. A row of middling length is a CTA that goes through it once, by a bracket from a sample; other rows are a
-// cluster of up to eight CTAs, which have their keys in shared memory where they fit and go through radix passes. One launch, no scratch.
+// Exact selection on the device. A row of middling length is a CTA, or a few where rows are few, that goes through it once, by a bracket
+// from a sample; other rows are a cluster of up to eight CTAs, which have their keys in shared memory where they fit and go through radix
+// passes. One launch, no scratch.
 #pragma once
 
 #include <algorithm>
@@ -55,31 +56,38 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   select_by([&](std::uint32_t i) { return keys[i]; });
 }
 
-/// A CTA is a row.
-/// @param words  of either bitmap, whole granules
+/// CTAs of a cluster, rows one after the other, along grid.x: there may be many.
+/// @param size   CTAs of a row
+/// @param share  keys of a member, whole granules
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    top_k_bracket_kernel(view<const float, 2, space::device> scores, view<std::int32_t, 2, space::device> indices, std::uint32_t words) {
+    top_k_bracket_kernel(view<const float, 2, space::device> scores, view<std::int32_t, 2, space::device> indices, unsigned size,
+                         std::uint32_t share) {
+  using bracket_select = block::bracket_select<Threads>;
+  const block::cluster_team team(size);
+  const std::size_t which = blockIdx.x / size;
   const std::uint32_t n = static_cast<std::uint32_t>(scores.extent(1)), k_max = static_cast<std::uint32_t>(indices.extent(1)),
                       k = k_max < n ? k_max : n;
-  const float* row = scores.data + blockIdx.x * scores.stride(0);
-  std::int32_t* out = indices.data + blockIdx.x * indices.stride(0);
+  const float* row = scores.data + which * scores.stride(0);
+  std::int32_t* out = indices.data + which * indices.stride(0);
+  const std::uint32_t begin = share * team.rank() < n ? share * team.rank() : n;
+  const typename bracket_select::part own{begin, n - begin < share ? n : begin + share};
 
-  for (std::uint32_t i = k + threadIdx.x; i < k_max; i += Threads) out[i] = -1;
+  for (std::uint32_t i = k + team.rank() * Threads + threadIdx.x; i < k_max; i += team.size() * Threads) out[i] = -1;
   if (k == 0) return;
   if (k == n) {
-    for (std::uint32_t i = threadIdx.x; i < n; i += Threads) out[i] = static_cast<std::int32_t>(i);
+    for (std::uint32_t i = own.begin + threadIdx.x; i < own.end; i += Threads) out[i] = static_cast<std::int32_t>(i);
     return;
   }
   block::shared_memory memory;
   auto& select = *memory.take<top_k_scratch<Threads>>(1);
-  std::uint32_t *chosen = memory.take<std::uint32_t>(words), *equal = memory.take<std::uint32_t>(words);
-  if (select.bracket.select(row, n, k, chosen, equal, out)) return;
-  __syncthreads();
-  const block::cluster_team alone(1);
-  const auto key_at = [&](std::uint32_t i) { return canonical::order_key(row[i]); };
-  const block::threshold limit = select.radix.find(alone, n, k, key_at, [](std::uint32_t) { return 1u; });
-  select.radix.emit(alone, n, limit, key_at, 0, out, k);
+  std::uint32_t *chosen = memory.take<std::uint32_t>(share / 32), *equal = memory.take<std::uint32_t>(share / 32),
+                *copies = team.size() > 1 ? memory.take<std::uint32_t>(bracket_select::copied_keys) : nullptr;
+  if (select.bracket.select(team, row, n, k, own, chosen, equal, copies, out)) return;
+  team.sync();
+  const auto key_at = [&](std::uint32_t i) { return canonical::order_key(row[own.begin + i]); };
+  const block::threshold limit = select.radix.find(team, own.end - own.begin, k, key_at, [](std::uint32_t) { return 1u; });
+  select.radix.emit(team, own.end - own.begin, limit, key_at, static_cast<std::int32_t>(own.begin), out, k);
 }
 
 }  // namespace detail
@@ -91,22 +99,28 @@ struct kernel<op::top_k, backend::cuda> {
     constexpr unsigned threads = detail::tuning::select_threads;
     const detail::launcher launch(policy, "top_k");
     const std::size_t n = scores.extent(1);
+    const unsigned rows = static_cast<unsigned>(scores.extent(0));
     if (n > detail::block::bracket_sample && n <= detail::tuning::bracket_keys) {
+      using bracket_select = detail::block::bracket_select<threads>;
       const auto kernel = detail::top_k_bracket_kernel<threads>;
-      constexpr unsigned granule = detail::block::bracket_select<threads>::granule;
-      const std::size_t words = detail::ceil_div(n, granule * 32) * granule;
-      const std::size_t shared = detail::block::shared_memory::bytes<detail::top_k_scratch<threads>>(1) +
-                                 2 * detail::block::shared_memory::bytes<std::uint32_t>(words);
+      const unsigned most = launch.largest_cluster(kernel);
+      unsigned team = 1;
+      while (2 * team <= most && 2 * team * rows <= detail::tuning::multiprocessors && n >= 2 * team * bracket_select::granule) team *= 2;
+      using detail::block::shared_memory;
+      const std::size_t share = detail::ceil_div(n, team * bracket_select::granule) * bracket_select::granule;
+      const std::size_t shared = shared_memory::bytes<detail::top_k_scratch<threads>>(1) +
+                                 2 * shared_memory::bytes<std::uint32_t>(share / 32) +
+                                 (team > 1 ? shared_memory::bytes<std::uint32_t>(bracket_select::copied_keys) : 0);
       if (shared <= launch.shared_limit(kernel)) {
-        launch("top_k_bracket_kernel", kernel, {dim3(static_cast<unsigned>(scores.extent(0))), threads, shared}, scores, indices,
-               static_cast<std::uint32_t>(words));
+        launch("top_k_bracket_kernel", kernel, {dim3(team * rows), threads, shared, team}, scores, indices, team,
+               static_cast<std::uint32_t>(share));
         return;
       }
     }
     const unsigned cluster = n > 4096 ? launch.largest_cluster(detail::top_k_kernel<threads>) : 1;
     const std::size_t cached = std::min<std::size_t>(n / cluster + 32, detail::tuning::select_cached_keys);
     launch("top_k_kernel", detail::top_k_kernel<threads>,
-           {dim3(cluster, static_cast<unsigned>(scores.extent(0))), threads, cached * sizeof(std::uint32_t), cluster}, scores, indices,
+           {dim3(cluster, rows), threads, cached * sizeof(std::uint32_t), cluster}, scores, indices,
            static_cast<unsigned>(cached));
   }
 };

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The k largest keys of a row by one CTA, in one pass over it: a sample gives a bracket, the pass marks what lies above it and keeps what
-// lies inside, and the exact threshold is found among those few. A row where the sample misleads, or where more is tied than is kept, is
-// left to radix_select. Comparisons of the pass are of floats: they agree with the order of keys where neither is a NaN.
+// The k largest keys of a row by one CTA or a small cluster, in one pass over it: a sample gives a bracket, the pass marks what lies above
+// it and keeps what lies inside, and the exact threshold is found among those few, by each member for itself. A row where the sample
+// misleads, or where more is tied than is kept, is left to radix_select. Comparisons of the pass are of floats: they agree with the order
+// of keys where neither is a NaN.
 // Source: the sample, bracket and single pass of FlashInfer's GVR top-k and of DeepSelect.
 #pragma once
 
@@ -9,6 +10,7 @@
 
 #include "../../../core/canonical.hpp"
 #include "bitmap.cuh"
+#include "cluster.cuh"
 #include "list_select.cuh"
 #include "reduce.cuh"
 
@@ -65,52 +67,90 @@ class bracket_select {
       batch = 16, at_once = 32;                // keys of a thread in flight, and between two pushes of what is kept
 
  public:
-  static constexpr unsigned granule = at_once * Threads / 32;  // words of a bitmap are a multiple of it
+  static constexpr unsigned granule = at_once * Threads;  // keys that are gone through together
+  /// Keys of all members that a member of a team has a copy of.
+  static constexpr unsigned copied_keys = most_kept;
+
+  /// Keys [begin, end) of a row: a member's, begin a multiple of the granule.
+  struct part {
+    std::uint32_t begin, end;
+  };
 
   /// Selects the k largest of the row and writes their indices in ascending order, equal keys lowest first; false, and nothing written,
-  /// where the bracket does not hold.
+  /// where the bracket does not hold: then no member knows whether the others still read what it has.
   /// @param n  more than bracket_sample
-  /// @param chosen, equal  bitmaps of n tokens each, up to whole granules
-  __device__ bool select(const float* row, std::uint32_t n, std::uint32_t k, std::uint32_t* chosen, std::uint32_t* equal,
-                         std::int32_t* out) {
+  /// @param chosen, equal  bitmaps of the own keys, up to whole granules
+  /// @param copies         [copied_keys]; for one CTA alone null
+  __device__ bool select(const cluster_team& team, const float* row, std::uint32_t n, std::uint32_t k, part own, std::uint32_t* chosen,
+                         std::uint32_t* equal, std::uint32_t* copies, std::int32_t* out) {
     float scores[batch];
-    load(scores, row, 0, n);  // in flight while the bracket is found
+    load(scores, row, own.begin, own.end);  // in flight while the bracket is found
     const bracket limits = find_bracket(row, n, k);
-    keep(limits, scores, row, n, chosen, equal);
+    keep(limits, scores, row, own, chosen, equal);
     __syncthreads();
     std::uint32_t above = 0;
-    const std::uint32_t words = (n + 31) / 32;
+    const std::uint32_t words = (own.end - own.begin + 31) / 32;
     for (std::uint32_t w = threadIdx.x; w < words; w += Threads) above += static_cast<std::uint32_t>(__popc(chosen[w]));
     above = counts_.sum(above);
-    const std::uint32_t kept = kept_;
-    if (kept > most_kept || above >= k || k - above > kept) return false;
+    if (threadIdx.x == 0) above_ = above;
+    team.sync();
+    bool holds = true;
+    std::uint32_t kept = 0, above_before = 0, kept_before = 0;
+    above = 0;
+    for (unsigned rank = 0; rank < team.size(); ++rank) {
+      if (rank == team.rank()) above_before = above, kept_before = kept;
+      const std::uint32_t theirs = *team.remote(&kept_, rank);
+      above += *team.remote(&above_, rank);
+      holds = holds && theirs <= most_kept - kept;
+      kept += theirs;
+      if (!holds) return false;
+    }
+    if (above >= k || k - above > kept) return false;
+    const std::uint32_t* keys = key_;
+    if (team.size() > 1) {
+      for (unsigned rank = 0, first = 0; rank < team.size(); ++rank) {
+        const std::uint32_t *theirs = team.remote(key_, rank), count = *team.remote(&kept_, rank);
+        for (std::uint32_t i = threadIdx.x; i < count; i += Threads) copies[first + i] = theirs[i];
+        first += count;
+      }
+      keys = copies;
+      __syncthreads();
+      team.arrive();  // nothing of others is read any more
+    }
     const threshold limit = select_.find(
-        kept, k - above, limits.high, select_.shift_of(limits.low, limits.high), [&](std::uint32_t i) { return key_[i]; },
+        kept, k - above, limits.high, select_.shift_of(limits.low, limits.high), [&](std::uint32_t i) { return keys[i]; },
         [](std::uint32_t) { return 1u; });
-    std::uint32_t* of_equal = select_.takes_all_equal() ? chosen : equal;
-    for (std::uint32_t i = threadIdx.x; i < kept; i += Threads) {
-      const std::uint32_t key = key_[i], place = place_[i];
+    const bool all_equal = select_.takes_all_equal();
+    std::uint64_t before = 0;  // of the members before, what they mark
+    for (std::uint32_t i = threadIdx.x; i < kept_before; i += Threads)
+      if (keys[i] >= limit.key) before += token_count(all_equal || keys[i] > limit.key);
+    if (kept_before != 0) before = sums_.sum(before);
+    before += std::uint64_t{above_before} << 32;
+    std::uint32_t* of_equal = all_equal ? chosen : equal;
+    for (std::uint32_t i = threadIdx.x; i < kept_; i += Threads) {
+      const std::uint32_t key = key_[i], place = place_[i] - own.begin;
       if (key >= limit.key) atomicOr(&(key > limit.key ? chosen : of_equal)[place / 32], 1u << place % 32);
     }
     __syncthreads();
     bitmap_emission<Threads> emission(sums_);
     emission.count(chosen, equal, words);
-    emission.emit(0, limit.of_equal, 0, out, k);
+    emission.emit(before, limit.of_equal, static_cast<std::int32_t>(own.begin), out, k);
+    if (team.size() > 1) team.wait();  // others may still read this one's keys
     return true;
   }
 
  private:
-  /// Keys first + j * Threads + threadIdx.x; NaNs beyond the row, which no comparison selects.
-  __device__ static void load(float (&scores)[batch], const float* row, std::uint32_t first, std::uint32_t n) {
+  /// Keys first + j * Threads + threadIdx.x; NaNs from `end` on, which no comparison selects.
+  __device__ static void load(float (&scores)[batch], const float* row, std::uint32_t first, std::uint32_t end) {
     const float* from = row + first + threadIdx.x;
-    if (first + batch * Threads <= n) {
+    if (first + batch * Threads <= end) {
 #pragma unroll
       for (unsigned j = 0; j < batch; ++j) scores[j] = from[j * Threads];
       return;
     }
 #pragma unroll
     for (unsigned j = 0; j < batch; ++j)
-      scores[j] = first + j * Threads + threadIdx.x < n ? from[j * Threads] : float_from_bits(0x7fc00000u);
+      scores[j] = first + j * Threads + threadIdx.x < end ? from[j * Threads] : float_from_bits(0x7fc00000u);
   }
 
   __device__ bracket find_bracket(const float* row, std::uint32_t n, std::uint32_t k) {
@@ -142,17 +182,17 @@ class bracket_select {
   }
 
   /// Marks what is above the bracket, keeps keys and places of what is inside.
-  __device__ void keep(const bracket& limits, float (&scores)[batch], const float* row, std::uint32_t n, std::uint32_t* chosen,
+  __device__ void keep(const bracket& limits, float (&scores)[batch], const float* row, part own, std::uint32_t* chosen,
                        std::uint32_t* equal) {
     const float low = canonical::from_order_key(limits.low), high = canonical::from_order_key(limits.high);
     const bool is_first_lane = threadIdx.x % 32 == 0;
-    for (std::uint32_t base = 0; base < n; base += at_once * Threads) {
+    for (std::uint32_t base = own.begin; base < own.end; base += granule) {
       unsigned insides = 0;
 #pragma unroll
       for (unsigned turn = 0; turn < at_once / batch; ++turn) {
         const std::uint32_t first = base + turn * batch * Threads;
-        if (first != 0) load(scores, row, first, n);
-        std::uint32_t* words = chosen + first / 32 + threadIdx.x / 32;
+        if (first != own.begin) load(scores, row, first, own.end);
+        std::uint32_t* words = chosen + (first - own.begin) / 32 + threadIdx.x / 32;
 #pragma unroll
         for (unsigned j = 0; j < batch; ++j) {
           const unsigned aboves = ballot_above(scores[j], high);
@@ -160,10 +200,10 @@ class bracket_select {
           add_inside(insides, 1u << (turn * batch + j), scores[j], low, high);
         }
       }
-      for (unsigned w = threadIdx.x; w < granule; w += Threads) equal[base / 32 + w] = 0;
-      const std::uint32_t own = static_cast<std::uint32_t>(__popc(insides)), before = warp_prefix(own);
+      for (unsigned w = threadIdx.x; w < granule / 32; w += Threads) equal[(base - own.begin) / 32 + w] = 0;
+      const std::uint32_t count = static_cast<std::uint32_t>(__popc(insides)), before = warp_prefix(count);
       std::uint32_t next = 0;
-      if (threadIdx.x % 32 == 31) next = atomicAdd(&kept_, before + own);
+      if (threadIdx.x % 32 == 31) next = atomicAdd(&kept_, before + count);
       next = __shfl_sync(all_lanes, next, 31) + before;
       for (; insides != 0; insides &= insides - 1, ++next) {
         const std::uint32_t place = base + static_cast<std::uint32_t>(__ffs(static_cast<int>(insides)) - 1) * Threads + threadIdx.x;
@@ -175,7 +215,7 @@ class bracket_select {
   }
 
   std::uint32_t key_[most_kept], place_[most_kept];  // key_: at first the sample
-  std::uint32_t kept_;
+  std::uint32_t kept_, above_;
   list_select<Threads> select_;
   reduction<std::uint32_t, Threads> counts_;
   reduction<std::uint64_t, Threads> sums_;
