@@ -194,8 +194,10 @@ void compare_long(workload& work, random_source& random, verdicts& all) {
       if (!work.another()) continue;
       const table_kind tables = round == 0 ? table_kind::smooth : every_table[random.below(std::size(every_table))];
       search_problem problem(shape, tables, every_code[round == 0 ? 0 : random.below(4)], random);
-      for (std::size_t head = 0; head < shape.h; ++head)
-        problem.set_range(head, random.below(100), shape.n - random.below(100), round == 0 ? shape.n / 64 : random.below(shape.n / 2));
+      for (std::size_t head = 0; head < shape.h; ++head) {
+        const std::size_t ks[] = {random.below(shape.n / 2), 0, shape.n, 1};
+        problem.set_range(head, random.below(100), shape.n - random.below(100), round == 0 ? shape.n / 64 : ks[random.below(4)]);
+      }
       compare(problem, round == 0 ? 300 : random.below(5000), work.small() ? reductions.subspan(turn++ % reductions.size(), 1) : reductions,
               all);
       if (work.rounds() > 1) compare_index(problem, random, all);

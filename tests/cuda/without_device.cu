@@ -104,6 +104,12 @@ void carving(verdict& all) {
         pqkv::arena count;
         call.carve(count);
         all.check(count.used_bytes() <= pqkv::scan_device_scratch_bytes(hq), "scan: hq %zu m %zu", hq, m);
+        for (const std::size_t n : {1u, 16401u, 131072u, 1000001u}) {
+          pqkv::arena whole = count;
+          const pqkv::detail::filter_memory taken(whole, call.lists, n);
+          all.check(whole.used_bytes() <= pqkv::retrieve_device_scratch_bytes(call.lists, hq, n, 0) && taken.filters == nullptr,
+                    "retrieve: hq %zu n %zu: %zu bytes", hq, n, whole.used_bytes());
+        }
         all.check(call.query_heads() == hq && call.lists == pqkv::score_lists(reduction, 1, hq), "scan: hq %zu: %u lists of %u", hq,
                   call.lists, call.g);
       }

@@ -61,7 +61,7 @@ constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t quer
 }
 
 namespace detail {
-/// Tokens of a list near its threshold that the CUDA policy has room for by the side.
+/// Tokens of a list near its threshold that the CUDA policy has room for by the side: three deviations of its sample at least, whatever k.
 PQKV_HD constexpr std::size_t retrieve_device_kept(std::size_t tokens) { return tokens / 16 > 8192 ? tokens / 16 : 8192; }
 }  // namespace detail
 

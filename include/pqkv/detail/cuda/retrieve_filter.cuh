@@ -49,8 +49,10 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const unsigned list = blockIdx.x;
   const block::scored_items items = call.items(list);
   const std::uint32_t k = out.selected(call.range(list));
-  const bool all_are_kept = items.n <= own.kept.extent(1) / 2;
-  const std::uint32_t samples = all_are_kept || k == 0 || k == items.n ? 0 : sampled;
+  // Without a sample all tokens are inside; where that is more than is kept, the last CTA decides alone.
+  const bool all_are_kept = items.n <= own.kept.extent(1) / 2, has_room = call.m <= max_subspaces;
+  static_assert(retrieve_device_kept(0) / 2 >= sampled);  // there is a sample of more tokens only
+  const std::uint32_t samples = all_are_kept || !has_room || k == 0 || k == items.n ? 0 : sampled;
   block::shared_memory memory;
   std::uint32_t* keys = memory.take<std::uint32_t>(sampled);
   static_assert(max_subspaces * sampled <= retrieve_device_kept(0) * sizeof(uint2));
@@ -134,6 +136,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const block::scored_items items = call.items(list);
   const auto run = shape.of(items, blockIdx.x);
   if (blockIdx.x == 0) out.finish<Threads>(list, k);
+  // Whatever comes after this kernel must come after the ones before it too, which still write to scratch.
+  if (k == 0 || k == range.size()) block::wait_for_last_kernel();
   if (k == 0) return;
   if (k == range.size()) {
     for (std::uint32_t i = run.begin + threadIdx.x; i < run.end; i += Threads)

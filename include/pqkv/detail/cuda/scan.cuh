@@ -21,13 +21,14 @@ struct scan_shape {
   unsigned runs;   // CTAs of a list
   unsigned chunk;  // query heads that a CTA has in shared memory at a time: all, or whole packs
 
-  /// CTA `run`'s items, whole multiples of a CTA's threads.
+  /// Of g query heads, those of the chunk that begins with `first`.
+  __device__ unsigned queries(unsigned g, unsigned first) const { return g - first < chunk ? g - first : chunk; }
+  /// CTA `run`'s items, from a multiple of max_centroids on.
   struct run_of_items {
     std::uint32_t begin, end;
   };
   __device__ run_of_items of(const block::scored_items& items, unsigned run) const {
-    constexpr unsigned threads = tuning::select_threads;
-    const std::uint32_t share = ((items.n + runs - 1) / runs + threads - 1) / threads * threads,
+    const std::uint32_t granule = max_centroids, share = ((items.n + runs - 1) / runs + granule - 1) / granule * granule,
                         begin = share * run < items.n ? share * run : items.n;
     return {begin, items.n - begin < share ? items.n : begin + share};
   }
@@ -39,7 +40,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads) normaliser_kernel(block::
   using scorer_type = block::list_scorer<Threads, Pack>;
   __shared__ typename scorer_type::scratch scratch;
   block::release_dependents();
-  const unsigned list = blockIdx.z, first = blockIdx.y * shape.chunk, queries = call.g - first < shape.chunk ? call.g - first : shape.chunk;
+  const unsigned list = blockIdx.z, first = blockIdx.y * shape.chunk, queries = shape.queries(call.g, first);
   block::shared_memory memory;
   scorer_type scorer(call, list, first, queries, scratch, memory);
   scorer.stage(nullptr);
@@ -60,7 +61,7 @@ __device__ void settle_list(const block::scoring& call, scan_shape shape, unsign
   const block::scored_items items = call.items(list);
   bool is_complete = false;  // what the kernel before wrote
   for (unsigned first = 0; first < call.g; first += shape.chunk) {
-    const unsigned queries = call.g - first < shape.chunk ? call.g - first : shape.chunk;
+    const unsigned queries = shape.queries(call.g, first);
     block::shared_memory rest = memory;
     scorer_type scorer(call, list, first, queries, scratch, rest);
     __syncthreads();
@@ -89,7 +90,7 @@ __device__ void score_items(const block::scoring& call, scan_shape shape, unsign
   __shared__ typename scorer_type::scratch scratch;
   for (unsigned first = 0; first < call.g; first += shape.chunk) {
     block::shared_memory rest = memory;
-    scorer_type scorer(call, list, first, call.g - first < shape.chunk ? call.g - first : shape.chunk, scratch, rest);
+    scorer_type scorer(call, list, first, shape.queries(call.g, first), scratch, rest);
     if (begins || shape.chunk < call.g) {
       __syncthreads();
       scorer.stage(nullptr);
@@ -114,7 +115,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const unsigned list = blockIdx.y;
   const block::scored_items items = call.items(list);
   const auto own = shape.of(items, blockIdx.x);
-  score_items<Threads, Pack>(call, shape, list, items, block::shared_memory(), true, own.begin, own.end, &scores(list, own.begin));
+  score_items<Threads, Pack>(call, shape, list, items, block::shared_memory(), true, own.begin, own.end,
+                             scores.data + list * scores.stride(0) + own.begin);
 }
 
 /// The launches of a call whose lists are shared.

@@ -30,8 +30,8 @@ PQKV_HD inline std::uint32_t sample_place(std::uint32_t which, std::uint32_t n) 
 }
 
 /// Order statistics of a sample, four deviations around the one that is looked for, or as far as what is kept allows: with room for a
-/// sixteenth of the keys that is always so, with less the bracket misses one time in ten where k is near the half of random keys. By
-/// all threads, after a barrier; ends with one.
+/// sixteenth of the keys at least three, with less the bracket misses one time in ten where k is near the half of random keys. By all
+/// threads, after a barrier; ends with one.
 /// @param sample     [bracket_sample] keys, at sample_place() of n
 /// @param lowest     the bracket's lower end where all keys may be needed
 /// @param most_kept  keys inside the bracket that there is room for

@@ -14,7 +14,8 @@ namespace pqkv::detail::block {
 template <unsigned Threads>
 class list_select {
   static constexpr unsigned bins = Threads, log_bins = 10,  // a bin a thread
-      most_candidates = 256;  // in a bin: one more pass over the items costs less than comparing more of them with each other
+      most_candidates = 256;  // in a bin; of more, finer bins are made
+  // measured: retrieve/scan, n 1048576, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 149 us, 185 with up to 1024 compared at once
   static_assert(bins == 1u << log_bins);
 
  public:

@@ -66,23 +66,6 @@ class reduction {
     __syncthreads();
     return total;
   }
-  /// Of several numbers a thread, to memory, with the barriers of one: sums[i] of x[i] for i < wanted.
-  template <unsigned Count>
-  __device__ static void sums(const T (&x)[Count], reduction (&scratch)[Count], T* sums, unsigned wanted) {
-    static_assert(Count <= warps);
-    const unsigned warp = threadIdx.x / 32;
-#pragma unroll
-    for (unsigned i = 0; i < Count; ++i) {
-      const T of_warp = warp_sum(x[i]);
-      if (threadIdx.x % 32 == 0) scratch[i].partial_[warp] = of_warp;
-    }
-    __syncthreads();
-    if (warp < wanted) {
-      const T total = warp_sum(scratch[warp].of_warp(0));
-      if (threadIdx.x % 32 == 0) sums[warp] = total;
-    }
-    __syncthreads();
-  }
   __device__ T max(T x) {
     share(warp_max(x));
     const T top = warp_max(of_warp(partial_[0]));

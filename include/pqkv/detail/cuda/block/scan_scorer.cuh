@@ -102,8 +102,8 @@ class list_scorer {
   /// The steps of prepare() for items that many CTAs share. Each adds up its own, [begin, end), of which total() is then Z.
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) { add_up<true>(items, begin, end); }
   __device__ std::uint64_t total(unsigned q) const { return total_[q]; }
-  /// One CTA, which was given all items' Z before a barrier, recentres where that is due, over all items by itself, and leaves the numbers.
-  /// Ends with a barrier.
+  /// One CTA, which was given all items' Z before a barrier, recentres where that is due, over all items by itself, and leaves the numbers,
+  /// after its last barrier.
   __device__ void give_total(unsigned q, std::uint64_t z) { total_[q] = z, highest_[q] = 0; }
   __device__ void complete(const scored_items& items, std::uint32_t tokens, head_numbers* numbers) {
     complete(items, tokens);
@@ -208,8 +208,8 @@ class list_scorer {
 
   /// Z and the largest product of every query head over [begin, end). Ends with a barrier.
   /// @tparam Shared  items that CTAs share: nothing is recentred and nobody asks for the largest product. Adding in parts is faster there;
-  ///                 with all that a CTA keeps for a list alone it costs more in registers than it saves: retrieve 16.6 us, in parts 17.2
-  ///                 (an H100, 2026-11)
+  ///                 with all that a CTA keeps for a list alone it costs more in registers than it saves
+  // measured: retrieve/joint, n 131072, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 16.6 us, in parts 17.2; retrieve/scan 44.4, 43.5
   template <bool Shared>
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) {
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
