@@ -23,7 +23,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::mean_threads)
     std::remove_cv_t<T> element[Run];
   };
   using words = std::conditional_t<Run == 1, run_of_row, uint4>;  // stay as they are until they are used
-  constexpr unsigned threads = tuning::mean_threads, warps = threads / 32, runs = (max_head_dim / Run + 31) / 32, at_once = 4;
+  constexpr unsigned threads = tuning::mean_threads, warps = threads / 32, runs = (max_head_dim / Run + 31) / 32,
+                     at_once = runs == 1 ? 8 : 4;
   __shared__ block::reduction<std::uint32_t, threads> reduction;
   __shared__ std::uint32_t used, largest;  // of this member; largest as bits
   __shared__ unsigned long long sum[max_head_dim];
