@@ -88,14 +88,13 @@ class attention_warp {
                          TokenAt token_at, Prepare prepare) {
     const std::uint32_t step = tokens * warps;
     std::uint32_t at = begin + warp * tokens;
-    if (at >= end) return prepare();
     // A lane finds one row: K of its token below lane 16, V above. Its token is looked up a turn before its row is read, those of the first
     // turns together.
     const std::uint32_t own = at + lane() % tokens;
     const auto token_of = [&](std::uint32_t i) -> std::size_t { return token_at(i < end ? i : at); };
     std::size_t of_turn[stages];
 #pragma unroll
-    for (unsigned turn = 0; turn < stages; ++turn) of_turn[turn] = token_of(own + turn * step);
+    for (unsigned turn = 0; turn < stages; ++turn) of_turn[turn] = at < end ? token_of(own + turn * step) : 0;
 #pragma unroll
     for (unsigned turn = 0; turn < stages - 1; ++turn) {
       const std::uint32_t first = at + turn * step;
