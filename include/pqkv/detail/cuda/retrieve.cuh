@@ -74,7 +74,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   __shared__ block::reduction<std::uint32_t, Threads> places;
   __shared__ block::reduction<std::uint64_t, Threads> sums;
   const unsigned list = blockIdx.x;
-  const std::size_t head = list / call.lists_per_head;
+  const std::size_t head = call.head_of(list);
   block::shared_memory memory;
   const std::uint32_t* counts = call.index.empty() ? nullptr : copy_counts(call.index, head, memory);
   std::uint32_t *keys = memory.take<std::uint32_t>(most_items),
@@ -222,7 +222,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const std::uint32_t k = out.selected(range);
   if (!call.is_joint(range) || k == 0 || k == range.size()) return;
   const block::scored_items items = call.items(list);
-  const std::size_t head = list / call.lists_per_head;
+  const std::size_t head = call.head_of(list);
   const auto mark = [&](std::uint32_t token, bool above) {
     const std::uint32_t t = token - range.begin;
     if (t < range.size()) atomicOr(&maps(list, above ? 0 : 1, t / 32), 1u << t % 32);

@@ -83,11 +83,13 @@ struct scoring {
     numbers = memory.take<head_numbers>(query_heads());
   }
 
+  /// The KV head of a list: nearly always the list itself, and kernels begin by waiting for a division's twenty instructions.
+  __device__ std::size_t head_of(unsigned list) const { return lists_per_head == 1 ? list : list / lists_per_head; }
   /// What list `list` ranks; limited to what exists, since nobody could report a range from here.
   __device__ middle_range range(unsigned list) const {
     const std::uint32_t n = static_cast<std::uint32_t>(codes.extent(2));
     if (ranges.data == nullptr) return {0, n, 0};
-    middle_range r = ranges(list / lists_per_head);
+    middle_range r = ranges(head_of(list));
     r.end = r.end < n ? r.end : n;
     r.begin = r.begin < r.end ? r.begin : r.end;
     return r;
@@ -96,7 +98,7 @@ struct scoring {
     return !index.empty() && resolve_path(path, index.cells(), r.size()) == search_path::joint;
   }
   __device__ scored_items items(unsigned list) const {
-    const std::size_t head = list / lists_per_head;
+    const std::size_t head = head_of(list);
     const middle_range r = range(list);
     scored_items of{codes.data + head * codes.stride(0) + r.begin, codes.stride(1), nullptr, r.size(), m, bits};
     if (is_joint(r)) {
