@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Table to selected tokens on the device. Few items (the cells of a joint-code index, or a short range): one launch, a CTA a list: a
-// cluster's help was tried and saved no more than its barriers cost (docs/results_gpu.md, what binds). Many tokens: retrieve_filter.cuh.
-// Many cells: scores in scratch, one cluster a list to select.
+// Table to selected tokens on the device. Few items (the cells of a joint-code index, or a short range): one launch in which CTAs share the
+// tokens of a list and nothing else: each finds the threshold for itself, since a cluster's barriers cost what its help saved
+// (docs/results_gpu.md, what binds). Many tokens: retrieve_filter.cuh. Many cells: scores in scratch, one cluster a list to select.
 #pragma once
 
 #include <algorithm>
@@ -59,12 +59,25 @@ __device__ inline std::uint32_t* copy_counts(const cell_index_view<space::device
   return counts;
 }
 
-/// The whole work on a list, a CTA each: waiting for other CTAs costs more than their help with so few items would save.
+/// Tokens [begin, end) of a list's range, counted from its first, that a CTA selects from.
+struct token_share {
+  std::uint32_t begin, end;
+
+  __device__ token_share(std::uint32_t tokens, unsigned part, unsigned log_parts) {
+    const std::uint32_t share = ((tokens >> log_parts) + 32) / 32 * 32;
+    begin = share * part < tokens ? share * part : tokens;
+    end = tokens - begin < share ? tokens : begin + share;
+  }
+};
+
+/// 2^log_parts CTAs of a list, lists one after the other, are grid.x: there may be many. Each finds the list's threshold, and writes what
+/// is selected of its part.
 /// @param most_items  that the keys have room for
-/// @param words       of a bitmap of tokens, a multiple of 8; a longer range goes through it a part at a time
+/// @param words       of a bitmap of tokens, a multiple of 8; a longer part goes through it in steps
 template <unsigned Threads, unsigned Pack>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    retrieve_kernel(block::scoring call, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned words) {
+    retrieve_kernel(block::scoring call, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned words,
+                    unsigned log_parts) {
   using scorer_type = block::list_scorer<Threads, Pack>;
   __shared__ typename scorer_type::scratch scoring_scratch;
   __shared__ union {
@@ -73,22 +86,23 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   } scratch;  // one after the other
   __shared__ block::reduction<std::uint32_t, Threads> places;
   __shared__ block::reduction<std::uint64_t, Threads> sums;
-  const unsigned list = blockIdx.x;
+  const unsigned list = blockIdx.x >> log_parts, part = blockIdx.x & ((1u << log_parts) - 1);
   const std::size_t head = call.head_of(list);
   block::shared_memory memory;
   const std::uint32_t* counts = call.index.empty() ? nullptr : copy_counts(call.index, head, memory);
   std::uint32_t *keys = memory.take<std::uint32_t>(most_items),
                 *bitmap = memory.take<std::uint32_t>(words + block::sparse_bitmap<Threads>::touched_words(words));
   scorer_type scorer(call, list, 0, call.g, scoring_scratch, memory);
-  scorer.stage(skipped);
+  scorer.stage(part == 0 ? skipped : nullptr);
   const middle_range range = call.range(list);
+  const token_share own(range.size(), part, log_parts);
   const std::uint32_t k = out.selected(range);
-  out.finish<Threads>(list, k);
+  if (part == 0) out.finish<Threads>(list, k);
   std::int32_t* indices = out.list(list);
   block::wait_copies<0>();
-  if (k == 0) return;
+  if (k == 0 || own.begin == own.end) return;
   if (k == range.size()) {
-    for (std::uint32_t i = threadIdx.x; i < k; i += Threads) indices[i] = static_cast<std::int32_t>(range.begin + i);
+    for (std::uint32_t i = own.begin + threadIdx.x; i < own.end; i += Threads) indices[i] = static_cast<std::int32_t>(range.begin + i);
     return;
   }
 
@@ -120,17 +134,21 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     }
   }
   if (are_collected && is_cut && k < range.size() / 32) {  // few tokens
-    std::uint32_t before = 0;  // of the parts before
-    for (std::uint32_t first = 0; first < range.size(); first += most_tokens) {
-      const std::uint32_t tokens = range.size() - first < most_tokens ? range.size() - first : most_tokens;
+    std::uint32_t before = 0;  // of the tokens before
+    for (std::uint32_t first = own.begin; first < own.end; first += most_tokens) {
+      const std::uint32_t tokens = own.end - first < most_tokens ? own.end - first : most_tokens;
       block::sparse_bitmap<Threads> selected(bitmap, bitmap + words, (tokens + 31) / 32);
       __syncthreads();
+      std::uint32_t passed = 0;  // tokens of the parts before
       const auto mark = [&](std::uint32_t token, bool above) {
-        const std::uint32_t t = token - range.begin - first;
-        if (t < tokens && (above || token <= last_equal)) selected.mark(t);
+        const std::uint32_t t = token - range.begin;
+        if (!above && token > last_equal) return;
+        if (t - first < tokens) selected.mark(t - first);
+        if (t < own.begin) ++passed;
       };
       scratch.reached.for_tokens(ids, mark);
       mark_tail<Threads>(call, head, range.end, limit, key_at, mark, 0, 1);
+      if (first == own.begin && first != 0) before = places.sum(passed);
       __syncthreads();
       before += selected.emit(places, before, static_cast<std::int32_t>(range.begin + first), indices, k);
       __syncthreads();  // the bitmap is used again
@@ -138,17 +156,20 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     return;
   }
 
-  std::uint64_t before = 0;  // marked tokens of the parts before
+  std::uint64_t before = 0;  // marked tokens before
   const std::uint32_t half = words / 2;
   std::uint32_t *chosen = bitmap, *equal = bitmap + half;
-  for (std::uint32_t first = 0; first < range.size(); first += half * 32) {
-    const std::uint32_t tokens = range.size() - first < half * 32 ? range.size() - first : half * 32, used = (tokens + 31) / 32;
+  for (std::uint32_t first = own.begin; first < own.end; first += half * 32) {
+    const std::uint32_t tokens = own.end - first < half * 32 ? own.end - first : half * 32, used = (tokens + 31) / 32;
+    std::uint64_t passed = 0;  // tokens of the parts before
     if (items.are_cells()) {
       for (std::uint32_t w = threadIdx.x; w < used; w += Threads) chosen[w] = equal[w] = 0;
       __syncthreads();
       const auto mark = [&](std::uint32_t token, bool above) {
-        const std::uint32_t t = token - range.begin - first;
-        if (t < tokens && (above || token <= last_equal)) atomicOr(&(above || is_cut ? chosen : equal)[t / 32], 1u << t % 32);
+        const std::uint32_t t = token - range.begin;
+        if (!above && token > last_equal) return;
+        if (t - first < tokens) atomicOr(&(above || is_cut ? chosen : equal)[(t - first) / 32], 1u << (t - first) % 32);
+        if (t < own.begin) passed += block::token_count(above || is_cut);
       };
       if (are_collected)
         scratch.reached.for_tokens(ids, mark);
@@ -156,6 +177,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
         mark_cells<Threads>(scratch.reached, call, items.n, head, limit, has_tokens, key_at, list_at, mark);
       mark_tail<Threads>(call, head, range.end, limit, key_at, mark, 0, 1);
     } else {
+      for (std::uint32_t i = threadIdx.x; first == own.begin && i < first; i += Threads)
+        if (keys[i] >= limit.key) passed += block::token_count(keys[i] > limit.key);
       for (std::uint32_t i = threadIdx.x; i / 32 < used; i += Threads) {  // whole warps
         const std::uint32_t key = i < tokens ? keys[first + i] : 0;
         const unsigned aboves = __ballot_sync(block::all_lanes, i < tokens && key > limit.key),
@@ -163,6 +186,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
         if (i % 32 == 0) chosen[i / 32] = aboves, equal[i / 32] = equals;
       }
     }
+    if (first == own.begin && first != 0) before = sums.sum(passed);
     __syncthreads();
     block::bitmap_emission<Threads> emission(sums);
     const std::uint64_t here = emission.count(chosen, items.are_cells() && is_cut ? nullptr : equal, used);
@@ -312,11 +336,14 @@ struct kernel<op::retrieve, backend::cuda> {
                               (call.index.empty() ? 0 : shared_memory::bytes<std::uint32_t>(cells)),
                       room = launch.shared_limit(kernel);
     if (fixed + detail::tuning::fused_least_bitmaps > room) return false;
-    const std::size_t words = std::min(n / 32 + 1, (room - fixed) / 160 * 32 - 32) / 8 * 8 + 8;  // with a word of `touched` to 32
+    unsigned log_parts = 0;
+    while (2u << log_parts <= detail::tuning::fused_parts && call.lists << (log_parts + 1) <= detail::tuning::multiprocessors) ++log_parts;
+    const std::size_t wanted = 2 * ((n >> log_parts) / 32 + 2),  // selected and equal tokens
+        words = std::min(wanted, (room - fixed) / 160 * 32 - 32) / 8 * 8 + 8;  // with a word of `touched` to 32
     const std::size_t touched = detail::block::sparse_bitmap<threads>::touched_words(static_cast<std::uint32_t>(words)),
                       bitmap = shared_memory::bytes<std::uint32_t>(words + touched);
-    launch("retrieve_kernel", kernel, {dim3(call.lists), threads, fixed + bitmap}, call, out, skipped, static_cast<unsigned>(items),
-           static_cast<unsigned>(words));
+    launch("retrieve_kernel", kernel, {dim3(call.lists << log_parts), threads, fixed + bitmap}, call, out, skipped,
+           static_cast<unsigned>(items), static_cast<unsigned>(words), log_parts);
     return true;
   }
 
