@@ -216,6 +216,7 @@ int main(int argc, char** argv) {
   repeat_top_k(3, 500 * times, 40 * times, calls);
   repeat_top_k(1, 20000 * times, 700 * times, calls);
   repeat_top_k(64, 5000, 1000, calls);
+  repeat_top_k(4, 131073, 9000, calls);  // a few CTAs a row
   calls.work.part(1);
   repeat_attention<pqkv::bfloat16>(2, 4, 300 * times, 128, calls);
   repeat_attention<pqkv::half>(8, 4, 300 * times, 64, calls);

@@ -183,20 +183,21 @@ void compare_shapes(workload& work, random_source& random, verdicts& all) {
 void compare_long(workload& work, random_source& random, verdicts& all) {
   const search_shape long_shapes[] = {{8, 4, 2, 6, 131072, 128}, {2, 1, 2, 4, 20000, 64},   {2, 4, 2, 7, 70000, 128},
                                       {1, 4, 2, 8, 300000, 128}, {2, 8, 4, 4, 300000, 128}, {1, 4, 4, 8, 400000, 128},
-                                      {1, 32, 16, 8, 5000, 128}, {1, 2, 2, 6, 1048576, 64}};
+                                      {1, 32, 16, 8, 5000, 128}, {1, 2, 2, 6, 1048576, 64},
+                                      {9, 8, 2, 7, 300000, 128}};  // 72 lists under `none`: a CTA each, in two steps
   const search_shape small_shapes[] = {{1, 2, 2, 6, 66000, 128},  {1, 1, 2, 4, 20000, 64}, {1, 32, 16, 8, 5000, 128},
                                        {1, 2, 2, 8, 66000, 128},  {1, 2, 4, 4, 20000, 64}, {1, 2, 4, 8, 40000, 128},
                                        {1, 1, 2, 8, 300000, 128}, {2, 2, 2, 7, 20000, 64}};
   const std::span<const group_reduction> reductions(every_reduction);
   std::size_t turn = 0;
-  for (const search_shape& shape : work.small() ? small_shapes : long_shapes)
+  for (const search_shape& shape : work.small() ? std::span<const search_shape>(small_shapes) : std::span<const search_shape>(long_shapes))
     for (std::size_t round = 0; round < (work.rounds() + 1) / 2; ++round) {
       if (!work.another()) continue;
       const table_kind tables = round == 0 ? table_kind::smooth : every_table[random.below(std::size(every_table))];
       search_problem problem(shape, tables, every_code[round == 0 ? 0 : random.below(4)], random);
       for (std::size_t head = 0; head < shape.h; ++head) {
-        const std::size_t ks[] = {random.below(shape.n / 2), 0, shape.n, 1};
-        problem.set_range(head, random.below(100), shape.n - random.below(100), round == 0 ? shape.n / 64 : ks[random.below(4)]);
+        const std::size_t any = random.below(shape.n / 2), ks[] = {any, 0, shape.n, 1}, k = head == 0 ? any : ks[random.below(4)];
+        problem.set_range(head, random.below(100), shape.n - random.below(100), round == 0 ? shape.n / 64 : k);
       }
       compare(problem, round == 0 ? 300 : random.below(5000), work.small() ? reductions.subspan(turn++ % reductions.size(), 1) : reductions,
               all);
@@ -231,7 +232,8 @@ void compare_misled(workload& work, random_source& random, verdicts& all) {
 void compare_selections(workload& work, random_source& random, verdicts& all) {
   for (std::size_t round = 0; round < 40 * work.rounds(); ++round)
     for (int kind = 0; kind < 5; ++kind) {
-      const std::size_t sizes[] = {0, 1, 31, 500, 4096, 4097, 40000, 131072, 300001}, n = sizes[random.below(round % 8 == 0 ? 9 : 7)];
+      const std::size_t sizes[] = {0, 1, 31, 500, 4096, 4097, 40000, 131072, 65537, 131073, 262143, 262144, 300001},
+                        n = sizes[random.below(round % 4 == 0 ? std::size(sizes) : 7)];
       const std::size_t ks[] = {0, 1, n, n + 5, n / 2, random.below(n + 1), random.below(n / 16 + 1)};
       if (work.another()) compare_top_k(1 + random.below(4), n, ks[random.below(7)], kind, random, all);
     }

@@ -203,6 +203,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     atomicAdd(&found.at_low, of_cta.at_low);
     __threadfence();
     is_last = atomicAdd(&found.finished, 1u) == gridDim.x - 1;
+    __threadfence();
   }
   if (__syncthreads_or(is_last ? 1 : 0) == 0) return;
   __threadfence();

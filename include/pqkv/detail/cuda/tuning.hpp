@@ -21,13 +21,13 @@ inline constexpr unsigned filter_bitmap_words = 16384; // two of them in shared 
 inline constexpr unsigned select_threads = 1024;     // not measured
 inline constexpr unsigned select_cluster = 8;        // the largest portable cluster
 inline constexpr unsigned select_cached_keys = 32768;  // 128 KB of a CTA's shared memory; keys beyond are computed again
-inline constexpr unsigned bracket_keys = 262144;       // of a row that one CTA selects by a bracket: 64 KB of bitmaps
+inline constexpr unsigned bracket_keys = 262144;       // of a row that is selected by a bracket: 64 KB of bitmaps for one CTA
 inline constexpr unsigned fused_items = 16400;         // cells or tokens that one CTA scores alone
 // measured: retrieve/joint of bench/cuda/retrieve.cu, 8 lists, H100, 2026-11; 1, 2, 4, 8, 16 parts: n 131072, k 16384 29.5, 25.8, 23.9,
 // 22.9, 22.7 us; n 1048576, k 2048 20.7, 16.6, 15.9, 15.6, 15.5 us
 inline constexpr unsigned fused_parts = 8;             // CTAs that share a list's tokens at most
 inline constexpr unsigned fused_entries = 8192;        // exponentials of a list, g * m * c: 32 KB
-inline constexpr unsigned fused_least_bitmaps = 16384;  // bytes: with less, a range would go through them in too many parts
+inline constexpr unsigned fused_least_bitmaps = 16384;  // bytes: with less, a range would go through them in too many steps
 inline constexpr unsigned multiprocessors = 132;     // of an H100 or H200: how far small calls are spread
 
 }  // namespace pqkv::detail::tuning

@@ -71,13 +71,13 @@ class bracket_select {
   /// Keys of all members that a member of a team has a copy of.
   static constexpr unsigned copied_keys = most_kept;
 
-  /// Keys [begin, end) of a row: a member's, begin a multiple of the granule.
+  /// Keys [begin, end) of a row: a member's, one after the other; the last may have none.
   struct part {
     std::uint32_t begin, end;
   };
 
-  /// Selects the k largest of the row and writes their indices in ascending order, equal keys lowest first; false, and nothing written,
-  /// where the bracket does not hold: then no member knows whether the others still read what it has.
+  /// Selects the k largest of the row and writes the indices of those among its own keys in ascending order, equal keys lowest first;
+  /// false, and nothing written, where the bracket does not hold: then no member knows whether the others still read what it has.
   /// @param n  more than bracket_sample
   /// @param chosen, equal  bitmaps of the own keys, up to whole granules
   /// @param copies         [copied_keys]; for one CTA alone null
