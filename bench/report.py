@@ -139,7 +139,7 @@ def page(measured: results, rows: list[dict[str, Any]], figures: str) -> str:
     first, met, short, missing = targets(rows, measured)
     lines = ["# Results of the host kernels", "",
              "Written by `bench/report.py` from one run's files; no number here was typed. Every time is a median; ratios with a rival are",
-             "medians of rounds in which both ran in turns, in one process. How to repeat it:", "", "```sh",
+             "medians of rounds in which both ran in turns, in one process. The GPU has [a page of its own](results_gpu.md). How to repeat it:", "", "```sh",
              "bench/run.sh results --benchmark_repetitions=5", "bench/peers/run.sh results", "python3 bench/report.py results docs/results.md", "```", "",
              *circumstances(measured), f"Of {met + short + missing} targets {met} are met, {short} are not, {missing} were not measured.", "",
              "## Ceilings", "", *ceilings(measured), "## Targets", "",

@@ -131,10 +131,11 @@ PQKV_HD inline std::uint64_t to_fixed(float p) {
   return __builtin_bit_cast(std::uint64_t, shifted) - __builtin_bit_cast(std::uint64_t, 0x1.8p52);
 }
 
-/// F(P) for P in [0, 16] without a double: upper * 2^22 + lower, |lower| <= 2^21.
+/// F(P) as upper * 2^22 + lower, |lower| <= 2^21.
 struct fixed_parts {
   std::int32_t upper, lower;
 };
+/// The parts of to_fixed(p), p in [0, 16], by six operations on floats.
 PQKV_HD inline fixed_parts to_fixed_parts(float p) {
   const float shifted = fma(p, 0x1p18f, round_magic), upper = sub(shifted, round_magic);
   const float rest = fma(upper, -0x1p-18f, p);            // exact, at most half a step of the upper part
