@@ -23,6 +23,7 @@ CLEAN = {
     "include/pqkv/detail/host/scan.hpp": HEAD + '#include "../../search/scan.hpp"\n#include "simd/scores/avx2.hpp"\n',
     "include/pqkv/pqkv.hpp": HEAD + '#include "search/scan.hpp"\n#include "detail/host/scan.hpp"\n',
     "include/pqkv/adapt/thrust.hpp": HEAD + '#include "../core/view.hpp"\n', "tests/unit/thrust_test.cpp": HEAD,
+    "include/pqkv/detail/cuda/scan_part.cuh": HEAD + '#include "../../search/scan.hpp"\n',
     "tests/unit/view_test.cpp": HEAD, "tests/unit/host_test.cpp": HEAD, "tests/unit/scan_test.cpp": HEAD,
     "tests/unit/selector_pq_test.cpp": HEAD,
 }
@@ -46,6 +47,8 @@ FAULTS = {
     "selector without a test": ("test", "tests/unit/selector_pq_test.cpp", None),
     "backend file without its header": ("mirror", "include/pqkv/detail/host/top_k.hpp", HEAD),
     "device file without its header": ("mirror", "include/pqkv/detail/cuda/top_k.cuh", HEAD),
+    "part of a device file without its header": ("mirror", "include/pqkv/detail/cuda/top_k_part.cuh", HEAD),
+    "part of a device file against the way": ("order", "include/pqkv/detail/cuda/view_part.cuh", HEAD + '#include "../../search/scan.hpp"\n'),
     "macro without prefix": ("macro", "include/pqkv/config.hpp", HEAD + "#define HD\n"),
     "macro elsewhere": ("macro", SCAN, HEAD + "# define PQKV_SCAN 1\n"),
     "intrinsic elsewhere": ("intrinsics", SCAN, HEAD + "auto x = _mm256_setzero_ps();\n"),

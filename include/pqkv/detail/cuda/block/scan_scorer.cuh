@@ -102,9 +102,9 @@ class list_scorer {
   /// The steps of prepare() for items that many CTAs share. Each adds up its own, [begin, end), of which total() is then Z.
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) { add_up<true>(items, begin, end); }
   __device__ std::uint64_t total(unsigned q) const { return total_[q]; }
-  /// One CTA, which was given all items' Z before a barrier, recentres where that is due, over all items by itself, and leaves the numbers,
-  /// after its last barrier.
+  /// What the runs' Z come to, from which one CTA, after a barrier, completes them.
   __device__ void give_total(unsigned q, std::uint64_t z) { total_[q] = z, highest_[q] = 0; }
+  /// Recentres where that is due, over all items by this CTA alone, and leaves the numbers, after its last barrier.
   __device__ void complete(const scored_items& items, std::uint32_t tokens, head_numbers* numbers) {
     complete(items, tokens);
     for (unsigned q = threadIdx.x; q < queries_; q += Threads)
