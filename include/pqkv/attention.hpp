@@ -7,38 +7,31 @@
 #include <cstdint>
 
 #include "cache/kv_store.hpp"
+#include "cache/token_set.hpp"
 #include "exec/kernel.hpp"
 #include "merge.hpp"
 
 namespace pqkv {
 namespace op {
-struct attention {};
+struct attention {
+  /// What scratch_bytes() must know.
+  struct sizes {
+    std::size_t lists = 0, query_heads = 0, head_dim = 0;
+    std::size_t tokens = 0;  // of the longest list, at most
+  };
+};
 }  // namespace op
 
-/// The contiguous parts of what a list attends to; the list in between comes from a selector.
-struct token_span {
-  std::uint32_t leading = 0;       // tokens [0, leading): the sinks, or everything
-  std::uint32_t window_begin = 0;  // tokens [window_begin, window_end)
-  std::uint32_t window_end = 0;
-};
-
-/// Which tokens each list of query heads attends to. Lists are KV heads, or query heads where each has its own (extent hq).
-template <class Space = space::host>
-struct token_set {
-  view<const token_span, 1, Space> spans;      // [lists]
-  view<const std::int32_t, 2, Space> indices;  // [lists, k_max] ascending, inside no span; may be empty
-  view<const std::uint32_t, 1, Space> counts;  // [lists] how many of them; may be empty
-};
-
+namespace detail {
 /// Parts into which the CUDA policy splits the tokens of a list, so that few lists fill a device too.
 constexpr std::size_t attention_device_splits(std::size_t query_heads) {
   return query_heads >= 1056 ? 1 : query_heads <= 16 ? 64 : 1056 / query_heads;
 }
 
-/// Tokens of a list that a host task takes at most: 1 MiB of rows at d = 128 in 16 bits, and 0.3 % on top to merge.
+/// Tokens of a list that a host task takes at most. They are 1 MiB of K and V at d = 128 in 16 bits; merging parts of this length costs
+/// 0.3 % of reading them.
 inline constexpr std::size_t attention_part_tokens = 2048;
 
-namespace detail {
 /// Parts of a list of so many tokens.
 constexpr std::size_t attention_parts(std::size_t tokens) {
   return tokens <= attention_part_tokens ? 1 : (tokens + attention_part_tokens - 1) / attention_part_tokens;
@@ -47,19 +40,18 @@ constexpr std::size_t attention_parts(std::size_t tokens) {
 constexpr std::size_t attention_row_floats(std::size_t head_dim) { return (head_dim + 31) / 32 * 32; }
 }  // namespace detail
 
-/// Scratch bytes of attention() on the host policy, enough for lists of at most `tokens` tokens: partial results of their parts.
-constexpr std::size_t attention_host_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t head_dim, std::size_t tokens) {
-  const std::size_t parts = detail::attention_parts(tokens);
+namespace detail {
+constexpr std::size_t attention_host_scratch_bytes(const op::attention::sizes& s) {
+  const std::size_t parts = attention_parts(s.tokens);
   if (parts == 1) return 0;
   const auto whole_lines = [](std::size_t bytes) { return (bytes + cache_line_bytes - 1) / cache_line_bytes * cache_line_bytes; };
-  return whole_lines((lists + 1) * sizeof(std::uint32_t)) +
-         whole_lines(parts * query_heads * (detail::attention_row_floats(head_dim) + 2) * sizeof(float));
+  return whole_lines((s.lists + 1) * sizeof(std::uint32_t)) +
+         whole_lines(parts * s.query_heads * (attention_row_floats(s.head_dim) + 2) * sizeof(float));
 }
-
-/// Scratch bytes of attention() on the CUDA policy: partial results of the splits.
-constexpr std::size_t attention_device_scratch_bytes(std::size_t query_heads, std::size_t head_dim) {
-  return cache_line_bytes + attention_device_splits(query_heads) * query_heads * (head_dim + 2) * sizeof(float);
+constexpr std::size_t attention_device_scratch_bytes(const op::attention::sizes& s) {
+  return cache_line_bytes + attention_device_splits(s.query_heads) * s.query_heads * (s.head_dim + 2) * sizeof(float);
 }
+}  // namespace detail
 
 /// The checks of attention().
 template <class Query, class Store, class Tokens, class Out, class Lse>
@@ -86,27 +78,28 @@ constexpr status can_attend(const Query& query, const Store& store, const Tokens
             static_cast<double>(lse.extent(0)));
 }
 
-/// out[q] = sum over tokens of softmax(<query[q], key> / sqrt(d)) * value, over the tokens of q's list.
+/// out[q] = sum over tokens of softmax(scale * <query[q], key>) * value, over the tokens of q's list.
 ///
 /// @param query   [hq, d] float
 /// @param store   keys and values of h heads; hq % h == 0
 /// @param tokens  [h] or [hq] lists; positions below store.tokens(), none twice (not checked: hot path)
 /// @param out     [hq, d] float, written; zeros for an empty list
 /// @param lse     [hq] float, written if given: log of the sum of exp; -infinity for an empty list
+/// @param scale   of the logits; 0: 1 / sqrt(d)
 /// A non-finite key, value or query gives a non-finite output, as in any attention.
 /// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small
 /// On a device a store must be trivially copyable, its key() and value() callable there (PQKV_HD).
 ///
 /// @cost   reads each token's K and V once per list and 8 query heads of it, in tiles of 32 tokens; no allocation with scratch of
-///         attention_host_scratch_bytes() or, on a device, attention_device_scratch_bytes()
+///         scratch_bytes<op::attention>()
 /// @source online softmax: Milakov and Gimelshein 2018; partial results: FlashDecoding, FlashInfer attention/state.cuh
 template <exec::policy P, kv_store Store>
   requires reachable_from<typename Store::space_type, P>
 void attention(const P& policy, view<const float, 2, typename P::space_type> query, const Store& store,
                const token_set<typename P::space_type>& tokens, view<float, 2, typename P::space_type> out,
-               view<float, 1, typename P::space_type> lse = {}) {
+               view<float, 1, typename P::space_type> lse = {}, float scale = 0) {
   require_ok(can_attend(query, store, tokens, out, lse));
-  kernel<op::attention, typename P::backend_type>::run(policy, query, store, tokens, out, lse);
+  kernel<op::attention, typename P::backend_type>::run(policy, query, store, tokens, out, lse, scale);
 }
 
 }  // namespace pqkv

@@ -1,377 +1,592 @@
 // SPDX-License-Identifier: Apache-2.0
 // The policy that composes all of it: the cache of one layer with `batch` slots, each a sequence of its own length. Sinks, window
 // and retrieved middle tokens take part in attention; a selector says which middle tokens, by default product quantization. The
-// life cycle uses the verbs of serving engines: prefill, append, attend (or retrieve, for engines that attend themselves), fork,
-// reset, maintain. Host memory only in this version; all memory is taken at construction, and no step allocates; training does, between
-// steps.
+// life cycle uses the verbs of serving engines: prefill, append, attend (or retrieve, for engines that attend themselves), truncate, fork,
+// reset, maintain. One class for every memory: where the rows are decides which policies it takes.
+//
+// All memory is taken at construction, and no step allocates; training does on the host, between steps. Every verb computes first and
+// commits last: whatever throws leaves every slot as it was, and the same call may be made again. On a device the steps only enqueue, and
+// read where each sequence stands from device memory, so that one captured step is replayed while the sequences grow.
+//
+// One call at a time: a cache changes in every verb, attend() included. Caches of different layers are independent.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
 #include "attention.hpp"
-#include "cache/doors.hpp"
-#include "cache/kv_store.hpp"
-#include "cache/slots.hpp"
-#include "core/arena.hpp"
-#include "exec/runner.hpp"
+#include "cache/cache_checks.hpp"
+#include "cache/dense_rows.hpp"
+#include "exec/host.hpp"
+#include "exec/sync.hpp"
 #include "selector/concept.hpp"
 #include "selector/pq.hpp"
 
 namespace pqkv {
+namespace detail {
 
-/// @tparam T         type of the stored keys and values: float, half or bfloat16
-/// @tparam Selector  selector::pq, full, streaming, oracle, or one's own (selector/concept.hpp)
-template <storage_scalar T = float, class Selector = selector::pq>
+/// What a cache works in besides rows and index, carved from one block.
+template <class Space>
+struct cache_memory {
+  slot_table<Space> slots;
+  view<std::uint32_t, 1, Space> prompt_nonfinite;  // [2]
+  step_plan<Space> plan;                           // of queries_at_once() tokens
+  view<std::int32_t, 2, Space> indices;            // [lists of them, k_max]
+  view<float, 3, Space> query, out;                // [queries at once, hq, d]
+  view<float, 2, Space> lse;                       // [queries at once, hq]
+  std::byte* scratch;
+
+  static constexpr cache_memory place(arena& memory, const cache_shape& shape, const flat_budget_rule& rule, std::size_t lists,
+                                      std::size_t k_max, std::size_t scratch_bytes) {
+    const std::size_t batch = shape.batch, tokens = shape.queries_at_once(), hq = shape.query_heads, d = shape.head_dim;
+    const auto of = [&]<class T>(T, std::size_t size) { return make_view<Space>(memory.take<T>(size), size); };
+    cache_memory all;
+    all.slots = {of(sequence{}, batch), of(slot_statistics{}, batch), of(std::uint32_t{}, batch), of(leaving_tokens{}, batch),
+                 make_view<Space>(memory.take<std::uint32_t>(2 * batch), 2, batch), rule};
+    all.prompt_nonfinite = of(std::uint32_t{}, 2);
+    all.plan = {of(std::uint32_t{}, tokens), of(token_span{}, tokens * lists), of(middle_range{}, tokens * shape.kv_heads),
+                of(std::uint32_t{}, tokens * lists)};
+    const bool fits = k_max <= static_cast<std::size_t>(-1) / 8 / (tokens * lists);
+    all.indices = make_view<Space>(memory.take<std::int32_t>(fits ? tokens * lists * k_max : static_cast<std::size_t>(-1)), tokens * lists,
+                                   k_max);
+    all.query = make_view<Space>(memory.take<float>(tokens * hq * d), tokens, hq, d);
+    all.out = make_view<Space>(memory.take<float>(tokens * hq * d), tokens, hq, d);
+    all.lse = make_view<Space>(memory.take<float>(tokens * hq), tokens, hq);
+    all.scratch = memory.take<std::byte>(scratch_bytes);
+    return all;
+  }
+};
+
+}  // namespace detail
+
+/// @tparam Rows      where keys and values are: dense_rows (our own memory) or paged_rows (the engine's pages), in host or device memory
+/// @tparam Selector  selector::basic_pq, full, streaming, oracle, or one's own (selector/concept.hpp)
+template <class Rows = dense_rows<float>, class Selector = selector::basic_pq<typename Rows::space_type>>
 class pqcache {
  public:
-  /// Shape of the cache, and the settings of budget and selector.
+  using value_type = typename Rows::value_type;
+  using space_type = typename Rows::space_type;
+  using step_type = basic_step<space_type>;
+  template <class T, std::size_t Rank>
+  using view_of = view<T, Rank, space_type>;
+  /// Whether the host reads where sequences stand without waiting for anything.
+  static constexpr bool is_on_host = space::usable_from<space_type, space::host>;
+
+  /// Shape of the cache, and the settings of budget, rows and selector.
   struct params : cache_shape {
     budget_rule budget{};                  // how many tokens attend
     typename Selector::params selector{};  // e.g. selector::pq::params
+    typename Rows::params rows{};          // e.g. the engine's pages
   };
 
   /// The checks of the constructor.
   static status can_construct(const params& p) noexcept {
     if (const status s = can_cache(p); !s.ok()) return s;
     if (const status b = can_budget(p.budget, "pqcache"); !b.ok()) return b;
+    if (const status r = Rows::can_construct(p, p.rows); !r.ok()) return r;
     return Selector::can_construct(p, p.selector);
   }
 
-  /// @throws shape_error, value_error as can_construct() says; std::bad_alloc
-  explicit pqcache(const params& p)
-      : params_((require_ok(can_construct(p)), p)),
-        rows_(p.batch * p.kv_heads, p.capacity, p.head_dim),
-        selector_(p, p.selector),
-        lists_(selector_.lists()),
-        k_max_(largest_k(p)),
-        scratch_(step_scratch_bytes(p)),
-        query_(p.batch * p.query_heads * p.head_dim),
-        out_(p.batch * p.query_heads * p.head_dim),
-        lse_(p.batch * p.query_heads),
-        indices_(p.batch * lists_ * k_max_),
-        counts_(p.batch * lists_),
-        spans_(p.batch * lists_),
-        ranges_(p.batch * p.kv_heads),
-        nonfinite_(p.kv_heads),
-        slots_(p.batch) {}
-
-  /// What the constructor will take. @throws as the constructor
-  static memory_plan plan(const params& p) {
+  /// What the constructor will take with such a policy.
+  /// @throws shape_error, value_error as can_construct() says; capacity_error when no memory could hold it
+  template <exec::policy P>
+  static memory_plan plan(const P& policy, const params& p) {
     require_ok(can_construct(p));
-    const std::size_t hq = p.batch * p.query_heads;
-    memory_plan plan;
-    plan.kv_bytes = p.batch * p.kv_heads * p.capacity * interleaved_store<T>::row_elements(p.head_dim) * sizeof(T);
-    plan.index_bytes = Selector::index_bytes(p, p.selector);
-    // An upper bound in the lists: hq of them under a reduction `none`.
-    plan.scratch_bytes = step_scratch_bytes(p) + hq * (2 * p.head_dim + 1) * sizeof(float) +
-                         hq * (largest_k(p) * sizeof(std::int32_t) + sizeof(std::uint32_t) + sizeof(token_span)) +
-                         p.batch * (p.kv_heads * sizeof(middle_range) + sizeof(slot_state)) + p.kv_heads * sizeof(std::uint32_t);
-    return plan;
+    memory_plan all;
+    all.kv_bytes = Rows::required_bytes(p, p.rows);
+    all.index_bytes = Selector::index_bytes(p, p.selector);
+    arena count;
+    place(count, policy, p, lists_of(policy, p));
+    all.scratch_bytes = count.used_bytes();
+    constexpr std::size_t most = static_cast<std::size_t>(-1) / 4;
+    require_ok(detail::checks("pqcache").that(all.kv_bytes < most && all.index_bytes < most && all.scratch_bytes < most,
+                                              status::code::capacity, "params", "bytes of the cache, at most", static_cast<double>(most),
+                                              static_cast<double>(std::max({all.kv_bytes, all.index_bytes, all.scratch_bytes}))));
+    return all;
   }
+  static memory_plan plan(const params& p)
+    requires is_on_host
+  {
+    return plan(exec::host<isa::scalar>{}, p);
+  }
+
+  /// @param policy  of the cache's memory; on a device its stream clears the memory
+  /// @throws as plan(); std::bad_alloc; on a device cuda_error
+  template <exec::policy P>
+    requires std::same_as<typename P::space_type, space_type>
+  pqcache(const P& policy, const params& p)
+      : params_((plan(policy, p), p)),
+        rows_(policy, p, p.rows),
+        selector_(policy, p, p.selector),
+        k_max_(largest_k(p)),
+        rule_(p.budget.flat()) {
+    arena count;
+    place(count, policy, p, selector_.lists());
+    memory_ = make_owner<std::byte>(policy, count.used_bytes());
+    arena memory(memory_);
+    work_ = place(memory, policy, p, selector_.lists());
+    scratch_bytes_ = step_scratch_bytes(policy, p);
+    if constexpr (!is_on_host) known_ = buffer<sequence>(p.batch);
+  }
+  /// In host memory.
+  explicit pqcache(const params& p)
+    requires is_on_host
+      : pqcache(exec::host<isa::scalar>{}, p) {}
 
   /// What it was made with.
   const params& parameters() const { return params_; }
-  /// Tokens of one slot. @pre slot < batch, here and below
-  std::size_t size(std::size_t slot) const { return slots_[slot].n; }
-  /// s, w and k of a slot at present; the window may hold fewer tokens than w until it has filled.
-  token_budget budget(std::size_t slot) const { return slots_[slot].budget(params_.budget); }
   /// What the selector keeps of its own, e.g. how many iterations trained a slot's codebook.
   const Selector& selection() const { return selector_; }
-  /// Counters of one slot.
-  const slot_statistics& statistics(std::size_t slot) const { return slots_[slot].statistics; }
+  /// Where the rows are.
+  const Rows& rows() const { return rows_; }
+  Rows& rows() { return rows_; }
   /// Lists of a slot: h, or hq under a reduction `none`.
-  std::size_t lists() const { return lists_; }
+  std::size_t lists() const { return selector_.lists(); }
   /// Keys and values by absolute position, [batch * h, capacity, d]; slot b's head is b * h + head. For measurements and engines
   /// that attend themselves.
-  strided_store<T> store() const { return rows_.store(); }
+  auto store() const { return rows_.store(); }
+
+  /// Where a slot stands. @pre slot < batch, here and below
+  /// @{
+  const sequence& at(std::size_t slot) const
+    requires is_on_host
+  {
+    return work_.slots.sequences(slot);
+  }
+  std::size_t size(std::size_t slot) const
+    requires is_on_host
+  {
+    return at(slot).n;
+  }
+  /// s, w and k of a slot at present; the window may hold fewer tokens than w until it has filled.
+  token_budget budget(std::size_t slot) const
+    requires is_on_host
+  {
+    return at(slot).budget(rule_);
+  }
   /// The middle of a slot: what the next query ranks, and how many of it.
-  middle_range middle(std::size_t slot) const { return slots_[slot].middle(params_.budget); }
-  /// Tokens that a list of retrieve() holds at most at the slot's present length.
-  std::size_t retrieve_capacity(std::size_t slot) const {
-    return listing(slot) == selector::coverage::everything ? middle(slot).size()
-           : listing(slot) == selector::coverage::nothing  ? 0
-                                                           : middle(slot).selected();
+  middle_range middle(std::size_t slot) const
+    requires is_on_host
+  {
+    return at(slot).middle(rule_);
+  }
+  const slot_statistics& statistics(std::size_t slot) const
+    requires is_on_host
+  {
+    return work_.slots.statistics(slot);
+  }
+  /// @}
+  /// The same for every memory; on a device they wait for the stream. @throws cuda_error
+  /// @{
+  template <exec::policy P>
+  sequence at(const P& policy, std::size_t slot) const {
+    return read(policy, work_.slots.sequences, slot);
+  }
+  template <exec::policy P>
+  std::size_t size(const P& policy, std::size_t slot) const {
+    return at(policy, slot).n;
+  }
+  template <exec::policy P>
+  token_budget budget(const P& policy, std::size_t slot) const {
+    return at(policy, slot).budget(rule_);
+  }
+  template <exec::policy P>
+  middle_range middle(const P& policy, std::size_t slot) const {
+    return at(policy, slot).middle(rule_);
+  }
+  template <exec::policy P>
+  slot_statistics statistics(const P& policy, std::size_t slot) const {
+    return read(policy, work_.slots.statistics, slot);
+  }
+  /// @}
+
+  /// Tokens that a list of retrieve() holds at most at that state of a slot.
+  std::size_t retrieve_capacity(const sequence& at) const {
+    const middle_range middle = at.middle(rule_);
+    const selector::coverage covered = at.coverage(middle, selector_.covers());
+    return covered == selector::coverage::everything ? middle.size() : covered == selector::coverage::nothing ? 0 : middle.selected();
+  }
+  std::size_t retrieve_capacity(std::size_t slot) const
+    requires is_on_host
+  {
+    return retrieve_capacity(at(slot));
   }
 
   /// The checks of the verbs below, for engines without exceptions; arguments as there.
   /// @{
-  status can_prefill(std::size_t slot, const auto& keys, const auto& values) const noexcept { return doors().prefill(slot, keys, values); }
-  status can_append(const auto& keys, const auto& values, active_slots active = {}) const noexcept {
-    return doors().append(keys, values, active);
+  status can_prefill(std::size_t slot, const auto& keys, const auto& values) const noexcept {
+    return checks().prefill(slot, keys, values, rows_.room(slot));
   }
-  status can_attend(const auto& query, const auto& out, view<float, 2> lse = {}, active_slots active = {}) const noexcept {
-    return doors().attend(query, out, lse, active);
+  status can_append(const auto& keys, const auto& values, const step_type& step = {}) const noexcept {
+    return checks().append(keys, values, step, [this](std::size_t slot) { return rows_.room(slot); });
   }
-  status can_retrieve(const auto& query, const auto& indices, const auto& counts, active_slots active = {}) const noexcept {
-    return doors().retrieve(query, indices, counts, active, [this](std::size_t slot) { return retrieve_capacity(slot); });
+  status can_attend(const auto& query, const auto& out, view_of<float, 2> lse = {}, const step_type& step = {}) const noexcept {
+    return checks().attend(query, out, lse, step);
   }
+  status can_retrieve(const auto& query, const auto& indices, const auto& counts, const step_type& step = {}) const noexcept {
+    return checks().retrieve(query, indices, counts, step, [this](std::size_t slot) { return retrieve_capacity(known(slot)); });
+  }
+  status can_truncate(std::size_t slot, std::size_t n) const noexcept { return checks().truncate(slot, n); }
   status can_fork(std::size_t from, std::size_t to) const noexcept {
-    const status s = doors().slot("fork", "from", from);
-    return s.ok() ? doors().slot("fork", "to", to) : s;
+    const status s = checks().slot("fork", "from", from);
+    return s.ok() ? checks().slot("fork", "to", to) : s;
   }
+  status can_reset(std::size_t slot) const noexcept { return checks().slot("reset", "slot", slot); }
   /// @}
 
-  /// Takes a prompt's keys and values into an empty slot, whole or in chunks; the last chunk lets the selector build its index.
+  /// Takes a prompt's keys and values into an empty slot, whole or in chunks; the last chunk lets the selector build its index. What
+  /// follows a prompt, a second turn for example, is append()ed.
   ///
   /// @param slot    below batch; empty, or in the middle of a chunked prefill
   /// @param keys    [h, n, d] float, half or bfloat16, any strides, after rotary embedding
   /// @param values  [h, n, d]
-  /// @throws shape_error, value_error, capacity_error; the slot is unchanged
-  /// @cost   one copy of the rows; with the last chunk the selector's training, which allocates its scratch
+  /// @throws shape_error, value_error, capacity_error; std::bad_alloc; on a device cuda_error
+  /// @cost   one copy of the rows; with the last chunk the selector's training. Never inside a captured step: its shapes are the prompt's
   template <exec::policy P, class K, class V, class Space>
     requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, chunk which = chunk::last) {
     check_policy<P>();
     require_ok(can_prefill(slot, keys, values));
-    slot_state& state = slots_[slot];
-    store_slot(policy, slot, keys, values, state.n);
-    state.n += keys.extent(1);
-    state.prompt = state.n;
-    state.prefilling = which == chunk::more;
-    if (state.prefilling || state.n == 0) return;
-    state.slide_window(params_.budget);
-    selector_.observe_prefill(working(policy), slot, keys_of(slot), middle(slot));
+    zero_bytes(policy, work_.prompt_nonfinite.data, 2 * sizeof(std::uint32_t));
+    run<op::store_tokens>(policy, rows_.view(), stored_tokens<space_type>{slot * params_.kv_heads, known(slot).n, work_.prompt_nonfinite},
+                          keys, values);
+    end_prefill(policy, slot, keys.extent(1), which);
+  }
+  /// The same for n tokens whose rows the engine has written into its pages already.
+  template <exec::policy P>
+  void prefill(const P& policy, std::size_t slot, std::size_t n, chunk which = chunk::last) {
+    check_policy<P>();
+    const auto there = nothing(params_.kv_heads, n);
+    require_ok(can_prefill(slot, there, there));
+    zero_bytes(policy, work_.prompt_nonfinite.data, 2 * sizeof(std::uint32_t));
+    end_prefill(policy, slot, n, which);
   }
 
-  /// Adds one token to every active slot. A window that is full gives its oldest token, encoded, to the middle first.
+  /// Adds a step's tokens. For each a window that is full gives its oldest token, encoded, to the middle first; several tokens of a row are
+  /// the same as one after the other.
   ///
-  /// @param keys    [batch, h, d] float, half or bfloat16, any strides; rows of inactive slots are not read
-  /// @param values  [batch, h, d]
-  /// @throws shape_error, value_error, capacity_error; no slot is changed
-  /// @cost   per slot one row copied and, per token that leaves the window, h * d * c distance terms
+  /// @param keys    [tokens, h, d] float, half or bfloat16, any strides, in the order of the step's rows
+  /// @param values  [tokens, h, d]
+  /// @param step    which slots, and how many tokens each; default: every slot one
+  /// @throws shape_error, value_error, capacity_error; what the runner throws. On a device what does not fit is refused and counted
+  ///         (statistics), since where a captured step stands is known there alone
+  /// @cost   a row copied for each token and, per token that leaves the window, h * d * c distance terms
   template <exec::policy P, class K, class V, class Space>
     requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
-  void append(const P& policy, view<K, 3, Space> keys, view<V, 3, Space> values, active_slots active = {}) {
+  void append(const P& policy, view<K, 3, Space> keys, view<V, 3, Space> values, const step_type& step = {}) {
     check_policy<P>();
-    require_ok(can_append(keys, values, active));
-    for (std::size_t slot = 0; slot < params_.batch; ++slot) {
-      if (!is_active(active, slot)) continue;
-      slot_state& state = slots_[slot];
-      store_slot(policy, slot, insert_axis<1>(keys[slot]), insert_axis<1>(values[slot]), state.n);
-      ++state.n;
-      const std::size_t first = std::max(state.window_begin, params_.budget.sinks);
-      state.slide_window(params_.budget);
-      if (state.window_begin > first) selector_.append(working(policy), slot, keys_of(slot), first, state.window_begin);
-    }
+    require_ok(can_append(keys, values, step));
+    run<op::append_tokens>(working(policy), rows_.view(), index(),
+                           appended_tokens<space_type>{work_.slots, step, keys.extent(0), capacity()}, keys, values);
+  }
+  /// The same for tokens whose rows the engine has written into its pages already.
+  /// @param tokens  of the step in all
+  template <exec::policy P>
+  void append(const P& policy, std::size_t tokens, const step_type& step) {
+    check_policy<P>();
+    const auto there = nothing(tokens, params_.kv_heads);
+    require_ok(can_append(there, there, step));
+    run<op::append_tokens>(working(policy), rows_.view(), index(), appended_tokens<space_type>{work_.slots, step, tokens, capacity()}, there,
+                           there);
   }
 
-  /// Attention of one query token per active slot over sinks, retrieved middle and window.
+  /// Attention of a step's queries over sinks, retrieved middle and window. A query attends to the tokens up to its own: those of a row
+  /// are its last ones, so append() them first. Each has its own selection.
   ///
-  /// @param query  [batch, hq, d] float, after rotary embedding, any strides
-  /// @param out    [batch, hq, d] float, written for active slots; zeros for an empty slot
-  /// @param lse    [batch, hq] float, written if given: log-sum-exp over the tokens attended
-  /// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small
-  /// @cost   selection plus (s + w + k) rows of K and V per list; no allocation
-  template <exec::policy P>
-  void attend(const P& policy, view<const float, 3> query, view<float, 3> out, view<float, 2> lse = {}, active_slots active = {}) {
+  /// @param query  [tokens, hq, d] float, half or bfloat16, after rotary embedding, any strides
+  /// @param out    [tokens, hq, d] float, half or bfloat16, any strides, written; zeros for an empty slot
+  /// @param lse    [tokens, hq] float, written if given: log-sum-exp over the tokens attended
+  /// @param step   as in append()
+  /// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small. `out` is unspecified then
+  /// @cost   selection plus (s + w + k) rows of K and V per list; no allocation; queries_at_once() tokens at a time
+  template <exec::policy P, class Q, class O, class Space>
+    requires storage_scalar<Q> && writable_scalar<O> && reachable_from<Space, P>
+  void attend(const P& policy, view<Q, 3, Space> query, view<O, 3, Space> out, view_of<float, 2> lse = {}, const step_type& step = {}) {
     check_policy<P>();
-    require_ok(can_attend(query, out, lse, active));
-    select(policy, query, active);
-    const std::size_t hq = params_.query_heads, d = params_.head_dim, batch = params_.batch;
-    const token_set<> tokens{as_const(make_view(spans_.data(), spans_.size())),
-                             as_const(make_view(indices_.data(), counts_.size(), k_max_)),
-                             as_const(make_view(counts_.data(), counts_.size()))};
-    const auto results = make_view(out_.data(), batch, hq, d);
-    attention(working(policy), as_const(make_view(query_.data(), batch * hq, d)), rows_.store(), tokens, flatten(results),
-              make_view(lse_.data(), batch * hq));
-    for (std::size_t slot = 0; slot < batch; ++slot) {
-      if (!is_active(active, slot)) continue;
-      for (std::size_t q = 0; q < hq; ++q) {
-        for (std::size_t i = 0; i < d; ++i) out(slot, q, i) = results(slot, q, i);
-        if (lse.data != nullptr) lse(slot, q) = lse_[slot * hq + q];
-      }
-      count_step(slot);
-    }
+    require_ok(can_attend(query, out, lse, step));
+    for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
+      const auto asked = as_floats(policy, query.slice(0, first, count));
+      const step_plan<space_type> plan = select(policy, asked, step, first);
+      attend_planned(policy, asked, plan, map_of(plan, step, first), out.slice(0, first, count),
+                     lse.data == nullptr ? lse : lse.slice(0, first, count));
+      count_attended(policy, asked, plan, step, first, true);
+    });
   }
 
   /// The tokens that attend() would fetch, for engines that fetch and attend themselves: middle tokens only.
   ///
-  /// @param query    [batch, hq, d] float, any strides
-  /// @param indices  [batch, h, k_max] int32 ([batch, hq, k_max] under `none`), written for active slots: absolute positions,
-  ///                 ascending, then -1. k_max at least retrieve_capacity(slot); a slot without a codebook lists its whole middle
-  /// @param counts   [batch, h] uint32 ([batch, hq] under `none`), written for active slots
+  /// @param query    [tokens, hq, d] float, half or bfloat16, any strides
+  /// @param indices  [tokens, h, k_max] int32 ([tokens, hq, k_max] under `none`), written: absolute positions, ascending, then -1. k_max at
+  ///                 least retrieve_capacity(slot), on a device longer lists are cut; a slot without a codebook lists its whole middle
+  /// @param counts   [tokens, h] uint32 ([tokens, hq] under `none`), written
   /// @throws shape_error, value_error; capacity_error also when the policy brings scratch that is too small
   /// @cost   as the selection in attend()
-  template <exec::policy P>
-  void retrieve(const P& policy, view<const float, 3> query, view<std::int32_t, 3> indices, view<std::uint32_t, 2> counts,
-                active_slots active = {}) {
+  template <exec::policy P, class Q, class Space>
+    requires storage_scalar<Q> && reachable_from<Space, P>
+  void retrieve(const P& policy, view<Q, 3, Space> query, view_of<std::int32_t, 3> indices, view_of<std::uint32_t, 2> counts,
+                const step_type& step = {}) {
     check_policy<P>();
-    require_ok(can_retrieve(query, indices, counts, active));
-    select(policy, query, active);
-    for (std::size_t slot = 0; slot < params_.batch; ++slot)
-      for (std::size_t list = 0; list < lists_ && is_active(active, slot); ++list) {
-        const bool everything = listing(slot) == selector::coverage::everything;
-        const std::size_t row = slot * lists_ + list;
-        counts(slot, list) = everything ? middle(slot).size() : counts_[row];
-        for (std::size_t i = 0; i < indices.extent(2); ++i)
-          indices(slot, list, i) = i >= counts(slot, list) ? -1
-                                   : everything            ? static_cast<std::int32_t>(middle(slot).begin + i)
-                                                           : indices_[row * k_max_ + i];
-      }
+    require_ok(can_retrieve(query, indices, counts, step));
+    for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
+      const auto asked = as_floats(policy, query.slice(0, first, count));
+      const step_plan<space_type> plan = select(policy, asked, step, first);
+      run<op::write_lists>(policy, queries_of(step, first), plan, as_const(found(plan)), indices.slice(0, first, count),
+                           counts.slice(0, first, count));
+      count_attended(policy, asked, plan, step, first, false);
+    });
   }
 
-  /// Makes slot `to` a copy of slot `from`: rows, index, statistics.
+  /// Forgets all but the first n tokens of a slot: a rejected draft, another try. Afterwards it is as if they had never come, to the bit of
+  /// every later selection; a codebook that was trained with them stays. Cut to 0 it is as after reset(), but its statistics go on.
   /// @throws value_error
+  /// @cost   of the tokens that leave the middle; id lists are not touched
+  template <exec::policy P>
+  void truncate(const P& policy, std::size_t slot, std::size_t n) {
+    check_policy<P>();
+    require_ok(can_truncate(slot, n));
+    run<op::truncate_tokens>(policy, index(),
+                             truncated_tokens<space_type>{work_.slots, {}, {}, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(n)});
+    if constexpr (!is_on_host) known_[slot] = known_[slot].truncated(static_cast<std::uint32_t>(n));
+  }
+  /// The same for several slots, whose lengths are in the memory of the policy: part of a captured step on a device, where a length that
+  /// is above the slot's is refused and counted.
+  ///
+  /// @param lengths  [rows] uint32
+  /// @param slots    [rows] uint32, none twice; empty: every slot in order
+  /// @throws shape_error, value_error
+  template <exec::policy P>
+  void truncate(const P& policy, view_of<const std::uint32_t, 1> lengths, view_of<const std::uint32_t, 1> slots = {}) {
+    check_policy<P>();
+    require_ok(detail::checks("truncate").extent("lengths.extent(0)", lengths.extent(0),
+                                                 slots.data != nullptr ? slots.extent(0) : params_.batch, "rows, of slots or batch"));
+    if constexpr (is_on_host)
+      for (std::size_t row = 0; row < lengths.extent(0); ++row)
+        require_ok(can_truncate(slots.data != nullptr ? slots(row) : row, lengths(row)));
+    run<op::truncate_tokens>(policy, index(), truncated_tokens<space_type>{work_.slots, slots, lengths});
+  }
+
+  /// Makes slot `to` a copy of slot `from`: rows (of our own memory), index, statistics. With an engine's pages the engine lets both slots'
+  /// tables name the same pages.
+  /// @throws value_error; what the runner throws where `to` is empty; on a device cuda_error
+  /// @cost   of the tokens of `from`; by the runner's threads where `to` is empty, else by this one, since it must not fail
   template <exec::policy P>
   void fork(const P& policy, std::size_t from, std::size_t to) {
     check_policy<P>();
     require_ok(can_fork(from, to));
     if (from == to) return;
-    const std::size_t n = slots_[from].n;
-    store_rows(policy, rows_of(from, 0, n).keys, rows_of(to, 0, n).keys);
-    store_rows(policy, rows_of(from, 0, n).values, rows_of(to, 0, n).values);
-    selector_.fork(policy, from, to, n);
-    slots_[to] = slots_[from];
+    slot_parts parts = rows_.parts();
+    parts.add(index().parts());
+    run<op::copy_slot>(policy, parts, work_.slots, from, to);
+    if constexpr (requires { selector_.copied(from, to); }) selector_.copied(from, to);
+    if constexpr (!is_on_host) known_[to] = known_[from];
   }
 
-  /// Empties a slot. @throws value_error
-  void reset(std::size_t slot) {
-    require_ok(doors().slot("reset", "slot", slot));
-    slots_[slot] = {};
-    selector_.reset(slot);
+  /// Empties a slot. @throws value_error; on a device cuda_error
+  template <exec::policy P>
+  void reset(const P& policy, std::size_t slot) {
+    require_ok(can_reset(slot));
+    zero_bytes(policy, &work_.slots.sequences.data[slot], sizeof(sequence));
+    zero_bytes(policy, &work_.slots.statistics.data[slot], sizeof(slot_statistics));
+    selector_.clear(policy, slot);
+    if constexpr (!is_on_host) known_[slot] = {};
+  }
+  void reset(std::size_t slot)
+    requires is_on_host
+  {
+    reset(exec::host<isa::scalar>{}, slot);
   }
 
   /// What must not happen inside a step: trains a codebook that came to have enough keys, folds new tokens into id lists. Cheap
-  /// when nothing is due; call it between steps.
+  /// when nothing is due; call it between steps. On a device it waits for the stream.
   template <exec::policy P>
   void maintain(const P& policy) {
     check_policy<P>();
-    for (std::size_t slot = 0; slot < params_.batch; ++slot)
-      if (slots_[slot].n != 0 && !slots_[slot].prefilling) selector_.maintain(working(policy), slot, keys_of(slot), middle(slot));
+    if constexpr (!is_on_host) {
+      copy_bytes(policy, known_.data(), work_.slots.sequences.data, known_.size_bytes());
+      sync(policy);
+    }
+    for (std::size_t slot = 0; slot < params_.batch; ++slot) {
+      const sequence now = known(slot);
+      if (is_learning_due(now, rule_, selector_.least_rows()))
+        learn(policy, slot, now, {});
+      else if (now.n != 0 && now.prefilling == 0)
+        selector_.maintain(working(policy), slot, now, now.middle(rule_));
+    }
   }
 
  private:
-  struct slot_rows {
-    view<T, 3> keys, values;
-  };
+  static std::size_t largest_k(const params& p) { return std::clamp<std::size_t>(p.budget.at(p.capacity).retrieve, 1, p.capacity); }
 
-  detail::cache_doors doors() const noexcept { return {params_, slots_.data(), lists_}; }
-
-  /// The longest list of any length up to capacity.
-  static std::size_t largest_k(const params& p) {
-    const std::size_t k = p.budget.at(p.capacity).retrieve;
-    return k < p.capacity ? k : p.capacity;
+  template <class P>
+  static std::size_t lists_of(const P&, const params& p) {
+    if constexpr (requires { p.selector.reduction; })
+      return score_lists(p.selector.reduction, p.kv_heads, p.query_heads);
+    else
+      return p.kv_heads;
   }
-
   /// Of a selection or, after it, attention to the longest slot in every list.
-  static std::size_t step_scratch_bytes(const params& p) {
-    const std::size_t hq = p.batch * p.query_heads;
-    return std::max(Selector::scratch_bytes(p, p.selector), attention_host_scratch_bytes(hq, hq, p.head_dim, p.capacity));
+  template <class P>
+  static std::size_t step_scratch_bytes(const P& policy, const params& p) {
+    const std::size_t hq = p.queries_at_once() * p.query_heads;
+    return std::max(Selector::scratch_bytes(policy, p, p.selector), scratch_bytes<op::attention>(policy, {hq, hq, p.head_dim, p.capacity}));
+  }
+  template <class P>
+  static detail::cache_memory<space_type> place(arena& memory, const P& policy, const params& p, std::size_t lists) {
+    return detail::cache_memory<space_type>::place(memory, p, p.budget.flat(), lists, largest_k(p), step_scratch_bytes(policy, p));
   }
 
   template <class P>
   static constexpr void check_policy() {
-    static_assert(reachable_from<space::host, P>, "pqkv: this pqcache keeps its memory on the host; use a host policy");
+    static_assert(std::is_same_v<typename P::space_type, space_type>,
+                  "pqkv: the policy's memory is not the cache's: a cache of host rows takes a host policy, one of device rows a device policy");
     if constexpr (requires { typename P::runner_type; })
       static_assert(exec::runs_whole_call<typename P::runner_type>,
                     "pqkv: pqcache changes state once per call; give it a runner of whole calls, not exec::slice");
     static_assert(selector_for<Selector, P>, "pqkv: Selector must model pqkv::selector_for (selector/concept.hpp)");
   }
+  template <class Op, class P, class... Argument>
+  static decltype(auto) run(const P& policy, const Argument&... argument) {
+    return kernel<Op, typename P::backend_type>::run(policy, argument...);
+  }
   /// The policy with the cache's own scratch, unless the caller brings some.
   template <class P>
   P working(const P& policy) const {
     P own = policy;
-    if (own.scratch.counting() && scratch_.size() != 0) own.scratch = arena(scratch_);
+    if (own.scratch.counting() && scratch_bytes_ != 0) own.scratch = arena(work_.scratch, scratch_bytes_);
     return own;
   }
-
-  slot_rows rows_of(std::size_t slot, std::size_t first, std::size_t count) {
-    const std::size_t h = params_.kv_heads;
-    return {rows_.keys().slice(0, slot * h, h).slice(1, first, count), rows_.values().slice(0, slot * h, h).slice(1, first, count)};
-  }
-  view<const T, 3> keys_of(std::size_t slot) { return rows_of(slot, 0, slots_[slot].n).keys; }
-
-  void store_slot(const auto& policy, std::size_t slot, const auto& keys, const auto& values, std::size_t first) {
-    const slot_rows to = rows_of(slot, first, keys.extent(1));
-    slots_[slot].statistics.nonfinite_keys += store_counted(policy, keys, to.keys);
-    slots_[slot].statistics.nonfinite_values += store_counted(policy, values, to.values);
-  }
-  std::uint64_t store_counted(const auto& policy, const auto& from, view<T, 3> to) {
-    for (std::uint32_t& count : nonfinite_) count = 0;
-    store_rows(policy, from, to, make_view(nonfinite_.data(), nonfinite_.size()));
-    std::uint64_t total = 0;
-    for (const std::uint32_t count : nonfinite_) total += count;
-    return total;
+  template <class P, class T>
+  T read(const P& policy, view_of<T, 1> from, std::size_t slot) const {
+    T found;
+    copy_bytes(policy, &found, &from.data[slot], sizeof(T));
+    sync(policy);
+    return found;
   }
 
-  /// How a slot's middle is attended to now: a middle within the budget is taken whole, none of it needs no selector.
-  selector::coverage listing(std::size_t slot) const {
-    const middle_range m = middle(slot);
-    const selector::coverage wish = selector_.covers(slot);
-    if (m.size() == 0) return selector::coverage::nothing;
-    if (wish != selector::coverage::listed) return wish;
-    if (m.retrieve == 0) return selector::coverage::nothing;
-    return m.retrieve >= m.size() ? selector::coverage::everything : selector::coverage::listed;
+  /// Where a slot stands as far as the host knows: on a device after prefill, fork, reset and maintain.
+  const sequence& known(std::size_t slot) const noexcept {
+    if constexpr (is_on_host)
+      return work_.slots.sequences(slot);
+    else
+      return known_[slot];
+  }
+  detail::cache_checks<space_type> checks() const noexcept {
+    return {params_, is_on_host ? work_.slots.sequences.data : known_.data(), selector_.lists()};
+  }
+  std::size_t capacity() const { return params_.capacity; }
+  auto index() {
+    if constexpr (requires { selector_.index(); }) return selector_.index();
+  }
+  /// Rows that are in the store already, as a view without data.
+  view_of<const value_type, 3> nothing(std::size_t first, std::size_t second) const {
+    return make_view<space_type>(static_cast<const value_type*>(nullptr), first, second, params_.head_dim);
   }
 
-  /// Fills query_, ranges_, indices_, counts_ and spans_ for the active slots; inactive ones attend to nothing.
   template <class P>
-  void select(const P& policy, view<const float, 3> query, active_slots active) {
-    const std::size_t batch = params_.batch, h = params_.kv_heads, hq = params_.query_heads, d = params_.head_dim;
-    bool any_listed = false;
-    for (std::size_t slot = 0; slot < batch; ++slot) {
-      const bool on = is_active(active, slot);
-      for (std::size_t q = 0; q < hq; ++q)
-        for (std::size_t i = 0; i < d; ++i) query_[(slot * hq + q) * d + i] = on ? query(slot, q, i) : 0.0f;
-      const selector::coverage covered = on ? listing(slot) : selector::coverage::nothing;
-      const slot_state& s = slots_[slot];
-      const middle_range m = middle(slot);
-      const bool listed = covered == selector::coverage::listed;
-      any_listed |= listed;
-      for (std::size_t head = 0; head < h; ++head) ranges_[slot * h + head] = listed ? m : middle_range{};
-      const auto end = static_cast<std::uint32_t>(on ? s.n : 0);
-      token_span span{};
-      if (on && covered == selector::coverage::everything) span.leading = end;
-      if (on && covered != selector::coverage::everything) span = {m.begin, m.end, end};
-      for (std::size_t list = slot * lists_; list < (slot + 1) * lists_; ++list) {
-        spans_[list] = span;
-        counts_[list] = 0;
-      }
-    }
-    if (any_listed)
-      selector_.select(working(policy), as_const(make_view(query_.data(), batch * hq, d)), as_const(rows_.keys()),
-                       as_const(make_view(ranges_.data(), ranges_.size())), make_view(indices_.data(), counts_.size(), k_max_),
-                       make_view(counts_.data(), counts_.size()));
-    count_queries();
+  void end_prefill(const P& policy, std::size_t slot, std::size_t n, chunk which) {
+    sequence after = known(slot);
+    after.n += static_cast<std::uint32_t>(n);
+    after.prompt = after.n;
+    after.prefilling = which == chunk::more ? 1 : 0;
+    if (after.prefilling != 0 || after.n == 0)
+      settle(policy, {slot, after, false, {}, work_.prompt_nonfinite});
+    else
+      learn(policy, slot, after, work_.prompt_nonfinite);
+  }
+  /// Trains a slot from what it holds; then it stands as `at` says.
+  template <class P>
+  void learn(const P& policy, std::size_t slot, const sequence& at, view_of<std::uint32_t, 1> nonfinite) {
+    const selector::learning<space_type> outcome = selector_.learn(working(policy), slot, rows_.view(), at, at.middle(rule_));
+    settle(policy, {slot, at, outcome.tried, outcome.outcomes, nonfinite});
+  }
+  template <class P>
+  void settle(const P& policy, const settled_prompt<space_type>& call) {
+    run<op::settle_prompt>(policy, work_.slots, call);
+    if constexpr (!is_on_host) known_[call.slot] = call.after;
   }
 
-  /// Inactive slots' queries are zeros.
-  void count_queries() {
-    const std::size_t hq = params_.query_heads, d = params_.head_dim;
-    for (std::size_t q = 0; q < params_.batch * hq; ++q) {
-      bool finite = true;
-      for (std::size_t i = 0; i < d; ++i) finite &= is_finite(query_[q * d + i]);
-      slots_[q / hq].statistics.nonfinite_queries += finite ? 0 : 1;
-    }
+  /// Calls f(first, count) for as many queries at a time as there is memory for.
+  template <class F>
+  void for_passes(std::size_t tokens, F f) const {
+    const std::size_t most = params_.queries_at_once();
+    for (std::size_t first = 0; first < tokens; first += most) f(first, std::min(most, tokens - first));
+  }
+  /// Queries as contiguous floats: where they are, or copied.
+  template <class P, class Q, class Space>
+  view_of<const float, 2> as_floats(const P& policy, view<Q, 3, Space> query) {
+    if constexpr (std::is_same_v<std::remove_const_t<Q>, float>)
+      if (is_dense(query)) return flatten(view_of<const float, 3>(as_const(query)));
+    const auto copy = work_.query.slice(0, 0, query.extent(0));
+    store_rows(policy, query, copy);
+    return as_const(flatten(copy));
+  }
+  template <class T, std::size_t Rank, class Space>
+  static bool is_dense(const view<T, Rank, Space>& v) {
+    return v.stride(Rank - 1) == 1 && (v.extent(0) <= 1 || v.stride(0) == v.extent(1) * v.stride(1));
   }
 
-  void count_step(std::size_t slot) {
-    slot_statistics& s = slots_[slot].statistics;
-    std::uint64_t attended = 0;
-    for (std::size_t list = slot * lists_; list < (slot + 1) * lists_; ++list)
-      attended += spans_[list].leading + (spans_[list].window_end - spans_[list].window_begin) + counts_[list];
-    ++s.steps;
-    s.tokens_attended += attended / lists_;
-    s.attended_bytes += attended * 2 * params_.head_dim * sizeof(T);
-    if (listing(slot) != selector::coverage::listed) return;
-    const selector::traffic read = selector_.step_traffic(middle(slot), sizeof(T));
-    s.index_bytes += read.index_bytes;
-    s.selector_bytes += read.selector_bytes;
+  planned_queries<space_type> queries_of(const step_type& step, std::size_t first) const {
+    return {as_const(work_.slots.sequences), step, first, rule_, selector_.covers()};
+  }
+  step_plan<space_type> plan_of(std::size_t tokens) const {
+    const std::size_t lists = selector_.lists();
+    return {work_.plan.slots.slice(0, 0, tokens), work_.plan.spans.slice(0, 0, tokens * lists),
+            work_.plan.ranges.slice(0, 0, tokens * params_.kv_heads), work_.plan.counts.slice(0, 0, tokens * lists)};
+  }
+  view_of<std::int32_t, 2> found(const step_plan<space_type>& plan) const { return work_.indices.slice(0, 0, plan.counts.extent(0)); }
+  /// Which slots the queries of a pass belong to; empty where they are all slots in order.
+  head_map<space_type> map_of(const step_plan<space_type>& plan, const step_type& step, std::size_t first) const {
+    if (step.is_in_order() && first == 0 && plan.slots.extent(0) == params_.batch) return {};
+    return {as_const(plan.slots), static_cast<std::uint32_t>(params_.kv_heads)};
+  }
+
+  /// Plans a pass and fills its lists.
+  template <class P>
+  step_plan<space_type> select(const P& policy, view_of<const float, 2> query, const step_type& step, std::size_t first) {
+    const step_plan<space_type> plan = plan_of(query.extent(0) / params_.query_heads);
+    if (plan_step(policy, queries_of(step, first), plan))
+      selector_.select(working(policy), query, rows_.view(), map_of(plan, step, first), as_const(plan.ranges), found(plan), plan.counts);
+    return plan;
+  }
+
+  template <class P, class O, class Space>
+  void attend_planned(const P& policy, view_of<const float, 2> query, const step_plan<space_type>& plan, const head_map<space_type>& map,
+                      view<O, 3, Space> out, view_of<float, 2> lse) {
+    const std::size_t tokens = plan.slots.extent(0);
+    const mapped_store<typename Rows::view_type> store{rows_.view(), map, tokens * params_.kv_heads};
+    const token_set<space_type> attended{as_const(plan.spans), as_const(found(plan)), as_const(plan.counts)};
+    view_of<float, 3> results = work_.out.slice(0, 0, tokens);
+    view_of<float, 2> sums = work_.lse.slice(0, 0, tokens);
+    bool is_copied = true;
+    if constexpr (std::is_same_v<O, float> && std::is_same_v<Space, space_type>)
+      if (is_dense(out)) results = out, is_copied = false;
+    const bool copies_sums = lse.data != nullptr && !is_dense(lse);
+    if (lse.data != nullptr && !copies_sums) sums = lse;
+    attention(working(policy), query, store, attended, flatten(results), flatten(sums), params_.softmax_scale);
+    if (is_copied) store_rows(policy, results, out);
+    if (copies_sums) store_rows(policy, insert_axis<1>(sums), insert_axis<1>(lse));
+  }
+
+  template <class P>
+  void count_attended(const P& policy, view_of<const float, 2> query, const step_plan<space_type>& plan, const step_type& step,
+                      std::size_t first, bool attends) {
+    const std::size_t row_bytes = 2 * params_.head_dim * sizeof(value_type);
+    run<op::count_attended>(policy, work_.slots, attended_queries<space_type>{plan, first, step, query, selector_.lists(), row_bytes, attends},
+                            selector_.traffic_of(sizeof(value_type)));
   }
 
   params params_;
-  interleaved_store<T> rows_;
+  Rows rows_;
   Selector selector_;
-  std::size_t lists_, k_max_;
-  buffer<std::byte> scratch_;
-  buffer<float> query_, out_, lse_;
-  buffer<std::int32_t> indices_;
-  buffer<std::uint32_t> counts_;
-  buffer<token_span> spans_;
-  buffer<middle_range> ranges_;
-  buffer<std::uint32_t> nonfinite_;
-  buffer<slot_state> slots_;
+  std::size_t k_max_, scratch_bytes_ = 0;
+  flat_budget_rule rule_;
+  owner<std::byte, space_type> memory_;
+  detail::cache_memory<space_type> work_{};
+  buffer<sequence> known_;  // of a device
 };
+
+/// The cache of one layer with everything in device memory.
+template <storage_scalar T = bfloat16, class Selector = selector::basic_pq<space::device>>
+using device_pqcache = pqcache<dense_rows<T, space::device>, Selector>;
 
 }  // namespace pqkv

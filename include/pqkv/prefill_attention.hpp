@@ -12,7 +12,12 @@
 
 namespace pqkv {
 namespace op {
-struct prefill_attention {};
+struct prefill_attention {
+  /// What scratch_bytes() must know.
+  struct sizes {
+    std::size_t kv_heads = 0, query_heads = 0, queries = 0, head_dim = 0;
+  };
+};
 }  // namespace op
 
 namespace detail {
@@ -61,12 +66,6 @@ struct prefill_slot {
 };
 }  // namespace detail
 
-/// Scratch bytes of prefill_attention() on the host policy: 390 KiB at d = 128 for each of at most 64 tiles.
-inline std::size_t prefill_attention_host_scratch_bytes(std::size_t kv_heads, std::size_t query_heads, std::size_t queries,
-                                                        std::size_t head_dim) {
-  return std::min(detail::prefill_tiles(kv_heads, query_heads, queries), detail::prefill_slots) * detail::prefill_slot::bytes(head_dim);
-}
-
 /// The checks of prefill_attention().
 template <class Query, class Store, class Out, class Lse>
 constexpr status can_attend_prefill(const Query& query, const Store& store, std::size_t first, const Out& out, const Lse& lse) noexcept {
@@ -93,26 +92,29 @@ constexpr status can_attend_prefill(const Query& query, const Store& store, std:
 
 /// Causal attention of a block of queries: query t stands at position first + t and attends to keys 0, ..., first + t.
 ///
-/// out[q, t] = sum over i <= first + t of softmax(<query[q, t], key[i]> / sqrt(d)) * value[i]
+/// out[q, t] = sum over i <= first + t of softmax(scale * <query[q, t], key[i]>) * value[i]
 ///
 /// @param query  [hq, n_q, d] float; heads and queries any strides apart
 /// @param store  keys and values of h heads, at least first + n_q tokens; hq % h == 0
 /// @param first  position of the first query; 0 for a whole prompt
 /// @param out    [hq, n_q, d] float, written; heads and queries any strides apart
 /// @param lse    [hq, n_q] float, written if given: log of the sum of exp
+/// @param scale  of the logits; 0: 1 / sqrt(d)
 /// A non-finite key, value or query gives a non-finite output where it takes part, and nowhere else. Threads change no bit.
 /// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small
 ///
 /// @cost   4 * d operations for each query, query head and key before it; each row of K and V is read and widened to float once per 192
-///         rows of queries of its group; no allocation with scratch of prefill_attention_host_scratch_bytes(), of its own for each
+///         rows of queries of its group; no allocation with scratch of scratch_bytes<op::prefill_attention>() (390 KiB at d = 128 for each of at
+///         most 64 tiles), of its own for each
 ///         thread of exec::slice
 /// @source online softmax over tiles: Dao et al., "FlashAttention", arXiv 2205.14135; Milakov and Gimelshein 2018
 template <exec::policy P, kv_store Store>
   requires reachable_from<typename Store::space_type, P>
 void prefill_attention(const P& policy, view<const float, 3, typename P::space_type> query, const Store& store, std::size_t first,
-                       view<float, 3, typename P::space_type> out, view<float, 2, typename P::space_type> lse = {}) {
+                       view<float, 3, typename P::space_type> out, view<float, 2, typename P::space_type> lse = {},
+                       float scale = 0) {
   require_ok(can_attend_prefill(query, store, first, out, lse));
-  kernel<op::prefill_attention, typename P::backend_type>::run(policy, query, store, first, out, lse);
+  kernel<op::prefill_attention, typename P::backend_type>::run(policy, query, store, first, out, lse, scale);
 }
 
 }  // namespace pqkv

@@ -13,9 +13,9 @@ namespace pqkv::preset {
 /// @param shape    of the cache
 /// @param ratio    share of the prompt's tokens that attend
 /// @param machine  from calibrate_overlap() on the machine that runs: codebooks depend on its speed, to the bit
-template <storage_scalar T = float>
-typename pqcache<T>::params paper(const cache_shape& shape, double ratio, const overlap_model& machine) {
-  typename pqcache<T>::params p{shape};
+template <class Rows = dense_rows<float>>
+typename pqcache<Rows>::params paper(const cache_shape& shape, double ratio, const overlap_model& machine) {
+  typename pqcache<Rows>::params p{shape};
   p.budget.ratio = ratio;
   p.budget.window_share = 0.5;
   p.budget.growth = budget_growth::frozen_at_prompt;

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where keys and values are. Engines lay them out in many ways; attention and selectors read any `kv_store`, a small value that
-// says where row t of head h begins. Adapters here cover every regular layout of engine memory; interleaved_store is our own:
-// K and V of one token and head side by side, 64-byte aligned, so that a gathered row is one run of cache lines.
+// says where row t of head h begins. Adapters here cover every regular layout of engine memory; dense_rows is our own memory, and
+// paged_rows an engine's pages.
 #pragma once
 
 #include <concepts>
 #include <cstdint>
 
-#include "../core/buffer.hpp"
 #include "../core/error.hpp"
 #include "../core/row.hpp"
 #include "../core/scalar.hpp"
 #include "../core/view.hpp"
 #include "../exec/kernel.hpp"
+#include "../search/head_map.hpp"
 
 namespace pqkv {
 namespace op {
@@ -74,30 +74,52 @@ constexpr strided_store<T, Space> interleaved_kv(const T* rows, std::size_t h, s
   return {keys, values};
 }
 
-/// Our own store: [h, capacity, 2, d] of T with token rows padded to a cache line.
-template <storage_scalar T>
-class interleaved_store {
- public:
-  interleaved_store() = default;
-  interleaved_store(std::size_t h, std::size_t capacity, std::size_t d)
-      : h_(h), capacity_(capacity), d_(d), row_(row_elements(d)), rows_(h * capacity * row_) {}
+/// A store whose rows can be written: what a cache keeps its tokens in (dense_rows, paged_rows). Heads are batch * h, slot by slot.
+template <class S>
+concept kv_rows = kv_store<S> && requires(const S& store, std::size_t head, std::size_t token) {
+  { store.key_slot(head, token) } -> std::same_as<row_slot<typename S::value_type>>;
+  { store.value_slot(head, token) } -> std::same_as<row_slot<typename S::value_type>>;
+};
 
-  /// Elements from one token's row to the next.
-  static constexpr std::size_t row_elements(std::size_t d) {
-    constexpr std::size_t line = cache_line_bytes / sizeof(T);
-    return (2 * d + line - 1) / line * line;
-  }
-  std::size_t size_bytes() const { return rows_.size_bytes(); }
-  view<T, 3> keys() { return {rows_.data(), {h_, capacity_, d_}, {capacity_ * row_, row_, 1}}; }
-  view<T, 3> values() { return {rows_.data() + d_, {h_, capacity_, d_}, {capacity_ * row_, row_, 1}}; }
-  strided_store<T> store() const {
-    auto& self = const_cast<interleaved_store&>(*this);
-    return {self.keys(), self.values()};
-  }
+/// Writable keys and values as two strided views, [h, n, d] each.
+template <storage_scalar T, class Space = space::host>
+struct strided_rows {
+  using value_type = T;
+  using space_type = Space;
 
- private:
-  std::size_t h_{}, capacity_{}, d_{}, row_{};
-  buffer<T> rows_;
+  view<T, 3, Space> keys;
+  view<T, 3, Space> values;
+
+  PQKV_HD constexpr std::size_t heads() const { return keys.extent(0); }
+  PQKV_HD constexpr std::size_t tokens() const { return keys.extent(1); }
+  PQKV_HD constexpr std::size_t head_dim() const { return keys.extent(2); }
+  PQKV_HD constexpr kv_row<T> key(std::size_t head, std::size_t token) const { return row_of(keys, head, token); }
+  PQKV_HD constexpr kv_row<T> value(std::size_t head, std::size_t token) const { return row_of(values, head, token); }
+  PQKV_HD constexpr row_slot<T> key_slot(std::size_t head, std::size_t token) const { return slot_of(keys, head, token); }
+  PQKV_HD constexpr row_slot<T> value_slot(std::size_t head, std::size_t token) const { return slot_of(values, head, token); }
+  /// Keys of heads [head, head + h), tokens [first, first + count), as one view: what only a strided store can give.
+  PQKV_HD constexpr view<const T, 3, Space> strided_keys(std::size_t head, std::size_t h, std::size_t first, std::size_t count) const {
+    return as_const(keys.slice(0, head, h).slice(1, first, count));
+  }
+  PQKV_HD constexpr operator strided_store<T, Space>() const { return {as_const(keys), as_const(values)}; }
+};
+
+/// A store seen through a map of its heads: head i of the result is head heads.head(i) of the store. For steps whose rows are slots in
+/// any order.
+template <kv_store Store>
+struct mapped_store {
+  using value_type = typename Store::value_type;
+  using space_type = typename Store::space_type;
+
+  Store store;
+  head_map<space_type> map;
+  std::size_t count;  // heads of the result
+
+  PQKV_HD constexpr std::size_t heads() const { return count; }
+  PQKV_HD constexpr std::size_t tokens() const { return store.tokens(); }
+  PQKV_HD constexpr std::size_t head_dim() const { return store.head_dim(); }
+  PQKV_HD constexpr kv_row<value_type> key(std::size_t head, std::size_t token) const { return store.key(map.head(head), token); }
+  PQKV_HD constexpr kv_row<value_type> value(std::size_t head, std::size_t token) const { return store.value(map.head(head), token); }
 };
 
 /// The checks of store_rows().

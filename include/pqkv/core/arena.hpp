@@ -6,7 +6,7 @@
 
 #include <cstddef>
 
-#include "buffer.hpp"
+#include "owner.hpp"
 #include "error.hpp"
 
 namespace pqkv {
@@ -18,14 +18,19 @@ class arena {
   constexpr arena() = default;
   /// @param base  aligned to cache_line_bytes, `bytes` long, the caller's
   constexpr arena(void* base, std::size_t bytes) : base_(static_cast<std::byte*>(base)), capacity_(bytes) {}
-  /// Over all of a buffer.
-  explicit arena(const buffer<std::byte>& block) : arena(block.data(), block.size()) {}
+  /// Over all of an owner's memory, whatever its space.
+  template <class Space>
+  explicit arena(const owner<std::byte, Space>& block) : arena(block.data(), block.size()) {}
 
-  /// `count` uninitialised elements, aligned to a cache line; null when counting. Whoever carves checks the size first.
+  /// `count` uninitialised elements, aligned to a cache line; null when counting. Whoever carves checks the size first. A count that
+  /// no memory could hold makes used_bytes() the largest number there is.
   template <class T>
-  T* take(std::size_t count) {
+  constexpr T* take(std::size_t count) {
+    constexpr std::size_t most = static_cast<std::size_t>(-1) / cache_line_bytes * cache_line_bytes;
     const std::size_t first = used_;
-    used_ += (count * sizeof(T) + cache_line_bytes - 1) / cache_line_bytes * cache_line_bytes;
+    const bool fits = count <= (most - cache_line_bytes) / sizeof(T);
+    const std::size_t bytes = fits ? (count * sizeof(T) + cache_line_bytes - 1) / cache_line_bytes * cache_line_bytes : most;
+    used_ = bytes <= most - first ? first + bytes : most;
     if (counting()) return nullptr;
     PQKV_ASSERT(used_ <= capacity_);
     return reinterpret_cast<T*>(base_ + first);

@@ -90,15 +90,25 @@ PQKV_HD inline float sphere_coordinate(float squared_radius, float squared_norm)
 
 /// What turns a difference of inner products into a power of two.
 struct softmax_scale {
-  float scale;  // float(log2(e) / sqrt(d))
+  float scale;  // float(log2(e) / sqrt(d)), or float(log2(e) * factor)
   float floor;  // -125 / scale: below it the exponential is 0
 
-  /// @param d  head dimension
-  static softmax_scale of(std::size_t d) {
-    const float scale = static_cast<float>(1.4426950408889634074 / std::sqrt(static_cast<double>(d)));
+  /// @param d       head dimension
+  /// @param factor  of the logits; 0: 1 / sqrt(d)
+  static softmax_scale of(std::size_t d, float factor = 0) {
+#if !defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(d));  // the division stays where it stands: a compiler may not move it in front of a change of rounding mode
+#endif
+    const double log2_e = 1.4426950408889634074;
+    const float scale = static_cast<float>(factor == 0 ? log2_e / std::sqrt(static_cast<double>(d)) : log2_e * static_cast<double>(factor));
     return {scale, -125.0f / scale};
   }
 };
+
+/// The factor that softmax_scale::of(d, factor) stands for.
+inline double logit_factor(std::size_t d, float factor) {
+  return factor == 0 ? 1 / std::sqrt(static_cast<double>(d)) : static_cast<double>(factor);
+}
 
 /// Horner coefficients of 2^r on [-1/2, 1/2], lowest first; error of the whole exponential 2^-23.4. Seven scalars, not an array:
 /// device code can name a constexpr float but not an element of a constexpr array.

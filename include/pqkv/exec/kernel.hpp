@@ -4,6 +4,8 @@
 // found by name: a forgotten include would silently fall back to something slower, here it does not compile.
 #pragma once
 
+#include <cstddef>
+
 #include "policy.hpp"
 
 namespace pqkv {
@@ -17,6 +19,16 @@ template <class Op, class Backend>
 struct kernel {
   static_assert(detail::always_false<Op, Backend>,
                 "pqkv: this backend's implementation is not included; include <pqkv/pqkv.hpp> for the host, <pqkv/cuda.cuh> (nvcc) or "
-                "<pqkv/cuda_extern.hpp> (C++) for CUDA");
+                "<pqkv/cuda_extern.hpp> (C++) for CUDA; docs/policies.md lists what each backend has");
 };
+
+/// Bytes of scratch that a call on the policy takes from policy.scratch: what a caller who brings scratch must bring. 0 where the backend
+/// needs none.
+///
+/// @tparam Op    e.g. op::retrieve
+/// @param sizes  of the call, e.g. {.lists = 8, .query_heads = 32, ...}
+template <class Op, exec::policy P>
+constexpr std::size_t scratch_bytes(const P&, const typename Op::sizes& sizes) {
+  return kernel<Op, typename P::backend_type>::scratch_bytes(sizes);
+}
 }  // namespace pqkv

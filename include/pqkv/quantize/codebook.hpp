@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "../core/buffer.hpp"
+#include "../core/arena.hpp"
 #include "../core/scalar.hpp"
 #include "../exec/runner.hpp"
 #include "kmeans.hpp"
@@ -34,6 +34,12 @@ struct basic_codebook_view {
     return squared_radius.data == nullptr ? key_metric::squared_l2 : key_metric::inner_product;
   }
 
+  /// The part of heads [from, from + count).
+  PQKV_HD constexpr basic_codebook_view slice(std::size_t from, std::size_t count) const {
+    basic_codebook_view part{centroids.slice(0, from, count), mean.slice(0, from, count)};
+    if (squared_radius.data != nullptr) part.squared_radius = squared_radius.slice(0, from, count);
+    return part;
+  }
   template <class To>
     requires space::usable_from<Space, To>
   PQKV_HD constexpr operator basic_codebook_view<const T, To>() const {
@@ -64,6 +70,15 @@ class codebook {
   static constexpr std::size_t required_bytes(const pq_shape& shape) {
     const std::size_t radii = shape.metric == key_metric::inner_product ? shape.subspaces : 0;
     return shape.kv_heads * (shape.subspaces * shape.row_dim() * shape.centroids() + shape.head_dim + radii) * sizeof(float);
+  }
+  /// Carves a codebook from the caller's memory of any space, or counts what it takes. The memory must be zeros or trained.
+  template <class Space = space::host>
+  static constexpr mutable_codebook_view<Space> place(arena& memory, const pq_shape& shape) {
+    const std::size_t h = shape.kv_heads, m = shape.subspaces, width = shape.row_dim(), c = shape.centroids();
+    mutable_codebook_view<Space> all{make_view<Space>(memory.take<float>(h * m * width * c), h, m, width, c),
+                                     make_view<Space>(memory.take<float>(h * shape.head_dim), h, shape.head_dim)};
+    if (shape.metric == key_metric::inner_product) all.squared_radius = make_view<Space>(memory.take<float>(h * m), h, m);
+    return all;
   }
   std::size_t size_bytes() const { return centroids_.size_bytes() + mean_.size_bytes() + squared_radius_.size_bytes(); }
   mutable_codebook_view<> mutable_view() {

@@ -33,6 +33,12 @@ class codes {
   static constexpr std::size_t required_bytes(const pq_shape& shape, std::size_t capacity) {
     return shape.kv_heads * shape.subspaces * code_plane_stride(capacity);
   }
+  /// Carves codes from the caller's memory of any space, or counts what they take.
+  template <class Space = space::host>
+  static constexpr mutable_codes_view<Space> place(arena& memory, const pq_shape& shape, std::size_t capacity) {
+    const std::size_t h = shape.kv_heads, m = shape.subspaces, plane = code_plane_stride(capacity);
+    return {memory.take<std::uint8_t>(h * m * plane), {h, m, capacity}, {m * plane, plane, 1}};
+  }
   std::size_t capacity() const { return capacity_; }
   std::size_t size_bytes() const { return bytes_.size_bytes(); }
   mutable_codes_view<> mutable_view() {

@@ -15,10 +15,6 @@
 #include "shape.hpp"
 
 namespace pqkv {
-namespace op {
-struct kmeans {};
-}  // namespace op
-
 /// Where Lloyd's iterations begin.
 enum class kmeans_start : std::uint8_t {
   drawn,  // from distinct rows, drawn by Philox
@@ -45,14 +41,25 @@ PQKV_HD constexpr stratified_sample training_rows(const kmeans_params& params, s
   return {n, all ? n : params.rows_per_centroid * c, {params.seed, 0}};
 }
 
-/// Scratch bytes of kmeans() and train() on the CUDA policy.
-/// @param problems  h * m
-/// @param width     coordinates of a centroid: ds, or ds + 1 with squared_radius
-constexpr std::size_t kmeans_device_scratch_bytes(std::size_t problems, std::size_t n, std::size_t width, std::size_t c,
-                                                  const kmeans_params& params) {
+namespace op {
+struct kmeans {
+  /// What scratch_bytes() must know, of kmeans() and train().
+  struct sizes {
+    std::size_t problems = 0;   // h * m
+    std::size_t rows = 0;       // n
+    std::size_t width = 0;      // coordinates of a centroid: ds, or ds + 1 with squared_radius
+    std::size_t centroids = 0;  // c
+    kmeans_params params{};
+  };
+};
+}  // namespace op
+
+namespace detail {
+constexpr std::size_t kmeans_device_scratch_bytes(const op::kmeans::sizes& s) {
   constexpr std::size_t gaps = 8 * 64;  // each array begins on a cache line
-  return gaps + problems * (training_rows(params, n, c).count * 13 + c * width * 12 + c * 4 + 32);
+  return gaps + s.problems * (training_rows(s.params, s.rows, s.centroids).count * 13 + s.centroids * s.width * 12 + s.centroids * 4 + 32);
 }
+}  // namespace detail
 
 /// The checks of kmeans(), for engines without exceptions. Shapes as there.
 template <class Points, class Offset, class Centroids, class Outcome, class Radius = view<float, 2>>
@@ -106,7 +113,7 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
 /// @throws shape_error, value_error; capacity_error when a device policy's scratch is too small
 /// @cost   L * rows * c * ds distance terms a problem, one task a problem; on the host allocates about rows * (2 * ds + 9) bytes of
 ///         scratch from the heap for each problem in progress (training is not part of a decode step), on a device
-///         kmeans_device_scratch_bytes() of the policy's
+///         scratch_bytes<op::kmeans>() of the policy's
 template <exec::policy P, class T, class Space>
   requires storage_scalar<T> && reachable_from<Space, P>
 void kmeans(const P& policy, view<T, 4, Space> points, view<const float, 3, typename P::space_type> offset,

@@ -39,6 +39,11 @@ class residual_codes {
   static constexpr std::size_t required_bytes(const pq_shape& shape, std::size_t capacity) {
     return shape.kv_heads * capacity * shape.subspaces;
   }
+  /// Carves fine codes from the caller's memory of any space, or counts what they take.
+  template <class Space = space::host>
+  static constexpr mutable_residual_codes_view<Space> place(arena& memory, const pq_shape& shape, std::size_t capacity) {
+    return make_view<Space>(memory.take<std::uint8_t>(required_bytes(shape, capacity)), shape.kv_heads, capacity, shape.subspaces);
+  }
   std::size_t capacity() const { return capacity_; }
   std::size_t size_bytes() const { return bytes_.size_bytes(); }
   mutable_residual_codes_view<> mutable_view() { return make_view(bytes_.data(), shape_.kv_heads, capacity_, shape_.subspaces); }

@@ -10,7 +10,12 @@
 namespace pqkv {
 namespace op {
 struct count_cells {};
-struct merge_tails {};
+struct merge_tails {
+  /// What scratch_bytes() must know.
+  struct sizes {
+    std::size_t heads = 0, tokens = 0, cells = 0;  // tokens: codes.extent(2)
+  };
+};
 }  // namespace op
 
 inline constexpr std::size_t max_joint_bits = 16;  // m * b of an index, at most
@@ -28,7 +33,7 @@ struct basic_cell_index_view {
   view<element<std::uint32_t>, 2, Space> offsets;  // [h, cells + 1] where a cell's list begins in ids
   view<element<std::int32_t>, 2, Space> ids;       // [h, capacity] token positions, grouped by cell, ascending in a cell
   view<element<std::uint32_t>, 1, Space> first;    // [h] first token that is counted
-  view<element<std::uint32_t>, 1, Space> merged;   // [h] tokens of [first, merged) are in the lists
+  view<element<std::uint32_t>, 1, Space> merged;   // [h] tokens of [first, merged) are in the lists; ids of later tokens there are void
   view<element<std::uint32_t>, 1, Space> last;     // [h] tokens of [merged, last) are the tail
   view<const std::uint8_t, 2, Space> cell_codes;   // [m, cells] code j of a cell; subspace 0 is the slowest digit
 
@@ -73,10 +78,30 @@ class cell_index {
     ids_ = buffer<std::int32_t>(h * capacity);
     ranges_ = buffer<std::uint32_t>(3 * h);
     cell_codes_ = buffer<std::uint8_t>(shape.subspaces * cells);
+    write_cell_codes(shape, cell_codes_.data());
+  }
+  /// The codes of every cell, [m, cells]: what a view's cell_codes must hold.
+  static constexpr void write_cell_codes(const pq_shape& shape, std::uint8_t* cell_codes) {
+    const std::size_t cells = shape.cells();
     for (std::size_t cell = 0; cell < cells; ++cell)
       for (std::size_t j = 0; j < shape.subspaces; ++j)
-        cell_codes_[j * cells + cell] =
+        cell_codes[j * cells + cell] =
             static_cast<std::uint8_t>((cell >> (shape.bits * (shape.subspaces - 1 - j))) & (shape.centroids() - 1));
+  }
+  /// Carves an index from the caller's memory of any space, zeros, or counts what it takes. cell_codes, last in it, are to be written by
+  /// write_cell_codes().
+  template <class Space = space::host>
+  static constexpr mutable_cell_index_view<Space> place(arena& memory, const pq_shape& shape, std::size_t capacity) {
+    const std::size_t h = shape.kv_heads, cells = shape.cells();
+    mutable_cell_index_view<Space> all{make_view<Space>(memory.take<std::uint32_t>(h * cells), h, cells),
+                                       make_view<Space>(memory.take<std::uint32_t>(h * (cells + 1)), h, cells + 1),
+                                       make_view<Space>(memory.take<std::int32_t>(h * capacity), h, capacity),
+                                       make_view<Space>(memory.take<std::uint32_t>(h), h),
+                                       make_view<Space>(memory.take<std::uint32_t>(h), h),
+                                       make_view<Space>(memory.take<std::uint32_t>(h), h),
+                                       {}};
+    all.cell_codes = as_const(make_view<Space>(memory.take<std::uint8_t>(shape.subspaces * cells), shape.subspaces, cells));
+    return all;
   }
   static constexpr std::size_t required_bytes(const pq_shape& shape, std::size_t capacity) {
     const std::size_t h = shape.kv_heads, cells = shape.cells();
@@ -151,19 +176,18 @@ void count_cells(const P& policy, codes_view<typename P::space_type> codes, std:
   kernel<op::count_cells, typename P::backend_type>::run(policy, codes, first, last, index);
 }
 
+namespace detail {
 /// Runs of tokens that the CUDA policy sorts side by side.
 constexpr std::size_t merge_tails_runs(std::size_t tokens) { return tokens < 2048 ? 1 : tokens > 131072 ? 64 : tokens / 2048; }
-
-/// Scratch bytes of merge_tails() on the CUDA policy.
-/// @param tokens  codes.extent(2)
-constexpr std::size_t merge_tails_device_scratch_bytes(std::size_t h, std::size_t tokens, std::size_t cells) {
-  return cache_line_bytes + h * merge_tails_runs(tokens) * cells * sizeof(std::uint32_t);
+constexpr std::size_t merge_tails_device_scratch_bytes(const op::merge_tails::sizes& s) {
+  return cache_line_bytes + s.heads * merge_tails_runs(s.tokens) * s.cells * sizeof(std::uint32_t);
 }
+}  // namespace detail
 
 /// Folds every head's tail into its id lists by a counting sort of its tokens.
 ///
 /// @throws shape_error; capacity_error when a device policy's scratch is too small
-/// @cost   n * m + cells a head; no allocation, on a device merge_tails_device_scratch_bytes(). Belongs between steps, every few
+/// @cost   n * m + cells a head; no allocation; scratch_bytes<op::merge_tails>(). Belongs between steps, every few
 ///         hundred tokens
 template <exec::policy P>
 void merge_tails(const P& policy, codes_view<typename P::space_type> codes, mutable_cell_index_view<typename P::space_type> index) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../quantize/codebook.hpp"
+#include "head_map.hpp"
 
 namespace pqkv {
 namespace op {
@@ -40,6 +41,13 @@ class distance_table {
   static constexpr std::size_t required_bytes(std::size_t query_heads, const pq_shape& shape) {
     return query_heads * (shape.subspaces * shape.centroids() + 1) * sizeof(float);
   }
+  /// Carves tables from the caller's memory of any space, or counts what they take.
+  template <class Space = space::host>
+  static constexpr mutable_distance_table_view<Space> place(arena& memory, std::size_t query_heads, const pq_shape& shape) {
+    const std::size_t m = shape.subspaces, c = shape.centroids();
+    return {make_view<Space>(memory.take<float>(query_heads * m * c), query_heads, m, c),
+            make_view<Space>(memory.take<float>(query_heads), query_heads)};
+  }
   std::size_t size_bytes() const { return entries_.size_bytes() + bias_.size_bytes(); }
   mutable_distance_table_view<> mutable_view() { return {make_view(entries_.data(), hq_, m_, c_), make_view(bias_.data(), hq_)}; }
   distance_table_view<> view() const { return {as_const(make_view(entries_.data(), hq_, m_, c_)), as_const(make_view(bias_.data(), hq_))}; }
@@ -49,15 +57,18 @@ class distance_table {
   buffer<float> entries_, bias_;
 };
 
-/// The checks of both tables; `function` names the door.
-template <class Query, class Book, class Table>
-constexpr status can_build_table(const Query& query, const Book& book, const Table& table, const char* function) noexcept {
-  const std::size_t h = book.heads();
+/// The checks of both tables.
+template <class Query, class Book, class Table, class Map = head_map<>>
+constexpr status can_build_table(const Query& query, const Book& book, const Table& table, const char* function,
+                                 const Map& map = {}) noexcept {
+  const std::size_t h = map.heads(book.heads());
   if (const status s = can_use_codebook(book, function); !s.ok()) return s;
   return detail::checks(function)
       .extent("query.extent(1)", query.extent(1), book.head_dim(), "d, from codebook")
       .that(h > 0 && query.extent(0) % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h),
             static_cast<double>(query.extent(0)))
+      .that(map.empty() || (map.kv_heads != 0 && book.heads() % map.kv_heads == 0), status::code::shape, "map.kv_heads",
+            "h of a sequence, a part of codebook's", static_cast<double>(book.heads()), static_cast<double>(map.kv_heads))
       .extent("table.entries.extent(0)", table.entries.extent(0), query.extent(0), "hq, from query")
       .extent("table.entries.extent(1)", table.entries.extent(1), book.subspaces(), "m, from codebook")
       .extent("table.entries.extent(2)", table.entries.extent(2), book.size(), "c, from codebook")
@@ -73,13 +84,14 @@ constexpr status can_build_table(const Query& query, const Book& book, const Tab
 /// @param query  [hq, d] float, after rotary embedding; hq % h == 0, query head q belongs to KV head q / (hq / h)
 /// @param book   [h, m, ds, c]
 /// @param table  [hq, m, c] and [hq], written; non-finite where the query is, and scan and retrieve then skip that query head
+/// @param map    which sequence of the codebook each row of queries is for; empty: heads in order
 /// @throws shape_error, value_error
 /// @cost   hq * d * c multiply-adds; no allocation; asynchronous on device policies
 template <exec::policy P>
 void inner_product_table(const P& policy, view<const float, 2, typename P::space_type> query, codebook_view<typename P::space_type> book,
-                         mutable_distance_table_view<typename P::space_type> table) {
-  require_ok(can_build_table(query, book, table, "inner_product_table"));
-  kernel<op::inner_product_table, typename P::backend_type>::run(policy, query, book, table);
+                         mutable_distance_table_view<typename P::space_type> table, const head_map<typename P::space_type>& map = {}) {
+  require_ok(can_build_table(query, book, table, "inner_product_table", map));
+  kernel<op::inner_product_table, typename P::backend_type>::run(policy, query, book, table, map);
 }
 
 /// table.entries[q, j, x] = -|query[q] sub-vector j - mean - centroids[h(q), j, :, x]|^2, so that larger is nearer and every reduction

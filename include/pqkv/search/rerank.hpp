@@ -10,13 +10,21 @@
 
 namespace pqkv {
 namespace op {
-struct rerank {};
+struct rerank {
+  /// What scratch_bytes() must know.
+  struct sizes {
+    std::size_t lists = 0, query_heads = 0;
+    std::size_t entries = 0;    // m * c + m2 * c2
+    std::size_t shortlist = 0;  // tokens of the longest list
+  };
+};
 }  // namespace op
 
 /// What rerank() needs to know beside its views.
 struct rerank_params {
   std::size_t head_dim = 0;  // d, for the softmax's scale
   group_reduction reduction = group_reduction::probability_sum;
+  float scale = 0;  // of the logits; 0: 1 / sqrt(d)
 };
 
 /// Both stages' tables of the same queries.
@@ -39,22 +47,22 @@ PQKV_HD constexpr std::uint32_t shortlist_size(const middle_range& range, std::s
   return wanted < range.size() ? static_cast<std::uint32_t>(wanted) : range.size();
 }
 
-/// Scratch bytes of rerank() on the host policy.
-/// @param entries    m * c + m2 * c2
-/// @param shortlist  tokens of the longest list
-constexpr std::size_t rerank_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t entries, std::size_t shortlist) {
-  const std::size_t g = lists == 0 ? 0 : (query_heads / lists + 3) / 4 * 4, rows = (shortlist + 15) / 16 * 16;
-  return lists * (3 * cache_line_bytes + (4 * entries + (g + 1) * rows) * sizeof(float));
+namespace detail {
+constexpr std::size_t rerank_scratch_bytes(const op::rerank::sizes& s) {
+  const std::size_t g = s.lists == 0 ? 0 : (s.query_heads / s.lists + 3) / 4 * 4, rows = (s.shortlist + 15) / 16 * 16;
+  return s.lists * (3 * cache_line_bytes + (4 * s.entries + (g + 1) * rows) * sizeof(float));
 }
+}  // namespace detail
 
 /// The checks of rerank().
-template <class Tables, class Codes, class Shortlist, class Lengths, class Ranges, class Indices, class Counts, class Skipped>
+template <class Tables, class Codes, class Shortlist, class Lengths, class Ranges, class Indices, class Counts, class Skipped,
+          class Map = head_map<>>
 constexpr status can_rerank(const Tables& tables, const Codes& codes, const Shortlist& shortlist, const Lengths& lengths,
                             const Ranges& ranges, const Indices& indices, const Counts& counts, const rerank_params& params,
-                            const Skipped& skipped) noexcept {
-  if (const status s = can_look_up(tables.coarse, codes.coarse, "rerank"); !s.ok()) return s;
+                            const Skipped& skipped, const Map& map = {}) noexcept {
+  if (const status s = can_look_up(tables.coarse, codes.coarse, "rerank", map); !s.ok()) return s;
   const auto& fine = tables.fine.entries;
-  const std::size_t h = codes.coarse.extent(0), hq = tables.coarse.entries.extent(0), lists = score_lists(params.reduction, h, hq);
+  const std::size_t h = map.heads(codes.coarse.extent(0)), hq = tables.coarse.entries.extent(0), lists = score_lists(params.reduction, h, hq);
   const std::size_t c = fine.extent(2);
   return detail::checks("rerank")
       .extent("tables.fine.extent(0)", fine.extent(0), hq, "hq, from tables.coarse")
@@ -62,7 +70,7 @@ constexpr status can_rerank(const Tables& tables, const Codes& codes, const Shor
       .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "tables.fine.extent(2)", "c2: 16, 32, 64, 128 or 256",
             256, static_cast<double>(c))
       .extent("tables.fine.stride(2)", fine.stride(2), 1, "last axis contiguous")
-      .extent("codes.fine.extent(0)", codes.fine.extent(0), h, "h, from codes.coarse")
+      .extent("codes.fine.extent(0)", codes.fine.extent(0), codes.coarse.extent(0), "h, from codes.coarse")
       .extent("codes.fine.extent(1)", codes.fine.extent(1), codes.coarse.extent(2), "n, from codes.coarse")
       .extent("codes.fine.extent(2)", codes.fine.extent(2), fine.extent(1), "m2, from tables.fine")
       .extent("codes.fine.stride(2)", codes.fine.stride(2), 1, "last axis contiguous")
@@ -93,18 +101,20 @@ constexpr status can_rerank(const Tables& tables, const Codes& codes, const Shor
 /// @param counts     [h] uint32 ([hq] under `none`), written: k, or the shortlist's length where that is less
 /// @param skipped    [hq] uint8, written if given: 1 for a query head left out, as one of its table entries, or of its shortlist's sums of
 ///                   them, is not finite
+/// @param map        which sequence of the codes each row of queries is for; empty: heads in order
 /// @pre    positions of a list are ascending; codes are below their table's c
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
-/// @cost   shortlist * g * (m + m2) look-ups and as many exponentials as shortlist * g; rerank_scratch_bytes()
+/// @cost   shortlist * g * (m + m2) look-ups and as many exponentials as shortlist * g; scratch_bytes<op::rerank>()
 /// @source PQCache section 3.3, with the second stage of "re-rank with source coding"
 template <exec::policy P>
 void rerank(const P& policy, const two_stage_table<typename P::space_type>& tables, const two_stage_codes<typename P::space_type>& codes,
             view<const std::int32_t, 2, typename P::space_type> shortlist, view<const std::uint32_t, 1, typename P::space_type> lengths,
             view<const middle_range, 1, typename P::space_type> ranges, view<std::int32_t, 2, typename P::space_type> indices,
             view<std::uint32_t, 1, typename P::space_type> counts, const rerank_params& params,
-            view<std::uint8_t, 1, typename P::space_type> skipped = {}) {
-  require_ok(can_rerank(tables, codes, shortlist, lengths, ranges, indices, counts, params, skipped));
-  kernel<op::rerank, typename P::backend_type>::run(policy, tables, codes, shortlist, lengths, ranges, indices, counts, params, skipped);
+            view<std::uint8_t, 1, typename P::space_type> skipped = {}, const head_map<typename P::space_type>& map = {}) {
+  require_ok(can_rerank(tables, codes, shortlist, lengths, ranges, indices, counts, params, skipped, map));
+  kernel<op::rerank, typename P::backend_type>::run(policy, tables, codes, shortlist, lengths, ranges, indices, counts, params, skipped,
+                                                    map);
 }
 
 }  // namespace pqkv

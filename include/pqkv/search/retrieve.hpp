@@ -8,7 +8,15 @@
 
 namespace pqkv {
 namespace op {
-struct retrieve {};
+struct retrieve {
+  /// What scratch_bytes() must know.
+  struct sizes {
+    std::size_t lists = 0, query_heads = 0, subspaces = 0, centroids = 0;  // hq, m, c
+    std::size_t tokens = 0;  // largest end - begin of a range; on a device codes.extent(2), since the ranges stay there
+    std::size_t cells = 0;   // of the index; 0 without one
+    group_reduction reduction = group_reduction::probability_sum;
+  };
+};
 }  // namespace op
 
 /// How scores are computed; the selected set is the same.
@@ -33,6 +41,7 @@ struct retrieve_params {
   std::size_t head_dim = 0;  // d, for the softmax's scale
   group_reduction reduction = group_reduction::probability_sum;
   search_path path = search_path::automatic;
+  float scale = 0;  // of the logits; 0: 1 / sqrt(d)
 };
 
 /// The path that `automatic` stands for.
@@ -44,49 +53,42 @@ PQKV_HD constexpr search_path resolve_path(search_path wanted, std::size_t cells
   return cells != 0 && cells <= tokens ? search_path::joint : search_path::scan;
 }
 
-/// Scratch bytes of retrieve() on the host policy.
-/// @param tokens  largest end - begin of a head
-/// @param cells   of the index; 0 without one
-/// @param reduction  that of the call: logit_sum and none filter by 16-bit sums first
-constexpr std::size_t retrieve_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t m, std::size_t c, std::size_t tokens,
-                                             std::size_t cells, group_reduction reduction = group_reduction::probability_sum) {
-  const std::size_t scored = tokens > cells ? tokens : cells, kept = cells == 0 ? 0 : cells + 64, words = tokens / 64 + 1;
+namespace detail {
+constexpr std::size_t retrieve_scratch_bytes(const op::retrieve::sizes& s) {
+  const std::size_t lists = s.lists, tokens = s.tokens, cells = s.cells, scored = tokens > cells ? tokens : cells,
+                    kept = cells == 0 ? 0 : cells + 64, words = tokens / 64 + 1;
   const auto lines = [](std::size_t bytes) { return (bytes + cache_line_bytes - 1) / cache_line_bytes * cache_line_bytes; };
   const std::size_t sums = lines(lists * tokens * sizeof(std::uint16_t));
   const std::size_t doubtful = lines(lists * (tokens / 2 + 64) * sizeof(std::int32_t));
-  const std::size_t filter = adds_logits(reduction) ? sums + doubtful : 0;
-  return filter + scan_scratch_bytes(query_heads, m, c) + lines(lists * scored * sizeof(float)) + 4 * lines(lists * kept * sizeof(float)) +
-         lines(lists * m * cells) +
+  const std::size_t filter = adds_logits(s.reduction) ? sums + doubtful : 0, earlier = lines(lists * cells * sizeof(std::uint32_t));
+  return filter + earlier + scan_scratch_bytes({s.query_heads, s.subspaces, s.centroids}) + lines(lists * scored * sizeof(float)) +
+         4 * lines(lists * kept * sizeof(float)) + lines(lists * s.subspaces * cells) +
          lines(lists * (words + words / 64 + 1) * sizeof(std::uint64_t));
 }
 
-namespace detail {
 /// Tokens of a list near its threshold that the CUDA policy has room for by the side: three deviations of its sample at least, whatever k.
 PQKV_HD constexpr std::size_t retrieve_device_kept(std::size_t tokens) { return tokens / 16 > 8192 ? tokens / 16 : 8192; }
+/// Short lists and small indices need less.
+constexpr std::size_t retrieve_device_scratch_bytes(const op::retrieve::sizes& s) {
+  const std::size_t scored = s.tokens > s.cells ? s.tokens : s.cells, words = s.tokens / 32 + 1;
+  return scan_device_scratch_bytes(s.query_heads) + 4 * cache_line_bytes +
+         s.lists * (scored * sizeof(float) + 2 * words * sizeof(std::uint32_t) + retrieve_device_kept(s.tokens) * 8 + 32);
+}
 }  // namespace detail
 
-/// Scratch bytes of retrieve() on the CUDA policy; short lists and small indices need less.
-/// @param tokens  codes.extent(2): the ranges stay on the device
-/// @param cells   of the index; 0 without one
-constexpr std::size_t retrieve_device_scratch_bytes(std::size_t lists, std::size_t query_heads, std::size_t tokens, std::size_t cells) {
-  const std::size_t scored = tokens > cells ? tokens : cells, words = tokens / 32 + 1;
-  return scan_device_scratch_bytes(query_heads) + 4 * cache_line_bytes +
-         lists * (scored * sizeof(float) + 2 * words * sizeof(std::uint32_t) + detail::retrieve_device_kept(tokens) * 8 + 32);
-}
-
 /// The checks of retrieve().
-template <class Table, class Codes, class Index, class Ranges, class Indices, class Counts, class Skipped>
+template <class Table, class Codes, class Index, class Ranges, class Indices, class Counts, class Skipped, class Map = head_map<>>
 constexpr status can_retrieve(const Table& table, const Codes& codes, const Index& index, const Ranges& ranges, const Indices& indices,
-                              const Counts& counts, const retrieve_params& params, const Skipped& skipped) noexcept {
-  const std::size_t h = codes.extent(0), hq = table.entries.extent(0), lists = score_lists(params.reduction, h, hq);
-  if (const status s = can_look_up(table, codes, "retrieve"); !s.ok()) return s;
+                              const Counts& counts, const retrieve_params& params, const Skipped& skipped, const Map& map = {}) noexcept {
+  const std::size_t h = map.heads(codes.extent(0)), hq = table.entries.extent(0), lists = score_lists(params.reduction, h, hq);
+  if (const status s = can_look_up(table, codes, "retrieve", map); !s.ok()) return s;
   if (!index.empty())
-    if (const status s = can_use_cell_index(index, h, codes.extent(1), "retrieve"); !s.ok()) return s;
+    if (const status s = can_use_cell_index(index, codes.extent(0), codes.extent(1), "retrieve"); !s.ok()) return s;
   std::size_t cells = 1;
   for (std::size_t j = 0; j < codes.extent(1) && cells <= index.cells(); ++j) cells *= table.entries.extent(2);
   return detail::checks("retrieve")
       .extent("index.counts.extent(1)", index.empty() ? cells : index.cells(), cells, "c^m, from table")
-      .extent("ranges.extent(0)", ranges.extent(0), h, "h, from codes")
+      .extent("ranges.extent(0)", ranges.extent(0), h, map.empty() ? "h, from codes" : "rows * h, from map")
       .extent("indices.extent(0)", indices.extent(0), lists, "h, or hq under reduction none")
       .extent("indices.stride(1)", indices.stride(1), 1, "last axis contiguous")
       .extent("counts.extent(0)", counts.extent(0), lists, "h, or hq under reduction none")
@@ -100,23 +102,27 @@ constexpr status can_retrieve(const Table& table, const Codes& codes, const Inde
 ///
 /// @param table    [hq, m, c] float, from inner_product_table()
 /// @param codes    [h, m, n] uint8, planar, absolute positions
-/// @param index    of the same codes, its [first, last) equal to each head's range; or empty
+/// @param index    of the same codes, its `first` and `last` equal to each head's range, or its `last` behind it: then the tokens behind
+///                 the range take no part; or empty
 /// @param ranges   [h] what is ranked; a range beyond n or with more to select than indices.extent(1) is a value_error on the host;
 ///                 on a device, where reading it would mean waiting, both are cut to what there is
 /// @param indices  [h, k_max] int32 ([hq, k_max] under `none`), written: absolute positions, ascending, then -1
 /// @param counts   [h] uint32 ([hq] under `none`), written
 /// @param skipped  [hq] uint8, written if given: 1 where a table had a non-finite entry, so that the head was left out
+/// @param map      which sequence of codes and index each row of queries is for; empty: heads in order. With it ranges, indices and counts
+///                 are of rows * h heads
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
 /// @cost   joint: cells * g * m table look-ups and the emission of k ids; scan: tokens * g * m, under logit_sum tokens * m of 16 bits and
-///         few of floats; retrieve_scratch_bytes()
+///         few of floats; scratch_bytes<op::retrieve>()
 /// @source PQCache section 3.3; joint codes: see cell_index.hpp
 template <exec::policy P>
 void retrieve(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,
               cell_index_view<typename P::space_type> index, view<const middle_range, 1, typename P::space_type> ranges,
               view<std::int32_t, 2, typename P::space_type> indices, view<std::uint32_t, 1, typename P::space_type> counts,
-              const retrieve_params& params, view<std::uint8_t, 1, typename P::space_type> skipped = {}) {
-  require_ok(can_retrieve(table, codes, index, ranges, indices, counts, params, skipped));
-  kernel<op::retrieve, typename P::backend_type>::run(policy, table, codes, index, ranges, indices, counts, params, skipped);
+              const retrieve_params& params, view<std::uint8_t, 1, typename P::space_type> skipped = {},
+              const head_map<typename P::space_type>& map = {}) {
+  require_ok(can_retrieve(table, codes, index, ranges, indices, counts, params, skipped, map));
+  kernel<op::retrieve, typename P::backend_type>::run(policy, table, codes, index, ranges, indices, counts, params, skipped, map);
 }
 
 }  // namespace pqkv

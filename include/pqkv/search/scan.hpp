@@ -8,7 +8,12 @@
 
 namespace pqkv {
 namespace op {
-struct scan {};
+struct scan {
+  /// What scratch_bytes() must know.
+  struct sizes {
+    std::size_t query_heads = 0, subspaces = 0, centroids = 0;  // hq, m, c
+  };
+};
 }  // namespace op
 
 /// How the scores of the g query heads of a KV head become one (method: docs/dataflow.md).
@@ -30,27 +35,26 @@ PQKV_HD constexpr bool adds_logits(group_reduction reduction) {
   return reduction == group_reduction::logit_sum || reduction == group_reduction::none;
 }
 
-/// Scratch bytes of scan() on the host policy.
-constexpr std::size_t scan_scratch_bytes(std::size_t query_heads, std::size_t m, std::size_t c) {
-  return query_heads * (3 * cache_line_bytes + 2 * m * c * sizeof(float));
+namespace detail {
+constexpr std::size_t scan_scratch_bytes(const op::scan::sizes& s) {
+  return s.query_heads * (3 * cache_line_bytes + 2 * s.subspaces * s.centroids * sizeof(float));
 }
 
-namespace detail {
 inline constexpr std::size_t scan_device_runs = 64;  // parts of a list that CTAs of the CUDA policy share at most; not measured
+constexpr std::size_t scan_device_scratch_bytes(std::size_t query_heads) {
+  return 2 * cache_line_bytes + query_heads * (scan_device_runs * sizeof(std::uint64_t) + 12);
+}
 }  // namespace detail
 
-/// Scratch bytes of scan() on the CUDA policy.
-constexpr std::size_t scan_device_scratch_bytes(std::size_t query_heads) {
-  return 2 * cache_line_bytes + query_heads * (detail::scan_device_runs * sizeof(std::uint64_t) + 12);
-}
-
 /// Whether the codes index the table: what scan() and retrieve() check first.
-template <class Table, class Codes>
-constexpr status can_look_up(const Table& table, const Codes& codes, const char* function) noexcept {
-  const std::size_t h = codes.extent(0), hq = table.entries.extent(0), c = table.entries.extent(2);
+template <class Table, class Codes, class Map = head_map<>>
+constexpr status can_look_up(const Table& table, const Codes& codes, const char* function, const Map& map = {}) noexcept {
+  const std::size_t h = map.heads(codes.extent(0)), hq = table.entries.extent(0), c = table.entries.extent(2);
   return detail::checks(function)
       .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", "hq, a multiple of h", static_cast<double>(h),
             static_cast<double>(hq))
+      .that(map.empty() || (map.kv_heads != 0 && codes.extent(0) % map.kv_heads == 0), status::code::shape, "map.kv_heads",
+            "h of a sequence, a part of codes'", static_cast<double>(codes.extent(0)), static_cast<double>(map.kv_heads))
       .at_least("table.entries.extent(1)", static_cast<double>(table.entries.extent(1)), 1, "m, at least")
       .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "table.entries.extent(2)",
             "c: 16, 32, 64, 128 or 256", 64, static_cast<double>(c))
@@ -81,16 +85,17 @@ constexpr status can_scan(const Table& table, const Codes& codes, const Scores& 
 /// @param codes     [h, m, n] uint8, planar, from encode()
 /// @param scores    [h, n] float ([hq, n] under `none`), written
 /// @param head_dim  d, for the softmax's scale
+/// @param scale     of the logits; 0: 1 / sqrt(d)
 /// A query head whose table has a non-finite entry contributes nothing.
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
-/// @cost   reads codes g times per pass, two passes for the probabilities; scan_scratch_bytes(); asynchronous on device policies
+/// @cost   reads codes g times per pass, two passes for the probabilities; scratch_bytes<op::scan>(); asynchronous on device policies
 /// @source PQCache section 3.3; exponentials of table entries instead of scores: docs/numerics.md
 template <exec::policy P>
 void scan(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,
-          view<float, 2, typename P::space_type> scores, group_reduction reduction, std::size_t head_dim) {
+          view<float, 2, typename P::space_type> scores, group_reduction reduction, std::size_t head_dim, float scale = 0) {
   require_ok(can_scan(table, codes, scores, reduction));
   require_ok(detail::checks("scan").at_least("head_dim", static_cast<double>(head_dim), 1, "d, at least"));
-  kernel<op::scan, typename P::backend_type>::run(policy, table, codes, scores, reduction, head_dim);
+  kernel<op::scan, typename P::backend_type>::run(policy, table, codes, scores, reduction, head_dim, scale);
 }
 
 }  // namespace pqkv

@@ -7,16 +7,14 @@
 #include <concepts>
 #include <cstdint>
 
+#include "../cache/kv_store.hpp"
+#include "../cache/sequence_steps.hpp"
 #include "../core/error.hpp"
-#include "../cache/slots.hpp"
 #include "../search/retrieve.hpp"
 
 namespace pqkv {
 
 namespace selector {
-
-/// What a selector says of a slot before it is asked for a list.
-enum class coverage : std::uint8_t { listed, everything, nothing };
 
 /// Bytes that one step reads beside the attended rows.
 struct traffic {
@@ -24,36 +22,57 @@ struct traffic {
   std::uint64_t selector_bytes = 0;  // codebooks; keys, for a selector that scores them
 };
 
+/// Nothing but attended rows is read.
+struct no_traffic {
+  PQKV_HD constexpr traffic operator()(const middle_range&) const { return {}; }
+};
+
+/// What training came to, perhaps on a device that is not done yet.
+template <class Space>
+struct learning {
+  bool tried = false;                               // false: nothing to train
+  view<const std::uint8_t, 2, Space> outcomes{};    // 0 each where it succeeded; empty: it did
+};
+
+/// Rows of all slots, as a selector of any store sees them in a concept's requirement.
+template <class Space>
+using any_rows = strided_rows<float, Space>;
+
 }  // namespace selector
 
-/// Keys are views of the cache's store by absolute position: [h, n, d] of one slot, or [batch * h, capacity, d] for select().
+/// A selector S in the memory of policy P. Rows are kv_rows of all slots, slot b's head at b * h + head, by absolute position.
 ///
-///   can_construct(shape, params)                         what the selector cannot do
-///   index_bytes, scratch_bytes(shape, params), lists()   sizes, fixed at construction; index_bytes is what it will own
-///   observe_prefill(policy, slot, keys, middle)          keys [h, n, d] of the whole prompt; middle: what is ranked from now on
-///   append(policy, slot, keys, first, last)              tokens that left the window and joined the middle
-///   covers(slot)                                         listed, or everything or nothing without a list
-///   select(policy, query, keys, ranges, indices, counts) for the slots that cover `listed`; empty ranges are left alone
-///   fork(policy, from, to, tokens), reset(slot), maintain(policy, slot, keys, middle)
+///   params, can_construct(shape, params)        what can be set, and what the selector cannot do
+///   index_bytes(shape, params)                  what it will own; scratch_bytes(policy, shape, params): of the policy, in a step
+///   S(policy, shape, params), lists()           takes all its memory; lists of a slot, fixed
+///   covers()                                    how a slot is attended to before and after it has learned
+///   least_rows()                                rows behind the sinks that learning needs
+///   learn(policy, slot, rows, sequence, middle) from all of a slot's keys; may be repeated after a failure
+///   index()                                     encode, commit, forget, parts: see cache/sequence_steps.hpp
+///   select(policy, query, rows, map, ranges, indices, counts)   for queries [rows * hq, d]; empty ranges get no list
+///   traffic_of(element_bytes)                   a function of a middle_range that can be copied to a device
+///   maintain(policy, slot, sequence, middle)    cheap upkeep between steps
+///   clear(policy, slot)                         forgets a slot
 template <class S, class P>
-concept selector_for = requires(S selector, const S& constant, const P& policy, const cache_shape& shape, const typename S::params& params,
-                                view<const float, 3, typename P::space_type> keys, view<const float, 2, typename P::space_type> query,
-                                view<const middle_range, 1, typename P::space_type> ranges,
-                                view<std::int32_t, 2, typename P::space_type> indices,
-                                view<std::uint32_t, 1, typename P::space_type> counts, middle_range middle, std::size_t slot) {
-  { S::can_construct(shape, params) } -> std::same_as<status>;
-  S(shape, params);
-  { constant.lists() } -> std::same_as<std::size_t>;
-  { S::index_bytes(shape, params) } -> std::same_as<std::size_t>;
-  { S::scratch_bytes(shape, params) } -> std::same_as<std::size_t>;
-  selector.observe_prefill(policy, slot, keys, middle);
-  selector.append(policy, slot, keys, slot, slot);
-  { constant.covers(slot) } -> std::same_as<selector::coverage>;
-  selector.select(policy, query, keys, ranges, indices, counts);
-  { constant.step_traffic(middle, slot) } -> std::same_as<selector::traffic>;
-  selector.fork(policy, slot, slot, slot);
-  selector.reset(slot);
-  selector.maintain(policy, slot, keys, middle);
-};
+concept selector_for =
+    requires(S selector, const S& constant, const P& policy, const cache_shape& shape, const typename S::params& params,
+             const selector::any_rows<typename P::space_type>& rows, view<const float, 2, typename P::space_type> query,
+             const head_map<typename P::space_type>& map, view<const middle_range, 1, typename P::space_type> ranges,
+             view<std::int32_t, 2, typename P::space_type> indices, view<std::uint32_t, 1, typename P::space_type> counts,
+             middle_range middle, std::size_t slot, const sequence& at) {
+      { S::can_construct(shape, params) } -> std::same_as<status>;
+      S(policy, shape, params);
+      { constant.lists() } -> std::same_as<std::size_t>;
+      { S::index_bytes(shape, params) } -> std::same_as<std::size_t>;
+      { S::scratch_bytes(policy, shape, params) } -> std::same_as<std::size_t>;
+      { constant.covers() } -> std::same_as<selector::coverage_rule>;
+      { constant.least_rows() } -> std::same_as<std::size_t>;
+      { selector.learn(policy, slot, rows, at, middle) } -> std::same_as<selector::learning<typename P::space_type>>;
+      { selector.index().parts() } -> std::same_as<slot_parts>;
+      selector.select(policy, query, rows, map, ranges, indices, counts);
+      { constant.traffic_of(slot)(middle) } -> std::same_as<selector::traffic>;
+      selector.maintain(policy, slot, at, middle);
+      selector.clear(policy, slot);
+    };
 
 }  // namespace pqkv

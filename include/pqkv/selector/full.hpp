@@ -6,7 +6,7 @@
 
 namespace pqkv::selector {
 
-/// A selector that needs no list: it takes everything or nothing of the middle.
+/// A selector that needs no list: it takes everything or nothing of the middle. In any space.
 template <coverage Coverage>
 class unranked {
  public:
@@ -14,19 +14,21 @@ class unranked {
 
   static constexpr status can_construct(const cache_shape&, const params&) noexcept { return {}; }
   static constexpr std::size_t index_bytes(const cache_shape&, const params&) { return 0; }
-  static constexpr std::size_t scratch_bytes(const cache_shape&, const params&) { return 0; }
-  unranked(const cache_shape& shape, const params&) : lists_(shape.kv_heads) {}
+  static constexpr std::size_t scratch_bytes(const auto&, const cache_shape&, const params&) { return 0; }
+  unranked(const auto&, const cache_shape& shape, const params&) : lists_(shape.kv_heads) {}
 
   std::size_t lists() const { return lists_; }
-  coverage covers(std::size_t) const { return Coverage; }
-  traffic step_traffic(middle_range, std::size_t) const { return {}; }
-
-  void observe_prefill(const auto&, std::size_t, const auto&, middle_range) {}
-  void append(const auto&, std::size_t, const auto&, std::size_t, std::size_t) {}
-  void select(const auto&, const auto&, const auto&, const auto&, const auto&, const auto&) {}
-  void fork(const auto&, std::size_t, std::size_t, std::size_t) {}
-  void reset(std::size_t) {}
-  void maintain(const auto&, std::size_t, const auto&, middle_range) {}
+  static constexpr coverage_rule covers() { return {Coverage, Coverage}; }
+  static constexpr std::size_t least_rows() { return 0; }
+  template <exec::policy P>
+  learning<typename P::space_type> learn(const P&, std::size_t, const auto&, const sequence&, middle_range) {
+    return {};
+  }
+  static no_index index() { return {}; }
+  void select(const auto&, const auto&, const auto&, const auto&, const auto&, const auto&, const auto&) {}
+  static constexpr no_traffic traffic_of(std::size_t) { return {}; }
+  void maintain(const auto&, std::size_t, const sequence&, middle_range) {}
+  void clear(const auto&, std::size_t) {}
 
  private:
   std::size_t lists_;

@@ -3,57 +3,58 @@
 // method to decode with: it reads every key in every step.
 #pragma once
 
-#include "../core/buffer.hpp"
+#include "../exec/memory.hpp"
 #include "../search/top_k.hpp"
 #include "concept.hpp"
 
 namespace pqkv {
 namespace op {
-struct exact_scores {};
+struct exact_scores {
+  /// What scratch_bytes() must know.
+  struct sizes {
+    std::size_t query_heads = 0, tokens = 0;  // tokens of the longest range
+  };
+};
 }  // namespace op
 
 /// The checks of exact_scores().
-template <class Query, class Keys, class Ranges, class Scores>
-constexpr status can_score_exactly(const Query& query, const Keys& keys, const Ranges& ranges, group_reduction reduction,
+template <class Query, class Store, class Ranges, class Scores>
+constexpr status can_score_exactly(const Query& query, const Store& store, const Ranges& ranges, group_reduction reduction,
                                    const Scores& scores) noexcept {
-  const std::size_t h = keys.extent(0), hq = query.extent(0);
+  const std::size_t h = store.heads(), hq = query.extent(0);
   return detail::checks("exact_scores")
       .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h),
             static_cast<double>(hq))
-      .extent("query.extent(1)", query.extent(1), keys.extent(2), "d, from keys")
+      .extent("query.extent(1)", query.extent(1), store.head_dim(), "d, from store")
       .extent("query.stride(1)", query.stride(1), 1, "last axis contiguous")
-      .at_most("keys.extent(2)", static_cast<double>(keys.extent(2)), max_head_dim, "d, at most")
-      .extent("ranges.extent(0)", ranges.extent(0), h, "h, from keys")
+      .at_most("store.head_dim", static_cast<double>(store.head_dim()), max_head_dim, "d, at most")
+      .extent("ranges.extent(0)", ranges.extent(0), h, "h, from store")
       .extent("scores.extent(0)", scores.extent(0), score_lists(reduction, h, hq), "h, or hq under reduction none")
       .extent("scores.stride(1)", scores.stride(1), 1, "last axis contiguous");
-}
-
-/// Scratch bytes of exact_scores() on the host policy, ranges of up to `tokens`.
-constexpr std::size_t exact_scores_scratch_bytes(std::size_t query_heads, std::size_t tokens) {
-  return query_heads * (tokens * sizeof(float) + cache_line_bytes);
 }
 
 /// scores[list, i] of token ranges[h].begin + i: the reduction of the exact logits or softmax probabilities of the group.
 ///
 /// @param query   [hq, d] float
-/// @param keys    [h, n, d] float, half or bfloat16, any strides
+/// @param store   keys of h heads; its values are not looked at
 /// @param ranges  [h] which tokens; `retrieve` is not looked at
 /// @param scores  [h, at least the longest range] float ([hq, ...] under `none`), written
+/// @param scale   of the logits in the softmax; 0: 1 / sqrt(d)
 /// A non-finite logit counts as -infinity, so one bad key cannot hide the others; a query head with none finite contributes nothing.
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
-/// @cost   reads every key of the ranges; exact_scores_scratch_bytes(). Float arithmetic, not canonical
-template <exec::policy P, class T, class Space>
-  requires storage_scalar<T> && reachable_from<Space, P>
-void exact_scores(const P& policy, view<const float, 2, typename P::space_type> query, view<T, 3, Space> keys,
+/// @cost   reads every key of the ranges; scratch_bytes<op::exact_scores>(). Float arithmetic, not canonical
+template <exec::policy P, kv_store Store>
+  requires reachable_from<typename Store::space_type, P>
+void exact_scores(const P& policy, view<const float, 2, typename P::space_type> query, const Store& store,
                   view<const middle_range, 1, typename P::space_type> ranges, group_reduction reduction,
-                  view<float, 2, typename P::space_type> scores) {
-  require_ok(can_score_exactly(query, keys, ranges, reduction, scores));
-  kernel<op::exact_scores, typename P::backend_type>::run(policy, query, keys, ranges, reduction, scores);
+                  view<float, 2, typename P::space_type> scores, float scale = 0) {
+  require_ok(can_score_exactly(query, store, ranges, reduction, scores));
+  kernel<op::exact_scores, typename P::backend_type>::run(policy, query, store, ranges, reduction, scores, scale);
 }
 
 namespace selector {
 
-/// Ranks by the exact scores of all keys: what every other selector is measured against.
+/// Ranks by the exact scores of all keys: what every other selector is measured against. Host memory only.
 class oracle {
  public:
   /// What can be set.
@@ -63,34 +64,41 @@ class oracle {
 
   static constexpr status can_construct(const cache_shape&, const params&) noexcept { return {}; }
   static constexpr std::size_t index_bytes(const cache_shape& shape, const params& settings) {
-    return shape.batch * score_lists(settings.reduction, shape.kv_heads, shape.query_heads) * shape.capacity * sizeof(float);
+    arena count;
+    place(count, shape, settings);
+    return count.used_bytes();
   }
-  static constexpr std::size_t scratch_bytes(const cache_shape& shape, const params&) {
-    return exact_scores_scratch_bytes(shape.batch * shape.query_heads, shape.capacity);
+  template <exec::policy P>
+  static constexpr std::size_t scratch_bytes(const P& policy, const cache_shape& shape, const params&) {
+    return pqkv::scratch_bytes<op::exact_scores>(policy, {shape.queries_at_once() * shape.query_heads, shape.capacity});
   }
-  oracle(const cache_shape& shape, const params& settings)
+  oracle(const auto& policy, const cache_shape& shape, const params& settings)
       : shape_(shape),
         params_(settings),
         lists_(score_lists(settings.reduction, shape.kv_heads, shape.query_heads)),
-        scores_(shape.batch * lists_ * shape.capacity) {}
+        memory_(make_owner<std::byte>(policy, index_bytes(shape, settings))) {}
 
   std::size_t lists() const { return lists_; }
-  coverage covers(std::size_t) const { return coverage::listed; }
-  traffic step_traffic(middle_range middle, std::size_t element_bytes) const {
-    return {0, std::uint64_t{middle.size()} * shape_.kv_heads * shape_.head_dim * element_bytes};
-  }
+  static constexpr coverage_rule covers() { return {coverage::listed, coverage::listed}; }
+  static constexpr std::size_t least_rows() { return 0; }
+  /// Reads every key of the middle.
+  struct key_traffic {
+    std::uint64_t token_bytes;  // of all KV heads
+    PQKV_HD constexpr traffic operator()(const middle_range& middle) const { return {0, std::uint64_t{middle.size()} * token_bytes}; }
+  };
+  key_traffic traffic_of(std::size_t element_bytes) const { return {shape_.kv_heads * shape_.head_dim * element_bytes}; }
 
-  void observe_prefill(const auto&, std::size_t, const auto&, middle_range) {}
-  void append(const auto&, std::size_t, const auto&, std::size_t, std::size_t) {}
-  void fork(const auto&, std::size_t, std::size_t, std::size_t) {}
-  void reset(std::size_t) {}
-  void maintain(const auto&, std::size_t, const auto&, middle_range) {}
+  learning<space::host> learn(const auto&, std::size_t, const auto&, const sequence&, middle_range) { return {}; }
+  static no_index index() { return {}; }
+  void maintain(const auto&, std::size_t, const sequence&, middle_range) {}
+  void clear(const auto&, std::size_t) {}
 
-  template <exec::policy P, class T>
-  void select(const P& policy, view<const float, 2> query, view<T, 3> keys, view<const middle_range, 1> ranges,
+  template <exec::policy P, kv_store Rows>
+  void select(const P& policy, view<const float, 2> query, const Rows& rows, const head_map<>& map, view<const middle_range, 1> ranges,
               view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts) {
-    const auto scores = make_view(scores_.data(), shape_.batch * lists_, shape_.capacity);
-    exact_scores(policy, query, keys, ranges, params_.reduction, scores);
+    arena memory(memory_);
+    const auto scores = place(memory, shape_, params_).slice(0, 0, counts.extent(0));
+    exact_scores(policy, query, mapped_store<Rows>{rows, map, ranges.extent(0)}, ranges, params_.reduction, scores, shape_.softmax_scale);
     const std::size_t lists_per_head = lists_ / shape_.kv_heads;
     for (std::size_t list = 0; list < scores.extent(0); ++list) {
       const middle_range range = ranges(list / lists_per_head);
@@ -103,10 +111,16 @@ class oracle {
   }
 
  private:
+  static constexpr view<float, 2> place(arena& memory, const cache_shape& shape, const params& settings) {
+    const std::size_t lists = shape.queries_at_once() * score_lists(settings.reduction, shape.kv_heads, shape.query_heads);
+    const bool fits = lists <= static_cast<std::size_t>(-1) / 8 / shape.capacity;
+    return make_view(memory.take<float>(fits ? lists * shape.capacity : static_cast<std::size_t>(-1)), lists, shape.capacity);
+  }
+
   cache_shape shape_;
   params params_;
   std::size_t lists_;
-  buffer<float> scores_;
+  buffer<std::byte> memory_;
 };
 
 }  // namespace selector

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "../../core/arena.hpp"
-#include "../../core/buffer.hpp"
+#include "../../core/owner.hpp"
 #include "error.cuh"
 
 namespace pqkv {

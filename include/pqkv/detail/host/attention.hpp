@@ -92,13 +92,13 @@ class attention_sum {
   float* sums() { return sum_; }
 
   /// Writes a query's output and returns its log-sum-exp.
-  float finish(std::size_t q, float* out) const {
+  float finish(std::size_t q, float* out, double factor) const {
     const float nan = float_from_bits(0x7fc00000u);
     for (std::size_t i = 0; i < d_; ++i)
       out[i] = broken_[q] ? nan : total_[q] == 0 ? 0.0f : static_cast<float>(static_cast<double>(sum_[q * stride_ + place(i)]) / total_[q]);
     if (broken_[q]) return nan;
     if (total_[q] == 0) return float_from_bits(0xff800000u);
-    return static_cast<float>(static_cast<double>(top_[q]) / std::sqrt(static_cast<double>(d_)) + std::log(total_[q]));
+    return static_cast<float>(static_cast<double>(top_[q]) * factor + std::log(total_[q]));
   }
 
   /// Where the leaf has element i.
@@ -138,14 +138,14 @@ class attention_part {
   using sum_type = attention_sum<Leaf, T>;
 
   attention_part(const Store& store, std::size_t head, const attended_tokens& tokens, const view<const float, 2>& query, std::size_t first,
-                 std::size_t queries)
+                 std::size_t queries, float scale)
       : store_(store),
         tokens_(tokens),
         head_(head),
         g_(queries),
         d_(store.head_dim()),
         stride_(attention_row_floats(d_)),
-        scale_(canonical::softmax_scale::of(d_)) {
+        scale_(canonical::softmax_scale::of(d_, scale)) {
     std::fill_n(query_, attention_max_queries * stride_, 0.0f);
     std::fill_n(weight_, attention_max_queries * attention_tile_tokens, 0.0f);
     for (std::size_t q = 0; q < g_; ++q)
@@ -255,6 +255,7 @@ struct attention_call {
   const token_set<>& tokens;
   const view<float, 2>& out;
   const view<float, 1>& lse;
+  float scale;  // of the logits; 0: 1 / sqrt(d)
 
   std::size_t lists() const { return tokens.spans.extent(0); }
   std::size_t group() const { return query.extent(0) / lists(); }
@@ -268,7 +269,7 @@ struct attention_call {
   void finish(const sum_type& sum, std::size_t list, std::size_t share) const {
     for (std::size_t q = 0; q < queries(share); ++q) {
       const std::size_t row = first(list, share) + q;
-      const float log_sum = sum.finish(q, &out(row, 0));
+      const float log_sum = sum.finish(q, &out(row, 0), canonical::logit_factor(store.head_dim(), scale));
       if (lse.data != nullptr) lse(row) = log_sum;
     }
   }
@@ -277,7 +278,7 @@ struct attention_call {
   void part(std::size_t list, std::size_t share, std::size_t part, float* partials) const {
     const attended_tokens attended(tokens, list);
     const std::size_t head = list / (lists() / store.heads());
-    part_type work(store, head, attended, query, first(list, share), queries(share));
+    part_type work(store, head, attended, query, first(list, share), queries(share), scale);
     sum_type sum(queries(share), store.head_dim());
     work.run(attended.begin(part), attended.begin(part + 1), sum);
     if (attended.parts() == 1)
@@ -289,9 +290,9 @@ struct attention_call {
   /// Merges the parts of a list.
   void merge_parts(std::size_t list, std::size_t share, const float* partials) const {
     sum_type sum(queries(share), store.head_dim());
-    const auto scale = canonical::softmax_scale::of(store.head_dim());
+    const auto factor = canonical::softmax_scale::of(store.head_dim(), scale);
     for (std::size_t p = 0; p < attended_tokens(tokens, list).parts(); ++p)
-      sum.add(partials + (p * group() + share * attention_max_queries) * partial_floats(), partial_floats(), scale);
+      sum.add(partials + (p * group() + share * attention_max_queries) * partial_floats(), partial_floats(), factor);
     finish(sum, list, share);
   }
 
@@ -301,7 +302,7 @@ struct attention_call {
     if (attended.parts() == 1) return part(list, share, 0, nullptr);
     float partial[attention_max_queries * (256 + 2)];
     sum_type all(queries(share), store.head_dim());
-    part_type work(store, list / (lists() / store.heads()), attended, query, first(list, share), queries(share));
+    part_type work(store, list / (lists() / store.heads()), attended, query, first(list, share), queries(share), scale);
     for (std::size_t p = 0; p < attended.parts(); ++p) {
       sum_type sum(queries(share), store.head_dim());
       work.run(attended.begin(p), attended.begin(p + 1), sum);
@@ -316,11 +317,13 @@ struct attention_call {
 
 template <>
 struct kernel<op::attention, backend::host> {
+  static constexpr std::size_t scratch_bytes(const op::attention::sizes& sizes) { return detail::attention_host_scratch_bytes(sizes); }
+
   template <class P, class Store>
   static void run(const P& policy, view<const float, 2> query, const Store& store, const token_set<>& tokens, view<float, 2> out,
-                  view<float, 1> lse) {
+                  view<float, 1> lse, float scale) {
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      const detail::attention_call<detail::leaf<decltype(isa)>, Store> call{query, store, tokens, out, lse};
+      const detail::attention_call<detail::leaf<decltype(isa)>, Store> call{query, store, tokens, out, lse, scale};
       const std::size_t lists = call.lists(), shares = call.shares();
       std::size_t parts = 0;
       for (std::size_t list = 0; list < lists; ++list) parts += detail::attended_tokens(tokens, list).parts();
@@ -332,7 +335,7 @@ struct kernel<op::attention, backend::host> {
         return;
       }
       const std::size_t list_floats = call.group() * call.partial_floats();
-      workspace scratch(policy.scratch, scratch_bytes(lists, parts * list_floats), "attention");
+      workspace scratch(policy.scratch, partial_bytes(lists, parts * list_floats), "attention");
       auto* const first = scratch.template take<std::uint32_t>(lists + 1);
       auto* const partials = scratch.template take<float>(parts * list_floats);
       first[0] = 0;
@@ -353,7 +356,7 @@ struct kernel<op::attention, backend::host> {
   }
 
  private:
-  static std::size_t scratch_bytes(std::size_t lists, std::size_t partial_floats) {
+  static std::size_t partial_bytes(std::size_t lists, std::size_t partial_floats) {
     arena count;
     count.take<std::uint32_t>(lists + 1);
     count.take<float>(partial_floats);

@@ -50,8 +50,9 @@ struct cell_scratch {
 template <class Leaf>
 class occupied_cells {
  public:
-  occupied_cells(cell_index_view<> index, std::size_t head, const cell_scratch& scratch) : index_(index), scratch_(scratch) {
-    if (index.cells() >= least) count_ = Leaf::keep_occupied(&index.counts(head, 0), index.cells(), scratch.cells, scratch.weights);
+  /// @param counts  [cells] of one head
+  occupied_cells(cell_index_view<> index, const std::uint32_t* counts, const cell_scratch& scratch) : index_(index), scratch_(scratch) {
+    if (index.cells() >= least) count_ = Leaf::keep_occupied(counts, index.cells(), scratch.cells, scratch.weights);
   }
   /// Whether so few are occupied that leaving out the others is worth the look-ups.
   bool sparse() const { return index_.cells() >= least && count_ <= index_.cells() / dense; }
@@ -173,7 +174,15 @@ class cell_emission {
   /// @param cells  [n], ascending; null: all
   cell_emission(cell_index_view<> index, std::size_t head, middle_range range, const cell_scratch& scratch, std::size_t n,
                 const std::int32_t* cells)
-      : index_(index), head_(head), range_(range), scratch_(scratch), n_(n), cells_(cells), offsets_(&index.offsets(head, 0)) {}
+      : index_(index),
+        head_(head),
+        range_(range),
+        scratch_(scratch),
+        n_(n),
+        cells_(cells),
+        offsets_(&index.offsets(head, 0)),
+        listed_(std::min(index.merged(head), range.end)),
+        has_void_ids_(offsets_[index.cells()] > listed_ - std::min(listed_, index.first(head))) {}
 
   /// @param score  writes the scores of `count` tokens from `first` on: score(first, count, scores)
   template <class Score>
@@ -191,8 +200,9 @@ class cell_emission {
     // The tail's tokens lie behind all those in lists.
     constexpr std::uint32_t at_once = 256;
     float scores[at_once];
-    for (std::uint32_t first = index_.merged(head_); first < index_.last(head_); first += at_once) {
-      const std::uint32_t size = std::min(at_once, index_.last(head_) - first);
+    const std::uint32_t last = std::min(index_.last(head_), range_.end);
+    for (std::uint32_t first = listed_; first < last; first += at_once) {
+      const std::uint32_t size = std::min(at_once, last - first);
       score(first, size, scores);
       for (std::uint32_t i = 0; i < size; ++i) {
         const std::uint32_t key = canonical::order_key(scores[i]);
@@ -231,10 +241,12 @@ class cell_emission {
     return found;
   }
 
-  /// Marks the first `most` tokens of a cell's list; returns how many.
+  /// Marks the first `most` tokens of a cell's list; returns how many. Ids from listed_ on are of tokens that were cut off or come later.
   std::size_t mark(token_bitmap<Leaf>& tokens, std::size_t place, std::uint64_t most) {
     const std::uint32_t* const list = offsets_ + cell(place);
-    const std::size_t count = std::min<std::uint64_t>(list[1] - list[0], most);
+    std::size_t there = list[1] - list[0];
+    while (has_void_ids_ && there != 0 && static_cast<std::uint32_t>(ids(place)[(there - 1) * index_.ids.stride(1)]) >= listed_) --there;
+    const std::size_t count = std::min<std::uint64_t>(there, most);
     tokens.mark(ids(place), index_.ids.stride(1), count, range_.begin);
     return count;
   }
@@ -253,7 +265,20 @@ class cell_emission {
   std::size_t n_;
   const std::int32_t* cells_;
   const std::uint32_t* offsets_;
+  std::uint32_t listed_;  // tokens below are in the lists
+  bool has_void_ids_;     // the lists have more
 };
+
+/// The counts of a head's cells without the tokens from `end` on: those of the index, or a copy of them in `earlier`, [cells].
+inline const std::uint32_t* counts_up_to(cell_index_view<> index, codes_view<> codes, std::size_t head, std::uint32_t end,
+                                         std::uint32_t* earlier) {
+  const std::uint32_t* const counts = &index.counts(head, 0);
+  if (index.last(head) <= end) return counts;
+  std::copy_n(counts, index.cells(), earlier);
+  const cell_digits digits = cell_digits::of(index);
+  for (std::uint32_t t = end; t < index.last(head); ++t) --earlier[digits.cell(&codes(head, 0, t), codes.stride(1))];
+  return earlier;
+}
 
 }  // namespace detail
 
@@ -284,6 +309,8 @@ struct kernel<op::count_cells, backend::host> {
 
 template <>
 struct kernel<op::merge_tails, backend::host> {
+  static constexpr std::size_t scratch_bytes(const op::merge_tails::sizes&) { return 0; }
+
   template <class P>
   static void run(const P& policy, codes_view<> codes, mutable_cell_index_view<> index) {
     const auto digits = detail::cell_digits::of(index);

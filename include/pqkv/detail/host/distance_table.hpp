@@ -12,13 +12,14 @@ namespace pqkv {
 template <>
 struct kernel<op::inner_product_table, backend::host> {
   template <class P>
-  static void run(const P& policy, view<const float, 2> query, codebook_view<> book, mutable_distance_table_view<> table) {
-    const std::size_t m = book.subspaces(), ds = book.sub_dim(), c = book.size(), g = query.extent(0) / book.heads();
+  static void run(const P& policy, view<const float, 2> query, codebook_view<> book, mutable_distance_table_view<> table,
+                  const head_map<>& map) {
+    const std::size_t m = book.subspaces(), ds = book.sub_dim(), c = book.size(), g = query.extent(0) / map.heads(book.heads());
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
       policy.runner.run(query.extent(0), [&](std::size_t q) {
         const detail::float_environment rounding;
-        const std::size_t head = q / g;
+        const std::size_t head = map.head(q / g);
         for (std::size_t j = 0; j < m; ++j)
           leaf::inner_products(&query(q, j * ds), &book.centroids(head, j, 0, 0), c, ds, &table.entries(q, j, 0));
         table.bias(q) = canonical::dot(&query(q, 0), &book.mean(head, 0), book.mean.stride(1), book.head_dim());

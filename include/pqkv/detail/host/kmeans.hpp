@@ -10,7 +10,7 @@
 #include <limits>
 #include <utility>
 
-#include "../../core/buffer.hpp"
+#include "../../core/owner.hpp"
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../quantize/kmeans.hpp"
@@ -285,6 +285,8 @@ class kmeans_problem {
 
 template <>
 struct kernel<op::kmeans, backend::host> {
+  static constexpr std::size_t scratch_bytes(const op::kmeans::sizes&) { return 0; }  // the heap's, outside of steps
+
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 4, Space> points, view<const float, 3> offset, view<float, 4> centroids,
                   view<std::uint8_t, 2> outcome, const kmeans_params& params, view<float, 2> squared_radius) {

@@ -20,7 +20,7 @@ template <class Leaf, class Store>
 class prefill_call {
  public:
   prefill_call(const view<const float, 3>& query, const Store& store, std::size_t first, const view<float, 3>& out,
-               const view<float, 2>& lse)
+               const view<float, 2>& lse, float scale)
       : query_(query),
         store_(store),
         out_(out),
@@ -29,7 +29,10 @@ class prefill_call {
         g_(query.extent(0) / store.heads()),
         d_(store.head_dim()),
         stride_(prefill_row_floats(d_)),
-        scale_(canonical::softmax_scale::of(d_)) {}
+        factor_(scale) {
+    const float_environment rounding;
+    scale_ = canonical::softmax_scale::of(d_, scale);
+  }
 
   std::size_t head_dim() const { return d_; }
   std::size_t tiles() const { return prefill_tiles(store_.heads(), query_.extent(0), query_.extent(1)); }
@@ -125,7 +128,7 @@ class prefill_call {
 
   void finish(const rows_of_queries& rows, const prefill_slot& in) const {
     const float nan = float_from_bits(0x7fc00000u);
-    const double root = std::sqrt(static_cast<double>(d_));
+    const double factor = canonical::logit_factor(d_, factor_);
     for (std::size_t r = 0; r < rows.count; ++r) {
       const std::size_t head = rows.head * g_ + (rows.first + r) % g_, query = (rows.first + r) / g_;
       const bool broken = in.broken[r] != 0;
@@ -133,7 +136,7 @@ class prefill_call {
       float* const out = &out_(head, query, 0);
       for (std::size_t i = 0; i < d_; ++i) out[i] = broken ? nan : in.sums[r * stride_ + i] * part;
       if (lse_.data != nullptr)
-        lse_(head, query) = broken ? nan : static_cast<float>(static_cast<double>(in.tops[r]) / root + std::log(in.totals[r]));
+        lse_(head, query) = broken ? nan : static_cast<float>(static_cast<double>(in.tops[r]) * factor + std::log(in.totals[r]));
     }
   }
 
@@ -154,6 +157,7 @@ class prefill_call {
   const view<float, 3>& out_;
   const view<float, 2>& lse_;
   std::size_t first_, g_, d_, stride_;
+  float factor_;  // of the logits; 0: 1 / sqrt(d)
   canonical::softmax_scale scale_;
 };
 
@@ -161,11 +165,16 @@ class prefill_call {
 
 template <>
 struct kernel<op::prefill_attention, backend::host> {
+  static std::size_t scratch_bytes(const op::prefill_attention::sizes& s) {
+    return std::min(detail::prefill_tiles(s.kv_heads, s.query_heads, s.queries), detail::prefill_slots) *
+           detail::prefill_slot::bytes(s.head_dim);
+  }
+
   template <class P, class Store>
   static void run(const P& policy, view<const float, 3> query, const Store& store, std::size_t first, view<float, 3> out,
-                  view<float, 2> lse) {
+                  view<float, 2> lse, float scale) {
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      const detail::prefill_call<detail::leaf<decltype(isa)>, Store> call(query, store, first, out, lse);
+      const detail::prefill_call<detail::leaf<decltype(isa)>, Store> call(query, store, first, out, lse, scale);
       const std::size_t tiles = call.tiles(), slots = std::min(tiles, detail::prefill_slots);
       if (tiles == 0) return;
       const std::size_t slot_bytes = detail::prefill_slot::bytes(store.head_dim());

@@ -76,7 +76,7 @@ class shortlist_scorer {
     if (n == 0) return true;
     const float_bounds found = Leaf::bounds(z, n);
     if (!is_finite(found.least) || !is_finite(found.greatest)) return false;
-    const canonical::softmax_scale scale = canonical::softmax_scale::of(params_.head_dim);
+    const canonical::softmax_scale scale = canonical::softmax_scale::of(params_.head_dim, params_.scale);
     switch (params_.reduction) {
       case group_reduction::probability_sum:
         Leaf::add_scaled(z, canonical::inverse_normaliser(Leaf::weights(z, n, found.greatest, scale)), n, scratch_.scores);
@@ -105,11 +105,14 @@ class shortlist_scorer {
 
 template <>
 struct kernel<op::rerank, backend::host> {
+  static constexpr std::size_t scratch_bytes(const op::rerank::sizes& sizes) { return detail::rerank_scratch_bytes(sizes); }
+
   template <class P>
   static void run(const P& policy, const two_stage_table<>& tables, const two_stage_codes<>& codes, view<const std::int32_t, 2> shortlist,
                   view<const std::uint32_t, 1> lengths, view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
-                  view<std::uint32_t, 1> counts, const rerank_params& params, view<std::uint8_t, 1> skipped) {
-    const std::size_t lists = indices.extent(0), hq = tables.coarse.entries.extent(0), h = codes.coarse.extent(0);
+                  view<std::uint32_t, 1> counts, const rerank_params& params, view<std::uint8_t, 1> skipped,
+                  const head_map<>& map) {
+    const std::size_t lists = indices.extent(0), hq = tables.coarse.entries.extent(0), h = ranges.extent(0);
     if (lists == 0) return;
     const std::size_t g = hq / lists, lists_per_head = lists / h, padded = (g + 3) / 4 * 4;
     const std::size_t entries =
@@ -121,14 +124,15 @@ struct kernel<op::rerank, backend::host> {
     }
     const std::size_t rows = (longest + 15) / 16 * 16;
 
-    workspace memory(policy.scratch, rerank_scratch_bytes(lists, hq, entries, longest), "rerank");
+    workspace memory(policy.scratch, scratch_bytes({lists, hq, entries, longest}), "rerank");
     float* all_tables = memory.take<float>(lists * 4 * entries);
     float* sums = memory.take<float>(lists * padded * rows);
     float* scores = memory.take<float>(lists * rows);
 
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       policy.runner.run(lists, [&](std::size_t list) {
-        const std::size_t head = list / lists_per_head, n = lengths(list), k = std::min<std::size_t>(n, ranges(head).retrieve);
+        const std::size_t row_head = list / lists_per_head, head = map.head(row_head), n = lengths(list),
+                          k = std::min<std::size_t>(n, ranges(row_head).retrieve);
         const std::int32_t* tokens = shortlist.data + list * shortlist.stride(0);
         std::int32_t* out = indices.data + list * indices.stride(0);
         const detail::rerank_scratch own{all_tables + list * 4 * entries, sums + list * padded * rows, scores + list * rows, rows};

@@ -117,18 +117,20 @@ class logit_prefilter {
 
 template <>
 struct kernel<op::retrieve, backend::host> {
+  static constexpr std::size_t scratch_bytes(const op::retrieve::sizes& sizes) { return detail::retrieve_scratch_bytes(sizes); }
+
   template <class P>
   static void run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
                   view<const middle_range, 1> ranges, view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts,
-                  const retrieve_params& params, view<std::uint8_t, 1> skipped) {
-    check(codes, index, ranges, indices, params);
-    const std::size_t h = codes.extent(0), m = codes.extent(1), c = table.entries.extent(2), hq = table.entries.extent(0);
+                  const retrieve_params& params, view<std::uint8_t, 1> skipped, const head_map<>& map) {
+    check(codes, index, ranges, indices, params, map);
+    const std::size_t h = ranges.extent(0), m = codes.extent(1), c = table.entries.extent(2), hq = table.entries.extent(0);
     const std::size_t lists = indices.extent(0), g = hq / lists, lists_per_head = lists / h, cells = index.empty() ? 0 : index.cells();
     std::size_t longest = 0;
     for (std::size_t head = 0; head < h; ++head) longest = std::max<std::size_t>(longest, ranges(head).size());
     const std::size_t scored = std::max(longest, cells), words = longest / 64 + 1, summary = words / 64 + 1;
 
-    workspace memory(policy.scratch, retrieve_scratch_bytes(lists, hq, m, c, longest, cells, params.reduction), "retrieve");
+    workspace memory(policy.scratch, scratch_bytes({lists, hq, m, c, longest, cells, params.reduction}), "retrieve");
     const detail::scorer_scratch tables = detail::scorer_scratch::carve(memory, hq, m, c);
     float* scores = memory.take<float>(lists * scored);
     const std::size_t kept = cells == 0 ? 0 : cells + detail::select_slack;
@@ -142,33 +144,42 @@ struct kernel<op::retrieve, backend::host> {
     const std::size_t summed = filters ? longest : 0, doubtful = summed / 2, room = filters ? doubtful + detail::select_slack : 0;
     std::uint16_t* sums = memory.take<std::uint16_t>(lists * summed);
     std::int32_t* positions = memory.take<std::int32_t>(lists * room);
+    std::uint32_t* earlier = memory.take<std::uint32_t>(lists * cells);
 
     isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
       using scorer_type = detail::group_scorer<leaf>;
       policy.runner.run(lists, [&](std::size_t list) {
         const detail::float_environment rounding;
-        const std::size_t head = list / lists_per_head, first = list * g;
+        const std::size_t row_head = list / lists_per_head, head = map.head(row_head), first = list * g;
         const detail::scorer_scratch own{tables.shifted + first * m * c, tables.entries + first * m * c, tables.factor + first};
-        scorer_type scorer(own, params.reduction, g, m, c, params.head_dim);
+        scorer_type scorer(own, params.reduction, g, m, c, canonical::softmax_scale::of(params.head_dim, params.scale));
         std::uint64_t* own_bits = bits + list * (words + summary);
         const detail::cell_scratch scratch{scores + list * scored, values + list * kept,   picks + list * kept,
                                            own_bits,               own_bits + words,       occupied + list * kept,
                                            weights + list * kept,  occupied_codes + list * m * cells};
+        const list_scratch own_scratch{scratch, earlier + list * cells};
         const detail::prefilter_scratch filter{sums + list * summed, positions + list * room, doubtful};
         std::int32_t* out = indices.data + list * indices.stride(0);
         std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
-        counts(list) = select<leaf>(scorer, table, first, codes, index, head, ranges(head), params.path, scratch, filter, out, flags);
+        counts(list) = select<leaf>(scorer, table, first, codes, index, head, ranges(row_head), params.path, own_scratch, filter, out, flags);
         detail::pad(out, counts(list), indices.extent(1));
       });
     });
   }
 
  private:
+  /// Of one list.
+  struct list_scratch {
+    detail::cell_scratch cells;
+    std::uint32_t* earlier;  // [cells] counts at an earlier length
+  };
+
   static void check(codes_view<> codes, cell_index_view<> index, view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
-                    const retrieve_params& params) {
-    for (std::size_t head = 0; head < codes.extent(0); ++head) {
-      const middle_range range = ranges(head);
+                    const retrieve_params& params, const head_map<>& map) {
+    for (std::size_t row_head = 0; row_head < ranges.extent(0); ++row_head) {
+      const middle_range range = ranges(row_head);
+      const std::size_t head = map.head(row_head);
       detail::checks checks("retrieve");
       checks.at_most("ranges.end", range.end, static_cast<double>(codes.extent(2)), "n, from codes, at most")
           .at_most("ranges.begin", range.begin, range.end, "ranges.end, at most");
@@ -176,19 +187,21 @@ struct kernel<op::retrieve, backend::host> {
         checks.at_most("ranges.retrieve", range.selected(), static_cast<double>(indices.extent(1)), "k_max, from indices, at most");
       if (!index.empty() && range.begin < range.end && resolve_path(params.path, index.cells(), range.size()) == search_path::joint)
         checks.extent("ranges.begin", range.begin, index.first(head), "index.first")
-            .extent("ranges.end", range.end, index.last(head), "index.last");
+            .at_most("ranges.end", range.end, index.last(head), "index.last, at most");
       require_ok(checks);
     }
   }
 
   template <class Leaf, class Scorer>
   static std::uint32_t select(Scorer& scorer, distance_table_view<> table, std::size_t first, codes_view<> codes, cell_index_view<> index,
-                              std::size_t head, middle_range range, search_path path, const detail::cell_scratch& scratch,
+                              std::size_t head, middle_range range, search_path path, const list_scratch& of_list,
                               const detail::prefilter_scratch& filtering, std::int32_t* out, std::uint8_t* skipped) {
     const std::uint32_t k = range.selected();
     const std::uint8_t* head_codes = codes.data + head * codes.stride(0);
-    const bool joint = !index.empty() && resolve_path(path, index.cells(), range.size()) == search_path::joint;
+    const detail::cell_scratch& scratch = of_list.cells;
+    const bool joint = range.begin < range.end && !index.empty() && resolve_path(path, index.cells(), range.size()) == search_path::joint;
     if (joint) {
+      const std::uint32_t* const counts = detail::counts_up_to(index, codes, head, range.end, of_list.earlier);
       const auto select_cells = [&](const auto& cells, const std::int32_t* which) {
         if (!prepare(scorer, table, first, cells, range, k, out, skipped)) return k;
         scorer.score(cells, scratch.scores);
@@ -199,9 +212,9 @@ struct kernel<op::retrieve, backend::host> {
         };
         return detail::cell_emission<Leaf>(index, head, range, scratch, cells.n, which).emit(threshold, k, score, out);
       };
-      const detail::occupied_cells<Leaf> occupied(index, head, scratch);
+      const detail::occupied_cells<Leaf> occupied(index, counts, scratch);
       if (occupied.sparse()) return select_cells(occupied.items(), scratch.cells);
-      return select_cells(detail::cell_items{&index.counts(head, 0), range.size(), index.cells(), scratch.values}, nullptr);
+      return select_cells(detail::cell_items{counts, range.size(), index.cells(), scratch.values}, nullptr);
     }
     const detail::token_items tokens{head_codes + range.begin, codes.stride(1), range.size()};
     if (!prepare(scorer, table, first, tokens, range, k, out, skipped)) return k;

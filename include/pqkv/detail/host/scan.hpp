@@ -135,8 +135,9 @@ struct scorer_scratch {
 template <class Leaf>
 class group_scorer {
  public:
-  group_scorer(const scorer_scratch& scratch, group_reduction reduction, std::size_t g, std::size_t m, std::size_t c, std::size_t head_dim)
-      : scratch_(scratch), reduction_(reduction), g_(g), m_(m), c_(c), scale_(canonical::softmax_scale::of(head_dim)) {}
+  group_scorer(const scorer_scratch& scratch, group_reduction reduction, std::size_t g, std::size_t m, std::size_t c,
+               canonical::softmax_scale scale)
+      : scratch_(scratch), reduction_(reduction), g_(g), m_(m), c_(c), scale_(scale) {}
 
   /// Takes query heads [first, first + g) of the table. Returns through `skipped` (null or [g]) which had a non-finite entry.
   /// @param tokens  what the items stand for in all
@@ -268,19 +269,22 @@ class group_scorer {
 
 template <>
 struct kernel<op::scan, backend::host> {
+  static constexpr std::size_t scratch_bytes(const op::scan::sizes& sizes) { return detail::scan_scratch_bytes(sizes); }
+
   template <class P>
   static void run(const P& policy, distance_table_view<> table, codes_view<> codes, view<float, 2> scores, group_reduction reduction,
-                  std::size_t head_dim) {
+                  std::size_t head_dim, float scale) {
     const std::size_t m = codes.extent(1), n = codes.extent(2), c = table.entries.extent(2);
     const std::size_t hq = table.entries.extent(0), lists = scores.extent(0), g = hq / lists, lists_per_head = lists / codes.extent(0);
-    workspace memory(policy.scratch, scan_scratch_bytes(hq, m, c), "scan");
+    workspace memory(policy.scratch, scratch_bytes({hq, m, c}), "scan");
     const detail::scorer_scratch all = detail::scorer_scratch::carve(memory, hq, m, c);
     isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
       policy.runner.run(lists, [&](std::size_t list) {
         const detail::float_environment rounding;
         const std::size_t head = list / lists_per_head, first = list * g;
         const detail::scorer_scratch own{all.shifted + first * m * c, all.entries + first * m * c, all.factor + first};
-        detail::group_scorer<detail::leaf<decltype(isa)>> scorer(own, reduction, g, m, c, head_dim);
+        detail::group_scorer<detail::leaf<decltype(isa)>> scorer(own, reduction, g, m, c,
+                                                                     canonical::softmax_scale::of(head_dim, scale));
         const detail::token_items items{codes.data + head * codes.stride(0), codes.stride(1), n};
         scorer.prepare(table, first, items, n, nullptr);
         scorer.score(items, scores.data + list * scores.stride(0));

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <limits>
 
-#include "../../../core/buffer.hpp"
+#include "../../../core/owner.hpp"
 #include "rows.hpp"
 
 namespace pqkv::detail {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The owning array: aligned, zeroed, movable, and a failed allocation is std::bad_alloc before anything else happens.
-#include <pqkv/core/buffer.hpp>
+#include <pqkv/core/owner.hpp>
 
 #include <doctest/doctest.h>
 

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// What each verb of a pqcache checks before it changes anything. pqcache offers these as can_prefill(), can_append() and so on, for
+// engines that ask first, and every verb calls its own. Where a sequence of a device cache stands is known on the device alone: there
+// the checks are of shapes, and what does not fit is refused and counted by the step itself.
+#pragma once
+
+#include "step_plan.hpp"
+
+namespace pqkv::detail {
+
+/// Over one cache's shape and sequences; a value for the length of one call.
+/// @tparam Space  where the step's rows are
+template <class Space>
+class cache_checks {
+ public:
+  static constexpr bool reads_steps = space::usable_from<Space, space::host>;
+
+  /// @param sequences  [batch] as the host knows them
+  cache_checks(const cache_shape& shape, const sequence* sequences, std::size_t lists)
+      : shape_(shape), sequences_(sequences), lists_(lists) {}
+
+  status slot(const char* function, const char* parameter, std::size_t slot) const noexcept {
+    return checks(function).that(slot < shape_.batch, status::code::value, parameter, "batch, slot below it",
+                                 static_cast<double>(shape_.batch), static_cast<double>(slot));
+  }
+
+  /// @param room  tokens that the slot has memory for
+  template <class Keys, class Values>
+  status prefill(std::size_t slot, const Keys& keys, const Values& values, std::size_t room) const noexcept {
+    if (const status s = this->slot("prefill", "slot", slot); !s.ok()) return s;
+    const sequence& now = sequences_[slot];
+    const std::size_t n = keys.extent(1), left = room - (now.n < room ? now.n : room);
+    return checks("prefill")
+        .that(now.n == 0 || now.prefilling != 0, status::code::value, "slot",
+              "tokens in it; append() takes the tokens that follow a prompt, reset() empties a slot", 0, static_cast<double>(now.n))
+        .extent("keys.extent(0)", keys.extent(0), shape_.kv_heads, "h, from params")
+        .extent("keys.extent(2)", keys.extent(2), shape_.head_dim, "d, from params")
+        .extent("values.extent(0)", values.extent(0), shape_.kv_heads, "h, from params")
+        .extent("values.extent(1)", values.extent(1), n, "n, from keys")
+        .extent("values.extent(2)", values.extent(2), shape_.head_dim, "d, from params")
+        .that(n <= left, status::code::capacity, "keys.extent(1)", "n, free tokens of the slot, at most", static_cast<double>(left),
+              static_cast<double>(n));
+  }
+
+  /// @param room  room(slot): tokens that a slot has memory for
+  template <class Keys, class Values, class Room>
+  status append(const Keys& keys, const Values& values, const basic_step<Space>& step, Room room) const noexcept {
+    if (const status s = rows("append", step, keys.extent(0), "keys.extent(0)"); !s.ok()) return s;
+    checks all("append");
+    all.extent("keys.extent(1)", keys.extent(1), shape_.kv_heads, "h, from params")
+        .extent("keys.extent(2)", keys.extent(2), shape_.head_dim, "d, from params")
+        .extent("values.extent(0)", values.extent(0), keys.extent(0), "tokens, from keys")
+        .extent("values.extent(1)", values.extent(1), shape_.kv_heads, "h, from params")
+        .extent("values.extent(2)", values.extent(2), shape_.head_dim, "d, from params");
+    if constexpr (reads_steps)
+      for (std::size_t row = 0; row < step.rows(shape_.batch) && all.ok(); ++row) {
+        const std::uint32_t slot = step.slot(row);
+        const std::size_t n = std::size_t{sequences_[slot].n} + step.count(row), most = room(slot);
+        all.that(n <= most, status::code::capacity, "step", "tokens of the slot then, capacity, at most", static_cast<double>(most),
+                 static_cast<double>(n));
+      }
+    return all;
+  }
+
+  template <class Query, class Out, class Lse>
+  status attend(const Query& query, const Out& out, const Lse& lse, const basic_step<Space>& step) const noexcept {
+    if (const status s = queries("attend", query, step); !s.ok()) return s;
+    const bool wanted = lse.data != nullptr;
+    return checks("attend")
+        .extent("out.extent(0)", out.extent(0), query.extent(0), "tokens, from query")
+        .extent("out.extent(1)", out.extent(1), shape_.query_heads, "hq, from params")
+        .extent("out.extent(2)", out.extent(2), shape_.head_dim, "d, from params")
+        .extent("lse.extent(0)", wanted ? lse.extent(0) : query.extent(0), query.extent(0), "tokens, from query")
+        .extent("lse.extent(1)", wanted ? lse.extent(1) : shape_.query_heads, shape_.query_heads, "hq, from params");
+  }
+
+  /// @param needed  needed(slot): how long that slot's lists may be
+  template <class Query, class Indices, class Counts, class Needed>
+  status retrieve(const Query& query, const Indices& indices, const Counts& counts, const basic_step<Space>& step,
+                  Needed needed) const noexcept {
+    if (const status s = queries("retrieve", query, step); !s.ok()) return s;
+    checks all("retrieve");
+    all.extent("indices.extent(0)", indices.extent(0), query.extent(0), "tokens, from query")
+        .extent("indices.extent(1)", indices.extent(1), lists_, "h, or hq under reduction none")
+        .extent("counts.extent(0)", counts.extent(0), query.extent(0), "tokens, from query")
+        .extent("counts.extent(1)", counts.extent(1), lists_, "h, or hq under reduction none");
+    if constexpr (reads_steps)
+      for (std::size_t row = 0; row < step.rows(shape_.batch) && all.ok(); ++row) {
+        const std::size_t least = step.count(row) == 0 ? 0 : needed(step.slot(row));
+        all.that(indices.extent(2) >= least, status::code::capacity, "indices.extent(2)", "k_max, at least", static_cast<double>(least),
+                 static_cast<double>(indices.extent(2)));
+      }
+    return all;
+  }
+
+  status truncate(std::size_t slot, std::size_t n) const noexcept {
+    if (const status s = this->slot("truncate", "slot", slot); !s.ok()) return s;
+    if constexpr (!reads_steps) return {};
+    return checks("truncate")
+        .that(sequences_[slot].prefilling == 0, status::code::value, "slot", "prefill chunks still to come; send chunk::last, or reset()", 0,
+              1)
+        .at_most("n", static_cast<double>(n), static_cast<double>(sequences_[slot].n), "tokens of the slot, at most");
+  }
+
+ private:
+  /// Rows of a step: slots that exist, none of them twice, none in the middle of a prefill, and as many tokens as `tokens`.
+  status rows(const char* function, const basic_step<Space>& step, std::size_t tokens, const char* parameter) const noexcept {
+    checks all(function);
+    if (step.slots.data != nullptr && step.counts.data != nullptr)
+      all.extent("step.counts.extent(0)", step.counts.extent(0), step.slots.extent(0), "rows, from step.slots");
+    const std::size_t count = step.rows(shape_.batch);
+    all.at_most("step.slots.extent(0)", static_cast<double>(count), static_cast<double>(shape_.batch), "rows, batch at most");
+    if (step.counts.data == nullptr) all.extent(parameter, tokens, count, "tokens of the step: one for every row");
+    if constexpr (reads_steps) {
+      std::size_t sum = 0;
+      for (std::size_t row = 0; row < count && all.ok(); ++row) {
+        const std::uint32_t slot = step.slot(row);
+        all.that(slot < shape_.batch, status::code::value, "step.slots", "batch, slot below it", static_cast<double>(shape_.batch), slot);
+        for (std::size_t before = 0; step.slots.data != nullptr && before < row; ++before)
+          all.that(step.slot(before) != slot, status::code::value, "step.slots", "times a slot is named, at most", 1, 2);
+        all.that(!all.ok() || sequences_[slot].prefilling == 0, status::code::value, "step.slots",
+                 "prefill chunks still to come; send chunk::last", 0, 1);
+        sum += step.count(row);
+      }
+      if (all.ok()) all.extent(parameter, tokens, sum, "tokens of the step");
+    }
+    return all;
+  }
+  template <class Query>
+  status queries(const char* function, const Query& query, const basic_step<Space>& step) const noexcept {
+    if (const status s = rows(function, step, query.extent(0), "query.extent(0)"); !s.ok()) return s;
+    return checks(function)
+        .extent("query.extent(1)", query.extent(1), shape_.query_heads, "hq, from params")
+        .extent("query.extent(2)", query.extent(2), shape_.head_dim, "d, from params");
+  }
+
+  const cache_shape& shape_;
+  const sequence* sequences_;
+  std::size_t lists_;
+};
+
+}  // namespace pqkv::detail

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where one sequence of a cache stands, as plain data that lives in the memory of the cache's space, and what follows from it: the same
+// functions serve host loops and device kernels. Tokens are in three classes by position: sinks [0, s), middle [s, window_begin), window
+// [window_begin, n). All of it depends on the length alone, so a sequence can be looked at as it was when it was shorter.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/view.hpp"
+#include "../search/retrieve.hpp"
+#include "budget.hpp"
+
+namespace pqkv {
+
+/// The extents of one layer's cache.
+struct cache_shape {
+  std::size_t batch = 1;         // slots, each a sequence of its own length
+  std::size_t kv_heads = 0;      // h
+  std::size_t query_heads = 0;   // hq
+  std::size_t head_dim = 0;      // d
+  std::size_t capacity = 0;      // tokens per slot
+  std::size_t step_queries = 0;  // query tokens that attend() works on at once, more go in turns; 0: batch
+  float softmax_scale = 0;       // of logits; 0: 1 / sqrt(d)
+
+  /// step_queries, or what stands for it.
+  constexpr std::size_t queries_at_once() const { return step_queries != 0 ? step_queries : batch; }
+};
+
+/// The bounds of every cache; a selector may have narrower ones.
+constexpr status can_cache(const cache_shape& shape) noexcept {
+  const bool grouped = shape.kv_heads != 0 && shape.query_heads != 0 && shape.query_heads % shape.kv_heads == 0;
+  return detail::checks("pqcache")
+      .at_least("batch", static_cast<double>(shape.batch), 1, "slots, at least")
+      .at_most("batch", static_cast<double>(shape.batch), 65535, "slots, at most")
+      .at_least("kv_heads", static_cast<double>(shape.kv_heads), 1, "h, at least")
+      .that(grouped, status::code::shape, "query_heads", "hq, a multiple of h", static_cast<double>(shape.kv_heads),
+            static_cast<double>(shape.query_heads))
+      .at_most("query_heads", static_cast<double>(shape.query_heads), 65535, "hq, at most")
+      .that(shape.head_dim != 0 && shape.head_dim % 8 == 0, status::code::value, "head_dim", "d, a multiple of", 8,
+            static_cast<double>(shape.head_dim))
+      .at_most("head_dim", static_cast<double>(shape.head_dim), max_head_dim, "d, at most")
+      .at_least("capacity", static_cast<double>(shape.capacity), 1, "tokens per slot, at least")
+      .at_most("capacity", static_cast<double>(shape.capacity), 2147483647.0, "tokens per slot, at most")
+      .at_most("step_queries", static_cast<double>(shape.step_queries), 65535, "query tokens worked on at once, at most")
+      .that(shape.softmax_scale >= 0 && is_finite(shape.softmax_scale), status::code::value, "softmax_scale",
+            "of logits, finite and at least", 0, static_cast<double>(shape.softmax_scale));
+}
+
+/// Whether a call of prefill() ends the prompt.
+enum class chunk : std::uint8_t { more, last };
+
+/// Bytes that a cache takes, known before anything is allocated.
+struct memory_plan {
+  std::size_t kv_bytes = 0;       // keys and values, of all slots
+  std::size_t index_bytes = 0;    // the selector's: codebooks, codes, cells
+  std::size_t scratch_bytes = 0;  // of a step, at most
+  constexpr std::size_t total_bytes() const { return kv_bytes + index_bytes + scratch_bytes; }
+};
+
+/// Counters of one slot since construction or reset(); bytes are sums over KV heads.
+struct slot_statistics {
+  std::uint64_t steps = 0;            // query tokens that attend() answered
+  std::uint64_t tokens_attended = 0;  // s + w + k, per KV head (mean over lists, rounded down each step)
+  std::uint64_t attended_bytes = 0;   // rows of K and V that attention read
+  std::uint64_t index_bytes = 0;      // codes, counts and id lists that selection read
+  std::uint64_t selector_bytes = 0;   // codebooks, or keys for a selector that scores them
+  std::uint64_t nonfinite_keys = 0;   // rows stored with an infinity or a NaN; such a key gets code 0
+  std::uint64_t nonfinite_values = 0;
+  std::uint64_t nonfinite_queries = 0;  // query heads that attend() or retrieve() were given with one; selection leaves them out
+  std::uint64_t refused = 0;            // tokens or cuts that a device step had no room for or could not make; the host throws instead
+};
+
+namespace selector {
+/// How a slot's middle is attended to.
+enum class coverage : std::uint8_t { listed, everything, nothing };
+
+/// What a selector says of a slot's middle: before it has learned the slot's keys, and from then on.
+struct coverage_rule {
+  coverage before = coverage::everything, after = coverage::listed;
+};
+}  // namespace selector
+
+/// One sequence.
+struct sequence {
+  std::uint32_t n = 0;            // tokens cached
+  std::uint32_t prompt = 0;       // of these, taken by prefill()
+  std::uint32_t learn_again = 0;  // length at which training is worth another try
+  std::uint8_t learned = 0;       // 1: the selector has its index, e.g. a codebook
+  std::uint8_t prefilling = 0;    // 1: more chunks of the prompt are to come
+  std::uint16_t unused = 0;       // no padding: a saved sequence is these bytes
+
+  /// The sequence when it had `length` tokens.
+  PQKV_HD constexpr sequence at(std::uint32_t length) const {
+    sequence then = *this;
+    then.n = length;
+    then.prompt = prompt < length ? prompt : length;
+    return then;
+  }
+
+  /// s, w and k at present; the window may hold fewer tokens than w until it has filled.
+  PQKV_HD constexpr token_budget budget(const flat_budget_rule& rule) const { return rule.at(rule.frozen ? prompt : n); }
+
+  /// First window token. It never falls as tokens come: a rule's window grows by at most one token for each that comes, so that what is
+  /// older has left for good.
+  PQKV_HD constexpr std::uint32_t window_begin(const flat_budget_rule& rule) const {
+    const std::size_t w = budget(rule).window, sinks = rule.sinks < n ? rule.sinks : n, begin = n > w ? n - w : 0;
+    return prefilling != 0 ? 0 : static_cast<std::uint32_t>(begin > sinks ? begin : sinks);
+  }
+
+  /// The ranked tokens, and how many of them the rule retrieves at this length.
+  PQKV_HD constexpr middle_range middle(const flat_budget_rule& rule) const {
+    const std::size_t end = window_begin(rule), begin = rule.sinks < end ? rule.sinks : end, k = budget(rule).retrieve;
+    return {static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end),
+            static_cast<std::uint32_t>(k < 0xffffffffu ? k : 0xffffffffu)};
+  }
+
+  /// How the middle is attended to now: one that the budget holds is taken whole, and none of it needs no list.
+  PQKV_HD constexpr selector::coverage coverage(const middle_range& middle, selector::coverage_rule rule) const {
+    using selector::coverage;
+    const selector::coverage wish = learned != 0 ? rule.after : rule.before;
+    if (middle.size() == 0) return coverage::nothing;
+    if (wish != coverage::listed) return wish;
+    if (middle.retrieve == 0) return coverage::nothing;
+    return middle.retrieve >= middle.size() ? coverage::everything : coverage::listed;
+  }
+
+  /// Cut to its first `length` tokens. Cut to nothing it is a fresh one, without an index.
+  PQKV_HD constexpr sequence truncated(std::uint32_t length) const { return length == 0 ? sequence{} : at(length); }
+};
+static_assert(sizeof(sequence) == 16);
+
+/// As sequence's functions, by a rule with optionals.
+/// @{
+constexpr middle_range middle_of(const sequence& s, const budget_rule& rule) { return s.middle(rule.flat()); }
+constexpr token_budget budget_of(const sequence& s, const budget_rule& rule) { return s.budget(rule.flat()); }
+/// @}
+
+/// The tokens that leave the window when a sequence grows from `before` to `after`, or the middle when it is cut back.
+PQKV_HD constexpr leaving_tokens leaving_between(std::uint32_t slot, const sequence& before, const sequence& after,
+                                                 const flat_budget_rule& rule) {
+  const auto begin = [&](const sequence& s) {
+    const std::size_t window = s.window_begin(rule);
+    return static_cast<std::uint32_t>(window > rule.sinks ? window : rule.sinks);
+  };
+  const std::uint32_t first = begin(before), last = begin(after);
+  return {slot, first, first < last ? last : first};
+}
+
+}  // namespace pqkv

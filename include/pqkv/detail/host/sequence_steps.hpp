@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+// What changes sequences on the host. Work that can fail (the runner's, a selector's) comes first and writes behind the ends of the
+// sequences; the commit that follows runs in the calling thread and cannot fail.
+#pragma once
+
+#include <cstring>
+
+#include "../../cache/kv_store.hpp"
+#include "../../cache/sequence_steps.hpp"
+#include "../../exec/host.hpp"
+
+namespace pqkv {
+namespace detail {
+
+/// Converts one row; whether it is finite once stored.
+template <class From, class To>
+bool store_row(kv_row<From> from, row_slot<To> to, std::size_t d) {
+  bool finite = true;
+  for (std::size_t i = 0; i < d; ++i) {
+    const To stored = static_cast<To>(static_cast<float>(from.data[i * from.stride]));
+    finite &= is_finite(static_cast<float>(stored));  // a finite float may be beyond half
+    to.data[i * to.stride] = stored;
+  }
+  return finite;
+}
+
+/// Tasks of one call may count side by side.
+inline void add_to(std::uint32_t& counter, std::uint32_t more) {
+  if (more != 0) __atomic_fetch_add(&counter, more, __ATOMIC_RELAXED);
+}
+
+}  // namespace detail
+
+template <>
+struct kernel<op::store_tokens, backend::host> {
+  template <class P, class Rows, class K, class V, class From>
+  static void run(const P& policy, const Rows& rows, const stored_tokens<space::host>& call, view<K, 3, From> keys,
+                  view<V, 3, From> values) {
+    constexpr std::size_t run_tokens = 512;  // of a task: a prompt of few heads still fills every thread
+    const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
+    policy.runner.run(keys.extent(0) * runs, [&](std::size_t task) {
+      const std::size_t head = task / runs, begin = task % runs * run_tokens, end = begin + run_tokens < n ? begin + run_tokens : n;
+      std::uint32_t bad_keys = 0, bad_values = 0;
+      for (std::size_t t = begin; t < end; ++t) {
+        const std::size_t to_head = call.first_head + head, to = call.first_token + t;
+        bad_keys += detail::store_row(row_of(keys, head, t), rows.key_slot(to_head, to), rows.head_dim()) ? 0 : 1;
+        bad_values += detail::store_row(row_of(values, head, t), rows.value_slot(to_head, to), rows.head_dim()) ? 0 : 1;
+      }
+      detail::add_to(call.nonfinite(0), bad_keys);
+      detail::add_to(call.nonfinite(1), bad_values);
+    });
+  }
+};
+
+template <>
+struct kernel<op::append_tokens, backend::host> {
+  /// @param keys, values  [tokens, h, d]; without data the rows are in the store already
+  template <class P, class Rows, class Index, class K, class V, class From>
+  static void run(const P& policy, const Rows& rows, const Index& index, const appended_tokens<space::host>& call, view<K, 3, From> keys,
+                  view<V, 3, From> values) {
+    const auto& slots = call.slots;
+    const std::size_t batch = slots.sequences.extent(0), count = call.step.rows(batch), h = rows.heads() / batch;
+    for (std::size_t row = 0; row < count; ++row) {
+      const std::uint32_t slot = call.step.slot(row);
+      const sequence& before = slots.sequences(slot);
+      const sequence after = before.at(before.n + (before.learned != 0 ? call.step.count(row) : 0));
+      slots.leaving(row) = leaving_between(slot, before, after, slots.rule);
+      slots.nonfinite(0, row) = slots.nonfinite(1, row) = 0;
+    }
+    if (keys.data != nullptr) store(policy, rows, call, keys, values, h, count);
+    index.encode(policy, rows, as_const(slots.leaving.slice(0, 0, count)));
+    for (std::size_t row = 0; row < count; ++row) {
+      index.commit(slots.leaving(row));
+      const std::uint32_t slot = call.step.slot(row);
+      slots.sequences(slot).n += call.step.count(row);
+      slots.statistics(slot).nonfinite_keys += slots.nonfinite(0, row);
+      slots.statistics(slot).nonfinite_values += slots.nonfinite(1, row);
+    }
+  }
+
+ private:
+  template <class P, class Rows, class K, class V, class From>
+  static void store(const P& policy, const Rows& rows, const appended_tokens<space::host>& call, view<K, 3, From> keys,
+                    view<V, 3, From> values, std::size_t h, std::size_t count) {
+    const auto& slots = call.slots;
+    // A task is one head of one row. Rows are stored in the order of their tokens, which begin where the row before ends.
+    policy.runner.run(count * h, [&](std::size_t task) {
+      const std::size_t row = task / h, head = task % h;
+      std::size_t first = 0;
+      for (std::size_t before = 0; before < row; ++before) first += call.step.count(before);
+      const std::uint32_t slot = call.step.slot(row), n = slots.sequences(slot).n;
+      std::uint32_t bad_keys = 0, bad_values = 0;
+      for (std::uint32_t i = 0; i < call.step.count(row); ++i) {
+        bad_keys += detail::store_row(row_of(keys, first + i, head), rows.key_slot(slot * h + head, n + i), rows.head_dim()) ? 0 : 1;
+        bad_values += detail::store_row(row_of(values, first + i, head), rows.value_slot(slot * h + head, n + i), rows.head_dim()) ? 0 : 1;
+      }
+      detail::add_to(slots.nonfinite(0, row), bad_keys);
+      detail::add_to(slots.nonfinite(1, row), bad_values);
+    });
+  }
+};
+
+template <>
+struct kernel<op::settle_prompt, backend::host> {
+  template <class P>
+  static void run(const P&, const slot_table<space::host>& slots, const settled_prompt<space::host>& call) noexcept {
+    bool learned = call.after.learned != 0;
+    if (call.tried) {
+      learned = true;
+      for (std::size_t h = 0; h < call.outcomes.extent(0); ++h)
+        for (std::size_t j = 0; j < call.outcomes.extent(1); ++j) learned = learned && call.outcomes(h, j) == 0;
+    }
+    slots.sequences(call.slot) = call.tried ? after_learning(call.after, learned) : call.after;
+    if (call.nonfinite.data == nullptr) return;
+    slots.statistics(call.slot).nonfinite_keys += call.nonfinite(0);
+    slots.statistics(call.slot).nonfinite_values += call.nonfinite(1);
+    call.nonfinite(0) = call.nonfinite(1) = 0;
+  }
+};
+
+template <>
+struct kernel<op::truncate_tokens, backend::host> {
+  template <class P, class Index>
+  static void run(const P&, const Index& index, const truncated_tokens<space::host>& call) noexcept {
+    for (std::size_t row = 0; row < call.rows(); ++row) {
+      const std::uint32_t slot = call.slot_of(row);
+      sequence& now = call.slots.sequences(slot);
+      if (call.length_of(row) > now.n || now.prefilling != 0) {
+        ++call.slots.statistics(slot).refused;
+        continue;
+      }
+      const sequence after = now.truncated(call.length_of(row));
+      if (now.learned != 0) index.forget(leaving_between(slot, after, now, call.slots.rule), after);
+      now = after;
+    }
+  }
+};
+
+template <>
+struct kernel<op::copy_slot, backend::host> {
+  /// Copies through the runner where `to` is empty: then a copy that fails leaves it empty. Over a sequence it must not fail.
+  template <class P>
+  static void run(const P& policy, const slot_parts& parts, const slot_table<space::host>& slots, std::size_t from, std::size_t to) {
+    const std::size_t n = slots.sequences(from).n;
+    std::size_t segments = 0;
+    for (std::size_t i = 0; i < parts.count; ++i) segments += parts.part[i].segments;
+    const auto copy = [&](std::size_t task) {
+      std::size_t i = 0;
+      for (; task >= parts.part[i].segments; ++i) task -= parts.part[i].segments;
+      std::memcpy(parts.part[i].segment(to, task), parts.part[i].segment(from, task), parts.part[i].bytes(n));
+    };
+    if (slots.sequences(to).n == 0)
+      policy.runner.run(segments, copy);
+    else
+      exec::serial{}.run(segments, copy);
+    slots.sequences(to) = slots.sequences(from);
+    slots.statistics(to) = slots.statistics(from);
+  }
+};
+
+template <>
+struct kernel<op::count_attended, backend::host> {
+  template <class P, class Traffic>
+  static void run(const P&, const slot_table<space::host>& slots, const attended_queries<space::host>& call,
+                  const Traffic& traffic) noexcept {
+    const std::size_t tokens = call.plan.slots.extent(0), hq = tokens == 0 ? 0 : call.query.extent(0) / tokens;
+    const std::size_t live = count_live(slots, call.step, call.first, tokens);
+    for (std::size_t i = 0; i < live; ++i) {
+      slot_statistics& s = slots.statistics(call.plan.slots(i));
+      for (std::size_t q = i * hq; q < (i + 1) * hq; ++q) {
+        bool finite = true;
+        for (std::size_t e = 0; e < call.query.extent(1); ++e) finite &= is_finite(call.query(q, e));
+        s.nonfinite_queries += finite ? 0 : 1;
+      }
+      if (!call.attends) continue;
+      std::uint64_t attended = 0;
+      for (std::size_t list = i * call.lists; list < (i + 1) * call.lists; ++list)
+        attended += attended_tokens_of(call.plan.spans(list)) + call.plan.counts(list);
+      ++s.steps;
+      s.tokens_attended += attended / call.lists;
+      s.attended_bytes += attended * call.row_bytes;
+      const std::size_t h = call.plan.ranges.extent(0) / tokens;
+      if (call.plan.ranges(i * h).size() == 0) continue;
+      const selector::traffic read = traffic(call.plan.ranges(i * h));
+      s.index_bytes += read.index_bytes;
+      s.selector_bytes += read.selector_bytes;
+    }
+  }
+
+ private:
+  static std::size_t count_live(const slot_table<space::host>& slots, const step& of, std::size_t first, std::size_t tokens) noexcept {
+    std::size_t all = 0;
+    const std::size_t rows = of.rows(slots.sequences.extent(0));
+    for (std::size_t row = 0; row < rows; ++row) all += of.count(row);
+    return all <= first ? 0 : all - first < tokens ? all - first : tokens;
+  }
+};
+
+template <>
+struct kernel<op::write_lists, backend::host> {
+  template <class P, class Indices, class Counts>
+  static void run(const P&, const planned_queries<space::host>& queries, const step_plan<space::host>& plan, view<const std::int32_t, 2> found,
+                  const Indices& indices, const Counts& counts) noexcept {
+    const std::size_t lists = indices.extent(1);
+    for (std::size_t i = 0; i < indices.extent(0); ++i) {
+      const step_token token = locate(queries.step, queries.sequences.extent(0), queries.first + i);
+      if (token.count == 0) continue;
+      const middle_range whole = whole_middle(queries.sequences(token.slot), token.index, token.count, queries.rule, queries.covers);
+      for (std::size_t list = 0; list < lists; ++list) {
+        const std::size_t row = i * lists + list, listed = whole.size() != 0 ? whole.size() : plan.counts(row);
+        counts(i, list) = static_cast<std::uint32_t>(listed);
+        for (std::size_t k = 0; k < indices.extent(2); ++k)
+          indices(i, list, k) = k >= listed            ? -1
+                                : whole.size() != 0 ? static_cast<std::int32_t>(whole.begin + k)
+                                                    : found(row, k);
+      }
+    }
+  }
+};
+
+}  // namespace pqkv

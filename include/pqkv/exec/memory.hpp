@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Memory of a policy's space: taken, zeroed and copied through the seam, so that code above it is written once for every space. On a
+// device zeroing and copying are enqueued on the policy's stream; taking and giving back memory may wait, so neither belongs in a step.
+#pragma once
+
+#include "../core/arena.hpp"
+#include "kernel.hpp"
+
+namespace pqkv {
+namespace op {
+struct allocate {};  // run(policy, bytes) -> memory_block, zeroed in the policy's order
+struct copy_bytes {};  // run(policy, to, from, bytes): between the policy's space and the host's, in either direction or within one
+struct zero_bytes {};  // run(policy, to, bytes)
+}  // namespace op
+
+/// `size` zeroed elements in the policy's space. @throws std::bad_alloc; on a device cuda_error
+template <class T, exec::policy P>
+owner<T, typename P::space_type> make_owner(const P& policy, std::size_t size) {
+  if (size == 0) return {};
+  if (size > static_cast<std::size_t>(-1) / sizeof(T)) detail::out_of_memory();
+  return {kernel<op::allocate, typename P::backend_type>::run(policy, size * sizeof(T)), size};
+}
+
+/// Copies bytes between host memory and the policy's space, or within one; host memory must last until sync() on a device.
+/// @throws cuda_error on a device
+template <exec::policy P>
+void copy_bytes(const P& policy, void* to, const void* from, std::size_t bytes) {
+  if (bytes != 0) kernel<op::copy_bytes, typename P::backend_type>::run(policy, to, from, bytes);
+}
+
+/// Zeroes bytes of the policy's space. @throws cuda_error on a device
+template <exec::policy P>
+void zero_bytes(const P& policy, void* to, std::size_t bytes) {
+  if (bytes != 0) kernel<op::zero_bytes, typename P::backend_type>::run(policy, to, bytes);
+}
+
+}  // namespace pqkv

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything that product quantization keeps of a batch of sequences, as one value: codebooks, codes, the joint-code index, and on request
+// the codebooks and codes of residuals. A sequence's share is learnt from its keys, grows as tokens leave the window, is cut, copied and
+// ranked. In the memory of any space; the parts it is made of stay usable alone (quantize/, search/).
+// Source: PQCache, SIGMOD 2025, sections 3.2 and 3.3.
+#pragma once
+
+#include <algorithm>
+
+#include "../core/slot_parts.hpp"
+#include "../exec/memory.hpp"
+#include "../exec/sync.hpp"
+#include "../quantize/residual.hpp"
+#include "retrieve.hpp"
+
+namespace pqkv {
+namespace op {
+struct encode_leaving {};  // run(policy, pq_index_view, rows, leaving): codes of the tokens that leave each sequence's window
+struct gather_keys {};     // run(policy, rows, first head, sample, first token, out [h, n, d])
+}  // namespace op
+
+/// The numbers that fix an index.
+struct pq_index_shape {
+  std::size_t sequences = 1;    // slots
+  std::size_t kv_heads = 0;     // h of one sequence
+  std::size_t head_dim = 0;     // d
+  std::size_t subspaces = 2;    // m
+  unsigned bits = 6;            // b
+  std::size_t capacity = 0;     // tokens of a sequence
+  key_metric metric = key_metric::squared_l2;
+  std::size_t fine_subspaces = 0;  // m2 of the second stage; 0: none
+  unsigned fine_bits = 8;          // b2
+  search_path path = search_path::automatic;
+
+  constexpr std::size_t heads() const { return sequences * kv_heads; }
+  constexpr pq_shape coarse() const { return {heads(), head_dim, subspaces, bits, metric}; }
+  constexpr pq_shape fine() const { return residual_shape(coarse(), fine_subspaces, fine_bits); }
+  constexpr bool has_fine() const { return fine_subspaces != 0; }
+  /// Cells of the joint-code index; 0 where there is none or it could never be used.
+  constexpr std::size_t cells() const {
+    const pq_shape s = coarse();
+    return has_cell_index(s) && resolve_path(path, s.cells(), capacity) == search_path::joint ? s.cells() : 0;
+  }
+  /// Rows that training needs.
+  constexpr std::size_t least_rows() const { return std::max(coarse().centroids(), has_fine() ? fine().centroids() : 0); }
+};
+
+/// Views of all parts; trivially copyable, goes into kernels by value.
+template <class Space = space::host>
+struct pq_index_view {
+  mutable_codebook_view<Space> book;                 // [sequences * h, m, ds, c]
+  mutable_codes_view<Space> codes;                   // [sequences * h, m, capacity]; of a sequence's middle
+  mutable_cell_index_view<Space> index;              // or empty
+  mutable_codebook_view<Space> fine_book;            // or empty
+  mutable_residual_codes_view<Space> fine_codes;     // or empty
+  std::size_t kv_heads = 0;                          // h of one sequence
+
+  static constexpr pq_index_view place(arena& memory, const pq_index_shape& shape) {
+    pq_index_view all;
+    all.book = codebook::place<Space>(memory, shape.coarse());
+    all.codes = codes::place<Space>(memory, shape.coarse(), shape.capacity);
+    if (shape.cells() != 0) all.index = cell_index::place<Space>(memory, shape.coarse(), shape.capacity);
+    if (shape.has_fine()) {
+      all.fine_book = codebook::place<Space>(memory, shape.fine());
+      all.fine_codes = residual_codes::place<Space>(memory, shape.fine(), shape.capacity);
+    }
+    all.kv_heads = shape.kv_heads;
+    return all;
+  }
+
+  PQKV_HD constexpr bool has_fine() const { return fine_codes.data != nullptr; }
+  /// The parts of one sequence.
+  PQKV_HD constexpr pq_index_view sequence(std::size_t which) const {
+    const std::size_t first = which * kv_heads;
+    pq_index_view one{book.slice(first, kv_heads), codes.slice(0, first, kv_heads), {}, {}, {}, kv_heads};
+    if (!index.empty()) one.index = index.heads(first, kv_heads);
+    if (has_fine()) {
+      one.fine_book = fine_book.slice(first, kv_heads);
+      one.fine_codes = fine_codes.slice(0, first, kv_heads);
+    }
+    return one;
+  }
+  /// The cell of a token's codes.
+  PQKV_HD constexpr std::uint32_t cell(std::size_t head, std::size_t t) const {
+    std::uint32_t value = 0;
+    for (std::size_t j = 0; j < codes.extent(1); ++j) value = value * static_cast<std::uint32_t>(book.size()) + codes(head, j, t);
+    return value;
+  }
+
+  /// The codes of the tokens that leave each sequence's window. Nobody looks at them before commit().
+  template <exec::policy P, class Rows>
+  void encode(const P& policy, const Rows& rows, view<const leaving_tokens, 1, Space> leaving) const {
+    kernel<op::encode_leaving, typename P::backend_type>::run(policy, *this, rows, leaving);
+  }
+
+  /// Encoded tokens join the ranked ones of every head. In the calling thread.
+  void commit(const leaving_tokens& tokens) const noexcept {
+    for (std::size_t head = 0; head < kv_heads; ++head) count(tokens.slot * kv_heads + head, tokens.first, tokens.last);
+  }
+  /// Tokens leave the ranked ones of every head, the last of them. In the calling thread.
+  template <class Sequence>
+  void forget(const leaving_tokens& tokens, const Sequence&) const noexcept {
+    for (std::size_t head = 0; head < kv_heads; ++head) uncount(tokens.slot * kv_heads + head, tokens.first, tokens.last);
+  }
+
+  /// Counts encoded tokens of a head: they join its ranked tokens.
+  PQKV_HD constexpr void count(std::size_t head, std::uint32_t first, std::uint32_t last) const {
+    if (index.empty() || first >= last) return;
+    if (index.first(head) == index.last(head)) index.first(head) = index.merged(head) = first;
+    for (std::uint32_t t = first; t < last; ++t) ++index.counts(head, cell(head, t));
+    index.last(head) = last;
+  }
+  /// Takes the last tokens of a head, from `first` on, out of its ranked ones. Their ids may stay in the lists, where those from `merged`
+  /// on are void.
+  PQKV_HD constexpr void uncount(std::size_t head, std::uint32_t first, std::uint32_t last) const {
+    if (index.empty() || first >= last) return;
+    for (std::uint32_t t = first; t < last; ++t) --index.counts(head, cell(head, t));
+    index.last(head) = first;
+    if (index.merged(head) > first) index.merged(head) = first;
+  }
+
+  /// What a sequence owns, for copying and saving it. cell_codes are the same for all.
+  slot_parts parts() const {
+    slot_parts all = learnt_parts();
+    const std::size_t h = kv_heads;
+    if (index.empty()) return all;
+    all.add_fixed(index.counts.data, h, index.cells());
+    all.add_fixed(index.offsets.data, h, index.cells() + 1);
+    all.add_tokens(index.ids.data, h, index.ids.stride(0), 1);
+    all.add_fixed(index.first.data, 1, h);
+    all.add_fixed(index.merged.data, 1, h);
+    all.add_fixed(index.last.data, 1, h);
+    return all;
+  }
+  /// The parts from which the others can be made again: codebooks and codes.
+  slot_parts learnt_parts() const {
+    slot_parts all;
+    const std::size_t h = kv_heads, m = book.subspaces();
+    all.add_fixed(book.centroids.data, h, book.centroids.stride(0));
+    all.add_fixed(book.mean.data, h, book.head_dim());
+    all.add_fixed(book.squared_radius.data, h, m);
+    all.add_tokens(codes.data, h * m, codes.stride(1), 1);
+    if (!has_fine()) return all;
+    all.add_fixed(fine_book.centroids.data, h, fine_book.centroids.stride(0));
+    all.add_fixed(fine_book.mean.data, h, fine_book.head_dim());
+    all.add_tokens(fine_codes.data, h, fine_codes.extent(1), fine_codes.extent(2));
+    return all;
+  }
+};
+
+/// Tables of a step's queries, and the second stage's shortlists: what ranking works in.
+template <class Space = space::host>
+struct pq_workspace {
+  mutable_distance_table_view<Space> table, fine_table;  // [queries, m, c], [queries, m2, c2]
+  view<std::uint8_t, 1, Space> skipped;                  // [queries]
+  view<std::int32_t, 2, Space> shortlist;                // [lists, capacity], or empty
+  view<std::uint32_t, 1, Space> lengths;                 // [lists]
+  view<middle_range, 1, Space> shortlist_ranges;         // [row heads]
+  view<std::uint8_t, 2, Space> outcomes;                 // [h, m + m2] of training
+
+  /// @param rows         query tokens that are ranked at once
+  /// @param query_heads  hq of one token
+  static constexpr pq_workspace place(arena& memory, const pq_index_shape& shape, std::size_t rows, std::size_t query_heads,
+                                      group_reduction reduction) {
+    const std::size_t hq = rows * query_heads, h = rows * shape.kv_heads, lists = score_lists(reduction, h, hq);
+    pq_workspace all;
+    all.table = distance_table::place<Space>(memory, hq, shape.coarse());
+    all.skipped = make_view<Space>(memory.take<std::uint8_t>(hq), hq);
+    const std::size_t problems = shape.subspaces + shape.fine_subspaces;
+    all.outcomes = make_view<Space>(memory.take<std::uint8_t>(shape.kv_heads * problems), shape.kv_heads, problems);
+    if (!shape.has_fine()) return all;
+    all.fine_table = distance_table::place<Space>(memory, hq, shape.fine());
+    const bool fits = lists <= static_cast<std::size_t>(-1) / 8 / shape.capacity;
+    all.shortlist = make_view<Space>(memory.take<std::int32_t>(fits ? lists * shape.capacity : static_cast<std::size_t>(-1)), lists,
+                                     shape.capacity);
+    all.lengths = make_view<Space>(memory.take<std::uint32_t>(lists), lists);
+    all.shortlist_ranges = make_view<Space>(memory.take<middle_range>(h), h);
+    return all;
+  }
+};
+
+/// Owner of an index. Not thread-safe: one call at a time; views of it end with it.
+///
+/// @tparam Space  where it is; every call's policy must be of that space
+template <class Space = space::host>
+class pq_index {
+ public:
+  using space_type = Space;
+  using view_type = pq_index_view<Space>;
+
+  static constexpr std::size_t required_bytes(const pq_index_shape& shape) {
+    arena count;
+    view_type::place(count, shape);
+    return count.used_bytes();
+  }
+
+  pq_index() = default;
+  /// @pre can_quantize(shape.coarse()), and shape.fine() where there is one
+  /// @throws std::bad_alloc; on a device cuda_error
+  template <exec::policy P>
+  pq_index(const P& policy, const pq_index_shape& shape)
+      : shape_(shape), memory_(make_owner<std::byte>(policy, required_bytes(shape))) {
+    if (shape.cells() == 0) return;
+    const buffer<std::uint8_t> digits(shape.subspaces * shape.cells());
+    cell_index::write_cell_codes(shape.coarse(), digits.data());
+    copy_bytes(policy, const_cast<std::uint8_t*>(view().index.cell_codes.data), digits.data(), digits.size());
+    sync(policy);  // the digits are the host's
+  }
+
+  const pq_index_shape& shape() const { return shape_; }
+  std::size_t size_bytes() const { return memory_.size_bytes(); }
+  view_type view() const {
+    arena memory(memory_);
+    return view_type::place(memory, shape_);
+  }
+
+  /// Trains a sequence's codebooks on tokens [first, n), encodes tokens [first, ranked), and counts them. Its old index is overwritten:
+  /// nobody may ask for it until the outcomes are known. On a device it only enqueues.
+  ///
+  /// @param rows      keys of all sequences (cache/kv_store.hpp)
+  /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; `trained` everywhere: the index can be used
+  /// @throws std::bad_alloc; on a device capacity_error when the policy's scratch is too small, cuda_error
+  /// @cost   as train(), and c distance terms a coordinate of every key; rows that are not strided are copied in part
+  template <exec::policy P, class Rows>
+  void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
+             const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
+    using T = typename Rows::value_type;
+    const view_type own = view().sequence(which);
+    const std::size_t h = shape_.kv_heads, d = shape_.head_dim, m = shape_.subspaces, head = which * h;
+    const auto coarse_outcomes = outcomes.slice(1, 0, m), fine_outcomes = outcomes.slice(1, m, shape_.fine_subspaces);
+    const auto all_codes = own.codes;
+    if constexpr (requires { rows.strided_keys(head, h, first, n - first); }) {
+      const auto keys = rows.strided_keys(head, h, first, n - first);
+      train(policy, keys, own.book, coarse_outcomes, train_params);
+      if (has_failed<P>(coarse_outcomes)) return;
+      encode_all(policy, keys, own, first, ranked, fine_outcomes, train_params);
+    } else {
+      const stratified_sample sample = training_rows(train_params, n - first, shape_.coarse().centroids());
+      kmeans_params of_sample = train_params;
+      of_sample.rows_per_centroid = 0;
+      const std::size_t run = std::min<std::size_t>(std::max<std::size_t>(n - first, 1), 4096);
+      const auto memory = make_owner<T>(policy, h * std::max<std::size_t>(sample.count, run) * d);
+      const auto sampled = make_view<Space>(memory.data(), h, static_cast<std::size_t>(sample.count), d);
+      kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, sample, first, sampled);
+      train(policy, as_const(sampled), own.book, coarse_outcomes, of_sample);
+      if (has_failed<P>(coarse_outcomes)) return;
+      for (std::size_t begin = first; begin < ranked; begin += run) {
+        const std::size_t count = std::min(run, ranked - begin);
+        const auto keys = make_view<Space>(memory.data(), h, count, d);
+        kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, stratified_sample{count, count, {}}, begin, keys);
+        pqkv::encode(policy, as_const(keys), own.book, all_codes.slice(2, begin, count));
+      }
+      sync(policy);  // the copies end here
+    }
+    recount(policy, which, first, ranked);
+  }
+
+  /// Makes a sequence's joint-code index from its codes of tokens [first, ranked).
+  template <exec::policy P>
+  void recount(const P& policy, std::size_t which, std::size_t first, std::size_t ranked) const {
+    const view_type own = view().sequence(which);
+    if (own.index.empty()) return;
+    clear(policy, which);
+    if (first == ranked) return;
+    count_cells(policy, as_const(own.codes), first, ranked, own.index);
+    merge_tails(policy, as_const(own.codes), own.index);
+  }
+
+  /// The k best tokens of every range: retrieve(), or a shortlist of it ranked again by the second stage.
+  ///
+  /// @param query    [rows * hq, d] float
+  /// @param map      which sequence each row is for
+  /// @param ranges   [rows * h]
+  /// @param indices  [lists, k_max] int32, written as by retrieve()
+  /// @param counts   [lists] uint32, written
+  template <exec::policy P>
+  void rank(const P& policy, pqkv::view<const float, 2, Space> query, const head_map<Space>& map,
+            pqkv::view<const middle_range, 1, Space> ranges, pqkv::view<std::int32_t, 2, Space> indices,
+            pqkv::view<std::uint32_t, 1, Space> counts, const retrieve_params& how, std::size_t shortlist_factor,
+            const pq_workspace<Space>& work) const {
+    const view_type own = view();
+    const std::size_t hq = query.extent(0), lists = counts.extent(0);
+    const auto table = part_of(work.table, hq);
+    const auto skipped = work.skipped.slice(0, 0, hq);
+    inner_product_table(policy, query, own.book, table, map);
+    if (!shape_.has_fine())
+      return retrieve(policy, table, as_const(own.codes), own.index, ranges, indices, counts, how, skipped, map);
+    if constexpr (space::usable_from<Space, space::host>) {
+      std::size_t longest = 0;
+      for (std::size_t i = 0; i < ranges.extent(0); ++i) {
+        work.shortlist_ranges(i) = {ranges(i).begin, ranges(i).end, shortlist_size(ranges(i), shortlist_factor)};
+        longest = std::max<std::size_t>(longest, work.shortlist_ranges(i).retrieve);
+      }
+      const auto fine_table = part_of(work.fine_table, hq);
+      inner_product_table(policy, query, own.fine_book, fine_table, map);
+      const auto shortlist = make_view<Space>(work.shortlist.data, lists, longest);
+      const auto lengths = work.lengths.slice(0, 0, lists);
+      retrieve(policy, table, as_const(own.codes), own.index, as_const(work.shortlist_ranges.slice(0, 0, ranges.extent(0))), shortlist,
+               lengths, how, skipped, map);
+      rerank(policy, {table, fine_table}, {as_const(own.codes), as_const(own.fine_codes)}, as_const(shortlist), as_const(lengths), ranges,
+             indices, counts, {.head_dim = how.head_dim, .reduction = how.reduction, .scale = how.scale}, skipped, map);
+    }
+  }
+
+  /// Folds a sequence's tail into its id lists. @throws capacity_error when a device policy's scratch is too small
+  template <exec::policy P>
+  void merge(const P& policy, std::size_t which) const {
+    const view_type own = view().sequence(which);
+    if (!own.index.empty()) merge_tails(policy, as_const(own.codes), own.index);
+  }
+
+  /// Empties a sequence's joint-code index; its codebook stays, and nobody asks for it before it is learnt again.
+  template <exec::policy P>
+  void clear(const P& policy, std::size_t which) const {
+    const view_type own = view().sequence(which);
+    if (own.index.empty()) return;
+    zero(policy, own.index.counts);
+    zero(policy, own.index.offsets);
+    zero(policy, own.index.first);
+    zero(policy, own.index.merged);
+    zero(policy, own.index.last);
+  }
+
+ private:
+  /// Whether training is known to have failed: on a device that is known later.
+  template <class P>
+  static bool has_failed(pqkv::view<const std::uint8_t, 2, Space> outcomes) {
+    bool failed = false;
+    if constexpr (std::is_same_v<typename P::backend_type, backend::host>)
+      for (std::size_t h = 0; h < outcomes.extent(0); ++h)
+        for (std::size_t j = 0; j < outcomes.extent(1); ++j) failed |= outcomes(h, j) != static_cast<std::uint8_t>(kmeans_outcome::trained);
+    return failed;
+  }
+  template <class P, class V>
+  static void zero(const P& policy, const V& part) {
+    zero_bytes(policy, part.data, part.extent(0) * part.stride(0) * sizeof(*part.data));
+  }
+  static mutable_distance_table_view<Space> part_of(const mutable_distance_table_view<Space>& table, std::size_t query_heads) {
+    return {table.entries.slice(0, 0, query_heads), table.bias.slice(0, 0, query_heads)};
+  }
+
+  template <exec::policy P, class Keys>
+  void encode_all(const P& policy, const Keys& keys, const view_type& own, std::size_t first, std::size_t ranked,
+                  pqkv::view<std::uint8_t, 2, Space> fine_outcomes, const kmeans_params& train_params) const {
+    const std::size_t n = keys.extent(1);
+    if (!shape_.has_fine())
+      return pqkv::encode(policy, keys.slice(1, 0, ranked - first), own.book, own.codes.slice(2, first, ranked - first));
+    if constexpr (space::usable_from<Space, space::host>) {
+      // Residuals are trained on every row, the window's too, so all are encoded; those of the window are encoded again as they leave it.
+      const auto codes = own.codes.slice(2, first, n);
+      pqkv::encode(policy, keys, own.book, codes);
+      train_residual(policy, keys, as_const(codes), own.book, own.fine_book, fine_outcomes, train_params);
+      encode_residual(policy, keys, as_const(codes), own.book, own.fine_book, own.fine_codes.slice(1, first, n));
+    }
+  }
+
+  pq_index_shape shape_{};
+  owner<std::byte, Space> memory_;
+};
+
+}  // namespace pqkv
