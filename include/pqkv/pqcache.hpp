@@ -11,228 +11,34 @@
 // One call at a time: a cache changes in every verb, attend() included. Caches of different layers are independent.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
-
-#include "attention.hpp"
-#include "cache/cache_checks.hpp"
-#include "cache/dense_rows.hpp"
-#include "exec/host.hpp"
-#include "exec/sync.hpp"
-#include "selector/concept.hpp"
-#include "selector/pq.hpp"
+#include "pqcache_state.hpp"
 
 namespace pqkv {
-namespace detail {
-
-/// What a cache works in besides rows and index, carved from one block.
-template <class Space>
-struct cache_memory {
-  slot_table<Space> slots;
-  view<std::uint32_t, 1, Space> prompt_nonfinite;  // [2]
-  step_plan<Space> plan;                           // of queries_at_once() tokens
-  view<std::int32_t, 2, Space> indices;            // [lists of them, k_max]
-  view<float, 3, Space> query, out;                // [queries at once, hq, d]
-  view<float, 2, Space> lse;                       // [queries at once, hq]
-  std::byte* scratch;
-
-  static constexpr cache_memory place(arena& memory, const cache_shape& shape, const flat_budget_rule& rule, std::size_t lists,
-                                      std::size_t k_max, std::size_t scratch_bytes) {
-    const std::size_t batch = shape.batch, tokens = shape.queries_at_once(), hq = shape.query_heads, d = shape.head_dim;
-    const auto of = [&]<class T>(T, std::size_t size) { return make_view<Space>(memory.take<T>(size), size); };
-    cache_memory all;
-    all.slots = {of(sequence{}, batch), of(slot_statistics{}, batch), of(std::uint32_t{}, batch), of(leaving_tokens{}, batch),
-                 make_view<Space>(memory.take<std::uint32_t>(2 * batch), 2, batch), rule};
-    all.prompt_nonfinite = of(std::uint32_t{}, 2);
-    all.plan = {of(std::uint32_t{}, tokens), of(token_span{}, tokens * lists), of(middle_range{}, tokens * shape.kv_heads),
-                of(std::uint32_t{}, tokens * lists)};
-    const bool fits = k_max <= static_cast<std::size_t>(-1) / 8 / (tokens * lists);
-    all.indices = make_view<Space>(memory.take<std::int32_t>(fits ? tokens * lists * k_max : static_cast<std::size_t>(-1)), tokens * lists,
-                                   k_max);
-    all.query = make_view<Space>(memory.take<float>(tokens * hq * d), tokens, hq, d);
-    all.out = make_view<Space>(memory.take<float>(tokens * hq * d), tokens, hq, d);
-    all.lse = make_view<Space>(memory.take<float>(tokens * hq), tokens, hq);
-    all.scratch = memory.take<std::byte>(scratch_bytes);
-    return all;
-  }
-};
-
-}  // namespace detail
 
 /// @tparam Rows      where keys and values are: dense_rows (our own memory) or paged_rows (the engine's pages), in host or device memory
 /// @tparam Selector  selector::basic_pq, full, streaming, oracle, or one's own (selector/concept.hpp)
 template <class Rows = dense_rows<float>, class Selector = selector::basic_pq<typename Rows::space_type>>
-class pqcache {
+class pqcache : public pqcache_state<Rows, Selector> {
+  using state = pqcache_state<Rows, Selector>;
+
  public:
-  using value_type = typename Rows::value_type;
-  using space_type = typename Rows::space_type;
-  using step_type = basic_step<space_type>;
+  using typename state::params;
+  using typename state::space_type;
+  using typename state::step_type;
+  using typename state::value_type;
+  using state::is_on_host;
   template <class T, std::size_t Rank>
   using view_of = view<T, Rank, space_type>;
-  /// Whether the host reads where sequences stand without waiting for anything.
-  static constexpr bool is_on_host = space::usable_from<space_type, space::host>;
-
-  /// Shape of the cache, and the settings of budget, rows and selector.
-  struct params : cache_shape {
-    budget_rule budget{};                  // how many tokens attend
-    typename Selector::params selector{};  // e.g. selector::pq::params
-    typename Rows::params rows{};          // e.g. the engine's pages
-  };
-
-  /// The checks of the constructor.
-  static status can_construct(const params& p) noexcept {
-    if (const status s = can_cache(p); !s.ok()) return s;
-    if (const status b = can_budget(p.budget, "pqcache"); !b.ok()) return b;
-    if (const status r = Rows::can_construct(p, p.rows); !r.ok()) return r;
-    return Selector::can_construct(p, p.selector);
-  }
-
-  /// What the constructor will take with such a policy.
-  /// @throws shape_error, value_error as can_construct() says; capacity_error when no memory could hold it
-  template <exec::policy P>
-  static memory_plan plan(const P& policy, const params& p) {
-    require_ok(can_construct(p));
-    memory_plan all;
-    all.kv_bytes = Rows::required_bytes(p, p.rows);
-    all.index_bytes = Selector::index_bytes(p, p.selector);
-    arena count;
-    place(count, policy, p, lists_of(policy, p));
-    all.scratch_bytes = count.used_bytes();
-    constexpr std::size_t most = static_cast<std::size_t>(-1) / 4;
-    require_ok(detail::checks("pqcache").that(all.kv_bytes < most && all.index_bytes < most && all.scratch_bytes < most,
-                                              status::code::capacity, "params", "bytes of the cache, at most", static_cast<double>(most),
-                                              static_cast<double>(std::max({all.kv_bytes, all.index_bytes, all.scratch_bytes}))));
-    return all;
-  }
-  static memory_plan plan(const params& p)
-    requires is_on_host
-  {
-    return plan(exec::host<isa::scalar>{}, p);
-  }
 
   /// @param policy  of the cache's memory; on a device its stream clears the memory
   /// @throws as plan(); std::bad_alloc; on a device cuda_error
   template <exec::policy P>
     requires std::same_as<typename P::space_type, space_type>
-  pqcache(const P& policy, const params& p)
-      : params_((plan(policy, p), p)),
-        rows_(policy, p, p.rows),
-        selector_(policy, p, p.selector),
-        k_max_(largest_k(p)),
-        rule_(p.budget.flat()) {
-    arena count;
-    place(count, policy, p, selector_.lists());
-    memory_ = make_owner<std::byte>(policy, count.used_bytes());
-    arena memory(memory_);
-    work_ = place(memory, policy, p, selector_.lists());
-    scratch_bytes_ = step_scratch_bytes(policy, p);
-    if constexpr (!is_on_host) known_ = buffer<sequence>(p.batch);
-  }
+  pqcache(const P& policy, const params& p) : state(policy, p) {}
   /// In host memory.
   explicit pqcache(const params& p)
     requires is_on_host
-      : pqcache(exec::host<isa::scalar>{}, p) {}
-
-  /// What it was made with.
-  const params& parameters() const { return params_; }
-  /// What the selector keeps of its own, e.g. how many iterations trained a slot's codebook.
-  const Selector& selection() const { return selector_; }
-  /// Where the rows are.
-  const Rows& rows() const { return rows_; }
-  Rows& rows() { return rows_; }
-  /// Lists of a slot: h, or hq under a reduction `none`.
-  std::size_t lists() const { return selector_.lists(); }
-  /// Keys and values by absolute position, [batch * h, capacity, d]; slot b's head is b * h + head. For measurements and engines
-  /// that attend themselves.
-  auto store() const { return rows_.store(); }
-
-  /// Where a slot stands. @pre slot < batch, here and below
-  /// @{
-  const sequence& at(std::size_t slot) const
-    requires is_on_host
-  {
-    return work_.slots.sequences(slot);
-  }
-  std::size_t size(std::size_t slot) const
-    requires is_on_host
-  {
-    return at(slot).n;
-  }
-  /// s, w and k of a slot at present; the window may hold fewer tokens than w until it has filled.
-  token_budget budget(std::size_t slot) const
-    requires is_on_host
-  {
-    return at(slot).budget(rule_);
-  }
-  /// The middle of a slot: what the next query ranks, and how many of it.
-  middle_range middle(std::size_t slot) const
-    requires is_on_host
-  {
-    return at(slot).middle(rule_);
-  }
-  const slot_statistics& statistics(std::size_t slot) const
-    requires is_on_host
-  {
-    return work_.slots.statistics(slot);
-  }
-  /// @}
-  /// The same for every memory; on a device they wait for the stream. @throws cuda_error
-  /// @{
-  template <exec::policy P>
-  sequence at(const P& policy, std::size_t slot) const {
-    return read(policy, work_.slots.sequences, slot);
-  }
-  template <exec::policy P>
-  std::size_t size(const P& policy, std::size_t slot) const {
-    return at(policy, slot).n;
-  }
-  template <exec::policy P>
-  token_budget budget(const P& policy, std::size_t slot) const {
-    return at(policy, slot).budget(rule_);
-  }
-  template <exec::policy P>
-  middle_range middle(const P& policy, std::size_t slot) const {
-    return at(policy, slot).middle(rule_);
-  }
-  template <exec::policy P>
-  slot_statistics statistics(const P& policy, std::size_t slot) const {
-    return read(policy, work_.slots.statistics, slot);
-  }
-  /// @}
-
-  /// Tokens that a list of retrieve() holds at most at that state of a slot.
-  std::size_t retrieve_capacity(const sequence& at) const {
-    const middle_range middle = at.middle(rule_);
-    const selector::coverage covered = at.coverage(middle, selector_.covers());
-    return covered == selector::coverage::everything ? middle.size() : covered == selector::coverage::nothing ? 0 : middle.selected();
-  }
-  std::size_t retrieve_capacity(std::size_t slot) const
-    requires is_on_host
-  {
-    return retrieve_capacity(at(slot));
-  }
-
-  /// The checks of the verbs below, for engines without exceptions; arguments as there.
-  /// @{
-  status can_prefill(std::size_t slot, const auto& keys, const auto& values) const noexcept {
-    return checks().prefill(slot, keys, values, rows_.room(slot));
-  }
-  status can_append(const auto& keys, const auto& values, const step_type& step = {}) const noexcept {
-    return checks().append(keys, values, step, [this](std::size_t slot) { return rows_.room(slot); });
-  }
-  status can_attend(const auto& query, const auto& out, view_of<float, 2> lse = {}, const step_type& step = {}) const noexcept {
-    return checks().attend(query, out, lse, step);
-  }
-  status can_retrieve(const auto& query, const auto& indices, const auto& counts, const step_type& step = {}) const noexcept {
-    return checks().retrieve(query, indices, counts, step, [this](std::size_t slot) { return retrieve_capacity(known(slot)); });
-  }
-  status can_truncate(std::size_t slot, std::size_t n) const noexcept { return checks().truncate(slot, n); }
-  status can_fork(std::size_t from, std::size_t to) const noexcept {
-    const status s = checks().slot("fork", "from", from);
-    return s.ok() ? checks().slot("fork", "to", to) : s;
-  }
-  status can_reset(std::size_t slot) const noexcept { return checks().slot("reset", "slot", slot); }
-  /// @}
+      : state(exec::host<isa::scalar>{}, p) {}
 
   /// Takes a prompt's keys and values into an empty slot, whole or in chunks; the last chunk lets the selector build its index. What
   /// follows a prompt, a second turn for example, is append()ed.
@@ -246,7 +52,7 @@ class pqcache {
     requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, chunk which = chunk::last) {
     check_policy<P>();
-    require_ok(can_prefill(slot, keys, values));
+    require_ok(this->can_prefill(slot, keys, values));
     zero_bytes(policy, work_.prompt_nonfinite.data, 2 * sizeof(std::uint32_t));
     run<op::store_tokens>(policy, rows_.view(), stored_tokens<space_type>{slot * params_.kv_heads, known(slot).n, work_.prompt_nonfinite},
                           keys, values);
@@ -257,7 +63,7 @@ class pqcache {
   void prefill(const P& policy, std::size_t slot, std::size_t n, chunk which = chunk::last) {
     check_policy<P>();
     const auto there = nothing(params_.kv_heads, n);
-    require_ok(can_prefill(slot, there, there));
+    require_ok(this->can_prefill(slot, there, there));
     zero_bytes(policy, work_.prompt_nonfinite.data, 2 * sizeof(std::uint32_t));
     end_prefill(policy, slot, n, which);
   }
@@ -275,9 +81,9 @@ class pqcache {
     requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void append(const P& policy, view<K, 3, Space> keys, view<V, 3, Space> values, const step_type& step = {}) {
     check_policy<P>();
-    require_ok(can_append(keys, values, step));
+    require_ok(this->can_append(keys, values, step));
     run<op::append_tokens>(working(policy), rows_.view(), index(),
-                           appended_tokens<space_type>{work_.slots, step, keys.extent(0), capacity()}, keys, values);
+                           appended_tokens<space_type>{work_.slots, step, keys.extent(0), rows_.room(0)}, keys, values);
   }
   /// The same for tokens whose rows the engine has written into its pages already.
   /// @param tokens  of the step in all
@@ -285,8 +91,8 @@ class pqcache {
   void append(const P& policy, std::size_t tokens, const step_type& step) {
     check_policy<P>();
     const auto there = nothing(tokens, params_.kv_heads);
-    require_ok(can_append(there, there, step));
-    run<op::append_tokens>(working(policy), rows_.view(), index(), appended_tokens<space_type>{work_.slots, step, tokens, capacity()}, there,
+    require_ok(this->can_append(there, there, step));
+    run<op::append_tokens>(working(policy), rows_.view(), index(), appended_tokens<space_type>{work_.slots, step, tokens, rows_.room(0)}, there,
                            there);
   }
 
@@ -303,7 +109,7 @@ class pqcache {
     requires storage_scalar<Q> && writable_scalar<O> && reachable_from<Space, P>
   void attend(const P& policy, view<Q, 3, Space> query, view<O, 3, Space> out, view_of<float, 2> lse = {}, const step_type& step = {}) {
     check_policy<P>();
-    require_ok(can_attend(query, out, lse, step));
+    require_ok(this->can_attend(query, out, lse, step));
     for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
       const auto asked = as_floats(policy, query.slice(0, first, count));
       const step_plan<space_type> plan = select(policy, asked, step, first);
@@ -326,7 +132,7 @@ class pqcache {
   void retrieve(const P& policy, view<Q, 3, Space> query, view_of<std::int32_t, 3> indices, view_of<std::uint32_t, 2> counts,
                 const step_type& step = {}) {
     check_policy<P>();
-    require_ok(can_retrieve(query, indices, counts, step));
+    require_ok(this->can_retrieve(query, indices, counts, step));
     for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
       const auto asked = as_floats(policy, query.slice(0, first, count));
       const step_plan<space_type> plan = select(policy, asked, step, first);
@@ -343,7 +149,7 @@ class pqcache {
   template <exec::policy P>
   void truncate(const P& policy, std::size_t slot, std::size_t n) {
     check_policy<P>();
-    require_ok(can_truncate(slot, n));
+    require_ok(this->can_truncate(slot, n));
     run<op::truncate_tokens>(policy, index(),
                              truncated_tokens<space_type>{work_.slots, {}, {}, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(n)});
     if constexpr (!is_on_host) known_[slot] = known_[slot].truncated(static_cast<std::uint32_t>(n));
@@ -361,7 +167,7 @@ class pqcache {
                                                  slots.data != nullptr ? slots.extent(0) : params_.batch, "rows, of slots or batch"));
     if constexpr (is_on_host)
       for (std::size_t row = 0; row < lengths.extent(0); ++row)
-        require_ok(can_truncate(slots.data != nullptr ? slots(row) : row, lengths(row)));
+        require_ok(this->can_truncate(slots.data != nullptr ? slots(row) : row, lengths(row)));
     run<op::truncate_tokens>(policy, index(), truncated_tokens<space_type>{work_.slots, slots, lengths});
   }
 
@@ -372,7 +178,7 @@ class pqcache {
   template <exec::policy P>
   void fork(const P& policy, std::size_t from, std::size_t to) {
     check_policy<P>();
-    require_ok(can_fork(from, to));
+    require_ok(this->can_fork(from, to));
     if (from == to) return;
     slot_parts parts = rows_.parts();
     parts.add(index().parts());
@@ -384,7 +190,7 @@ class pqcache {
   /// Empties a slot. @throws value_error; on a device cuda_error
   template <exec::policy P>
   void reset(const P& policy, std::size_t slot) {
-    require_ok(can_reset(slot));
+    require_ok(this->can_reset(slot));
     zero_bytes(policy, &work_.slots.sequences.data[slot], sizeof(sequence));
     zero_bytes(policy, &work_.slots.statistics.data[slot], sizeof(slot_statistics));
     selector_.clear(policy, slot);
@@ -415,25 +221,7 @@ class pqcache {
   }
 
  private:
-  static std::size_t largest_k(const params& p) { return std::clamp<std::size_t>(p.budget.at(p.capacity).retrieve, 1, p.capacity); }
-
-  template <class P>
-  static std::size_t lists_of(const P&, const params& p) {
-    if constexpr (requires { p.selector.reduction; })
-      return score_lists(p.selector.reduction, p.kv_heads, p.query_heads);
-    else
-      return p.kv_heads;
-  }
-  /// Of a selection or, after it, attention to the longest slot in every list.
-  template <class P>
-  static std::size_t step_scratch_bytes(const P& policy, const params& p) {
-    const std::size_t hq = p.queries_at_once() * p.query_heads;
-    return std::max(Selector::scratch_bytes(policy, p, p.selector), scratch_bytes<op::attention>(policy, {hq, hq, p.head_dim, p.capacity}));
-  }
-  template <class P>
-  static detail::cache_memory<space_type> place(arena& memory, const P& policy, const params& p, std::size_t lists) {
-    return detail::cache_memory<space_type>::place(memory, p, p.budget.flat(), lists, largest_k(p), step_scratch_bytes(policy, p));
-  }
+  using state::checks, state::known, state::known_, state::params_, state::rows_, state::rule_, state::selector_, state::work_;
 
   template <class P>
   static constexpr void check_policy() {
@@ -452,28 +240,9 @@ class pqcache {
   template <class P>
   P working(const P& policy) const {
     P own = policy;
-    if (own.scratch.counting() && scratch_bytes_ != 0) own.scratch = arena(work_.scratch, scratch_bytes_);
+    if (own.scratch.counting() && state::scratch_bytes_ != 0) own.scratch = arena(work_.scratch, state::scratch_bytes_);
     return own;
   }
-  template <class P, class T>
-  T read(const P& policy, view_of<T, 1> from, std::size_t slot) const {
-    T found;
-    copy_bytes(policy, &found, &from.data[slot], sizeof(T));
-    sync(policy);
-    return found;
-  }
-
-  /// Where a slot stands as far as the host knows: on a device after prefill, fork, reset and maintain.
-  const sequence& known(std::size_t slot) const noexcept {
-    if constexpr (is_on_host)
-      return work_.slots.sequences(slot);
-    else
-      return known_[slot];
-  }
-  detail::cache_checks<space_type> checks() const noexcept {
-    return {params_, is_on_host ? work_.slots.sequences.data : known_.data(), selector_.lists()};
-  }
-  std::size_t capacity() const { return params_.capacity; }
   auto index() {
     if constexpr (requires { selector_.index(); }) return selector_.index();
   }
@@ -575,14 +344,6 @@ class pqcache {
                             selector_.traffic_of(sizeof(value_type)));
   }
 
-  params params_;
-  Rows rows_;
-  Selector selector_;
-  std::size_t k_max_, scratch_bytes_ = 0;
-  flat_budget_rule rule_;
-  owner<std::byte, space_type> memory_;
-  detail::cache_memory<space_type> work_{};
-  buffer<sequence> known_;  // of a device
 };
 
 /// The cache of one layer with everything in device memory.

@@ -58,6 +58,7 @@ class dense_rows {
   std::size_t size_bytes() const { return memory_.size_bytes(); }
   /// Tokens that a slot has room for.
   std::size_t room(std::size_t) const { return shape_.capacity; }
+  static constexpr status can_hold(const char*, std::size_t, std::size_t, std::size_t) noexcept { return {}; }
   slot_parts parts() const {
     slot_parts all;
     const std::size_t row = row_elements(shape_.head_dim);
