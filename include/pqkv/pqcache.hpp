@@ -202,6 +202,56 @@ class pqcache : public pqcache_state<Rows, Selector> {
     reset(exec::host<isa::scalar>{}, slot);
   }
 
+  /// Writes a slot to a sink: its codebooks and codes and, on request, its keys and values.
+  ///
+  /// @param sink  sink(const std::byte*, std::size_t), called for one piece after the other; what it throws ends the call
+  /// @throws value_error when `slot` is not below batch, is being prefilled, or the rows are an engine's pages and wanted; std::bad_alloc
+  /// @cost   reads what it writes once, through 1 MiB of host memory
+  /// @source the layout is cache/slot_file.hpp's
+  template <exec::policy P, class Sink>
+  void save(const P& policy, std::size_t slot, Sink&& sink, slot_contents contents = slot_contents::index_and_rows) const {
+    check_policy<P>();
+    require_ok(checks().slot("save", "slot", slot));
+    const slot_file_header header = this->header_of(at(policy, slot), contents);
+    require_ok(detail::checks("save")
+                   .that(header.at.prefilling == 0, status::code::value, "slot", "prefill chunks still to come; send chunk::last", 0, 1)
+                   .that(contents == slot_contents::index || rows_.parts().count != 0, status::code::value, "contents",
+                         "slot_contents::index: the rows are the engine's pages", 0, 1));
+    detail::slot_writer<std::remove_reference_t<Sink>> file(sink);
+    file.write(&header, sizeof header);
+    const buffer<std::byte> piece(detail::slot_file_piece);
+    this->for_runs(slot, header, [&](std::byte* run, std::size_t bytes, std::size_t) { file.write_run(policy, run, bytes, piece); });
+    file.finish();
+  }
+
+  /// Fills an empty slot from a file that save() wrote, of this or another backend: afterwards it selects the same tokens.
+  ///
+  /// @param source    source(std::byte*, std::size_t) -> std::size_t: bytes that it gave, 0 at the end
+  /// @param contents  what the file must hold. `index`: the rows are in the store already, as an engine's pages are
+  /// @throws value_error, capacity_error naming what does not fit, when the file is cut, altered or of another cache; std::bad_alloc. The
+  ///         slot stays empty then
+  /// @cost   one pass over the file, and the id lists' counting sort
+  template <exec::policy P, class Source>
+  void load(const P& policy, std::size_t slot, Source&& source, slot_contents contents = slot_contents::index_and_rows) {
+    check_policy<P>();
+    require_ok(checks().slot("load", "slot", slot));
+    require_ok(detail::checks("load").that(at(policy, slot).n == 0, status::code::value, "slot", "tokens in it; reset() first", 0, 1));
+    detail::slot_reader<std::remove_reference_t<Source>> file(source);
+    slot_file_header header;
+    file.read(&header, sizeof header);
+    require_ok(detail::can_load_header(header, this->header_of({}, contents), rows_.room(slot)));
+    const buffer<std::byte> piece(detail::slot_file_piece);
+    require_ok(detail::checks("load").that(header.payload_bytes == this->payload_bytes(header), status::code::value, "file.payload_bytes",
+                                           "bytes of such a slot", static_cast<double>(this->payload_bytes(header)),
+                                           static_cast<double>(header.payload_bytes)));
+    this->for_runs(slot, header, [&](std::byte* run, std::size_t bytes, std::size_t limit) { file.read_run(policy, run, bytes, piece, limit); });
+    file.finish();
+    if constexpr (requires { selector_.rebuild(working(policy), slot, middle_range{}); })
+      if (header.at.learned != 0) selector_.rebuild(working(policy), slot, header.at.middle(rule_));
+    header.at.longest = header.at.n;
+    settle(policy, {slot, header.at, false, {}, {}});
+  }
+
   /// What must not happen inside a step: trains a codebook that came to have enough keys, folds new tokens into id lists. Cheap
   /// when nothing is due; call it between steps. On a device it waits for the stream.
   template <exec::policy P>
@@ -221,6 +271,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   }
 
  private:
+  using state::at;
   using state::checks, state::known, state::known_, state::params_, state::rows_, state::rule_, state::selector_, state::work_;
 
   template <class P>
@@ -254,7 +305,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <class P>
   void end_prefill(const P& policy, std::size_t slot, std::size_t n, chunk which) {
     sequence after = known(slot);
-    after.n += static_cast<std::uint32_t>(n);
+    after = after.grown(static_cast<std::uint32_t>(n));
     after.prompt = after.n;
     after.prefilling = which == chunk::more ? 1 : 0;
     if (after.prefilling != 0 || after.n == 0)
@@ -343,7 +394,6 @@ class pqcache : public pqcache_state<Rows, Selector> {
     run<op::count_attended>(policy, work_.slots, attended_queries<space_type>{plan, first, step, query, selector_.lists(), row_bytes, attends},
                             selector_.traffic_of(sizeof(value_type)));
   }
-
 };
 
 /// The cache of one layer with everything in device memory.

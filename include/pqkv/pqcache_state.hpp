@@ -270,6 +270,36 @@ class pqcache_state {
     return {params_, is_on_host ? work_.slots.sequences.data : known_.data(), selector_.lists()};
   }
 
+  /// The header of a saved slot of this cache.
+  slot_file_header header_of(const sequence& at, slot_contents contents) const {
+    slot_file_header header;
+    header.contents = contents;
+    header.kv_heads = static_cast<std::uint32_t>(params_.kv_heads);
+    header.head_dim = static_cast<std::uint32_t>(params_.head_dim);
+    header.element = detail::element_number<value_type>();
+    header.selector = selector_.signature();
+    if (contents == slot_contents::index_and_rows && rows_.parts().count != 0)
+      header.row_bytes = static_cast<std::uint32_t>(rows_.parts().part[0].token_bytes);
+    header.at = at;
+    header.payload_bytes = payload_bytes(header);
+    return header;
+  }
+  slot_parts saved_parts(const slot_file_header& header) const {
+    slot_parts parts;
+    if (header.at.learned != 0) parts.add(selector_.index().learnt_parts());
+    if (header.contents == slot_contents::index_and_rows) parts.add(rows_.parts());
+    return parts;
+  }
+  std::uint64_t payload_bytes(const slot_file_header& header) const { return saved_parts(header).bytes(header.at.n); }
+  /// Calls f(first byte, bytes, limit) for every run of a slot that a file holds.
+  template <class F>
+  void for_runs(std::size_t slot, const slot_file_header& header, F f) const {
+    const slot_parts parts = saved_parts(header);
+    for (std::size_t i = 0; i < parts.count; ++i)
+      for (std::size_t run = 0; run < parts.part[i].segments; ++run)
+        f(parts.part[i].segment(slot, run), parts.part[i].bytes(header.at.n), parts.part[i].limit);
+  }
+
   params params_;
   Rows rows_;
   Selector selector_;

@@ -84,10 +84,18 @@ struct coverage_rule {
 struct sequence {
   std::uint32_t n = 0;            // tokens cached
   std::uint32_t prompt = 0;       // of these, taken by prefill()
+  std::uint32_t longest = 0;      // the largest n since the slot was empty: id lists may still hold tokens that were cut off
   std::uint32_t learn_again = 0;  // length at which training is worth another try
-  std::uint8_t learned = 0;       // 1: the selector has its index, e.g. a codebook
-  std::uint8_t prefilling = 0;    // 1: more chunks of the prompt are to come
-  std::uint16_t unused = 0;       // no padding: a saved sequence is these bytes
+  std::uint32_t learned = 0;      // 1: the selector has its index, e.g. a codebook
+  std::uint32_t prefilling = 0;   // 1: more chunks of the prompt are to come
+
+  /// With `count` tokens more.
+  PQKV_HD constexpr sequence grown(std::uint32_t count) const {
+    sequence then = *this;
+    then.n += count;
+    then.longest = then.longest > then.n ? then.longest : then.n;
+    return then;
+  }
 
   /// The sequence when it had `length` tokens.
   PQKV_HD constexpr sequence at(std::uint32_t length) const {
@@ -127,7 +135,7 @@ struct sequence {
   /// Cut to its first `length` tokens. Cut to nothing it is a fresh one, without an index.
   PQKV_HD constexpr sequence truncated(std::uint32_t length) const { return length == 0 ? sequence{} : at(length); }
 };
-static_assert(sizeof(sequence) == 16);
+static_assert(sizeof(sequence) == 24);  // no padding: a saved sequence is these bytes
 
 /// As sequence's functions, by a rule with optionals.
 /// @{

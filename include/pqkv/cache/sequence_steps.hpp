@@ -94,6 +94,7 @@ struct no_index {
   void commit(const leaving_tokens&) const noexcept {}
   void forget(const leaving_tokens&, const sequence&) const noexcept {}
   slot_parts parts() const noexcept { return {}; }
+  slot_parts learnt_parts() const noexcept { return {}; }
 };
 
 }  // namespace pqkv

@@ -18,6 +18,7 @@ struct slot_part {
   std::size_t segment_bytes = 0;  // from one run to the next
   std::size_t fixed_bytes = 0;    // of a run
   std::size_t token_bytes = 0;    // of a run, for each token
+  std::size_t limit = 0;          // every byte is below it, for a loaded file to be held to; 0: any
 
   PQKV_HD constexpr std::byte* segment(std::size_t slot, std::size_t which) const {
     return data + slot * slot_bytes + which * segment_bytes;
@@ -39,8 +40,8 @@ struct slot_parts {
   }
   /// An array [slots, segments, capacity] of `size` T a token.
   template <class T>
-  constexpr void add_tokens(T* data, std::size_t segments, std::size_t capacity, std::size_t size) {
-    add(data, segments, capacity * size, {.token_bytes = size * sizeof(T)});
+  constexpr void add_tokens(T* data, std::size_t segments, std::size_t capacity, std::size_t size, std::size_t limit = 0) {
+    add(data, segments, capacity * size, {.token_bytes = size * sizeof(T), .limit = limit});
   }
   constexpr void add(const slot_parts& others) {
     for (std::size_t i = 0; i < others.count; ++i) part[count++] = others.part[i];

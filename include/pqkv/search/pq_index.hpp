@@ -139,11 +139,11 @@ struct pq_index_view {
     all.add_fixed(book.centroids.data, h, book.centroids.stride(0));
     all.add_fixed(book.mean.data, h, book.head_dim());
     all.add_fixed(book.squared_radius.data, h, m);
-    all.add_tokens(codes.data, h * m, codes.stride(1), 1);
+    all.add_tokens(codes.data, h * m, codes.stride(1), 1, book.size());
     if (!has_fine()) return all;
     all.add_fixed(fine_book.centroids.data, h, fine_book.centroids.stride(0));
     all.add_fixed(fine_book.mean.data, h, fine_book.head_dim());
-    all.add_tokens(fine_codes.data, h, fine_codes.extent(1), fine_codes.extent(2));
+    all.add_tokens(fine_codes.data, h, fine_codes.extent(1), fine_codes.extent(2), fine_book.size());
     return all;
   }
 };

@@ -9,6 +9,7 @@
 
 #include "../cache/kv_store.hpp"
 #include "../cache/sequence_steps.hpp"
+#include "../cache/slot_file.hpp"
 #include "../core/error.hpp"
 #include "../search/retrieve.hpp"
 
@@ -53,6 +54,9 @@ using any_rows = strided_rows<float, Space>;
 ///   traffic_of(element_bytes)                   a function of a middle_range that can be copied to a device
 ///   maintain(policy, slot, sequence, middle)    cheap upkeep between steps
 ///   clear(policy, slot)                         forgets a slot
+///
+/// To be saved and loaded a selector also has signature(), index().learnt_parts() and, where a part is made from others,
+/// rebuild(policy, slot, middle).
 template <class S, class P>
 concept selector_for =
     requires(S selector, const S& constant, const P& policy, const cache_shape& shape, const typename S::params& params,

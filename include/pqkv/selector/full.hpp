@@ -25,6 +25,7 @@ class unranked {
     return {};
   }
   static no_index index() { return {}; }
+  static constexpr selector_signature signature() { return {}; }
   void select(const auto&, const auto&, const auto&, const auto&, const auto&, const auto&, const auto&) {}
   static constexpr no_traffic traffic_of(std::size_t) { return {}; }
   void maintain(const auto&, std::size_t, const sequence&, middle_range) {}

@@ -90,6 +90,7 @@ class oracle {
 
   learning<space::host> learn(const auto&, std::size_t, const auto&, const sequence&, middle_range) { return {}; }
   static no_index index() { return {}; }
+  static constexpr selector_signature signature() { return {}; }
   void maintain(const auto&, std::size_t, const sequence&, middle_range) {}
   void clear(const auto&, std::size_t) {}
 

@@ -125,6 +125,11 @@ class basic_pq {
   std::size_t least_rows() const { return index_.shape().least_rows(); }
   /// L that trained a slot's codebook last; 0 without one. Under the overlap rule it depends on the prompt and the machine.
   std::size_t iterations(std::size_t slot) const { return slots_[slot].iterations; }
+  selector_signature signature() const {
+    const pq_index_shape& s = index_.shape();
+    return {1, static_cast<std::uint32_t>(s.subspaces), s.bits, static_cast<std::uint32_t>(s.metric),
+            static_cast<std::uint32_t>(s.fine_subspaces), s.has_fine() ? s.fine_bits : 0};
+  }
   /// Codebooks, codes and joint-code index of all slots.
   pq_index_view<Space> index() const { return index_.view(); }
 

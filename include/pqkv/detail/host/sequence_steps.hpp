@@ -63,7 +63,7 @@ struct kernel<op::append_tokens, backend::host> {
     for (std::size_t row = 0; row < count; ++row) {
       const std::uint32_t slot = call.step.slot(row);
       const sequence& before = slots.sequences(slot);
-      const sequence after = before.at(before.n + (before.learned != 0 ? call.step.count(row) : 0));
+      const sequence after = before.grown(before.learned != 0 ? call.step.count(row) : 0);
       slots.leaving(row) = leaving_between(slot, before, after, slots.rule);
       slots.nonfinite(0, row) = slots.nonfinite(1, row) = 0;
     }
@@ -72,7 +72,7 @@ struct kernel<op::append_tokens, backend::host> {
     for (std::size_t row = 0; row < count; ++row) {
       index.commit(slots.leaving(row));
       const std::uint32_t slot = call.step.slot(row);
-      slots.sequences(slot).n += call.step.count(row);
+      slots.sequences(slot) = slots.sequences(slot).grown(call.step.count(row));
       slots.statistics(slot).nonfinite_keys += slots.nonfinite(0, row);
       slots.statistics(slot).nonfinite_values += slots.nonfinite(1, row);
     }
@@ -141,7 +141,7 @@ struct kernel<op::copy_slot, backend::host> {
   /// Copies through the runner where `to` is empty: then a copy that fails leaves it empty. Over a sequence it must not fail.
   template <class P>
   static void run(const P& policy, const slot_parts& parts, const slot_table<space::host>& slots, std::size_t from, std::size_t to) {
-    const std::size_t n = slots.sequences(from).n;
+    const std::size_t n = slots.sequences(from).longest;
     std::size_t segments = 0;
     for (std::size_t i = 0; i < parts.count; ++i) segments += parts.part[i].segments;
     const auto copy = [&](std::size_t task) {
