@@ -22,7 +22,7 @@ constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096;
 /// A cache with n tokens prefilled, in chunks, so that the prompt is never in memory twice.
 template <class Selector>
 struct sequence {
-  using cache_type = pqkv::pqcache<pqkv::bfloat16, Selector>;
+  using cache_type = pqkv::pqcache<pqkv::dense_rows<pqkv::bfloat16>, Selector>;
 
   explicit sequence(const axes& a)
       : cache(params(a)), query(bench::normal_numbers<float>(hq * d, 51)), out(hq * d), key(h * d), value(h * d) {

@@ -25,7 +25,7 @@ struct prefill_case {
       : rows(bench::normal_numbers<T>(a.keys() * 2 * a.d, 51)),
         query(bench::normal_numbers<float>(a.g * a.queries * a.d, 52)),
         out(a.g * a.queries * a.d),
-        scratch(pqkv::prefill_attention_host_scratch_bytes(1, a.g, a.queries, a.d)) {}
+        scratch(pqkv::scratch_bytes<pqkv::op::prefill_attention>(pqkv::exec::host<>{}, {1, a.g, a.queries, a.d})) {}
   pqkv::buffer<T> rows;
   pqkv::buffer<float> query, out;
   pqkv::buffer<std::byte> scratch;

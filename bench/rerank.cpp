@@ -37,9 +37,11 @@ void run(benchmark::State& state, const bench::search_case::axes& a, std::size_t
   const pqkv::buffer<std::uint32_t> lengths(1), counts(1);
   const pqkv::middle_range range{0, static_cast<std::uint32_t>(a.n), static_cast<std::uint32_t>(k)};
   const pqkv::middle_range wide{0, static_cast<std::uint32_t>(a.n), static_cast<std::uint32_t>(listed)};
-  const pqkv::buffer<std::byte> scratch(std::max(pqkv::retrieve_scratch_bytes(1, a.g, a.m, c, a.n, data.first.shape.cells()),
-                                                 pqkv::rerank_scratch_bytes(1, a.g, a.m * c + 4 * 256, listed)));
-  const pqkv::exec::host<Isa> cpu{.runner = {}, .scratch = pqkv::arena(scratch)};
+  pqkv::exec::host<Isa> cpu;
+  const pqkv::buffer<std::byte> scratch(
+      std::max(pqkv::scratch_bytes<pqkv::op::retrieve>(cpu, {1, a.g, a.m, c, a.n, data.first.shape.cells()}),
+               pqkv::scratch_bytes<pqkv::op::rerank>(cpu, {1, a.g, a.m * c + 4 * 256, listed})));
+  cpu.scratch = pqkv::arena(scratch);
   const auto make_list = [&] {
     pqkv::retrieve(cpu, data.first.table.view(), data.first.codes.view(), data.first.index.view(), pqkv::make_view(&wide, 1),
                    pqkv::make_view(shortlist.data(), 1, listed), pqkv::make_view(lengths.data(), 1),

@@ -15,8 +15,9 @@ void run(benchmark::State& state, const bench::search_case::axes& a, std::size_t
   const bool joint = path == pqkv::search_path::joint;
   const pqkv::cell_index_view<> index = joint ? data.index.view() : pqkv::cell_index_view<>{};
   const std::size_t cells = joint ? data.shape.cells() : 0;
-  const pqkv::buffer<std::byte> scratch(pqkv::retrieve_scratch_bytes(1, a.g, a.m, data.shape.centroids(), a.n, cells));
-  const pqkv::exec::host<Isa> cpu{.runner = {}, .scratch = pqkv::arena(scratch)};
+  pqkv::exec::host<Isa> cpu;
+  const pqkv::buffer<std::byte> scratch(pqkv::scratch_bytes<pqkv::op::retrieve>(cpu, {1, a.g, a.m, data.shape.centroids(), a.n, cells}));
+  cpu.scratch = pqkv::arena(scratch);
   bench::timed(state, nullptr, 0, 0, [&] {
     pqkv::retrieve(cpu, data.table.view(), data.codes.view(), index, pqkv::make_view(&range, 1), pqkv::make_view(indices.data(), 1, k),
                    pqkv::make_view(counts.data(), 1), {.head_dim = a.d, .path = path});
@@ -33,8 +34,10 @@ void run_logits(benchmark::State& state, const bench::search_case::axes& a, std:
   const pqkv::buffer<float> scores(a.n);
   const pqkv::middle_range range{0, static_cast<std::uint32_t>(a.n), static_cast<std::uint32_t>(k)};
   constexpr auto reduction = pqkv::group_reduction::logit_sum;
-  const pqkv::buffer<std::byte> scratch(pqkv::retrieve_scratch_bytes(1, a.g, a.m, data.shape.centroids(), a.n, 0, reduction));
-  const pqkv::exec::host<Isa> cpu{.runner = {}, .scratch = pqkv::arena(scratch)};
+  pqkv::exec::host<Isa> cpu;
+  const pqkv::buffer<std::byte> scratch(
+      pqkv::scratch_bytes<pqkv::op::retrieve>(cpu, {1, a.g, a.m, data.shape.centroids(), a.n, 0, reduction}));
+  cpu.scratch = pqkv::arena(scratch);
   const auto row = pqkv::make_view(scores.data(), 1, a.n);
   bench::timed(state, nullptr, 0, 0, [&] {
     if (filtered) {

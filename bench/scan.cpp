@@ -21,8 +21,9 @@ void run(benchmark::State& state, const bench::search_case::axes& a, pqkv::group
   auto& data = bench::kept<bench::search_case>(a);
   const std::size_t lists = pqkv::score_lists(which, 1, a.g);
   const pqkv::buffer<float> scores(lists * a.n);
-  const pqkv::buffer<std::byte> scratch(pqkv::scan_scratch_bytes(a.g, a.m, data.shape.centroids()));
-  const pqkv::exec::host<Isa> cpu{.runner = {}, .scratch = pqkv::arena(scratch)};
+  pqkv::exec::host<Isa> cpu;
+  const pqkv::buffer<std::byte> scratch(pqkv::scratch_bytes<pqkv::op::scan>(cpu, {a.g, a.m, data.shape.centroids()}));
+  cpu.scratch = pqkv::arena(scratch);
   const auto bytes = static_cast<double>(a.m * a.n);
   bench::timed(state, "of_code_read", bytes, bench::machine().read_bytes(bytes),
                [&] { pqkv::scan(cpu, data.table.view(), data.codes.view(), pqkv::make_view(scores.data(), lists, a.n), which, a.d); });

@@ -24,7 +24,7 @@ struct axes {
 /// A cache with n tokens prefilled, in chunks. Training sees few rows and iterations: a step's time does not depend on it.
 template <class Selector>
 struct sequence {
-  using cache_type = pqkv::pqcache<pqkv::bfloat16, Selector>;
+  using cache_type = pqkv::pqcache<pqkv::dense_rows<pqkv::bfloat16>, Selector>;
 
   explicit sequence(const axes& a)
       : cache(params(a)), query(bench::normal_numbers<float>(hq * d, 81)), out(hq * d), key(h * d), value(h * d) {

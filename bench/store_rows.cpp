@@ -19,8 +19,8 @@ struct source_rows {
 
 template <class To>
 struct target_rows {
-  explicit target_rows(const axes& a) : store(a.h, a.n, a.d) {}
-  pqkv::interleaved_store<To> store;
+  explicit target_rows(const axes& a) : rows(pqkv::exec::host<>{}, {.kv_heads = a.h, .head_dim = a.d, .capacity = a.n}) {}
+  pqkv::dense_rows<To> rows;
 };
 
 template <class Isa, class From, class To>
@@ -31,7 +31,7 @@ void run(benchmark::State& state, const axes& a) {
   const pqkv::exec::host<Isa> cpu;
   const auto bytes = static_cast<double>(a.h * a.n * a.d * (sizeof(From) + sizeof(To)));
   bench::timed(state, "of_streaming_read", bytes, bench::machine().streaming_read_bytes, [&] {
-    pqkv::store_rows(cpu, pqkv::make_view(from.numbers.data(), a.h, a.n, a.d), to.store.keys(), pqkv::make_view(nonfinite.data(), a.h));
+    pqkv::store_rows(cpu, pqkv::make_view(from.numbers.data(), a.h, a.n, a.d), to.rows.view().keys, pqkv::make_view(nonfinite.data(), a.h));
   });
   state.SetBytesProcessed(static_cast<std::int64_t>(bytes) * state.iterations());
 }

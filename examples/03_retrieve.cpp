@@ -26,7 +26,12 @@ int main() {
   pqkv::distance_table table(hq, shape);
   pqkv::inner_product_table(cpu, pqkv::make_view(query.data(), hq, d), book.view(), table.mutable_view());
 
-  pqkv::buffer<std::byte> scratch(pqkv::retrieve_scratch_bytes(h, hq, shape.subspaces, shape.centroids(), last - first, shape.cells()));
+  pqkv::buffer<std::byte> scratch(pqkv::scratch_bytes<pqkv::op::retrieve>(cpu, {.lists = h,
+                                                                                .query_heads = hq,
+                                                                                .subspaces = shape.subspaces,
+                                                                                .centroids = shape.centroids(),
+                                                                                .tokens = last - first,
+                                                                                .cells = shape.cells()}));
   cpu.scratch = pqkv::arena(scratch);
   const std::vector<pqkv::middle_range> middle(h, {first, last, k});
   std::vector<std::int32_t> joint(h * k), scanned(h * k);

@@ -13,10 +13,11 @@ std::vector<float> decode(const char* name) {
   const std::vector<float> keys = clustered_rows(h * prompt, d, 1), values = keys;  // like keys have like values
   const pqkv::exec::host<> cpu;
 
-  typename pqkv::pqcache<float, Selector>::params params;
+  using cache_type = pqkv::pqcache<pqkv::dense_rows<float>, Selector>;
+  typename cache_type::params params;
   params.kv_heads = h, params.query_heads = hq, params.head_dim = d, params.capacity = prompt + steps;
   params.budget.ratio = 0.1;
-  pqkv::pqcache<float, Selector> cache(params);
+  cache_type cache(params);
   cache.prefill(cpu, 0, pqkv::make_view(keys.data(), h, prompt, d), pqkv::make_view(values.data(), h, prompt, d));
 
   std::vector<float> out(hq * d);

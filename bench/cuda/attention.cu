@@ -46,7 +46,7 @@ void measure_kinds(std::initializer_list<axes> all) {  // over the same rows: h 
   const auto rows = normals<pqkv::bfloat16>(first.h * first.n * 2 * d);
   const auto query = normals<float>(hq * d);
   const pqkv::device_buffer<float> out(hq * d, nullptr);
-  const pqkv::device_buffer<std::byte> scratch(pqkv::attention_device_scratch_bytes(hq, d), nullptr);
+  const pqkv::device_buffer<std::byte> scratch(device_bytes<pqkv::op::attention>({.query_heads = hq, .head_dim = d}), nullptr);
   for (const axes& a : all) {
     const auto indices = upload(listed_tokens(a));
     const auto counts = upload(std::vector<std::uint32_t>(a.h, static_cast<std::uint32_t>(a.listed)));
@@ -59,8 +59,7 @@ void measure_kinds(std::initializer_list<axes> all) {  // over the same rows: h 
                                          pqkv::as_const(pqkv::make_view<device>(counts.data(), a.h))};
     measure(a.name(), {.calls = 4, .replays = 20, .bytes = static_cast<double>(a.h * a.attended() * 2 * d * sizeof(pqkv::bfloat16))},
             [&](void* stream, int) {
-              pqkv::attention(pqkv::exec::cuda{stream, pqkv::device_arena(scratch)},
-                              pqkv::as_const(pqkv::make_view<device>(query.data(), hq, d)),
+              pqkv::attention(pqkv::exec::cuda{stream, pqkv::arena(scratch)}, pqkv::as_const(pqkv::make_view<device>(query.data(), hq, d)),
                               pqkv::interleaved_kv<device>(static_cast<const pqkv::bfloat16*>(rows.data()), a.h, a.n, d), tokens,
                               pqkv::make_view<device>(out.data(), hq, d));
             });

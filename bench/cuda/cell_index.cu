@@ -58,7 +58,7 @@ void measure_parts() {
   const search_case data(h, 4, m, bits, n);
   measure_sort(sort, data);
   const index_memory index(data.shape, n);
-  const pqkv::device_buffer<std::byte> scratch(pqkv::merge_tails_device_scratch_bytes(h, n, data.shape.cells()), nullptr);
+  const pqkv::device_buffer<std::byte> scratch(device_bytes<pqkv::op::merge_tails>({h, n, data.shape.cells()}), nullptr);
   const timing how{.calls = 4, .replays = 20, .bytes = static_cast<double>(h * n * m)};
   measure(count, how, [&](void* stream, int) {
     index.clear(stream);
@@ -71,7 +71,7 @@ void measure_parts() {
   measure(merge, {.calls = 4, .replays = 20, .bytes = how.bytes + static_cast<double>(h * n * sizeof(std::int32_t))},
           [&](void* stream, int) {
             index.unmerge(stream);
-            pqkv::merge_tails(pqkv::exec::cuda{stream, pqkv::device_arena(scratch)}, data.codes_view(), index.view());
+            pqkv::merge_tails(pqkv::exec::cuda{stream, pqkv::arena(scratch)}, data.codes_view(), index.view());
           });
 }
 
@@ -88,14 +88,14 @@ void measure_build(const char* kind, bool is_clustered) {
   const index_memory index(shape, n);
   const pqkv::kmeans_params params{10, 1, 256};
   const pqkv::device_buffer<std::byte> scratch(
-      std::max(book.training_scratch_bytes(n, params), pqkv::merge_tails_device_scratch_bytes(h, n, shape.cells())), nullptr);
+      std::max(book.training_scratch_bytes(n, params), device_bytes<pqkv::op::merge_tails>({h, n, shape.cells()})), nullptr);
   const auto train_book = [&](const pqkv::exec::cuda& gpu) {
     pqkv::train(gpu, rows, book.view(), pqkv::make_view<device>(book.outcome.data(), h, m), params);
   };
   const timing how{.calls = 1, .replays = 10, .cold_replays = 10};
-  measure(train, how, [&](void* stream, int) { train_book({stream, pqkv::device_arena(scratch)}); });
+  measure(train, how, [&](void* stream, int) { train_book({stream, pqkv::arena(scratch)}); });
   measure(build, how, [&](void* stream, int) {
-    const pqkv::exec::cuda gpu{stream, pqkv::device_arena(scratch)};
+    const pqkv::exec::cuda gpu{stream, pqkv::arena(scratch)};
     train_book(gpu);
     pqkv::encode(gpu, rows, pqkv::codebook_view<device>(book.view()), codes);
     index.clear(stream);

@@ -25,8 +25,10 @@ struct codebook_memory {
   pqkv::mutable_codebook_view<device> view() const {
     return {pqkv::make_view<device>(centroids.data(), h, m, d / m, c), pqkv::make_view<device>(mean.data(), h, d)};
   }
+  /// @tparam Op  for those alone that train, and include what that needs
+  template <class Op = pqkv::op::kmeans>
   std::size_t training_scratch_bytes(std::size_t n, const pqkv::kmeans_params& params) const {
-    return pqkv::kmeans_device_scratch_bytes(h * m, n, d / m, c, params);
+    return device_bytes<Op>({h * m, n, d / m, c, params});
   }
   /// Multiplications and additions of L assignments of all training rows, 2 n c ds each.
   double training_flops(std::size_t n, const pqkv::kmeans_params& params) const {

@@ -7,14 +7,21 @@
 #include <pqkv/core/random.hpp>
 #include <pqkv/core/scalar.hpp>
 #include <pqkv/core/view.hpp>
-#include <pqkv/detail/cuda/buffer.cuh>
+#include <pqkv/detail/cuda/memory.cuh>
 #include <pqkv/detail/cuda/sync.cuh>
+#include <pqkv/exec/cuda.hpp>
 
 #include <cstdint>
 #include <vector>
 
 namespace bench {
 using device = pqkv::space::device;
+
+/// Scratch of a call on the device.
+template <class Op>
+std::size_t device_bytes(const typename Op::sizes& sizes) {
+  return pqkv::scratch_bytes<Op>(pqkv::exec::cuda{}, sizes);
+}
 
 inline pqkv::random_stream next_stream() {
   static std::uint64_t stream = 0;

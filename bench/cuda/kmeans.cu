@@ -22,7 +22,7 @@ void measure_all() {
     const pqkv::kmeans_params params{25, 1, 256};
     const pqkv::device_buffer<std::byte> scratch(book.training_scratch_bytes(n, params), nullptr);
     measure(name, {.calls = 1, .replays = 5, .cold_replays = 0, .flops = book.training_flops(n, params)}, [&](void* stream, int) {
-      pqkv::train(pqkv::exec::cuda{stream, pqkv::device_arena(scratch)}, pqkv::as_const(pqkv::make_view<device>(keys.data(), h, n, d)),
+      pqkv::train(pqkv::exec::cuda{stream, pqkv::arena(scratch)}, pqkv::as_const(pqkv::make_view<device>(keys.data(), h, n, d)),
                   book.view(), pqkv::make_view<device>(book.outcome.data(), h, m), params);
     });
   }

@@ -2,7 +2,7 @@
 // A kernel that reads memory as fast as it can: the ceiling of bandwidth, and what empties the L2 cache before a cold call.
 #pragma once
 
-#include <pqkv/detail/cuda/buffer.cuh>
+#include <pqkv/detail/cuda/memory.cuh>
 
 #include <cstddef>
 #include <cstdint>

@@ -45,9 +45,9 @@ void step(std::size_t batch, std::size_t n, policy which) {
   const std::size_t attended = dense ? n : sinks + window + retrieved;
   const timing how{.calls = 1, .replays = 100, .bytes = static_cast<double>(batch * h * attended * 2 * d * sizeof(pqkv::bfloat16))};
   measure(name, how, [&](void* stream, int) {
-    cache.append({stream}, pqkv::make_view<device>(key.data(), batch, h, d), pqkv::make_view<device>(value.data(), batch, h, d));
-    cache.attend({stream}, pqkv::as_const(pqkv::make_view<device>(query.data(), batch, hq, d)),
-                 pqkv::make_view<device>(out.data(), batch, hq, d));
+    const pqkv::exec::cuda on{stream, {}};
+    cache.append(on, pqkv::make_view<device>(key.data(), batch, h, d), pqkv::make_view<device>(value.data(), batch, h, d));
+    cache.attend(on, pqkv::make_view<device>(query.data(), batch, hq, d), pqkv::make_view<device>(out.data(), batch, hq, d));
   });
 }
 

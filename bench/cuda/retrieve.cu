@@ -30,15 +30,17 @@ struct retrieval {
         selected(h, nullptr),
         ranges(upload(std::vector<pqkv::middle_range>(h, {0, static_cast<std::uint32_t>(n), static_cast<std::uint32_t>(k)}))) {
     const std::size_t cells = pqkv::has_cell_index(data.shape) ? data.shape.cells() : 0;
-    scratch = pqkv::device_buffer<std::byte>(
-        pqkv::retrieve_device_scratch_bytes(h, data.hq, n, cells) + pqkv::merge_tails_device_scratch_bytes(h, n, cells), nullptr);
+    scratch =
+        pqkv::device_buffer<std::byte>(device_bytes<pqkv::op::retrieve>({.lists = h, .query_heads = data.hq, .tokens = n, .cells = cells}) +
+                                           device_bytes<pqkv::op::merge_tails>({h, n, cells}),
+                                       nullptr);
     if (cells == 0) return;
     index.emplace(data.shape, n);
     pqkv::count_cells(policy(nullptr), data.codes_view(), 0, n, index->view());
     pqkv::merge_tails(policy(nullptr), data.codes_view(), index->view());
     pqkv::sync(policy(nullptr));
   }
-  pqkv::exec::cuda policy(void* stream) const { return {stream, pqkv::device_arena(scratch)}; }
+  pqkv::exec::cuda policy(void* stream) const { return {stream, pqkv::arena(scratch)}; }
   void run(void* stream, int turn, pqkv::search_path path) const {
     const pqkv::cell_index_view<device> cells = index ? pqkv::cell_index_view<device>(index->view()) : pqkv::cell_index_view<device>{};
     pqkv::retrieve(policy(stream), data.table(turn), data.codes_view(), cells,

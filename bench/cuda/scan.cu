@@ -27,10 +27,10 @@ void measure_shape(std::size_t m, unsigned bits) {
   if (!is_any_wanted(names)) return;
   const search_case data(h, g, m, bits, n);
   const pqkv::device_buffer<float> scores(h * n, nullptr);
-  const pqkv::device_buffer<std::byte> scratch(pqkv::scan_device_scratch_bytes(h * g), nullptr);
+  const pqkv::device_buffer<std::byte> scratch(device_bytes<pqkv::op::scan>({.query_heads = h * g}), nullptr);
   for (const reduction& r : reductions)
     measure(name(r), {.calls = 8, .replays = 30, .bytes = static_cast<double>(h * n * (m + sizeof(float)))}, [&](void* stream, int turn) {
-      pqkv::scan(pqkv::exec::cuda{stream, pqkv::device_arena(scratch)}, data.table(turn), data.codes_view(),
+      pqkv::scan(pqkv::exec::cuda{stream, pqkv::arena(scratch)}, data.table(turn), data.codes_view(),
                  pqkv::make_view<device>(scores.data(), h, n), r.which, 128);
     });
 }

@@ -8,7 +8,7 @@
 // that takes. Nothing is subtracted.
 #pragma once
 
-#include <pqkv/detail/cuda/buffer.cuh>
+#include <pqkv/detail/cuda/memory.cuh>
 #include <pqkv/detail/cuda/sync.cuh>
 #include <pqkv/exec/cuda.hpp>
 

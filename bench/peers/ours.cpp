@@ -44,8 +44,8 @@ struct search {
         small_table(h * g, shape),
         ranges(h),
         counts(h),
-        scratch(std::max(pqkv::retrieve_scratch_bytes(h, h * g, m, shape.centroids(), n, shape.cells()),
-                         pqkv::scan_scratch_bytes(h * g, m, shape.centroids()))) {
+        scratch(std::max(pqkv::scratch_bytes<pqkv::op::retrieve>(cpu, {h, h * g, m, shape.centroids(), n, shape.cells()}),
+                         pqkv::scratch_bytes<pqkv::op::scan>(cpu, {h * g, m, shape.centroids()}))) {
     const auto rows = make_view(keys, h, n, d);
     pqkv::train(cpu, rows, book, training);
     pqkv::encode(cpu, rows, book.view(), codes.mutable_view());
@@ -91,7 +91,7 @@ struct layer {
 
 template <class Selector>
 struct layer_of final : layer {
-  using cache_type = pqkv::pqcache<bfloat16, Selector>;
+  using cache_type = pqkv::pqcache<pqkv::dense_rows<bfloat16>, Selector>;
 
   layer_of(const bfloat16* keys, const bfloat16* values, const typename cache_type::params& p, std::size_t n) : cache(p) {
     const auto rows = [&](const bfloat16* from) { return make_view(from, p.kv_heads, n, p.head_dim); };

@@ -13,8 +13,9 @@ namespace engine {
 
 class dense_check {
  public:
-  /// One layer's step of one sequence; query and out [hq, d], lse [hq].
-  void compare(const paged_kv& store, pqkv::view<const float, 2> query, pqkv::view<const float, 2> out, pqkv::view<const float, 1> lse,
+  /// One query token of one layer; query and out [hq, d], lse [hq].
+  /// @param attended  tokens that the policy attended to
+  void compare(const slot_rows& store, pqkv::view<const float, 2> query, pqkv::view<const float, 2> out, pqkv::view<const float, 1> lse,
                std::size_t attended) {
     const std::size_t hq = query.extent(0), group = hq / store.h;
     for (std::size_t q = 0; q < hq; ++q) {
@@ -52,11 +53,11 @@ class dense_check {
 
  private:
   double count() const { return static_cast<double>(compared_); }
-  double attend(const paged_kv& store, std::size_t head, const float* query) {
+  double attend(const slot_rows& store, std::size_t head, const float* query) {
     logit_.assign(store.n, 0);
     sum_.assign(store.d, 0);
     for (std::size_t t = 0; t < store.n; ++t) {
-      const bfloat16* key = store.key(head, t).data;
+      const bfloat16* key = store.key(head, t);
       for (std::size_t i = 0; i < store.d; ++i)
         logit_[t] += static_cast<double>(query[i]) * static_cast<double>(static_cast<float>(key[i]));
       logit_[t] /= std::sqrt(static_cast<double>(store.d));
@@ -65,7 +66,7 @@ class dense_check {
     double total = 0;
     for (std::size_t t = 0; t < store.n; ++t) {
       const double weight = std::exp(logit_[t] - top);
-      const bfloat16* value = store.value(head, t).data;
+      const bfloat16* value = store.value(head, t);
       for (std::size_t i = 0; i < store.d; ++i) sum_[i] += weight * static_cast<double>(static_cast<float>(value[i]));
       total += weight;
     }

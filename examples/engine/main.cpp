@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the toy engine over ragged sequences, one of which leaves and makes room for another, and holds every attention output against
-// dense attention. Exit code 0 when within bounds, 1 when not, 2 when the settings are refused.
+// Runs the toy engine over ragged sequences, one of which leaves and makes room for another, tries a draft on a fork, and holds every
+// attention output against dense attention. Exit code 0 when within bounds, 1 when not, 2 when the settings are refused.
 #include <cstdio>
 #include <cstring>
 
@@ -40,6 +40,29 @@ std::vector<unsigned> text(std::size_t tokens, std::uint64_t stream) {
   return drawn;
 }
 
+/// One token for every sequence that is there.
+bool step_all(engine::decoder& decoder, std::size_t slots, const std::vector<unsigned>& next) {
+  std::vector<engine::fed_tokens> rows;
+  for (std::uint32_t slot = 0; slot < slots; ++slot)
+    if (decoder.size(slot) != 0) rows.push_back({slot, std::span(next).subspan(slot, 1)});
+  return decoder.step(rows);
+}
+
+/// A draft of four tokens goes through the fork of a sequence in one step; all but the first are rejected, and another one follows.
+bool draft_on_fork(engine::decoder& decoder, std::uint32_t from, std::uint32_t to) {
+  const std::size_t n = decoder.size(from), pages = decoder.free_pages();
+  decoder.fork(from, to);
+  const bool shared = decoder.free_pages() == pages;
+  const std::vector<unsigned> draft = text(4, 4), instead = text(1, 5);
+  const engine::fed_tokens drafted{to, draft}, corrected{to, instead};
+  if (!decoder.step({&drafted, 1})) return false;
+  decoder.truncate(to, n + 1);
+  if (!decoder.step({&corrected, 1})) return false;
+  const bool right = shared && decoder.size(to) == n + 2 && decoder.size(from) == n;
+  decoder.release(to);
+  return right && decoder.free_pages() == pages;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -57,12 +80,13 @@ int main(int argc, char** argv) {
   if (!decoder.admit(0, text(1500, 1)) || !decoder.admit(1, text(25, 2))) engine::fail("toy_engine: too few pages for the prompts");
   const std::size_t too_long = 2000;
   if (decoder.admit(2, text(too_long, 3))) return std::puts("a prompt was admitted that has no pages"), 1;
+  if (!draft_on_fork(decoder, 0, 2)) return std::puts("a draft on a fork did not leave things as they were"), 1;
   for (std::size_t step = 0; step < o.steps; ++step) {
     if (step == o.steps / 2) {
       decoder.release(0);
       if (!decoder.admit(2, text(too_long, 3))) return std::puts("released pages were not given out again"), 1;
     }
-    if (!decoder.step(text(settings.slots, 100 + step))) engine::fail("toy_engine: too few pages for another step");
+    if (!step_all(decoder, settings.slots, text(settings.slots, 100 + step))) engine::fail("toy_engine: too few pages for another step");
   }
   const engine::dense_check& checked = decoder.checked();
   std::printf("%zu threads, %zu pages, %zu steps, %zu KB of the engine's memory in use\n", o.threads, all_pages, o.steps,

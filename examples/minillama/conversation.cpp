@@ -40,13 +40,13 @@ class speaker {
     std::vector<token_id> fed = asked.tokens;
     if (pending_) fed.insert(fed.begin(), *pending_);
     pending_.reset();
-    for (std::size_t i = 0; i < fed.size(); ++i) feed(fed[i], i + 1 == fed.size() ? observe_ : step_observer{});
+    if (!fed.empty()) feed(fed);
 
     const std::size_t most = std::min(settings_.tokens, room_ - used_ - reserved + (last ? 1 : 0));
     sampler picks({settings_.sampling.temperature, settings_.sampling.top_p, seed});
     reply given;
     while (given.tokens.size() < most) {
-      if (pending_) feed(*pending_, observe_);
+      if (pending_) feed({&*pending_, 1});
       if (settings_.keep == kept_logits::all) given.logits.insert(given.logits.end(), logits_.begin(), logits_.end());
       const token_id token = picks.pick(logits_);
       given.tokens.push_back(token);
@@ -66,10 +66,10 @@ class speaker {
   }
 
  private:
-  void feed(token_id token, const step_observer& observe) {
-    logits_ = at_.step(token, observe);
-    previous_ = token;
-    ++used_;
+  void feed(std::span<const token_id> tokens) {
+    logits_ = at_.feed(tokens, observe_);
+    previous_ = tokens.back();
+    used_ += tokens.size();
   }
 
   session& at_;

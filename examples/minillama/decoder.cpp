@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The decode step: project, append, attend, finish, layer by layer.
+// The decode step: project, append, attend, finish, layer by layer. Its rows are the tokens of one slot, one or several.
 #include "decoder.hpp"
+
+#include <algorithm>
 
 namespace minillama {
 
@@ -10,21 +12,18 @@ host_session::host_session(const model& llama, pool_runner& runner, const policy
       cpu_{runner, {}},
       prompt_tokens_(prompt.tokens),
       position_(prompt.tokens),
-      slots_(kind == session_kind::forked ? 2 : 1),
-      slot_(slots_ - 1),
-      qkv_(index_of(slots_), index_of(llama.config().qkv_width())),
-      attention_(index_of(slots_), index_of(llama.config().query_width())),
-      lse_(slots_ * llama.config().query_heads),
-      logits_(llama.config().vocabulary),
-      active_(slots_) {
+      slot_(kind == session_kind::forked ? 1 : 0),
+      qkv_(index_of(step_tokens), index_of(llama.config().qkv_width())),
+      attention_(index_of(step_tokens), index_of(llama.config().query_width())),
+      lse_(step_tokens * llama.config().query_heads),
+      logits_(llama.config().vocabulary) {
   const model_config& config = llama.config();
-  active_[slot_] = 1;
   statistics_.layers = config.layers;
   statistics_.parts.emplace();
   statistics_.selection.emplace();
   const pqkv::budget_rule rule = settings.budget_for(prompt.tokens);
   for (const auto& layer : prompt.layers) {
-    caches_.push_back(make_layer_cache(settings, rule, config, slots_, prompt.tokens + room));
+    caches_.push_back(make_layer_cache(settings, rule, config, slot_ + 1, prompt.tokens + room));
     caches_.back()->prefill(cpu_, 0, pqkv::make_view(layer.keys.data(), config.kv_heads, prompt.tokens, config.head_dim),
                             pqkv::make_view(layer.values.data(), config.kv_heads, prompt.tokens, config.head_dim));
   }
@@ -36,58 +35,79 @@ void host_session::fork() {
   position_ = prompt_tokens_;
 }
 
-std::span<const float> host_session::step(token_id token, const step_observer& observe) {
+std::span<const float> host_session::feed(std::span<const token_id> tokens, const step_observer& observe) {
+  while (true) {
+    std::size_t count = std::min(tokens.size(), step_tokens);
+    for (const auto& cache : caches_) count = cache->tokens_until_learning(slot_, count);
+    const bool last = count == tokens.size();
+    step(tokens.first(count), last ? wanted::logits : wanted::nothing, last ? observe : step_observer{});
+    if (last) return logits_;
+    tokens = tokens.subspan(count);
+  }
+}
+
+/// Counts the time since the last call, as that of a part of the work where one is given.
+void host_session::lap(double* part) {
+  const double seconds = clock_.lap();
+  statistics_.seconds += seconds;
+  if (part) *part += seconds;
+}
+
+void host_session::step(std::span<const token_id> tokens, wanted result, const step_observer& observe) {
+  const double before = statistics_.seconds;
+  clock_.lap();
+  matrix x(index_of(tokens.size()), index_of(llama_.config().hidden));
+  llama_.embed(tokens, x);
+  for (std::size_t layer = 0; layer < caches_.size(); ++layer) run_layer(layer, x, observe);
+  if (result == wanted::logits) llama_.logits(x.bottomRows(1), logits_);
+  lap(&statistics_.parts->matrices);
+  position_ += tokens.size();
+  statistics_.steps += tokens.size();
+  lap(nullptr);
+  if (tokens.size() == 1) return;
+  statistics_.fed += tokens.size();
+  statistics_.fed_seconds += statistics_.seconds - before;
+}
+
+void host_session::run_layer(std::size_t layer, rows_view x, const step_observer& observe) {
   const model_config& config = llama_.config();
   const std::size_t hq = config.query_heads, h = config.kv_heads, d = config.head_dim, row = config.qkv_width();
+  const auto count = static_cast<std::uint32_t>(x.rows());
   // A row of the stacked projection holds queries, keys and values one after the other: three views of it, no copies.
-  const pqkv::view<const float, 3> queries{qkv_.data(), {slots_, hq, d}, {row, d, 1}};
-  const pqkv::view<const float, 3> keys{qkv_.data() + hq * d, {slots_, h, d}, {row, d, 1}};
-  const pqkv::view<const float, 3> values{qkv_.data() + (hq + h) * d, {slots_, h, d}, {row, d, 1}};
-  const auto gathered = pqkv::make_view(attention_.data(), slots_, hq, d);
-  const auto lse = pqkv::make_view(lse_.data(), slots_, hq);
-  const pqkv::active_slots active = pqkv::make_view(std::as_const(active_).data(), slots_);
-  const Eigen::Index mine = index_of(slot_);
-
-  lap_clock clock;
-  const auto lap_of = [&](double* part) {
-    const double seconds = clock.lap();
-    statistics_.seconds += seconds;
-    if (part) *part += seconds;
-  };
+  const pqkv::view<const float, 3> queries{qkv_.data(), {count, hq, d}, {row, d, 1}};
+  const pqkv::view<const float, 3> keys{qkv_.data() + hq * d, {count, h, d}, {row, d, 1}};
+  const pqkv::view<const float, 3> values{qkv_.data() + (hq + h) * d, {count, h, d}, {row, d, 1}};
+  const auto gathered = pqkv::make_view(attention_.data(), std::size_t{count}, hq, d);
+  const auto lse = pqkv::make_view(lse_.data(), std::size_t{count}, hq);
+  // A slot alone that takes one token is the step of every slot, which the library need not look up.
+  const auto slot = pqkv::make_view(&slot_, 1);
+  const pqkv::cache_step one = slot_ == 0 ? pqkv::cache_step{} : pqkv::cache_step{.slots = slot};
+  const pqkv::cache_step all = count == 1 ? one : pqkv::cache_step{.slots = slot, .counts = pqkv::make_view(&count, 1)};
   double *const matrices = &statistics_.parts->matrices, *const in_cache = &statistics_.parts->cache;
-  matrix x(1, index_of(config.hidden));
-  llama_.embed({&token, 1}, x);
-  for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
-    layer_cache& cache = *caches_[layer];
-    lap_of(nullptr);
-    llama_.project_qkv(layer, x, position_, qkv_.row(mine));
-    lap_of(matrices);
-    cache.append(cpu_, keys, values, active);
-    const pqkv::slot_statistics before = cache.statistics(slot_);
-    cache.attend(cpu_, queries, gathered, lse, active);
-    lap_of(in_cache);
-    const pqkv::slot_statistics& after = cache.statistics(slot_);
-    statistics_.tokens_attended += after.tokens_attended - before.tokens_attended;
-    statistics_.attended_bytes += after.attended_bytes - before.attended_bytes;
-    statistics_.selection->index += after.index_bytes - before.index_bytes;
-    statistics_.selection->selector += after.selector_bytes - before.selector_bytes;
-    if (observe) {
-      lap_of(nullptr);
-      observe({layer, cache, slot_, queries, lse, active});
-      clock.lap();  // not counted
-    }
-    lap_of(nullptr);
-    llama_.finish_layer(layer, attention_.row(mine), x);
-    lap_of(matrices);
-    cache.maintain(cpu_);
-    lap_of(in_cache);
+
+  layer_cache& cache = *caches_[layer];
+  lap(nullptr);
+  llama_.project_qkv(layer, x, position_, qkv_.topRows(x.rows()));
+  lap(matrices);
+  cache.append(cpu_, keys, values, all);
+  const pqkv::slot_statistics before = cache.statistics(slot_);
+  cache.attend(cpu_, queries, gathered, lse, all);
+  lap(in_cache);
+  const pqkv::slot_statistics& after = cache.statistics(slot_);
+  statistics_.tokens_attended += after.tokens_attended - before.tokens_attended;
+  statistics_.attended_bytes += after.attended_bytes - before.attended_bytes;
+  statistics_.selection->index += after.index_bytes - before.index_bytes;
+  statistics_.selection->selector += after.selector_bytes - before.selector_bytes;
+  if (observe) {
+    lap(nullptr);
+    observe({layer, cache, slot_, queries.slice(0, count - 1, 1), lse.slice(0, count - 1, 1), one});
+    clock_.lap();  // not counted
   }
-  llama_.logits(x, logits_);
-  lap_of(matrices);
-  ++position_;
-  ++statistics_.steps;
-  lap_of(nullptr);
-  return logits_;
+  lap(nullptr);
+  llama_.finish_layer(layer, attention_.topRows(x.rows()), x);
+  lap(matrices);
+  cache.maintain(cpu_);
+  lap(in_cache);
 }
 
 pqkv::memory_plan host_session::memory() const {

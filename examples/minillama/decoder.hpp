@@ -24,19 +24,26 @@ class host_session final : public session {
                session_kind kind);
 
   void fork() override;
-  std::span<const float> step(token_id token, const step_observer& observe = {}) override;
+  std::span<const float> step(token_id token, const step_observer& observe = {}) override { return feed({&token, 1}, observe); }
+  /// Puts up to step_tokens tokens at once through the layers, each query with the tokens up to its own.
+  std::span<const float> feed(std::span<const token_id> tokens, const step_observer& observe = {}) override;
   const session_statistics& statistics() const override { return statistics_; }
   pqkv::memory_plan memory() const override;
 
  private:
+  enum class wanted { nothing, logits };  // of a step's last token
+  void step(std::span<const token_id> tokens, wanted result, const step_observer& observe);
+  void run_layer(std::size_t layer, rows_view x, const step_observer& observe);
+  void lap(double* part);
+
   const model& llama_;
   host_policy cpu_;
   std::size_t prompt_tokens_, position_;
-  std::size_t slots_, slot_;
+  std::uint32_t slot_;
   std::vector<std::unique_ptr<layer_cache>> caches_;
-  matrix qkv_, attention_;  // [batch, hq*d + 2*h*d], [batch, hq*d]; only the active slot's row is used
+  matrix qkv_, attention_;  // [step_tokens, hq*d + 2*h*d], [step_tokens, hq*d]
   std::vector<float> lse_, logits_;
-  std::vector<std::uint8_t> active_;
+  lap_clock clock_;  // of a step
   session_statistics statistics_;
 };
 

@@ -2,7 +2,7 @@
 // The memory that a run takes, from the model's shape and the settings alone: known before a weight is read.
 #pragma once
 #include <cstddef>
-#include <pqkv/cache/slots.hpp>
+#include <pqkv/cache/sequence.hpp>
 
 #include "config.hpp"
 #include "policy.hpp"

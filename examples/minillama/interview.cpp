@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cstdio>
 
+#include "tokenizer.hpp"
+
 namespace minillama {
 namespace {
 
@@ -51,9 +53,7 @@ void interview::run(const held_prompt& context, const std::vector<question>& que
 
 answer interview::ask(session& at, const question& asked, const step_observer& observer, const audience& watching) {
   at.fork();
-  const std::string text = asked.text();
-  for (const char c : text.substr(0, text.size() - 1)) at.step(static_cast<std::uint8_t>(c));
-  auto next = static_cast<char>(greedy(at.step(static_cast<std::uint8_t>(text.back()), observer)));
+  auto next = static_cast<char>(greedy(at.feed(byte_tokens(asked.text()), observer)));
   answer given;
   while (next != '\n' && given.text.size() < longest_answer) {
     given.text += next;

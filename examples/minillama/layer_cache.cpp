@@ -2,13 +2,15 @@
 // Every member forwards to pqkv::pqcache; the four selectors are instantiated here and nowhere else.
 #include "layer_cache.hpp"
 
+#include <algorithm>
+
 namespace minillama {
 namespace {
 
 template <class Selector>
 class selector_cache final : public layer_cache {
  public:
-  using cache = pqkv::pqcache<float, Selector>;
+  using cache = pqkv::pqcache<pqkv::dense_rows<float>, Selector>;
   explicit selector_cache(const typename cache::params& params)
       : kv_heads_(params.kv_heads), memory_(cache::plan(params)), cache_(params) {}
 
@@ -16,20 +18,30 @@ class selector_cache final : public layer_cache {
     cache_.prefill(cpu, slot, keys, values);
   }
   void append(const host_policy& cpu, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values,
-              pqkv::active_slots active) override {
-    cache_.append(cpu, keys, values, active);
+              const pqkv::cache_step& step) override {
+    cache_.append(cpu, keys, values, step);
   }
   void attend(const host_policy& cpu, pqkv::view<const float, 3> query, pqkv::view<float, 3> out, pqkv::view<float, 2> lse,
-              pqkv::active_slots active) override {
-    cache_.attend(cpu, query, out, lse, active);
+              const pqkv::cache_step& step) override {
+    cache_.attend(cpu, query, out, lse, step);
   }
   void retrieve(const host_policy& cpu, pqkv::view<const float, 3> query, pqkv::view<std::int32_t, 3> indices,
-                pqkv::view<std::uint32_t, 2> counts, pqkv::active_slots active) override {
-    cache_.retrieve(cpu, query, indices, counts, active);
+                pqkv::view<std::uint32_t, 2> counts, const pqkv::cache_step& step) override {
+    cache_.retrieve(cpu, query, indices, counts, step);
   }
   void fork(const host_policy& cpu, std::size_t from, std::size_t to) override { cache_.fork(cpu, from, to); }
   void maintain(const host_policy& cpu) override { cache_.maintain(cpu); }
 
+  std::size_t tokens_until_learning(std::size_t slot, std::size_t most) const override {
+    const pqkv::selector::coverage_rule covers = cache_.selection().covers();
+    pqkv::sequence then = cache_.at(slot);
+    if (then.learned != 0 || covers.before == covers.after) return most;  // training is done, or changes nothing
+    for (std::size_t count = 1; count < most; ++count) {
+      then = then.grown(1);
+      if (pqkv::is_learning_due(then, cache_.parameters().budget.flat(), cache_.selection().least_rows())) return count;
+    }
+    return most;
+  }
   std::size_t retrieve_capacity(std::size_t slot) const override { return cache_.retrieve_capacity(slot); }
   pqkv::middle_range middle(std::size_t slot) const override { return cache_.middle(slot); }
   pqkv::strided_store<float> store(std::size_t slot) const override {
@@ -48,13 +60,26 @@ class selector_cache final : public layer_cache {
   cache cache_;
 };
 
+// Tokens that may be scored before attention, over all lists of a step: 16 MiB of scores a layer at most. Queries beyond it go in turns.
+constexpr std::size_t scored_at_once = std::size_t{1} << 22;
+
+/// Query tokens that a layer's attend() works on at once.
+std::size_t step_queries(const model_config& config, std::size_t capacity) {
+  return std::clamp<std::size_t>(scored_at_once / (config.query_heads * capacity), 1, step_tokens);
+}
+
 /// Calls f with the parameters of the pqcache that the settings ask for.
 template <class F>
 auto with_params(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config, std::size_t slots,
                  std::size_t capacity, F&& f) {
   const auto params = [&]<class Selector>(const typename Selector::params& selector) {
-    typename pqkv::pqcache<float, Selector>::params made;
-    static_cast<pqkv::cache_shape&>(made) = {slots, config.kv_heads, config.query_heads, config.head_dim, capacity};
+    typename pqkv::pqcache<pqkv::dense_rows<float>, Selector>::params made;
+    static_cast<pqkv::cache_shape&>(made) = {.batch = slots,
+                                             .kv_heads = config.kv_heads,
+                                             .query_heads = config.query_heads,
+                                             .head_dim = config.head_dim,
+                                             .capacity = capacity,
+                                             .step_queries = step_queries(config, capacity)};
     made.budget = rule;
     made.selector = selector;
     return f.template operator()<Selector>(made);
@@ -84,7 +109,7 @@ std::unique_ptr<layer_cache> make_layer_cache(const policy_settings& settings, c
 pqkv::memory_plan plan_layer_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
                                    std::size_t slots, std::size_t capacity) {
   return with_params(settings, rule, config, slots, capacity,
-                     []<class Selector>(const auto& params) { return pqkv::pqcache<float, Selector>::plan(params); });
+                     []<class Selector>(const auto& params) { return pqkv::pqcache<pqkv::dense_rows<float>, Selector>::plan(params); });
 }
 
 }  // namespace minillama

@@ -10,24 +10,30 @@
 
 namespace minillama {
 
+/// Tokens of one slot that a session puts through a layer at once: the products with weights have reached their speed by then.
+inline constexpr std::size_t step_tokens = 64;
+
 class layer_cache {
  public:
   virtual ~layer_cache() = default;
 
   /// Stores a prompt's keys and values [h, n, d] in a slot and builds the selector's index.
   virtual void prefill(const host_policy& cpu, std::size_t slot, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values) = 0;
-  /// One step's keys and values [batch, h, d], of the active slots.
+  /// One step's keys and values [tokens, h, d].
   virtual void append(const host_policy& cpu, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values,
-                      pqkv::active_slots active) = 0;
-  /// Attention of queries [batch, hq, d] into out [batch, hq, d], with its log-sum-exp [batch, hq].
+                      const pqkv::cache_step& step) = 0;
+  /// Attention of queries [tokens, hq, d] into out [tokens, hq, d], with its log-sum-exp [tokens, hq].
   virtual void attend(const host_policy& cpu, pqkv::view<const float, 3> query, pqkv::view<float, 3> out, pqkv::view<float, 2> lse,
-                      pqkv::active_slots active) = 0;
-  /// What attend() selects of the middle: positions [batch, h, k_max], padded with -1, and counts [batch, h].
+                      const pqkv::cache_step& step) = 0;
+  /// What attend() selects of the middle: positions [tokens, h, k_max], padded with -1, and counts [tokens, h].
   virtual void retrieve(const host_policy& cpu, pqkv::view<const float, 3> query, pqkv::view<std::int32_t, 3> indices,
-                        pqkv::view<std::uint32_t, 2> counts, pqkv::active_slots active) = 0;
+                        pqkv::view<std::uint32_t, 2> counts, const pqkv::cache_step& step) = 0;
   virtual void fork(const host_policy& cpu, std::size_t from, std::size_t to) = 0;
   virtual void maintain(const host_policy& cpu) = 0;
 
+  /// How many of the next `most` tokens a step may append, at least 1, so that maintain() trains after the same token as it would if it
+  /// were called after each: until the slot has a codebook, its training must not come late.
+  virtual std::size_t tokens_until_learning(std::size_t slot, std::size_t most) const = 0;
   virtual std::size_t retrieve_capacity(std::size_t slot) const = 0;
   virtual pqkv::middle_range middle(std::size_t slot) const = 0;
   /// Keys and values of one slot, [h, n, d].

@@ -37,7 +37,8 @@ class work_meter {
 };
 
 std::size_t attention_scratch_bytes(const model_config& config, std::size_t n) {
-  return pqkv::prefill_attention_host_scratch_bytes(config.kv_heads, config.query_heads, std::min(n, attention_tokens), config.head_dim);
+  return pqkv::scratch_bytes<pqkv::op::prefill_attention>(
+      pqkv::exec::host<>{}, {config.kv_heads, config.query_heads, std::min(n, attention_tokens), config.head_dim});
 }
 
 }  // namespace

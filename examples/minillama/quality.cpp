@@ -30,7 +30,7 @@ step_observer quality_meter::observer(const host_policy& cpu) {
 }
 
 void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
-  const auto query = step.query[step.slot];
+  const auto query = step.query[0];
   const auto store = step.cache.store(step.slot);
   const pqkv::middle_range middle = step.cache.middle(step.slot);
   const auto n = static_cast<std::uint32_t>(store.tokens());
@@ -46,8 +46,7 @@ void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
   const auto exact_view = pqkv::make_view(exact.data(), kv_heads_, k);
   if (k > 0) {
     const auto score_view = pqkv::make_view(scores.data(), kv_heads_, std::size_t{middle.size()});
-    pqkv::exact_scores(cpu, query, store.keys, pqkv::make_view(ranges.data(), kv_heads_), pqkv::group_reduction::probability_sum,
-                       score_view);
+    pqkv::exact_scores(cpu, query, store, pqkv::make_view(ranges.data(), kv_heads_), pqkv::group_reduction::probability_sum, score_view);
     pqkv::top_k(cpu, score_view, exact_view);
     for (std::int32_t& token : exact) token += static_cast<std::int32_t>(middle.begin);
   }
@@ -57,24 +56,23 @@ void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
       lse_over(cpu, query, store, {pqkv::make_view(kept.data(), kv_heads_), exact_view, pqkv::make_view(exact_counts.data(), kv_heads_)});
 
   // What the policy retrieves for the same queries.
-  const std::size_t slots = step.query.extent(0), most = step.cache.retrieve_capacity(step.slot);
-  std::vector<std::int32_t> found(slots * kv_heads_ * most);
-  std::vector<std::uint32_t> counts(slots * kv_heads_);
-  const auto found_view = pqkv::make_view(found.data(), slots, kv_heads_, most);
-  const auto counts_view = pqkv::make_view(counts.data(), slots, kv_heads_);
-  step.cache.retrieve(cpu, step.query, found_view, counts_view, step.active);
+  const std::size_t most = step.cache.retrieve_capacity(step.slot);
+  std::vector<std::int32_t> found(kv_heads_ * most);
+  std::vector<std::uint32_t> counts(kv_heads_);
+  const auto counts_view = pqkv::make_view(counts.data(), 1, kv_heads_);
+  step.cache.retrieve(cpu, step.query, pqkv::make_view(found.data(), 1, kv_heads_, most), counts_view, step.token);
 
   const std::size_t group = query_heads_ / kv_heads_;
   for (std::size_t head = 0; head < kv_heads_; ++head) {
     const std::int32_t* wanted = exact.data() + head * k;
-    const std::int32_t* got = found.data() + (step.slot * kv_heads_ + head) * most;
+    const std::int32_t* got = found.data() + head * most;
     std::vector<std::int32_t> both;
-    std::set_intersection(wanted, wanted + k, got, got + counts_view(step.slot, head), std::back_inserter(both));
+    std::set_intersection(wanted, wanted + k, got, got + counts[head], std::back_inserter(both));
     const double recall = k > 0 ? static_cast<double>(both.size()) / static_cast<double>(k) : middle.size() == 0 ? 1.0 : 0.0;
     for (std::size_t q = head * group; q < (head + 1) * group; ++q) {
       head_sum& sum = heads_[step.layer * query_heads_ + q];
       sum.recall += recall;
-      sum.mass += std::exp(static_cast<double>(step.lse(step.slot, q)) - static_cast<double>(dense[q]));
+      sum.mass += std::exp(static_cast<double>(step.lse(0, q)) - static_cast<double>(dense[q]));
       if (k > 0) sum.oracle_mass += std::exp(static_cast<double>(oracle[q]) - static_cast<double>(dense[q]));
     }
   }

@@ -61,7 +61,10 @@ void print_statistics(const session_record& record, const run_times& times, std:
   std::fprintf(stderr, "prefill               %10.1f tokens/s (%zu tokens)\n", static_cast<double>(prefilled) / times.prefill, prefilled);
   print_shares("prefill, shares", times.prefill_parts, times.prefill);
   std::fprintf(stderr, "decode                %10.1f tokens/s (%llu tokens)\n", s.tokens_per_second(),
-               static_cast<unsigned long long>(s.steps));
+               static_cast<unsigned long long>(s.steps - s.fed));
+  if (s.fed)
+    std::fprintf(stderr, "turns                 %10.1f tokens/s (%llu tokens)\n", s.fed_per_second(),
+                 static_cast<unsigned long long>(s.fed));
   if (s.steps) print_shares("decode, shares", s.parts, s.seconds);
   std::fprintf(stderr, "KV bytes held         %10zu (index %zu)\n", record.memory.kv_bytes, record.memory.index_bytes);
   std::fprintf(stderr, "KV bytes read/token   %10.0f attended rows", s.per_step(s.attended_bytes));
@@ -174,6 +177,7 @@ json record_of(const session_record& record) {
            {"tokens_attended", s.layers ? s.per_step(s.tokens_attended) / static_cast<double>(s.layers) : 0.0},
            {"bytes_per_token", bytes_per_token_of(s)},
            {"decode_tokens_per_second", s.tokens_per_second()},
+           {"turn_tokens_per_second", s.fed ? json(s.fed_per_second()) : json(nullptr)},
            {"decode_shares", shares_of(s.parts, s.seconds)},
            {"index_seconds", record.index_seconds}};
   if (record.quality) out["quality"] = quality_of(*record.quality);

@@ -25,9 +25,16 @@ session_statistics& session_statistics::operator+=(const session_statistics& oth
   steps += other.steps;
   layers = other.layers;
   seconds += other.seconds;
+  fed += other.fed;
+  fed_seconds += other.fed_seconds;
   tokens_attended += other.tokens_attended;
   attended_bytes += other.attended_bytes;
   return *this;
+}
+
+std::span<const float> session::feed(std::span<const token_id> tokens, const step_observer& observe) {
+  for (const token_id token : tokens.first(tokens.size() - 1)) step(token);
+  return step(tokens.back(), observe);
 }
 
 token_id greedy(std::span<const float> logits) {

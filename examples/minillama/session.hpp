@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What decodes: one token after the other behind a prefilled prompt, whether on the host (decoder.hpp) or on a GPU (cuda/decoder.hpp).
+// What decodes: tokens behind a prefilled prompt, whether on the host (decoder.hpp) or on a GPU (cuda/decoder.hpp).
 // A forked session keeps the prompt as it was, and any number of continuations start from a fork of it.
 #pragma once
 #include <cstdint>
 #include <functional>
 #include <optional>
-#include <pqkv/cache/slots.hpp>
+#include <pqkv/cache/step_plan.hpp>
 #include <span>
 
 #include "config.hpp"
@@ -28,29 +28,33 @@ struct session_statistics {
     std::uint64_t selector = 0;  // codebooks; keys for the oracle
   };
 
-  std::uint64_t steps = 0;
+  std::uint64_t steps = 0;                     // tokens
   std::uint64_t layers = 0;                    // of the model
-  double seconds = 0;                          // in step(), observers left out
+  double seconds = 0;                          // in step() and feed(), observers left out
+  std::uint64_t fed = 0;                       // of the steps, those of tokens that went through the layers with others
+  double fed_seconds = 0;                      // of these
   std::optional<part_seconds> parts{};         // of these; none where a step is one launch
   std::uint64_t tokens_attended = 0;           // sinks, window and retrieved, per KV head
   std::uint64_t attended_bytes = 0;            // rows of K and V that attention read
   std::optional<selection_bytes> selection{};  // none where nobody counts
 
-  double tokens_per_second() const { return seconds > 0 ? static_cast<double>(steps) / seconds : 0; }
+  /// Of tokens one by one, which is what decoding is; 0 without one.
+  double tokens_per_second() const { return steps > fed ? static_cast<double>(steps - fed) / (seconds - fed_seconds) : 0; }
+  double fed_per_second() const { return fed > 0 ? static_cast<double>(fed) / fed_seconds : 0; }
   double per_step(std::uint64_t total) const { return steps ? static_cast<double>(total) / static_cast<double>(steps) : 0; }
 
   /// Adds another session of the same model on the same device.
   session_statistics& operator+=(const session_statistics& other);
 };
 
-/// What an observer sees of a layer in one step, after attention.
+/// What an observer sees of a layer in one step, after attention: the step's last token.
 struct layer_step {
   std::size_t layer;
   layer_cache& cache;
   std::size_t slot;
-  pqkv::view<const float, 3> query;  // [batch, hq, d]
-  pqkv::view<const float, 2> lse;    // [batch, hq]
-  pqkv::active_slots active;         // [batch]
+  pqkv::view<const float, 3> query;  // [1, hq, d]
+  pqkv::view<const float, 2> lse;    // [1, hq]
+  pqkv::cache_step token;            // names the slot alone: retrieve() gives its last token's lists
 };
 using step_observer = std::function<void(const layer_step&)>;
 
@@ -67,6 +71,14 @@ class session {
   /// @returns logits[vocabulary] in host memory, valid until the next step
   /// @throws pqkv::capacity_error when the room is used up; std::logic_error where there is nothing to observe
   virtual std::span<const float> step(token_id token, const step_observer& observe = {}) = 0;
+
+  /// Appends tokens that are known beforehand, a turn for example: as step() of one after the other, but it may take several at once.
+  ///
+  /// @param tokens   at least one
+  /// @param observe  is called for each layer of the last token
+  /// @returns logits[vocabulary] behind the last token, as step()
+  /// @throws as step(); the tokens that had room are appended then
+  virtual std::span<const float> feed(std::span<const token_id> tokens, const step_observer& observe = {});
 
   virtual const session_statistics& statistics() const = 0;
   /// Bytes of keys and values that the session holds, and of its indexes, all layers and slots.

@@ -13,7 +13,27 @@
 
 #include "pqkv.hpp"
 
+#include "detail/cuda/absent.hpp"
+
 namespace pqkv {
+
+template <>
+struct kernel<op::allocate, backend::cuda> {
+  template <class P>
+  static memory_block run(const P& policy, std::size_t bytes);
+};
+
+template <>
+struct kernel<op::copy_bytes, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, void* to, const void* from, std::size_t bytes);
+};
+
+template <>
+struct kernel<op::zero_bytes, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, void* to, std::size_t bytes);
+};
 
 template <>
 struct kernel<op::sync, backend::cuda> {
@@ -29,6 +49,8 @@ struct kernel<op::mean_row, backend::cuda> {
 
 template <>
 struct kernel<op::kmeans, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::kmeans::sizes& sizes) { return detail::kmeans_device_scratch_bytes(sizes); }
+
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 4, Space> points, view<const float, 3, space::device> offset,
                   view<float, 4, space::device> centroids, view<std::uint8_t, 2, space::device> outcome, const kmeans_params& params,
@@ -42,10 +64,16 @@ struct kernel<op::encode, backend::cuda> {
 };
 
 template <>
+struct kernel<op::decode, backend::cuda> {
+  template <class P, class T, class Space>
+  static void run(const P& policy, codes_view<space::device> codes, codebook_view<space::device> book, view<T, 3, Space> keys);
+};
+
+template <>
 struct kernel<op::inner_product_table, backend::cuda> {
   template <class P>
   static void run(const P& policy, view<const float, 2, space::device> query, codebook_view<space::device> book,
-                  mutable_distance_table_view<space::device> table);
+                  mutable_distance_table_view<space::device> table, const head_map<space::device>& map);
 };
 
 template <>
@@ -57,9 +85,11 @@ struct kernel<op::squared_l2_table, backend::cuda> {
 
 template <>
 struct kernel<op::scan, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::scan::sizes& sizes) { return detail::scan_device_scratch_bytes(sizes.query_heads); }
+
   template <class P>
   static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
-                  view<float, 2, space::device> scores, group_reduction reduction, std::size_t head_dim);
+                  view<float, 2, space::device> scores, group_reduction reduction, std::size_t head_dim, float scale);
 };
 
 template <>
@@ -77,17 +107,23 @@ struct kernel<op::count_cells, backend::cuda> {
 
 template <>
 struct kernel<op::merge_tails, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::merge_tails::sizes& sizes) {
+    return detail::merge_tails_device_scratch_bytes(sizes);
+  }
+
   template <class P>
   static void run(const P& policy, codes_view<space::device> codes, mutable_cell_index_view<space::device> index);
 };
 
 template <>
 struct kernel<op::retrieve, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::retrieve::sizes& sizes) { return detail::retrieve_device_scratch_bytes(sizes); }
+
   template <class P>
   static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
                   cell_index_view<space::device> index, view<const middle_range, 1, space::device> ranges,
-                  view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts,
-                  const retrieve_params& params, view<std::uint8_t, 1, space::device> skipped);
+                  view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts, const retrieve_params& params,
+                  view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map);
 };
 
 template <>
@@ -98,9 +134,11 @@ struct kernel<op::store_rows, backend::cuda> {
 
 template <>
 struct kernel<op::attention, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::attention::sizes& sizes) { return detail::attention_device_scratch_bytes(sizes); }
+
   template <class P, class Store>
   static void run(const P& policy, view<const float, 2, space::device> query, const Store& store, const token_set<space::device>& tokens,
-                  view<float, 2, space::device> out, view<float, 1, space::device> lse);
+                  view<float, 2, space::device> out, view<float, 1, space::device> lse, float scale);
 };
 
 template <>
@@ -108,6 +146,80 @@ struct kernel<op::merge, backend::cuda> {
   template <class P>
   static void run(const P& policy, view<float, 2, space::device> out, view<float, 1, space::device> lse,
                   view<const float, 2, space::device> other_out, view<const float, 1, space::device> other_lse);
+};
+
+template <>
+struct kernel<op::gather_keys, backend::cuda> {
+  template <class P, class Rows, class T>
+  static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
+                  view<T, 3, space::device> out);
+};
+
+template <>
+struct kernel<op::encode_leaving, backend::cuda> {
+  template <class P, class Rows>
+  static void run(const P& policy, const pq_index_view<space::device>& index, const Rows& rows,
+                  view<const leaving_tokens, 1, space::device> leaving);
+};
+
+template <>
+struct kernel<op::plan_step, backend::cuda> {
+  template <class P>
+  static bool run(const P& policy, const planned_queries<space::device>& queries, const step_plan<space::device>& plan);
+};
+
+template <>
+struct kernel<op::store_tokens, backend::cuda> {
+  template <class P, class Rows, class K, class V, class From>
+  static void run(const P& policy, const Rows& rows, const stored_tokens<space::device>& call, view<K, 3, From> keys,
+                  view<V, 3, From> values);
+};
+
+template <>
+struct kernel<op::append_tokens, backend::cuda> {
+  template <class P, class Rows, class Index, class K, class V, class From>
+  static void run(const P& policy, const Rows& rows, const Index& index, const appended_tokens<space::device>& call, view<K, 3, From> keys,
+                  view<V, 3, From> values);
+};
+
+template <>
+struct kernel<op::settle_prompt, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, const slot_table<space::device>& slots, const settled_prompt<space::device>& call);
+};
+
+template <>
+struct kernel<op::truncate_tokens, backend::cuda> {
+  template <class P, class Index>
+  static void run(const P& policy, const Index& index, const truncated_tokens<space::device>& call);
+};
+
+template <>
+struct kernel<op::copy_slot, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, const slot_parts& parts, const slot_table<space::device>& slots, std::size_t from, std::size_t to);
+};
+
+template <>
+struct kernel<op::count_attended, backend::cuda> {
+  template <class P, class Traffic>
+  static void run(const P& policy, const slot_table<space::device>& slots, const attended_queries<space::device>& call,
+                  const Traffic& traffic);
+};
+
+template <>
+struct kernel<op::share_lists, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, const planned_queries<space::device>& queries, const step_plan<space::device>& plan,
+                  view<std::int32_t, 2, space::device> found);
+};
+
+template <>
+struct kernel<op::write_lists, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, const planned_queries<space::device>& queries, const step_plan<space::device>& plan,
+                  view<const std::int32_t, 2, space::device> found, const view<std::int32_t, 3, space::device>& indices,
+                  const view<std::uint32_t, 2, space::device>& counts);
 };
 
 }  // namespace pqkv

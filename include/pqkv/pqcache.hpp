@@ -22,23 +22,21 @@ class pqcache : public pqcache_state<Rows, Selector> {
   using state = pqcache_state<Rows, Selector>;
 
  public:
+  using state::at;
+  using state::is_on_host;
   using typename state::params;
   using typename state::space_type;
   using typename state::step_type;
   using typename state::value_type;
-  using state::is_on_host;
   template <class T, std::size_t Rank>
   using view_of = view<T, Rank, space_type>;
 
   /// @param policy  of the cache's memory; on a device its stream clears the memory
   /// @throws as plan(); std::bad_alloc; on a device cuda_error
   template <exec::policy P>
-    requires std::same_as<typename P::space_type, space_type>
-  pqcache(const P& policy, const params& p) : state(policy, p) {}
+  requires std::same_as<typename P::space_type, space_type> pqcache(const P& policy, const params& p) : state(policy, p) {}
   /// In host memory.
-  explicit pqcache(const params& p)
-    requires is_on_host
-      : state(exec::host<isa::scalar>{}, p) {}
+  explicit pqcache(const params& p) requires is_on_host : state(exec::host<isa::scalar>{}, p) {}
 
   /// Takes a prompt's keys and values into an empty slot, whole or in chunks; the last chunk lets the selector build its index. What
   /// follows a prompt, a second turn for example, is append()ed.
@@ -49,7 +47,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// @throws shape_error, value_error, capacity_error; std::bad_alloc; on a device cuda_error
   /// @cost   one copy of the rows; with the last chunk the selector's training. Never inside a captured step: its shapes are the prompt's
   template <exec::policy P, class K, class V, class Space>
-    requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
+  requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, chunk which = chunk::last) {
     check_policy<P>();
     require_ok(this->can_prefill(slot, keys, values));
@@ -78,11 +76,11 @@ class pqcache : public pqcache_state<Rows, Selector> {
   ///         (statistics), since where a captured step stands is known there alone
   /// @cost   a row copied for each token and, per token that leaves the window, h * d * c distance terms
   template <exec::policy P, class K, class V, class Space>
-    requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
+  requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void append(const P& policy, view<K, 3, Space> keys, view<V, 3, Space> values, const step_type& step = {}) {
     check_policy<P>();
     require_ok(this->can_append(keys, values, step));
-    run<op::append_tokens>(working(policy), rows_.view(), index(),
+    run<op::append_tokens>(working(policy), rows_.view(), selector_.index(),
                            appended_tokens<space_type>{work_.slots, step, keys.extent(0), rows_.room(0)}, keys, values);
   }
   /// The same for tokens whose rows the engine has written into its pages already.
@@ -92,8 +90,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
     check_policy<P>();
     const auto there = nothing(tokens, params_.kv_heads);
     require_ok(this->can_append(there, there, step));
-    run<op::append_tokens>(working(policy), rows_.view(), index(), appended_tokens<space_type>{work_.slots, step, tokens, rows_.room(0)}, there,
-                           there);
+    run<op::append_tokens>(working(policy), rows_.view(), selector_.index(),
+                           appended_tokens<space_type>{work_.slots, step, tokens, rows_.room(0)}, there, there);
   }
 
   /// Attention of a step's queries over sinks, retrieved middle and window. A query attends to the tokens up to its own: those of a row
@@ -106,16 +104,16 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small. `out` is unspecified then
   /// @cost   selection plus (s + w + k) rows of K and V per list; no allocation; queries_at_once() tokens at a time
   template <exec::policy P, class Q, class O, class Space>
-    requires storage_scalar<Q> && writable_scalar<O> && reachable_from<Space, P>
+  requires storage_scalar<Q> && writable_scalar<O> && reachable_from<Space, P>
   void attend(const P& policy, view<Q, 3, Space> query, view<O, 3, Space> out, view_of<float, 2> lse = {}, const step_type& step = {}) {
     check_policy<P>();
     require_ok(this->can_attend(query, out, lse, step));
-    for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
+    this->for_passes(query.extent(0), [&](std::size_t first, std::size_t count, const slot_table<space_type>& counted) {
       const auto asked = as_floats(policy, query.slice(0, first, count));
       const step_plan<space_type> plan = select(policy, asked, step, first);
       attend_planned(policy, asked, plan, map_of(plan, step, first), out.slice(0, first, count),
                      lse.data == nullptr ? lse : lse.slice(0, first, count));
-      count_attended(policy, asked, plan, step, first, true);
+      count_attended(policy, counted, asked, plan, step, first, true);
     });
   }
 
@@ -128,17 +126,17 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// @throws shape_error, value_error; capacity_error also when the policy brings scratch that is too small
   /// @cost   as the selection in attend()
   template <exec::policy P, class Q, class Space>
-    requires storage_scalar<Q> && reachable_from<Space, P>
+  requires storage_scalar<Q> && reachable_from<Space, P>
   void retrieve(const P& policy, view<Q, 3, Space> query, view_of<std::int32_t, 3> indices, view_of<std::uint32_t, 2> counts,
                 const step_type& step = {}) {
     check_policy<P>();
     require_ok(this->can_retrieve(query, indices, counts, step));
-    for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
+    this->for_passes(query.extent(0), [&](std::size_t first, std::size_t count, const slot_table<space_type>& counted) {
       const auto asked = as_floats(policy, query.slice(0, first, count));
       const step_plan<space_type> plan = select(policy, asked, step, first);
       run<op::write_lists>(policy, queries_of(step, first), plan, as_const(found(plan)), indices.slice(0, first, count),
                            counts.slice(0, first, count));
-      count_attended(policy, asked, plan, step, first, false);
+      count_attended(policy, counted, asked, plan, step, first, false);
     });
   }
 
@@ -150,8 +148,9 @@ class pqcache : public pqcache_state<Rows, Selector> {
   void truncate(const P& policy, std::size_t slot, std::size_t n) {
     check_policy<P>();
     require_ok(this->can_truncate(slot, n));
-    run<op::truncate_tokens>(policy, index(),
-                             truncated_tokens<space_type>{work_.slots, {}, {}, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(n)});
+    run<op::truncate_tokens>(
+        policy, selector_.index(),
+        truncated_tokens<space_type>{work_.slots, {}, {}, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(n)});
     if constexpr (!is_on_host) known_[slot] = known_[slot].truncated(static_cast<std::uint32_t>(n));
   }
   /// The same for several slots, whose lengths are in the memory of the policy: part of a captured step on a device, where a length that
@@ -163,12 +162,14 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <exec::policy P>
   void truncate(const P& policy, view_of<const std::uint32_t, 1> lengths, view_of<const std::uint32_t, 1> slots = {}) {
     check_policy<P>();
-    require_ok(detail::checks("truncate").extent("lengths.extent(0)", lengths.extent(0),
-                                                 slots.data != nullptr ? slots.extent(0) : params_.batch, "rows, of slots or batch"));
+    require_ok(detail::checks("truncate")
+                   .extent("lengths.extent(0)", lengths.extent(0), slots.data != nullptr ? slots.extent(0) : params_.batch,
+                           "rows, of slots or batch"));
     if constexpr (is_on_host)
       for (std::size_t row = 0; row < lengths.extent(0); ++row)
         require_ok(this->can_truncate(slots.data != nullptr ? slots(row) : row, lengths(row)));
-    run<op::truncate_tokens>(policy, index(), truncated_tokens<space_type>{work_.slots, slots, lengths});
+    if (lengths.extent(0) == 0) return;  // lengths without data stand for one slot below
+    run<op::truncate_tokens>(policy, selector_.index(), truncated_tokens<space_type>{work_.slots, slots, lengths});
   }
 
   /// Makes slot `to` a copy of slot `from`: rows (of our own memory), index, statistics. With an engine's pages the engine lets both slots'
@@ -181,7 +182,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     require_ok(this->can_fork(from, to));
     if (from == to) return;
     slot_parts parts = rows_.parts();
-    parts.add(index().parts());
+    parts.add(selector_.index().parts());
     run<op::copy_slot>(policy, parts, work_.slots, from, to);
     if constexpr (requires { selector_.copied(from, to); }) selector_.copied(from, to);
     if constexpr (!is_on_host) known_[to] = known_[from];
@@ -196,11 +197,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     selector_.clear(policy, slot);
     if constexpr (!is_on_host) known_[slot] = {};
   }
-  void reset(std::size_t slot)
-    requires is_on_host
-  {
-    reset(exec::host<isa::scalar>{}, slot);
-  }
+  void reset(std::size_t slot) requires is_on_host { reset(exec::host<isa::scalar>{}, slot); }
 
   /// Writes a slot to a sink: its codebooks and codes and, on request, its keys and values.
   ///
@@ -244,7 +241,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
     require_ok(detail::checks("load").that(header.payload_bytes == this->payload_bytes(header), status::code::value, "file.payload_bytes",
                                            "bytes of such a slot", static_cast<double>(this->payload_bytes(header)),
                                            static_cast<double>(header.payload_bytes)));
-    this->for_runs(slot, header, [&](std::byte* run, std::size_t bytes, std::size_t limit) { file.read_run(policy, run, bytes, piece, limit); });
+    this->for_runs(slot, header,
+                   [&](std::byte* run, std::size_t bytes, std::size_t limit) { file.read_run(policy, run, bytes, piece, limit); });
     file.finish();
     if constexpr (requires { selector_.rebuild(working(policy), slot, middle_range{}); })
       if (header.at.learned != 0) selector_.rebuild(working(policy), slot, header.at.middle(rule_));
@@ -254,6 +252,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
 
   /// What must not happen inside a step: trains a codebook that came to have enough keys, folds new tokens into id lists. Cheap
   /// when nothing is due; call it between steps. On a device it waits for the stream.
+  /// @throws std::bad_alloc; what the runner throws; on a device cuda_error. A slot is done or as it was: call it again for the others
   template <exec::policy P>
   void maintain(const P& policy) {
     check_policy<P>();
@@ -271,13 +270,13 @@ class pqcache : public pqcache_state<Rows, Selector> {
   }
 
  private:
-  using state::at;
   using state::checks, state::known, state::known_, state::params_, state::rows_, state::rule_, state::selector_, state::work_;
 
   template <class P>
   static constexpr void check_policy() {
-    static_assert(std::is_same_v<typename P::space_type, space_type>,
-                  "pqkv: the policy's memory is not the cache's: a cache of host rows takes a host policy, one of device rows a device policy");
+    static_assert(
+        std::is_same_v<typename P::space_type, space_type>,
+        "pqkv: the policy's memory is not the cache's: a cache of host rows takes a host policy, one of device rows a device policy");
     if constexpr (requires { typename P::runner_type; })
       static_assert(exec::runs_whole_call<typename P::runner_type>,
                     "pqkv: pqcache changes state once per call; give it a runner of whole calls, not exec::slice");
@@ -293,9 +292,6 @@ class pqcache : public pqcache_state<Rows, Selector> {
     P own = policy;
     if (own.scratch.counting() && state::scratch_bytes_ != 0) own.scratch = arena(work_.scratch, state::scratch_bytes_);
     return own;
-  }
-  auto index() {
-    if constexpr (requires { selector_.index(); }) return selector_.index();
   }
   /// Rows that are in the store already, as a view without data.
   view_of<const value_type, 3> nothing(std::size_t first, std::size_t second) const {
@@ -313,11 +309,11 @@ class pqcache : public pqcache_state<Rows, Selector> {
     else
       learn(policy, slot, after, work_.prompt_nonfinite);
   }
-  /// Trains a slot from what it holds; then it stands as `at` says.
+  /// Trains a slot from what it holds; then it stands as `now` says.
   template <class P>
-  void learn(const P& policy, std::size_t slot, const sequence& at, view_of<std::uint32_t, 1> nonfinite) {
-    const selector::learning<space_type> outcome = selector_.learn(working(policy), slot, rows_.view(), at, at.middle(rule_));
-    settle(policy, {slot, at, outcome.tried, outcome.outcomes, nonfinite});
+  void learn(const P& policy, std::size_t slot, const sequence& now, view_of<std::uint32_t, 1> nonfinite) {
+    const selector::learning<space_type> outcome = selector_.learn(working(policy), slot, rows_.view(), now, now.middle(rule_));
+    settle(policy, {slot, now, outcome.tried, outcome.outcomes, nonfinite});
   }
   template <class P>
   void settle(const P& policy, const settled_prompt<space_type>& call) {
@@ -325,28 +321,18 @@ class pqcache : public pqcache_state<Rows, Selector> {
     if constexpr (!is_on_host) known_[call.slot] = call.after;
   }
 
-  /// Calls f(first, count) for as many queries at a time as there is memory for.
-  template <class F>
-  void for_passes(std::size_t tokens, F f) const {
-    const std::size_t most = params_.queries_at_once();
-    for (std::size_t first = 0; first < tokens; first += most) f(first, std::min(most, tokens - first));
-  }
   /// Queries as contiguous floats: where they are, or copied.
   template <class P, class Q, class Space>
   view_of<const float, 2> as_floats(const P& policy, view<Q, 3, Space> query) {
     if constexpr (std::is_same_v<std::remove_const_t<Q>, float>)
-      if (is_dense(query)) return flatten(view_of<const float, 3>(as_const(query)));
+      if (is_flat(query)) return flatten(view_of<const float, 3>(as_const(query)));
     const auto copy = work_.query.slice(0, 0, query.extent(0));
     store_rows(policy, query, copy);
     return as_const(flatten(copy));
   }
-  template <class T, std::size_t Rank, class Space>
-  static bool is_dense(const view<T, Rank, Space>& v) {
-    return v.stride(Rank - 1) == 1 && (v.extent(0) <= 1 || v.stride(0) == v.extent(1) * v.stride(1));
-  }
 
   planned_queries<space_type> queries_of(const step_type& step, std::size_t first) const {
-    return {as_const(work_.slots.sequences), step, first, rule_, selector_.covers()};
+    return {as_const(work_.slots.sequences), step, first, rule_, selector_.covers(), params_.selection};
   }
   step_plan<space_type> plan_of(std::size_t tokens) const {
     const std::size_t lists = selector_.lists();
@@ -364,8 +350,11 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <class P>
   step_plan<space_type> select(const P& policy, view_of<const float, 2> query, const step_type& step, std::size_t first) {
     const step_plan<space_type> plan = plan_of(query.extent(0) / params_.query_heads);
-    if (plan_step(policy, queries_of(step, first), plan))
+    if (plan_step(policy, queries_of(step, first), plan)) {
       selector_.select(working(policy), query, rows_.view(), map_of(plan, step, first), as_const(plan.ranges), found(plan), plan.counts);
+      if (params_.selection == draft_selection::first_query && step.has_counts())
+        run<op::share_lists>(policy, queries_of(step, first), plan, found(plan));
+    }
     return plan;
   }
 
@@ -379,8 +368,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
     view_of<float, 2> sums = work_.lse.slice(0, 0, tokens);
     bool is_copied = true;
     if constexpr (std::is_same_v<O, float> && std::is_same_v<Space, space_type>)
-      if (is_dense(out)) results = out, is_copied = false;
-    const bool copies_sums = lse.data != nullptr && !is_dense(lse);
+      if (is_flat(out)) results = out, is_copied = false;
+    const bool copies_sums = lse.data != nullptr && !is_flat(lse);
     if (lse.data != nullptr && !copies_sums) sums = lse;
     attention(working(policy), query, store, attended, flatten(results), flatten(sums), params_.softmax_scale);
     if (is_copied) store_rows(policy, results, out);
@@ -388,10 +377,10 @@ class pqcache : public pqcache_state<Rows, Selector> {
   }
 
   template <class P>
-  void count_attended(const P& policy, view_of<const float, 2> query, const step_plan<space_type>& plan, const step_type& step,
-                      std::size_t first, bool attends) {
+  void count_attended(const P& policy, const slot_table<space_type>& counted, view_of<const float, 2> query,
+                      const step_plan<space_type>& plan, const step_type& step, std::size_t first, bool attends) {
     const std::size_t row_bytes = 2 * params_.head_dim * sizeof(value_type);
-    run<op::count_attended>(policy, work_.slots, attended_queries<space_type>{plan, first, step, query, selector_.lists(), row_bytes, attends},
+    run<op::count_attended>(policy, counted, attended_queries<space_type>{plan, first, step, query, selector_.lists(), row_bytes, attends},
                             selector_.traffic_of(sizeof(value_type)));
   }
 };

@@ -21,6 +21,7 @@ namespace detail {
 template <class Space>
 struct cache_memory {
   slot_table<Space> slots;
+  view<slot_statistics, 1, Space> counted;         // [batch] by a call of several passes that is not done
   view<std::uint32_t, 1, Space> prompt_nonfinite;  // [2]
   step_plan<Space> plan;                           // of queries_at_once() tokens
   view<std::int32_t, 2, Space> indices;            // [lists of them, k_max]
@@ -33,14 +34,19 @@ struct cache_memory {
     const std::size_t batch = shape.batch, tokens = shape.queries_at_once(), hq = shape.query_heads, d = shape.head_dim;
     const auto of = [&]<class T>(T, std::size_t size) { return make_view<Space>(memory.take<T>(size), size); };
     cache_memory all;
-    all.slots = {of(sequence{}, batch), of(slot_statistics{}, batch), of(std::uint32_t{}, batch), of(leaving_tokens{}, batch),
-                 make_view<Space>(memory.take<std::uint32_t>(2 * batch), 2, batch), rule};
+    all.slots = {of(sequence{}, batch),
+                 of(slot_statistics{}, batch),
+                 of(std::uint32_t{}, batch),
+                 of(leaving_tokens{}, batch),
+                 make_view<Space>(memory.take<std::uint32_t>(2 * batch), 2, batch),
+                 rule};
+    all.counted = of(slot_statistics{}, batch);
     all.prompt_nonfinite = of(std::uint32_t{}, 2);
     all.plan = {of(std::uint32_t{}, tokens), of(token_span{}, tokens * lists), of(middle_range{}, tokens * shape.kv_heads),
                 of(std::uint32_t{}, tokens * lists)};
     const bool fits = k_max <= static_cast<std::size_t>(-1) / 8 / (tokens * lists);
-    all.indices = make_view<Space>(memory.take<std::int32_t>(fits ? tokens * lists * k_max : static_cast<std::size_t>(-1)), tokens * lists,
-                                   k_max);
+    all.indices =
+        make_view<Space>(memory.take<std::int32_t>(fits ? tokens * lists * k_max : static_cast<std::size_t>(-1)), tokens * lists, k_max);
     all.query = make_view<Space>(memory.take<float>(tokens * hq * d), tokens, hq, d);
     all.out = make_view<Space>(memory.take<float>(tokens * hq * d), tokens, hq, d);
     all.lse = make_view<Space>(memory.take<float>(tokens * hq), tokens, hq);
@@ -75,7 +81,8 @@ class pqcache_state {
     if (const status s = can_cache(p); !s.ok()) return s;
     if (const status b = can_budget(p.budget, "pqcache"); !b.ok()) return b;
     if (const status r = Rows::can_construct(p, p.rows); !r.ok()) return r;
-    return Selector::can_construct(p, p.selector);
+    if (const status q = Selector::can_construct(p, p.selector); !q.ok()) return q;
+    return can_hold_bytes(std::max(Rows::required_bytes(p, p.rows), Selector::index_bytes(p, p.selector)));
   }
 
   /// What the constructor will take with such a policy.
@@ -89,23 +96,15 @@ class pqcache_state {
     arena count;
     place(count, policy, p, lists_of(policy, p));
     all.scratch_bytes = count.used_bytes();
-    constexpr std::size_t most = static_cast<std::size_t>(-1) / 4;
-    require_ok(detail::checks("pqcache").that(all.kv_bytes < most && all.index_bytes < most && all.scratch_bytes < most,
-                                              status::code::capacity, "params", "bytes of the cache, at most", static_cast<double>(most),
-                                              static_cast<double>(std::max({all.kv_bytes, all.index_bytes, all.scratch_bytes}))));
+    require_ok(can_hold_bytes(all.scratch_bytes));
     return all;
   }
-  static memory_plan plan(const params& p)
-    requires is_on_host
-  {
-    return plan(exec::host<isa::scalar>{}, p);
-  }
+  static memory_plan plan(const params& p) requires is_on_host { return plan(exec::host<isa::scalar>{}, p); }
 
   /// @param policy  of the cache's memory; on a device its stream clears the memory
   /// @throws as plan(); std::bad_alloc; on a device cuda_error
   template <exec::policy P>
-    requires std::same_as<typename P::space_type, space_type>
-  pqcache_state(const P& policy, const params& p)
+  requires std::same_as<typename P::space_type, space_type> pqcache_state(const P& policy, const params& p)
       : params_((plan(policy, p), p)),
         rows_(policy, p, p.rows),
         selector_(policy, p, p.selector),
@@ -135,33 +134,15 @@ class pqcache_state {
 
   /// Where a slot stands. @pre slot < batch, here and below
   /// @{
-  const sequence& at(std::size_t slot) const
-    requires is_on_host
-  {
-    return work_.slots.sequences(slot);
-  }
-  std::size_t size(std::size_t slot) const
-    requires is_on_host
-  {
-    return at(slot).n;
-  }
+  const sequence& at(std::size_t slot) const requires is_on_host { return work_.slots.sequences(slot); }
+  std::size_t size(std::size_t slot) const requires is_on_host { return at(slot).n; }
   /// s, w and k of a slot at present; the window may hold fewer tokens than w until it has filled.
-  token_budget budget(std::size_t slot) const
-    requires is_on_host
-  {
-    return at(slot).budget(rule_);
-  }
+  token_budget budget(std::size_t slot) const requires is_on_host { return at(slot).budget(rule_); }
   /// The middle of a slot: what the next query ranks, and how many of it.
-  middle_range middle(std::size_t slot) const
-    requires is_on_host
-  {
-    return at(slot).middle(rule_);
-  }
-  const slot_statistics& statistics(std::size_t slot) const
-    requires is_on_host
-  {
-    return work_.slots.statistics(slot);
-  }
+  middle_range middle(std::size_t slot) const requires is_on_host { return at(slot).middle(rule_); }
+  const slot_statistics& statistics(std::size_t slot) const requires is_on_host { return work_.slots.statistics(slot); }
+  /// What the next query attends to: ranges that are taken whole, and the one that is ranked. For engines that attend by themselves.
+  query_plan plan_query(std::size_t slot) const requires is_on_host { return pqkv::plan_query(at(slot), asked_query{}, rule_, selector_.covers()); }
   /// @}
   /// The same for every memory; on a device they wait for the stream. @throws cuda_error
   /// @{
@@ -188,16 +169,12 @@ class pqcache_state {
   /// @}
 
   /// Tokens that a list of retrieve() holds at most at that state of a slot.
-  std::size_t retrieve_capacity(const sequence& at) const {
-    const middle_range middle = at.middle(rule_);
-    const selector::coverage covered = at.coverage(middle, selector_.covers());
-    return covered == selector::coverage::everything ? middle.size() : covered == selector::coverage::nothing ? 0 : middle.selected();
+  std::size_t retrieve_capacity(const sequence& now) const {
+    const middle_range ranked = now.middle(rule_);
+    const selector::coverage covered = now.coverage(ranked, selector_.covers());
+    return covered == selector::coverage::everything ? ranked.size() : covered == selector::coverage::nothing ? 0 : ranked.selected();
   }
-  std::size_t retrieve_capacity(std::size_t slot) const
-    requires is_on_host
-  {
-    return retrieve_capacity(at(slot));
-  }
+  std::size_t retrieve_capacity(std::size_t slot) const requires is_on_host { return retrieve_capacity(at(slot)); }
 
   /// The checks of the verbs below, for engines without exceptions; arguments as there.
   /// @{
@@ -231,6 +208,11 @@ class pqcache_state {
   /// @}
 
  protected:
+  static status can_hold_bytes(std::size_t bytes) noexcept {
+    constexpr std::size_t most = static_cast<std::size_t>(-1) / 4;
+    return detail::checks("pqcache").that(bytes < most, status::code::capacity, "params", "bytes of the cache, at most",
+                                          static_cast<double>(most), static_cast<double>(bytes));
+  }
   static std::size_t largest_k(const params& p) { return std::clamp<std::size_t>(p.budget.at(p.capacity).retrieve, 1, p.capacity); }
 
   template <class P>
@@ -259,6 +241,21 @@ class pqcache_state {
     return found;
   }
 
+  /// Calls f(first, count, where to count) for as many queries at a time as there is memory for. On the host several passes count aside,
+  /// and a call that fails in one of them has counted nothing; on a device passes are only enqueued.
+  template <class F>
+  void for_passes(std::size_t tokens, F f) const {
+    const std::size_t most = params_.queries_at_once();
+    slot_table<space_type> slots = work_.slots;
+    const bool aside = is_on_host && tokens > most;
+    if (aside) slots.statistics = work_.counted;
+    if constexpr (is_on_host)
+      for (std::size_t slot = 0; aside && slot < params_.batch; ++slot) work_.counted(slot) = {};
+    for (std::size_t first = 0; first < tokens; first += most) f(first, std::min(most, tokens - first), slots);
+    if constexpr (is_on_host)
+      for (std::size_t slot = 0; aside && slot < params_.batch; ++slot) work_.slots.statistics(slot) += work_.counted(slot);
+  }
+
   /// Where a slot stands as far as the host knows: on a device after prefill, fork, reset and maintain.
   const sequence& known(std::size_t slot) const noexcept {
     if constexpr (is_on_host)
@@ -271,7 +268,7 @@ class pqcache_state {
   }
 
   /// The header of a saved slot of this cache.
-  slot_file_header header_of(const sequence& at, slot_contents contents) const {
+  slot_file_header header_of(const sequence& now, slot_contents contents) const {
     slot_file_header header;
     header.contents = contents;
     header.kv_heads = static_cast<std::uint32_t>(params_.kv_heads);
@@ -280,7 +277,7 @@ class pqcache_state {
     header.selector = selector_.signature();
     if (contents == slot_contents::index_and_rows && rows_.parts().count != 0)
       header.row_bytes = static_cast<std::uint32_t>(rows_.parts().part[0].token_bytes);
-    header.at = at;
+    header.at = now;
     header.payload_bytes = payload_bytes(header);
     return header;
   }

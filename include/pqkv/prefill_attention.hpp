@@ -104,8 +104,8 @@ constexpr status can_attend_prefill(const Query& query, const Store& store, std:
 /// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small
 ///
 /// @cost   4 * d operations for each query, query head and key before it; each row of K and V is read and widened to float once per 192
-///         rows of queries of its group; no allocation with scratch of scratch_bytes<op::prefill_attention>() (390 KiB at d = 128 for each of at
-///         most 64 tiles), of its own for each
+///         rows of queries of its group; no allocation with scratch of scratch_bytes<op::prefill_attention>() (390 KiB at d = 128 for each
+///         of at most 64 tiles), of its own for each
 ///         thread of exec::slice
 /// @source online softmax over tiles: Dao et al., "FlashAttention", arXiv 2205.14135; Milakov and Gimelshein 2018
 template <exec::policy P, kv_store Store>

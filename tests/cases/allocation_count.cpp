@@ -9,11 +9,19 @@
 #include <new>
 
 namespace {
-std::atomic<std::size_t> calls{0}, bytes_asked{0};
+std::atomic<std::size_t> calls{0}, bytes_asked{0}, until_failure{0};
+
+bool is_to_fail() {
+  std::size_t left = until_failure;
+  while (left != 0 && !until_failure.compare_exchange_weak(left, left - 1)) {
+  }
+  return left == 1;
+}
 
 void* counted(std::size_t bytes, std::size_t alignment) {
   ++calls;
   bytes_asked += bytes;
+  if (is_to_fail() || bytes > static_cast<std::size_t>(-1) / 2) throw std::bad_alloc();  // rounded up the largest sizes would wrap
   const std::size_t whole = std::max<std::size_t>(1, (bytes + alignment - 1) / alignment) * alignment;
   void* memory = std::aligned_alloc(alignment, whole);
   if (memory == nullptr) throw std::bad_alloc();
@@ -24,6 +32,7 @@ void* counted(std::size_t bytes, std::size_t alignment) {
 namespace pqkv_cases {
 std::size_t allocations() { return calls; }
 std::size_t allocated_bytes() { return bytes_asked; }
+void fail_allocation(std::size_t k) { until_failure = k; }
 }  // namespace pqkv_cases
 
 void* operator new(std::size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }

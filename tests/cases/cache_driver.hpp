@@ -2,6 +2,7 @@
 // Short words for driving a pqcache in tests: parameters, random prompts and tokens, one question with all that comes back.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include <pqkv/pqkv.hpp>
@@ -49,13 +50,49 @@ void prefill(const Policy& policy, Cache& cache, std::size_t slot, const prompt&
   cache.prefill(policy, slot, given.keys.view(), given.values.view());
 }
 
-/// One random token for every active slot.
+/// A step of one token for every slot that a mask [batch] names; an empty mask: the default step.
+struct masked_step {
+  std::vector<std::uint32_t> slots;
+  bool given;
+
+  explicit masked_step(const std::vector<std::uint8_t>& active) : given(!active.empty()) {
+    for (std::size_t slot = 0; slot < active.size(); ++slot)
+      if (active[slot] != 0) slots.push_back(static_cast<std::uint32_t>(slot));
+  }
+  pqkv::cache_step step() const {
+    pqkv::cache_step made;
+    if (given) made.slots = pqkv::make_view(slots.data(), slots.size());
+    return made;
+  }
+  /// Tokens of the step, and the slot of each.
+  std::size_t tokens(std::size_t batch) const { return given ? slots.size() : batch; }
+  std::size_t slot(std::size_t token) const { return given ? slots[token] : token; }
+
+  /// What a batch [batch, size] holds for the step's tokens, one after the other.
+  template <class T>
+  std::vector<T> gather(const T* all, std::size_t batch, std::size_t size) const {
+    std::vector<T> some;
+    for (std::size_t i = 0; i < tokens(batch); ++i) some.insert(some.end(), all + slot(i) * size, all + (slot(i) + 1) * size);
+    return some;
+  }
+  /// The way back; what belongs to other slots is not touched.
+  template <class T>
+  void scatter(const std::vector<T>& some, std::vector<T>& all, std::size_t batch, std::size_t size) const {
+    for (std::size_t i = 0; i < tokens(batch); ++i) std::copy_n(some.data() + i * size, size, all.data() + slot(i) * size);
+  }
+};
+
+/// One random token for every active slot. The rows of a slot are the same whoever else is active.
 template <class Policy, class Cache>
 void append_random(const Policy& policy, Cache& cache, std::uint64_t seed, const std::vector<std::uint8_t>& active = {}) {
   const auto& p = cache.parameters();
-  const auto keys = make_rows<float>(content::gaussian, p.batch, p.kv_heads, p.head_dim, seed);
-  const auto values = make_rows<float>(content::gaussian, p.batch, p.kv_heads, p.head_dim, seed + 1000);
-  cache.append(policy, keys.view(), values.view(), active.empty() ? pqkv::active_slots{} : pqkv::make_view(active.data(), active.size()));
+  const masked_step mask(active);
+  const auto all_keys = make_rows<float>(content::gaussian, p.batch, p.kv_heads, p.head_dim, seed);
+  const auto all_values = make_rows<float>(content::gaussian, p.batch, p.kv_heads, p.head_dim, seed + 1000);
+  const std::size_t size = p.kv_heads * p.head_dim, tokens = mask.tokens(p.batch);
+  const auto keys = mask.gather(all_keys.view().data, p.batch, size), values = mask.gather(all_values.view().data, p.batch, size);
+  cache.append(policy, pqkv::make_view(keys.data(), tokens, p.kv_heads, p.head_dim),
+               pqkv::make_view(values.data(), tokens, p.kv_heads, p.head_dim), mask.step());
 }
 
 /// All that comes back from retrieve() and attend().
@@ -72,22 +109,30 @@ struct reply {
   bool operator==(const reply&) const = default;
 };
 
-/// Poisoned before, so that what was not written shows.
+/// Poisoned before, so that what was not written shows; what belongs to slots that are not active stays so.
 template <class Policy, class Cache>
 reply ask(const Policy& policy, Cache& cache, const std::vector<float>& query, const std::vector<std::uint8_t>& active = {}) {
   const auto& p = cache.parameters();
-  const auto mask = active.empty() ? pqkv::active_slots{} : pqkv::make_view(active.data(), active.size());
-  const auto queries = pqkv::make_view(query.data(), p.batch, p.query_heads, p.head_dim);
+  const masked_step mask(active);
+  const std::size_t hq = p.query_heads, d = p.head_dim, lists = cache.lists(), tokens = mask.tokens(p.batch);
+  const auto some = mask.gather(query.data(), p.batch, hq * d);
+  const auto queries = pqkv::make_view(some.data(), tokens, hq, d);
   reply r;
   for (std::size_t slot = 0; slot < p.batch; ++slot) r.k_max = std::max(r.k_max, cache.retrieve_capacity(slot));
   r.out.assign(query.size(), 77.0f);
-  r.lse.assign(p.batch * p.query_heads, 77.0f);
-  r.indices.assign(p.batch * cache.lists() * r.k_max, -7);
-  r.counts.assign(p.batch * cache.lists(), 0);
-  cache.retrieve(policy, queries, pqkv::make_view(r.indices.data(), p.batch, cache.lists(), r.k_max),
-                 pqkv::make_view(r.counts.data(), p.batch, cache.lists()), mask);
-  cache.attend(policy, queries, pqkv::make_view(r.out.data(), p.batch, p.query_heads, p.head_dim),
-               pqkv::make_view(r.lse.data(), p.batch, p.query_heads), mask);
+  r.lse.assign(p.batch * hq, 77.0f);
+  r.indices.assign(p.batch * lists * r.k_max, -7);
+  r.counts.assign(p.batch * lists, 0);
+  std::vector<float> out(tokens * hq * d, 77.0f), lse(tokens * hq, 77.0f);
+  std::vector<std::int32_t> indices(tokens * lists * r.k_max, -7);
+  std::vector<std::uint32_t> counts(tokens * lists);
+  cache.retrieve(policy, queries, pqkv::make_view(indices.data(), tokens, lists, r.k_max), pqkv::make_view(counts.data(), tokens, lists),
+                 mask.step());
+  cache.attend(policy, queries, pqkv::make_view(out.data(), tokens, hq, d), pqkv::make_view(lse.data(), tokens, hq), mask.step());
+  mask.scatter(out, r.out, p.batch, hq * d);
+  mask.scatter(lse, r.lse, p.batch, hq);
+  mask.scatter(indices, r.indices, p.batch, lists * r.k_max);
+  mask.scatter(counts, r.counts, p.batch, lists);
   return r;
 }
 

@@ -30,7 +30,9 @@ inline plain_budget budget_at(const pqkv::budget_rule& rule, std::size_t n) {
 template <class T>
 class slot_model {
  public:
-  slot_model(std::size_t h, std::size_t d, const pqkv::budget_rule& rule) : h_(h), d_(d), rule_(rule), keys_(h), values_(h) {}
+  /// @param scale  of logits; 0: 1 / sqrt(d)
+  slot_model(std::size_t h, std::size_t d, const pqkv::budget_rule& rule, float scale = 0)
+      : h_(h), d_(d), rule_(rule), scale_(scale), keys_(h), values_(h) {}
 
   std::size_t size() const { return n_; }
   std::size_t first() const { return std::min(rule_.sinks, window_begin_); }
@@ -58,6 +60,13 @@ class slot_model {
     const std::size_t wanted = std::max(n_ > w ? n_ - w : 0, std::min(rule_.sinks, n_));
     window_begin_ = std::max(window_begin_, wanted);
   }
+  /// The sequence when it had n tokens, as a query of that time sees it.
+  slot_model when_it_had(std::size_t n) const {
+    slot_model then(h_, d_, rule_, scale_);
+    then.copy_from(*this);
+    if (n != n_) then.truncate(n);
+    return then;
+  }
   /// Trains on all rows but the sinks; stays untrained with too few distinct rows.
   void train(const pqkv::selector::pq::params& settings) {
     const pqkv::pq_shape shape{h_, d_, settings.subspaces, settings.bits, settings.metric};
@@ -81,6 +90,17 @@ class slot_model {
       fine_.emplace(std::move(fine));
     }
     book_.emplace(std::move(book));
+  }
+  /// Forgets all but the first n tokens, and the codebook where nothing is left. Where the window begins is found again by growing from the
+  /// prompt on, a token at a time.
+  void truncate(std::size_t n) {
+    for (auto& head : keys_) head.resize(n * d_);
+    for (auto& head : values_) head.resize(n * d_);
+    prompt_ = std::min(prompt_, n);
+    window_begin_ = 0;
+    for (n_ = prompt_; n_ < n; ++n_) settle();
+    settle();
+    if (n == 0) book_.reset(), fine_.reset();
   }
   void copy_from(const slot_model& other) {
     keys_ = other.keys_, values_ = other.values_, n_ = other.n_, prompt_ = other.prompt_, window_begin_ = other.window_begin_;
@@ -113,7 +133,8 @@ class slot_model {
                             first(),
                             window_begin_,
                             d_,
-                            settings.reduction};
+                            settings.reduction,
+                            scale_};
       plain_notes notes;
       chosen[which] = plain_top_k(plain_scores(list, notes), fine_ ? k * settings.residual.shortlist : k);
       for (std::int32_t& t : chosen[which]) t += static_cast<std::int32_t>(first());
@@ -130,7 +151,7 @@ class slot_model {
     for (std::size_t t = window_begin_; t < n_; ++t) tokens.push_back(t);
     const std::size_t head = q * h_ / (query.size() / d_);
     const auto store = pqkv::dense_kv(keys_[head].data(), values_[head].data(), 1, n_, d_);
-    return plain_attention(query.data() + q * d_, store, 0, tokens);
+    return plain_attention(query.data() + q * d_, store, 0, tokens, scale_);
   }
 
  private:
@@ -154,7 +175,7 @@ class slot_model {
     for (std::size_t which = 0; which < chosen.size(); ++which) {
       const std::size_t g = hq / chosen.size(), head = which * h_ / chosen.size();
       const plain_shortlist list{
-          {table.entries.slice(0, which * g, g), table.bias.slice(0, which * g, g), codes[head], 0, 0, d_, settings.reduction},
+          {table.entries.slice(0, which * g, g), table.bias.slice(0, which * g, g), codes[head], 0, 0, d_, settings.reduction, scale_},
           pqkv::make_view(entries.data(), hq, m, fine_->shape().centroids()).slice(0, which * g, g),
           pqkv::make_view(rows.data(), h_, n_, m)[head],
           chosen[which]};
@@ -164,6 +185,7 @@ class slot_model {
 
   std::size_t h_, d_, n_ = 0, prompt_ = 0, window_begin_ = 0;
   pqkv::budget_rule rule_;
+  float scale_;
   std::vector<std::vector<T>> keys_, values_;  // [h][n * d]
   std::optional<pqkv::codebook> book_, fine_;
 };

@@ -70,7 +70,7 @@ struct plain_shortlist {
 inline std::vector<float> plain_rerank_scores(const plain_shortlist& list) {
   using pqkv::group_reduction;
   const group_reduction reduction = list.coarse.reduction;
-  const float scale = static_cast<float>(1.4426950408889634074 / std::sqrt(static_cast<double>(list.coarse.head_dim)));
+  const float scale = list.coarse.exponent_scale();
   std::vector<float> scores(list.tokens.size(), reduction == group_reduction::logit_max ? -INFINITY : 0.0f);
   for (std::size_t q = 0; q < list.coarse.group(); ++q) {
     if (list.left_out(q) || list.tokens.empty()) continue;
@@ -121,7 +121,7 @@ struct double_shortlist {
 };
 inline double_shortlist double_probability_sums(const plain_shortlist& list) {
   double_shortlist out{std::vector<double>(list.tokens.size()), 0x1p-18};
-  const double nats = 1 / std::sqrt(static_cast<double>(list.coarse.head_dim));
+  const double nats = list.coarse.nats();
   for (std::size_t q = 0; q < list.coarse.group(); ++q) {
     if (list.left_out(q)) continue;
     std::vector<double> z(list.tokens.size());

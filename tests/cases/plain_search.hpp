@@ -21,7 +21,15 @@ struct plain_list {
   pqkv::view<const std::uint8_t, 2> codes;  // [m, n]
   std::size_t begin = 0, end = 0, head_dim = 0;
   pqkv::group_reduction reduction = pqkv::group_reduction::probability_sum;
+  float logit_scale = 0;  // 0: 1 / sqrt(head_dim)
 
+  /// What logits are scaled by.
+  double nats() const { return logit_scale == 0 ? 1 / std::sqrt(static_cast<double>(head_dim)) : static_cast<double>(logit_scale); }
+  /// The same in the exponent of 2, as the method rounds it.
+  float exponent_scale() const {
+    const double log2_e = 1.4426950408889634074;
+    return static_cast<float>(logit_scale == 0 ? log2_e / std::sqrt(static_cast<double>(head_dim)) : log2_e * static_cast<double>(logit_scale));
+  }
   std::size_t group() const { return entries.extent(0); }
   std::size_t subspaces() const { return entries.extent(1); }
   std::size_t centroids() const { return entries.extent(2); }
@@ -76,7 +84,7 @@ struct plain_probabilities {
 
 inline plain_probabilities probabilities_of(const plain_list& list, std::size_t q, plain_notes& notes) {
   const std::size_t m = list.subspaces(), c = list.centroids(), tokens = list.end - list.begin;
-  const float scale = static_cast<float>(1.4426950408889634074 / std::sqrt(static_cast<double>(list.head_dim)));
+  const float scale = list.exponent_scale();
   std::vector<float> u(m * c), e(m * c);
   for (std::size_t j = 0; j < m; ++j) {
     float most = list.entries(q, j, 0);
@@ -192,7 +200,7 @@ inline std::vector<score_range> double_scores(const plain_list& list, const plai
       for (std::size_t j = 0; j < m; ++j) z[i] += static_cast<double>(list.entries(q, j, list.codes(j, list.begin + i)));
       best = std::max(best, z[i]);
     }
-    const double nats = 1 / std::sqrt(static_cast<double>(list.head_dim)), floor = -125 * std::log(2.0) / nats;
+    const double nats = list.nats(), floor = -125 * std::log(2.0) / nats;
     const auto exempt = [&](std::size_t i) {
       bool below = (z[i] - best) * nats < -100 * std::log(2.0);
       for (std::size_t j = 0; j < m; ++j)  // the shared shift of a recentred table raises the floor by its part

@@ -42,7 +42,10 @@ struct search_shape {
   unsigned bits = 6;
   std::size_t n = 0, d = 64;
   std::size_t plane_padding = 0, table_padding = 0;  // odd strides
+  float scale = 0;                                   // of the logits; 0: 1 / sqrt(d)
 
+  /// One nat of the softmax in units of a table.
+  float nat() const { return scale == 0 ? std::sqrt(static_cast<float>(d)) : 1 / scale; }
   std::size_t c() const { return std::size_t{1} << bits; }
   std::size_t hq() const { return h * g; }
   bool joint() const { return m * bits <= pqkv::max_joint_bits; }
@@ -105,7 +108,8 @@ class search_problem {
             ranges_[head].begin,
             ranges_[head].end,
             shape_.d,
-            reduction};
+            reduction,
+            shape_.scale};
   }
   const pqkv::middle_range& range_of(std::size_t which, pqkv::group_reduction reduction) const {
     return ranges_[reduction == pqkv::group_reduction::none ? which / shape_.g : which];
@@ -113,7 +117,7 @@ class search_problem {
 
  private:
   void fill_table(std::size_t q, table_kind kind, random_source& random) {
-    const float nat = std::sqrt(static_cast<float>(shape_.d)), part = nat / static_cast<float>(shape_.m);
+    const float nat = shape_.nat(), part = nat / static_cast<float>(shape_.m);
     const float few[] = {-1.0f, -0.0f, 0.0f, 0.5f};
     bias_[q] = 10 * random.gaussian();
     for (std::size_t j = 0; j < shape_.m; ++j)
@@ -205,7 +209,7 @@ retrieved run_retrieve(const Policy& policy, const search_problem& problem, pqkv
   out.skipped.assign(shape.hq(), 9);
   pqkv::retrieve(policy, problem.table(), problem.codes(), index, problem.ranges(),
                  pqkv::view<std::int32_t, 2>{indices.data(), {lists, k_max}, {stride, 1}}, pqkv::make_view(counts.data(), lists),
-                 {.head_dim = shape.d, .reduction = reduction, .path = path}, pqkv::make_view(out.skipped.data(), shape.hq()));
+                 {.head_dim = shape.d, .reduction = reduction, .path = path, .scale = shape.scale}, pqkv::make_view(out.skipped.data(), shape.hq()));
   for (std::size_t list = 0; list < lists; ++list) {
     const auto row = indices.begin() + static_cast<std::ptrdiff_t>(list * stride);
     const std::size_t count = std::min<std::size_t>(counts[list], k_max);
@@ -227,6 +231,13 @@ inline retrieved plain_retrieve(const search_problem& problem, pqkv::group_reduc
     for (std::size_t q = 0; q < list.group(); ++q) out.skipped.push_back(list.left_out(q) ? 1 : 0);
   }
   return out;
+}
+
+/// The usual scale half of the time, any other else.
+inline float random_scale(random_source& random) {
+  const bool usual = random.below(2) == 0;
+  const float other = 0.01f + 0.6f * random.uniform();
+  return usual ? 0.0f : other;
 }
 
 /// An index of every head's own range. `tail` tokens of each range stay unmerged.

@@ -78,7 +78,7 @@ void compare(const Host& host, const There& there, std::size_t g, bool own_lists
   const on_device spans(pqkv::as_const(pqkv::make_view(chosen.spans.data(), lists)));
   const on_device indices(pqkv::as_const(pqkv::make_view(chosen.indices.data(), lists, chosen.k_max)));
   const on_device counts(pqkv::as_const(pqkv::make_view(chosen.counts.data(), lists)));
-  const device_scratch scratch(pqkv::attention_device_scratch_bytes(hq, d));
+  const device_scratch scratch(device_bytes<pqkv::op::attention>({.query_heads = hq, .head_dim = d}));
   pqkv::attention(scratch.policy(), query_there.view(), there, pqkv::token_set<device>{spans.view(), indices.view(), counts.view()},
                   out_there.view(), lse_there.view());
   out = out_there.bytes();
@@ -141,7 +141,7 @@ void compare_nonfinite(random_source& random, verdict& all) {
     const on_device out_there(pqkv::make_view(out.data(), hq, d));
     std::vector<pqkv::token_span> whole(h, {static_cast<std::uint32_t>(n), 0, 0});
     const on_device spans(pqkv::as_const(pqkv::make_view(whole.data(), h)));
-    const device_scratch scratch(pqkv::attention_device_scratch_bytes(hq, d));
+    const device_scratch scratch(device_bytes<pqkv::op::attention>({.query_heads = hq, .head_dim = d}));
     pqkv::attention(scratch.policy(), query_there.view(), pqkv::strided_kv(keys_there.view(), values_there.view()),
                     pqkv::token_set<device>{spans.view(), {}, {}}, out_there.view());
     out = out_there.bytes();

@@ -20,11 +20,11 @@ template void kernel<op::kmeans, backend::cuda>::run(const cuda&, view<const hal
 template void kernel<op::encode, backend::cuda>::run(const cuda&, view<const bfloat16, 3, device>, codebook_view<device>,
                                                      mutable_codes_view<device>);
 template void kernel<op::inner_product_table, backend::cuda>::run(const cuda&, view<const float, 2, device>, codebook_view<device>,
-                                                                  mutable_distance_table_view<device>);
+                                                                  mutable_distance_table_view<device>, const head_map<device>&);
 template void kernel<op::squared_l2_table, backend::cuda>::run(const cuda&, view<const float, 2, device>, codebook_view<device>,
                                                                mutable_distance_table_view<device>);
 template void kernel<op::scan, backend::cuda>::run(const cuda&, distance_table_view<device>, codes_view<device>, view<float, 2, device>,
-                                                   group_reduction, std::size_t);
+                                                   group_reduction, std::size_t, float);
 template void kernel<op::top_k, backend::cuda>::run(const cuda&, view<const float, 2, device>, view<std::int32_t, 2, device>);
 template void kernel<op::count_cells, backend::cuda>::run(const cuda&, codes_view<device>, std::size_t, std::size_t,
                                                           mutable_cell_index_view<device>);
@@ -32,12 +32,40 @@ template void kernel<op::merge_tails, backend::cuda>::run(const cuda&, codes_vie
 template void kernel<op::retrieve, backend::cuda>::run(const cuda&, distance_table_view<device>, codes_view<device>,
                                                        cell_index_view<device>, view<const middle_range, 1, device>,
                                                        view<std::int32_t, 2, device>, view<std::uint32_t, 1, device>,
-                                                       const retrieve_params&, view<std::uint8_t, 1, device>);
+                                                       const retrieve_params&, view<std::uint8_t, 1, device>, const head_map<device>&);
 template void kernel<op::store_rows, backend::cuda>::run(const cuda&, view<const float, 3, space::pinned>, view<half, 3, device>,
                                                          view<std::uint32_t, 1, device>);
 template void kernel<op::attention, backend::cuda>::run(const cuda&, view<const float, 2, device>, const strided_store<bfloat16, device>&,
-                                                        const token_set<device>&, view<float, 2, device>, view<float, 1, device>);
+                                                        const token_set<device>&, view<float, 2, device>, view<float, 1, device>, float);
 template void kernel<op::merge, backend::cuda>::run(const cuda&, view<float, 2, device>, view<float, 1, device>,
                                                     view<const float, 2, device>, view<const float, 1, device>);
-template class device_pqcache<half>;
+template void kernel<op::decode, backend::cuda>::run(const cuda&, codes_view<device>, codebook_view<device>, view<half, 3, device>);
+template void kernel<op::gather_keys, backend::cuda>::run(const cuda&, const strided_rows<half, device>&, std::size_t,
+                                                          const stratified_sample&, std::size_t, view<half, 3, device>);
+template void kernel<op::encode_leaving, backend::cuda>::run(const cuda&, const pq_index_view<device>&, const strided_rows<half, device>&,
+                                                             view<const leaving_tokens, 1, device>);
+template class pqcache<dense_rows<half, device>, selector::basic_pq<device>>;
+template class pqcache<dense_rows<half, device>, selector::full>;
+template class pqcache<paged_rows<half, device>, selector::streaming>;
+
+/// Every verb, with what an engine hands over: queries and keys in 16 bits, rows of its own pages.
+template <class Cache>
+void call_all(Cache& cache, const cuda& gpu, view<const bfloat16, 3, device> rows, view<bfloat16, 3, device> out,
+              const basic_step<device>& step) {
+  cache.prefill(gpu, 0, rows, rows);
+  cache.append(gpu, rows, rows, step);
+  cache.append(gpu, rows.extent(0), step);
+  cache.attend(gpu, rows, out, {}, step);
+  cache.retrieve(gpu, rows, view<std::int32_t, 3, device>{}, view<std::uint32_t, 2, device>{}, step);
+  cache.truncate(gpu, view<const std::uint32_t, 1, device>{});
+  cache.truncate(gpu, 0, 0);
+  cache.fork(gpu, 0, 1);
+  cache.reset(gpu, 1);
+  cache.maintain(gpu);
+}
+using half_rows = view<const bfloat16, 3, device>;
+template void call_all(device_pqcache<half>&, const cuda&, half_rows, view<bfloat16, 3, device>, const basic_step<device>&);
+template void call_all(device_pqcache<half, selector::full>&, const cuda&, half_rows, view<bfloat16, 3, device>, const basic_step<device>&);
+template void call_all(pqcache<paged_rows<half, device>, selector::basic_pq<device>>&, const cuda&, half_rows, view<bfloat16, 3, device>,
+                       const basic_step<device>&);
 }  // namespace pqkv

@@ -60,7 +60,7 @@ void compare_attention_in_parts(random_source& random, verdict& all) {
   std::vector<float> query(hq * d), out(hq * d), lse(hq);
   for (float& x : query) x = 2 * random.gaussian();
   const on_device query_there(pqkv::make_view(query.data(), hq, d));
-  const device_scratch scratch(pqkv::attention_device_scratch_bytes(hq, d));
+  const device_scratch scratch(device_bytes<pqkv::op::attention>({.query_heads = hq, .head_dim = d}));
   const on_device merged_out(pqkv::make_view(out.data(), hq, d)), part_out(pqkv::make_view(out.data(), hq, d));
   const on_device merged_lse(pqkv::make_view(lse.data(), hq)), part_lse(pqkv::make_view(lse.data(), hq));
   for (std::size_t part = 0; part < parts; ++part) {

@@ -98,11 +98,17 @@ struct index_on_device {
   }
 };
 
+/// Scratch of a call on the device.
+template <class Op>
+std::size_t device_bytes(const typename Op::sizes& sizes) {
+  return pqkv::scratch_bytes<Op>(pqkv::exec::cuda{}, sizes);
+}
+
 /// Device scratch of one size, made before it is needed.
 class device_scratch {
  public:
   explicit device_scratch(std::size_t bytes) : block_(bytes, nullptr) {}
-  pqkv::exec::cuda policy() const { return {nullptr, pqkv::device_arena(block_)}; }
+  pqkv::exec::cuda policy() const { return {nullptr, pqkv::arena(block_)}; }
 
  private:
   pqkv::device_buffer<std::byte> block_;

@@ -94,7 +94,7 @@ void compare_train(const pqkv::pq_shape& shape, std::size_t n, content what, con
   const std::size_t problems = shape.kv_heads * shape.subspaces;
   std::vector<std::uint8_t> outcome(problems, 9), poison(problems, 9);
   const on_device outcome_there(pqkv::make_view(poison.data(), shape.kv_heads, shape.subspaces));
-  const device_scratch scratch(pqkv::kmeans_device_scratch_bytes(problems, n, shape.row_dim(), shape.centroids(), params));
+  const device_scratch scratch(device_bytes<pqkv::op::kmeans>({problems, n, shape.row_dim(), shape.centroids(), params}));
   pqkv::train(cpu, keys.view(), book.mutable_view(), pqkv::make_view(outcome.data(), shape.kv_heads, shape.subspaces), params);
   pqkv::train(scratch.policy(), keys_there.view(), there.view(), outcome_there.view(), params);
   const auto view = book.mutable_view();

@@ -152,9 +152,9 @@ class comparison {
  private:
   std::size_t scratch_bytes() const {
     const std::size_t hq = dump_.hq, cells = pqkv::has_cell_index(shape_) ? shape_.cells() : 0;
-    return std::max({pqkv::kmeans_device_scratch_bytes(dump_.h * shape_.subspaces, dump_.n, shape_.row_dim(), shape_.centroids(), {}),
-                     pqkv::merge_tails_device_scratch_bytes(dump_.h, dump_.n, cells),
-                     pqkv::retrieve_device_scratch_bytes(hq, hq, dump_.n, cells)});
+    return std::max({device_bytes<pqkv::op::kmeans>({dump_.h * shape_.subspaces, dump_.n, shape_.row_dim(), shape_.centroids(), {}}),
+                     device_bytes<pqkv::op::merge_tails>({dump_.h, dump_.n, cells}),
+                     device_bytes<pqkv::op::retrieve>({.lists = hq, .query_heads = hq, .tokens = dump_.n, .cells = cells})});
   }
   static std::size_t differences(const std::uint8_t* a, const std::vector<std::uint8_t>& b) {
     std::size_t count = 0;

@@ -35,7 +35,7 @@ class other_work {
         book_there_(book_.mutable_view()),
         outcome_(8),
         outcome_there_(pqkv::make_view(outcome_.data(), 4, 2)),
-        scratch_(pqkv::kmeans_device_scratch_bytes(8, 4096, 32, 64, {})) {
+        scratch_(device_bytes<pqkv::op::kmeans>({8, 4096, 32, 64, {}})) {
     pqkv::detail::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "test", "cudaStreamCreateWithFlags");
     cudaDeviceSynchronize();
   }
@@ -76,7 +76,7 @@ struct repeated_calls {
         if (one.bytes != 0) cudaMemset(one.data, static_cast<int>(0xff - turn), one.bytes);
       cudaDeviceSynchronize();
       if (turn % 2 == 1) other.start(work.small() ? 1 : 4);
-      call(pqkv::exec::cuda{nullptr, scratch_bytes != 0 ? pqkv::device_arena(scratch) : pqkv::arena{}});
+      call(pqkv::exec::cuda{nullptr, scratch_bytes != 0 ? pqkv::arena(scratch) : pqkv::arena{}});
       pqkv::detail::check_cuda(cudaDeviceSynchronize(), what, "cudaDeviceSynchronize");
       std::vector<std::byte> bytes;
       for (const written& one : outputs) {
@@ -103,7 +103,7 @@ void repeat_training(const pqkv::pq_shape& shape, std::size_t n, repeated_calls&
   const on_device outcome_there(pqkv::make_view(outcome.data(), shape.kv_heads, shape.subspaces));
   const on_device codes_there(pqkv::make_view(codes.data(), shape.kv_heads, shape.subspaces, n));
   // The codes are of a codebook that this turn trained.
-  calls.repeat("train and encode", pqkv::kmeans_device_scratch_bytes(problems, n, shape.row_dim(), shape.centroids(), {}),
+  calls.repeat("train and encode", device_bytes<pqkv::op::kmeans>({problems, n, shape.row_dim(), shape.centroids(), {}}),
                {there.centroids, there.mean, there.squared_radius, outcome_there, codes_there}, [&](const pqkv::exec::cuda& gpu) {
                  pqkv::train(gpu, keys_there.view(), there.view(), outcome_there.view());
                  pqkv::encode(gpu, keys_there.view(), pqkv::codebook_view<device>(there.view()), codes_there.view());
@@ -134,7 +134,8 @@ void repeat_search(const search_shape& shape, repeated_calls& calls) {
     const on_device indices_there(pqkv::make_view(indices.data(), lists, k_max));
     const on_device counts_there(pqkv::make_view(counts.data(), lists));
     const on_device scores_there(pqkv::make_view(scores.data(), lists, shape.n));
-    const std::size_t bytes = pqkv::retrieve_device_scratch_bytes(shape.hq(), shape.hq(), shape.n, cells);
+    const std::size_t bytes =
+        device_bytes<pqkv::op::retrieve>({.lists = shape.hq(), .query_heads = shape.hq(), .tokens = shape.n, .cells = cells});
     calls.repeat("scan", bytes, {scores_there},
                  [&](const pqkv::exec::cuda& gpu) { pqkv::scan(gpu, table, codes.view(), scores_there.view(), reduction, shape.d); });
     for (const search_path path : {search_path::scan, search_path::joint})
@@ -147,7 +148,7 @@ void repeat_search(const search_shape& shape, repeated_calls& calls) {
   if (!shape.joint()) return;
   pqkv::cell_index grown({shape.h, 128, shape.m, shape.bits}, shape.n);
   const index_on_device grown_there(grown.mutable_view());
-  calls.repeat("count_cells and merge_tails", pqkv::merge_tails_device_scratch_bytes(shape.h, shape.n, cells),
+  calls.repeat("count_cells and merge_tails", device_bytes<pqkv::op::merge_tails>({shape.h, shape.n, cells}),
                {grown_there.counts, grown_there.offsets, grown_there.ids, grown_there.first, grown_there.merged, grown_there.last},
                [&](const pqkv::exec::cuda& gpu) {
                  for (const written& part : {written(grown_there.counts), written(grown_there.offsets), written(grown_there.ids),
@@ -189,11 +190,12 @@ void repeat_attention(std::size_t h, std::size_t g, std::size_t n, std::size_t d
   const on_device query_there(pqkv::as_const(pqkv::make_view(query.data(), hq, d)));
   const on_device out_there(pqkv::make_view(out.data(), hq, d));
   const on_device lse_there(pqkv::make_view(lse.data(), hq));
-  calls.repeat("attention", pqkv::attention_device_scratch_bytes(hq, d), {out_there, lse_there}, [&](const pqkv::exec::cuda& gpu) {
-    pqkv::attention(gpu, query_there.view(), pqkv::strided_kv(keys_there.view(), values_there.view()),
-                    pqkv::token_set<device>{spans_there.view(), indices_there.view(), counts_there.view()}, out_there.view(),
-                    lse_there.view());
-  });
+  calls.repeat("attention", device_bytes<pqkv::op::attention>({.query_heads = hq, .head_dim = d}), {out_there, lse_there},
+               [&](const pqkv::exec::cuda& gpu) {
+                 pqkv::attention(gpu, query_there.view(), pqkv::strided_kv(keys_there.view(), values_there.view()),
+                                 pqkv::token_set<device>{spans_there.view(), indices_there.view(), counts_there.view()}, out_there.view(),
+                                 lse_there.view());
+               });
 }
 }  // namespace
 

@@ -84,7 +84,8 @@ void graph(verdict& all) {
   std::vector<std::uint32_t> counts(shape.h);
   const on_device indices_there(pqkv::make_view(indices.data(), shape.h, k));
   const on_device counts_there(pqkv::make_view(counts.data(), shape.h));
-  const device_scratch scratch(pqkv::retrieve_device_scratch_bytes(shape.hq(), shape.hq(), shape.n, index.view().cells()));
+  const device_scratch scratch(
+      device_bytes<pqkv::op::retrieve>({.lists = shape.hq(), .query_heads = shape.hq(), .tokens = shape.n, .cells = index.view().cells()}));
   cudaStream_t stream = nullptr;
   pqkv::detail::check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "test", "cudaStreamCreateWithFlags");
   const pqkv::exec::cuda gpu{stream, scratch.policy().scratch};

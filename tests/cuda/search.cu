@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // scan, top_k, the joint-code index and retrieve on a GPU against the host, to the bit and to the token: the shapes, tables, codes and
-// ranges of the host's property test, and long ones. The same under fast math. Ends with 77 where there is no GPU.
+// ranges of the host's property test, and long ones; rows of slots in any order, at earlier lengths, on an index that was cut. The same
+// under fast math. Ends with 77 where there is no GPU.
 //
 //   search [rounds]       random problems of each shape, 4 unless given
 //   search --seconds S    a small problem of each kind while the time lasts, for compute-sanitizer
@@ -58,7 +59,7 @@ retrieved device_retrieve(const device_scratch& scratch, const search_problem& p
 
 struct verdicts {
   verdict scan{"scan"}, scanned{"retrieve by scan"}, joint{"retrieve by joint codes"}, automatic{"retrieve, automatic"},
-      index{"count_cells and merge_tails"}, top_k{"top_k"};
+      index{"count_cells and merge_tails"}, mapped{"retrieve of mapped rows"}, tables{"inner_product_table of mapped rows"}, top_k{"top_k"};
 };
 
 void compare_scan(const device_scratch& scratch, const search_problem& problem, const problem_on_device& there, group_reduction reduction,
@@ -80,7 +81,8 @@ void compare_scan(const device_scratch& scratch, const search_problem& problem, 
 void compare(const search_problem& problem, std::size_t tail, std::span<const group_reduction> reductions, verdicts& all) {
   const search_shape& shape = problem.shape();
   const problem_on_device there(problem);
-  const device_scratch scratch(pqkv::retrieve_device_scratch_bytes(shape.hq(), shape.hq(), shape.n, shape.joint() ? 65536 : 0));
+  const device_scratch scratch(device_bytes<pqkv::op::retrieve>(
+      {.lists = shape.hq(), .query_heads = shape.hq(), .tokens = shape.n, .cells = shape.joint() ? 65536u : 0u}));
   pqkv::cell_index index;
   if (shape.joint()) {
     index = pqkv::cell_index({shape.h, 128, shape.m, shape.bits}, shape.n);
@@ -110,7 +112,7 @@ void compare_index(const search_problem& problem, random_source& random, verdict
   pqkv::cell_index index(book, shape.n);
   const index_on_device there(index.mutable_view());
   const on_device codes(problem.codes());
-  const device_scratch scratch(pqkv::merge_tails_device_scratch_bytes(shape.h, shape.n, book.cells()));
+  const device_scratch scratch(device_bytes<pqkv::op::merge_tails>({shape.h, shape.n, book.cells()}));
   std::size_t last = random.below(shape.n + 1);
   for (int step = 0; step < 4; ++step) {
     const std::size_t next = last + random.below(shape.n - last + 1);
@@ -129,6 +131,136 @@ void compare_index(const search_problem& problem, random_source& random, verdict
                         equal(host.first, there.first) && equal(host.merged, there.merged) && equal(host.last, there.last),
                     "h %zu m %zu b %u n %zu step %d", shape.h, shape.m, shape.bits, shape.n, step);
   }
+}
+
+/// Cuts a head's index and lets other tokens follow: its lists then hold ids that are void.
+void cut_and_regrow(search_problem& problem, pqkv::mutable_cell_index_view<> index, std::size_t head, random_source& random) {
+  const search_shape& shape = problem.shape();
+  const auto part = index.heads(head, 1);
+  const std::size_t first = part.first(0), last = part.last(0), cut = first + random.below(last - first + 1);
+  for (std::size_t t = cut; t < last; ++t) {
+    std::size_t cell = 0;
+    for (std::size_t j = 0; j < shape.m; ++j) cell = cell * shape.c() + problem.codes()(head, j, t);
+    --part.counts(0, cell);
+  }
+  part.last(0) = static_cast<std::uint32_t>(cut);
+  part.merged(0) = std::min(part.merged(0), part.last(0));
+  for (std::size_t j = 0; j < shape.m; ++j)
+    for (std::size_t t = cut; t < last; ++t) problem.set_code(head, j, t, static_cast<std::uint8_t>(random.below(shape.c())));
+  const std::size_t end = random.below(2) == 0 ? last : cut + random.below(last - cut + 1);
+  pqkv::count_cells(cpu, problem.codes().slice(0, head, 1), cut, end, part);
+}
+
+/// Ranges of row heads of mapped rows: from where the index of each begins, to its end or, for a query in the middle of several tokens,
+/// before it.
+std::vector<pqkv::middle_range> earlier_ranges(pqkv::cell_index_view<> index, const pqkv::head_map<>& map, random_source& random) {
+  std::vector<pqkv::middle_range> ranges(map.heads(0));
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    const std::uint32_t begin = index.first(map.head(i)), size = index.last(map.head(i)) - begin;
+    const std::size_t back = random.below(4) == 0 ? 0 : random.below(random.below(4) == 0 ? size + 1 : std::min(size, 16u) + 1);
+    const std::size_t left = size - back, ks[] = {random.below(left + 1), left / 8, left, 1, left / 100 + 1};
+    ranges[i] = {begin, static_cast<std::uint32_t>(begin + left), static_cast<std::uint32_t>(ks[random.below(5)])};
+  }
+  return ranges;
+}
+
+/// Rows of queries for slots in any order and more than once, each at a length of its own, on an index that was cut and grew again.
+/// @param h  heads of a slot; shape.h are those of all slots
+void compare_mapped(const search_shape& shape, std::size_t h, table_kind tables, std::span<const group_reduction> reductions,
+                    random_source& random, verdicts& all) {
+  search_problem problem(shape, tables, code_kind::skewed, random);
+  for (std::size_t head = 0; head < shape.h; ++head) problem.set_range(head, random.below(20), shape.n - random.below(20), 0);
+  pqkv::cell_index index({shape.h, 128, shape.m, shape.bits}, shape.n);
+  fill_index(problem, index, random.below(600));
+  for (std::size_t head = 0; head < shape.h; ++head) cut_and_regrow(problem, index.mutable_view(), head, random);
+
+  const std::size_t slots = shape.h / h, rows = 1 + random.below(slots), hq = rows * h * shape.g;
+  std::vector<std::uint32_t> slot_of(rows);
+  for (std::uint32_t& slot : slot_of) slot = static_cast<std::uint32_t>(random.below(slots));
+  const pqkv::head_map<> map{pqkv::as_const(pqkv::make_view(slot_of.data(), rows)), static_cast<std::uint32_t>(h)};
+  const std::vector<pqkv::middle_range> ranges = earlier_ranges(index.view(), map, random);
+  const auto ranges_here = pqkv::make_view(ranges.data(), ranges.size());
+  const pqkv::distance_table_view<> table{problem.table().entries.slice(0, 0, hq), problem.table().bias.slice(0, 0, hq)};
+
+  const on_device entries(table.entries);
+  const on_device bias(table.bias);
+  const on_device codes(problem.codes());
+  const on_device ranges_there(ranges_here);
+  const on_device slots_there(map.slots);
+  const index_on_device index_there(index.mutable_view());
+  const pqkv::head_map<device> map_there{slots_there.view(), map.kv_heads};
+  const device_scratch scratch(device_bytes<pqkv::op::retrieve>({.lists = hq, .query_heads = hq, .tokens = shape.n, .cells = 65536}));
+  std::size_t k_max = 1;
+  for (const pqkv::middle_range& range : ranges) k_max = std::max<std::size_t>(k_max, range.selected());
+  for (const group_reduction reduction : reductions) {
+    const std::size_t lists = pqkv::score_lists(reduction, rows * h, hq);
+    std::vector<std::int32_t> indices(lists * k_max), by_cells(lists * k_max);
+    std::vector<std::uint32_t> counts(lists), counts_by_cells(lists);
+    const pqkv::retrieve_params how{.head_dim = shape.d, .reduction = reduction, .path = search_path::scan, .scale = 0.11f};
+    pqkv::retrieve_params joint = how;
+    joint.path = search_path::joint;
+    pqkv::retrieve(cpu, table, problem.codes(), {}, ranges_here, pqkv::make_view(indices.data(), lists, k_max),
+                   pqkv::make_view(counts.data(), lists), how, {}, map);
+    pqkv::retrieve(cpu, table, problem.codes(), index.view(), ranges_here, pqkv::make_view(by_cells.data(), lists, k_max),
+                   pqkv::make_view(counts_by_cells.data(), lists), joint, {}, map);
+    all.mapped.check(same(indices, by_cells) && same(counts, counts_by_cells), "the host's paths differ");
+    for (const search_path path : {search_path::scan, search_path::joint, search_path::automatic}) {
+      pqkv::retrieve_params there = how;
+      there.path = path;
+      std::vector<std::int32_t> poison(lists * k_max, -7);
+      const on_device<std::int32_t, 2> indices_there(pqkv::make_view(poison.data(), lists, k_max));
+      const on_device<std::uint32_t, 1> counts_there(pqkv::make_view(counts_by_cells.data(), lists));
+      pqkv::retrieve(scratch.policy(), pqkv::distance_table_view<device>{entries.view(), bias.view()}, codes.view(), index_there.view(),
+                     ranges_there.view(), indices_there.view(), counts_there.view(), there, {}, map_there);
+      all.mapped.check(same(indices, indices_there.bytes()) && same(counts, counts_there.bytes()),
+                       "h %zu of %zu g %zu m %zu b %u n %zu reduction %d path %d rows %zu", h, shape.h, shape.g, shape.m, shape.bits, shape.n,
+                       static_cast<int>(reduction), static_cast<int>(path), rows);
+    }
+  }
+}
+
+/// Tables of mapped rows, to the bit.
+void compare_mapped_tables(random_source& random, verdicts& all) {
+  const std::size_t slots = 3, h = 2, g = 3, d = 64, m = 4, rows = 5, hq = rows * h * g;
+  const pqkv::pq_shape shape{slots * h, d, m, 5};
+  pqkv::codebook book(shape);
+  const pqkv::mutable_codebook_view<> own = book.mutable_view();
+  for (std::size_t i = 0; i < own.centroids.size(); ++i) own.centroids.data[i] = random.gaussian();
+  for (std::size_t i = 0; i < own.mean.size(); ++i) own.mean.data[i] = random.gaussian();
+  std::vector<float> query(hq * d);
+  for (float& x : query) x = random.gaussian();
+  const std::vector<std::uint32_t> slot_of{2, 0, 2, 1, 0};
+  const pqkv::head_map<> map{pqkv::make_view(slot_of.data(), rows), h};
+  const on_device slots_there(map.slots);
+  const on_device query_there(pqkv::as_const(pqkv::make_view(query.data(), hq, d)));
+  const book_on_device book_there(own);
+  pqkv::distance_table table(hq, shape);
+  const on_device<float, 3> entries(table.mutable_view().entries);
+  const on_device<float, 1> bias(table.mutable_view().bias);
+  pqkv::inner_product_table(cpu, pqkv::as_const(pqkv::make_view(query.data(), hq, d)), book.view(), table.mutable_view(), map);
+  pqkv::inner_product_table(pqkv::exec::cuda{}, query_there.view(), pqkv::codebook_view<device>(book_there.view()),
+                            pqkv::mutable_distance_table_view<device>{entries.view(), bias.view()},
+                            pqkv::head_map<device>{slots_there.view(), h});
+  const auto equal = [](const auto& host, const auto& there) {
+    return there.size() == host.size() && std::memcmp(there.data(), host.data, there.size() * sizeof(float)) == 0;
+  };
+  all.tables.check(equal(table.view().entries, entries.bytes()) && equal(table.view().bias, bias.bytes()), "a table differs");
+}
+
+void compare_maps(workload& work, random_source& random, verdicts& all) {
+  compare_mapped_tables(random, all);
+  // One launch, of whose lists some are of cells; scores in scratch (16 bits); one launch of long lists.
+  const search_shape shapes[] = {{6, 2, 2, 4, 700, 64},    {8, 4, 2, 6, 9000, 128},  {4, 1, 1, 8, 3000, 64},
+                                 {6, 2, 2, 8, 70000, 128}, {2, 4, 4, 4, 90000, 128}, {6, 4, 2, 6, 131072, 128}};
+  const table_kind kinds[] = {table_kind::smooth, table_kind::few_values, table_kind::equal, table_kind::sharp};
+  const std::span<const group_reduction> reductions(every_reduction);
+  std::size_t turn = 0;
+  for (const search_shape& shape : shapes)
+    for (const table_kind tables : kinds)
+      for (std::size_t round = 0; round < (shape.n < 20000 ? 3 * work.rounds() : 1); ++round) {
+        if (!work.another()) continue;
+        compare_mapped(shape, 2, tables, work.small() ? reductions.subspan(turn++ % reductions.size(), 1) : reductions, random, all);
+      }
 }
 
 void compare_top_k(std::size_t rows, std::size_t n, std::size_t k_max, int kind, random_source& random, verdicts& all) {
@@ -250,6 +382,8 @@ int main(int argc, char** argv) {
   work.part(0.75);
   compare_long(work, random, all);
   compare_misled(work, random, all);
+  work.part(0.9);
+  compare_maps(work, random, all);
   work.part(1);
   compare_selections(work, random, all);
   work.print();
@@ -259,6 +393,8 @@ int main(int argc, char** argv) {
   passed &= all.joint.passed(whole ? 200 : 1);
   passed &= all.automatic.passed(whole ? 200 : 1);
   passed &= all.index.passed(whole ? 100 : 1);
+  passed &= all.mapped.passed(whole ? 500 : 1);
+  passed &= all.tables.passed();
   passed &= all.top_k.passed(whole ? 200 : 1);
   return passed ? 0 : 1;
 }

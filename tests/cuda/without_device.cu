@@ -52,20 +52,21 @@ void scratch(verdict& all) {
     all.check(text.find(begin) == 0 && text.size() > end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0, "%s: %s",
               function, text.c_str());
   };
-  test("scan", pqkv::scan_device_scratch_bytes(hq), [&](const pqkv::exec::cuda& gpu) {
+  test("scan", device_bytes<pqkv::op::scan>({.query_heads = hq}), [&](const pqkv::exec::cuda& gpu) {
     pqkv::scan(gpu, table, codes, nothing<float>(h, n), pqkv::group_reduction::probability_sum, d);
   });
-  test("retrieve", pqkv::retrieve_device_scratch_bytes(h, hq, n, 0), [&](const pqkv::exec::cuda& gpu) {
-    pqkv::retrieve(gpu, table, codes, {}, nothing<const pqkv::middle_range>(h), nothing<std::int32_t>(h, 1000), nothing<std::uint32_t>(h),
-                   {.head_dim = d, .path = pqkv::search_path::scan});
-  });
-  test("merge_tails", pqkv::merge_tails_device_scratch_bytes(h, n, cells),
+  test("retrieve", device_bytes<pqkv::op::retrieve>({.lists = h, .query_heads = hq, .tokens = n, .cells = 0}),
+       [&](const pqkv::exec::cuda& gpu) {
+         pqkv::retrieve(gpu, table, codes, {}, nothing<const pqkv::middle_range>(h), nothing<std::int32_t>(h, 1000),
+                        nothing<std::uint32_t>(h), {.head_dim = d, .path = pqkv::search_path::scan});
+       });
+  test("merge_tails", device_bytes<pqkv::op::merge_tails>({h, n, cells}),
        [&](const pqkv::exec::cuda& gpu) { pqkv::merge_tails(gpu, codes, index); });
-  test("kmeans", pqkv::kmeans_device_scratch_bytes(h * m, n, d / m, c, {}), [&](const pqkv::exec::cuda& gpu) {
+  test("kmeans", device_bytes<pqkv::op::kmeans>({h * m, n, d / m, c, {}}), [&](const pqkv::exec::cuda& gpu) {
     pqkv::kmeans(gpu, nothing<const pqkv::half>(h, m, n, d / m), nothing<const float>(h, m, d / m), nothing<float>(h, m, d / m, c),
                  nothing<std::uint8_t>(h, m));
   });
-  test("attention", pqkv::attention_device_scratch_bytes(hq, d), [&](const pqkv::exec::cuda& gpu) {
+  test("attention", device_bytes<pqkv::op::attention>({.query_heads = hq, .head_dim = d}), [&](const pqkv::exec::cuda& gpu) {
     pqkv::attention(gpu, nothing<const float>(hq, d),
                     pqkv::strided_kv(nothing<const pqkv::half>(h, n, d), nothing<const pqkv::half>(h, n, d)),
                     pqkv::token_set<device>{nothing<const pqkv::token_span>(h), {}, {}}, nothing<float>(hq, d), nothing<float>(hq));
@@ -83,17 +84,18 @@ void carving(verdict& all) {
             const pqkv::kmeans_params params{10, 0, rows_per_centroid};
             pqkv::arena count;
             const pqkv::detail::kmeans_memory taken(count, problems, pqkv::training_rows(params, n, c).count, c, width);
-            const std::size_t asked = pqkv::kmeans_device_scratch_bytes(problems, n, width, c, params);
+            const std::size_t asked = device_bytes<pqkv::op::kmeans>({problems, n, width, c, params});
             all.check(count.used_bytes() <= asked && taken.rows == nullptr, "kmeans: %zu problems n %zu width %zu c %zu: %zu of %zu",
                       problems, n, width, c, count.used_bytes(), asked);
           }
   for (std::size_t hq = 1; hq <= 4096; ++hq) {
-    const std::size_t splits = pqkv::attention_device_splits(hq);
+    const std::size_t splits = pqkv::detail::attention_device_splits(hq);
     all.check(splits >= 1 && splits <= pqkv::detail::max_splits, "attention: hq %zu: %zu splits", hq, splits);
     for (const std::size_t d : {1u, 8u, 128u, 256u}) {
       pqkv::arena count;
       const pqkv::detail::attention_partials taken(count, splits, hq, d);
-      all.check(count.used_bytes() <= pqkv::attention_device_scratch_bytes(hq, d) && taken.d == d, "attention: hq %zu d %zu", hq, d);
+      all.check(count.used_bytes() <= device_bytes<pqkv::op::attention>({.query_heads = hq, .head_dim = d}) && taken.d == d,
+                "attention: hq %zu d %zu", hq, d);
     }
   }
   for (const std::size_t hq : {1u, 7u, 32u, 1024u})
@@ -103,12 +105,14 @@ void carving(verdict& all) {
         pqkv::detail::block::scoring call(table, nothing<const std::uint8_t>(1, m, 100), reduction, 64);
         pqkv::arena count;
         call.carve(count);
-        all.check(count.used_bytes() <= pqkv::scan_device_scratch_bytes(hq), "scan: hq %zu m %zu", hq, m);
+        all.check(count.used_bytes() <= device_bytes<pqkv::op::scan>({.query_heads = hq}), "scan: hq %zu m %zu", hq, m);
         for (const std::size_t n : {1u, 16401u, 131072u, 1000001u}) {
           pqkv::arena whole = count;
           const pqkv::detail::filter_memory taken(whole, call.lists, n);
-          all.check(whole.used_bytes() <= pqkv::retrieve_device_scratch_bytes(call.lists, hq, n, 0) && taken.filters == nullptr,
-                    "retrieve: hq %zu n %zu: %zu bytes", hq, n, whole.used_bytes());
+          all.check(
+              whole.used_bytes() <= device_bytes<pqkv::op::retrieve>({.lists = call.lists, .query_heads = hq, .tokens = n, .cells = 0}) &&
+                  taken.filters == nullptr,
+              "retrieve: hq %zu n %zu: %zu bytes", hq, n, whole.used_bytes());
         }
         all.check(call.query_heads() == hq && call.lists == pqkv::score_lists(reduction, 1, hq), "scan: hq %zu: %u lists of %u", hq,
                   call.lists, call.g);

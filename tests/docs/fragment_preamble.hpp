@@ -5,6 +5,7 @@
 
 #include <pqkv/pqkv.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -21,12 +22,13 @@ extern pqkv::view<const pqkv::bfloat16, 3> keys, values;   // [h, n, d]
 extern pqkv::view<const float, 3> step_keys, step_values;  // [batch, h, d]
 extern pqkv::view<const float, 3> query;                   // [batch, hq, d]
 extern pqkv::view<float, 3> out;                           // [batch, hq, d]
-extern std::vector<std::uint8_t> still_running;            // [batch]
+inline constexpr std::size_t pages = 4096;
+extern const std::uint32_t* block_table;                   // [batch, pages of a slot]
 
 // Objects made earlier on the page.
 extern const pqkv::exec::host<> cpu;
-extern pqkv::pqcache<pqkv::bfloat16> cache;
-extern pqkv::pqcache<pqkv::bfloat16>::params params;
+extern pqkv::pqcache<pqkv::dense_rows<pqkv::bfloat16>> cache;
+extern pqkv::pqcache<pqkv::dense_rows<pqkv::bfloat16>>::params params;
 extern pqkv::codebook book;
 extern pqkv::codes codes;
 extern pqkv::distance_table table;

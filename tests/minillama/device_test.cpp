@@ -51,14 +51,15 @@ TEST_CASE("full attention as the device's cache is set up for it: everything att
   minillama::policy_settings settings;
   settings.name = minillama::policy_name::full;
   const auto made = minillama::cuda::settings_for(settings, 100, config, 1, 160);
-  pqkv::pqcache<float>::params params;
+  pqkv::pqcache<>::params params;
   static_cast<pqkv::cache_shape&>(params) = made.shape;
   params.budget = made.budget;
   params.selector = made.selector;
-  pqkv::pqcache<float> ranked(params);
-  pqkv::pqcache<float, pqkv::selector::full>::params dense;
+  pqkv::pqcache<> ranked(params);
+  using dense_cache = pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full>;
+  dense_cache::params dense;
   static_cast<pqkv::cache_shape&>(dense) = made.shape;
-  pqkv::pqcache<float, pqkv::selector::full> all(dense);
+  dense_cache all(dense);
 
   std::mt19937 bits(3);
   std::normal_distribution<float> normal;

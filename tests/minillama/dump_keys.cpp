@@ -63,7 +63,7 @@ pqkv_cases::key_dump dump(const model& llama, const settings& s, pool_runner& ru
   token_id predicted = '\n';
   for (std::size_t step = 0; step < s.steps; ++step)
     predicted = greedy(session.step(feed.next(predicted), [&](const layer_step& seen) {
-      std::copy_n(&seen.query(seen.slot, 0, 0), width, made.queries.data() + (seen.layer * s.steps + step) * width);
+      std::copy_n(&seen.query(0, 0, 0), width, made.queries.data() + (seen.layer * s.steps + step) * width);
     }));
   return made;
 }

@@ -21,12 +21,12 @@ constexpr bool under_sanitizers = true;  // minutes there, for code that other t
 constexpr bool under_sanitizers = false;
 #endif
 
-/// Right answers after the last three quarters of a context were fed token by token.
+/// Right answers after the last three quarters of a context were fed.
 std::size_t right_after_growth(const model& llama, pool_runner& runner, const policy_settings& settings, const question_context& context) {
   const std::size_t prompt = context.text.size() / 4;
   const prefilled_prompt prefilled = prefill(llama, byte_tokens(std::string_view(context.text).substr(0, prompt)), runner);
   host_session session(llama, runner, settings, prefilled, context.text.size() + 1024, session_kind::single);
-  for (const char c : context.text.substr(prompt)) session.step(static_cast<std::uint8_t>(c));
+  session.feed(byte_tokens(std::string_view(context.text).substr(prompt)));
 
   std::size_t right = 0, asked = 0;
   for (const question& one : context.questions) {

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random lives of a pqcache against the plain model: prompts whole and in chunks, steps of random active slots, forks, resets and
-// maintenance in any order. After every change the retrieved lists equal the model's to the token, and attention the
-// same in double to 1e-5 (more only for keys with offsets in the hundreds).
+// Random lives of a pqcache against the plain model: prompts whole and in chunks, ragged steps of 0 to 16 tokens on random rows, cuts,
+// forks, resets and maintenance in any order, at any scale of logits. After every change the lists of every query of a step, each at its own length, equal the
+// model's to the token, and attention the same in double to 1e-5 (more only for keys with offsets in the hundreds).
 #include <doctest/doctest.h>
+
+#include <utility>
 
 #include "cases/cache_model.hpp"
 #include "cases/inputs.hpp"
@@ -13,21 +15,15 @@ using namespace pqkv_cases;
 using pqkv::group_reduction;
 using pqkv::search_path;
 
-/// Product quantization that can be asked whether a slot has its codebook: it lives inside the cache.
-struct watched_pq : pqkv::selector::pq {
-  static inline const watched_pq* latest = nullptr;
-  watched_pq(const pqkv::cache_shape& shape, const params& settings) : pq(shape, settings) { latest = this; }
-};
-
 template <class T, class Policy>
 class life {
  public:
-  using cache_type = pqkv::pqcache<T, watched_pq>;
+  using cache_type = pqkv::pqcache<pqkv::dense_rows<T>>;
   using params = typename cache_type::params;
 
   life(const Policy& policy, const params& p, content what, std::uint64_t seed)
-      : policy_(policy), p_(p), cache_(p), selector_(watched_pq::latest), what_(what), random_(seed) {
-    for (std::size_t slot = 0; slot < p.batch; ++slot) slots_.emplace_back(p.kv_heads, p.head_dim, p.budget);
+      : policy_(policy), p_(p), cache_(p), what_(what), random_(seed) {
+    for (std::size_t slot = 0; slot < p.batch; ++slot) slots_.push_back(empty_model());
   }
 
   void prefill(std::size_t slot, std::size_t n) {
@@ -47,79 +43,125 @@ class life {
     slots_[slot].train(p_.selector);
   }
 
-  void append(const std::vector<std::uint8_t>& active) {
-    auto keys = draw_rows(what_, p_.batch, p_.kv_heads);
-    auto values = draw_rows(content::gaussian, p_.batch, p_.kv_heads);
-    cache_.append(policy_, keys.view(), values.view(), pqkv::make_view(active.data(), active.size()));
-    for (std::size_t slot = 0; slot < p_.batch; ++slot) {
-      if (active[slot] == 0) continue;
-      slots_[slot].add(one_token(keys.view()[slot]), one_token(values.view()[slot]));
-      slots_[slot].settle();
+  struct drawn_step {
+    std::vector<std::uint32_t> slots, counts;
+    std::size_t tokens = 0;
+    /// Says no more than it must: nothing for every slot in order with a token each, no counts where all are one.
+    pqkv::cache_step step(std::size_t batch) const {
+      bool in_order = slots.size() == batch, ones = true;
+      for (std::size_t row = 0; row < slots.size(); ++row) in_order &= slots[row] == row, ones &= counts[row] == 1;
+      pqkv::cache_step made;
+      if (!in_order) made.slots = pqkv::make_view(slots.data(), slots.size());
+      if (!ones) made.counts = pqkv::make_view(counts.data(), counts.size());
+      return made;
     }
+  };
+  drawn_step draw_step(std::size_t most) {
+    drawn_step s;
+    for (std::uint32_t slot = 0; slot < p_.batch; ++slot)
+      if (random_.below(4) != 0) s.slots.push_back(slot);
+    for (std::size_t i = s.slots.size(); i > 1; --i) std::swap(s.slots[i - 1], s.slots[random_.below(i)]);
+    for (const std::uint32_t slot : s.slots) {
+      const std::size_t room = p_.capacity - slots_[slot].size();
+      s.counts.push_back(static_cast<std::uint32_t>(std::min(room, random_.below(3) == 0 ? random_.below(most + 1) : std::size_t{1})));
+      s.tokens += s.counts.back();
+    }
+    return s;
+  }
+  void append(const drawn_step& s) {
+    auto keys = draw_rows(what_, s.tokens, p_.kv_heads);
+    auto values = draw_rows(content::gaussian, s.tokens, p_.kv_heads);
+    cache_.append(policy_, keys.view(), values.view(), s.step(p_.batch));
+    std::size_t t = 0;
+    for (std::size_t row = 0; row < s.slots.size(); ++row)
+      for (std::uint32_t i = 0; i < s.counts[row]; ++i, ++t) {
+        slots_[s.slots[row]].add(one_token(keys.view()[t]), one_token(values.view()[t]));
+        slots_[s.slots[row]].settle();
+      }
+  }
+
+  /// One slot by its number, or several by lengths in memory.
+  void truncate(std::size_t slot) {
+    const auto draw_length = [&](std::size_t n) {
+      return random_.below(3) == 0 ? random_.below(n + 1) : n - std::min<std::size_t>(n, random_.below(9));
+    };
+    if (random_.below(3) != 0) {
+      const std::size_t n = draw_length(slots_[slot].size());
+      cache_.truncate(policy_, slot, n);
+      slots_[slot].truncate(n);
+      return;
+    }
+    const std::vector<std::uint32_t> which = draw_step(0).slots;
+    std::vector<std::uint32_t> lengths;
+    for (const std::uint32_t one : which) {
+      lengths.push_back(static_cast<std::uint32_t>(draw_length(slots_[one].size())));
+      slots_[one].truncate(lengths.back());
+    }
+    if (which.empty()) return;  // no list of slots would mean every slot
+    cache_.truncate(policy_, pqkv::make_view(std::as_const(lengths).data(), lengths.size()), pqkv::make_view(which.data(), which.size()));
   }
 
   void maintain() {
     cache_.maintain(policy_);
     for (std::size_t slot = 0; slot < p_.batch; ++slot)
-      if (!slots_[slot].trained() && selector_->covers(slot) == pqkv::selector::coverage::listed) slots_[slot].train(p_.selector);
+      if (!slots_[slot].trained() && cache_.at(slot).learned != 0) slots_[slot].train(p_.selector);
   }
 
-  void check(const std::vector<std::uint8_t>& active) {
-    const std::size_t hq = p_.query_heads, d = p_.head_dim, lists = cache_.lists();
-    std::vector<float> query(p_.batch * hq * d), out(query.size(), 77.0f), lse(p_.batch * hq, 77.0f);
+  void check(const drawn_step& s) {
+    const std::size_t hq = p_.query_heads, d = p_.head_dim, lists = cache_.lists(), tokens = s.tokens;
+    std::vector<float> query(tokens * hq * d), out(query.size(), 77.0f), lse(tokens * hq, 77.0f);
     for (float& x : query) x = 2 * random_.gaussian();
     std::size_t k_max = 1;
     for (std::size_t slot = 0; slot < p_.batch; ++slot) k_max = std::max(k_max, cache_.retrieve_capacity(slot));
-    std::vector<std::int32_t> indices(p_.batch * lists * k_max, -7);
-    std::vector<std::uint32_t> counts(p_.batch * lists, 77);
-    const auto mask = pqkv::make_view(active.data(), active.size());
-    const auto queries = pqkv::as_const(pqkv::make_view(query.data(), p_.batch, hq, d));
-    cache_.retrieve(policy_, queries, pqkv::make_view(indices.data(), p_.batch, lists, k_max),
-                    pqkv::make_view(counts.data(), p_.batch, lists), mask);
-    cache_.attend(policy_, queries, pqkv::make_view(out.data(), p_.batch, hq, d), pqkv::make_view(lse.data(), p_.batch, hq), mask);
+    std::vector<std::int32_t> indices(tokens * lists * k_max, -7);
+    std::vector<std::uint32_t> counts(tokens * lists, 77);
+    const auto queries = pqkv::as_const(pqkv::make_view(query.data(), tokens, hq, d));
+    cache_.retrieve(policy_, queries, pqkv::make_view(indices.data(), tokens, lists, k_max), pqkv::make_view(counts.data(), tokens, lists),
+                    s.step(p_.batch));
+    cache_.attend(policy_, queries, pqkv::make_view(out.data(), tokens, hq, d), pqkv::make_view(lse.data(), tokens, hq), s.step(p_.batch));
     for (std::size_t slot = 0; slot < p_.batch; ++slot) {
-      const slot_model<T>& model = slots_[slot];
-      REQUIRE(cache_.size(slot) == model.size());
-      if (active[slot] == 0) {
-        for (std::size_t i = 0; i < hq * d; ++i) REQUIRE(out[slot * hq * d + i] == 77.0f);
-        for (std::size_t i = 0; i < lists; ++i) REQUIRE(counts[slot * lists + i] == 77);
-        continue;
-      }
-      REQUIRE(cache_.middle(slot).begin == model.first());
-      REQUIRE(cache_.middle(slot).end == model.window_begin());
-      const std::vector<float> own(query.begin() + static_cast<std::ptrdiff_t>(slot * hq * d),
-                                   query.begin() + static_cast<std::ptrdiff_t>((slot + 1) * hq * d));
-      const auto wanted = model.lists(own, p_.selector);
-      for (std::size_t list = 0; list < lists; ++list) {
-        const auto row = indices.begin() + static_cast<std::ptrdiff_t>((slot * lists + list) * k_max);
-        const std::size_t count = counts[slot * lists + list];
-        REQUIRE(count <= k_max);
-        REQUIRE(std::vector<std::int32_t>(row, row + static_cast<std::ptrdiff_t>(count)) == wanted[list]);
-        for (std::size_t i = count; i < k_max; ++i) REQUIRE(indices[(slot * lists + list) * k_max + i] == -1);
-      }
-      for (std::size_t q = 0; q < hq; ++q) {
-        const plain_result exact = model.attend(own, q, wanted[q * lists / hq]);
-        REQUIRE(relative_error(out.data() + (slot * hq + q) * d, exact.out) < exact.tolerance());
-        if (model.size() == 0)
-          REQUIRE(lse[slot * hq + q] == -INFINITY);
-        else
-          REQUIRE(static_cast<double>(lse[slot * hq + q]) == doctest::Approx(exact.lse).epsilon(exact.tolerance()));
-      }
-      ++checked;
-      listed += wanted[0].size() < model.middle_size() && !wanted[0].empty() ? 1 : 0;
+      REQUIRE(cache_.size(slot) == slots_[slot].size());
+      REQUIRE(cache_.middle(slot).begin == slots_[slot].first());
+      REQUIRE(cache_.middle(slot).end == slots_[slot].window_begin());
     }
+    std::size_t t = 0;
+    for (std::size_t row = 0; row < s.slots.size(); ++row)
+      for (std::uint32_t i = 0; i < s.counts[row]; ++i, ++t) {
+        const slot_model<T>& now = slots_[s.slots[row]];
+        if (s.counts[row] > now.size()) {
+          for (std::size_t x = 0; x < hq * d; ++x) REQUIRE(out[t * hq * d + x] == 0.0f);
+          continue;
+        }
+        const slot_model<T> model = now.when_it_had(now.size() - s.counts[row] + i + 1);
+        const std::vector<float> own(query.begin() + static_cast<std::ptrdiff_t>(t * hq * d),
+                                     query.begin() + static_cast<std::ptrdiff_t>((t + 1) * hq * d));
+        const auto wanted = model.lists(own, p_.selector);
+        for (std::size_t list = 0; list < lists; ++list) {
+          const auto first = indices.begin() + static_cast<std::ptrdiff_t>((t * lists + list) * k_max);
+          const std::size_t count = counts[t * lists + list];
+          REQUIRE(count <= k_max);
+          REQUIRE(std::vector<std::int32_t>(first, first + static_cast<std::ptrdiff_t>(count)) == wanted[list]);
+          for (std::size_t k = count; k < k_max; ++k) REQUIRE(indices[(t * lists + list) * k_max + k] == -1);
+        }
+        for (std::size_t q = 0; q < hq; ++q) {
+          const plain_result exact = model.attend(own, q, wanted[q * lists / hq]);
+          REQUIRE(relative_error(out.data() + (t * hq + q) * d, exact.out) < exact.tolerance());
+          REQUIRE(static_cast<double>(lse[t * hq + q]) == doctest::Approx(exact.lse).epsilon(exact.tolerance()));
+        }
+        ++checked;
+        listed += wanted[0].size() < model.middle_size() && !wanted[0].empty() ? 1 : 0;
+      }
   }
 
   void run(std::size_t events) {
     for (std::size_t slot = 0; slot < p_.batch; ++slot) prefill(slot, random_.below(p_.capacity - 40));
     for (std::size_t event = 0; event < events; ++event) {
-      std::vector<std::uint8_t> active(p_.batch);
-      for (std::uint8_t& one : active) one = random_.below(4) != 0 ? 1 : 0;
       const std::size_t slot = random_.below(p_.batch), other = random_.below(p_.batch);
+      drawn_step s = draw_step(16);
       switch (random_.below(16)) {
         case 0:
           cache_.reset(slot);
-          slots_[slot] = slot_model<T>(p_.kv_heads, p_.head_dim, p_.budget);
+          slots_[slot] = empty_model();
           break;
         case 1:
           cache_.fork(policy_, slot, other);
@@ -132,14 +174,14 @@ class life {
         case 4:
           if (slots_[slot].size() == 0) prefill(slot, p_.capacity / 2 + random_.below(p_.capacity / 2 - 20));
           break;
+        case 5:
+        case 6:
+          truncate(slot);
+          break;
         default:
-          for (std::size_t s = 0; s < p_.batch; ++s) active[s] = slots_[s].size() < p_.capacity ? active[s] : 0;
-          for (std::size_t step = 1 + random_.below(3); step-- > 0;) {
-            append(active);
-            for (std::size_t s = 0; s < p_.batch; ++s) active[s] = slots_[s].size() < p_.capacity ? active[s] : 0;
-          }
+          for (std::size_t i = 1 + random_.below(3); i-- > 0;) append(s = draw_step(16));
       }
-      check(active);
+      check(s);
     }
   }
 
@@ -155,18 +197,19 @@ class life {
     return {rows.data, {rows.extent(0), 1, rows.extent(1)}, {rows.stride(0), 0, rows.stride(1)}};
   }
 
+  slot_model<T> empty_model() const { return {p_.kv_heads, p_.head_dim, p_.budget, p_.softmax_scale}; }
+
   Policy policy_;
   params p_;
   cache_type cache_;
-  const watched_pq* selector_;
   content what_;
   random_source random_;
   std::vector<slot_model<T>> slots_;
 };
 
 template <class T>
-typename pqkv::pqcache<T, watched_pq>::params random_params(random_source& random) {
-  typename pqkv::pqcache<T, watched_pq>::params p;
+typename pqkv::pqcache<pqkv::dense_rows<T>>::params random_params(random_source& random) {
+  typename pqkv::pqcache<pqkv::dense_rows<T>>::params p;
   const std::size_t groups[] = {1, 2, 4, 9};
   p.batch = 1 + random.below(3);
   p.kv_heads = 1 + random.below(3);
@@ -194,6 +237,8 @@ typename pqkv::pqcache<T, watched_pq>::params random_params(random_source& rando
   if (random.below(4) == 0) p.budget.tokens = p.budget.sinks + 1 + random.below(60);
   if (random.below(4) == 0) p.budget.window = 1 + random.below(50);
   if (random.below(4) == 0) p.budget.retrieve = random.below(80);
+  if (random.below(3) == 0) p.softmax_scale = 0.03f + 0.4f * random.uniform();
+  p.step_queries = random.below(3) * random.below(9);
   return p;
 }
 
@@ -211,7 +256,7 @@ void lives(const Policy& policy, std::uint64_t seed, std::size_t count) {
     checked += one.checked;
     listed += one.listed;
   }
-  MESSAGE("slots checked ", checked, ", with a ranked list ", listed);
+  MESSAGE("queries checked ", checked, ", with a ranked list ", listed);
   CHECK(listed > checked / 4);
 }
 }  // namespace

@@ -77,6 +77,7 @@ search_shape random_shape(std::size_t m, unsigned bits, random_source& random) {
   shape.d = dims[random.below(4)];
   shape.plane_padding = random.below(3) * 13;
   shape.table_padding = random.below(2) * 3;
+  shape.scale = random_scale(random);
   return shape;
 }
 }  // namespace

@@ -69,11 +69,11 @@ struct answer {
 
 template <class Policy, class Store>
 answer run_attention(const Policy& policy, const std::vector<float>& query, const Store& store, const lists_of_tokens& lists,
-                     bool with_lse = true) {
+                     bool with_lse = true, float scale = 0) {
   const std::size_t d = store.head_dim(), hq = query.size() / d, row = d + 3;
   answer a{std::vector<float>(hq * row, -9.0f), std::vector<float>(hq, -9.0f)};
   pqkv::attention(policy, pqkv::make_view(query.data(), hq, d), store, lists.set(), pqkv::view<float, 2>{a.out.data(), {hq, d}, {row, 1}},
-                  with_lse ? pqkv::make_view(a.lse.data(), hq) : pqkv::view<float, 1>{});
+                  with_lse ? pqkv::make_view(a.lse.data(), hq) : pqkv::view<float, 1>{}, scale);
   for (std::size_t q = 0; q < hq; ++q)
     for (std::size_t i = d; i < row; ++i) CHECK(a.out[q * row + i] == -9.0f);
   return a;
@@ -81,16 +81,20 @@ answer run_attention(const Policy& policy, const std::vector<float>& query, cons
 
 template <class Store>
 void check_answer(const answer& a, const std::vector<float>& query, const Store& store, const lists_of_tokens& lists,
-                  double tolerance = 1e-5) {
+                  double tolerance = 1e-5, float scale = 0) {
   const std::size_t d = store.head_dim(), hq = query.size() / d, per_list = hq / lists.spans.size();
   for (std::size_t q = 0; q < hq; ++q) {
-    const plain_result exact = plain_attention(query.data() + q * d, store, q / (hq / store.heads()), lists.tokens_of(q / per_list));
+    const plain_result exact = plain_attention(query.data() + q * d, store, q / (hq / store.heads()), lists.tokens_of(q / per_list), scale);
     REQUIRE(relative_error(a.out.data() + q * (d + 3), exact.out) < tolerance);
     if (std::isinf(exact.lse))
       REQUIRE(a.lse[q] == -INFINITY);
     else
       REQUIRE(std::fabs(static_cast<double>(a.lse[q]) - exact.lse) < tolerance * std::max(1.0, std::fabs(exact.lse)));
   }
+}
+
+std::size_t attention_bytes(std::size_t lists, std::size_t hq, std::size_t d, std::size_t tokens) {
+  return pqkv::scratch_bytes<pqkv::op::attention>(host<>{}, {.lists = lists, .query_heads = hq, .head_dim = d, .tokens = tokens});
 }
 
 std::vector<float> random_query(std::size_t hq, std::size_t d, std::uint64_t seed, float scale = 1.5f) {
@@ -131,6 +135,34 @@ TEST_CASE("attention: 20000 tokens, dense, flat and peaked") {
     const lists_of_tokens lists = dense_lists(1, n);
     for_each_isa([&](auto isa) { check_answer(run_attention(host<decltype(isa)>{}, query, store, lists), query, store, lists); });
   }
+}
+
+TEST_CASE("attention: a scale of the caller's, and 0 for the usual one to the bit") {
+  random_source random(41);
+  for (const float scale : {0.02f, 0.3f, 1.0f, 2.5f}) {
+    const std::size_t h = 2, g = 3, d = 40, n = 310;
+    const auto keys = make_rows<float>(content::gaussian, h, n, d, random.bits()),
+               values = make_rows<float>(content::clustered, h, n, d, random.bits());
+    const auto store = pqkv::strided_kv(keys.view(), values.view());
+    const std::vector<float> query = random_query(h * g, d, random.bits());
+    for (const lists_of_tokens& lists : {dense_lists(h, n), random_lists(h, n, random), random_lists(h * g, n, random)})
+      for_each_isa([&](auto isa) {
+        const host<decltype(isa)> cpu;
+        check_answer(run_attention(cpu, query, store, lists, true, scale), query, store, lists, 1e-5, scale);
+        const answer usual = run_attention(cpu, query, store, lists);
+        const answer named = run_attention(cpu, query, store, lists, true, static_cast<float>(1 / std::sqrt(static_cast<double>(d))));
+        check_answer(named, query, store, lists);
+        CHECK(run_attention(cpu, query, store, lists, true, 0).out == usual.out);
+        CHECK(run_attention(cpu, query, store, lists, true, scale).out != usual.out);
+      });
+  }
+  // Lists of several parts, which are merged.
+  const std::size_t d = 16, n = 2 * pqkv::detail::attention_part_tokens + 9;
+  const auto keys = make_rows<float>(content::gaussian, 1, n, d, 4), values = make_rows<float>(content::clustered, 1, n, d, 5);
+  const auto store = pqkv::strided_kv(keys.view(), values.view());
+  const std::vector<float> query = random_query(2, d, 6);
+  const lists_of_tokens lists = dense_lists(1, static_cast<std::uint32_t>(n));
+  check_answer(run_attention(host<>{}, query, store, lists, true, 0.7f), query, store, lists, 1e-5, 0.7f);
 }
 
 TEST_CASE("attention: logits that rise and fall over hundreds of nats") {
@@ -243,13 +275,13 @@ TEST_CASE("attention: threads, foreign float modes, no log-sum-exp, and a second
 }
 
 TEST_CASE("attention: lists of several parts and of one, in threads, in slices, and in scratch of the size asked for, to the same bits") {
-  const std::size_t n = 3 * pqkv::attention_part_tokens + 77, d = 40, h = 2, g = 9, hq = h * g;
+  const std::size_t n = 3 * pqkv::detail::attention_part_tokens + 77, d = 40, h = 2, g = 9, hq = h * g;
   const auto keys = make_rows<pqkv::bfloat16>(content::gaussian, h, n, d, 4),
              values = make_rows<pqkv::bfloat16>(content::clustered, h, n, d, 5);
   const auto store = pqkv::strided_kv(keys.view(), values.view());
   const std::vector<float> query = random_query(hq, d, 7);
   for (const std::size_t first :
-       {std::size_t{0}, pqkv::attention_part_tokens - 1, pqkv::attention_part_tokens, pqkv::attention_part_tokens + 1}) {
+       {std::size_t{0}, pqkv::detail::attention_part_tokens - 1, pqkv::detail::attention_part_tokens, pqkv::detail::attention_part_tokens + 1}) {
     lists_of_tokens lists{std::vector<token_span>(h), std::vector<std::int32_t>(h * n), std::vector<std::uint32_t>(h), n, 0};
     lists.spans[0] = {static_cast<std::uint32_t>(first), 0, 0};
     lists.spans[1] = {5, static_cast<std::uint32_t>(n - 130), static_cast<std::uint32_t>(n)};
@@ -261,7 +293,7 @@ TEST_CASE("attention: lists of several parts and of one, in threads, in slices, 
       const answer threads = run_attention(host<tested, threaded_runner>{}, query, store, lists);
       CHECK(threads.out == wanted.out);
       CHECK(threads.lse == wanted.lse);
-      const pqkv::buffer<std::byte> block(pqkv::attention_host_scratch_bytes(h, hq, d, n));
+      const pqkv::buffer<std::byte> block(attention_bytes(h, hq, d, n));
       CHECK(run_attention(host<tested>{{}, pqkv::arena(block)}, query, store, lists).out == wanted.out);
       answer sliced{std::vector<float>(hq * d), {}};
       for (const std::size_t ith : {1u, 0u, 2u})
@@ -276,7 +308,7 @@ TEST_CASE("attention: lists of several parts and of one, in threads, in slices, 
 }
 
 TEST_CASE("attention: a part that is not finite is not hidden by the others, and scratch that is too small is refused") {
-  const std::size_t n = 2 * pqkv::attention_part_tokens + 1, d = 16;
+  const std::size_t n = 2 * pqkv::detail::attention_part_tokens + 1, d = 16;
   auto keys = make_rows<float>(content::gaussian, 1, n, d, 4);
   const auto values = make_rows<float>(content::gaussian, 1, n, d, 5);
   const std::vector<float> query = random_query(2, d, 7);
@@ -291,8 +323,8 @@ TEST_CASE("attention: a part that is not finite is not hidden by the others, and
     }
     keys(0, broken, 3) = before;
   }
-  CHECK(pqkv::attention_host_scratch_bytes(1, 2, d, pqkv::attention_part_tokens) == 0);
-  const std::size_t bytes = pqkv::attention_host_scratch_bytes(1, 2, d, n);
+  CHECK(attention_bytes(1, 2, d, pqkv::detail::attention_part_tokens) == 0);
+  const std::size_t bytes = attention_bytes(1, 2, d, n);
   const pqkv::buffer<std::byte> block(bytes);
   std::vector<float> out(2 * d, -9.0f);
   const auto call = [&] {

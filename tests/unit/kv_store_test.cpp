@@ -59,20 +59,54 @@ void check_adaptors() {
   fill_marks(both.view(), false);
   fill_marks(both.other_half(), true);
   CHECK(wrong_elements(pqkv::interleaved_kv(static_cast<const T*>(both.view().data), h, n, d)) == 0);
+}
 
-  pqkv::interleaved_store<T> own(h, n, d);
-  fill_marks(own.keys(), false);
-  fill_marks(own.values(), true);
-  CHECK(wrong_elements(own.store()) == 0);
-  const std::size_t row_bytes = pqkv::interleaved_store<T>::row_elements(d) * sizeof(T);
-  CHECK(row_bytes % 64 == 0);
-  CHECK(row_bytes >= 2 * d * sizeof(T));
-  CHECK(row_bytes < 2 * d * sizeof(T) + 64);
-  CHECK(own.size_bytes() == h * n * row_bytes);
-  for (std::size_t t = 0; t < n; ++t) {
-    CHECK(reinterpret_cast<std::uintptr_t>(own.store().key(1, t).data) % 64 == 0);
-    CHECK(own.store().value(1, t).data == own.store().key(1, t).data + d);
+/// A store seen through a map: heads of slots in another order, one of them twice.
+template <class T>
+void check_mapped() {
+  constexpr std::size_t of_slot = 3, slots = 4;  // h of one sequence
+  rows<T> keys(of_slot * slots, n, d, layout::padded), values(of_slot * slots, n, d, layout::transposed);
+  for (std::size_t head = 0; head < of_slot * slots; ++head)
+    for (std::size_t t = 0; t < n; ++t)
+      for (std::size_t i = 0; i < d; ++i)
+        keys(head, t, i) = T(static_cast<float>(head * 5 + t + i)), values(head, t, i) = T(-static_cast<float>(head * 5 + t + i));
+  const auto store = pqkv::strided_kv(keys.view(), values.view());
+  const std::vector<std::uint32_t> order = {2, 0, 2, 3};
+  const pqkv::mapped_store<pqkv::strided_store<T>> mapped{store, {pqkv::make_view(order.data(), 4), of_slot}, 12};
+  static_assert(pqkv::kv_store<decltype(mapped)>);
+  CHECK(mapped.heads() == 12);
+  CHECK(mapped.tokens() == n);
+  CHECK(mapped.head_dim() == d);
+  for (std::size_t head = 0; head < 12; ++head) {
+    const std::size_t in_store = order[head / of_slot] * of_slot + head % of_slot;
+    CHECK(mapped.key(head, 7).data == store.key(in_store, 7).data);
+    CHECK(mapped.value(head, 7).data == store.value(in_store, 7).data);
+    CHECK(mapped.value(head, 7).stride == store.value(in_store, 7).stride);
   }
+  const pqkv::mapped_store<pqkv::strided_store<T>> in_order{store, {}, 12};
+  for (std::size_t head = 0; head < 12; ++head) CHECK(in_order.key(head, 3).data == store.key(head, 3).data);
+}
+
+/// Rows that can be written are rows that can be read, and a part of their keys is a view.
+template <class T>
+void check_writable(layout where) {
+  rows<T> keys(h, n, d, where), values(h, n, d, where);
+  const pqkv::strided_rows<T> written{keys.view(), values.view()};
+  static_assert(pqkv::kv_rows<pqkv::strided_rows<T>> && !pqkv::kv_rows<pqkv::strided_store<T>>);
+  for (std::size_t head = 0; head < h; ++head)
+    for (std::size_t t = 0; t < n; ++t)
+      for (std::size_t i = 0; i < d; ++i) {
+        const auto key = written.key_slot(head, t), value = written.value_slot(head, t);
+        key.data[i * key.stride] = T(mark(head, t, i, false));
+        value.data[i * value.stride] = T(mark(head, t, i, true));
+      }
+  CHECK(wrong_elements(written) == 0);
+  CHECK(wrong_elements(pqkv::strided_store<T>(written)) == 0);
+  const auto some = written.strided_keys(1, 2, 5, 7);
+  CHECK(some.extent(0) == 2);
+  CHECK(some.extent(1) == 7);
+  CHECK(some.extent(2) == d);
+  CHECK(float(some(1, 6, 3)) == mark(2, 11, 3, false));
 }
 
 /// Types without what a store must have.
@@ -96,6 +130,16 @@ TEST_CASE("kv_store: every adaptor finds every row") {
   check_adaptors<float>();
   check_adaptors<pqkv::half>();
   check_adaptors<pqkv::bfloat16>();
+}
+
+TEST_CASE("kv_store: heads of another store, in an order of one's own") {
+  check_mapped<float>();
+  check_mapped<pqkv::half>();
+  check_mapped<pqkv::bfloat16>();
+}
+
+TEST_CASE("kv_store: rows of every layout can be written and read") {
+  for (const layout where : every_layout) check_writable<float>(where), check_writable<pqkv::half>(where), check_writable<pqkv::bfloat16>(where);
 }
 
 TEST_CASE("kv_store: keys and values of different extents are refused") {

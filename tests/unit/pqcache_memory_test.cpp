@@ -13,6 +13,16 @@ using pqkv::group_reduction;
 using pqkv::search_path;
 const pqkv::exec::host<> cpu;
 
+/// What construction takes beside its plan: 16 bytes a slot that product quantization keeps on the host whatever the cache's space, and the
+/// codes of the cells, which are made once and given back.
+template <class Params>
+std::size_t beside_plan(const Params& p) {
+  if constexpr (requires { p.selector.index_of(p); })
+    return p.batch * 16 + p.selector.subspaces * p.selector.index_of(p).cells();
+  else
+    return 0;
+}
+
 /// Bytes that constructing a cache takes from the heap.
 template <class Cache>
 std::size_t constructed_bytes(const typename Cache::params& p) {
@@ -25,15 +35,15 @@ template <class Cache>
 void check_plan(const typename Cache::params& p) {
   const pqkv::memory_plan plan = Cache::plan(p);
   const Cache cache(p);
-  const auto keys = cache.store().keys;
-  CHECK(plan.kv_bytes == keys.extent(0) * keys.stride(0) * sizeof(*keys.data));
+  if constexpr (requires { cache.store().keys; }) {
+    const auto keys = cache.store().keys;
+    CHECK(plan.kv_bytes == keys.extent(0) * keys.stride(0) * sizeof(*keys.data));
+  } else {
+    CHECK(plan.kv_bytes == 0);  // the engine's pages
+  }
   const std::size_t taken = constructed_bytes<Cache>(p);
-  CHECK(taken <= plan.total_bytes());
-  CHECK(taken >= plan.kv_bytes + plan.index_bytes);
-  // The plan is an upper bound in the lists alone.
-  const std::size_t lists = p.batch * cache.lists(), hq = p.batch * p.query_heads,
-                    k = std::min(p.capacity, p.budget.at(p.capacity).retrieve);
-  CHECK(taken == plan.total_bytes() - (hq - lists) * (k * sizeof(std::int32_t) + sizeof(std::uint32_t) + sizeof(pqkv::token_span)));
+  CHECK(plan.scratch_bytes != 0);
+  CHECK(taken == plan.total_bytes() + beside_plan(p));
 }
 
 /// Allocations of 60 steps: append, attend and retrieve, after a prompt.
@@ -85,13 +95,77 @@ TEST_CASE("pqcache: the memory plan is what construction takes") {
   p.selector.bits = 8;
   p.budget = {};
   check_plan<pqcache<>>(p);
-  pqcache<pqkv::half>::params h;
+  pqcache<pqkv::dense_rows<pqkv::half>>::params h;
   static_cast<pqkv::cache_shape&>(h) = p;
-  check_plan<pqcache<pqkv::half>>(h);
-  check_plan<pqcache<float, pqkv::selector::full>>(cache_params<pqcache<float, pqkv::selector::full>>(2, 2, 4, 24, 300, 4, 16, 50));
-  check_plan<pqcache<float, pqkv::selector::streaming>>(
-      cache_params<pqcache<float, pqkv::selector::streaming>>(2, 2, 4, 24, 300, 4, 16, 0));
-  check_plan<pqcache<float, pqkv::selector::oracle>>(cache_params<pqcache<float, pqkv::selector::oracle>>(2, 2, 4, 24, 300, 4, 16, 9));
+  check_plan<pqcache<pqkv::dense_rows<pqkv::half>>>(h);
+  for (const std::size_t queries : {1u, 2u, 5u, 16u}) {
+    p.step_queries = queries;
+    check_plan<pqcache<>>(p);
+  }
+  check_plan<pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(2, 2, 4, 24, 300, 4, 16, 50));
+  check_plan<pqcache<pqkv::dense_rows<float>, pqkv::selector::streaming>>(
+      cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::streaming>>(2, 2, 4, 24, 300, 4, 16, 0));
+  check_plan<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(2, 2, 4, 24, 300, 4, 16, 9));
+}
+
+TEST_CASE("pqcache: the memory plan of every selector over every kind of rows") {
+  const auto plans = []<class Rows>(Rows*, auto set) {
+    using namespace pqkv::selector;
+    const auto check = [&]<class Selector>(Selector*) {
+      for (const std::size_t queries : {0u, 1u, 7u}) {
+        auto p = cache_params<pqkv::pqcache<Rows, Selector>>(2, 3, 6, 24, 333, 4, 16, 50);
+        p.step_queries = queries;
+        set(p);
+        check_plan<pqkv::pqcache<Rows, Selector>>(p);
+      }
+    };
+    check(static_cast<pq*>(nullptr)), check(static_cast<full*>(nullptr)), check(static_cast<streaming*>(nullptr));
+    check(static_cast<oracle*>(nullptr));
+  };
+  plans(static_cast<pqkv::dense_rows<float>*>(nullptr), [](auto&) {});
+  plans(static_cast<pqkv::dense_rows<pqkv::half>*>(nullptr), [](auto&) {});
+  plans(static_cast<pqkv::dense_rows<pqkv::bfloat16>*>(nullptr), [](auto&) {});
+  std::vector<float> pool(2 * 42 * 16 * 3 * 24);
+  const std::vector<std::uint32_t> table(42);
+  plans(static_cast<pqkv::paged_rows<float>*>(nullptr), [&](auto& p) {
+    p.rows = {pool.data(), pool.data() + pool.size() / 2, 42, 16, pqkv::page_strides::nhd(16, 3, 24), pqkv::make_view(table.data(), 2, 21)};
+  });
+}
+
+TEST_CASE("pqcache: a cache of more bytes than can be counted is refused, by plan and constructor alike") {
+  const auto refuses = [](const auto& call) {
+    try {
+      call();
+    } catch (const pqkv::capacity_error&) {
+      return true;
+    } catch (...) {
+    }
+    return false;
+  };
+  // Each number is within its bounds; a product of them is not, or the sum of several is not.
+  auto p = pq_params(65535, 65535, 65535, 256, (std::size_t{1} << 23) - 1, 4, 16, 50);
+  CHECK(refuses([&] { pqkv::pqcache<>::plan(p); }));
+  CHECK(refuses([&] { pqkv::pqcache<> cache(p); }));
+  const auto other = []<class Selector>(Selector*) {
+    return cache_params<pqkv::pqcache<pqkv::dense_rows<float>, Selector>>(65535, 65535, 65535, 256, 2147483647, 4, 16, 50);
+  };
+  const auto refused_of = [&]<class Selector>(Selector* which) {
+    const auto params = other(which);
+    using cache_type = pqkv::pqcache<pqkv::dense_rows<float>, Selector>;
+    return refuses([&] { cache_type::plan(params); }) && refuses([&] { cache_type cache(params); }) && !cache_type::can_construct(params).ok();
+  };
+  CHECK(refused_of(static_cast<pqkv::selector::oracle*>(nullptr)));
+  CHECK(refused_of(static_cast<pqkv::selector::full*>(nullptr)));
+  CHECK(refused_of(static_cast<pqkv::selector::streaming*>(nullptr)));
+  // Scratch alone: the logits of every query head, of a step of many queries; the rows and the index are small.
+  using oracle_cache = pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>;
+  auto few = cache_params<oracle_cache>(1, 1, 65535, 8, 2147483647, 4, 16, 50);
+  few.step_queries = 65535;
+  CHECK(oracle_cache::can_construct(few).ok());
+  CHECK(refuses([&] { oracle_cache::plan(few); }));
+  CHECK(refuses([&] { oracle_cache cache(few); }));
+  few.step_queries = 100;
+  CHECK(oracle_cache::plan(few).scratch_bytes > std::size_t{100} * 65535 * 2147483647 * 4);
 }
 
 TEST_CASE("pqcache: no step allocates") {
@@ -108,12 +182,12 @@ TEST_CASE("pqcache: no step allocates") {
     }
   p.budget = {.ratio = 0.2, .min_tokens = 20, .sinks = 3};
   CHECK(allocations_of_steps<pqcache<>>(p) == 0);
-  CHECK(allocations_of_steps<pqcache<float, pqkv::selector::oracle>>(
-            cache_params<pqcache<float, pqkv::selector::oracle>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
-  CHECK(allocations_of_steps<pqcache<float, pqkv::selector::full>>(
-            cache_params<pqcache<float, pqkv::selector::full>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
-  CHECK(allocations_of_steps<pqcache<pqkv::bfloat16, pqkv::selector::streaming>>(
-            cache_params<pqcache<pqkv::bfloat16, pqkv::selector::streaming>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
+  CHECK(allocations_of_steps<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(
+            cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
+  CHECK(allocations_of_steps<pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(
+            cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
+  CHECK(allocations_of_steps<pqcache<pqkv::dense_rows<pqkv::bfloat16>, pqkv::selector::streaming>>(
+            cache_params<pqcache<pqkv::dense_rows<pqkv::bfloat16>, pqkv::selector::streaming>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
 }
 
 TEST_CASE("pqcache: statistics by hand") {

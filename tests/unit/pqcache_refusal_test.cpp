@@ -129,9 +129,9 @@ TEST_CASE("pqcache: no step for a slot whose prompt is not complete") {
   const prompt part(2, 10, 32, 3);
   prefill(cpu, cache, 0, part);
   cache.prefill(cpu, 1, part.keys.view(), part.values.view(), pqkv::chunk::more);
-  CHECK(unless_refused<value_error>([&] { append_random(cpu, cache, 1); }, "append: active slot", 0, 1) == "");
-  CHECK(unless_refused<value_error>([&] { cache.attend(cpu, f.q(), f.o()); }, "attend: active slot", 0, 1) == "");
-  CHECK(unless_refused<value_error>([&] { cache.retrieve(cpu, f.q(), f.i(), f.c()); }, "retrieve: active slot", 0, 1) == "");
+  CHECK(unless_refused<value_error>([&] { append_random(cpu, cache, 1); }, "append: step.slots", 0, 1) == "");
+  CHECK(unless_refused<value_error>([&] { cache.attend(cpu, f.q(), f.o()); }, "attend: step.slots", 0, 1) == "");
+  CHECK(unless_refused<value_error>([&] { cache.retrieve(cpu, f.q(), f.i(), f.c()); }, "retrieve: step.slots", 0, 1) == "");
   CHECK(cache.size(0) == 10);
   CHECK_NOTHROW(append_random(cpu, cache, 1, {1, 0}));
   cache.maintain(cpu);  // leaves the slot alone
@@ -151,14 +151,10 @@ TEST_CASE("pqcache: append refuses extents that disagree, and a full slot before
   CHECK(f.refused<shape_error>(call(keys.view(), batch.view()), "append: values.extent(0)", 2, 3) == "");
   CHECK(f.refused<shape_error>(call(keys.view(), heads.view()), "append: values.extent(1)", 2, 3) == "");
   CHECK(f.refused<shape_error>(call(keys.view(), wide.view()), "append: values.extent(2)", 32, 40) == "");
-  const std::vector<std::uint8_t> mask(3, 1);
-  CHECK(f.refused<shape_error>([&] { f.cache.append(cpu, keys.view(), keys.view(), pqkv::make_view(mask.data(), 3)); },
-                               "append: active.extent(0)", 2, 3) == "");
-
   for (std::uint64_t step = 0; step < 10; ++step) append_random(cpu, f.cache, step);
   CHECK(f.cache.size(0) == 110);
   const reply full = ask(cpu, f.cache, f.query);
-  CHECK(unless_refused<capacity_error>([&] { append_random(cpu, f.cache, 11); }, "append: active slot", 110, 110) == "");
+  CHECK(unless_refused<capacity_error>([&] { append_random(cpu, f.cache, 11); }, "append: step", 110, 111) == "");
   CHECK(f.cache.size(1) == 50);
   CHECK((ask(cpu, f.cache, f.query) == full));
   CHECK_NOTHROW(append_random(cpu, f.cache, 11, {0, 1}));
@@ -177,10 +173,6 @@ TEST_CASE("pqcache: attend refuses extents that disagree and scratch that is too
   CHECK(f.refused<shape_error>(call(f.q(), f.o().slice(2, 0, 24), l), "attend: out.extent(2)", 32, 24) == "");
   CHECK(f.refused<shape_error>(call(f.q(), f.o(), l.slice(0, 0, 1)), "attend: lse.extent(0)", 2, 1) == "");
   CHECK(f.refused<shape_error>(call(f.q(), f.o(), l.slice(1, 0, 3)), "attend: lse.extent(1)", 4, 3) == "");
-  const std::vector<std::uint8_t> mask(1, 1);
-  CHECK(f.refused<shape_error>([&] { f.cache.attend(cpu, f.q(), f.o(), l, pqkv::make_view(mask.data(), 1)); }, "attend: active.extent(0)",
-                               2, 1) == "");
-
   pqkv::exec::host<> tight;
   const pqkv::buffer<std::byte> block(64);
   tight.scratch = pqkv::arena(block);
@@ -209,4 +201,85 @@ TEST_CASE("pqcache: fork and reset refuse a slot that is none") {
   CHECK(f.refused<value_error>([&] { f.cache.fork(cpu, 2, 0); }, "fork: from", 2, 2) == "");
   CHECK(f.refused<value_error>([&] { f.cache.fork(cpu, 0, 7); }, "fork: to", 2, 7) == "");
   CHECK(f.refused<value_error>([&] { f.cache.reset(2); }, "reset: slot", 2, 2) == "");
+}
+
+TEST_CASE("pqcache: every verb refuses a step that names no slot, names one twice, or has other tokens than it says") {
+  fixture f;
+  const prompt many(5, 2, 32, 6);  // rows of up to five tokens: [tokens, h, d]
+  std::vector<float> queries(5 * 4 * 32, 0.5f), outs(5 * 4 * 32, -9.0f);
+  std::vector<std::int32_t> indices(5 * 2 * 20);
+  std::vector<std::uint32_t> counts(5 * 2);
+  struct rows_of_step {
+    std::vector<std::uint32_t> slots, counts;
+    bool has_counts = false;
+  };
+  const auto step_of = [](const rows_of_step& given) {
+    pqkv::cache_step step;
+    step.slots = pqkv::make_view(given.slots.data(), given.slots.size());
+    if (given.has_counts) step.counts = pqkv::make_view(given.counts.data(), given.counts.size());
+    return step;
+  };
+  const auto check = [&]<class Error>(Error*, const rows_of_step& given, std::size_t tokens, const std::string& parameter, double expected,
+                                      double got, bool of_tokens = false) {
+    const auto step = step_of(given);
+    const auto keys = many.keys.view().slice(0, 0, tokens);
+    const auto q = pqkv::as_const(pqkv::make_view(queries.data(), tokens, 4, 32));
+    const std::string of_keys = of_tokens ? "keys.extent(0)" : parameter, of_query = of_tokens ? "query.extent(0)" : parameter;
+    CHECK_FALSE(f.cache.can_append(keys, keys, step).ok());
+    CHECK(f.refused<Error>([&] { f.cache.append(cpu, keys, keys, step); }, "append: " + of_keys, expected, got) == "");
+    CHECK(f.refused<Error>([&] { f.cache.attend(cpu, q, pqkv::make_view(outs.data(), tokens, 4, 32), {}, step); }, "attend: " + of_query,
+                           expected, got) == "");
+    CHECK(f.refused<Error>(
+              [&] {
+                f.cache.retrieve(cpu, q, pqkv::make_view(indices.data(), tokens, 2, 20), pqkv::make_view(counts.data(), tokens, 2), step);
+              },
+              "retrieve: " + of_query, expected, got) == "");
+  };
+  shape_error* const shape = nullptr;
+  value_error* const value = nullptr;
+  check(value, {{2}, {}}, 1, "step.slots", 2, 2);
+  check(value, {{0, 4294967295u}, {}}, 2, "step.slots", 2, 4294967295.0);
+  check(value, {{1, 1}, {}}, 2, "step.slots", 1, 2);
+  check(value, {{1, 1}, {2, 0}, true}, 2, "step.slots", 1, 2);
+  check(shape, {{0, 1}, {1}, true}, 1, "step.counts.extent(0)", 2, 1);
+  check(value, {{0, 1, 0}, {}}, 3, "step.slots.extent(0)", 2, 3);
+  check(shape, {{1}, {}}, 2, "", 1, 2, true);
+  check(shape, {{1, 0}, {2, 2}, true}, 5, "", 4, 5, true);
+  check(shape, {{1, 0}, {2, 2}, true}, 3, "", 4, 3, true);
+  check(shape, {{}, {}, true}, 1, "", 0, 1, true);
+
+  // What names no slot, or no token of it, is a step of nothing.
+  const auto none = many.keys.view().slice(0, 0, 0);
+  for (const rows_of_step& given : {rows_of_step{{}, {}, false}, rows_of_step{{}, {}, true}, rows_of_step{{1, 0}, {0, 0}, true}}) {
+    CHECK_NOTHROW(f.cache.append(cpu, none, none, step_of(given)));
+    CHECK_NOTHROW(f.cache.attend(cpu, f.q().slice(0, 0, 0), f.o().slice(0, 0, 0), {}, step_of(given)));
+    CHECK_NOTHROW(f.cache.retrieve(cpu, f.q().slice(0, 0, 0), f.i().slice(0, 0, 0), f.c().slice(0, 0, 0), step_of(given)));
+  }
+  CHECK((ask(cpu, f.cache, f.query) == f.before));
+
+  // Eleven tokens fit slot 1 and not slot 0, which is refused before slot 1 has changed.
+  const prompt eleven(12, 2, 32, 7);
+  const rows_of_step too_many{{1, 0}, {1, 11}, true};
+  CHECK(f.refused<capacity_error>([&] { f.cache.append(cpu, eleven.keys.view(), eleven.values.view(), step_of(too_many)); },
+                                  "append: step", 110, 111) == "");
+}
+
+TEST_CASE("pqcache: truncate refuses a slot that is none, one whose prompt is not complete, and more tokens than there are") {
+  fixture f;
+  CHECK(f.refused<value_error>([&] { f.cache.truncate(cpu, 2, 0); }, "truncate: slot", 2, 2) == "");
+  CHECK(f.refused<value_error>([&] { f.cache.truncate(cpu, 1, 41); }, "truncate: n", 40, 41) == "");
+  const std::vector<std::uint32_t> slots = {0, 1}, lengths = {50, 41}, few = {50};
+  const auto all = pqkv::make_view(lengths.data(), 2), one = pqkv::make_view(few.data(), 1), which = pqkv::make_view(slots.data(), 2);
+  // Slot 0 could be cut: it is not, since slot 1 cannot.
+  CHECK(f.refused<value_error>([&] { f.cache.truncate(cpu, all, which); }, "truncate: n", 40, 41) == "");
+  CHECK(f.refused<value_error>([&] { f.cache.truncate(cpu, all); }, "truncate: n", 40, 41) == "");
+  CHECK(f.refused<shape_error>([&] { f.cache.truncate(cpu, one); }, "truncate: lengths.extent(0)", 2, 1) == "");
+  CHECK(f.refused<shape_error>([&] { f.cache.truncate(cpu, one, which); }, "truncate: lengths.extent(0)", 2, 1) == "");
+  CHECK_NOTHROW(f.cache.truncate(cpu, 0, 100));  // as it is
+  CHECK((ask(cpu, f.cache, f.query) == f.before));
+  cache_type cache(f.cache.parameters());
+  const prompt part(2, 10, 32, 3);
+  cache.prefill(cpu, 1, part.keys.view(), part.values.view(), pqkv::chunk::more);
+  CHECK(unless_refused<value_error>([&] { cache.truncate(cpu, 1, 5); }, "truncate: slot", 0, 1) == "");
+  CHECK(cache.size(1) == 10);
 }

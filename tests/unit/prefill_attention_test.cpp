@@ -42,11 +42,11 @@ struct answer {
 };
 
 template <class Policy, class Store>
-answer run_block(const Policy& policy, const block& b, const Store& store, std::size_t first, bool with_lse = true) {
+answer run_block(const Policy& policy, const block& b, const Store& store, std::size_t first, bool with_lse = true, float scale = 0) {
   const std::size_t row = b.d + 3;
   answer a{std::vector<float>(b.queries * b.hq * row, -9.0f), std::vector<float>(b.hq * b.queries, -9.0f)};
   pqkv::prefill_attention(policy, b.view(), store, first, pqkv::view<float, 3>{a.out.data(), {b.hq, b.queries, b.d}, {row, b.hq * row, 1}},
-                          with_lse ? pqkv::make_view(a.lse.data(), b.hq, b.queries) : pqkv::view<float, 2>{});
+                          with_lse ? pqkv::make_view(a.lse.data(), b.hq, b.queries) : pqkv::view<float, 2>{}, scale);
   bool kept = true;
   for (std::size_t r = 0; r < b.queries * b.hq; ++r)
     for (std::size_t i = b.d; i < row; ++i) kept = kept && a.out[r * row + i] == -9.0f;
@@ -55,13 +55,13 @@ answer run_block(const Policy& policy, const block& b, const Store& store, std::
 }
 
 template <class Store>
-std::vector<plain_result> plain_block(const block& b, const Store& store, std::size_t first) {
+std::vector<plain_result> plain_block(const block& b, const Store& store, std::size_t first, float scale = 0) {
   std::vector<plain_result> all;
   for (std::size_t t = 0; t < b.queries; ++t) {
     std::vector<std::size_t> tokens(first + t + 1);
     std::iota(tokens.begin(), tokens.end(), std::size_t{0});
     for (std::size_t q = 0; q < b.hq; ++q)
-      all.push_back(plain_attention(b.query.data() + b.at(q, t), store, q / (b.hq / store.heads()), tokens));
+      all.push_back(plain_attention(b.query.data() + b.at(q, t), store, q / (b.hq / store.heads()), tokens, scale));
   }
   return all;
 }
@@ -117,6 +117,23 @@ TEST_CASE("prefill_attention: blocks that end on, before and behind a tile of ro
         const std::vector<plain_result> exact = plain_block(b, store, first);
         for_each_isa([&](auto isa) { CHECK(worst_error(run_block(host<decltype(isa)>{}, b, store, first), b, exact) < 1e-5); });
       }
+}
+
+TEST_CASE("prefill_attention: a scale of the caller's, and 0 for the usual one to the bit") {
+  const std::size_t n = 170, d = 40;
+  const auto keys = make_rows<pqkv::half>(content::gaussian, 2, n, d, 4), values = make_rows<pqkv::half>(content::clustered, 2, n, d, 5);
+  const auto store = pqkv::strided_kv(keys.view(), values.view());
+  const block b(6, 90, d, 6);
+  const answer usual = run_block(host<>{}, b, store, n - 90);
+  CHECK(run_block(host<>{}, b, store, n - 90, true, 0.0f) == usual);
+  for (const float scale : {0.02f, 0.3f, 1.0f, 2.5f}) {
+    const std::vector<plain_result> exact = plain_block(b, store, n - 90, scale);
+    for_each_isa([&](auto isa) {
+      const answer a = run_block(host<decltype(isa)>{}, b, store, n - 90, true, scale);
+      CHECK(worst_error(a, b, exact) < 1e-5);
+      CHECK(a.out != usual.out);
+    });
+  }
 }
 
 TEST_CASE("prefill_attention: head dimensions of a few elements") {
@@ -210,7 +227,7 @@ TEST_CASE("prefill_attention: threads, slices, foreign float modes, scratch and 
     for (const std::size_t threads : {1u, 2u, 7u})
       CHECK(run_block(host<tested, threaded_runner>{{threads}, {}}, b, store, first) == wanted);
     CHECK(run_block(host<tested>{}, b, store, first, false).out == wanted.out);
-    const std::size_t bytes = pqkv::prefill_attention_host_scratch_bytes(h, hq, queries, d);
+    const std::size_t bytes = pqkv::scratch_bytes<pqkv::op::prefill_attention>(host<>{}, {h, hq, queries, d});
     const pqkv::buffer<std::byte> memory(bytes);
     std::fill(memory.begin(), memory.end(), std::byte{0xff});  // NaN in all of it
     std::vector<float> out(hq * queries * d), sliced(hq * queries * d, -9.0f);
@@ -248,7 +265,7 @@ TEST_CASE("prefill_attention: more tiles than pieces of scratch, and no query at
   const std::vector<plain_result> exact = plain_block(b, store, 0);
   CHECK(worst_error(run_block(host<>{}, b, store, 0), b, exact) < 1e-5);
   CHECK(worst_error(run_block(host<pqkv::isa::best, threaded_runner>{}, b, store, 0), b, exact) < 1e-5);
-  CHECK(pqkv::prefill_attention_host_scratch_bytes(h, hq, 0, d) == 0);
+  CHECK(pqkv::scratch_bytes<pqkv::op::prefill_attention>(host<>{}, {h, hq, 0, d}) == 0);
   run_block(host<>{}, block(hq, 0, d, 7), store, queries);
 }
 
@@ -286,7 +303,7 @@ TEST_CASE("prefill_attention: what does not fit is refused and nothing is writte
   CHECK(unless_refused<value_error>(call(pqkv::make_view(query.data(), 4, 5, 264), pqkv::strided_kv(wide.view(), wide.view()), 0,
                                          pqkv::make_view(out.data(), 4, 5, 264), l),
                                     "prefill_attention: store.head_dim", 256, 264) == "");
-  const std::size_t bytes = pqkv::prefill_attention_host_scratch_bytes(2, 4, 5, 16);
+  const std::size_t bytes = pqkv::scratch_bytes<pqkv::op::prefill_attention>(host<>{}, {2, 4, 5, 16});
   const pqkv::buffer<std::byte> memory(bytes);
   CHECK(unless_refused<pqkv::capacity_error>(
             [&] {

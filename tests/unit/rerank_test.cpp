@@ -81,7 +81,7 @@ class rerank_problem {
     pqkv::rerank(policy, tables(), codes(), pqkv::view<const std::int32_t, 2>{in.data(), {lists, longest}, {in_stride, 1}},
                  pqkv::as_const(pqkv::make_view(lengths.data(), lists)), first_.ranges(),
                  pqkv::view<std::int32_t, 2>{out.data(), {lists, k_max}, {out_stride, 1}}, pqkv::make_view(counts.data(), lists),
-                 {.head_dim = first_.shape().d, .reduction = reduction}, pqkv::make_view(found.skipped.data(), found.skipped.size()));
+                 {.head_dim = first_.shape().d, .reduction = reduction, .scale = first_.shape().scale}, pqkv::make_view(found.skipped.data(), found.skipped.size()));
     for (std::size_t list = 0; list < lists; ++list) {
       const auto row = out.begin() + static_cast<std::ptrdiff_t>(list * out_stride);
       const std::size_t count = std::min<std::size_t>(counts[list], k_max);
@@ -125,6 +125,7 @@ search_shape random_shape(random_source& random) {
   shape.d = dims[random.below(4)];
   shape.plane_padding = random.below(3) * 13;
   shape.table_padding = random.below(2) * 3;
+  shape.scale = random_scale(random);
   return shape;
 }
 }  // namespace
@@ -232,7 +233,7 @@ TEST_CASE("rerank: scratch as announced is enough, less is refused, and with it 
   problem.draw_shortlists(group_reduction::probability_sum, random);
   std::size_t longest = 0;
   for (const auto& list : problem.shortlists()) longest = std::max(longest, list.size());
-  const std::size_t bytes = pqkv::rerank_scratch_bytes(2, 10, 2 * 64 + 4 * 256, longest);
+  const std::size_t bytes = pqkv::scratch_bytes<pqkv::op::rerank>(pqkv::exec::host<>{}, {2, 10, 2 * 64 + 4 * 256, longest});
   const pqkv::buffer<std::byte> block(bytes);
   pqkv::exec::host<> cpu;
   cpu.scratch = pqkv::arena(block);

@@ -273,7 +273,7 @@ TEST_CASE("retrieve: foreign float modes change nothing and are given back") {
 TEST_CASE("retrieve: works inside the scratch it asks for, and says when there is less") {
   const search_problem problem = problem_of(8);
   const pqkv::cell_index index = index_of(problem, 50);
-  const std::size_t bytes = pqkv::retrieve_scratch_bytes(2, 6, 2, 16, 500, 256, group_reduction::logit_sum);
+  const std::size_t bytes = pqkv::scratch_bytes<pqkv::op::retrieve>(host<>{}, {2, 6, 2, 16, 500, 256, group_reduction::logit_sum});
   const pqkv::buffer<std::byte> block(bytes);
   host<> cpu;
   cpu.scratch = pqkv::arena(block);

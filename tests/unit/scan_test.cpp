@@ -18,7 +18,8 @@ std::vector<float> run_scan(const Policy& policy, const search_problem& problem,
   const search_shape& shape = problem.shape();
   const std::size_t lists = pqkv::score_lists(reduction, shape.h, shape.hq()), row = shape.n + padding;
   std::vector<float> scores(lists * row, -9.0f);
-  pqkv::scan(policy, problem.table(), problem.codes(), pqkv::view<float, 2>{scores.data(), {lists, shape.n}, {row, 1}}, reduction, shape.d);
+  pqkv::scan(policy, problem.table(), problem.codes(), pqkv::view<float, 2>{scores.data(), {lists, shape.n}, {row, 1}}, reduction, shape.d,
+             shape.scale);
   return scores;
 }
 
@@ -61,7 +62,8 @@ TEST_CASE("scan: every reduction equals the plain oracle to the bit on every ins
                                  .n = random.below(150),
                                  .d = 16 * (1 + random.below(16)),
                                  .plane_padding = random.below(20),
-                                 .table_padding = random.below(4)};
+                                 .table_padding = random.below(4),
+                                 .scale = random_scale(random)};
         const search_problem problem(shape, tables, every_code[random.below(4)], random);
         const std::size_t padding = random.below(5);
         for (const group_reduction reduction : every_reduction) {
@@ -160,7 +162,7 @@ TEST_CASE("scan: a query head with a non-finite table contributes nothing") {
 
 TEST_CASE("scan: works inside the scratch it asks for, and says when there is less") {
   const search_problem problem = small_problem(6);
-  const std::size_t bytes = pqkv::scan_scratch_bytes(6, 4, 32);
+  const std::size_t bytes = pqkv::scratch_bytes<pqkv::op::scan>(host<>{}, {6, 4, 32});
   const pqkv::buffer<std::byte> block(bytes);
   host<> cpu;
   cpu.scratch = pqkv::arena(block);

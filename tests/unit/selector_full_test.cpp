@@ -7,7 +7,7 @@
 
 TEST_CASE("selector full: attends to all tokens and lists the whole middle") {
   using namespace pqkv_cases;
-  using cache_type = pqkv::pqcache<float, pqkv::selector::full>;
+  using cache_type = pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full>;
   const pqkv::exec::host<> cpu;
   const auto p = cache_params<cache_type>(1, 2, 6, 24, 150, 5, 7, 3);
   cache_type cache(p);

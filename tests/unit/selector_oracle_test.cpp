@@ -17,8 +17,9 @@ using pqkv::exec::host;
 
 /// Scores of range [begin, end) in double; logits are inner products, not scaled.
 std::vector<double> double_exact(const float* query, std::size_t g, pqkv::view<const float, 3> keys, std::size_t head, middle_range range,
-                                 group_reduction reduction) {
+                                 group_reduction reduction, float scale = 0) {
   const std::size_t d = keys.extent(2), n = range.size();
+  const double nats = plain_scale(d, scale);
   const bool probability = reduction == group_reduction::probability_sum || reduction == group_reduction::probability_max;
   const bool maximum = reduction == group_reduction::probability_max || reduction == group_reduction::logit_max;
   std::vector<double> scores(n, maximum ? -HUGE_VAL : 0.0);
@@ -30,9 +31,9 @@ std::vector<double> double_exact(const float* query, std::size_t g, pqkv::view<c
         z[t] += static_cast<double>(query[q * d + i]) * static_cast<double>(keys(head, range.begin + t, i));
       top = std::max(top, z[t]);
     }
-    for (double& x : z) total += std::exp((x - top) / std::sqrt(static_cast<double>(d)));
+    for (double& x : z) total += std::exp((x - top) * nats);
     for (std::size_t t = 0; t < n; ++t) {
-      const double one = probability ? std::exp((z[t] - top) / std::sqrt(static_cast<double>(d))) / total : z[t];
+      const double one = probability ? std::exp((z[t] - top) * nats) / total : z[t];
       scores[t] = maximum ? std::max(scores[t], one) : scores[t] + one;
     }
   }
@@ -58,6 +59,7 @@ TEST_CASE("selector oracle: exact scores equal double for every reduction and la
   for (const group_reduction reduction : every_reduction)
     for (const layout where : every_layout) {
       const std::size_t h = 1 + random.below(3), g = groups[random.below(3)], d = 8 * (1 + random.below(20)), n = 90;
+      const float scale = random.below(2) == 0 ? 0.0f : 0.01f + 0.5f * random.uniform();
       const auto keys = make_rows<float>(content::gaussian, h, n, d, random.bits(), where);
       std::vector<float> query(h * g * d);
       for (float& x : query) x = 2 * random.gaussian();
@@ -68,12 +70,13 @@ TEST_CASE("selector oracle: exact scores equal double for every reduction and la
       const bool probability = reduction == group_reduction::probability_sum || reduction == group_reduction::probability_max;
       for_each_isa([&](auto isa) {
         std::vector<float> scores(lists * 100, -9.0f);
-        pqkv::exact_scores(host<decltype(isa), threaded_runner>{}, pqkv::make_view(query.data(), h * g, d), keys.view(),
+        pqkv::exact_scores(host<decltype(isa), threaded_runner>{}, pqkv::make_view(query.data(), h * g, d),
+                           pqkv::strided_kv(keys.view(), keys.view()),
                            pqkv::make_view(static_cast<const middle_range*>(ranges.data()), h), reduction,
-                           pqkv::make_view(scores.data(), lists, 100));
+                           pqkv::make_view(scores.data(), lists, 100), scale);
         for (std::size_t list = 0; list < lists; ++list) {
           const middle_range range = ranges[list * h / lists];
-          const auto wanted = double_exact(query.data() + list * per_list * d, per_list, keys.view(), list * h / lists, range, reduction);
+          const auto wanted = double_exact(query.data() + list * per_list * d, per_list, keys.view(), list * h / lists, range, reduction, scale);
           for (std::size_t t = 0; t < range.size(); ++t)
             REQUIRE(std::fabs(static_cast<double>(scores[list * 100 + t]) - wanted[t]) <
                     1e-5 * (std::fabs(wanted[t]) + (probability ? 1e-3 : 10)));
@@ -85,7 +88,7 @@ TEST_CASE("selector oracle: exact scores equal double for every reduction and la
 
 TEST_CASE("selector oracle: in a cache, selects the exact best of the middle at every step") {
   for (const group_reduction reduction : every_reduction) {
-    using cache_type = pqkv::pqcache<float, pqkv::selector::oracle>;
+    using cache_type = pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>;
     auto p = cache_params<cache_type>(2, 2, 6, 32, 300, 5, 20, 17);
     p.selector.reduction = reduction;
     cache_type cache(p);
@@ -120,7 +123,7 @@ TEST_CASE("selector oracle: in a cache, selects the exact best of the middle at 
 TEST_CASE("selector oracle: a key that is not finite hides no other, a query head that is not finite contributes nothing") {
   for (const group_reduction reduction : every_reduction)
     for (std::size_t turn = 0; turn < 3; ++turn) {
-      using cache_type = pqkv::pqcache<float, pqkv::selector::oracle>;
+      using cache_type = pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>;
       auto p = cache_params<cache_type>(1, 1, 2, 16, 200, 4, 4, 6);
       p.selector.reduction = reduction;
       cache_type cache(p);
@@ -151,7 +154,7 @@ TEST_CASE("selector oracle: extents that disagree are refused") {
   const auto s = pqkv::make_view(scores.data(), 2, 20);
   const auto call = [&](pqkv::view<const float, 2> one, std::size_t count, pqkv::view<float, 2> three) {
     return [&, one, count, three] {
-      pqkv::exact_scores(host<>{}, one, keys.view(), pqkv::make_view(static_cast<const middle_range*>(ranges.data()), count),
+      pqkv::exact_scores(host<>{}, one, pqkv::strided_kv(keys.view(), keys.view()), pqkv::make_view(static_cast<const middle_range*>(ranges.data()), count),
                          group_reduction::logit_sum, three);
     };
   };

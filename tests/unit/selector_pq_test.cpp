@@ -57,25 +57,39 @@ TEST_CASE("selector pq: keeps an index where it can be of use") {
 }
 
 TEST_CASE("selector pq: one list per query head under `none`, one per KV head otherwise") {
-  CHECK(pq(shape, {.subspaces = 2, .bits = 4}).lists() == 2);
-  CHECK(pq(shape, {.subspaces = 2, .bits = 4, .reduction = group_reduction::none}).lists() == 4);
+  CHECK(pq(cpu, shape, {.subspaces = 2, .bits = 4}).lists() == 2);
+  CHECK(pq(cpu, shape, {.subspaces = 2, .bits = 4, .reduction = group_reduction::none}).lists() == 4);
 }
 
 TEST_CASE("selector pq: covers everything until it is trained, and again after a reset") {
-  pq selector(shape, {.subspaces = 2, .bits = 4});
-  const auto keys = make_rows<float>(content::gaussian, 2, 200, 32, 1);
-  CHECK(selector.covers(0) == pqkv::selector::coverage::everything);
-  selector.observe_prefill(cpu, 0, keys.view(), pqkv::middle_range{4, 180, 10});
-  CHECK(selector.covers(0) == pqkv::selector::coverage::listed);
-  CHECK(selector.covers(1) == pqkv::selector::coverage::everything);
-  selector.fork(cpu, 0, 1, 200);
-  CHECK(selector.covers(1) == pqkv::selector::coverage::listed);
-  selector.reset(0);
-  CHECK(selector.covers(0) == pqkv::selector::coverage::everything);
-  selector.observe_prefill(cpu, 0, keys.view().slice(1, 0, 19), pqkv::middle_range{4, 10, 2});  // 15 rows for 16 centroids
-  CHECK(selector.covers(0) == pqkv::selector::coverage::everything);
-  selector.observe_prefill(cpu, 0, keys.view().slice(1, 0, 20), pqkv::middle_range{4, 10, 2});
-  CHECK(selector.covers(0) == pqkv::selector::coverage::listed);
+  static_assert(pq::covers().before == pqkv::selector::coverage::everything && pq::covers().after == pqkv::selector::coverage::listed);
+  pqkv::pqcache<> cache(params_of(2, 4, search_path::automatic));
+  const auto given = make_rows<float>(content::gaussian, 2, 200, 32, 1);
+  const auto take = [&](std::size_t n) { cache.prefill(cpu, 0, given.view().slice(1, 0, n), given.view().slice(1, 0, n)); };
+  const auto listed = [&](std::size_t slot) { return cache.at(slot).learned != 0; };
+  CHECK_FALSE(listed(0));
+  CHECK(cache.selection().iterations(0) == 0);
+  take(200);
+  CHECK(listed(0));
+  CHECK_FALSE(listed(1));
+  CHECK(cache.selection().iterations(0) == 3);
+  cache.fork(cpu, 0, 1);
+  CHECK(listed(1));
+  CHECK(cache.selection().iterations(1) == 3);
+  cache.reset(0);
+  CHECK_FALSE(listed(0));
+  CHECK(cache.selection().iterations(0) == 0);
+  CHECK(cache.selection().least_rows() == 16);
+  take(19);  // 15 rows for 16 centroids
+  CHECK_FALSE(listed(0));
+  cache.reset(0);
+  take(20);
+  CHECK(listed(0));
+  // Cut to nothing it covers everything again; cut to less than it trained on, its codebook stays.
+  cache.truncate(cpu, 0, 1);
+  CHECK(listed(0));
+  cache.truncate(cpu, 0, 0);
+  CHECK_FALSE(listed(0));
 }
 
 TEST_CASE("selector pq: seed and iterations decide the codebook, threads and slots do not") {
@@ -156,17 +170,53 @@ TEST_CASE("selector pq: with a second stage joint and scan list the same tokens 
 }
 
 TEST_CASE("selector pq: a slot is trained when both stages can be") {
-  pq selector(shape, {.subspaces = 2, .bits = 4, .residual = {.subspaces = 4, .bits = 6}});
+  auto p = params_of(2, 4, search_path::automatic);
+  p.selector.residual = {.subspaces = 4, .bits = 6};
+  pqkv::pqcache<> cache(p);
+  CHECK(cache.selection().least_rows() == 64);
   const auto keys = make_rows<float>(content::gaussian, 2, 200, 32, 1);
-  selector.observe_prefill(cpu, 0, keys.view().slice(1, 0, 67), pqkv::middle_range{4, 50, 10});  // 63 rows for 64 fine centroids
-  CHECK(selector.covers(0) == pqkv::selector::coverage::everything);
-  selector.maintain(cpu, 0, keys.view().slice(1, 0, 140), pqkv::middle_range{4, 120, 10});  // alone in its cell a key has residual 0
-  CHECK(selector.covers(0) == pqkv::selector::coverage::listed);
+  const auto part = [&](std::size_t first, std::size_t n) { return keys.view().slice(1, first, n); };
+  cache.prefill(cpu, 0, part(0, 67), part(0, 67));  // 63 rows for 64 fine centroids
+  CHECK(cache.at(0).learned == 0);
+  pqkv::cache_step more;
+  const std::uint32_t slot = 0, count = 73;
+  more.slots = pqkv::make_view(&slot, 1);
+  more.counts = pqkv::make_view(&count, 1);
+  const auto tokens = pqkv::view<const float, 3>{part(67, 73).data, {73, 2, 32}, {32, 200 * 32, 1}};
+  cache.append(cpu, tokens, tokens, more);
+  cache.maintain(cpu);  // alone in its cell a key has residual 0
+  CHECK(cache.at(0).learned == 1);
   auto few = make_rows<float>(content::gaussian, 2, 200, 32, 1);  // 40 different rows: enough for one stage, too few for the second
   for (std::size_t head = 0; head < 2; ++head)
     for (std::size_t t = 40; t < 200; ++t)
       for (std::size_t i = 0; i < 32; ++i) few(head, t, i) = few(head, t % 40, i);
-  selector.reset(0);
-  selector.observe_prefill(cpu, 0, few.view(), pqkv::middle_range{4, 180, 10});
-  CHECK(selector.covers(0) == pqkv::selector::coverage::everything);
+  cache.reset(0);
+  cache.prefill(cpu, 0, few.view(), few.view());
+  CHECK(cache.at(0).learned == 0);
+}
+
+TEST_CASE("selector pq: what it keeps on the host is counted from") {
+  // maintain() merges a tail of at least tail_tokens, also after a cut, a fork and a reset: the lists do not change by it.
+  auto p = params_of(2, 4, search_path::joint);
+  p.selector.tail_tokens = 5;
+  pqkv::pqcache<> merged(p), never(p);
+  const auto both = [&](auto change) { change(merged), change(never); };
+  both([](auto& cache) { prefill(cpu, cache, 0, prompt(2, 200, 32, 1)), prefill(cpu, cache, 1, prompt(2, 150, 32, 2)); });
+  random_source random(3);
+  std::size_t merges = 0;
+  for (std::uint64_t step = 0; step < 120; ++step) {
+    const std::size_t what = random.below(8), cut = random.below(12);
+    both([&](auto& cache) {
+      if (what == 0) cache.truncate(cpu, 0, cache.size(0) - std::min(cut, cache.size(0)));
+      if (what == 1) cache.fork(cpu, 0, 1);
+      if (what == 2) cache.fork(cpu, 1, 0);
+      append_random(cpu, cache, step);
+    });
+    const auto before = merged.selection().index().index.merged(0);
+    merged.maintain(cpu);
+    merges += merged.selection().index().index.merged(0) != before ? 1 : 0;
+    const std::vector<float> query = random_query(merged, step);
+    REQUIRE((ask(cpu, merged, query) == ask(cpu, never, query)));
+  }
+  CHECK(merges > 10);
 }

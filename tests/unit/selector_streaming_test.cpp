@@ -7,7 +7,7 @@
 
 TEST_CASE("selector streaming: the middle is not attended to, whatever the budget says") {
   using namespace pqkv_cases;
-  using cache_type = pqkv::pqcache<pqkv::half, pqkv::selector::streaming>;
+  using cache_type = pqkv::pqcache<pqkv::dense_rows<pqkv::half>, pqkv::selector::streaming>;
   const pqkv::exec::host<> cpu;
   const auto p = cache_params<cache_type>(1, 2, 6, 24, 150, 5, 7, 50);
   cache_type cache(p);

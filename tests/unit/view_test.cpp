@@ -5,7 +5,9 @@
 #include <doctest/doctest.h>
 
 #include <cstddef>
+#include <array>
 #include <numeric>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -165,6 +167,38 @@ TEST_CASE("all of it at compile time") {
   constexpr auto v = make_view(memory, 2, 3);
   static_assert(v(1, 2) == 5 && v[1](0) == 3 && v.slice(1, 1, 2)(1, 0) == 4 && pqkv::flatten(v)(4) == 4);
   CHECK(v.size() == 6);
+}
+
+TEST_CASE("containers become views of their elements, and one that is too short is refused") {
+  std::vector<int> numbers(24);
+  std::iota(numbers.begin(), numbers.end(), 0);
+  const view<int, 3> cube = make_view(numbers, 2, 3, 4);
+  CHECK(cube(1, 2, 3) == 23);
+  const view<int, 1> row = make_view(numbers);
+  CHECK(row.extent(0) == 24);
+  const std::vector<int>& fixed = numbers;
+  const view<const int, 2> part = make_view(fixed, 4, 5);  // fewer than there are
+  CHECK(part(3, 4) == 19);
+  std::span<int> some(numbers.data() + 4, 6);
+  CHECK(make_view(some, 2, 3)(1, 2) == 9);
+  CHECK(make_view(std::span<const int>(numbers), 24)(23) == 23);
+  std::array<float, 4> four{1, 2, 3, 4};
+  CHECK(make_view(four, 2, 2)(1, 0) == 3);
+  const view<const int, 1, pqkv::space::pinned> pinned = make_view<pqkv::space::pinned>(fixed);
+  CHECK(pinned.extent(0) == 24);
+  CHECK_THROWS_AS(make_view(numbers, 5, 5), pqkv::shape_error);
+  std::vector<int> none;
+  CHECK(make_view(none).extent(0) == 0);
+  CHECK_THROWS_AS(make_view(none, 1), pqkv::shape_error);
+}
+
+TEST_CASE("is_flat says what flatten() can join") {
+  int memory[24] = {};
+  CHECK(pqkv::is_flat(make_view(memory, 2, 3, 4)));
+  CHECK(pqkv::is_flat(view<int, 3>{memory, {2, 3, 4}, {12, 4, 1}}));
+  CHECK_FALSE(pqkv::is_flat(view<int, 3>{memory, {2, 2, 4}, {12, 4, 1}}));
+  CHECK(pqkv::is_flat(view<int, 3>{memory, {1, 2, 4}, {12, 4, 1}}));
+  CHECK_FALSE(pqkv::is_flat(view<int, 3>{memory, {2, 3, 2}, {12, 4, 2}}));
 }
 
 #if defined(__cpp_lib_mdspan)

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The step is written once and either captured or run. Buffers have a row for every slot, as the library's cache wants them; the row of
-// the last slot is the one that is used.
+// The step is written once and either captured or run.
 #include "decoder.hpp"
 
 #include <algorithm>
@@ -33,8 +32,8 @@ device_session::device_session(const device_model& llama, const policy_settings&
       token_there_(1),
       position_(1),
       x_(llama.config().hidden),
-      queries_(settings_.shape.batch * llama.config().query_width()),
-      keys_(settings_.shape.batch * llama.config().kv_width()),
+      queries_(llama.config().query_width()),
+      keys_(llama.config().kv_width()),
       values_(keys_.size()),
       attention_(queries_.size()),
       logits_there_(llama.config().vocabulary),
@@ -59,8 +58,8 @@ std::span<const float> device_session::step(token_id token, const step_observer&
   if (observe) throw std::logic_error("step: there is nothing to observe in a step on the device");
   if (token >= llama_.config().vocabulary)
     throw std::out_of_range("step: token " + std::to_string(token) + " in a vocabulary of " + std::to_string(llama_.config().vocabulary));
-  if (extent_.n == settings_.shape.capacity)
-    throw pqkv::capacity_error("step: the capacity of " + std::to_string(extent_.n) + " tokens is used up");
+  if (at_.n == settings_.shape.capacity)
+    throw pqkv::capacity_error("step: the capacity of " + std::to_string(at_.n) + " tokens is used up");
   lap_clock clock;
   *token_.data() = token;
   if (launch_ == step_launch::graph)
@@ -79,16 +78,16 @@ void device_session::enqueue_step() {
   copy(llama_.on(), token_there_.data(), token_.data(), 1);
   llama_.embed(token_there_.data(), 1, x_.data());
   split_projection to{};
-  to.queries = queries_.data() + last_ * config.query_width();
-  to.keys = keys_.data() + last_ * config.kv_width();
-  to.values = values_.data() + last_ * config.kv_width();
+  to.queries = queries_.data();
+  to.keys = keys_.data();
+  to.values = values_.data();
   to.head_stride = config.head_dim;
   to.position = position_.data();
   for (std::size_t layer = 0; layer < config.layers; ++layer) {
     llama_.project_qkv(layer, x_.data(), 1, to, room_);
     caches_.append(layer, keys_.data(), values_.data());
     caches_.attend(layer, queries_.data(), attention_.data());
-    llama_.finish_layer(layer, attention_.data() + last_ * config.query_width(), 1, x_.data(), room_);
+    llama_.finish_layer(layer, attention_.data(), 1, x_.data(), room_);
   }
   llama_.logits(x_.data(), logits_there_.data(), room_);
   copy(llama_.on(), logits_.data(), logits_there_.data(), logits_.size());
@@ -118,23 +117,21 @@ void device_session::warm_up() {
 }
 
 void device_session::go_to_prompt() {
-  extent_ = {};
-  extent_.n = extent_.prompt = prompt_tokens_;
-  extent_.slide_window(rule_);
-  maintained_at_ = prompt_tokens_;
   const auto next = static_cast<std::uint32_t>(prompt_tokens_);
+  at_ = pqkv::sequence{}.grown(next);
+  at_.prompt = next;
+  maintained_at_ = prompt_tokens_;
   copy(llama_.on(), position_.data(), &next, 1);
   llama_.on().wait();  // the number is the host's
   ask_what_is_trained();
 }
 
 void device_session::count_step() {
-  ++extent_.n;
-  extent_.slide_window(rule_);
-  const pqkv::middle_range middle = extent_.middle(rule_);
-  const std::size_t ranked = extent_.n - middle.size() + middle.selected();
+  at_ = at_.grown(1);
+  const pqkv::middle_range middle = at_.middle(rule_);
+  const std::size_t ranked = at_.n - middle.size() + middle.selected();
   std::uint64_t attended = 0;
-  for (const std::uint8_t with_codebook : trained_) attended += with_codebook ? ranked : extent_.n;
+  for (const std::uint8_t with_codebook : trained_) attended += with_codebook ? ranked : at_.n;
   const model_config& config = llama_.config();
   statistics_.tokens_attended += attended;
   statistics_.attended_bytes += attended * 2 * config.kv_width() * sizeof(float);
@@ -145,8 +142,8 @@ void device_session::maintain_when_due() {
   if (!has_middle_) return;
   // A missing codebook is worth a try as often as the library makes one: after every step of a short sequence.
   const bool all_trained = std::all_of(trained_.begin(), trained_.end(), [](std::uint8_t one) { return one != 0; });
-  if (extent_.n < maintained_at_ + (all_trained ? maintenance_steps : maintained_at_ / 64 + 1)) return;
-  maintained_at_ = extent_.n;
+  if (at_.n < maintained_at_ + (all_trained ? maintenance_steps : maintained_at_ / 64 + 1)) return;
+  maintained_at_ = at_.n;
   caches_.maintain();
   if (!all_trained) ask_what_is_trained();
 }

@@ -57,12 +57,12 @@ class device_session final : public session {
   pinned_array<float> logits_;
   array<token_id> token_there_;
   array<std::uint32_t> position_;                                        // of the next token
-  array<float> x_, queries_, keys_, values_, attention_, logits_there_;  // [hidden], [batch, hq*d], [batch, h*d] twice, [batch, hq*d]
+  array<float> x_, queries_, keys_, values_, attention_, logits_there_;  // [hidden], [hq*d], [h*d] twice, [hq*d], [vocabulary]
   graph step_;
   step_launch launch_;
 
   // Where the device stands, reckoned on the host by the same rule, for reports and maintenance.
-  pqkv::slot_extent extent_;
+  pqkv::sequence at_;
   std::vector<std::uint8_t> trained_;  // of each layer
   std::size_t maintained_at_ = 0;      // length
   session_statistics statistics_;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// All layers' pqkv::device_pqcache behind a face that plain C++ files see: the library's is for files that nvcc compiles. An engine
-// whose decoder is such a file uses device_pqcache directly and needs nothing of this.
+// All layers' pqkv::device_pqcache behind a face that plain C++ files see, so that one file alone is for nvcc. An engine whose decoder is
+// such a file uses device_pqcache directly and needs nothing of this.
 #pragma once
 #include <cstddef>
 #include <memory>
-#include <pqkv/cache/slots.hpp>
+#include <pqkv/cache/sequence.hpp>
 #include <pqkv/selector/pq.hpp>
 
 namespace minillama::cuda {
@@ -26,9 +26,9 @@ class layer_caches {
 
   /// Stores a prompt's keys and values [h, n, d] in slot 0 and builds the index; never inside a capture.
   void prefill(std::size_t layer, const float* keys, const float* values, std::size_t n);
-  /// One token's keys and values [batch, h, d], of the last slot.
+  /// One token's keys and values [h, d], of the last slot.
   void append(std::size_t layer, const float* keys, const float* values);
-  /// Attention of queries [batch, hq, d] into out [batch, hq, d], of the last slot.
+  /// Attention of a token's queries [hq, d] into out [hq, d], of the last slot.
   void attend(std::size_t layer, const float* queries, float* out);
   /// Makes the last slot a copy of slot 0.
   void fork();
@@ -37,7 +37,7 @@ class layer_caches {
 
   /// Whether the last slot has a codebook in this layer; without one it attends to everything. Waits for the stream.
   bool trained(std::size_t layer) const;
-  /// Of all layers. What is no key or value counts as index, lists and scratch included.
+  /// Of all layers.
   pqkv::memory_plan memory() const;
 
  private:

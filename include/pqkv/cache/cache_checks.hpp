@@ -95,28 +95,31 @@ class cache_checks {
 
   status truncate(std::size_t slot, std::size_t n) const noexcept {
     if (const status s = this->slot("truncate", "slot", slot); !s.ok()) return s;
-    if constexpr (!reads_steps) return {};
+    // Whether a prompt is whole the host knows of every cache.
+    const double most = reads_steps ? static_cast<double>(sequences_[slot].n) : static_cast<double>(n);
     return checks("truncate")
-        .that(sequences_[slot].prefilling == 0, status::code::value, "slot", "prefill chunks still to come; send chunk::last, or reset()", 0,
-              1)
-        .at_most("n", static_cast<double>(n), static_cast<double>(sequences_[slot].n), "tokens of the slot, at most");
+        .that(sequences_[slot].prefilling == 0, status::code::value, "slot", "prefill chunks still to come; send chunk::last, or reset()",
+              0, 1)
+        .at_most("n", static_cast<double>(n), most, "tokens of the slot, at most");
   }
 
  private:
   /// Rows of a step: slots that exist, none of them twice, none in the middle of a prefill, and as many tokens as `tokens`.
   status rows(const char* function, const basic_step<Space>& step, std::size_t tokens, const char* parameter) const noexcept {
     checks all(function);
-    if (step.slots.data != nullptr && step.counts.data != nullptr)
+    if (step.has_slots() && step.has_counts())
       all.extent("step.counts.extent(0)", step.counts.extent(0), step.slots.extent(0), "rows, from step.slots");
     const std::size_t count = step.rows(shape_.batch);
     all.at_most("step.slots.extent(0)", static_cast<double>(count), static_cast<double>(shape_.batch), "rows, batch at most");
-    if (step.counts.data == nullptr) all.extent(parameter, tokens, count, "tokens of the step: one for every row");
+    if (!step.has_counts()) all.extent(parameter, tokens, count, "tokens of the step: one for every row");
     if constexpr (reads_steps) {
       std::size_t sum = 0;
+      bool ascending = true;  // then no slot is named twice
+      for (std::size_t row = 1; step.has_slots() && row < count; ++row) ascending &= step.slot(row - 1) < step.slot(row);
       for (std::size_t row = 0; row < count && all.ok(); ++row) {
         const std::uint32_t slot = step.slot(row);
         all.that(slot < shape_.batch, status::code::value, "step.slots", "batch, slot below it", static_cast<double>(shape_.batch), slot);
-        for (std::size_t before = 0; step.slots.data != nullptr && before < row; ++before)
+        for (std::size_t before = 0; !ascending && before < row; ++before)
           all.that(step.slot(before) != slot, status::code::value, "step.slots", "times a slot is named, at most", 1, 2);
         all.that(!all.ok() || sequences_[slot].prefilling == 0, status::code::value, "step.slots",
                  "prefill chunks still to come; send chunk::last", 0, 1);

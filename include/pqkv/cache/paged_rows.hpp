@@ -66,12 +66,12 @@ class paged_rows {
 
   /// The engine's memory.
   struct params {
-    T* keys = nullptr;    // of the pool: row of page 0, token 0, head 0
-    T* values = nullptr;  // the same for values; same strides
+    T* keys = nullptr;            // of the pool: row of page 0, token 0, head 0
+    T* values = nullptr;          // the same for values; same strides
     std::size_t pages = 0;        // of the pool
     std::size_t page_tokens = 0;  // tokens of a page, at least 1
     page_strides strides{};
-    view<const std::uint32_t, 2, Space> table{};  // [batch, pages of a slot]; read at every call, so the engine may change it between
+    pqkv::view<const std::uint32_t, 2, Space> table{};  // [batch, pages of a slot]; read at every call, so the engine may change it between
   };
 
   static constexpr status can_construct(const cache_shape& shape, const params& p) noexcept {
@@ -91,15 +91,14 @@ class paged_rows {
   /// @pre can_construct(shape, p)
   template <exec::policy P>
   paged_rows(const P&, const cache_shape& shape, const params& p)
-      : pages_(p.pages),
-        view_{p.keys,
-              p.values,
-              p.strides,
-              p.table,
-              static_cast<std::uint32_t>(p.page_tokens),
-              static_cast<std::uint32_t>(shape.kv_heads),
-              shape.head_dim,
-              shape.capacity} {}
+      : pages_(p.pages), view_{p.keys,
+                               p.values,
+                               p.strides,
+                               p.table,
+                               static_cast<std::uint32_t>(p.page_tokens),
+                               static_cast<std::uint32_t>(shape.kv_heads),
+                               shape.head_dim,
+                               shape.capacity} {}
 
   view_type view() const { return view_; }
   view_type store() const { return view_; }

@@ -12,6 +12,13 @@
 
 namespace pqkv {
 
+/// Which selection the queries of a row attend to, where a step has several tokens of a sequence.
+enum class draft_selection : std::uint8_t {
+  each_query,  // each its own, as if the tokens had come one by one
+  first_query  // all that of the row's first one, and all tokens since the window of then: for drafts of a few tokens, whose selections
+               // hardly differ. Those worked on at once share it (cache_shape::queries_at_once)
+};
+
 /// The extents of one layer's cache.
 struct cache_shape {
   std::size_t batch = 1;         // slots, each a sequence of its own length
@@ -21,6 +28,7 @@ struct cache_shape {
   std::size_t capacity = 0;      // tokens per slot
   std::size_t step_queries = 0;  // query tokens that attend() works on at once, more go in turns; 0: batch
   float softmax_scale = 0;       // of logits; 0: 1 / sqrt(d)
+  draft_selection selection = draft_selection::each_query;
 
   /// step_queries, or what stands for it.
   constexpr std::size_t queries_at_once() const { return step_queries != 0 ? step_queries : batch; }
@@ -68,6 +76,14 @@ struct slot_statistics {
   std::uint64_t nonfinite_values = 0;
   std::uint64_t nonfinite_queries = 0;  // query heads that attend() or retrieve() were given with one; selection leaves them out
   std::uint64_t refused = 0;            // tokens or cuts that a device step had no room for or could not make; the host throws instead
+
+  constexpr slot_statistics& operator+=(const slot_statistics& more) {
+    steps += more.steps, tokens_attended += more.tokens_attended, attended_bytes += more.attended_bytes;
+    index_bytes += more.index_bytes, selector_bytes += more.selector_bytes;
+    nonfinite_keys += more.nonfinite_keys, nonfinite_values += more.nonfinite_values, nonfinite_queries += more.nonfinite_queries;
+    refused += more.refused;
+    return *this;
+  }
 };
 
 namespace selector {

@@ -9,13 +9,14 @@
 
 namespace pqkv {
 namespace op {
-struct store_tokens {};      // run(policy, rows, stored, K, V): a prompt's rows [h, n, d] behind a slot's end
-struct append_tokens {};     // run(policy, rows, index, tokens, K, V): stores rows, encodes what leaves the window, commits
-struct settle_prompt {};     // run(policy, slots, settled_prompt): commits a prompt, or a late training
-struct truncate_tokens {};   // run(policy, index, cut): forgets the last tokens
-struct copy_slot {};         // run(policy, parts, slots, from, to): one slot becomes a copy of another
-struct count_attended {};    // run(policy, slots, attended, traffic): statistics of answered queries
-struct write_lists {};       // run(policy, queries, plan, found, indices, counts): what retrieve() answers
+struct store_tokens {};     // run(policy, rows, stored, K, V): a prompt's rows [h, n, d] behind a slot's end
+struct append_tokens {};    // run(policy, rows, index, tokens, K, V): stores rows, encodes what leaves the window, commits
+struct settle_prompt {};    // run(policy, slots, settled_prompt): commits a prompt, or a late training
+struct truncate_tokens {};  // run(policy, index, cut): forgets the last tokens
+struct copy_slot {};        // run(policy, parts, slots, from, to): one slot becomes a copy of another
+struct count_attended {};   // run(policy, slots, attended, traffic): statistics of answered queries
+struct share_lists {};       // run(policy, queries, plan, found): queries of a row get the list of its first one
+struct write_lists {};      // run(policy, queries, plan, found, indices, counts): what retrieve() answers
 }  // namespace op
 
 /// The sequences of a cache and what was counted of them.
@@ -49,8 +50,8 @@ struct appended_tokens {
 template <class Space>
 struct settled_prompt {
   std::size_t slot;
-  sequence after;                          // as it is then; `learned` where it does not hang on outcomes
-  bool tried;                              // to train; then `learned` says whether all outcomes are 0
+  sequence after;                               // as it is then; `learned` where it does not hang on outcomes
+  bool tried;                                   // to train; then `learned` says whether all outcomes are 0
   view<const std::uint8_t, 2, Space> outcomes;  // of training, 0 each where it succeeded; empty: none to ask
   view<std::uint32_t, 1, Space> nonfinite;      // [2] rows of keys and of values, added to the statistics and zeroed; or empty
 };
@@ -74,12 +75,12 @@ struct truncated_tokens {
 template <class Space>
 struct attended_queries {
   step_plan<Space> plan;
-  std::size_t first;                       // query token of the step to begin with
+  std::size_t first;  // query token of the step to begin with
   basic_step<Space> step;
-  view<const float, 2, Space> query;       // [T * hq, d]
-  std::size_t lists;                       // of a token
-  std::size_t row_bytes;                   // K and V of one token and head
-  bool attends;                            // false: retrieve(), which only looks at the queries
+  view<const float, 2, Space> query;  // [T * hq, d]
+  std::size_t lists;                  // of a token
+  std::size_t row_bytes;              // K and V of one token and head
+  bool attends;                       // false: retrieve(), which only looks at the queries
 };
 
 /// The index of a selector that keeps none. What an index must offer to op::append_tokens and op::truncate_tokens:

@@ -66,7 +66,8 @@ inline status can_load_header(const slot_file_header& file, const slot_file_head
     all.that(got == expected, status::code::value, name, "of the cache", expected, got);
   };
   checks all("load");
-  all.that(std::memcmp(file.magic, slot_file_header::the_magic, 8) == 0, status::code::value, "file", "letters \"pqkvslot\" it begins with", 8, 0);
+  all.that(std::memcmp(file.magic, slot_file_header::the_magic, 8) == 0, status::code::value, "file", "letters \"pqkvslot\" it begins with",
+           8, 0);
   same(all, "file.byte_order", file.byte_order, slot_file_header::the_byte_order);
   same(all, "file.version", file.version, slot_file_header::the_version);
   same(all, "file.kv_heads", file.kv_heads, wanted.kv_heads);

@@ -21,23 +21,25 @@ struct plan_step {};  // run(policy, step_queries, step_plan) -> whether any que
 ///                other slots and counts
 template <class Space = space::host>
 struct basic_step {
-  view<const std::uint32_t, 1, Space> slots{};   // [rows] below batch, none twice; empty: every slot in order
-  view<const std::uint32_t, 1, Space> counts{};  // [rows] tokens of each row, 0 or more; empty: one
+  static constexpr std::size_t not_given = static_cast<std::size_t>(-1);  // an extent: not that of an empty list, which names no slot
 
+  view<const std::uint32_t, 1, Space> slots{nullptr, {not_given}, {1}};   // [rows] below batch, none twice; not given: every slot in order
+  view<const std::uint32_t, 1, Space> counts{nullptr, {not_given}, {1}};  // [rows] tokens of each row, 0 or more; not given: one
+
+  PQKV_HD constexpr bool has_slots() const { return slots.extent(0) != not_given; }
+  PQKV_HD constexpr bool has_counts() const { return counts.extent(0) != not_given; }
   /// @param batch  slots of the cache
   PQKV_HD constexpr std::size_t rows(std::size_t batch) const {
-    return slots.data != nullptr ? slots.extent(0) : counts.data != nullptr ? counts.extent(0) : batch;
+    return has_slots() ? slots.extent(0) : has_counts() ? counts.extent(0) : batch;
   }
-  PQKV_HD constexpr std::uint32_t slot(std::size_t row) const {
-    return slots.data != nullptr ? slots(row) : static_cast<std::uint32_t>(row);
-  }
-  PQKV_HD constexpr std::uint32_t count(std::size_t row) const { return counts.data != nullptr ? counts(row) : 1u; }
-  /// Whether row i is slot i: then nothing has to be looked up.
-  PQKV_HD constexpr bool is_in_order() const { return slots.data == nullptr && counts.data == nullptr; }
+  PQKV_HD constexpr std::uint32_t slot(std::size_t row) const { return has_slots() ? slots(row) : static_cast<std::uint32_t>(row); }
+  PQKV_HD constexpr std::uint32_t count(std::size_t row) const { return has_counts() ? counts(row) : 1u; }
+  /// Whether row i is slot i with one token: then nothing has to be looked up.
+  PQKV_HD constexpr bool is_in_order() const { return !has_slots() && !has_counts(); }
 };
 
 /// A step of a host cache.
-using step = basic_step<space::host>;
+using cache_step = basic_step<space::host>;
 
 /// A token of a step: the index-th of its row's `count`. Tokens behind the last row have the row `rows`.
 struct step_token {
@@ -48,7 +50,7 @@ struct step_token {
 template <class Space>
 PQKV_HD constexpr step_token locate(const basic_step<Space>& step, std::size_t batch, std::size_t i) {
   const std::size_t rows = step.rows(batch);
-  if (step.counts.data == nullptr) {
+  if (!step.has_counts()) {
     if (i >= rows) return {static_cast<std::uint32_t>(rows), 0, 0, 0};
     return {static_cast<std::uint32_t>(i), step.slot(i), 0, 1};
   }
@@ -64,23 +66,33 @@ struct query_plan {
   middle_range range{};  // ranked; empty where there is nothing to rank
 };
 
-/// The plan of the index-th of `count` queries whose tokens were appended last: it attends to the tokens up to its own.
-PQKV_HD constexpr query_plan plan_query(const sequence& now, std::uint32_t index, std::uint32_t count, const flat_budget_rule& rule,
+/// One of `count` queries whose tokens a sequence got last.
+struct asked_query {
+  std::uint32_t index = 0, count = 1;
+  bool shares = false;  // attends to the list of the row's first query (draft_selection::first_query)
+
+  /// The length at which its middle is looked at.
+  PQKV_HD constexpr std::uint32_t planned_length(const sequence& now) const { return now.n - count + (shares ? 0 : index) + 1; }
+};
+
+/// The plan of a query: it attends to the tokens up to its own.
+PQKV_HD constexpr query_plan plan_query(const sequence& now, const asked_query& query, const flat_budget_rule& rule,
                                         selector::coverage_rule covers) {
   using selector::coverage;
-  if (count > now.n || now.prefilling != 0) return {};
-  const sequence then = now.at(now.n - count + index + 1);
+  if (query.count > now.n || now.prefilling != 0) return {};
+  const std::uint32_t end = now.n - query.count + query.index + 1;
+  const sequence then = now.at(query.planned_length(now));
   const middle_range middle = then.middle(rule);
   const coverage covered = then.coverage(middle, covers);
-  if (covered == coverage::everything) return {{then.n, 0, 0}, {}};
-  return {{middle.begin, middle.end, then.n}, covered == coverage::listed ? middle : middle_range{}};
+  if (covered == coverage::everything) return {{end, 0, 0}, {}};
+  return {{middle.begin, middle.end, end}, covered == coverage::listed ? middle : middle_range{}};
 }
 
 /// The middle of a query that attends to all of it; empty for the others. Its tokens are what retrieve() lists then.
-PQKV_HD constexpr middle_range whole_middle(const sequence& now, std::uint32_t index, std::uint32_t count, const flat_budget_rule& rule,
+PQKV_HD constexpr middle_range whole_middle(const sequence& now, const asked_query& query, const flat_budget_rule& rule,
                                             selector::coverage_rule covers) {
-  if (count > now.n || now.prefilling != 0) return {};
-  const sequence then = now.at(now.n - count + index + 1);
+  if (query.count > now.n || now.prefilling != 0) return {};
+  const sequence then = now.at(query.planned_length(now));
   const middle_range middle = then.middle(rule);
   return then.coverage(middle, covers) == selector::coverage::everything ? middle : middle_range{};
 }
@@ -105,6 +117,15 @@ struct planned_queries {
   std::size_t first;  // query token of the step to begin with
   flat_budget_rule rule;
   selector::coverage_rule covers;
+  draft_selection selection = draft_selection::each_query;
+
+  /// Token `i` of those planned, where it stands in its row, and whether it has a list of its own.
+  PQKV_HD constexpr asked_query query(const step_token& token) const {
+    return {token.index, token.count, selection == draft_selection::first_query};
+  }
+  PQKV_HD constexpr bool has_own_list(const step_token& token, std::size_t i) const {
+    return selection == draft_selection::each_query || token.index == 0 || i == 0;
+  }
 };
 
 /// Where the plan of T query tokens goes.

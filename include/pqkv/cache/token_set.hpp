@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../core/view.hpp"
+#include "../search/retrieve.hpp"
 
 namespace pqkv {
 
@@ -26,6 +27,11 @@ struct token_set {
   view<const token_span, 1, Space> spans;      // [lists]
   view<const std::int32_t, 2, Space> indices;  // [lists, k_max] ascending, inside no span; may be empty
   view<const std::uint32_t, 1, Space> counts;  // [lists] how many of them; may be empty
+
+  /// A span and, of what retrieve() wrote, a list for each.
+  PQKV_HD static constexpr token_set of(view<const token_span, 1, Space> spans, const token_lists<Space>& lists) {
+    return {spans, as_const(lists.indices), as_const(lists.counts)};
+  }
 };
 
 }  // namespace pqkv

@@ -11,7 +11,8 @@
 
 namespace pqkv {
 
-/// Hands out parts of the caller's memory, each on a cache line, and never frees one.
+/// Hands out parts of the caller's memory, each on a cache line, and never frees one. A value for one thread; the memory must outlast
+/// what was taken from it.
 class arena {
  public:
   /// Counts only: take() returns null.
@@ -47,7 +48,7 @@ class arena {
   std::size_t used_{};
 };
 
-/// Scratch for the length of one call.
+/// Scratch for the length of one call, in one thread.
 class workspace {
  public:
   /// @param scratch  the policy's arena; a counting one stands for "take it from the heap"

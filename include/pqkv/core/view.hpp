@@ -4,7 +4,9 @@
 // PQKV_CHECKED builds: doors check extents, kernels run raw.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
+#include <span>
 #include <type_traits>
 #include <version>
 #if defined(__cpp_lib_mdspan)
@@ -12,6 +14,7 @@
 #endif
 
 #include "../config.hpp"
+#include "error.hpp"
 #include "space.hpp"
 
 namespace pqkv {
@@ -91,6 +94,34 @@ PQKV_HD constexpr view<T, sizeof...(Extent), Space> make_view(T* data, Extent...
   return v;
 }
 
+/// Row-major view of a container's elements (std::vector, std::span, std::array, buffer): make_view(container, extents...); without extents
+/// all of them in a row. Ends with the container's memory.
+/// @throws shape_error when the container holds fewer elements than the extents ask for
+template <class Space = space::host, class Container, class... Extent>
+  requires requires(Container& c) {
+    { c.data() } -> std::convertible_to<const volatile void*>;
+    { c.size() } -> std::convertible_to<std::size_t>;
+    requires !requires { c.rows(); };  // a matrix has strides of its own (adapt/eigen.hpp)
+  }
+constexpr auto make_view(Container& container, Extent... extents) {
+  const std::size_t size = container.size();
+  if constexpr (sizeof...(Extent) == 0) {
+    return make_view<Space>(container.data(), size);
+  } else {
+    const auto made = make_view<Space>(container.data(), extents...);
+    require_ok(detail::checks("make_view")
+                   .that(made.size() <= size, status::code::shape, "container.size()", "elements of the extents, at least",
+                         static_cast<double>(made.size()), static_cast<double>(size)));
+    return made;
+  }
+}
+
+/// The same of a span that has no name.
+template <class Space = space::host, class T, std::size_t Extent, class... Extents>
+constexpr auto make_view(std::span<T, Extent>&& span, Extents... extents) {
+  return make_view<Space>(static_cast<std::span<T, Extent>&>(span), extents...);
+}
+
 /// Read-only copy of a view: lets template parameters deduce `const T`.
 template <class T, std::size_t Rank, class Space>
 PQKV_HD constexpr view<const T, Rank, Space> as_const(view<T, Rank, Space> v) {
@@ -100,6 +131,13 @@ PQKV_HD constexpr view<const T, Rank, Space> as_const(view<T, Rank, Space> v) {
     other.strides[axis] = v.strides[axis];
   }
   return other;
+}
+
+/// Whether flatten() can join the first two axes, and elements of the last one stand side by side.
+template <class T, std::size_t Rank, class Space>
+  requires(Rank > 1)
+PQKV_HD constexpr bool is_flat(const view<T, Rank, Space>& v) {
+  return v.strides[Rank - 1] == 1 && (v.extents[0] <= 1 || v.strides[0] == v.extents[1] * v.strides[1]);
 }
 
 /// Joins the first two axes; they must be dense on each other (stride(0) == extent(1) * stride(1)).

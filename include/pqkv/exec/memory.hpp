@@ -8,7 +8,7 @@
 
 namespace pqkv {
 namespace op {
-struct allocate {};  // run(policy, bytes) -> memory_block, zeroed in the policy's order
+struct allocate {};    // run(policy, bytes) -> memory_block, zeroed in the policy's order
 struct copy_bytes {};  // run(policy, to, from, bytes): between the policy's space and the host's, in either direction or within one
 struct zero_bytes {};  // run(policy, to, bytes)
 }  // namespace op

@@ -54,7 +54,7 @@ using codebook_view = basic_codebook_view<const float, Space>;
 template <class Space = space::host>
 using mutable_codebook_view = basic_codebook_view<float, Space>;
 
-/// Owner of a codebook in host memory.
+/// Owner of a codebook in host memory. One thread writes at a time, any number read; views of it end with it.
 class codebook {
  public:
   codebook() = default;

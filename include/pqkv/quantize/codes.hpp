@@ -10,6 +10,7 @@
 namespace pqkv {
 namespace op {
 struct encode {};
+struct decode {};
 }  // namespace op
 
 template <class Space = space::host>
@@ -21,7 +22,7 @@ using mutable_codes_view = view<std::uint8_t, 3, Space>;
 /// Distance between two planes that hold `capacity` tokens each.
 PQKV_HD constexpr std::size_t code_plane_stride(std::size_t capacity) { return (capacity + 127) / 128 * 128; }
 
-/// Owner of the codes of `capacity` tokens in host memory.
+/// Owner of the codes of `capacity` tokens in host memory. One thread writes at a time, any number read; views of it end with it.
 class codes {
  public:
   codes() = default;
@@ -81,6 +82,33 @@ void encode(const P& policy, view<T, 3, Space> keys, codebook_view<typename P::s
             mutable_codes_view<typename P::space_type> codes) {
   require_ok(can_encode(keys, book, codes));
   kernel<op::encode, typename P::backend_type>::run(policy, keys, book, codes);
+}
+
+/// The checks of decode().
+template <class Codes, class Book, class Keys>
+constexpr status can_decode(const Codes& codes, const Book& book, const Keys& keys) noexcept {
+  if (const status s = can_use_codebook(book, "decode"); !s.ok()) return s;
+  return detail::checks("decode")
+      .extent("codes.extent(0)", codes.extent(0), book.heads(), "h, from codebook")
+      .extent("codes.extent(1)", codes.extent(1), book.subspaces(), "m, from codebook")
+      .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous")
+      .extent("keys.extent(0)", keys.extent(0), book.heads(), "h, from codebook")
+      .extent("keys.extent(1)", keys.extent(1), codes.extent(2), "n, from codes")
+      .extent("keys.extent(2)", keys.extent(2), book.head_dim(), "d, from codebook");
+}
+
+/// The keys that codes stand for: keys[h, t, j] = mean[h, j] + centroids[h, j, :, codes[h, j, t]].
+///
+/// @param codes  [h, m, n] uint8, each below c
+/// @param book   the codebook that encoded them; the coordinate that key_metric::inner_product adds is left out
+/// @param keys   [h, n, d] float, half or bfloat16, any strides, written, rounded once
+/// @throws shape_error
+/// @cost   writes n * d numbers a head; no allocation; asynchronous on device policies
+template <exec::policy P, writable_scalar T, class Space>
+  requires reachable_from<Space, P>
+void decode(const P& policy, codes_view<typename P::space_type> codes, codebook_view<typename P::space_type> book, view<T, 3, Space> keys) {
+  require_ok(can_decode(codes, book, keys));
+  kernel<op::decode, typename P::backend_type>::run(policy, codes, book, keys);
 }
 
 }  // namespace pqkv

@@ -26,7 +26,7 @@ constexpr pq_shape residual_shape(const pq_shape& first, std::size_t subspaces, 
   return {first.kv_heads, first.head_dim, subspaces, bits, key_metric::squared_l2};
 }
 
-/// Owner of the fine codes of `capacity` tokens in host memory.
+/// Owner of the fine codes of `capacity` tokens in host memory. One thread writes at a time, any number read; views of it end with it.
 class residual_codes {
  public:
   residual_codes() = default;

@@ -63,7 +63,8 @@ using cell_index_view = basic_cell_index_view<true, Space>;
 template <class Space = space::host>
 using mutable_cell_index_view = basic_cell_index_view<false, Space>;
 
-/// Owner of the index of h heads and up to `capacity` tokens in host memory.
+/// Owner of the index of h heads and up to `capacity` tokens in host memory. One thread writes at a time, any number read; views of it
+/// end with it.
 class cell_index {
  public:
   cell_index() = default;

@@ -32,7 +32,7 @@ using distance_table_view = basic_distance_table_view<const float, Space>;
 template <class Space = space::host>
 using mutable_distance_table_view = basic_distance_table_view<float, Space>;
 
-/// Owner of the tables of hq queries in host memory.
+/// Owner of the tables of hq queries in host memory. One thread writes at a time, any number read; views of it end with it.
 class distance_table {
  public:
   distance_table() = default;

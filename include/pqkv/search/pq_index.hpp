@@ -21,12 +21,12 @@ struct gather_keys {};     // run(policy, rows, first head, sample, first token,
 
 /// The numbers that fix an index.
 struct pq_index_shape {
-  std::size_t sequences = 1;    // slots
-  std::size_t kv_heads = 0;     // h of one sequence
-  std::size_t head_dim = 0;     // d
-  std::size_t subspaces = 2;    // m
-  unsigned bits = 6;            // b
-  std::size_t capacity = 0;     // tokens of a sequence
+  std::size_t sequences = 1;  // slots
+  std::size_t kv_heads = 0;   // h of one sequence
+  std::size_t head_dim = 0;   // d
+  std::size_t subspaces = 2;  // m
+  unsigned bits = 6;          // b
+  std::size_t capacity = 0;   // tokens of a sequence
   key_metric metric = key_metric::squared_l2;
   std::size_t fine_subspaces = 0;  // m2 of the second stage; 0: none
   unsigned fine_bits = 8;          // b2
@@ -48,12 +48,12 @@ struct pq_index_shape {
 /// Views of all parts; trivially copyable, goes into kernels by value.
 template <class Space = space::host>
 struct pq_index_view {
-  mutable_codebook_view<Space> book;                 // [sequences * h, m, ds, c]
-  mutable_codes_view<Space> codes;                   // [sequences * h, m, capacity]; of a sequence's middle
-  mutable_cell_index_view<Space> index;              // or empty
-  mutable_codebook_view<Space> fine_book;            // or empty
-  mutable_residual_codes_view<Space> fine_codes;     // or empty
-  std::size_t kv_heads = 0;                          // h of one sequence
+  mutable_codebook_view<Space> book;              // [sequences * h, m, ds, c]
+  mutable_codes_view<Space> codes;                // [sequences * h, m, capacity]; of a sequence's middle
+  mutable_cell_index_view<Space> index;           // or empty
+  mutable_codebook_view<Space> fine_book;         // or empty
+  mutable_residual_codes_view<Space> fine_codes;  // or empty
+  std::size_t kv_heads = 0;                       // h of one sequence
 
   static constexpr pq_index_view place(arena& memory, const pq_index_shape& shape) {
     pq_index_view all;
@@ -171,8 +171,8 @@ struct pq_workspace {
     if (!shape.has_fine()) return all;
     all.fine_table = distance_table::place<Space>(memory, hq, shape.fine());
     const bool fits = lists <= static_cast<std::size_t>(-1) / 8 / shape.capacity;
-    all.shortlist = make_view<Space>(memory.take<std::int32_t>(fits ? lists * shape.capacity : static_cast<std::size_t>(-1)), lists,
-                                     shape.capacity);
+    all.shortlist =
+        make_view<Space>(memory.take<std::int32_t>(fits ? lists * shape.capacity : static_cast<std::size_t>(-1)), lists, shape.capacity);
     all.lengths = make_view<Space>(memory.take<std::uint32_t>(lists), lists);
     all.shortlist_ranges = make_view<Space>(memory.take<middle_range>(h), h);
     return all;
@@ -198,8 +198,7 @@ class pq_index {
   /// @pre can_quantize(shape.coarse()), and shape.fine() where there is one
   /// @throws std::bad_alloc; on a device cuda_error
   template <exec::policy P>
-  pq_index(const P& policy, const pq_index_shape& shape)
-      : shape_(shape), memory_(make_owner<std::byte>(policy, required_bytes(shape))) {
+  pq_index(const P& policy, const pq_index_shape& shape) : shape_(shape), memory_(make_owner<std::byte>(policy, required_bytes(shape))) {
     if (shape.cells() == 0) return;
     const buffer<std::uint8_t> digits(shape.subspaces * shape.cells());
     cell_index::write_cell_codes(shape.coarse(), digits.data());
@@ -220,7 +219,8 @@ class pq_index {
   /// @param rows      keys of all sequences (cache/kv_store.hpp)
   /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; `trained` everywhere: the index can be used
   /// @throws std::bad_alloc; on a device capacity_error when the policy's scratch is too small, cuda_error
-  /// @cost   as train(), and c distance terms a coordinate of every key; rows that are not strided are copied in part
+  /// @cost   as train(), and c distance terms a coordinate of every key; of rows that are not strided the sample and 4096 tokens at a time
+  ///         are copied, with a second stage all of them
   template <exec::policy P, class Rows>
   void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
              const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
@@ -229,11 +229,19 @@ class pq_index {
     const std::size_t h = shape_.kv_heads, d = shape_.head_dim, m = shape_.subspaces, head = which * h;
     const auto coarse_outcomes = outcomes.slice(1, 0, m), fine_outcomes = outcomes.slice(1, m, shape_.fine_subspaces);
     const auto all_codes = own.codes;
-    if constexpr (requires { rows.strided_keys(head, h, first, n - first); }) {
-      const auto keys = rows.strided_keys(head, h, first, n - first);
+    const auto learn_from = [&](pqkv::view<const T, 3, Space> keys) {  // of tokens [first, n)
       train(policy, keys, own.book, coarse_outcomes, train_params);
-      if (has_failed<P>(coarse_outcomes)) return;
-      encode_all(policy, keys, own, first, ranked, fine_outcomes, train_params);
+      const bool failed = has_failed<P>(coarse_outcomes);
+      if (!failed) encode_all(policy, keys, own, first, ranked, fine_outcomes, train_params);
+      return !failed;
+    };
+    if constexpr (requires { rows.strided_keys(head, h, first, n - first); }) {
+      if (!learn_from(rows.strided_keys(head, h, first, n - first))) return;
+    } else if (shape_.has_fine()) {
+      const auto memory = make_owner<T>(policy, h * (n - first) * d);
+      const auto keys = make_view<Space>(memory.data(), h, n - first, d);
+      kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, stratified_sample{n - first, n - first, {}}, first, keys);
+      if (!learn_from(as_const(keys))) return;
     } else {
       const stratified_sample sample = training_rows(train_params, n - first, shape_.coarse().centroids());
       kmeans_params of_sample = train_params;
@@ -283,8 +291,7 @@ class pq_index {
     const auto table = part_of(work.table, hq);
     const auto skipped = work.skipped.slice(0, 0, hq);
     inner_product_table(policy, query, own.book, table, map);
-    if (!shape_.has_fine())
-      return retrieve(policy, table, as_const(own.codes), own.index, ranges, indices, counts, how, skipped, map);
+    if (!shape_.has_fine()) return retrieve(policy, table, as_const(own.codes), own.index, ranges, indices, counts, how, skipped, map);
     if constexpr (space::usable_from<Space, space::host>) {
       std::size_t longest = 0;
       for (std::size_t i = 0; i < ranges.extent(0); ++i) {

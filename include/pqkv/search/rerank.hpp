@@ -62,7 +62,8 @@ constexpr status can_rerank(const Tables& tables, const Codes& codes, const Shor
                             const Skipped& skipped, const Map& map = {}) noexcept {
   if (const status s = can_look_up(tables.coarse, codes.coarse, "rerank", map); !s.ok()) return s;
   const auto& fine = tables.fine.entries;
-  const std::size_t h = map.heads(codes.coarse.extent(0)), hq = tables.coarse.entries.extent(0), lists = score_lists(params.reduction, h, hq);
+  const std::size_t h = map.heads(codes.coarse.extent(0)), hq = tables.coarse.entries.extent(0),
+                    lists = score_lists(params.reduction, h, hq);
   const std::size_t c = fine.extent(2);
   return detail::checks("rerank")
       .extent("tables.fine.extent(0)", fine.extent(0), hq, "hq, from tables.coarse")

@@ -36,6 +36,13 @@ struct middle_range {
   PQKV_HD constexpr std::uint32_t selected() const { return retrieve < size() ? retrieve : size(); }
 };
 
+/// Lists of positions, as retrieve() writes them and attention() reads them (cache/token_set.hpp).
+template <class Space = space::host>
+struct token_lists {
+  view<std::int32_t, 2, Space> indices;  // [lists, k_max] ascending, then -1
+  view<std::uint32_t, 1, Space> counts;  // [lists]
+};
+
 /// What retrieve() needs to know beside its views.
 struct retrieve_params {
   std::size_t head_dim = 0;  // d, for the softmax's scale
@@ -123,6 +130,14 @@ void retrieve(const P& policy, distance_table_view<typename P::space_type> table
               const head_map<typename P::space_type>& map = {}) {
   require_ok(can_retrieve(table, codes, index, ranges, indices, counts, params, skipped, map));
   kernel<op::retrieve, typename P::backend_type>::run(policy, table, codes, index, ranges, indices, counts, params, skipped, map);
+}
+
+/// The same into lists that go on to attention() as they are.
+template <exec::policy P>
+void retrieve(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,
+              cell_index_view<typename P::space_type> index, view<const middle_range, 1, typename P::space_type> ranges,
+              const token_lists<typename P::space_type>& lists, const retrieve_params& params) {
+  retrieve(policy, table, codes, index, ranges, lists.indices, lists.counts, params);
 }
 
 }  // namespace pqkv

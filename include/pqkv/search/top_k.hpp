@@ -9,20 +9,11 @@
 #include "../core/view.hpp"
 #include "../core/error.hpp"
 #include "../exec/kernel.hpp"
-#include "../exec/requirement.hpp"
 
 namespace pqkv {
 namespace op {
 struct top_k {};
 }  // namespace op
-
-/// Combinations that top_k() offers; by_score is not one of them.
-template <class Requirement>
-inline constexpr bool top_k_offers = false;
-template <class TieBreak>
-inline constexpr bool top_k_offers<requirement<TieBreak, ordering::ascending_t>> = true;
-template <class TieBreak>
-inline constexpr bool top_k_offers<requirement<TieBreak, ordering::unsorted_t>> = true;
 
 /// The checks of top_k().
 template <class Scores, class Indices>
@@ -40,14 +31,12 @@ constexpr status can_top_k(const Scores& scores, const Indices& indices) noexcep
 /// @param indices  [rows, k_max] int32, written: the indices, ascending, then -1 where n < k_max
 /// @throws shape_error
 /// @cost   on the host two passes over a row where a sample of it tells its distribution, at most 36 where it misleads; no allocation,
-///         58 KB of stack. On CUDA one pass over a row of 4097 to 262144 scores where a sample tells its distribution; there else, and in
-///         other rows, three histogram passes and two of emission. Rows of up to 4096 or over 262144 scores: at most 65535 on CUDA
+///         58 KB of stack. On CUDA one pass over a row of 4097 to 262144 scores whose sample tells its distribution; any other row takes
+///         three passes for a histogram and two to write its list. CUDA takes at most 65535 rows that are shorter or longer than that
 /// @source sampled bracket as in Floyd and Rivest, "Expected time bounds for selection", 1975; where it misleads on CUDA, radix selection
 ///         as in Alabi et al., "Fast k-selection algorithms for graphics processing units", 2012
-template <exec::policy P, class Requirement = strongest_requirement>
-void top_k(const P& policy, view<const float, 2, typename P::space_type> scores, view<std::int32_t, 2, typename P::space_type> indices,
-           Requirement = {}) {
-  static_assert(top_k_offers<Requirement>, "pqkv: top_k offers ordering::ascending and ordering::unsorted; sort by score afterwards");
+template <exec::policy P>
+void top_k(const P& policy, view<const float, 2, typename P::space_type> scores, view<std::int32_t, 2, typename P::space_type> indices) {
   require_ok(can_top_k(scores, indices));
   kernel<op::top_k, typename P::backend_type>::run(policy, scores, indices);
 }
@@ -58,10 +47,9 @@ void top_k(const P& policy, view<const float, 2, typename P::space_type> scores,
 /// @param indices  [rows, k_max] int32, written: the indices, ascending, then -1 where n < k_max
 /// @throws shape_error
 /// @cost   as for floats, of half the bytes
-template <exec::policy P, class Requirement = strongest_requirement>
+template <exec::policy P>
 void top_k(const P& policy, view<const std::uint16_t, 2, typename P::space_type> scores,
-           view<std::int32_t, 2, typename P::space_type> indices, Requirement = {}) {
-  static_assert(top_k_offers<Requirement>, "pqkv: top_k offers ordering::ascending and ordering::unsorted; sort by score afterwards");
+           view<std::int32_t, 2, typename P::space_type> indices) {
   static_assert(std::is_same_v<typename P::backend_type, backend::host>, "pqkv: top_k of 16-bit scores runs on host policies");
   require_ok(can_top_k(scores, indices));
   kernel<op::top_k, typename P::backend_type>::run(policy, scores, indices);

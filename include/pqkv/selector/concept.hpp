@@ -39,6 +39,24 @@ struct learning {
 template <class Space>
 using any_rows = strided_rows<float, Space>;
 
+/// What a selector may leave out: one that keeps nothing of a slot derives from this and has its own params, can_construct(), constructor,
+/// lists() and select().
+struct defaults {
+  static constexpr std::size_t index_bytes(const auto&, const auto&) { return 0; }
+  static constexpr std::size_t scratch_bytes(const auto&, const auto&, const auto&) { return 0; }
+  static constexpr coverage_rule covers() { return {coverage::listed, coverage::listed}; }
+  static constexpr std::size_t least_rows() { return 0; }
+  template <exec::policy P>
+  learning<typename P::space_type> learn(const P&, std::size_t, const auto&, const sequence&, middle_range) {
+    return {true, {}};
+  }
+  static no_index index() { return {}; }
+  static constexpr selector_signature signature() { return {}; }
+  static constexpr no_traffic traffic_of(std::size_t) { return {}; }
+  void maintain(const auto&, std::size_t, const sequence&, middle_range) {}
+  void clear(const auto&, std::size_t) {}
+};
+
 }  // namespace selector
 
 /// A selector S in the memory of policy P. Rows are kv_rows of all slots, slot b's head at b * h + head, by absolute position.

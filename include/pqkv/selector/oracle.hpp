@@ -44,7 +44,7 @@ constexpr status can_score_exactly(const Query& query, const Store& store, const
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
 /// @cost   reads every key of the ranges; scratch_bytes<op::exact_scores>(). Float arithmetic, not canonical
 template <exec::policy P, kv_store Store>
-  requires reachable_from<typename Store::space_type, P>
+requires reachable_from<typename Store::space_type, P>
 void exact_scores(const P& policy, view<const float, 2, typename P::space_type> query, const Store& store,
                   view<const middle_range, 1, typename P::space_type> ranges, group_reduction reduction,
                   view<float, 2, typename P::space_type> scores, float scale = 0) {
@@ -55,7 +55,7 @@ void exact_scores(const P& policy, view<const float, 2, typename P::space_type> 
 namespace selector {
 
 /// Ranks by the exact scores of all keys: what every other selector is measured against. Host memory only.
-class oracle {
+class oracle : public defaults {
  public:
   /// What can be set.
   struct params {
@@ -79,20 +79,12 @@ class oracle {
         memory_(make_owner<std::byte>(policy, index_bytes(shape, settings))) {}
 
   std::size_t lists() const { return lists_; }
-  static constexpr coverage_rule covers() { return {coverage::listed, coverage::listed}; }
-  static constexpr std::size_t least_rows() { return 0; }
   /// Reads every key of the middle.
   struct key_traffic {
     std::uint64_t token_bytes;  // of all KV heads
     PQKV_HD constexpr traffic operator()(const middle_range& middle) const { return {0, std::uint64_t{middle.size()} * token_bytes}; }
   };
   key_traffic traffic_of(std::size_t element_bytes) const { return {shape_.kv_heads * shape_.head_dim * element_bytes}; }
-
-  learning<space::host> learn(const auto&, std::size_t, const auto&, const sequence&, middle_range) { return {}; }
-  static no_index index() { return {}; }
-  static constexpr selector_signature signature() { return {}; }
-  void maintain(const auto&, std::size_t, const sequence&, middle_range) {}
-  void clear(const auto&, std::size_t) {}
 
   template <exec::policy P, kv_store Rows>
   void select(const P& policy, view<const float, 2> query, const Rows& rows, const head_map<>& map, view<const middle_range, 1> ranges,

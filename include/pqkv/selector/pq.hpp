@@ -38,8 +38,7 @@ struct pq_params {
 
   /// The index that a cache of this shape has.
   constexpr pq_index_shape index_of(const cache_shape& shape) const {
-    return {shape.batch, shape.kv_heads,     shape.head_dim, subspaces, bits, shape.capacity,
-            metric,      residual.subspaces, residual.bits,  path};
+    return {shape.batch, shape.kv_heads, shape.head_dim, subspaces, bits, shape.capacity, metric, residual.subspaces, residual.bits, path};
   }
 };
 
@@ -80,7 +79,8 @@ class basic_pq {
                   "L of the overlap rule, at least")
         .that(!settings.overlap || settings.overlap->b1 > 0, status::code::value, "selector.overlap.b1",
               "seconds per row and iteration, above", 0, settings.overlap ? settings.overlap->b1 : 0)
-        .at_most("selector.path", settings.path == search_path::joint ? static_cast<double>(settings.index_of(shape).coarse().joint_bits()) : 0,
+        .at_most("selector.path",
+                 settings.path == search_path::joint ? static_cast<double>(settings.index_of(shape).coarse().joint_bits()) : 0,
                  max_joint_bits, "m * b of the joint path, at most");
   }
   static constexpr std::size_t index_bytes(const cache_shape& shape, const params& settings) {
@@ -103,9 +103,10 @@ class basic_pq {
     const std::size_t most = std::max({first, training, merging});
     if constexpr (space::usable_from<Space, space::host>) {
       if (settings.residual.used())
-        return std::max(most, pqkv::scratch_bytes<op::rerank>(
-                                  policy, {lists, hq, coarse.subspaces * coarse.centroids() + index.fine_subspaces * index.fine().centroids(),
-                                           shape.capacity}));
+        return std::max(most,
+                        pqkv::scratch_bytes<op::rerank>(
+                            policy, {lists, hq, coarse.subspaces * coarse.centroids() + index.fine_subspaces * index.fine().centroids(),
+                                     shape.capacity}));
     }
     return most;
   }
@@ -127,8 +128,12 @@ class basic_pq {
   std::size_t iterations(std::size_t slot) const { return slots_[slot].iterations; }
   selector_signature signature() const {
     const pq_index_shape& s = index_.shape();
-    return {1, static_cast<std::uint32_t>(s.subspaces), s.bits, static_cast<std::uint32_t>(s.metric),
-            static_cast<std::uint32_t>(s.fine_subspaces), s.has_fine() ? s.fine_bits : 0};
+    return {1,
+            static_cast<std::uint32_t>(s.subspaces),
+            s.bits,
+            static_cast<std::uint32_t>(s.metric),
+            static_cast<std::uint32_t>(s.fine_subspaces),
+            s.has_fine() ? s.fine_bits : 0};
   }
   /// Codebooks, codes and joint-code index of all slots.
   pq_index_view<Space> index() const { return index_.view(); }
@@ -136,7 +141,9 @@ class basic_pq {
   pq_traffic traffic_of(std::size_t) const {
     const pq_index_shape& s = index_.shape();
     const std::size_t fine = s.has_fine() ? codebook::required_bytes(s.fine()) : 0;
-    return {s.cells(),     s.subspaces, s.fine_subspaces, params_.residual.shortlist, s.kv_heads, (codebook::required_bytes(s.coarse()) + fine) / s.sequences,
+    return {s.cells(),        s.subspaces,
+            s.fine_subspaces, params_.residual.shortlist,
+            s.kv_heads,       (codebook::required_bytes(s.coarse()) + fine) / s.sequences,
             params_.path};
   }
 

@@ -20,7 +20,6 @@ pqkv::exec::cuda device_policy;  // a complete type without any CUDA header
 
 int main() {
   pqkv::top_k(policy, pqkv::make_view(scores, 1, 8), pqkv::make_view(indices, 1, 4));
-  pqkv::top_k(policy, pqkv::make_view<pqkv::space::pinned>(scores, 1, 8), pqkv::make_view(indices, 1, 4),
-              pqkv::require(pqkv::tie_break::lower_index, pqkv::ordering::unsorted));
+  pqkv::top_k(policy, pqkv::make_view<pqkv::space::pinned>(scores, 1, 8), pqkv::make_view(indices, 1, 4));
   pqkv::encode(policy, pqkv::make_view(keys, 1, 16, 8), book.view(), pqkv::make_view(bytes, 1, 2, 16));
 }

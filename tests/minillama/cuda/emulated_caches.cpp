@@ -11,15 +11,19 @@
 namespace minillama::cuda {
 
 using minillama_test::emulated::enqueue;
-using cache = pqkv::pqcache<float>;
+using cache = pqkv::pqcache<pqkv::dense_rows<float>>;
 
 struct layer_caches::state {
   pqkv::exec::host<> cpu{};
   pqkv::cache_shape shape{};
   std::vector<cache> layers{};
-  std::vector<std::uint8_t> active{};
+  std::vector<std::uint32_t> slots{};  // [1] the last one
 
-  pqkv::active_slots mask() const { return pqkv::make_view(active.data(), active.size()); }
+  pqkv::cache_step step() const {
+    pqkv::cache_step one{};
+    one.slots = pqkv::make_view(slots.data(), slots.size());
+    return one;
+  }
 };
 
 layer_caches::layer_caches(void*, std::size_t layers, const cache_settings& settings) : state_(std::make_unique<state>()) {
@@ -29,8 +33,7 @@ layer_caches::layer_caches(void*, std::size_t layers, const cache_settings& sett
   params.selector = settings.selector;
   state_->shape = settings.shape;
   for (std::size_t layer = 0; layer < layers; ++layer) state_->layers.emplace_back(params);
-  state_->active.assign(settings.shape.batch, 0);
-  state_->active.back() = 1;
+  state_->slots.assign(1, static_cast<std::uint32_t>(settings.shape.batch - 1));
 }
 
 layer_caches::~layer_caches() = default;
@@ -45,16 +48,16 @@ void layer_caches::prefill(std::size_t layer, const float* keys, const float* va
 void layer_caches::append(std::size_t layer, const float* keys, const float* values) {
   enqueue([=, at = state_.get()] {
     const pqkv::cache_shape& shape = at->shape;
-    at->layers[layer].append(at->cpu, pqkv::make_view(keys, shape.batch, shape.kv_heads, shape.head_dim),
-                             pqkv::make_view(values, shape.batch, shape.kv_heads, shape.head_dim), at->mask());
+    at->layers[layer].append(at->cpu, pqkv::make_view(keys, 1, shape.kv_heads, shape.head_dim),
+                             pqkv::make_view(values, 1, shape.kv_heads, shape.head_dim), at->step());
   });
 }
 
 void layer_caches::attend(std::size_t layer, const float* queries, float* out) {
   enqueue([=, at = state_.get()] {
     const pqkv::cache_shape& shape = at->shape;
-    at->layers[layer].attend(at->cpu, pqkv::make_view(queries, shape.batch, shape.query_heads, shape.head_dim),
-                             pqkv::make_view(out, shape.batch, shape.query_heads, shape.head_dim), {}, at->mask());
+    at->layers[layer].attend(at->cpu, pqkv::make_view(queries, 1, shape.query_heads, shape.head_dim),
+                             pqkv::make_view(out, 1, shape.query_heads, shape.head_dim), {}, at->step());
   });
 }
 
@@ -72,10 +75,7 @@ void layer_caches::maintain() {
 
 bool layer_caches::trained(std::size_t layer) const {
   cudaStreamSynchronize(nullptr);
-  const cache& one = state_->layers[layer];
-  const std::size_t slot = state_->shape.batch - 1;
-  const std::size_t ranked = one.middle(slot).size();  // none: a codebook would not show, and none would be missed
-  return ranked != 0 && (one.retrieve_capacity(slot) != ranked || one.middle(slot).selected() == ranked);
+  return state_->layers[layer].at(state_->shape.batch - 1).learned != 0;
 }
 
 pqkv::memory_plan layer_caches::memory() const {

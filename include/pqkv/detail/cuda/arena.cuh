@@ -11,7 +11,7 @@ namespace pqkv::detail {
 inline arena device_scratch(const arena& scratch, std::size_t bytes, const char* function) {
   const std::size_t free = scratch.counting() ? 0 : scratch.free_bytes();
   if (free < bytes)
-    raise({status::code::capacity, function, "policy.scratch", "bytes of device memory, from the matching ..._device_scratch_bytes()",
+    raise({status::code::capacity, function, "policy.scratch", "bytes of device memory, from scratch_bytes()",
            static_cast<double>(bytes), static_cast<double>(free)});
   return scratch;
 }

@@ -18,10 +18,31 @@
 namespace pqkv {
 namespace detail {
 
-/// Query heads of a list, and lists of a KV head.
+/// Query heads of a list, lists of a KV head, and the softmax's scale.
 struct attention_shape {
   unsigned g, lists_per_head;
+  canonical::softmax_scale scale;
 };
+
+/// A store behind its map, which a kernel asks once and not for every token.
+/// @{
+template <class Store>
+__device__ const Store& mapped(const Store& store) {
+  return store;
+}
+template <class Store>
+__device__ std::size_t mapped_head(const Store&, std::size_t head) {
+  return head;
+}
+template <class Store>
+__device__ const Store& mapped(const mapped_store<Store>& store) {
+  return store.store;
+}
+template <class Store>
+__device__ std::size_t mapped_head(const mapped_store<Store>& store, std::size_t head) {
+  return store.map.head(head);
+}
+/// @}
 
 /// What a CTA attends with and to: the blockIdx.x-th part of list blockIdx.y's tokens, blockIdx.z-th group of up to Queries query heads.
 template <unsigned Queries>
@@ -63,7 +84,7 @@ struct attention_share {
 template <unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
     attention_tile_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_partials parts,
-                          attention_shape shape, canonical::softmax_scale scale) {
+                          attention_shape shape) {
   using warp_part = block::attention_warp<typename Store::value_type, Dims>;
   constexpr unsigned queries = warp_part::queries, threads = Warps * 32;
   block::release_dependents();
@@ -74,9 +95,9 @@ __global__ void __launch_bounds__(Warps * 32)
   warp_part mine(memory + warp * warp_part::ring_bytes, third, d);
   const auto asked = mine.read_queries(own.queries, [&](unsigned q) { return &query(own.first_query + q, 0); });
   mine.attend(
-      store, own.kv_head, own.begin, own.end, warp, Warps, [&](std::uint32_t i) { return own.token_at(i); },
+      mapped(store), mapped_head(store, own.kv_head), own.begin, own.end, warp, Warps, [&](std::uint32_t i) { return own.token_at(i); },
       [&] {
-        mine.set_queries(asked, own.queries, scale.scale);
+        mine.set_queries(asked, own.queries, shape.scale.scale);
         __syncthreads();
       });
 
@@ -158,7 +179,7 @@ struct lane_row {
 template <unsigned Queries, unsigned Lanes, unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
     attention_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_partials parts,
-                     attention_shape shape, canonical::softmax_scale scale) {
+                     attention_shape shape) {
   using value_type = typename Store::value_type;
   using row_part = lane_row<Lanes, Dims, value_type>;
   constexpr unsigned readers = Warps * 32 / Lanes;  // tokens at once
@@ -167,7 +188,9 @@ __global__ void __launch_bounds__(Warps * 32)
   const attention_share<Queries> own_share(shape, tokens, 1);
   const unsigned hq = static_cast<unsigned>(query.extent(0)), q0 = own_share.first_query, queries = own_share.queries,
                  d = static_cast<unsigned>(store.head_dim()), reader = threadIdx.x / Lanes;
-  const std::size_t head = own_share.kv_head;
+  const auto& rows = mapped(store);
+  const std::size_t head = mapped_head(store, own_share.kv_head);
+  const canonical::softmax_scale scale = shape.scale;
   const std::uint32_t begin = own_share.begin, end = own_share.end;
   const auto token_at = [&](std::uint32_t i) { return own_share.token_at(i); };
 
@@ -187,15 +210,15 @@ __global__ void __launch_bounds__(Warps * 32)
   std::uint32_t at = begin + reader;
   if (at < end) {
     const std::size_t t = token_at(at);
-    key.load(store.key(head, t), d);
-    value.load(store.value(head, t), d);
+    key.load(rows.key(head, t), d);
+    value.load(rows.value(head, t), d);
   }
   std::size_t next_token = at + readers < end ? token_at(at + readers) : 0;
   for (std::uint32_t base = begin; base < end; base += readers, at += readers) {
     row_part next_key{}, next_value{};
     if (at + readers < end) {
-      next_key.load(store.key(head, next_token), d);
-      next_value.load(store.value(head, next_token), d);
+      next_key.load(rows.key(head, next_token), d);
+      next_value.load(rows.value(head, next_token), d);
     }
     next_token = at + 2 * readers < end ? token_at(at + 2 * readers) : 0;
     float logit[Queries] = {};
@@ -278,17 +301,19 @@ __global__ void __launch_bounds__(Warps * 32)
 
 template <>
 struct kernel<op::attention, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::attention::sizes& sizes) { return detail::attention_device_scratch_bytes(sizes); }
+
   template <class P, class Store>
   static void run(const P& policy, view<const float, 2, space::device> query, const Store& store, const token_set<space::device>& tokens,
-                  view<float, 2, space::device> out, view<float, 1, space::device> lse) {
+                  view<float, 2, space::device> out, view<float, 1, space::device> lse, float scale) {
     static_assert(std::is_trivially_copyable_v<Store>, "pqkv: a kv_store goes into kernels by value; make it trivially copyable");
     const detail::launcher launch(policy, "attention");
-    const std::size_t hq = query.extent(0), d = store.head_dim(), splits = attention_device_splits(hq);
-    arena memory = detail::device_scratch(policy.scratch, attention_device_scratch_bytes(hq, d), "attention");
+    const std::size_t hq = query.extent(0), d = store.head_dim(), splits = detail::attention_device_splits(hq);
+    arena memory = detail::device_scratch(policy.scratch, scratch_bytes({.query_heads = hq, .head_dim = d}), "attention");
     const detail::attention_partials parts(memory, splits, hq, d);
     const std::size_t lists = tokens.spans.extent(0);
-    detail::attention_shape shape{0, 1};
-    if (lists != 0) shape = {static_cast<unsigned>(hq / lists), static_cast<unsigned>(lists / store.heads())};
+    detail::attention_shape shape{0, 1, canonical::softmax_scale::of(d, scale)};
+    if (lists != 0) shape.g = static_cast<unsigned>(hq / lists), shape.lists_per_head = static_cast<unsigned>(lists / store.heads());
     if constexpr (sizeof(typename Store::value_type) == 2)
       by_tile(launch, query, store, tokens, parts, shape, splits);
     else if (shape.g <= 4)
@@ -320,7 +345,7 @@ struct kernel<op::attention, backend::cuda> {
       using warp_part = detail::block::attention_warp<typename Store::value_type, Dims>;
       launch("attention_tile_kernel", detail::attention_tile_kernel<Dims, warps, Store>,
              {grid_of(tokens, shape, splits, warp_part::queries), warps * 32, warps * warp_part::ring_bytes}, query, store, tokens, parts,
-             shape, canonical::softmax_scale::of(parts.d));
+             shape);
     };
     if (parts.d <= 64)
       go(std::integral_constant<unsigned, 64>{});
@@ -348,8 +373,7 @@ struct kernel<op::attention, backend::cuda> {
                  std::size_t splits) {
     constexpr unsigned warps = 4;
     launch("attention_kernel", detail::attention_kernel<Queries, Lanes, Dims, warps, Store>,
-           {grid_of(tokens, shape, splits, Queries), warps * 32}, query, store, tokens, parts, shape,
-           canonical::softmax_scale::of(parts.d));
+           {grid_of(tokens, shape, splits, Queries), warps * 32}, query, store, tokens, parts, shape);
   }
 };
 

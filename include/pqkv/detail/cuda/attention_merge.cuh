@@ -23,7 +23,7 @@ struct attention_partials {
   }
 };
 
-inline constexpr unsigned max_splits = 64;  // of attention_device_splits()
+inline constexpr unsigned max_splits = 64;  // of detail::attention_device_splits()
 static_assert(attention_device_splits(1) <= max_splits);
 
 inline constexpr unsigned merged_dims = 256,  // at most

@@ -80,13 +80,24 @@ PQKV_HIDDEN __global__ void __launch_bounds__(1024)
     if (counts[i] != 0) atomicAdd(&index.counts(head, i), counts[i]);
 }
 
-/// A thread is a head: its range grows, or begins where there was none.
+/// By one thread, once tokens [first, last) are counted: the range of a head grows, or begins where there was none.
+__device__ inline void grow_range(const mutable_cell_index_view<space::device>& index, std::size_t head, std::uint32_t first,
+                                  std::uint32_t last) {
+  if (index.first(head) == index.last(head)) index.first(head) = index.merged(head) = first;
+  index.last(head) = last;
+}
+/// The same once tokens from `first` on are taken out.
+__device__ inline void cut_range(const mutable_cell_index_view<space::device>& index, std::size_t head, std::uint32_t first) {
+  index.last(head) = first;
+  if (index.merged(head) > first) index.merged(head) = first;
+}
+
+/// A thread is a head.
 template <class Index>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) grow_range_kernel(Index index, std::uint32_t first, std::uint32_t last) {
   const std::size_t head = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (head >= index.counts.extent(0)) return;
-  if (index.first(head) == index.last(head)) index.first(head) = index.merged(head) = first;
-  index.last(head) = last;
+  grow_range(index, head, first, last);
 }
 
 /// The tokens of run `run` of a head's range, a multiple of 32 long except at the end; empty where there is no tail.
@@ -106,9 +117,8 @@ struct sorted_run {
 /// @param counts     [h, runs, cells] written; zeros before, unless they go through shared memory
 /// @param in_shared  whether a run's counts have room there
 template <class Cell>
-PQKV_HIDDEN __global__ void __launch_bounds__(256)
-    count_runs_kernel(Cell cell, mutable_cell_index_view<space::device> index, view<std::uint32_t, 3, space::device> counts,
-                      bool in_shared) {
+PQKV_HIDDEN __global__ void __launch_bounds__(256) count_runs_kernel(Cell cell, mutable_cell_index_view<space::device> index,
+                                                                     view<std::uint32_t, 3, space::device> counts, bool in_shared) {
   const std::size_t head = blockIdx.y, cells = index.cells();
   if (index.merged(head) == index.last(head)) return;
   const sorted_run run(index, head, blockIdx.x, gridDim.x);
@@ -220,11 +230,15 @@ struct kernel<op::count_cells, backend::cuda> {
 
 template <>
 struct kernel<op::merge_tails, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::merge_tails::sizes& sizes) {
+    return detail::merge_tails_device_scratch_bytes(sizes);
+  }
+
   template <class P>
   static void run(const P& policy, codes_view<space::device> codes, mutable_cell_index_view<space::device> index) {
     const detail::launcher launch(policy, "merge_tails");
-    const std::size_t h = codes.extent(0), n = codes.extent(2), cells = index.cells(), runs = merge_tails_runs(n);
-    arena memory = detail::device_scratch(policy.scratch, merge_tails_device_scratch_bytes(h, n, cells), "merge_tails");
+    const std::size_t h = codes.extent(0), n = codes.extent(2), cells = index.cells(), runs = detail::merge_tails_runs(n);
+    arena memory = detail::device_scratch(policy.scratch, scratch_bytes({h, n, cells}), "merge_tails");
     const auto counts = make_view<space::device>(memory.take<std::uint32_t>(h * runs * cells), h, runs, cells);
     const detail::cell_of_token cell(codes, cells);
     const dim3 grid(static_cast<unsigned>(runs), static_cast<unsigned>(h));

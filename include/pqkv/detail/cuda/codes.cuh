@@ -168,7 +168,30 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::encode_run_threads, 2)
     for (unsigned j = 0; j < m && (broken[t / 32] >> t % 32 & 1u) != 0; ++j) codes(head, j, first + t) = 0;
 }
 
+/// A warp is a row.
+template <class T, class Space>
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
+    decode_kernel(codes_view<space::device> codes, codebook_view<space::device> book, view<T, 3, Space> keys) {
+  const std::size_t row = (std::size_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32, n = codes.extent(2);
+  if (row >= codes.extent(0) * n) return;
+  const std::size_t head = row / n, t = row - head * n;
+  const unsigned ds = static_cast<unsigned>(book.sub_dim()), d = static_cast<unsigned>(codes.extent(1)) * ds;
+  for (unsigned e = threadIdx.x % 32; e < d; e += 32) {
+    const unsigned j = e / ds;
+    keys(head, t, e) = static_cast<T>(canonical::add(book.mean(head, e), book.centroids(head, j, e - j * ds, codes(head, j, t))));
+  }
+}
+
 }  // namespace detail
+
+template <>
+struct kernel<op::decode, backend::cuda> {
+  template <class P, class T, class Space>
+  static void run(const P& policy, codes_view<space::device> codes, codebook_view<space::device> book, view<T, 3, Space> keys) {
+    detail::launcher(policy, "decode")("decode_kernel", detail::decode_kernel<T, Space>,
+                                       {dim3(detail::ceil_div(codes.extent(0) * codes.extent(2), 8)), 256}, codes, book, keys);
+  }
+};
 
 template <>
 struct kernel<op::encode, backend::cuda> {

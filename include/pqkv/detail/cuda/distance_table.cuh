@@ -12,12 +12,13 @@ namespace detail {
 enum class table_entry { inner_product, negative_distance };
 
 /// Subspaces are grid.x, the last one the bias; query heads grid.y.
+/// @param g  query heads of a row head
 template <table_entry Entry>
 PQKV_HIDDEN __global__ void __launch_bounds__(max_centroids)
     distance_table_kernel(view<const float, 2, space::device> query, codebook_view<space::device> book,
-                          mutable_distance_table_view<space::device> table) {
+                          mutable_distance_table_view<space::device> table, head_map<space::device> map, unsigned g) {
   __shared__ float y[max_head_dim], mean[max_head_dim];
-  const std::size_t q = blockIdx.y, j = blockIdx.x, m = book.subspaces(), c = book.size(), g = query.extent(0) / book.heads(), head = q / g;
+  const std::size_t q = blockIdx.y, j = blockIdx.x, m = book.subspaces(), c = book.size(), head = map.head(blockIdx.y / g);
   const bool is_bias = j == m;
   const std::size_t first = is_bias ? 0 : j * book.sub_dim(), dims = is_bias ? book.head_dim() : book.sub_dim();
   for (std::size_t i = threadIdx.x; i < dims; i += blockDim.x) {
@@ -40,9 +41,10 @@ PQKV_HIDDEN __global__ void __launch_bounds__(max_centroids)
 
 template <table_entry Entry>
 void build_table(const launcher& launch, view<const float, 2, space::device> query, codebook_view<space::device> book,
-                 mutable_distance_table_view<space::device> table) {
+                 mutable_distance_table_view<space::device> table, const head_map<space::device>& map) {
+  const unsigned g = static_cast<unsigned>(query.extent(0) / map.heads(book.heads()));
   const dim3 grid(static_cast<unsigned>(book.subspaces() + 1), static_cast<unsigned>(query.extent(0)));
-  launch("distance_table_kernel", distance_table_kernel<Entry>, {grid, static_cast<unsigned>(book.size())}, query, book, table);
+  launch("distance_table_kernel", distance_table_kernel<Entry>, {grid, static_cast<unsigned>(book.size())}, query, book, table, map, g);
 }
 
 }  // namespace detail
@@ -51,8 +53,8 @@ template <>
 struct kernel<op::inner_product_table, backend::cuda> {
   template <class P>
   static void run(const P& policy, view<const float, 2, space::device> query, codebook_view<space::device> book,
-                  mutable_distance_table_view<space::device> table) {
-    detail::build_table<detail::table_entry::inner_product>({policy, "inner_product_table"}, query, book, table);
+                  mutable_distance_table_view<space::device> table, const head_map<space::device>& map) {
+    detail::build_table<detail::table_entry::inner_product>({policy, "inner_product_table"}, query, book, table, map);
   }
 };
 
@@ -61,7 +63,7 @@ struct kernel<op::squared_l2_table, backend::cuda> {
   template <class P>
   static void run(const P& policy, view<const float, 2, space::device> query, codebook_view<space::device> book,
                   mutable_distance_table_view<space::device> table) {
-    detail::build_table<detail::table_entry::negative_distance>({policy, "squared_l2_table"}, query, book, table);
+    detail::build_table<detail::table_entry::negative_distance>({policy, "squared_l2_table"}, query, book, table, {});
   }
 };
 

@@ -358,6 +358,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(kmeans_tile::threads, 2)
 
 template <>
 struct kernel<op::kmeans, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::kmeans::sizes& sizes) { return detail::kmeans_device_scratch_bytes(sizes); }
+
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 4, Space> points, view<const float, 3, space::device> offset,
                   view<float, 4, space::device> centroids, view<std::uint8_t, 2, space::device> outcome, const kmeans_params& params,
@@ -365,7 +367,7 @@ struct kernel<op::kmeans, backend::cuda> {
     const detail::launcher launch(policy, "kmeans");
     const std::size_t problems = points.extent(0) * points.extent(1), n = points.extent(2), ds = points.extent(3),
                       width = centroids.extent(2), c = centroids.extent(3);
-    arena memory = detail::device_scratch(policy.scratch, kmeans_device_scratch_bytes(problems, n, width, c, params), "kmeans");
+    arena memory = detail::device_scratch(policy.scratch, scratch_bytes({problems, n, width, c, params}), "kmeans");
     const detail::kmeans_memory own(memory, problems, training_rows(params, n, c).count, c, width);
     const auto go = [&]<unsigned Groups>(std::integral_constant<unsigned, Groups>) {
       using part = detail::kmeans_problem_part<std::remove_cv_t<T>, Space, Groups>;

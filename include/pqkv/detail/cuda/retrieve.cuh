@@ -8,56 +8,18 @@
 
 #include "../../search/retrieve.hpp"
 #include "block/bitmap.cuh"
-#include "block/copy.cuh"
 #include "block/list_select.cuh"
 #include "block/reached_cells.cuh"
 #include "block/scan_scorer.cuh"
 #include "block/select.cuh"
 #include "block/shared.cuh"
+#include "retrieve_cells.cuh"
 #include "retrieve_filter.cuh"
 #include "retrieve_lists.cuh"
 #include "scan.cuh"
 
 namespace pqkv {
 namespace detail {
-
-/// Calls mark(token, whether it is above the threshold) for the tokens of the lists of reached cells. Ends with a barrier.
-/// @param has_tokens, key_at, list_at  as reached_cells::collect() takes them
-template <unsigned Threads, class HasTokens, class KeyAt, class ListAt, class Mark>
-__device__ void mark_cells(block::reached_cells<Threads>& reached, const block::scoring& call, std::uint32_t cells, std::size_t head,
-                           block::threshold limit, HasTokens has_tokens, KeyAt key_at, ListAt list_at, Mark mark) {
-  for (std::uint32_t base = 0; base < cells; base += reached.most) {
-    reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), base, cells, limit, has_tokens, key_at, list_at);
-    reached.for_tokens(&call.index.ids(head, 0), mark);
-    __syncthreads();
-  }
-}
-
-/// The same, without a barrier, for tokens that are in no list yet, of whose cells key_of(cell) gives the key.
-/// @param part  of `parts` that have Threads tokens each in turn
-template <unsigned Threads, class KeyOf, class Mark>
-__device__ void mark_tail(const block::scoring& call, std::size_t head, std::uint32_t end, block::threshold limit, KeyOf key_of, Mark mark,
-                          unsigned part, unsigned parts) {
-  const block::scored_items tokens{call.codes.data + head * call.codes.stride(0), call.codes.stride(1), nullptr, 0, call.m, call.bits};
-  const std::uint32_t last = call.index.last(head) < end ? call.index.last(head) : end;
-  for (std::uint32_t t = call.index.merged(head) + part * Threads + threadIdx.x; t < last; t += parts * Threads) {
-    const std::uint32_t key = key_of(tokens.cell(t));
-    if (key >= limit.key) mark(t, key > limit.key);
-  }
-}
-
-/// Counts of a head's cells on their way into shared memory, where they are once the thread's copies are complete.
-__device__ inline std::uint32_t* copy_counts(const cell_index_view<space::device>& index, std::size_t head, block::shared_memory& memory) {
-  const std::uint32_t cells = static_cast<std::uint32_t>(index.cells()), *from = &index.counts(head, 0);
-  std::uint32_t* counts = memory.take<std::uint32_t>(cells);
-  const bool by_four = reinterpret_cast<std::uintptr_t>(from) % 16 == 0;  // at least 16 cells, a power of two
-  for (std::uint32_t i = 4 * threadIdx.x; by_four && i < cells; i += 4 * blockDim.x)
-    block::copy_async(block::shared_address(counts + i), from + i, 16);
-  for (std::uint32_t i = threadIdx.x; !by_four && i < cells; i += blockDim.x)
-    block::copy_word_async(block::shared_address(counts + i), from + i);
-  block::end_copies();
-  return counts;
-}
 
 /// Tokens [begin, end) of a list's range, counted from its first, that a CTA selects from.
 struct token_share {
@@ -89,12 +51,16 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const unsigned list = blockIdx.x >> log_parts, part = blockIdx.x & ((1u << log_parts) - 1);
   const std::size_t head = call.head_of(list);
   block::shared_memory memory;
-  const std::uint32_t* counts = call.index.empty() ? nullptr : copy_counts(call.index, head, memory);
+  std::uint32_t* counts = call.index.empty() ? nullptr : copy_counts(call.index, head, memory);
   std::uint32_t *keys = memory.take<std::uint32_t>(most_items),
                 *bitmap = memory.take<std::uint32_t>(words + block::sparse_bitmap<Threads>::touched_words(words));
   scorer_type scorer(call, list, 0, call.g, scoring_scratch, memory);
+  const middle_range range = call.range(list);  // on its way while the tables are staged
+  const block::index_extent extent = call.extent_of(head);
   scorer.stage(part == 0 ? skipped : nullptr);
-  const middle_range range = call.range(list);
+  // A list that its index does not hold and that is too long to be scanned here breaks retrieve()'s contract; it stays within bounds.
+  const bool are_cells = call.is_joint(range, extent) || range.size() > most_items;
+  const indexed_range held = are_cells ? indexed_range(extent, range.end) : indexed_range();
   const token_share own(range.size(), part, log_parts);
   const std::uint32_t k = out.selected(range);
   if (part == 0) out.finish<Threads>(list, k);
@@ -106,10 +72,14 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     return;
   }
 
-  block::scored_items items = call.items(list);
-  if (items.are_cells()) items.counts = counts;
+  block::scored_items items = call.items(range, head, are_cells);
+  if (are_cells) items.counts = counts;
   const auto key_at = [&](std::uint32_t i) { return keys[i]; };
   __syncthreads();  // tables, counts
+  if (held.last > held.end) {
+    uncount_later<Threads>(call, head, held, counts);
+    __syncthreads();
+  }
   const std::uint32_t ceiling = scorer.prepare(items, range.size());
   scorer.score(items, 0, items.n, keys);
   __syncthreads();
@@ -121,18 +91,20 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const auto list_at = [&](std::uint32_t i) { return uint2{call.index.offsets(head, i), call.index.offsets(head, i + 1)}; };
   const std::uint32_t most_tokens = words * 32;
 
-  // Of equal tokens the lowest are selected: all of them, or all up to a token that is known where they are in one list.
-  std::uint32_t last_equal = 0xffffffffu;
+  // Of the tokens whose score equals the threshold the lowest are selected. Where that is all of them, or where they stand in one list,
+  // their end is known before any is marked: then they are marked as if they were above.
+  std::uint32_t end_of_equal = 0xffffffffu;
   bool is_cut = all_equal;
-  const std::int32_t* ids = call.index.ids.data + (items.are_cells() ? head * call.index.ids.stride(0) : 0);
-  const bool are_collected = items.are_cells() && items.n <= scratch.reached.most;
+  const std::int32_t* ids = call.index.ids.data + (are_cells ? head * call.index.ids.stride(0) : 0);
+  const bool are_collected = are_cells && items.n <= scratch.reached.most;
   if (are_collected) {
     scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, has_tokens, key_at, list_at);
     if (!all_equal && scratch.reached.equal_lists == 1 && limit.of_equal <= scratch.reached.equal_length) {
-      last_equal = static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + limit.of_equal - 1]);
-      is_cut = true;
+      const std::uint32_t last_equal = static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + limit.of_equal - 1]);
+      if (last_equal < held.listed) end_of_equal = last_equal + 1, is_cut = true;  // else some of them are in the tail
     }
   }
+  const std::uint32_t listed_equal = end_of_equal < held.listed ? end_of_equal : held.listed;
   if (are_collected && is_cut && k < range.size() / 32) {  // few tokens
     std::uint32_t before = 0;  // of the tokens before
     for (std::uint32_t first = own.begin; first < own.end; first += most_tokens) {
@@ -140,14 +112,20 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
       block::sparse_bitmap<Threads> selected(bitmap, bitmap + words, (tokens + 31) / 32);
       __syncthreads();
       std::uint32_t passed = 0;  // tokens of the parts before
-      const auto mark = [&](std::uint32_t token, bool above) {
+      const auto mark = [&](std::uint32_t token) {
         const std::uint32_t t = token - range.begin;
-        if (!above && token > last_equal) return;
         if (t - first < tokens) selected.mark(t - first);
         if (t < own.begin) ++passed;
       };
-      scratch.reached.for_tokens(ids, mark);
-      mark_tail<Threads>(call, head, range.end, limit, key_at, mark, 0, 1);
+      scratch.reached.for_tokens(ids, [&](std::uint32_t token, bool above) {
+        if (token < (above ? held.listed : listed_equal)) mark(token);
+      });
+      mark_tail<Threads>(
+          call, head, held, limit, key_at,
+          [&](std::uint32_t token, bool above) {
+            if (above || token < end_of_equal) mark(token);
+          },
+          0, 1);
       if (first == own.begin && first != 0) before = places.sum(passed);
       __syncthreads();
       before += selected.emit(places, before, static_cast<std::int32_t>(range.begin + first), indices, k);
@@ -162,20 +140,27 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   for (std::uint32_t first = own.begin; first < own.end; first += half * 32) {
     const std::uint32_t tokens = own.end - first < half * 32 ? own.end - first : half * 32, used = (tokens + 31) / 32;
     std::uint64_t passed = 0;  // tokens of the parts before
-    if (items.are_cells()) {
+    if (are_cells) {
       for (std::uint32_t w = threadIdx.x; w < used; w += Threads) chosen[w] = equal[w] = 0;
       __syncthreads();
       const auto mark = [&](std::uint32_t token, bool above) {
         const std::uint32_t t = token - range.begin;
-        if (!above && token > last_equal) return;
         if (t - first < tokens) atomicOr(&(above || is_cut ? chosen : equal)[(t - first) / 32], 1u << (t - first) % 32);
         if (t < own.begin) passed += block::token_count(above || is_cut);
       };
+      const auto mark_listed = [&](std::uint32_t token, bool above) {
+        if (token < (above ? held.listed : listed_equal)) mark(token, above);
+      };
       if (are_collected)
-        scratch.reached.for_tokens(ids, mark);
+        scratch.reached.for_tokens(ids, mark_listed);
       else
-        mark_cells<Threads>(scratch.reached, call, items.n, head, limit, has_tokens, key_at, list_at, mark);
-      mark_tail<Threads>(call, head, range.end, limit, key_at, mark, 0, 1);
+        mark_cells<Threads>(scratch.reached, call, items.n, head, limit, has_tokens, key_at, list_at, mark_listed);
+      mark_tail<Threads>(
+          call, head, held, limit, key_at,
+          [&](std::uint32_t token, bool above) {
+            if (above || token < end_of_equal) mark(token, above);
+          },
+          0, 1);
     } else {
       for (std::uint32_t i = threadIdx.x; first == own.begin && i < first; i += Threads)
         if (keys[i] >= limit.key) passed += block::token_count(keys[i] > limit.key);
@@ -189,7 +174,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     if (first == own.begin && first != 0) before = sums.sum(passed);
     __syncthreads();
     block::bitmap_emission<Threads> emission(sums);
-    const std::uint64_t here = emission.count(chosen, items.are_cells() && is_cut ? nullptr : equal, used);
+    const std::uint64_t here = emission.count(chosen, are_cells && is_cut ? nullptr : equal, used);
     emission.emit(before, limit.of_equal, static_cast<std::int32_t>(range.begin + first), indices, k);
     before += here;
     __syncthreads();  // the bitmaps are used again
@@ -244,12 +229,16 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const unsigned list = blockIdx.y;
   const middle_range range = call.range(list);
   const std::uint32_t k = out.selected(range);
-  if (!call.is_joint(range) || k == 0 || k == range.size()) return;
-  const block::scored_items items = call.items(list);
   const std::size_t head = call.head_of(list);
+  if (!call.is_joint(range, head) || k == 0 || k == range.size()) return;
+  const block::scored_items items = call.items(range, head, true);
+  const indexed_range held(call.extent_of(head), range.end);
   const auto mark = [&](std::uint32_t token, bool above) {
     const std::uint32_t t = token - range.begin;
     if (t < range.size()) atomicOr(&maps(list, above ? 0 : 1, t / 32), 1u << t % 32);
+  };
+  const auto mark_listed = [&](std::uint32_t token, bool above) {
+    if (token < held.listed) mark(token, above);
   };
   const auto cell_at = [&](std::uint32_t i) { return (i / 32 * gridDim.x + blockIdx.x) * 32 + i % 32; };  // 32 cells each in turn
   const auto key_of = [&](std::uint32_t cell) { return canonical::order_key(scores(list, cell)); };
@@ -257,8 +246,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
       reached, call, (items.n / 32 + gridDim.x) / gridDim.x * 32, head, limits[list],
       [&](std::uint32_t i) { return cell_at(i) < items.n && items.weight(cell_at(i)) != 0; },
       [&](std::uint32_t i) { return key_of(cell_at(i)); },
-      [&](std::uint32_t i) { return uint2{call.index.offsets(head, cell_at(i)), call.index.offsets(head, cell_at(i) + 1)}; }, mark);
-  mark_tail<Threads>(call, head, range.end, limits[list], key_of, mark, blockIdx.x, gridDim.x);
+      [&](std::uint32_t i) { return uint2{call.index.offsets(head, cell_at(i)), call.index.offsets(head, cell_at(i) + 1)}; }, mark_listed);
+  mark_tail<Threads>(call, head, held, limits[list], key_of, mark, blockIdx.x, gridDim.x);
 }
 
 /// CTAs of a cluster are grid.x, lists grid.y: writes lists of cells from their maps.
@@ -272,7 +261,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const unsigned list = blockIdx.y;
   const middle_range range = call.range(list);
   const std::uint32_t k = out.selected(range);
-  if (!call.is_joint(range) || k == 0 || k == range.size()) return;
+  if (!call.is_joint(range, call.head_of(list)) || k == 0 || k == range.size()) return;
   const block::slice own(team, static_cast<std::uint32_t>(maps.extent(2)));
   block::bitmap_emission<Threads> emission(sums);
   const std::uint64_t here = emission.count(&maps(list, 0, own.begin), &maps(list, 1, own.begin), own.count);
@@ -288,12 +277,14 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
 
 template <>
 struct kernel<op::retrieve, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::retrieve::sizes& sizes) { return detail::retrieve_device_scratch_bytes(sizes); }
+
   template <class P>
   static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
                   cell_index_view<space::device> index, view<const middle_range, 1, space::device> ranges,
                   view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts,
-                  const retrieve_params& params, view<std::uint8_t, 1, space::device> skipped) {
-    detail::block::scoring call(table, codes, params.reduction, params.head_dim);
+                  const retrieve_params& params, view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map) {
+    detail::block::scoring call(table, codes, params.reduction, params.head_dim, params.scale, map);
     call.ranges = ranges;
     call.path = params.path;
     if (params.path != search_path::scan) call.index = index;
@@ -304,7 +295,8 @@ struct kernel<op::retrieve, backend::cuda> {
     const std::size_t most_scanned = params.path == search_path::joint ? 0 : some_joint ? cells - 1 : n;
     const std::size_t items = std::max(some_joint ? cells : 0, most_scanned);
     const auto memory = [&] {
-      return detail::device_scratch(policy.scratch, retrieve_device_scratch_bytes(call.lists, call.query_heads(), n, cells), "retrieve");
+      const op::retrieve::sizes sizes{.lists = call.lists, .query_heads = call.query_heads(), .tokens = n, .cells = cells};
+      return detail::device_scratch(policy.scratch, scratch_bytes(sizes), "retrieve");
     };
     const bool is_short = items <= detail::tuning::fused_items && std::size_t{call.g} * call.m * call.c <= detail::tuning::fused_entries;
     if (!is_short) memory();  // refused before anything asks for a device
@@ -326,9 +318,10 @@ struct kernel<op::retrieve, backend::cuda> {
   /// In one launch, where a CTA has room for a list's items; false where it has not.
   /// @param items  that a list may have
   template <unsigned Pack>
-  static bool run_fused(const detail::launcher& launch, const detail::block::scoring& call, const detail::retrieved_lists& out,
+  static bool run_fused(const detail::launcher& launch, detail::block::scoring call, const detail::retrieved_lists& out,
                         std::uint8_t* skipped, std::size_t items, std::size_t cells) {
     using detail::block::shared_memory;
+    call.counts_own = true;
     const std::size_t n = call.codes.extent(2);
     const auto kernel = detail::retrieve_kernel<threads, Pack>;
     const std::size_t fixed = detail::block::list_scorer<threads, Pack>::shared_bytes(call.g, call.m, call.c) +
@@ -347,20 +340,23 @@ struct kernel<op::retrieve, backend::cuda> {
     return true;
   }
 
-  /// By several launches. Lists of cells, and then all lists of the call, have their scores in scratch.
+  /// By several launches. Lists of cells, and then all lists of the call, have their scores in scratch. A list whose index has tokens
+  /// behind its range is scanned, so that there is room for the scores of all tokens.
+  /// @param usual_items  that a list has at most when its index ends with its range
   template <unsigned Pack>
   static void run_spread(const detail::launcher& launch, arena memory, detail::block::scoring call, const detail::retrieved_lists& out,
-                         std::uint8_t* skipped, std::size_t most_items, std::size_t cells) {
+                         std::uint8_t* skipped, std::size_t usual_items, std::size_t cells) {
     const std::size_t n = call.codes.extent(2), lists = call.lists, words = n / 32 + 1;
     call.carve(memory);
     if (cells == 0) return detail::filter_lists<Pack>(launch, call, out, skipped, {memory, lists, n});
+    const std::size_t most_items = std::max(n, usual_items);
     const auto scores = make_view<space::device>(memory.take<float>(lists * most_items), lists, most_items);
     auto* limits = memory.take<detail::block::threshold>(lists);
     const auto maps = make_view<space::device>(memory.take<std::uint32_t>(lists * 2 * words), lists, 2, words);
     const unsigned cluster = launch.largest_cluster(detail::select_kernel<threads>);
     const dim3 grid(cluster, call.lists);
-    detail::spread_launches<Pack>(launch, call, most_items).scores(scores, skipped);
-    const std::size_t cached = std::min<std::size_t>(most_items / cluster + 32, detail::tuning::select_cached_keys);
+    detail::spread_launches<Pack>(launch, call, usual_items).scores(scores, skipped);
+    const std::size_t cached = std::min<std::size_t>(usual_items / cluster + 32, detail::tuning::select_cached_keys);
     launch("select_kernel", detail::select_kernel<threads>, {grid, threads, cached * sizeof(std::uint32_t), cluster}, call, out,
            as_const(scores), limits, static_cast<unsigned>(cached));
     detail::check_cuda(cudaMemsetAsync(maps.data, 0, maps.size() * sizeof(std::uint32_t), launch.stream), "retrieve", "cudaMemsetAsync");

@@ -177,11 +177,13 @@ class spread_launches {
 
 template <>
 struct kernel<op::scan, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::scan::sizes& sizes) { return detail::scan_device_scratch_bytes(sizes.query_heads); }
+
   template <class P>
   static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
-                  view<float, 2, space::device> scores, group_reduction reduction, std::size_t head_dim) {
-    detail::block::scoring call(table, codes, reduction, head_dim);
-    arena memory = detail::device_scratch(policy.scratch, scan_device_scratch_bytes(call.query_heads()), "scan");
+                  view<float, 2, space::device> scores, group_reduction reduction, std::size_t head_dim, float scale) {
+    detail::block::scoring call(table, codes, reduction, head_dim, scale);
+    arena memory = detail::device_scratch(policy.scratch, detail::scan_device_scratch_bytes(call.query_heads()), "scan");
     call.carve(memory);
     const detail::launcher launch(policy, "scan");
     if (detail::spread_launches<4>::takes(launch, call))

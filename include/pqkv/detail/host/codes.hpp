@@ -99,4 +99,19 @@ struct kernel<op::encode, backend::host> {
   }
 };
 
+template <>
+struct kernel<op::decode, backend::host> {
+  template <class P, class T, class Space>
+  static void run(const P& policy, codes_view<> codes, codebook_view<> book, view<T, 3, Space> keys) {
+    const std::size_t ds = book.sub_dim();
+    policy.runner.run(codes.extent(0), [&](std::size_t head) {
+      const detail::float_environment rounding;
+      for (std::size_t t = 0; t < codes.extent(2); ++t)
+        for (std::size_t j = 0; j < codes.extent(1); ++j)
+          for (std::size_t i = 0; i < ds; ++i)
+            keys(head, t, j * ds + i) = static_cast<T>(book.mean(head, j * ds + i) + book.centroids(head, j, i, codes(head, j, t)));
+    });
+  }
+};
+
 }  // namespace pqkv

@@ -14,7 +14,9 @@ namespace pqkv {
 template <>
 struct kernel<op::exact_scores, backend::host> {
   static constexpr std::size_t scratch_bytes(const op::exact_scores::sizes& sizes) {
-    return sizes.query_heads * (sizes.tokens * sizeof(float) + cache_line_bytes);
+    constexpr std::size_t most = static_cast<std::size_t>(-1);  // stands for more than can be counted
+    const std::size_t row = sizes.tokens * sizeof(float) + cache_line_bytes;
+    return sizes.query_heads <= most / row ? sizes.query_heads * row : most;
   }
 
   template <class P, class Store>

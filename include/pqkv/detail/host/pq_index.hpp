@@ -14,8 +14,7 @@ namespace pqkv {
 template <>
 struct kernel<op::gather_keys, backend::host> {
   template <class P, class Rows, class T>
-  static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
-                  view<T, 3> out) {
+  static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first, view<T, 3> out) {
     policy.runner.run(out.extent(0), [&](std::size_t h) {
       for (std::size_t i = 0; i < out.extent(1); ++i) {
         const auto key = rows.key(head + h, first + sample(i));

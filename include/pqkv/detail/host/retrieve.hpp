@@ -155,14 +155,15 @@ struct kernel<op::retrieve, backend::host> {
         const detail::scorer_scratch own{tables.shifted + first * m * c, tables.entries + first * m * c, tables.factor + first};
         scorer_type scorer(own, params.reduction, g, m, c, canonical::softmax_scale::of(params.head_dim, params.scale));
         std::uint64_t* own_bits = bits + list * (words + summary);
-        const detail::cell_scratch scratch{scores + list * scored, values + list * kept,   picks + list * kept,
-                                           own_bits,               own_bits + words,       occupied + list * kept,
-                                           weights + list * kept,  occupied_codes + list * m * cells};
+        const detail::cell_scratch scratch{
+            scores + list * scored, values + list * kept,   picks + list * kept,   own_bits,
+            own_bits + words,       occupied + list * kept, weights + list * kept, occupied_codes + list * m * cells};
         const list_scratch own_scratch{scratch, earlier + list * cells};
         const detail::prefilter_scratch filter{sums + list * summed, positions + list * room, doubtful};
         std::int32_t* out = indices.data + list * indices.stride(0);
         std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
-        counts(list) = select<leaf>(scorer, table, first, codes, index, head, ranges(row_head), params.path, own_scratch, filter, out, flags);
+        counts(list) =
+            select<leaf>(scorer, table, first, codes, index, head, ranges(row_head), params.path, own_scratch, filter, out, flags);
         detail::pad(out, counts(list), indices.extent(1));
       });
     });

@@ -188,7 +188,8 @@ struct kernel<op::count_attended, backend::host> {
   }
 
  private:
-  static std::size_t count_live(const slot_table<space::host>& slots, const step& of, std::size_t first, std::size_t tokens) noexcept {
+  static std::size_t count_live(const slot_table<space::host>& slots, const cache_step& of, std::size_t first,
+                                std::size_t tokens) noexcept {
     std::size_t all = 0;
     const std::size_t rows = of.rows(slots.sequences.extent(0));
     for (std::size_t row = 0; row < rows; ++row) all += of.count(row);
@@ -197,22 +198,39 @@ struct kernel<op::count_attended, backend::host> {
 };
 
 template <>
+struct kernel<op::share_lists, backend::host> {
+  template <class P>
+  static void run(const P&, const planned_queries<space::host>& queries, const step_plan<space::host>& plan,
+                  view<std::int32_t, 2> found) noexcept {
+    const std::size_t tokens = plan.slots.extent(0), lists = tokens == 0 ? 0 : plan.counts.extent(0) / tokens;
+    for (std::size_t i = 1; i < tokens; ++i) {
+      const step_token token = locate(queries.step, queries.sequences.extent(0), queries.first + i);
+      if (queries.has_own_list(token, i)) continue;
+      for (std::size_t list = 0; list < lists; ++list) {
+        const std::size_t to = i * lists + list, from = to - lists;  // the token before has the row's list by now
+        plan.counts(to) = plan.counts(from);
+        for (std::size_t k = 0; k < plan.counts(from); ++k) found(to, k) = found(from, k);
+      }
+    }
+  }
+};
+
+template <>
 struct kernel<op::write_lists, backend::host> {
   template <class P, class Indices, class Counts>
-  static void run(const P&, const planned_queries<space::host>& queries, const step_plan<space::host>& plan, view<const std::int32_t, 2> found,
-                  const Indices& indices, const Counts& counts) noexcept {
+  static void run(const P&, const planned_queries<space::host>& queries, const step_plan<space::host>& plan,
+                  view<const std::int32_t, 2> found, const Indices& indices, const Counts& counts) noexcept {
     const std::size_t lists = indices.extent(1);
     for (std::size_t i = 0; i < indices.extent(0); ++i) {
       const step_token token = locate(queries.step, queries.sequences.extent(0), queries.first + i);
       if (token.count == 0) continue;
-      const middle_range whole = whole_middle(queries.sequences(token.slot), token.index, token.count, queries.rule, queries.covers);
+      const middle_range whole = whole_middle(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers);
       for (std::size_t list = 0; list < lists; ++list) {
-        const std::size_t row = i * lists + list, listed = whole.size() != 0 ? whole.size() : plan.counts(row);
+        const std::size_t row = i * lists + list, room = indices.extent(2), all = whole.size() != 0 ? whole.size() : plan.counts(row);
+        const std::size_t listed = all < room ? all : room;  // a door refused less room, where the host knows how much is needed
         counts(i, list) = static_cast<std::uint32_t>(listed);
-        for (std::size_t k = 0; k < indices.extent(2); ++k)
-          indices(i, list, k) = k >= listed            ? -1
-                                : whole.size() != 0 ? static_cast<std::int32_t>(whole.begin + k)
-                                                    : found(row, k);
+        for (std::size_t k = 0; k < room; ++k)
+          indices(i, list, k) = k >= listed ? -1 : whole.size() != 0 ? static_cast<std::int32_t>(whole.begin + k) : found(row, k);
       }
     }
   }

@@ -19,22 +19,22 @@ struct kernel<op::plan_step, backend::host> {
     for (std::size_t i = 0; i < tokens; ++i) {
       while (token.row < rows && token.index == token.count) next_row(queries.step, rows, token);
       query_plan one{};
-      if (token.row < rows)
-        one = plan_query(queries.sequences(token.slot), token.index, token.count, queries.rule, queries.covers);
+      if (token.row < rows) one = plan_query(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers);
+      any_listed |= one.range.size() != 0;
+      if (!queries.has_own_list(token, i)) one.range = {};
       plan.slots(i) = token.slot;
       for (std::size_t head = 0; head < h; ++head) plan.ranges(i * h + head) = one.range;
       for (std::size_t list = 0; list < lists; ++list) {
         plan.spans(i * lists + list) = one.span;
         plan.counts(i * lists + list) = 0;
       }
-      any_listed |= one.range.size() != 0;
       ++token.index;
     }
     return any_listed;
   }
 
  private:
-  static void next_row(const step& of, std::size_t rows, step_token& token) noexcept {
+  static void next_row(const cache_step& of, std::size_t rows, step_token& token) noexcept {
     ++token.row;
     token.index = 0;
     token.slot = token.row < rows ? of.slot(token.row) : 0;

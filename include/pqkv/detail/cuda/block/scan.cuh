@@ -53,6 +53,11 @@ struct head_numbers {
   std::uint32_t is_recentred;
 };
 
+/// Where the tokens of one head's index are; zeros without an index.
+struct index_extent {
+  std::uint32_t first = 0, merged = 0, last = 0;
+};
+
 /// One call, by value into every kernel.
 struct scoring {
   distance_table_view<space::device> table;
@@ -61,14 +66,17 @@ struct scoring {
   view<const middle_range, 1, space::device> ranges{};  // empty: all tokens
   group_reduction reduction{};
   search_path path = search_path::scan;
+  head_map<space::device> map{};  // of row heads to those of codes and index
+  bool counts_own = false;        // the kernel takes tokens behind a range out of its own copy of the counts
   unsigned lists{}, g{}, m{}, c{}, bits{}, lists_per_head{};
   canonical::softmax_scale scale{};
   std::uint64_t* totals{};  // [hq, scan_device_runs] scratch: Z of each run of items
   head_numbers* numbers{};  // [hq] scratch
 
-  scoring(distance_table_view<space::device> of, codes_view<space::device> from, group_reduction how, std::size_t head_dim)
-      : table(of), codes(from), reduction(how), scale(canonical::softmax_scale::of(head_dim)) {
-    const std::size_t hq = table.entries.extent(0), h = codes.extent(0);
+  scoring(distance_table_view<space::device> of, codes_view<space::device> from, group_reduction how, std::size_t head_dim,
+          float logit_scale = 0, const head_map<space::device>& heads = {})
+      : table(of), codes(from), reduction(how), map(heads), scale(canonical::softmax_scale::of(head_dim, logit_scale)) {
+    const std::size_t hq = table.entries.extent(0), h = map.heads(codes.extent(0));
     lists = static_cast<unsigned>(score_lists(how, h, hq));
     g = static_cast<unsigned>(hq / lists);
     m = static_cast<unsigned>(codes.extent(1));
@@ -83,25 +91,37 @@ struct scoring {
     numbers = memory.take<head_numbers>(query_heads());
   }
 
-  /// The KV head of a list: nearly always the list itself, and kernels begin by waiting for a division's twenty instructions.
-  __device__ std::size_t head_of(unsigned list) const { return lists_per_head == 1 ? list : list / lists_per_head; }
+  /// The row head of a list: nearly always the list itself, and kernels begin by waiting for a division's twenty instructions.
+  __device__ unsigned row_head_of(unsigned list) const { return lists_per_head == 1 ? list : list / lists_per_head; }
+  /// The head of codes and index that a list belongs to.
+  __device__ std::size_t head_of(unsigned list) const { return map.head(row_head_of(list)); }
   /// What list `list` ranks; limited to what exists, since nobody could report a range from here.
   __device__ middle_range range(unsigned list) const {
     const std::uint32_t n = static_cast<std::uint32_t>(codes.extent(2));
     if (ranges.data == nullptr) return {0, n, 0};
-    middle_range r = ranges(head_of(list));
+    middle_range r = ranges(row_head_of(list));
     r.end = r.end < n ? r.end : n;
     r.begin = r.begin < r.end ? r.begin : r.end;
     return r;
   }
-  __device__ bool is_joint(const middle_range& r) const {
-    return !index.empty() && resolve_path(path, index.cells(), r.size()) == search_path::joint;
+  /// Whether a list scores cells: their counts must be those of its range. A kernel with its own copy of them makes it so where the
+  /// index has tokens behind the range.
+  __device__ bool is_joint(const middle_range& r, const index_extent& held) const {
+    return !index.empty() && resolve_path(path, index.cells(), r.size()) == search_path::joint && held.first == r.begin &&
+           (counts_own ? r.end <= held.last : r.end == held.last);
+  }
+  __device__ bool is_joint(const middle_range& r, std::size_t head) const { return is_joint(r, extent_of(head)); }
+  __device__ index_extent extent_of(std::size_t head) const {
+    return index.empty() ? index_extent{} : index_extent{index.first(head), index.merged(head), index.last(head)};
   }
   __device__ scored_items items(unsigned list) const {
     const std::size_t head = head_of(list);
     const middle_range r = range(list);
+    return items(r, head, is_joint(r, head));
+  }
+  __device__ scored_items items(const middle_range& r, std::size_t head, bool are_cells) const {
     scored_items of{codes.data + head * codes.stride(0) + r.begin, codes.stride(1), nullptr, r.size(), m, bits};
-    if (is_joint(r)) {
+    if (are_cells) {
       of.counts = &index.counts(head, 0);
       of.n = static_cast<std::uint32_t>(index.cells());
     }

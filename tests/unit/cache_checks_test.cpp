@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The checks that a pqcache offers to engines without exceptions: noexcept, they say what the doors would throw, and accept what
-// the doors accept.
+// The checks that a pqcache offers to engines without exceptions: noexcept, they say what the verbs would throw, and accept what
+// the verbs accept. Every refusal of a verb is in pqcache_refusal_test.cpp.
 #include <doctest/doctest.h>
 
 #include <pqkv/pqkv.hpp>
@@ -9,7 +9,7 @@
 
 namespace {
 
-using cache = pqkv::pqcache<float>;
+using cache = pqkv::pqcache<>;
 
 struct fixture {
   std::vector<float> rows = std::vector<float>(4096, 0.5f);
@@ -42,11 +42,12 @@ std::string said(const pqkv::status& checked) { return checked.ok() ? std::strin
 
 }  // namespace
 
-TEST_CASE("every check says what its door throws") {
+TEST_CASE("cache checks: every check says what its verb throws") {
   fixture b;
   cache& c = b.subject;
   static_assert(noexcept(c.can_prefill(0, b.block(2, 8, 8), b.block(2, 8, 8)))&& noexcept(c.can_append(
-      b.block(2, 2, 8), b.block(2, 2, 8)))&& noexcept(c.can_attend(b.block(2, 4, 8), b.block(2, 4, 8)))&& noexcept(c.can_fork(0, 1)));
+      b.block(2, 2, 8), b.block(2, 2, 8)))&& noexcept(c.can_attend(b.block(2, 4, 8), b.block(2, 4, 8)))&& noexcept(c.can_fork(0, 1)) &&
+                noexcept(c.can_truncate(0, 1)) && noexcept(c.can_reset(0)));
 
   const auto prefill = [&](std::size_t slot, pqkv::view<float, 3> k, pqkv::view<float, 3> v) {
     const std::string checked = said(c.can_prefill(slot, k, v));
@@ -60,19 +61,28 @@ TEST_CASE("every check says what its door throws") {
         "pqkv::prefill: keys.extent(1): expected 40 (n, free tokens of the slot, at most), got 41");
   CHECK(prefill(0, b.block(2, 39, 8), b.block(2, 39, 8)) == "");
   CHECK(prefill(0, b.block(2, 1, 8), b.block(2, 1, 8)) ==
-        "pqkv::prefill: slot: expected 0 (tokens in it; reset() or fork() first), got 39");
+        "pqkv::prefill: slot: expected 0 (tokens in it; append() takes the tokens that follow a prompt, reset() empties a slot), got 39");
 
-  const auto append = [&](pqkv::view<float, 3> k, pqkv::view<float, 3> v, pqkv::active_slots active) {
-    const std::string checked = said(c.can_append(k, v, active));
-    CHECK(checked == thrown([&] { c.append(b.cpu, k, v, active); }));
+  const auto append = [&](pqkv::view<float, 3> k, pqkv::view<float, 3> v, const pqkv::cache_step& step) {
+    const std::string checked = said(c.can_append(k, v, step));
+    CHECK(checked == thrown([&] { c.append(b.cpu, k, v, step); }));
     return checked;
   };
-  const std::uint8_t first_only[2] = {1, 0}, three[3] = {1, 1, 1};
+  const std::uint32_t slots[3] = {0, 1, 1}, of_rows[2] = {1, 2};
+  pqkv::cache_step first_only, three, twice, ragged;
+  first_only.slots = pqkv::make_view(slots, 1);
+  three.slots = pqkv::make_view(slots, 3);
+  twice.slots = pqkv::make_view(slots + 1, 2);
+  ragged.counts = pqkv::make_view(of_rows, 2);
   CHECK(append(b.block(2, 2, 16), b.block(2, 2, 8), {}) == "pqkv::append: keys.extent(2): expected 8 (d, from params), got 16");
-  CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), pqkv::make_view(three, 3)) ==
-        "pqkv::append: active.extent(0): expected 2 (batch, from params), got 3");
-  CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), pqkv::make_view(first_only, 2)) == "");
-  CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), {}) == "pqkv::append: active slot: expected 40 (tokens, below capacity), got 40");
+  CHECK(append(b.block(3, 2, 8), b.block(3, 2, 8), {}) ==
+        "pqkv::append: keys.extent(0): expected 2 (tokens of the step: one for every row), got 3");
+  CHECK(append(b.block(3, 2, 8), b.block(3, 2, 8), three) == "pqkv::append: step.slots.extent(0): expected 2 (rows, batch at most), got 3");
+  CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), twice) == "pqkv::append: step.slots: expected 1 (times a slot is named, at most), got 2");
+  CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), ragged) == "pqkv::append: keys.extent(0): expected 3 (tokens of the step), got 2");
+  CHECK(append(b.block(1, 2, 8), b.block(1, 2, 8), first_only) == "");
+  CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), {}) ==
+        "pqkv::append: step: expected 40 (tokens of the slot then, capacity, at most), got 41");
   CHECK(c.size(1) == 0);  // the slot with room was not changed either
 
   const auto attend = [&](pqkv::view<const float, 3> q, pqkv::view<float, 3> out, pqkv::view<float, 2> lse) {
@@ -81,7 +91,7 @@ TEST_CASE("every check says what its door throws") {
     return checked;
   };
   CHECK(attend(b.block(2, 2, 8), b.block(2, 4, 8), {}) == "pqkv::attend: query.extent(1): expected 4 (hq, from params), got 2");
-  CHECK(attend(b.block(2, 4, 8), b.block(1, 4, 8), {}) == "pqkv::attend: out.extent(0): expected 2 (batch, from params), got 1");
+  CHECK(attend(b.block(2, 4, 8), b.block(1, 4, 8), {}) == "pqkv::attend: out.extent(0): expected 2 (tokens, from query), got 1");
   CHECK(attend(b.block(2, 4, 8), b.block(2, 4, 8), pqkv::make_view(b.rows.data(), 2, 3)) ==
         "pqkv::attend: lse.extent(1): expected 4 (hq, from params), got 3");
 
@@ -96,6 +106,18 @@ TEST_CASE("every check says what its door throws") {
   CHECK(retrieve(3, 40) == "pqkv::retrieve: indices.extent(1): expected 2 (h, or hq under reduction none), got 3");
   CHECK(retrieve(2, c.retrieve_capacity(0)) == "");
   CHECK(retrieve(2, c.retrieve_capacity(0) - 1).find("indices.extent(2): expected") != std::string::npos);
+
+  const auto truncate = [&](std::size_t slot, std::size_t n) {
+    const std::string checked = said(c.can_truncate(slot, n));
+    CHECK(checked == thrown([&] { c.truncate(b.cpu, slot, n); }));
+    return checked;
+  };
+  CHECK(truncate(2, 0) == "pqkv::truncate: slot: expected 2 (batch, slot below it), got 2");
+  CHECK(truncate(0, 41) == "pqkv::truncate: n: expected 40 (tokens of the slot, at most), got 41");
+  CHECK(truncate(0, 40) == "");
+  CHECK(truncate(0, 30) == "");
+  CHECK(truncate(0, 31) == "pqkv::truncate: n: expected 30 (tokens of the slot, at most), got 31");
+  CHECK(said(c.can_reset(2)) == "pqkv::reset: slot: expected 2 (batch, slot below it), got 2");
 
   CHECK(said(c.can_fork(0, 5)) == thrown([&] { c.fork(b.cpu, 0, 5); }));
   CHECK(said(c.can_fork(7, 0)) == "pqkv::fork: from: expected 2 (batch, slot below it), got 7");

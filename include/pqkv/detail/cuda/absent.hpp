@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operations that the CUDA backend does not have. Without these a call would ask for a header that cannot help.
+#pragma once
+
+#include "../../exec/kernel.hpp"
+#include "../../prefill_attention.hpp"
+#include "../../quantize/residual.hpp"
+#include "../../search/quantized_scan.hpp"
+#include "../../search/rerank.hpp"
+#include "../../selector/oracle.hpp"
+
+namespace pqkv {
+namespace detail {
+
+/// Does not compile where it is called.
+template <class Op>
+struct absent_on_cuda {
+  template <class... Argument>
+  static void run(const Argument&...) {
+    static_assert(always_false<Op, Argument...>,
+                  "pqkv: this operation does not exist on CUDA; docs/policies.md lists what each backend has");
+  }
+  template <class Sizes>
+  static constexpr std::size_t scratch_bytes(const Sizes&) {
+    static_assert(always_false<Op, Sizes>, "pqkv: this operation does not exist on CUDA; docs/policies.md lists what each backend has");
+    return 0;
+  }
+};
+
+}  // namespace detail
+
+template <>
+struct kernel<op::prefill_attention, backend::cuda> : detail::absent_on_cuda<op::prefill_attention> {};
+template <>
+struct kernel<op::rerank, backend::cuda> : detail::absent_on_cuda<op::rerank> {};
+template <>
+struct kernel<op::encode_residual, backend::cuda> : detail::absent_on_cuda<op::encode_residual> {};
+template <>
+struct kernel<op::residual_rows, backend::cuda> : detail::absent_on_cuda<op::residual_rows> {};
+template <>
+struct kernel<op::exact_scores, backend::cuda> : detail::absent_on_cuda<op::exact_scores> {};
+template <>
+struct kernel<op::quantize_table, backend::cuda> : detail::absent_on_cuda<op::quantize_table> {};
+template <>
+struct kernel<op::quantized_scan, backend::cuda> : detail::absent_on_cuda<op::quantized_scan> {};
+
+}  // namespace pqkv

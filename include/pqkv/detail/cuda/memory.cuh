@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// Device memory behind the seam, and its owner for engines without an allocator of their own. Taking and giving back memory may wait for
+// the device, so neither belongs in a decode step; zeroing and copying are enqueued.
+#pragma once
+
+#include "../../exec/cuda.hpp"
+#include "../../exec/memory.hpp"
+#include "error.cuh"
+
+namespace pqkv {
+namespace detail {
+
+/// Device memory, zeroed in the stream's order.
+/// @param function  the door, for errors
+/// @throws cuda_error
+inline memory_block device_memory(std::size_t bytes, void* stream, const char* function) {
+  void* memory = nullptr;
+  check_cuda(cudaMalloc(&memory, bytes), function, "cudaMalloc");
+  const cudaError_t error = cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) cudaFree(memory);
+  check_cuda(error, function, "cudaMemsetAsync");
+  return {memory, [](void* block) noexcept { cudaFree(block); }};
+}
+
+}  // namespace detail
+
+template <>
+struct kernel<op::allocate, backend::cuda> {
+  template <class P>
+  static memory_block run(const P& policy, std::size_t bytes) {
+    return detail::device_memory(bytes, policy.stream, "allocate");
+  }
+};
+
+template <>
+struct kernel<op::copy_bytes, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, void* to, const void* from, std::size_t bytes) {
+    detail::check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(policy.stream)), "copy_bytes",
+                       "cudaMemcpyAsync");
+  }
+};
+
+template <>
+struct kernel<op::zero_bytes, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, void* to, std::size_t bytes) {
+    detail::check_cuda(cudaMemsetAsync(to, 0, bytes, static_cast<cudaStream_t>(policy.stream)), "zero_bytes", "cudaMemsetAsync");
+  }
+};
+
+/// An owner of device memory that is filled from host memory and read back.
+template <class T>
+class device_buffer : public owner<T, space::device> {
+  using base = owner<T, space::device>;
+
+ public:
+  device_buffer() = default;
+  /// Zeroed, in the stream's order.
+  /// @param stream  a cudaStream_t, as in exec::cuda
+  /// @throws cuda_error
+  device_buffer(std::size_t size, void* stream) : base(taken(size, stream)) {}
+
+  /// Enqueues the copy of size() elements from host memory, which must last until the stream has done it.
+  /// @throws cuda_error
+  void upload(const T* from, void* stream) const { copy_bytes(exec::cuda{stream, {}}, this->data(), from, this->size_bytes()); }
+  /// The same to host memory.
+  void download(T* to, void* stream) const { copy_bytes(exec::cuda{stream, {}}, to, this->data(), this->size_bytes()); }
+
+ private:
+  static base taken(std::size_t size, void* stream) {
+    if (size == 0) return {};
+    if (size > static_cast<std::size_t>(-1) / sizeof(T)) detail::out_of_memory();
+    return {detail::device_memory(size * sizeof(T), stream, "device_buffer"), size};
+  }
+};
+
+}  // namespace pqkv

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// The index of product quantization on the device: codes of the keys that leave windows, a CTA is a key; and keys copied out of a store
+// that is not strided.
+#pragma once
+
+#include "../../core/canonical.hpp"
+#include "../../core/row.hpp"
+#include "../../search/pq_index.hpp"
+#include "block/nearest.cuh"
+#include "block/reduce.cuh"
+#include "cell_index.cuh"
+#include "kernel.cuh"
+
+namespace pqkv {
+namespace detail {
+
+/// Encodes keys one after the other by a CTA: a thread is a centroid of some subspace. Codes as encode() has them.
+class key_encoder {
+ public:
+  struct scratch {
+    float y[max_head_dim + max_subspaces];  // [m, width] the key less the mean
+    unsigned long long best[max_subspaces];
+    std::uint8_t usable[max_subspaces];
+  };
+
+  __device__ key_encoder(scratch& own, const codebook_view<space::device>& book)
+      : scratch_(own),
+        book_(book),
+        m_(static_cast<unsigned>(book.subspaces())),
+        ds_(static_cast<unsigned>(book.sub_dim())),
+        width_(static_cast<unsigned>(book.row_dim())),
+        c_(static_cast<unsigned>(book.size())) {}
+
+  /// By all threads, whole warps. Writes the codes of token t; thread 0 returns its cell, where cells are of 32 bits.
+  template <class T>
+  __device__ std::uint32_t encode(std::size_t head, kv_row<T> key, const mutable_codes_view<space::device>& codes, std::size_t t) {
+    const bool key_is_finite = stage(head, key);
+    if (book_.metric() == key_metric::inner_product) lift(head);
+    find(head);
+    if (threadIdx.x < m_) codes(head, threadIdx.x, t) = code(threadIdx.x, key_is_finite);
+    std::uint32_t cell = 0;
+    for (unsigned j = 0; threadIdx.x == 0 && j < m_; ++j) cell = cell * c_ + code(j, key_is_finite);
+    return cell;
+  }
+
+ private:
+  /// The key less the mean; whether it is finite. Begins and ends with a barrier.
+  template <class T>
+  __device__ bool stage(std::size_t head, kv_row<T> key) {
+    __syncthreads();  // the key before is done
+    bool finite = true;
+    for (unsigned i = threadIdx.x; i < m_ * ds_; i += blockDim.x) {
+      const float x = static_cast<float>(key.data[i * key.stride]);
+      finite &= is_finite(x);
+      const unsigned j = i / ds_;
+      scratch_.y[j * width_ + (i - j * ds_)] = canonical::sub(x, book_.mean(head, i));
+    }
+    if (threadIdx.x < m_) scratch_.best[threadIdx.x] = ~0ull, scratch_.usable[threadIdx.x] = 1;
+    return __syncthreads_and(finite ? 1 : 0) != 0;
+  }
+  /// The last coordinate of every subspace on its sphere. Ends with a barrier.
+  __device__ void lift(std::size_t head) {
+    if (threadIdx.x < m_) {
+      float* row = scratch_.y + threadIdx.x * width_;
+      const float norm = canonical::dot(row, row, 1, ds_);
+      row[ds_] = canonical::sphere_coordinate(book_.squared_radius(head, threadIdx.x), norm);
+      scratch_.usable[threadIdx.x] = is_finite(norm) ? 1 : 0;
+    }
+    __syncthreads();
+  }
+  /// The nearest centroid of every subspace. Ends with a barrier.
+  __device__ void find(std::size_t head) {
+    const unsigned lanes = c_ < 32 ? c_ : 32, all = m_ * c_;  // lanes of a warp with one subspace
+    for (unsigned base = 0; base < all; base += blockDim.x) {
+      const unsigned at = base + threadIdx.x, j = at / c_, x = at - j * c_;
+      std::uint64_t best = at < all ? block::nearest_key(distance(head, j, x), x) : ~0ull;
+      for (unsigned step = lanes / 2; step > 0; step /= 2) {
+        const std::uint64_t other = __shfl_xor_sync(block::all_lanes, best, static_cast<int>(step));
+        best = other < best ? other : best;
+      }
+      if (at < all && x % lanes == 0) atomicMin(&scratch_.best[j], static_cast<unsigned long long>(best));
+    }
+    __syncthreads();
+  }
+  __device__ float distance(std::size_t head, unsigned j, unsigned x) const {
+    const float *y = scratch_.y + j * width_, *centroid = &book_.centroids(head, j, 0, x);
+    float sum = 0;
+#pragma unroll 16
+    for (unsigned i = 0; i < width_; ++i) {  // loads ahead of the sums
+      const float e = canonical::sub(y[i], centroid[std::size_t{i} * c_]);
+      sum = canonical::fma(e, e, sum);
+    }
+    return sum;
+  }
+  __device__ std::uint8_t code(unsigned j, bool key_is_finite) const {
+    return key_is_finite && scratch_.usable[j] != 0 ? static_cast<std::uint8_t>(scratch_.best[j] & 0xffu) : std::uint8_t{0};
+  }
+
+  scratch& scratch_;
+  const codebook_view<space::device>& book_;
+  unsigned m_, ds_, width_, c_;
+};
+
+/// KV heads are grid.x, rows of a step grid.y, CTAs that take a row's leaving tokens in turn grid.z.
+/// @param leaving  leaving(row): the tokens of one sequence that are to be encoded
+template <class Rows, class Leaving>
+__global__ void __launch_bounds__(max_centroids) encode_leaving_kernel(pq_index_view<space::device> index, Rows rows, Leaving leaving) {
+  __shared__ key_encoder::scratch scratch;
+  const leaving_tokens tokens = leaving(blockIdx.y);
+  const std::size_t head = std::size_t{tokens.slot} * index.kv_heads + blockIdx.x;
+  const codebook_view<space::device> book = index.book;
+  key_encoder encoder(scratch, book);
+  for (std::uint32_t t = tokens.first + blockIdx.z; t < tokens.last; t += gridDim.z)
+    encoder.encode(head, rows.key(head, t), index.codes, t);
+}
+
+/// @param tokens  that leave in all, about: how far the work is spread
+template <class Rows, class Leaving>
+void encode_leaving(const launcher& launch, const pq_index_view<space::device>& index, const Rows& rows, const Leaving& leaving,
+                    std::size_t count, std::size_t tokens) {
+  if (count == 0) return;
+  const std::size_t a_row = tokens / count + 1, there = 4 * tuning::multiprocessors / (index.kv_heads * count) + 1;
+  launch("encode_leaving_kernel", encode_leaving_kernel<Rows, Leaving>,
+         {dim3(static_cast<unsigned>(index.kv_heads), static_cast<unsigned>(count), static_cast<unsigned>(a_row < there ? a_row : there)),
+          max_centroids},
+         index, rows, leaving);
+}
+
+/// What happens to a sequence's last encoded tokens.
+enum class ranking { begins, ends };
+
+/// By a CTA of whole warps: tokens join the ranked ones of every head of their sequence, or leave them. Ends with a barrier.
+template <ranking Change>
+__device__ void change_ranking(const pq_index_view<space::device>& index, const leaving_tokens& tokens) {
+  if (index.index.empty() || tokens.size() == 0) return;
+  const std::size_t h = index.kv_heads, first_head = tokens.slot * h;
+  for (std::size_t head = first_head + threadIdx.x / 32; head < first_head + h; head += blockDim.x / 32) {
+    for (std::uint32_t t = tokens.first + threadIdx.x % 32; t < tokens.last; t += 32)
+      atomicAdd(&index.index.counts(head, index.cell(head, t)), Change == ranking::begins ? 1u : ~0u);
+    if (threadIdx.x % 32 != 0) continue;
+    if constexpr (Change == ranking::begins)
+      grow_range(index.index, head, tokens.first, tokens.last);
+    else
+      cut_range(index.index, head, tokens.first);
+  }
+  __syncthreads();
+}
+
+/// A warp is a row.
+template <class Rows, class T>
+__global__ void __launch_bounds__(256)
+    gather_keys_kernel(Rows rows, std::size_t first_head, stratified_sample sample, std::size_t first, view<T, 3, space::device> out) {
+  const std::size_t row = (std::size_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32, n = out.extent(1);
+  if (row >= out.extent(0) * n) return;
+  const std::size_t head = row / n, i = row - head * n;
+  const auto key = rows.key(first_head + head, first + sample(i));
+  for (std::size_t e = threadIdx.x % 32; e < out.extent(2); e += 32) out(head, i, e) = key.data[e * key.stride];
+}
+
+/// What leaves, where a view says so.
+struct listed_leaving {
+  view<const leaving_tokens, 1, space::device> all;
+  __device__ leaving_tokens operator()(std::size_t row) const { return all(row); }
+};
+
+}  // namespace detail
+
+template <>
+struct kernel<op::gather_keys, backend::cuda> {
+  template <class P, class Rows, class T>
+  static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
+                  view<T, 3, space::device> out) {
+    detail::launcher(policy, "gather_keys")("gather_keys_kernel", detail::gather_keys_kernel<Rows, T>,
+                                            {dim3(detail::ceil_div(out.extent(0) * out.extent(1), 8)), 256}, rows, head, sample, first,
+                                            out);
+  }
+};
+
+template <>
+struct kernel<op::encode_leaving, backend::cuda> {
+  template <class P, class Rows>
+  static void run(const P& policy, const pq_index_view<space::device>& index, const Rows& rows,
+                  view<const leaving_tokens, 1, space::device> leaving) {
+    detail::encode_leaving(detail::launcher(policy, "encode_leaving"), index, rows, detail::listed_leaving{leaving}, leaving.extent(0),
+                           leaving.extent(0));
+  }
+};
+
+}  // namespace pqkv

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// The plan of a step on the device: a thread is a list of a query.
+#pragma once
+
+#include "../../cache/step_plan.hpp"
+#include "kernel.cuh"
+
+namespace pqkv {
+namespace detail {
+
+/// A thread is a list of a query token, tokens one after the other.
+/// @param lists  of a token; at least as many as its heads
+template <class Queries, class Plan>
+PQKV_HIDDEN __global__ void __launch_bounds__(256) plan_step_kernel(Queries queries, Plan plan, unsigned lists, unsigned h) {
+  const unsigned at = blockIdx.x * blockDim.x + threadIdx.x, i = at / lists, list = at - i * lists;
+  if (i >= plan.slots.extent(0)) return;
+  const std::size_t batch = queries.sequences.extent(0);
+  const step_token token = locate(queries.step, batch, queries.first + i);
+  const bool is_query = token.count != 0 && token.slot < batch;
+  query_plan one{};
+  if (is_query) one = plan_query(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers);
+  if (!queries.has_own_list(token, i)) one.range = {};
+  plan.spans(at) = one.span;
+  plan.counts(at) = 0;
+  if (list < h) plan.ranges(i * h + list) = one.range;
+  if (list == 0) plan.slots(i) = is_query ? token.slot : 0;
+}
+
+}  // namespace detail
+
+template <>
+struct kernel<op::plan_step, backend::cuda> {
+  /// @return true: which queries have lists is known on the device alone
+  template <class P>
+  static bool run(const P& policy, const planned_queries<space::device>& queries, const step_plan<space::device>& plan) {
+    const std::size_t tokens = plan.slots.extent(0), all = plan.spans.extent(0);
+    if (tokens == 0) return false;
+    const auto kernel = detail::plan_step_kernel<planned_queries<space::device>, step_plan<space::device>>;
+    detail::launcher(policy, "plan_step")("plan_step_kernel", kernel, {dim3(detail::ceil_div(all, 256)), 256}, queries, plan,
+                                          static_cast<unsigned>(all / tokens), static_cast<unsigned>(plan.ranges.extent(0) / tokens));
+    return true;
+  }
+};
+
+}  // namespace pqkv

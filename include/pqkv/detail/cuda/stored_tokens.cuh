@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// How tokens get into a cache on the device: rows are stored, what leaves the windows is encoded, and only the last kernel of a call writes
+// the sequence, so that all of them decide the same. One token a row is one launch, in which the CTAs of a row take a ticket once they have
+// read its sequence; the last of them writes it.
+#pragma once
+
+#include <type_traits>
+
+#include "../../cache/kv_store.hpp"
+#include "../../cache/sequence_steps.hpp"
+#include "block/reduce.cuh"
+#include "kernel.cuh"
+#include "pq_index.cuh"
+
+namespace pqkv {
+namespace detail {
+
+/// Adds to a counter that CTAs share.
+__device__ inline void add_to(std::uint64_t& counter, std::uint64_t more) {
+  if (more != 0) atomicAdd(reinterpret_cast<unsigned long long*>(&counter), static_cast<unsigned long long>(more));
+}
+
+/// Converts elements thread, thread + threads, ... of a row; whether they are finite once stored.
+template <class From, class To>
+__device__ bool store_elements(kv_row<From> from, row_slot<To> to, std::size_t d, unsigned thread, unsigned threads) {
+  bool finite = true;
+  for (std::size_t i = thread; i < d; i += threads) {
+    const To stored = static_cast<To>(static_cast<float>(from.data[i * from.stride]));
+    finite &= is_finite(static_cast<float>(stored));  // a finite float may be beyond half
+    to.data[i * to.stride] = stored;
+  }
+  return finite;
+}
+
+/// By a warp: one token's key and value. @param bad  bad(which, 1): a row of keys, 0, or of values, 1, is not finite
+template <class Rows, class K, class V, class Bad>
+__device__ void store_token(const Rows& rows, std::size_t head, std::size_t t, kv_row<K> key, kv_row<V> value, Bad bad) {
+  const unsigned lane = threadIdx.x % 32;
+  const bool key_is_finite = store_elements(key, rows.key_slot(head, t), rows.head_dim(), lane, 32),
+             value_is_finite = store_elements(value, rows.value_slot(head, t), rows.head_dim(), lane, 32);
+  const bool bad_key = __all_sync(block::all_lanes, key_is_finite) == 0, bad_value = __all_sync(block::all_lanes, value_is_finite) == 0;
+  if (lane == 0 && bad_key) bad(0u);
+  if (lane == 0 && bad_value) bad(1u);
+}
+
+/// A warp is a row of a prompt.
+template <class Rows, class K, class V, class From>
+__global__ void __launch_bounds__(256)
+    store_tokens_kernel(Rows rows, stored_tokens<space::device> call, view<K, 3, From> keys, view<V, 3, From> values) {
+  const std::size_t row = (std::size_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32, n = keys.extent(1);
+  if (row >= keys.extent(0) * n) return;
+  const std::size_t head = row / n, t = row - head * n;
+  store_token(rows, call.first_head + head, call.first_token + t, row_of(keys, head, t), row_of(values, head, t),
+              [&](unsigned which) { atomicAdd(&call.nonfinite(which), 1u); });
+}
+
+/// Whether a sequence takes so many tokens more.
+__device__ inline bool has_room(const appended_tokens<space::device>& call, const sequence& now, std::uint32_t count) {
+  return now.prefilling == 0 && std::uint64_t{now.n} + count <= call.capacity;
+}
+
+/// By a CTA: what leaves a window with one token more is encoded and joins the ranked tokens of one head.
+__device__ inline void join_ranked(const pq_index_view<space::device>& index, std::size_t head, std::uint32_t t, std::uint32_t cell) {
+  if (threadIdx.x != 0 || index.index.empty()) return;
+  grow_range(index.index, head, t, t + 1);
+  ++index.index.counts(head, cell);
+}
+
+/// KV heads are grid.x, rows of a step grid.y: one token a row.
+/// @param keys  [rows, h, d]; without data the rows are in the store already
+template <class Rows, class Index, class K, class V, class From>
+__global__ void __launch_bounds__(max_centroids)
+    append_token_kernel(Rows rows, Index index, appended_tokens<space::device> call, view<K, 3, From> keys, view<V, 3, From> values) {
+  const std::uint32_t row = blockIdx.y, slot = call.step.slot(row);
+  if (slot >= call.slots.sequences.extent(0)) return;
+  slot_statistics& statistics = call.slots.statistics(slot);
+  const sequence now = call.slots.sequences(slot);
+  if (!has_room(call, now, 1)) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) ++statistics.refused;
+    return;
+  }
+  __syncthreads();  // all threads have read the sequence
+  bool is_last = false;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    is_last = atomicAdd(&call.slots.tickets(row), 1u) + 1 == gridDim.x;  // so have all CTAs of the row
+  }
+  const std::size_t head = std::size_t{slot} * gridDim.x + blockIdx.x;
+  if (keys.data != nullptr) {
+    const std::size_t d = rows.head_dim();
+    const bool key_is_finite = store_elements(row_of(keys, row, blockIdx.x), rows.key_slot(head, now.n), d, threadIdx.x, blockDim.x),
+               value_is_finite = store_elements(row_of(values, row, blockIdx.x), rows.value_slot(head, now.n), d, threadIdx.x, blockDim.x);
+    const bool bad_key = __syncthreads_and(key_is_finite ? 1 : 0) == 0, bad_value = __syncthreads_and(value_is_finite ? 1 : 0) == 0;
+    if (threadIdx.x == 0 && bad_key) add_to(statistics.nonfinite_keys, 1);
+    if (threadIdx.x == 0 && bad_value) add_to(statistics.nonfinite_values, 1);
+  }
+  if constexpr (!std::is_same_v<Index, no_index>) {
+    __shared__ key_encoder::scratch scratch;
+    const leaving_tokens leaving = now.learned != 0 ? leaving_between(slot, now, now.grown(1), call.slots.rule) : leaving_tokens{};
+    const codebook_view<space::device> book = index.book;
+    key_encoder encoder(scratch, book);
+    for (std::uint32_t t = leaving.first; t < leaving.last; ++t)
+      join_ranked(index, head, t, encoder.encode(head, rows.key(head, t), index.codes, t));
+  }
+  if (is_last) {
+    call.slots.tickets(row) = 0;
+    call.slots.sequences(slot) = now.grown(1);
+  }
+}
+
+/// What a step of several tokens a row does with one of them: each kernel of the step comes to the same.
+struct appended_row {
+  std::uint32_t slot = 0, count = 0, first = 0;  // first: its first token among those of the step
+  sequence now{};
+  bool has_tokens = false, is_taken = false;  // for a slot that exists; and there is room for them
+
+  /// By whole warps.
+  __device__ appended_row(const appended_tokens<space::device>& call, std::uint32_t row) {
+    std::uint32_t before = 0;
+    for (std::uint32_t r = threadIdx.x % 32; r < row; r += 32) before += call.step.count(r);
+    first = block::warp_sum(before);
+    slot = call.step.slot(row);
+    count = call.step.count(row);
+    has_tokens = count != 0 && slot < call.slots.sequences.extent(0);
+    if (!has_tokens) return;
+    now = call.slots.sequences(slot);
+    is_taken = has_room(call, now, count) && std::uint64_t{first} + count <= call.tokens;
+  }
+  __device__ leaving_tokens leaving(const flat_budget_rule& rule) const {
+    return is_taken && now.learned != 0 ? leaving_between(slot, now, now.grown(count), rule) : leaving_tokens{};
+  }
+};
+
+/// KV heads are grid.x, rows of a step grid.y; a warp is a token, grid.z CTAs take a row's tokens in turn.
+template <class Rows, class K, class V, class From>
+__global__ void __launch_bounds__(256)
+    store_step_kernel(Rows rows, appended_tokens<space::device> call, view<K, 3, From> keys, view<V, 3, From> values) {
+  const appended_row row(call, blockIdx.y);
+  if (!row.is_taken) return;
+  slot_statistics& statistics = call.slots.statistics(row.slot);
+  const std::size_t head = std::size_t{row.slot} * gridDim.x + blockIdx.x;
+  const unsigned warps = blockDim.x / 32;
+  for (std::uint32_t i = blockIdx.z * warps + threadIdx.x / 32; i < row.count; i += gridDim.z * warps)
+    store_token(rows, head, row.now.n + i, row_of(keys, row.first + i, blockIdx.x), row_of(values, row.first + i, blockIdx.x),
+                [&](unsigned which) { add_to(which == 0 ? statistics.nonfinite_keys : statistics.nonfinite_values, 1); });
+}
+
+/// What leaves the windows of a step's rows.
+struct step_leaving {
+  appended_tokens<space::device> call;
+  __device__ leaving_tokens operator()(std::uint32_t row) const { return appended_row(call, row).leaving(call.slots.rule); }
+};
+
+/// A CTA is a row: its encoded tokens join the ranked ones, then its sequence grows.
+template <class Index>
+PQKV_HIDDEN __global__ void __launch_bounds__(256) commit_step_kernel(Index index, appended_tokens<space::device> call) {
+  const appended_row row(call, blockIdx.x);
+  if (!row.has_tokens) return;
+  if (!row.is_taken) {
+    if (threadIdx.x == 0) call.slots.statistics(row.slot).refused += row.count;
+    return;
+  }
+  if constexpr (!std::is_same_v<Index, no_index>) change_ranking<ranking::begins>(index, row.leaving(call.slots.rule));
+  __syncthreads();  // all have read the sequence
+  if (threadIdx.x == 0) call.slots.sequences(row.slot) = row.now.grown(row.count);
+}
+
+}  // namespace detail
+}  // namespace pqkv
