@@ -80,7 +80,7 @@ void run_one_active(benchmark::State& state, std::size_t slots) {
   auto& data = bench::kept<one_active>(slots_axis{slots});
   if (!data.has_room(state)) return;
   const auto slot = static_cast<std::uint32_t>(slots / 2);
-  const pqkv::cache_step of{.slots = pqkv::make_view(&slot, 1), .counts = {}};
+  const pqkv::cache_step of{.slots = pqkv::make_view(&slot, 1)};
   const pqkv::exec::host<> cpu;
   data.step(cpu, 1, of);
   for (auto _ : state) data.step(cpu, 1, of);

@@ -11,7 +11,7 @@
 
 #include "exec/sync.hpp"
 
-#include "detail/cuda/absent.hpp"
+#include "detail/cuda/cuda_absent.hpp"
 #include "detail/cuda/attention.cuh"
 #include "detail/cuda/cell_index.cuh"
 #include "detail/cuda/codebook.cuh"

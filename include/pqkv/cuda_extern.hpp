@@ -13,7 +13,7 @@
 
 #include "pqkv.hpp"
 
-#include "detail/cuda/absent.hpp"
+#include "detail/cuda/cuda_absent.hpp"
 
 namespace pqkv {
 

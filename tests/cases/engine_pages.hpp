@@ -44,7 +44,11 @@ class engine_pages {
   typename pqkv::paged_rows<T, space_type>::params params() const {
     const auto strides = how_.heads_first ? pqkv::page_strides::hnd(how_.page_tokens, shape_.kv_heads, shape_.head_dim)
                                           : pqkv::page_strides::nhd(how_.page_tokens, shape_.kv_heads, shape_.head_dim);
-    return {pool_.data(),      pool_.data() + values_at(), owners_.size(), how_.page_tokens, how_.together ? strides.together() : strides,
+    return {pool_.data(),
+            pool_.data() + values_at(),
+            owners_.size(),
+            how_.page_tokens,
+            how_.together ? strides.together() : strides,
             placed_table_.const_view(shape_.batch, row_pages_)};
   }
 
@@ -122,7 +126,7 @@ class engine_pages {
   pqkv::cache_shape shape_;
   page_layout how_;
   std::size_t row_pages_;
-  std::vector<std::size_t> owners_;    // of each page of the pool
+  std::vector<std::size_t> owners_;  // of each page of the pool
   std::vector<std::uint32_t> table_, free_;
   placed_array<T, Policy> pool_;
   placed_array<std::uint32_t, Policy> placed_table_;

@@ -41,7 +41,8 @@ class paged_twins {
         paged_.prefill(policy_, slot, count, which);
       } else {
         const placed_array<float, Policy> pk(policy_, packed(k)), pv(policy_, packed(v));
-        paged_.prefill(policy_, slot, pk.const_view(p_.kv_heads, count, p_.head_dim), pv.const_view(p_.kv_heads, count, p_.head_dim), which);
+        paged_.prefill(policy_, slot, pk.const_view(p_.kv_heads, count, p_.head_dim), pv.const_view(p_.kv_heads, count, p_.head_dim),
+                       which);
         pqkv::sync(policy_);
       }
       first += count;
@@ -59,7 +60,8 @@ class paged_twins {
     }
     if (slots.empty()) return;
     const std::size_t tokens = std::accumulate(counts.begin(), counts.end(), std::size_t{0}), h = p_.kv_heads, d = p_.head_dim;
-    const auto keys = make_rows<float>(what_, tokens, h, d, random_.bits()), values = make_rows<float>(content::gaussian, tokens, h, d, random_.bits());
+    const auto keys = make_rows<float>(what_, tokens, h, d, random_.bits()),
+               values = make_rows<float>(content::gaussian, tokens, h, d, random_.bits());
     const bool writes = random_.below(2) == 0;
     for (std::size_t row = 0, first = 0; row < slots.size(); first += counts[row], ++row) {
       pages_.make_writable(slots[row], size(slots[row]), size(slots[row]) + counts[row]);
@@ -67,7 +69,8 @@ class paged_twins {
         pages_.write(slots[row], size(slots[row]) + t, keys.view()[first + t], values.view()[first + t]);
     }
     const placed_array<std::uint32_t, Policy> placed_slots(policy_, slots), placed_counts(policy_, counts);
-    const pqkv::basic_step<typename Policy::space_type> there{placed_slots.const_view(slots.size()), placed_counts.const_view(slots.size())};
+    const pqkv::basic_step<typename Policy::space_type> there{placed_slots.const_view(slots.size()),
+                                                              placed_counts.const_view(slots.size())};
     const pqkv::basic_step<> here{pqkv::make_view(std::as_const(slots)), pqkv::make_view(std::as_const(counts))};
     dense_.append(cpu_, keys.view(), values.view(), here);
     const placed_array<float, Policy> pk(policy_, packed(keys.view())), pv(policy_, packed(values.view()));

@@ -28,7 +28,8 @@ struct plain_list {
   /// The same in the exponent of 2, as the method rounds it.
   float exponent_scale() const {
     const double log2_e = 1.4426950408889634074;
-    return static_cast<float>(logit_scale == 0 ? log2_e / std::sqrt(static_cast<double>(head_dim)) : log2_e * static_cast<double>(logit_scale));
+    return static_cast<float>(logit_scale == 0 ? log2_e / std::sqrt(static_cast<double>(head_dim))
+                                               : log2_e * static_cast<double>(logit_scale));
   }
   std::size_t group() const { return entries.extent(0); }
   std::size_t subspaces() const { return entries.extent(1); }

@@ -70,8 +70,8 @@ constexpr pqkv::basic_distance_table_view<T> to_host(const pqkv::basic_distance_
 }
 template <class Space>
 constexpr pqkv::pq_index_view<> to_host(const pqkv::pq_index_view<Space>& index) {
-  return {to_host(index.book), to_host(index.codes), to_host(index.index), to_host(index.fine_book), to_host(index.fine_codes),
-          index.kv_heads};
+  return {to_host(index.book),      to_host(index.codes),      to_host(index.index),
+          to_host(index.fine_book), to_host(index.fine_codes), index.kv_heads};
 }
 
 // Stores.
@@ -85,7 +85,8 @@ constexpr pqkv::strided_rows<T> to_host(const pqkv::strided_rows<T, Space>& rows
 }
 template <class T, class Space>
 constexpr pqkv::paged_store<T> to_host(const pqkv::paged_store<T, Space>& pages) {
-  return {pages.key_pool, pages.value_pool, pages.strides, to_host(pages.table), pages.page_tokens, pages.kv_heads, pages.dims, pages.capacity};
+  return {pages.key_pool,    pages.value_pool, pages.strides, to_host(pages.table),
+          pages.page_tokens, pages.kv_heads,   pages.dims,    pages.capacity};
 }
 template <class Store>
 constexpr auto to_host(const pqkv::mapped_store<Store>& mapped) {

@@ -77,7 +77,9 @@ class queued_twins {
     rows<float> keys = make_rows<float>(what_, token_major ? n : h, token_major ? h : n, d, random_.bits());
     rows<float> values = make_rows<float>(content::gaussian, token_major ? n : h, token_major ? h : n, d, random_.bits());
     if (n != 0 && random_.below(8) == 0) keys.view().data[random_.below(n * h * d)] = nonfinite(random_.below(3));
-    const auto as_heads = [&](auto v) { return token_major ? pqkv::view<const float, 3>{v.data, {h, n, d}, {d, h * d, 1}} : pqkv::as_const(v); };
+    const auto as_heads = [&](auto v) {
+      return token_major ? pqkv::view<const float, 3>{v.data, {h, n, d}, {d, h * d, 1}} : pqkv::as_const(v);
+    };
     const pqkv::view<const float, 3> k = as_heads(keys.view()), v = as_heads(values.view());
     const queued_array<float> device_keys(dev_, std::vector<float>(k.data, k.data + k.size()));
     const queued_array<float> device_values(dev_, std::vector<float>(v.data, v.data + v.size()));
@@ -242,7 +244,8 @@ class queued_twins {
     draw(host_values_, step.tokens() * row, 1);
     draw(host_queries_, step.tokens() * p_.query_heads * p_.head_dim, 2);
     std::fill(host_keys_.begin() + static_cast<std::ptrdiff_t>(step.tokens() * row), host_keys_.end(), std::nanf(""));
-    if (step.tokens() != 0 && random_.below(20) == 0) host_queries_[random_.below(step.tokens() * p_.query_heads * p_.head_dim)] = nonfinite(0);
+    if (step.tokens() != 0 && random_.below(20) == 0)
+      host_queries_[random_.below(step.tokens() * p_.query_heads * p_.head_dim)] = nonfinite(0);
     keys_.write(host_keys_);
     values_.write(host_values_);
     queries_.write(host_queries_);

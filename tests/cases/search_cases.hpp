@@ -209,7 +209,8 @@ retrieved run_retrieve(const Policy& policy, const search_problem& problem, pqkv
   out.skipped.assign(shape.hq(), 9);
   pqkv::retrieve(policy, problem.table(), problem.codes(), index, problem.ranges(),
                  pqkv::view<std::int32_t, 2>{indices.data(), {lists, k_max}, {stride, 1}}, pqkv::make_view(counts.data(), lists),
-                 {.head_dim = shape.d, .reduction = reduction, .path = path, .scale = shape.scale}, pqkv::make_view(out.skipped.data(), shape.hq()));
+                 {.head_dim = shape.d, .reduction = reduction, .path = path, .scale = shape.scale},
+                 pqkv::make_view(out.skipped.data(), shape.hq()));
   for (std::size_t list = 0; list < lists; ++list) {
     const auto row = indices.begin() + static_cast<std::ptrdiff_t>(list * stride);
     const std::size_t count = std::min<std::size_t>(counts[list], k_max);

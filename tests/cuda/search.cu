@@ -147,8 +147,7 @@ void cut_and_regrow(search_problem& problem, pqkv::mutable_cell_index_view<> ind
   part.merged(0) = std::min(part.merged(0), part.last(0));
   for (std::size_t j = 0; j < shape.m; ++j)
     for (std::size_t t = cut; t < last; ++t) problem.set_code(head, j, t, static_cast<std::uint8_t>(random.below(shape.c())));
-  const std::size_t end = random.below(2) == 0 ? last : cut + random.below(last - cut + 1);
-  pqkv::count_cells(cpu, problem.codes().slice(0, head, 1), cut, end, part);
+  pqkv::count_cells(cpu, problem.codes().slice(0, head, 1), cut, random.below(2) == 0 ? last : cut + random.below(last - cut + 1), part);
 }
 
 /// Ranges of row heads of mapped rows: from where the index of each begins, to its end or, for a query in the middle of several tokens,
@@ -213,8 +212,8 @@ void compare_mapped(const search_shape& shape, std::size_t h, table_kind tables,
       pqkv::retrieve(scratch.policy(), pqkv::distance_table_view<device>{entries.view(), bias.view()}, codes.view(), index_there.view(),
                      ranges_there.view(), indices_there.view(), counts_there.view(), there, {}, map_there);
       all.mapped.check(same(indices, indices_there.bytes()) && same(counts, counts_there.bytes()),
-                       "h %zu of %zu g %zu m %zu b %u n %zu reduction %d path %d rows %zu", h, shape.h, shape.g, shape.m, shape.bits, shape.n,
-                       static_cast<int>(reduction), static_cast<int>(path), rows);
+                       "%zu of %zu heads, g %zu m %zu b %u n %zu, reduction %d path %d", h, shape.h, shape.g, shape.m, shape.bits, shape.n,
+                       static_cast<int>(reduction), static_cast<int>(path));
     }
   }
 }
@@ -313,8 +312,9 @@ void compare_shapes(workload& work, random_source& random, verdicts& all) {
 
 /// Lengths at which every path of the device is taken: one launch or many, one CTA or a cluster, keys in shared memory or not.
 void compare_long(workload& work, random_source& random, verdicts& all) {
-  const search_shape long_shapes[] = {{8, 4, 2, 6, 131072, 128}, {2, 1, 2, 4, 20000, 64},   {2, 4, 2, 7, 70000, 128},
-                                      {1, 4, 2, 8, 300000, 128}, {2, 8, 4, 4, 300000, 128}, {1, 4, 4, 8, 400000, 128},
+  const search_shape long_shapes[] = {{8, 4, 2, 6, 131072, 128}, {2, 1, 2, 4, 20000, 64},
+                                      {2, 4, 2, 7, 70000, 128},  {1, 4, 2, 8, 300000, 128},
+                                      {2, 8, 4, 4, 300000, 128}, {1, 4, 4, 8, 400000, 128},
                                       {1, 32, 16, 8, 5000, 128}, {1, 2, 2, 6, 1048576, 64},
                                       {9, 8, 2, 7, 300000, 128}};  // 72 lists under `none`: a CTA each, in two steps
   const search_shape small_shapes[] = {{1, 2, 2, 6, 66000, 128},  {1, 1, 2, 4, 20000, 64}, {1, 32, 16, 8, 5000, 128},

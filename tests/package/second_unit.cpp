@@ -6,14 +6,14 @@ detect_function detected_isa_there() { return &pqkv::isa::detected; }
 
 std::vector<std::int32_t> retrieve_by_pqcache(const keys_and_query& data) {
   const pqkv::exec::host<> cpu;
-  pqkv::pqcache<float>::params params;
+  pqkv::pqcache<>::params params;
   params.kv_heads = params.query_heads = heads;
   params.head_dim = head_dim;
   params.capacity = tokens;
   params.budget.sinks = sinks;
   params.budget.window = window;
   params.budget.retrieve = retrieved;
-  pqkv::pqcache<float> cache(params);
+  pqkv::pqcache<> cache(params);
   const auto keys = pqkv::make_view(data.keys.data(), heads, tokens, head_dim);
   cache.prefill(cpu, 0, keys, keys);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random lives of a pqcache against the plain model: prompts whole and in chunks, ragged steps of 0 to 16 tokens on random rows, cuts,
-// forks, resets and maintenance in any order, at any scale of logits. After every change the lists of every query of a step, each at its own length, equal the
-// model's to the token, and attention the same in double to 1e-5 (more only for keys with offsets in the hundreds).
+// forks, resets and maintenance in any order, at any scale of logits. After every change the lists of every query of a step, each at its
+// own length, equal the model's to the token, and attention the same in double to 1e-5 (more only for keys with offsets in the hundreds).
 #include <doctest/doctest.h>
 
 #include <utility>

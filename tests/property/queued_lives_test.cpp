@@ -54,7 +54,8 @@ void draw_selector(Params&, pqkv::cache_shape&, random_source&) {}
 /// What happens in a life, drawn by weight.
 template <class Twins>
 void live(Twins& twins, std::size_t batch, std::size_t capacity, std::size_t events, random_source& random) {
-  for (std::size_t slot = 0; slot < batch; ++slot) twins.prefill(slot, random.below(4) == 0 ? capacity - random.below(30) : random.below(capacity - 40));
+  for (std::size_t slot = 0; slot < batch; ++slot)
+    twins.prefill(slot, random.below(4) == 0 ? capacity - random.below(30) : random.below(capacity - 40));
   for (std::size_t event = 0; event < events; ++event) {
     CAPTURE(event);
     const std::size_t slot = random.below(batch), other = random.below(batch);

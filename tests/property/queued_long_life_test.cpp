@@ -45,12 +45,28 @@ long resident_pages() {
 class long_life {
  public:
   explicit long_life(const pqkv::pqcache<>::params& p)
-      : p_(p), here_(p), there_(dev_, of_device(p)), keys_(dev_, most * p.kv_heads * p.head_dim), queries_(dev_, most * p.query_heads * p.head_dim),
-        out_(dev_, most * p.query_heads * p.head_dim), indices_(dev_, most * p.kv_heads * p.capacity), listed_(dev_, most * p.kv_heads),
-        slots_(dev_, p.batch), counts_(dev_, p.batch), lengths_(dev_, p.batch), host_keys_(most * p.kv_heads * p.head_dim),
-        host_queries_(most * p.query_heads * p.head_dim), host_out_(host_queries_.size()), device_out_(host_queries_.size()),
-        host_indices_(most * p.kv_heads * p.capacity), device_indices_(host_indices_.size()), host_listed_(most * p.kv_heads),
-        device_listed_(host_listed_.size()), slot_list_(p.batch), count_list_(p.batch), length_list_(p.batch) {
+      : p_(p),
+        here_(p),
+        there_(dev_, of_device(p)),
+        keys_(dev_, most * p.kv_heads * p.head_dim),
+        queries_(dev_, most * p.query_heads * p.head_dim),
+        out_(dev_, most * p.query_heads * p.head_dim),
+        indices_(dev_, most * p.kv_heads * p.capacity),
+        listed_(dev_, most * p.kv_heads),
+        slots_(dev_, p.batch),
+        counts_(dev_, p.batch),
+        lengths_(dev_, p.batch),
+        host_keys_(most * p.kv_heads * p.head_dim),
+        host_queries_(most * p.query_heads * p.head_dim),
+        host_out_(host_queries_.size()),
+        device_out_(host_queries_.size()),
+        host_indices_(most * p.kv_heads * p.capacity),
+        device_indices_(host_indices_.size()),
+        host_listed_(most * p.kv_heads),
+        device_listed_(host_listed_.size()),
+        slot_list_(p.batch),
+        count_list_(p.batch),
+        length_list_(p.batch) {
     const auto k = keys_.const_view(most, p.kv_heads, p.head_dim);
     const auto q = queries_.const_view(most, p.query_heads, p.head_dim);
     const pqkv::basic_step<pqkv::space::device> step{slots_.const_view(p.batch), counts_.const_view(p.batch)};
@@ -89,7 +105,8 @@ class long_life {
     }
     for (float& x : host_keys_) x = random_.gaussian();
     for (float& x : host_queries_) x = 2 * random_.gaussian();
-    copy(slots_, slot_list_), copy(counts_, count_list_), copy(lengths_, length_list_), copy(keys_, host_keys_), copy(queries_, host_queries_);
+    copy(slots_, slot_list_), copy(counts_, count_list_), copy(lengths_, length_list_), copy(keys_, host_keys_),
+        copy(queries_, host_queries_);
     const pqkv::cache_step rows{pqkv::make_view(slot_list_.data(), p_.batch), pqkv::make_view(count_list_.data(), p_.batch)};
     if (cuts) {
       queue_.launch(cut_graph_);

@@ -280,8 +280,8 @@ TEST_CASE("attention: lists of several parts and of one, in threads, in slices, 
              values = make_rows<pqkv::bfloat16>(content::clustered, h, n, d, 5);
   const auto store = pqkv::strided_kv(keys.view(), values.view());
   const std::vector<float> query = random_query(hq, d, 7);
-  for (const std::size_t first :
-       {std::size_t{0}, pqkv::detail::attention_part_tokens - 1, pqkv::detail::attention_part_tokens, pqkv::detail::attention_part_tokens + 1}) {
+  for (const std::size_t first : {std::size_t{0}, pqkv::detail::attention_part_tokens - 1, pqkv::detail::attention_part_tokens,
+                                  pqkv::detail::attention_part_tokens + 1}) {
     lists_of_tokens lists{std::vector<token_span>(h), std::vector<std::int32_t>(h * n), std::vector<std::uint32_t>(h), n, 0};
     lists.spans[0] = {static_cast<std::uint32_t>(first), 0, 0};
     lists.spans[1] = {5, static_cast<std::uint32_t>(n - 130), static_cast<std::uint32_t>(n)};

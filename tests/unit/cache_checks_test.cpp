@@ -46,8 +46,13 @@ TEST_CASE("cache checks: every check says what its verb throws") {
   fixture b;
   cache& c = b.subject;
   static_assert(noexcept(c.can_prefill(0, b.block(2, 8, 8), b.block(2, 8, 8)))&& noexcept(c.can_append(
-      b.block(2, 2, 8), b.block(2, 2, 8)))&& noexcept(c.can_attend(b.block(2, 4, 8), b.block(2, 4, 8)))&& noexcept(c.can_fork(0, 1)) &&
-                noexcept(c.can_truncate(0, 1)) && noexcept(c.can_reset(0)));
+      b.block(2, 2, 8),
+      b.block(2, 2,
+              8)))&& noexcept(c.can_attend(b.block(2, 4, 8),
+                                           b.block(2, 4,
+                                                   8)))&& noexcept(c.can_fork(0,
+                                                                              1))&& noexcept(c.can_truncate(0,
+                                                                                                            1))&& noexcept(c.can_reset(0)));
 
   const auto prefill = [&](std::size_t slot, pqkv::view<float, 3> k, pqkv::view<float, 3> v) {
     const std::string checked = said(c.can_prefill(slot, k, v));
@@ -78,7 +83,8 @@ TEST_CASE("cache checks: every check says what its verb throws") {
   CHECK(append(b.block(3, 2, 8), b.block(3, 2, 8), {}) ==
         "pqkv::append: keys.extent(0): expected 2 (tokens of the step: one for every row), got 3");
   CHECK(append(b.block(3, 2, 8), b.block(3, 2, 8), three) == "pqkv::append: step.slots.extent(0): expected 2 (rows, batch at most), got 3");
-  CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), twice) == "pqkv::append: step.slots: expected 1 (times a slot is named, at most), got 2");
+  CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), twice) ==
+        "pqkv::append: step.slots: expected 1 (times a slot is named, at most), got 2");
   CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), ragged) == "pqkv::append: keys.extent(0): expected 3 (tokens of the step), got 2");
   CHECK(append(b.block(1, 2, 8), b.block(1, 2, 8), first_only) == "");
   CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), {}) ==

@@ -54,7 +54,8 @@ void check_rows(const pqkv::cache_shape& shape) {
   for (std::size_t head = 0; head < heads; ++head)
     for (std::size_t t = 0; t < n; ++t)
       for (std::size_t i = 0; i < d; ++i)
-        wrong += float(store.key(head, t).data[i]) != mark(head, t, i, false) || float(store.value(head, t).data[i]) != mark(head, t, i, true);
+        wrong +=
+            float(store.key(head, t).data[i]) != mark(head, t, i, false) || float(store.value(head, t).data[i]) != mark(head, t, i, true);
   CHECK(wrong == 0);
 
   // The rows of a slot of a few tokens: runs of their bytes, a head each.

@@ -52,7 +52,8 @@ struct mapped_problem {
     const host<pqkv::isa::scalar> cpu;
     for (std::size_t head = 0; head < sequences * h; ++head) {
       const std::size_t begin = random.below(5), end = begin + random.below(n - begin + 1), merged = begin + random.below(end - begin + 1);
-      of_sequence.push_back({static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end), static_cast<std::uint32_t>(random.below(60))});
+      of_sequence.push_back(
+          {static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end), static_cast<std::uint32_t>(random.below(60))});
       const auto part = index.mutable_view().heads(head, 1);
       const auto own = codes.view().slice(0, head, 1);
       pqkv::count_cells(cpu, own, begin, merged, part);
@@ -172,9 +173,7 @@ TEST_CASE("head map: repeated and shuffled rows equal calls on each sequence alo
       const mapped_problem p(4, h, g, 700, slots, random);
       const answers wanted = run_apart(host<pqkv::isa::scalar>{}, p, reduction);
       const std::vector<middle_range> ranges = p.ranges();
-      for_each_isa([&](auto isa) {
-        CHECK((run(host<decltype(isa)>{}, p, whole(p), queries(p), ranges, reduction, p.map()) == wanted));
-      });
+      for_each_isa([&](auto isa) { CHECK((run(host<decltype(isa)>{}, p, whole(p), queries(p), ranges, reduction, p.map()) == wanted)); });
       CHECK((run(host<pqkv::isa::best, threaded_runner>{}, p, whole(p), queries(p), ranges, reduction, p.map()) == wanted));
     }
 }
@@ -201,5 +200,6 @@ TEST_CASE("head map: extents are those of the rows, and a map that does not divi
   few.pop_back();
   few.pop_back();
   CHECK(unless_refused<shape_error>(call(queries(p), few, p.map()), "retrieve: ranges.extent(0)", 4, 2) == "");
-  CHECK(unless_refused<shape_error>(call(queries(p).slice(0, 0, 6), p.ranges(), p.map()), "inner_product_table: query.extent(0)", 4, 6) == "");
+  CHECK(unless_refused<shape_error>(call(queries(p).slice(0, 0, 6), p.ranges(), p.map()), "inner_product_table: query.extent(0)", 4, 6) ==
+        "");
 }

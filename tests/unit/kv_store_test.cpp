@@ -139,7 +139,8 @@ TEST_CASE("kv_store: heads of another store, in an order of one's own") {
 }
 
 TEST_CASE("kv_store: rows of every layout can be written and read") {
-  for (const layout where : every_layout) check_writable<float>(where), check_writable<pqkv::half>(where), check_writable<pqkv::bfloat16>(where);
+  for (const layout where : every_layout)
+    check_writable<float>(where), check_writable<pqkv::half>(where), check_writable<pqkv::bfloat16>(where);
 }
 
 TEST_CASE("kv_store: keys and values of different extents are refused") {

@@ -26,7 +26,8 @@ concept host_readable = requires(const Owner& o) {
   o.begin();
   o.end();
 };
-static_assert(host_readable<buffer<int>> && host_readable<owner<int, pqkv::space::pinned>> && host_readable<owner<int, pqkv::space::managed>>);
+static_assert(host_readable<buffer<int>> && host_readable<owner<int, pqkv::space::pinned>> &&
+              host_readable<owner<int, pqkv::space::managed>>);
 static_assert(!host_readable<owner<int, pqkv::space::device>>);
 static_assert(std::is_constructible_v<buffer<int>, std::size_t> && !std::is_constructible_v<owner<int, pqkv::space::device>, std::size_t>,
               "only host memory is taken without a policy");

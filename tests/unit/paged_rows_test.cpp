@@ -191,7 +191,8 @@ TEST_CASE("paged rows: a table that names no page of the pool, or has too few of
   const std::uint32_t slot = 0, count = 1;
   const pqkv::basic_step<> step{pqkv::make_view(&slot, 1), pqkv::make_view(&count, 1)};
   const auto token = make_rows<float>(content::gaussian, 1, 2, 16, 4);
-  CHECK(unless_refused<pqkv::value_error>([&] { cache.append(cpu, token.view(), token.view(), step); }, "append: rows.table", pool, pool) == "");
+  CHECK(unless_refused<pqkv::value_error>([&] { cache.append(cpu, token.view(), token.view(), step); }, "append: rows.table", pool, pool) ==
+        "");
   CHECK(unless_refused<pqkv::value_error>([&] { cache.append(cpu, 1, step); }, "append: rows.table", pool, pool) == "");
   CHECK_FALSE(cache.can_append(token.view(), token.view(), step).ok());
   CHECK(cache.size(0) == 16);
@@ -205,7 +206,8 @@ TEST_CASE("paged rows: a table that names no page of the pool, or has too few of
   p.rows.table.extents[1] = 2;
   cache_type narrow(cpu, p);
   const auto long_prompt = rows.view().slice(1, 0, 33);
-  CHECK(unless_refused<pqkv::capacity_error>([&] { narrow.prefill(cpu, 0, long_prompt, long_prompt); }, "prefill: keys.extent(1)", 32, 33) == "");
+  CHECK(unless_refused<pqkv::capacity_error>([&] { narrow.prefill(cpu, 0, long_prompt, long_prompt); }, "prefill: keys.extent(1)", 32,
+                                             33) == "");
   CHECK_FALSE(narrow.can_prefill(0, long_prompt, long_prompt).ok());
   narrow.prefill(cpu, 0, 32);
   CHECK(unless_refused<pqkv::capacity_error>([&] { narrow.append(cpu, 1, step); }, "append: step", 32, 33) == "");

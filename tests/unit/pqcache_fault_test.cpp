@@ -27,7 +27,10 @@ using pqkv::search_path;
 constexpr std::size_t batch = 4, h = 2, hq = 4, d = 16, capacity = 320, page_tokens = 16, pages = capacity / page_tokens;
 
 template <class Rows>
-inline constexpr bool is_paged = requires { typename Rows::params; requires requires(typename Rows::params p) { p.page_tokens; }; };
+inline constexpr bool is_paged = requires {
+  typename Rows::params;
+  requires requires(typename Rows::params p) { p.page_tokens; };
+};
 
 /// Rows by seed, made once.
 const rows<float>& rows_of(content what, std::size_t a, std::size_t b, std::uint64_t seed) {
@@ -48,10 +51,16 @@ class subject {
   using T = typename Rows::value_type;
 
   explicit subject(params p) : pool_(is_paged<Rows> ? 2 * batch * pages * page_tokens * h * d : 0), table_(batch * pages) {
-    static_cast<pqkv::cache_shape&>(p) = {.batch = batch, .kv_heads = h, .query_heads = hq, .head_dim = d, .capacity = capacity, .step_queries = 3};
-    for (std::size_t i = 0; i < table_.size(); ++i) table_[i] = static_cast<std::uint32_t>((i * 29 + 7) % table_.size());  // 29 and 80: coprime
+    static_cast<pqkv::cache_shape&>(p) = {
+        .batch = batch, .kv_heads = h, .query_heads = hq, .head_dim = d, .capacity = capacity, .step_queries = 3};
+    for (std::size_t i = 0; i < table_.size(); ++i)
+      table_[i] = static_cast<std::uint32_t>((i * 29 + 7) % table_.size());  // 29 and 80: coprime
     if constexpr (is_paged<Rows>)
-      p.rows = {pool_.data(), pool_.data() + pool_.size() / 2, batch * pages, page_tokens, pqkv::page_strides::nhd(page_tokens, h, d),
+      p.rows = {pool_.data(),
+                pool_.data() + pool_.size() / 2,
+                batch * pages,
+                page_tokens,
+                pqkv::page_strides::nhd(page_tokens, h, d),
                 pqkv::make_view(static_cast<const std::uint32_t*>(table_.data()), batch, pages)};
     cache_.emplace_back(cpu(), p);
   }
@@ -112,8 +121,9 @@ struct question {
   }
   template <class Subject>
   void retrieve(Subject& of) {
-    of.cache().retrieve(of.cpu(), pqkv::make_view(std::as_const(query).data(), tokens, hq, d), pqkv::make_view(indices.data(), tokens, h, capacity),
-                        pqkv::make_view(listed.data(), tokens, h), of.step(slots, counts));
+    of.cache().retrieve(of.cpu(), pqkv::make_view(std::as_const(query).data(), tokens, hq, d),
+                        pqkv::make_view(indices.data(), tokens, h, capacity), pqkv::make_view(listed.data(), tokens, h),
+                        of.step(slots, counts));
   }
   std::size_t tokens = 0;
 };
@@ -189,9 +199,19 @@ std::vector<verb<Subject>> every_verb() {
   return {
       {"prefill of a whole prompt", nothing, [](Subject& s) { s.prefill(2, 100, pqkv::chunk::last, 20); }},
       {"prefill of a first chunk", nothing, [](Subject& s) { s.prefill(2, 100, pqkv::chunk::more, 20); }},
-      {"prefill of the last chunk", [](Subject& s) { s.prefill(2, 50, pqkv::chunk::more, 22); }, [](Subject& s) { s.prefill(2, 60, pqkv::chunk::last, 24); }},
-      {"append of one token", nothing, [](Subject& s) { s.append({3, 1, 0}, {1, 1, 1}, 30); }},
-      {"append of several tokens", [](Subject& s) { s.append({0, 1}, {20, 20}, 31); }, [](Subject& s) { s.append({1, 2, 0}, {7, 0, 24}, 32); }},
+      {"prefill of the last chunk", [](Subject& s) { s.prefill(2, 50, pqkv::chunk::more, 22); },
+       [](Subject& s) { s.prefill(2, 60, pqkv::chunk::last, 24); }},
+      {"append of one token", nothing,
+       [](Subject& s) {
+         s.append({3, 1, 0}, {1, 1, 1}, 30);
+       }},
+      {"append of several tokens",
+       [](Subject& s) {
+         s.append({0, 1}, {20, 20}, 31);
+       },
+       [](Subject& s) {
+         s.append({1, 2, 0}, {7, 0, 24}, 32);
+       }},
       {"attend", grown, [asked](Subject& s) { asked->attend(s); }},
       {"retrieve", grown, [asked](Subject& s) { asked->retrieve(s); }},
       {"truncate", grown, [](Subject& s) { s.cache().truncate(s.cpu(), 0, 90); }},

@@ -102,10 +102,12 @@ TEST_CASE("pqcache: the memory plan is what construction takes") {
     p.step_queries = queries;
     check_plan<pqcache<>>(p);
   }
-  check_plan<pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(2, 2, 4, 24, 300, 4, 16, 50));
+  check_plan<pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(
+      cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(2, 2, 4, 24, 300, 4, 16, 50));
   check_plan<pqcache<pqkv::dense_rows<float>, pqkv::selector::streaming>>(
       cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::streaming>>(2, 2, 4, 24, 300, 4, 16, 0));
-  check_plan<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(2, 2, 4, 24, 300, 4, 16, 9));
+  check_plan<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(
+      cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(2, 2, 4, 24, 300, 4, 16, 9));
 }
 
 TEST_CASE("pqcache: the memory plan of every selector over every kind of rows") {
@@ -152,7 +154,8 @@ TEST_CASE("pqcache: a cache of more bytes than can be counted is refused, by pla
   const auto refused_of = [&]<class Selector>(Selector* which) {
     const auto params = other(which);
     using cache_type = pqkv::pqcache<pqkv::dense_rows<float>, Selector>;
-    return refuses([&] { cache_type::plan(params); }) && refuses([&] { cache_type cache(params); }) && !cache_type::can_construct(params).ok();
+    return refuses([&] { cache_type::plan(params); }) && refuses([&] { cache_type cache(params); }) &&
+           !cache_type::can_construct(params).ok();
   };
   CHECK(refused_of(static_cast<pqkv::selector::oracle*>(nullptr)));
   CHECK(refused_of(static_cast<pqkv::selector::full*>(nullptr)));

@@ -260,8 +260,8 @@ TEST_CASE("pqcache: every verb refuses a step that names no slot, names one twic
   // Eleven tokens fit slot 1 and not slot 0, which is refused before slot 1 has changed.
   const prompt eleven(12, 2, 32, 7);
   const rows_of_step too_many{{1, 0}, {1, 11}, true};
-  CHECK(f.refused<capacity_error>([&] { f.cache.append(cpu, eleven.keys.view(), eleven.values.view(), step_of(too_many)); },
-                                  "append: step", 110, 111) == "");
+  CHECK(f.refused<capacity_error>([&] { f.cache.append(cpu, eleven.keys.view(), eleven.values.view(), step_of(too_many)); }, "append: step",
+                                  110, 111) == "");
 }
 
 TEST_CASE("pqcache: truncate refuses a slot that is none, one whose prompt is not complete, and more tokens than there are") {

@@ -82,7 +82,8 @@ TEST_CASE("pqcache: a list of none is streaming attention, one that holds the mi
       most(pq_params(1, 2, 4, 32, 200, 4, 16, 134));
   pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::streaming> streaming(
       cache_params<pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::streaming>>(1, 2, 4, 32, 200, 4, 16, 50));
-  pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full> full(cache_params<pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(1, 2, 4, 32, 200, 4, 16, 50));
+  pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full> full(
+      cache_params<pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(1, 2, 4, 32, 200, 4, 16, 50));
   CHECK((reply_of(none) == reply_of(streaming)));
   const reply dense = reply_of(full);
   CHECK((reply_of(all) == dense));
@@ -172,7 +173,8 @@ TEST_CASE("pqcache: a reset slot is as good as new") {
 TEST_CASE("pqcache: below c distinct rows attention is dense; maintain() trains once there are enough") {
   const auto p = pq_params(1, 2, 2, 16, 400, 4, 10, 12);  // c = 16
   cache_type cache(p);
-  pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full> full(cache_params<pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(1, 2, 2, 16, 400, 4, 10, 12));
+  pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full> full(
+      cache_params<pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(1, 2, 2, 16, 400, 4, 10, 12));
   prompt given(2, 100, 16, 1);
   for (std::size_t head = 0; head < 2; ++head)  // five distinct rows
     for (std::size_t t = 5; t < 100; ++t)

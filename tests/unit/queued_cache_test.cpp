@@ -91,7 +91,8 @@ TEST_CASE("queued cache: lists that are longer than the room for them are cut, a
   s.prefill(1, 0, 14);  // no codebook: its whole middle is listed, which is empty under window 12
   const queued_array<std::uint32_t> slots(s.dev, std::vector<std::uint32_t>{0});
   const pqkv::basic_step<pqkv::space::device> step{.slots = slots.const_view(1)};
-  const queued_array<std::int32_t> long_lists(s.dev, std::vector<std::int32_t>(h * 40, 7)), short_lists(s.dev, std::vector<std::int32_t>(h * 5, 7));
+  const queued_array<std::int32_t> long_lists(s.dev, std::vector<std::int32_t>(h * 40, 7)),
+      short_lists(s.dev, std::vector<std::int32_t>(h * 5, 7));
   const queued_array<std::uint32_t> counts(s.dev, h);
   const auto query = s.placed.const_view(1, hq, d);
   s.cache.retrieve(s.dev, query, long_lists.view(1, h, 40), counts.view(1, h), step);

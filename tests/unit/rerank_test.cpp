@@ -81,7 +81,8 @@ class rerank_problem {
     pqkv::rerank(policy, tables(), codes(), pqkv::view<const std::int32_t, 2>{in.data(), {lists, longest}, {in_stride, 1}},
                  pqkv::as_const(pqkv::make_view(lengths.data(), lists)), first_.ranges(),
                  pqkv::view<std::int32_t, 2>{out.data(), {lists, k_max}, {out_stride, 1}}, pqkv::make_view(counts.data(), lists),
-                 {.head_dim = first_.shape().d, .reduction = reduction, .scale = first_.shape().scale}, pqkv::make_view(found.skipped.data(), found.skipped.size()));
+                 {.head_dim = first_.shape().d, .reduction = reduction, .scale = first_.shape().scale},
+                 pqkv::make_view(found.skipped.data(), found.skipped.size()));
     for (std::size_t list = 0; list < lists; ++list) {
       const auto row = out.begin() + static_cast<std::ptrdiff_t>(list * out_stride);
       const std::size_t count = std::min<std::size_t>(counts[list], k_max);

@@ -46,9 +46,7 @@ class living_index {
       }
     last_[head] = last;
   }
-  void merge(std::size_t head) {
-    pqkv::merge_tails(host<>{}, problem_.codes().slice(0, head, 1), index_.mutable_view().heads(head, 1));
-  }
+  void merge(std::size_t head) { pqkv::merge_tails(host<>{}, problem_.codes().slice(0, head, 1), index_.mutable_view().heads(head, 1)); }
   /// Each head's range ends at its last token or anywhere before.
   void draw_ranges(random_source& random) {
     for (std::size_t head = 0; head < last_.size(); ++head) {
@@ -124,9 +122,9 @@ TEST_CASE("retrieve: an index that is cut, grows again and is asked at earlier l
     unsigned bits;
     std::size_t n, events;
   } kinds[] = {
-      {1, 4, 300, 40},  {2, 4, 700, 40}, {2, 5, 900, 30},  // every cell is scored
-      {2, 6, 900, 30},  {1, 8, 400, 30}, {4, 4, 700, 6},   // 65536 cells, of which few hold a token
-      {2, 8, 700, 10},  {2, 5, 6000, 10}, {2, 6, 9000, 6},  // many tokens a cell
+      {1, 4, 300, 40}, {2, 4, 700, 40},  {2, 5, 900, 30},  // every cell is scored
+      {2, 6, 900, 30}, {1, 8, 400, 30},  {4, 4, 700, 6},   // 65536 cells, of which few hold a token
+      {2, 8, 700, 10}, {2, 5, 6000, 10}, {2, 6, 9000, 6},  // many tokens a cell
   };
   for (const auto& kind : kinds)
     for (const table_kind tables : {table_kind::smooth, table_kind::few_values, table_kind::equal, table_kind::overshoot}) {

@@ -71,12 +71,12 @@ TEST_CASE("selector oracle: exact scores equal double for every reduction and la
       for_each_isa([&](auto isa) {
         std::vector<float> scores(lists * 100, -9.0f);
         pqkv::exact_scores(host<decltype(isa), threaded_runner>{}, pqkv::make_view(query.data(), h * g, d),
-                           pqkv::strided_kv(keys.view(), keys.view()),
-                           pqkv::make_view(static_cast<const middle_range*>(ranges.data()), h), reduction,
-                           pqkv::make_view(scores.data(), lists, 100), scale);
+                           pqkv::strided_kv(keys.view(), keys.view()), pqkv::make_view(static_cast<const middle_range*>(ranges.data()), h),
+                           reduction, pqkv::make_view(scores.data(), lists, 100), scale);
         for (std::size_t list = 0; list < lists; ++list) {
           const middle_range range = ranges[list * h / lists];
-          const auto wanted = double_exact(query.data() + list * per_list * d, per_list, keys.view(), list * h / lists, range, reduction, scale);
+          const auto wanted =
+              double_exact(query.data() + list * per_list * d, per_list, keys.view(), list * h / lists, range, reduction, scale);
           for (std::size_t t = 0; t < range.size(); ++t)
             REQUIRE(std::fabs(static_cast<double>(scores[list * 100 + t]) - wanted[t]) <
                     1e-5 * (std::fabs(wanted[t]) + (probability ? 1e-3 : 10)));
@@ -154,8 +154,8 @@ TEST_CASE("selector oracle: extents that disagree are refused") {
   const auto s = pqkv::make_view(scores.data(), 2, 20);
   const auto call = [&](pqkv::view<const float, 2> one, std::size_t count, pqkv::view<float, 2> three) {
     return [&, one, count, three] {
-      pqkv::exact_scores(host<>{}, one, pqkv::strided_kv(keys.view(), keys.view()), pqkv::make_view(static_cast<const middle_range*>(ranges.data()), count),
-                         group_reduction::logit_sum, three);
+      pqkv::exact_scores(host<>{}, one, pqkv::strided_kv(keys.view(), keys.view()),
+                         pqkv::make_view(static_cast<const middle_range*>(ranges.data()), count), group_reduction::logit_sum, three);
     };
   };
   using pqkv::shape_error;

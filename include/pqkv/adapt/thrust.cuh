@@ -94,6 +94,9 @@ concept thrust_vector = requires(const std::remove_cvref_t<X>& x) {
   requires space::is_space<detail::thrust_vector_space<std::remove_cvref_t<X>>>;
 };
 
+template <thrust_vector X>
+inline constexpr bool space::has_own_views<X> = true;
+
 /// A vector as [n], or row-major with the extents given: make_view(keys, h, n, d). The element is const where the vector is.
 ///
 /// @param x        lvalue

@@ -9,6 +9,10 @@ struct pinned {};   // page-locked host memory that a device reads too
 struct managed {};  // migrates between both
 struct device {};   // memory of a device
 
+/// Whether an adaptor makes views of such a container, whose memory may be elsewhere than the host's (adapt/).
+template <class Container>
+inline constexpr bool has_own_views = false;
+
 /// True for the four spaces.
 template <class S>
 inline constexpr bool is_space = false;

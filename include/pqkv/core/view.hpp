@@ -102,6 +102,7 @@ template <class Space = space::host, class Container, class... Extent>
     { c.data() } -> std::convertible_to<const volatile void*>;
     { c.size() } -> std::convertible_to<std::size_t>;
     requires !requires { c.rows(); };  // a matrix has strides of its own (adapt/eigen.hpp)
+    requires !space::has_own_views<std::remove_const_t<Container>>;
   }
 constexpr auto make_view(Container& container, Extent... extents) {
   const std::size_t size = container.size();

@@ -37,6 +37,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
   constexpr unsigned runs = merged_dims / merge_columns, own_parts = max_splits / 4;
   static_assert(own_parts * Slices >= max_splits || Slices == 1);
   const unsigned q = blockIdx.x, lane = threadIdx.x % 32, slice = threadIdx.x / merge_columns, column = threadIdx.x % merge_columns;
+  block::release_dependents();
   block::wait_for_last_kernel();
   __shared__ float shrink[max_splits], of_slice[Slices][runs * merge_columns], highest_of_all, total_of_all;
   const auto for_parts = [&](auto take) {  // take(r, a, part, dimension): number a of this slice, run r of dimensions

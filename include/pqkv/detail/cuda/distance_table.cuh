@@ -4,6 +4,7 @@
 
 #include "../../core/canonical.hpp"
 #include "../../search/distance_table.hpp"
+#include "block/cluster.cuh"
 #include "kernel.cuh"
 
 namespace pqkv {
@@ -18,6 +19,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(max_centroids)
     distance_table_kernel(view<const float, 2, space::device> query, codebook_view<space::device> book,
                           mutable_distance_table_view<space::device> table, head_map<space::device> map, unsigned g) {
   __shared__ float y[max_head_dim], mean[max_head_dim];
+  block::wait_for_last_kernel();
   const std::size_t q = blockIdx.y, j = blockIdx.x, m = book.subspaces(), c = book.size(), head = map.head(blockIdx.y / g);
   const bool is_bias = j == m;
   const std::size_t first = is_bias ? 0 : j * book.sub_dim(), dims = is_bias ? book.head_dim() : book.sub_dim();
@@ -44,7 +46,10 @@ void build_table(const launcher& launch, view<const float, 2, space::device> que
                  mutable_distance_table_view<space::device> table, const head_map<space::device>& map) {
   const unsigned g = static_cast<unsigned>(query.extent(0) / map.heads(book.heads()));
   const dim3 grid(static_cast<unsigned>(book.subspaces() + 1), static_cast<unsigned>(query.extent(0)));
-  launch("distance_table_kernel", distance_table_kernel<Entry>, {grid, static_cast<unsigned>(book.size())}, query, book, table, map, g);
+  const auto kernel = distance_table_kernel<Entry>;
+  launch("distance_table_kernel", kernel,
+         {.grid = grid, .threads = static_cast<unsigned>(book.size()), .early = launch.is_built_for_hopper(kernel)}, query, book, table,
+         map, g);
 }
 
 }  // namespace detail

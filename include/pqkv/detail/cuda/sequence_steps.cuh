@@ -7,11 +7,11 @@
 #include <type_traits>
 
 #include "../../cache/sequence_steps.hpp"
-#include "../../selector/concept.hpp"
+#include "block/cluster.cuh"
 #include "block/reduce.cuh"
 #include "kernel.cuh"
 #include "pq_index.cuh"
-#include "stored_tokens.cuh"
+#include "sequence_steps_append.cuh"
 
 namespace pqkv {
 namespace detail {
@@ -72,10 +72,9 @@ PQKV_HIDDEN __global__ void copy_sequence_kernel(Slots slots, std::size_t from, 
   slots.statistics(to) = slots.statistics(from);
 }
 
-/// A CTA is a query token, a warp some of its query heads.
+/// By a CTA: what one query token attended to, by a warp some of its query heads.
 template <class Call, class Traffic>
-PQKV_HIDDEN __global__ void __launch_bounds__(256)
-    count_attended_kernel(slot_table<space::device> slots, Call call, Traffic traffic, unsigned hq, unsigned h) {
+__device__ void count_query(const slot_table<space::device>& slots, const Call& call, const Traffic& traffic, unsigned hq, unsigned h) {
   __shared__ unsigned nonfinite;
   const std::size_t i = blockIdx.x, batch = slots.sequences.extent(0);
   const step_token token = locate(call.step, batch, call.first + i);
@@ -101,9 +100,17 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   add_to(of.attended_bytes, attended * call.row_bytes);
   const middle_range range = call.plan.ranges(i * h);
   if (range.size() == 0) return;
-  const selector::traffic read = traffic(range);
+  const auto read = traffic(range);
   add_to(of.index_bytes, read.index_bytes);
   add_to(of.selector_bytes, read.selector_bytes);
+}
+
+/// A CTA is a query token. May begin while attention is merged, of which it needs nothing; what comes after it comes after that too.
+template <class Call, class Traffic>
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
+    count_attended_kernel(slot_table<space::device> slots, Call call, Traffic traffic, unsigned hq, unsigned h) {
+  count_query(slots, call, traffic, hq, h);
+  block::wait_for_last_kernel();
 }
 
 /// Lists are grid.x, query tokens grid.y: a query without a list of its own gets that of its row's first query, or of the first of those
@@ -218,10 +225,11 @@ struct kernel<op::count_attended, backend::cuda> {
                   const Traffic& traffic) {
     const std::size_t tokens = call.plan.slots.extent(0);
     if (tokens == 0) return;
-    detail::launcher(policy, call.attends ? "attend" : "retrieve")(
-        "count_attended_kernel", detail::count_attended_kernel<attended_queries<space::device>, Traffic>,
-        {dim3(static_cast<unsigned>(tokens)), 256}, slots, call, traffic, static_cast<unsigned>(call.query.extent(0) / tokens),
-        static_cast<unsigned>(call.plan.ranges.extent(0) / tokens));
+    const detail::launcher launch(policy, call.attends ? "attend" : "retrieve");
+    const auto kernel = detail::count_attended_kernel<attended_queries<space::device>, Traffic>;
+    launch("count_attended_kernel", kernel,
+           {.grid = dim3(static_cast<unsigned>(tokens)), .threads = 256, .early = launch.is_built_for_hopper(kernel)}, slots, call, traffic,
+           static_cast<unsigned>(call.query.extent(0) / tokens), static_cast<unsigned>(call.plan.ranges.extent(0) / tokens));
   }
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../../cache/step_plan.hpp"
+#include "block/cluster.cuh"
 #include "kernel.cuh"
 
 namespace pqkv {
@@ -12,6 +13,8 @@ namespace detail {
 /// @param lists  of a token; at least as many as its heads
 template <class Queries, class Plan>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) plan_step_kernel(Queries queries, Plan plan, unsigned lists, unsigned h) {
+  block::release_dependents();
+  block::wait_for_last_kernel();
   const unsigned at = blockIdx.x * blockDim.x + threadIdx.x, i = at / lists, list = at - i * lists;
   if (i >= plan.slots.extent(0)) return;
   const std::size_t batch = queries.sequences.extent(0);
@@ -36,8 +39,10 @@ struct kernel<op::plan_step, backend::cuda> {
     const std::size_t tokens = plan.slots.extent(0), all = plan.spans.extent(0);
     if (tokens == 0) return false;
     const auto kernel = detail::plan_step_kernel<planned_queries<space::device>, step_plan<space::device>>;
-    detail::launcher(policy, "plan_step")("plan_step_kernel", kernel, {dim3(detail::ceil_div(all, 256)), 256}, queries, plan,
-                                          static_cast<unsigned>(all / tokens), static_cast<unsigned>(plan.ranges.extent(0) / tokens));
+    const detail::launcher launch(policy, "plan_step");
+    launch("plan_step_kernel", kernel,
+           {.grid = dim3(detail::ceil_div(all, 256)), .threads = 256, .early = launch.is_built_for_hopper(kernel)}, queries, plan,
+           static_cast<unsigned>(all / tokens), static_cast<unsigned>(plan.ranges.extent(0) / tokens));
     return true;
   }
 };

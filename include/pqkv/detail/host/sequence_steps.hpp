@@ -181,7 +181,7 @@ struct kernel<op::count_attended, backend::host> {
       s.attended_bytes += attended * call.row_bytes;
       const std::size_t h = call.plan.ranges.extent(0) / tokens;
       if (call.plan.ranges(i * h).size() == 0) continue;
-      const selector::traffic read = traffic(call.plan.ranges(i * h));
+      const auto read = traffic(call.plan.ranges(i * h));
       s.index_bytes += read.index_bytes;
       s.selector_bytes += read.selector_bytes;
     }

@@ -8,6 +8,7 @@
 
 #include "../../cache/kv_store.hpp"
 #include "../../cache/sequence_steps.hpp"
+#include "block/cluster.cuh"
 #include "block/reduce.cuh"
 #include "kernel.cuh"
 #include "pq_index.cuh"
@@ -71,6 +72,7 @@ __device__ inline void join_ranked(const pq_index_view<space::device>& index, st
 template <class Rows, class Index, class K, class V, class From>
 __global__ void __launch_bounds__(max_centroids)
     append_token_kernel(Rows rows, Index index, appended_tokens<space::device> call, view<K, 3, From> keys, view<V, 3, From> values) {
+  block::release_dependents();
   const std::uint32_t row = blockIdx.y, slot = call.step.slot(row);
   if (slot >= call.slots.sequences.extent(0)) return;
   slot_statistics& statistics = call.slots.statistics(slot);
