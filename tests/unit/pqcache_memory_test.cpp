@@ -160,6 +160,10 @@ TEST_CASE("pqcache: a cache of more bytes than can be counted is refused, by pla
   CHECK(refused_of(static_cast<pqkv::selector::oracle*>(nullptr)));
   CHECK(refused_of(static_cast<pqkv::selector::full*>(nullptr)));
   CHECK(refused_of(static_cast<pqkv::selector::streaming*>(nullptr)));
+  // 2^64 bytes of K and V by numbers each of which looks harmless: refused, whatever is said of it.
+  auto wrapped = cache_params<pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::streaming>>(std::size_t{1} << 23, 1024, 1024, 256,
+                                                                                                 std::size_t{1} << 20, 4, 16, 50);
+  CHECK_THROWS((pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::streaming>::plan(wrapped)));
   // Scratch alone: the logits of every query head, of a step of many queries; the rows and the index are small.
   using oracle_cache = pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>;
   auto few = cache_params<oracle_cache>(1, 1, 65535, 8, 2147483647, 4, 16, 50);

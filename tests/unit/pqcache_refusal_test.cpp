@@ -275,6 +275,9 @@ TEST_CASE("pqcache: truncate refuses a slot that is none, one whose prompt is no
   CHECK(f.refused<value_error>([&] { f.cache.truncate(cpu, all); }, "truncate: n", 40, 41) == "");
   CHECK(f.refused<shape_error>([&] { f.cache.truncate(cpu, one); }, "truncate: lengths.extent(0)", 2, 1) == "");
   CHECK(f.refused<shape_error>([&] { f.cache.truncate(cpu, one, which); }, "truncate: lengths.extent(0)", 2, 1) == "");
+  const std::vector<std::uint32_t> beyond = {0, 2};
+  CHECK(f.refused<value_error>([&] { f.cache.truncate(cpu, pqkv::make_view(slots.data(), 2), pqkv::make_view(beyond.data(), 2)); },
+                               "truncate: slot", 2, 2) == "");
   CHECK_NOTHROW(f.cache.truncate(cpu, 0, 100));  // as it is
   CHECK((ask(cpu, f.cache, f.query) == f.before));
   cache_type cache(f.cache.parameters());
