@@ -58,24 +58,22 @@ template <class Query, class Store, class Tokens, class Out, class Lse>
 constexpr status can_attend(const Query& query, const Store& store, const Tokens& tokens, const Out& out, const Lse& lse) noexcept {
   const std::size_t hq = query.extent(0), h = store.heads(), lists = tokens.spans.extent(0);
   return detail::checks("attention")
-      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h),
-            static_cast<double>(hq))
+      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", relation::multiple_of, "h", h, hq)
       .extent("query.extent(1)", query.extent(1), store.head_dim(), "d, from store")
       .extent("query.stride(1)", query.stride(1), 1, "last axis contiguous")
-      .at_most("store.head_dim", static_cast<double>(store.head_dim()), 256, "d, at most")
+      .at_most("store.head_dim", store.head_dim(), 256, "d")
       .extent("out.extent(0)", out.extent(0), hq, "hq, from query")
       .extent("out.extent(1)", out.extent(1), store.head_dim(), "d, from store")
       .extent("out.stride(1)", out.stride(1), 1, "last axis contiguous")
-      .that(lists == h || lists == hq, status::code::shape, "tokens.spans.extent(0)", "h or hq", static_cast<double>(h),
-            static_cast<double>(lists))
+      .that(lists == h || lists == hq, status::code::shape, "tokens.spans.extent(0)", relation::stated, "h or hq", h, lists)
       .that(tokens.indices.data == nullptr || tokens.indices.extent(0) == lists, status::code::shape, "tokens.indices.extent(0)",
-            "lists, from tokens.spans", static_cast<double>(lists), static_cast<double>(tokens.indices.extent(0)))
+            relation::equal, "lists, from tokens.spans", lists, tokens.indices.extent(0))
       .that(tokens.indices.data == nullptr || tokens.counts.extent(0) == lists, status::code::shape, "tokens.counts.extent(0)",
-            "lists, from tokens.spans", static_cast<double>(lists), static_cast<double>(tokens.counts.extent(0)))
+            relation::equal, "lists, from tokens.spans", lists, tokens.counts.extent(0))
       .that(tokens.indices.data == nullptr || tokens.indices.stride(1) == 1, status::code::shape, "tokens.indices.stride(1)",
-            "last axis contiguous", 1, static_cast<double>(tokens.indices.stride(1)))
-      .that(lse.data == nullptr || lse.extent(0) == hq, status::code::shape, "lse.extent(0)", "hq, from query", static_cast<double>(hq),
-            static_cast<double>(lse.extent(0)));
+            relation::equal, "last axis contiguous", 1, tokens.indices.stride(1))
+      .that(lse.data == nullptr || lse.extent(0) == hq, status::code::shape, "lse.extent(0)", relation::equal, "hq, from query", hq,
+            lse.extent(0));
 }
 
 /// out[q] = sum over tokens of softmax(scale * <query[q], key>) * value, over the tokens of q's list.
@@ -94,7 +92,7 @@ constexpr status can_attend(const Query& query, const Store& store, const Tokens
 ///         scratch_bytes<op::attention>()
 /// @source online softmax: Milakov and Gimelshein 2018; partial results: FlashDecoding, FlashInfer attention/state.cuh
 template <exec::policy P, kv_store Store>
-  requires reachable_from<typename Store::space_type, P>
+requires reachable_from<typename Store::space_type, P>
 void attention(const P& policy, view<const float, 2, typename P::space_type> query, const Store& store,
                const token_set<typename P::space_type>& tokens, view<float, 2, typename P::space_type> out,
                view<float, 1, typename P::space_type> lse = {}, float scale = 0) {

@@ -211,8 +211,9 @@ class pqcache : public pqcache_state<Rows, Selector> {
     require_ok(checks().slot("save", "slot", slot));
     const slot_file_header header = this->header_of(at(policy, slot), contents);
     require_ok(detail::checks("save")
-                   .that(header.at.prefilling == 0, status::code::value, "slot", "prefill chunks still to come; send chunk::last", 0, 1)
-                   .that(contents == slot_contents::index || rows_.parts().count != 0, status::code::value, "contents",
+                   .that(header.at.prefilling == 0, status::code::value, "slot", relation::required,
+                         "past their prompts: send chunk::last first", 0, 1)
+                   .that(contents == slot_contents::index || rows_.parts().count != 0, status::code::value, "contents", relation::required,
                          "slot_contents::index: the rows are the engine's pages", 0, 1));
     detail::slot_writer<std::remove_reference_t<Sink>> file(sink);
     file.write(&header, sizeof header);
@@ -232,15 +233,15 @@ class pqcache : public pqcache_state<Rows, Selector> {
   void load(const P& policy, std::size_t slot, Source&& source, slot_contents contents = slot_contents::index_and_rows) {
     check_policy<P>();
     require_ok(checks().slot("load", "slot", slot));
-    require_ok(detail::checks("load").that(at(policy, slot).n == 0, status::code::value, "slot", "tokens in it; reset() first", 0, 1));
+    require_ok(detail::checks("load").that(at(policy, slot).n == 0, status::code::value, "slot", relation::required,
+                                           "empty: reset() it first", 0, 1));
     detail::slot_reader<std::remove_reference_t<Source>> file(source);
     slot_file_header header;
     file.read(&header, sizeof header);
     require_ok(detail::can_load_header(header, this->header_of({}, contents), rows_.room(slot)));
     const buffer<std::byte> piece(detail::slot_file_piece);
     require_ok(detail::checks("load").that(header.payload_bytes == this->payload_bytes(header), status::code::value, "file.payload_bytes",
-                                           "bytes of such a slot", static_cast<double>(this->payload_bytes(header)),
-                                           static_cast<double>(header.payload_bytes)));
+                                           relation::equal, "bytes of such a slot", this->payload_bytes(header), header.payload_bytes));
     this->for_runs(slot, header,
                    [&](std::byte* run, std::size_t bytes, std::size_t limit) { file.read_run(policy, run, bytes, piece, limit); });
     file.finish();

@@ -142,7 +142,9 @@ class pqcache_state {
   middle_range middle(std::size_t slot) const requires is_on_host { return at(slot).middle(rule_); }
   const slot_statistics& statistics(std::size_t slot) const requires is_on_host { return work_.slots.statistics(slot); }
   /// What the next query attends to: ranges that are taken whole, and the one that is ranked. For engines that attend by themselves.
-  query_plan plan_query(std::size_t slot) const requires is_on_host { return pqkv::plan_query(at(slot), asked_query{}, rule_, selector_.covers()); }
+  query_plan plan_query(std::size_t slot) const requires is_on_host {
+    return pqkv::plan_query(at(slot), asked_query{}, rule_, selector_.covers());
+  }
   /// @}
   /// The same for every memory; on a device they wait for the stream. @throws cuda_error
   /// @{
@@ -210,8 +212,8 @@ class pqcache_state {
  protected:
   static status can_hold_bytes(std::size_t bytes) noexcept {
     constexpr std::size_t most = static_cast<std::size_t>(-1) / 4;
-    return detail::checks("pqcache").that(bytes < most, status::code::capacity, "params", "bytes of the cache, at most",
-                                          static_cast<double>(most), static_cast<double>(bytes));
+    return detail::checks("pqcache").that(bytes < most, status::code::capacity, "params", relation::at_most, "bytes of the cache", most,
+                                          bytes);
   }
   static std::size_t largest_k(const params& p) { return std::clamp<std::size_t>(p.budget.at(p.capacity).retrieve, 1, p.capacity); }
 

@@ -71,23 +71,21 @@ template <class Query, class Store, class Out, class Lse>
 constexpr status can_attend_prefill(const Query& query, const Store& store, std::size_t first, const Out& out, const Lse& lse) noexcept {
   const std::size_t hq = query.extent(0), n = query.extent(1), h = store.heads(), d = store.head_dim();
   return detail::checks("prefill_attention")
-      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h),
-            static_cast<double>(hq))
+      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", relation::multiple_of, "h", h, hq)
       .extent("query.extent(2)", query.extent(2), d, "d, from store")
       .extent("query.stride(2)", query.stride(2), 1, "last axis contiguous")
-      .at_least("store.head_dim", static_cast<double>(d), 1, "d, at least")
-      .at_most("store.head_dim", static_cast<double>(d), 256, "d, at most")
+      .at_least("store.head_dim", d, 1, "d")
+      .at_most("store.head_dim", d, 256, "d")
       .that(first <= store.tokens() && n <= store.tokens() - std::min(first, store.tokens()), status::code::value, "first",
-            "tokens of the store less the queries, at most", static_cast<double>(store.tokens()) - static_cast<double>(n),
-            static_cast<double>(first))
+            relation::at_most, "tokens of the store less the queries", static_cast<double>(store.tokens()) - static_cast<double>(n), first)
       .extent("out.extent(0)", out.extent(0), hq, "hq, from query")
       .extent("out.extent(1)", out.extent(1), n, "n_q, from query")
       .extent("out.extent(2)", out.extent(2), d, "d, from store")
       .extent("out.stride(2)", out.stride(2), 1, "last axis contiguous")
-      .that(lse.data == nullptr || lse.extent(0) == hq, status::code::shape, "lse.extent(0)", "hq, from query", static_cast<double>(hq),
-            static_cast<double>(lse.extent(0)))
-      .that(lse.data == nullptr || lse.extent(1) == n, status::code::shape, "lse.extent(1)", "n_q, from query", static_cast<double>(n),
-            static_cast<double>(lse.extent(1)));
+      .that(lse.data == nullptr || lse.extent(0) == hq, status::code::shape, "lse.extent(0)", relation::equal, "hq, from query", hq,
+            lse.extent(0))
+      .that(lse.data == nullptr || lse.extent(1) == n, status::code::shape, "lse.extent(1)", relation::equal, "n_q, from query", n,
+            lse.extent(1));
 }
 
 /// Causal attention of a block of queries: query t stands at position first + t and attends to keys 0, ..., first + t.
@@ -109,10 +107,9 @@ constexpr status can_attend_prefill(const Query& query, const Store& store, std:
 ///         thread of exec::slice
 /// @source online softmax over tiles: Dao et al., "FlashAttention", arXiv 2205.14135; Milakov and Gimelshein 2018
 template <exec::policy P, kv_store Store>
-  requires reachable_from<typename Store::space_type, P>
+requires reachable_from<typename Store::space_type, P>
 void prefill_attention(const P& policy, view<const float, 3, typename P::space_type> query, const Store& store, std::size_t first,
-                       view<float, 3, typename P::space_type> out, view<float, 2, typename P::space_type> lse = {},
-                       float scale = 0) {
+                       view<float, 3, typename P::space_type> out, view<float, 2, typename P::space_type> lse = {}, float scale = 0) {
   require_ok(can_attend_prefill(query, store, first, out, lse));
   kernel<op::prefill_attention, typename P::backend_type>::run(policy, query, store, first, out, lse, scale);
 }

@@ -108,7 +108,7 @@ TEST_CASE("a workspace too small for its call names policy.scratch and both numb
   arena scratch(block);
   scratch.take<std::byte>(512);
   CHECK_THROWS_WITH_AS(workspace(scratch, 513, "scan"),
-                       "pqkv::scan: policy.scratch: expected 513 (bytes, from the matching ..._scratch_bytes()), got 512",
+                       "pqkv::scan: policy.scratch must be at least 513 (bytes, from scratch_bytes()), got 512",
                        pqkv::capacity_error);
   CHECK_NOTHROW(workspace(scratch, 512, "scan"));
   CHECK_THROWS_AS(workspace(arena(block.data(), 0), 1, "scan"), pqkv::capacity_error);

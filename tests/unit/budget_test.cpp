@@ -82,10 +82,10 @@ TEST_CASE("budget: equals its text for random rules and lengths") {
 TEST_CASE("budget: an empty window, a total below sinks + 1 and a ratio outside 0..1 are refused") {
   static_assert(noexcept(can_budget(budget_rule{})));
   CHECK(text_of({}) == "");
-  CHECK(text_of({.window = 0}) == "pqkv::budget_rule: budget.window: expected 1 (w, at least), got 0");
-  CHECK(text_of({.min_tokens = 32, .sinks = 32}) == "pqkv::budget_rule: budget.min_tokens: expected 33 (sinks + 1, at least), got 32");
+  CHECK(text_of({.window = 0}) == "pqkv::budget_rule: budget.window must be at least 1 (w), got 0");
+  CHECK(text_of({.min_tokens = 32, .sinks = 32}) == "pqkv::budget_rule: budget.min_tokens must be at least 33 (sinks + 1), got 32");
   CHECK(text_of({.min_tokens = 33, .sinks = 32}) == "");
-  CHECK(text_of({.tokens = 32, .sinks = 32}) == "pqkv::budget_rule: budget.tokens: expected 33 (sinks + 1, at least), got 32");
+  CHECK(text_of({.tokens = 32, .sinks = 32}) == "pqkv::budget_rule: budget.tokens must be at least 33 (sinks + 1), got 32");
   CHECK(text_of({.min_tokens = 0, .tokens = 33, .sinks = 32}) == "");
   CHECK(text_of({.min_tokens = 0, .sinks = 32, .window = 5, .retrieve = 5}) == "");  // the total does not matter
   CHECK(text_of({.ratio = -0.1}).find("budget.ratio") != std::string::npos);

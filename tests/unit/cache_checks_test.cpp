@@ -59,14 +59,14 @@ TEST_CASE("cache checks: every check says what its verb throws") {
     CHECK(checked == thrown([&] { c.prefill(b.cpu, slot, k, v); }));
     return checked;
   };
-  CHECK(prefill(2, b.block(2, 8, 8), b.block(2, 8, 8)) == "pqkv::prefill: slot: expected 2 (batch, slot below it), got 2");
-  CHECK(prefill(0, b.block(3, 8, 8), b.block(2, 8, 8)) == "pqkv::prefill: keys.extent(0): expected 2 (h, from params), got 3");
-  CHECK(prefill(0, b.block(2, 8, 8), b.block(2, 7, 8)) == "pqkv::prefill: values.extent(1): expected 8 (n, from keys), got 7");
+  CHECK(prefill(2, b.block(2, 8, 8), b.block(2, 8, 8)) == "pqkv::prefill: slot must be below 2 (batch), got 2");
+  CHECK(prefill(0, b.block(3, 8, 8), b.block(2, 8, 8)) == "pqkv::prefill: keys.extent(0) must be 2 (h, from params), got 3");
+  CHECK(prefill(0, b.block(2, 8, 8), b.block(2, 7, 8)) == "pqkv::prefill: values.extent(1) must be 8 (n, from keys), got 7");
   CHECK(prefill(0, b.block(2, 41, 8), b.block(2, 41, 8)) ==
-        "pqkv::prefill: keys.extent(1): expected 40 (n, free tokens of the slot, at most), got 41");
+        "pqkv::prefill: keys.extent(1) must be at most 40 (n, free tokens of the slot), got 41");
   CHECK(prefill(0, b.block(2, 39, 8), b.block(2, 39, 8)) == "");
   CHECK(prefill(0, b.block(2, 1, 8), b.block(2, 1, 8)) ==
-        "pqkv::prefill: slot: expected 0 (tokens in it; append() takes the tokens that follow a prompt, reset() empties a slot), got 39");
+        "pqkv::prefill: slot must be empty: append() takes the tokens that follow a prompt, reset() empties a slot, got 39");
 
   const auto append = [&](pqkv::view<float, 3> k, pqkv::view<float, 3> v, const pqkv::cache_step& step) {
     const std::string checked = said(c.can_append(k, v, step));
@@ -79,16 +79,16 @@ TEST_CASE("cache checks: every check says what its verb throws") {
   three.slots = pqkv::make_view(slots, 3);
   twice.slots = pqkv::make_view(slots + 1, 2);
   ragged.counts = pqkv::make_view(of_rows, 2);
-  CHECK(append(b.block(2, 2, 16), b.block(2, 2, 8), {}) == "pqkv::append: keys.extent(2): expected 8 (d, from params), got 16");
+  CHECK(append(b.block(2, 2, 16), b.block(2, 2, 8), {}) == "pqkv::append: keys.extent(2) must be 8 (d, from params), got 16");
   CHECK(append(b.block(3, 2, 8), b.block(3, 2, 8), {}) ==
-        "pqkv::append: keys.extent(0): expected 2 (tokens of the step: one for every row), got 3");
-  CHECK(append(b.block(3, 2, 8), b.block(3, 2, 8), three) == "pqkv::append: step.slots.extent(0): expected 2 (rows, batch at most), got 3");
+        "pqkv::append: keys.extent(0) must be 2 (tokens of the step: one for every row), got 3");
+  CHECK(append(b.block(3, 2, 8), b.block(3, 2, 8), three) == "pqkv::append: step.slots.extent(0) must be at most 2 (rows, batch), got 3");
   CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), twice) ==
-        "pqkv::append: step.slots: expected 1 (times a slot is named, at most), got 2");
-  CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), ragged) == "pqkv::append: keys.extent(0): expected 3 (tokens of the step), got 2");
+        "pqkv::append: step.slots must be distinct: a step names a slot once");
+  CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), ragged) == "pqkv::append: keys.extent(0) must be 3 (tokens of the step), got 2");
   CHECK(append(b.block(1, 2, 8), b.block(1, 2, 8), first_only) == "");
   CHECK(append(b.block(2, 2, 8), b.block(2, 2, 8), {}) ==
-        "pqkv::append: step: expected 40 (tokens of the slot then, capacity, at most), got 41");
+        "pqkv::append: step must be at most 40 (tokens of the slot then, capacity), got 41");
   CHECK(c.size(1) == 0);  // the slot with room was not changed either
 
   const auto attend = [&](pqkv::view<const float, 3> q, pqkv::view<float, 3> out, pqkv::view<float, 2> lse) {
@@ -96,10 +96,10 @@ TEST_CASE("cache checks: every check says what its verb throws") {
     CHECK(checked == thrown([&] { c.attend(b.cpu, q, out, lse); }));
     return checked;
   };
-  CHECK(attend(b.block(2, 2, 8), b.block(2, 4, 8), {}) == "pqkv::attend: query.extent(1): expected 4 (hq, from params), got 2");
-  CHECK(attend(b.block(2, 4, 8), b.block(1, 4, 8), {}) == "pqkv::attend: out.extent(0): expected 2 (tokens, from query), got 1");
+  CHECK(attend(b.block(2, 2, 8), b.block(2, 4, 8), {}) == "pqkv::attend: query.extent(1) must be 4 (hq, from params), got 2");
+  CHECK(attend(b.block(2, 4, 8), b.block(1, 4, 8), {}) == "pqkv::attend: out.extent(0) must be 2 (tokens, from query), got 1");
   CHECK(attend(b.block(2, 4, 8), b.block(2, 4, 8), pqkv::make_view(b.rows.data(), 2, 3)) ==
-        "pqkv::attend: lse.extent(1): expected 4 (hq, from params), got 3");
+        "pqkv::attend: lse.extent(1) must be 4 (hq, from params), got 3");
 
   const auto retrieve = [&](std::size_t lists, std::size_t k_max) {
     const auto query = pqkv::as_const(b.block(2, 4, 8));
@@ -109,7 +109,7 @@ TEST_CASE("cache checks: every check says what its verb throws") {
     CHECK(checked == thrown([&] { c.retrieve(b.cpu, query, indices, counts); }));
     return checked;
   };
-  CHECK(retrieve(3, 40) == "pqkv::retrieve: indices.extent(1): expected 2 (h, or hq under reduction none), got 3");
+  CHECK(retrieve(3, 40) == "pqkv::retrieve: indices.extent(1) must be 2 (h, or hq under reduction none), got 3");
   CHECK(retrieve(2, c.retrieve_capacity(0)) == "");
   CHECK(retrieve(2, c.retrieve_capacity(0) - 1).find("indices.extent(2): expected") != std::string::npos);
 
@@ -118,14 +118,14 @@ TEST_CASE("cache checks: every check says what its verb throws") {
     CHECK(checked == thrown([&] { c.truncate(b.cpu, slot, n); }));
     return checked;
   };
-  CHECK(truncate(2, 0) == "pqkv::truncate: slot: expected 2 (batch, slot below it), got 2");
-  CHECK(truncate(0, 41) == "pqkv::truncate: n: expected 40 (tokens of the slot, at most), got 41");
+  CHECK(truncate(2, 0) == "pqkv::truncate: slot must be below 2 (batch), got 2");
+  CHECK(truncate(0, 41) == "pqkv::truncate: n must be at most 40 (tokens of the slot), got 41");
   CHECK(truncate(0, 40) == "");
   CHECK(truncate(0, 30) == "");
-  CHECK(truncate(0, 31) == "pqkv::truncate: n: expected 30 (tokens of the slot, at most), got 31");
-  CHECK(said(c.can_reset(2)) == "pqkv::reset: slot: expected 2 (batch, slot below it), got 2");
+  CHECK(truncate(0, 31) == "pqkv::truncate: n must be at most 30 (tokens of the slot), got 31");
+  CHECK(said(c.can_reset(2)) == "pqkv::reset: slot must be below 2 (batch), got 2");
 
   CHECK(said(c.can_fork(0, 5)) == thrown([&] { c.fork(b.cpu, 0, 5); }));
-  CHECK(said(c.can_fork(7, 0)) == "pqkv::fork: from: expected 2 (batch, slot below it), got 7");
+  CHECK(said(c.can_fork(7, 0)) == "pqkv::fork: from must be below 2 (batch), got 7");
   CHECK(c.can_fork(0, 1).ok());
 }

@@ -229,8 +229,8 @@ TEST_CASE("the owner: shape, bytes, zeros at first, views of its memory, what it
 }
 
 TEST_CASE("an owner of an impossible shape is refused") {
-  CHECK_THROWS_WITH_AS(codebook({2, 20, 2, 6}), "pqkv::codebook: head_dim: expected 8 (d, a multiple of), got 20", pqkv::value_error);
-  CHECK_THROWS_WITH_AS(codebook({2, 64, 2, 9}), "pqkv::codebook: bits: expected 8 (b, at most), got 9", pqkv::value_error);
+  CHECK_THROWS_WITH_AS(codebook({2, 20, 2, 6}), "pqkv::codebook: head_dim must be a multiple of 8, got 20", pqkv::value_error);
+  CHECK_THROWS_WITH_AS(codebook({2, 64, 2, 9}), "pqkv::codebook: bits must be at most 8 (b), got 9", pqkv::value_error);
 }
 
 TEST_CASE("rows are seen by subspace without a copy") {
@@ -258,20 +258,20 @@ TEST_CASE("bad arguments: each named with its number, codebook and outcome as th
   const pqkv::shape_error shape_error("");
   const auto view = book.mutable_view();
   CHECK(pqkv::can_train(good, view, pqkv::make_view(outcome.data(), 2, 2), {}).ok());
-  refused(good.slice(0, 0, 1), view, {}, shape_error, "pqkv::train: keys.extent(0): expected 2 (h, from codebook), got 1");
-  refused(keys.view().slice(2, 0, 16), view, {}, shape_error, "pqkv::train: keys.extent(0): expected 2 (h, from codebook), got 4");
-  refused(good.slice(2, 0, 8), view, {}, shape_error, "pqkv::train: keys.extent(2): expected 16 (d, from codebook), got 8");
-  refused(good, view, {.iterations = 0}, pqkv::value_error(""), "pqkv::train: params.iterations: expected 1 (L, at least), got 0");
+  refused(good.slice(0, 0, 1), view, {}, shape_error, "pqkv::train: keys.extent(0) must be 2 (h, from codebook), got 1");
+  refused(keys.view().slice(2, 0, 16), view, {}, shape_error, "pqkv::train: keys.extent(0) must be 2 (h, from codebook), got 4");
+  refused(good.slice(2, 0, 8), view, {}, shape_error, "pqkv::train: keys.extent(2) must be 16 (d, from codebook), got 8");
+  refused(good, view, {.iterations = 0}, pqkv::value_error(""), "pqkv::train: params.iterations must be at least 1 (L), got 0");
   auto short_of_dimensions = view;
   short_of_dimensions.centroids = view.centroids.slice(2, 0, 4);
-  refused(good, short_of_dimensions, {}, shape_error, "pqkv::train: codebook.centroids.extent(2): expected 8 (ds = d / m), got 4");
+  refused(good, short_of_dimensions, {}, shape_error, "pqkv::train: codebook.centroids.extent(2) must be 8 (ds = d / m), got 4");
   std::vector<float> radius(4);
   auto no_room_for_the_coordinate = view;
   no_room_for_the_coordinate.squared_radius = pqkv::make_view(radius.data(), 2, 2);
   refused(good, no_room_for_the_coordinate, {}, shape_error,
-          "pqkv::train: codebook.centroids.extent(2): expected 9 (ds + 1 = d / m + 1, beside a squared_radius), got 8");
+          "pqkv::train: codebook.centroids.extent(2) must be 9 (ds + 1 = d / m + 1, beside a squared_radius), got 8");
   CHECK_THROWS_WITH_AS(pqkv::train(exec::host<>{}, good.slice(0, 0, 1), book),
-                       "pqkv::train: keys.extent(0): expected 2 (h, from codebook), got 1", pqkv::shape_error);
+                       "pqkv::train: keys.extent(0) must be 2 (h, from codebook), got 1", pqkv::shape_error);
   CHECK(same(book.view(), before.view()));
   CHECK(book.trained_with.seed == before.trained_with.seed);
 }

@@ -312,7 +312,7 @@ TEST_CASE("the owner: planes a multiple of 128 apart, views of its memory") {
   view(2, 3, 199) = 5;
   CHECK(made.view()(2, 3, 199) == 5);
   CHECK(codes{}.size_bytes() == 0);
-  CHECK_THROWS_WITH_AS(codes({3, 32, 3, 6}, 10), "pqkv::codes: subspaces: expected 2 (m: 1, 2, 4, 8 or 16), got 3", pqkv::value_error);
+  CHECK_THROWS_WITH_AS(codes({3, 32, 3, 6}, 10), "pqkv::codes: subspaces must be 1, 2, 4, 8 or 16, got 3", pqkv::value_error);
 }
 
 TEST_CASE("bad arguments: each named with its number, no code written") {
@@ -328,15 +328,15 @@ TEST_CASE("bad arguments: each named with its number, no code written") {
     CHECK(pqkv::can_encode(wrong_keys, book.view(), wrong_codes).message() == text);
     CHECK_THROWS_WITH_AS(pqkv::encode(exec::host<>{}, wrong_keys, book.view(), wrong_codes), text, pqkv::shape_error);
   };
-  refused(keys.view().slice(2, 0, 16), good_codes, "pqkv::encode: keys.extent(0): expected 2 (h, from codebook), got 3");
-  refused(keys.view().slice(0, 0, 2), good_codes, "pqkv::encode: keys.extent(2): expected 16 (d, from codebook), got 32");
-  refused(good_keys, good_codes.slice(0, 0, 1), "pqkv::encode: codes.extent(0): expected 2 (h, from codebook), got 1");
+  refused(keys.view().slice(2, 0, 16), good_codes, "pqkv::encode: keys.extent(0) must be 2 (h, from codebook), got 3");
+  refused(keys.view().slice(0, 0, 2), good_codes, "pqkv::encode: keys.extent(2) must be 16 (d, from codebook), got 32");
+  refused(good_keys, good_codes.slice(0, 0, 1), "pqkv::encode: codes.extent(0) must be 2 (h, from codebook), got 1");
   refused(good_keys, made.mutable_view().slice(0, 0, 2).slice(2, 0, 30),
-          "pqkv::encode: codes.extent(1): expected 2 (m, from codebook), got 4");
+          "pqkv::encode: codes.extent(1) must be 2 (m, from codebook), got 4");
   refused(good_keys, made.mutable_view().slice(0, 0, 2).slice(1, 0, 2),
-          "pqkv::encode: codes.extent(2): expected 30 (n, from keys), got 60");
+          "pqkv::encode: codes.extent(2) must be 30 (n, from keys), got 60");
   auto spread = good_codes;
   spread.strides[2] = 2;
-  refused(good_keys, spread, "pqkv::encode: codes.stride(2): expected 1 (last axis contiguous), got 2");
+  refused(good_keys, spread, "pqkv::encode: codes.stride(2) must be 1 (last axis contiguous), got 2");
   CHECK(std::count(made.view().data, made.view().data + made.size_bytes(), untouched) == static_cast<std::ptrdiff_t>(made.size_bytes()));
 }

@@ -170,7 +170,7 @@ TEST_CASE("views as maps") {
   auto strided = eigen_strided_map(turned);
   CHECK(same_elements(strided, turned));
   CHECK_THROWS_AS(eigen_map(turned), pqkv::shape_error);
-  CHECK(message_of([&] { eigen_map(turned); }) == "pqkv::eigen_map: view.stride(1): expected 1 (last axis contiguous), got 5");
+  CHECK(message_of([&] { eigen_map(turned); }) == "pqkv::eigen_map: view.stride(1) must be 1 (last axis contiguous), got 5");
   CHECK(eigen_map(view<float, 2>{memory.data(), {5, 1}, {5, 9}}).rows() == 5);  // one element a row is contiguous
 
   auto column = eigen_map(view<const float, 1>{memory.data() + 2, {6}, {3}});

@@ -46,7 +46,7 @@ TEST_CASE("a call with bad extents ends before the kernel, whatever the backend"
   const pqkv::codebook_view<managed> book{pqkv::make_view<managed>(centroids, 2, 2, 4, 16), pqkv::make_view<managed>(mean, 2, 8)};
   CHECK_THROWS_WITH_AS(
       pqkv::encode(recording_policy{&seen}, pqkv::make_view<managed>(keys, 2, 3, 8), book, pqkv::make_view<managed>(codes, 2, 2, 4)),
-      "pqkv::encode: codes.extent(2): expected 3 (n, from keys), got 4", pqkv::shape_error);
+      "pqkv::encode: codes.extent(2) must be 3 (n, from keys), got 4", pqkv::shape_error);
   CHECK(seen.empty());
 }
 

@@ -328,33 +328,33 @@ TEST_CASE("bad arguments: each named with its number, nothing written") {
   };
   const pqkv::shape_error shape("");
   const pqkv::value_error value("");
-  refused([](arguments& a) { a.offset.extents[0] = 1; }, shape, "pqkv::kmeans: offset.extent(0): expected 2 (h, from points), got 1");
-  refused([](arguments& a) { a.offset.extents[1] = 3; }, shape, "pqkv::kmeans: offset.extent(1): expected 2 (m, from points), got 3");
-  refused([](arguments& a) { a.offset.extents[2] = 5; }, shape, "pqkv::kmeans: offset.extent(2): expected 4 (ds, from points), got 5");
-  refused([](arguments& a) { a.offset.strides[2] = 2; }, shape, "pqkv::kmeans: offset.stride(2): expected 1 (last axis contiguous), got 2");
-  refused([](arguments& a) { a.centroids.extents[0] = 3; }, shape, "pqkv::kmeans: centroids.extent(0): expected 2 (h, from points), got 3");
-  refused([](arguments& a) { a.centroids.extents[1] = 1; }, shape, "pqkv::kmeans: centroids.extent(1): expected 2 (m, from points), got 1");
+  refused([](arguments& a) { a.offset.extents[0] = 1; }, shape, "pqkv::kmeans: offset.extent(0) must be 2 (h, from points), got 1");
+  refused([](arguments& a) { a.offset.extents[1] = 3; }, shape, "pqkv::kmeans: offset.extent(1) must be 2 (m, from points), got 3");
+  refused([](arguments& a) { a.offset.extents[2] = 5; }, shape, "pqkv::kmeans: offset.extent(2) must be 4 (ds, from points), got 5");
+  refused([](arguments& a) { a.offset.strides[2] = 2; }, shape, "pqkv::kmeans: offset.stride(2) must be 1 (last axis contiguous), got 2");
+  refused([](arguments& a) { a.centroids.extents[0] = 3; }, shape, "pqkv::kmeans: centroids.extent(0) must be 2 (h, from points), got 3");
+  refused([](arguments& a) { a.centroids.extents[1] = 1; }, shape, "pqkv::kmeans: centroids.extent(1) must be 2 (m, from points), got 1");
   refused([](arguments& a) { a.centroids.extents[2] = 8; }, shape,
-          "pqkv::kmeans: centroids.extent(2): expected 4 (ds, from points), got 8");
+          "pqkv::kmeans: centroids.extent(2) must be 4 (ds, from points), got 8");
   refused([](arguments& a) { a.centroids.extents[3] = 20; }, value,
-          "pqkv::kmeans: centroids.extent(3): expected 64 (c: 16, 32, 64, 128 or 256), got 20");
+          "pqkv::kmeans: centroids.extent(3) must be 16, 32, 64, 128 or 256, got 20");
   refused([](arguments& a) { a.centroids.extents[3] = 8; }, value,
-          "pqkv::kmeans: centroids.extent(3): expected 64 (c: 16, 32, 64, 128 or 256), got 8");
+          "pqkv::kmeans: centroids.extent(3) must be 16, 32, 64, 128 or 256, got 8");
   refused([](arguments& a) { a.centroids.extents[3] = 512; }, value,
-          "pqkv::kmeans: centroids.extent(3): expected 64 (c: 16, 32, 64, 128 or 256), got 512");
+          "pqkv::kmeans: centroids.extent(3) must be 16, 32, 64, 128 or 256, got 512");
   refused([](arguments& a) { a.centroids.strides[3] = 2; }, shape,
-          "pqkv::kmeans: centroids.stride(3): expected 1 (last axis contiguous), got 2");
+          "pqkv::kmeans: centroids.stride(3) must be 1 (last axis contiguous), got 2");
   refused([](arguments& a) { a.centroids.strides[2] = 17; }, shape,
-          "pqkv::kmeans: centroids.stride(2): expected 16 (ds and c dense), got 17");
-  refused([](arguments& a) { a.outcome.extents[0] = 1; }, shape, "pqkv::kmeans: outcome.extent(0): expected 2 (h, from points), got 1");
-  refused([](arguments& a) { a.outcome.extents[1] = 3; }, shape, "pqkv::kmeans: outcome.extent(1): expected 2 (m, from points), got 3");
-  refused([](arguments& a) { a.params.iterations = 0; }, value, "pqkv::kmeans: params.iterations: expected 1 (L, at least), got 0");
+          "pqkv::kmeans: centroids.stride(2) must be 16 (ds and c dense), got 17");
+  refused([](arguments& a) { a.outcome.extents[0] = 1; }, shape, "pqkv::kmeans: outcome.extent(0) must be 2 (h, from points), got 1");
+  refused([](arguments& a) { a.outcome.extents[1] = 3; }, shape, "pqkv::kmeans: outcome.extent(1) must be 2 (m, from points), got 3");
+  refused([](arguments& a) { a.params.iterations = 0; }, value, "pqkv::kmeans: params.iterations must be at least 1 (L), got 0");
   refused([](arguments& a) { a.points.extents[3] = a.offset.extents[2] = a.centroids.extents[2] = 0; }, value,
-          "pqkv::kmeans: points.extent(3): expected 1 (ds, at least), got 0");
+          "pqkv::kmeans: points.extent(3) must be at least 1 (ds), got 0");
   refused([](arguments& a) { a.points.extents[3] = a.offset.extents[2] = a.centroids.extents[2] = 257; }, value,
-          "pqkv::kmeans: points.extent(3): expected 256 (ds, at most), got 257");
+          "pqkv::kmeans: points.extent(3) must be at most 256 (ds), got 257");
   refused([](arguments& a) { a.points.extents[2] = std::size_t{1} << 32; }, value,
-          "pqkv::kmeans: points.extent(2): expected 4294967295 (n, at most), got 4294967296");
+          "pqkv::kmeans: points.extent(2) must be at most 4294967295 (n), got 4294967296");
   CHECK(std::count(centroids.begin(), centroids.end(), untouched) == static_cast<std::ptrdiff_t>(centroids.size()));
   CHECK(std::count(outcome.begin(), outcome.end(), std::uint8_t{99}) == 6);
 }

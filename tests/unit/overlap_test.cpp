@@ -110,10 +110,10 @@ TEST_CASE("calibration refuses lengths that say nothing, and clocks that stand s
         pqkv::exec::host<>{}, of, pqkv::make_view(lengths.data(), lengths.size()), [](std::size_t) {}, [] { return 0.0; });
   };
   CHECK_THROWS_WITH_AS(calibrate(shape, {100, 200}),
-                       "pqkv::calibrate_overlap: lengths.extent(0): expected 3 (different lengths, at least), got 2", pqkv::value_error);
-  CHECK_THROWS_WITH_AS(calibrate(shape, {100, 63, 200}), "pqkv::calibrate_overlap: lengths: expected 64 (tokens, 4 * c at least), got 63",
+                       "pqkv::calibrate_overlap: lengths.extent(0) must be at least 3 (different lengths), got 2", pqkv::value_error);
+  CHECK_THROWS_WITH_AS(calibrate(shape, {100, 63, 200}), "pqkv::calibrate_overlap: lengths must be at least 64 (tokens, 4 * c), got 63",
                        pqkv::value_error);
   CHECK_THROWS_WITH_AS(calibrate({1, 20, 2, 4}, {100, 200, 300}), doctest::Contains("calibrate_overlap: head_dim"), pqkv::value_error);
   CHECK_THROWS_WITH_AS(calibrate(shape, {100, 200, 300}),
-                       doctest::Contains("add_clustering: expected 0 (seconds per row and iteration, above)"), pqkv::value_error);
+                       doctest::Contains("add_clustering must be above 0 (seconds per row and iteration)"), pqkv::value_error);
 }

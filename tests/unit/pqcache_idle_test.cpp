@@ -132,7 +132,7 @@ TEST_CASE("pqcache: an idle slot's memory is not looked at in a step, nor change
   const std::vector<float> wanted = attend();
   const std::size_t row = cache.store().keys.stride(1), heads = 2 * p.capacity * row;
   const std::vector<float> poison(heads, std::nanf(""));
-  for (const std::size_t idle : {0, 1, 2, 3, 5}) {
+  for (const std::size_t idle : {0u, 1u, 2u, 3u, 5u}) {
     pqkv::copy_bytes(dev, const_cast<float*>(cache.store().keys.data) + idle * heads, poison.data(), (heads - row) * sizeof(float));
     const auto codes = cache.selection().index().codes;
     pqkv::copy_bytes(dev, codes.data + idle * 2 * codes.stride(0), poison.data(), 2 * codes.stride(0));

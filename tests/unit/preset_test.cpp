@@ -46,9 +46,9 @@ TEST_CASE("preset paper: a cache trains for as long as the model's layer takes, 
 
 TEST_CASE("preset paper: an overlap model by which clustering costs nothing is refused by name") {
   CHECK_THROWS_WITH_AS(pqkv::pqcache<>(pqkv::preset::paper(shape, 0.2, {})),
-                       "pqkv::pqcache: selector.overlap.b1: expected 0 (seconds per row and iteration, above), got 0", pqkv::value_error);
+                       "pqkv::pqcache: selector.overlap.b1 must be above 0 (seconds per row and iteration), got 0", pqkv::value_error);
   auto p = pqkv::preset::paper(shape, 0.2, {.b1 = 1});
   p.selector.overlap_most = 2;
-  CHECK_THROWS_WITH_AS(pqkv::pqcache<>{p}, "pqkv::pqcache: selector.overlap_most: expected 3 (L of the overlap rule, at least), got 2",
+  CHECK_THROWS_WITH_AS(pqkv::pqcache<>{p}, "pqkv::pqcache: selector.overlap_most must be at least 3 (L of the overlap rule), got 2",
                        pqkv::value_error);
 }

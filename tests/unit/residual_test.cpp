@@ -226,7 +226,7 @@ TEST_CASE("residual: the owner lies token-major") {
   view(2, 199, 3) = 5;
   CHECK(made.view()(2, 199, 3) == 5);
   CHECK(residual_codes{}.size_bytes() == 0);
-  CHECK_THROWS_WITH_AS(residual_codes({3, 32, 3, 6}, 10), "pqkv::residual_codes: subspaces: expected 2 (m: 1, 2, 4, 8 or 16), got 3",
+  CHECK_THROWS_WITH_AS(residual_codes({3, 32, 3, 6}, 10), "pqkv::residual_codes: subspaces must be 1, 2, 4, 8 or 16, got 3",
                        pqkv::value_error);
   CHECK(pqkv::residual_shape({3, 32, 2, 6, pqkv::key_metric::inner_product}, 4, 8) == pq_shape{3, 32, 4, 8});
 }

@@ -50,15 +50,15 @@ TEST_CASE("a shape is accepted exactly when it meets the bounds") {
 
 TEST_CASE("a refusal names parameter, rule and what came") {
   CHECK(refusal({8, 128, 2, 6}) == "");
-  CHECK(refusal({0, 128, 2, 6}) == "pqkv::codebook: kv_heads: expected 1 (h, at least), got 0");
-  CHECK(refusal({8, 128, 3, 6}) == "pqkv::codebook: subspaces: expected 2 (m: 1, 2, 4, 8 or 16), got 3");
-  CHECK(refusal({8, 128, 32, 6}) == "pqkv::codebook: subspaces: expected 2 (m: 1, 2, 4, 8 or 16), got 32");
-  CHECK(refusal({8, 128, 0, 6}) == "pqkv::codebook: subspaces: expected 2 (m: 1, 2, 4, 8 or 16), got 0");
-  CHECK(refusal({8, 128, 2, 3}) == "pqkv::codebook: bits: expected 4 (b, at least), got 3");
-  CHECK(refusal({8, 128, 2, 9}) == "pqkv::codebook: bits: expected 8 (b, at most), got 9");
-  CHECK(refusal({8, 100, 2, 6}) == "pqkv::codebook: head_dim: expected 8 (d, a multiple of), got 100");
-  CHECK(refusal({8, 0, 2, 6}) == "pqkv::codebook: head_dim: expected 8 (d, a multiple of), got 0");
-  CHECK(refusal({8, 264, 2, 6}) == "pqkv::codebook: head_dim: expected 256 (d, at most), got 264");
-  CHECK(refusal({8, 24, 16, 6}) == "pqkv::codebook: head_dim: expected 16 (d, a multiple of m), got 24");
+  CHECK(refusal({0, 128, 2, 6}) == "pqkv::codebook: kv_heads must be at least 1 (h), got 0");
+  CHECK(refusal({8, 128, 3, 6}) == "pqkv::codebook: subspaces must be 1, 2, 4, 8 or 16, got 3");
+  CHECK(refusal({8, 128, 32, 6}) == "pqkv::codebook: subspaces must be 1, 2, 4, 8 or 16, got 32");
+  CHECK(refusal({8, 128, 0, 6}) == "pqkv::codebook: subspaces must be 1, 2, 4, 8 or 16, got 0");
+  CHECK(refusal({8, 128, 2, 3}) == "pqkv::codebook: bits must be at least 4 (b), got 3");
+  CHECK(refusal({8, 128, 2, 9}) == "pqkv::codebook: bits must be at most 8 (b), got 9");
+  CHECK(refusal({8, 100, 2, 6}) == "pqkv::codebook: head_dim must be a multiple of 8, got 100");
+  CHECK(refusal({8, 0, 2, 6}) == "pqkv::codebook: head_dim must be a multiple of 8, got 0");
+  CHECK(refusal({8, 264, 2, 6}) == "pqkv::codebook: head_dim must be at most 256 (d), got 264");
+  CHECK(refusal({8, 24, 16, 6}) == "pqkv::codebook: head_dim must be a multiple of 16 (m), got 24");
   CHECK(can_quantize({0, 0, 0, 0}).message().starts_with("pqkv::pq_shape: "));
 }

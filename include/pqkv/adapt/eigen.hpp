@@ -74,7 +74,9 @@ inline constexpr bool owns_its_numbers<Eigen::Ref<const X, Options, Stride>> = t
 
 /// Anything dense of Eigen's: Matrix, Array, Map, Ref, Block, Transpose, and expressions that make_view() then refuses.
 template <class X>
-concept eigen_dense = requires(const std::remove_cvref_t<X>& x) { detail::takes_dense(x); };
+concept eigen_dense = requires(const std::remove_cvref_t<X>& x) {
+  detail::takes_dense(x);
+};
 
 namespace detail {
 /// [rows, cols] of any dense expression that lies in memory.
@@ -87,8 +89,8 @@ auto eigen_rows(X&& x, const char* function) {
   static_assert(std::is_lvalue_reference_v<X> || !owns_its_numbers<plain>,
                 "pqkv: this Eigen matrix is a temporary, a view of it would dangle; give it a name first");
   require_ok(checks(function)
-                 .at_least("matrix.rowStride()", static_cast<double>(x.rowStride()), 0, "elements, not negative (reversed), at least")
-                 .at_least("matrix.colStride()", static_cast<double>(x.colStride()), 0, "elements, not negative (reversed), at least"));
+                 .at_least("matrix.rowStride()", x.rowStride(), 0, "elements, not negative (reversed)")
+                 .at_least("matrix.colStride()", x.colStride(), 0, "elements, not negative (reversed)"));
   using element = from_eigen<std::remove_pointer_t<decltype(x.data())>>;
   return view<element, 2, Space>{same_memory<element>(x.data()),
                                  {static_cast<std::size_t>(x.rows()), static_cast<std::size_t>(x.cols())},
@@ -99,9 +101,8 @@ auto eigen_rows(X&& x, const char* function) {
 template <class Rows>
 constexpr status can_split_heads(const Rows& rows, std::size_t h, const char* function) noexcept {
   return checks(function)
-      .at_least("h", static_cast<double>(h), 1, "heads, at least")
-      .that(h != 0 && rows.extent(1) % h == 0, status::code::shape, "matrix.cols()", "h * d, a multiple of h", static_cast<double>(h),
-            static_cast<double>(rows.extent(1)));
+      .at_least("h", h, 1, "heads")
+      .that(h != 0 && rows.extent(1) % h == 0, status::code::shape, "matrix.cols()", relation::multiple_of, "h", h, rows.extent(1));
 }
 }  // namespace detail
 
@@ -148,7 +149,7 @@ auto split_heads_by_token(X&& matrix, std::size_t h) {
 
 /// A view [n] as a column vector, of any stride.
 template <class T, class Space>
-  requires space::usable_from<Space, space::host>
+requires space::usable_from<Space, space::host>
 auto eigen_map(view<T, 1, Space> v) {
   using element = detail::to_eigen<T>;
   using vector = Eigen::Matrix<std::remove_const_t<element>, Eigen::Dynamic, 1>;
@@ -161,7 +162,7 @@ auto eigen_map(view<T, 1, Space> v) {
 ///
 /// @throws shape_error when the last axis is strided; eigen_strided_map() takes that
 template <class T, class Space>
-  requires space::usable_from<Space, space::host>
+requires space::usable_from<Space, space::host>
 auto eigen_map(view<T, 2, Space> v) {
   require_ok(detail::checks("eigen_map").extent("view.stride(1)", v.extent(1) > 1 ? v.stride(1) : 1, 1, "last axis contiguous"));
   using element = detail::to_eigen<T>;
@@ -173,7 +174,7 @@ auto eigen_map(view<T, 2, Space> v) {
 
 /// A view [rows, cols] of any strides.
 template <class T, class Space>
-  requires space::usable_from<Space, space::host>
+requires space::usable_from<Space, space::host>
 auto eigen_strided_map(view<T, 2, Space> v) {
   using element = detail::to_eigen<T>;
   using matrix = Eigen::Matrix<std::remove_const_t<element>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;

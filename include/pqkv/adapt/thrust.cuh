@@ -111,7 +111,7 @@ auto make_view(X&& x, Extent... extents) {
   } else {
     const double wanted = (static_cast<double>(static_cast<std::size_t>(extents)) * ...), there = static_cast<double>(x.size());
     require_ok(detail::checks("make_view")
-                   .that(wanted <= there, status::code::shape, "extents", "elements, vector.size(), at most", there, wanted));
+                   .that(wanted <= there, status::code::shape, "extents", relation::at_most, "elements, vector.size()", there, wanted));
     return detail::thrust_view<space_type>(thrust::raw_pointer_cast(x.data()), extents...);
   }
 }

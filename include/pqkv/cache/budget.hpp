@@ -85,13 +85,13 @@ struct budget_rule {
 constexpr status can_budget(const budget_rule& rule, const char* function = "budget_rule") noexcept {
   const bool outright = rule.window && rule.retrieve;
   return detail::checks(function)
-      .that(rule.ratio >= 0 && rule.ratio <= 1, status::code::value, "budget.ratio", "share of the tokens, 0 to", 1, rule.ratio)
-      .that(rule.window_share >= 0 && rule.window_share <= 0.5, status::code::value, "budget.window_share", "share of the budget, 0 to",
-            0.5, rule.window_share)
-      .at_least("budget.window", rule.window ? static_cast<double>(*rule.window) : 1, 1, "w, at least")
+      .that(rule.ratio >= 0 && rule.ratio <= 1, status::code::value, "budget.ratio", relation::stated, "between 0 and 1", 1, rule.ratio)
+      .that(rule.window_share >= 0 && rule.window_share <= 0.5, status::code::value, "budget.window_share", relation::stated,
+            "between 0 and 0.5", 0.5, rule.window_share)
+      .at_least("budget.window", rule.window ? static_cast<double>(*rule.window) : 1, 1, "w")
       .at_least(rule.tokens != 0 ? "budget.tokens" : "budget.min_tokens",
                 outright ? static_cast<double>(rule.sinks) + 1 : static_cast<double>(rule.tokens != 0 ? rule.tokens : rule.min_tokens),
-                static_cast<double>(rule.sinks) + 1, "sinks + 1, at least");
+                static_cast<double>(rule.sinks) + 1, "sinks + 1");
 }
 
 }  // namespace pqkv

@@ -20,8 +20,7 @@ class cache_checks {
       : shape_(shape), sequences_(sequences), lists_(lists) {}
 
   status slot(const char* function, const char* parameter, std::size_t slot) const noexcept {
-    return checks(function).that(slot < shape_.batch, status::code::value, parameter, "batch, slot below it",
-                                 static_cast<double>(shape_.batch), static_cast<double>(slot));
+    return checks(function).that(slot < shape_.batch, status::code::value, parameter, relation::below, "batch", shape_.batch, slot);
   }
 
   /// @param room  tokens that the slot has memory for
@@ -31,15 +30,14 @@ class cache_checks {
     const sequence& now = sequences_[slot];
     const std::size_t n = keys.extent(1), left = room - (now.n < room ? now.n : room);
     return checks("prefill")
-        .that(now.n == 0 || now.prefilling != 0, status::code::value, "slot",
-              "tokens in it; append() takes the tokens that follow a prompt, reset() empties a slot", 0, static_cast<double>(now.n))
+        .that(now.n == 0 || now.prefilling != 0, status::code::value, "slot", relation::stated,
+              "empty: append() takes the tokens that follow a prompt, reset() empties a slot", 0, now.n)
         .extent("keys.extent(0)", keys.extent(0), shape_.kv_heads, "h, from params")
         .extent("keys.extent(2)", keys.extent(2), shape_.head_dim, "d, from params")
         .extent("values.extent(0)", values.extent(0), shape_.kv_heads, "h, from params")
         .extent("values.extent(1)", values.extent(1), n, "n, from keys")
         .extent("values.extent(2)", values.extent(2), shape_.head_dim, "d, from params")
-        .that(n <= left, status::code::capacity, "keys.extent(1)", "n, free tokens of the slot, at most", static_cast<double>(left),
-              static_cast<double>(n));
+        .that(n <= left, status::code::capacity, "keys.extent(1)", relation::at_most, "n, free tokens of the slot", left, n);
   }
 
   /// @param room  room(slot): tokens that a slot has memory for
@@ -56,8 +54,7 @@ class cache_checks {
       for (std::size_t row = 0; row < step.rows(shape_.batch) && all.ok(); ++row) {
         const std::uint32_t slot = step.slot(row);
         const std::size_t n = std::size_t{sequences_[slot].n} + step.count(row), most = room(slot);
-        all.that(n <= most, status::code::capacity, "step", "tokens of the slot then, capacity, at most", static_cast<double>(most),
-                 static_cast<double>(n));
+        all.that(n <= most, status::code::capacity, "step", relation::at_most, "tokens of the slot then, capacity", most, n);
       }
     return all;
   }
@@ -87,8 +84,8 @@ class cache_checks {
     if constexpr (reads_steps)
       for (std::size_t row = 0; row < step.rows(shape_.batch) && all.ok(); ++row) {
         const std::size_t least = step.count(row) == 0 ? 0 : needed(step.slot(row));
-        all.that(indices.extent(2) >= least, status::code::capacity, "indices.extent(2)", "k_max, at least", static_cast<double>(least),
-                 static_cast<double>(indices.extent(2)));
+        all.that(indices.extent(2) >= least, status::code::capacity, "indices.extent(2)", relation::at_least, "k_max", least,
+                 indices.extent(2));
       }
     return all;
   }
@@ -98,9 +95,9 @@ class cache_checks {
     // Whether a prompt is whole the host knows of every cache.
     const double most = reads_steps ? static_cast<double>(sequences_[slot].n) : static_cast<double>(n);
     return checks("truncate")
-        .that(sequences_[slot].prefilling == 0, status::code::value, "slot", "prefill chunks still to come; send chunk::last, or reset()",
-              0, 1)
-        .at_most("n", static_cast<double>(n), most, "tokens of the slot, at most");
+        .that(sequences_[slot].prefilling == 0, status::code::value, "slot", relation::required,
+              "past its prompt: send chunk::last, or reset() the slot", 0, 1)
+        .at_most("n", n, most, "tokens of the slot");
   }
 
  private:
@@ -110,7 +107,7 @@ class cache_checks {
     if (step.has_slots() && step.has_counts())
       all.extent("step.counts.extent(0)", step.counts.extent(0), step.slots.extent(0), "rows, from step.slots");
     const std::size_t count = step.rows(shape_.batch);
-    all.at_most("step.slots.extent(0)", static_cast<double>(count), static_cast<double>(shape_.batch), "rows, batch at most");
+    all.at_most("step.slots.extent(0)", count, shape_.batch, "rows, batch");
     if (!step.has_counts()) all.extent(parameter, tokens, count, "tokens of the step: one for every row");
     if constexpr (reads_steps) {
       std::size_t sum = 0;
@@ -118,11 +115,12 @@ class cache_checks {
       for (std::size_t row = 1; step.has_slots() && row < count; ++row) ascending &= step.slot(row - 1) < step.slot(row);
       for (std::size_t row = 0; row < count && all.ok(); ++row) {
         const std::uint32_t slot = step.slot(row);
-        all.that(slot < shape_.batch, status::code::value, "step.slots", "batch, slot below it", static_cast<double>(shape_.batch), slot);
+        all.that(slot < shape_.batch, status::code::value, "step.slots", relation::below, "batch", shape_.batch, slot);
         for (std::size_t before = 0; !ascending && before < row; ++before)
-          all.that(step.slot(before) != slot, status::code::value, "step.slots", "times a slot is named, at most", 1, 2);
-        all.that(!all.ok() || sequences_[slot].prefilling == 0, status::code::value, "step.slots",
-                 "prefill chunks still to come; send chunk::last", 0, 1);
+          all.that(step.slot(before) != slot, status::code::value, "step.slots", relation::required, "distinct: a step names a slot once",
+                   1, 2);
+        all.that(!all.ok() || sequences_[slot].prefilling == 0, status::code::value, "step.slots", relation::required,
+                 "past their prompts: send chunk::last first", 0, 1);
         sum += step.count(row);
       }
       if (all.ok()) all.extent(parameter, tokens, sum, "tokens of the step");

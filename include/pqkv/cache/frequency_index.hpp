@@ -73,9 +73,9 @@ constexpr status can_frequency_index(std::size_t keys, std::size_t capacity, std
   constexpr auto most_keys = std::min<std::uintmax_t>(std::numeric_limits<Key>::max(), 0xffffffffu);
   constexpr auto most_slots = std::min<std::uintmax_t>(std::numeric_limits<Slot>::max(), 0x7fffffffu);
   return detail::checks("frequency_index")
-      .at_most("keys", static_cast<double>(keys), static_cast<double>(most_keys), "keys, by their type, at most")
-      .at_most("capacity", static_cast<double>(capacity), static_cast<double>(most_slots), "slots, by their type, at most")
-      .at_least("max_frequency", static_cast<double>(max_frequency), 2, "at which frequencies stop rising, at least");
+      .at_most("keys", keys, most_keys, "keys, by their type")
+      .at_most("capacity", capacity, most_slots, "slots, by their type")
+      .at_least("max_frequency", max_frequency, 2, "at which frequencies stop rising");
 }
 
 /// The index, over memory of a frequency_index or of the caller. A small value: copies mean the same index.
@@ -104,9 +104,9 @@ class frequency_index_view {
                                     std::uint32_t max_frequency = highest_frequency) {
     require_ok(can_frequency_index<Key, Slot>(keys, capacity, max_frequency));
     const std::size_t needed = required_bytes(keys, capacity), given = memory.counting() ? 0 : memory.free_bytes();
-    require_ok(detail::checks("frequency_index")
-                   .that(given >= needed, status::code::capacity, "memory", "bytes, from required_bytes()", static_cast<double>(needed),
-                         static_cast<double>(given)));
+    require_ok(
+        detail::checks("frequency_index")
+            .that(given >= needed, status::code::capacity, "memory", relation::at_least, "bytes, from required_bytes()", needed, given));
     frequency_index_view made{};
     made.carve(memory, keys, capacity, max_frequency);
     *made.state_ = {};
@@ -217,14 +217,14 @@ class frequency_index_view {
     using unsigned_key = std::make_unsigned_t<Key>;
     unsigned_key highest = 0;
     for (std::size_t i = 0; i < keys.extent(0); ++i) highest = std::max(highest, static_cast<unsigned_key>(keys.data[i]));
-    return checked.that(keys.extent(0) == 0 || highest < keys_, status::code::value, "keys", "each a key, below",
-                        static_cast<double>(keys_), static_cast<double>(static_cast<Key>(highest)));
+    return checked.that(keys.extent(0) == 0 || highest < keys_, status::code::value, "keys", relation::below, "each a key", keys_,
+                        static_cast<Key>(highest));
   }
   static status room_for(detail::checks checked, std::size_t offers, pqkv::view<admission_type, 1> admitted) noexcept {
     const bool wanted = admitted.data != nullptr;
     return checked
-        .that(!wanted || admitted.extent(0) >= offers, status::code::shape, "admitted.extent(0)", "keys offered, at least",
-              static_cast<double>(offers), static_cast<double>(admitted.extent(0)))
+        .that(!wanted || admitted.extent(0) >= offers, status::code::shape, "admitted.extent(0)", relation::at_least, "keys offered",
+              offers, admitted.extent(0))
         .extent("admitted.stride(0)", wanted && offers != 0 ? admitted.stride(0) : 1, 1, "last axis contiguous");
   }
   template <class Final>
@@ -333,9 +333,9 @@ status frequency_index_view<Key, Slot>::can_admit_ranked(pqkv::view<const Key, 1
     seen_[key / 64] |= std::uint64_t{1} << key % 64;
   }
   for (std::size_t i = 0; i < distinct; ++i) seen_[number(keys.data[i]) / 64] = 0;
-  return room_for(checked.that(distinct == keys.extent(0), status::code::value, "keys", "distinct keys",
-                               static_cast<double>(keys.extent(0)), static_cast<double>(distinct)),
-                  keys.extent(0), admitted);
+  return room_for(
+      checked.that(distinct == keys.extent(0), status::code::value, "keys", relation::required, "distinct", keys.extent(0), distinct),
+      keys.extent(0), admitted);
 }
 
 template <index_integer Key, index_integer Slot>

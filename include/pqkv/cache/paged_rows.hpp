@@ -76,15 +76,15 @@ class paged_rows {
 
   static constexpr status can_construct(const cache_shape& shape, const params& p) noexcept {
     return detail::checks("pqcache")
-        .that(p.keys != nullptr && p.values != nullptr, status::code::value, "rows.keys, rows.values", "pointers, not null", 2,
-              (p.keys != nullptr ? 1 : 0) + (p.values != nullptr ? 1 : 0))
-        .at_least("rows.pages", static_cast<double>(p.pages), 1, "pages of the pool, at least")
-        .at_most("rows.pages", static_cast<double>(p.pages), 4294967295.0, "pages of the pool, at most")
-        .at_least("rows.page_tokens", static_cast<double>(p.page_tokens), 1, "tokens of a page, at least")
-        .at_most("rows.page_tokens", static_cast<double>(p.page_tokens), 2147483647.0, "tokens of a page, at most")
-        .at_least("rows.strides.page", static_cast<double>(p.strides.page), 1, "elements, at least")
+        .that(p.keys != nullptr && p.values != nullptr, status::code::value, "rows.keys, rows.values", relation::required,
+              "pointers, not null", 2, (p.keys != nullptr ? 1 : 0) + (p.values != nullptr ? 1 : 0))
+        .at_least("rows.pages", p.pages, 1, "pages of the pool")
+        .at_most("rows.pages", p.pages, 4294967295.0, "pages of the pool")
+        .at_least("rows.page_tokens", p.page_tokens, 1, "tokens of a page")
+        .at_most("rows.page_tokens", p.page_tokens, 2147483647.0, "tokens of a page")
+        .at_least("rows.strides.page", p.strides.page, 1, "elements")
         .extent("rows.table.extent(0)", p.table.data == nullptr ? 0 : p.table.extent(0), shape.batch, "batch, from params")
-        .at_least("rows.table.extent(1)", static_cast<double>(p.table.extent(1)), 1, "pages of a slot, at least");
+        .at_least("rows.table.extent(1)", p.table.extent(1), 1, "pages of a slot");
   }
   static constexpr std::size_t required_bytes(const cache_shape&, const params&) { return 0; }
 
@@ -113,8 +113,8 @@ class paged_rows {
     detail::checks all(function);
     if constexpr (space::usable_from<Space, space::host>)
       for (std::size_t page = first / view_.page_tokens; page * view_.page_tokens < last && all.ok(); ++page)
-        all.that(view_.table(slot, page) < pages_, status::code::value, "rows.table", "pages of the pool, an entry below it",
-                 static_cast<double>(pages_), static_cast<double>(view_.table(slot, page)));
+        all.that(view_.table(slot, page) < pages_, status::code::value, "rows.table", relation::below, "pages of the pool", pages_,
+                 view_.table(slot, page));
     return all;
   }
   /// A fork copies no rows: the engine lets both slots name the same pages.

@@ -38,20 +38,18 @@ struct cache_shape {
 constexpr status can_cache(const cache_shape& shape) noexcept {
   const bool grouped = shape.kv_heads != 0 && shape.query_heads != 0 && shape.query_heads % shape.kv_heads == 0;
   return detail::checks("pqcache")
-      .at_least("batch", static_cast<double>(shape.batch), 1, "slots, at least")
-      .at_most("batch", static_cast<double>(shape.batch), 65535, "slots, at most")
-      .at_least("kv_heads", static_cast<double>(shape.kv_heads), 1, "h, at least")
-      .that(grouped, status::code::shape, "query_heads", "hq, a multiple of h", static_cast<double>(shape.kv_heads),
-            static_cast<double>(shape.query_heads))
-      .at_most("query_heads", static_cast<double>(shape.query_heads), 65535, "hq, at most")
-      .that(shape.head_dim != 0 && shape.head_dim % 8 == 0, status::code::value, "head_dim", "d, a multiple of", 8,
-            static_cast<double>(shape.head_dim))
-      .at_most("head_dim", static_cast<double>(shape.head_dim), max_head_dim, "d, at most")
-      .at_least("capacity", static_cast<double>(shape.capacity), 1, "tokens per slot, at least")
-      .at_most("capacity", static_cast<double>(shape.capacity), 2147483647.0, "tokens per slot, at most")
-      .at_most("step_queries", static_cast<double>(shape.step_queries), 65535, "query tokens worked on at once, at most")
-      .that(shape.softmax_scale >= 0 && is_finite(shape.softmax_scale), status::code::value, "softmax_scale",
-            "of logits, finite and at least", 0, static_cast<double>(shape.softmax_scale));
+      .at_least("batch", shape.batch, 1, "slots")
+      .at_most("batch", shape.batch, 65535, "slots")
+      .at_least("kv_heads", shape.kv_heads, 1, "h")
+      .that(grouped, status::code::shape, "query_heads", relation::multiple_of, "h", shape.kv_heads, shape.query_heads)
+      .at_most("query_heads", shape.query_heads, 65535, "hq")
+      .that(shape.head_dim != 0 && shape.head_dim % 8 == 0, status::code::value, "head_dim", relation::multiple_of, "", 8, shape.head_dim)
+      .at_most("head_dim", shape.head_dim, max_head_dim, "d")
+      .at_least("capacity", shape.capacity, 1, "tokens per slot")
+      .at_most("capacity", shape.capacity, 2147483647.0, "tokens per slot")
+      .at_most("step_queries", shape.step_queries, 65535, "query tokens worked on at once")
+      .that(shape.softmax_scale >= 0 && is_finite(shape.softmax_scale), status::code::value, "softmax_scale", relation::stated,
+            "finite and at least 0", 0, shape.softmax_scale);
 }
 
 /// Whether a call of prefill() ends the prompt.

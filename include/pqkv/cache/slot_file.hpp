@@ -63,11 +63,11 @@ constexpr std::uint32_t element_number() {
 /// @param room  tokens of a slot
 inline status can_load_header(const slot_file_header& file, const slot_file_header& wanted, std::size_t room) noexcept {
   const auto same = [](checks& all, const char* name, std::uint32_t got, std::uint32_t expected) {
-    all.that(got == expected, status::code::value, name, "of the cache", expected, got);
+    all.that(got == expected, status::code::value, name, relation::equal, "of the cache", expected, got);
   };
   checks all("load");
-  all.that(std::memcmp(file.magic, slot_file_header::the_magic, 8) == 0, status::code::value, "file", "letters \"pqkvslot\" it begins with",
-           8, 0);
+  all.that(std::memcmp(file.magic, slot_file_header::the_magic, 8) == 0, status::code::value, "file", relation::required,
+           "a saved slot: it does not begin with \"pqkvslot\"", 8, 0);
   same(all, "file.byte_order", file.byte_order, slot_file_header::the_byte_order);
   same(all, "file.version", file.version, slot_file_header::the_version);
   same(all, "file.kv_heads", file.kv_heads, wanted.kv_heads);
@@ -83,9 +83,9 @@ inline status can_load_header(const slot_file_header& file, const slot_file_head
     same(all, "file.element", file.element, wanted.element);
     same(all, "file.row_bytes", file.row_bytes, wanted.row_bytes);
   }
-  return all.that(file.at.n <= room, status::code::capacity, "file.at.n", "tokens of a slot, at most", static_cast<double>(room), file.at.n)
+  return all.that(file.at.n <= room, status::code::capacity, "file.at.n", relation::at_most, "tokens of a slot", room, file.at.n)
       .that(file.at.prompt <= file.at.n && file.at.learned <= 1 && file.at.prefilling == 0, status::code::value, "file.at",
-            "a sequence that can be", 1, 0);
+            relation::required, "a sequence that can be", 1, 0);
 }
 
 /// Bytes go to or come from a caller's file in pieces of at most this, through host memory where the slot is elsewhere.
@@ -138,8 +138,8 @@ class slot_reader {
       const std::size_t count = bytes - done < piece.size() ? bytes - done : piece.size();
       read(piece.data(), count);
       for (std::size_t i = 0; limit != 0 && i < count; ++i)
-        require_ok(checks("load").that(static_cast<std::size_t>(piece[i]) < limit, status::code::value, "file.codes", "c, a code below it",
-                                       static_cast<double>(limit), static_cast<double>(piece[i])));
+        require_ok(checks("load").that(static_cast<std::size_t>(piece[i]) < limit, status::code::value, "file.codes", relation::below, "c",
+                                       limit, std::to_integer<unsigned>(piece[i])));
       copy_bytes(policy, to + done, piece.data(), count);
       sync(policy);
     }
@@ -149,7 +149,7 @@ class slot_reader {
     const std::uint32_t sum = sum_.value();
     std::uint32_t read = 0;
     take(&read, sizeof read);
-    require_ok(checks("load").that(read == sum, status::code::value, "file", "checksum of what was read", sum, read));
+    require_ok(checks("load").that(read == sum, status::code::value, "file", relation::equal, "the checksum of what was read", sum, read));
   }
 
  private:
@@ -157,8 +157,8 @@ class slot_reader {
     std::size_t got = 0;
     while (got < bytes) {
       const std::size_t more = source_(static_cast<std::byte*>(data) + got, bytes - got);
-      require_ok(checks("load").that(more != 0 && more <= bytes - got, status::code::value, "file", "bytes more; it ends early",
-                                     static_cast<double>(bytes - got), static_cast<double>(more)));
+      require_ok(checks("load").that(more != 0 && more <= bytes - got, status::code::value, "file", relation::at_least,
+                                     "bytes more: it ends early", bytes - got, more));
       got += more;
     }
   }

@@ -58,8 +58,8 @@ class workspace {
       owned_ = buffer<std::byte>(bytes);
       carve_ = arena(owned_);
     } else if (scratch.free_bytes() < bytes) {
-      raise({status::code::capacity, function, "policy.scratch", "bytes, from the matching ..._scratch_bytes()", static_cast<double>(bytes),
-             static_cast<double>(scratch.free_bytes())});
+      raise({status::code::capacity, function, "policy.scratch", "bytes, from scratch_bytes()", bytes, scratch.free_bytes(),
+             relation::at_least});
     }
   }
   template <class T>

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the doors of the library say about bad input. A check returns a `status` and allocates nothing, so engines without
-// exceptions can ask first (`can_...`); a door turns a failed status into a typed exception whose text names the function,
-// the parameter, what was expected and what came. Expected outcomes (a miss, an empty list) are values, never errors.
+// What the library says about bad input. A check returns a `status` and allocates nothing, so engines without exceptions can
+// ask first (`can_...`); the function itself turns a failed status into a typed exception whose text names the function,
+// the parameter, what it must be and what came. Expected outcomes (a miss, an empty list) are values, never errors.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 #include "../config.hpp"
 
@@ -35,24 +39,78 @@ struct cuda_error : std::runtime_error {
   int error;  // a cudaError_t
 };
 
+/// How a parameter must stand to what was expected.
+enum class relation {
+  equal,
+  at_least,
+  at_most,
+  below,
+  above,
+  multiple_of,
+  divisor,  // of the expected number
+  stated,   // as the rule says: "between 0 and 1"
+  required  // as the rule says, and no number tells what came: "empty: reset() it first"
+};
+
+/// A number in a status: whole numbers stay whole, however large.
+class status_number {
+ public:
+  constexpr status_number() = default;
+  template <std::integral T>
+  constexpr status_number(T x) noexcept
+      : whole_(static_cast<std::uint64_t>(x)), kind_(std::is_signed_v<T> && x < T{} ? kind::negative : kind::natural) {}
+  constexpr status_number(double x) noexcept : real_(x), kind_(kind::real) {}
+
+  constexpr operator double() const noexcept {
+    return kind_ == kind::real       ? real_
+           : kind_ == kind::negative ? static_cast<double>(static_cast<std::int64_t>(whole_))
+                                     : static_cast<double>(whole_);
+  }
+  /// Writes it as text, ended by a zero.
+  void print(char (&text)[32]) const noexcept {
+    if (kind_ == kind::real)
+      std::snprintf(text, sizeof text, "%.15g", real_);
+    else if (kind_ == kind::negative)
+      std::snprintf(text, sizeof text, "%lld", static_cast<long long>(static_cast<std::int64_t>(whole_)));
+    else
+      std::snprintf(text, sizeof text, "%llu", static_cast<unsigned long long>(whole_));
+  }
+
+ private:
+  enum class kind : std::uint8_t { natural, negative, real };
+  std::uint64_t whole_ = 0;
+  double real_ = 0;
+  kind kind_ = kind::natural;
+};
+
 /// The outcome of a check: `ok`, or what is wrong. All texts are string literals.
 struct status {
   enum class code { ok, shape, value, capacity };
 
   code what = code::ok;
-  const char* function = "";   // the door, e.g. "scan"
+  const char* function = "";   // that refused, e.g. "scan"
   const char* parameter = "";  // e.g. "codes.extent(1)"
-  const char* rule = "";       // what the number means or must satisfy, e.g. "m, from table"
-  double expected = 0;
-  double got = 0;
+  const char* rule = "";       // what the expected number is, e.g. "m, from table"; or the whole rule (relation::stated, required)
+  status_number expected = 0;
+  status_number got = 0;
+  relation must = relation::equal;
 
   constexpr bool ok() const noexcept { return what == code::ok; }
   constexpr explicit operator bool() const noexcept { return ok(); }
 
-  /// "pqkv::scan: codes.extent(1): expected 2 (m, from table), got 3"
+  /// "pqkv::scan: codes.extent(1) must be 2 (m, from table), got 3"
   std::string message() const {
-    char text[320];
-    std::snprintf(text, sizeof text, "pqkv::%s: %s: expected %.15g (%s), got %.15g", function, parameter, expected, rule, got);
+    constexpr const char* relations[] = {"", "at least ", "at most ", "below ", "above ", "a multiple of ", "a divisor of "};
+    char wanted[32], came[32], text[400];
+    expected.print(wanted);
+    got.print(came);
+    if (must == relation::required)
+      std::snprintf(text, sizeof text, "pqkv::%s: %s must be %s", function, parameter, rule);
+    else if (must == relation::stated)
+      std::snprintf(text, sizeof text, "pqkv::%s: %s must be %s, got %s", function, parameter, rule, came);
+    else
+      std::snprintf(text, sizeof text, *rule != 0 ? "pqkv::%s: %s must be %s%s (%s), got %s" : "pqkv::%s: %s must be %s%s%s, got %s",
+                    function, parameter, relations[static_cast<int>(must)], wanted, rule, came);
     return text;
   }
 };
@@ -74,7 +132,7 @@ struct status {
 #endif
 }
 
-/// A door's first line: passes, or raises.
+/// The first line of a function that checks: passes, or raises.
 inline void require_ok(const status& checked) {
   if (!checked.ok()) raise(checked);
 }
@@ -86,28 +144,40 @@ class checks {
   constexpr explicit checks(const char* function) noexcept { first_.function = function; }
 
   constexpr checks& extent(const char* parameter, std::size_t got, std::size_t expected, const char* rule) noexcept {
-    return that(got == expected, status::code::shape, parameter, rule, static_cast<double>(expected), static_cast<double>(got));
+    return that(got == expected, status::code::shape, parameter, relation::equal, rule, expected, got);
   }
-  constexpr checks& at_least(const char* parameter, double got, double expected, const char* rule) noexcept {
-    return that(got >= expected, status::code::value, parameter, rule, expected, got);
+  template <class Got, class Expected>
+  constexpr checks& at_least(const char* parameter, Got got, Expected expected, const char* rule) noexcept {
+    return that(!is_less(got, expected), status::code::value, parameter, relation::at_least, rule, expected, got);
   }
-  constexpr checks& at_most(const char* parameter, double got, double expected, const char* rule) noexcept {
-    return that(got <= expected, status::code::value, parameter, rule, expected, got);
+  template <class Got, class Expected>
+  constexpr checks& at_most(const char* parameter, Got got, Expected expected, const char* rule) noexcept {
+    return that(!is_less(expected, got), status::code::value, parameter, relation::at_most, rule, expected, got);
   }
-  constexpr checks& that(bool holds, status::code what, const char* parameter, const char* rule, double expected, double got) noexcept {
-    if (first_.ok() && !holds) {
-      first_.what = what;
-      first_.parameter = parameter;
-      first_.rule = rule;
-      first_.expected = expected;
-      first_.got = got;
-    }
+  constexpr checks& that(bool holds, status::code what, const char* parameter, relation must, const char* rule, status_number expected,
+                         status_number got) noexcept {
+    if (!first_.ok() || holds) return *this;
+    first_.what = what;
+    first_.parameter = parameter;
+    first_.must = must;
+    first_.rule = rule;
+    first_.expected = expected;
+    first_.got = got;
     return *this;
   }
   constexpr operator status() const noexcept { return first_; }
   constexpr bool ok() const noexcept { return first_.ok(); }
 
  private:
+  /// Of numbers of any types: a negative one is below every unsigned one, and a NaN is less than all, so that no bound lets it pass.
+  template <class A, class B>
+  static constexpr bool is_less(A a, B b) noexcept {
+    if constexpr (std::integral<A> && std::integral<B>)
+      return std::cmp_less(a, b);
+    else
+      return !(static_cast<double>(a) >= static_cast<double>(b));
+  }
+
   status first_{};
 };
 }  // namespace detail

@@ -44,8 +44,7 @@ struct view {
   PQKV_HD constexpr bool empty() const { return data == nullptr || size() == 0; }
 
   template <class... Index>
-    requires(sizeof...(Index) == Rank)
-  PQKV_HD constexpr T& operator()(Index... index) const {
+  requires(sizeof...(Index) == Rank) PQKV_HD constexpr T& operator()(Index... index) const {
     std::size_t offset = 0, axis = 0;
     ((PQKV_ASSERT(static_cast<std::size_t>(index) < extents[axis]), offset += static_cast<std::size_t>(index) * strides[axis++]), ...);
     return data[offset];
@@ -71,7 +70,7 @@ struct view {
 
   /// Read-only view of the same memory, and memory of a space that the target space can read.
   template <class U, class To>
-    requires(std::is_same_v<U, T> || std::is_same_v<U, const T>) && space::usable_from<Space, To> &&
+  requires(std::is_same_v<U, T> || std::is_same_v<U, const T>) && space::usable_from<Space, To> &&
       (!std::is_same_v<view<U, Rank, To>, view>)PQKV_HD constexpr operator view<U, Rank, To>() const {
     view<U, Rank, To> other{data, {}, {}};
     for (std::size_t axis = 0; axis < Rank; ++axis) {
@@ -98,12 +97,12 @@ PQKV_HD constexpr view<T, sizeof...(Extent), Space> make_view(T* data, Extent...
 /// all of them in a row. Ends with the container's memory.
 /// @throws shape_error when the container holds fewer elements than the extents ask for
 template <class Space = space::host, class Container, class... Extent>
-  requires requires(Container& c) {
-    { c.data() } -> std::convertible_to<const volatile void*>;
-    { c.size() } -> std::convertible_to<std::size_t>;
-    requires !requires { c.rows(); };  // a matrix has strides of its own (adapt/eigen.hpp)
-    requires !space::has_own_views<std::remove_const_t<Container>>;
-  }
+requires requires(Container& c) {
+  { c.data() } -> std::convertible_to<const volatile void*>;
+  { c.size() } -> std::convertible_to<std::size_t>;
+  requires !requires { c.rows(); };  // a matrix has strides of its own (adapt/eigen.hpp)
+  requires !space::has_own_views<std::remove_const_t<Container>>;
+}
 constexpr auto make_view(Container& container, Extent... extents) {
   const std::size_t size = container.size();
   if constexpr (sizeof...(Extent) == 0) {
@@ -111,8 +110,8 @@ constexpr auto make_view(Container& container, Extent... extents) {
   } else {
     const auto made = make_view<Space>(container.data(), extents...);
     require_ok(detail::checks("make_view")
-                   .that(made.size() <= size, status::code::shape, "container.size()", "elements of the extents, at least",
-                         static_cast<double>(made.size()), static_cast<double>(size)));
+                   .that(made.size() <= size, status::code::shape, "container.size()", relation::at_least, "elements of the extents",
+                         made.size(), size));
     return made;
   }
 }
@@ -136,15 +135,13 @@ PQKV_HD constexpr view<const T, Rank, Space> as_const(view<T, Rank, Space> v) {
 
 /// Whether flatten() can join the first two axes, and elements of the last one stand side by side.
 template <class T, std::size_t Rank, class Space>
-  requires(Rank > 1)
-PQKV_HD constexpr bool is_flat(const view<T, Rank, Space>& v) {
+requires(Rank > 1) PQKV_HD constexpr bool is_flat(const view<T, Rank, Space>& v) {
   return v.strides[Rank - 1] == 1 && (v.extents[0] <= 1 || v.strides[0] == v.extents[1] * v.strides[1]);
 }
 
 /// Joins the first two axes; they must be dense on each other (stride(0) == extent(1) * stride(1)).
 template <class T, std::size_t Rank, class Space>
-  requires(Rank > 1)
-PQKV_HD constexpr view<T, Rank - 1, Space> flatten(view<T, Rank, Space> v) {
+requires(Rank > 1) PQKV_HD constexpr view<T, Rank - 1, Space> flatten(view<T, Rank, Space> v) {
   PQKV_ASSERT(v.extents[0] <= 1 || v.strides[0] == v.extents[1] * v.strides[1]);
   view<T, Rank - 1, Space> joined{v.data, {}, {}};
   for (std::size_t axis = 1; axis < Rank; ++axis) {
@@ -157,8 +154,7 @@ PQKV_HD constexpr view<T, Rank - 1, Space> flatten(view<T, Rank, Space> v) {
 
 /// The same memory with an axis of extent 1 before axis `Axis`.
 template <std::size_t Axis, class T, std::size_t Rank, class Space>
-  requires(Axis <= Rank)
-PQKV_HD constexpr view<T, Rank + 1, Space> insert_axis(view<T, Rank, Space> v) {
+requires(Axis <= Rank) PQKV_HD constexpr view<T, Rank + 1, Space> insert_axis(view<T, Rank, Space> v) {
   view<T, Rank + 1, Space> wider{v.data, {}, {}};
   for (std::size_t axis = 0; axis <= Rank; ++axis) {
     const std::size_t from = axis > Axis ? axis - 1 : axis;

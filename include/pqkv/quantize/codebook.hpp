@@ -41,8 +41,7 @@ struct basic_codebook_view {
     return part;
   }
   template <class To>
-    requires space::usable_from<Space, To>
-  PQKV_HD constexpr operator basic_codebook_view<const T, To>() const {
+  requires space::usable_from<Space, To> PQKV_HD constexpr operator basic_codebook_view<const T, To>() const {
     return {centroids, mean, squared_radius};
   }
 };
@@ -109,20 +108,20 @@ constexpr status can_use_codebook(const Book& book, const char* function) noexce
   const std::size_t c = book.size(), d = book.head_dim();
   const bool on_sphere = book.metric() == key_metric::inner_product;
   return detail::checks(function)
-      .at_least("codebook.centroids.extent(0)", static_cast<double>(book.heads()), 1, "h, at least")
+      .at_least("codebook.centroids.extent(0)", book.heads(), 1, "h")
       .extent("codebook.mean.extent(0)", book.mean.extent(0), book.heads(), "h, from codebook.centroids")
-      .at_least("codebook.mean.extent(1)", static_cast<double>(d), 1, "d, at least")
-      .at_most("codebook.mean.extent(1)", static_cast<double>(d), max_head_dim, "d, at most")
+      .at_least("codebook.mean.extent(1)", d, 1, "d")
+      .at_most("codebook.mean.extent(1)", d, max_head_dim, "d")
       .that(book.subspaces() != 0 && book.sub_dim() * book.subspaces() == d, status::code::shape, "codebook.mean.extent(1)",
-            "d, a multiple of m", static_cast<double>(book.subspaces()), static_cast<double>(d))
+            relation::multiple_of, "m", book.subspaces(), d)
       .extent("codebook.centroids.extent(2)", book.row_dim(), book.subspaces() == 0 ? 0 : book.sub_dim() + (on_sphere ? 1 : 0),
               on_sphere ? "ds + 1 = d / m + 1, beside a squared_radius" : "ds = d / m")
       .extent("codebook.squared_radius.extent(0)", on_sphere ? book.squared_radius.extent(0) : book.heads(), book.heads(),
               "h, from codebook.centroids")
       .extent("codebook.squared_radius.extent(1)", on_sphere ? book.squared_radius.extent(1) : book.subspaces(), book.subspaces(),
               "m, from codebook.centroids")
-      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "codebook.centroids.extent(3)",
-            "c: 16, 32, 64, 128 or 256", 64, static_cast<double>(c))
+      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "codebook.centroids.extent(3)", relation::stated,
+            "16, 32, 64, 128 or 256", 64, c)
       .extent("codebook.centroids.stride(3)", book.centroids.stride(3), 1, "last axis contiguous")
       .extent("codebook.centroids.stride(2)", book.centroids.stride(2), c, "ds and c dense")
       .extent("codebook.mean.stride(1)", book.mean.stride(1), 1, "last axis contiguous");
@@ -137,8 +136,8 @@ constexpr status can_train(const Keys& keys, const Book& book, const Outcome& ou
       .extent("keys.extent(2)", keys.extent(2), book.head_dim(), "d, from codebook")
       .extent("outcome.extent(0)", outcome.extent(0), book.heads(), "h, from codebook")
       .extent("outcome.extent(1)", outcome.extent(1), book.subspaces(), "m, from codebook")
-      .at_most("keys.extent(1)", static_cast<double>(keys.extent(1)), 4294967295.0, "n, at most")
-      .at_least("params.iterations", static_cast<double>(params.iterations), 1, "L, at least");
+      .at_most("keys.extent(1)", keys.extent(1), 4294967295.0, "n")
+      .at_least("params.iterations", params.iterations, 1, "L");
 }
 
 /// Trains a codebook on keys: the mean training row of each head (rounded to bfloat16), then k-means of every subspace around it.
@@ -154,7 +153,7 @@ constexpr status can_train(const Keys& keys, const Book& book, const Outcome& ou
 /// @cost   as kmeans(); reads the training rows L + 2 times
 /// @source PQCache section 3.2; centring: docs/numerics.md
 template <exec::policy P, class T, class Space>
-  requires storage_scalar<T> && reachable_from<Space, P>
+requires storage_scalar<T> && reachable_from<Space, P>
 void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typename P::space_type> book,
            view<std::uint8_t, 2, typename P::space_type> outcome, const kmeans_params& params = {}) {
   require_ok(can_train(keys, book, outcome, params));
@@ -167,8 +166,8 @@ void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typena
 /// Trains an owner in host memory.
 /// @return trained when every head and subspace had at least c distinct rows; otherwise the codebook must not be used
 template <exec::policy P, class T, class Space>
-  requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P>
-kmeans_outcome train(const P& policy, view<T, 3, Space> keys, codebook& book, const kmeans_params& params = {}) {
+requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P> kmeans_outcome
+train(const P& policy, view<T, 3, Space> keys, codebook& book, const kmeans_params& params = {}) {
   if constexpr (requires { typename P::runner_type; })
     static_assert(exec::runs_whole_call<typename P::runner_type>,
                   "pqkv: train on an owner reports one outcome per call; give it a runner of whole calls, not exec::slice");

@@ -79,15 +79,15 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
       .extent("squared_radius.extent(1)", on_sphere ? squared_radius.extent(1) : m, m, "m, from points")
       .extent("outcome.extent(0)", outcome.extent(0), h, "h, from points")
       .extent("outcome.extent(1)", outcome.extent(1), m, "m, from points")
-      .at_least("points.extent(3)", static_cast<double>(ds), 1, "ds, at least")
-      .at_most("points.extent(3)", static_cast<double>(ds), max_head_dim, "ds, at most")
-      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "centroids.extent(3)", "c: 16, 32, 64, 128 or 256",
-            64, static_cast<double>(c))
+      .at_least("points.extent(3)", ds, 1, "ds")
+      .at_most("points.extent(3)", ds, max_head_dim, "ds")
+      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "centroids.extent(3)", relation::stated,
+            "16, 32, 64, 128 or 256", 64, c)
       .extent("centroids.stride(3)", centroids.stride(3), 1, "last axis contiguous")
       .extent("centroids.stride(2)", centroids.stride(2), c, "ds and c dense")
       .extent("offset.stride(2)", offset.stride(2), 1, "last axis contiguous")
-      .at_most("points.extent(2)", static_cast<double>(points.extent(2)), 4294967295.0, "n, at most")
-      .at_least("params.iterations", static_cast<double>(params.iterations), 1, "L, at least");
+      .at_most("points.extent(2)", points.extent(2), 4294967295.0, "n")
+      .at_least("params.iterations", params.iterations, 1, "L");
 }
 
 /// Clusters h * m independent sets of n points into c centroids each.
@@ -115,7 +115,7 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
 ///         scratch from the heap for each problem in progress (training is not part of a decode step), on a device
 ///         scratch_bytes<op::kmeans>() of the policy's
 template <exec::policy P, class T, class Space>
-  requires storage_scalar<T> && reachable_from<Space, P>
+requires storage_scalar<T> && reachable_from<Space, P>
 void kmeans(const P& policy, view<T, 4, Space> points, view<const float, 3, typename P::space_type> offset,
             view<float, 4, typename P::space_type> centroids, view<std::uint8_t, 2, typename P::space_type> outcome,
             const kmeans_params& params = {}, view<float, 2, typename P::space_type> squared_radius = {}) {

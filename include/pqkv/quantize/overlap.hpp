@@ -47,15 +47,16 @@ class overlap_calibration {
   overlap_model fit() const {
     overlap_model model;
     double line[3] = {}, parabola[3] = {};
-    require_ok(detail::checks("overlap_calibration::fit")
-                   .that(clustering_.fit(2, line), status::code::value, "add_clustering", "different values of rows * L, at least", 2,
-                         static_cast<double>(clustering_.count()))
-                   .that(layer_.fit(3, parabola), status::code::value, "add_layer", "different lengths, at least", 3,
-                         static_cast<double>(layer_.count())));
+    require_ok(
+        detail::checks("overlap_calibration::fit")
+            .that(clustering_.fit(2, line), status::code::value, "add_clustering", relation::at_least, "different values of rows * L", 2,
+                  clustering_.count())
+            .that(layer_.fit(3, parabola), status::code::value, "add_layer", relation::at_least, "different lengths", 3, layer_.count()));
     model.a1 = line[0], model.b1 = line[1];
     model.a2 = parabola[0], model.b2 = parabola[1], model.c2 = parabola[2];
-    require_ok(detail::checks("overlap_calibration::fit")
-                   .that(model.b1 > 0, status::code::value, "add_clustering", "seconds per row and iteration, above", 0, model.b1));
+    require_ok(
+        detail::checks("overlap_calibration::fit")
+            .that(model.b1 > 0, status::code::value, "add_clustering", relation::above, "seconds per row and iteration", 0, model.b1));
     return model;
   }
 
@@ -123,8 +124,8 @@ constexpr status can_calibrate_overlap(const pq_shape& shape, view<const std::si
   std::size_t shortest = lengths.extent(0) == 0 ? 0 : lengths(0);
   for (std::size_t i = 0; i < lengths.extent(0); ++i) shortest = lengths(i) < shortest ? lengths(i) : shortest;
   return detail::checks("calibrate_overlap")
-      .at_least("lengths.extent(0)", static_cast<double>(lengths.extent(0)), 3, "different lengths, at least")
-      .at_least("lengths", static_cast<double>(shortest), 4 * static_cast<double>(shape.centroids()), "tokens, 4 * c at least");
+      .at_least("lengths.extent(0)", lengths.extent(0), 3, "different lengths")
+      .at_least("lengths", shortest, 4 * static_cast<double>(shape.centroids()), "tokens, 4 * c");
 }
 
 /// Calibrates on the machine that runs: at each length clusters random keys, and has the engine run one layer of its model.

@@ -63,8 +63,8 @@ constexpr status can_refine(const Book& book, const Fine& fine, const char* func
   return detail::checks(function)
       .extent("fine.centroids.extent(0)", fine.heads(), book.heads(), "h, from codebook")
       .extent("fine.mean.extent(1)", fine.head_dim(), book.head_dim(), "d, from codebook")
-      .that(fine.metric() == key_metric::squared_l2, status::code::value, "fine.squared_radius",
-            "extents, none: residuals have key_metric::squared_l2", 0, static_cast<double>(fine.squared_radius.size()));
+      .that(fine.metric() == key_metric::squared_l2, status::code::value, "fine.squared_radius", relation::required,
+            "empty: residuals have key_metric::squared_l2", 0, fine.squared_radius.size());
 }
 
 namespace detail {
@@ -97,8 +97,8 @@ constexpr status can_train_residual(const Keys& keys, const Codes& codes, const 
   return detail::checks("train_residual")
       .extent("outcome.extent(0)", outcome.extent(0), book.heads(), "h, from codebook")
       .extent("outcome.extent(1)", outcome.extent(1), fine.subspaces(), "m2, from fine")
-      .at_most("keys.extent(1)", static_cast<double>(keys.extent(1)), 4294967295.0, "n, at most")
-      .at_least("params.iterations", static_cast<double>(params.iterations), 1, "L, at least");
+      .at_most("keys.extent(1)", keys.extent(1), 4294967295.0, "n")
+      .at_least("params.iterations", params.iterations, 1, "L");
 }
 
 /// Trains the codebook of residuals: k-means of every fine subspace on r = (keys - mean) - centroids of their codes, both differences
@@ -112,7 +112,7 @@ constexpr status can_train_residual(const Keys& keys, const Codes& codes, const 
 /// @throws shape_error, value_error; std::bad_alloc
 /// @cost   as kmeans(), with the training rows' residuals on the heap: rows * d floats a head, heads in runs of at most 256 MiB
 template <exec::policy P, class T, class Space>
-  requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P>
+requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P>
 void train_residual(const P& policy, view<T, 3, Space> keys, codes_view<> codes, codebook_view<> book, mutable_codebook_view<> fine,
                     view<std::uint8_t, 2> outcome, const kmeans_params& params = {}) {
   if constexpr (requires { typename P::runner_type; })
@@ -163,7 +163,7 @@ constexpr status can_encode_residual(const Keys& keys, const Codes& codes, const
 /// @throws shape_error, value_error
 /// @cost   n * c2 * d distance terms a head; no allocation
 template <exec::policy P, class T, class Space>
-  requires storage_scalar<T> && reachable_from<Space, P>
+requires storage_scalar<T> && reachable_from<Space, P>
 void encode_residual(const P& policy, view<T, 3, Space> keys, codes_view<typename P::space_type> codes,
                      codebook_view<typename P::space_type> book, codebook_view<typename P::space_type> fine,
                      mutable_residual_codes_view<typename P::space_type> fine_codes) {

@@ -43,13 +43,13 @@ constexpr status can_quantize(const pq_shape& shape, const char* function = "pq_
   const std::size_t m = shape.subspaces, d = shape.head_dim;
   const bool power = m != 0 && (m & (m - 1)) == 0 && m <= max_subspaces;
   return detail::checks(function)
-      .at_least("kv_heads", static_cast<double>(shape.kv_heads), 1, "h, at least")
-      .that(power, status::code::value, "subspaces", "m: 1, 2, 4, 8 or 16", 2, static_cast<double>(m))
-      .at_least("bits", shape.bits, 4, "b, at least")
-      .at_most("bits", shape.bits, 8, "b, at most")
-      .that(d > 0 && d % 8 == 0, status::code::value, "head_dim", "d, a multiple of", 8, static_cast<double>(d))
-      .at_most("head_dim", static_cast<double>(d), max_head_dim, "d, at most")
-      .that(power && d % m == 0, status::code::value, "head_dim", "d, a multiple of m", static_cast<double>(m), static_cast<double>(d));
+      .at_least("kv_heads", shape.kv_heads, 1, "h")
+      .that(power, status::code::value, "subspaces", relation::stated, "1, 2, 4, 8 or 16", 2, m)
+      .at_least("bits", shape.bits, 4, "b")
+      .at_most("bits", shape.bits, 8, "b")
+      .that(d > 0 && d % 8 == 0, status::code::value, "head_dim", relation::multiple_of, "", 8, d)
+      .at_most("head_dim", d, max_head_dim, "d")
+      .that(power && d % m == 0, status::code::value, "head_dim", relation::multiple_of, "m", m, d);
 }
 
 }  // namespace pqkv

@@ -50,8 +50,7 @@ struct basic_cell_index_view {
             cell_codes};
   }
   template <class To>
-    requires space::usable_from<Space, To>
-  PQKV_HD constexpr operator basic_cell_index_view<true, To>() const {
+  requires space::usable_from<Space, To> PQKV_HD constexpr operator basic_cell_index_view<true, To>() const {
     return {counts, offsets, ids, first, merged, last, cell_codes};
   }
 };
@@ -71,8 +70,7 @@ class cell_index {
   /// @throws value_error when the shape is out of bounds or has more than 2^16 cells
   cell_index(const pq_shape& shape, std::size_t capacity) : shape_(shape), capacity_(capacity) {
     require_ok(can_quantize(shape, "cell_index"));
-    require_ok(detail::checks("cell_index")
-                   .at_most("shape.joint_bits", static_cast<double>(shape.joint_bits()), max_joint_bits, "m * b, at most"));
+    require_ok(detail::checks("cell_index").at_most("shape.joint_bits", shape.joint_bits(), max_joint_bits, "m * b"));
     const std::size_t h = shape.kv_heads, cells = shape.cells();
     counts_ = buffer<std::uint32_t>(h * cells);
     offsets_ = buffer<std::uint32_t>(h * (cells + 1));
@@ -157,8 +155,8 @@ constexpr status can_index_cells(const Codes& codes, const Index& index, std::si
   if (const status s = can_use_cell_index(index, codes.extent(0), codes.extent(1), function); !s.ok()) return s;
   return detail::checks(function)
       .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous")
-      .at_most("last", static_cast<double>(last), static_cast<double>(codes.extent(2)), "n, from codes, at most")
-      .at_most("first", static_cast<double>(first), static_cast<double>(last), "last, at most");
+      .at_most("last", last, codes.extent(2), "n, from codes")
+      .at_most("first", first, last, "last");
 }
 
 /// Counts tokens [first, last) of every head: they join the tail. On an index with tokens, `first` must be its `last`;

@@ -19,8 +19,7 @@ struct basic_distance_table_view {
   view<T, 1, Space> bias;     // [hq]: <q, mean>, the same for all tokens; only logit_max across heads needs it
 
   template <class To>
-    requires space::usable_from<Space, To>
-  PQKV_HD constexpr operator basic_distance_table_view<const T, To>() const {
+  requires space::usable_from<Space, To> PQKV_HD constexpr operator basic_distance_table_view<const T, To>() const {
     return {entries, bias};
   }
 };
@@ -65,10 +64,9 @@ constexpr status can_build_table(const Query& query, const Book& book, const Tab
   if (const status s = can_use_codebook(book, function); !s.ok()) return s;
   return detail::checks(function)
       .extent("query.extent(1)", query.extent(1), book.head_dim(), "d, from codebook")
-      .that(h > 0 && query.extent(0) % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h),
-            static_cast<double>(query.extent(0)))
-      .that(map.empty() || (map.kv_heads != 0 && book.heads() % map.kv_heads == 0), status::code::shape, "map.kv_heads",
-            "h of a sequence, a part of codebook's", static_cast<double>(book.heads()), static_cast<double>(map.kv_heads))
+      .that(h > 0 && query.extent(0) % h == 0, status::code::shape, "query.extent(0)", relation::multiple_of, "h", h, query.extent(0))
+      .that(map.empty() || (map.kv_heads != 0 && book.heads() % map.kv_heads == 0), status::code::shape, "map.kv_heads", relation::divisor,
+            "codebook's heads", book.heads(), map.kv_heads)
       .extent("table.entries.extent(0)", table.entries.extent(0), query.extent(0), "hq, from query")
       .extent("table.entries.extent(1)", table.entries.extent(1), book.subspaces(), "m, from codebook")
       .extent("table.entries.extent(2)", table.entries.extent(2), book.size(), "c, from codebook")
@@ -102,8 +100,8 @@ void squared_l2_table(const P& policy, view<const float, 2, typename P::space_ty
                       mutable_distance_table_view<typename P::space_type> table) {
   require_ok(can_build_table(query, book, table, "squared_l2_table"));
   require_ok(detail::checks("squared_l2_table")
-                 .that(book.metric() == key_metric::squared_l2, status::code::value, "codebook.squared_radius",
-                       "extents, none: key_metric::squared_l2", 0, static_cast<double>(book.squared_radius.size())));
+                 .that(book.metric() == key_metric::squared_l2, status::code::value, "codebook.squared_radius", relation::required,
+                       "empty: the table is of key_metric::squared_l2", 0, book.squared_radius.size()));
   kernel<op::squared_l2_table, typename P::backend_type>::run(policy, query, book, table);
 }
 

@@ -71,10 +71,10 @@ template <class Table, class Quantized>
 constexpr status can_quantize_table(const Table& table, const Quantized& out) noexcept {
   const std::size_t hq = table.entries.extent(0), m = table.entries.extent(1), c = table.entries.extent(2);
   return detail::checks("quantize_table")
-      .at_least("table.entries.extent(1)", static_cast<double>(m), 1, "m, at least")
-      .at_most("table.entries.extent(1)", static_cast<double>(m), max_quantized_subspaces, "m, at most")
-      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "table.entries.extent(2)",
-            "c: 16, 32, 64, 128 or 256", 64, static_cast<double>(c))
+      .at_least("table.entries.extent(1)", m, 1, "m")
+      .at_most("table.entries.extent(1)", m, max_quantized_subspaces, "m")
+      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "table.entries.extent(2)", relation::stated,
+            "16, 32, 64, 128 or 256", 64, c)
       .extent("table.entries.stride(2)", table.entries.stride(2), 1, "last axis contiguous")
       .extent("out.entries.extent(0)", out.entries.extent(0), hq, "hq, from table")
       .extent("out.entries.extent(1)", out.entries.extent(1), m, "m, from table")
@@ -91,12 +91,11 @@ template <class Table, class Codes, class Sums>
 constexpr status can_scan_quantized(const Table& table, const Codes& codes, const Sums& sums) noexcept {
   const std::size_t h = codes.extent(0), hq = table.entries.extent(0), m = table.entries.extent(1), c = table.entries.extent(2);
   return detail::checks("quantized_scan")
-      .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", "hq, a multiple of h", static_cast<double>(h),
-            static_cast<double>(hq))
-      .at_least("table.entries.extent(1)", static_cast<double>(m), 1, "m, at least")
-      .at_most("table.entries.extent(1)", static_cast<double>(m), max_quantized_subspaces, "m, at most")
-      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "table.entries.extent(2)",
-            "c: 16, 32, 64, 128 or 256", 64, static_cast<double>(c))
+      .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", relation::multiple_of, "h", h, hq)
+      .at_least("table.entries.extent(1)", m, 1, "m")
+      .at_most("table.entries.extent(1)", m, max_quantized_subspaces, "m")
+      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "table.entries.extent(2)", relation::stated,
+            "16, 32, 64, 128 or 256", 64, c)
       .extent("table.entries.stride(0)", table.entries.stride(0), m * c, "contiguous")
       .extent("table.entries.stride(1)", table.entries.stride(1), c, "contiguous")
       .extent("table.entries.stride(2)", table.entries.stride(2), 1, "contiguous")

@@ -67,9 +67,9 @@ constexpr status can_rerank(const Tables& tables, const Codes& codes, const Shor
   const std::size_t c = fine.extent(2);
   return detail::checks("rerank")
       .extent("tables.fine.extent(0)", fine.extent(0), hq, "hq, from tables.coarse")
-      .at_least("tables.fine.extent(1)", static_cast<double>(fine.extent(1)), 1, "m2, at least")
-      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "tables.fine.extent(2)", "c2: 16, 32, 64, 128 or 256",
-            256, static_cast<double>(c))
+      .at_least("tables.fine.extent(1)", fine.extent(1), 1, "m2")
+      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "tables.fine.extent(2)", relation::stated,
+            "16, 32, 64, 128 or 256", 256, c)
       .extent("tables.fine.stride(2)", fine.stride(2), 1, "last axis contiguous")
       .extent("codes.fine.extent(0)", codes.fine.extent(0), codes.coarse.extent(0), "h, from codes.coarse")
       .extent("codes.fine.extent(1)", codes.fine.extent(1), codes.coarse.extent(2), "n, from codes.coarse")
@@ -84,7 +84,7 @@ constexpr status can_rerank(const Tables& tables, const Codes& codes, const Shor
       .extent("counts.extent(0)", counts.extent(0), lists, "h, or hq under reduction none")
       .extent("skipped.stride(0)", skipped.data == nullptr ? 1 : skipped.stride(0), 1, "contiguous")
       .extent("skipped.extent(0)", skipped.data == nullptr ? hq : skipped.extent(0), hq, "hq, from tables.coarse")
-      .at_least("params.head_dim", static_cast<double>(params.head_dim), 1, "d, at least");
+      .at_least("params.head_dim", params.head_dim, 1, "d");
 }
 
 /// Selects, for every list, the k tokens of its shortlist with the highest scores under both stages' codes; equal scores go to the lower

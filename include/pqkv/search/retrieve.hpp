@@ -101,8 +101,9 @@ constexpr status can_retrieve(const Table& table, const Codes& codes, const Inde
       .extent("counts.extent(0)", counts.extent(0), lists, "h, or hq under reduction none")
       .extent("skipped.stride(0)", skipped.data == nullptr ? 1 : skipped.stride(0), 1, "contiguous")
       .extent("skipped.extent(0)", skipped.data == nullptr ? hq : skipped.extent(0), hq, "hq, from table")
-      .that(params.path != search_path::joint || !index.empty(), status::code::value, "params.path", "joint needs a cell_index", 1, 0)
-      .at_least("params.head_dim", static_cast<double>(params.head_dim), 1, "d, at least");
+      .that(params.path != search_path::joint || !index.empty(), status::code::value, "params.path", relation::required,
+            "scan or automatic: joint needs a cell_index", 1, 0)
+      .at_least("params.head_dim", params.head_dim, 1, "d");
 }
 
 /// Selects, for every KV head, the k tokens of its range with the highest scores; equal scores go to the lower position.

@@ -51,18 +51,17 @@ template <class Table, class Codes, class Map = head_map<>>
 constexpr status can_look_up(const Table& table, const Codes& codes, const char* function, const Map& map = {}) noexcept {
   const std::size_t h = map.heads(codes.extent(0)), hq = table.entries.extent(0), c = table.entries.extent(2);
   return detail::checks(function)
-      .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", "hq, a multiple of h", static_cast<double>(h),
-            static_cast<double>(hq))
+      .that(h > 0 && hq % h == 0, status::code::shape, "table.entries.extent(0)", relation::multiple_of, "h", h, hq)
       .that(map.empty() || (map.kv_heads != 0 && codes.extent(0) % map.kv_heads == 0), status::code::shape, "map.kv_heads",
-            "h of a sequence, a part of codes'", static_cast<double>(codes.extent(0)), static_cast<double>(map.kv_heads))
-      .at_least("table.entries.extent(1)", static_cast<double>(table.entries.extent(1)), 1, "m, at least")
-      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "table.entries.extent(2)",
-            "c: 16, 32, 64, 128 or 256", 64, static_cast<double>(c))
+            relation::divisor, "codes' heads", codes.extent(0), map.kv_heads)
+      .at_least("table.entries.extent(1)", table.entries.extent(1), 1, "m")
+      .that(c >= 16 && c <= max_centroids && (c & (c - 1)) == 0, status::code::value, "table.entries.extent(2)", relation::stated,
+            "16, 32, 64, 128 or 256", 64, c)
       .extent("table.entries.stride(2)", table.entries.stride(2), 1, "last axis contiguous")
       .extent("table.bias.extent(0)", table.bias.extent(0), hq, "hq, from table.entries")
       .extent("codes.extent(1)", codes.extent(1), table.entries.extent(1), "m, from table")
       .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous")
-      .at_most("codes.extent(2)", static_cast<double>(codes.extent(2)), (1u << 23) - 1, "n, below 2^23 at most");
+      .at_most("codes.extent(2)", codes.extent(2), (1u << 23) - 1, "n, below 2^23");
 }
 
 /// The checks of scan().
@@ -94,7 +93,7 @@ template <exec::policy P>
 void scan(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,
           view<float, 2, typename P::space_type> scores, group_reduction reduction, std::size_t head_dim, float scale = 0) {
   require_ok(can_scan(table, codes, scores, reduction));
-  require_ok(detail::checks("scan").at_least("head_dim", static_cast<double>(head_dim), 1, "d, at least"));
+  require_ok(detail::checks("scan").at_least("head_dim", head_dim, 1, "d"));
   kernel<op::scan, typename P::backend_type>::run(policy, table, codes, scores, reduction, head_dim, scale);
 }
 

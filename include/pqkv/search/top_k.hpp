@@ -20,7 +20,7 @@ template <class Scores, class Indices>
 constexpr status can_top_k(const Scores& scores, const Indices& indices) noexcept {
   return detail::checks("top_k")
       .extent("indices.extent(0)", indices.extent(0), scores.extent(0), "rows, from scores")
-      .at_most("scores.extent(1)", static_cast<double>(scores.extent(1)), 2147483647.0, "n, at most")
+      .at_most("scores.extent(1)", scores.extent(1), 2147483647.0, "n")
       .extent("scores.stride(1)", scores.stride(1), 1, "last axis contiguous")
       .extent("indices.stride(1)", indices.stride(1), 1, "last axis contiguous");
 }

@@ -23,11 +23,10 @@ constexpr status can_score_exactly(const Query& query, const Store& store, const
                                    const Scores& scores) noexcept {
   const std::size_t h = store.heads(), hq = query.extent(0);
   return detail::checks("exact_scores")
-      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", "hq, a multiple of h", static_cast<double>(h),
-            static_cast<double>(hq))
+      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", relation::multiple_of, "h", h, hq)
       .extent("query.extent(1)", query.extent(1), store.head_dim(), "d, from store")
       .extent("query.stride(1)", query.stride(1), 1, "last axis contiguous")
-      .at_most("store.head_dim", static_cast<double>(store.head_dim()), max_head_dim, "d, at most")
+      .at_most("store.head_dim", store.head_dim(), max_head_dim, "d")
       .extent("ranges.extent(0)", ranges.extent(0), h, "h, from store")
       .extent("scores.extent(0)", scores.extent(0), score_lists(reduction, h, hq), "h, or hq under reduction none")
       .extent("scores.stride(1)", scores.stride(1), 1, "last axis contiguous");

@@ -70,18 +70,16 @@ class basic_pq {
     if constexpr (!space::usable_from<Space, space::host>)
       if (const status s = can_use_device(settings); !s.ok()) return s;
     return pqkv::detail::checks("pqcache")
-        .at_most("capacity", static_cast<double>(shape.capacity), (1u << 23) - 1, "tokens, below 2^23 at most")
-        .at_least("selector.train.iterations", static_cast<double>(settings.train.iterations), 1, "L, at least")
-        .that(settings.train.start == kmeans_start::drawn, status::code::value, "selector.train.start",
-              "drawn: a slot has no centroids to begin from", static_cast<double>(kmeans_start::drawn),
-              static_cast<double>(settings.train.start))
-        .at_least("selector.overlap_most", static_cast<double>(settings.overlap_most), overlap_model::least,
-                  "L of the overlap rule, at least")
-        .that(!settings.overlap || settings.overlap->b1 > 0, status::code::value, "selector.overlap.b1",
-              "seconds per row and iteration, above", 0, settings.overlap ? settings.overlap->b1 : 0)
+        .at_most("capacity", shape.capacity, (1u << 23) - 1, "tokens, below 2^23")
+        .at_least("selector.train.iterations", settings.train.iterations, 1, "L")
+        .that(settings.train.start == kmeans_start::drawn, status::code::value, "selector.train.start", relation::required,
+              "kmeans_start::drawn: a slot has no centroids to begin from", 0, 0)
+        .at_least("selector.overlap_most", settings.overlap_most, overlap_model::least, "L of the overlap rule")
+        .that(!settings.overlap || settings.overlap->b1 > 0, status::code::value, "selector.overlap.b1", relation::above,
+              "seconds per row and iteration", 0, settings.overlap ? settings.overlap->b1 : 0)
         .at_most("selector.path",
                  settings.path == search_path::joint ? static_cast<double>(settings.index_of(shape).coarse().joint_bits()) : 0,
-                 max_joint_bits, "m * b of the joint path, at most");
+                 max_joint_bits, "m * b of the joint path");
   }
   static constexpr std::size_t index_bytes(const cache_shape& shape, const params& settings) {
     arena count;
@@ -201,8 +199,8 @@ class basic_pq {
 
   static constexpr status can_use_device(const params& settings) noexcept {
     return pqkv::detail::checks("pqcache")
-        .at_most("selector.residual.subspaces", static_cast<double>(settings.residual.subspaces), 0, "no second stage on a device")
-        .that(!settings.overlap, status::code::value, "selector.overlap", "no overlap rule on a device", 0, 1);
+        .at_most("selector.residual.subspaces", settings.residual.subspaces, 0, "no second stage on a device")
+        .that(!settings.overlap, status::code::value, "selector.overlap", relation::required, "empty: no overlap rule on a device", 0, 1);
   }
   static constexpr status can_refine(const cache_shape& shape, const params& settings) noexcept {
     const residual_stage& stage = settings.residual;
@@ -210,13 +208,12 @@ class basic_pq {
     const std::size_t m = stage.subspaces;
     const bool power = (m & (m - 1)) == 0 && m <= max_subspaces;
     return pqkv::detail::checks("pqcache")
-        .that(power, status::code::value, "selector.residual.subspaces", "m2: 0 for none, 1, 2, 4, 8 or 16", 4, static_cast<double>(m))
-        .that(power && shape.head_dim % m == 0, status::code::value, "head_dim", "d, a multiple of m2", static_cast<double>(m),
-              static_cast<double>(shape.head_dim))
-        .at_least("selector.residual.bits", stage.bits, 4, "b2, at least")
-        .at_most("selector.residual.bits", stage.bits, 8, "b2, at most")
-        .at_least("selector.residual.shortlist", static_cast<double>(stage.shortlist), 1, "times k, at least")
-        .at_most("selector.residual.shortlist", static_cast<double>(stage.shortlist), 1024, "times k, at most");
+        .that(power, status::code::value, "selector.residual.subspaces", relation::stated, "0 for none, 1, 2, 4, 8 or 16", 4, m)
+        .that(power && shape.head_dim % m == 0, status::code::value, "head_dim", relation::multiple_of, "m2", m, shape.head_dim)
+        .at_least("selector.residual.bits", stage.bits, 4, "b2")
+        .at_most("selector.residual.bits", stage.bits, 8, "b2")
+        .at_least("selector.residual.shortlist", stage.shortlist, 1, "times k")
+        .at_most("selector.residual.shortlist", stage.shortlist, 1024, "times k");
   }
 
   static constexpr pq_workspace<Space> place(arena& memory, const cache_shape& shape, const params& settings) {

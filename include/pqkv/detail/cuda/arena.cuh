@@ -11,8 +11,8 @@ namespace pqkv::detail {
 inline arena device_scratch(const arena& scratch, std::size_t bytes, const char* function) {
   const std::size_t free = scratch.counting() ? 0 : scratch.free_bytes();
   if (free < bytes)
-    raise({status::code::capacity, function, "policy.scratch", "bytes of device memory, from scratch_bytes()",
-           static_cast<double>(bytes), static_cast<double>(free)});
+    raise({status::code::capacity, function, "policy.scratch", "bytes of device memory, from scratch_bytes()", bytes, free,
+           relation::at_least});
   return scratch;
 }
 

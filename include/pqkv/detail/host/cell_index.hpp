@@ -292,10 +292,10 @@ struct kernel<op::count_cells, backend::host> {
       const bool fresh = index.first(head) == index.last(head);
       const std::size_t counted = last - (fresh ? first : index.first(head)), room = index.ids.extent(1);
       require_ok(detail::checks("count_cells")
-                     .that(fresh || index.last(head) == first, status::code::value, "first", "index.last, where the counted tokens end",
-                           static_cast<double>(index.last(head)), static_cast<double>(first))
-                     .that(counted <= room, status::code::capacity, "index.ids.extent(1)", "tokens counted, room for at least",
-                           static_cast<double>(counted), static_cast<double>(room)));
+                     .that(fresh || index.last(head) == first, status::code::value, "first", relation::equal,
+                           "index.last, where the counted tokens end", index.last(head), first)
+                     .that(counted <= room, status::code::capacity, "index.ids.extent(1)", relation::at_least, "tokens counted, room for",
+                           counted, room));
     }
     const auto digits = detail::cell_digits::of(index);
     policy.runner.run(codes.extent(0), [&](std::size_t head) {

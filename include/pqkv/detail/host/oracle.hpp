@@ -27,8 +27,8 @@ struct kernel<op::exact_scores, backend::host> {
     for (std::size_t head = 0; head < h; ++head) {
       longest = std::max<std::size_t>(longest, ranges(head).size());
       require_ok(detail::checks("exact_scores")
-                     .at_most("ranges.end", ranges(head).end, static_cast<double>(store.tokens()), "n, from store, at most")
-                     .at_most("ranges.size", ranges(head).size(), static_cast<double>(scores.extent(1)), "scores.extent(1), at most"));
+                     .at_most("ranges.end", ranges(head).end, store.tokens(), "n, from store")
+                     .at_most("ranges.size", ranges(head).size(), scores.extent(1), "scores.extent(1)"));
     }
     workspace memory(policy.scratch, scratch_bytes({hq, longest}), "exact_scores");
     float* logits = memory.take<float>(hq * longest);

@@ -110,8 +110,7 @@ struct kernel<op::rerank, backend::host> {
   template <class P>
   static void run(const P& policy, const two_stage_table<>& tables, const two_stage_codes<>& codes, view<const std::int32_t, 2> shortlist,
                   view<const std::uint32_t, 1> lengths, view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
-                  view<std::uint32_t, 1> counts, const rerank_params& params, view<std::uint8_t, 1> skipped,
-                  const head_map<>& map) {
+                  view<std::uint32_t, 1> counts, const rerank_params& params, view<std::uint8_t, 1> skipped, const head_map<>& map) {
     const std::size_t lists = indices.extent(0), hq = tables.coarse.entries.extent(0), h = ranges.extent(0);
     if (lists == 0) return;
     const std::size_t g = hq / lists, lists_per_head = lists / h, padded = (g + 3) / 4 * 4;
@@ -156,13 +155,12 @@ struct kernel<op::rerank, backend::host> {
   static void check(const two_stage_codes<>& codes, view<const std::int32_t, 2> shortlist, std::uint32_t length, std::size_t list,
                     const middle_range& range, view<std::int32_t, 2> indices) {
     detail::checks checks("rerank");
-    checks.at_most("ranges.end", range.end, static_cast<double>(codes.coarse.extent(2)), "n, from codes, at most")
-        .at_most("lengths", length, static_cast<double>(shortlist.extent(1)), "s_max, from shortlist, at most")
-        .at_most("ranges.retrieve", std::min(length, range.retrieve), static_cast<double>(indices.extent(1)),
-                 "k_max, from indices, at most");
+    checks.at_most("ranges.end", range.end, codes.coarse.extent(2), "n, from codes")
+        .at_most("lengths", length, shortlist.extent(1), "s_max, from shortlist")
+        .at_most("ranges.retrieve", std::min(length, range.retrieve), indices.extent(1), "k_max, from indices");
     if (length != 0 && length <= shortlist.extent(1))
-      checks.at_least("shortlist", shortlist(list, 0), range.begin, "ranges.begin, at least")
-          .at_most("shortlist", shortlist(list, length - 1), static_cast<double>(range.end) - 1, "ranges.end - 1, at most");
+      checks.at_least("shortlist", shortlist(list, 0), range.begin, "ranges.begin")
+          .at_most("shortlist", shortlist(list, length - 1), static_cast<double>(range.end) - 1, "ranges.end - 1");
     require_ok(checks);
   }
 };

@@ -182,13 +182,12 @@ struct kernel<op::retrieve, backend::host> {
       const middle_range range = ranges(row_head);
       const std::size_t head = map.head(row_head);
       detail::checks checks("retrieve");
-      checks.at_most("ranges.end", range.end, static_cast<double>(codes.extent(2)), "n, from codes, at most")
-          .at_most("ranges.begin", range.begin, range.end, "ranges.end, at most");
-      if (range.begin <= range.end)
-        checks.at_most("ranges.retrieve", range.selected(), static_cast<double>(indices.extent(1)), "k_max, from indices, at most");
+      checks.at_most("ranges.end", range.end, codes.extent(2), "n, from codes")
+          .at_most("ranges.begin", range.begin, range.end, "ranges.end");
+      if (range.begin <= range.end) checks.at_most("ranges.retrieve", range.selected(), indices.extent(1), "k_max, from indices");
       if (!index.empty() && range.begin < range.end && resolve_path(params.path, index.cells(), range.size()) == search_path::joint)
         checks.extent("ranges.begin", range.begin, index.first(head), "index.first")
-            .at_most("ranges.end", range.end, index.last(head), "index.last, at most");
+            .at_most("ranges.end", range.end, index.last(head), "index.last");
       require_ok(checks);
     }
   }
