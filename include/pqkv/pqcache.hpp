@@ -46,6 +46,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// @param values  [h, n, d]
   /// @throws shape_error, value_error, capacity_error; std::bad_alloc; on a device cuda_error
   /// @cost   one copy of the rows; with the last chunk the selector's training. Never inside a captured step: its shapes are the prompt's
+  /// @pre    on a device no captured step has filled the slot since the last maintain(): the host does not know of its tokens before
   template <exec::policy P, class K, class V, class Space>
   requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, chunk which = chunk::last) {
@@ -162,13 +163,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <exec::policy P>
   void truncate(const P& policy, view_of<const std::uint32_t, 1> lengths, view_of<const std::uint32_t, 1> slots = {}) {
     check_policy<P>();
-    require_ok(detail::checks("truncate")
-                   .extent("lengths.extent(0)", lengths.extent(0), slots.data != nullptr ? slots.extent(0) : params_.batch,
-                           "rows, of slots or batch"));
-    if constexpr (is_on_host)
-      for (std::size_t row = 0; row < lengths.extent(0); ++row)
-        require_ok(this->can_truncate(slots.data != nullptr ? slots(row) : row, lengths(row)));
-    if (lengths.extent(0) == 0) return;  // lengths without data stand for one slot below
+    require_ok(this->can_truncate(lengths, slots));
+    if (lengths.extent(0) == 0) return;  // nothing to cut
     run<op::truncate_tokens>(policy, selector_.index(), truncated_tokens<space_type>{work_.slots, slots, lengths});
   }
 

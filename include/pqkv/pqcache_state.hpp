@@ -202,6 +202,9 @@ class pqcache_state {
     return checks().retrieve(query, indices, counts, step, [this](std::size_t slot) { return retrieve_capacity(known(slot)); });
   }
   status can_truncate(std::size_t slot, std::size_t n) const noexcept { return checks().truncate(slot, n); }
+  status can_truncate(view_of<const std::uint32_t, 1> lengths, view_of<const std::uint32_t, 1> slots = {}) const noexcept {
+    return checks().truncate(lengths, slots);
+  }
   status can_fork(std::size_t from, std::size_t to) const noexcept {
     const status s = checks().slot("fork", "from", from);
     return s.ok() ? checks().slot("fork", "to", to) : s;

@@ -11,8 +11,8 @@
 
 namespace pqkv_cases {
 
-/// Calls f, which must throw exactly Error with "pqkv::WHERE must be ...", where EXPECTED is named if the rule is about a number, and at the
-/// end ", got GOT" if it says what came. Returns "" or what happened instead.
+/// Calls f, which must throw exactly Error with "pqkv::WHERE must be ...", where EXPECTED is named if the rule is about
+/// a number, and at the end ", got GOT" if it says what came. Returns "" or what happened instead.
 /// @param where  "scan: codes.extent(1)"
 template <class Error, class F>
 std::string unless_refused(F&& f, const std::string& where, double expected, double got) {

@@ -13,7 +13,7 @@ static std::int32_t indices[2 * 4] = {7, 7, 7, 7, 7, 7, 7, 7};
 
 void engine_error(const char* message) {
   const bool named = std::strstr(message, "pqkv::top_k") && std::strstr(message, "indices.extent(0)") &&
-                     std::strstr(message, "expected 1") && std::strstr(message, "got 2");
+                     std::strstr(message, "must be 1") && std::strstr(message, "got 2");
   bool untouched = true;
   for (const std::int32_t index : indices) untouched = untouched && index == 7;
   if (!named || !untouched) std::printf("error_handler: got \"%s\"\n", message);

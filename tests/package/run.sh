@@ -60,7 +60,7 @@ engine_refuses() {  # SENTENCE ARGUMENTS...
   [ "$rc" -eq 2 ] && [ ! -s "$work/out" ] && [ "$(wc -l <"$work/err")" -eq 1 ] && grep -qF -- "$sentence" "$work/err" ||
     { cat "$work/out" "$work/err"; fail "engine: $*: code $rc"; }
 }
-engine_refuses "head_dim: expected 8 (d, a multiple of), got 20" --head-dim 20
+engine_refuses "head_dim must be a multiple of 8, got 20" --head-dim 20
 engine_refuses "usage: toy_engine" --steps
 echo "package: engine: refuses bad settings"
 

@@ -111,7 +111,7 @@ TEST_CASE("cache checks: every check says what its verb throws") {
   };
   CHECK(retrieve(3, 40) == "pqkv::retrieve: indices.extent(1) must be 2 (h, or hq under reduction none), got 3");
   CHECK(retrieve(2, c.retrieve_capacity(0)) == "");
-  CHECK(retrieve(2, c.retrieve_capacity(0) - 1).find("indices.extent(2): expected") != std::string::npos);
+  CHECK(retrieve(2, c.retrieve_capacity(0) - 1).find("indices.extent(2) must be at least") != std::string::npos);
 
   const auto truncate = [&](std::size_t slot, std::size_t n) {
     const std::string checked = said(c.can_truncate(slot, n));

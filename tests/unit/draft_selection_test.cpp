@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// draft_selection::first_query: the queries of a row attend to the list of its first one and to all tokens since the window of then; rows of
-// one token, untrained slots and passes of few queries as they should.
+// draft_selection::first_query: the queries of a row attend to the list of its first one and to all tokens since the window of
+// then; rows of one token, untrained slots and passes of few queries as they should.
 #include <doctest/doctest.h>
 
 #include "cases/cache_driver.hpp"

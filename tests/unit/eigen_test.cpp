@@ -139,7 +139,7 @@ TEST_CASE("rows of tokens with heads side by side") {
 
   CHECK_THROWS_AS(split_heads(by_row, 0), pqkv::value_error);
   CHECK_THROWS_AS(split_heads_by_token(by_row, 5), pqkv::shape_error);
-  CHECK(message_of([&] { split_heads(by_row, 5); }) == "pqkv::split_heads: matrix.cols(): expected 5 (h * d, a multiple of h), got 12");
+  CHECK(message_of([&] { split_heads(by_row, 5); }) == "pqkv::split_heads: matrix.cols() must be a multiple of 5 (h), got 12");
 }
 
 TEST_CASE("reversed maps are refused by name") {
@@ -149,7 +149,7 @@ TEST_CASE("reversed maps are refused by name") {
   using strides = Eigen::Stride<Dynamic, Dynamic>;
   Eigen::Map<row_matrix, 0, strides> upside_down(memory.data() + 15, 4, 5, strides(-5, 1));
   CHECK(message_of([&] { make_view(upside_down); }) ==
-        "pqkv::make_view: matrix.rowStride(): expected 0 (elements, not negative (reversed), at least), got -5");
+        "pqkv::make_view: matrix.rowStride() must be at least 0 (elements, not negative (reversed)), got -5");
   CHECK_THROWS_AS(split_heads(upside_down, 1), pqkv::value_error);
   CHECK_THROWS_AS(split_heads_by_token(upside_down.transpose(), 1), pqkv::value_error);
 }

@@ -100,6 +100,21 @@ class cache_checks {
         .at_most("n", n, most, "tokens of the slot");
   }
 
+  template <class Rows>
+  status truncate(const Rows& lengths, const Rows& slots) const noexcept {
+    const std::size_t rows = slots.data != nullptr || lengths.extent(0) == 0 ? slots.extent(0) : shape_.batch;
+    checks all("truncate");
+    all.extent("lengths.extent(0)", lengths.extent(0), rows, slots.data != nullptr ? "rows, from slots" : "batch, without slots");
+    if constexpr (reads_steps)
+      for (std::size_t row = 0; row < lengths.extent(0) && all.ok(); ++row) {
+        const std::size_t slot = slots.data != nullptr ? slots(row) : row;
+        if (const status s = truncate(slot, lengths(row)); !s.ok()) return s;
+        for (std::size_t before = 0; slots.data != nullptr && before < row; ++before)
+          all.that(slots(before) != slot, status::code::value, "slots", relation::required, "distinct: a slot is cut once", 0, 0);
+      }
+    return all;
+  }
+
  private:
   /// Rows of a step: slots that exist, none of them twice, none in the middle of a prefill, and as many tokens as `tokens`.
   status rows(const char* function, const basic_step<Space>& step, std::size_t tokens, const char* parameter) const noexcept {

@@ -157,6 +157,9 @@ class basic_pq {
     const auto outcomes = workspace().outcomes;
     index_.learn(policy, slot, rows, first, middle.end, n, settings, outcomes);
     slots_[slot] = {settings.iterations, middle.end};
+    if constexpr (std::is_same_v<typename P::backend_type, backend::host>)
+      for (std::size_t i = 0; i < outcomes.size(); ++i)
+        if (outcomes.data[i] != static_cast<std::uint8_t>(kmeans_outcome::trained)) slots_[slot].iterations = 0;
     return {true, as_const(outcomes)};
   }
 
