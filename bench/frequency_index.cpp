@@ -7,6 +7,8 @@
 #include "data.hpp"
 #include "main.hpp"
 
+#include <pqkv/cache/frequency_index.hpp>
+
 #include <algorithm>
 #include <functional>
 #include <list>

@@ -15,6 +15,7 @@
 
 #include "inputs.hpp"
 #include "queued_backend.hpp"
+#include "slot_bytes.hpp"
 
 namespace pqkv_cases {
 
@@ -178,6 +179,15 @@ class queued_twins {
     here_.fork(cpu_, from, to);
     there_.fork(dev_, from, to);
     refused_[to] = refused_[from];
+  }
+  /// Each cache's slot goes into the other cache, through a file.
+  void exchange(std::size_t from, std::size_t to) {
+    const std::vector<std::byte> mine = saved(cpu_, here_, from), theirs = saved(dev_, there_, from);
+    REQUIRE(mine.size() == theirs.size());
+    REQUIRE(std::memcmp(mine.data(), theirs.data(), mine.size()) == 0);
+    reset(to);
+    load(cpu_, here_, to, theirs);
+    load(dev_, there_, to, mine);
   }
   void reset(std::size_t slot) {
     here_.reset(slot);

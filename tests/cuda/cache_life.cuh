@@ -11,6 +11,7 @@
 #include <numeric>
 
 #include "cases/inputs.hpp"
+#include "cases/slot_bytes.hpp"
 
 namespace pqkv_cases {
 
@@ -143,6 +144,14 @@ class life {
   void fork(std::size_t from, std::size_t to) {
     host_.fork(cpu, from, to);
     device_.fork(gpu_, from, to);
+  }
+  /// Each cache's slot goes into the other cache, through a file.
+  void exchange(verdict& all, std::size_t from, std::size_t to) {
+    const std::vector<std::byte> mine = saved(cpu, host_, from), theirs = saved(gpu_, device_, from);
+    all.check(mine == theirs, "the file of slot %zu differs", from);
+    reset(to);
+    load(cpu, host_, to, theirs);
+    load(gpu_, device_, to, mine);
   }
   void reset(std::size_t slot) {
     host_.reset(slot);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The cache on a device against the host's: the same prompts and steps, the same lists to the token, attention within rounding, the same
-// statistics. Prompts in chunks, steps of some slots and of 0 to 16 tokens a row, cuts, forks, resets, late training, selectors without an
-// index; and steps in a CUDA graph, with cuts by lengths on the device, replayed while the sequences grow. Ends with 77 where there is no
-// GPU.
+// statistics. Prompts in chunks, steps of some slots and of 0 to 16 tokens a row, cuts, forks, slots that each saves and the other loads,
+// resets, late training, selectors without an index; and steps in a CUDA graph, with cuts by lengths on the device, replayed while the
+// sequences grow. Ends with 77 where there is no GPU.
 //
 //   device_pqcache                all of it
 //   device_pqcache --seconds S    shorter lives while the time lasts, for compute-sanitizer
@@ -96,6 +96,7 @@ void ragged_life(const typename Life::params& p, std::uint64_t seed, const char*
     if (step % 7 == 0) run.truncate(step % p.batch);
     if (step % (steps / 4) == 0) run.maintain();
     if (step % 11 == 0) run.fork(step % p.batch, (step + 1) % p.batch);
+    if (step % 9 == 4) run.exchange(all, step % p.batch, (step + 1) % p.batch);
     run.compare_state(all, what, seed * 1000 + step);
   }
   run.compare_statistics(all, what, seed);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random lives of a pqcache against the plain model: prompts whole and in chunks, ragged steps of 0 to 16 tokens on random rows, cuts,
-// forks, resets and maintenance in any order, at any scale of logits. After every change the lists of every query of a step, each at its
-// own length, equal the model's to the token, and attention the same in double to 1e-5 (more only for keys with offsets in the hundreds).
+// forks, resets, saved and loaded slots and maintenance in any order, at any scale of logits. After every change the lists of every
+// query of a step, each at its own length, equal the model's to the token, and attention the same in double to 1e-5 (more only for keys
+// with offsets in the hundreds).
 #include <doctest/doctest.h>
 
 #include <utility>
@@ -9,6 +10,7 @@
 #include "cases/cache_model.hpp"
 #include "cases/inputs.hpp"
 #include "cases/policies.hpp"
+#include "cases/slot_bytes.hpp"
 
 namespace {
 using namespace pqkv_cases;
@@ -101,6 +103,14 @@ class life {
     cache_.truncate(policy_, pqkv::make_view(std::as_const(lengths).data(), lengths.size()), pqkv::make_view(which.data(), which.size()));
   }
 
+  /// Through a file, into another slot or into itself.
+  void reload(std::size_t from, std::size_t to) {
+    const auto file = saved(policy_, cache_, from);
+    cache_.reset(to);
+    load(policy_, cache_, to, file, pqkv::slot_contents::index_and_rows, 1 + random_.below(100000));
+    if (from != to) slots_[to].copy_from(slots_[from]);
+  }
+
   void maintain() {
     cache_.maintain(policy_);
     for (std::size_t slot = 0; slot < p_.batch; ++slot)
@@ -158,7 +168,7 @@ class life {
     for (std::size_t event = 0; event < events; ++event) {
       const std::size_t slot = random_.below(p_.batch), other = random_.below(p_.batch);
       drawn_step s = draw_step(16);
-      switch (random_.below(16)) {
+      switch (random_.below(18)) {
         case 0:
           cache_.reset(slot);
           slots_[slot] = empty_model();
@@ -177,6 +187,9 @@ class life {
         case 5:
         case 6:
           truncate(slot);
+          break;
+        case 7:
+          reload(slot, other);
           break;
         default:
           for (std::size_t i = 1 + random_.below(3); i-- > 0;) append(s = draw_step(16));
@@ -264,6 +277,6 @@ void lives(const Policy& policy, std::uint64_t seed, std::size_t count) {
 TEST_CASE("pqcache: random lives equal the plain model, float, best instruction set") { lives<float>(pqkv::exec::host<>{}, 11, 16); }
 TEST_CASE("pqcache: random lives equal the plain model, float, scalar") { lives<float>(pqkv::exec::host<pqkv::isa::scalar>{}, 12, 8); }
 TEST_CASE("pqcache: random lives equal the plain model, half, threads") {
-  lives<pqkv::half>(pqkv::exec::host<pqkv::isa::best, threaded_runner>{}, 13, 4);
+  lives<pqkv::half>(pqkv::exec::host<pqkv::isa::best, threaded_runner>{}, 13, 8);
 }
 TEST_CASE("pqcache: random lives equal the plain model, bfloat16") { lives<pqkv::bfloat16>(pqkv::exec::host<>{}, 14, 8); }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random lives of a cache in device memory, run by a backend that queues (cases/queued_backend.hpp), against the host's cache given the
 // same calls: prompts whole and in chunks, ragged steps, steps and cuts replayed from graphs while the sequences grow, forks, resets,
-// maintenance. After every step lists are the same to the token, attention to 1e-5, counters and sequences to the bit.
+// slots saved by one cache and loaded by the other, maintenance. After every step lists are the same to the token, attention to 1e-5,
+// counters and sequences to the bit.
 #include <doctest/doctest.h>
 
 #include "cases/queued_twins.hpp"
@@ -59,7 +60,7 @@ void live(Twins& twins, std::size_t batch, std::size_t capacity, std::size_t eve
   for (std::size_t event = 0; event < events; ++event) {
     CAPTURE(event);
     const std::size_t slot = random.below(batch), other = random.below(batch);
-    switch (random.below(20)) {
+    switch (random.below(22)) {
       case 0:
         twins.reset(slot);
         break;
@@ -88,6 +89,9 @@ void live(Twins& twins, std::size_t batch, std::size_t capacity, std::size_t eve
       }
       case 8:
         twins.plain_step();
+        break;
+      case 9:
+        twins.exchange(slot, other);
         break;
       default: {
         const bool replayed = random.below(2) == 0;

@@ -6,6 +6,7 @@
 #include "cases/cache_driver.hpp"
 #include "cases/policies.hpp"
 #include "cases/refusals.hpp"
+#include "cases/slot_bytes.hpp"
 
 namespace {
 using namespace pqkv_cases;
@@ -15,29 +16,12 @@ const pqkv::exec::host<> cpu;
 
 template <class Cache>
 std::vector<std::byte> saved(const Cache& cache, std::size_t slot, slot_contents contents = slot_contents::index_and_rows) {
-  std::vector<std::byte> file;
-  cache.save(
-      cpu, slot, [&](const std::byte* data, std::size_t bytes) { file.insert(file.end(), data, data + bytes); }, contents);
-  return file;
+  return pqkv_cases::saved(cpu, cache, slot, contents);
 }
-
-/// Gives a file away in pieces of at most `most` bytes.
-struct file_source {
-  const std::vector<std::byte>& file;
-  std::size_t most = 1u << 30, at = 0;
-
-  std::size_t operator()(std::byte* data, std::size_t bytes) {
-    const std::size_t count = std::min({bytes, most, file.size() - at});
-    std::copy_n(file.data() + at, count, data);
-    at += count;
-    return count;
-  }
-};
-
 template <class Cache>
 void load(Cache& cache, std::size_t slot, const std::vector<std::byte>& file, slot_contents contents = slot_contents::index_and_rows,
           std::size_t most = 1u << 30) {
-  cache.load(cpu, slot, file_source{file, most}, contents);
+  pqkv_cases::load(cpu, cache, slot, file, contents, most);
 }
 
 cache_type::params params_of(std::size_t m = 2, unsigned bits = 4) { return pq_params(2, 2, 4, 32, 400, 4, 16, 20, m, bits); }
