@@ -25,9 +25,13 @@ class pqcache : public pqcache_state<Rows, Selector> {
   using state::at;
   using state::is_on_host;
   using typename state::params;
-  using typename state::space_type;
-  using typename state::step_type;
+  /// Of a stored row's elements.
   using typename state::value_type;
+  /// The memory that rows, index and steps are in.
+  using typename state::space_type;
+  /// What a call is for: rows of slots, and how many tokens each.
+  using typename state::step_type;
+  /// A view of the cache's memory.
   template <class T, std::size_t Rank>
   using view_of = view<T, Rank, space_type>;
 
@@ -45,12 +49,13 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// @param keys    [h, n, d] float, half or bfloat16, any strides, after rotary embedding
   /// @param values  [h, n, d]
   /// @throws shape_error, value_error, capacity_error; std::bad_alloc; on a device cuda_error
-  /// @cost   one copy of the rows; with the last chunk the selector's training. Never inside a captured step: its shapes are the prompt's
-  /// @pre    on a device no captured step has filled the slot since the last maintain(): the host does not know of its tokens before
+  /// @cost   one copy of the rows; with the last chunk the selector's training. Never inside a captured step: its shapes are the prompt's,
+  ///         and on a device the first chunk waits for the stream, to learn whether the slot is empty
   template <exec::policy P, class K, class V, class Space>
   requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, chunk which = chunk::last) {
     check_policy<P>();
+    this->look_at(policy, slot);
     require_ok(this->can_prefill(slot, keys, values));
     zero_bytes(policy, work_.prompt_nonfinite.data, 2 * sizeof(std::uint32_t));
     run<op::store_tokens>(policy, rows_.view(), stored_tokens<space_type>{slot * params_.kv_heads, known(slot).n, work_.prompt_nonfinite},
@@ -61,6 +66,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <exec::policy P>
   void prefill(const P& policy, std::size_t slot, std::size_t n, chunk which = chunk::last) {
     check_policy<P>();
+    this->look_at(policy, slot);
     const auto there = nothing(params_.kv_heads, n);
     require_ok(this->can_prefill(slot, there, there));
     zero_bytes(policy, work_.prompt_nonfinite.data, 2 * sizeof(std::uint32_t));
@@ -152,7 +158,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
     run<op::truncate_tokens>(
         policy, selector_.index(),
         truncated_tokens<space_type>{work_.slots, {}, {}, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(n)});
-    if constexpr (!is_on_host) known_[slot] = known_[slot].truncated(static_cast<std::uint32_t>(n));
+    if constexpr (!is_on_host)
+      if (n < known_[slot].n) known_[slot] = known_[slot].truncated(static_cast<std::uint32_t>(n));
   }
   /// The same for several slots, whose lengths are in the memory of the policy: part of a captured step on a device, where a length that
   /// is above the slot's is refused and counted.
@@ -187,12 +194,14 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// Empties a slot. @throws value_error; on a device cuda_error
   template <exec::policy P>
   void reset(const P& policy, std::size_t slot) {
+    check_policy<P>();
     require_ok(this->can_reset(slot));
     zero_bytes(policy, &work_.slots.sequences.data[slot], sizeof(sequence));
     zero_bytes(policy, &work_.slots.statistics.data[slot], sizeof(slot_statistics));
     selector_.clear(policy, slot);
     if constexpr (!is_on_host) known_[slot] = {};
   }
+  /// The same on the host. @throws value_error
   void reset(std::size_t slot) requires is_on_host { reset(exec::host<isa::scalar>{}, slot); }
 
   /// Writes a slot to a sink: its codebooks and codes and, on request, its keys and values.
@@ -234,7 +243,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
     detail::slot_reader<std::remove_reference_t<Source>> file(source);
     slot_file_header header;
     file.read(&header, sizeof header);
-    require_ok(detail::can_load_header(header, this->header_of({}, contents), rows_.room(slot)));
+    require_ok(detail::can_load_header(header, this->header_of({}, contents), rule_, rows_.room(slot)));
+    require_ok(rows_.can_hold("load", slot, 0, header.at.n));
     const buffer<std::byte> piece(detail::slot_file_piece);
     require_ok(detail::checks("load").that(header.payload_bytes == this->payload_bytes(header), status::code::value, "file.payload_bytes",
                                            relation::equal, "bytes of such a slot", this->payload_bytes(header), header.payload_bytes));

@@ -268,6 +268,12 @@ class pqcache_state {
     else
       return known_[slot];
   }
+  /// Before the host relies on where a slot of a device stands: steps that were enqueued or replayed since, it has not seen.
+  template <class P>
+  void look_at(const P& policy, std::size_t slot) {
+    if constexpr (!is_on_host)
+      if (slot < params_.batch && known(slot).prefilling == 0) known_[slot] = at(policy, slot);
+  }
   detail::cache_checks<space_type> checks() const noexcept {
     return {params_, is_on_host ? work_.slots.sequences.data : known_.data(), selector_.lists()};
   }
@@ -283,6 +289,8 @@ class pqcache_state {
     if (contents == slot_contents::index_and_rows && rows_.parts().count != 0)
       header.row_bytes = static_cast<std::uint32_t>(rows_.parts().part[0].token_bytes);
     header.at = now;
+    header.middle_begin = now.middle(rule_).begin;
+    header.middle_end = now.middle(rule_).end;
     header.payload_bytes = payload_bytes(header);
     return header;
   }
@@ -292,14 +300,22 @@ class pqcache_state {
     if (header.contents == slot_contents::index_and_rows) parts.add(rows_.parts());
     return parts;
   }
-  std::uint64_t payload_bytes(const slot_file_header& header) const { return saved_parts(header).bytes(header.at.n); }
-  /// Calls f(first byte, bytes, limit) for every run of a slot that a file holds.
+  /// Calls f(first byte, bytes, limit) for every run of a slot that a file holds: of codes, which have a limit, those of the middle.
   template <class F>
   void for_runs(std::size_t slot, const slot_file_header& header, F f) const {
     const slot_parts parts = saved_parts(header);
-    for (std::size_t i = 0; i < parts.count; ++i)
-      for (std::size_t run = 0; run < parts.part[i].segments; ++run)
-        f(parts.part[i].segment(slot, run), parts.part[i].bytes(header.at.n), parts.part[i].limit);
+    for (std::size_t i = 0; i < parts.count; ++i) {
+      const slot_part& part = parts.part[i];
+      const bool codes = part.limit != 0;
+      const std::size_t first = codes ? header.middle_begin : 0, last = codes ? header.middle_end : header.at.n;
+      for (std::size_t run = 0; run < part.segments; ++run)
+        f(part.segment(slot, run) + first * part.token_bytes, part.bytes(last - first), part.limit);
+    }
+  }
+  std::uint64_t payload_bytes(const slot_file_header& header) const {
+    std::uint64_t all = 0;
+    for_runs(0, header, [&](const std::byte*, std::size_t bytes, std::size_t) { all += bytes; });
+    return all;
   }
 
   params params_;

@@ -47,7 +47,7 @@ void scratch(verdict& all) {
                                                     nothing<const std::uint8_t>(m, cells)};
   const auto test = [&](const char* function, std::size_t bytes, auto call) {
     const std::string text = refusal(bytes, call),
-                      begin = std::string("pqkv::") + function + ": policy.scratch: expected " + std::to_string(bytes) + " (",
+                      begin = std::string("pqkv::") + function + ": policy.scratch must be at least " + std::to_string(bytes) + " (",
                       end = "got " + std::to_string(bytes - 1);
     all.check(text.find(begin) == 0 && text.size() > end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0, "%s: %s",
               function, text.c_str());

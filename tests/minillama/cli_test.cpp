@@ -32,7 +32,7 @@ TEST_CASE("--preset paper calibrates on this machine, --metric ip clusters for i
   check_refused(tiny.generate(prompt + "--preset press"), "--preset");
   check_refused(tiny.generate(prompt + "--metric cosine"), "--metric");
   const bench shorter;  // 512 positions: one length determines no parabola
-  check_refused(shorter.generate("-p abc --bits 4 --preset paper"), "overlap_calibration::fit: add_layer: expected 3");
+  check_refused(shorter.generate("-p abc --bits 4 --preset paper"), "overlap_calibration::fit: add_layer must be at least 3");
 }
 
 TEST_CASE("text goes to stdout, figures to stderr, and every policy that attends to all gives the same text") {

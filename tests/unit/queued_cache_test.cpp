@@ -40,7 +40,7 @@ struct subject {
 };
 }  // namespace
 
-TEST_CASE("queued cache: the host knows which slots are taken, without asking the device") {
+TEST_CASE("queued cache: the host knows which slots are taken; a prompt's first chunk alone asks the device") {
   subject s;
   const std::size_t asked = s.work.syncs();
   s.prefill(0, 0, 100);
@@ -57,7 +57,7 @@ TEST_CASE("queued cache: the host knows which slots are taken, without asking th
   s.cache.fork(s.dev, 2, 0);
   s.prefill(0, 50, 20);
   CHECK_FALSE(s.takes_prompt(0));
-  CHECK(s.work.syncs() == asked);
+  CHECK(s.work.syncs() == asked + 2);  // the first chunks in slots 0 and 2
   CHECK(s.cache.size(s.dev, 0) == 70);
   // What a graph did the host learns in maintain().
   const queued_array<std::uint32_t> slots(s.dev, std::vector<std::uint32_t>{0}), lengths(s.dev, std::vector<std::uint32_t>{0});
@@ -83,6 +83,37 @@ TEST_CASE("queued cache: a prompt that is not whole cannot be cut, neither from 
   s.cache.truncate(s.dev, 0, 101);
   CHECK(s.cache.size(s.dev, 0) == 100);
   CHECK(s.cache.statistics(s.dev, 0).refused == 2);
+  CHECK_THROWS_AS(s.cache.truncate(s.dev, 0, (std::size_t{1} << 32) + 5), pqkv::value_error);
+  CHECK(s.cache.size(s.dev, 0) == 100);
+}
+
+TEST_CASE("queued cache: a prompt goes into a slot that is empty on the device, whatever the host has not seen") {
+  subject s;
+  s.cache.truncate(s.dev, 0, 5);  // refused by the device: the slot is empty
+  CHECK(s.cache.statistics(s.dev, 0).refused == 1);
+  s.prefill(0, 0, 100);
+  CHECK(s.cache.size(s.dev, 0) == 100);
+  const queued_array<std::uint32_t> slots(s.dev, std::vector<std::uint32_t>{1}), nothing(s.dev, std::vector<std::uint32_t>{0});
+  const auto token = s.placed.const_view(1, h, d);
+  s.cache.append(s.dev, token, token, {.slots = slots.const_view(1)});
+  CHECK_THROWS_AS(s.prefill(1, 0, 50), pqkv::value_error);  // one token is there
+  CHECK(s.cache.size(s.dev, 1) == 1);
+  s.cache.truncate(s.dev, nothing.const_view(1), slots.const_view(1));
+  s.prefill(1, 0, 50);
+  CHECK(s.cache.size(s.dev, 1) == 50);
+}
+
+TEST_CASE("queued cache: queries behind a step's last row have empty lists, whatever was there before") {
+  subject s;
+  s.prefill(0, 0, 200);
+  const queued_array<std::uint32_t> slots(s.dev, std::vector<std::uint32_t>{0}), counts(s.dev, std::vector<std::uint32_t>{2});
+  const queued_array<std::int32_t> lists(s.dev, std::vector<std::int32_t>(4 * h * 30, 7));
+  const queued_array<std::uint32_t> listed(s.dev, std::vector<std::uint32_t>(4 * h, 7));
+  s.cache.retrieve(s.dev, s.placed.const_view(4, hq, d), lists.view(4, h, 30), listed.view(4, h),
+                   {slots.const_view(1), counts.const_view(1)});
+  CHECK(listed.read() == std::vector<std::uint32_t>{20, 20, 20, 20, 0, 0, 0, 0});
+  const auto all = lists.read();
+  for (std::size_t i = 2 * h * 30; i < all.size(); ++i) REQUIRE(all[i] == -1);
 }
 
 TEST_CASE("queued cache: lists that are longer than the room for them are cut, and so are their counts") {

@@ -226,3 +226,11 @@ TEST_CASE("sequence: a memory plan adds up, and so do statistics, which begin at
   sum += {10, 20, 30, 40, 50, 60, 70, 80, 90};
   CHECK(numbers(sum) == std::vector<std::uint64_t>{11, 22, 33, 44, 55, 66, 77, 88, 99});
 }
+
+TEST_CASE("sequence: a cut ends the wait for a length that it has not any more") {
+  pqkv::sequence s;
+  s.n = s.longest = s.prompt = 2000, s.learn_again = 2032;
+  CHECK(s.truncated(100).learn_again == 0);
+  CHECK(s.truncated(2000).learn_again == 2032);
+  CHECK(s.grown(5).learn_again == 2032);
+}

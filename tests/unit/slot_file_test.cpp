@@ -80,6 +80,24 @@ TEST_CASE("slot file: after a cut the file has what is left") {
   check_alike(cache);
 }
 
+TEST_CASE("slot file: a cache of another budget has another middle, and refuses; without a codebook there is none to differ") {
+  cache_type cache(params_of());
+  grow(cache, 250);
+  prefill(cpu, cache, 1, prompt(2, 12, 32, 5));
+  const auto trained = saved(cache, 0), untrained = saved(cache, 1);
+  auto other = params_of();
+  other.budget.window = 8;
+  cache_type smaller(other);
+  CHECK(unless_refused<pqkv::value_error>([&] { load(smaller, 0, trained); }, "load: file.middle_end", 272, 264) == "");
+  CHECK(smaller.size(0) == 0);
+  load(smaller, 0, untrained);
+  CHECK(smaller.size(0) == 12);
+  other = params_of();
+  other.budget.sinks = 0;
+  cache_type other_sinks(other);
+  CHECK(unless_refused<pqkv::value_error>([&] { load(other_sinks, 0, trained); }, "load: file.middle_begin", 0, 4) == "");
+}
+
 TEST_CASE("slot file: an untrained, and an empty slot") {
   cache_type cache(params_of());
   prefill(cpu, cache, 0, prompt(2, 12, 32, 5));

@@ -92,8 +92,8 @@ class cache_checks {
 
   status truncate(std::size_t slot, std::size_t n) const noexcept {
     if (const status s = this->slot("truncate", "slot", slot); !s.ok()) return s;
-    // Whether a prompt is whole the host knows of every cache.
-    const double most = reads_steps ? static_cast<double>(sequences_[slot].n) : static_cast<double>(n);
+    // Whether a prompt is whole the host knows of every cache; how long a slot on a device is, the device checks.
+    const double most = static_cast<double>(reads_steps ? sequences_[slot].n : shape_.capacity);
     return checks("truncate")
         .that(sequences_[slot].prefilling == 0, status::code::value, "slot", relation::required,
               "past its prompt: send chunk::last, or reset() the slot", 0, 1)

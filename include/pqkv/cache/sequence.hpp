@@ -111,11 +111,12 @@ struct sequence {
     return then;
   }
 
-  /// The sequence when it had `length` tokens.
+  /// The sequence when it had `length` tokens. A wait for more tokens than that, before training is tried again, has ended.
   PQKV_HD constexpr sequence at(std::uint32_t length) const {
     sequence then = *this;
     then.n = length;
     then.prompt = prompt < length ? prompt : length;
+    then.learn_again = learn_again > length && length < n ? 0 : learn_again;
     return then;
   }
 

@@ -4,8 +4,9 @@
 // fits; one that is cut, altered or of another cache is refused before the slot changes.
 //
 //   bytes 0..7    "pqkvslot"
-//   8..95         slot_file_header, the rest of it: format, byte order, contents, shape, sequence
-//   96..          codebooks and codes, in the order of pq_index_view::learnt_parts(), then rows [h, n, row] where they are in it
+//   8..103        slot_file_header, the rest of it: format, byte order, contents, shape, sequence
+//   104..         codebooks and the middle's codes, in the order of pq_index_view::learnt_parts(), then rows [h, n, row] where they
+//                 are in it
 //   last 4        CRC-32 of everything before
 #pragma once
 
@@ -33,7 +34,7 @@ struct selector_signature {
   bool operator==(const selector_signature&) const = default;
 };
 
-/// The header of a saved slot, 96 bytes.
+/// The header of a saved slot, 104 bytes.
 struct slot_file_header {
   static constexpr char the_magic[8] = {'p', 'q', 'k', 'v', 's', 'l', 'o', 't'};
   static constexpr std::uint32_t the_version = 1, the_byte_order = 0x01020304u;
@@ -45,12 +46,13 @@ struct slot_file_header {
   std::uint32_t kv_heads = 0, head_dim = 0;
   std::uint32_t element = 0;    // of a row: 0 float, 1 half, 2 bfloat16
   std::uint32_t row_bytes = 0;  // of a token and head in the file, 0 without rows
+  std::uint32_t middle_begin = 0, middle_end = 0;  // the tokens that have codes; another budget would have others
   std::uint32_t unused = 0;
   selector_signature selector{};
   sequence at{};
   std::uint64_t payload_bytes = 0;  // between header and checksum
 };
-static_assert(sizeof(slot_file_header) == 96);
+static_assert(sizeof(slot_file_header) == 104);
 
 namespace detail {
 
@@ -60,8 +62,10 @@ constexpr std::uint32_t element_number() {
 }
 
 /// Whether a file's header fits what a cache expects of it.
+/// @param rule  the cache's budget
 /// @param room  tokens of a slot
-inline status can_load_header(const slot_file_header& file, const slot_file_header& wanted, std::size_t room) noexcept {
+inline status can_load_header(const slot_file_header& file, const slot_file_header& wanted, const flat_budget_rule& rule,
+                              std::size_t room) noexcept {
   const auto same = [](checks& all, const char* name, std::uint32_t got, std::uint32_t expected) {
     all.that(got == expected, status::code::value, name, relation::equal, "of the cache", expected, got);
   };
@@ -83,9 +87,15 @@ inline status can_load_header(const slot_file_header& file, const slot_file_head
     same(all, "file.element", file.element, wanted.element);
     same(all, "file.row_bytes", file.row_bytes, wanted.row_bytes);
   }
-  return all.that(file.at.n <= room, status::code::capacity, "file.at.n", relation::at_most, "tokens of a slot", room, file.at.n)
+  all.that(file.at.n <= room, status::code::capacity, "file.at.n", relation::at_most, "tokens of a slot", room, file.at.n)
       .that(file.at.prompt <= file.at.n && file.at.learned <= 1 && file.at.prefilling == 0, status::code::value, "file.at",
             relation::required, "a sequence that can be", 1, 0);
+  if (all.ok() && file.at.learned != 0) {
+    const middle_range middle = file.at.middle(rule);
+    same(all, "file.middle_begin", file.middle_begin, middle.begin);
+    same(all, "file.middle_end", file.middle_end, middle.end);
+  }
+  return all;
 }
 
 /// Bytes go to or come from a caller's file in pieces of at most this, through host memory where the slot is elsewhere.

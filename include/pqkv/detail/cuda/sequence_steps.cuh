@@ -134,9 +134,10 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
                        view<std::int32_t, 3, space::device> indices, view<std::uint32_t, 2, space::device> counts) {
   const std::size_t i = blockIdx.y, list = blockIdx.x, row = i * gridDim.x + list, batch = queries.sequences.extent(0);
   const step_token token = locate(queries.step, batch, queries.first + i);
-  if (token.count == 0 || token.slot >= batch) return;
-  const middle_range whole = whole_middle(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers);
-  const std::size_t listed = whole.size() != 0 ? whole.size() : plan.counts(row), room = indices.extent(2),
+  const bool is_asked = token.count != 0 && token.slot < batch;  // a query behind the last row is not: its lists are empty
+  const middle_range whole =
+      is_asked ? whole_middle(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers) : middle_range{};
+  const std::size_t listed = whole.size() != 0 ? whole.size() : is_asked ? plan.counts(row) : 0, room = indices.extent(2),
                     count = listed < room ? listed : room;
   if (threadIdx.x == 0) counts(i, list) = static_cast<std::uint32_t>(count);
   for (std::size_t k = threadIdx.x; k < room; k += blockDim.x)

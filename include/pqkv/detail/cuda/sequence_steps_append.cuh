@@ -112,13 +112,14 @@ __global__ void __launch_bounds__(max_centroids)
 
 /// What a step of several tokens a row does with one of them: each kernel of the step comes to the same.
 struct appended_row {
-  std::uint32_t slot = 0, count = 0, first = 0;  // first: its first token among those of the step
+  std::uint32_t slot = 0, count = 0;
+  std::uint64_t first = 0;  // its first token among those of the step; counts may be anything
   sequence now{};
   bool has_tokens = false, is_taken = false;  // for a slot that exists; and there is room for them
 
   /// By whole warps.
   __device__ appended_row(const appended_tokens<space::device>& call, std::uint32_t row) {
-    std::uint32_t before = 0;
+    std::uint64_t before = 0;
     for (std::uint32_t r = threadIdx.x % 32; r < row; r += 32) before += call.step.count(r);
     first = block::warp_sum(before);
     slot = call.step.slot(row);
@@ -126,7 +127,7 @@ struct appended_row {
     has_tokens = count != 0 && slot < call.slots.sequences.extent(0);
     if (!has_tokens) return;
     now = call.slots.sequences(slot);
-    is_taken = has_room(call, now, count) && std::uint64_t{first} + count <= call.tokens;
+    is_taken = has_room(call, now, count) && first + count <= call.tokens;
   }
   __device__ leaving_tokens leaving(const flat_budget_rule& rule) const {
     return is_taken && now.learned != 0 ? leaving_between(slot, now, now.grown(count), rule) : leaving_tokens{};

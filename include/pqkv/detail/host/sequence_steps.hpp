@@ -223,10 +223,12 @@ struct kernel<op::write_lists, backend::host> {
     const std::size_t lists = indices.extent(1);
     for (std::size_t i = 0; i < indices.extent(0); ++i) {
       const step_token token = locate(queries.step, queries.sequences.extent(0), queries.first + i);
-      if (token.count == 0) continue;
-      const middle_range whole = whole_middle(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers);
+      const bool is_asked = token.count != 0 && token.slot < queries.sequences.extent(0);  // a query behind the last row is not
+      const middle_range whole =
+          is_asked ? whole_middle(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers) : middle_range{};
       for (std::size_t list = 0; list < lists; ++list) {
-        const std::size_t row = i * lists + list, room = indices.extent(2), all = whole.size() != 0 ? whole.size() : plan.counts(row);
+        const std::size_t row = i * lists + list, room = indices.extent(2);
+        const std::size_t all = whole.size() != 0 ? whole.size() : is_asked ? plan.counts(row) : 0;
         const std::size_t listed = all < room ? all : room;  // a door refused less room, where the host knows how much is needed
         counts(i, list) = static_cast<std::uint32_t>(listed);
         for (std::size_t k = 0; k < room; ++k)
