@@ -49,12 +49,12 @@ void errors(verdict& all) {
   const std::string scratch = message_of<pqkv::capacity_error>([&] {
     pqkv::scan(gpu, {entries.view(), bias.view()}, codes.view(), there.view(), pqkv::group_reduction::none, 16);
   });
-  all.check(scratch.find("pqkv::scan: policy.scratch: expected ") == 0 && scratch.find("got 0") != std::string::npos, "%s",
+  all.check(scratch.find("pqkv::scan: policy.scratch must be at least ") == 0 && scratch.find("got 0") != std::string::npos, "%s",
             scratch.c_str());
   const std::string shape = message_of<pqkv::shape_error>([&] {
     pqkv::scan(gpu, {entries.view(), bias.view()}, codes.view().slice(1, 0, 1), there.view(), pqkv::group_reduction::none, 16);
   });
-  all.check(shape.find("pqkv::scan: codes.extent(1): expected 2") == 0, "%s", shape.c_str());
+  all.check(shape.find("pqkv::scan: codes.extent(1) must be 2") == 0, "%s", shape.c_str());
   // Half the address space is more than any device has.
   const std::string full = message_of<pqkv::cuda_error>([] { pqkv::device_buffer<std::byte>(std::size_t{1} << 62, nullptr); });
   all.check(full == "pqkv::device_buffer: cudaMalloc: out of memory (cudaErrorMemoryAllocation)", "%s", full.c_str());

@@ -159,7 +159,7 @@ class slot_reader {
     const std::uint32_t sum = sum_.value();
     std::uint32_t read = 0;
     take(&read, sizeof read);
-    require_ok(checks("load").that(read == sum, status::code::value, "file", relation::equal, "the checksum of what was read", sum, read));
+    require_ok(checks("load").that(read == sum, status::code::value, "file.checksum", relation::equal, "of what was read", sum, read));
   }
 
  private:
@@ -167,8 +167,9 @@ class slot_reader {
     std::size_t got = 0;
     while (got < bytes) {
       const std::size_t more = source_(static_cast<std::byte*>(data) + got, bytes - got);
-      require_ok(checks("load").that(more != 0 && more <= bytes - got, status::code::value, "file", relation::at_least,
-                                     "bytes more: it ends early", bytes - got, more));
+      require_ok(checks("load")
+                     .that(more != 0, status::code::value, "file", relation::required, "whole: it ends early", bytes - got, 0)
+                     .at_most("source(data, bytes)", more, bytes - got, "bytes, as many as it was asked for"));
       got += more;
     }
   }
