@@ -173,6 +173,12 @@ class life {
       lengths_.host[slots_.host[row]] += counts_.host[row] - random_.below(counts_.host[row] + 1);
     lengths_.upload();
   }
+  /// A slot that would be longer than `most` is cut to less than `most` instead.
+  void cap_lengths(std::uint32_t most) {
+    for (std::uint32_t& length : lengths_.host)
+      if (length > most) length = most / 4 + random_.below(most / 2);
+    lengths_.upload();
+  }
   void truncate_host() { host_.truncate(cpu, pqkv::as_const(pqkv::make_view(lengths_.host.data(), p_.batch))); }
   void truncate_device() { device_.truncate(gpu_, pqkv::as_const(pqkv::make_view<device>(lengths_.there.data(), p_.batch))); }
   void truncate(std::size_t slot) {

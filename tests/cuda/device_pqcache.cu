@@ -6,6 +6,7 @@
 //
 //   device_pqcache                all of it
 //   device_pqcache --seconds S    shorter lives while the time lasts, for compute-sanitizer
+//   device_pqcache --long STEPS   one life of so many replayed steps, e.g. 20000, with all that can happen between them
 #include <string>
 
 #include "cache_life.cuh"
@@ -226,6 +227,39 @@ void replay_drafts(workload& work, cudaStream_t stream, verdict& all) {
   }
 }
 
+/// Steps of 0 to 16 tokens a row and cuts, replayed from one graph; between them upkeep, forks, files, new prompts.
+void long_life(std::size_t steps, cudaStream_t stream, verdict& all) {
+  host_cache::params p = base(4, 2, 2, 64, 3000);
+  p.step_queries = p.batch * most_row_tokens;
+  pq_life run(p, 8, stream);
+  for (std::size_t slot = 0; slot < p.batch; ++slot) run.prefill(slot, 900 + 200 * slot, 1, 1u << 20);
+  run.draw_step(step_kind::ragged, p.batch);
+  run.draw_tokens();
+  cudaDeviceSynchronize();
+  const captured_step step(stream, [&] {
+    run.append_device(p.step_queries), run.attend_device(p.step_queries);
+    run.truncate_device();
+  });
+  for (std::size_t n = 1; n <= steps; ++n) {
+    run.draw_tokens(), run.draw_counts(most_row_tokens), run.draw_rejections();
+    run.cap_lengths(static_cast<std::uint32_t>(p.capacity - most_row_tokens));
+    cudaDeviceSynchronize();
+    step.launch();
+    run.append_host();
+    if (n % 100 == 0 && run.tokens() != 0) cudaDeviceSynchronize(), run.compare_attention(all, "a long life", n);
+    run.truncate_host();
+    cudaDeviceSynchronize();
+    run.compare_state(all, "a long life", n);
+    const std::size_t slot = n % 7 % p.batch, other = (n % 7 + 1) % p.batch;
+    if (n % 50 == 0) run.maintain();
+    if (n % 300 == 0) run.fork(slot, other);
+    if (n % 400 == 0) run.exchange(all, slot, other);
+    if (n % 500 == 0) run.reset(slot), run.prefill(slot, 300 + n % 1000, 2, 1u << 20);
+    if (n % 100 == 1 && run.tokens() != 0) run.compare(all, "a long life", n);
+  }
+  all.check(run.listed > steps / 100, "only %zu lists were not empty", run.listed);
+}
+
 /// What does not fit is counted and changes nothing.
 void refused_steps(verdict& all) {
   const host_cache::params p = base(1, 2, 2, 64, 2000);
@@ -279,6 +313,14 @@ void refusals(verdict& all) {
 
 int main(int argc, char** argv) {
   if (!has_device()) return 77;
+  if (argc == 3 && std::string(argv[1]) == "--long") {
+    verdict all("a long life");
+    cudaStream_t stream = nullptr;
+    pqkv::detail::check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "test", "cudaStreamCreateWithFlags");
+    long_life(std::stoul(argv[2]), stream, all);
+    cudaStreamDestroy(stream);
+    return all.passed(1) ? 0 : 1;
+  }
   workload work(argc, argv, 1);
   verdict random_lives("lives"), ragged("ragged lives"), plain("lives without an index"), late("late training"), graphs("graph replays"),
       drafts("graph replays of drafts"), filled("refused steps"), refused("refusals");
