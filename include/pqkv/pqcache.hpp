@@ -26,11 +26,11 @@ class pqcache : public pqcache_state<Rows, Selector> {
   using state::is_on_host;
   using typename state::params;
   /// Of a stored row's elements.
-  using typename state::value_type;
+  using value_type = typename Rows::value_type;
   /// The memory that rows, index and steps are in.
-  using typename state::space_type;
+  using space_type = typename Rows::space_type;
   /// What a call is for: rows of slots, and how many tokens each.
-  using typename state::step_type;
+  using step_type = basic_step<space_type>;
   /// A view of the cache's memory.
   template <class T, std::size_t Rank>
   using view_of = view<T, Rank, space_type>;
