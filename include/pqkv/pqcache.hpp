@@ -213,7 +213,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <exec::policy P, class Sink>
   void save(const P& policy, std::size_t slot, Sink&& sink, slot_contents contents = slot_contents::index_and_rows) const {
     check_policy<P>();
-    require_ok(checks().slot("save", "slot", slot));
+    require_ok(admission().slot("save", "slot", slot));
     const slot_file_header header = this->header_of(at(policy, slot), contents);
     require_ok(detail::checks("save")
                    .that(header.at.prefilling == 0, status::code::value, "slot", relation::required,
@@ -237,7 +237,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <exec::policy P, class Source>
   void load(const P& policy, std::size_t slot, Source&& source, slot_contents contents = slot_contents::index_and_rows) {
     check_policy<P>();
-    require_ok(checks().slot("load", "slot", slot));
+    require_ok(admission().slot("load", "slot", slot));
     require_ok(detail::checks("load").that(at(policy, slot).n == 0, status::code::value, "slot", relation::required,
                                            "empty: reset() it first", 0, 1));
     detail::slot_reader<std::remove_reference_t<Source>> file(source);
@@ -277,7 +277,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   }
 
  private:
-  using state::checks, state::known, state::known_, state::params_, state::rows_, state::rule_, state::selector_, state::work_;
+  using state::admission, state::known, state::known_, state::params_, state::rows_, state::rule_, state::selector_, state::work_;
 
   template <class P>
   static constexpr void check_policy() {

@@ -181,13 +181,13 @@ class pqcache_state {
   /// The checks of the verbs below, for engines without exceptions; arguments as there.
   /// @{
   status can_prefill(std::size_t slot, const auto& keys, const auto& values) const noexcept {
-    const status s = checks().prefill(slot, keys, values, rows_.room(slot));
+    const status s = admission().prefill(slot, keys, values, rows_.room(slot));
     if (!s.ok()) return s;
     const std::size_t n = known(slot).n;
     return rows_.can_hold("prefill", slot, n, n + keys.extent(1));
   }
   status can_append(const auto& keys, const auto& values, const step_type& step = {}) const noexcept {
-    const status s = checks().append(keys, values, step, [this](std::size_t slot) { return rows_.room(slot); });
+    const status s = admission().append(keys, values, step, [this](std::size_t slot) { return rows_.room(slot); });
     if constexpr (is_on_host)
       for (std::size_t row = 0; s.ok() && row < step.rows(params_.batch); ++row) {
         const std::size_t slot = step.slot(row), n = at(slot).n;
@@ -196,20 +196,20 @@ class pqcache_state {
     return s;
   }
   status can_attend(const auto& query, const auto& out, view_of<float, 2> lse = {}, const step_type& step = {}) const noexcept {
-    return checks().attend(query, out, lse, step);
+    return admission().attend(query, out, lse, step);
   }
   status can_retrieve(const auto& query, const auto& indices, const auto& counts, const step_type& step = {}) const noexcept {
-    return checks().retrieve(query, indices, counts, step, [this](std::size_t slot) { return retrieve_capacity(known(slot)); });
+    return admission().retrieve(query, indices, counts, step, [this](std::size_t slot) { return retrieve_capacity(known(slot)); });
   }
-  status can_truncate(std::size_t slot, std::size_t n) const noexcept { return checks().truncate(slot, n); }
+  status can_truncate(std::size_t slot, std::size_t n) const noexcept { return admission().truncate(slot, n); }
   status can_truncate(view_of<const std::uint32_t, 1> lengths, view_of<const std::uint32_t, 1> slots = {}) const noexcept {
-    return checks().truncate(lengths, slots);
+    return admission().truncate(lengths, slots);
   }
   status can_fork(std::size_t from, std::size_t to) const noexcept {
-    const status s = checks().slot("fork", "from", from);
-    return s.ok() ? checks().slot("fork", "to", to) : s;
+    const status s = admission().slot("fork", "from", from);
+    return s.ok() ? admission().slot("fork", "to", to) : s;
   }
-  status can_reset(std::size_t slot) const noexcept { return checks().slot("reset", "slot", slot); }
+  status can_reset(std::size_t slot) const noexcept { return admission().slot("reset", "slot", slot); }
   /// @}
 
  protected:
@@ -274,7 +274,7 @@ class pqcache_state {
     if constexpr (!is_on_host)
       if (slot < params_.batch && known(slot).prefilling == 0) known_[slot] = at(policy, slot);
   }
-  detail::cache_checks<space_type> checks() const noexcept {
+  detail::cache_checks<space_type> admission() const noexcept {
     return {params_, is_on_host ? work_.slots.sequences.data : known_.data(), selector_.lists()};
   }
 
