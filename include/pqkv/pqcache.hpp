@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The policy that composes all of it: the cache of one layer with `batch` slots, each a sequence of its own length. Sinks, window
+// What composes all of it: the cache of one layer with `batch` slots, each a sequence of its own length. Sinks, window
 // and retrieved middle tokens take part in attention; a selector says which middle tokens, by default product quantization. The
 // life cycle uses the verbs of serving engines: prefill, append, attend (or retrieve, for engines that attend themselves), truncate, fork,
 // reset, maintain. One class for every memory: where the rows are decides which policies it takes.
@@ -105,7 +105,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// are its last ones, so append() them first. Each has its own selection.
   ///
   /// @param query  [tokens, hq, d] float, half or bfloat16, after rotary embedding, any strides
-  /// @param out    [tokens, hq, d] float, half or bfloat16, any strides, written; zeros for an empty slot
+  /// @param out    [tokens, hq, d] float, half or bfloat16, any strides, written; zeros for a row of more queries than its slot has tokens
   /// @param lse    [tokens, hq] float, written if given: log-sum-exp over the tokens attended
   /// @param step   as in append()
   /// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small. `out` is unspecified then
@@ -217,7 +217,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     const slot_file_header header = this->header_of(at(policy, slot), contents);
     require_ok(detail::checks("save")
                    .that(header.at.prefilling == 0, status::code::value, "slot", relation::required,
-                         "past their prompts: send chunk::last first", 0, 1)
+                         "past its prompt: send chunk::last first", 0, 1)
                    .that(contents == slot_contents::index || rows_.parts().count != 0, status::code::value, "contents", relation::required,
                          "slot_contents::index: the rows are the engine's pages", 0, 1));
     detail::slot_writer<std::remove_reference_t<Sink>> file(sink);

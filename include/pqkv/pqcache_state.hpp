@@ -79,6 +79,8 @@ class pqcache_state {
   /// The checks of the constructor.
   static status can_construct(const params& p) noexcept {
     if (const status s = can_cache(p); !s.ok()) return s;
+    if constexpr (!is_on_host)
+      if (const status g = can_enqueue(p); !g.ok()) return g;
     if (const status b = can_budget(p.budget, "pqcache"); !b.ok()) return b;
     if (const status r = Rows::can_construct(p, p.rows); !r.ok()) return r;
     if (const status q = Selector::can_construct(p, p.selector); !q.ok()) return q;
@@ -213,6 +215,11 @@ class pqcache_state {
   /// @}
 
  protected:
+  /// Query heads are the second axis of grids.
+  static status can_enqueue(const params& p) noexcept {
+    return detail::checks("pqcache").at_most("step_queries", p.queries_at_once(), 65535 / p.query_heads,
+                                             "query tokens at once, batch unless given, times hq at most 65535 on a device");
+  }
   static status can_hold_bytes(std::size_t bytes) noexcept {
     constexpr std::size_t most = static_cast<std::size_t>(-1) / 4;
     return detail::checks("pqcache").that(bytes < most, status::code::capacity, "params", relation::at_most, "bytes of the cache", most,

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "cases/inputs.hpp"
@@ -101,6 +102,26 @@ TEST_CASE("queued cache: a prompt goes into a slot that is empty on the device, 
   s.cache.truncate(s.dev, nothing.const_view(1), slots.const_view(1));
   s.prefill(1, 0, 50);
   CHECK(s.cache.size(s.dev, 1) == 50);
+}
+
+TEST_CASE("queued cache: more query heads at once than a grid has rows are refused, and fewer at once are taken") {
+  auto p = small<device_cache>();
+  p.batch = 65535 / hq + 1;
+  CHECK(std::string(device_cache::can_construct(p).parameter) == "step_queries");
+  p.step_queries = 65535 / hq;
+  CHECK(device_cache::can_construct(p).ok());
+  auto on_host = small<host_cache>();
+  on_host.batch = p.batch;
+  CHECK(host_cache::can_construct(on_host).ok());
+}
+
+TEST_CASE("queued cache: lengths without memory are refused, and nothing is cut") {
+  subject s;
+  s.prefill(0, 0, 100);
+  const pqkv::view<const std::uint32_t, 1, pqkv::space::device> nowhere{nullptr, {3}, {1}};
+  CHECK_FALSE(s.cache.can_truncate(nowhere).ok());
+  CHECK_THROWS_AS(s.cache.truncate(s.dev, nowhere), pqkv::value_error);
+  CHECK(s.cache.size(s.dev, 0) == 100);
 }
 
 TEST_CASE("queued cache: queries behind a step's last row have empty lists, whatever was there before") {

@@ -105,6 +105,8 @@ class cache_checks {
     const std::size_t rows = slots.data != nullptr || lengths.extent(0) == 0 ? slots.extent(0) : shape_.batch;
     checks all("truncate");
     all.extent("lengths.extent(0)", lengths.extent(0), rows, slots.data != nullptr ? "rows, from slots" : "batch, without slots");
+    const bool is_somewhere = lengths.extent(0) == 0 || lengths.data != nullptr;
+    all.that(is_somewhere, status::code::value, "lengths", relation::required, "in memory: its pointer is null", 1, 0);
     if constexpr (reads_steps)
       for (std::size_t row = 0; row < lengths.extent(0) && all.ok(); ++row) {
         const std::size_t slot = slots.data != nullptr ? slots(row) : row;
@@ -122,7 +124,7 @@ class cache_checks {
     if (step.has_slots() && step.has_counts())
       all.extent("step.counts.extent(0)", step.counts.extent(0), step.slots.extent(0), "rows, from step.slots");
     const std::size_t count = step.rows(shape_.batch);
-    all.at_most("step.slots.extent(0)", count, shape_.batch, "rows, batch");
+    all.at_most(step.has_slots() ? "step.slots.extent(0)" : "step.counts.extent(0)", count, shape_.batch, "rows, batch");
     if (!step.has_counts()) all.extent(parameter, tokens, count, "tokens of the step: one for every row");
     if constexpr (reads_steps) {
       std::size_t sum = 0;

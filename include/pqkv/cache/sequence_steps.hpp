@@ -15,7 +15,7 @@ struct settle_prompt {};    // run(policy, slots, settled_prompt): commits a pro
 struct truncate_tokens {};  // run(policy, index, cut): forgets the last tokens
 struct copy_slot {};        // run(policy, parts, slots, from, to): one slot becomes a copy of another
 struct count_attended {};   // run(policy, slots, attended, traffic): statistics of answered queries
-struct share_lists {};       // run(policy, queries, plan, found): queries of a row get the list of its first one
+struct share_lists {};      // run(policy, queries, plan, found): queries of a row get the list of its first one
 struct write_lists {};      // run(policy, queries, plan, found, indices, counts): what retrieve() answers
 }  // namespace op
 

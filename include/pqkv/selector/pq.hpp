@@ -122,7 +122,8 @@ class basic_pq {
   std::size_t lists() const { return score_lists(params_.reduction, shape_.kv_heads, shape_.query_heads); }
   static constexpr coverage_rule covers() { return {coverage::everything, coverage::listed}; }
   std::size_t least_rows() const { return index_.shape().least_rows(); }
-  /// L that trained a slot's codebook last; 0 without one. Under the overlap rule it depends on the prompt and the machine.
+  /// L of a slot's last training since it was reset; 0 before, after one that failed (which a device's host does not know), and for a
+  /// codebook from a file. Under the overlap rule it depends on the prompt and the machine.
   std::size_t iterations(std::size_t slot) const { return slots_[slot].iterations; }
   selector_signature signature() const {
     const pq_index_shape& s = index_.shape();
@@ -191,7 +192,7 @@ class basic_pq {
   template <exec::policy P>
   void rebuild(const P& policy, std::size_t slot, middle_range middle) {
     index_.recount(policy, slot, middle.begin, middle.end);
-    slots_[slot].merged = middle.end;
+    slots_[slot] = {0, middle.end};
   }
 
  private:
