@@ -30,8 +30,10 @@ using namespace pqkv_cases;
 
 #if defined(PQKV_TEST_SANITIZED)
 constexpr std::size_t all_steps = 2000;
+constexpr bool memory_is_returned = false;  // a sanitizer keeps freed memory back, so resident memory says nothing
 #else
 constexpr std::size_t all_steps = 20000;
+constexpr bool memory_is_returned = true;
 #endif
 
 /// Pages of memory that the program has now; asks without taking any.
@@ -223,5 +225,5 @@ TEST_CASE("queued long life: 20 000 replayed steps take no memory and select the
   const long first = *std::max_element(resident.begin(), resident.begin() + quarter);
   const long last = *std::max_element(resident.end() - quarter, resident.end());
   CHECK(first > 0);
-  CHECK(last <= first + 64);  // pages: what the program's other parts touch for the first time
+  if constexpr (memory_is_returned) CHECK(last <= first + 64);  // pages: what the program's other parts touch for the first time
 }
