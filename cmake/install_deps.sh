@@ -6,7 +6,7 @@
 #   cmake/install_deps.sh demo | test | all
 set -euo pipefail
 
-demo=(g++ cmake ninja-build libeigen3-dev nlohmann-json3-dev libcli11-dev)
+demo=(g++ cmake ninja-build libeigen3-dev nlohmann-json3-dev libcli11-dev libpcre2-dev)
 test=("${demo[@]}" doctest-dev libbenchmark-dev python3 git doxygen)
 case ${1:-} in
   demo) wanted=("${demo[@]}") ;;
@@ -26,6 +26,7 @@ present() {
     libeigen3-dev) header eigen3/Eigen/Core ;;
     nlohmann-json3-dev) header nlohmann/json.hpp ;;
     libcli11-dev) header CLI/CLI.hpp ;;
+    libpcre2-dev) header pcre2.h ;;
     doctest-dev) header doctest/doctest.h ;;
     libbenchmark-dev) header benchmark/benchmark.h ;;
   esac >/dev/null

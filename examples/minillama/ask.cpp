@@ -17,19 +17,21 @@ namespace {
 using namespace minillama;
 
 struct ask_options {
-  std::string model_directory, json_file;
+  std::string model_directory, json_file, chat;
+  std::optional<std::string> tokenizer_file;
   std::vector<std::filesystem::path> text_files;
   std::size_t threads = std::max(1u, std::thread::hardware_concurrency());
   std::size_t length = 0;
   std::vector<policy_name> policies;
   std::vector<std::size_t> ratios;
   std::vector<std::string> codes;
-  std::size_t window = 0;
+  std::size_t sinks = 0, window = 0;
   bool demo = false, check_paths = false;
   evaluation_settings evaluation;
 };
 
-int run_evaluation(const ask_options& o, engine& computing, const model_config& config, pool_runner& runner, const std::string& text) {
+int run_evaluation(const ask_options& o, engine& computing, const model_config& config, const examiner& examining, pool_runner& runner,
+                   const std::string& text) {
   evaluation_settings settings = o.evaluation;
   if (o.length) settings.length = o.length;
   if (settings.questions < settings.contexts)
@@ -41,7 +43,7 @@ int run_evaluation(const ask_options& o, engine& computing, const model_config& 
     json.open(o.json_file);
     if (!json) throw load_error(o.json_file, "cannot be written");
   }
-  const evaluation result = evaluate(computing, config, runner, text, settings);
+  const evaluation result = evaluate(computing, config, examining, runner, text, settings);
   print_table(result.interviews);
   for (const auto& policy : result.json.at("policies"))
     std::printf("%-22s lost %zu of those that full got right\n", policy.at("label").get<std::string>().c_str(),
@@ -51,6 +53,14 @@ int run_evaluation(const ask_options& o, engine& computing, const model_config& 
   if (settings.check == path_check::none) return 0;
   std::printf("answers that differ between --path joint and --path scan: %zu\n", result.path_differences);
   return result.path_differences == 0 ? 0 : 1;
+}
+
+/// None for a model of bytes, which is asked in the forms that the shipped one was trained on.
+const chat_template* chat_for(const ask_options& o, const tokenizer& words) {
+  if (!o.chat.empty()) return &chat_template_named("--chat", o.chat);
+  if (words.vocabulary() == byte_tokenizer().vocabulary()) return nullptr;
+  if (const chat_template* found = chat_template_of(words)) return found;
+  throw usage_error("--chat", "is needed: the tokenizer has no marks of a chat that is known");
 }
 
 /// The usual contestants and the demonstration have the oracle among them, so a GPU is asked for policies by name.
@@ -72,11 +82,16 @@ void refuse_beside_cuda(const ask_options& o) {
 int main(int argc, char** argv) {
   CLI::App app("Asks a small Llama questions about long contexts, under several attention policies.", "minillama-ask");
   ask_options o;
-  app.add_option("-m,--model", o.model_directory, "Hugging Face directory: config.json and model.safetensors")->required();
+  app.add_option("-m,--model", o.model_directory,
+                 "Hugging Face directory: config.json, model.safetensors, tokenizer.json unless tokens are bytes")
+      ->required();
+  app.add_option("--tokenizer", o.tokenizer_file, "tokenizer.json, or tokenizer.bin of llama2.c; default: the one beside the weights");
+  app.add_option("--chat", o.chat,
+                 "chatml, llama2, llama3 or mistral: how a model that does not read bytes is spoken to; default: by its marks");
   app.add_option("-t,--threads", o.threads, "threads of the host")->check(count_range(1, 1024))->capture_default_str();
   declare_device(app, o.evaluation.device);
   auto* demo = app.add_flag("--demo", o.demo, "one context, ten questions, answers as they come");
-  app.add_option("--length", o.length, "bytes of a context; default 16384 for --demo, else 8192")->check(count_range(1));
+  app.add_option("--length", o.length, "tokens of a context; default 16384 for --demo, else 8192")->check(count_range(1));
   app.add_option("--seed", o.evaluation.seed, "seed of contexts, questions and codebooks")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -100,6 +115,8 @@ int main(int argc, char** argv) {
       ->excludes(demo);
   app.add_option("--codes", o.codes, "subspaces x bits of pq's codes, each a contestant: 2x6 4x8; 2x6+4x8 has a second stage")
       ->needs(app.get_option("--ratios"));
+  auto* sinks =
+      app.add_option("--sink", o.sinks, "first tokens that always attend; default: the library's")->check(count_range())->excludes(demo);
   auto* window =
       app.add_option("--window", o.window, "most recent tokens that always attend; default: a tenth of what the sinks leave, at least 16")
           ->check(count_range())
@@ -111,9 +128,8 @@ int main(int argc, char** argv) {
     if (o.evaluation.device == device_name::cuda) refuse_beside_cuda(o);
     require_device(o.evaluation.device);
     const model llama(o.model_directory);
-    if (llama.config().vocabulary != 256)
-      throw load_error(o.model_directory, "vocab_size",
-                       "unsupported: " + std::to_string(llama.config().vocabulary) + " (only 256: questions are asked in bytes)");
+    const std::unique_ptr<tokenizer> words = make_tokenizer(llama.config(), o.model_directory, o.tokenizer_file);
+    const examiner examining(*words, chat_for(o, *words));
     const std::string text = load_text(o.text_files);
     pool_runner runner(o.threads);
     o.evaluation.policies = {o.policies.begin(), o.policies.end()};
@@ -123,12 +139,13 @@ int main(int argc, char** argv) {
       if (!sizes) throw usage_error("--codes", "expected subspaces x bits, as in 2x6 or 2x6+4x8, got " + asked);
       o.evaluation.codes.push_back(*sizes);
     }
+    if (sinks->count()) o.evaluation.sinks = o.sinks;
     if (window->count()) o.evaluation.window = o.window;
     const std::unique_ptr<engine> computing = make_engine(o.evaluation.device, llama, runner);
-    if (!o.demo) return run_evaluation(o, *computing, llama.config(), runner, text);
+    if (!o.demo) return run_evaluation(o, *computing, llama.config(), examining, runner, text);
     demonstration_settings settings{.seed = o.evaluation.seed, .path = o.evaluation.path};
     if (o.length) settings.length = o.length;
-    demonstrate(*computing, llama.config(), runner, text, settings);
+    demonstrate(*computing, llama.config(), examining, runner, text, settings);
     return 0;
   });
 }

@@ -44,7 +44,8 @@ struct model_config {
   std::size_t qkv_width() const { return query_width() + 2 * kv_width(); }
 };
 
-/// Reads and checks a config.json.
+/// Reads and checks a config.json. Where a generation_config.json beside it names end tokens, these are taken: Llama 3 Instruct's second
+/// one stands there alone.
 ///
 /// @throws load_error that names the file and the key: missing, of the wrong type, out of range, or not supported
 model_config load_config(const std::filesystem::path& path);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <optional>
 #include <sstream>
+#include <utility>
 
 #include "command_line.hpp"
 
@@ -16,7 +17,7 @@ std::size_t reserved_behind(std::span<const turn> turns, std::size_t index, cons
   if (settings.start == turn_start::fresh) return 0;
   std::size_t reserved = 0;
   for (std::size_t later = index + 1; later < turns.size(); ++later)
-    reserved += turns[later].tokens.size() + (later + 1 < turns.size() && settings.tokens > 0 ? 1 : 0);
+    reserved += settings.missing_end.size() + turns[later].tokens.size() + (later + 1 < turns.size() && settings.tokens > 0 ? 1 : 0);
   return reserved;
 }
 
@@ -30,6 +31,7 @@ class speaker {
     logits_ = logits;
     previous_ = last;
     pending_.reset();
+    unended_.clear();
     used_ = 0;
   }
 
@@ -37,9 +39,10 @@ class speaker {
   /// @param last      no turn follows on this one
   /// @param reserved  room that the reply leaves
   reply take(const turn& asked, std::uint64_t seed, bool last, std::size_t reserved) {
-    std::vector<token_id> fed = asked.tokens;
+    std::vector<token_id> fed = std::exchange(unended_, {});
     if (pending_) fed.insert(fed.begin(), *pending_);
     pending_.reset();
+    fed.insert(fed.end(), asked.tokens.begin(), asked.tokens.end());
     if (!fed.empty()) feed(fed);
 
     const std::size_t most = std::min(settings_.tokens, room_ - used_ - reserved + (last ? 1 : 0));
@@ -61,6 +64,7 @@ class speaker {
       if (listening_.spoken) listening_.spoken(added);
     }
     if (given.ended != ending::end_token && most < settings_.tokens) given.ended = ending::context_limit;
+    if (given.ended != ending::end_token && !last) unended_ = settings_.missing_end;
     if (listening_.finished) listening_.finished(given);
     return given;
   }
@@ -83,6 +87,7 @@ class speaker {
   std::span<const float> logits_;
   token_id previous_ = 0;            // the last token fed
   std::optional<token_id> pending_;  // picked, not yet fed
+  std::vector<token_id> unended_;    // what has to follow it before a turn
   std::size_t used_ = 0;             // of the room
 };
 
@@ -125,8 +130,9 @@ std::size_t conversation_room(const std::string& source, std::size_t prompt_toke
     longest = std::max(longest, one.tokens.size());
   }
   const bool fresh = settings.start == turn_start::fresh;
-  const std::size_t needed = fresh || turns.empty() ? longest : all + (settings.tokens > 0 ? turns.size() - 1 : 0);
-  const std::size_t wished = fresh ? longest + settings.tokens : all + turns.size() * settings.tokens;
+  const std::size_t between = turns.empty() ? 0 : turns.size() - 1, ends = between * settings.missing_end.size();
+  const std::size_t needed = fresh || turns.empty() ? longest : all + ends + (settings.tokens > 0 ? between : 0);
+  const std::size_t wished = fresh ? longest + settings.tokens : all + ends + turns.size() * settings.tokens;
   if (prompt_tokens + needed > context)
     throw load_error(source, "prompt: " + std::to_string(prompt_tokens + needed) + " tokens" + (turns.size() > 1 ? " with the turns" : "") +
                                  " are longer than the context of " + std::to_string(context));

@@ -38,7 +38,8 @@ struct reply {
 enum class kept_logits { none, all };
 
 struct conversation_settings {
-  std::size_t tokens = 64;  // of a reply, at most
+  std::vector<token_id> missing_end{};  // fed behind a reply that did not end itself, where another turn follows
+  std::size_t tokens = 64;              // of a reply, at most
   turn_start start = turn_start::continued;
   sampling_settings sampling{};
   kept_logits keep = kept_logits::none;

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <stdexcept>
 
 #include "command_line.hpp"
-#include "tokenizer.hpp"
 
 namespace minillama {
 namespace {
@@ -16,8 +16,8 @@ namespace {
 audience terminal_audience() {
   return {.asked = [](const question& asked) { std::printf("  %-18s -> ", asked.key.c_str()); },
           .spoken =
-              [](char c) {
-                std::putchar(c < ' ' ? ' ' : c);
+              [](const std::string& added) {
+                for (const char c : added) std::putchar(c >= 0 && c < ' ' ? ' ' : c);
                 std::fflush(stdout);
               },
           .answered =
@@ -31,19 +31,21 @@ audience terminal_audience() {
 
 }  // namespace
 
-void demonstrate(engine& computing, const model_config& config, pool_runner& runner, const std::string& text,
+void demonstrate(engine& computing, const model_config& config, const examiner& examining, pool_runner& runner, const std::string& text,
                  const demonstration_settings& settings) {
+  if (config.max_positions <= question_room)
+    throw std::invalid_argument("--demo: the model's " + std::to_string(config.max_positions) + " positions hold no context and question");
   random_source random(settings.seed);
   const std::size_t length = std::min(settings.length, config.max_positions - question_room);
-  const question_context context = make_context(context_kind::needles, text, length, settings.questions, random);
+  const examination exam = examining.prepare(0, text, length, settings.questions, random);
 
   const auto start = std::chrono::steady_clock::now();
   const std::unique_ptr<held_prompt> prefilled = [&] {
-    progress_bar bar("prefill of " + std::to_string(length) + " tokens");
-    return computing.prefill(byte_tokens(context.text), bar.report());
+    progress_bar bar("prefill of " + std::to_string(exam.context.size()) + " tokens");
+    return computing.prefill(exam.context, bar.report());
   }();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::printf("prefilled %zu tokens of text with facts in it, once, in %.1f s\n", length, seconds);
+  std::printf("prefilled %zu tokens of text with facts in it, once, in %.1f s\n", exam.context.size(), seconds);
 
   using enum policy_name;
   std::vector<interview> interviews;
@@ -52,8 +54,8 @@ void demonstrate(engine& computing, const model_config& config, pool_runner& run
     who.settings.quantizer.path = settings.path;
     who.settings.quantizer.train.seed = settings.seed;
     std::printf("\n%s\n", who.label.c_str());
-    interviews.emplace_back(who, config, host_policy{runner, {}});
-    interviews.back().run(*prefilled, context.questions, terminal_audience());
+    interviews.emplace_back(who, config, examining.words(), host_policy{runner, {}});
+    interviews.back().run(*prefilled, exam, terminal_audience());
   }
   std::printf("\n");
   print_table(interviews);

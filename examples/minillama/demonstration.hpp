@@ -10,14 +10,14 @@
 namespace minillama {
 
 struct demonstration_settings {
-  std::size_t length = 16384;  // bytes of the context; cut where the model's positions would not hold a question behind it
+  std::size_t length = 16384;  // tokens of the context; cut where the model's positions would not hold a question behind it
   std::size_t questions = 10;
   std::uint64_t seed = 0;  // of context, questions and codebooks
   pqkv::search_path path = pqkv::search_path::automatic;
 };
 
 /// Prints answers as they come and a table at the end, on stdout; what it is doing on stderr.
-void demonstrate(engine& computing, const model_config& config, pool_runner& runner, const std::string& text,
+void demonstrate(engine& computing, const model_config& config, const examiner& examining, pool_runner& runner, const std::string& text,
                  const demonstration_settings& settings);
 
 }  // namespace minillama

@@ -7,7 +7,6 @@
 
 #include "command_line.hpp"
 #include "report.hpp"
-#include "tokenizer.hpp"
 
 namespace minillama {
 namespace {
@@ -43,6 +42,7 @@ std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   for (contestant who : candidates_at(settings.ratios, settings.codes)) {
     if (who.settings.name != full && !settings.policies.empty() && !settings.policies.count(who.settings.name)) continue;
     who.settings.budget.window = settings.window;
+    if (settings.sinks) who.settings.budget.sinks = *settings.sinks;
     auto& quantizer = who.settings.quantizer;
     quantizer.path = settings.path;
     quantizer.train.seed = settings.seed;
@@ -112,14 +112,14 @@ std::size_t path_differences(const std::vector<interview>& interviews) {
 
 }  // namespace
 
-evaluation evaluate(engine& computing, const model_config& config, pool_runner& runner, const std::string& text,
-                    const evaluation_settings& settings) {
+evaluation evaluate(engine& computing, const model_config& config, const examiner& examining, pool_runner& runner,
+                    const std::string& text, const evaluation_settings& settings) {
   if (settings.length + question_room > config.max_positions)
     throw std::invalid_argument("--length: the model's " + std::to_string(config.max_positions) +
                                 " positions do not hold a question behind it");
   evaluation result;
   const auto measuring = settings.device == device_name::host ? std::optional<host_policy>({runner, {}}) : std::nullopt;
-  for (const contestant& who : contestants_of(settings)) result.interviews.emplace_back(who, config, measuring);
+  for (const contestant& who : contestants_of(settings)) result.interviews.emplace_back(who, config, examining.words(), measuring);
   json questions = json::array();
   double prefill_seconds = 0;
   std::optional<part_seconds> prefill_parts{part_seconds{}};
@@ -127,29 +127,29 @@ evaluation evaluate(engine& computing, const model_config& config, pool_runner& 
   random_source random(settings.seed);
   for (std::size_t i = 0; i < settings.contexts; ++i) {
     const std::size_t count = (i + 1) * settings.questions / settings.contexts - i * settings.questions / settings.contexts;
-    const auto kind = i % 2 == 0 ? context_kind::needles : context_kind::list;
-    const question_context context = make_context(kind, text, settings.length, count, random);
-    const std::string label = "context " + std::to_string(i + 1) + " of " + std::to_string(settings.contexts) + " (" + name_of(kind) + ")";
+    const examination exam = examining.prepare(i, text, settings.length, count, random);
+    const std::string label =
+        "context " + std::to_string(i + 1) + " of " + std::to_string(settings.contexts) + " (" + name_of(exam.kind) + ")";
     const auto start = std::chrono::steady_clock::now();
     const std::unique_ptr<held_prompt> prefilled = [&] {
       progress_bar bar(label);
-      return computing.prefill(byte_tokens(context.text), bar.report());
+      return computing.prefill(exam.context, bar.report());
     }();
     prefill_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (const auto parts = prefilled->parts(); parts && prefill_parts)
       *prefill_parts += *parts;
     else
       prefill_parts.reset();
-    prefilled_tokens += context.text.size();
+    prefilled_tokens += exam.context.size();
     std::fprintf(stderr, "%s, right of %zu:", label.c_str(), count);
     for (interview& one : result.interviews) {
       const std::size_t before = one.right();
-      one.run(*prefilled, context.questions);
+      one.run(*prefilled, exam);
       std::fprintf(stderr, "  %s %zu", one.who().label.c_str(), one.right() - before);
     }
     std::fprintf(stderr, "\n");
-    for (const question& asked : context.questions) {
-      json entry{{"context", i}, {"kind", name_of(kind)}, {"key", asked.key}, {"value", asked.value}};
+    for (const exam_question& asked : exam.questions) {
+      json entry{{"context", i}, {"kind", name_of(exam.kind)}, {"key", asked.fact.key}, {"value", asked.fact.value}};
       for (const interview& one : result.interviews) entry["answers"][one.who().label] = one.answers()[questions.size()].text;
       questions.push_back(entry);
     }
@@ -164,6 +164,7 @@ evaluation evaluate(engine& computing, const model_config& config, pool_runner& 
                    {"contexts", settings.contexts},
                    {"questions", settings.questions},
                    {"length", settings.length},
+                   {"sinks", settings.sinks ? json(*settings.sinks) : json(nullptr)},
                    {"window", settings.window ? json(*settings.window) : json(nullptr)},
                    {"text_bytes", text.size()},
                    {"threads", runner.threads()}}},

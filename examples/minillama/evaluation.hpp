@@ -19,7 +19,7 @@ enum class path_check {
 };
 
 struct evaluation_settings {
-  std::size_t length = 8192;  // bytes of a context
+  std::size_t length = 8192;  // tokens of a context
   std::size_t contexts = 10;
   std::size_t questions = 100;  // over all contexts
   std::uint64_t seed = 0;       // of contexts, questions and codebooks
@@ -28,6 +28,7 @@ struct evaluation_settings {
   std::set<policy_name> policies;          // which of the contestants take part beside full; empty: all
   std::set<std::size_t> ratios;            // pq, oracle and streaming at 1/this; empty: the usual contestants
   std::vector<code_sizes> codes;           // of pq, each a contestant; empty: 2x6. Under ratios
+  std::optional<std::size_t> sinks;        // first tokens that always attend; default: the budget rule's
   std::optional<std::size_t> window;       // most recent tokens that attend; default: the budget rule's share
   device_name device = device_name::host;  // of the engine. Recall and mass are measured on the host alone
 };
@@ -40,7 +41,7 @@ struct evaluation {
 
 /// @param runner  measures on the host
 /// @throws std::invalid_argument when a context does not hold its questions, or the model the context
-evaluation evaluate(engine& computing, const model_config& config, pool_runner& runner, const std::string& text,
-                    const evaluation_settings& settings);
+evaluation evaluate(engine& computing, const model_config& config, const examiner& examining, pool_runner& runner,
+                    const std::string& text, const evaluation_settings& settings);
 
 }  // namespace minillama

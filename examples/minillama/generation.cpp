@@ -3,10 +3,13 @@
 #include "generation.hpp"
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstdio>
+#include <sstream>
 
 #include "calibration.hpp"
+#include "chat.hpp"
 #include "command_line.hpp"
 #include "cuda/settings.hpp"
 #include "output_file.hpp"
@@ -20,20 +23,59 @@ using clock = std::chrono::steady_clock;
 
 double seconds_since(clock::time_point start) { return std::chrono::duration<double>(clock::now() - start).count(); }
 
-/// Text of a run, and what messages call it.
+/// What a conversation starts from, and what messages call its source.
 struct input {
-  std::string source, text;
+  std::string source;
+  std::vector<token_id> prompt;
+  std::vector<turn> turns;              // at least one
+  std::vector<token_id> missing_end{};  // of a reply, in a chat
 };
 
-input prompt_of(const options& o) {
+/// Numbers of a file, each a token of the model.
+std::vector<token_id> read_ids(const std::string& file, std::size_t vocabulary) {
+  std::istringstream words(read_file(file));
+  std::vector<token_id> ids;
+  for (std::string word; words >> word;) {
+    const auto digits = std::all_of(word.begin(), word.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
+    if (!digits || word.size() > 9 || std::stoul(word) >= vocabulary)
+      throw load_error(file, "token " + std::to_string(ids.size()),
+                       "expected a number below the " + std::to_string(vocabulary) + " of the vocabulary, got " + word.substr(0, 40));
+    ids.push_back(static_cast<token_id>(std::stoul(word)));
+  }
+  return ids;
+}
+
+/// The prompt's text; in a chat it opens what the user says, and the first turn goes on with it.
+input read_input(const options& o, const model_config& config, const tokenizer& words) {
+  const chat_template* chat = o.chat ? &chat_template_named("--chat", *o.chat) : nullptr;
   input in;
-  if (!o.prompt_file && o.prompt)
-    in = {"-p", *o.prompt};
+  std::string text;
+  if (o.ids_file)
+    in.source = *o.ids_file;
+  else if (!o.prompt_file && o.prompt)
+    in.source = "-p", text = *o.prompt;
   else if (!o.prompt_file || *o.prompt_file == "-")
-    in = {"standard input", read_standard_input()};
+    in.source = "standard input", text = read_standard_input();
   else
-    in = {*o.prompt_file, read_file(*o.prompt_file)};
-  if (in.text.empty()) throw load_error(in.source, "prompt: is empty");
+    in.source = *o.prompt_file, text = read_file(*o.prompt_file);
+  if (!o.ids_file && text.empty()) throw load_error(in.source, "prompt: is empty");
+
+  const bool open = chat && !o.turns.empty();  // the first turn is a question behind the prompt
+  if (chat) text = chat->user_open + text + (open ? "" : chat->user_close);
+  in.prompt = o.ids_file ? read_ids(*o.ids_file, config.vocabulary) : words.encode(text, text_place::start);
+  if (in.prompt.empty()) throw load_error(in.source, "prompt: is empty");
+  for (const std::string& said : o.turns) {
+    std::string whole = said;
+    if (chat) {
+      const bool follows_reply = !in.turns.empty() && o.start == turn_start::continued;
+      const bool begins = follows_reply || !open;
+      const std::string behind_end = std::string(chat->reply_close).substr(std::string_view(chat->end_token).size());
+      whole = (begins ? behind_end + chat->user_open : "") + said + chat->user_close;
+    }
+    in.turns.push_back({said, words.encode(whole, text_place::behind)});
+  }
+  if (in.turns.empty()) in.turns.emplace_back();  // the reply to the prompt itself
+  if (chat) in.missing_end = words.encode(chat->end_token, text_place::behind);
   return in;
 }
 
@@ -124,17 +166,19 @@ policy_settings dense(policy_settings settings) {
 
 void generate(const options& o) {
   run work(o);
-  const input prompt = prompt_of(o);
   checkpoint from = open_checkpoint(o.model);
   const model_config config = from.config;
-  const std::unique_ptr<tokenizer> words = make_tokenizer(config, o.tokenizer);
-  const std::vector<token_id> tokens = words->encode(prompt.text, text_place::start);
-  std::vector<turn> turns;
-  for (const std::string& text : o.turns) turns.push_back({text, words->encode(text, text_place::behind)});
-  if (turns.empty()) turns.emplace_back();  // the reply to the prompt itself
+  const std::unique_ptr<tokenizer> words = make_tokenizer(config, o.model, o.tokenizer);
+  const input asked = read_input(o, config, *words);
+  const std::vector<token_id>& tokens = asked.prompt;
+  const std::vector<turn>& turns = asked.turns;
 
-  const conversation_settings settings{o.tokens, o.start, o.sampling, o.compare_full ? kept_logits::all : kept_logits::none};
-  const std::size_t room = conversation_room(prompt.source, tokens.size(), turns, o.context_for(config), settings);
+  const conversation_settings settings{.missing_end = asked.missing_end,
+                                       .tokens = o.tokens,
+                                       .start = o.start,
+                                       .sampling = o.sampling,
+                                       .keep = o.compare_full ? kept_logits::all : kept_logits::none};
+  const std::size_t room = conversation_room(asked.source, tokens.size(), turns, o.context_for(config), settings);
   const auto kind = o.start == turn_start::fresh ? session_kind::forked : session_kind::single;
   const run_shape shape{tokens.size(), tokens.size() + room, o.start == turn_start::fresh ? 2u : 1u, o.threads};
   footprint planned = planned_on(o.device, config, o.policy, shape);
@@ -165,7 +209,7 @@ void generate(const options& o) {
   document["model"] = model_of(o, config);
   planned.caches = record.memory;
   document["memory"] = memory_of(planned, shape);
-  document["prompt"] = {{"source", prompt.source}, {"tokens", tokens.size()}};
+  document["prompt"] = {{"source", asked.source}, {"tokens", tokens.size()}};
   document["times"] = times_of(record, work.times(), tokens.size());
   document["statistics"] = record_of(record);
   for (std::size_t i = 0; i < turns.size(); ++i)
@@ -186,7 +230,7 @@ void score_text(const options& o) {
   const std::string text = read_file(source);
   checkpoint from = open_checkpoint(o.model);
   const model_config config = from.config;
-  const std::vector<token_id> all = make_tokenizer(config, o.tokenizer)->encode(text, text_place::start);
+  const std::vector<token_id> all = make_tokenizer(config, o.model, o.tokenizer)->encode(text, text_place::start);
   const std::size_t context = o.context_for(config), scored = o.perplexity_tokens;
   if (all.size() <= scored)
     throw load_error(source, "has " + std::to_string(all.size()) + " tokens; expected at least one before the " + std::to_string(scored) +
@@ -202,12 +246,15 @@ void score_text(const options& o) {
   const policy_settings policy_asked = prepared(o, llama, work, head.size());
   const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
   const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, head);
-  const auto scored_under = [&](const policy_settings& policy, bool quality) {
+  const auto scored_under = [&](const policy_settings& policy, bool quality, kept_distributions keep, std::span<const float> dense) {
     measured_session held(*prefilled, config, work.runner(), policy, scored, session_kind::single, quality);
-    const text_score found = score(*held.at, prefilled->logits(), tail, held.observe);
-    return std::pair(found, held.record());
+    text_score found = score(*held.at, prefilled->logits(), tail, held.observe, keep, dense);
+    return std::pair(std::move(found), held.record());
   };
-  const auto [found, record] = scored_under(policy_asked, o.quality);
+  std::optional<std::pair<text_score, session_record>> full;
+  if (o.compare_full) full = scored_under(dense(o.policy), false, kept_distributions::all, {});
+  const auto [found, record] = scored_under(policy_asked, o.quality, kept_distributions::none,
+                                            full ? std::span<const float>(full->first.log_probabilities) : std::span<const float>());
   print_statistics(record, work.times(), head.size());
   if (record.quality) print_quality(*record.quality);
   std::fprintf(stderr, "perplexity            %10.6f of the last %zu tokens\n", found.perplexity(), found.tokens);
@@ -220,11 +267,11 @@ void score_text(const options& o) {
   document["times"] = times_of(record, work.times(), head.size());
   document["statistics"] = record_of(record);
   document["perplexity"]["policy"] = score_of(found);
-  if (o.compare_full) {
-    const auto [full, full_record] = scored_under(dense(o.policy), false);
-    std::fprintf(stderr, "perplexity of full    %10.6f\n", full.perplexity());
-    document["perplexity"]["full"] = score_of(full);
-    document["full"] = record_of(full_record);
+  if (full) {
+    std::fprintf(stderr, "perplexity of full    %10.6f\n", full->first.perplexity());
+    std::fprintf(stderr, "divergence from full  %10.6f nats a token\n", found.divergence.value_or(0));
+    document["perplexity"]["full"] = score_of(full->first);
+    document["full"] = record_of(full->second);
   }
   work.finish();
 }

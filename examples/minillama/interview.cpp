@@ -6,12 +6,10 @@
 #include <chrono>
 #include <cstdio>
 
-#include "tokenizer.hpp"
-
 namespace minillama {
 namespace {
 
-constexpr std::size_t longest_answer = 24;  // values have at most 8 bytes
+constexpr std::size_t most_answer_tokens = 24;  // some say nothing, and would never complete an answer
 
 /// A figure of a table's column, or a dash where it was not measured.
 std::string cell(int width, int digits, const std::optional<double>& value) {
@@ -38,30 +36,37 @@ contestant contestant_at(policy_name name, std::size_t one_in, std::size_t subsp
   return made;
 }
 
-void interview::run(const held_prompt& context, const std::vector<question>& questions, const audience& watching) {
+void interview::run(const held_prompt& context, const examination& exam, const audience& watching) {
   const auto start = std::chrono::steady_clock::now();
-  const std::unique_ptr<session> held = context.start(who_.settings, question_room, session_kind::forked);
+  std::size_t room = question_room;
+  for (const exam_question& asked : exam.questions) room = std::max(room, asked.tokens.size() + most_answer_tokens);
+  const std::unique_ptr<session> held = context.start(who_.settings, room, session_kind::forked);
   index_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const step_observer observer = measuring_ ? quality_.observer(*measuring_) : step_observer{};
-  for (const question& asked : questions) {
-    if (watching.asked) watching.asked(asked);
-    answers_.push_back(ask(*held, asked, observer, watching));
-    if (watching.answered) watching.answered(asked, answers_.back());
+  for (const exam_question& asked : exam.questions) {
+    if (watching.asked) watching.asked(asked.fact);
+    answers_.push_back(ask(*held, asked, exam.form, observer, watching));
+    if (watching.answered) watching.answered(asked.fact, answers_.back());
   }
   statistics_ += held->statistics();
 }
 
-answer interview::ask(session& at, const question& asked, const step_observer& observer, const audience& watching) {
+answer interview::ask(session& at, const exam_question& asked, answer_form form, const step_observer& observer, const audience& watching) {
   at.fork();
-  auto next = static_cast<char>(greedy(at.feed(byte_tokens(asked.text()), observer)));
-  answer given;
-  while (next != '\n' && given.text.size() < longest_answer) {
-    given.text += next;
-    if (watching.spoken) watching.spoken(next);
-    next = static_cast<char>(greedy(at.step(static_cast<std::uint8_t>(next), observer)));
+  token_id previous = asked.tokens.back(), next = greedy(at.feed(asked.tokens, observer));
+  std::string text;
+  for (std::size_t picked = 1;; ++picked) {
+    const std::string added = words_->decode(previous, next);
+    text += added;
+    const bool complete = is_complete(form, text) || picked == most_answer_tokens;
+    if (watching.spoken && !(complete && added == "\n")) watching.spoken(added);
+    if (complete || (config_.ends(next) && form == answer_form::number)) break;
+    previous = next;
+    next = greedy(at.step(next, observer));
   }
-  given.right = next == '\n' && given.text == asked.value;
-  return given;
+  const bool right = is_right(form, text, asked.fact.value);
+  if (text.ends_with('\n')) text.pop_back();
+  return {text, right};
 }
 
 std::size_t interview::right() const {

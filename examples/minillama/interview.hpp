@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "engine.hpp"
+#include "examination.hpp"
 #include "quality.hpp"
-#include "questions.hpp"
 
 namespace minillama {
 
@@ -23,28 +23,29 @@ struct contestant {
 contestant contestant_at(policy_name name, std::size_t one_in, std::size_t subspaces = 2, unsigned bits = 6);
 
 struct answer {
-  std::string text;    // bytes up to the line feed that ends it
-  bool right = false;  // they equal the value, and the line feed came
+  std::string text;  // without the line feed that ends it
+  bool right = false;
 };
 
 /// Who watches an interview; any of the functions may be empty.
 struct audience {
   std::function<void(const question&)> asked;
-  std::function<void(char)> spoken;  // each byte of the answer as it comes
+  std::function<void(const std::string&)> spoken;  // what each token adds to the answer
   std::function<void(const question&, const answer&)> answered;
 };
 
-/// Room that a session needs behind the context for any question and its answer.
+/// Room that a session needs behind the context for a question and its answer. More is taken for a question of more tokens.
 inline constexpr std::size_t question_room = 128;
 
 class interview {
  public:
   /// @param measuring  what recall and mass are computed on, of sessions of the host; none: they are not measured
-  interview(contestant who, const model_config& config, const std::optional<host_policy>& measuring)
-      : who_(std::move(who)), quality_(config), measuring_(measuring) {}
+  /// @param words      outlives the interview
+  interview(contestant who, const model_config& config, const tokenizer& words, const std::optional<host_policy>& measuring)
+      : who_(std::move(who)), words_(&words), config_(config), quality_(config), measuring_(measuring) {}
 
   /// Asks all questions about one context, in a session of its own.
-  void run(const held_prompt& context, const std::vector<question>& questions, const audience& watching = {});
+  void run(const held_prompt& context, const examination& exam, const audience& watching = {});
 
   const contestant& who() const { return who_; }
   const std::vector<answer>& answers() const { return answers_; }
@@ -56,9 +57,11 @@ class interview {
   double index_seconds() const { return index_seconds_; }
 
  private:
-  answer ask(session& session, const question& asked, const step_observer& observer, const audience& watching);
+  answer ask(session& session, const exam_question& asked, answer_form form, const step_observer& observer, const audience& watching);
 
   contestant who_;
+  const tokenizer* words_;
+  model_config config_;
   quality_meter quality_;
   std::optional<host_policy> measuring_;
   std::vector<answer> answers_;

@@ -14,9 +14,19 @@ namespace minillama {
 
 using nlohmann::json;
 
+namespace {
+/// Far above any configuration; the JSON library goes down by recursion where it copies or prints a value.
+constexpr int deepest = 32;
+}  // namespace
+
 json parse_object(const std::filesystem::path& path, const std::string& part, std::string_view text) {
   std::vector<std::set<std::string>> open_objects;
-  const auto watch = [&](int, json::parse_event_t event, json& parsed) {
+  const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
+    const bool opens = event == json::parse_event_t::object_start || event == json::parse_event_t::array_start;
+    if (opens && depth >= deepest) {
+      const std::string what = "is nested deeper than " + std::to_string(deepest) + " levels";
+      throw part.empty() ? load_error(path.string(), what) : load_error(path, part, what);
+    }
     if (event == json::parse_event_t::object_start) open_objects.emplace_back();
     if (event == json::parse_event_t::object_end) open_objects.pop_back();
     if (event == json::parse_event_t::key) {

@@ -35,7 +35,8 @@ class selector_cache final : public layer_cache {
   std::size_t tokens_until_learning(std::size_t slot, std::size_t most) const override {
     const pqkv::selector::coverage_rule covers = cache_.selection().covers();
     pqkv::sequence then = cache_.at(slot);
-    if (then.learned != 0 || covers.before == covers.after) return most;  // training is done, or changes nothing
+    const bool done = then.learned != 0 && then.learn_again == 0;
+    if (done || covers.before == covers.after) return most;  // training is done, or changes nothing
     for (std::size_t count = 1; count < most; ++count) {
       then = then.grown(1);
       if (pqkv::is_learning_due(then, cache_.parameters().budget.flat(), cache_.selection().least_rows())) return count;

@@ -32,7 +32,7 @@ class layer_cache {
   virtual void maintain(const host_policy& cpu) = 0;
 
   /// How many of the next `most` tokens a step may append, at least 1, so that maintain() trains after the same token as it would if it
-  /// were called after each: until the slot has a codebook, its training must not come late.
+  /// were called after each: the first training of a slot must not come late, nor one that renews its codebook.
   virtual std::size_t tokens_until_learning(std::size_t slot, std::size_t most) const = 0;
   virtual std::size_t retrieve_capacity(std::size_t slot) const = 0;
   virtual pqkv::middle_range middle(std::size_t slot) const = 0;

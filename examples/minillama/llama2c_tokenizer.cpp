@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Joining goes through a heap of candidates; what a candidate joined may have changed since, which its end tells.
+// Pieces are joined by score (byte_pairs.hpp); the raw bytes are joined to nothing.
 #include "llama2c_tokenizer.hpp"
 
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <pqkv/core/scalar.hpp>
-#include <queue>
 
+#include "byte_pairs.hpp"
 #include "load_error.hpp"
 #include "safetensors.hpp"
 
@@ -50,34 +50,6 @@ std::string with_spaces(std::string text) {
   return text;
 }
 
-/// Bytes of the UTF-8 character that starts here; 1 for what starts none.
-std::size_t character_bytes(std::string_view text) {
-  const auto continues = [&](std::size_t i) { return i < text.size() && (static_cast<unsigned char>(text[i]) & 0xc0) == 0x80; };
-  const auto lead = static_cast<unsigned char>(text[0]);
-  const std::size_t wanted = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc0 ? 2 : 1;
-  std::size_t bytes = 1;
-  while (bytes < wanted && continues(bytes)) ++bytes;
-  return bytes == wanted ? bytes : 1;
-}
-
-/// A part of the text that is, or becomes, one token. Parts form a list; one that was joined to the part before it has no length.
-struct part {
-  std::size_t start, length;
-  token_id token;
-  std::size_t previous, next;
-};
-
-struct candidate {
-  float score;
-  std::size_t left, right;  // parts
-  std::size_t length;       // of both together when they were found
-  token_id token;           // that they make
-};
-
-struct worse {
-  bool operator()(const candidate& a, const candidate& b) const { return a.score != b.score ? a.score < b.score : a.left > b.left; }
-};
-
 }  // namespace
 
 llama2c_tokenizer::llama2c_tokenizer(const std::filesystem::path& path) {
@@ -117,12 +89,11 @@ std::vector<token_id> llama2c_tokenizer::encode(std::string_view given, text_pla
   std::string text(given);
   if (place == text_place::start && !text.empty()) text.insert(0, 1, ' ');
 
-  constexpr std::size_t none = static_cast<std::size_t>(-1);
-  std::vector<part> parts;
+  std::vector<text_part> parts;
   for (std::size_t start = 0; start < text.size();) {
     const std::string_view character = std::string_view(text).substr(start, character_bytes(std::string_view(text).substr(start)));
     const auto add = [&](std::size_t length, token_id token) {
-      parts.push_back({start, length, token, parts.size() - 1, parts.size() + 1});
+      parts.push_back({start, length, token});
       start += length;
     };
     if (const auto found = known_.find(character); found != known_.end())
@@ -130,34 +101,16 @@ std::vector<token_id> llama2c_tokenizer::encode(std::string_view given, text_pla
     else
       for (const char c : character) add(1, first_byte + static_cast<unsigned char>(c));
   }
-  if (!parts.empty()) parts.back().next = none;
-
-  std::priority_queue<candidate, std::vector<candidate>, worse> candidates;
-  const auto consider = [&](std::size_t left, std::size_t right) {
-    if (left == none || right == none || parts[left].token < first_piece || parts[right].token < first_piece) return;
-    const std::size_t length = parts[left].length + parts[right].length;
-    if (const auto found = known_.find(std::string_view(text).substr(parts[left].start, length)); found != known_.end())
-      candidates.push({pieces_[found->second].score, left, right, length, found->second});
+  const auto join = [&](const text_part& left, const text_part& right) -> std::optional<joined_pair<float>> {
+    if (left.token < first_piece || right.token < first_piece) return std::nullopt;
+    const auto found = known_.find(std::string_view(text).substr(left.start, left.length + right.length));
+    if (found == known_.end()) return std::nullopt;
+    return joined_pair<float>{-pieces_[found->second].score, found->second};  // the best score comes first
   };
-  for (std::size_t i = 0; i + 1 < parts.size(); ++i) consider(i, i + 1);
-  while (!candidates.empty()) {
-    const candidate best = candidates.top();
-    candidates.pop();
-    part &left = parts[best.left], &right = parts[best.right];
-    if (left.length == 0 || right.length == 0 || left.next != best.right || left.length + right.length != best.length) continue;
-    left.length = best.length;
-    left.token = best.token;
-    left.next = right.next;
-    right.length = 0;
-    if (left.next != none) parts[left.next].previous = best.left;
-    consider(left.previous, best.left);
-    consider(best.left, left.next);
-  }
 
   std::vector<token_id> tokens;
   if (place == text_place::start) tokens.push_back(begin);
-  for (const part& one : parts)
-    if (one.length != 0) tokens.push_back(one.token);
+  for (const text_part& one : merge_pairs<float>(std::move(parts), join)) tokens.push_back(one.token);
   return tokens;
 }
 

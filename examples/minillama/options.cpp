@@ -7,6 +7,7 @@
 #include <limits>
 #include <thread>
 
+#include "chat.hpp"
 #include "command_line.hpp"
 
 namespace minillama {
@@ -27,6 +28,12 @@ void declare_prompt(CLI::App& app, options& o) {
   const char* group = "Prompt and turns";
   app.add_option("-f,--file", o.prompt_file, "file whose bytes are the prompt; - or no prompt option: standard input")->group(group);
   app.add_option("-p,--prompt", o.prompt, "prompt; behind -f it is the first turn")->group(group);
+  app.add_option("--token-ids", o.ids_file, "file of token numbers, between blanks, in place of the prompt's text")
+      ->excludes(app.get_option("-f"))
+      ->group(group);
+  app.add_option("--chat", o.chat, "chatml, llama2, llama3 or mistral: prompt and turns are what a user says to an instructed model")
+      ->excludes(app.get_option("--token-ids"))
+      ->group(group);
   auto* turns = app.add_option("--turn", o.turns, "text that follows prompt and replies, through the decode path; may be repeated")
                     ->allow_extra_args(false)
                     ->group(group);
@@ -160,7 +167,10 @@ CLI::Option* declare_device(CLI::App& app, device_name& device) {
 void declare(CLI::App& app, options& o) {
   o.threads = std::max(1u, std::thread::hardware_concurrency());
   app.add_option("-m,--model", o.model, "Hugging Face directory, or checkpoint in llama2.c's format")->required()->group("Model");
-  app.add_option("--tokenizer", o.tokenizer, "tokenizer.bin of llama2.c; a model of 256 tokens reads bytes without one")->group("Model");
+  app.add_option(
+         "--tokenizer", o.tokenizer,
+         "tokenizer.json, or tokenizer.bin of llama2.c; default: the tokenizer.json beside the weights, bytes for a model of 256 tokens")
+      ->group("Model");
   app.add_option("-t,--threads", o.threads, "threads of the host")->check(count_range(1, 1024))->capture_default_str()->group("Model");
   declare_device(app, o.device)->group("Model");
   declare_prompt(app, o);
@@ -171,12 +181,14 @@ void declare(CLI::App& app, options& o) {
 
 void complete(const CLI::App& app, options& o) {
   if (o.perplexity_file)
-    for (const char* other : {"--file", "--prompt", "--turn", "--turns", "--fresh-turns", "--tokens", "--temp", "--top-p"})
+    for (const char* other :
+         {"--file", "--prompt", "--token-ids", "--chat", "--turn", "--turns", "--fresh-turns", "--tokens", "--temp", "--top-p"})
       if (app.count(other)) throw usage_error("--perplexity", std::string("generates no text: not with ") + other);
   o.policy.quantizer.train.seed = o.sampling.seed;
   if (std::find(o.turns.begin(), o.turns.end(), "") != o.turns.end()) throw usage_error("--turn", "is empty");
   if (o.turns_file) o.turns = read_turns(*o.turns_file);
-  if (o.prompt_file && o.prompt) {
+  if (o.chat) chat_template_named("--chat", *o.chat);
+  if ((o.prompt_file || o.ids_file) && o.prompt) {
     if (o.prompt->empty()) throw usage_error("-p", "is empty");
     o.turns.insert(o.turns.begin(), *o.prompt);
   }

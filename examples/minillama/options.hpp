@@ -17,10 +17,11 @@ namespace minillama {
 struct options {
   std::string model;
   std::optional<std::string> tokenizer;
+  std::optional<std::string> chat;  // name of a template
   std::size_t threads;
   device_name device = device_name::host;
 
-  std::optional<std::string> prompt, prompt_file;
+  std::optional<std::string> prompt, prompt_file, ids_file;
   std::vector<std::string> turns;
   std::optional<std::string> turns_file;
   turn_start start = turn_start::continued;

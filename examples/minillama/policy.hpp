@@ -87,6 +87,7 @@ struct policy_settings {
     budget.growth = paper.budget.growth;
     quantizer.train.rows_per_centroid = paper.selector.train.rows_per_centroid;
     quantizer.overlap_most = paper.selector.overlap_most;
+    quantizer.refresh = paper.selector.refresh;
   }
 
   /// The rule for a prompt of n tokens. Streaming has nothing to retrieve, so its window takes what the others share between window

@@ -21,6 +21,8 @@ constexpr const char* words[] = {
     "marble", "meadow",  "mirror", "nectar", "nickel",  "ocean",  "olive",   "orchid", "pebble", "pepper", "pillar", "planet",  "prairie",
     "quartz", "rabbit",  "raven",  "ribbon", "river",   "saddle", "saffron", "silver", "timber", "tundra", "velvet", "willow"};
 
+constexpr std::size_t most_numbers = std::size(words) * std::size(words) / 2;  // half of the pairs: the others are drawn in no time
+
 std::string hex_digits(random_source& random) {
   std::string text;
   for (int i = 0; i < 8; ++i) text += "0123456789abcdef"[random.below(16)];
@@ -65,15 +67,23 @@ std::string needle(const question& fact, random_source& random) {
   }
 }
 
+std::string seven_digits(random_source& random) {
+  std::string digits(1, "123456789"[random.below(9)]);
+  while (digits.size() < 7) digits += "0123456789"[random.below(10)];
+  return digits;
+}
+
 /// Facts with keys that are all different.
 class fact_source {
  public:
   explicit fact_source(random_source& random) : random_(random) {}
 
-  question next() {
-    std::string key = random_key(random_);
-    while (!used_.insert(key).second) key = random_key(random_);
-    return {key, random_value(random_)};
+  question next(context_kind kind) {
+    const bool numbers = kind == context_kind::numbers;
+    const auto draw = [&] { return numbers ? std::string(random_.pick(words)) + " " + random_.pick(words) : random_key(random_); };
+    std::string key = draw();
+    while (!used_.insert(key).second) key = draw();
+    return {key, numbers ? seven_digits(random_) : random_value(random_)};
   }
 
  private:
@@ -89,10 +99,19 @@ std::string running_text(const std::string& text, std::size_t length, random_sou
   return text.substr(random.below(text.size() - length + 1), length);
 }
 
+/// The next place where a sentence or a line has ended; the text's end where none does.
+std::size_t behind_sentence(const std::string& text, std::size_t at) {
+  while (at < text.size() && !(at > 0 && (text[at - 1] == '\n' || (text[at - 1] == ' ' && at > 1 && text[at - 2] == '.')))) ++at;
+  return at;
+}
+
 /// Inserts each piece at a random place of the text; the places keep the pieces' order.
-std::string splice(const std::string& text, const std::vector<std::string>& pieces, random_source& random) {
+std::string splice(const std::string& text, const std::vector<std::string>& pieces, context_kind kind, random_source& random) {
   std::vector<std::size_t> places;
-  for (std::size_t i = 0; i < pieces.size(); ++i) places.push_back(random.below(text.size() + 1));
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    places.push_back(random.below(text.size() + 1));
+    if (kind == context_kind::numbers) places.back() = behind_sentence(text, places.back());
+  }
   std::sort(places.begin(), places.end());
   std::string out;
   std::size_t done = 0;
@@ -105,7 +124,9 @@ std::string splice(const std::string& text, const std::vector<std::string>& piec
 
 }  // namespace
 
-const char* name_of(context_kind kind) { return kind == context_kind::needles ? "needles" : "list"; }
+const char* name_of(context_kind kind) {
+  return kind == context_kind::needles ? "needles" : kind == context_kind::list ? "list" : "numbers";
+}
 
 question_context make_context(context_kind kind, const std::string& text, std::size_t length, std::size_t questions,
                               random_source& random) {
@@ -113,16 +134,25 @@ question_context make_context(context_kind kind, const std::string& text, std::s
   fact_source facts(random);
   std::vector<std::string> pieces;
   std::size_t piece_bytes = 0;
-  if (kind == context_kind::needles) {
+  if (kind == context_kind::numbers) {
+    if (questions > most_numbers)
+      throw std::invalid_argument("--questions: " + std::to_string(questions) + " about one context; there are keys for " +
+                                  std::to_string(most_numbers));
+    for (std::size_t left = questions; left > 0; --left) {
+      context.questions.push_back(facts.next(kind));
+      pieces.push_back("The magic number of the " + context.questions.back().key + " is " + context.questions.back().value + ".\n");
+      piece_bytes += pieces.back().size();
+    }
+  } else if (kind == context_kind::needles) {
     for (std::size_t left = std::max(questions, length / bytes_per_needle); left > 0; --left) {
-      context.questions.push_back(facts.next());
+      context.questions.push_back(facts.next(kind));
       pieces.push_back(needle(context.questions.back(), random));
       piece_bytes += pieces.back().size();
     }
   } else {
     std::string list = "\n";
     while (list.size() < length * list_percent / 100 || context.questions.size() < questions) {
-      const question fact = facts.next();
+      const question fact = facts.next(kind);
       list += "\"" + fact.key + "\": \"" + fact.value + "\",\n";
       context.questions.push_back(fact);
     }
@@ -132,7 +162,7 @@ question_context make_context(context_kind kind, const std::string& text, std::s
   if (piece_bytes > length)
     throw std::invalid_argument("--length: " + std::to_string(length) + " bytes do not hold the facts of " + std::to_string(questions) +
                                 " questions");
-  context.text = splice(running_text(text, length - piece_bytes, random), pieces, random);
+  context.text = splice(running_text(text, length - piece_bytes, random), pieces, kind, random);
   random.shuffle(context.questions);
   context.questions.resize(questions);
   return context;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Contexts with facts in them, and questions about the facts, from a seed. Two kinds: needles spliced into running text, and a
-// key-value list between text. The forms are those that the shipped model was trained on (model/README.md).
+// Contexts with facts in them, and questions about the facts, from a seed. Three kinds: needles spliced into running text, a key-value
+// list between text, and numbers between sentences. The first two have the forms that the shipped model was trained on
+// (model/README.md); the third asks any model that was taught to answer, as RULER's needles do.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -19,7 +20,7 @@ struct question {
   std::string text() const { return "\nQuestion: what is the code of " + key + "?\nAnswer: "; }
 };
 
-enum class context_kind { needles, list };
+enum class context_kind { needles, list, numbers };
 const char* name_of(context_kind kind);
 
 struct question_context {
@@ -32,9 +33,10 @@ struct question_context {
 ///
 /// needles: one fact for each 512 bytes, in four wordings, spliced into the text at any byte
 /// list:    lines of "key": "value", 30 % of the length, text before and after
+/// numbers: one sentence with a number of seven digits for each question, behind sentences or lines of the text
 ///
 /// @param text  running text, at least `length` bytes; a span from a random offset is taken
-/// @throws std::invalid_argument when the length does not hold so many facts, or the text is too short
+/// @throws std::invalid_argument when the length does not hold so many facts, the text is too short, or there are too few keys
 question_context make_context(context_kind kind, const std::string& text, std::size_t length, std::size_t questions, random_source& random);
 
 /// The files' ASCII, one after the other. Without files, the licence texts that every Debian and Ubuntu has in

@@ -148,6 +148,7 @@ json overlap_of(const pqkv::overlap_model& machine, std::size_t iterations) {
 json model_of(const options& o, const model_config& config) {
   return {{"path", o.model},
           {"tokenizer", or_null(o.tokenizer)},
+          {"chat", or_null(o.chat)},
           {"hidden", config.hidden},
           {"intermediate", config.intermediate},
           {"layers", config.layers},
@@ -221,7 +222,9 @@ json bytes_per_token_of(const session_statistics& s) {
 }
 
 json score_of(const text_score& score) {
-  return {{"tokens", score.tokens}, {"negative_log_likelihood", score.negative_log_likelihood}, {"perplexity", score.perplexity()}};
+  json out{{"tokens", score.tokens}, {"negative_log_likelihood", score.negative_log_likelihood}, {"perplexity", score.perplexity()}};
+  if (score.divergence) out["divergence_from_full"] = *score.divergence;
+  return out;
 }
 
 std::string text_of(const json& document) { return document.dump(1, ' ', false, json::error_handler_t::replace) + "\n"; }

@@ -32,6 +32,9 @@ class tokenizer {
 
   virtual std::size_t vocabulary() const = 0;
   virtual std::optional<token_id> begin_token() const = 0;
+
+  /// The token that stands for a mark such as "<|im_end|>" in a text; none where such marks are text as any other.
+  virtual std::optional<token_id> special_token(const std::string& /*mark*/) const { return std::nullopt; }
 };
 
 /// Tokens are bytes; no begin token.
@@ -46,9 +49,12 @@ class byte_tokenizer final : public tokenizer {
 /// Text as the tokens of a byte model.
 std::vector<token_id> byte_tokens(std::string_view text);
 
-/// The tokenizer of a model: that of a file in llama2.c's format, or bytes without a file, which only a model of 256 tokens can have.
+/// The tokenizer of a model: that of a file (Hugging Face's where its name ends in .json, else llama2.c's), that of the model's directory
+/// (tokenizer.json), or bytes without a file, which only a model of 256 tokens can have.
 ///
-/// @throws load_error when a file is needed and there is none, or the file cannot be read or has another number of tokens than the model
-std::unique_ptr<tokenizer> make_tokenizer(const model_config& config, const std::optional<std::filesystem::path>& file);
+/// @param model  the directory or file of the weights
+/// @throws load_error when a file is needed and there is none, or the file cannot be read or has tokens that the model has not
+std::unique_ptr<tokenizer> make_tokenizer(const model_config& config, const std::filesystem::path& model,
+                                          const std::optional<std::filesystem::path>& file = std::nullopt);
 
 }  // namespace minillama

@@ -257,9 +257,10 @@ class pqcache : public pqcache_state<Rows, Selector> {
     settle(policy, {slot, header.at, false, {}, {}});
   }
 
-  /// What must not happen inside a step: trains a codebook that came to have enough keys, folds new tokens into id lists. Cheap
-  /// when nothing is due; call it between steps. On a device it waits for the stream.
-  /// @throws std::bad_alloc; what the runner throws; on a device cuda_error. A slot is done or as it was: call it again for the others
+  /// What must not happen inside a step: trains a codebook that came to have enough keys, or again one that the sequence has
+  /// outgrown (selector::pq_params::refresh), folds new tokens into id lists. Call it between steps. On a device it waits.
+  /// @throws std::bad_alloc; what the runner throws; on a device cuda_error. Call it again: a slot is done, as it was, or, where it was
+  ///         to be trained again, without an index until then, and attends to everything
   template <exec::policy P>
   void maintain(const P& policy) {
     check_policy<P>();
@@ -307,8 +308,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
 
   template <class P>
   void end_prefill(const P& policy, std::size_t slot, std::size_t n, chunk which) {
-    sequence after = known(slot);
-    after = after.grown(static_cast<std::uint32_t>(n));
+    sequence after = known(slot).grown(static_cast<std::uint32_t>(n));
     after.prompt = after.n;
     after.prefilling = which == chunk::more ? 1 : 0;
     if (after.prefilling != 0 || after.n == 0)
@@ -316,11 +316,12 @@ class pqcache : public pqcache_state<Rows, Selector> {
     else
       learn(policy, slot, after, work_.prompt_nonfinite);
   }
-  /// Trains a slot from what it holds; then it stands as `now` says.
+  /// Trains a slot from what it holds; then it stands as `now` says. Nobody may ask for an old index, which is written over.
   template <class P>
   void learn(const P& policy, std::size_t slot, const sequence& now, view_of<std::uint32_t, 1> nonfinite) {
+    if (now.learned != 0) settle(policy, {slot, now.without_index(), false, {}, {}});
     const selector::learning<space_type> outcome = selector_.learn(working(policy), slot, rows_.view(), now, now.middle(rule_));
-    settle(policy, {slot, now, outcome.tried, outcome.outcomes, nonfinite});
+    settle(policy, {slot, now, outcome.tried, outcome.outcomes, nonfinite, outcome.due_again});
   }
   template <class P>
   void settle(const P& policy, const settled_prompt<space_type>& call) {

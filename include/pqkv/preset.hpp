@@ -8,7 +8,7 @@
 namespace pqkv::preset {
 
 /// PQCache as published: trains on all rows but the sinks, keeps the budget of the prompt's length however long the answer grows,
-/// gives half of it to the window, and clusters for as many iterations (at most 300) as fit behind the model's own work.
+/// gives half of it to the window, and clusters once, for as many iterations (at most 300) as fit behind the model's own work.
 ///
 /// @param shape    of the cache
 /// @param ratio    share of the prompt's tokens that attend
@@ -20,6 +20,7 @@ typename pqcache<Rows>::params paper(const cache_shape& shape, double ratio, con
   p.budget.window_share = 0.5;
   p.budget.growth = budget_growth::frozen_at_prompt;
   p.selector.train.rows_per_centroid = 0;
+  p.selector.refresh = 0;
   p.selector.overlap = machine;
   p.selector.overlap_most = overlap_model::most_in_paper;
   return p;

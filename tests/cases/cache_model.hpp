@@ -40,6 +40,10 @@ class slot_model {
   plain_budget budget() const { return budget_at(rule_, rule_.growth == pqkv::budget_growth::frozen_at_prompt ? prompt_ : n_); }
   std::size_t middle_size() const { return window_begin_ - first(); }
   bool trained() const { return book_.has_value(); }
+  /// Whether upkeep trains again: the codebook is of a sequence that was shorter by the factor.
+  bool outgrown(const pqkv::selector::pq::params& settings) const {
+    return trained() && settings.refresh != 0 && static_cast<double>(n_) >= settings.refresh * static_cast<double>(trained_at_);
+  }
 
   /// What was added so far was the prompt.
   void end_prompt() { prompt_ = n_; }
@@ -69,6 +73,8 @@ class slot_model {
   }
   /// Trains on all rows but the sinks; stays untrained with too few distinct rows.
   void train(const pqkv::selector::pq::params& settings) {
+    book_.reset(), fine_.reset();
+    trained_at_ = n_;
     const pqkv::pq_shape shape{h_, d_, settings.subspaces, settings.bits, settings.metric};
     std::vector<T> all;
     for (const auto& head : keys_) all.insert(all.end(), head.begin(), head.end());
@@ -104,6 +110,7 @@ class slot_model {
   }
   void copy_from(const slot_model& other) {
     keys_ = other.keys_, values_ = other.values_, n_ = other.n_, prompt_ = other.prompt_, window_begin_ = other.window_begin_;
+    trained_at_ = other.trained_at_;
     copy_book(other.book_, book_);
     copy_book(other.fine_, fine_);
   }
@@ -183,7 +190,7 @@ class slot_model {
     }
   }
 
-  std::size_t h_, d_, n_ = 0, prompt_ = 0, window_begin_ = 0;
+  std::size_t h_, d_, n_ = 0, prompt_ = 0, window_begin_ = 0, trained_at_ = 0;
   pqkv::budget_rule rule_;
   float scale_;
   std::vector<std::vector<T>> keys_, values_;  // [h][n * d]

@@ -5,27 +5,15 @@
 #include <doctest/doctest.h>
 
 #include "load_error.hpp"
-#include "tiny_model.hpp"
+#include "text_cases.hpp"
 
 using namespace minillama_test;
 using nlohmann::json;
 
 namespace {
 
-/// "" when the file is accepted; else the error's text, which must name the file and be one line.
 std::string problem(const std::string& text) {
-  const temporary_directory folder;
-  const auto path = folder.path() / "config.json";
-  write_text(path, text);
-  try {
-    minillama::load_config(path);
-  } catch (const minillama::load_error& error) {
-    const std::string what = error.what();
-    CHECK_MESSAGE(what.rfind(path.string() + ": ", 0) == 0, what);
-    CHECK_MESSAGE(what.find('\n') == std::string::npos, what);
-    return what.substr(path.string().size() + 2);
-  }
-  return "";
+  return refusal_of_file("config.json", text, [](const std::filesystem::path& path) { minillama::load_config(path); });
 }
 
 std::string problem_with(const char* key, const json& value) {
@@ -96,6 +84,32 @@ TEST_CASE("the rotary base may stand in rope_parameters, and the end tokens are 
   CHECK(starts(problem_with("eos_token_id", 256), "eos_token_id: expected tokens below the 256 of vocab_size, or null, got 256"));
   CHECK(starts(problem_with("eos_token_id", {10, -1}), "eos_token_id: "));
   CHECK(starts(problem_with("eos_token_id", "end"), "eos_token_id: "));
+}
+
+TEST_CASE("end tokens of generation_config.json count, where it names any") {
+  const temporary_directory folder;
+  const auto generation = folder.path() / "generation_config.json";
+  json config = config_of({});
+  config["eos_token_id"] = 10;
+  write_text(folder.path() / "config.json", config.dump());
+  const auto ends = [&](const json& beside) {
+    write_text(generation, beside.dump());
+    return minillama::load_config(folder.path() / "config.json").end_tokens;
+  };
+  using tokens = std::vector<minillama::token_id>;
+  CHECK(ends({{"eos_token_id", 12}}) == tokens{12});
+  CHECK(ends({{"eos_token_id", {12, 0, 255}}}) == tokens{12, 0, 255});
+  CHECK(ends({{"bos_token_id", 12}}) == tokens{10});
+  CHECK(ends({{"eos_token_id", nullptr}}) == tokens{10});
+  const auto refused = [&](const json& value) {
+    const std::string what =
+        generation.string() + ": eos_token_id: expected tokens below the 256 of vocab_size, or null, got " + value.dump();
+    CHECK_THROWS_WITH_AS(ends({{"eos_token_id", value}}), what.c_str(), minillama::load_error);
+  };
+  for (const json& value : {json(256), json(-1), json("end"), json{12, 256}, json(1.5)}) refused(value);
+  CHECK_THROWS_WITH_AS(ends(json::array()), (generation.string() + ": is not a JSON object").c_str(), minillama::load_error);
+  std::filesystem::remove(generation);
+  CHECK(minillama::load_config(folder.path() / "config.json").end_tokens == tokens{10});
 }
 
 TEST_CASE("llama3 scaling is read in the older and in the newer spelling") {
@@ -196,4 +210,7 @@ TEST_CASE("a file that is absent or not a JSON object is refused") {
   CHECK_THROWS_AS(minillama::load_config(folder.path() / "config.json"), minillama::load_error);
   for (const char* text : {"", "{", "[]", "null", "{\"a\": }", "\xff\xfe"}) CHECK(problem(text) == "is not a JSON object");
   CHECK(problem(R"({"head_dim": 8, "head_dim": 16})") == "head_dim: is given twice");
+  const auto nested = [](int levels) { return "{\"a\": " + std::string(static_cast<std::size_t>(levels - 1), '[') + "0"; };
+  CHECK(problem(nested(32)) == "is not a JSON object");  // it ends too early
+  CHECK(problem(nested(33)) == "is nested deeper than 32 levels");
 }

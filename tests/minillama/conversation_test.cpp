@@ -113,6 +113,47 @@ TEST_CASE("a context that fills up: later turns keep their place, the last reply
   CHECK_THROWS_AS(model.talk("0123456789", {"ab", "cdefg"}, {.tokens = 50, .start = turn_start::fresh}, 14), load_error);
 }
 
+TEST_CASE("a reply that did not end itself gets its end before the next turn, and room for it") {
+  std::vector<token_id> ends;
+  for (const bool ends_itself : {false, true}) {  // in the second round the first reply ends itself
+    talker model(ends);
+    const std::vector<std::string> texts{"a", "who?", "why?"};
+    const std::vector<token_id> missing{'<', '/', '>'};
+    const auto replies = model.talk("once upon a time", texts, {.missing_end = missing, .tokens = 4}, 200);
+    if (!ends_itself) ends = {replies[0].tokens[1]};
+    std::vector<token_id> history = byte_tokens("once upon a time");
+    REQUIRE(replies.size() == 3);
+    for (std::size_t i = 0; i < 3; ++i) {
+      if (i > 0 && replies[i - 1].ended != ending::end_token) history.insert(history.end(), missing.begin(), missing.end());
+      append(history, texts[i]);
+      model.check_likeliest(history, replies[i]);
+    }
+    CHECK((replies[0].ended == ending::end_token) == ends_itself);
+    CHECK((ends_itself || replies[0].tokens.size() == 4));
+  }
+}
+
+TEST_CASE("the room of a conversation has the ends that replies may lack, of all but the last") {
+  std::vector<turn> turns;
+  for (const char* text : {"ab", "cde", "f"}) turns.push_back({text, byte_tokens(text)});
+  const auto room = [&](std::size_t context, const conversation_settings& settings) {
+    return conversation_room("test", 10, turns, context, settings);
+  };
+  const std::vector<token_id> end{1, 2};
+  CHECK(room(1000, {.tokens = 5}) == 6 + 3 * 5);
+  CHECK(room(1000, {.missing_end = end, .tokens = 5}) == 6 + 3 * 5 + 2 * 2);
+  CHECK(room(1000, {.missing_end = end, .tokens = 5, .start = turn_start::fresh}) == 3 + 5);  // nothing follows a reply
+  CHECK(room(10 + 6 + 2 + 4, {.missing_end = end, .tokens = 5}) == 12);                       // a token of each reply that a turn follows
+  CHECK_THROWS_WITH_AS(room(10 + 6 + 2 + 3, {.missing_end = end, .tokens = 5}),
+                       "test: prompt: 22 tokens with the turns are longer than the context of 21", load_error);
+  talker model;
+  const auto tight = model.talk("0123456789", {"ab", "cde", "f"}, {.missing_end = end, .tokens = 50}, 10 + 6 + 2 + 4 + 3);
+  CHECK(tight[0].tokens.size() == 4);  // its own, and what three free places give
+  CHECK(tight[1].tokens.size() == 1);
+  CHECK(tight[2].tokens.size() == 1);
+  CHECK(tight[0].ended == ending::context_limit);
+}
+
 TEST_CASE("sampled conversations repeat with their seed") {
   talker model;
   const auto tokens = [&](std::uint64_t seed) {

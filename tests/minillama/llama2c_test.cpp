@@ -12,6 +12,7 @@
 #include "decoder.hpp"
 #include "load_error.hpp"
 #include "plain_llama.hpp"
+#include "text_cases.hpp"
 
 using namespace minillama_test;
 
@@ -94,20 +95,8 @@ std::vector<minillama::token_id> some_tokens(std::size_t vocabulary) {
 const tiny_shape grouped{
     .hidden = 32, .intermediate = 48, .vocabulary = 300, .query_heads = 4, .kv_heads = 2, .head_dim = 8, .max_positions = 64};
 
-/// Text of the error that loading these bytes ends with, behind the file's name; empty when there is none.
 std::string problem(const std::string& bytes) {
-  const temporary_directory folder;
-  const auto path = folder.path() / "model.bin";
-  write_text(path, bytes);
-  try {
-    const minillama::model model(path);
-  } catch (const minillama::load_error& error) {
-    const std::string what = error.what(), start = path.string() + ": ";
-    CHECK_MESSAGE(what.rfind(start, 0) == 0, what);
-    CHECK_MESSAGE(what.find('\n') == std::string::npos, what);
-    return what.substr(start.size());
-  }
-  return "";
+  return refusal_of_file("model.bin", bytes, [](const std::filesystem::path& path) { minillama::model model(path); });
 }
 
 }  // namespace

@@ -235,12 +235,12 @@ TEST_CASE("a tokenizer serves only a model of its vocabulary, which may be 256 n
   const auto path = loaded.folder.path() / "tokenizer.bin";
   minillama::model_config config;
   config.vocabulary = 268;
-  CHECK(minillama::make_tokenizer(config, path)->encode("abc", text_place::behind) == token_list{abc});
+  CHECK(minillama::make_tokenizer(config, "/nowhere", path)->encode("abc", text_place::behind) == token_list{abc});
   for (const std::size_t vocabulary : {256u, 267u, 269u, 32000u}) {
     config.vocabulary = vocabulary;
-    CHECK_THROWS_WITH_AS(minillama::make_tokenizer(config, path),
+    CHECK_THROWS_WITH_AS(minillama::make_tokenizer(config, "/nowhere", path),
                          (path.string() + ": vocabulary: has 268 tokens, the model " + std::to_string(vocabulary)).c_str(),
                          minillama::load_error);
   }
-  CHECK_THROWS_AS(minillama::make_tokenizer(config, loaded.folder.path() / "absent"), minillama::load_error);
+  CHECK_THROWS_AS(minillama::make_tokenizer(config, "/nowhere", loaded.folder.path() / "absent"), minillama::load_error);
 }

@@ -7,9 +7,10 @@
 #include <set>
 
 #include "load_error.hpp"
-#include "tiny_model.hpp"
+#include "text_cases.hpp"
 
 using namespace minillama;
+using minillama_test::occurrences;
 
 namespace {
 
@@ -17,12 +18,6 @@ std::string running_text() {
   std::string text;
   while (text.size() < 20000) text += "the quick brown fox jumps over the lazy dog and runs on. ";
   return text;
-}
-
-std::size_t occurrences(const std::string& text, const std::string& part) {
-  std::size_t count = 0;
-  for (auto at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
-  return count;
 }
 
 }  // namespace
@@ -52,6 +47,46 @@ TEST_CASE("a context is as long as asked for and holds each answer once") {
   }
 }
 
+TEST_CASE("numbers have seven digits and stand where a sentence or a line has ended") {
+  std::string text;
+  while (text.size() < 20000) text += "The quick fox jumps 3.5 times. It runs on\nand on. ";
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    random_source random(seed);
+    const auto context = make_context(context_kind::numbers, text, 4096, 40, random);
+    CHECK(context.kind == context_kind::numbers);
+    CHECK(context.text.size() == 4096);
+    REQUIRE(context.questions.size() == 40);
+    std::set<std::string> keys;
+    std::size_t last = 0;
+    for (const question& asked : context.questions) {
+      CAPTURE(asked.key);
+      CHECK(keys.insert(asked.key).second);
+      CHECK(asked.key.find(' ') != std::string::npos);
+      CHECK(asked.value.size() == 7);
+      CHECK(asked.value.find_first_not_of("0123456789") == std::string::npos);
+      CHECK(asked.value.front() != '0');
+      const std::string fact = "The magic number of the " + asked.key + " is " + asked.value + ".\n";
+      CHECK(occurrences(context.text, asked.key) == 1);
+      REQUIRE(occurrences(context.text, fact) == 1);
+      const auto at = context.text.find(fact);
+      REQUIRE(at > 1);
+      const std::string before = context.text.substr(at - 2, 2);
+      CHECK((before[1] == '\n' || before == ". " || at + fact.size() == context.text.size()));
+      last = std::max(last, at);
+    }
+    CHECK(last > 2048);  // all over the text
+  }
+  CHECK(name_of(context_kind::numbers) == std::string("numbers"));
+}
+
+TEST_CASE("there are keys for so many numbers, and for no more") {
+  const std::string text(400000, '\n');
+  random_source random(1);
+  CHECK(make_context(context_kind::numbers, text, 200000, 2048, random).questions.size() == 2048);
+  CHECK_THROWS_WITH_AS(make_context(context_kind::numbers, text, 300000, 2049, random),
+                       "--questions: 2049 about one context; there are keys for 2048", std::invalid_argument);
+}
+
 TEST_CASE("the seed alone decides") {
   const std::string text = running_text();
   random_source one(5), same(5), other(6);
@@ -67,6 +102,7 @@ TEST_CASE("a context too short for its facts, or a text too short for the contex
   random_source random(1);
   CHECK_THROWS_AS(make_context(context_kind::needles, running_text(), 100, 10, random), std::invalid_argument);
   CHECK_THROWS_AS(make_context(context_kind::list, running_text(), 100, 10, random), std::invalid_argument);
+  CHECK_THROWS_AS(make_context(context_kind::numbers, running_text(), 100, 10, random), std::invalid_argument);
   CHECK_THROWS_AS(make_context(context_kind::needles, "short", 4096, 10, random), std::invalid_argument);
 }
 

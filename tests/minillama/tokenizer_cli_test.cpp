@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The program with llama2.c's files, as a user runs it: a tokenizer beside a directory, a checkpoint, and what of them is refused.
+// The programs with tokenizers, as a user runs them: llama2.c's beside a directory, its checkpoint, a directory's own tokenizer.json, with
+// which models are spoken to as their chat templates say, and what of them is refused.
 #include <limits>
 
+#include "pre_tokenizer.hpp"
 #include "program.hpp"
+#include "tokenizer_file.hpp"
 
 using namespace minillama_test;
 
@@ -35,6 +38,19 @@ std::string small_tokenizer() {
 }
 
 constexpr std::size_t vocabulary = 3 + 256 + 5;
+
+/// Byte letters, a begin token and these marks: 257 tokens and more.
+std::string chat_tokenizer(const std::vector<std::string>& marks) {
+  std::vector<std::string> letters;
+  for (unsigned byte = 0; byte < 256; ++byte) letters.push_back(minillama::byte_letter(static_cast<unsigned char>(byte)));
+  nlohmann::json file = file_of(model_of(letters));
+  file["pre_tokenizer"] = {{"type", "ByteLevel"}, {"add_prefix_space", false}};
+  file["decoder"] = {{"type", "ByteLevel"}};
+  file["added_tokens"] = {added("<|begin|>", 256)};
+  for (const std::string& mark : marks) file["added_tokens"].push_back(added(mark, 256 + file["added_tokens"].size()));
+  file["post_processor"] = begin_template("<|begin|>");
+  return file.dump();
+}
 
 }  // namespace
 
@@ -93,4 +109,72 @@ TEST_CASE("a checkpoint of llama2.c runs, and a dry run of it reads no weight") 
   const outcome dry = run("--dry-run");
   CHECK_MESSAGE(dry.code == 0, dry.err);
   CHECK(nlohmann::json::parse(contents(json)).at("memory").at("weight_bytes") == weights * sizeof(float));
+}
+
+TEST_CASE("a tokenizer.json beside the weights is taken, and a chat puts its marks around what is said") {
+  const bench tiny({.vocabulary = 260});
+  const auto json = tiny.path() / "run.json", ids = tiny.path() / "ids";
+  write_text(tiny.path() / "tokenizer.json", chat_tokenizer({"<|im_start|>", "<|im_end|>"}));
+  const auto document = [&](const std::string& arguments) {
+    const outcome got = tiny.generate("--json \"" + json.string() + "\" " + arguments);
+    CHECK_MESSAGE(got.code == 0, got.err);
+    return nlohmann::json::parse(contents(json));
+  };
+  CHECK(document("-p ab -n 1").at("prompt").at("tokens") == 3);
+  CHECK(document("-p '<|im_end|>' -n 1").at("prompt").at("tokens") == 2);
+
+  const auto alone = document("--chat chatml -p ab -n 1");
+  CHECK(alone.at("prompt").at("tokens") == 1 + 6 + 2 + 13);  // begin, user_open, "ab", user_close
+  CHECK(alone.at("model").at("chat") == "chatml");
+  const auto turns = document("--chat chatml -p doc --turn q --turn r -n 2");
+  CHECK(turns.at("prompt").at("tokens") == 1 + 6 + 3);
+  CHECK(turns.at("turns").at(0).at("text") == "q");
+  CHECK(turns.at("turns").at(0).at("tokens").size() == 1 + 13);
+  CHECK(turns.at("turns").at(1).at("tokens").size() == 1 + 6 + 1 + 13);  // a line feed behind the end, and the user's side again
+  CHECK(turns.at("statistics").at("steps") == 14 + 2 + 1 + 21 + 1);      // with the end that the first reply lacks
+  const auto fresh = document("--chat chatml -p doc --turn q --turn r -n 2 --fresh-turns");
+  CHECK(fresh.at("turns").at(1).at("tokens").size() == 1 + 13);
+
+  write_text(ids, "256 97\n98 259\n");
+  const std::string from_ids = "--token-ids \"" + ids.string() + "\" ";
+  CHECK(document(from_ids + "-n 1").at("prompt").at("tokens") == 4);
+  for (const std::string bad : {"260", "-1", "x", "1.5", "99999999999"}) {
+    write_text(ids, "256 " + bad);
+    check_refused(tiny.generate(from_ids), "/ids: token 1: expected a number below the 260 of the vocabulary, got " + bad);
+  }
+  write_text(ids, "\n");
+  check_refused(tiny.generate(from_ids), "/ids: prompt: is empty");
+  check_refused(tiny.generate(from_ids + "--chat chatml"), "--chat");
+  check_refused(tiny.generate("-p a --chat vicuna"), "--chat: expected one of chatml, llama2, llama3, mistral, got vicuna");
+  check_refused(tiny.generate("--perplexity x --chat chatml"), "--perplexity: generates no text: not with --chat");
+  check_refused(bench({.vocabulary = 258}).generate("-p a --tokenizer \"" + (tiny.path() / "tokenizer.json").string() + "\""),
+                "/tokenizer.json: vocabulary: has 259 tokens, the model 258");
+}
+
+TEST_CASE("minillama-ask hides numbers from a model that is spoken to") {
+  const bench tiny({.vocabulary = 260, .max_positions = 2048});
+  write_text(tiny.path() / "text", std::string(8000, '\n'));
+  const auto json = tiny.path() / "result.json", words = tiny.path() / "tokenizer.json";
+  const auto ask = [&](const std::string& arguments) {
+    return tiny.run("-m \"" + tiny.path().string() + "\" -t 2 --text \"" + (tiny.path() / "text").string() +
+                        "\" --questions 2 --contexts 1 " + "--length 1500 --ratios 10 --policy pq --json \"" + json.string() + "\" " +
+                        arguments,
+                    MINILLAMA_ASK_PROGRAM);
+  };
+  write_text(words, chat_tokenizer({"<|im_start|>", "<|im_end|>"}));
+  const outcome got = ask("--sink 5");
+  CHECK_MESSAGE(got.code == 0, got.err);
+  const auto result = nlohmann::json::parse(contents(json));
+  CHECK(result.at("settings").at("sinks") == 5);
+  CHECK(result.at("questions").size() == 2);
+  for (const auto& question : result.at("questions")) CHECK(question.at("kind") == "numbers");
+  const auto tokens = result.at("prefill").at("tokens").get<std::size_t>();
+  CHECK(tokens <= 1500);
+  CHECK(tokens >= 1455);
+
+  const std::string program = "minillama-ask";
+  check_refused(ask("--chat vicuna"), "--chat: expected one of", program);
+  write_text(words, chat_tokenizer({}));
+  check_refused(ask(""), "--chat: is needed: the tokenizer has no marks of a chat that is known", program);
+  CHECK(ask("--chat mistral").code == 0);
 }

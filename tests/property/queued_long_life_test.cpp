@@ -159,6 +159,7 @@ class long_life {
   void maintain() {
     here_.maintain(cpu_);
     there_.maintain(dev_);
+    pqkv::sync(dev_);  // a training that was enqueued takes its memory here
   }
   const queue& work() const { return queue_; }
 

@@ -19,6 +19,7 @@ cache_type::params params_of(search_path path, std::size_t fine = 0) {
   auto p = pq_params(1, 2, 4, 32, 500, 4, 12, 20);
   p.selector.path = path;
   p.selector.tail_tokens = 7;
+  p.selector.refresh = 0;  // a training in between is another matter
   if (fine != 0) p.selector.residual = {.subspaces = fine, .bits = 4, .shortlist = 3};
   return p;
 }

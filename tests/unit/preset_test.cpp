@@ -20,6 +20,7 @@ TEST_CASE("preset paper: half of the budget to the window, frozen, all rows, 3 t
   CHECK(p.budget.growth == pqkv::budget_growth::frozen_at_prompt);
   CHECK(p.selector.train.rows_per_centroid == 0);
   CHECK(p.selector.overlap_most == 300);
+  CHECK(p.selector.refresh == 0);
   CHECK(p.selector.subspaces == 2);
   CHECK(p.selector.bits == 6);
 }

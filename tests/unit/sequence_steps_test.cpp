@@ -230,12 +230,14 @@ TEST_CASE("settle: a prompt stands as it is said to, learned where every outcome
   const auto settle = [&](bool tried, bool learned) {
     sequence after = prompt_of(100, learned);
     on_host<pqkv::op::settle_prompt>::run(
-        host<>{}, t.slots(), {1, after, tried, pqkv::as_const(pqkv::make_view(outcomes.data(), 2, 2)), pqkv::make_view(bad.data(), 2)});
+        host<>{}, t.slots(),
+        {1, after, tried, pqkv::as_const(pqkv::make_view(outcomes.data(), 2, 2)), pqkv::make_view(bad.data(), 2), 150});
   };
   settle(true, false);
   CHECK(t.sequences[1].n == 100);
   CHECK(t.sequences[1].learned == 1);
-  CHECK(t.sequences[1].learn_again == 0);
+  CHECK(t.sequences[1].learn_again == 150);
+  CHECK(t.statistics[1].trainings == 1);
   CHECK(t.statistics[1].nonfinite_keys == 7);
   CHECK(t.statistics[1].nonfinite_values == 3);
   CHECK(bad == std::vector<std::uint32_t>{0, 0});  // for the next prompt
@@ -250,6 +252,7 @@ TEST_CASE("settle: a prompt stands as it is said to, learned where every outcome
   CHECK(t.sequences[1].learn_again == 0);                                                              // nothing was tried
   on_host<pqkv::op::settle_prompt>::run(host<>{}, t.slots(), {2, prompt_of(7, false), true, {}, {}});  // no outcome to ask: it did
   CHECK(t.sequences[2].learned == 1);
+  CHECK(t.statistics[1].trainings == 1);
   CHECK(same(t.sequences[0], sequence{}));
 }
 

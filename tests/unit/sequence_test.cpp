@@ -218,13 +218,13 @@ TEST_CASE("sequence: a memory plan adds up, and so do statistics, which begin at
   CHECK(pqkv::memory_plan{3, 50, 700}.total_bytes() == 753);
   const auto numbers = [](const pqkv::slot_statistics& s) {
     return std::vector<std::uint64_t>{s.steps,          s.tokens_attended,  s.attended_bytes,    s.index_bytes, s.selector_bytes,
-                                      s.nonfinite_keys, s.nonfinite_values, s.nonfinite_queries, s.refused};
+                                      s.nonfinite_keys, s.nonfinite_values, s.nonfinite_queries, s.trainings,   s.refused};
   };
-  CHECK(numbers({}) == std::vector<std::uint64_t>(9, 0));
-  static_assert(sizeof(pqkv::slot_statistics) == 9 * sizeof(std::uint64_t));  // every one of them is below
-  pqkv::slot_statistics sum{1, 2, 3, 4, 5, 6, 7, 8, 9};
-  sum += {10, 20, 30, 40, 50, 60, 70, 80, 90};
-  CHECK(numbers(sum) == std::vector<std::uint64_t>{11, 22, 33, 44, 55, 66, 77, 88, 99});
+  CHECK(numbers({}) == std::vector<std::uint64_t>(10, 0));
+  static_assert(sizeof(pqkv::slot_statistics) == 10 * sizeof(std::uint64_t));  // every one of them is below
+  pqkv::slot_statistics sum{1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+  sum += {10, 20, 30, 40, 50, 60, 70, 80, 90, 100};
+  CHECK(numbers(sum) == std::vector<std::uint64_t>{11, 22, 33, 44, 55, 66, 77, 88, 99, 110});
 }
 
 TEST_CASE("sequence: a cut ends the wait for a length that it has not any more") {
@@ -233,4 +233,7 @@ TEST_CASE("sequence: a cut ends the wait for a length that it has not any more")
   CHECK(s.truncated(100).learn_again == 0);
   CHECK(s.truncated(2000).learn_again == 2032);
   CHECK(s.grown(5).learn_again == 2032);
+  s.learned = 1;
+  CHECK(s.truncated(100).learn_again == 2032);  // the index that is to be renewed is still there
+  CHECK(s.truncated(0).learn_again == 0);
 }

@@ -243,12 +243,18 @@ TEST_CASE("step plan: a slot is trained once it has the rows, and after a failur
   sequence half = s;
   half.prefilling = 1;
   CHECK_FALSE(due(half));
-  const sequence learned = pqkv::after_learning(s, true);
+  const sequence learned = pqkv::after_learning(s, true, 0);
   CHECK(learned.learned == 1);
   CHECK(learned.n == 200);
   CHECK_FALSE(due(learned));
   CHECK_FALSE(due(learned.grown(100000)));
-  const sequence failed = pqkv::after_learning(s, false);
+  const sequence ages = pqkv::after_learning(s, true, 300);
+  CHECK(ages.learned == 1);
+  CHECK_FALSE(due(ages.grown(99)));
+  CHECK(due(ages.grown(100)));
+  CHECK(due(ages.truncated(50).grown(250)));  // a cut does not make a codebook younger
+  CHECK_FALSE(due(ages.truncated(0).grown(19)));
+  const sequence failed = pqkv::after_learning(s, false, 300);
   CHECK(failed.learned == 0);
   CHECK_FALSE(due(failed));
   std::uint32_t waits = 0;
@@ -258,7 +264,7 @@ TEST_CASE("step plan: a slot is trained once it has the rows, and after a failur
   sequence hopeless;
   for (int i = 0; i < 100000; ++i) {
     hopeless = hopeless.grown(1);
-    if (due(hopeless)) hopeless = pqkv::after_learning(hopeless, false), ++tries;
+    if (due(hopeless)) hopeless = pqkv::after_learning(hopeless, false, 0), ++tries;
   }
   CHECK(tries < 700);
   // One that is cut to nothing starts afresh.

@@ -75,13 +75,14 @@ struct slot_statistics {
   std::uint64_t nonfinite_keys = 0;   // rows stored with an infinity or a NaN; such a key gets code 0
   std::uint64_t nonfinite_values = 0;
   std::uint64_t nonfinite_queries = 0;  // query heads that attend() or retrieve() were given with one; selection leaves them out
+  std::uint64_t trainings = 0;          // of the slot's index that succeeded: the first, and those that maintain() renewed it with
   std::uint64_t refused = 0;            // tokens or cuts that a device step had no room for or could not make; the host throws instead
 
   constexpr slot_statistics& operator+=(const slot_statistics& more) {
     steps += more.steps, tokens_attended += more.tokens_attended, attended_bytes += more.attended_bytes;
     index_bytes += more.index_bytes, selector_bytes += more.selector_bytes;
     nonfinite_keys += more.nonfinite_keys, nonfinite_values += more.nonfinite_values, nonfinite_queries += more.nonfinite_queries;
-    refused += more.refused;
+    trainings += more.trainings, refused += more.refused;
     return *this;
   }
 };
@@ -101,7 +102,7 @@ struct sequence {
   std::uint32_t n = 0;            // tokens cached
   std::uint32_t prompt = 0;       // of these, taken by prefill()
   std::uint32_t longest = 0;      // the largest n since the slot was empty: id lists may still hold tokens that were cut off
-  std::uint32_t learn_again = 0;  // length at which training is worth another try
+  std::uint32_t learn_again = 0;  // length at which training is due, again or for the first time; 0: with an index never, else at once
   std::uint32_t learned = 0;      // 1: the selector has its index, e.g. a codebook
   std::uint32_t prefilling = 0;   // 1: more chunks of the prompt are to come
 
@@ -113,12 +114,12 @@ struct sequence {
     return then;
   }
 
-  /// The sequence when it had `length` tokens. A wait for more tokens than that, before training is tried again, has ended.
+  /// The sequence when it had `length` tokens. Without an index a wait for more tokens than that has ended.
   PQKV_HD constexpr sequence at(std::uint32_t length) const {
     sequence then = *this;
     then.n = length;
     then.prompt = prompt < length ? prompt : length;
-    then.learn_again = learn_again > length && length < n ? 0 : learn_again;
+    then.learn_again = learned == 0 && learn_again > length && length < n ? 0 : learn_again;
     return then;
   }
 
@@ -147,6 +148,13 @@ struct sequence {
     if (wish != coverage::listed) return wish;
     if (middle.retrieve == 0) return coverage::nothing;
     return middle.retrieve >= middle.size() ? coverage::everything : coverage::listed;
+  }
+
+  /// The same tokens before anything was learned from them; it attends to all.
+  PQKV_HD constexpr sequence without_index() const {
+    sequence then = *this;
+    then.learned = then.learn_again = 0;
+    return then;
   }
 
   /// Cut to its first `length` tokens. Cut to nothing it is a fresh one, without an index.

@@ -54,6 +54,7 @@ struct settled_prompt {
   bool tried;                                   // to train; then `learned` says whether all outcomes are 0
   view<const std::uint8_t, 2, Space> outcomes;  // of training, 0 each where it succeeded; empty: none to ask
   view<std::uint32_t, 1, Space> nonfinite;      // [2] rows of keys and of values, added to the statistics and zeroed; or empty
+  std::uint32_t due_again = 0;                  // where training succeeded: length at which maintain() repeats it; 0: never
 };
 
 /// What op::truncate_tokens is for: row i's slot keeps its first lengths[i] tokens. One that is shorter stays as it is and is counted.

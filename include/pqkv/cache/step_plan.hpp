@@ -97,15 +97,18 @@ PQKV_HD constexpr middle_range whole_middle(const sequence& now, const asked_que
   return then.coverage(middle, covers) == selector::coverage::everything ? middle : middle_range{};
 }
 
-/// Whether a slot without an index is trained now. A failed try reads every row: not in every step of a long sequence.
+/// Whether a slot is trained now: for the first time, or again because it has grown since. A failed try reads every row: not in every step
+/// of a long sequence.
 /// @param least_rows  behind the sinks, that training needs
 PQKV_HD constexpr bool is_learning_due(const sequence& s, const flat_budget_rule& rule, std::size_t least_rows) {
-  return s.learned == 0 && s.prefilling == 0 && s.n != 0 && s.n >= s.learn_again && s.n >= s.middle(rule).begin + least_rows;
+  if (s.prefilling != 0 || s.n == 0 || s.n < s.learn_again || s.n < s.middle(rule).begin + least_rows) return false;
+  return s.learned == 0 || s.learn_again != 0;
 }
 /// The sequence after a try at its present length.
-PQKV_HD constexpr sequence after_learning(sequence s, bool learned) {
+/// @param next  length at which an index that was learned is to be learned again; 0: never
+PQKV_HD constexpr sequence after_learning(sequence s, bool learned, std::uint32_t next) {
   s.learned = learned ? 1 : 0;
-  s.learn_again = learned ? 0 : s.n + s.n / 64 + 1;
+  s.learn_again = learned ? next : s.n + s.n / 64 + 1;
   return s;
 }
 

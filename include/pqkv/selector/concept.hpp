@@ -31,8 +31,9 @@ struct no_traffic {
 /// What training came to, perhaps on a device that is not done yet.
 template <class Space>
 struct learning {
-  bool tried = false;                               // false: nothing to train
-  view<const std::uint8_t, 2, Space> outcomes{};    // 0 each where it succeeded; empty: it did
+  bool tried = false;                             // false: nothing to train
+  view<const std::uint8_t, 2, Space> outcomes{};  // 0 each where it succeeded; empty: it did
+  std::uint32_t due_again = 0;                    // where it succeeded: tokens from which maintain() has it repeated; 0: never
 };
 
 /// Rows of all slots, as a selector of any store sees them in a concept's requirement.

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 #include "../quantize/overlap.hpp"
@@ -35,6 +36,7 @@ struct pq_params {
   std::optional<overlap_model> overlap{};          // given: L by the overlap rule, instead of train.iterations
   std::size_t overlap_most = overlap_model::most;  // its upper bound of L
   std::size_t tail_tokens = 256;                   // maintain() merges an index whose tail is at least as long
+  double refresh = 1.5;  // maintain() trains a slot again once it is so many times as long as when it was trained last; 0: never
 
   /// The index that a cache of this shape has.
   constexpr pq_index_shape index_of(const cache_shape& shape) const {
@@ -74,6 +76,8 @@ class basic_pq {
         .at_least("selector.train.iterations", settings.train.iterations, 1, "L")
         .that(settings.train.start == kmeans_start::drawn, status::code::value, "selector.train.start", relation::required,
               "kmeans_start::drawn: a slot has no centroids to begin from", 0, 0)
+        .that(settings.refresh == 0 || (settings.refresh > 1 && is_finite(static_cast<float>(settings.refresh))), status::code::value,
+              "selector.refresh", relation::stated, "above 1, times the length of the last training, or 0 for never", 0, settings.refresh)
         .at_least("selector.overlap_most", settings.overlap_most, overlap_model::least, "L of the overlap rule")
         .that(!settings.overlap || settings.overlap->b1 > 0, status::code::value, "selector.overlap.b1", relation::above,
               "seconds per row and iteration", 0, settings.overlap ? settings.overlap->b1 : 0)
@@ -161,7 +165,7 @@ class basic_pq {
     if constexpr (std::is_same_v<typename P::backend_type, backend::host>)
       for (std::size_t i = 0; i < outcomes.size(); ++i)
         if (outcomes.data[i] != static_cast<std::uint8_t>(kmeans_outcome::trained)) slots_[slot].iterations = 0;
-    return {true, as_const(outcomes)};
+    return {true, as_const(outcomes), outgrown_at(n)};
   }
 
   template <exec::policy P, class Rows>
@@ -220,6 +224,12 @@ class basic_pq {
         .at_most("selector.residual.shortlist", stage.shortlist, 1024, "times k");
   }
 
+  /// Length at which a codebook of n tokens is trained again; 0: never. Codebooks age: keys that come later are not spread as the first
+  /// ones were. As the length grows by a factor each time, all trainings together cost a constant times the last one.
+  std::uint32_t outgrown_at(std::size_t n) const {
+    const double next = params_.refresh * static_cast<double>(n);
+    return params_.refresh != 0 && next < 4294967295.0 ? static_cast<std::uint32_t>(std::ceil(next)) : 0;
+  }
   static constexpr pq_workspace<Space> place(arena& memory, const cache_shape& shape, const params& settings) {
     return pq_workspace<Space>::place(memory, settings.index_of(shape), shape.queries_at_once(), shape.query_heads, settings.reduction);
   }

@@ -110,7 +110,8 @@ struct kernel<op::settle_prompt, backend::host> {
       for (std::size_t h = 0; h < call.outcomes.extent(0); ++h)
         for (std::size_t j = 0; j < call.outcomes.extent(1); ++j) learned = learned && call.outcomes(h, j) == 0;
     }
-    slots.sequences(call.slot) = call.tried ? after_learning(call.after, learned) : call.after;
+    slots.sequences(call.slot) = call.tried ? after_learning(call.after, learned, call.due_again) : call.after;
+    if (call.tried && learned) ++slots.statistics(call.slot).trainings;
     if (call.nonfinite.data == nullptr) return;
     slots.statistics(call.slot).nonfinite_keys += call.nonfinite(0);
     slots.statistics(call.slot).nonfinite_values += call.nonfinite(1);
