@@ -68,9 +68,8 @@ input read_input(const options& o, const model_config& config, const tokenizer& 
     std::string whole = said;
     if (chat) {
       const bool follows_reply = !in.turns.empty() && o.start == turn_start::continued;
-      const bool begins = follows_reply || !open;
       const std::string behind_end = std::string(chat->reply_close).substr(std::string_view(chat->end_token).size());
-      whole = (begins ? behind_end + chat->user_open : "") + said + chat->user_close;
+      whole = (follows_reply ? behind_end + chat->user_open : "") + said + chat->user_close;
     }
     in.turns.push_back({said, words.encode(whole, text_place::behind)});
   }
