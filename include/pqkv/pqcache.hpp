@@ -302,8 +302,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
     return own;
   }
   /// Rows that are in the store already, as a view without data.
-  view_of<const value_type, 3> nothing(std::size_t first, std::size_t second) const {
-    return make_view<space_type>(static_cast<const value_type*>(nullptr), first, second, params_.head_dim);
+  view_of<const float, 3> nothing(std::size_t first, std::size_t second) const {
+    return make_view<space_type>(static_cast<const float*>(nullptr), first, second, params_.head_dim);
   }
 
   template <class P>
@@ -387,7 +387,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <class P>
   void count_attended(const P& policy, const slot_table<space_type>& counted, view_of<const float, 2> query,
                       const step_plan<space_type>& plan, const step_type& step, std::size_t first, bool attends) {
-    const std::size_t row_bytes = 2 * params_.head_dim * sizeof(value_type);
+    const std::size_t row_bytes = state::token_bytes(params_.head_dim);
     run<op::count_attended>(policy, counted, attended_queries<space_type>{plan, first, step, query, selector_.lists(), row_bytes, attends},
                             selector_.traffic_of(sizeof(value_type)));
   }

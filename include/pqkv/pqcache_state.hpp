@@ -9,6 +9,7 @@
 #include "attention.hpp"
 #include "cache/cache_checks.hpp"
 #include "cache/dense_rows.hpp"
+#include "cache/quantized_rows.hpp"
 #include "exec/host.hpp"
 #include "exec/sync.hpp"
 #include "selector/concept.hpp"
@@ -283,6 +284,14 @@ class pqcache_state {
   }
   detail::cache_checks<space_type> admission() const noexcept {
     return {params_, is_on_host ? work_.slots.sequences.data : known_.data(), selector_.lists()};
+  }
+
+  /// Bytes that attention reads of one token of one KV head.
+  static constexpr std::size_t token_bytes(std::size_t d) {
+    if constexpr (requires { Rows::token_bytes(d); })
+      return Rows::token_bytes(d);
+    else
+      return 2 * d * sizeof(value_type);
   }
 
   /// The header of a saved slot of this cache.

@@ -38,6 +38,7 @@
 #include "search/pq_index.hpp"
 #include "cache/kv_store.hpp"
 #include "cache/dense_rows.hpp"
+#include "cache/quantized_rows.hpp"
 #include "cache/paged_rows.hpp"
 #include "cache/sequence_steps.hpp"
 #include "merge.hpp"

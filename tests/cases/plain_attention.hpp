@@ -31,7 +31,7 @@ double plain_logit(const float* query, const Store& store, std::size_t head, std
   const auto key = store.key(head, token);
   double sum = 0;
   for (std::size_t i = 0; i < store.head_dim(); ++i)
-    sum += static_cast<double>(query[i]) * static_cast<double>(float(key.data[i * key.stride]));
+    sum += static_cast<double>(query[i]) * static_cast<double>(key[i]);
   return sum * plain_scale(store.head_dim(), scale);
 }
 
@@ -47,7 +47,7 @@ plain_result plain_attention(const float* query, const Store& store, std::size_t
     const auto key = store.key(head, t);
     double sum = 0;
     for (std::size_t i = 0; i < store.head_dim(); ++i)
-      sum += std::fabs(static_cast<double>(query[i]) * static_cast<double>(float(key.data[i * key.stride])));
+      sum += std::fabs(static_cast<double>(query[i]) * static_cast<double>(key[i]));
     result.magnitude = std::max(result.magnitude, sum * plain_scale(store.head_dim(), scale));
   }
   const double top = *std::max_element(logits.begin(), logits.end());
@@ -56,7 +56,7 @@ plain_result plain_attention(const float* query, const Store& store, std::size_t
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     const auto value = store.value(head, tokens[i]);
     const double weight = std::exp(logits[i] - top) / total;
-    for (std::size_t e = 0; e < store.head_dim(); ++e) result.out[e] += weight * static_cast<double>(float(value.data[e * value.stride]));
+    for (std::size_t e = 0; e < store.head_dim(); ++e) result.out[e] += weight * static_cast<double>(value[e]);
   }
   result.lse = top + std::log(total);
   return result;

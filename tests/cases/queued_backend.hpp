@@ -83,6 +83,10 @@ template <class T, class Space>
 constexpr pqkv::strided_rows<T> to_host(const pqkv::strided_rows<T, Space>& rows) {
   return {to_host(rows.keys), to_host(rows.values)};
 }
+template <class Space>
+constexpr pqkv::quantized_store<> to_host(const pqkv::quantized_store<Space>& rows) {
+  return {rows.data, rows.count, rows.capacity, rows.dims};
+}
 template <class T, class Space>
 constexpr pqkv::paged_store<T> to_host(const pqkv::paged_store<T, Space>& pages) {
   return {pages.key_pool,    pages.value_pool, pages.strides, to_host(pages.table),

@@ -23,7 +23,7 @@ template <class S>
 concept kv_store = std::copy_constructible<S> && requires(const S& store, std::size_t head, std::size_t token) {
   typename S::value_type;
   typename S::space_type;
-  requires storage_scalar<typename S::value_type>;
+  requires row_scalar<typename S::value_type>;
   { store.heads() } -> std::convertible_to<std::size_t>;
   { store.tokens() } -> std::convertible_to<std::size_t>;
   { store.head_dim() } -> std::convertible_to<std::size_t>;
@@ -74,7 +74,7 @@ constexpr strided_store<T, Space> interleaved_kv(const T* rows, std::size_t h, s
   return {keys, values};
 }
 
-/// A store whose rows can be written: what a cache keeps its tokens in (dense_rows, paged_rows). Heads are batch * h, slot by slot.
+/// A store whose rows can be written: what a cache keeps its tokens in (dense_rows, quantized_rows, paged_rows). Heads are batch * h, slot by slot.
 template <class S>
 concept kv_rows = kv_store<S> && requires(const S& store, std::size_t head, std::size_t token) {
   { store.key_slot(head, token) } -> std::same_as<row_slot<typename S::value_type>>;

@@ -58,7 +58,7 @@ namespace detail {
 
 template <class T>
 constexpr std::uint32_t element_number() {
-  return std::is_same_v<T, float> ? 0 : std::is_same_v<T, half> ? 1 : 2;
+  return std::is_same_v<T, float> ? 0 : std::is_same_v<T, half> ? 1 : std::is_same_v<T, scaled_int8> ? 3 : 2;
 }
 
 /// Whether a file's header fits what a cache expects of it.

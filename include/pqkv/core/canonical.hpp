@@ -190,6 +190,24 @@ PQKV_HD inline std::int64_t fixed_point(float x, float scale) {
   return static_cast<std::int64_t>(__builtin_bit_cast(std::uint64_t, shifted) - __builtin_bit_cast(std::uint64_t, 0x1.8p52));
 }
 
+/// How a row of floats becomes 8-bit integers with one scale: scale = largest / 127, integer = x / scale rounded to nearest even.
+/// @{
+inline constexpr float least_scaled = 0x1p-100f;  // rows below it are zeros: their scale's inverse would overflow
+
+/// @param largest  of the row's magnitudes, by their bits: of an infinity or a NaN the scale is a NaN, and so is all that is read back
+PQKV_HD inline float row_scale(std::uint32_t largest) {
+  if (largest >= 0x7f800000u) return float_from_bits(0x7fc00000u);
+  const float magnitude = float_from_bits(largest);
+  return magnitude < least_scaled ? 0.0f : div(magnitude, 127.0f);
+}
+/// What elements are multiplied by; 0 where the row is zeros or not finite.
+PQKV_HD inline float inverse_row_scale(float scale) { return scale > 0 ? div(1.0f, scale) : 0.0f; }
+/// x / scale as an integer, |x| at most 127 * scale.
+PQKV_HD inline std::int32_t scaled_integer(float x, float inverse_scale) {
+  return static_cast<std::int32_t>(float_bits(fma(x, inverse_scale, round_magic)) - float_bits(round_magic));
+}
+/// @}
+
 /// The mean that a fixed-point sum stands for.
 PQKV_HD inline float fixed_point_mean(std::int64_t sum, std::uint64_t count, float scale) {
   return static_cast<float>(static_cast<double>(sum) / static_cast<double>(count) / static_cast<double>(scale));

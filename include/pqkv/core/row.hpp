@@ -1,20 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
-// One row of keys or values in any layout: what a store hands out and what kernels read.
+// One row of keys or values in any layout: what a store hands out and what kernels read and write.
 #pragma once
 
 #include <cstddef>
 #include <type_traits>
 
+#include "scalar.hpp"
 #include "view.hpp"
 
 namespace pqkv {
 
-/// Element i is data[i * stride].
+/// A row in memory: element i is data[i * stride].
 template <class T>
 struct kv_row {
+  using element_type = T;  // what `data` points to
+
   const T* data;
   std::size_t stride;
+
+  PQKV_HD constexpr float operator[](std::size_t i) const { return static_cast<float>(data[i * stride]); }
 };
+
+/// A row of 8-bit integers, contiguous, with one scale: element i is data[i] * scale. The scale is read where it is used, because rows are
+/// asked for ahead of time.
+template <>
+struct kv_row<scaled_int8> {
+  using element_type = std::int8_t;
+  static constexpr std::size_t stride = 1;
+
+  const std::int8_t* data;
+  const float* scale;
+
+  PQKV_HD constexpr float operator[](std::size_t i) const { return static_cast<float>(data[i]) * *scale; }
+};
+
+/// The type of a copy of such a row's elements.
+template <class T>
+using copied_element = std::conditional_t<std::is_same_v<T, scaled_int8>, float, T>;
 
 /// Row `token` of head `head` of [h, n, d].
 template <class T, class Space>
@@ -27,6 +49,13 @@ template <class T>
 struct row_slot {
   T* data;
   std::size_t stride;
+};
+
+/// A row of 8-bit integers and its scale, to be written.
+template <>
+struct row_slot<scaled_int8> {
+  std::int8_t* data;
+  float* scale;
 };
 
 /// Row `token` of head `head` of [h, n, d], to be written.

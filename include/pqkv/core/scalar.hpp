@@ -64,12 +64,22 @@ struct half {
   }
 };
 
+/// Storage type: one signed 8-bit integer of a row that has a scale of its own. It stands for integer * scale; the row keeps the scale
+/// (core/row.hpp), so an element alone has no value as a float.
+struct scaled_int8 {
+  std::int8_t integer{};
+};
+
 /// The element types that keys and values may have in memory.
 template <class T>
 concept storage_scalar = std::same_as < std::remove_cv_t<T>,
 float > || std::same_as<std::remove_cv_t<T>, half> || std::same_as<std::remove_cv_t<T>, bfloat16>;
 
-/// The same, to be written.
+/// The element types that a cache's rows may have: these, and integers with a scale for each row.
+template <class T>
+concept row_scalar = storage_scalar<T> || std::same_as<std::remove_cv_t<T>, scaled_int8>;
+
+/// A storage_scalar that can be written.
 template <class T>
 concept writable_scalar = storage_scalar<T> && !std::is_const_v<T>;
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "../core/row.hpp"
 #include "../core/slot_parts.hpp"
 #include "../exec/memory.hpp"
 #include "../exec/sync.hpp"
@@ -224,7 +225,7 @@ class pq_index {
   template <exec::policy P, class Rows>
   void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
              const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
-    using T = typename Rows::value_type;
+    using T = copied_element<typename Rows::value_type>;
     const view_type own = view().sequence(which);
     const std::size_t h = shape_.kv_heads, d = shape_.head_dim, m = shape_.subspaces, head = which * h;
     const auto coarse_outcomes = outcomes.slice(1, 0, m), fine_outcomes = outcomes.slice(1, m, shape_.fine_subspaces);

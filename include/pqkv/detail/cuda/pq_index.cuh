@@ -50,7 +50,7 @@ class key_encoder {
     __syncthreads();  // the key before is done
     bool finite = true;
     for (unsigned i = threadIdx.x; i < m_ * ds_; i += blockDim.x) {
-      const float x = static_cast<float>(key.data[i * key.stride]);
+      const float x = key[i];
       finite &= is_finite(x);
       const unsigned j = i / ds_;
       scratch_.y[j * width_ + (i - j * ds_)] = canonical::sub(x, book_.mean(head, i));
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(256)
   if (row >= out.extent(0) * n) return;
   const std::size_t head = row / n, i = row - head * n;
   const auto key = rows.key(first_head + head, first + sample(i));
-  for (std::size_t e = threadIdx.x % 32; e < out.extent(2); e += 32) out(head, i, e) = key.data[e * key.stride];
+  for (std::size_t e = threadIdx.x % 32; e < out.extent(2); e += 32) out(head, i, e) = static_cast<T>(key[e]);
 }
 
 /// What leaves, where a view says so.

@@ -132,7 +132,9 @@ class attention_sum {
 /// One part of a list for up to attention_max_queries query heads of one KV head.
 template <class Leaf, class Store>
 class attention_part {
-  using T = typename Store::value_type;
+  using row_type = kv_row<typename Store::value_type>;
+  using T = typename row_type::element_type;
+  static constexpr bool has_scales = std::is_same_v<typename Store::value_type, scaled_int8>;
 
  public:
   using sum_type = attention_sum<Leaf, T>;
@@ -170,12 +172,18 @@ class attention_part {
   canonical::softmax_scale scale() const { return scale_; }
 
  private:
+  struct no_scales {};
+  struct row_scales {
+    const float *keys[attention_tile_tokens], *values[attention_tile_tokens];
+  };
+  using scales_of_rows = std::conditional_t<has_scales, row_scales, no_scales>;
   struct tile {
     std::size_t count;
     bool contiguous;
     const T* keys[attention_tile_tokens];  // behind the last the last one again
     const T* values[attention_tile_tokens];
     std::size_t key_strides, value_strides;
+    scales_of_rows scales;
   };
 
   void fill(tile& to, std::size_t first, std::size_t last) const {
@@ -183,12 +191,17 @@ class attention_part {
     to.contiguous = true;
     for (std::size_t i = 0; i < to.count; ++i) {
       const std::size_t token = tokens_[first + i];
-      const kv_row<T> key = store_.key(head_, token), value = store_.value(head_, token);
+      const row_type key = store_.key(head_, token), value = store_.value(head_, token);
       to.keys[i] = key.data;
       to.values[i] = value.data;
       to.contiguous &= key.stride == 1 && value.stride == 1;
       to.key_strides = key.stride;
       to.value_strides = value.stride;
+      if constexpr (has_scales) {
+        to.scales.keys[i] = key.scale;
+        to.scales.values[i] = value.scale;
+        __builtin_prefetch(key.scale);  // may be on a line of its own
+      }
     }
     for (std::size_t i = to.count; to.count != 0 && i < attention_tile_tokens; ++i) {
       to.keys[i] = to.keys[to.count - 1];
@@ -209,10 +222,33 @@ class attention_part {
     if (now.contiguous) {
       const rows_ahead<T> ahead{next.keys, next.values};
       Leaf::tile_dots(query_, stride_, g_, now.keys, now.count, d_, ahead, weight_, attention_tile_tokens);
-      for (std::size_t q = 0; q < g_; ++q) sum.weigh(q, weight_ + q * attention_tile_tokens, now.count, scale_);
+      weigh(now, sum);
       Leaf::tile_add(sum.sums(), stride_, g_, weight_, attention_tile_tokens, now.values, now.count, d_, ahead);
       return;
     }
+    if constexpr (!has_scales) add_strided(now, sum);
+  }
+
+  /// Logits into weights; with scales those of keys come in before, those of values after.
+  void weigh(const tile& now, sum_type& sum) {
+    if constexpr (has_scales) {
+      alignas(cache_line_bytes) float of_keys[attention_tile_tokens], of_values[attention_tile_tokens];
+      for (std::size_t i = 0; i < attention_tile_tokens; ++i) {
+        of_keys[i] = *now.scales.keys[std::min(i, now.count - 1)];
+        of_values[i] = *now.scales.values[std::min(i, now.count - 1)];
+      }
+      for (std::size_t q = 0; q < g_; ++q) {
+        float* const weight = weight_ + q * attention_tile_tokens;
+        for (std::size_t i = 0; i < attention_tile_tokens; ++i) weight[i] *= of_keys[i];
+        sum.weigh(q, weight, now.count, scale_);
+        for (std::size_t i = 0; i < attention_tile_tokens; ++i) weight[i] *= of_values[i];
+      }
+    } else {
+      for (std::size_t q = 0; q < g_; ++q) sum.weigh(q, weight_ + q * attention_tile_tokens, now.count, scale_);
+    }
+  }
+
+  void add_strided(const tile& now, sum_type& sum) {
     for (std::size_t i = 0; i < now.count; i += tile_row_padding) {
       const std::size_t count = std::min(tile_row_padding, now.count - i);
       copy_rows(now.keys + i, now.key_strides, count);

@@ -18,7 +18,7 @@ struct kernel<op::gather_keys, backend::host> {
     policy.runner.run(out.extent(0), [&](std::size_t h) {
       for (std::size_t i = 0; i < out.extent(1); ++i) {
         const auto key = rows.key(head + h, first + sample(i));
-        for (std::size_t e = 0; e < out.extent(2); ++e) out(h, i, e) = key.data[e * key.stride];
+        for (std::size_t e = 0; e < out.extent(2); ++e) out(h, i, e) = static_cast<T>(key[e]);
       }
     });
   }
@@ -36,7 +36,7 @@ struct kernel<op::encode_leaving, backend::host> {
       if constexpr (requires { rows.strided_keys(head, std::size_t{1}, std::size_t{0}, std::size_t{0}); }) {
         if (tokens.size() != 0) encode(here, index, head, tokens.first, rows.strided_keys(head, 1, tokens.first, tokens.size()));
       } else {
-        using T = typename Rows::value_type;
+        using T = copied_element<typename Rows::value_type>;
         constexpr std::size_t at_once = 16;
         alignas(cache_line_bytes) T copy[at_once * max_head_dim];
         const std::size_t d = rows.head_dim();

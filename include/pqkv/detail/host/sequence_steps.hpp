@@ -8,12 +8,13 @@
 #include "../../cache/kv_store.hpp"
 #include "../../cache/sequence_steps.hpp"
 #include "../../exec/host.hpp"
+#include "simd/rows.hpp"
 
 namespace pqkv {
 namespace detail {
 
 /// Converts one row; whether it is finite once stored.
-template <class From, class To>
+template <class Isa, class From, class To>
 bool store_row(kv_row<From> from, row_slot<To> to, std::size_t d) {
   bool finite = true;
   for (std::size_t i = 0; i < d; ++i) {
@@ -22,6 +23,17 @@ bool store_row(kv_row<From> from, row_slot<To> to, std::size_t d) {
     to.data[i * to.stride] = stored;
   }
   return finite;
+}
+
+/// A row as 8-bit integers and a scale; whether it is finite.
+template <class Isa, class From>
+bool store_row(kv_row<From> from, row_slot<scaled_int8> to, std::size_t d) {
+  return isa::with<Isa, isa::avx2>([&](auto isa) {
+    const float_environment rounding;
+    alignas(cache_line_bytes) float copy[max_head_dim];
+    *to.scale = leaf<decltype(isa)>::narrow(load_row<leaf<decltype(isa)>>(from, d, copy), d, to.data);
+    return is_finite(*to.scale);
+  });
 }
 
 /// Tasks of one call may count side by side.
@@ -37,14 +49,15 @@ struct kernel<op::store_tokens, backend::host> {
   static void run(const P& policy, const Rows& rows, const stored_tokens<space::host>& call, view<K, 3, From> keys,
                   view<V, 3, From> values) {
     constexpr std::size_t run_tokens = 512;  // of a task: a prompt of few heads still fills every thread
+    const auto store = [](auto... of) { return detail::store_row<typename P::isa_type>(of...); };
     const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
     policy.runner.run(keys.extent(0) * runs, [&](std::size_t task) {
       const std::size_t head = task / runs, begin = task % runs * run_tokens, end = begin + run_tokens < n ? begin + run_tokens : n;
       std::uint32_t bad_keys = 0, bad_values = 0;
       for (std::size_t t = begin; t < end; ++t) {
         const std::size_t to_head = call.first_head + head, to = call.first_token + t;
-        bad_keys += detail::store_row(row_of(keys, head, t), rows.key_slot(to_head, to), rows.head_dim()) ? 0 : 1;
-        bad_values += detail::store_row(row_of(values, head, t), rows.value_slot(to_head, to), rows.head_dim()) ? 0 : 1;
+        bad_keys += store(row_of(keys, head, t), rows.key_slot(to_head, to), rows.head_dim()) ? 0 : 1;
+        bad_values += store(row_of(values, head, t), rows.value_slot(to_head, to), rows.head_dim()) ? 0 : 1;
       }
       detail::add_to(call.nonfinite(0), bad_keys);
       detail::add_to(call.nonfinite(1), bad_values);
@@ -83,6 +96,7 @@ struct kernel<op::append_tokens, backend::host> {
   static void store(const P& policy, const Rows& rows, const appended_tokens<space::host>& call, view<K, 3, From> keys,
                     view<V, 3, From> values, std::size_t h, std::size_t count) {
     const auto& slots = call.slots;
+    const auto stored = [](auto... of) { return detail::store_row<typename P::isa_type>(of...); };
     // A task is one head of one row. Rows are stored in the order of their tokens, which begin where the row before ends.
     policy.runner.run(count * h, [&](std::size_t task) {
       const std::size_t row = task / h, head = task % h;
@@ -91,8 +105,8 @@ struct kernel<op::append_tokens, backend::host> {
       const std::uint32_t slot = call.step.slot(row), n = slots.sequences(slot).n;
       std::uint32_t bad_keys = 0, bad_values = 0;
       for (std::uint32_t i = 0; i < call.step.count(row); ++i) {
-        bad_keys += detail::store_row(row_of(keys, first + i, head), rows.key_slot(slot * h + head, n + i), rows.head_dim()) ? 0 : 1;
-        bad_values += detail::store_row(row_of(values, first + i, head), rows.value_slot(slot * h + head, n + i), rows.head_dim()) ? 0 : 1;
+        bad_keys += stored(row_of(keys, first + i, head), rows.key_slot(slot * h + head, n + i), rows.head_dim()) ? 0 : 1;
+        bad_values += stored(row_of(values, first + i, head), rows.value_slot(slot * h + head, n + i), rows.head_dim()) ? 0 : 1;
       }
       detail::add_to(slots.nonfinite(0, row), bad_keys);
       detail::add_to(slots.nonfinite(1, row), bad_values);

@@ -21,6 +21,13 @@ const float* load_row(kv_row<T> row, std::size_t n, float* copy) {
   return copy;
 }
 
+/// A row of 8-bit integers, in `copy`.
+template <class Leaf>
+const float* load_row(kv_row<scaled_int8> row, std::size_t n, float* copy) {
+  Leaf::widen(row.data, *row.scale, n, copy);
+  return copy;
+}
+
 /// Writes the coordinate of the inner-product metric behind y[ds]; false where |y|^2 is not finite.
 inline bool lift_to_sphere(float* y, std::size_t ds, float squared_radius) {
   const float norm = canonical::dot(y, y, 1, ds);

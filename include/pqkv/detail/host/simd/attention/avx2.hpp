@@ -113,6 +113,11 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
     even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
     odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
+  PQKV_TARGET_AVX2 static PQKV_INLINE void widened(const std::int8_t* row, __m256& low, __m256& high) {
+    const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row));
+    low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all));
+    high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(all, 8)));
+  }
   /// The first n of sixteen; zeros behind them.
   template <class T>
   PQKV_TARGET_AVX2 static PQKV_INLINE void widened(const T* row, std::size_t n, __m256& low, __m256& high) {

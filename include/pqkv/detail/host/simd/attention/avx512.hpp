@@ -108,6 +108,13 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
     odd = _mm512_castsi512_ps(_mm512_maskz_and_epi32(all16, both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
+  PQKV_TARGET_AVX512 static PQKV_INLINE void widened(const std::int8_t* row, std::size_t n, __m512& low, __m512& high) {
+    const __m128i first_half = _mm_maskz_loadu_epi8(first(n), row),
+                  second_half = _mm_maskz_loadu_epi8(first(n - std::min(n, lanes)), row + std::min(n, lanes));
+    low = _mm512_maskz_cvtepi32_ps(all16, _mm512_maskz_cvtepi8_epi32(all16, first_half));
+    high = _mm512_maskz_cvtepi32_ps(all16, _mm512_maskz_cvtepi8_epi32(all16, second_half));
+  }
+
   /// Asks for 32 elements of a row.
   template <class T>
   static PQKV_INLINE void touch(const T* row) {

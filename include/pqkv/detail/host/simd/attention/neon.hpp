@@ -4,6 +4,8 @@
 
 #include <arm_neon.h>
 
+#include <cstring>
+
 #include "../../../../config.hpp"
 #include "../../../../core/scalar.hpp"
 #include "scalar.hpp"
@@ -45,6 +47,11 @@ struct attention_leaf<isa::neon> : attention_leaf<isa::scalar> {
   }
   static PQKV_INLINE float32x4_t load_four(const bfloat16* x) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(x)), 16));
+  }
+  static PQKV_INLINE float32x4_t load_four(const std::int8_t* x) {
+    std::uint32_t bytes;
+    std::memcpy(&bytes, x, sizeof bytes);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(bytes))))));
   }
 
   template <std::size_t Queries, class T>

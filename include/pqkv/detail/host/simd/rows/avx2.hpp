@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "../../../../config.hpp"
 #include "../../../../core/scalar.hpp"
 #include "scalar.hpp"
@@ -28,6 +30,44 @@ struct row_leaf<isa::avx2> : row_leaf<isa::scalar> {
       _mm256_storeu_ps(dst + i, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
     }
     base::widen(src + i, n - i, dst + i);
+  }
+
+  PQKV_TARGET_AVX2 static void widen(const std::int8_t* src, float scale, std::size_t n, float* dst) {
+    std::size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(src + i)));
+      _mm256_storeu_ps(dst + i, _mm256_mul_ps(_mm256_cvtepi32_ps(wide), _mm256_set1_ps(scale)));
+    }
+    base::widen(src + i, scale, n - i, dst + i);
+  }
+
+  PQKV_TARGET_AVX2 static float narrow(const float* src, std::size_t n, std::int8_t* dst) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i most = _mm256_setzero_si256();
+    std::size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+      most = _mm256_max_epu32(most, _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(src + i)), magnitude));
+    alignas(32) std::uint32_t lane[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lane), most);
+    std::uint32_t largest = *std::max_element(lane, lane + 8);
+    for (std::size_t rest = i; rest < n; ++rest) largest = std::max(largest, float_bits(src[rest]) & 0x7fffffffu);
+    const float scale = canonical::row_scale(largest), inverse = canonical::inverse_row_scale(scale);
+    if (inverse == 0) {
+      std::fill_n(dst, n, std::int8_t{0});
+      return scale;
+    }
+    const __m256 magic = _mm256_set1_ps(canonical::round_magic);
+    const __m256i low_bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                               0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    for (i = 0; i + 8 <= n; i += 8) {
+      const __m256 shifted = _mm256_fmadd_ps(_mm256_loadu_ps(src + i), _mm256_set1_ps(inverse), magic);
+      // The integer stands in the low bits, whose lowest byte is it.
+      const __m256i bytes = _mm256_shuffle_epi8(_mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_castps_si256(magic)), low_bytes);
+      const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(dst + i), eight);
+    }
+    for (; i < n; ++i) dst[i] = static_cast<std::int8_t>(canonical::scaled_integer(src[i], inverse));
+    return scale;
   }
 
   PQKV_TARGET_AVX2 static bool all_finite(const float* x, std::size_t n) {

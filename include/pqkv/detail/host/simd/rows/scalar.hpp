@@ -3,6 +3,7 @@
 // ISA; the others agree within rounding.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -20,6 +21,21 @@ struct row_leaf<isa::scalar> {
   template <class T>
   static void widen(const T* src, std::size_t n, float* dst) {
     for (std::size_t i = 0; i < n; ++i) dst[i] = static_cast<float>(src[i]);
+  }
+
+  /// dst[i] = src[i] * scale
+  static void widen(const std::int8_t* src, float scale, std::size_t n, float* dst) {
+    for (std::size_t i = 0; i < n; ++i) dst[i] = static_cast<float>(src[i]) * scale;
+  }
+
+  /// Canonical. dst[i] = the 8-bit integer of src[i]; returns their scale, a NaN where a src[i] is not finite.
+  static float narrow(const float* src, std::size_t n, std::int8_t* dst) {
+    std::uint32_t largest = 0;
+    for (std::size_t i = 0; i < n; ++i) largest = std::max(largest, float_bits(src[i]) & 0x7fffffffu);
+    const float scale = canonical::row_scale(largest), inverse = canonical::inverse_row_scale(scale);
+    for (std::size_t i = 0; i < n; ++i)
+      dst[i] = inverse == 0 ? std::int8_t{0} : static_cast<std::int8_t>(canonical::scaled_integer(src[i], inverse));
+    return scale;
   }
 
   /// Whether no element is an infinity or a NaN, on the bits, whatever the compiler assumes.
