@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include <pqkv/cache/quantized_rows.hpp>
+
 #include "cases/inputs.hpp"
 #include "cases/plain_attention.hpp"
 
@@ -128,6 +130,29 @@ void compare_pages(random_source& random, verdict& all) {
   }
 }
 
+/// Rows of 8-bit integers, stored by the host.
+void compare_quantized(std::size_t most_lengths, random_source& random, verdict& all) {
+  const std::size_t dims[] = {8, 40, 64, 96, 128, 200, 256}, lengths[] = {1, 15, 16, 17, 79, 130, 1500};
+  for (const std::size_t d : dims)
+    for (const std::size_t g : {1u, 2u, 3u, 4u, 5u, 8u, 12u})
+      for (const float magnitude : {1.0f, 3e4f, 1e-6f}) {
+        const std::size_t h = 1 + random.below(3), n = lengths[random.below(most_lengths)];
+        const pqkv::quantized_rows<> rows(pqkv::exec::host<>{}, {.batch = 1, .kv_heads = h, .query_heads = h, .head_dim = d, .capacity = n});
+        const pqkv::quantized_store<> host = rows.view();
+        for (std::size_t head = 0; head < h; ++head)
+          for (std::size_t t = 0; t < n; ++t) {
+            const auto key = host.key_slot(head, t), value = host.value_slot(head, t);
+            for (std::size_t i = 0; i < d; ++i) {
+              key.data[i] = static_cast<std::int8_t>(static_cast<int>(random.below(255)) - 127);
+              value.data[i] = static_cast<std::int8_t>(static_cast<int>(random.below(255)) - 127);
+            }
+            *key.scale = 0.01f * (1 + static_cast<float>(random.below(100)) / 100), *value.scale = *key.scale * magnitude;
+          }
+        const on_device bytes(pqkv::make_view(host.data, rows.size_bytes()));
+        compare(host, pqkv::quantized_store<device>{bytes.view().data, h, n, d}, g, random.below(4) == 0, random, all);
+      }
+}
+
 /// A non-finite row spoils the query heads that attend to it and no other.
 void compare_nonfinite(random_source& random, verdict& all) {
   for (const bool in_keys : {true, false}) {
@@ -156,14 +181,16 @@ int main(int argc, char** argv) {
   if (!has_device()) return 77;
   const std::size_t lengths = argc > 1 ? std::min<std::size_t>(static_cast<std::size_t>(std::atoi(argv[1])), 7) : 7;
   random_source random(3);
-  verdict layouts("attention"), pages("attention, pages"), broken("attention, non-finite rows");
+  verdict layouts("attention"), integers("attention, 8-bit rows"), pages("attention, pages"), broken("attention, non-finite rows");
   compare_layouts<float>(lengths, random, layouts);
   compare_layouts<pqkv::half>(lengths, random, layouts);
   compare_layouts<pqkv::bfloat16>(lengths, random, layouts);
+  compare_quantized(lengths, random, integers);
   compare_pages<pqkv::bfloat16>(random, pages);
   compare_pages<float>(random, pages);
   compare_nonfinite(random, broken);
   bool passed = layouts.passed(1000);
+  passed &= integers.passed(500);
   passed &= pages.passed(40);
   passed &= broken.passed(16);
   return passed ? 0 : 1;

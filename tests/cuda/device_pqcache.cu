@@ -122,6 +122,19 @@ void without_index(std::uint64_t seed, const char* what, workload& work, verdict
   ragged_life<life<on_host, pqkv::device_pqcache<float, Selector>>>(base<on_host>(3, 2, 2, 64, 4000), seed, what, work, all, listed);
 }
 
+/// Rows of 8-bit integers.
+void quantized_lives(workload& work, verdict& all) {
+  using on_host = pqkv::pqcache<pqkv::quantized_rows<>>;
+  using on_gpu = pqkv::pqcache<pqkv::quantized_rows<device>, pqkv::selector::basic_pq<device>>;
+  std::size_t listed = 0;
+  for (const std::size_t d : {64u, 72u, 128u}) {
+    if (!work.another()) continue;
+    on_host::params p = base<on_host>(3, 2, 4, d, 6000);
+    if (d == 128) p.selector.subspaces = 4, p.selector.bits = 8;
+    ragged_life<life<on_host, on_gpu>>(p, 300 + d, "a life of 8-bit rows", work, all, listed);
+  }
+}
+
 /// A slot whose prompt has too few different rows is dense until maintain() trains it.
 void late_training(const workload& work, verdict& all) {
   host_cache::params p = base(2, 2, 2, 64, 3000);
@@ -323,6 +336,7 @@ int main(int argc, char** argv) {
   }
   workload work(argc, argv, 1);
   verdict random_lives("lives"), ragged("ragged lives"), plain("lives without an index"), late("late training"), graphs("graph replays"),
+      integers("lives of 8-bit rows"),
       drafts("graph replays of drafts"), filled("refused steps"), refused("refusals");
   cudaStream_t stream = nullptr;
   pqkv::detail::check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "test", "cudaStreamCreateWithFlags");
@@ -332,6 +346,7 @@ int main(int argc, char** argv) {
   ragged_lives(work, ragged);
   without_index<pqkv::selector::full>(1, "full", work, plain);
   without_index<pqkv::selector::streaming>(2, "streaming", work, plain);
+  quantized_lives(work, integers);
   late_training(work, late);
   work.part(0.8);
   replay(work, stream, graphs);
@@ -345,6 +360,7 @@ int main(int argc, char** argv) {
   bool passed = random_lives.passed(whole ? 400 : 1);
   passed &= ragged.passed(whole ? 2000 : 1);
   passed &= plain.passed(whole ? 300 : 1);
+  passed &= integers.passed(whole ? 300 : 1);
   passed &= late.passed(whole ? 40 : 1);
   passed &= graphs.passed(whole ? 2020 : 1);
   passed &= drafts.passed(whole ? 600 : 1);

@@ -47,6 +47,7 @@ template void kernel<op::encode_leaving, backend::cuda>::run(const cuda&, const 
 template class pqcache<dense_rows<half, device>, selector::basic_pq<device>>;
 template class pqcache<dense_rows<half, device>, selector::full>;
 template class pqcache<paged_rows<half, device>, selector::streaming>;
+template class pqcache<quantized_rows<device>, selector::basic_pq<device>>;
 
 /// Every verb, with what an engine hands over: queries and keys in 16 bits, rows of its own pages.
 template <class Cache>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on the device: a CTA takes a part of a list's tokens for up to eight query heads; attention_merge.cuh merges their results.
-// Rows of 16-bit numbers go through matrix products, every warp with a ring of tokens of its own; rows of floats, whose precision those
+// Rows of 16-bit numbers and of 8-bit integers go through matrix products, every warp with a ring of tokens of its own; rows of floats, whose precision those
 // would cost, through fused multiply-adds, eight or more lanes a token. Agrees with the host within rounding.
 // Source: online softmax: Milakov and Gimelshein 2018; splits over tokens: FlashDecoding.
 #pragma once
@@ -10,6 +10,7 @@
 #include "arena.cuh"
 #include "attention_merge.cuh"
 #include "block/attention.cuh"
+#include "block/attention_scaled.cuh"
 #include "block/cluster.cuh"
 #include "block/reduce.cuh"
 #include "block/shared.cuh"
@@ -80,7 +81,7 @@ struct attention_share {
   std::uint32_t listed_;
 };
 
-/// Rows of half or bfloat16. Splits are grid.x, lists grid.y, groups of up to eight of a list's query heads grid.z.
+/// Rows of half, bfloat16 or 8-bit integers. Splits are grid.x, lists grid.y, groups of up to eight of a list's query heads grid.z.
 template <unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
     attention_tile_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_partials parts,
@@ -314,7 +315,7 @@ struct kernel<op::attention, backend::cuda> {
     const std::size_t lists = tokens.spans.extent(0);
     detail::attention_shape shape{0, 1, canonical::softmax_scale::of(d, scale)};
     if (lists != 0) shape.g = static_cast<unsigned>(hq / lists), shape.lists_per_head = static_cast<unsigned>(lists / store.heads());
-    if constexpr (sizeof(typename Store::value_type) == 2)
+    if constexpr (sizeof(typename Store::value_type) <= 2)
       by_tile(launch, query, store, tokens, parts, shape, splits);
     else if (shape.g <= 4)
       by_dims<4>(launch, query, store, tokens, parts, shape, splits);

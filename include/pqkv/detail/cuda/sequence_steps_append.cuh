@@ -33,6 +33,23 @@ __device__ bool store_elements(kv_row<From> from, row_slot<To> to, std::size_t d
   return finite;
 }
 
+/// A row as 8-bit integers and a scale, by the first warp of `threads`, which are whole warps; the others have nothing to do.
+template <class From>
+__device__ bool store_elements(kv_row<From> from, row_slot<scaled_int8> to, std::size_t d, unsigned thread, unsigned) {
+  if (thread >= 32) return true;
+  std::uint32_t largest = 0;
+  for (std::size_t i = thread; i < d; i += 32) {
+    const std::uint32_t magnitude = float_bits(from[i]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  largest = __reduce_max_sync(block::all_lanes, largest);
+  const float scale = canonical::row_scale(largest), inverse = canonical::inverse_row_scale(scale);
+  for (std::size_t i = thread; i < d; i += 32)
+    to.data[i] = inverse == 0 ? std::int8_t{0} : static_cast<std::int8_t>(canonical::scaled_integer(from[i], inverse));
+  if (thread == 0) *to.scale = scale;
+  return is_finite(scale);
+}
+
 /// By a warp: one token's key and value. @param bad  bad(which, 1): a row of keys, 0, or of values, 1, is not finite
 template <class Rows, class K, class V, class Bad>
 __device__ void store_token(const Rows& rows, std::size_t head, std::size_t t, kv_row<K> key, kv_row<V> value, Bad bad) {
@@ -91,7 +108,8 @@ __global__ void __launch_bounds__(max_centroids)
   if (keys.data != nullptr) {
     const std::size_t d = rows.head_dim();
     const bool key_is_finite = store_elements(row_of(keys, row, blockIdx.x), rows.key_slot(head, now.n), d, threadIdx.x, blockDim.x),
-               value_is_finite = store_elements(row_of(values, row, blockIdx.x), rows.value_slot(head, now.n), d, threadIdx.x, blockDim.x);
+               value_is_finite = store_elements(row_of(values, row, blockIdx.x), rows.value_slot(head, now.n), d,
+                                                blockDim.x - 1 - threadIdx.x, blockDim.x);  // another warp
     const bool bad_key = __syncthreads_and(key_is_finite ? 1 : 0) == 0, bad_value = __syncthreads_and(value_is_finite ? 1 : 0) == 0;
     if (threadIdx.x == 0 && bad_key) add_to(statistics.nonfinite_keys, 1);
     if (threadIdx.x == 0 && bad_value) add_to(statistics.nonfinite_values, 1);

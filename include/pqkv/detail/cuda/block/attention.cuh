@@ -15,6 +15,68 @@
 
 namespace pqkv::detail::block {
 
+/// The exponent of a head's largest query element, which is divided by its power of two: half has few exponents. By the four lanes of a
+/// head, each with some of its elements.
+template <unsigned Steps>
+__device__ int exponent_of_head(const float (&element)[Steps][4]) {
+  float largest = 0;
+#pragma unroll
+  for (unsigned s = 0; s < Steps; ++s)
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(element[s][i]));
+  largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 1));
+  largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 2));
+  const int exponent = static_cast<int>(float_bits(largest) >> 23 & 0xffu) - 127;
+  return exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
+}
+
+/// The running softmax of eight query heads and their weighted values, spread over a warp: a lane works for head lane / 4.
+template <unsigned Dims>
+struct warp_softmax {
+  float top = float_from_bits(0xff800000u), total = 0;  // total: of this lane's tokens
+  bool broken = false;                                  // met a logit that is not finite
+  float sum[Dims / 8][4] = {};
+
+  /// Four logits, as powers of two, of tokens 2 (lane % 4), the next, and those 8 further on, into weights. Tokens from `left` on weigh 0.
+  /// @param shift  weights go up to 2^shift
+  __device__ void weigh(float (&z)[4], std::uint32_t left, float shift) {
+    const unsigned first = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) {
+      broken |= !is_finite(z[i]);
+      if (first + i % 2 + i / 2 * 8 >= left) z[i] = float_from_bits(0xff800000u);
+    }
+    float highest = fmaxf(fmaxf(z[0], z[1]), fmaxf(z[2], z[3]));
+    highest = fmaxf(highest, __shfl_xor_sync(all_lanes, highest, 1));
+    highest = fmaxf(highest, __shfl_xor_sync(all_lanes, highest, 2));
+    if (__any_sync(all_lanes, highest > top)) {  // seldom, after the first tokens
+      highest = fmaxf(highest, top);
+      const float shrink = power_of_two_near(top - highest);
+      top = highest;
+      total *= shrink;
+#pragma unroll
+      for (unsigned e = 0; e < Dims / 8; ++e)
+#pragma unroll
+        for (unsigned i = 0; i < 4; ++i) sum[e][i] *= shrink;
+    }
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) {
+      z[i] = power_of_two_near(z[i] - top + shift);
+      total += z[i];
+    }
+  }
+  /// The total of a head, NaN where a logit was not finite; by all lanes.
+  __device__ float total_of_head() const {
+    float all = total;
+    all += __shfl_xor_sync(all_lanes, all, 1);
+    all += __shfl_xor_sync(all_lanes, all, 2);
+    unsigned bad = broken ? 1 : 0;
+    bad |= __shfl_xor_sync(all_lanes, bad, 1);
+    bad |= __shfl_xor_sync(all_lanes, bad, 2);
+    return bad != 0 ? float_from_bits(0x7fc00000u) : all;
+  }
+};
+
 /// @tparam Dims  64, 128 or 256: d rounded up
 template <class T, unsigned Dims>
 class attention_warp {
@@ -52,16 +114,7 @@ class attention_warp {
 
   /// Query heads of this warp. The CTA's warps share the third parts: a barrier before their use.
   __device__ void set_queries(const query_part& part, unsigned count, float scale) {
-    float largest = 0;
-#pragma unroll
-    for (unsigned s = 0; s < Dims / 16; ++s)
-#pragma unroll
-      for (unsigned i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(part.element[s][i]));
-    largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 2));
-    // Scaled to about 1 by a power of two, since half has few exponents.
-    int exponent = static_cast<int>(float_bits(largest) >> 23 & 0xffu) - 127;
-    exponent = exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
+    const int exponent = exponent_of_head(part.element);
     const float shrink = lane() / 4 < count ? float_from_bits(static_cast<std::uint32_t>(127 - exponent) << 23) : 0.0f;
     scale_ = scale * float_from_bits(static_cast<std::uint32_t>(127 + exponent) << 23);
 #pragma unroll
@@ -117,23 +170,15 @@ class attention_warp {
   }
 
   /// After attend(): the softmax's reference (log2) and total of head lane / 4, total NaN where a logit was not finite; by all lanes.
-  __device__ float top() const { return top_ - weight_shift; }
-  __device__ float total() const {
-    float sum = total_;
-    sum += __shfl_xor_sync(all_lanes, sum, 1);
-    sum += __shfl_xor_sync(all_lanes, sum, 2);
-    unsigned broken = broken_ ? 1 : 0;
-    broken |= __shfl_xor_sync(all_lanes, broken, 1);
-    broken |= __shfl_xor_sync(all_lanes, broken, 2);
-    return broken != 0 ? float_from_bits(0x7fc00000u) : sum;
-  }
+  __device__ float top() const { return softmax_.top - weight_shift; }
+  __device__ float total() const { return softmax_.total_of_head(); }
   /// Sums of weights times values. @param sums  [queries, Dims], written by the warp
   __device__ void store_sums(float* sums) const {
     float* row = sums + lane() / 4 * Dims + lane() % 4 * 2;
 #pragma unroll
     for (unsigned e = 0; e < Dims / 8; ++e) {
-      row[e * 8] = sum_[e][0] + sum_[e][2];
-      row[e * 8 + 1] = sum_[e][1] + sum_[e][3];
+      row[e * 8] = softmax_.sum[e][0] + softmax_.sum[e][2];
+      row[e * 8 + 1] = softmax_.sum[e][1] + softmax_.sum[e][3];
     }
   }
 
@@ -189,39 +234,18 @@ class attention_warp {
         multiply_add<T>(least[1], operand, key[2], key[3]);
       }
     }
-    const float lowest = float_from_bits(0xff800000u);
     float z[4];
 #pragma unroll
-    for (unsigned i = 0; i < 4; ++i) {
-      z[i] = (logit[i / 2][i % 2] + (logit[i / 2][i % 2 + 2] + least[i / 2][i % 2])) * scale_;
-      broken_ |= !is_finite(z[i]);
-      if (lane() % 4 * 2 + i % 2 + i / 2 * 8 >= left) z[i] = lowest;
-    }
-    float top = fmaxf(fmaxf(z[0], z[1]), fmaxf(z[2], z[3]));
-    top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 2));
-    if (__any_sync(all_lanes, top > top_)) {  // seldom, after the first tokens
-      const float highest = fmaxf(top, top_), shrink = power_of_two_near(top_ - highest);
-      top_ = highest;
-      total_ *= shrink;
-#pragma unroll
-      for (unsigned e = 0; e < Dims / 8; ++e)
-#pragma unroll
-        for (unsigned i = 0; i < 4; ++i) sum_[e][i] *= shrink;
-    }
-#pragma unroll
-    for (unsigned i = 0; i < 4; ++i) {
-      z[i] = power_of_two_near(z[i] - top_ + weight_shift);
-      total_ += z[i];
-    }
+    for (unsigned i = 0; i < 4; ++i) z[i] = (logit[i / 2][i % 2] + (logit[i / 2][i % 2 + 2] + least[i / 2][i % 2])) * scale_;
+    softmax_.weigh(z, left, weight_shift);
     const split_pair<T> lower(z[0], z[1]), upper(z[2], z[3]);
     const std::uint32_t weight[4] = {lower.most, lower.rest, upper.most, upper.rest};
 #pragma unroll
     for (unsigned s = 0; s < Dims / 16; ++s) {
       std::uint32_t value[4];
       load_transposed(value, base + place(tokens + lane() % 16, 2 * s + lane() / 16));
-      multiply_add<T>(sum_[2 * s], weight, value[0], value[1]);
-      multiply_add<T>(sum_[2 * s + 1], weight, value[2], value[3]);
+      multiply_add<T>(softmax_.sum[2 * s], weight, value[0], value[1]);
+      multiply_add<T>(softmax_.sum[2 * s + 1], weight, value[2], value[3]);
     }
   }
 
@@ -229,10 +253,9 @@ class attention_warp {
   third_parts& third_;
   std::uint32_t address_;
   unsigned d_;
-  float scale_ = 1, top_ = float_from_bits(0xff800000u), total_ = 0;
-  bool broken_ = false;
+  float scale_ = 1;
   std::uint32_t query_[Dims / 16][4];
-  float sum_[Dims / 8][4] = {};
+  warp_softmax<Dims> softmax_;
 };
 
 }  // namespace pqkv::detail::block

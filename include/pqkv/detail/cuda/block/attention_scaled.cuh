@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of up to eight query heads to the tokens of one warp where rows are 8-bit integers with a scale: as block/attention.cuh, half
+// the bytes through the ring. The integers become half (keys) and bfloat16 (values) in registers, both exact. A key's scale multiplies
+// its logits, a value's scale its weights, so no element is scaled by itself.
+// A word of a ring's row is four neighbouring elements, so places of an operand stand for other elements than in PTX's picture: queries are
+// read, and sums written, in that order.
+#pragma once
+
+#include "attention.cuh"
+
+namespace pqkv::detail::block {
+
+/// Two bytes of a word, each with an upper byte from another word.
+template <unsigned Selector>
+__device__ std::uint32_t chosen_bytes(std::uint32_t word, std::uint32_t upper) {
+  std::uint32_t r;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(word), "r"(upper), "n"(Selector));
+  return r;
+}
+
+/// Four signed bytes as two pairs of half: elements 0 and 1, 2 and 3. 0x6400 + u is 1024 + u, and u is the byte plus 128.
+struct half_bytes {
+  std::uint32_t low, high;
+
+  __device__ explicit half_bytes(std::uint32_t bytes) {
+    const std::uint32_t shifted = bytes ^ 0x80808080u;
+    low = less_bias(chosen_bytes<0x4140>(shifted, 0x64646464u));
+    high = less_bias(chosen_bytes<0x4342>(shifted, 0x64646464u));
+  }
+
+ private:
+  __device__ static std::uint32_t less_bias(std::uint32_t pair) {
+    std::uint32_t r;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(pair), "r"(0x64806480u));  // 1152
+    return r;
+  }
+};
+
+/// Four signed bytes as two pairs of bfloat16: elements 0 and 2, 1 and 3. 0x4300 + u is 128 + u for u < 128; a byte is its low seven bits,
+/// less 128 where its sign is set.
+struct bfloat_bytes {
+  std::uint32_t even, odd;
+
+  __device__ explicit bfloat_bytes(std::uint32_t bytes)
+      : even(of(chosen_bytes<0x4240>(bytes, 0x43434343u))), odd(of(chosen_bytes<0x4341>(bytes, 0x43434343u))) {}
+
+ private:
+  __device__ static std::uint32_t of(std::uint32_t pair) {
+    std::uint32_t r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(pair & 0xff80ff80u), "r"(0xbf80bf80u), "r"(pair & 0xff7fff7fu));
+    return r;
+  }
+};
+
+template <unsigned Dims>
+class attention_warp<scaled_int8, Dims> {
+ public:
+  static constexpr unsigned tokens = 16, stages = Dims == 256 ? 3 : 5, queries = 8;
+  static constexpr unsigned row_bytes = Dims, scale_bytes = 2 * tokens * sizeof(float), stage_bytes = 2 * tokens * row_bytes + scale_bytes,
+                            ring_bytes = stages * stage_bytes;
+
+  using third_parts = uint2[1][32];  // two parts of half have enough bits
+
+  /// @param ring  shared memory of this warp, ring_bytes, aligned to 16
+  __device__ attention_warp(void* ring, third_parts&, unsigned d)
+      : ring_(static_cast<unsigned char*>(ring)), address_(shared_address(ring)), d_(d) {}
+
+  struct query_part {
+    float element[Dims / 16][4];
+  };
+  /// @param row_of  pointer to the row of a head below `count`
+  template <class RowOf>
+  __device__ query_part read_queries(unsigned count, RowOf row_of) const {
+    const unsigned head = lane() / 4;
+    const float* row = row_of(head < count ? head : 0);
+    query_part part;
+#pragma unroll
+    for (unsigned s = 0; s < Dims / 16; ++s)
+#pragma unroll
+      for (unsigned i = 0; i < 4; ++i) {
+        const unsigned e = s * 16 + lane() % 4 * 4 + i;
+        part.element[s][i] = e < d_ ? row[e] : 0.0f;
+      }
+    return part;
+  }
+  __device__ void set_queries(const query_part& part, unsigned count, float scale) {
+    const int exponent = exponent_of_head(part.element);
+    const float shrink = lane() / 4 < count ? float_from_bits(static_cast<std::uint32_t>(127 - exponent) << 23) : 0.0f;
+    scale_ = scale * float_from_bits(static_cast<std::uint32_t>(127 + exponent) << 23);
+#pragma unroll
+    for (unsigned s = 0; s < Dims / 16; ++s)
+#pragma unroll
+      for (unsigned half_of = 0; half_of < 2; ++half_of) {
+        const split_pair<half> pair(part.element[s][2 * half_of] * shrink, part.element[s][2 * half_of + 1] * shrink);
+        query_[s][2 * half_of] = pair.most;
+        query_[s][2 * half_of + 1] = pair.rest;
+      }
+  }
+
+  /// Tokens `begin + 16 * (warp + i * warps)` and the 15 after, up to `end`.
+  /// @param token_at  of a place in the list
+  /// @param prepare   sets the queries, while the first rows are on their way; called by every warp
+  template <class Store, class TokenAt, class Prepare>
+  __device__ void attend(const Store& store, std::size_t kv_head, std::uint32_t begin, std::uint32_t end, unsigned warp, unsigned warps,
+                         TokenAt token_at, Prepare prepare) {
+    const std::uint32_t step = tokens * warps;
+    std::uint32_t at = begin + warp * tokens;
+    // A lane finds one row: K of its token below lane 16, V above. Tokens of a turn are looked up one turn before their rows are asked for.
+    const std::uint32_t own = at + lane() % tokens;
+    const auto token_of = [&](std::uint32_t i) -> std::size_t { return token_at(i < end ? i : at); };
+    std::size_t of_turn[stages];
+#pragma unroll
+    for (unsigned turn = 0; turn < stages; ++turn) of_turn[turn] = at < end ? token_of(own + turn * step) : 0;
+#pragma unroll
+    for (unsigned turn = 0; turn < stages - 1; ++turn) {
+      const std::uint32_t first = at + turn * step;
+      if (first < end) fill(turn, store, kv_head, of_turn[turn], end - first);
+      end_copies();
+    }
+    std::size_t token = of_turn[stages - 1];
+    prepare();
+    for (unsigned stage = 0; at < end; at += step) {
+      wait_copies<stages - 2>();
+      __syncwarp();
+      const std::uint32_t next = at + (stages - 1) * step;
+      if (next < end) fill(stage == 0 ? stages - 1 : stage - 1, store, kv_head, token, end - next);
+      end_copies();
+      token = token_of(next + step + lane() % tokens);
+      use(stage, end - at);
+      stage = stage + 1 == stages ? 0 : stage + 1;
+    }
+    wait_copies<0>();
+  }
+
+  /// After attend(): the softmax's reference (log2) and total of head lane / 4, total NaN where a logit was not finite; by all lanes.
+  __device__ float top() const { return softmax_.top; }
+  __device__ float total() const { return softmax_.total_of_head(); }
+  /// Sums of weights times values. @param sums  [queries, Dims], written by the warp
+  __device__ void store_sums(float* sums) const {
+    float* row = sums + lane() / 4 * Dims + lane() % 4 * 4;
+#pragma unroll
+    for (unsigned s = 0; s < Dims / 16; ++s)
+#pragma unroll
+      for (unsigned i = 0; i < 4; ++i) {
+        const float(&part)[4] = softmax_.sum[2 * s + i % 2];  // of even elements, of odd ones
+        row[s * 16 + i] = part[i / 2] + part[i / 2 + 2];
+      }
+  }
+
+ private:
+  static constexpr unsigned chunks = Dims / 16;  // runs of 16 bytes of a row
+  __device__ static unsigned lane() { return threadIdx.x % 32; }
+  /// Where chunk `chunk` of row `row` is in a stage: equal chunks of eight rows lie in different banks.
+  __device__ static unsigned place(unsigned row, unsigned chunk) {
+    const unsigned turn = Dims == 64 ? row / 2 % 4 : row % 8;
+    return row * row_bytes + ((chunk ^ turn) * 16);
+  }
+
+  /// The first `left` tokens of 16, the rest zeros. @param token  of this lane
+  template <class Store>
+  __device__ void fill(unsigned stage, const Store& store, std::size_t kv_head, std::size_t token, std::uint32_t left) const {
+    const kv_row<scaled_int8> row = lane() < tokens ? store.key(kv_head, token) : store.value(kv_head, token);
+    const std::uint64_t data = reinterpret_cast<std::uint64_t>(row.data);
+    const unsigned base = stage * stage_bytes, scales = base + 2 * tokens * row_bytes;
+    if (lane() % tokens < left)
+      copy_word_async(address_ + scales + lane() * 4, row.scale);
+    else
+      *reinterpret_cast<float*>(ring_ + scales + lane() * 4) = 0;
+    if (__all_sync(all_lanes, data % 16 == 0 && d_ % 16 == 0)) {
+#pragma unroll
+      for (unsigned turn = 0; turn < 2 * tokens * chunks / 32; ++turn) {
+        const unsigned at = turn * 32 + lane(), r = at / chunks, chunk = at % chunks;
+        const std::uint64_t from = __shfl_sync(all_lanes, data, static_cast<int>(r));
+        const bool wanted = r % tokens < left && chunk * 16 < d_;
+        copy_async(address_ + base + place(r, chunk), reinterpret_cast<const void*>(from + (wanted ? chunk * 16 : 0)), wanted ? 16 : 0);
+      }
+    } else {
+#pragma unroll 1
+      for (unsigned turn = 0; turn < 2 * tokens * chunks / 32; ++turn) {
+        const unsigned at = turn * 32 + lane(), r = at / chunks, chunk = at % chunks;
+        const auto* from = reinterpret_cast<const std::int8_t*>(__shfl_sync(all_lanes, data, static_cast<int>(r)));
+        auto* to = reinterpret_cast<std::int8_t*>(ring_ + base + place(r, chunk));
+        for (unsigned i = 0; i < 16; ++i) to[i] = r % tokens < left && chunk * 16 + i < d_ ? from[chunk * 16 + i] : std::int8_t{0};
+      }
+    }
+  }
+
+  /// One tile of which `left` tokens count.
+  __device__ void use(unsigned stage, std::uint32_t left) {
+    const std::uint32_t base = address_ + stage * stage_bytes;
+    const float* scales = reinterpret_cast<const float*>(ring_ + stage * stage_bytes + 2 * tokens * row_bytes) + lane() % 4 * 2;
+    float logit[2][4] = {};
+#pragma unroll
+    for (unsigned s = 0; s < Dims / 16; s += 2) {
+      std::uint32_t key[4];  // tokens 0 to 7: chunks s, s + 1; tokens 8 to 15 the same
+      load_matrices(key, base + place(lane() % 8 + lane() / 16 * 8, s + lane() / 8 % 2));
+#pragma unroll
+      for (unsigned i = 0; i < 4; ++i) {
+        const half_bytes pair(key[i]);
+        multiply_add<half>(logit[i / 2], query_[s + i % 2], pair.low, pair.high);
+      }
+    }
+    float z[4];
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) z[i] = (logit[i / 2][i % 2] + logit[i / 2][i % 2 + 2]) * (scale_ * scales[i / 2 * 8 + i % 2]);
+    softmax_.weigh(z, left, 0);
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) z[i] *= scales[tokens + i / 2 * 8 + i % 2];
+    const split_pair<bfloat16> lower(z[0], z[1]), upper(z[2], z[3]);
+    const std::uint32_t weight[4] = {lower.most, lower.rest, upper.most, upper.rest};
+#pragma unroll
+    for (unsigned s = 0; s < Dims / 16; s += 2) {
+      std::uint32_t value[4];  // chunk s: tokens 0 to 7, 8 to 15; chunk s + 1 the same
+      load_transposed(value, base + place(tokens + lane() % 16, s + lane() / 16));
+#pragma unroll
+      for (unsigned i = 0; i < 2; ++i) {
+        const bfloat_bytes first(value[2 * i]), second(value[2 * i + 1]);
+        multiply_add<bfloat16>(softmax_.sum[2 * (s + i)], weight, first.even, second.even);
+        multiply_add<bfloat16>(softmax_.sum[2 * (s + i) + 1], weight, first.odd, second.odd);
+      }
+    }
+  }
+
+  unsigned char* ring_;
+  std::uint32_t address_;
+  unsigned d_;
+  float scale_ = 1;
+  std::uint32_t query_[Dims / 16][4];
+  warp_softmax<Dims> softmax_;
+};
+
+}  // namespace pqkv::detail::block
