@@ -70,8 +70,9 @@ void measure_kinds(std::initializer_list<axes> all) {  // over the same rows: h 
     measure(a.name(), {.calls = 4, .replays = 20, .bytes = static_cast<double>(a.h * a.attended() * a.token_bytes())},
             [&](void* stream, int) {
               const auto attend = [&](const auto& store) {
-                pqkv::attention(pqkv::exec::cuda{stream, pqkv::arena(scratch)}, pqkv::as_const(pqkv::make_view<device>(query.data(), hq, d)),
-                                store, tokens, pqkv::make_view<device>(out.data(), hq, d));
+                const pqkv::exec::cuda gpu{stream, pqkv::arena(scratch)};
+                pqkv::attention(gpu, pqkv::as_const(pqkv::make_view<device>(query.data(), hq, d)), store, tokens,
+                                pqkv::make_view<device>(out.data(), hq, d));
               };
               if (a.rows == row_kind::int8)  // the same memory, whose bytes serve as integers; two normal bfloat16 as a scale
                 attend(pqkv::quantized_store<device>{reinterpret_cast<std::byte*>(rows.data()), a.h, a.n, d});

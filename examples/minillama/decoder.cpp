@@ -21,7 +21,7 @@ host_session::host_session(const model& llama, pool_runner& runner, const policy
   statistics_.layers = config.layers;
   statistics_.parts.emplace();
   statistics_.selection.emplace();
-  const pqkv::budget_rule rule = settings.budget_for(prompt.tokens);
+  const pqkv::budget_rule rule = settings.budget_for(prompt.tokens, config.head_dim);
   for (const auto& layer : prompt.layers) {
     caches_.push_back(make_layer_cache(settings, rule, config, slot_ + 1, prompt.tokens + room));
     caches_.back()->prefill(cpu_, 0, pqkv::make_view(layer.keys.data(), config.kv_heads, prompt.tokens, config.head_dim),

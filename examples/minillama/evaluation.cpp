@@ -42,6 +42,7 @@ std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   for (contestant who : candidates_at(settings.ratios, settings.codes)) {
     if (who.settings.name != full && !settings.policies.empty() && !settings.policies.count(who.settings.name)) continue;
     who.settings.budget.window = settings.window;
+    if (who.settings.name != full) who.settings.rows = settings.rows;
     if (settings.sinks) who.settings.budget.sinks = *settings.sinks;
     auto& quantizer = who.settings.quantizer;
     quantizer.path = settings.path;
@@ -86,6 +87,7 @@ json summary_of(const interview& one, const interview& full) {
     out["attention_mass"]["worst_retrieval_head"] = q.worst_retrieval_mass ? json(*q.worst_retrieval_mass) : json(nullptr);
     out["retrieval_heads"] = q.retrieval_heads;
   }
+  out["rows"] = name_of(settings.rows);
   if (settings.name != policy_name::full) out["ratio"] = settings.budget.ratio;
   if (settings.name == policy_name::pq) {
     out["subspaces"] = settings.quantizer.subspaces;

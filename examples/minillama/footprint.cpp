@@ -37,7 +37,8 @@ footprint plan_footprint(const model_config& config, const policy_settings& sett
   planned.prompt_rows =
       bytes_of("prefilled rows", layers * 2 * static_cast<double>(config.kv_width()) * static_cast<double>(shape.prompt), sizeof(float));
   planned.prefill_scratch = prefill_scratch_bytes(config, shape.prompt, shape.threads);
-  const pqkv::memory_plan layer = plan_layer_cache(settings, settings.budget_for(shape.prompt), config, shape.slots, shape.capacity);
+  const pqkv::memory_plan layer =
+      plan_layer_cache(settings, settings.budget_for(shape.prompt, config.head_dim), config, shape.slots, shape.capacity);
   planned.caches = {bytes_of("KV cache", layers, layer.kv_bytes), bytes_of("index", layers, layer.index_bytes),
                     bytes_of("scratch", layers, layer.scratch_bytes)};
   return planned;

@@ -158,6 +158,7 @@ footprint planned_on(device_name device, const model_config& config, const polic
 
 policy_settings dense(policy_settings settings) {
   settings.name = policy_name::full;
+  settings.rows = row_format::float32;
   return settings;
 }
 

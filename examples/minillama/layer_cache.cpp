@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every member forwards to pqkv::pqcache; the four selectors are instantiated here and nowhere else.
+// Every member forwards to pqkv::pqcache; the four selectors, over rows of floats and of 8-bit integers, are instantiated here and
+// nowhere else.
 #include "layer_cache.hpp"
 
 #include <algorithm>
+#include <vector>
 
 namespace minillama {
 namespace {
 
-template <class Selector>
+template <class Rows, class Selector>
 class selector_cache final : public layer_cache {
  public:
-  using cache = pqkv::pqcache<pqkv::dense_rows<float>, Selector>;
+  using cache = pqkv::pqcache<Rows, Selector>;
   explicit selector_cache(const typename cache::params& params)
       : kv_heads_(params.kv_heads), memory_(cache::plan(params)), cache_(params) {}
 
@@ -46,19 +48,39 @@ class selector_cache final : public layer_cache {
   std::size_t retrieve_capacity(std::size_t slot) const override { return cache_.retrieve_capacity(slot); }
   pqkv::middle_range middle(std::size_t slot) const override { return cache_.middle(slot); }
   pqkv::strided_store<float> store(std::size_t slot) const override {
-    const auto all = cache_.store();
-    const auto of_slot = [&](pqkv::view<const float, 3> rows) {
-      return rows.slice(0, slot * kv_heads_, kv_heads_).slice(1, 0, cache_.size(slot));
-    };
-    return {of_slot(all.keys), of_slot(all.values)};
+    if constexpr (std::is_same_v<typename Rows::value_type, float>)
+      return part_of(cache_.store(), slot);
+    else
+      return copied(slot);
   }
   const pqkv::slot_statistics& statistics(std::size_t slot) const override { return cache_.statistics(slot); }
   const pqkv::memory_plan& memory() const override { return memory_; }
 
  private:
+  pqkv::strided_store<float> part_of(const pqkv::strided_store<float>& all, std::size_t slot) const {
+    const auto of_slot = [&](pqkv::view<const float, 3> rows) {
+      return rows.slice(0, slot * kv_heads_, kv_heads_).slice(1, 0, cache_.size(slot));
+    };
+    return {of_slot(all.keys), of_slot(all.values)};
+  }
+  /// What the rows stand for, as floats.
+  pqkv::strided_store<float> copied(std::size_t slot) const {
+    const auto all = cache_.store();
+    const std::size_t n = cache_.size(slot), d = all.head_dim();
+    copy_.resize(kv_heads_ * n * 2 * d);
+    for (std::size_t head = 0; head < kv_heads_; ++head)
+      for (std::size_t t = 0; t < n; ++t) {
+        const auto key = all.key(slot * kv_heads_ + head, t), value = all.value(slot * kv_heads_ + head, t);
+        float* const row = &copy_[(head * n + t) * 2 * d];
+        for (std::size_t i = 0; i < d; ++i) row[i] = key[i], row[d + i] = value[i];
+      }
+    return pqkv::interleaved_kv(static_cast<const float*>(copy_.data()), kv_heads_, n, d);
+  }
+
   std::size_t kv_heads_;
   pqkv::memory_plan memory_;
   cache cache_;
+  mutable std::vector<float> copy_;  // of the last store()
 };
 
 // Tokens that may be scored before attention, over all lists of a step: 16 MiB of scores a layer at most. Queries beyond it go in turns.
@@ -69,12 +91,12 @@ std::size_t step_queries(const model_config& config, std::size_t capacity) {
   return std::clamp<std::size_t>(scored_at_once / (config.query_heads * capacity), 1, step_tokens);
 }
 
-/// Calls f with the parameters of the pqcache that the settings ask for.
-template <class F>
-auto with_params(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config, std::size_t slots,
-                 std::size_t capacity, F&& f) {
+/// Calls f with the parameters of the pqcache that the settings ask for, whose rows are Rows.
+template <class Rows, class F>
+auto with_selector(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config, std::size_t slots,
+                   std::size_t capacity, F&& f) {
   const auto params = [&]<class Selector>(const typename Selector::params& selector) {
-    typename pqkv::pqcache<pqkv::dense_rows<float>, Selector>::params made;
+    typename pqkv::pqcache<Rows, Selector>::params made;
     static_cast<pqkv::cache_shape&>(made) = {.batch = slots,
                                              .kv_heads = config.kv_heads,
                                              .query_heads = config.query_heads,
@@ -83,7 +105,7 @@ auto with_params(const policy_settings& settings, const pqkv::budget_rule& rule,
                                              .step_queries = step_queries(config, capacity)};
     made.budget = rule;
     made.selector = selector;
-    return f.template operator()<Selector>(made);
+    return f.template operator()<Rows, Selector>(made);
   };
   switch (settings.name) {
     case policy_name::full:
@@ -98,19 +120,27 @@ auto with_params(const policy_settings& settings, const pqkv::budget_rule& rule,
   return params.template operator()<pqkv::selector::pq>(settings.quantizer);
 }
 
+template <class F>
+auto with_params(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config, std::size_t slots,
+                 std::size_t capacity, F&& f) {
+  if (settings.rows == row_format::int8) return with_selector<pqkv::quantized_rows<>>(settings, rule, config, slots, capacity, f);
+  return with_selector<pqkv::dense_rows<float>>(settings, rule, config, slots, capacity, f);
+}
+
 }  // namespace
 
 std::unique_ptr<layer_cache> make_layer_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
                                               std::size_t slots, std::size_t capacity) {
-  return with_params(settings, rule, config, slots, capacity, []<class Selector>(const auto& params) -> std::unique_ptr<layer_cache> {
-    return std::make_unique<selector_cache<Selector>>(params);
-  });
+  return with_params(settings, rule, config, slots, capacity,
+                     []<class Rows, class Selector>(const auto& params) -> std::unique_ptr<layer_cache> {
+                       return std::make_unique<selector_cache<Rows, Selector>>(params);
+                     });
 }
 
 pqkv::memory_plan plan_layer_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
                                    std::size_t slots, std::size_t capacity) {
   return with_params(settings, rule, config, slots, capacity,
-                     []<class Selector>(const auto& params) { return pqkv::pqcache<pqkv::dense_rows<float>, Selector>::plan(params); });
+                     []<class Rows, class Selector>(const auto& params) { return pqkv::pqcache<Rows, Selector>::plan(params); });
 }
 
 }  // namespace minillama

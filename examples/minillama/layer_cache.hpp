@@ -36,7 +36,7 @@ class layer_cache {
   virtual std::size_t tokens_until_learning(std::size_t slot, std::size_t most) const = 0;
   virtual std::size_t retrieve_capacity(std::size_t slot) const = 0;
   virtual pqkv::middle_range middle(std::size_t slot) const = 0;
-  /// Keys and values of one slot, [h, n, d].
+  /// Keys and values of one slot, [h, n, d]; of rows that are not floats a copy, until the next call.
   virtual pqkv::strided_store<float> store(std::size_t slot) const = 0;
   virtual const pqkv::slot_statistics& statistics(std::size_t slot) const = 0;
   virtual const pqkv::memory_plan& memory() const = 0;

@@ -88,6 +88,10 @@ void declare_policy(CLI::App& app, options& o) {
       ->check(count_range())
       ->capture_default_str()
       ->group(group);
+  app.add_option("--rows", o.policy.rows, "float or int8: what keys and values are kept as; by ratio, int8 attends to more, of equal bytes")
+      ->transform(CLI::CheckedTransformer(row_format_names()).description("float|int8"))
+      ->default_str("float")
+      ->group(group);
   app.add_option("--subspaces", o.policy.quantizer.subspaces, "m: parts that a key is cut into")
       ->check(count_range())
       ->capture_default_str()

@@ -24,6 +24,23 @@ inline const std::map<std::string, policy_name>& policy_names() {
   return names;
 }
 
+/// What a cache keeps a key or value as.
+enum class row_format {
+  float32,
+  int8  // 8-bit integers and a scale (pqkv::quantized_rows)
+};
+
+inline const std::map<std::string, row_format>& row_format_names() {
+  static const std::map<std::string, row_format> names{{"float", row_format::float32}, {"int8", row_format::int8}};
+  return names;
+}
+
+inline std::string name_of(row_format rows) {
+  for (const auto& [name, format] : row_format_names())
+    if (format == rows) return name;
+  return {};
+}
+
 inline const std::map<std::string, pqkv::search_path>& path_names() {
   static const std::map<std::string, pqkv::search_path> names{
       {"auto", pqkv::search_path::automatic}, {"joint", pqkv::search_path::joint}, {"scan", pqkv::search_path::scan}};
@@ -78,6 +95,7 @@ struct policy_settings {
   pqkv::budget_rule budget{};
   pqkv::selector::pq::params quantizer{};
   preset_name preset = preset_name::library;
+  row_format rows = row_format::float32;
 
   /// Takes over what PQCache's paper does differently, but for the overlap model.
   void use_paper_preset() {
@@ -90,10 +108,12 @@ struct policy_settings {
     quantizer.refresh = paper.selector.refresh;
   }
 
-  /// The rule for a prompt of n tokens. Streaming has nothing to retrieve, so its window takes what the others share between window
+  /// The rule for a prompt of n tokens. A share of the tokens is one of rows of 16 bits: rows of 8 bits are so many more as have the same
+  /// bytes. Streaming has nothing to retrieve, so its window takes what the others share between window
   /// and retrieved tokens: policies are compared at equal tokens.
-  pqkv::budget_rule budget_for(std::size_t n) const {
+  pqkv::budget_rule budget_for(std::size_t n, std::size_t head_dim) const {
     pqkv::budget_rule rule = budget;
+    if (rows == row_format::int8) rule.ratio = pqkv::quantized_rows<>::equal_bytes_ratio(rule.ratio, head_dim);
     if (name != policy_name::streaming) return rule;
     const pqkv::token_budget tokens = rule.at(n);
     rule.window = tokens.window + tokens.retrieve;

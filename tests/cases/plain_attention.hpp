@@ -30,8 +30,7 @@ template <class Store>
 double plain_logit(const float* query, const Store& store, std::size_t head, std::size_t token, float scale = 0) {
   const auto key = store.key(head, token);
   double sum = 0;
-  for (std::size_t i = 0; i < store.head_dim(); ++i)
-    sum += static_cast<double>(query[i]) * static_cast<double>(key[i]);
+  for (std::size_t i = 0; i < store.head_dim(); ++i) sum += static_cast<double>(query[i]) * static_cast<double>(key[i]);
   return sum * plain_scale(store.head_dim(), scale);
 }
 
@@ -46,8 +45,7 @@ plain_result plain_attention(const float* query, const Store& store, std::size_t
     logits.push_back(plain_logit(query, store, head, t, scale));
     const auto key = store.key(head, t);
     double sum = 0;
-    for (std::size_t i = 0; i < store.head_dim(); ++i)
-      sum += std::fabs(static_cast<double>(query[i]) * static_cast<double>(key[i]));
+    for (std::size_t i = 0; i < store.head_dim(); ++i) sum += std::fabs(static_cast<double>(query[i]) * static_cast<double>(key[i]));
     result.magnitude = std::max(result.magnitude, sum * plain_scale(store.head_dim(), scale));
   }
   const double top = *std::max_element(logits.begin(), logits.end());

@@ -25,7 +25,8 @@ inline void plain_rounded(float* row, std::size_t d) {
   const float scale = largest < 0x1p-100f ? 0.0f : largest / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
   for (std::size_t i = 0; i < d; ++i)
     // In double the product is exact, so this rounds once, as a fused multiply-add does.
-    row[i] = finite ? static_cast<float>(std::nearbyint(static_cast<double>(row[i]) * static_cast<double>(inverse))) * scale : std::nanf("");
+    row[i] =
+        finite ? static_cast<float>(std::nearbyint(static_cast<double>(row[i]) * static_cast<double>(inverse))) * scale : std::nanf("");
 }
 
 template <class Policy, class HostSelector, class Selector>
@@ -49,7 +50,8 @@ class quantized_twins {
       const auto piece = [&](const auto& all) { return all.view().slice(1, first, count); };
       floats_.prefill(cpu_, slot, whole(rounded_keys, n).slice(1, first, count), whole(rounded_values, n).slice(1, first, count), which);
       const placed_array<float, Policy> k(policy_, packed(piece(keys))), v(policy_, packed(piece(values)));
-      quantized_.prefill(policy_, slot, k.const_view(p_.kv_heads, count, p_.head_dim), v.const_view(p_.kv_heads, count, p_.head_dim), which);
+      quantized_.prefill(policy_, slot, k.const_view(p_.kv_heads, count, p_.head_dim), v.const_view(p_.kv_heads, count, p_.head_dim),
+                         which);
       pqkv::sync(policy_);
       first += count;
     }

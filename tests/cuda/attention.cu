@@ -137,7 +137,8 @@ void compare_quantized(std::size_t most_lengths, random_source& random, verdict&
     for (const std::size_t g : {1u, 2u, 3u, 4u, 5u, 8u, 12u})
       for (const float magnitude : {1.0f, 3e4f, 1e-6f}) {
         const std::size_t h = 1 + random.below(3), n = lengths[random.below(most_lengths)];
-        const pqkv::quantized_rows<> rows(pqkv::exec::host<>{}, {.batch = 1, .kv_heads = h, .query_heads = h, .head_dim = d, .capacity = n});
+        const pqkv::cache_shape shape{.batch = 1, .kv_heads = h, .query_heads = h, .head_dim = d, .capacity = n};
+        const pqkv::quantized_rows<> rows(pqkv::exec::host<>{}, shape);
         const pqkv::quantized_store<> host = rows.view();
         for (std::size_t head = 0; head < h; ++head)
           for (std::size_t t = 0; t < n; ++t) {

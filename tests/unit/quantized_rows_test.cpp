@@ -128,7 +128,8 @@ TEST_CASE("quantized rows: attention against double precision, on every instruct
       const std::size_t n = 100;
       const pqkv::cache_shape shape{.batch = 1, .kv_heads = 1, .query_heads = g, .head_dim = d, .capacity = n};
       const pqkv::quantized_rows<> rows(pqkv::exec::host<>{}, shape);
-      const auto keys = make_rows<float>(content::gaussian, 1, n, d, random.bits()), values = make_rows<float>(content::gaussian, 1, n, d, random.bits());
+      const auto keys = make_rows<float>(content::gaussian, 1, n, d, random.bits()),
+                 values = make_rows<float>(content::gaussian, 1, n, d, random.bits());
       std::uint32_t bad[2] = {};
       pqkv::kernel<pqkv::op::store_tokens, pqkv::backend::host>::run(
           pqkv::exec::host<>{}, rows.view(), pqkv::stored_tokens<pqkv::space::host>{0, 0, pqkv::make_view(bad, std::size_t{2})},
@@ -142,7 +143,8 @@ TEST_CASE("quantized rows: attention against double precision, on every instruct
       for (std::size_t i = 0, t = leading; i < listed && t + window < n; ++i, t += 1 + random.below(2))
         list.push_back(static_cast<std::int32_t>(t)), tokens.push_back(t);
       for (std::size_t t = n - window; t < n; ++t) tokens.push_back(t);
-      std::vector<pqkv::token_span> spans{{static_cast<std::uint32_t>(leading), static_cast<std::uint32_t>(n - window), static_cast<std::uint32_t>(n)}};
+      std::vector<pqkv::token_span> spans{
+          {static_cast<std::uint32_t>(leading), static_cast<std::uint32_t>(n - window), static_cast<std::uint32_t>(n)}};
       std::vector<std::uint32_t> counts{static_cast<std::uint32_t>(list.size())};
       list.resize(n);
       const pqkv::token_set<> set{pqkv::make_view(std::as_const(spans)), pqkv::make_view(std::as_const(list).data(), std::size_t{1}, n),
@@ -188,7 +190,8 @@ void lives(const Policy& policy, std::uint64_t seed, std::size_t rounds, std::si
   for (std::size_t round = 0; round < rounds; ++round) {
     CAPTURE(round);
     typename pqkv::pqcache<pqkv::dense_rows<float>, HostSelector>::params p;
-    p.batch = 3, p.kv_heads = 2, p.query_heads = 2 * (1 + random.below(4)), p.head_dim = 8 * (1 + random.below(6)), p.capacity = 100 + random.below(100);
+    p.batch = 3, p.kv_heads = 2, p.query_heads = 2 * (1 + random.below(4)), p.head_dim = 8 * (1 + random.below(6)),
+    p.capacity = 100 + random.below(100);
     p.budget.sinks = random.below(6), p.budget.window = 4 + random.below(12), p.budget.retrieve = 5 + random.below(20);
     if constexpr (requires { p.selector.train; }) {
       p.selector.subspaces = std::size_t{1} << random.below(3), p.selector.bits = 4;
@@ -214,7 +217,10 @@ using device_pq = pqkv::selector::basic_pq<pqkv::space::device>;
 TEST_CASE("quantized rows: random lives equal a cache of the same numbers") { lives<pq, pq>(pqkv::exec::host<>{}, 41, 12); }
 TEST_CASE("quantized rows: a second stage") { lives<pq, pq>(pqkv::exec::host<>{}, 42, 6, 4); }
 TEST_CASE("quantized rows: dense attention") { lives<pqkv::selector::full, pqkv::selector::full>(pqkv::exec::host<>{}, 43, 4); }
-TEST_CASE("quantized rows: on the backend that queues") { queue q; lives<pq, device_pq>(queued_policy{&q}, 44, 6); }
+TEST_CASE("quantized rows: on the backend that queues") {
+  queue q;
+  lives<pq, device_pq>(queued_policy{&q}, 44, 6);
+}
 
 TEST_CASE("quantized rows: a file of another element type is refused") {
   using other_cache = pqkv::pqcache<pqkv::dense_rows<pqkv::bfloat16>>;

@@ -22,6 +22,8 @@ void require_offered(const policy_settings& settings) {
   if (settings.name == policy_name::oracle)
     throw usage_error("--policy", std::string("oracle scores every key, which the host alone does") + not_there);
   if (settings.quantizer.residual.used()) throw usage_error("--residual", std::string("the second stage is on the host alone") + not_there);
+  if (settings.rows == row_format::int8)
+    throw usage_error("--rows", std::string("int8: on a GPU this program keeps rows as floats") + not_there);
   if (settings.preset == preset_name::paper)
     throw usage_error("--preset", std::string("paper: the overlap rule is the host's") + not_there);
 }
@@ -30,7 +32,7 @@ cache_settings settings_for(const policy_settings& settings, std::size_t prompt,
                             std::size_t capacity) {
   cache_settings made;
   made.shape = {slots, config.kv_heads, config.query_heads, config.head_dim, capacity};
-  made.budget = settings.budget_for(prompt);
+  made.budget = settings.budget_for(prompt, config.head_dim);
   made.selector = settings.quantizer;
   if (settings.name == policy_name::pq) return made;
   made.selector = {};  // the smallest that there is

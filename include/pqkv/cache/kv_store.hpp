@@ -74,7 +74,8 @@ constexpr strided_store<T, Space> interleaved_kv(const T* rows, std::size_t h, s
   return {keys, values};
 }
 
-/// A store whose rows can be written: what a cache keeps its tokens in (dense_rows, quantized_rows, paged_rows). Heads are batch * h, slot by slot.
+/// A store whose rows can be written: what a cache keeps its tokens in (dense_rows, quantized_rows, paged_rows). Heads are batch * h, slot
+/// by slot.
 template <class S>
 concept kv_rows = kv_store<S> && requires(const S& store, std::size_t head, std::size_t token) {
   { store.key_slot(head, token) } -> std::same_as<row_slot<typename S::value_type>>;

@@ -61,6 +61,11 @@ class quantized_rows {
   static constexpr status can_construct(const cache_shape&, const params&) noexcept { return {}; }
   /// Bytes of a token of one KV head.
   static constexpr std::size_t token_bytes(std::size_t d) { return view_type::token_bytes(d); }
+  /// The share of tokens whose rows have as many bytes as those of `ratio` of the tokens in 16 bits; at most 1.
+  static constexpr double equal_bytes_ratio(double ratio, std::size_t d) {
+    const double more = ratio * static_cast<double>(4 * d) / static_cast<double>(token_bytes(d));
+    return more < 1 ? more : 1;
+  }
   static constexpr std::size_t required_bytes(const cache_shape& shape, const params& = {}) {
     arena count;
     place(count, shape);

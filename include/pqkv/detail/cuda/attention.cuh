@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on the device: a CTA takes a part of a list's tokens for up to eight query heads; attention_merge.cuh merges their results.
-// Rows of 16-bit numbers and of 8-bit integers go through matrix products, every warp with a ring of tokens of its own; rows of floats, whose precision those
-// would cost, through fused multiply-adds, eight or more lanes a token. Agrees with the host within rounding.
+// Rows of 16-bit numbers and of 8-bit integers go through matrix products, every warp with a ring of tokens of its own; rows of floats,
+// whose precision those would cost, through fused multiply-adds, eight or more lanes a token. Agrees with the host within rounding.
 // Source: online softmax: Milakov and Gimelshein 2018; splits over tokens: FlashDecoding.
 #pragma once
 

@@ -12,12 +12,11 @@
 #include "../../core/arena.hpp"
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
-#include "simd/leaf.hpp"
+#include "attention_sum.hpp"
 
 namespace pqkv {
 namespace detail {
 
-inline constexpr std::size_t attention_max_queries = 8;
 /// A tile and the next one, which is on its way, fit in a first-level cache of 48 KiB at d = 128 in 16 bits; two of 64 tokens do not.
 // measured: bench/attention dense, one Zen 5 core, 2026-11-23: 64 tokens 9 to 15 GB/s, 32 tokens 17 to 18
 inline constexpr std::size_t attention_tile_tokens = 32;
@@ -47,86 +46,6 @@ class attended_tokens {
   token_span span_;
   const std::int32_t* indices_;
   std::size_t listed_;
-};
-
-/// Attention of some query heads to some tokens, not yet divided by the total weight. Elements are in the leaf's order.
-template <class Leaf, class T>
-class attention_sum {
- public:
-  attention_sum(std::size_t queries, std::size_t d) : g_(queries), d_(d), stride_(attention_row_floats(d)) {
-    std::fill_n(top_, attention_max_queries, float_from_bits(0xff800000u));
-    std::fill_n(sum_, g_ * stride_, 0.0f);
-  }
-
-  /// Adds what write() left of other tokens, `query_floats` from one query head to the next.
-  void add(const float* partial, std::size_t query_floats, canonical::softmax_scale scale) {
-    for (std::size_t q = 0; q < g_; ++q, partial += query_floats) {
-      const float top = partial[0], total = partial[1];
-      broken_[q] |= !is_finite(total);
-      if (broken_[q] || total == 0) continue;
-      raise(q, std::max(top, top_[q]), scale);
-      const float shrink = canonical::exponential(top - top_[q], scale);
-      total_[q] += static_cast<double>(shrink) * static_cast<double>(total);
-      for (std::size_t i = 0; i < stride_; ++i) sum_[q * stride_ + i] += shrink * partial[2 + i];
-    }
-  }
-  void write(float* partial, std::size_t query_floats) const {
-    for (std::size_t q = 0; q < g_; ++q, partial += query_floats) {
-      partial[0] = top_[q];
-      partial[1] = broken_[q] ? float_from_bits(0x7fc00000u) : static_cast<float>(total_[q]);
-      std::copy_n(sum_ + q * stride_, stride_, partial + 2);
-    }
-  }
-
-  /// Turns a query's logits of a tile into weights under the running maximum.
-  void weigh(std::size_t q, float* weight, std::size_t count, canonical::softmax_scale scale) {
-    float top = top_[q];
-    broken_[q] |= !Leaf::tile_top(weight, count, top);
-    if (broken_[q]) return;
-    raise(q, top, scale);
-    Leaf::tile_lower(weight, count, top);
-    Leaf::exponentials(weight, count, scale, weight);
-    total_[q] += static_cast<double>(Leaf::tile_total(weight, count));
-  }
-
-  float* sums() { return sum_; }
-
-  /// Writes a query's output and returns its log-sum-exp.
-  float finish(std::size_t q, float* out, double factor) const {
-    const float nan = float_from_bits(0x7fc00000u);
-    for (std::size_t i = 0; i < d_; ++i)
-      out[i] = broken_[q] ? nan : total_[q] == 0 ? 0.0f : static_cast<float>(static_cast<double>(sum_[q * stride_ + place(i)]) / total_[q]);
-    if (broken_[q]) return nan;
-    if (total_[q] == 0) return float_from_bits(0xff800000u);
-    return static_cast<float>(static_cast<double>(top_[q]) * factor + std::log(total_[q]));
-  }
-
-  /// Where the leaf has element i.
-  static constexpr std::size_t place(std::size_t i) {
-    constexpr std::size_t lanes = Leaf::template split_lanes<T>;
-    if constexpr (lanes == 0) {
-      return i;
-    } else {
-      const std::size_t within = i % (2 * lanes);
-      return i - within + within / 2 + within % 2 * lanes;
-    }
-  }
-
- private:
-  void raise(std::size_t q, float top, canonical::softmax_scale scale) {
-    if (total_[q] != 0 && top != top_[q]) {
-      const float shrink = canonical::exponential(top_[q] - top, scale);
-      total_[q] *= static_cast<double>(shrink);
-      Leaf::tile_scale(sum_ + q * stride_, stride_, shrink);
-    }
-    top_[q] = top;
-  }
-
-  std::size_t g_, d_, stride_;
-  float top_[attention_max_queries];
-  double total_[attention_max_queries] = {};
-  bool broken_[attention_max_queries] = {};  // met a logit that is not finite
-  alignas(cache_line_bytes) float sum_[attention_max_queries * 256];
 };
 
 /// One part of a list for up to attention_max_queries query heads of one KV head.

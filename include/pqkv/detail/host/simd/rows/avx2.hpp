@@ -45,8 +45,7 @@ struct row_leaf<isa::avx2> : row_leaf<isa::scalar> {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256i most = _mm256_setzero_si256();
     std::size_t i = 0;
-    for (; i + 8 <= n; i += 8)
-      most = _mm256_max_epu32(most, _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(src + i)), magnitude));
+    for (; i + 8 <= n; i += 8) most = _mm256_max_epu32(most, _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(src + i)), magnitude));
     alignas(32) std::uint32_t lane[8];
     _mm256_store_si256(reinterpret_cast<__m256i*>(lane), most);
     std::uint32_t largest = *std::max_element(lane, lane + 8);
