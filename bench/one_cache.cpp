@@ -40,6 +40,7 @@ struct filled_cache {
     p.head_dim = d;
     p.capacity = capacity;
     p.budget.ratio = 0.1;
+    p.selector.subspaces = 2, p.selector.bits = 6;
     p.selector.train = {.iterations = 4, .seed = 7, .rows_per_centroid = 64};
     return p;
   }

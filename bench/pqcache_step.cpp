@@ -19,10 +19,14 @@ struct axes {
 
 constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096;
 
-/// A cache with n tokens prefilled, in chunks, so that the prompt is never in memory twice.
-template <class Selector>
+using wide_rows = pqkv::dense_rows<pqkv::bfloat16>;
+using compact_rows = pqkv::quantized_rows<>;
+
+/// A cache with n tokens prefilled, in chunks, so that the prompt is never in memory twice. Compact rows are so many more attended to as
+/// have the same bytes.
+template <class Selector, class Rows>
 struct sequence {
-  using cache_type = pqkv::pqcache<pqkv::dense_rows<pqkv::bfloat16>, Selector>;
+  using cache_type = pqkv::pqcache<Rows, Selector>;
 
   explicit sequence(const axes& a)
       : cache(params(a)), query(bench::normal_numbers<float>(hq * d, 51)), out(hq * d), key(h * d), value(h * d) {
@@ -49,6 +53,7 @@ struct sequence {
     p.head_dim = d;
     p.capacity = a.n + room;
     p.budget.ratio = a.ratio;
+    if constexpr (std::is_same_v<Rows, compact_rows>) p.budget.ratio = Rows::equal_bytes_ratio(a.ratio, d);
     if constexpr (std::is_same_v<Selector, pqkv::selector::pq>) {
       p.selector.subspaces = a.m;
       p.selector.bits = a.b;
@@ -70,9 +75,9 @@ struct sequence {
   pqkv::buffer<float> query, out, key, value;
 };
 
-template <class Isa, class Selector>
+template <class Isa, class Selector, class Rows>
 void run(benchmark::State& state, const axes& a) {
-  auto& data = bench::kept<sequence<Selector>>(a);
+  auto& data = bench::kept<sequence<Selector, Rows>>(a);
   if (data.cache.size(0) + static_cast<std::size_t>(state.max_iterations) > a.n + room) {
     state.SkipWithError("no room for so many steps: fewer repetitions, please");
     return;
@@ -90,25 +95,26 @@ void run(benchmark::State& state, const axes& a) {
                                           before.attended_bytes + before.index_bytes + before.selector_bytes);
 }
 
-template <class Selector>
+template <class Selector, class Rows>
 std::string name_of(const char* policy, const axes& a, const char* isa) {
+  const char* const type = std::is_same_v<Rows, compact_rows> ? "int8" : "bf16";
   const auto one_in = static_cast<std::size_t>(1 / a.ratio + 0.5);
   if constexpr (std::is_same_v<Selector, pqkv::selector::pq>)
     return bench::named("pqcache_step", {{"m", a.m}, {"b", a.b}, {"h", h}, {"g", g}, {"d", d}, {"n", a.n}, {"one_in", one_in}},
-                        {{"policy", policy}, {"type", "bf16"}, {"isa", isa}});
+                        {{"policy", policy}, {"type", type}, {"isa", isa}});
   else
     return bench::named("pqcache_step", {{"h", h}, {"g", g}, {"d", d}, {"n", a.n}, {"one_in", one_in}},
-                        {{"policy", policy}, {"type", "bf16"}, {"isa", isa}});
+                        {{"policy", policy}, {"type", type}, {"isa", isa}});
 }
 
 /// A fixed number of steps, since each makes the sequence longer.
-template <class Selector>
+template <class Selector, class Rows = wide_rows>
 void add_policy(const char* policy, std::size_t steps, std::initializer_list<axes> all) {
   bench::for_each_isa([&]<class Isa>(Isa, const char* isa) {
     for (axes a : all) {
       if (bench::is_scalar<Isa>) a.n = 8192;
-      bench::add(name_of<Selector>(policy, a, isa), [a](benchmark::State& state) {
-        run<Isa, Selector>(state, a);
+      bench::add(name_of<Selector, Rows>(policy, a, isa), [a](benchmark::State& state) {
+        run<Isa, Selector, Rows>(state, a);
       })->Iterations(static_cast<benchmark::IterationCount>(steps));
     }
   });
@@ -117,6 +123,7 @@ void add_policy(const char* policy, std::size_t steps, std::initializer_list<axe
 void add_all() {
   add_policy<pqkv::selector::full>("full", 12, {{131072, 1, 0, 0}});
   add_policy<pqkv::selector::pq>("pq", 64, {{131072, 0.1, 2, 6}, {131072, 0.05, 2, 6}, {131072, 0.1, 4, 8}, {131072, 0.025, 4, 8}});
+  add_policy<pqkv::selector::pq, compact_rows>("pq", 64, {{131072, 0.1, 4, 8}});
   add_policy<pqkv::selector::oracle>("oracle", 12, {{131072, 0.1, 0, 0}});
   add_policy<pqkv::selector::streaming>("streaming", 64, {{131072, 0.1, 0, 0}});
 }

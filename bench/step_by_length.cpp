@@ -52,7 +52,10 @@ struct sequence {
     p.head_dim = d;
     p.capacity = a.n + room;
     if (a.to == attends::fixed) p.budget.tokens = fixed_tokens;
-    if constexpr (std::is_same_v<Selector, pqkv::selector::pq>) p.selector.train = {.iterations = 4, .seed = 7, .rows_per_centroid = 64};
+    if constexpr (std::is_same_v<Selector, pqkv::selector::pq>) {
+      p.selector.subspaces = 2, p.selector.bits = 6;
+      p.selector.train = {.iterations = 4, .seed = 7, .rows_per_centroid = 64};
+    }
     return p;
   }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A whole decode step of one layer with keys and values on the device, append and attend in one CUDA graph, against the dense step:
-// 8 KV heads, 32 query heads, head dimension 128, bfloat16; 1024 tokens retrieved, 1024 sinks and window. Keys lie around 512
-// directions a head, so that codes differ. Bytes are those of the attended rows.
+// 8 KV heads, 32 query heads, head dimension 128, bfloat16; 1024 tokens retrieved, 1024 sinks and window. With the default codes also over
+// rows of 8-bit integers, so many more retrieved as have the same bytes. Keys lie around 512 directions a head, so that codes differ.
+// Bytes are those of the attended rows.
 //
 //   pqcache_step [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/device_pqcache.cuh>
@@ -13,14 +14,20 @@ namespace {
 using namespace bench;
 constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096, sinks = 64, window = 960, retrieved = 1024;
 
-enum class policy { dense, pq };
+enum class policy { dense, pq_2x6, pq_4x8 };
 
+template <class Rows>
 void step(std::size_t batch, std::size_t n, policy which) {
+  using cache_type = pqkv::pqcache<Rows>;
   const bool dense = which == policy::dense;
-  const std::string name =
-      named(dense ? "decode_step/dense" : "decode_step/pq_2x6/attended:2048", {{"batch", batch}, {"h", h}, {"g", g}, {"d", d}, {"n", n}});
+  constexpr bool is_quantized = std::is_same_v<Rows, pqkv::quantized_rows<device>>;
+  const std::size_t token_bytes = is_quantized ? pqkv::quantized_store<device>::token_bytes(d) : 2 * d * sizeof(pqkv::bfloat16);
+  const std::size_t sparse = (sinks + window + retrieved) * 2 * d * sizeof(pqkv::bfloat16) / token_bytes, attended = dense ? n : sparse;
+  const std::string of = std::string(which == policy::pq_2x6 ? "pq_2x6" : "pq_4x8") + (is_quantized ? "_int8" : "");
+  const std::string name = named(dense ? "decode_step/dense" : "decode_step/" + of + "/attended:" + std::to_string(attended),
+                                 {{"batch", batch}, {"h", h}, {"g", g}, {"d", d}, {"n", n}});
   if (!is_wanted(name)) return;
-  pqkv::device_pqcache<pqkv::bfloat16>::params p{};
+  typename cache_type::params p{};
   p.batch = batch;
   p.kv_heads = h;
   p.query_heads = hq;
@@ -28,10 +35,12 @@ void step(std::size_t batch, std::size_t n, policy which) {
   p.capacity = n + room;
   p.budget.sinks = sinks;
   p.budget.window = window;
-  p.budget.retrieve = dense ? n + room : retrieved;
+  p.budget.retrieve = dense ? n + room : attended - sinks - window;
+  p.selector.subspaces = which == policy::pq_4x8 ? 4 : 2;
+  p.selector.bits = which == policy::pq_4x8 ? 8 : 6;
   p.selector.train = {.iterations = 10, .seed = 1, .rows_per_centroid = 256};
   const pqkv::exec::cuda gpu;
-  pqkv::device_pqcache<pqkv::bfloat16> cache(gpu, p);
+  cache_type cache(gpu, p);
   {
     const auto keys = clustered<pqkv::bfloat16>(h, n, d), values = normals<pqkv::bfloat16>(h * n * d);
     const auto rows = [n](const pqkv::device_buffer<pqkv::bfloat16>& of) { return pqkv::make_view<device>(of.data(), h, n, d); };
@@ -42,8 +51,7 @@ void step(std::size_t batch, std::size_t n, policy which) {
   const auto key = normals<float>(batch * h * d), value = normals<float>(batch * h * d), query = normals<float>(batch * hq * d, 2);
   const pqkv::device_buffer<float> out(batch * hq * d, nullptr);
   pqkv::sync(gpu);
-  const std::size_t attended = dense ? n : sinks + window + retrieved;
-  const timing how{.calls = 1, .replays = 100, .bytes = static_cast<double>(batch * h * attended * 2 * d * sizeof(pqkv::bfloat16))};
+  const timing how{.calls = 1, .replays = 100, .bytes = static_cast<double>(batch * h * attended * token_bytes)};
   measure(name, how, [&](void* stream, int) {
     const pqkv::exec::cuda on{stream, {}};
     cache.append(on, pqkv::make_view<device>(key.data(), batch, h, d), pqkv::make_view<device>(value.data(), batch, h, d));
@@ -52,9 +60,12 @@ void step(std::size_t batch, std::size_t n, policy which) {
 }
 
 void measure_all() {
-  for (const std::size_t n : {32768u, 131072u, 524288u})
-    for (const policy which : {policy::pq, policy::dense}) step(1, n, which);
-  for (const policy which : {policy::pq, policy::dense}) step(7, 120000, which);
+  using rows = pqkv::dense_rows<pqkv::bfloat16, device>;
+  for (const std::size_t n : {32768u, 131072u, 524288u}) {
+    for (const policy which : {policy::pq_2x6, policy::pq_4x8, policy::dense}) step<rows>(1, n, which);
+    step<pqkv::quantized_rows<device>>(1, n, policy::pq_4x8);
+  }
+  for (const policy which : {policy::pq_2x6, policy::dense}) step<rows>(7, 120000, which);
 }
 }  // namespace
 

@@ -130,6 +130,7 @@ std::unique_ptr<layer> make_layer(const bfloat16* keys, const bfloat16* values, 
   p.budget.sinks = sinks;
   p.budget.window = window;
   p.budget.retrieve = retrieved;
+  p.selector.subspaces = 2, p.selector.bits = 6;  // as the names of the results say
   p.selector.train = training;
   return std::make_unique<type>(keys, values, p, n);
 }

@@ -51,7 +51,7 @@ def contexts_for(length: int, questions: int) -> int:
 def settings_of(args: argparse.Namespace, weights: str) -> dict[str, Any]:
     """What decides the answers, besides the length. Threads are not among it."""
     return {"model": shown(args.model), "model_sha256": weights, "seed": args.seed, "policies": args.policies, "ratios": args.ratios,
-            "text": [shown(file) for file in args.text]}
+            "text": [shown(file) for file in args.text], **({"codes": args.codes} if args.codes else {})}
 
 
 def shown(path: pathlib.Path) -> str:
@@ -104,6 +104,8 @@ def measure(args: argparse.Namespace, length: int, positions: int) -> dict[str, 
     options = ["--length", str(context), "--questions", str(args.questions), "--contexts", str(contexts), "--seed", str(args.seed)]
     if args.ratios:
         options += ["--ratios", *map(str, args.ratios)]
+    if args.codes:
+        options += ["--codes", *args.codes]
     options += ["--policy", *args.policies]
     program = [str(args.program.resolve()), "--model", str(args.model), "--threads", str(args.threads)]
     with tempfile.TemporaryDirectory() as folder:
@@ -241,6 +243,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=count_of(1), help="at each length; default: enough for 512 bytes a question")
     parser.add_argument("--policies", choices=policy_names, nargs="+", default=policy_names, help="full takes part in any case")
     parser.add_argument("--ratios", type=count_of(1), nargs="*", default=[10], help="10 for a tenth of the tokens; none: minillama-ask's own")
+    parser.add_argument("--codes", nargs="*", default=[], help="of pq, as in 2x6 4x8; default: the library's")
     parser.add_argument("--seed", type=count_of(0), default=21)
     parser.add_argument("--threads", type=count_of(1), default=os.cpu_count() or 1)
     parser.add_argument("--text", type=pathlib.Path, nargs="+", default=[], help="running text; default: the licence texts of the system")

@@ -17,8 +17,9 @@ using nlohmann::json;
 std::vector<contestant> candidates_at(const std::set<std::size_t>& ratios, const std::vector<code_sizes>& codes) {
   using enum policy_name;
   if (ratios.empty())
-    return {contestant_at(full, 1),    contestant_at(pq, 5),      contestant_at(pq, 10),        contestant_at(pq, 40, 4, 8),
-            contestant_at(oracle, 10), contestant_at(oracle, 40), contestant_at(streaming, 10), contestant_at(streaming, 40)};
+    return {contestant_at(full, 1),    contestant_at(pq, 5),         contestant_at(pq, 10),
+            contestant_at(pq, 40),     contestant_at(pq, 10, 2, 6),  contestant_at(oracle, 10),
+            contestant_at(oracle, 40), contestant_at(streaming, 10), contestant_at(streaming, 40)};
   std::vector<contestant> all{contestant_at(full, 1)};
   for (const policy_name name : {pq, oracle, streaming})
     for (const std::size_t one_in : ratios) {
@@ -114,8 +115,8 @@ std::size_t path_differences(const std::vector<interview>& interviews) {
 
 }  // namespace
 
-evaluation evaluate(engine& computing, const model_config& config, const examiner& examining, pool_runner& runner,
-                    const std::string& text, const evaluation_settings& settings) {
+evaluation evaluate(engine& computing, const model_config& config, const examiner& examining, pool_runner& runner, const std::string& text,
+                    const evaluation_settings& settings) {
   if (settings.length + question_room > config.max_positions)
     throw std::invalid_argument("--length: the model's " + std::to_string(config.max_positions) +
                                 " positions do not hold a question behind it");

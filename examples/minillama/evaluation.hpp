@@ -27,7 +27,7 @@ struct evaluation_settings {
   path_check check = path_check::none;
   std::set<policy_name> policies;          // which of the contestants take part beside full; empty: all
   std::set<std::size_t> ratios;            // pq, oracle and streaming at 1/this; empty: the usual contestants
-  std::vector<code_sizes> codes;           // of pq, each a contestant; empty: 2x6. Under ratios
+  std::vector<code_sizes> codes;           // of pq, each a contestant; empty: 4x8. Under ratios
   row_format rows = row_format::float32;   // of every policy's cache
   std::optional<std::size_t> sinks;        // first tokens that always attend; default: the budget rule's
   std::optional<std::size_t> window;       // most recent tokens that attend; default: the budget rule's share
@@ -35,7 +35,7 @@ struct evaluation_settings {
 };
 
 struct evaluation {
-  std::vector<interview> interviews;  // full; pq 2x6 at 1/5 and 1/10, 4x8 at 1/40; oracle and streaming at 1/10 and 1/40; or by ratios
+  std::vector<interview> interviews;  // full; pq 4x8 at 1/5, 1/10, 1/40, 2x6 at 1/10; oracle and streaming at 1/10 and 1/40; or by ratios
   nlohmann::json json;                // settings, prefill's speed, policies with what full got right and they lost, all answers
   std::size_t path_differences = 0;   // answers that the joint path and the scan give differently, under path_check::both
 };

@@ -20,7 +20,7 @@ struct contestant {
 };
 
 /// A contestant that attends to one in `one_in` tokens: "full", "oracle 1/10", "pq 2x6 1/20".
-contestant contestant_at(policy_name name, std::size_t one_in, std::size_t subspaces = 2, unsigned bits = 6);
+contestant contestant_at(policy_name name, std::size_t one_in, std::size_t subspaces = 4, unsigned bits = 8);
 
 struct answer {
   std::string text;  // without the line feed that ends it

@@ -74,6 +74,13 @@ void declare_policy(CLI::App& app, options& o) {
       ->transform(CLI::CheckedTransformer(policy_names()).description("full|pq|oracle|streaming"))
       ->default_str("pq")
       ->group(group);
+  // Before the options that it sets, so that these have the last word.
+  app.add_option_function<std::string>(
+         "--preset", [&o](const std::string&) { o.policy.use_paper_preset(); },
+         "paper: PQCache as published; 2 x 6 bits, 32 sinks, half of a frozen budget to the window, training on all rows, for as many "
+         "iterations as this machine does while a layer of the model runs")
+      ->check(CLI::IsMember({"paper"}))
+      ->group(group);
   auto* ratio = app.add_option("--ratio", o.policy.budget.ratio, "share of the tokens that attend, 0 to 1")->capture_default_str();
   ratio->group(group);
   app.add_option("--retrieve", o.policy.budget.retrieve, "tokens retrieved per KV head, instead of by ratio; 0 is streaming")
@@ -120,12 +127,6 @@ void declare_policy(CLI::App& app, options& o) {
   app.add_option("--metric", o.policy.quantizer.metric, "l2 or ip: in which sense a key's centroid is the nearest; ip: for inner products")
       ->transform(CLI::CheckedTransformer(metric_names()).description("l2|ip"))
       ->default_str("l2")
-      ->group(group);
-  app.add_option_function<std::string>(
-         "--preset", [&o](const std::string&) { o.policy.use_paper_preset(); },
-         "paper: PQCache as published; half of a frozen budget to the window, training on all rows, for as many iterations as this machine "
-         "does while a layer of the model runs")
-      ->check(CLI::IsMember({"paper"}))
       ->group(group);
   app.add_option("--path", o.policy.quantizer.path, "auto, joint or scan: how scores are computed; the answer is the same")
       ->transform(CLI::CheckedTransformer(path_names()).description("auto|joint|scan"))

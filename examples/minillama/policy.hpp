@@ -54,8 +54,8 @@ inline const std::map<std::string, pqkv::key_metric>& metric_names() {
 
 /// Codes as "2x6" (subspaces x bits), and behind a plus sign those of a second stage: "2x6+4x8".
 struct code_sizes {
-  std::size_t subspaces = 2;
-  unsigned bits = 6;
+  std::size_t subspaces = 4;
+  unsigned bits = 8;
   std::size_t fine_subspaces = 0;  // 0: one stage
   unsigned fine_bits = 8;
 
@@ -101,8 +101,11 @@ struct policy_settings {
   void use_paper_preset() {
     const auto paper = pqkv::preset::paper({}, budget.ratio, {});
     preset = preset_name::paper;
+    budget.sinks = paper.budget.sinks;
     budget.window_share = paper.budget.window_share;
     budget.growth = paper.budget.growth;
+    quantizer.subspaces = paper.selector.subspaces;
+    quantizer.bits = paper.selector.bits;
     quantizer.train.rows_per_centroid = paper.selector.train.rows_per_centroid;
     quantizer.overlap_most = paper.selector.overlap_most;
     quantizer.refresh = paper.selector.refresh;

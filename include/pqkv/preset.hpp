@@ -7,8 +7,9 @@
 
 namespace pqkv::preset {
 
-/// PQCache as published: trains on all rows but the sinks, keeps the budget of the prompt's length however long the answer grows,
-/// gives half of it to the window, and clusters once, for as many iterations (at most 300) as fit behind the model's own work.
+/// PQCache as published: 2 x 6 bits and 32 sinks; trains on all rows but the sinks, keeps the budget of the prompt's length however long
+/// the answer grows, gives half of it to the window, and clusters once, for as many iterations (at most 300) as fit behind the model's own
+/// work.
 ///
 /// @param shape    of the cache
 /// @param ratio    share of the prompt's tokens that attend
@@ -17,8 +18,11 @@ template <class Rows = dense_rows<float>>
 typename pqcache<Rows>::params paper(const cache_shape& shape, double ratio, const overlap_model& machine) {
   typename pqcache<Rows>::params p{shape};
   p.budget.ratio = ratio;
+  p.budget.sinks = 32;
   p.budget.window_share = 0.5;
   p.budget.growth = budget_growth::frozen_at_prompt;
+  p.selector.subspaces = 2;
+  p.selector.bits = 6;
   p.selector.train.rows_per_centroid = 0;
   p.selector.refresh = 0;
   p.selector.overlap = machine;

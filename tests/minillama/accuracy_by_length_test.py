@@ -48,7 +48,7 @@ class accuracy_by_length(unittest.TestCase):
         self.assertEqual(self.real.returncode, 0, self.real.stderr)
         figures = json.loads(self.json.read_text())
         self.assertEqual(figures["lengths"], [512, 1024])
-        self.assertEqual(figures["policies"], ["full", "pq 2x6 1/10", "streaming 1/10"])
+        self.assertEqual(figures["policies"], ["full", "pq 4x8 1/10", "streaming 1/10"])
         self.assertEqual([result["contexts"] for result in figures["results"]], [4, 2])
         for result in figures["results"]:
             by_label = {policy["label"]: policy for policy in result["policies"]}

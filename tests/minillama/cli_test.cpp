@@ -362,7 +362,7 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   CHECK(measured.out.find("pq 4x8 1/40") != std::string::npos);
   const auto result = nlohmann::json::parse(contents(json_file));
   CHECK(result.at("questions").size() == 4);
-  CHECK(result.at("policies").size() == 10);  // full, pq twice on two paths and once by scan, oracle and streaming twice
+  CHECK(result.at("policies").size() == 10);  // full, pq once on two paths and three times by scan, oracle and streaming twice
   CHECK(result.at("path_differences") == 0);
   CHECK(result.at("settings").at("seed") == 3);
   CHECK(ask("--demo --length 1500").code == 0);
@@ -372,7 +372,7 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   const auto by_ratio = nlohmann::json::parse(contents(json_file));
   std::string labels;
   for (const auto& policy : by_ratio.at("policies")) labels += policy.at("label").get<std::string>() + ";";
-  CHECK(labels == "full;pq 2x6 1/10;pq 2x6 1/20;streaming 1/10;streaming 1/20;");
+  CHECK(labels == "full;pq 4x8 1/10;pq 4x8 1/20;streaming 1/10;streaming 1/20;");
 
   const outcome by_codes =
       ask("--questions 2 --contexts 1 --length 1500 --ratios 10 --codes 2x6 2x5+4x4 --policy pq --json \"" + json_file.string() + "\"");

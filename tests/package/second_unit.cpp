@@ -13,6 +13,7 @@ std::vector<std::int32_t> retrieve_by_pqcache(const keys_and_query& data) {
   params.budget.sinks = sinks;
   params.budget.window = window;
   params.budget.retrieve = retrieved;
+  params.selector.subspaces = 2, params.selector.bits = 6;  // those of the parts
   pqkv::pqcache<> cache(params);
   const auto keys = pqkv::make_view(data.keys.data(), heads, tokens, head_dim);
   cache.prefill(cpu, 0, keys, keys);

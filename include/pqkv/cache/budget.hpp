@@ -60,7 +60,7 @@ struct budget_rule {
   double ratio = 0.1;           // of the n tokens cached
   std::size_t min_tokens = 64;  // floor of a budget by ratio
   std::size_t tokens = 0;       // outright, sinks included; 0: by ratio
-  std::size_t sinks = 32;       // s
+  std::size_t sinks = 4;        // s: a real model needs no more (docs/quality.md), and the rest goes to retrieval
   double window_share = 0.1;    // of the budget without sinks
   std::optional<std::size_t> window{};
   std::optional<std::size_t> retrieve{};
