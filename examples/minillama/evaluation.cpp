@@ -43,6 +43,7 @@ std::vector<contestant> contestants_of(const evaluation_settings& settings) {
     if (who.settings.name != full && !settings.policies.empty() && !settings.policies.count(who.settings.name)) continue;
     who.settings.budget.window = settings.window;
     if (settings.sinks) who.settings.budget.sinks = *settings.sinks;
+    who.settings.raise_floor();
     auto& quantizer = who.settings.quantizer;
     quantizer.path = settings.path;
     quantizer.train.seed = settings.seed;
@@ -112,8 +113,8 @@ std::size_t path_differences(const std::vector<interview>& interviews) {
 
 }  // namespace
 
-evaluation evaluate(engine& computing, const model_config& config, const examiner& examining, pool_runner& runner,
-                    const std::string& text, const evaluation_settings& settings) {
+evaluation evaluate(engine& computing, const model_config& config, const examiner& examining, pool_runner& runner, const std::string& text,
+                    const evaluation_settings& settings) {
   if (settings.length + question_room > config.max_positions)
     throw std::invalid_argument("--length: the model's " + std::to_string(config.max_positions) +
                                 " positions do not hold a question behind it");

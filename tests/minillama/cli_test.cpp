@@ -106,15 +106,15 @@ TEST_CASE("options that make no sense are refused by name") {
   check_refused(tiny.generate("-p a --policy best"), "--policy");
   check_refused(tiny.generate("-p a --path fast"), "--path");
   check_refused(tiny.generate("-p a --nonsense"), "--nonsense");
-  check_refused(tiny.generate("-p a -n many"), "--tokens");
-  check_refused(tiny.generate("-p a -n -3"), "--tokens");
+  for (const char* count : {"many", "-3"}) check_refused(tiny.generate(std::string("-p a -n ") + count), "--tokens");
   check_refused(tiny.generate("-p a --sink -1"), "--sink");
   check_refused(tiny.run("-m \"" + tiny.path().string() + "\" -p a -t 0"), "--threads");
   check_refused(tiny.generate("-p a --retrieve 5 --ratio 0.1"), "--retrieve");
   check_refused(tiny.generate("-p a --window 0"), "budget.window");
   check_refused(tiny.generate("-p a --ratio 1.5"), "budget.ratio");
   check_refused(tiny.generate("-p a --ratio nan"), "budget.ratio");
-  check_refused(tiny.generate("-p a --sink 64"), "sinks + 1");
+  CHECK(tiny.generate("-p a -n 2 --sink 64").code == 0);
+  check_refused(tiny.generate("-p a --sink 64 --min-tokens 64"), "sinks + 1");
   check_refused(tiny.generate("-p a --bits 3"), "bits");
   check_refused(tiny.generate("-p a --bits 9"), "bits");
   check_refused(tiny.generate("-p a --subspaces 3"), "subspaces");
