@@ -45,6 +45,7 @@ std::vector<contestant> contestants_of(const evaluation_settings& settings) {
     who.settings.budget.window = settings.window;
     if (who.settings.name != full) who.settings.rows = settings.rows;
     if (settings.sinks) who.settings.budget.sinks = *settings.sinks;
+    who.settings.raise_floor();
     auto& quantizer = who.settings.quantizer;
     quantizer.path = settings.path;
     quantizer.train.seed = settings.seed;

@@ -16,7 +16,10 @@ namespace {
 double weight_count(const model_config& config) {
   const auto hidden = static_cast<double>(config.hidden), layers = static_cast<double>(config.layers);
   const auto projections = static_cast<double>(config.qkv_width() + config.query_width() + 3 * config.intermediate);
-  return (config.tied_embeddings ? 1 : 2) * static_cast<double>(config.vocabulary) * hidden + layers * hidden * (projections + 2) + hidden;
+  const auto biases = static_cast<double>((config.biases.qkv ? config.qkv_width() : 0) + (config.biases.attention_out ? config.hidden : 0) +
+                                          (config.biases.mlp ? 2 * config.intermediate + config.hidden : 0));
+  return (config.tied_embeddings ? 1 : 2) * static_cast<double>(config.vocabulary) * hidden + hidden +
+         layers * (hidden * (projections + 2) + biases);
 }
 
 /// Bytes of so many elements; a shape may be written down that no machine holds.

@@ -7,6 +7,7 @@
 #include "json_file.hpp"
 #include "load_error.hpp"
 #include "safetensors.hpp"
+#include "tensor_list.hpp"
 
 namespace minillama {
 namespace {
@@ -14,6 +15,10 @@ namespace {
 class single_file final : public weight_source {
  public:
   explicit single_file(const std::filesystem::path& path) : file_(path) {}
+  std::vector<std::string> names() const override { return file_.names(); }
+  [[noreturn]] void refuse(const std::string& name, const std::string& what) const override { throw load_error(file_.path(), name, what); }
+  void require(const std::string& name, std::span<const std::size_t> shape) const override { file_.require(name, shape); }
+  bool same(const std::string& one, const std::string& other) const override { return file_.same(one, file_, other); }
   void read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const override {
     file_.read(name, shape, out);
   }
@@ -33,13 +38,30 @@ class sharded_files final : public weight_source {
     refuse_second_copies();
   }
 
-  void read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const override {
+  /// Those of the shards, whether or not the index has them.
+  std::vector<std::string> names() const override {
+    std::vector<std::string> all;
+    for (const auto& [file_name, file] : shards_)
+      for (const std::string& name : file.names()) all.push_back(name);
+    return all;
+  }
+  [[noreturn]] void refuse(const std::string& name, const std::string& what) const override {
     const auto place = places_.find(name);
-    if (place == places_.end()) throw load_error(index_, name, "missing tensor");
-    place->second->read(name, shape, out);
+    throw load_error(place == places_.end() ? index_ : place->second->path(), name, what);
+  }
+  void require(const std::string& name, std::span<const std::size_t> shape) const override { place_of(name).require(name, shape); }
+  bool same(const std::string& one, const std::string& other) const override { return place_of(one).same(one, place_of(other), other); }
+  void read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const override {
+    place_of(name).read(name, shape, out);
   }
 
  private:
+  const safetensors_file& place_of(const std::string& name) const {
+    const auto place = places_.find(name);
+    if (place == places_.end()) throw load_error(index_, name, "missing tensor");
+    return *place->second;
+  }
+
   /// The shard of a tensor. It is a plain file name: an index must not reach out of its directory.
   const safetensors_file& opened(const std::string& name, const nlohmann::json& shard) {
     if (!shard.is_string()) throw load_error(index_, name, std::string("expected a shard's file name, got ") + shard.type_name());
@@ -78,6 +100,7 @@ checkpoint open_hugging_face(const std::filesystem::path& directory) {
     opened.weights = std::make_unique<sharded_files>(index);
   else
     opened.weights = std::make_unique<single_file>(single);
+  match_tensors(opened);
   return opened;
 }
 

@@ -8,7 +8,8 @@
 
 namespace minillama {
 
-/// @throws load_error that names the file and the key or tensor: what load_config() and safetensors_file refuse; an index without
+/// @throws load_error that names the file and the key or tensor: what load_config(), safetensors_file and match_tensors() refuse; an index
+/// without
 ///         weight_map, with a shard outside the directory, a shard that is missing or lacks a tensor; a tensor in two shards
 checkpoint open_hugging_face(const std::filesystem::path& directory);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "json_reader.hpp"
 
+#include <cmath>
 #include <cstdint>
 
 #include "load_error.hpp"
@@ -58,10 +59,19 @@ double json_reader::positive(const std::string& key) const {
 
 std::size_t json_reader::whole(const std::string& key, std::size_t least, std::size_t most) const {
   const json& value = at(key);
-  if (!value.is_number_integer()) fail(key, std::string("expected a whole number, got ") + value.type_name());
-  if (!value.is_number_unsigned() || value.get<std::uint64_t>() < least || value.get<std::uint64_t>() > most)
+  const bool real = value.is_number_float() && std::floor(value.get<double>()) == value.get<double>();
+  if (!value.is_number_integer() && !real)
+    fail(key, "expected a whole number, got " + (value.is_number() ? value.dump() : std::string(value.type_name())));
+  const bool negative = real ? value.get<double>() < 0 : !value.is_number_unsigned();
+  if (negative || value.get<double>() > static_cast<double>(most) || value.get<double>() < static_cast<double>(least))
     fail(key, "expected " + std::to_string(least) + " to " + std::to_string(most) + ", got " + value.dump());
   return value.get<std::size_t>();
+}
+
+std::vector<std::string> json_reader::keys() const {
+  std::vector<std::string> all;
+  for (const auto& [key, value] : object_->items()) all.push_back(key);
+  return all;
 }
 
 void json_reader::require_text(const std::string& key, const std::string& only) const {

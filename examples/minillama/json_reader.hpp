@@ -22,6 +22,8 @@ class json_reader {
   /// The key with the place before it, as messages have it.
   std::string path_of(const std::string& key) const { return place_ + key; }
 
+  /// Whether the key is there, be it null.
+  bool states(const std::string& key) const { return object_->contains(key); }
   /// The value of a key; null counts as absent, as it does for Hugging Face.
   const nlohmann::json* find(const std::string& key) const;
   const nlohmann::json& at(const std::string& key) const;
@@ -34,8 +36,11 @@ class json_reader {
   bool flag_or(const std::string& key, bool otherwise) const;
   double positive(const std::string& key) const;
   double positive_or(const std::string& key, double otherwise) const { return find(key) ? positive(key) : otherwise; }
-  /// A whole number from `least` to `most`.
+  /// A whole number from `least` to `most`, which may be spelt 8192.0.
   std::size_t whole(const std::string& key, std::size_t least, std::size_t most) const;
+
+  /// All keys, null ones too.
+  std::vector<std::string> keys() const;
 
   /// Refuses a file that asks for something that this program does not compute.
   void require_text(const std::string& key, const std::string& only) const;

@@ -102,7 +102,8 @@ auto with_selector(const policy_settings& settings, const pqkv::budget_rule& rul
                                              .query_heads = config.query_heads,
                                              .head_dim = config.head_dim,
                                              .capacity = capacity,
-                                             .step_queries = step_queries(config, capacity)};
+                                             .step_queries = step_queries(config, capacity),
+                                             .softmax_scale = config.softmax_scale()};
     made.budget = rule;
     made.selector = selector;
     return f.template operator()<Rows, Selector>(made);

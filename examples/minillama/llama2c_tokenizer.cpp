@@ -9,7 +9,7 @@
 
 #include "byte_pairs.hpp"
 #include "load_error.hpp"
-#include "safetensors.hpp"
+#include "mapped_file.hpp"
 
 namespace minillama {
 namespace {

@@ -24,12 +24,13 @@ inline Eigen::Index index_of(std::size_t i) { return static_cast<Eigen::Index>(i
 
 /// One decoder layer. Projections are [outputs, inputs]; those that read the same input are stacked, so that they are one product.
 struct layer_weights {
-  row_vector attention_norm;  // [hidden]
-  matrix qkv;                 // [hq*d + 2*h*d, hidden]: queries, keys, values
-  matrix attention_out;       // [hidden, hq*d]
-  row_vector mlp_norm;        // [hidden]
-  matrix gate_up;             // [2*intermediate, hidden]
-  matrix down;                // [hidden, intermediate]
+  row_vector attention_norm;                                         // [hidden]
+  matrix qkv;                                                        // [hq*d + 2*h*d, hidden]: queries, keys, values
+  matrix attention_out;                                              // [hidden, hq*d]
+  row_vector mlp_norm;                                               // [hidden]
+  matrix gate_up;                                                    // [2*intermediate, hidden]
+  matrix down;                                                       // [hidden, intermediate]
+  row_vector qkv_bias, attention_out_bias, gate_up_bias, down_bias;  // of their outputs; empty where there is none
 };
 
 class model {

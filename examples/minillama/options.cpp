@@ -99,6 +99,10 @@ void declare_policy(CLI::App& app, options& o) {
       ->transform(CLI::CheckedTransformer(row_format_names()).description("float|int8"))
       ->default_str("float")
       ->group(group);
+  app.add_option("--min-tokens", o.policy.budget.min_tokens,
+                 "tokens that attend at least, however small the share; default: 64, and 32 more than the sinks")
+      ->check(count_range(1))
+      ->group(group);
   app.add_option("--subspaces", o.policy.quantizer.subspaces, "m: parts that a key is cut into")
       ->check(count_range())
       ->capture_default_str()
@@ -190,6 +194,7 @@ void complete(const CLI::App& app, options& o) {
          {"--file", "--prompt", "--token-ids", "--chat", "--turn", "--turns", "--fresh-turns", "--tokens", "--temp", "--top-p"})
       if (app.count(other)) throw usage_error("--perplexity", std::string("generates no text: not with ") + other);
   o.policy.quantizer.train.seed = o.sampling.seed;
+  if (app.count("--min-tokens") == 0) o.policy.raise_floor();
   if (std::find(o.turns.begin(), o.turns.end(), "") != o.turns.end()) throw usage_error("--turn", "is empty");
   if (o.turns_file) o.turns = read_turns(*o.turns_file);
   if (o.chat) chat_template_named("--chat", *o.chat);

@@ -2,6 +2,7 @@
 // How a session attends: the selector's name, how many tokens, and what the quantizer needs. Chosen at run time, so that a comparison
 // is one flag.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdio>
 #include <map>
@@ -110,6 +111,9 @@ struct policy_settings {
     quantizer.overlap_most = paper.selector.overlap_most;
     quantizer.refresh = paper.selector.refresh;
   }
+
+  /// Keeps the floor of a budget by ratio above the sinks: 32 tokens beyond them, where the library's own floor leaves fewer.
+  void raise_floor() { budget.min_tokens = std::max(pqkv::budget_rule{}.min_tokens, budget.sinks + 32); }
 
   /// The rule for a prompt of n tokens. A share of the tokens is one of rows of 16 bits: rows of 8 bits are so many more as have the same
   /// bytes. Streaming has nothing to retrieve, so its window takes what the others share between window

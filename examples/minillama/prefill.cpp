@@ -101,7 +101,7 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
     for (std::size_t first = wanted, count = 0; first < n; first += count) {
       count = std::min(attention_tokens, n - first);
       pqkv::prefill_attention(cpu, by_head(std::as_const(queries).data()).slice(1, first, count), store, first,
-                              by_head(attention.data()).slice(1, first, count));
+                              by_head(attention.data()).slice(1, first, count), {}, config.softmax_scale());
       meter.add(attention_work(first, count));
     }
     prompt.parts.cache += clock.lap();

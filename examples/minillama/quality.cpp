@@ -13,17 +13,21 @@ constexpr double retrieval_head_mass = 0.9;  // of the oracle
 
 /// Log-sum-exp [hq] of the queries over the tokens given.
 std::vector<float> lse_over(const host_policy& cpu, pqkv::view<const float, 2> query, const pqkv::strided_store<float>& store,
-                            const pqkv::token_set<>& tokens) {
+                            const pqkv::token_set<>& tokens, float scale) {
   std::vector<float> out(query.extent(0) * query.extent(1)), lse(query.extent(0));
   pqkv::attention(cpu, query, store, tokens, pqkv::make_view(out.data(), query.extent(0), query.extent(1)),
-                  pqkv::make_view(lse.data(), lse.size()));
+                  pqkv::make_view(lse.data(), lse.size()), scale);
   return lse;
 }
 
 }  // namespace
 
 quality_meter::quality_meter(const model_config& config)
-    : kv_heads_(config.kv_heads), query_heads_(config.query_heads), heads_(config.layers * config.query_heads), layers_(config.layers) {}
+    : kv_heads_(config.kv_heads),
+      query_heads_(config.query_heads),
+      softmax_scale_(config.softmax_scale()),
+      heads_(config.layers * config.query_heads),
+      layers_(config.layers) {}
 
 step_observer quality_meter::observer(const host_policy& cpu) {
   return [this, cpu](const layer_step& step) { observe(cpu, step); };
@@ -36,7 +40,7 @@ void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
   const auto n = static_cast<std::uint32_t>(store.tokens());
 
   const std::vector<pqkv::token_span> everything(kv_heads_, {n, n, n});
-  const auto dense = lse_over(cpu, query, store, {pqkv::make_view(everything.data(), kv_heads_), {}, {}});
+  const auto dense = lse_over(cpu, query, store, {pqkv::make_view(everything.data(), kv_heads_), {}, {}}, softmax_scale_);
 
   // The exact top-k of the middle, and the attention mass that it would have reached.
   const std::size_t k = middle.selected();
@@ -46,14 +50,16 @@ void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
   const auto exact_view = pqkv::make_view(exact.data(), kv_heads_, k);
   if (k > 0) {
     const auto score_view = pqkv::make_view(scores.data(), kv_heads_, std::size_t{middle.size()});
-    pqkv::exact_scores(cpu, query, store, pqkv::make_view(ranges.data(), kv_heads_), pqkv::group_reduction::probability_sum, score_view);
+    pqkv::exact_scores(cpu, query, store, pqkv::make_view(ranges.data(), kv_heads_), pqkv::group_reduction::probability_sum, score_view,
+                       softmax_scale_);
     pqkv::top_k(cpu, score_view, exact_view);
     for (std::int32_t& token : exact) token += static_cast<std::int32_t>(middle.begin);
   }
   const std::vector<pqkv::token_span> kept(kv_heads_, {middle.begin, middle.end, n});
   const std::vector<std::uint32_t> exact_counts(kv_heads_, static_cast<std::uint32_t>(k));
   const auto oracle =
-      lse_over(cpu, query, store, {pqkv::make_view(kept.data(), kv_heads_), exact_view, pqkv::make_view(exact_counts.data(), kv_heads_)});
+      lse_over(cpu, query, store, {pqkv::make_view(kept.data(), kv_heads_), exact_view, pqkv::make_view(exact_counts.data(), kv_heads_)},
+               softmax_scale_);
 
   // What the policy retrieves for the same queries.
   const std::size_t most = step.cache.retrieve_capacity(step.slot);

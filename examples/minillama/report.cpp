@@ -129,6 +129,7 @@ json settings_of(const options& o) {
           {"retrieve", or_null(budget.retrieve)},
           {"window", or_null(budget.window)},
           {"sinks", budget.sinks},
+          {"min_tokens", budget.min_tokens},
           {"rows", name_of(o.policy.rows)},
           {"subspaces", quantizer.subspaces},
           {"bits", quantizer.bits},

@@ -9,13 +9,14 @@
 
 namespace minillama {
 
-/// Angle of one position for each pair of a head, [d/2].
+/// Angle of one position for each pair of a head, [d/2]; pairs that pad a head do not turn.
 ///
-/// frequency[i] = theta^(-2i/d); scaled as Llama 3.1 does where the model asks for it: a pair that turns fewer than low_freq_factor
-/// times in original_positions turns `factor` times slower, one that turns more than high_freq_factor times stays, and between the two
-/// the speed goes over linearly in the number of turns.
+/// frequency[i] = theta^(-2i/d) with d as stored, scaled as the model asks for it. linear: `factor` times slower. llama3: a pair that
+/// turns fewer than low_freq_factor times in original_positions turns `factor` times slower, one that turns more than high_freq_factor
+/// times stays, and between the two the speed goes over linearly in the number of turns. yarn: the same between beta_slow and beta_fast
+/// turns, but linearly in i.
 ///
-/// @source transformers, modeling_rope_utils.py, _compute_llama3_parameters
+/// @source transformers, modeling_rope_utils.py, _compute_llama3_parameters and _compute_yarn_parameters
 std::vector<float> rotary_frequencies(const model_config& config);
 
 /// What turns together: elements i and i + d/2 of a head.

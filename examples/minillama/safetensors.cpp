@@ -2,13 +2,7 @@
 // Reads and checks a safetensors file. Every number of the header is checked before it is used: the file may come from anywhere.
 #include "safetensors.hpp"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -22,6 +16,7 @@ namespace minillama {
 namespace {
 
 constexpr std::size_t length_bytes = 8;
+constexpr std::size_t most_header_bytes = std::size_t{16} << 20;  // a tensor takes some 150 bytes, and a Llama has a few thousand
 
 std::string printed(std::span<const std::size_t> shape) {
   std::string text = "[";
@@ -29,18 +24,23 @@ std::string printed(std::span<const std::size_t> shape) {
   return text + "]";
 }
 
-/// Bytes of one element, for the types that this reader converts.
-std::optional<std::size_t> element_bytes(const std::string& type) {
-  if (type == "F32") return 4;
-  if (type == "F16" || type == "BF16") return 2;
-  return std::nullopt;
+/// Bits of one element of every type of the format; of no other.
+std::optional<std::size_t> element_bits(const std::string& type) {
+  static const std::map<std::string, std::size_t> bits{
+      {"BOOL", 8},    {"F4", 4},          {"F6_E2M3", 6},     {"F6_E3M2", 6}, {"U8", 8},   {"I8", 8},   {"F8_E5M2", 8}, {"F8_E4M3", 8},
+      {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16}, {"F16", 16}, {"BF16", 16},   {"I32", 32},
+      {"U32", 32},    {"F32", 32},        {"C64", 64},        {"F64", 64},    {"I64", 64}, {"U64", 64}};
+  const auto found = bits.find(type);
+  return found == bits.end() ? std::nullopt : std::optional(found->second);
 }
+
+bool is_read(const std::string& type) { return type == "F32" || type == "F16" || type == "BF16"; }
 
 /// Product of the extents, or nothing when it does not fit.
 std::optional<std::size_t> element_count(std::span<const std::size_t> shape) {
   std::size_t count = 1;
   for (const std::size_t extent : shape) {
-    if (extent != 0 && count > std::numeric_limits<std::size_t>::max() / 8 / extent) return std::nullopt;
+    if (extent != 0 && count > std::numeric_limits<std::size_t>::max() / 64 / extent) return std::nullopt;
     count *= extent;
   }
   return count;
@@ -72,70 +72,78 @@ std::vector<std::size_t> unsigned_numbers(const nlohmann::json& entry, const cha
 
 }  // namespace
 
-mapped_file::mapped_file(const std::filesystem::path& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) throw load_error(path.string(), std::string("cannot be opened: ") + std::strerror(errno));
-  struct stat facts {};
-  const bool regular = ::fstat(descriptor, &facts) == 0 && S_ISREG(facts.st_mode) && facts.st_size > 0;
-  void* data = regular ? ::mmap(nullptr, static_cast<std::size_t>(facts.st_size), PROT_READ, MAP_PRIVATE, descriptor, 0) : MAP_FAILED;
-  ::close(descriptor);
-  if (data == MAP_FAILED) throw load_error(path.string(), "is empty, or not a file that can be mapped");
-  data_ = static_cast<const std::byte*>(data);
-  size_ = static_cast<std::size_t>(facts.st_size);
-}
-
-mapped_file::~mapped_file() { ::munmap(const_cast<std::byte*>(data_), size_); }
-
 safetensors_file::safetensors_file(const std::filesystem::path& path) : path_(path), file_(path) {
   const auto bytes = file_.bytes();
-  const auto fail = [&](const std::string& key, const std::string& what) { throw load_error(path_, key, what); };
-  if (bytes.size() < length_bytes) fail("header", "file is truncated: " + std::to_string(bytes.size()) + " bytes");
+  const auto fail = [&](const std::string& what) { throw load_error(path_, "header", what); };
+  if (bytes.size() < length_bytes) fail("file is truncated: " + std::to_string(bytes.size()) + " bytes");
 
   std::uint64_t header_bytes = 0;
   for (std::size_t i = 0; i < length_bytes; ++i) header_bytes |= static_cast<std::uint64_t>(bytes[i]) << (8 * i);
   if (header_bytes > bytes.size() - length_bytes)
-    fail("header", "is longer than the file: " + std::to_string(header_bytes) + " bytes in a file of " + std::to_string(bytes.size()));
+    fail("is longer than the file: " + std::to_string(header_bytes) + " bytes in a file of " + std::to_string(bytes.size()));
+  if (header_bytes > most_header_bytes)
+    fail("has " + std::to_string(header_bytes) + " bytes; expected at most " + std::to_string(most_header_bytes));
 
   const auto* text = reinterpret_cast<const char*>(bytes.data()) + length_bytes;
+  if (header_bytes == 0 || *text != '{') fail("is not a JSON object");  // nothing may stand before it
   const auto header = parse_object(path_, "header", {text, static_cast<std::size_t>(header_bytes)});
 
   const auto data = bytes.subspan(length_bytes + static_cast<std::size_t>(header_bytes));
   for (const auto& [name, entry] : header.items()) {
-    if (name == "__metadata__") continue;
-    tensor found;
-    std::vector<std::size_t> offsets;
-    try {
-      found.type = entry.at("dtype").get<std::string>();
-      found.shape = unsigned_numbers(entry, "shape");
-      offsets = unsigned_numbers(entry, "data_offsets");
-    } catch (const std::exception& problem) {
-      fail(name, std::string("malformed entry: ") + problem.what());
+    if (name != "__metadata__") {
+      tensors_.emplace(name, entry_of(name, entry, data));
+      continue;
     }
-    if (offsets.size() != 2 || offsets[0] > offsets[1]) fail(name, "data_offsets: expected [begin, end], got " + printed(offsets));
-    if (offsets[1] > data.size())
-      fail(name, "data_offsets: " + printed(offsets) + " lie outside the file's " + std::to_string(data.size()) + " bytes of data");
-    found.bytes = data.subspan(offsets[0], offsets[1] - offsets[0]);
-
-    const auto count = element_count(found.shape);
-    const auto size = element_bytes(found.type);
-    if (!count || (size && *count * *size != found.bytes.size()))
-      fail(name, "shape " + printed(found.shape) + " of " + found.type + " does not make " + std::to_string(found.bytes.size()) + " bytes");
-    tensors_.emplace(name, std::move(found));
+    const bool texts = entry.is_object() && std::all_of(entry.begin(), entry.end(), [](const auto& value) { return value.is_string(); });
+    if (!texts) throw load_error(path_, name, "expected an object of texts");
   }
-  refuse_overlaps();
+  refuse_gaps(data);
 }
 
-void safetensors_file::refuse_overlaps() const {
-  std::vector<const decltype(tensors_)::value_type*> by_address;
-  for (const auto& entry : tensors_)
-    if (!entry.second.bytes.empty()) by_address.push_back(&entry);
-  std::sort(by_address.begin(), by_address.end(),
-            [](const auto* a, const auto* b) { return a->second.bytes.data() < b->second.bytes.data(); });
-  for (std::size_t i = 1; i < by_address.size(); ++i) {
-    const auto& [name, before] = *by_address[i - 1];
-    if (before.bytes.data() + before.bytes.size() > by_address[i]->second.bytes.data())
-      throw load_error(path_, by_address[i]->first, "data_offsets: overlap those of " + name);
+safetensors_file::tensor safetensors_file::entry_of(const std::string& name, const nlohmann::json& entry,
+                                                    std::span<const std::byte> data) const {
+  const auto fail = [&](const std::string& what) { throw load_error(path_, name, what); };
+  tensor made;
+  std::vector<std::size_t> offsets;
+  try {
+    made.type = entry.at("dtype").get<std::string>();
+    made.shape = unsigned_numbers(entry, "shape");
+    offsets = unsigned_numbers(entry, "data_offsets");
+  } catch (const std::exception& problem) {
+    fail(std::string("malformed entry: ") + problem.what());
   }
+  if (offsets.size() != 2 || offsets[0] > offsets[1]) fail("data_offsets: expected [begin, end], got " + printed(offsets));
+  if (offsets[1] > data.size())
+    fail("data_offsets: " + printed(offsets) + " lie outside the file's " + std::to_string(data.size()) + " bytes of data");
+  made.bytes = data.subspan(offsets[0], offsets[1] - offsets[0]);
+
+  const auto bits = element_bits(made.type);
+  if (!bits) fail("unknown type " + made.type);
+  const auto count = element_count(made.shape);
+  if (!count || *count * *bits != made.bytes.size() * 8)
+    fail("shape " + printed(made.shape) + " of " + made.type + " does not make " + std::to_string(made.bytes.size()) + " bytes");
+  return made;
+}
+
+/// Tensors lie one behind the other, from the header to the end of the file.
+void safetensors_file::refuse_gaps(std::span<const std::byte> data) const {
+  std::vector<const decltype(tensors_)::value_type*> by_address;
+  for (const auto& entry : tensors_) by_address.push_back(&entry);
+  const auto begin = [](const auto* entry) { return entry->second.bytes.data(); };
+  const auto end = [](const auto* entry) { return entry->second.bytes.data() + entry->second.bytes.size(); };
+  std::sort(by_address.begin(), by_address.end(),
+            [&](const auto* a, const auto* b) { return std::pair(begin(a), end(a)) < std::pair(begin(b), end(b)); });
+  const std::byte* reached = data.data();
+  for (std::size_t i = 0; i < by_address.size(); ++i) {
+    const auto* entry = by_address[i];
+    if (begin(entry) < reached) throw load_error(path_, entry->first, "data_offsets: overlap those of " + by_address[i - 1]->first);
+    if (begin(entry) > reached)
+      throw load_error(path_, entry->first,
+                       "data_offsets: " + std::to_string(begin(entry) - reached) + " bytes before them belong to no tensor");
+    reached = end(entry);
+  }
+  if (const auto rest = data.data() + data.size() - reached; rest != 0)
+    throw load_error(path_, "data", std::to_string(rest) + " bytes behind the last tensor belong to none");
 }
 
 std::vector<std::string> safetensors_file::names() const {
@@ -144,19 +152,32 @@ std::vector<std::string> safetensors_file::names() const {
   return all;
 }
 
-void safetensors_file::read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const {
+bool safetensors_file::same(const std::string& name, const safetensors_file& other, const std::string& other_name) const {
+  const tensor &one = tensors_.at(name), &two = other.tensors_.at(other_name);
+  return one.type == two.type && one.shape == two.shape &&
+         std::equal(one.bytes.begin(), one.bytes.end(), two.bytes.begin(), two.bytes.end());
+}
+
+const safetensors_file::tensor& safetensors_file::found(const std::string& name, std::span<const std::size_t> shape) const {
   const auto entry = tensors_.find(name);
   if (entry == tensors_.end()) throw load_error(path_, name, "missing tensor");
-  const tensor& found = entry->second;
-  if (!element_bytes(found.type)) throw load_error(path_, name, "unknown type " + found.type + " (F32, F16 and BF16 can be read)");
-  if (!std::equal(shape.begin(), shape.end(), found.shape.begin(), found.shape.end()))
-    throw load_error(path_, name, "expected shape " + printed(shape) + ", got " + printed(found.shape));
-  if (out.size() * *element_bytes(found.type) != found.bytes.size())
+  const tensor& there = entry->second;
+  if (!is_read(there.type)) throw load_error(path_, name, "type " + there.type + " is not read (only F32, F16 and BF16)");
+  if (!std::equal(shape.begin(), shape.end(), there.shape.begin(), there.shape.end()))
+    throw load_error(path_, name, "expected shape " + printed(shape) + ", got " + printed(there.shape));
+  return there;
+}
+
+void safetensors_file::require(const std::string& name, std::span<const std::size_t> shape) const { found(name, shape); }
+
+void safetensors_file::read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const {
+  const tensor& from = found(name, shape);
+  if (out.size() * *element_bits(from.type) != from.bytes.size() * 8)
     throw std::invalid_argument("read: out does not have the shape's size");
 
-  const std::size_t finite = found.type == "F32"    ? convert_finite<float>(found.bytes, out)
-                             : found.type == "BF16" ? convert_finite<pqkv::bfloat16>(found.bytes, out)
-                                                    : convert_finite<pqkv::half>(found.bytes, out);
+  const std::size_t finite = from.type == "F32"    ? convert_finite<float>(from.bytes, out)
+                             : from.type == "BF16" ? convert_finite<pqkv::bfloat16>(from.bytes, out)
+                                                   : convert_finite<pqkv::half>(from.bytes, out);
   if (finite != out.size()) throw load_error(path_, name, "NaN or infinity at element " + std::to_string(finite));
 }
 

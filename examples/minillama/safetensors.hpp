@@ -4,48 +4,41 @@
 // Sharded checkpoints are several of these: hugging_face.hpp. Format: the safetensors project's README.
 #pragma once
 #include <cstddef>
-#include <cstdint>
 #include <filesystem>
 #include <map>
+#include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "mapped_file.hpp"
+
 namespace minillama {
-
-/// A whole file mapped read-only, unmapped when it goes out of scope.
-class mapped_file {
- public:
-  /// @throws load_error when the file cannot be opened, is empty or cannot be mapped
-  explicit mapped_file(const std::filesystem::path& path);
-  mapped_file(const mapped_file&) = delete;
-  mapped_file& operator=(const mapped_file&) = delete;
-  ~mapped_file();
-
-  std::span<const std::byte> bytes() const { return {data_, size_}; }
-
- private:
-  const std::byte* data_ = nullptr;
-  std::size_t size_ = 0;
-};
 
 class safetensors_file {
  public:
-  /// Maps the file and checks every entry of its header.
+  /// Maps the file and checks every entry of its header, as strictly as the reference, safetensors 0.8.0: what that refuses is refused.
   ///
-  /// @throws load_error that names the file and the tensor: file truncated, header longer than the file or not the JSON expected,
-  ///         offsets outside the file, shape times size of the type not equal to the bytes, a name given twice, bytes of
-  ///         two tensors that overlap
+  /// @throws load_error that names the file and the tensor: file truncated, header longer than the file or than 16 MiB or not the JSON
+  ///         expected, an unknown type, offsets outside the file, shape times size of the type not equal to the bytes, a name given twice,
+  ///         tensors that overlap, leave a gap, or end before the file does
   explicit safetensors_file(const std::filesystem::path& path);
 
   bool contains(const std::string& name) const { return tensors_.count(name) != 0; }
   std::vector<std::string> names() const;
+  const std::filesystem::path& path() const { return path_; }
+
+  /// Whether two tensors, this file's `name` and another's `other_name`, have the same type, shape and bytes. @pre both are there
+  bool same(const std::string& name, const safetensors_file& other, const std::string& other_name) const;
+
+  /// @throws load_error when the tensor is missing, has another shape, or a type that is not read
+  void require(const std::string& name, std::span<const std::size_t> shape) const;
 
   /// Reads one tensor as float, row major.
   ///
   /// @param shape  the shape that the model expects
   /// @param out    as many elements as the shape has, written
-  /// @throws load_error when the tensor is missing, has another shape or an unknown type, or holds NaN or infinity
+  /// @throws load_error as require(), and when the tensor holds NaN or infinity
   void read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const;
 
  private:
@@ -55,7 +48,9 @@ class safetensors_file {
     std::span<const std::byte> bytes;
   };
 
-  void refuse_overlaps() const;
+  tensor entry_of(const std::string& name, const nlohmann::json& entry, std::span<const std::byte> data) const;
+  const tensor& found(const std::string& name, std::span<const std::size_t> shape) const;
+  void refuse_gaps(std::span<const std::byte> data) const;
 
   std::filesystem::path path_;
   mapped_file file_;

@@ -4,15 +4,24 @@
 
 #include "hugging_face.hpp"
 #include "llama2c.hpp"
+#include "load_error.hpp"
 
 namespace minillama {
 
-checkpoint open_checkpoint(const std::filesystem::path& path) {
-  return std::filesystem::is_regular_file(path) ? open_llama2c(path) : open_hugging_face(path);
+namespace {
+
+bool is_file(const std::filesystem::path& path) {
+  if (std::filesystem::exists(path) && !std::filesystem::is_directory(path) && !std::filesystem::is_regular_file(path))
+    throw load_error(path.string(), "is neither a file nor a directory");
+  return std::filesystem::is_regular_file(path);
 }
 
+}  // namespace
+
+checkpoint open_checkpoint(const std::filesystem::path& path) { return is_file(path) ? open_llama2c(path) : open_hugging_face(path); }
+
 model_config read_shape(const std::filesystem::path& path) {
-  return std::filesystem::is_regular_file(path) ? open_llama2c(path).config : load_config(path / "config.json");
+  return is_file(path) ? open_llama2c(path).config : load_config(path / "config.json");
 }
 
 }  // namespace minillama

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "config.hpp"
 
@@ -15,11 +16,20 @@ class weight_source {
  public:
   virtual ~weight_source() = default;
 
+  /// Of every tensor.
+  virtual std::vector<std::string> names() const = 0;
+  /// Ends with a load_error that names the file where the tensor is, or would be.
+  [[noreturn]] virtual void refuse(const std::string& name, const std::string& what) const = 0;
+  /// Looks at the header alone. @throws load_error when the tensor is missing, of another shape, or of a type that is not read
+  virtual void require(const std::string& name, std::span<const std::size_t> shape) const = 0;
+  /// Whether two tensors that are there hold the same bytes.
+  virtual bool same(const std::string& one, const std::string& other) const = 0;
+
   /// Reads one tensor as float, row major.
   ///
   /// @param shape  the shape that the model expects
   /// @param out    as many elements as the shape has, written
-  /// @throws load_error that names file and tensor: missing, of another shape or an unknown type, NaN or infinity in it
+  /// @throws load_error as require(), and where there is NaN or infinity in it
   virtual void read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const = 0;
 };
 
@@ -27,6 +37,8 @@ class weight_source {
 struct checkpoint {
   model_config config;
   std::unique_ptr<weight_source> weights;
+  std::string prefix = "model.";  // of the names of all tensors but the head
+  std::string head = "lm_head.weight";
 };
 
 /// Opens a Hugging Face directory, or a file in llama2.c's format, and checks what is in it. Weights are read on request.

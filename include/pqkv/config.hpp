@@ -16,6 +16,9 @@
 #error "pqkv: -ffast-math would change which tokens are selected; build this file without it"
 #endif
 
+static_assert(sizeof(1.0) == sizeof(double),
+              "pqkv: -fsingle-precision-constant would change which tokens are selected; build this file without it");
+
 #if !defined(__cpp_concepts) || __cplusplus < 202002L
 #error "pqkv: needs C++20; compile with -std=c++20 or later"
 #endif

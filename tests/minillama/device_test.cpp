@@ -47,7 +47,7 @@ TEST_CASE("--device cuda is refused before a weight is read where there is no CU
 
 TEST_CASE("full attention as the device's cache is set up for it: everything attends, nothing is trained") {
   minillama::model_config config;
-  config.kv_heads = 2, config.query_heads = 4, config.head_dim = 16;
+  config.kv_heads = 2, config.query_heads = 4, config.set_head_dim(16);
   minillama::policy_settings settings;
   settings.name = minillama::policy_name::full;
   const auto made = minillama::cuda::settings_for(settings, 100, config, 1, 160);
@@ -87,7 +87,7 @@ TEST_CASE("full attention as the device's cache is set up for it: everything att
 
 TEST_CASE("pq and streaming keep their budgets; a window that is too narrow for a codebook is refused") {
   minillama::model_config config;
-  config.kv_heads = 2, config.query_heads = 8, config.head_dim = 64;
+  config.kv_heads = 2, config.query_heads = 8, config.set_head_dim(64);
   minillama::policy_settings settings;
   settings.quantizer.subspaces = 4;
   settings.quantizer.bits = 8;
@@ -111,7 +111,7 @@ TEST_CASE("pq and streaming keep their budgets; a window that is too narrow for 
 TEST_CASE("prefill's blocks and scratch are bounded, whatever the prompt") {
   minillama::model_config config;
   config.hidden = 4096, config.intermediate = 14336, config.vocabulary = 128256;
-  config.kv_heads = 8, config.query_heads = 32, config.head_dim = 128;
+  config.kv_heads = 8, config.query_heads = 32, config.set_head_dim(128);
   CHECK(minillama::cuda::prefill_block_tokens(config, 1) == 1);
   CHECK(minillama::cuda::prefill_block_tokens(config, 100) == 100);
   CHECK(minillama::cuda::prefill_block_tokens(config, 8192) == 2048);

@@ -69,7 +69,7 @@ TEST_CASE("a vocabulary has each number once, and few gaps") {
   CHECK(problem_at("/model/vocab/b", 16777217) == "model.vocab.b: expected 0 to 16777216, got 16777217");
   CHECK(problem_at("/model/vocab/b", std::numeric_limits<std::uint64_t>::max()) ==
         "model.vocab.b: expected 0 to 16777216, got 18446744073709551615");
-  CHECK(problem_at("/model/vocab/b", 1.5) == "model.vocab.b: expected a whole number, got number");
+  CHECK(problem_at("/model/vocab/b", 1.5) == "model.vocab.b: expected a whole number, got 1.5");
   CHECK(problem_at("/model/vocab/b", "1") == "model.vocab.b: expected a whole number, got string");
   CHECK(problem_at("/model/vocab/b", 2 * 4 + 1024) == "model.vocab: has 4 tokens and ids up to 1032");
   CHECK(problem_at("/model/vocab/b", 2 * 4 + 1023) == "");

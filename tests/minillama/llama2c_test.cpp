@@ -4,6 +4,7 @@
 #include "llama2c.hpp"
 
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 
 #include <array>
 #include <cmath>
@@ -115,8 +116,8 @@ TEST_CASE("prefill and decode agree with the oracle and with the same model as a
       write_model(directory.path(), shape, with_halves(shape, weights));
 
       const auto got = all_logits(folder.path() / "model.bin", tokens), same = all_logits(directory.path(), tokens);
-      const auto wanted = plain_logits(shape, weights, tokens, pairs::adjacent);
-      const auto other = plain_logits(shape, weights, tokens, pairs::halves);
+      const auto wanted = plain_logits(shape, weights, tokens, {.turned = pairs::adjacent});
+      const auto other = plain_logits(shape, weights, tokens);
       double worst = 0, against_oracle = 0, against_other = 0, largest = 0;
       for (std::size_t t = 0; t < got.size(); ++t)
         for (std::size_t i = 0; i < shape.vocabulary; ++i) {
@@ -177,23 +178,45 @@ TEST_CASE("a header that makes no sense is refused by its field") {
     return problem(bytes);
   };
   const char* const names[] = {"dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"};
+  const auto most = [](std::size_t field) { return std::string(field == 2 ? "1024" : "16777216"); };
   for (std::size_t field = 0; field < 7; ++field) {
     for (const std::int32_t value : {0, std::numeric_limits<std::int32_t>::max(), std::numeric_limits<std::int32_t>::min()})
-      CHECK(with(field, value).rfind(std::string(names[field]) + ": expected 1 to 16777216, got ", 0) == 0);
-    if (field != 5) CHECK(with(field, -3) == std::string(names[field]) + ": expected 1 to 16777216, got -3");
+      CHECK(with(field, value).rfind(std::string(names[field]) + ": expected 1 to " + most(field) + ", got ", 0) == 0);
+    if (field != 5) CHECK(with(field, -3) == std::string(names[field]) + ": expected 1 to " + most(field) + ", got -3");
   }
   CHECK(with(3, 5) == "n_heads: 5 does not divide the 32 of dim");
   CHECK(with(3, 32) == "n_heads: a head of 1 is odd; rotary embedding turns pairs");
   CHECK(with(4, 3) == "n_kv_heads: 3 does not divide the 4 of n_heads");
-  CHECK(with(2, 1 << 24).rfind("size: expected ", 0) == 0);
+  CHECK(with(2, 1 << 10).rfind("size: expected ", 0) == 0);
   CHECK(with(5, -300).rfind("size: expected ", 0) == 0);
   CHECK(with(0, 0x616b3432) == "header: unsupported: a llama2.c file of version 1 or later (only version 0)");
   std::string largest = good;
   for (const std::size_t field : {0u, 1u, 2u, 5u, 6u}) {
-    const std::int32_t value = 1 << 24;
+    const std::int32_t value = field == 2 ? 1 << 10 : 1 << 24;
     std::memcpy(largest.data() + 4 * field, &value, 4);
   }
   CHECK(problem(largest).rfind("size: expected more than ", 0) == 0);
+}
+
+TEST_CASE("a file of another format is called by its name") {
+  CHECK(problem("GGUF" + std::string(100, '\3')).rfind("is a GGUF file, which is not read; ", 0) == 0);
+  CHECK(
+      problem(std::string("\x30\0\0\0\0\0\0\0{\"a\":", 13) + std::string(60, ' ')).rfind("is a safetensors file; give the directory", 0) ==
+      0);
+  CHECK(problem("PK\x03\x04" + std::string(60, '\0')).rfind("is a PyTorch file, which is not read", 0) == 0);
+  CHECK(problem("{\"architectures\": [\"LlamaForCausalLM\"]}").rfind("is a JSON file; give the directory", 0) == 0);
+}
+
+TEST_CASE("a pipe is refused, not waited for") {
+  const temporary_directory folder;
+  const auto pipe = folder.path() / "pipe";
+  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+  CHECK_THROWS_AS(minillama::open_llama2c(pipe), minillama::load_error);
+  CHECK_THROWS_AS(minillama::open_checkpoint(pipe), minillama::load_error);
+  write_model(folder.path(), grouped, random_weights(grouped, 1));
+  std::filesystem::remove(folder.path() / "model.safetensors");
+  std::filesystem::rename(pipe, folder.path() / "model.safetensors");
+  CHECK_THROWS_AS(minillama::open_checkpoint(folder.path()), minillama::load_error);
 }
 
 TEST_CASE("weights that are not finite are named") {

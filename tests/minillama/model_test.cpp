@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "decoder.hpp"
+#include "footprint.hpp"
 #include "load_error.hpp"
 #include "plain_llama.hpp"
 #include "quality.hpp"
@@ -77,7 +78,8 @@ TEST_CASE("a vocabulary wider than bytes, and tokens outside of it") {
 
 TEST_CASE("heads of every grouping, and a rotary base of its own") {
   minillama::pool_runner runner(2);
-  for (const auto& [hq, h, d] : {std::array<std::size_t, 3>{1, 1, 8}, {4, 4, 8}, {6, 2, 16}, {8, 1, 40}, {3, 3, 64}}) {
+  for (const auto& [hq, h, d] :
+       {std::array<std::size_t, 3>{1, 1, 8}, {4, 4, 8}, {6, 2, 16}, {8, 1, 40}, {3, 3, 64}, {4, 2, 6}, {2, 1, 20}, {1, 1, 100}}) {
     CAPTURE(hq);
     CAPTURE(d);
     const loaded_model model({.hidden = 32, .layers = 3, .query_heads = hq, .kv_heads = h, .head_dim = d, .theta = 1e6}, d);
@@ -158,13 +160,22 @@ TEST_CASE("policies that retrieve the whole middle agree with the oracle; one th
   }
 }
 
-TEST_CASE("a head_dim that the library does not take is refused by name") {
+TEST_CASE("a head_dim that the library does not take is refused by name, and one that is padded finds what it found") {
   minillama::pool_runner runner(1);
-  const loaded_model model({.head_dim = 6});
-  const auto prompt = minillama::prefill(*model.llama, byte_tokens("abc"), runner);
-  CHECK_THROWS_AS(
-      minillama::host_session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 1, minillama::session_kind::single),
-      pqkv::value_error);
+  const loaded_model wide({.query_heads = 1, .kv_heads = 1, .head_dim = pqkv::max_head_dim + 2});
+  CHECK_THROWS_AS(minillama::plan_footprint(wide.llama->config(), policy(minillama::policy_name::full), {.prompt = 1, .capacity = 8}),
+                  pqkv::value_error);
+
+  const loaded_model model({.layers = 1, .head_dim = 10});
+  const auto text = random_tokens(401, 9);
+  const auto wanted = plain_logits(model.shape, model.weights, text);
+  const auto prompt = minillama::prefill(*model.llama, std::span(text).first(400), runner);
+  for (const auto name : {minillama::policy_name::pq, minillama::policy_name::oracle}) {
+    minillama::host_session session(*model.llama, runner, policy(name), prompt, 1, minillama::session_kind::single);
+    minillama::quality_meter meter(model.llama->config());
+    CHECK(difference(session.step(text[400], meter.observer({runner, {}})), wanted[400]) < tolerance);
+    CHECK(meter.summary().mass == doctest::Approx(1).epsilon(1e-5));  // with the same scale everywhere
+  }
 }
 
 TEST_CASE("weights that are missing, of another shape or not finite are named when the model is loaded") {

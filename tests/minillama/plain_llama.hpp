@@ -21,8 +21,18 @@ using numbers = std::vector<double>;
 /// What rotary embedding turns together: (i, i + d/2) as in Hugging Face's files, or (2i, 2i + 1) as in llama2.c's.
 enum class pairs { halves, adjacent };
 
-inline numbers product(const tensor& weights, const numbers& x) {
+/// What a test says of rotary embedding where it is not plain.
+struct oracle_rotary {
+  numbers frequencies{};        // of the pairs; empty: powers of theta
+  double attention_factor = 1;  // of queries and of keys
+  pairs turned = pairs::halves;
+};
+
+/// bias: of the outputs, or null
+inline numbers product(const tensor& weights, const numbers& x, const tensor* bias = nullptr) {
   numbers y(weights.shape[0], 0.0);
+  if (bias)
+    for (std::size_t i = 0; i < y.size(); ++i) y[i] = static_cast<double>(bias->values[i]);
   for (std::size_t i = 0; i < y.size(); ++i)
     for (std::size_t j = 0; j < x.size(); ++j) y[i] += static_cast<double>(weights.values[i * x.size() + j]) * x[j];
   return y;
@@ -37,23 +47,24 @@ inline numbers normalised(const numbers& x, const tensor& weight, double epsilon
   return y;
 }
 
-inline void rotate_heads(numbers& x, std::size_t head_dim, std::size_t position, double theta, pairs turned) {
+inline void rotate_heads(numbers& x, std::size_t head_dim, std::size_t position, double theta, const oracle_rotary& how) {
   const std::size_t half = head_dim / 2;
   for (std::size_t head = 0; head < x.size(); head += head_dim) {
     for (std::size_t i = 0; i < half; ++i) {
-      const double angle = static_cast<double>(position) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-      const std::size_t first = turned == pairs::halves ? head + i : head + 2 * i;
-      const std::size_t second = turned == pairs::halves ? first + half : first + 1;
+      const double plain = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+      const double angle = static_cast<double>(position) * (how.frequencies.empty() ? plain : how.frequencies[i]);
+      const std::size_t first = how.turned == pairs::halves ? head + i : head + 2 * i;
+      const std::size_t second = how.turned == pairs::halves ? first + half : first + 1;
       const double a = x[first], b = x[second];
-      x[first] = a * std::cos(angle) - b * std::sin(angle);
-      x[second] = b * std::cos(angle) + a * std::sin(angle);
+      x[first] = how.attention_factor * (a * std::cos(angle) - b * std::sin(angle));
+      x[second] = how.attention_factor * (b * std::cos(angle) + a * std::sin(angle));
     }
   }
 }
 
-/// logits[n][vocabulary], one row for each token.
+/// logits[n][vocabulary], one row for each token. Biases are added where there are any.
 inline std::vector<numbers> plain_logits(const tiny_shape& shape, const tensors& weights, std::span<const std::uint32_t> tokens,
-                                         pairs turned = pairs::halves) {
+                                         const oracle_rotary& rotary = {}) {
   const std::size_t d = shape.head_dim, group = shape.query_heads / shape.kv_heads;
   const tensor& embedding = weights.at("model.embed_tokens.weight");
   std::vector<numbers> x(tokens.size(), numbers(shape.hidden));
@@ -63,14 +74,18 @@ inline std::vector<numbers> plain_logits(const tiny_shape& shape, const tensors&
   for (std::size_t layer = 0; layer < shape.layers; ++layer) {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
     const auto weight = [&](const char* name) -> const tensor& { return weights.at(prefix + name + ".weight"); };
+    const auto projected = [&](const char* name, const numbers& in) {
+      const auto bias = weights.find(prefix + name + ".bias");
+      return product(weight(name), in, bias == weights.end() ? nullptr : &bias->second);
+    };
     std::vector<numbers> queries, keys, values;
     for (std::size_t t = 0; t < tokens.size(); ++t) {
       const numbers normal = normalised(x[t], weight("input_layernorm"), shape.epsilon);
-      queries.push_back(product(weight("self_attn.q_proj"), normal));
-      keys.push_back(product(weight("self_attn.k_proj"), normal));
-      values.push_back(product(weight("self_attn.v_proj"), normal));
-      rotate_heads(queries.back(), d, t, shape.theta, turned);
-      rotate_heads(keys.back(), d, t, shape.theta, turned);
+      queries.push_back(projected("self_attn.q_proj", normal));
+      keys.push_back(projected("self_attn.k_proj", normal));
+      values.push_back(projected("self_attn.v_proj", normal));
+      rotate_heads(queries.back(), d, t, shape.theta, rotary);
+      rotate_heads(keys.back(), d, t, shape.theta, rotary);
     }
     for (std::size_t t = 0; t < tokens.size(); ++t) {
       numbers gathered(shape.query_heads * d, 0.0);
@@ -87,14 +102,14 @@ inline std::vector<numbers> plain_logits(const tiny_shape& shape, const tensors&
         for (std::size_t s = 0; s <= t; ++s)
           for (std::size_t i = 0; i < d; ++i) gathered[head * d + i] += p[s] / sum * values[s][kv + i];
       }
-      const numbers attended = product(weight("self_attn.o_proj"), gathered);
+      const numbers attended = projected("self_attn.o_proj", gathered);
       for (std::size_t i = 0; i < shape.hidden; ++i) x[t][i] += attended[i];
 
       const numbers normal = normalised(x[t], weight("post_attention_layernorm"), shape.epsilon);
-      numbers gate = product(weight("mlp.gate_proj"), normal);
-      const numbers up = product(weight("mlp.up_proj"), normal);
+      numbers gate = projected("mlp.gate_proj", normal);
+      const numbers up = projected("mlp.up_proj", normal);
       for (std::size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1.0 + std::exp(-gate[i])) * up[i];
-      const numbers down = product(weight("mlp.down_proj"), gate);
+      const numbers down = projected("mlp.down_proj", gate);
       for (std::size_t i = 0; i < shape.hidden; ++i) x[t][i] += down[i];
     }
   }

@@ -56,14 +56,12 @@ TEST_CASE("f32, f16 and bf16 tensors are read as floats") {
 
 TEST_CASE("data that starts at an odd address is read") {
   const temporary_directory folder;
-  auto parts = parts_of(two_tensors, "F32");
-  parts.data.insert(0, "x");
-  for (auto& [name, entry] : parts.header.items()) {
-    if (name == "__metadata__") continue;
-    for (auto& offset : entry["data_offsets"]) offset = offset.get<std::size_t>() + 1;
+  for (const char* blanks : {"", " ", "  ", "   "}) {  // one of them makes it odd
+    auto parts = parts_of(two_tensors, "F32");
+    parts.padding = blanks;
+    parts.write(folder.path() / "odd");
+    CHECK(problem(folder.path() / "odd") == "");
   }
-  parts.write(folder.path() / "odd");
-  CHECK(problem(folder.path() / "odd") == "");
 }
 
 TEST_CASE("a file that is not there, empty, or shorter than its own header is refused") {
@@ -118,7 +116,8 @@ TEST_CASE("entries that contradict the file or themselves are refused by name") 
   CHECK(contains(spoiled("shape", {1.5}), "shape"));
   CHECK(contains(spoiled("shape", {3, 2}), "expected shape [2, 3], got [3, 2]"));
   CHECK(contains(spoiled("dtype", "F16"), "does not make 24 bytes"));
-  CHECK(contains(spoiled("dtype", "I64"), "unknown type I64"));
+  CHECK(contains(spoiled("dtype", "I64"), "does not make 24 bytes"));
+  CHECK(contains(spoiled("dtype", "I32"), "type I32 is not read (only F32, F16 and BF16)"));
   CHECK(contains(spoiled("dtype", "F33"), "unknown type F33"));
   CHECK(contains(spoiled("dtype", 5), "malformed"));
 
@@ -129,6 +128,7 @@ TEST_CASE("entries that contradict the file or themselves are refused by name") 
   parts.header["a"] = 5;
   parts.write(path);
   CHECK(contains(problem(path), ": a: malformed"));
+  parts.header["c"] = parts_of(two_tensors, "F32").header["a"];
   parts.header.erase("a");
   parts.write(path);
   CHECK(contains(problem(path), ": a: missing tensor"));
@@ -160,8 +160,45 @@ TEST_CASE("tensors that share bytes are refused; empty ones share none") {
                   text);
   }
   parts.header["b"] = {{"dtype", "F32"}, {"shape", {0}}, {"data_offsets", {8, 8}}};
+  parts.data.resize(24);
   parts.write(path);
-  CHECK(problem(path) == "");
+  CHECK(contains(problem(path), "overlap"));
+  for (const std::size_t place : {std::size_t{0}, std::size_t{24}}) {
+    parts.header["b"]["data_offsets"] = {place, place};
+    parts.write(path);
+    CHECK(problem(path) == "");
+  }
+}
+
+TEST_CASE("bytes of no tensor, and anything but blanks around the header, are refused as the reference does") {
+  const temporary_directory folder;
+  const auto path = folder.path() / "f";
+  const auto written = [&](const safetensors_parts& parts) {
+    parts.write(path);
+    return problem(path);
+  };
+  const safetensors_parts good = parts_of(two_tensors, "F32");
+  auto parts = good;
+  parts.data += "xyz";
+  CHECK(contains(written(parts), ": data: 3 bytes behind the last tensor belong to none"));
+  parts.data.insert(24, "wxyz");
+  parts.header["b"]["data_offsets"] = {28, 32};
+  CHECK(contains(written(parts), ": b: data_offsets: 4 bytes before them belong to no tensor"));
+  parts = good;
+  parts.header.erase("a");
+  CHECK(contains(written(parts), ": b: data_offsets: 24 bytes before them belong to no tensor"));
+  for (const std::string& bytes : {std::string(1, '\0'), std::string("  \0", 3), std::string("x")}) {
+    parts = good;
+    parts.padding = bytes;
+    CHECK(contains(written(parts), ": header: is not a JSON object"));
+  }
+  parts.padding = "  \n ";
+  CHECK(written(parts) == "");
+  parts.header["__metadata__"] = {{"format", 3}};
+  CHECK(contains(written(parts), ": __metadata__: expected an object of texts"));
+  parts.header["__metadata__"] = {{"format", "pt"}};
+  parts.padding = std::string(std::size_t{17} << 20, ' ');
+  CHECK(contains(written(parts), ": header: has "));
 }
 
 TEST_CASE("NaN and infinity are found in every type, at any place") {

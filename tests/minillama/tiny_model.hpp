@@ -68,9 +68,10 @@ inline float stored(float value, const std::string& type) {
 struct safetensors_parts {
   nlohmann::json header;
   std::string data;
+  std::string padding{};  // behind the header's text, and part of it
 
   void write(const std::filesystem::path& path) const {
-    const std::string text = header.dump();
+    const std::string text = header.dump() + padding;
     std::string file;
     for (unsigned i = 0; i < 8; ++i) file += static_cast<char>((text.size() >> (8 * i)) & 0xff);
     std::ofstream(path, std::ios::binary) << file << text << data;

@@ -162,10 +162,10 @@ TEST_CASE("minillama-ask hides numbers from a model that is spoken to") {
                     MINILLAMA_ASK_PROGRAM);
   };
   write_text(words, chat_tokenizer({"<|im_start|>", "<|im_end|>"}));
-  const outcome got = ask("--sink 5");
+  const outcome got = ask("--sink 70");
   CHECK_MESSAGE(got.code == 0, got.err);
   const auto result = nlohmann::json::parse(contents(json));
-  CHECK(result.at("settings").at("sinks") == 5);
+  CHECK(result.at("settings").at("sinks") == 70);
   CHECK(result.at("questions").size() == 2);
   for (const auto& question : result.at("questions")) CHECK(question.at("kind") == "numbers");
   const auto tokens = result.at("prefill").at("tokens").get<std::size_t>();

@@ -39,7 +39,7 @@ void attend(const device_model& llama, const device_prompt::layer& cached, std::
             std::size_t count, float* weights, float* out) {
   const model_config& config = llama.config();
   const std::size_t d = config.head_dim, g = config.group(), keys = first + count, row = config.query_width();
-  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  const float own = config.softmax_scale(), scale = own != 0 ? own : 1.0f / std::sqrt(static_cast<float>(d));
   for (std::size_t head = 0; head < config.kv_heads; ++head) {
     const std::size_t rows = head * n * d, group = head * g * d;
     llama.multiply().score(queries + group, row, g, count, d, cached.keys.data() + rows, keys, scale, weights);

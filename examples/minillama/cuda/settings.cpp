@@ -31,11 +31,14 @@ void require_offered(const policy_settings& settings) {
 cache_settings settings_for(const policy_settings& settings, std::size_t prompt, const model_config& config, std::size_t slots,
                             std::size_t capacity) {
   cache_settings made;
+  if (config.biases.any()) throw usage_error("--device", "cuda: the model has biases, which the host alone adds");
   made.shape = {slots, config.kv_heads, config.query_heads, config.head_dim, capacity};
+  made.shape.softmax_scale = config.softmax_scale();
   made.budget = settings.budget_for(prompt, config.head_dim);
   made.selector = settings.quantizer;
   if (settings.name == policy_name::pq) return made;
   made.selector = {};  // the smallest that there is
+  made.selector.subspaces = 1;
   made.selector.bits = 4;
   made.selector.path = pqkv::search_path::scan;
   made.selector.train.iterations = 1;

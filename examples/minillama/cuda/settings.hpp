@@ -22,7 +22,7 @@ void require_offered(const policy_settings& settings);
 ///
 /// @param prompt    tokens of it
 /// @param capacity  tokens of a slot
-/// @throws usage_error when the window of streaming attention has fewer than 16 tokens
+/// @throws usage_error when the window of streaming attention has fewer than 16 tokens, or the model's projections have biases
 cache_settings settings_for(const policy_settings& settings, std::size_t prompt, const model_config& config, std::size_t slots,
                             std::size_t capacity);
 

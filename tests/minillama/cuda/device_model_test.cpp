@@ -59,8 +59,12 @@ TEST_CASE("prefill and decode agree with the oracle for heads of every grouping,
     std::size_t hq, h, d, hidden;
     bool tied;
   };
-  for (const heads& of :
-       {heads{4, 2, 8, 24, true}, {1, 1, 8, 32, false}, {6, 2, 16, 40, true}, {8, 1, 40, 32, false}, {3, 3, 64, 300, true}}) {
+  for (const heads& of : {heads{4, 2, 8, 24, true},
+                          {1, 1, 8, 32, false},
+                          {6, 2, 16, 40, true},
+                          {8, 1, 40, 32, false},
+                          {3, 3, 64, 300, true},
+                          {2, 1, 20, 24, true}}) {
     CAPTURE(of.hq);
     CAPTURE(of.d);
     const both_models model(

@@ -118,7 +118,7 @@ struct kernel<op::rerank, backend::host> {
         tables.coarse.entries.extent(1) * tables.coarse.entries.extent(2) + tables.fine.entries.extent(1) * tables.fine.entries.extent(2);
     std::size_t longest = 0;
     for (std::size_t list = 0; list < lists; ++list) {
-      check(codes, shortlist, lengths(list), list, ranges(list / lists_per_head), indices);
+      check_list(codes, shortlist, lengths(list), list, ranges(list / lists_per_head), indices);
       longest = std::max<std::size_t>(longest, lengths(list));
     }
     const std::size_t rows = (longest + 15) / 16 * 16;
@@ -152,8 +152,8 @@ struct kernel<op::rerank, backend::host> {
   }
 
  private:
-  static void check(const two_stage_codes<>& codes, view<const std::int32_t, 2> shortlist, std::uint32_t length, std::size_t list,
-                    const middle_range& range, view<std::int32_t, 2> indices) {
+  static void check_list(const two_stage_codes<>& codes, view<const std::int32_t, 2> shortlist, std::uint32_t length, std::size_t list,
+                         const middle_range& range, view<std::int32_t, 2> indices) {
     detail::checks checks("rerank");
     checks.at_most("ranges.end", range.end, codes.coarse.extent(2), "n, from codes")
         .at_most("lengths", length, shortlist.extent(1), "s_max, from shortlist")

@@ -123,7 +123,7 @@ struct kernel<op::retrieve, backend::host> {
   static void run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
                   view<const middle_range, 1> ranges, view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts,
                   const retrieve_params& params, view<std::uint8_t, 1> skipped, const head_map<>& map) {
-    check(codes, index, ranges, indices, params, map);
+    check_arguments(codes, index, ranges, indices, params, map);
     const std::size_t h = ranges.extent(0), m = codes.extent(1), c = table.entries.extent(2), hq = table.entries.extent(0);
     const std::size_t lists = indices.extent(0), g = hq / lists, lists_per_head = lists / h, cells = index.empty() ? 0 : index.cells();
     std::size_t longest = 0;
@@ -176,8 +176,8 @@ struct kernel<op::retrieve, backend::host> {
     std::uint32_t* earlier;  // [cells] counts at an earlier length
   };
 
-  static void check(codes_view<> codes, cell_index_view<> index, view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
-                    const retrieve_params& params, const head_map<>& map) {
+  static void check_arguments(codes_view<> codes, cell_index_view<> index, view<const middle_range, 1> ranges,
+                              view<std::int32_t, 2> indices, const retrieve_params& params, const head_map<>& map) {
     for (std::size_t row_head = 0; row_head < ranges.extent(0); ++row_head) {
       const middle_range range = ranges(row_head);
       const std::size_t head = map.head(row_head);

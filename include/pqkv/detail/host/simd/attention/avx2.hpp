@@ -151,7 +151,7 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
 #pragma GCC unroll 8
       for (std::size_t a = 0; a < 8; ++a) acc[a] = _mm256_setzero_ps();
       for (std::size_t i = 0; i < d; i += pair) {
-        __m256 low, high;
+        __m256 low{}, high{};
 #pragma GCC unroll 8
         for (std::size_t a = 0; a < 8; ++a) {  // loops of one level: g++ 12 unrolls innermost ones alone early enough
           if (a % Q == 0) {

@@ -167,7 +167,7 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
     // Loops of one level: g++ 12 keeps an array in registers where it can unroll the loop over it early, innermost ones only.
     constexpr std::size_t rows = 16 / Q;
     if constexpr (Q <= 4) {  // few queries: theirs stay in registers
-      __m512 query[2 * Q], low, high;
+      __m512 query[2 * Q], low{}, high{};  // with a value for g++ -Og alone
 #pragma GCC unroll 8
       for (std::size_t a = 0; a < 2 * Q; ++a) query[a] = _mm512_loadu_ps(queries + a / 2 * stride + a % 2 * lanes);
 #pragma GCC unroll 16
@@ -180,7 +180,7 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
         acc[a] = _mm512_fmadd_ps(query[2 * (a % Q) + 1], high, acc[a]);
       }
     } else {
-      __m512 key[2 * rows], low, high;
+      __m512 key[2 * rows], low{}, high{};
 #pragma GCC unroll 16
       for (std::size_t r = 0; r < rows; ++r) {
         touch(next[r] + first_element);
