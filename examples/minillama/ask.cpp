@@ -115,6 +115,10 @@ int main(int argc, char** argv) {
       ->excludes(demo);
   app.add_option("--codes", o.codes, "subspaces x bits of pq's codes, each a contestant: 2x6 4x8; 2x6+4x8 has a second stage")
       ->needs(app.get_option("--ratios"));
+  app.add_option("--axes", o.evaluation.axes, "contiguous or rotary: which coordinates of a key are coded together")
+      ->transform(CLI::CheckedTransformer(axes_names()).description("contiguous|rotary"))
+      ->default_str("rotary")
+      ->excludes(demo);
   app.add_option("--rows", o.evaluation.rows, "float or int8: what keys and values are kept as; int8 attends to more, of equal bytes")
       ->transform(CLI::CheckedTransformer(row_format_names()).description("float|int8"))
       ->default_str("float")

@@ -28,6 +28,7 @@ struct evaluation_settings {
   std::set<policy_name> policies;          // which of the contestants take part beside full; empty: all
   std::set<std::size_t> ratios;            // pq, oracle and streaming at 1/this; empty: the usual contestants
   std::vector<code_sizes> codes;           // of pq, each a contestant; empty: 4x8. Under ratios
+  pqkv::axis_order axes = pqkv::axis_order::rotary_halves;
   row_format rows = row_format::float32;   // of every policy's cache
   std::optional<std::size_t> sinks;        // first tokens that always attend; default: the budget rule's
   std::optional<std::size_t> window;       // most recent tokens that attend; default: the budget rule's share

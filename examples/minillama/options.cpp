@@ -128,6 +128,10 @@ void declare_policy(CLI::App& app, options& o) {
       ->needs(app.get_option("--residual"))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--axes", o.policy.quantizer.axes, "contiguous or rotary: which coordinates of a key are coded together")
+      ->transform(CLI::CheckedTransformer(axes_names()).description("contiguous|rotary"))
+      ->default_str("rotary")
+      ->group(group);
   app.add_option("--metric", o.policy.quantizer.metric, "l2 or ip: in which sense a key's centroid is the nearest; ip: for inner products")
       ->transform(CLI::CheckedTransformer(metric_names()).description("l2|ip"))
       ->default_str("l2")

@@ -25,6 +25,12 @@ inline const std::map<std::string, policy_name>& policy_names() {
   return names;
 }
 
+inline const std::map<std::string, pqkv::axis_order>& axes_names() {
+  static const std::map<std::string, pqkv::axis_order> names{{"contiguous", pqkv::axis_order::contiguous},
+                                                             {"rotary", pqkv::axis_order::rotary_halves}};
+  return names;
+}
+
 /// What a cache keeps a key or value as.
 enum class row_format {
   float32,
@@ -107,6 +113,7 @@ struct policy_settings {
     budget.growth = paper.budget.growth;
     quantizer.subspaces = paper.selector.subspaces;
     quantizer.bits = paper.selector.bits;
+    quantizer.axes = paper.selector.axes;
     quantizer.train.rows_per_centroid = paper.selector.train.rows_per_centroid;
     quantizer.overlap_most = paper.selector.overlap_most;
     quantizer.refresh = paper.selector.refresh;

@@ -136,6 +136,7 @@ json settings_of(const options& o) {
           {"residual",
            quantizer.residual.used() ? json(code_sizes{quantizer.residual.subspaces, quantizer.residual.bits}.text()) : json(nullptr)},
           {"shortlist", quantizer.residual.used() ? json(quantizer.residual.shortlist) : json(nullptr)},
+          {"axes", name_in(axes_names(), quantizer.axes)},
           {"metric", name_in(metric_names(), quantizer.metric)},
           {"preset", o.policy.preset == preset_name::paper ? json("paper") : json(nullptr)},
           {"path", name_in(path_names(), quantizer.path)}};

@@ -152,7 +152,13 @@ template <>
 struct kernel<op::gather_keys, backend::cuda> {
   template <class P, class Rows, class T>
   static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
-                  view<T, 3, space::device> out);
+                  const axis_map& axes, view<T, 3, space::device> out);
+};
+
+template <>
+struct kernel<op::order_axes, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, view<const float, 2, space::device> rows, const axis_map& axes, view<float, 2, space::device> out);
 };
 
 template <>

@@ -27,6 +27,7 @@
 #include "quantize/codebook.hpp"
 #include "quantize/codes.hpp"
 #include "quantize/residual.hpp"
+#include "quantize/axes.hpp"
 #include "quantize/overlap.hpp"
 #include "search/distance_table.hpp"
 #include "search/scan.hpp"

@@ -23,6 +23,7 @@ typename pqcache<Rows>::params paper(const cache_shape& shape, double ratio, con
   p.budget.growth = budget_growth::frozen_at_prompt;
   p.selector.subspaces = 2;
   p.selector.bits = 6;
+  p.selector.axes = axis_order::contiguous;
   p.selector.train.rows_per_centroid = 0;
   p.selector.refresh = 0;
   p.selector.overlap = machine;

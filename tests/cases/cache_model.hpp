@@ -78,6 +78,7 @@ class slot_model {
     const pqkv::pq_shape shape{h_, d_, settings.subspaces, settings.bits, settings.metric};
     std::vector<T> all;
     for (const auto& head : keys_) all.insert(all.end(), head.begin(), head.end());
+    all = ordered(all, settings);
     const auto rows = pqkv::as_const(pqkv::make_view(all.data(), h_, n_, d_)).slice(1, first(), n_ - first());
     pqkv::codebook book(shape);
     if (rows.extent(1) < shape.centroids()) return;
@@ -116,7 +117,8 @@ class slot_model {
   }
 
   /// The lists that product quantization retrieves, [lists]; the whole middle without a codebook.
-  std::vector<std::vector<std::int32_t>> lists(const std::vector<float>& query, const pqkv::selector::pq::params& settings) const {
+  std::vector<std::vector<std::int32_t>> lists(const std::vector<float>& asked, const pqkv::selector::pq::params& settings) const {
+    const std::vector<float> query = ordered(asked, settings);
     const std::size_t hq = query.size() / d_, count = pqkv::score_lists(settings.reduction, h_, hq), k = budget().retrieve;
     std::vector<std::vector<std::int32_t>> chosen(count);
     if (!book_ || k >= middle_size()) {
@@ -128,6 +130,7 @@ class slot_model {
     const pqkv::exec::host<pqkv::isa::scalar> cpu;
     std::vector<T> all;
     for (const auto& head : keys_) all.insert(all.end(), head.begin(), head.end());
+    all = ordered(all, settings);
     pqkv::codes codes(book_->shape(), n_);
     pqkv::encode(cpu, pqkv::as_const(pqkv::make_view(all.data(), h_, n_, d_)), book_->view(), codes.mutable_view());
     pqkv::distance_table table(hq, book_->shape());
@@ -162,6 +165,19 @@ class slot_model {
   }
 
  private:
+  /// Rows whose coordinates stand as the quantizer cuts them: those of rotary pairs (i, i + d / 2) in one subspace.
+  template <class U>
+  std::vector<U> ordered(const std::vector<U>& rows, const pqkv::selector::pq::params& settings) const {
+    if (settings.axes == pqkv::axis_order::contiguous) return rows;
+    std::vector<U> all;
+    const std::size_t pairs = d_ / settings.subspaces / 2;  // of a subspace
+    for (std::size_t row = 0; row < rows.size(); row += d_)
+      for (std::size_t j = 0; j < settings.subspaces; ++j)
+        for (const std::size_t half : {std::size_t{0}, d_ / 2})
+          for (std::size_t pair = j * pairs; pair < (j + 1) * pairs; ++pair) all.push_back(rows[row + half + pair]);
+    return all;
+  }
+
   static void copy_book(const std::optional<pqkv::codebook>& from, std::optional<pqkv::codebook>& to) {
     to.reset();
     if (!from) return;

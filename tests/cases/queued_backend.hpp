@@ -70,8 +70,9 @@ constexpr pqkv::basic_distance_table_view<T> to_host(const pqkv::basic_distance_
 }
 template <class Space>
 constexpr pqkv::pq_index_view<> to_host(const pqkv::pq_index_view<Space>& index) {
-  return {to_host(index.book),      to_host(index.codes),      to_host(index.index),
-          to_host(index.fine_book), to_host(index.fine_codes), index.kv_heads};
+  return {
+      to_host(index.book), to_host(index.codes), to_host(index.index), to_host(index.fine_book), to_host(index.fine_codes), index.kv_heads,
+      index.axes};
 }
 
 // Stores.

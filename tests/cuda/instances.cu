@@ -41,7 +41,9 @@ template void kernel<op::merge, backend::cuda>::run(const cuda&, view<float, 2, 
                                                     view<const float, 2, device>, view<const float, 1, device>);
 template void kernel<op::decode, backend::cuda>::run(const cuda&, codes_view<device>, codebook_view<device>, view<half, 3, device>);
 template void kernel<op::gather_keys, backend::cuda>::run(const cuda&, const strided_rows<half, device>&, std::size_t,
-                                                          const stratified_sample&, std::size_t, view<half, 3, device>);
+                                                          const stratified_sample&, std::size_t, const axis_map&, view<half, 3, device>);
+template void kernel<op::order_axes, backend::cuda>::run(const cuda&, view<const float, 2, device>, const axis_map&,
+                                                          view<float, 2, device>);
 template void kernel<op::encode_leaving, backend::cuda>::run(const cuda&, const pq_index_view<device>&, const strided_rows<half, device>&,
                                                              view<const leaving_tokens, 1, device>);
 template class pqcache<dense_rows<half, device>, selector::basic_pq<device>>;

@@ -30,14 +30,14 @@ enum class slot_contents : std::uint32_t {
 /// Where a sequence's index fits: the same numbers, the same selector.
 struct selector_signature {
   std::uint32_t kind = 0;  // 0: keeps no index, 1: product quantization
-  std::uint32_t subspaces = 0, bits = 0, metric = 0, fine_subspaces = 0, fine_bits = 0;
+  std::uint32_t subspaces = 0, bits = 0, metric = 0, fine_subspaces = 0, fine_bits = 0, axes = 0;
   bool operator==(const selector_signature&) const = default;
 };
 
 /// The header of a saved slot, 104 bytes.
 struct slot_file_header {
   static constexpr char the_magic[8] = {'p', 'q', 'k', 'v', 's', 'l', 'o', 't'};
-  static constexpr std::uint32_t the_version = 1, the_byte_order = 0x01020304u;
+  static constexpr std::uint32_t the_version = 2, the_byte_order = 0x01020304u;
 
   char magic[8] = {'p', 'q', 'k', 'v', 's', 'l', 'o', 't'};
   std::uint32_t version = the_version;
@@ -47,7 +47,6 @@ struct slot_file_header {
   std::uint32_t element = 0;    // of a row: 0 float, 1 half, 2 bfloat16
   std::uint32_t row_bytes = 0;  // of a token and head in the file, 0 without rows
   std::uint32_t middle_begin = 0, middle_end = 0;  // the tokens that have codes; another budget would have others
-  std::uint32_t unused = 0;
   selector_signature selector{};
   sequence at{};
   std::uint64_t payload_bytes = 0;  // between header and checksum
@@ -80,6 +79,7 @@ inline status can_load_header(const slot_file_header& file, const slot_file_head
   same(all, "file.selector.subspaces", file.selector.subspaces, wanted.selector.subspaces);
   same(all, "file.selector.bits", file.selector.bits, wanted.selector.bits);
   same(all, "file.selector.metric", file.selector.metric, wanted.selector.metric);
+  same(all, "file.selector.axes", file.selector.axes, wanted.selector.axes);
   same(all, "file.selector.fine_subspaces", file.selector.fine_subspaces, wanted.selector.fine_subspaces);
   same(all, "file.selector.fine_bits", file.selector.fine_bits, wanted.selector.fine_bits);
   same(all, "file.contents", static_cast<std::uint32_t>(file.contents), static_cast<std::uint32_t>(wanted.contents));

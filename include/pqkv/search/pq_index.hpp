@@ -11,13 +11,14 @@
 #include "../core/slot_parts.hpp"
 #include "../exec/memory.hpp"
 #include "../exec/sync.hpp"
+#include "../quantize/axes.hpp"
 #include "../quantize/residual.hpp"
 #include "retrieve.hpp"
 
 namespace pqkv {
 namespace op {
 struct encode_leaving {};  // run(policy, pq_index_view, rows, leaving): codes of the tokens that leave each sequence's window
-struct gather_keys {};     // run(policy, rows, first head, sample, first token, out [h, n, d])
+struct gather_keys {};     // run(policy, rows, first head, sample, first token, axis_map, out [h, n, d])
 }  // namespace op
 
 /// The numbers that fix an index.
@@ -32,7 +33,9 @@ struct pq_index_shape {
   std::size_t fine_subspaces = 0;  // m2 of the second stage; 0: none
   unsigned fine_bits = 8;          // b2
   search_path path = search_path::automatic;
+  axis_order axes = axis_order::contiguous;
 
+  constexpr axis_map axis_places() const { return {axes, static_cast<std::uint32_t>(subspaces), static_cast<std::uint32_t>(head_dim)}; }
   constexpr std::size_t heads() const { return sequences * kv_heads; }
   constexpr pq_shape coarse() const { return {heads(), head_dim, subspaces, bits, metric}; }
   constexpr pq_shape fine() const { return residual_shape(coarse(), fine_subspaces, fine_bits); }
@@ -55,6 +58,7 @@ struct pq_index_view {
   mutable_codebook_view<Space> fine_book;         // or empty
   mutable_residual_codes_view<Space> fine_codes;  // or empty
   std::size_t kv_heads = 0;                       // h of one sequence
+  axis_map axes{};                                // how keys and queries are ordered before they meet the codebooks
 
   static constexpr pq_index_view place(arena& memory, const pq_index_shape& shape) {
     pq_index_view all;
@@ -66,6 +70,7 @@ struct pq_index_view {
       all.fine_codes = residual_codes::place<Space>(memory, shape.fine(), shape.capacity);
     }
     all.kv_heads = shape.kv_heads;
+    all.axes = shape.axis_places();
     return all;
   }
 
@@ -73,7 +78,7 @@ struct pq_index_view {
   /// The parts of one sequence.
   PQKV_HD constexpr pq_index_view sequence(std::size_t which) const {
     const std::size_t first = which * kv_heads;
-    pq_index_view one{book.slice(first, kv_heads), codes.slice(0, first, kv_heads), {}, {}, {}, kv_heads};
+    pq_index_view one{book.slice(first, kv_heads), codes.slice(0, first, kv_heads), {}, {}, {}, kv_heads, axes};
     if (!index.empty()) one.index = index.heads(first, kv_heads);
     if (has_fine()) {
       one.fine_book = fine_book.slice(first, kv_heads);
@@ -158,6 +163,7 @@ struct pq_workspace {
   view<std::uint32_t, 1, Space> lengths;                 // [lists]
   view<middle_range, 1, Space> shortlist_ranges;         // [row heads]
   view<std::uint8_t, 2, Space> outcomes;                 // [h, m + m2] of training
+  view<float, 2, Space> ordered;                         // [queries, d], or empty where axes are contiguous
 
   /// @param rows         query tokens that are ranked at once
   /// @param query_heads  hq of one token
@@ -169,6 +175,7 @@ struct pq_workspace {
     all.skipped = make_view<Space>(memory.take<std::uint8_t>(hq), hq);
     const std::size_t problems = shape.subspaces + shape.fine_subspaces;
     all.outcomes = make_view<Space>(memory.take<std::uint8_t>(shape.kv_heads * problems), shape.kv_heads, problems);
+    if (shape.axes != axis_order::contiguous) all.ordered = make_view<Space>(memory.take<float>(hq * shape.head_dim), hq, shape.head_dim);
     if (!shape.has_fine()) return all;
     all.fine_table = distance_table::place<Space>(memory, hq, shape.fine());
     const bool fits = lists <= static_cast<std::size_t>(-1) / 8 / shape.capacity;
@@ -220,8 +227,9 @@ class pq_index {
   /// @param rows      keys of all sequences (cache/kv_store.hpp)
   /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; `trained` everywhere: the index can be used
   /// @throws std::bad_alloc; on a device capacity_error when the policy's scratch is too small, cuda_error
-  /// @cost   as train(), and c distance terms a coordinate of every key; of rows that are not strided the sample and 4096 tokens at a time
-  ///         are copied, with a second stage all of them
+  /// @cost   as train(), and c distance terms a coordinate of every key; of rows that are not strided, or whose axes are ordered, the
+  /// sample
+  ///         and 4096 tokens at a time are copied, with a second stage all of them
   template <exec::policy P, class Rows>
   void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
              const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
@@ -236,12 +244,20 @@ class pq_index {
       if (!failed) encode_all(policy, keys, own, first, ranked, fine_outcomes, train_params);
       return !failed;
     };
-    if constexpr (requires { rows.strided_keys(head, h, first, n - first); }) {
-      if (!learn_from(rows.strided_keys(head, h, first, n - first))) return;
+    const axis_map axes = own.axes;
+    bool is_learnt = false;
+    if constexpr (requires { rows.strided_keys(head, h, first, n - first); })
+      if (axes.is_identity()) {
+        if (!learn_from(rows.strided_keys(head, h, first, n - first))) return;
+        is_learnt = true;
+      }
+    if (is_learnt) {
+      // from the rows where they are
     } else if (shape_.has_fine()) {
       const auto memory = make_owner<T>(policy, h * (n - first) * d);
       const auto keys = make_view<Space>(memory.data(), h, n - first, d);
-      kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, stratified_sample{n - first, n - first, {}}, first, keys);
+      kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, stratified_sample{n - first, n - first, {}}, first, axes,
+                                                             keys);
       if (!learn_from(as_const(keys))) return;
     } else {
       const stratified_sample sample = training_rows(train_params, n - first, shape_.coarse().centroids());
@@ -250,13 +266,13 @@ class pq_index {
       const std::size_t run = std::min<std::size_t>(std::max<std::size_t>(n - first, 1), 4096);
       const auto memory = make_owner<T>(policy, h * std::max<std::size_t>(sample.count, run) * d);
       const auto sampled = make_view<Space>(memory.data(), h, static_cast<std::size_t>(sample.count), d);
-      kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, sample, first, sampled);
+      kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, sample, first, axes, sampled);
       train(policy, as_const(sampled), own.book, coarse_outcomes, of_sample);
       if (has_failed<P>(coarse_outcomes)) return;
       for (std::size_t begin = first; begin < ranked; begin += run) {
         const std::size_t count = std::min(run, ranked - begin);
         const auto keys = make_view<Space>(memory.data(), h, count, d);
-        kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, stratified_sample{count, count, {}}, begin, keys);
+        kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, stratified_sample{count, count, {}}, begin, axes, keys);
         pqkv::encode(policy, as_const(keys), own.book, all_codes.slice(2, begin, count));
       }
       sync(policy);  // the copies end here
@@ -291,6 +307,11 @@ class pq_index {
     const std::size_t hq = query.extent(0), lists = counts.extent(0);
     const auto table = part_of(work.table, hq);
     const auto skipped = work.skipped.slice(0, 0, hq);
+    if (!own.axes.is_identity()) {
+      const auto ordered = work.ordered.slice(0, 0, hq);
+      kernel<op::order_axes, typename P::backend_type>::run(policy, query, own.axes, ordered);
+      query = as_const(ordered);
+    }
     inner_product_table(policy, query, own.book, table, map);
     if (!shape_.has_fine()) return retrieve(policy, table, as_const(own.codes), own.index, ranges, indices, counts, how, skipped, map);
     if constexpr (space::usable_from<Space, space::host>) {

@@ -29,6 +29,7 @@ struct residual_stage {
 struct pq_params {
   std::size_t subspaces = 4;  // m
   unsigned bits = 8;          // b
+  axis_order axes = axis_order::rotary_halves;  // which coordinates form a subspace
   key_metric metric = key_metric::squared_l2;
   group_reduction reduction = group_reduction::probability_sum;
   search_path path = search_path::automatic;
@@ -41,7 +42,8 @@ struct pq_params {
 
   /// The index that a cache of this shape has.
   constexpr pq_index_shape index_of(const cache_shape& shape) const {
-    return {shape.batch, shape.kv_heads, shape.head_dim, subspaces, bits, shape.capacity, metric, residual.subspaces, residual.bits, path};
+    return {shape.batch, shape.kv_heads,     shape.head_dim, subspaces, bits, shape.capacity,
+            metric,      residual.subspaces, residual.bits,  path,      axes};
   }
 };
 
@@ -69,6 +71,7 @@ class basic_pq {
 
   static constexpr status can_construct(const cache_shape& shape, const params& settings) noexcept {
     if (const status s = can_quantize(settings.index_of(shape).coarse(), "pqcache"); !s.ok()) return s;
+    if (const status s = can_order_axes("pqcache", "selector.axes", settings.axes, settings.subspaces, shape.head_dim); !s.ok()) return s;
     if (const status s = can_refine(shape, settings); !s.ok()) return s;
     if constexpr (!space::usable_from<Space, space::host>)
       if (const status s = can_use_device(settings); !s.ok()) return s;
@@ -137,7 +140,8 @@ class basic_pq {
             s.bits,
             static_cast<std::uint32_t>(s.metric),
             static_cast<std::uint32_t>(s.fine_subspaces),
-            s.has_fine() ? s.fine_bits : 0};
+            s.has_fine() ? s.fine_bits : 0,
+            static_cast<std::uint32_t>(s.axes)};
   }
   /// Codebooks, codes and joint-code index of all slots.
   pq_index_view<Space> index() const { return index_.view(); }

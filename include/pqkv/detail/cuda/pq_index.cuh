@@ -23,9 +23,10 @@ class key_encoder {
     std::uint8_t usable[max_subspaces];
   };
 
-  __device__ key_encoder(scratch& own, const codebook_view<space::device>& book)
+  __device__ key_encoder(scratch& own, const codebook_view<space::device>& book, const axis_map& axes)
       : scratch_(own),
         book_(book),
+        axes_(axes),
         m_(static_cast<unsigned>(book.subspaces())),
         ds_(static_cast<unsigned>(book.sub_dim())),
         width_(static_cast<unsigned>(book.row_dim())),
@@ -50,7 +51,7 @@ class key_encoder {
     __syncthreads();  // the key before is done
     bool finite = true;
     for (unsigned i = threadIdx.x; i < m_ * ds_; i += blockDim.x) {
-      const float x = key[i];
+      const float x = key[axes_(i)];
       finite &= is_finite(x);
       const unsigned j = i / ds_;
       scratch_.y[j * width_ + (i - j * ds_)] = canonical::sub(x, book_.mean(head, i));
@@ -98,6 +99,7 @@ class key_encoder {
 
   scratch& scratch_;
   const codebook_view<space::device>& book_;
+  axis_map axes_;
   unsigned m_, ds_, width_, c_;
 };
 
@@ -109,7 +111,7 @@ __global__ void __launch_bounds__(max_centroids) encode_leaving_kernel(pq_index_
   const leaving_tokens tokens = leaving(blockIdx.y);
   const std::size_t head = std::size_t{tokens.slot} * index.kv_heads + blockIdx.x;
   const codebook_view<space::device> book = index.book;
-  key_encoder encoder(scratch, book);
+  key_encoder encoder(scratch, book, index.axes);
   for (std::uint32_t t = tokens.first + blockIdx.z; t < tokens.last; t += gridDim.z)
     encoder.encode(head, rows.key(head, t), index.codes, t);
 }
@@ -149,12 +151,20 @@ __device__ void change_ranking(const pq_index_view<space::device>& index, const 
 /// A warp is a row.
 template <class Rows, class T>
 __global__ void __launch_bounds__(256)
-    gather_keys_kernel(Rows rows, std::size_t first_head, stratified_sample sample, std::size_t first, view<T, 3, space::device> out) {
+    gather_keys_kernel(Rows rows, std::size_t first_head, stratified_sample sample, std::size_t first, axis_map axes,
+                       view<T, 3, space::device> out) {
   const std::size_t row = (std::size_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32, n = out.extent(1);
   if (row >= out.extent(0) * n) return;
   const std::size_t head = row / n, i = row - head * n;
   const auto key = rows.key(first_head + head, first + sample(i));
-  for (std::size_t e = threadIdx.x % 32; e < out.extent(2); e += 32) out(head, i, e) = static_cast<T>(key[e]);
+  for (std::size_t e = threadIdx.x % 32; e < out.extent(2); e += 32) out(head, i, e) = static_cast<T>(key[axes(e)]);
+}
+
+/// A CTA is a row.
+template <class T>
+PQKV_HIDDEN __global__ void __launch_bounds__(128)
+    order_axes_kernel(view<const T, 2, space::device> rows, axis_map axes, view<T, 2, space::device> out) {
+  for (std::size_t i = threadIdx.x; i < rows.extent(1); i += blockDim.x) out(blockIdx.x, i) = rows(blockIdx.x, axes(i));
 }
 
 /// What leaves, where a view says so.
@@ -166,13 +176,22 @@ struct listed_leaving {
 }  // namespace detail
 
 template <>
+struct kernel<op::order_axes, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, view<const float, 2, space::device> rows, const axis_map& axes, view<float, 2, space::device> out) {
+    detail::launcher(policy, "order_axes")("order_axes_kernel", detail::order_axes_kernel<float>,
+                                           {dim3(static_cast<unsigned>(rows.extent(0))), 128}, rows, axes, out);
+  }
+};
+
+template <>
 struct kernel<op::gather_keys, backend::cuda> {
   template <class P, class Rows, class T>
   static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
-                  view<T, 3, space::device> out) {
+                  const axis_map& axes, view<T, 3, space::device> out) {
     detail::launcher(policy, "gather_keys")("gather_keys_kernel", detail::gather_keys_kernel<Rows, T>,
                                             {dim3(detail::ceil_div(out.extent(0) * out.extent(1), 8)), 256}, rows, head, sample, first,
-                                            out);
+                                            axes, out);
   }
 };
 

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(max_centroids)
     __shared__ key_encoder::scratch scratch;
     const leaving_tokens leaving = now.learned != 0 ? leaving_between(slot, now, now.grown(1), call.slots.rule) : leaving_tokens{};
     const codebook_view<space::device> book = index.book;
-    key_encoder encoder(scratch, book);
+    key_encoder encoder(scratch, book, index.axes);
     for (std::uint32_t t = leaving.first; t < leaving.last; ++t)
       join_ranked(index, head, t, encoder.encode(head, rows.key(head, t), index.codes, t));
   }

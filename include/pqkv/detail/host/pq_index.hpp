@@ -14,13 +14,23 @@ namespace pqkv {
 template <>
 struct kernel<op::gather_keys, backend::host> {
   template <class P, class Rows, class T>
-  static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first, view<T, 3> out) {
+  static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
+                  const axis_map& axes, view<T, 3> out) {
     policy.runner.run(out.extent(0), [&](std::size_t h) {
       for (std::size_t i = 0; i < out.extent(1); ++i) {
         const auto key = rows.key(head + h, first + sample(i));
-        for (std::size_t e = 0; e < out.extent(2); ++e) out(h, i, e) = static_cast<T>(key[e]);
+        for (std::size_t e = 0; e < out.extent(2); ++e) out(h, i, e) = static_cast<T>(key[axes(e)]);
       }
     });
+  }
+};
+
+template <>
+struct kernel<op::order_axes, backend::host> {
+  template <class P>
+  static void run(const P&, view<const float, 2> rows, const axis_map& axes, view<float, 2> out) noexcept {
+    for (std::size_t r = 0; r < rows.extent(0); ++r)
+      for (std::size_t i = 0; i < rows.extent(1); ++i) out(r, i) = rows(r, axes(i));
   }
 };
 
@@ -33,18 +43,20 @@ struct kernel<op::encode_leaving, backend::host> {
     policy.runner.run(leaving.extent(0) * h, [&](std::size_t task) {
       const leaving_tokens tokens = leaving(task / h);
       const std::size_t head = tokens.slot * h + task % h;
-      if constexpr (requires { rows.strided_keys(head, std::size_t{1}, std::size_t{0}, std::size_t{0}); }) {
-        if (tokens.size() != 0) encode(here, index, head, tokens.first, rows.strided_keys(head, 1, tokens.first, tokens.size()));
-      } else {
-        using T = copied_element<typename Rows::value_type>;
-        constexpr std::size_t at_once = 16;
-        alignas(cache_line_bytes) T copy[at_once * max_head_dim];
-        const std::size_t d = rows.head_dim();
-        for (std::size_t first = tokens.first; first < tokens.last; first += at_once) {
-          const auto keys = make_view(copy, std::size_t{1}, std::min<std::size_t>(at_once, tokens.last - first), d);
-          kernel<op::gather_keys, backend::host>::run(here, rows, head, stratified_sample{keys.extent(1), keys.extent(1), {}}, first, keys);
-          encode(here, index, head, first, as_const(keys));
+      if constexpr (requires { rows.strided_keys(head, std::size_t{1}, std::size_t{0}, std::size_t{0}); })
+        if (index.axes.is_identity()) {
+          if (tokens.size() != 0) encode(here, index, head, tokens.first, rows.strided_keys(head, 1, tokens.first, tokens.size()));
+          return;
         }
+      using T = copied_element<typename Rows::value_type>;
+      constexpr std::size_t at_once = 16;
+      alignas(cache_line_bytes) T copy[at_once * max_head_dim];
+      const std::size_t d = rows.head_dim();
+      for (std::size_t first = tokens.first; first < tokens.last; first += at_once) {
+        const auto keys = make_view(copy, std::size_t{1}, std::min<std::size_t>(at_once, tokens.last - first), d);
+        const stratified_sample all{keys.extent(1), keys.extent(1), {}};
+        kernel<op::gather_keys, backend::host>::run(here, rows, head, all, first, index.axes, keys);
+        encode(here, index, head, first, as_const(keys));
       }
     });
   }
