@@ -40,6 +40,8 @@ typename Cache::params base(std::size_t batch, std::size_t h, std::size_t g, std
 
 host_cache::params settings(int which) {
   host_cache::params p = base(1 + which % 3, 2, which % 2 == 0 ? 4 : 2, which % 4 == 3 ? 64 : 128, 6000);
+  p.selector.subspaces = 2, p.selector.bits = 6;
+  if (which % 3 == 1) p.selector.axes = pqkv::axis_order::contiguous;
   if (which == 1) p.selector.path = search_path::scan;
   if (which == 2) p.selector.bits = 4;
   if (which == 3) p.selector.subspaces = 4, p.selector.bits = 8;
