@@ -114,7 +114,7 @@ std::vector<std::vector<float>> plain_rows(pqkv::view<T, 2> points, const float*
   return y;
 }
 
-/// c distinct rows by a Philox-driven shuffle, as [ds, c]; empty when there are fewer.
+/// c distinct rows by a Philox-driven shuffle, as [ds, c], repeated in turn where there are fewer; empty when there are fewer than c rows.
 inline std::vector<float> plain_initial(const std::vector<std::vector<float>>& y, std::size_t c, std::uint64_t seed, std::uint64_t stream) {
   std::vector<std::size_t> order(y.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
@@ -126,7 +126,8 @@ inline std::vector<float> plain_initial(const std::vector<std::vector<float>>& y
     for (const std::vector<float>& other : taken) is_new = is_new && !(other == row);
     if (is_new) taken.push_back(row);
   }
-  if (taken.size() < c) return {};
+  if (y.size() < c) return {};
+  for (std::size_t x = 0; taken.size() < c; ++x) taken.push_back(taken[x]);
   std::vector<float> centroids(c * taken[0].size());
   for (std::size_t x = 0; x < c; ++x)
     for (std::size_t i = 0; i < taken[x].size(); ++i) centroids[i * c + x] = taken[x][i];

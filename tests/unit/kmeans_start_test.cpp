@@ -24,7 +24,7 @@ namespace exec = pqkv::exec;
 
 namespace {
 
-constexpr auto too_few = static_cast<std::uint8_t>(kmeans_outcome::too_few_distinct_rows);
+constexpr auto too_few = static_cast<std::uint8_t>(kmeans_outcome::too_few_rows);
 
 /// Centroids of every problem and what became of it.
 struct clusters {

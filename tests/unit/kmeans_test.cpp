@@ -55,7 +55,7 @@ clusters plain(pqkv::view<T, 4> points, const std::vector<float>& offset, std::s
   clusters expected{std::vector<float>(h * m * ds * c, untouched), std::vector<std::uint8_t>(h * m)};
   for (std::size_t p = 0; p < h * m; ++p) {
     const auto one = pqkv_cases::plain_kmeans(points[p / m][p % m], &offset[p * ds], c, params, p);
-    expected.outcome[p] = static_cast<std::uint8_t>(one.trained ? kmeans_outcome::trained : kmeans_outcome::too_few_distinct_rows);
+    expected.outcome[p] = static_cast<std::uint8_t>(one.trained ? kmeans_outcome::trained : kmeans_outcome::too_few_rows);
     if (one.trained) std::copy(one.centroids.begin(), one.centroids.end(), &expected.centroids[p * ds * c]);
     ++(one.trained ? seen.trained : seen.untrained);
     seen.filled += one.filled;
@@ -197,34 +197,57 @@ TEST_CASE("n = c distinct rows become the centroids themselves") {
   }
 }
 
-TEST_CASE("fewer than c distinct finite rows: centroids untouched, outcome says so") {
+TEST_CASE("fewer than c finite rows: centroids untouched, outcome says so") {
   const std::vector<float> offset(4);
   const auto check = [&](const pqkv_cases::rows<float>& rows) {
     pqkv_cases::for_each_isa([&](auto isa) {
       const clusters found = run(exec::host<decltype(isa)>{}, pqkv::split_subspaces(rows.view(), 1), offset, 16, {});
-      CHECK(found.outcome[0] == static_cast<std::uint8_t>(kmeans_outcome::too_few_distinct_rows));
+      CHECK(found.outcome[0] == static_cast<std::uint8_t>(kmeans_outcome::too_few_rows));
       CHECK(std::count(found.centroids.begin(), found.centroids.end(), untouched) == 4 * 16);
     });
   };
   check(pqkv_cases::make_rows(content::gaussian, 1, 0, 4, 1));
   check(pqkv_cases::make_rows(content::gaussian, 1, 15, 4, 1));
-  auto repeated = pqkv_cases::make_rows(content::gaussian, 1, 300, 4, 1);
-  for (std::size_t t = 15; t < 300; ++t)
-    for (std::size_t i = 0; i < 4; ++i) repeated(0, t, i) = repeated(0, t % 15, i);
-  check(repeated);
-  auto zeros = pqkv_cases::make_rows(content::gaussian, 1, 16, 4, 1);
-  for (std::size_t t = 14; t < 16; ++t)
-    for (std::size_t i = 0; i < 4; ++i) zeros(0, t, i) = t == 14 ? 0.0f : -0.0f;  // -0 is not another value
-  check(zeros);
   auto broken = pqkv_cases::make_rows(content::gaussian, 1, 20, 4, 1);
   for (std::size_t t = 0; t < 5; ++t) broken(0, 4 * t, t % 4) = pqkv_cases::nonfinite(t);
   check(broken);
 }
 
+TEST_CASE("fewer than c distinct rows are all centroids, repeated: every row is coded as itself") {
+  const std::vector<float> offset(4);
+  const auto check = [&](const pqkv_cases::rows<float>& rows, std::size_t distinct) {
+    const auto plain = pqkv_cases::plain_kmeans(pqkv::split_subspaces(rows.view(), 1)[0][0], offset.data(), 16, {}, 0);
+    REQUIRE(plain.trained);
+    pqkv_cases::for_each_isa([&](auto isa) {
+      const clusters found = run(exec::host<decltype(isa)>{}, pqkv::split_subspaces(rows.view(), 1), offset, 16, {});
+      CHECK(found.outcome[0] == static_cast<std::uint8_t>(kmeans_outcome::trained));
+      CHECK(found.centroids == plain.centroids);
+    });
+    std::set<std::size_t> nearest;
+    for (std::size_t t = 0; t < rows.view().extent(1); ++t) {
+      const auto [x, distance] = pqkv_cases::plain_nearest(&rows.view()(0, t, 0), plain.centroids.data(), 16, 4);
+      CHECK(distance < 1e-12f);  // sums are in fixed point
+      nearest.insert(x);
+    }
+    CHECK(nearest.size() == distinct);
+  };
+  auto repeated = pqkv_cases::make_rows(content::gaussian, 1, 300, 4, 1);
+  for (std::size_t t = 15; t < 300; ++t)
+    for (std::size_t i = 0; i < 4; ++i) repeated(0, t, i) = repeated(0, t % 15, i);
+  check(repeated, 15);
+  auto zeros = pqkv_cases::make_rows(content::gaussian, 1, 16, 4, 1);
+  for (std::size_t t = 14; t < 16; ++t)
+    for (std::size_t i = 0; i < 4; ++i) zeros(0, t, i) = t == 14 ? 0.0f : -0.0f;  // -0 is not another value
+  check(zeros, 15);
+  auto dead = pqkv_cases::make_rows(content::gaussian, 1, 40, 4, 1);
+  for (std::size_t t = 0; t < 40; ++t)
+    for (std::size_t i = 0; i < 4; ++i) dead(0, t, i) = 0;
+  check(dead, 1);
+}
+
 TEST_CASE("problems fail one by one: the others are trained") {
   auto rows = pqkv_cases::make_rows(content::gaussian, 2, 50, 8, 4);
-  for (std::size_t t = 0; t < 50; ++t)
-    for (std::size_t i = 4; i < 8; ++i) rows(0, t, i) = 1;
+  for (std::size_t t = 10; t < 50; ++t) rows(0, t, 4 + t % 4) = pqkv_cases::nonfinite(t);
   const clusters found = run(exec::host<>{}, pqkv::split_subspaces(std::as_const(rows).view(), 2), std::vector<float>(16), 16, {});
   CHECK(found.outcome == std::vector<std::uint8_t>{0, 1, 0, 0});
   CHECK(std::count(found.centroids.begin(), found.centroids.end(), untouched) == 4 * 16);

@@ -170,15 +170,12 @@ TEST_CASE("pqcache: a reset slot is as good as new") {
   }
 }
 
-TEST_CASE("pqcache: below c distinct rows attention is dense; maintain() trains once there are enough") {
+TEST_CASE("pqcache: below c rows attention is dense; maintain() trains once there are enough") {
   const auto p = pq_params(1, 2, 2, 16, 400, 4, 10, 12);  // c = 16
   cache_type cache(p);
   pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full> full(
       cache_params<pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(1, 2, 2, 16, 400, 4, 10, 12));
-  prompt given(2, 100, 16, 1);
-  for (std::size_t head = 0; head < 2; ++head)  // five distinct rows
-    for (std::size_t t = 5; t < 100; ++t)
-      for (std::size_t i = 0; i < 16; ++i) given.keys(head, t, i) = given.keys(head, t % 5, i);
+  const prompt given(2, 19, 16, 1);  // 15 behind the sinks
   prefill(cpu, cache, 0, given);
   prefill(cpu, full, 0, given);
   for (std::uint64_t step = 0; step < 120; ++step) {
@@ -191,7 +188,7 @@ TEST_CASE("pqcache: below c distinct rows attention is dense; maintain() trains 
   CHECK(cache.retrieve_capacity(0) == 12);
   slot_model<float> model(2, 16, p.budget);
   const auto stored = cache.store();
-  model.add(stored.keys.slice(1, 0, 220), stored.values.slice(1, 0, 220));
+  model.add(stored.keys.slice(1, 0, 139), stored.values.slice(1, 0, 139));
   model.settle();
   model.train(p.selector);
   const std::vector<float> query = random_query(cache, 77);
@@ -199,6 +196,23 @@ TEST_CASE("pqcache: below c distinct rows attention is dense; maintain() trains 
   const auto wanted = model.lists(query, p.selector);
   CHECK(r.list(0) == wanted[0]);
   CHECK(r.list(1) == wanted[1]);
+
+  // One dead head, as padding or pruning leaves it, holds nobody back: the others' lists are those of a cache without it.
+  prompt some(2, 100, 16, 3);
+  for (std::size_t t = 0; t < 100; ++t)
+    for (std::size_t i = 0; i < 16; ++i) some.keys(1, t, i) = 0;
+  cache_type dead(p), alive(p);
+  prefill(cpu, alive, 0, prompt(2, 100, 16, 3));
+  prefill(cpu, dead, 0, some);
+  REQUIRE(dead.statistics(0).trainings == 1);
+  CHECK(dead.retrieve_capacity(0) == 12);
+  for (std::uint64_t step = 0; step < 5; ++step) {
+    const std::vector<float> asked = random_query(dead, step);
+    CHECK(ask(cpu, dead, asked).list(0) == ask(cpu, alive, asked).list(0));
+    CHECK(ask(cpu, dead, asked).list(1).size() == 12);
+  }
+  dead.maintain(cpu);
+  CHECK(dead.statistics(0).trainings == 1);  // not again and again
 
   // A sequence that begins with single tokens gets there as well.
   cache_type grown(p);

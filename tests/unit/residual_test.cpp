@@ -209,7 +209,7 @@ TEST_CASE("residual: too few distinct residuals are reported") {
   codes first(shape, 15);
   std::vector<std::uint8_t> outcome(2);
   pqkv::train_residual(exec::host<>{}, keys.view(), first.view(), book.view(), fine.mutable_view(), pqkv::make_view(outcome.data(), 1, 2));
-  CHECK(outcome == std::vector<std::uint8_t>(2, static_cast<std::uint8_t>(pqkv::kmeans_outcome::too_few_distinct_rows)));
+  CHECK(outcome == std::vector<std::uint8_t>(2, static_cast<std::uint8_t>(pqkv::kmeans_outcome::too_few_rows)));
 }
 
 TEST_CASE("residual: the owner lies token-major") {

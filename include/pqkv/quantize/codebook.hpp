@@ -164,7 +164,7 @@ void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typena
 }
 
 /// Trains an owner in host memory.
-/// @return trained when every head and subspace had at least c distinct rows; otherwise the codebook must not be used
+/// @return trained when every head and subspace had at least c finite rows; otherwise the codebook must not be used
 template <exec::policy P, class T, class Space>
 requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P> kmeans_outcome
 train(const P& policy, view<T, 3, Space> keys, codebook& book, const kmeans_params& params = {}) {
@@ -176,7 +176,7 @@ train(const P& policy, view<T, 3, Space> keys, codebook& book, const kmeans_para
   train(policy, keys, book.mutable_view(), make_view(outcome.data(), book.shape().kv_heads, book.shape().subspaces), params);
   book.trained_with = params;
   for (const std::uint8_t o : outcome)
-    if (o != static_cast<std::uint8_t>(kmeans_outcome::trained)) return kmeans_outcome::too_few_distinct_rows;
+    if (o != static_cast<std::uint8_t>(kmeans_outcome::trained)) return kmeans_outcome::too_few_rows;
   return kmeans_outcome::trained;
 }
 

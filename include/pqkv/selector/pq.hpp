@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Selection by product quantization, the library's own method: search/pq_index.hpp behind the face of a selector. A slot without enough
-// distinct keys has no codebook yet: it attends to everything until maintain() can train one, both of them where there are two stages.
+// keys has no codebook yet: it attends to everything until maintain() can train one, both of them where there are two stages.
 // Source: PQCache, SIGMOD 2025.
 #pragma once
 

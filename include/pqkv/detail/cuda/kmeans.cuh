@@ -66,7 +66,7 @@ class kmeans_problem_part {
     gather_rows(training_rows(params, points_.extent(0), c_));
     if (on_sphere_ && team_.rank() == 0 && threadIdx.x == 0) *squared_radius = float_from_bits(memory_.state->radius);
     if (params.start == kmeans_start::drawn) draw_initial({params.seed, stream});
-    if (params.start == kmeans_start::drawn ? memory_.state->trained == 0 : used_ < c_) return kmeans_outcome::too_few_distinct_rows;
+    if (params.start == kmeans_start::drawn ? memory_.state->trained == 0 : used_ < c_) return kmeans_outcome::too_few_rows;
     float largest = float_from_bits(memory_.state->largest);
     if (on_sphere_) largest = canonical::max(canonical::sqrt(float_from_bits(memory_.state->radius)), largest);
     scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest));
@@ -207,9 +207,9 @@ class kmeans_problem_part {
       found = scratch_.initial.keep_distinct(memory_.taken, width_, found, batch);
       step += batch;
     }
-    if (team_.rank() == 0 && found == c_) {
+    if (team_.rank() == 0 && used_ >= c_) {  // fewer distinct rows are repeated in turn
       for (unsigned at = threadIdx.x; at < c_ * width_; at += threads)
-        centroids_[at % width_ * c_ + at / width_] = memory_.taken[at];
+        centroids_[at % width_ * c_ + at / width_] = memory_.taken[at / width_ % found * width_ + at % width_];
       if (threadIdx.x == 0) memory_.state->trained = 1;
     }
     team_.sync();

@@ -38,7 +38,7 @@ class kmeans_problem {
   kmeans_outcome run(const kmeans_params& params, std::uint64_t stream) {
     gather_rows(training_rows(params, points_.extent(0), c_));
     const bool begun = params.start == kmeans_start::given ? used_ >= c_ : draw_initial({params.seed, stream});
-    if (!begun) return kmeans_outcome::too_few_distinct_rows;
+    if (!begun) return kmeans_outcome::too_few_rows;
     scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest_));
     for (std::size_t iteration = 0; iteration < params.iterations; ++iteration) {
       if (iteration == 0)
@@ -112,8 +112,8 @@ class kmeans_problem {
     sum_ = buffer<std::int64_t>(c_ * width_);
   }
 
-  /// Walks a random permutation of the rows and takes each that differs from all taken so far. The caller's centroids are written
-  /// only once there are c of them.
+  /// Walks a random permutation of the rows and takes each that differs from all taken so far, until there are c; fewer distinct rows are
+  /// repeated in turn. The caller's centroids are written only where there are c rows.
   bool draw_initial(random_stream draws) {
     if (used_ < c_) return false;
     buffer<std::uint32_t> order(used_);
@@ -132,9 +132,8 @@ class kmeans_problem {
       for (std::size_t e = 0; e < width_; ++e) taken[found * width_ + e] = y[e];
       ++found;
     }
-    if (found < c_) return false;
     for (std::size_t x = 0; x < c_; ++x)
-      for (std::size_t e = 0; e < width_; ++e) centroids_[e * c_ + x] = taken[x * width_ + e];
+      for (std::size_t e = 0; e < width_; ++e) centroids_[e * c_ + x] = taken[x % found * width_ + e];
     return true;
   }
 
