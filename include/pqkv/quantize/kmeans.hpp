@@ -93,8 +93,9 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
 /// Clusters h * m independent sets of n points into c centroids each.
 ///
 /// y = points[h, j, t] - offset[h, j]; initial centroids are distinct rows y drawn by Philox4x32-10, where there are fewer than c all of
-/// them, repeated in turn; then L times: every row joins its nearest centroid (canonical distance, ties to the lower index), an empty cluster takes, in ascending order, the farthest
-/// row of the fullest one (ties: lower index), every centroid becomes the mean of its rows. Rows with a non-finite y are left out.
+/// them, repeated in turn; then L times: every row joins its nearest centroid (canonical distance, ties to the lower index), an empty
+/// cluster takes, in ascending order, the farthest row of the fullest one (ties: lower index), every centroid becomes the mean of its
+/// rows. Rows with a non-finite y are left out.
 /// With squared_radius every y gets the coordinate sqrt(R - |y|^2), R the largest |y|^2 of the training rows of its set: clustering
 /// for inner products (key_metric). Rows whose |y|^2 overflows are then left out too.
 ///
