@@ -39,6 +39,7 @@
 #include "cache/kv_store.hpp"
 #include "cache/dense_rows.hpp"
 #include "cache/paged_rows.hpp"
+#include "cache/block_cache.hpp"
 #include "cache/sequence_steps.hpp"
 #include "merge.hpp"
 #include "attention.hpp"
@@ -51,6 +52,7 @@
 #include "preset.hpp"
 
 #include "detail/host/attention.hpp"
+#include "detail/host/block_cache.hpp"
 #include "detail/host/cell_index.hpp"
 #include "detail/host/codebook.hpp"
 #include "detail/host/codes.hpp"
