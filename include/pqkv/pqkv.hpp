@@ -40,6 +40,7 @@
 #include "cache/dense_rows.hpp"
 #include "cache/paged_rows.hpp"
 #include "cache/block_cache.hpp"
+#include "cache/tiered_rows.hpp"
 #include "cache/sequence_steps.hpp"
 #include "merge.hpp"
 #include "attention.hpp"
@@ -72,4 +73,5 @@
 #include "detail/host/sequence_steps.hpp"
 #include "detail/host/step_plan.hpp"
 #include "detail/host/sync.hpp"
+#include "detail/host/tiered_rows.hpp"
 #include "detail/host/top_k.hpp"
