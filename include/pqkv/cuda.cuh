@@ -13,6 +13,7 @@
 
 #include "detail/cuda/cuda_absent.hpp"
 #include "detail/cuda/attention.cuh"
+#include "detail/cuda/block_cache.cuh"
 #include "detail/cuda/cell_index.cuh"
 #include "detail/cuda/codebook.cuh"
 #include "detail/cuda/codes.cuh"

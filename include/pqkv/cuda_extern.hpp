@@ -169,6 +169,37 @@ struct kernel<op::encode_leaving, backend::cuda> {
 };
 
 template <>
+struct kernel<op::lookup_blocks, backend::cuda> {
+  template <class P, class E>
+  static void run(const P& policy, const block_cache_view<E, space::device>& cache, const block_lookup<space::device>& tokens,
+                  view<std::int32_t, 2, space::device> places);
+};
+
+template <>
+struct kernel<op::admit_blocks, backend::cuda> {
+  template <class P, class E>
+  static void run(const P& policy, const block_cache_view<E, space::device>& cache, view<const std::uint32_t, 1, space::device> lengths);
+};
+
+template <>
+struct kernel<op::fill_blocks, backend::cuda> {
+  template <class P, class E>
+  static void run(const P& policy, const block_cache_view<E, space::device>& cache);
+};
+
+template <>
+struct kernel<op::abandon_blocks, backend::cuda> {
+  template <class P, class E>
+  static void run(const P& policy, const block_cache_view<E, space::device>& cache);
+};
+
+template <>
+struct kernel<op::truncate_blocks, backend::cuda> {
+  template <class P, class E>
+  static void run(const P& policy, const block_cache_view<E, space::device>& cache, view<const std::uint32_t, 1, space::device> lengths);
+};
+
+template <>
 struct kernel<op::plan_step, backend::cuda> {
   template <class P>
   static bool run(const P& policy, const planned_queries<space::device>& queries, const step_plan<space::device>& plan);

@@ -15,7 +15,7 @@
 
 namespace pqkv {
 
-/// @tparam Rows      where keys and values are: dense_rows (our own memory) or paged_rows (the engine's pages), in host or device memory
+/// @tparam Rows      where keys and values are: dense_rows or paged_rows, in host or device memory; file_rows or tiered_rows, in a file
 /// @tparam Selector  selector::basic_pq, full, streaming, oracle, or one's own (selector/concept.hpp)
 template <class Rows = dense_rows<float>, class Selector = selector::basic_pq<typename Rows::space_type>>
 class pqcache : public pqcache_state<Rows, Selector> {
@@ -54,7 +54,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <exec::policy P, class K, class V, class Space>
   requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, chunk which = chunk::last) {
-    check_policy<P>();
+    begin<P>("prefill");
     this->look_at(policy, slot);
     require_ok(this->can_prefill(slot, keys, values));
     zero_bytes(policy, work_.prompt_nonfinite.data, 2 * sizeof(std::uint32_t));
@@ -65,7 +65,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// The same for n tokens whose rows the engine has written into its pages already.
   template <exec::policy P>
   void prefill(const P& policy, std::size_t slot, std::size_t n, chunk which = chunk::last) {
-    check_policy<P>();
+    begin<P>("prefill");
     this->look_at(policy, slot);
     const auto there = nothing(params_.kv_heads, n);
     require_ok(this->can_prefill(slot, there, there));
@@ -85,7 +85,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <exec::policy P, class K, class V, class Space>
   requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void append(const P& policy, view<K, 3, Space> keys, view<V, 3, Space> values, const step_type& step = {}) {
-    check_policy<P>();
+    begin<P>("append");
     require_ok(this->can_append(keys, values, step));
     run<op::append_tokens>(working(policy), rows_.view(), selector_.index(),
                            appended_tokens<space_type>{work_.slots, step, keys.extent(0), rows_.room(0)}, keys, values);
@@ -94,7 +94,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// @param tokens  of the step in all
   template <exec::policy P>
   void append(const P& policy, std::size_t tokens, const step_type& step) {
-    check_policy<P>();
+    begin<P>("append");
     const auto there = nothing(tokens, params_.kv_heads);
     require_ok(this->can_append(there, there, step));
     run<op::append_tokens>(working(policy), rows_.view(), selector_.index(),
@@ -113,15 +113,18 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <exec::policy P, class Q, class O, class Space>
   requires storage_scalar<Q> && writable_scalar<O> && reachable_from<Space, P>
   void attend(const P& policy, view<Q, 3, Space> query, view<O, 3, Space> out, view_of<float, 2> lse = {}, const step_type& step = {}) {
-    check_policy<P>();
+    begin<P>("attend");
     require_ok(this->can_attend(query, out, lse, step));
+    detail::tier_step<Rows> tiers(rows_);
     this->for_passes(query.extent(0), [&](std::size_t first, std::size_t count, const slot_table<space_type>& counted) {
       const auto asked = as_floats(policy, query.slice(0, first, count));
       const step_plan<space_type> plan = select(policy, asked, step, first);
+      tiers.fetch(policy, fetched_tokens<space_type>{plan, as_const(found(plan))});
       attend_planned(policy, asked, plan, map_of(plan, step, first), out.slice(0, first, count),
                      lse.data == nullptr ? lse : lse.slice(0, first, count));
       count_attended(policy, counted, asked, plan, step, first, true);
     });
+    tiers.admit(policy, as_const(work_.slots.sequences));
   }
 
   /// The tokens that attend() would fetch, for engines that fetch and attend themselves: middle tokens only.
@@ -136,7 +139,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   requires storage_scalar<Q> && reachable_from<Space, P>
   void retrieve(const P& policy, view<Q, 3, Space> query, view_of<std::int32_t, 3> indices, view_of<std::uint32_t, 2> counts,
                 const step_type& step = {}) {
-    check_policy<P>();
+    begin<P>("retrieve");
     require_ok(this->can_retrieve(query, indices, counts, step));
     this->for_passes(query.extent(0), [&](std::size_t first, std::size_t count, const slot_table<space_type>& counted) {
       const auto asked = as_floats(policy, query.slice(0, first, count));
@@ -155,9 +158,9 @@ class pqcache : public pqcache_state<Rows, Selector> {
   void truncate(const P& policy, std::size_t slot, std::size_t n) {
     check_policy<P>();
     require_ok(this->can_truncate(slot, n));
-    run<op::truncate_tokens>(
-        policy, selector_.index(),
-        truncated_tokens<space_type>{work_.slots, {}, {}, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(n)});
+    const truncated_tokens<space_type> cut{work_.slots, {}, {}, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(n)};
+    run<op::truncate_tokens>(policy, selector_.index(), cut);
+    if constexpr (rows_of_tiers<Rows>) rows_.truncated(cut);
     if constexpr (!is_on_host)
       if (n < known_[slot].n) known_[slot] = known_[slot].truncated(static_cast<std::uint32_t>(n));
   }
@@ -172,7 +175,9 @@ class pqcache : public pqcache_state<Rows, Selector> {
     check_policy<P>();
     require_ok(this->can_truncate(lengths, slots));
     if (lengths.extent(0) == 0) return;  // nothing to cut
-    run<op::truncate_tokens>(policy, selector_.index(), truncated_tokens<space_type>{work_.slots, slots, lengths});
+    const truncated_tokens<space_type> cut{work_.slots, slots, lengths};
+    run<op::truncate_tokens>(policy, selector_.index(), cut);
+    if constexpr (rows_of_tiers<Rows>) rows_.truncated(cut);
   }
 
   /// Makes slot `to` a copy of slot `from`: rows (of our own memory), index, statistics. With an engine's pages the engine lets both slots'
@@ -181,13 +186,14 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// @cost   of the tokens of `from`; by the runner's threads where `to` is empty, else by this one, since it must not fail
   template <exec::policy P>
   void fork(const P& policy, std::size_t from, std::size_t to) {
-    check_policy<P>();
+    begin<P>("fork");
     require_ok(this->can_fork(from, to));
     if (from == to) return;
     slot_parts parts = rows_.parts();
     parts.add(selector_.index().parts());
     run<op::copy_slot>(policy, parts, work_.slots, from, to);
     if constexpr (requires { selector_.copied(from, to); }) selector_.copied(from, to);
+    if constexpr (rows_of_tiers<Rows>) rows_.copied(from, to);
     if constexpr (!is_on_host) known_[to] = known_[from];
   }
 
@@ -199,6 +205,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     zero_bytes(policy, &work_.slots.sequences.data[slot], sizeof(sequence));
     zero_bytes(policy, &work_.slots.statistics.data[slot], sizeof(slot_statistics));
     selector_.clear(policy, slot);
+    if constexpr (rows_of_tiers<Rows>) rows_.cleared(slot);
     if constexpr (!is_on_host) known_[slot] = {};
   }
   /// The same on the host. @throws value_error
@@ -212,7 +219,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// @source the layout is cache/slot_file.hpp's
   template <exec::policy P, class Sink>
   void save(const P& policy, std::size_t slot, Sink&& sink, slot_contents contents = slot_contents::index_and_rows) const {
-    check_policy<P>();
+    begin<P>("save");
     require_ok(admission().slot("save", "slot", slot));
     const slot_file_header header = this->header_of(at(policy, slot), contents);
     require_ok(detail::checks("save")
@@ -236,7 +243,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// @cost   one pass over the file, and the id lists' counting sort
   template <exec::policy P, class Source>
   void load(const P& policy, std::size_t slot, Source&& source, slot_contents contents = slot_contents::index_and_rows) {
-    check_policy<P>();
+    begin<P>("load");
     require_ok(admission().slot("load", "slot", slot));
     require_ok(detail::checks("load").that(at(policy, slot).n == 0, status::code::value, "slot", relation::required,
                                            "empty: reset() it first", 0, 1));
@@ -263,7 +270,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   ///         to be trained again, without an index until then, and attends to everything
   template <exec::policy P>
   void maintain(const P& policy) {
-    check_policy<P>();
+    begin<P>("maintain");
     if constexpr (!is_on_host) {
       copy_bytes(policy, known_.data(), work_.slots.sequences.data, known_.size_bytes());
       sync(policy);
@@ -279,6 +286,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
 
  private:
   using state::admission, state::known, state::known_, state::params_, state::rows_, state::rule_, state::selector_, state::work_;
+  using state::found, state::map_of, state::plan_of, state::queries_of;
 
   template <class P>
   static constexpr void check_policy() {
@@ -289,6 +297,12 @@ class pqcache : public pqcache_state<Rows, Selector> {
       static_assert(exec::runs_whole_call<typename P::runner_type>,
                     "pqkv: pqcache changes state once per call; give it a runner of whole calls, not exec::slice");
     static_assert(selector_for<Selector, P>, "pqkv: Selector must model pqkv::selector_for (selector/concept.hpp)");
+  }
+  /// What every verb does first that touches rows.
+  template <class P>
+  void begin(const char* function) const {
+    check_policy<P>();
+    if constexpr (requires { rows_.check(function); }) rows_.check(function);
   }
   template <class Op, class P, class... Argument>
   static decltype(auto) run(const P& policy, const Argument&... argument) {
@@ -339,21 +353,6 @@ class pqcache : public pqcache_state<Rows, Selector> {
     return as_const(flatten(copy));
   }
 
-  planned_queries<space_type> queries_of(const step_type& step, std::size_t first) const {
-    return {as_const(work_.slots.sequences), step, first, rule_, selector_.covers(), params_.selection};
-  }
-  step_plan<space_type> plan_of(std::size_t tokens) const {
-    const std::size_t lists = selector_.lists();
-    return {work_.plan.slots.slice(0, 0, tokens), work_.plan.spans.slice(0, 0, tokens * lists),
-            work_.plan.ranges.slice(0, 0, tokens * params_.kv_heads), work_.plan.counts.slice(0, 0, tokens * lists)};
-  }
-  view_of<std::int32_t, 2> found(const step_plan<space_type>& plan) const { return work_.indices.slice(0, 0, plan.counts.extent(0)); }
-  /// Which slots the queries of a pass belong to; empty where they are all slots in order.
-  head_map<space_type> map_of(const step_plan<space_type>& plan, const step_type& step, std::size_t first) const {
-    if (step.is_in_order() && first == 0 && plan.slots.extent(0) == params_.batch) return {};
-    return {as_const(plan.slots), static_cast<std::uint32_t>(params_.kv_heads)};
-  }
-
   /// Plans a pass and fills its lists.
   template <class P>
   step_plan<space_type> select(const P& policy, view_of<const float, 2> query, const step_type& step, std::size_t first) {
@@ -370,7 +369,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   void attend_planned(const P& policy, view_of<const float, 2> query, const step_plan<space_type>& plan, const head_map<space_type>& map,
                       view<O, 3, Space> out, view_of<float, 2> lse) {
     const std::size_t tokens = plan.slots.extent(0);
-    const mapped_store<typename Rows::view_type> store{rows_.view(), map, tokens * params_.kv_heads};
+    const mapped_store<decltype(this->attended_rows())> store{this->attended_rows(), map, tokens * params_.kv_heads};
     const token_set<space_type> attended{as_const(plan.spans), as_const(found(plan)), as_const(plan.counts)};
     view_of<float, 3> results = work_.out.slice(0, 0, tokens);
     view_of<float, 2> sums = work_.lse.slice(0, 0, tokens);

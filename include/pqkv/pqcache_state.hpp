@@ -16,7 +16,38 @@
 #include "selector/pq.hpp"
 
 namespace pqkv {
+
+/// Rows in more than one memory, which are told of every step: tiered_rows.
+template <class Rows>
+concept rows_of_tiers = requires(const Rows& rows) { rows.tiers(); };
+
 namespace detail {
+
+/// One call of attend() as its rows see it. A call that fails lets nothing into fast memory.
+template <class Rows>
+class tier_step {
+ public:
+  explicit tier_step(const Rows& rows) : rows_(rows) {}
+  tier_step(const tier_step&) = delete;
+  tier_step& operator=(const tier_step&) = delete;
+  ~tier_step() {
+    if constexpr (rows_of_tiers<Rows>)
+      if (!done_) rows_.abandon();
+  }
+  template <class P, class Space>
+  void fetch(const P& policy, const fetched_tokens<Space>& wanted) const {
+    if constexpr (rows_of_tiers<Rows>) rows_.fetch(policy, wanted);
+  }
+  template <class P, class Space>
+  void admit(const P& policy, view<const sequence, 1, Space> sequences) {
+    if constexpr (rows_of_tiers<Rows>) rows_.admit(policy, sequences);
+    done_ = true;
+  }
+
+ private:
+  const Rows& rows_;
+  bool done_ = false;
+};
 
 /// What a cache works in besides rows and index, carved from one block.
 template <class Space>
@@ -332,6 +363,28 @@ class pqcache_state {
     std::uint64_t all = 0;
     for_runs(0, header, [&](const std::byte*, std::size_t bytes, std::size_t) { all += bytes; });
     return all;
+  }
+
+  planned_queries<space_type> queries_of(const step_type& step, std::size_t first) const {
+    return {as_const(work_.slots.sequences), step, first, rule_, selector_.covers(), params_.selection};
+  }
+  step_plan<space_type> plan_of(std::size_t tokens) const {
+    const std::size_t lists = selector_.lists();
+    return {work_.plan.slots.slice(0, 0, tokens), work_.plan.spans.slice(0, 0, tokens * lists),
+            work_.plan.ranges.slice(0, 0, tokens * params_.kv_heads), work_.plan.counts.slice(0, 0, tokens * lists)};
+  }
+  view_of<std::int32_t, 2> found(const step_plan<space_type>& plan) const { return work_.indices.slice(0, 0, plan.counts.extent(0)); }
+  /// Which slots the queries of a pass belong to; empty where they are all slots in order.
+  head_map<space_type> map_of(const step_plan<space_type>& plan, const step_type& step, std::size_t first) const {
+    if (step.is_in_order() && first == 0 && plan.slots.extent(0) == params_.batch) return {};
+    return {as_const(plan.slots), static_cast<std::uint32_t>(params_.kv_heads)};
+  }
+  /// Rows where attention reads them.
+  auto attended_rows() const {
+    if constexpr (rows_of_tiers<Rows>)
+      return rows_.tiers();
+    else
+      return rows_.view();
   }
 
   params params_;

@@ -41,6 +41,8 @@
 #include "cache/dense_rows.hpp"
 #include "cache/quantized_rows.hpp"
 #include "cache/paged_rows.hpp"
+#include "cache/block_cache.hpp"
+#include "cache/tiered_rows.hpp"
 #include "cache/sequence_steps.hpp"
 #include "merge.hpp"
 #include "attention.hpp"
@@ -53,6 +55,7 @@
 #include "preset.hpp"
 
 #include "detail/host/attention.hpp"
+#include "detail/host/block_cache.hpp"
 #include "detail/host/cell_index.hpp"
 #include "detail/host/codebook.hpp"
 #include "detail/host/codes.hpp"
@@ -72,4 +75,5 @@
 #include "detail/host/sequence_steps.hpp"
 #include "detail/host/step_plan.hpp"
 #include "detail/host/sync.hpp"
+#include "detail/host/tiered_rows.hpp"
 #include "detail/host/top_k.hpp"

@@ -141,6 +141,16 @@ constexpr pqkv::attended_queries<pqkv::space::host> to_host(const pqkv::attended
   return {to_host(call.plan), call.first, to_host(call.step), to_host(call.query), call.lists, call.row_bytes, call.attends};
 }
 
+// Block caches.
+template <class E, class Space>
+constexpr pqkv::block_cache_view<E> to_host(const pqkv::block_cache_view<E, Space>& cache) {
+  return {cache.first, cache.count, cache.cache_bytes};
+}
+template <class Space>
+constexpr pqkv::block_lookup<pqkv::space::host> to_host(const pqkv::block_lookup<Space>& tokens) {
+  return {to_host(tokens.indices), to_host(tokens.counts), to_host(tokens.sequences), tokens.caches_of_sequence};
+}
+
 /// What a device does with rows of a step that have no room: nothing, and counts their tokens. The other rows are appended.
 template <class Rows, class Index, class K, class V>
 void append_what_fits(const pqkv::exec::host<>& here, const Rows& rows, const Index& index,

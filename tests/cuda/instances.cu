@@ -46,6 +46,14 @@ template void kernel<op::order_axes, backend::cuda>::run(const cuda&, view<const
                                                           view<float, 2, device>);
 template void kernel<op::encode_leaving, backend::cuda>::run(const cuda&, const pq_index_view<device>&, const strided_rows<half, device>&,
                                                              view<const leaving_tokens, 1, device>);
+template void kernel<op::lookup_blocks, backend::cuda>::run(const cuda&, const block_cache_view<eviction::lfu, device>&,
+                                                            const block_lookup<device>&, view<std::int32_t, 2, device>);
+template void kernel<op::admit_blocks, backend::cuda>::run(const cuda&, const block_cache_view<eviction::tiny_lfu, device>&,
+                                                           view<const std::uint32_t, 1, device>);
+template void kernel<op::fill_blocks, backend::cuda>::run(const cuda&, const block_cache_view<eviction::lru, device>&);
+template void kernel<op::abandon_blocks, backend::cuda>::run(const cuda&, const block_cache_view<eviction::lru, device>&);
+template void kernel<op::truncate_blocks, backend::cuda>::run(const cuda&, const block_cache_view<eviction::lfu, device>&,
+                                                              view<const std::uint32_t, 1, device>);
 template class pqcache<dense_rows<half, device>, selector::basic_pq<device>>;
 template class pqcache<dense_rows<half, device>, selector::full>;
 template class pqcache<paged_rows<half, device>, selector::streaming>;

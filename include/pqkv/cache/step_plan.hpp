@@ -140,6 +140,13 @@ struct step_plan {
   view<std::uint32_t, 1, Space> counts;  // [T * lists] zeros
 };
 
+/// What attention to T query tokens is about to read, for rows that fetch (cache/tiered_rows.hpp).
+template <class Space>
+struct fetched_tokens {
+  step_plan<Space> plan;
+  view<const std::int32_t, 2, Space> indices;  // [T * lists, k_max], as many as plan.counts says
+};
+
 /// Writes the plan of a step's queries.
 /// @return whether any of them may have a list; on a device always true
 template <exec::policy P>

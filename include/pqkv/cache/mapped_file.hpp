@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// A file as memory: of a fixed size, whose room on the disk is taken before the first byte is written, so that a full disk is an error of
+// the constructor and of nothing later. Without a name unless the caller brings an open file: nobody can remove or shorten it, and it is
+// gone when the process ends, however it ends. For systems with POSIX files and mmap.
+//
+// A mapping has no errors of its own: reading behind the end of a file that somebody has shortened, or from a disk that fails, ends the
+// process by a signal (SIGBUS). check() finds the first before it happens.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "../core/error.hpp"
+
+namespace pqkv {
+
+/// A call on a file failed, or the file is not what it was. what() says of which function, which call, and what the system says.
+struct storage_error : std::runtime_error {
+  storage_error(int code, const std::string& message) : std::runtime_error(message), error(code) {}
+
+  int error;  // errno; 0: the file was shortened
+};
+
+namespace detail {
+[[noreturn]] inline void raise_storage(const char* function, const char* call, int error) {
+  char text[320];
+  if (error != 0)
+    std::snprintf(text, sizeof text, "pqkv::%s: %s: %s", function, call, std::strerror(error));
+  else
+    std::snprintf(text, sizeof text, "pqkv::%s: %s", function, call);
+#if PQKV_HAS_EXCEPTIONS
+  throw storage_error(error, text);
+#else
+  PQKV_ON_ERROR(text);
+  std::abort();
+#endif
+}
+}  // namespace detail
+
+/// Where a file is: a folder in which one without a name is made, or an open one that the caller has.
+struct file_place {
+  const char* folder = nullptr;  // on the disk that is to hold it
+  int file = -1;                 // instead: a descriptor, open for reading and writing; its first bytes are written over
+};
+
+/// Owns a descriptor and a mapping of `size` bytes; moves, never copies.
+class mapped_file {
+ public:
+  mapped_file() = default;
+  /// @param function  the door, for errors
+  /// @param place     a descriptor is duplicated: the caller's may be closed at once. The file grows to `size`, and never shrinks
+  /// @throws storage_error when the file cannot be made, there is no room for it, or it cannot be mapped; then nothing is left behind
+  /// @cost   takes the room on the disk; writes nothing where the file system can reserve
+  mapped_file(const char* function, const file_place& place, std::size_t size) : size_(size) {
+    file_ = place.file >= 0 ? ::fcntl(place.file, F_DUPFD_CLOEXEC, 0) : without_name(place.folder);
+    if (file_ < 0) detail::raise_storage(function, place.file >= 0 ? "fcntl" : place.folder, errno);
+    if (size == 0) return;
+    if (const int error = ::posix_fallocate(file_, 0, static_cast<off_t>(size)); error != 0) fail(function, size, error);
+    void* const data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
+    if (data == MAP_FAILED) fail(function, size, errno);
+    data_ = data;
+  }
+  mapped_file(mapped_file&& other) noexcept
+      : file_(std::exchange(other.file_, -1)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  mapped_file& operator=(mapped_file&& other) noexcept {
+    std::swap(file_, other.file_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  mapped_file(const mapped_file&) = delete;
+  mapped_file& operator=(const mapped_file&) = delete;
+  ~mapped_file() {
+    if (data_ != nullptr) ::munmap(data_, size_);
+    if (file_ >= 0) ::close(file_);
+  }
+
+  std::byte* data() const noexcept { return static_cast<std::byte*>(data_); }
+  std::size_t size() const noexcept { return size_; }
+  int descriptor() const noexcept { return file_; }
+
+  /// Whether the file still has all its bytes: to be called before they are touched.
+  /// @param function  the door, for errors
+  /// @throws storage_error
+  void check(const char* function) const {
+    struct stat now {};
+    if (size_ == 0) return;
+    if (::fstat(file_, &now) != 0) detail::raise_storage(function, "fstat", errno);
+    if (static_cast<std::size_t>(now.st_size) >= size_) return;
+    char text[160];
+    std::snprintf(text, sizeof text, "the file must have %zu bytes, got %lld: somebody has shortened it", size_,
+                  static_cast<long long>(now.st_size));
+    detail::raise_storage(function, text, 0);
+  }
+
+ private:
+  static int without_name(const char* folder) {
+#if defined(O_TMPFILE)
+    const int made = ::open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC | O_EXCL, 0600);
+    if (made >= 0 || (errno != EOPNOTSUPP && errno != EISDIR)) return made;  // some file systems know only files with names
+#endif
+    std::string name = std::string(folder) + "/pqkv.XXXXXX";
+    const int named = ::mkstemp(name.data());
+    if (named < 0) return named;
+    ::unlink(name.c_str());
+    ::fcntl(named, F_SETFD, FD_CLOEXEC);
+    return named;
+  }
+  [[noreturn]] void fail(const char* function, std::size_t size, int error) {
+    ::close(std::exchange(file_, -1));
+    char text[96];
+    std::snprintf(text, sizeof text, "no file of %zu bytes", size);
+    detail::raise_storage(function, text, error);
+  }
+
+  int file_ = -1;
+  void* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+}  // namespace pqkv

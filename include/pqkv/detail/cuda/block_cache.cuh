@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+// Block caches on the device. The shapes of all launches are known on the host, and everything else is read on the device, so that a
+// captured step is replayed while caches and sequences change.
+//
+// One story for admissions: a CTA is a cache. Offers are found among the blocks with a count, victims among the slots, both as the lowest
+// of many numbers; between two steps of that story there is a barrier of the CTA.
+#pragma once
+
+#include <algorithm>
+
+#include "../../cache/block_cache.hpp"
+#include "block/reduce.cuh"
+#include "block/shared.cuh"
+#include "kernel.cuh"
+#include "sequence_steps_append.cuh"
+
+namespace pqkv {
+namespace detail {
+
+inline constexpr unsigned admit_threads = 512;
+
+/// What block_lowest() works in: shared memory.
+struct lowest_scratch {
+  std::uint64_t* orders;    // [wanted]
+  std::uint32_t* numbers;   // [wanted]
+  std::uint32_t* in_digit;  // [256] numbers of each digit
+  std::uint32_t* found;     // [3] the digit, numbers below it, numbers of it; then how many were kept
+};
+
+/// The digit in which the remaining-th lowest number lies. By the first warp; 256: there are fewer.
+__device__ inline void find_digit(const lowest_scratch& scratch, unsigned remaining) {
+  constexpr unsigned each = 8;
+  const unsigned lane = threadIdx.x % 32;
+  std::uint32_t own = 0;
+  for (unsigned i = 0; i < each; ++i) own += scratch.in_digit[lane * each + i];
+  std::uint32_t below = block::warp_prefix(own);
+  if (lane == 31 && below + own < remaining) scratch.found[0] = 256;
+  if (below >= remaining || below + own < remaining) return;
+  unsigned digit = lane * each;
+  for (; below + scratch.in_digit[digit] < remaining; ++digit) below += scratch.in_digit[digit];
+  scratch.found[0] = digit;
+  scratch.found[1] = below;
+  scratch.found[2] = scratch.in_digit[digit];
+}
+
+/// Finds the `wanted` lowest of order(0) ... order(n - 1), all distinct but for `never`, which is not taken. By all threads of the CTA.
+///
+/// @param sorted  [wanted] in shared memory, written: their i, lowest first
+/// @return how many there are
+/// @source radix selection: Alabi, Blanchard, Gordon, Steinbach, ACM Journal of Experimental Algorithmics, 2012
+template <class Order>
+__device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const lowest_scratch& scratch, std::uint32_t* sorted) {
+  constexpr std::uint64_t never = ~std::uint64_t{0};
+  if (n == 0 || wanted == 0) return 0;
+  std::uint64_t prefix = 0, fixed = 0, bound = never - 1;
+  for (unsigned remaining = wanted, shift = 64; shift != 0;) {
+    shift -= 8;
+    if (threadIdx.x < 256) scratch.in_digit[threadIdx.x] = 0;
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < n; i += blockDim.x) {
+      const std::uint64_t x = order(i);
+      if (x != never && (x & fixed) == prefix) atomicAdd(&scratch.in_digit[x >> shift & 255], 1u);
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) find_digit(scratch, remaining);
+    __syncthreads();
+    const unsigned digit = scratch.found[0], of_digit = scratch.found[2];
+    if (digit == 256) break;  // all are wanted
+    remaining -= scratch.found[1];
+    prefix |= std::uint64_t{digit} << shift;
+    fixed |= std::uint64_t{255} << shift;
+    bound = prefix | ((std::uint64_t{1} << shift) - 1);
+    if (of_digit == remaining) break;
+    __syncthreads();  // found[] has been read
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) scratch.found[0] = 0;
+  __syncthreads();
+  for (unsigned i = threadIdx.x; i < n; i += blockDim.x) {
+    const std::uint64_t x = order(i);
+    if (x == never || x > bound) continue;
+    const unsigned at = atomicAdd(&scratch.found[0], 1u);
+    scratch.orders[at] = x;
+    scratch.numbers[at] = i;
+  }
+  __syncthreads();
+  const unsigned count = scratch.found[0];
+  for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
+    unsigned rank = 0;
+    for (unsigned other = 0; other < count; ++other) rank += scratch.orders[other] < scratch.orders[i] ? 1 : 0;
+    sorted[rank] = scratch.numbers[i];
+  }
+  __syncthreads();
+  return count;
+}
+
+/// Lists are grid.x, runs of their tokens grid.y. Neighbours in a warp that have one block count it together.
+template <class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
+    lookup_blocks_kernel(block_cache_view<E, space::device> cache, block_lookup<space::device> tokens,
+                         view<std::int32_t, 2, space::device> places) {
+  const std::size_t list = blockIdx.x;
+  const std::uint32_t count = tokens.counts(list);
+  if (count == 0) return;
+  const one_block_cache<E> one = cache.one(tokens.cache_of(list, cache.caches()));
+  unsigned looked = 0, hits = 0;
+  for (std::uint32_t i = blockIdx.y * blockDim.x + threadIdx.x; i - threadIdx.x % 32 < count; i += gridDim.y * blockDim.x) {
+    const unsigned lanes = __ballot_sync(block::all_lanes, i < count);
+    if (i >= count) continue;
+    const auto token = static_cast<std::uint32_t>(tokens.indices(list, i)), block = token / one.block_tokens;
+    const std::int32_t slot = one.found(block);
+    if (places.data != nullptr)
+      places(list, i) = slot < 0 ? -1 : static_cast<std::int32_t>(slot * one.block_tokens + (token - block * one.block_tokens));
+    ++looked;
+    hits += slot >= 0 ? 1 : 0;
+    const unsigned same = __match_any_sync(lanes, block);
+    if (static_cast<unsigned>(__ffs(static_cast<int>(same))) - 1 != threadIdx.x % 32) continue;
+    if (atomicAdd(&one.counts[block], static_cast<std::uint32_t>(__popc(same))) == 0)
+      one.touched[atomicAdd(&one.progress->touched, 1u)] = block;
+  }
+  looked = block::warp_sum(looked);
+  hits = block::warp_sum(hits);
+  if (threadIdx.x % 32 != 0) return;
+  add_to(one.statistics->hits, hits);
+  add_to(one.statistics->misses, looked - hits);
+}
+
+/// What admit_blocks_kernel has in shared memory, `admit` of each.
+struct admit_memory {
+  std::uint32_t *offers, *waiting, *slots, *newcomer, *leaving, *taken;
+
+  __device__ explicit admit_memory(block::shared_memory& memory, unsigned admit)
+      : offers(memory.take<std::uint32_t>(admit)),
+        waiting(memory.take<std::uint32_t>(admit)),
+        slots(memory.take<std::uint32_t>(admit)),
+        newcomer(memory.take<std::uint32_t>(admit)),
+        leaving(memory.take<std::uint32_t>(admit)),
+        taken(memory.take<std::uint32_t>(admit)) {}
+  static std::size_t bytes(std::size_t admit) {
+    return 7 * block::shared_memory::bytes<std::uint32_t>(admit) + block::shared_memory::bytes<std::uint64_t>(admit) +
+           block::shared_memory::bytes<std::uint32_t>(256 + 4);
+  }
+};
+
+/// A CTA is a cache.
+template <class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
+    admit_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
+  __shared__ typename one_block_cache<E>::step_totals step;
+  __shared__ bool is_age_over;
+  const one_block_cache<E> one = cache.one(blockIdx.x);
+  const std::uint32_t touched = one.progress->touched, final_tokens = lengths(blockIdx.x);
+  const std::uint64_t first = one.first_stamp();
+  block::shared_memory memory;
+  lowest_scratch scratch;
+  scratch.orders = memory.take<std::uint64_t>(one.admit);
+  scratch.numbers = memory.take<std::uint32_t>(one.admit);
+  scratch.in_digit = memory.take<std::uint32_t>(256 + 4);
+  scratch.found = scratch.in_digit + 256;
+  const admit_memory own(memory, one.admit);
+
+  // Offers, best first.
+  const unsigned offered = block_lowest(
+      touched, one.admit, [&](unsigned i) { return one.offer_order(one.touched[i]); }, scratch, own.offers);
+  for (unsigned rank = threadIdx.x; rank < offered; rank += blockDim.x) own.offers[rank] = one.touched[own.offers[rank]];
+  for (unsigned i = threadIdx.x; i < touched; i += blockDim.x) one.counts[one.touched[i]] = 0;
+  for (unsigned rank = threadIdx.x; rank < offered; rank += blockDim.x) one.offer(own.offers[rank], first + (offered - 1 - rank));
+  __syncthreads();
+  for (unsigned rank = threadIdx.x; rank < offered; rank += blockDim.x)
+    own.newcomer[rank] = one.slots[own.offers[rank]] == 0 && one.is_final(own.offers[rank], final_tokens) ? 1 : 0;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    step = {offered, 0, 0, 0};
+    for (unsigned rank = 0; rank < offered; ++rank)
+      if (own.newcomer[rank] != 0) own.waiting[step.waited++] = rank;
+  }
+  __syncthreads();
+
+  // Who would leave, lowest first, and which newcomer takes whose slot.
+  const unsigned waited = step.waited;
+  const unsigned slots = block_lowest(
+      one.capacity, waited, [&](unsigned slot) { return one.leave_order(slot, first); }, scratch, own.slots);
+  for (unsigned i = threadIdx.x; i < waited; i += blockDim.x) own.newcomer[i] = one.newcomer_frequency(own.offers[own.waiting[i]]);
+  for (unsigned i = threadIdx.x; i < slots; i += blockDim.x) own.leaving[i] = one.leaving_frequency(own.slots[i]);
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (unsigned i = 0; i < waited && step.admitted < slots; ++i)
+      if (one.may_enter(own.newcomer[i], own.leaving[step.admitted])) own.taken[step.admitted++] = own.waiting[i];
+  __syncthreads();
+  for (unsigned i = threadIdx.x; i < step.admitted; i += blockDim.x) {
+    const unsigned rank = own.taken[i];
+    if (one.enter(i, own.offers[rank], own.slots[i], first + (offered - 1 - rank))) atomicAdd(&step.evicted, 1u);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) is_age_over = one.end_step(step);
+  __syncthreads();
+  for (unsigned slot = threadIdx.x; is_age_over && slot < one.capacity; slot += blockDim.x)
+    one.order[slot] = eviction_order::halved(one.order[slot]);
+}
+
+/// A CTA is a cache.
+template <class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(256) fill_blocks_kernel(block_cache_view<E, space::device> cache) {
+  const one_block_cache<E> one = cache.one(blockIdx.x);
+  for (unsigned i = threadIdx.x; i < one.progress->admitted; i += blockDim.x) one.fill(i);
+}
+
+/// A CTA is a cache.
+template <class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(256) abandon_blocks_kernel(block_cache_view<E, space::device> cache) {
+  const one_block_cache<E> one = cache.one(blockIdx.x);
+  const std::uint32_t touched = one.progress->touched;
+  for (unsigned i = threadIdx.x; i < touched; i += blockDim.x) one.counts[one.touched[i]] = 0;
+  for (unsigned slot = threadIdx.x; slot < one.capacity; slot += blockDim.x)
+    if (one.states[slot] == block_state::filling) one.release(slot);
+  __syncthreads();  // all have read how many were touched
+  if (threadIdx.x == 0) one.progress->touched = one.progress->admitted = 0;
+}
+
+/// A CTA is a cache.
+template <class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
+    truncate_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
+  const one_block_cache<E> one = cache.one(blockIdx.x);
+  const std::uint32_t length = lengths(blockIdx.x);
+  for (unsigned slot = threadIdx.x; slot < one.capacity; slot += blockDim.x)
+    if (one.held[slot] != 0 && !one.is_final(one.held[slot] - 1, length)) one.release(slot);
+  if constexpr (E::remembers)
+    for (std::uint32_t i = length / one.block_tokens + threadIdx.x; i < one.blocks; i += blockDim.x) one.remembered[i] = {};
+}
+
+}  // namespace detail
+
+template <>
+struct kernel<op::lookup_blocks, backend::cuda> {
+  template <class P, class E>
+  static void run(const P& policy, const block_cache_view<E, space::device>& cache, const block_lookup<space::device>& tokens,
+                  view<std::int32_t, 2, space::device> places) {
+    const unsigned runs = std::clamp(detail::ceil_div(tokens.indices.extent(1), 256), 1u, 64u);
+    detail::launcher(policy, "lookup_blocks")("lookup_blocks_kernel", detail::lookup_blocks_kernel<E>,
+                                              {dim3(static_cast<unsigned>(tokens.lists()), runs), 256}, cache, tokens, places);
+  }
+};
+
+template <>
+struct kernel<op::admit_blocks, backend::cuda> {
+  template <class P, class E>
+  static void run(const P& policy, const block_cache_view<E, space::device>& cache, view<const std::uint32_t, 1, space::device> lengths) {
+    detail::launcher(policy, "admit_blocks")(
+        "admit_blocks_kernel", detail::admit_blocks_kernel<E>,
+        {dim3(static_cast<unsigned>(cache.caches())), detail::admit_threads, detail::admit_memory::bytes(cache.first.admit)}, cache,
+        lengths);
+  }
+};
+
+template <>
+struct kernel<op::fill_blocks, backend::cuda> {
+  template <class P, class E>
+  static void run(const P& policy, const block_cache_view<E, space::device>& cache) {
+    detail::launcher(policy, "fill_blocks")("fill_blocks_kernel", detail::fill_blocks_kernel<E>,
+                                            {dim3(static_cast<unsigned>(cache.caches())), 256}, cache);
+  }
+};
+
+template <>
+struct kernel<op::abandon_blocks, backend::cuda> {
+  template <class P, class E>
+  static void run(const P& policy, const block_cache_view<E, space::device>& cache) {
+    detail::launcher(policy, "abandon_blocks")("abandon_blocks_kernel", detail::abandon_blocks_kernel<E>,
+                                               {dim3(static_cast<unsigned>(cache.caches())), 256}, cache);
+  }
+};
+
+template <>
+struct kernel<op::truncate_blocks, backend::cuda> {
+  template <class P, class E>
+  static void run(const P& policy, const block_cache_view<E, space::device>& cache, view<const std::uint32_t, 1, space::device> lengths) {
+    detail::launcher(policy, "truncate_blocks")("truncate_blocks_kernel", detail::truncate_blocks_kernel<E>,
+                                                {dim3(static_cast<unsigned>(cache.caches())), 256}, cache, lengths);
+  }
+};
+
+}  // namespace pqkv

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows between slow and fast memory on the host. Copies that attention is about to read are made in the calling thread: a few rows in a
+// step; those of blocks by the runner, a task a head.
+#pragma once
+
+#include <algorithm>
+
+#include "../../cache/tiered_rows.hpp"
+#include "block_cache.hpp"
+
+namespace pqkv {
+namespace detail {
+
+template <class T, class E>
+void copy_row(const tiered_store<T, E>& tiers, std::size_t head, std::size_t token, T* to) {
+  const kv_row<T> key = tiers.slow.key(head, token), value = tiers.slow.value(head, token);
+  for (std::size_t i = 0; i < tiers.head_dim(); ++i) to[i] = key.data[i * key.stride];
+  for (std::size_t i = 0; i < tiers.head_dim(); ++i) to[tiers.head_dim() + i] = value.data[i * value.stride];
+}
+
+/// Copies what a sequence of so many tokens lacks of sinks and newest tokens; of one that has more of them already, nothing.
+template <class T, class E>
+void refresh_residents(const tiered_store<T, E>& tiers, std::size_t slot, std::uint32_t tokens) {
+  resident_tokens& of = tiers.residents(slot);
+  const std::uint32_t length = std::max(tokens, of.last);
+  const auto room = static_cast<std::uint32_t>(tiers.recent.extent(1)), oldest = length > room ? length - room : 0;
+  const std::uint32_t sinks = std::min(static_cast<std::uint32_t>(tiers.sinks.extent(1)), length);
+  if (of.first == of.last) of.first = of.last = oldest;
+  const auto for_missing = [&](auto f) {
+    for (std::uint32_t t = oldest; t < std::min(of.first, length); ++t) f(t);
+    for (std::uint32_t t = std::max(of.last, oldest); t < length; ++t) f(t);
+  };
+  std::uint64_t copied = sinks > of.sinks ? sinks - of.sinks : 0;
+  for_missing([&](std::uint32_t) { ++copied; });
+  if (copied == 0) return;
+  for (std::size_t head = slot * tiers.kv_heads; head < (slot + 1) * tiers.kv_heads; ++head) {
+    for (std::uint32_t t = of.sinks; t < sinks; ++t) copy_row(tiers, head, t, &tiers.sinks(head, t, 0));
+    for_missing([&](std::uint32_t t) { copy_row(tiers, head, t, tiers.recent_row(head, t)); });
+  }
+  of.slow_rows += copied * tiers.kv_heads;
+  of.sinks = std::max(of.sinks, sinks);
+  of.first = oldest;
+  of.last = length;
+}
+
+/// Tokens of [first, last) that no fast memory has.
+template <class T, class E>
+std::uint64_t slow_tokens(const tiered_store<T, E>& tiers, std::size_t slot, std::uint32_t first, std::uint32_t last) {
+  const resident_tokens& of = tiers.residents(slot);
+  const one_block_cache<E> one = tiers.cache.one(slot);
+  std::uint64_t count = 0;
+  for (std::uint32_t t = std::max(first, of.sinks); t < last;) {
+    if (t >= of.first && t < of.last) {
+      t = of.last;
+      continue;
+    }
+    const std::uint32_t block = t / one.block_tokens;
+    const std::uint64_t end =
+        std::min<std::uint64_t>(std::uint64_t{block + 1} * one.block_tokens, t < of.first ? std::min(of.first, last) : last);
+    if (one.found(block) < 0) count += end - t;
+    t = static_cast<std::uint32_t>(end);
+  }
+  return count;
+}
+
+/// Of one list: the block cache's misses that are among the newest tokens nevertheless.
+template <class T, class E>
+std::uint64_t near_misses(const tiered_store<T, E>& tiers, std::size_t slot, const std::int32_t* list, std::size_t count) {
+  const resident_tokens& of = tiers.residents(slot);
+  const one_block_cache<E> one = tiers.cache.one(slot);
+  std::uint64_t near = 0;
+  for (std::size_t i = count; i-- > 0 && static_cast<std::uint32_t>(list[i]) >= of.first;)
+    near += static_cast<std::uint32_t>(list[i]) < of.last && one.found(static_cast<std::uint32_t>(list[i]) / one.block_tokens) < 0 ? 1 : 0;
+  for (std::size_t i = 0; i < count && static_cast<std::uint32_t>(list[i]) < of.sinks; ++i)
+    near += static_cast<std::uint32_t>(list[i]) < of.first && one.found(static_cast<std::uint32_t>(list[i]) / one.block_tokens) < 0 ? 1 : 0;
+  return near;
+}
+
+}  // namespace detail
+
+template <>
+struct kernel<op::fetch_rows, backend::host> {
+  template <class P, class T, class E>
+  static void run(const P& policy, const tiered_store<T, E>& tiers, const fetched_tokens<space::host>& wanted) {
+    const step_plan<space::host>& plan = wanted.plan;
+    const std::size_t tokens = plan.slots.extent(0), lists = tokens == 0 ? 0 : plan.counts.extent(0) / tokens;
+    if (lists == 0) return;
+    for (std::size_t i = 0; i < tokens; ++i) {  // a query's last span ends with its own token
+      const token_span& span = plan.spans(i * lists);
+      detail::refresh_residents(tiers, plan.slots(i), std::max(span.leading, span.window_end));
+    }
+    lookup_blocks(policy, tiers.cache, block_lookup<space::host>{wanted.indices, as_const(plan.counts), as_const(plan.slots)});
+    for (std::size_t list = 0; list < tokens * lists; ++list) {
+      const std::size_t slot = plan.slots(list / lists), count = plan.counts(list);
+      const token_span& span = plan.spans(list);
+      resident_tokens& of = tiers.residents(slot);
+      const std::uint64_t near = count == 0 ? 0 : detail::near_misses(tiers, slot, &wanted.indices(list, 0), count);
+      of.near_misses += near;
+      of.slow_rows +=
+          detail::slow_tokens(tiers, slot, 0, span.leading) + detail::slow_tokens(tiers, slot, span.window_begin, span.window_end);
+    }
+  }
+};
+
+template <>
+struct kernel<op::admit_rows, backend::host> {
+  template <class P, class T, class E>
+  static void run(const P& policy, const tiered_store<T, E>& tiers, view<const sequence, 1> sequences) {
+    const std::size_t batch = sequences.extent(0), h = tiers.kv_heads;
+    for (std::size_t slot = 0; slot < batch; ++slot) tiers.lengths(slot) = sequences(slot).n;
+    admit_blocks(policy, tiers.cache, as_const(tiers.lengths));
+    std::size_t admitted = 0;
+    for (std::size_t slot = 0; slot < batch; ++slot) admitted += tiers.cache.one(slot).progress->admitted;
+    if (admitted == 0) return;
+    policy.runner.run(batch * h, [&](std::size_t head) {
+      const one_block_cache<E> one = tiers.cache.one(head / h);
+      const std::size_t b = one.block_tokens;
+      for (std::size_t i = 0; i < one.progress->admitted; ++i)
+        for (std::size_t t = 0; t < b; ++t)
+          detail::copy_row(tiers, head, one.admitted[i].block * b + t, &tiers.blocks(head, one.admitted[i].slot * b + t, 0));
+    });
+    for (std::size_t slot = 0; slot < batch; ++slot) {
+      const one_block_cache<E> one = tiers.cache.one(slot);
+      tiers.residents(slot).slow_rows += std::uint64_t{one.progress->admitted} * one.block_tokens * h;
+    }
+    fill_blocks(policy, tiers.cache);
+  }
+};
+
+}  // namespace pqkv
