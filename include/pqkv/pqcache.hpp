@@ -13,7 +13,7 @@
 
 #include "pqcache_state.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// @tparam Rows      where keys and values are: dense_rows (our own memory) or paged_rows (the engine's pages), in host or device memory
 /// @tparam Selector  selector::basic_pq, full, streaming, oracle, or one's own (selector/concept.hpp)

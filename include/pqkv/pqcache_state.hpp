@@ -14,7 +14,7 @@
 #include "selector/concept.hpp"
 #include "selector/pq.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// What a cache works in besides rows and index, carved from one block.

@@ -20,7 +20,7 @@
 #include "../core/view.hpp"
 #include "frequency_lists.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 inline constexpr std::size_t default_admit_limit = 32;           // blocks offered in a step
 inline constexpr std::uint32_t highest_frequency = 0xffffffffu;  // where counting stops, unless told another

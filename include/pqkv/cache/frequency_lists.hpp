@@ -14,7 +14,7 @@
 
 #include "../core/arena.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Integer types that number keys and slots.
 template <class T>

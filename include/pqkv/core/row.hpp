@@ -7,7 +7,7 @@
 
 #include "view.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Element i is data[i * stride].
 template <class T>

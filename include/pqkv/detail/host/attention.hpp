@@ -14,7 +14,7 @@
 #include "../../exec/host.hpp"
 #include "simd/leaf.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 inline constexpr std::size_t attention_max_queries = 8;

@@ -9,7 +9,7 @@
 #include "../../cache/sequence_steps.hpp"
 #include "../../exec/host.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Converts one row; whether it is finite once stored.

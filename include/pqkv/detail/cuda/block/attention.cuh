@@ -13,7 +13,7 @@
 #include "mma.cuh"
 #include "reduce.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// @tparam Dims  64, 128 or 256: d rounded up
 template <class T, unsigned Dims>
