@@ -22,7 +22,7 @@ def header(lines):
             yield "/// @file" if number == 0 else "/" + line  # the SPDX line gives way
             continue
         head = False
-        yield behind_member.sub(r"\1\2///< \3", line)
+        yield behind_member.sub(r"\1\2///< \3", line.replace("::inline PQKV_MODE", ""))  # users name none of it
 
 
 def page(lines):

@@ -11,7 +11,7 @@
 #include "exec/kernel.hpp"
 #include "merge.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct attention {
   /// What scratch_bytes() must know.

@@ -7,6 +7,9 @@
 // PQKV_INLINE        a part of a leaf that must be inlined into it, since a target attribute does not cross a call.
 // PQKV_ASSERT(x)     internal invariant; checked when PQKV_CHECKED is defined, free otherwise.
 // PQKV_ON_ERROR(s)   where a failed check ends without exceptions (-fno-exceptions); may be defined before inclusion.
+// PQKV_MODE          the inline namespace that all of the library is in, named after the version and what bodies of functions depend on: a
+//                    linker keeps one body of a name, so files of one program that are built otherwise must not share names. What such
+//                    files hand to each other is the program's own types: a view of one is not a view of the other.
 #pragma once
 
 #include <cstdlib>
@@ -51,7 +54,25 @@ static_assert(sizeof(1.0) == sizeof(double),
 #define PQKV_HAS_EXCEPTIONS 1
 #else
 #define PQKV_HAS_EXCEPTIONS 0
-#if !defined(PQKV_ON_ERROR)
+#if defined(PQKV_ON_ERROR)
+#define PQKV_ERRORS_ARE_HANDLED
+#else
 #define PQKV_ON_ERROR(message) (static_cast<void>(message), ::std::abort())
 #endif
 #endif
+
+#if PQKV_HAS_EXCEPTIONS
+#define PQKV_MODE_ERRORS throws
+#elif defined(PQKV_ERRORS_ARE_HANDLED)
+#define PQKV_MODE_ERRORS handles
+#else
+#define PQKV_MODE_ERRORS aborts
+#endif
+#if defined(PQKV_CHECKED)
+#define PQKV_MODE_CHECKS checked
+#else
+#define PQKV_MODE_CHECKS plain
+#endif
+#define PQKV_JOINED_NAMES(version, errors, checks) version##_##errors##_##checks
+#define PQKV_JOINED(version, errors, checks) PQKV_JOINED_NAMES(version, errors, checks)
+#define PQKV_MODE PQKV_JOINED(v0_1_0, PQKV_MODE_ERRORS, PQKV_MODE_CHECKS)

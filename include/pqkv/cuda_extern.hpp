@@ -15,7 +15,7 @@
 
 #include "detail/cuda/cuda_absent.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::allocate, backend::cuda> {

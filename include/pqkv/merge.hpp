@@ -12,7 +12,7 @@
 #include "core/view.hpp"
 #include "exec/kernel.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct merge {};
 }  // namespace op

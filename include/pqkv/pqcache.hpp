@@ -13,7 +13,7 @@
 
 #include "pqcache_state.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// @tparam Rows      where keys and values are: dense_rows or paged_rows, in host or device memory; file_rows or tiered_rows, in a file
 /// @tparam Selector  selector::basic_pq, full, streaming, oracle, or one's own (selector/concept.hpp)

@@ -15,7 +15,7 @@
 #include "selector/concept.hpp"
 #include "selector/pq.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Rows in more than one memory, which are told of every step: tiered_rows.
 template <class Rows>

@@ -10,7 +10,7 @@
 #include "core/arena.hpp"
 #include "exec/kernel.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct prefill_attention {
   /// What scratch_bytes() must know.

@@ -5,7 +5,7 @@
 
 #include "pqcache.hpp"
 
-namespace pqkv::preset {
+namespace pqkv::inline PQKV_MODE::preset {
 
 /// PQCache as published: 2 x 6 bits and 32 sinks; trains on all rows but the sinks, keeps the budget of the prompt's length however long
 /// the answer grows, gives half of it to the window, and clusters once, for as many iterations (at most 300) as fit behind the model's own

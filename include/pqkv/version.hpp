@@ -2,7 +2,9 @@
 // The version of the headers that are being compiled; CMakeLists.txt reads it from here.
 #pragma once
 
-namespace pqkv {
+#include "config.hpp"
+
+namespace pqkv::inline PQKV_MODE {
 /// major.minor.patch
 /// @{
 inline constexpr int version_major = 0;

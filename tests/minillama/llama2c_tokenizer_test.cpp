@@ -228,6 +228,8 @@ TEST_CASE("a file that is cut, or says what cannot be, is refused") {
   auto spoiled = all;
   std::swap(spoiled[3 + 0x41].text, spoiled[3 + 0x42].text);
   CHECK(problem(file_of(spoiled)) == "token 68: expected <0x41>, got <0x42>");
+  spoiled[68].text = "a\n\x1b[2J";  // no line and no command of the file's own making
+  CHECK(problem(file_of(spoiled)) == "token 68: expected <0x41>, got a\\x0a\\x1b[2J");
 }
 
 TEST_CASE("a tokenizer serves only a model of its vocabulary, which may be 256 no more than any other") {

@@ -143,6 +143,9 @@ TEST_CASE("a name given twice is refused, not read as the last of both") {
     write_text(path, static_cast<char>(header.size()) + std::string(7, '\0') + header + std::string(24, '\0'));
     CHECK(contains(problem(path), ": a: is given twice"));
   }
+  const std::string named = R"({"a\nb":null,"a\nb":null})";
+  write_text(path, static_cast<char>(named.size()) + std::string(7, '\0') + named);
+  CHECK(contains(problem(path), ": a\\x0ab: is given twice"));
   const std::string inner = R"({"a":{"dtype":"F32","dtype":"F16","shape":[2,3],"data_offsets":[0,24]}})";
   write_text(path, static_cast<char>(inner.size()) + std::string(7, '\0') + inner + std::string(24, '\0'));
   CHECK(contains(problem(path), ": dtype: is given twice"));

@@ -17,7 +17,7 @@
 #include "../core/scalar.hpp"
 #include "../core/view.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 template <class Derived>
 void takes_dense(const Eigen::DenseBase<Derived>&);

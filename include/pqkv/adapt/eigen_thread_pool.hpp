@@ -23,7 +23,7 @@
 
 #include "../config.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// pqkv::exec::host<pqkv::isa::best, pqkv::eigen_pool_runner> cpu{pqkv::eigen_pool_runner(pool)};
 class eigen_pool_runner {

@@ -25,7 +25,7 @@
 struct __half;  // of <cuda_fp16.h>, which is not needed
 struct __nv_bfloat16;
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 template <class T, class Allocator>
 void takes_thrust_vector(const thrust::universal_vector<T, Allocator>&);  // the base of all of them

@@ -21,7 +21,7 @@
 #include "../exec/memory.hpp"
 #include "one_block_cache.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct lookup_blocks {};    // run(policy, cache, block_lookup, places)
 struct admit_blocks {};     // run(policy, cache, final_tokens)

@@ -10,7 +10,7 @@
 #include "../config.hpp"
 #include "../core/error.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// What a rule comes to at one length.
 struct token_budget {

@@ -6,7 +6,7 @@
 
 #include "step_plan.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// Over one cache's shape and sequences; a value for the length of one call.
 /// @tparam Space  where the step's rows are

@@ -9,7 +9,7 @@
 #include "sequence.hpp"
 #include "../core/slot_parts.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Rows [batch * h, capacity, 2, d], each token's padded to a cache line. Not thread-safe; views of it end with it.
 ///

@@ -17,7 +17,7 @@
 
 #include "../config.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// The place of a block among those that may leave: how often it was offered in the upper 24 bits, when it was offered last in the
 /// lower 40. Of equal frequency the block of the older stamp is lower. No two blocks of a cache have the same stamp.

@@ -7,7 +7,7 @@
 #include "dense_rows.hpp"
 #include "mapped_file.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Rows [batch * h, capacity, 2, d] in a file, each token's padded to a cache line. Not thread-safe; views of it end with it.
 ///

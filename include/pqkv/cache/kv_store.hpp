@@ -14,7 +14,7 @@
 #include "../exec/kernel.hpp"
 #include "../search/head_map.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct store_rows {};
 }  // namespace op

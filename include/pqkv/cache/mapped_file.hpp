@@ -22,7 +22,7 @@
 
 #include "../core/error.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// A call on a file failed, or the file is not what it was. what() says of which function, which call, and what the system says.
 struct storage_error : std::runtime_error {

@@ -11,7 +11,7 @@
 #include "../core/arena.hpp"
 #include "eviction.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// What a slot of fast memory holds.
 enum class block_state : std::uint8_t {

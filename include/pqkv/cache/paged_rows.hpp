@@ -9,7 +9,7 @@
 #include "sequence.hpp"
 #include "../core/slot_parts.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Where rows stand inside a pool of pages, in elements.
 struct page_strides {

@@ -10,7 +10,7 @@
 #include "kv_store.hpp"
 #include "sequence.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Rows of 8-bit integers, [heads, tokens], of a token: key [d], value [d], their scales. For reading and writing.
 template <class Space = space::host>

@@ -10,7 +10,7 @@
 #include "../search/retrieve.hpp"
 #include "budget.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Which selection the queries of a row attend to, where a step has several tokens of a sequence.
 enum class draft_selection : std::uint8_t {

@@ -7,7 +7,7 @@
 #include "../core/slot_parts.hpp"
 #include "step_plan.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct store_tokens {};     // run(policy, rows, stored, K, V): a prompt's rows [h, n, d] behind a slot's end
 struct append_tokens {};    // run(policy, rows, index, tokens, K, V): stores rows, encodes what leaves the window, commits

@@ -19,7 +19,7 @@
 #include "../exec/sync.hpp"
 #include "sequence.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// What save() writes.
 enum class slot_contents : std::uint32_t {

@@ -9,7 +9,7 @@
 #include "../exec/kernel.hpp"
 #include "sequence.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct plan_step {};  // run(policy, step_queries, step_plan) -> whether any query may have a list
 }  // namespace op

@@ -18,7 +18,7 @@
 #include "file_rows.hpp"
 #include "sequence_steps.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct fetch_rows {};  // run(policy, tiers, fetched_tokens): before attention reads
 struct admit_rows {};  // run(policy, tiers, sequences): after it has read

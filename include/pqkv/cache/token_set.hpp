@@ -7,7 +7,7 @@
 #include "../core/view.hpp"
 #include "../search/retrieve.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// The contiguous parts of what a list attends to; the list in between comes from a selector.
 struct token_span {

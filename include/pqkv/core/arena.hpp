@@ -9,7 +9,7 @@
 #include "owner.hpp"
 #include "error.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Hands out parts of the caller's memory, each on a cache line, and never frees one. A value for one thread; the memory must outlast
 /// what was taken from it.

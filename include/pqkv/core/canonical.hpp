@@ -13,7 +13,7 @@
 #include "../config.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::canonical {
+namespace pqkv::inline PQKV_MODE::canonical {
 
 #if defined(__CUDA_ARCH__)
 // Inline PTX: --use_fast_math would turn the intrinsics into flushing ones.

@@ -6,7 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace pqkv {
+#include "../config.hpp"
+
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Remainders of every byte, and of it followed by one, two, three bytes of zeros.

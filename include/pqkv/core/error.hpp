@@ -15,7 +15,7 @@
 
 #include "../config.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Extents disagree or an extent is out of range.
 struct shape_error : std::invalid_argument {

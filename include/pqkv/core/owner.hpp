@@ -12,7 +12,7 @@
 
 #include "view.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Alignment of every block that the library allocates or hands out.
 inline constexpr std::size_t cache_line_bytes = 64;

@@ -9,7 +9,7 @@
 
 #include "../config.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Counter and output of Philox: 128 bits.
 struct philox_block {

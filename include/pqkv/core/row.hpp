@@ -8,7 +8,7 @@
 #include "scalar.hpp"
 #include "view.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// A row in memory: element i is data[i * stride].
 template <class T>

@@ -10,7 +10,7 @@
 
 #include "../config.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// The bits of x.
 PQKV_HD constexpr std::uint32_t float_bits(float x) { return __builtin_bit_cast(std::uint32_t, x); }

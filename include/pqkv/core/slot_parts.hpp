@@ -8,7 +8,7 @@
 
 #include "../config.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// One array of a cache: for every slot `segments` runs of fixed_bytes + n * token_bytes bytes.
 struct slot_part {

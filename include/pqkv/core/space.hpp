@@ -3,7 +3,9 @@
 // compile error that names both.
 #pragma once
 
-namespace pqkv::space {
+#include "../config.hpp"
+
+namespace pqkv::inline PQKV_MODE::space {
 struct host {};     // memory of the CPU
 struct pinned {};   // page-locked host memory that a device reads too
 struct managed {};  // migrates between both

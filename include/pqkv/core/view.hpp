@@ -17,7 +17,7 @@
 #include "error.hpp"
 #include "space.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// @tparam T      element type; const for read-only
 /// @tparam Rank   number of axes

@@ -7,7 +7,7 @@
 #include "../core/arena.hpp"
 #include "policy.hpp"
 
-namespace pqkv::exec {
+namespace pqkv::inline PQKV_MODE::exec {
 /// Policy for CUDA devices: a stream, and device memory for scratch.
 struct cuda {
   using backend_type = backend::cuda;

@@ -7,7 +7,7 @@
 #include "policy.hpp"
 #include "runner.hpp"
 
-namespace pqkv::exec {
+namespace pqkv::inline PQKV_MODE::exec {
 
 /// @tparam Isa     isa::best finds the instruction set at run time; a named one is used unchecked (the CPU must have it)
 /// @tparam Runner  who runs tasks; a value or a reference

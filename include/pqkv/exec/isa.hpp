@@ -9,7 +9,9 @@
 #include <cpuid.h>
 #endif
 
-namespace pqkv::isa {
+#include "../config.hpp"
+
+namespace pqkv::inline PQKV_MODE::isa {
 struct scalar {};  // plain C++
 
 /// Armv8-A's 128-bit vectors. `fallback`, here and below: the set whose leaves it inherits.

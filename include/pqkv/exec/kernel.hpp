@@ -8,7 +8,7 @@
 
 #include "policy.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 template <class...>
 inline constexpr bool always_false = false;

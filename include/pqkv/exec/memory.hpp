@@ -6,7 +6,7 @@
 #include "../core/arena.hpp"
 #include "kernel.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct allocate {};    // run(policy, bytes) -> memory_block, zeroed in the policy's order
 struct copy_bytes {};  // run(policy, to, from, bytes): between the policy's space and the host's, in either direction or within one

@@ -8,12 +8,12 @@
 
 #include "../core/space.hpp"
 
-namespace pqkv::backend {
+namespace pqkv::inline PQKV_MODE::backend {
 struct host {};
 struct cuda {};
 }  // namespace pqkv::backend
 
-namespace pqkv::exec {
+namespace pqkv::inline PQKV_MODE::exec {
 /// The two types that a function looks at; what else a backend needs, its own policies have.
 template <class P>
 concept policy = std::copy_constructible<P> && requires {
@@ -22,7 +22,7 @@ concept policy = std::copy_constructible<P> && requires {
 } && space::is_space<typename P::space_type>;
 }  // namespace pqkv::exec
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 /// Memory of this space can be handed to this policy.
 template <class Space, class Policy>
 concept reachable_from = space::usable_from<Space, typename Policy::space_type>;

@@ -6,7 +6,9 @@
 #include <cstddef>
 #include <type_traits>
 
-namespace pqkv::exec {
+#include "../config.hpp"
+
+namespace pqkv::inline PQKV_MODE::exec {
 namespace detail {
 template <class R>
 using called_runner = std::conditional_t<std::is_reference_v<R>, R, const R&>;

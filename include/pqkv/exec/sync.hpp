@@ -5,7 +5,7 @@
 
 #include "kernel.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct sync {};
 }  // namespace op

@@ -9,7 +9,7 @@
 #include "../core/error.hpp"
 #include "../core/view.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct order_axes {};  // run(policy, rows [n, d], axis_map, out [n, d]): out[r, i] = rows[r, map(i)]
 }  // namespace op

@@ -12,7 +12,7 @@
 #include "../exec/runner.hpp"
 #include "kmeans.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct mean_row {};
 }  // namespace op

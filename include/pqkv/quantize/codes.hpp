@@ -7,7 +7,7 @@
 
 #include "codebook.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct encode {};
 struct decode {};

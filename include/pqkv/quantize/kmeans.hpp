@@ -14,7 +14,7 @@
 #include "../exec/kernel.hpp"
 #include "shape.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 /// Where Lloyd's iterations begin.
 enum class kmeans_start : std::uint8_t {
   drawn,  // from distinct rows, drawn by Philox

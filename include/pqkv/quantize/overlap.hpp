@@ -11,7 +11,7 @@
 #include "../core/error.hpp"
 #include "codebook.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Seconds of clustering one layer, a1 + b1 * rows * L, and of the model's work on one layer, a2 + b2 * n + c2 * n^2.
 struct overlap_model {

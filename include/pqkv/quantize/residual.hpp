@@ -9,7 +9,7 @@
 
 #include "codes.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct residual_rows {};
 struct encode_residual {};

@@ -8,7 +8,7 @@
 #include "../config.hpp"
 #include "../core/error.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// In which sense the centroid that stands for a sub-vector y is the nearest.
 enum class key_metric : std::uint8_t {

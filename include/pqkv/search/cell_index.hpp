@@ -7,7 +7,7 @@
 
 #include "../quantize/codes.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct count_cells {};
 struct merge_tails {

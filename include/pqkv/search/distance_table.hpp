@@ -6,7 +6,7 @@
 #include "../quantize/codebook.hpp"
 #include "head_map.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct inner_product_table {};
 struct squared_l2_table {};

@@ -7,7 +7,7 @@
 
 #include "../core/view.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// Row r of the queries belongs to sequence slots(r): its h heads are slots(r) * h + [0, h).
 template <class Space = space::host>

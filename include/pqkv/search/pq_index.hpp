@@ -15,7 +15,7 @@
 #include "../quantize/residual.hpp"
 #include "retrieve.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct encode_leaving {};  // run(policy, pq_index_view, rows, leaving): codes of the tokens that leave each sequence's window
 struct gather_keys {};     // run(policy, rows, first head, sample, first token, axis_map, out [h, n, d])

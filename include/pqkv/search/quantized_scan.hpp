@@ -8,7 +8,7 @@
 
 #include "scan.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct quantize_table {};
 struct quantized_scan {};

@@ -8,7 +8,7 @@
 #include "../quantize/residual.hpp"
 #include "retrieve.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct rerank {
   /// What scratch_bytes() must know.

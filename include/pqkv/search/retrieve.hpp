@@ -6,7 +6,7 @@
 #include "cell_index.hpp"
 #include "scan.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct retrieve {
   /// What scratch_bytes() must know.

@@ -6,7 +6,7 @@
 #include "../quantize/codes.hpp"
 #include "distance_table.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct scan {
   /// What scratch_bytes() must know.

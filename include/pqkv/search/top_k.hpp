@@ -10,7 +10,7 @@
 #include "../core/error.hpp"
 #include "../exec/kernel.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct top_k {};
 }  // namespace op

@@ -13,7 +13,7 @@
 #include "../core/error.hpp"
 #include "../search/retrieve.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 namespace selector {
 

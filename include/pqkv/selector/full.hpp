@@ -4,7 +4,7 @@
 
 #include "concept.hpp"
 
-namespace pqkv::selector {
+namespace pqkv::inline PQKV_MODE::selector {
 
 /// A selector that needs no list: it takes everything or nothing of the middle. In any space.
 template <coverage Coverage>

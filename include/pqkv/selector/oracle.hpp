@@ -7,7 +7,7 @@
 #include "../search/top_k.hpp"
 #include "concept.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct exact_scores {
   /// What scratch_bytes() must know.

@@ -13,7 +13,7 @@
 #include "../search/rerank.hpp"
 #include "concept.hpp"
 
-namespace pqkv::selector {
+namespace pqkv::inline PQKV_MODE::selector {
 
 /// The second stage of pq.
 struct residual_stage {

@@ -4,7 +4,7 @@
 
 #include "full.hpp"
 
-namespace pqkv::selector {
+namespace pqkv::inline PQKV_MODE::selector {
 /// Nothing is retrieved.
 using streaming = unranked<coverage::nothing>;
 }  // namespace pqkv::selector

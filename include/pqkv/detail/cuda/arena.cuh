@@ -4,7 +4,7 @@
 
 #include "../../core/arena.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// The policy's arena, or a part of it, for the length of one call.
 /// @throws capacity_error when it has less than `bytes` left; without an arena it has none

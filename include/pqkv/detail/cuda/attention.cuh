@@ -16,7 +16,7 @@
 #include "block/shared.cuh"
 #include "kernel.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Query heads of a list, lists of a KV head, and the softmax's scale.

@@ -8,7 +8,7 @@
 #include "block/cluster.cuh"
 #include "block/reduce.cuh"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// Partial results [splits, hq] of attention: sum [d] of weights times values, top (as a power of two) and total of the softmax; total
 /// NaN where a logit was not finite, 0 without tokens.

@@ -14,7 +14,7 @@
 #include "kernel.cuh"
 #include "sequence_steps_append.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 inline constexpr unsigned admit_threads = 512;

@@ -10,7 +10,7 @@
 #include "kernel.cuh"
 #include "tuning.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 struct cell_of_token {

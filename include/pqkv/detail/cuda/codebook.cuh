@@ -11,7 +11,7 @@
 #include "block/shortlist.cuh"
 #include "kernel.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// CTAs of a cluster are grid.x, heads grid.y.

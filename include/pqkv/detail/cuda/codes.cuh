@@ -13,7 +13,7 @@
 #include "kernel.cuh"
 #include "tuning.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 using encode_tile = block::nearest_tile<tuning::encode_tile_tokens>;

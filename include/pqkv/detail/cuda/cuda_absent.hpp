@@ -9,7 +9,7 @@
 #include "../../search/rerank.hpp"
 #include "../../selector/oracle.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Does not compile where it is called.

@@ -7,7 +7,7 @@
 #include "block/cluster.cuh"
 #include "kernel.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 enum class table_entry { inner_product, negative_distance };

@@ -8,7 +8,7 @@
 
 #include "../../core/error.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// @param function  the door, e.g. "scan"
 /// @param call      e.g. "score_kernel"

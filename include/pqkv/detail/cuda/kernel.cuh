@@ -8,7 +8,7 @@
 #include "error.cuh"
 #include "tuning.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// What the launches of one call share.
 struct launcher {

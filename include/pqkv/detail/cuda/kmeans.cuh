@@ -13,7 +13,7 @@
 #include "kernel.cuh"
 #include "tuning.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// One problem as one of its team's CTAs sees it.

@@ -5,7 +5,7 @@
 #include "../../cache/kv_store.hpp"
 #include "kernel.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 template <class T, class U, class From, class To>

@@ -7,7 +7,7 @@
 #include "../../exec/memory.hpp"
 #include "error.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Device memory, zeroed in the stream's order.

@@ -5,7 +5,7 @@
 #include "../../merge.hpp"
 #include "kernel.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 template <unsigned Threads>

@@ -11,7 +11,7 @@
 #include "cell_index.cuh"
 #include "kernel.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Encodes keys one after the other by a CTA: a thread is a centroid of some subspace. Codes as encode() has them.

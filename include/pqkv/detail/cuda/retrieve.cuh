@@ -18,7 +18,7 @@
 #include "retrieve_lists.cuh"
 #include "scan.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Tokens [begin, end) of a list's range, counted from its first, that a CTA selects from.

@@ -10,7 +10,7 @@
 #include "block/scan.cuh"
 #include "block/shared.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Calls mark(token, whether it is above the threshold) for the tokens of the lists of reached cells. Ends with a barrier.

@@ -13,7 +13,7 @@
 #include "retrieve_lists.cuh"
 #include "scan.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// What the CTAs of a list know of it: the bracket, and how many tokens are above it, at its ends, inside.

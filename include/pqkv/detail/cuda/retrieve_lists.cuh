@@ -7,7 +7,7 @@
 #include "../../core/view.hpp"
 #include "../../search/retrieve.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 struct retrieved_lists {
   view<std::int32_t, 2, space::device> indices;

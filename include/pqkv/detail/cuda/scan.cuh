@@ -13,7 +13,7 @@
 #include "kernel.cuh"
 #include "tuning.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// How the CTAs of a call share its lists.

@@ -13,7 +13,7 @@
 #include "pq_index.cuh"
 #include "sequence_steps_append.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// One thread.

@@ -13,7 +13,7 @@
 #include "kernel.cuh"
 #include "pq_index.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Adds to a counter that CTAs share.

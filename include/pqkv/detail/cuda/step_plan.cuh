@@ -6,7 +6,7 @@
 #include "block/cluster.cuh"
 #include "kernel.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// A thread is a list of a query token, tokens one after the other.

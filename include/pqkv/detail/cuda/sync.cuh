@@ -6,7 +6,7 @@
 #include "../../exec/sync.hpp"
 #include "error.cuh"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::sync, backend::cuda> {

@@ -14,7 +14,7 @@
 #include "kernel.cuh"
 #include "tuning.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// One after the other, where the first fails.

@@ -2,7 +2,7 @@
 // Launch shapes of the CUDA backend, as data. What was measured says where and when; the rest is a first choice.
 #pragma once
 
-namespace pqkv::detail::tuning {
+namespace pqkv::inline PQKV_MODE::detail::tuning {
 
 inline constexpr unsigned encode_tile_tokens = 32;   // not measured: 4 threads a token; tile and centroids fit in 48 KB at d = 256
 inline constexpr unsigned encode_few_tokens = 32;      // up to here a CTA is a token: what a decode step encodes

@@ -14,7 +14,7 @@
 #include "../../exec/host.hpp"
 #include "attention_sum.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// A tile and the next one, which is on its way, fit in a first-level cache of 48 KiB at d = 128 in 16 bits; two of 64 tokens do not.

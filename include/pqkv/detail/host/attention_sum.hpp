@@ -8,7 +8,7 @@
 #include "../../attention.hpp"
 #include "simd/leaf.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 inline constexpr std::size_t attention_max_queries = 8;
 

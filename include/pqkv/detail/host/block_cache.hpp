@@ -8,7 +8,7 @@
 #include "../../cache/block_cache.hpp"
 #include "../../exec/host.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// The lowest of what it is given, at most `room` of them: a heap with the highest on top, which most of the others do not get past.

@@ -11,7 +11,7 @@
 #include "scan.hpp"
 #include "top_k.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Digits of cells: cell = sum over j of code j * c^(m - 1 - j).

@@ -7,7 +7,7 @@
 #include "../../quantize/codebook.hpp"
 #include "simd/rows.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::mean_row, backend::host> {

@@ -10,7 +10,7 @@
 #include "../../quantize/codes.hpp"
 #include "kmeans.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 namespace detail {
 

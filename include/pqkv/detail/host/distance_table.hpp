@@ -7,7 +7,7 @@
 #include "../../search/distance_table.hpp"
 #include "simd/leaf.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::inner_product_table, backend::host> {

@@ -16,7 +16,7 @@
 #include "../../quantize/kmeans.hpp"
 #include "simd/nearest.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 static_assert(max_searched == max_centroids && max_row_dim == max_head_dim + 1);

@@ -5,7 +5,7 @@
 #include "../../cache/kv_store.hpp"
 #include "../../exec/host.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::store_rows, backend::host> {

@@ -5,7 +5,7 @@
 #include "../../exec/host.hpp"
 #include "../../exec/memory.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::allocate, backend::host> {

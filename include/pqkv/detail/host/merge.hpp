@@ -6,7 +6,7 @@
 #include "../../merge.hpp"
 #include "simd/float_environment.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::merge, backend::host> {

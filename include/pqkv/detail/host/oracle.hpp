@@ -9,7 +9,7 @@
 #include "../../selector/oracle.hpp"
 #include "simd/rows.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::exact_scores, backend::host> {

@@ -9,7 +9,7 @@
 #include "codes.hpp"
 #include "residual.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::gather_keys, backend::host> {

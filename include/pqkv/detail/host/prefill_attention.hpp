@@ -13,7 +13,7 @@
 #include "../../prefill_attention.hpp"
 #include "simd/rows.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 template <class Leaf, class Store>

@@ -10,7 +10,7 @@
 #include "../../search/quantized_scan.hpp"
 #include "simd/leaf.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Tokens of a task, and of a tile whose codes stay in the first-level cache while all query heads of the group look them up.

@@ -10,7 +10,7 @@
 #include "simd/leaf.hpp"
 #include "top_k.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Scratch of one list: tables of groups of four, sums [g, rows], scores [rows].

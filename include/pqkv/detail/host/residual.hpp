@@ -10,7 +10,7 @@
 #include "../../quantize/residual.hpp"
 #include "kmeans.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// The residuals of one head's keys.

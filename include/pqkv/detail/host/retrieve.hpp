@@ -11,7 +11,7 @@
 #include "scan.hpp"
 #include "top_k.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Memory of the prefilter of one list.

@@ -16,7 +16,7 @@
 #include "quantized_scan.hpp"
 #include "simd/rows.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Tokens, or cells that stand for several, by their codes in planes. A tile of products stays in the first-level cache.

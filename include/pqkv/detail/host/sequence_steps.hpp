@@ -10,7 +10,7 @@
 #include "../../exec/host.hpp"
 #include "simd/rows.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Converts one row; whether it is finite once stored.

@@ -5,7 +5,7 @@
 #include "../../cache/step_plan.hpp"
 #include "../../exec/host.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::plan_step, backend::host> {

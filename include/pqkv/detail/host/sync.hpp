@@ -4,7 +4,7 @@
 
 #include "../../exec/sync.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::sync, backend::host> {

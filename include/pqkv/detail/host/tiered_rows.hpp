@@ -8,7 +8,7 @@
 #include "../../cache/tiered_rows.hpp"
 #include "block_cache.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 template <class T, class E>

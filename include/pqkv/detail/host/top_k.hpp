@@ -15,7 +15,7 @@
 #include "../../search/top_k.hpp"
 #include "simd/leaf.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Unsigned keys with the order of the scores. Between `bottom` and `top` a key is a bound that scores can be compared with.

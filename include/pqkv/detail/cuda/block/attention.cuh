@@ -13,7 +13,7 @@
 #include "mma.cuh"
 #include "reduce.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// The exponent of a head's largest query element, which is divided by its power of two: half has few exponents. By the four lanes of a
 /// head, each with some of its elements.

@@ -8,7 +8,7 @@
 
 #include "attention.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// Two bytes of a word, each with an upper byte from another word.
 template <unsigned Selector>

@@ -7,7 +7,7 @@
 
 #include "reduce.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// Counts of both kinds in one number: selected tokens in the upper half, equal ones in the lower.
 __device__ inline std::uint64_t token_count(bool selected) { return selected ? std::uint64_t{1} << 32 : std::uint64_t{1}; }

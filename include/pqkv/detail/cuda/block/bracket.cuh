@@ -14,7 +14,7 @@
 #include "list_select.cuh"
 #include "reduce.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// Smallest and largest key of a bracket.
 struct bracket {

@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <nv/target>
 
-namespace pqkv::detail::block {
+#include "../../../config.hpp"
+
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// A kernel that waits for the one before it may be launched while that one runs: this lets it, and memory is complete after the wait.
 __device__ inline void release_dependents() {

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 
-namespace pqkv::detail::block {
+#include "../../../config.hpp"
+
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 __device__ inline std::uint32_t shared_address(const void* shared) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)); }
 

@@ -9,7 +9,7 @@
 #include "../../../core/random.hpp"
 #include "reduce.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// In shared memory.
 /// @tparam Most  rows of a batch

@@ -12,7 +12,7 @@
 #include "reduce.cuh"
 #include "shortlist.cuh"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 using kmeans_tile = block::nearest_tile<tuning::kmeans_tile_tokens>;
 

@@ -9,7 +9,7 @@
 #include "reduce.cuh"
 #include "select.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 template <unsigned Threads>
 class list_select {

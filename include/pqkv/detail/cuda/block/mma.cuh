@@ -11,7 +11,7 @@
 #include "../../../core/scalar.hpp"
 #include "copy.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// Two numbers of T in one word, the first in the lower half, rounded to nearest.
 template <class T>

@@ -7,7 +7,7 @@
 
 #include "../../../core/canonical.hpp"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// A distance and its centroid as one number whose order is the rule: smaller distance first, then lower index.
 __device__ inline std::uint64_t nearest_key(float distance, std::uint32_t centroid) {

@@ -7,7 +7,7 @@
 
 #include "select.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// Lists of reached cells, in no order: short ones from the front, long ones from the back.
 template <unsigned Threads>

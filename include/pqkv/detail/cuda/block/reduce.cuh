@@ -5,7 +5,9 @@
 
 #include <cstdint>
 
-namespace pqkv::detail::block {
+#include "../../../config.hpp"
+
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 inline constexpr unsigned all_lanes = 0xffffffffu;
 

@@ -9,7 +9,7 @@
 #include "../../../search/retrieve.hpp"
 #include "../arena.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// n items of one head. A token's codes stand in planes, a cell's are its digits; a cell stands for counts[i] tokens.
 struct scored_items {

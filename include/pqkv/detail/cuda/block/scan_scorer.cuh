@@ -7,7 +7,7 @@
 #include "scan.cuh"
 #include "shared.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// Numbers of `Pack` query heads that are looked up together.
 template <unsigned Pack>

@@ -11,7 +11,7 @@
 #include "cluster.cuh"
 #include "reduce.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// Everything above `key` is selected, and `of_equal` of what equals it.
 struct threshold {

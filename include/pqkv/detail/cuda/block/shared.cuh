@@ -4,7 +4,9 @@
 
 #include <cstddef>
 
-namespace pqkv::detail::block {
+#include "../../../config.hpp"
+
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 class shared_memory {
  public:

@@ -15,7 +15,7 @@
 #include "reduce.cuh"
 #include "shared.cuh"
 
-namespace pqkv::detail::block {
+namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// @tparam Groups  ds / 32: 1, 2 or 4
 template <class T, unsigned Groups>

@@ -9,7 +9,9 @@
 #include <xmmintrin.h>
 #endif
 
-namespace pqkv::detail {
+#include "../../../config.hpp"
+
+namespace pqkv::inline PQKV_MODE::detail {
 
 class float_environment {
  public:

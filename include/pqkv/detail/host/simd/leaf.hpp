@@ -45,7 +45,7 @@
 #include "scores/neon.hpp"
 #endif
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <class Isa>
 struct leaf : row_leaf<Isa>,

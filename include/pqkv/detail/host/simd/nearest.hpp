@@ -11,7 +11,7 @@
 #include "../../../core/owner.hpp"
 #include "rows.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 inline constexpr std::size_t max_searched = 256;  // centroids
 inline constexpr std::size_t max_row_dim = 257;   // with the coordinate of the inner-product metric

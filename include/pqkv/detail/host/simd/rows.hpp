@@ -7,7 +7,7 @@
 #include "../../../core/row.hpp"
 #include "leaf.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// The row itself where it already is contiguous float, else a copy in `copy`.
 template <class Leaf, class T>

@@ -17,7 +17,7 @@
 #include "../../../../core/scalar.hpp"
 #include "avx2.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {

@@ -10,7 +10,7 @@
 #include "../../../../core/scalar.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct attention_leaf<isa::neon> : attention_leaf<isa::scalar> {

@@ -12,7 +12,7 @@
 #include "../../../../core/canonical.hpp"
 #include "../../../../exec/isa.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// Elements to whose multiple the rows of queries and sums are padded, and tokens to whose multiple a list of keys is, by any valid
 /// rows.

@@ -9,7 +9,7 @@
 #include "../../../../core/canonical.hpp"
 #include "../../../../exec/isa.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// The factors of up to `most` query heads' products over one grid of cells.
 struct cell_grid {

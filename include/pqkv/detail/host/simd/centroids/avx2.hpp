@@ -8,7 +8,7 @@
 #include "../../../../config.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct centroid_leaf<isa::avx2> : centroid_leaf<isa::scalar> {

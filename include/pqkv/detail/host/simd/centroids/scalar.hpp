@@ -9,7 +9,7 @@
 #include "../../../../core/canonical.hpp"
 #include "../../../../exec/isa.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 struct nearest_centroid {
   std::uint32_t index;

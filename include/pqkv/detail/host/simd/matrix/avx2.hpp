@@ -7,7 +7,7 @@
 #include "../../../../config.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct matrix_leaf<isa::avx2> : matrix_leaf<isa::scalar> {

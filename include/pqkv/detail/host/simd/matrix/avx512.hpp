@@ -8,7 +8,7 @@
 #include "../../../../config.hpp"
 #include "avx2.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct matrix_leaf<isa::avx512> : matrix_leaf<isa::avx2> {

@@ -10,7 +10,7 @@
 #include "../../../../core/canonical.hpp"
 #include "../../../../exec/isa.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// Whether a product takes the place of what was there or is added to it.
 enum class matrix_result { replaced, added };

@@ -7,7 +7,7 @@
 #include "../../../../config.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct nearest_leaf<isa::avx2> : nearest_leaf<isa::scalar> {

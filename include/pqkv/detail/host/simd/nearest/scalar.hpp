@@ -11,7 +11,7 @@
 #include "../../../../core/canonical.hpp"
 #include "../../../../exec/isa.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// What a row's scale is chosen by.
 struct row_extent {

@@ -10,7 +10,7 @@
 #include "../../../../core/scalar.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct row_leaf<isa::avx2> : row_leaf<isa::scalar> {

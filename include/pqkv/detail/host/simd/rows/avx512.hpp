@@ -8,7 +8,7 @@
 #include "../../../../core/scalar.hpp"
 #include "avx2.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct row_leaf<isa::avx512> : row_leaf<isa::avx2> {

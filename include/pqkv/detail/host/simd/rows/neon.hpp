@@ -7,7 +7,7 @@
 #include "../../../../core/scalar.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct row_leaf<isa::neon> : row_leaf<isa::scalar> {

@@ -10,7 +10,7 @@
 #include "../../../../core/canonical.hpp"
 #include "../../../../exec/isa.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <class Isa>
 struct row_leaf : row_leaf<typename Isa::fallback> {};

@@ -8,7 +8,7 @@
 #include "../../../../config.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct score_leaf<isa::avx2> : score_leaf<isa::scalar> {

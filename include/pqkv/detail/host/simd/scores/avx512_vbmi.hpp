@@ -9,7 +9,7 @@
 #include "../../../../config.hpp"
 #include "avx512.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct score_leaf<isa::avx512_vbmi> : score_leaf<isa::avx512> {

@@ -10,7 +10,7 @@
 #include "../../../../config.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct score_leaf<isa::neon> : score_leaf<isa::scalar> {

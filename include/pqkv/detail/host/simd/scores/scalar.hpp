@@ -9,7 +9,7 @@
 #include "../../../../core/canonical.hpp"
 #include "../../../../exec/isa.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <class Isa>
 struct score_leaf : score_leaf<typename Isa::fallback> {};

@@ -9,7 +9,7 @@
 #include "../../../../config.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// Row `mask` holds the places of its set bits, ascending, then zeros.
 inline constexpr auto places_of_set_bits = [] {

@@ -8,7 +8,7 @@
 #include "../../../../config.hpp"
 #include "avx2.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct select_leaf<isa::avx512> : select_leaf<isa::avx2> {

@@ -8,7 +8,7 @@
 #include "../../../../config.hpp"
 #include "avx512.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct select_leaf<isa::avx512_vbmi> : select_leaf<isa::avx512> {

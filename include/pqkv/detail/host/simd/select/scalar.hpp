@@ -9,7 +9,7 @@
 
 #include "../../../../exec/isa.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// How many items are at or above an interval, in weights where they have any, and how many inside it were kept.
 struct interval_counts {

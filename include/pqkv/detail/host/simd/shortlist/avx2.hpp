@@ -9,7 +9,7 @@
 #include "../scores/avx2.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct shortlist_leaf<isa::avx2> : shortlist_leaf<isa::scalar> {

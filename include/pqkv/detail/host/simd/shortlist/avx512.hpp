@@ -7,7 +7,7 @@
 #include "../../../../config.hpp"
 #include "avx2.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct shortlist_leaf<isa::avx512> : shortlist_leaf<isa::avx2> {

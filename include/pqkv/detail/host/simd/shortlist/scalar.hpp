@@ -9,7 +9,7 @@
 #include "../../../../core/canonical.hpp"
 #include "../../../../exec/isa.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// What the sums of chosen tokens are looked up in; entries [m, c, 4] and [m2, c2, 4].
 struct shortlist_tables {

@@ -8,7 +8,7 @@
 #include "../../../../config.hpp"
 #include "scalar.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct sum_leaf<isa::avx2> : sum_leaf<isa::scalar> {

@@ -8,7 +8,7 @@
 #include "../../../../config.hpp"
 #include "avx2.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
 struct sum_leaf<isa::avx512> : sum_leaf<isa::avx2> {

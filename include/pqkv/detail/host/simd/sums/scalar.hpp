@@ -7,7 +7,7 @@
 
 #include "../../../../exec/isa.hpp"
 
-namespace pqkv::detail {
+namespace pqkv::inline PQKV_MODE::detail {
 
 /// Most subspaces that a leaf has room for.
 inline constexpr std::size_t max_summed_subspaces = 16;
