@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a pqcache is made of, where its sequences stand, and what its verbs would refuse: everything of it that changes nothing. The verbs
-// are pqcache.hpp's; nobody else needs this file.
+// What a pqcache is made of, where its sequences stand, and what its verbs would refuse: everything of it that changes no sequence.
+// The other verbs are pqcache.hpp's; nobody else needs this file.
 #pragma once
 
 #include <algorithm>
@@ -204,6 +204,20 @@ class pqcache_state {
   }
   /// @}
 
+  /// Shows the selector queries of a slot, for the next training of its index: a prompt's, or some of them, before the last chunk of
+  /// prefill(). A few hundred, spread over the prompt, will do. What was shown stays until reset(), truncate() included, goes with a fork,
+  /// and with a saved slot that has an index; it serves every later training.
+  ///
+  /// @param queries  [n, hq, d] float, half or bfloat16, after rotary embedding, any strides; one that is not finite is left out
+  /// @throws shape_error, value_error; also when the selector's settings look at no queries
+  /// @cost   n * hq * d additions in the calling thread; no allocation
+  template <exec::policy P, class Q, class Space>
+  requires is_on_host && storage_scalar<Q> && std::same_as<typename P::space_type, space_type> && reachable_from<Space, P>
+  void observe(const P& policy, std::size_t slot, view<Q, 3, Space> queries) {
+    require_ok(can_observe(slot, queries));
+    selector_.observe(policy, slot, view_of<Q, 3>(queries));
+  }
+
   /// Tokens that a list of retrieve() holds at most at that state of a slot.
   std::size_t retrieve_capacity(const sequence& now) const {
     const middle_range ranked = now.middle(rule_);
@@ -234,6 +248,13 @@ class pqcache_state {
   }
   status can_retrieve(const auto& query, const auto& indices, const auto& counts, const step_type& step = {}) const noexcept {
     return admission().retrieve(query, indices, counts, step, [this](std::size_t slot) { return retrieve_capacity(known(slot)); });
+  }
+  status can_observe(std::size_t slot, const auto& queries) const noexcept {
+    if (const status s = Selector::can_observe(params_.selector); !s.ok()) return s;
+    if (const status s = admission().slot("observe", "slot", slot); !s.ok()) return s;
+    return detail::checks("observe")
+        .extent("queries.extent(1)", queries.extent(1), params_.query_heads, "hq, from params")
+        .extent("queries.extent(2)", queries.extent(2), params_.head_dim, "d, from params");
   }
   status can_truncate(std::size_t slot, std::size_t n) const noexcept { return admission().truncate(slot, n); }
   status can_truncate(view_of<const std::uint32_t, 1> lengths, view_of<const std::uint32_t, 1> slots = {}) const noexcept {

@@ -29,14 +29,14 @@ struct slot_part {
 
 /// The parts of a slot, by value into kernels.
 struct slot_parts {
-  static constexpr std::size_t most = 16;
+  static constexpr std::size_t most = 20;
   slot_part part[most]{};
   std::size_t count = 0;
 
   /// An array [slots, segments, size] of T that does not grow with the sequence.
   template <class T>
-  constexpr void add_fixed(T* data, std::size_t segments, std::size_t size) {
-    add(data, segments, size, {.fixed_bytes = size * sizeof(T)});
+  constexpr void add_fixed(T* data, std::size_t segments, std::size_t size, std::size_t limit = 0) {
+    add(data, segments, size, {.fixed_bytes = size * sizeof(T), .limit = limit});
   }
   /// An array [slots, segments, capacity] of `size` T a token.
   template <class T>

@@ -5,19 +5,25 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "../core/arena.hpp"
 #include "../core/error.hpp"
+#include "../core/scalar.hpp"
 #include "../core/view.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
-struct order_axes {};  // run(policy, rows [n, d], axis_map, out [n, d]): out[r, i] = rows[r, map(i)]
+struct order_axes {};       // run(policy, rows [n, d], axis_map, out [n, d]): out[r, i] = rows[r, map(i)]
+struct observe_queries {};  // run(policy, queries [n, hq, d], pair_axes): adds their squares to the energies of the KV heads
+struct deal_pairs {};       // run(policy, rows, first head, sample, first token, subspaces, pair_axes): orders of heads with energy
 }  // namespace op
 
 /// The order in which a row's coordinates are cut into subspaces. Any order gives right answers; a good one finds more.
 enum class axis_order : std::uint8_t {
-  contiguous,    // as they stand: for models that rotate neighbours (2 i, 2 i + 1), and for keys without rotary embedding
-  rotary_halves  // for models that rotate i with i + d / 2, as Llama in Hugging Face's layout: both are in one subspace
+  contiguous,     // as they stand: for models that rotate neighbours (2 i, 2 i + 1), and for keys without rotary embedding
+  rotary_halves,  // for models that rotate i with i + d / 2, as Llama in Hugging Face's layout: both are in one subspace
+  weighted_pairs  // the same pairs, dealt to the subspaces by what they add to a score and weighted by it: see pair_axes. Host memory only
 };
 
 /// Where the coordinates of an ordered row come from, by value into kernels.
@@ -27,19 +33,83 @@ struct axis_map {
   std::uint32_t head_dim = 0;   // d
 
   PQKV_HD constexpr bool is_identity() const { return order == axis_order::contiguous; }
-  /// The row's coordinate that stands at place i. Of rotary_halves subspace j has [j ds / 2, (j + 1) ds / 2), and those of the upper half.
+  /// The row's coordinate that stands at place i. Of rotary_halves subspace j has [j ds / 2, (j + 1) ds / 2), and those of the upper half;
+  /// so it is of weighted_pairs in a head without an order of its own.
   PQKV_HD constexpr std::size_t operator()(std::size_t i) const {
     if (is_identity()) return i;
     const auto place = static_cast<std::uint32_t>(i);
     const std::uint32_t run = head_dim / subspaces / 2, j = place / (2 * run), within = place - 2 * run * j;
     return within < run ? j * run + within : head_dim / 2 + j * run + (within - run);
   }
+  /// The same of a key of any head.
+  template <class Row>
+  constexpr float of_key(const Row& key, std::size_t, std::size_t i) const {
+    return key[(*this)(i)];
+  }
 };
+
+/// A sum of squares of floats that does not depend on the order of its terms: whole + fraction / 2^64. Squares are cut to multiples of
+/// 2^-64 and to at most 2^40, so 2^23 of them fit.
+struct square_sum {
+  std::uint64_t whole = 0, fraction = 0;
+
+  constexpr void add(float x) {
+    const double exact = static_cast<double>(x) * static_cast<double>(x), square = exact < 0x1p40 ? exact : 0x1p40;  // 48 bits: no rounding
+    const auto upper = static_cast<std::uint64_t>(square);
+    const auto lower = static_cast<std::uint64_t>((square - static_cast<double>(upper)) * 0x1p64);
+    fraction += lower;
+    whole += upper + (fraction < lower ? 1 : 0);
+  }
+  constexpr bool is_zero() const { return whole == 0 && fraction == 0; }
+  constexpr float value() const { return static_cast<float>(static_cast<double>(whole) + static_cast<double>(fraction) * 0x1p-64); }
+};
+
+/// Orders and weights of axis_order::weighted_pairs, head by head. With e_i the sum of squares of the head's queries at coordinate i,
+/// averaged over the pair (i, i + d / 2), plus a thousandth of the head's mean: pairs go to the subspaces in turn, there and back, by
+/// descending (variance of the keys in both coordinates) * e. A key's coordinate is multiplied by the power of two nearest
+/// sqrt(e_i / mean e), and a query's divided by it: scores stay, and training errs where it costs a score least. A head whose queries
+/// nobody has seen when it is trained has no order of its own and is cut as under rotary_halves.
+///
+/// Canonical: order and weights depend on the bits of keys and queries alone, neither on threads nor on how observed queries were split.
+template <class Space = space::host>
+struct pair_axes {
+  view<square_sum, 2, Space> energy{};      // [h, d] of the queries seen so far
+  view<float, 2, Space> weight{};           // [h, d] of the key's coordinate that stands at place i
+  view<std::uint8_t, 2, Space> source{};    // [h, d] which one that is
+  view<std::uint8_t, 1, Space> is_dealt{};  // [h] 1: the head has an order of its own
+  axis_map otherwise{};
+
+  static constexpr pair_axes place(arena& memory, std::size_t heads, const axis_map& otherwise) {
+    const std::size_t d = otherwise.head_dim;
+    return {make_view<Space>(memory.take<square_sum>(heads * d), heads, d), make_view<Space>(memory.take<float>(heads * d), heads, d),
+            make_view<Space>(memory.take<std::uint8_t>(heads * d), heads, d), make_view<Space>(memory.take<std::uint8_t>(heads), heads),
+            otherwise};
+  }
+  PQKV_HD constexpr bool empty() const { return energy.data == nullptr; }
+  PQKV_HD constexpr pair_axes heads(std::size_t first, std::size_t count) const {
+    if (empty()) return *this;
+    return {energy.slice(0, first, count), weight.slice(0, first, count), source.slice(0, first, count), is_dealt.slice(0, first, count),
+            otherwise};
+  }
+  /// What stands at place i of a head's ordered key.
+  template <class Row>
+  constexpr float of_key(const Row& key, std::size_t head, std::size_t i) const {
+    return is_dealt(head) != 0 ? key[source(head, i)] * weight(head, i) : key[otherwise(i)];
+  }
+  /// What stands at place i of an ordered query [d] of the head's group.
+  constexpr float of_query(const float* query, std::size_t head, std::size_t i) const {
+    return is_dealt(head) != 0 ? query[source(head, i)] / weight(head, i) : query[otherwise(i)];
+  }
+};
+
+/// What ordered keys of T are copied to: a weight of up to 16 could push a half beyond its range.
+template <class T>
+using ordered_element = std::conditional_t<std::is_same_v<T, half>, float, T>;
 
 /// Whether rows of d coordinates can be cut into m subspaces in that order.
 constexpr status can_order_axes(const char* function, const char* name, axis_order order, std::size_t m, std::size_t d) noexcept {
   return detail::checks(function)
-      .that(order <= axis_order::rotary_halves, status::code::value, name, relation::stated, "an axis_order", 1,
+      .that(order <= axis_order::weighted_pairs, status::code::value, name, relation::stated, "an axis_order", 2,
             static_cast<double>(order))
       .that(order == axis_order::contiguous || (m != 0 && d % (2 * m) == 0), status::code::value, name, relation::stated,
             "contiguous unless head_dim is a multiple of 2 * subspaces; head_dim", static_cast<double>(2 * m), static_cast<double>(d));

@@ -11,43 +11,14 @@
 #include "../core/slot_parts.hpp"
 #include "../exec/memory.hpp"
 #include "../exec/sync.hpp"
-#include "../quantize/axes.hpp"
 #include "../quantize/residual.hpp"
-#include "retrieve.hpp"
+#include "pq_workspace.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct encode_leaving {};  // run(policy, pq_index_view, rows, leaving): codes of the tokens that leave each sequence's window
 struct gather_keys {};     // run(policy, rows, first head, sample, first token, axis_map, out [h, n, d])
 }  // namespace op
-
-/// The numbers that fix an index.
-struct pq_index_shape {
-  std::size_t sequences = 1;  // slots
-  std::size_t kv_heads = 0;   // h of one sequence
-  std::size_t head_dim = 0;   // d
-  std::size_t subspaces = 2;  // m
-  unsigned bits = 6;          // b
-  std::size_t capacity = 0;   // tokens of a sequence
-  key_metric metric = key_metric::squared_l2;
-  std::size_t fine_subspaces = 0;  // m2 of the second stage; 0: none
-  unsigned fine_bits = 8;          // b2
-  search_path path = search_path::automatic;
-  axis_order axes = axis_order::contiguous;
-
-  constexpr axis_map axis_places() const { return {axes, static_cast<std::uint32_t>(subspaces), static_cast<std::uint32_t>(head_dim)}; }
-  constexpr std::size_t heads() const { return sequences * kv_heads; }
-  constexpr pq_shape coarse() const { return {heads(), head_dim, subspaces, bits, metric}; }
-  constexpr pq_shape fine() const { return residual_shape(coarse(), fine_subspaces, fine_bits); }
-  constexpr bool has_fine() const { return fine_subspaces != 0; }
-  /// Cells of the joint-code index; 0 where there is none or it could never be used.
-  constexpr std::size_t cells() const {
-    const pq_shape s = coarse();
-    return has_cell_index(s) && resolve_path(path, s.cells(), capacity) == search_path::joint ? s.cells() : 0;
-  }
-  /// Rows that training needs.
-  constexpr std::size_t least_rows() const { return std::max(coarse().centroids(), has_fine() ? fine().centroids() : 0); }
-};
 
 /// Views of all parts; trivially copyable, goes into kernels by value.
 template <class Space = space::host>
@@ -59,6 +30,7 @@ struct pq_index_view {
   mutable_residual_codes_view<Space> fine_codes;  // or empty
   std::size_t kv_heads = 0;                       // h of one sequence
   axis_map axes{};                                // how keys and queries are ordered before they meet the codebooks
+  pair_axes<Space> pairs{};                       // the same head by head, of weighted_pairs; or empty
 
   static constexpr pq_index_view place(arena& memory, const pq_index_shape& shape) {
     pq_index_view all;
@@ -71,6 +43,7 @@ struct pq_index_view {
     }
     all.kv_heads = shape.kv_heads;
     all.axes = shape.axis_places();
+    if (shape.axes == axis_order::weighted_pairs) all.pairs = pair_axes<Space>::place(memory, shape.heads(), all.axes);
     return all;
   }
 
@@ -78,7 +51,8 @@ struct pq_index_view {
   /// The parts of one sequence.
   PQKV_HD constexpr pq_index_view sequence(std::size_t which) const {
     const std::size_t first = which * kv_heads;
-    pq_index_view one{book.slice(first, kv_heads), codes.slice(0, first, kv_heads), {}, {}, {}, kv_heads, axes};
+    pq_index_view one{book.slice(first, kv_heads), codes.slice(0, first, kv_heads), {}, {}, {}, kv_heads, axes,
+                      pairs.heads(first, kv_heads)};
     if (!index.empty()) one.index = index.heads(first, kv_heads);
     if (has_fine()) {
       one.fine_book = fine_book.slice(first, kv_heads);
@@ -146,43 +120,14 @@ struct pq_index_view {
     all.add_fixed(book.mean.data, h, book.head_dim());
     all.add_fixed(book.squared_radius.data, h, m);
     all.add_tokens(codes.data, h * m, codes.stride(1), 1, book.size());
+    all.add_fixed(pairs.energy.data, h, book.head_dim());
+    all.add_fixed(pairs.weight.data, h, book.head_dim());
+    all.add_fixed(pairs.source.data, h, book.head_dim(), book.head_dim());
+    all.add_fixed(pairs.is_dealt.data, 1, h, 2);
     if (!has_fine()) return all;
     all.add_fixed(fine_book.centroids.data, h, fine_book.centroids.stride(0));
     all.add_fixed(fine_book.mean.data, h, fine_book.head_dim());
     all.add_tokens(fine_codes.data, h, fine_codes.extent(1), fine_codes.extent(2), fine_book.size());
-    return all;
-  }
-};
-
-/// Tables of a step's queries, and the second stage's shortlists: what ranking works in.
-template <class Space = space::host>
-struct pq_workspace {
-  mutable_distance_table_view<Space> table, fine_table;  // [queries, m, c], [queries, m2, c2]
-  view<std::uint8_t, 1, Space> skipped;                  // [queries]
-  view<std::int32_t, 2, Space> shortlist;                // [lists, capacity], or empty
-  view<std::uint32_t, 1, Space> lengths;                 // [lists]
-  view<middle_range, 1, Space> shortlist_ranges;         // [row heads]
-  view<std::uint8_t, 2, Space> outcomes;                 // [h, m + m2] of training
-  view<float, 2, Space> ordered;                         // [queries, d], or empty where axes are contiguous
-
-  /// @param rows         query tokens that are ranked at once
-  /// @param query_heads  hq of one token
-  static constexpr pq_workspace place(arena& memory, const pq_index_shape& shape, std::size_t rows, std::size_t query_heads,
-                                      group_reduction reduction) {
-    const std::size_t hq = rows * query_heads, h = rows * shape.kv_heads, lists = score_lists(reduction, h, hq);
-    pq_workspace all;
-    all.table = distance_table::place<Space>(memory, hq, shape.coarse());
-    all.skipped = make_view<Space>(memory.take<std::uint8_t>(hq), hq);
-    const std::size_t problems = shape.subspaces + shape.fine_subspaces;
-    all.outcomes = make_view<Space>(memory.take<std::uint8_t>(shape.kv_heads * problems), shape.kv_heads, problems);
-    if (shape.axes != axis_order::contiguous) all.ordered = make_view<Space>(memory.take<float>(hq * shape.head_dim), hq, shape.head_dim);
-    if (!shape.has_fine()) return all;
-    all.fine_table = distance_table::place<Space>(memory, hq, shape.fine());
-    const bool fits = lists <= static_cast<std::size_t>(-1) / 8 / shape.capacity;
-    all.shortlist =
-        make_view<Space>(memory.take<std::int32_t>(fits ? lists * shape.capacity : static_cast<std::size_t>(-1)), lists, shape.capacity);
-    all.lengths = make_view<Space>(memory.take<std::uint32_t>(lists), lists);
-    all.shortlist_ranges = make_view<Space>(memory.take<middle_range>(h), h);
     return all;
   }
 };
@@ -228,26 +173,35 @@ class pq_index {
   /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; `trained` everywhere: the index can be used
   /// @throws std::bad_alloc; on a device capacity_error when the policy's scratch is too small, cuda_error
   /// @cost   as train(), and c distance terms a coordinate of every key; of rows that are not strided, or whose axes are ordered, the
-  /// sample
-  ///         and 4096 tokens at a time are copied, with a second stage all of them
+  ///         sample and 4096 tokens at a time are copied, with a second stage all of them
   template <exec::policy P, class Rows>
   void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
              const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
-    using T = copied_element<typename Rows::value_type>;
+    using copied = copied_element<typename Rows::value_type>;
+    constexpr bool is_on_host = space::usable_from<Space, space::host>;
+    using T = std::conditional_t<is_on_host, ordered_element<copied>, copied>;
     const view_type own = view().sequence(which);
     const std::size_t h = shape_.kv_heads, d = shape_.head_dim, m = shape_.subspaces, head = which * h;
     const auto coarse_outcomes = outcomes.slice(1, 0, m), fine_outcomes = outcomes.slice(1, m, shape_.fine_subspaces);
     const auto all_codes = own.codes;
-    const auto learn_from = [&](pqkv::view<const T, 3, Space> keys) {  // of tokens [first, n)
+    const auto learn_from = [&](const auto& keys) {  // of tokens [first, n)
       train(policy, keys, own.book, coarse_outcomes, train_params);
       const bool failed = has_failed<P>(coarse_outcomes);
       if (!failed) encode_all(policy, keys, own, first, ranked, fine_outcomes, train_params);
       return !failed;
     };
-    const axis_map axes = own.axes;
+    const stratified_sample sample = training_rows(train_params, n - first, shape_.coarse().centroids());
+    if constexpr (is_on_host)
+      if (!own.pairs.empty()) kernel<op::deal_pairs, typename P::backend_type>::run(policy, rows, head, sample, first, m, own.pairs);
+    const auto gather = [&](const stratified_sample& which_rows, std::size_t begin, const pqkv::view<T, 3, Space>& out) {
+      using gather_keys = kernel<op::gather_keys, typename P::backend_type>;
+      if constexpr (is_on_host)
+        if (!own.pairs.empty()) return gather_keys::run(policy, rows, head, which_rows, begin, own.pairs, out);
+      gather_keys::run(policy, rows, head, which_rows, begin, own.axes, out);
+    };
     bool is_learnt = false;
     if constexpr (requires { rows.strided_keys(head, h, first, n - first); })
-      if (axes.is_identity()) {
+      if (own.axes.is_identity()) {
         if (!learn_from(rows.strided_keys(head, h, first, n - first))) return;
         is_learnt = true;
       }
@@ -256,23 +210,21 @@ class pq_index {
     } else if (shape_.has_fine()) {
       const auto memory = make_owner<T>(policy, h * (n - first) * d);
       const auto keys = make_view<Space>(memory.data(), h, n - first, d);
-      kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, stratified_sample{n - first, n - first, {}}, first, axes,
-                                                             keys);
+      gather(stratified_sample{n - first, n - first, {}}, first, keys);
       if (!learn_from(as_const(keys))) return;
     } else {
-      const stratified_sample sample = training_rows(train_params, n - first, shape_.coarse().centroids());
       kmeans_params of_sample = train_params;
       of_sample.rows_per_centroid = 0;
       const std::size_t run = std::min<std::size_t>(std::max<std::size_t>(n - first, 1), 4096);
       const auto memory = make_owner<T>(policy, h * std::max<std::size_t>(sample.count, run) * d);
       const auto sampled = make_view<Space>(memory.data(), h, static_cast<std::size_t>(sample.count), d);
-      kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, sample, first, axes, sampled);
+      gather(sample, first, sampled);
       train(policy, as_const(sampled), own.book, coarse_outcomes, of_sample);
       if (has_failed<P>(coarse_outcomes)) return;
       for (std::size_t begin = first; begin < ranked; begin += run) {
         const std::size_t count = std::min(run, ranked - begin);
         const auto keys = make_view<Space>(memory.data(), h, count, d);
-        kernel<op::gather_keys, typename P::backend_type>::run(policy, rows, head, stratified_sample{count, count, {}}, begin, axes, keys);
+        gather(stratified_sample{count, count, {}}, begin, keys);
         pqkv::encode(policy, as_const(keys), own.book, all_codes.slice(2, begin, count));
       }
       sync(policy);  // the copies end here
@@ -309,7 +261,7 @@ class pq_index {
     const auto skipped = work.skipped.slice(0, 0, hq);
     if (!own.axes.is_identity()) {
       const auto ordered = work.ordered.slice(0, 0, hq);
-      kernel<op::order_axes, typename P::backend_type>::run(policy, query, own.axes, ordered);
+      order(policy, query, own, map, ordered);
       query = as_const(ordered);
     }
     inner_product_table(policy, query, own.book, table, map);
@@ -349,6 +301,14 @@ class pq_index {
     zero(policy, own.index.merged);
     zero(policy, own.index.last);
   }
+  /// Forgets the queries that a sequence's heads have seen, and the order they gave.
+  template <exec::policy P>
+  void clear_axes(const P& policy, std::size_t which) const {
+    const view_type own = view().sequence(which);
+    if (own.pairs.empty()) return;
+    zero(policy, own.pairs.energy);
+    zero(policy, own.pairs.is_dealt);
+  }
 
  private:
   /// Whether training is known to have failed: on a device that is known later.
@@ -363,6 +323,14 @@ class pq_index {
   template <class P, class V>
   static void zero(const P& policy, const V& part) {
     zero_bytes(policy, part.data, part.extent(0) * part.stride(0) * sizeof(*part.data));
+  }
+  template <class P>
+  static void order(const P& policy, pqkv::view<const float, 2, Space> query, const view_type& own, const head_map<Space>& map,
+                    pqkv::view<float, 2, Space> out) {
+    using order_axes = kernel<op::order_axes, typename P::backend_type>;
+    if constexpr (space::usable_from<Space, space::host>)
+      if (!own.pairs.empty()) return order_axes::run(policy, query, own.pairs, map, own.book.heads(), out);
+    order_axes::run(policy, query, own.axes, out);
   }
   static mutable_distance_table_view<Space> part_of(const mutable_distance_table_view<Space>& table, std::size_t query_heads) {
     return {table.entries.slice(0, 0, query_heads), table.bias.slice(0, 0, query_heads)};

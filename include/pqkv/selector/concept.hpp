@@ -74,6 +74,7 @@ struct defaults {
 ///   maintain(policy, slot, sequence, middle)    cheap upkeep between steps
 ///   clear(policy, slot)                         forgets a slot
 ///
+/// One that learns from a prompt's queries too has can_observe(params) and observe(policy, slot, queries [n, hq, d]).
 /// To be saved and loaded a selector also has signature(), index().learnt_parts() and, where a part is made from others,
 /// rebuild(policy, slot, middle).
 template <class S, class P>

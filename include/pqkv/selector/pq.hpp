@@ -27,8 +27,8 @@ struct residual_stage {
 /// Quantizer, its training, and the way that scores are computed. 4 x 8 bits is what a real model needs (docs/quality.md); 2 x 6 is ranked
 /// faster, by the joint-code index, and finds less.
 struct pq_params {
-  std::size_t subspaces = 4;  // m
-  unsigned bits = 8;          // b
+  std::size_t subspaces = 4;                    // m
+  unsigned bits = 8;                            // b
   axis_order axes = axis_order::rotary_halves;  // which coordinates form a subspace
   key_metric metric = key_metric::squared_l2;
   group_reduction reduction = group_reduction::probability_sum;
@@ -143,6 +143,14 @@ class basic_pq {
             s.has_fine() ? s.fine_bits : 0,
             static_cast<std::uint32_t>(s.axes)};
   }
+  /// KV heads of a slot that were given an order of their own when it was trained last: all of them where observe() had been called before
+  /// under axis_order::weighted_pairs. The others are cut as under rotary_halves.
+  std::size_t weighted_heads(std::size_t slot) const {
+    const auto dealt = index_.view().sequence(slot).pairs.is_dealt;
+    std::size_t count = 0;
+    for (std::size_t head = 0; head < dealt.size(); ++head) count += dealt(head);
+    return count;
+  }
   /// Codebooks, codes and joint-code index of all slots.
   pq_index_view<Space> index() const { return index_.view(); }
 
@@ -181,6 +189,18 @@ class basic_pq {
                 params_.residual.shortlist, workspace());
   }
 
+  static constexpr status can_observe(const params& settings) noexcept {
+    return pqkv::detail::checks("observe").that(settings.axes == axis_order::weighted_pairs, status::code::value, "selector.axes",
+                                                relation::required, "weighted_pairs: nothing else looks at queries", 2,
+                                                static_cast<double>(settings.axes));
+  }
+  /// Queries [n, hq, d] of a slot, for the next training of it. @pre can_observe(), and the shapes of pqcache_state::observe()
+  template <exec::policy P, class Q>
+  void observe(const P& policy, std::size_t slot, view<Q, 3, Space> queries) {
+    if constexpr (space::usable_from<Space, space::host>)
+      kernel<op::observe_queries, typename P::backend_type>::run(policy, queries, index_.view().sequence(slot).pairs);
+  }
+
   /// Merges a long tail.
   template <exec::policy P>
   void maintain(const P& policy, std::size_t slot, const sequence& at, middle_range middle) {
@@ -193,6 +213,7 @@ class basic_pq {
   template <exec::policy P>
   void clear(const P& policy, std::size_t slot) {
     index_.clear(policy, slot);
+    index_.clear_axes(policy, slot);
     slots_[slot] = {};
   }
   /// What the host keeps of a slot, for a copy of it.
@@ -213,6 +234,8 @@ class basic_pq {
   static constexpr status can_use_device(const params& settings) noexcept {
     return pqkv::detail::checks("pqcache")
         .at_most("selector.residual.subspaces", settings.residual.subspaces, 0, "no second stage on a device")
+        .that(settings.axes != axis_order::weighted_pairs, status::code::value, "selector.axes", relation::required,
+              "contiguous or rotary_halves: no weighted_pairs on a device", 1, 2)
         .that(!settings.overlap, status::code::value, "selector.overlap", relation::required, "empty: no overlap rule on a device", 0, 1);
   }
   static constexpr status can_refine(const cache_shape& shape, const params& settings) noexcept {

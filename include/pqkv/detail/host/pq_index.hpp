@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "../../search/pq_index.hpp"
+#include "axes.hpp"
 #include "codes.hpp"
 #include "residual.hpp"
 
@@ -13,13 +14,14 @@ namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::gather_keys, backend::host> {
-  template <class P, class Rows, class T>
-  static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
-                  const axis_map& axes, view<T, 3> out) {
+  /// @param axes  axis_map, or pair_axes of these heads
+  template <class P, class Rows, class Axes, class T>
+  static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first, const Axes& axes,
+                  view<T, 3> out) {
     policy.runner.run(out.extent(0), [&](std::size_t h) {
       for (std::size_t i = 0; i < out.extent(1); ++i) {
         const auto key = rows.key(head + h, first + sample(i));
-        for (std::size_t e = 0; e < out.extent(2); ++e) out(h, i, e) = static_cast<T>(key[axes(e)]);
+        for (std::size_t e = 0; e < out.extent(2); ++e) out(h, i, e) = static_cast<T>(axes.of_key(key, h, e));
       }
     });
   }
@@ -31,6 +33,15 @@ struct kernel<op::order_axes, backend::host> {
   static void run(const P&, view<const float, 2> rows, const axis_map& axes, view<float, 2> out) noexcept {
     for (std::size_t r = 0; r < rows.extent(0); ++r)
       for (std::size_t i = 0; i < rows.extent(1); ++i) out(r, i) = rows(r, axes(i));
+  }
+  /// @param heads  of the index
+  template <class P>
+  static void run(const P&, view<const float, 2> rows, const pair_axes<>& axes, const head_map<>& map, std::size_t heads,
+                  view<float, 2> out) noexcept {
+    const detail::float_environment rounding;
+    const std::size_t g = rows.extent(0) / map.heads(heads);
+    for (std::size_t r = 0; r < rows.extent(0); ++r)
+      for (std::size_t i = 0; i < rows.extent(1); ++i) out(r, i) = axes.of_query(&rows(r, 0), map.head(r / g), i);
   }
 };
 
@@ -48,14 +59,17 @@ struct kernel<op::encode_leaving, backend::host> {
           if (tokens.size() != 0) encode(here, index, head, tokens.first, rows.strided_keys(head, 1, tokens.first, tokens.size()));
           return;
         }
-      using T = copied_element<typename Rows::value_type>;
+      using T = ordered_element<copied_element<typename Rows::value_type>>;
       constexpr std::size_t at_once = 16;
       alignas(cache_line_bytes) T copy[at_once * max_head_dim];
       const std::size_t d = rows.head_dim();
       for (std::size_t first = tokens.first; first < tokens.last; first += at_once) {
         const auto keys = make_view(copy, std::size_t{1}, std::min<std::size_t>(at_once, tokens.last - first), d);
         const stratified_sample all{keys.extent(1), keys.extent(1), {}};
-        kernel<op::gather_keys, backend::host>::run(here, rows, head, all, first, index.axes, keys);
+        if (index.pairs.empty())
+          kernel<op::gather_keys, backend::host>::run(here, rows, head, all, first, index.axes, keys);
+        else
+          kernel<op::gather_keys, backend::host>::run(here, rows, head, all, first, index.pairs.heads(head, 1), keys);
         encode(here, index, head, first, as_const(keys));
       }
     });
