@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// llama.cpp's models with pqkv's attention: a question about a long text, a conversation, comparisons with unmodified llama.cpp.
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+
+#include "measurements.hpp"
+
+namespace llama_example {
+namespace {
+constexpr int interrupted = 130;
+
+/// The first Ctrl-C ends what is being computed, a second one the program.
+extern "C" void on_interrupt(int) {
+  stop_asked = true;
+  std::signal(SIGINT, SIG_DFL);
+}
+
+std::string text_of_file(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw std::runtime_error("cannot read " + path);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Reads the tokens and prints the model's answer. @returns its text, or nothing after Ctrl-C
+std::optional<std::string> answer(const model& file, engine& e, std::span<const llama_token> tokens, std::size_t most) {
+  const auto start = std::chrono::steady_clock::now();
+  if (!e.read(tokens)) return {};
+  const double first = seconds_since(start);
+  const std::size_t before = e.size();
+  if (e.hook()) e.hook()->clear_times();
+  std::string text;
+  llama_token next = e.best_token();
+  const auto answering = std::chrono::steady_clock::now();
+  std::size_t count = 0;
+  while (!file.ends_answer(next) && count < most) {
+    const std::string piece = file.text_of(next);
+    text += piece;
+    std::fputs(piece.c_str(), stdout);
+    std::fflush(stdout);
+    ++count;
+    if (e.size() == e.capacity()) break;
+    if (!e.read(next)) break;
+    next = e.best_token();
+  }
+  const double seconds = seconds_since(answering);
+  const std::size_t steps = e.size() - before;
+  std::printf("\n");
+  std::fprintf(stderr, "[%zu tokens read in %.2f s, first token included; %zu more at %.1f a second", tokens.size(), first, steps,
+               static_cast<double>(steps) / seconds);
+  if (e.hook() && steps != 0)
+    std::fprintf(stderr, "; %.0f of %zu attended, pqkv takes %.0f %% of the time", e.hook()->attended_tokens(), e.size(),
+                 100 * (e.hook()->times().attending + e.hook()->times().between) / seconds);
+  std::fprintf(stderr, "]\n");
+  if (stop_asked) return {};
+  return text;
+}
+
+int talk(const model& file, const options& o, const std::string& first) {
+  std::vector<model::message> messages;
+  if (!o.system.empty()) messages.push_back({"system", o.system});
+  messages.push_back({"user", first});
+  std::string so_far, next = o.raw ? first : file.chat_text(messages, true);
+  if (next.empty()) throw std::runtime_error("the model's file has no chat template; --raw gives it the text as it is");
+  std::vector<llama_token> tokens = file.tokens_of(next, true);
+  engine e(file, o.engine_of(o.chat ? file.trained_tokens() : tokens.size() + o.answer));
+  for (;;) {
+    const auto said = answer(file, e, tokens, o.answer);
+    if (!said) return interrupted;
+    if (!o.chat) return 0;
+    messages.push_back({"assistant", *said});
+    const std::size_t known = o.raw ? 0 : file.chat_text(messages, false).size();
+    std::string line;
+    std::fprintf(stderr, "> ");
+    if (!std::getline(std::cin, line)) return stop_asked ? interrupted : 0;
+    messages.push_back({"user", line});
+    // What the template adds after the answer: the end of the assistant's turn is among it where the answer broke off.
+    next = o.raw ? line : file.chat_text(messages, true).substr(known);
+    tokens = file.tokens_of(next, false);
+  }
+}
+
+int run(const options& o) {
+  if (!o.floats.empty()) {
+    model::write_as_floats(o.model, o.floats);
+    return 0;
+  }
+  const model file(o.model);
+  std::string text = o.file.empty() ? "" : text_of_file(o.file);
+  if (!o.prompt.empty()) text += (text.empty() ? "" : "\n\n") + o.prompt;
+  if (!o.bench.empty()) {
+    if (text.empty()) throw usage_error("--bench takes its tokens from -f FILE or -p TEXT");
+    return bench(file, o, file.tokens_of(text, true));
+  }
+  if (!o.compare) return talk(file, o, text);
+  const std::string chat = o.raw ? "" : file.chat_text({{"user", text}}, true);
+  return compare(file, o, file.tokens_of(chat.empty() ? text : chat, true));
+}
+
+}  // namespace
+}  // namespace llama_example
+
+int main(int count, char** words) {
+  using namespace llama_example;
+  std::signal(SIGINT, on_interrupt);
+  try {
+    const options o = read_options(count, words);
+    if (o.help) {
+      std::fputs(usage, stdout);
+      return 0;
+    }
+    return run(o);
+  } catch (const usage_error& fault) {
+    std::fprintf(stderr, "llama_pqkv: %s; --help lists the options\n", fault.what());
+    return 2;
+  } catch (const std::exception& fault) {
+    std::fprintf(stderr, "llama_pqkv: %s\n", fault.what());
+    return 1;
+  }
+}

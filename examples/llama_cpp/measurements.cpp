@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "measurements.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+
+namespace llama_example {
+namespace {
+constexpr int interrupted = 130;
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+double middle_of(std::vector<double> numbers) {
+  std::sort(numbers.begin(), numbers.end());
+  const std::size_t n = numbers.size();
+  return n % 2 != 0 ? numbers[n / 2] : (numbers[n / 2 - 1] + numbers[n / 2]) / 2;
+}
+
+/// How far two logit vectors are from each other, over many tokens.
+struct distance {
+  double largest = 0, sum = 0;
+  std::size_t count = 0;
+
+  double add(std::span<const float> a, std::span<const float> b) {
+    double most = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) most = std::max(most, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
+    largest = std::max(largest, most);
+    sum += most;
+    ++count;
+    return most;
+  }
+  double mean() const { return count == 0 ? 0 : sum / static_cast<double>(count); }
+};
+
+engine_settings without_pqkv(engine_settings settings, ggml_type cache_type, bool flash_attention) {
+  settings.pqkv.reset();
+  settings.cache_type = cache_type;
+  settings.flash_attention = flash_attention;
+  return settings;
+}
+
+}  // namespace
+
+int compare(const model& file, const options& o, std::span<const llama_token> prompt) {
+  const engine_settings settings = o.engine_of(prompt.size() + o.answer);
+  engine ours(file, settings), plain(file, without_pqkv(settings, o.cache_type, true)),
+      other(file, without_pqkv(settings, GGML_TYPE_F16, false));
+  if (!plain.read(prompt) || !other.read(prompt) || !ours.read(prompt)) return interrupted;
+  distance of_ours, of_other, between;
+  std::size_t differing = 0, differing_other = 0;
+  for (std::size_t i = 0; i < o.answer; ++i) {
+    const llama_token next = plain.best_token(), mine = ours.best_token();
+    const double far = of_ours.add(plain.logits(), ours.logits()), usual = of_other.add(plain.logits(), other.logits());
+    between.add(other.logits(), ours.logits());
+    differing_other += other.best_token() != next;
+    if (mine != next && differing++ == 0) {
+      const auto logits = plain.logits();
+      std::printf(
+          "token %zu: llama.cpp takes '%s', pqkv '%s'. In llama.cpp they are %.4f of a logit apart; logits differ by %.4f at most, and\n"
+          "by %.4f where llama.cpp runs without flash attention\n",
+          i, file.text_of(next).c_str(), file.text_of(mine).c_str(),
+          static_cast<double>(logits[static_cast<std::size_t>(next)] - logits[static_cast<std::size_t>(mine)]), far, usual);
+    }
+    if (i + 1 < o.answer && (!plain.read(next) || !other.read(next) || !ours.read(next))) return interrupted;
+  }
+  std::printf("%zu tokens after a prompt of %zu, %.0f attended a step: %zu tokens are others than llama.cpp's\n", o.answer, prompt.size(),
+              ours.hook()->attended_tokens(), differing);
+  std::printf("largest difference of a logit   mean over tokens   at most   other tokens\n");
+  std::printf("  pqkv                                    %8.4f  %8.4f   %12zu\n", of_ours.mean(), of_ours.largest, differing);
+  std::printf("  llama.cpp without flash attention       %8.4f  %8.4f   %12zu\n", of_other.mean(), of_other.largest, differing_other);
+  std::printf("  pqkv, from that                         %8.4f  %8.4f\n", between.mean(), between.largest);
+  return differing == 0 ? 0 : 3;
+}
+
+int bench(const model& file, const options& o, std::span<const llama_token> text) {
+  std::printf(
+      "tokens/s of decoding, median of %zu rounds of %zu tokens, %zu thread%s, llama.cpp's cache in %s; first: seconds to the first "
+      "token\n",
+      o.rounds, o.steps, o.threads, o.threads == 1 ? "" : "s", ggml_type_name(o.cache_type));
+  std::printf("%8s %9s %9s %7s %9s %9s %7s %10s %10s %10s\n", "prompt", "llama.cpp", "pqkv", "times", "first", "first", "times", "attended",
+              "attention", "maintain");
+  for (const std::size_t length : o.bench) {
+    const engine_settings settings = o.engine_of(length + o.steps + 1);
+    engine ours(file, settings), plain(file, without_pqkv(settings, o.cache_type, true));
+    std::vector<llama_token> prompt(length);
+    for (std::size_t i = 0; i < length; ++i) prompt[i] = text[i % text.size()];
+    const double start = now();
+    if (!plain.read(prompt)) return interrupted;
+    const double plain_first = now() - start;
+    if (!ours.read(prompt)) return interrupted;
+    const double our_first = now() - start - plain_first;
+    std::vector<double> plain_rate, our_rate, share, between;
+    const auto seconds_of = [&](engine& e) {
+      const double begin = now();
+      bool well = true;
+      for (std::size_t i = 0; well && i < o.steps; ++i) well = e.read(text[i % text.size()]);
+      const double seconds = now() - begin;
+      e.truncate(length);
+      return well ? seconds : -1;
+    };
+    if (seconds_of(plain) < 0 || seconds_of(ours) < 0) return interrupted;  // graphs and caches warm
+    for (std::size_t round = 0; round < o.rounds; ++round) {
+      const double theirs = seconds_of(plain);
+      ours.hook()->clear_times();
+      const double mine = seconds_of(ours);
+      if (theirs < 0 || mine < 0) return interrupted;
+      plain_rate.push_back(static_cast<double>(o.steps) / theirs);
+      our_rate.push_back(static_cast<double>(o.steps) / mine);
+      share.push_back(ours.hook()->times().attending / mine);
+      between.push_back(ours.hook()->times().between / mine);
+    }
+    const double a = middle_of(plain_rate), b = middle_of(our_rate);
+    std::printf("%8zu %9.2f %9.2f %6.2fx %8.2fs %8.2fs %6.3fx %10.0f %9.1f%% %9.1f%%\n", length, a, b, b / a, plain_first, our_first,
+                our_first / plain_first, ours.hook()->attended_tokens(), 100 * middle_of(share), 100 * middle_of(between));
+    std::fflush(stdout);
+  }
+  return 0;
+}
+
+}  // namespace llama_example
