@@ -147,6 +147,38 @@ struct fetched_tokens {
   view<const std::int32_t, 2, Space> indices;  // [T * lists, k_max], as many as plan.counts says
 };
 
+/// Rows in more than one memory, which are told of every step: tiered_rows.
+template <class Rows>
+concept rows_of_tiers = requires(const Rows& rows) { rows.tiers(); };
+
+namespace detail {
+/// One call of attend() as its rows see it. A call that fails lets nothing into fast memory.
+template <class Rows>
+class tier_step {
+ public:
+  explicit tier_step(const Rows& rows) : rows_(rows) {}
+  tier_step(const tier_step&) = delete;
+  tier_step& operator=(const tier_step&) = delete;
+  ~tier_step() {
+    if constexpr (rows_of_tiers<Rows>)
+      if (!done_) rows_.abandon();
+  }
+  template <class P, class Space>
+  void fetch(const P& policy, const fetched_tokens<Space>& wanted) const {
+    if constexpr (rows_of_tiers<Rows>) rows_.fetch(policy, wanted);
+  }
+  template <class P, class Space>
+  void admit(const P& policy, view<const sequence, 1, Space> sequences) {
+    if constexpr (rows_of_tiers<Rows>) rows_.admit(policy, sequences);
+    done_ = true;
+  }
+
+ private:
+  const Rows& rows_;
+  bool done_ = false;
+};
+}  // namespace detail
+
 /// Writes the plan of a step's queries.
 /// @return whether any of them may have a list; on a device always true
 template <exec::policy P>
