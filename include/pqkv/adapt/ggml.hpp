@@ -20,7 +20,7 @@
 #include "../core/scalar.hpp"
 #include "../core/view.hpp"
 
-namespace pqkv {
+namespace pqkv::inline PQKV_MODE {
 
 /// ggml's name of an element type: float, half or bfloat16.
 /// @{
