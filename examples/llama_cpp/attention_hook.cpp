@@ -9,16 +9,18 @@
 
 #include <pqkv/adapt/ggml.hpp>
 
+#include "thread_clock.hpp"
+
 namespace llama_example {
 namespace {
 class stopwatch {
  public:
   explicit stopwatch(double& seconds) : seconds_(seconds) {}
-  ~stopwatch() { seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  ~stopwatch() { seconds_ += thread_seconds() - start_; }
 
  private:
   double& seconds_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  double start_ = thread_seconds();
 };
 
 /// The tensor that a view, whether or not of views, looks into.

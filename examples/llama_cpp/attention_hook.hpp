@@ -10,7 +10,6 @@
 // Its attention then runs over one block of 256 cells, all but a few of them masked.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -23,7 +22,7 @@
 
 namespace llama_example {
 
-/// Where the time of the callbacks goes, in seconds.
+/// Where the time of the callbacks goes, in seconds of the calling thread on a CPU.
 struct hook_times {
   double taking = 0;     // rows of a prompt, and training
   double attending = 0;  // steps: append and attend

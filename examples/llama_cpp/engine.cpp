@@ -10,7 +10,7 @@ std::atomic<bool> stop_asked{false};
 
 namespace {
 void log_errors_alone(ggml_log_level level, const char* text, void*) {
-  if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
+  if (level == GGML_LOG_LEVEL_ERROR && !stop_asked) std::fputs(text, stderr);  // a stop is no error
 }
 
 /// What the hook would not see, or see wrongly, by what the model says of itself.

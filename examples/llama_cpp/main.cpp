@@ -9,6 +9,7 @@
 #include <iterator>
 
 #include "measurements.hpp"
+#include "thread_clock.hpp"
 
 namespace llama_example {
 namespace {
@@ -40,6 +41,7 @@ std::optional<std::string> answer(const model& file, engine& e, std::span<const 
   std::string text;
   llama_token next = e.best_token();
   const auto answering = std::chrono::steady_clock::now();
+  const double busy_before = thread_seconds();
   std::size_t count = 0;
   while (!file.ends_answer(next) && count < most) {
     const std::string piece = file.text_of(next);
@@ -51,14 +53,14 @@ std::optional<std::string> answer(const model& file, engine& e, std::span<const 
     if (!e.read(next)) break;
     next = e.best_token();
   }
-  const double seconds = seconds_since(answering);
+  const double seconds = seconds_since(answering), busy = thread_seconds() - busy_before;
   const std::size_t steps = e.size() - before;
   std::printf("\n");
   std::fprintf(stderr, "[%zu tokens read in %.2f s, first token included; %zu more at %.1f a second", tokens.size(), first, steps,
                static_cast<double>(steps) / seconds);
   if (e.hook() && steps != 0)
     std::fprintf(stderr, "; %.0f of %zu attended, pqkv takes %.0f %% of the time", e.hook()->attended_tokens(), e.size(),
-                 100 * (e.hook()->times().attending + e.hook()->times().between) / seconds);
+                 100 * (e.hook()->times().attending + e.hook()->times().between) / busy);
   std::fprintf(stderr, "]\n");
   if (stop_asked) return {};
   return text;

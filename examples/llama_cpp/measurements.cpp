@@ -6,11 +6,17 @@
 #include <cmath>
 #include <cstdio>
 
+#include "thread_clock.hpp"
+
 namespace llama_example {
 namespace {
 constexpr int interrupted = 130;
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+/// Of one thread the time on a CPU, so that other programs on the machine do not count; of several the time that passes.
+double now(std::size_t threads) {
+  if (threads == 1) return thread_seconds();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 double middle_of(std::vector<double> numbers) {
   std::sort(numbers.begin(), numbers.end());
@@ -76,9 +82,10 @@ int compare(const model& file, const options& o, std::span<const llama_token> pr
 
 int bench(const model& file, const options& o, std::span<const llama_token> text) {
   std::printf(
-      "tokens/s of decoding, median of %zu rounds of %zu tokens, %zu thread%s, llama.cpp's cache in %s; first: seconds to the first "
+      "tokens/s of decoding, median of %zu rounds of %zu tokens, %zu thread%s, %s; llama.cpp's cache in %s; first: seconds to the first "
       "token\n",
-      o.rounds, o.steps, o.threads, o.threads == 1 ? "" : "s", ggml_type_name(o.cache_type));
+      o.rounds, o.steps, o.threads, o.threads == 1 ? "" : "s", o.threads == 1 ? "by its time on the CPU" : "by the clock",
+      ggml_type_name(o.cache_type));
   std::printf("%8s %9s %9s %7s %9s %9s %7s %10s %10s %10s\n", "prompt", "llama.cpp", "pqkv", "times", "first", "first", "times", "attended",
               "attention", "maintain");
   for (const std::size_t length : o.bench) {
@@ -86,17 +93,17 @@ int bench(const model& file, const options& o, std::span<const llama_token> text
     engine ours(file, settings), plain(file, without_pqkv(settings, o.cache_type, true));
     std::vector<llama_token> prompt(length);
     for (std::size_t i = 0; i < length; ++i) prompt[i] = text[i % text.size()];
-    const double start = now();
+    const double start = now(o.threads);
     if (!plain.read(prompt)) return interrupted;
-    const double plain_first = now() - start;
+    const double plain_first = now(o.threads) - start;
     if (!ours.read(prompt)) return interrupted;
-    const double our_first = now() - start - plain_first;
+    const double our_first = now(o.threads) - start - plain_first;
     std::vector<double> plain_rate, our_rate, share, between;
     const auto seconds_of = [&](engine& e) {
-      const double begin = now();
+      const double begin = now(o.threads);
       bool well = true;
       for (std::size_t i = 0; well && i < o.steps; ++i) well = e.read(text[i % text.size()]);
-      const double seconds = now() - begin;
+      const double seconds = now(o.threads) - begin;
       e.truncate(length);
       return well ? seconds : -1;
     };

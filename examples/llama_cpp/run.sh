@@ -73,10 +73,12 @@ text=$scratch/text
 cat "$root"/docs/{dataflow,integrating,layouts}.md >"$scratch/pages"
 # A fact in the middle of the pages, which nothing else in them tells.
 lines=$(wc -l <"$scratch/pages")
+head -n $((lines / 3)) "$scratch/pages" >"$scratch/first"
+tail -n +$((lines / 3)) "$scratch/pages" >"$scratch/second"
 {
-  head -n $((lines / 3)) "$scratch/pages" | head -c 9000
+  head -c 9000 "$scratch/first"
   printf '\n\nThe lighthouse keeper of Arnholm is called Benedikta, and her dog is called Marzipan.\n\n'
-  tail -n +$((lines / 3)) "$scratch/pages" | head -c 12000
+  head -c 12000 "$scratch/second"
 } >"$text"
 
 case ${1:-} in

@@ -170,11 +170,10 @@ class slot_model {
   std::vector<U> ordered(const std::vector<U>& rows, const pqkv::selector::pq::params& settings) const {
     if (settings.axes == pqkv::axis_order::contiguous) return rows;
     std::vector<U> all;
-    const std::size_t pairs = d_ / settings.subspaces / 2;  // of a subspace
     for (std::size_t row = 0; row < rows.size(); row += d_)
       for (std::size_t j = 0; j < settings.subspaces; ++j)
         for (const std::size_t half : {std::size_t{0}, d_ / 2})
-          for (std::size_t pair = j * pairs; pair < (j + 1) * pairs; ++pair) all.push_back(rows[row + half + pair]);
+          for (std::size_t pair = j; pair < d_ / 2; pair += settings.subspaces) all.push_back(rows[row + half + pair]);
     return all;
   }
 

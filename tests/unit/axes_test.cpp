@@ -20,12 +20,12 @@ namespace {
 using namespace pqkv_cases;
 using pqkv::axis_order;
 
-/// The coordinates of rotary pairs (i, i + d / 2), a run of pairs for each subspace: its lower halves, then its upper ones.
+/// The coordinates of rotary pairs (i, i + d / 2), every m-th pair for a subspace: its lower halves, then its upper ones.
 std::vector<std::size_t> plain_order(std::size_t m, std::size_t d) {
   std::vector<std::size_t> all;
   for (std::size_t j = 0; j < m; ++j)
     for (const std::size_t half : {std::size_t{0}, d / 2})
-      for (std::size_t pair = j * (d / m / 2); pair < (j + 1) * (d / m / 2); ++pair) all.push_back(half + pair);
+      for (std::size_t pair = j; pair < d / 2; pair += m) all.push_back(half + pair);
   return all;
 }
 std::vector<float> plain_ordered(const std::vector<float>& rows, std::size_t m, std::size_t d) {

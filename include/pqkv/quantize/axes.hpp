@@ -33,13 +33,15 @@ struct axis_map {
   std::uint32_t head_dim = 0;   // d
 
   PQKV_HD constexpr bool is_identity() const { return order == axis_order::contiguous; }
-  /// The row's coordinate that stands at place i. Of rotary_halves subspace j has [j ds / 2, (j + 1) ds / 2), and those of the upper half;
-  /// so it is of weighted_pairs in a head without an order of its own.
+  /// The row's coordinate that stands at place i. Pairs are dealt in turn: of rotary_halves subspace j has the pairs j, j + m, j + 2 m, ...,
+  /// the lower coordinates first. So every subspace has fast and slow pairs. (Runs of neighbouring pairs were tried: what the slow pairs know
+  /// is then in one code alone, and the example's model loses many answers.) So it is of weighted_pairs in a head without an order of its
+  /// own.
   PQKV_HD constexpr std::size_t operator()(std::size_t i) const {
     if (is_identity()) return i;
     const auto place = static_cast<std::uint32_t>(i);
     const std::uint32_t run = head_dim / subspaces / 2, j = place / (2 * run), within = place - 2 * run * j;
-    return within < run ? j * run + within : head_dim / 2 + j * run + (within - run);
+    return within < run ? j + subspaces * within : head_dim / 2 + j + subspaces * (within - run);
   }
   /// The same of a key of any head.
   template <class Row>
