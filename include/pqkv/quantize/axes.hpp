@@ -33,10 +33,10 @@ struct axis_map {
   std::uint32_t head_dim = 0;   // d
 
   PQKV_HD constexpr bool is_identity() const { return order == axis_order::contiguous; }
-  /// The row's coordinate that stands at place i. Pairs are dealt in turn: of rotary_halves subspace j has the pairs j, j + m, j + 2 m, ...,
-  /// the lower coordinates first. So every subspace has fast and slow pairs. (Runs of neighbouring pairs were tried: what the slow pairs know
-  /// is then in one code alone, and the example's model loses many answers.) So it is of weighted_pairs in a head without an order of its
-  /// own.
+  /// The row's coordinate that stands at place i. Pairs are dealt in turn: of rotary_halves subspace j has pairs j, j + m, j + 2 m, ...,
+  /// the lower coordinates first, so that every subspace has fast and slow pairs. (Runs of neighbouring pairs were tried: what the slow
+  /// pairs know is then in one code alone, and the example's model loses many answers.) So it is of weighted_pairs in a head without an
+  /// order of its own.
   PQKV_HD constexpr std::size_t operator()(std::size_t i) const {
     if (is_identity()) return i;
     const auto place = static_cast<std::uint32_t>(i);
