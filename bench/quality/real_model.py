@@ -78,7 +78,8 @@ def main() -> None:
         dense = policies[0]["right"]
         for ratio, policy in zip(sorted(args.ratios), policies[1:]):
             now = counts.setdefault((name, ratio), [0, 0, 0, 0, 0])
-            for i, more in enumerate([dense - policy["lost_of_full"], dense, policy["right"], args.questions, policy["bytes_per_token"]["rows"]]):
+            row_bytes = policy["bytes_per_token"]["rows"] / (2 if policy["rows"] == "float" else 1)  # minillama's floats stand for 16 bits
+            for i, more in enumerate([dense - policy["lost_of_full"], dense, policy["right"], args.questions, row_bytes]):
                 now[i] += more
     print(f"{'setting':48} {'at':>5} {'of dense':>9} {'interval, %':>12} {'right':>9} {'rows, kB a token':>17}")
     for (name, ratio), (kept, dense, right, asked, row_bytes) in counts.items():
