@@ -118,7 +118,7 @@ TEST_CASE("options that make no sense are refused by name") {
   check_refused(tiny.generate("-p a --bits 3"), "bits");
   check_refused(tiny.generate("-p a --bits 9"), "bits");
   check_refused(tiny.generate("-p a --subspaces 3"), "subspaces");
-  check_refused(tiny.generate("-p a --subspaces 8 --bits 8 --path joint"), "path");
+  check_refused(tiny.generate("-p a --subspaces 4 --bits 8 --path joint"), "path");
   const outcome help = tiny.run("--help");
   CHECK(help.code == 0);
   for (const char* group : {"Model:", "Prompt and turns:", "Text that is generated:", "Attention while decoding:", "Measurements:"})

@@ -22,15 +22,21 @@ namespace pqkv::inline PQKV_MODE {
 /// The place of a block among those that may leave: how often it was offered in the upper 24 bits, when it was offered last in the
 /// lower 40. Of equal frequency the block of the older stamp is lower. No two blocks of a cache have the same stamp.
 namespace eviction_order {
+/// Bits of a stamp.
 inline constexpr unsigned stamp_bits = 40;
+/// The highest stamp.
 inline constexpr std::uint64_t last_stamp = (std::uint64_t{1} << stamp_bits) - 1;
+/// The highest frequency, 24 bits.
 inline constexpr std::uint32_t highest_frequency = 0xffffffu;
 
+/// The place of a block.
 /// @param stamp  behind the last one it stays there: after 10^12 offers no block leaves any more
 PQKV_HD constexpr std::uint64_t of(std::uint32_t frequency, std::uint64_t stamp) {
   return std::uint64_t{frequency} << stamp_bits | (stamp < last_stamp ? stamp : last_stamp);
 }
+/// How often the block was offered.
 PQKV_HD constexpr std::uint32_t frequency(std::uint64_t order) { return static_cast<std::uint32_t>(order >> stamp_bits); }
+/// When it was offered last.
 PQKV_HD constexpr std::uint64_t stamp(std::uint64_t order) { return order & last_stamp; }
 /// The same block when every frequency is halved.
 PQKV_HD constexpr std::uint64_t halved(std::uint64_t order) { return of(frequency(order) / 2, stamp(order)); }
@@ -59,6 +65,7 @@ concept eviction_policy = requires(std::uint32_t frequency, std::uint64_t offers
   { E::is_age_over(offers, capacity) } -> std::same_as<bool>;    // offers since the age began: halve all frequencies
 };
 
+/// Policies of eviction, as types.
 namespace eviction {
 
 /// Least frequently used: the block that was offered in the fewest steps since it entered; of equal ones the least recently used. A block
