@@ -302,7 +302,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <class P>
   void begin(const char* function) const {
     check_policy<P>();
-    if constexpr (requires { rows_.check(function); }) rows_.check(function);
+    if constexpr (requires { rows_.ensure_readable(function); }) rows_.ensure_readable(function);
   }
   template <class Op, class P, class... Argument>
   static decltype(auto) run(const P& policy, const Argument&... argument) {

@@ -63,12 +63,12 @@ TEST_CASE("mapped_file: zero at first, as large as asked, without a name") {
     pqkv::mapped_file moved(std::move(file));
     CHECK(file.data() == nullptr);
     CHECK(moved.data()[size - 1] == std::byte{7});
-    moved.check("test");
+    moved.ensure_readable("test");
     std::byte last{};
     CHECK(::pread(moved.descriptor(), &last, 1, static_cast<off_t>(size - 1)) == 1);
     CHECK(last == std::byte{7});
     const pqkv::mapped_file none("test", {.folder = folder.path.c_str()}, 0);
-    none.check("test");
+    none.ensure_readable("test");
   }
   CHECK(open_files() == before);
 }
@@ -86,7 +86,7 @@ TEST_CASE("mapped_file: an open file of the caller grows, never shrinks, and kee
     ::close(caller);
     larger.data()[8999] = std::byte{3};
     fs::remove(name);  // the name goes, the file stays
-    larger.check("test");
+    larger.ensure_readable("test");
     CHECK(larger.data()[8999] == std::byte{3});
   }
   CHECK(folder.entries() == 0);
@@ -96,9 +96,9 @@ TEST_CASE("mapped_file: a file that somebody shortened is found before it is tou
   const temporary_folder folder;
   const pqkv::mapped_file file("test", {.folder = folder.path.c_str()}, 100000);
   REQUIRE(::ftruncate(file.descriptor(), 4096) == 0);
-  CHECK(message_of([&] { file.check("attend"); }) == "pqkv::attend: the file must have 100000 bytes, got 4096: somebody has shortened it");
+  CHECK(message_of([&] { file.ensure_readable("attend"); }) == "pqkv::attend: the file must have 100000 bytes, got 4096: somebody has shortened it");
   REQUIRE(::ftruncate(file.descriptor(), 100000) == 0);
-  file.check("attend");
+  file.ensure_readable("attend");
 }
 
 TEST_CASE("mapped_file: what cannot be made says why, and leaves nothing behind") {
@@ -115,7 +115,7 @@ TEST_CASE("mapped_file: what cannot be made says why, and leaves nothing behind"
     ::setrlimit(RLIMIT_FSIZE, &limit);
     const std::string said = message_of([&] { pqkv::mapped_file("pqcache", {.folder = folder.path.c_str()}, 2 << 20); });
     const bool right = said == "pqkv::pqcache: no file of 2097152 bytes: File too large";
-    pqkv::mapped_file("pqcache", {.folder = folder.path.c_str()}, 1 << 20).check("pqcache");  // what fits does
+    pqkv::mapped_file("pqcache", {.folder = folder.path.c_str()}, 1 << 20).ensure_readable("pqcache");  // what fits does
     return right && open_files() == before ? 0 : 1;
   });
   CHECK(code == 0);

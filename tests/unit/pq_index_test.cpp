@@ -177,7 +177,7 @@ TEST_CASE("pq index: training that fails says so, and nothing is counted") {
   const pqkv::pq_index<> index(cpu, shape_of(1, 0));
   auto keys = make_rows<float>(content::gaussian, h, capacity, d, 1);
   for (std::size_t t = 5; t < capacity; ++t)
-    for (std::size_t i = 0; i < d; ++i) keys(1, t, i) = keys(1, t % 5, i);  // five rows of one head
+    for (std::size_t i = 0; i < d; ++i) keys(1, t, i) = nonfinite(t);  // five rows of one head that can be used
   std::vector<std::uint8_t> outcomes(h * 2, 9);
   index.learn(cpu, 0, pqkv::strided_rows<float>{keys.view(), keys.view()}, 0, 200, 250, {.iterations = 2},
               pqkv::make_view(outcomes.data(), h, 2));

@@ -55,7 +55,7 @@ class file_rows {
     return all;
   }
   /// Asked by every verb before it touches rows. @throws storage_error when the file has lost some of its bytes
-  void check(const char* function) const { file_.check(function); }
+  void ensure_readable(const char* function) const { file_.ensure_readable(function); }
   const mapped_file& file() const { return file_; }
 
  private:

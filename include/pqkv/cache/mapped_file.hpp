@@ -92,7 +92,7 @@ class mapped_file {
   /// Whether the file still has all its bytes: to be called before they are touched.
   /// @param function  the door, for errors
   /// @throws storage_error
-  void check(const char* function) const {
+  void ensure_readable(const char* function) const {
     struct stat now {};
     if (size_ == 0) return;
     if (::fstat(file_, &now) != 0) detail::raise_storage(function, "fstat", errno);

@@ -153,8 +153,8 @@ class tiered_rows {
   }
   slot_parts parts() const { return slow_.parts(); }
   /// Asked by every verb before it touches rows. @throws what Slow throws: storage_error
-  void check(const char* function) const {
-    if constexpr (requires { slow_.check(function); }) slow_.check(function);
+  void ensure_readable(const char* function) const {
+    if constexpr (requires { slow_.ensure_readable(function); }) slow_.ensure_readable(function);
   }
 
   /// A slot's counts. @pre slot < batch
