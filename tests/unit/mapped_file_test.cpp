@@ -96,7 +96,8 @@ TEST_CASE("mapped_file: a file that somebody shortened is found before it is tou
   const temporary_folder folder;
   const pqkv::mapped_file file("test", {.folder = folder.path.c_str()}, 100000);
   REQUIRE(::ftruncate(file.descriptor(), 4096) == 0);
-  CHECK(message_of([&] { file.ensure_readable("attend"); }) == "pqkv::attend: the file must have 100000 bytes, got 4096: somebody has shortened it");
+  CHECK(message_of([&] { file.ensure_readable("attend"); }) ==
+        "pqkv::attend: the file must have 100000 bytes, got 4096: somebody has shortened it");
   REQUIRE(::ftruncate(file.descriptor(), 100000) == 0);
   file.ensure_readable("attend");
 }
