@@ -14,6 +14,7 @@ std::vector<std::int32_t> retrieve_by_pqcache(const keys_and_query& data) {
   params.budget.window = window;
   params.budget.retrieve = retrieved;
   params.selector.subspaces = 2, params.selector.bits = 6;  // those of the parts
+  params.selector.axes = pqkv::axis_order::contiguous;
   pqkv::pqcache<> cache(params);
   const auto keys = pqkv::make_view(data.keys.data(), heads, tokens, head_dim);
   cache.prefill(cpu, 0, keys, keys);

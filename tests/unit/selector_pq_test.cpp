@@ -186,10 +186,10 @@ TEST_CASE("selector pq: a slot is trained when both stages can be") {
   cache.append(cpu, tokens, tokens, more);
   cache.maintain(cpu);  // alone in its cell a key has residual 0
   CHECK(cache.at(0).learned == 1);
-  auto few = make_rows<float>(content::gaussian, 2, 200, 32, 1);  // 40 different rows: enough for one stage, too few for the second
+  auto few = make_rows<float>(content::gaussian, 2, 200, 32, 1);  // 40 finite rows: enough for one stage, too few for the second
   for (std::size_t head = 0; head < 2; ++head)
     for (std::size_t t = 40; t < 200; ++t)
-      for (std::size_t i = 0; i < 32; ++i) few(head, t, i) = few(head, t % 40, i);
+      for (std::size_t i = 0; i < 32; ++i) few(head, t, i) = nonfinite(t + i);
   cache.reset(0);
   cache.prefill(cpu, 0, few.view(), few.view());
   CHECK(cache.at(0).learned == 0);
