@@ -60,9 +60,9 @@ struct plain_axes {
       std::vector<std::size_t> order(d / 2);
       std::iota(order.begin(), order.end(), std::size_t{0});
       const auto energy = [&](std::size_t i) { return (e[i] + e[i + d / 2]) / 2 + 1e-3 * mean_e; };
-      std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-        return (var[a] + var[a + d / 2]) * energy(a) > (var[b] + var[b + d / 2]) * energy(b);
-      });
+      const auto matter = [&](std::size_t i) { return (var[i] + var[i + d / 2]) * energy(i); };
+      std::sort(order.begin(), order.end(),
+                [&](std::size_t a, std::size_t b) { return matter(a) != matter(b) ? matter(a) > matter(b) : a < b; });
       std::vector<std::size_t> dealt[m];
       for (std::size_t i = 0; i < order.size(); ++i) dealt[i / m % 2 == 0 ? i % m : m - 1 - i % m].push_back(order[i]);
       for (const auto& pairs : dealt)
