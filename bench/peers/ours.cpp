@@ -170,7 +170,7 @@ int ours_kmeans(const void* rows, unsigned bits, std::size_t n, std::size_t ds, 
       run(static_cast<const bfloat16*>(rows));
     else
       run(static_cast<const float*>(rows));
-    if (outcome != static_cast<std::uint8_t>(pqkv::kmeans_outcome::trained)) throw pqkv::value_error("too few distinct rows");
+    if (outcome != static_cast<std::uint8_t>(pqkv::kmeans_outcome::trained)) throw pqkv::value_error("fewer finite rows than centroids");
   });
 }
 

@@ -7,6 +7,7 @@ timed as they say. Needs no numpy and no rival.
 """
 import ctypes
 import json
+import math
 import random
 import struct
 import sys
@@ -71,8 +72,10 @@ class peers(unittest.TestCase):
             self.done(lib.ours_kmeans(points, bits, size(800), size(2), size(16), size(20), centroids))
             error = sum(min((rows[i] - centroids[x]) ** 2 + (rows[i + 1] - centroids[16 + x]) ** 2 for x in range(16)) for i in range(0, 1600, 2))
             self.assertLess(error / 800, 20)  # a random choice of 16 rows leaves some clusters without one; the spread is 320
-        self.assertEqual(lib.ours_kmeans(floats([1.0] * 1600), 32, size(800), size(2), size(16), size(20), centroids), 1)
-        self.assertIn(b"distinct", lib.ours_error())
+        self.done(lib.ours_kmeans(floats([1.0] * 1600), 32, size(800), size(2), size(16), size(20), centroids))
+        self.assertEqual(list(centroids), [1.0] * 32)  # the only row there is, repeated
+        self.assertEqual(lib.ours_kmeans(floats([math.inf] * 1600), 32, size(800), size(2), size(16), size(20), centroids), 1)
+        self.assertIn(b"finite rows", lib.ours_error())
 
     def test_search_scans_and_retrieves_by_its_own_codes(self):
         generator = random.Random(3)

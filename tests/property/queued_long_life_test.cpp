@@ -15,15 +15,8 @@
 #include "cases/allocation_count.hpp"
 #include "cases/inputs.hpp"
 #include "cases/queued_backend.hpp"
+#include "cases/sanitized.hpp"
 #include "cases/slot_bytes.hpp"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define PQKV_TEST_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define PQKV_TEST_SANITIZED 1
-#endif
-#endif
 
 namespace {
 using namespace pqkv_cases;

@@ -16,14 +16,7 @@
 
 #include "cases/inputs.hpp"
 #include "cases/refusals.hpp"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define PQKV_TEST_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define PQKV_TEST_SANITIZED 1
-#endif
-#endif
+#include "cases/sanitized.hpp"
 
 namespace {
 using namespace pqkv_cases;

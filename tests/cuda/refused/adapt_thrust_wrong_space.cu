@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory of the device under a policy of the host.
-// expect: pqkv::space::device>
+// expect: ::space::device>
 // expect: no instance of overloaded function "pqkv::top_k" matches the argument list
 #include <pqkv/adapt/thrust.cuh>
 #include <pqkv/pqkv.hpp>

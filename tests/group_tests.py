@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Writes translation units that hold several test files each, so that code which many tests use is compiled once a group.
+
+    group_tests.py FOLDER SIZE FILE ...    writes FOLDER/group_1.cpp and so on with SIZE files each and prints their names
+
+A group includes what its files include, and then each file inside a namespace of its own: names of two files do not meet, and the
+#include lines of the files have nothing left to do. A file that cannot live in a namespace stands alone: one that opens namespace
+pqkv or says `// group: alone`. A group that stays as it was is not written again.
+"""
+import re
+import sys
+from pathlib import Path
+
+
+def includes(text):
+    """The #include lines of a test file in their order. One that stands under an #if is taken with its condition."""
+    lines, conditions = [], []
+    for line in text.splitlines():
+        word = re.match(r"#\s*(\w+)", line)
+        if not word:
+            continue
+        if word[1] in ("if", "ifdef", "ifndef"):
+            conditions.append(line)
+        elif word[1] == "endif":
+            conditions.pop()
+        elif word[1] in ("else", "elif"):
+            conditions[-1] = None  # what stands there is not followed: such a file stands alone
+        elif word[1] == "include":
+            if None in conditions:
+                return None
+            lines.append("\n".join(conditions + [line] + ["#endif"] * len(conditions)))
+    return lines
+
+
+def stands_alone(text):
+    return re.search(r"^namespace pqkv\b|^// group: alone|^template <>|^#define ", text, re.M) is not None or includes(text) is None
+
+
+def group_text(files):
+    first = {}
+    for file in files:
+        for line in includes(file.read_text()):
+            first.setdefault(line)
+    parts = ["// Written by tests/group_tests.py.", *first]
+    for file in files:
+        name = re.sub(r"\W", "_", f"{file.parent.name}_{file.stem}")
+        parts += [f"namespace {name} {{", f'#include "{file}"', f"}}  // namespace {name}"]
+    return "\n".join(parts) + "\n"
+
+
+def main():
+    folder, size = Path(sys.argv[1]), int(sys.argv[2])
+    files = [Path(name).resolve() for name in sys.argv[3:]]
+    alone = [file for file in files if stands_alone(file.read_text())]
+    together = [file for file in files if file not in alone]
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [str(file) for file in alone]
+    for begin in range(0, len(together), size):
+        path, text = folder / f"group_{begin // size + 1}.cpp", group_text(together[begin : begin + size])
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        names.append(str(path))
+    print(";".join(names), end="")
+
+
+if __name__ == "__main__":
+    main()
