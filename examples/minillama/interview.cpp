@@ -82,11 +82,11 @@ void print_table(const std::vector<interview>& interviews) {
     const session_statistics& s = one.statistics();
     const quality_summary q = one.quality();
     const double kilobyte = 1000, layers = static_cast<double>(std::max<std::uint64_t>(one.statistics().layers, 1));
-    const auto kilobytes = [&](std::uint64_t session_statistics::selection_bytes::*part) {
+    const auto kilobytes = [&](std::uint64_t selection_bytes::*part) {
       return cell(7, 0, s.selection ? std::optional(s.per_step((*s.selection).*part) / kilobyte) : std::nullopt);
     };
     const auto measured = [&](int width, double value) { return cell(width, 3, q.steps ? std::optional(value) : std::nullopt); };
-    using selected = session_statistics::selection_bytes;
+    using selected = selection_bytes;
     std::printf("%-16s %4zu/%4zu %9.0f | %8.0f %s %s | %s %s %s %s | %8.1f %5.1fx\n", one.who().label.c_str(), one.right(),
                 one.answers().size(), s.per_step(s.tokens_attended) / layers, s.per_step(s.attended_bytes) / kilobyte,
                 kilobytes(&selected::index).c_str(), kilobytes(&selected::selector).c_str(), measured(7, q.recall).c_str(),

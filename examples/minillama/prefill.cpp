@@ -76,7 +76,8 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
   lap_clock clock;
 
   for (std::size_t layer = 0; layer < config.layers; ++layer) {
-    auto& [keys, values] = prompt.layers[layer];
+    auto& keys = prompt.layers[layer].keys;  // not a structured binding: clang 14 cannot name those in a lambda
+    auto& values = prompt.layers[layer].values;
     keys.resize(kv_width * n);
     values.resize(kv_width * n);
 

@@ -20,14 +20,14 @@ enum class session_kind {
   forked   // decodes behind a fork of it; twice the memory
 };
 
+/// Bytes that selection read; where a step is one launch nobody counts them.
+struct selection_bytes {
+  std::uint64_t index = 0;     // codes, counts and id lists
+  std::uint64_t selector = 0;  // codebooks; keys for the oracle
+};
+
 /// What a session did since its start, over all forks; counts are the library's, summed over layers.
 struct session_statistics {
-  /// Bytes that selection read; where a step is one launch nobody counts them.
-  struct selection_bytes {
-    std::uint64_t index = 0;     // codes, counts and id lists
-    std::uint64_t selector = 0;  // codebooks; keys for the oracle
-  };
-
   std::uint64_t steps = 0;                     // tokens
   std::uint64_t layers = 0;                    // of the model
   double seconds = 0;                          // in step() and feed(), observers left out

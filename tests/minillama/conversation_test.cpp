@@ -250,11 +250,11 @@ TEST_CASE("the plan of a run's memory is what the run holds") {
   for (const auto& layer : prefilled.layers) rows += (layer.keys.size() + layer.values.size()) * sizeof(float);
   std::size_t weights = 0;
   for (const auto& [name, tensor] : model.weights) weights += tensor.values.size() * sizeof(float);
-  for (const auto& [text, name] : policy_names()) {
+  for (const auto& policy_name : policy_names()) {
     for (const auto kind : {session_kind::single, session_kind::forked}) {
-      CAPTURE(text);
+      CAPTURE(policy_name.first);
       policy_settings policy;
-      policy.name = name;
+      policy.name = policy_name.second;
       const host_session at(*model.llama, model.runner, policy, prefilled, 30, kind);
       const footprint planned = plan_footprint(model.llama->config(), policy, {150, 180, kind == session_kind::forked ? 2u : 1u, 2});
       CHECK(planned.caches.kv_bytes == at.memory().kv_bytes);

@@ -98,7 +98,7 @@ TEST_CASE("a byte-level file: merges by rank inside of pieces, as texts or as pa
   std::mt19937_64 bits(1);
   for (int trial = 0; trial < 200; ++trial) {  // valid UTF-8 or not
     std::string text(static_cast<std::size_t>(bits() % 40), ' ');
-    for (char& c : text) c = static_cast<char>(trial % 2 ? bits() >> 56 : "hel \n\xc3\xa9'"[bits() % 8]);
+    for (char& c : text) c = trial % 2 ? static_cast<char>(bits() >> 56) : "hel \n\xc3\xa9'"[bits() % 8];
     CAPTURE(text);
     CHECK(texts.back(text) == text);
   }

@@ -103,7 +103,8 @@ std::string problem(const std::string& bytes) {
 }  // namespace
 
 TEST_CASE("prefill and decode agree with the oracle and with the same model as a directory") {
-  for (const auto& [hq, h] : {std::array<std::size_t, 2>{4, 2}, {4, 4}, {2, 1}}) {
+  for (const auto& heads : {std::array<std::size_t, 2>{4, 2}, {4, 4}, {2, 1}}) {
+    const std::size_t hq = heads[0], h = heads[1];
     for (const bool tied : {true, false}) {
       CAPTURE(hq);
       CAPTURE(tied);
@@ -220,7 +221,9 @@ TEST_CASE("a pipe is refused, not waited for") {
 }
 
 TEST_CASE("weights that are not finite are named") {
-  for (const auto& [name, entry] : random_weights(grouped, 1)) {
+  for (const auto& named : random_weights(grouped, 1)) {
+    const auto& name = named.first;
+    const auto& entry = named.second;
     CAPTURE(name);
     tensors spoiled = random_weights(grouped, 1);
     const std::size_t place = entry.values.size() - 2;

@@ -78,8 +78,9 @@ TEST_CASE("a vocabulary wider than bytes, and tokens outside of it") {
 
 TEST_CASE("heads of every grouping, and a rotary base of its own") {
   minillama::pool_runner runner(2);
-  for (const auto& [hq, h, d] :
+  for (const auto& heads :
        {std::array<std::size_t, 3>{1, 1, 8}, {4, 4, 8}, {6, 2, 16}, {8, 1, 40}, {3, 3, 64}, {4, 2, 6}, {2, 1, 20}, {1, 1, 100}}) {
+    const std::size_t hq = heads[0], h = heads[1], d = heads[2];
     CAPTURE(hq);
     CAPTURE(d);
     const loaded_model model({.hidden = 32, .layers = 3, .query_heads = hq, .kv_heads = h, .head_dim = d, .theta = 1e6}, d);
@@ -192,7 +193,8 @@ TEST_CASE("weights that are missing, of another shape or not finite are named wh
   };
   const tensors good = random_weights(shape, 1);
   CHECK(problem(good) == "");
-  for (const auto& [name, entry] : good) {
+  for (const auto& named : good) {
+    const auto& name = named.first;
     CAPTURE(name);
     tensors spoiled = good;
     spoiled.erase(name);

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <optional>
 #include <type_traits>
 #include <vector>
 
@@ -36,6 +37,29 @@ static_assert(std::is_same_v<exec::host<>::isa_type, pqkv::isa::best>);
 static_assert(std::is_same_v<exec::host<>::runner_type, exec::serial>);
 static_assert(std::is_trivially_copyable_v<exec::host<>>, "a small value");
 static_assert(std::is_same_v<exec::host<pqkv::isa::avx2, pool&>::runner_type, pool&>);
+
+// Asked of a policy that holds a reference, these are answers, not errors: std::optional asks them.
+using with_pool = exec::host<pqkv::isa::best, pool&>;
+static_assert(std::is_copy_constructible_v<with_pool>);
+static_assert(!std::is_copy_assignable_v<with_pool>);
+static_assert(!std::is_default_constructible_v<with_pool>, "there is no pool to refer to");
+static_assert(std::is_trivially_copyable_v<with_pool>);
+static_assert(std::is_default_constructible_v<exec::host<>> && std::is_copy_assignable_v<exec::host<>>);
+
+TEST_CASE("an engine that has its pool late keeps its policy in an optional") {
+  struct engine {
+    std::optional<with_pool> policy;
+  };
+  pool mine;
+  engine late;
+  CHECK_FALSE(late.policy.has_value());
+  late.policy.emplace(with_pool{mine});
+  CHECK(&late.policy->runner == &mine);
+  const engine copy = late;
+  CHECK(&copy.policy->runner == &mine);
+  const std::optional<exec::host<>> cpu{exec::host<>{}};
+  CHECK(cpu->scratch.counting());
+}
 
 TEST_CASE("a policy made of nothing runs serially and takes scratch from the heap") {
   const exec::host<> cpu;

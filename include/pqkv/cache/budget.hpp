@@ -6,9 +6,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include "../config.hpp"
 #include "../core/error.hpp"
+#include "../core/float_environment.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 
@@ -25,6 +27,20 @@ enum class budget_growth : std::uint8_t {
   frozen_at_prompt  // at the length of its prompt, as the paper's code does; without a prompt at 0
 };
 
+namespace detail {
+/// floor(ratio * n), the product rounded to the nearest double: rounded down, 0.3 * 10 would be less than 3.
+PQKV_HD constexpr std::size_t share_of(double ratio, std::size_t n) {
+#if !defined(__CUDA_ARCH__)
+  if (!std::is_constant_evaluated()) {
+    std::size_t share = 0;
+    in_float_environment([&] { share = static_cast<std::size_t>(ratio * static_cast<double>(n)); });
+    return share;
+  }
+#endif
+  return static_cast<std::size_t>(ratio * static_cast<double>(n));
+}
+}  // namespace detail
+
 /// A budget_rule in numbers alone, as kernels take it.
 struct flat_budget_rule {
   static constexpr std::size_t by_share = static_cast<std::size_t>(-1);
@@ -36,7 +52,7 @@ struct flat_budget_rule {
 
   /// The budget at a length of n tokens.
   PQKV_HD constexpr token_budget at(std::size_t n) const {
-    const auto share = static_cast<std::size_t>(ratio * static_cast<double>(n));
+    const std::size_t share = detail::share_of(ratio, n);
     const std::size_t total = tokens != 0 ? tokens : share > min_tokens ? share : min_tokens;
     const std::size_t rest = total > sinks ? total - sinks : 0;
     const std::size_t w = window != by_share ? window : default_window(rest);
@@ -45,7 +61,7 @@ struct flat_budget_rule {
 
  private:
   PQKV_HD constexpr std::size_t default_window(std::size_t rest) const {
-    const auto wished = static_cast<std::size_t>(window_share * static_cast<double>(rest));
+    const std::size_t wished = detail::share_of(window_share, rest);
     const std::size_t at_least = wished > 16 ? wished : 16, at_most = rest / 2 > 1 ? rest / 2 : 1;
     return at_least < at_most ? at_least : at_most;
   }

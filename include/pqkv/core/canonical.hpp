@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "../config.hpp"
+#include "float_environment.hpp"
 #include "scalar.hpp"
 
 namespace pqkv::inline PQKV_MODE::canonical {
@@ -88,7 +89,7 @@ PQKV_HD inline float sphere_coordinate(float squared_radius, float squared_norm)
   return sqrt(max(sub(squared_radius, squared_norm), 0.0f));
 }
 
-/// What turns a difference of inner products into a power of two.
+/// What turns a difference of inner products into a power of two. Made in canonical modes, so launches on a device need no others.
 struct softmax_scale {
   float scale;  // float(log2(e) / sqrt(d)), or float(log2(e) * factor)
   float floor;  // -125 / scale: below it the exponential is 0
@@ -96,18 +97,21 @@ struct softmax_scale {
   /// @param d       head dimension
   /// @param factor  of the logits; 0: 1 / sqrt(d)
   static softmax_scale of(std::size_t d, float factor = 0) {
-#if !defined(__CUDA_ARCH__)
-    asm volatile("" : "+r"(d));  // the division stays where it stands: a compiler may not move it in front of a change of rounding mode
-#endif
-    const double log2_e = 1.4426950408889634074;
-    const float scale = static_cast<float>(factor == 0 ? log2_e / std::sqrt(static_cast<double>(d)) : log2_e * static_cast<double>(factor));
-    return {scale, -125.0f / scale};
+    softmax_scale result;
+    detail::in_float_environment([&] {
+      const double log2_e = 1.4426950408889634074;
+      result.scale = static_cast<float>(factor == 0 ? log2_e / std::sqrt(static_cast<double>(d)) : log2_e * static_cast<double>(factor));
+      result.floor = -125.0f / result.scale;
+    });
+    return result;
   }
 };
 
-/// The factor that softmax_scale::of(d, factor) stands for.
+/// The factor that softmax_scale::of(d, factor) stands for. The same under all modes of the calling thread, as that is.
 inline double logit_factor(std::size_t d, float factor) {
-  return factor == 0 ? 1 / std::sqrt(static_cast<double>(d)) : static_cast<double>(factor);
+  double result = 0;
+  detail::in_float_environment([&] { result = factor == 0 ? 1 / std::sqrt(static_cast<double>(d)) : static_cast<double>(factor); });
+  return result;
 }
 
 /// Horner coefficients of 2^r on [-1/2, 1/2], lowest first; error of the whole exponential 2^-23.4. Seven scalars, not an array:

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <optional>
 
+#include "../core/float_environment.hpp"
 #include "../quantize/overlap.hpp"
 #include "../search/pq_index.hpp"
 #include "../search/rerank.hpp"
@@ -255,8 +256,9 @@ class basic_pq {
   /// Length at which a codebook of n tokens is trained again; 0: never. Codebooks age: keys that come later are not spread as the first
   /// ones were. As the length grows by a factor each time, all trainings together cost a constant times the last one.
   std::uint32_t outgrown_at(std::size_t n) const {
-    const double next = params_.refresh * static_cast<double>(n);
-    return params_.refresh != 0 && next < 4294967295.0 ? static_cast<std::uint32_t>(std::ceil(next)) : 0;
+    double next = 0;
+    pqkv::detail::in_float_environment([&] { next = std::ceil(params_.refresh * static_cast<double>(n)); });
+    return params_.refresh != 0 && next < 4294967295.0 ? static_cast<std::uint32_t>(next) : 0;
   }
   static constexpr pq_workspace<Space> place(arena& memory, const cache_shape& shape, const params& settings) {
     return pq_workspace<Space>::place(memory, settings.index_of(shape), shape.queries_at_once(), shape.query_heads, settings.reduction);

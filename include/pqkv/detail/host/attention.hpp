@@ -283,8 +283,7 @@ struct kernel<op::attention, backend::host> {
       std::size_t parts = 0;
       for (std::size_t list = 0; list < lists; ++list) parts += detail::attended_tokens(tokens, list).parts();
       if (parts == lists || !exec::runs_whole_call<typename P::runner_type>) {  // such a runner's calls share no memory for partial sums
-        policy.runner.run(lists * shares, [&](std::size_t task) {
-          const detail::float_environment rounding;
+        detail::run_tasks(policy, lists * shares, [&](std::size_t task) {
           call.whole(task / shares, task % shares);
         });
         return;
@@ -296,14 +295,12 @@ struct kernel<op::attention, backend::host> {
       first[0] = 0;
       for (std::size_t list = 0; list < lists; ++list)
         first[list + 1] = first[list] + static_cast<std::uint32_t>(detail::attended_tokens(tokens, list).parts());
-      policy.runner.run(parts * shares, [&](std::size_t task) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, parts * shares, [&](std::size_t task) {
         const std::size_t part = task / shares;
         const auto list = static_cast<std::size_t>(std::upper_bound(first, first + lists, part) - first) - 1;
         call.part(list, task % shares, part - first[list], partials + first[list] * list_floats);
       });
-      policy.runner.run(lists * shares, [&](std::size_t task) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, lists * shares, [&](std::size_t task) {
         const std::size_t list = task / shares;
         if (first[list + 1] - first[list] > 1) call.merge_parts(list, task % shares, partials + first[list] * list_floats);
       });

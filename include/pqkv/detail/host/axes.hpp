@@ -14,7 +14,7 @@
 #include "../../exec/kernel.hpp"
 #include "../../quantize/axes.hpp"
 #include "../../quantize/shape.hpp"
-#include "simd/float_environment.hpp"
+#include "../../core/float_environment.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 
@@ -23,14 +23,15 @@ struct kernel<op::observe_queries, backend::host> {
   /// In the calling thread, since it must not fail half-way. Queries with an infinity or a NaN in them are left out.
   template <class P, class T>
   static void run(const P&, view<T, 3> queries, const pair_axes<>& axes) noexcept {
-    const detail::float_environment rounding;
     const std::size_t g = queries.extent(1) / axes.energy.extent(0), d = queries.extent(2);
-    for (std::size_t t = 0; t < queries.extent(0); ++t)
-      for (std::size_t q = 0; q < queries.extent(1); ++q) {
-        bool finite = true;
-        for (std::size_t i = 0; i < d; ++i) finite &= is_finite(static_cast<float>(queries(t, q, i)));
-        for (std::size_t i = 0; finite && i < d; ++i) axes.energy(q / g, i).add(static_cast<float>(queries(t, q, i)));
-      }
+    detail::in_float_environment([&] {
+      for (std::size_t t = 0; t < queries.extent(0); ++t)
+        for (std::size_t q = 0; q < queries.extent(1); ++q) {
+          bool finite = true;
+          for (std::size_t i = 0; i < d; ++i) finite &= is_finite(static_cast<float>(queries(t, q, i)));
+          for (std::size_t i = 0; finite && i < d; ++i) axes.energy(q / g, i).add(static_cast<float>(queries(t, q, i)));
+        }
+    });
   }
 };
 
@@ -41,8 +42,7 @@ struct kernel<op::deal_pairs, backend::host> {
   template <class P, class Rows>
   static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
                   std::size_t subspaces, const pair_axes<>& axes) {
-    policy.runner.run(axes.energy.extent(0), [&](std::size_t h) {
-      const detail::float_environment rounding;
+    detail::run_tasks(policy, axes.energy.extent(0), [&](std::size_t h) {
       const std::size_t d = axes.energy.extent(1);
       numbers weight{}, spread{};
       axes.is_dealt(h) = 0;

@@ -17,8 +17,7 @@ struct kernel<op::mean_row, backend::host> {
     const std::size_t d = keys.extent(2);
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
-      policy.runner.run(keys.extent(0), [&](std::size_t head) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, keys.extent(0), [&](std::size_t head) {
         alignas(cache_line_bytes) float copy[max_head_dim];
         float largest = 0;
         std::uint64_t used = 0;

@@ -90,8 +90,7 @@ struct kernel<op::encode, backend::host> {
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using part = detail::encode_run<detail::leaf<decltype(isa)>, T, Space>;
       const std::size_t n = keys.extent(1), runs = (n + part::max_tokens - 1) / part::max_tokens;
-      policy.runner.run(keys.extent(0) * runs, [&](std::size_t task) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
         const std::size_t first = task % runs * part::max_tokens;
         part(keys, book, codes, task / runs, first, std::min(n, first + part::max_tokens)).run();
       });
@@ -104,8 +103,7 @@ struct kernel<op::decode, backend::host> {
   template <class P, class T, class Space>
   static void run(const P& policy, codes_view<> codes, codebook_view<> book, view<T, 3, Space> keys) {
     const std::size_t ds = book.sub_dim();
-    policy.runner.run(codes.extent(0), [&](std::size_t head) {
-      const detail::float_environment rounding;
+    detail::run_tasks(policy, codes.extent(0), [&](std::size_t head) {
       for (std::size_t t = 0; t < codes.extent(2); ++t)
         for (std::size_t j = 0; j < codes.extent(1); ++j)
           for (std::size_t i = 0; i < ds; ++i)

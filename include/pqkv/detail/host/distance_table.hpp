@@ -17,8 +17,7 @@ struct kernel<op::inner_product_table, backend::host> {
     const std::size_t m = book.subspaces(), ds = book.sub_dim(), c = book.size(), g = query.extent(0) / map.heads(book.heads());
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
-      policy.runner.run(query.extent(0), [&](std::size_t q) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, query.extent(0), [&](std::size_t q) {
         const std::size_t head = map.head(q / g);
         for (std::size_t j = 0; j < m; ++j)
           leaf::inner_products(&query(q, j * ds), &book.centroids(head, j, 0, 0), c, ds, &table.entries(q, j, 0));
@@ -35,8 +34,7 @@ struct kernel<op::squared_l2_table, backend::host> {
     const std::size_t m = book.subspaces(), ds = book.sub_dim(), c = book.size(), g = query.extent(0) / book.heads();
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
-      policy.runner.run(query.extent(0), [&](std::size_t q) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, query.extent(0), [&](std::size_t q) {
         const std::size_t head = q / g;
         alignas(cache_line_bytes) float y[max_head_dim];
         for (std::size_t i = 0; i < book.head_dim(); ++i) y[i] = canonical::sub(query(q, i), book.mean(head, i));

@@ -292,8 +292,7 @@ struct kernel<op::kmeans, backend::host> {
     const std::size_t m = points.extent(1);
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
-      policy.runner.run(points.extent(0) * m, [&](std::size_t problem) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, points.extent(0) * m, [&](std::size_t problem) {
         const std::size_t head = problem / m, j = problem % m;
         const view<const std::remove_cv_t<T>, 2> rows = points[head][j];
         float* radius = squared_radius.data == nullptr ? nullptr : &squared_radius(head, j);

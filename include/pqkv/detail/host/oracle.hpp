@@ -34,8 +34,7 @@ struct kernel<op::exact_scores, backend::host> {
     float* logits = memory.take<float>(hq * longest);
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
-      policy.runner.run(lists, [&](std::size_t list) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, lists, [&](std::size_t list) {
         const std::size_t head = list / lists_per_head, n = ranges(head).size();
         float* own = logits + list * g * longest;
         dots<leaf>(query.slice(0, list * g, g), store, head, ranges(head), own, longest);

@@ -18,7 +18,7 @@ struct kernel<op::gather_keys, backend::host> {
   template <class P, class Rows, class Axes, class T>
   static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first, const Axes& axes,
                   view<T, 3> out) {
-    policy.runner.run(out.extent(0), [&](std::size_t h) {
+    detail::run_tasks(policy, out.extent(0), [&](std::size_t h) {  // a row of integers is multiplied by its scale, a pair by its weight
       for (std::size_t i = 0; i < out.extent(1); ++i) {
         const auto key = rows.key(head + h, first + sample(i));
         for (std::size_t e = 0; e < out.extent(2); ++e) out(h, i, e) = static_cast<T>(axes.of_key(key, h, e));
@@ -38,10 +38,11 @@ struct kernel<op::order_axes, backend::host> {
   template <class P>
   static void run(const P&, view<const float, 2> rows, const pair_axes<>& axes, const head_map<>& map, std::size_t heads,
                   view<float, 2> out) noexcept {
-    const detail::float_environment rounding;
     const std::size_t g = rows.extent(0) / map.heads(heads);
-    for (std::size_t r = 0; r < rows.extent(0); ++r)
-      for (std::size_t i = 0; i < rows.extent(1); ++i) out(r, i) = axes.of_query(&rows(r, 0), map.head(r / g), i);
+    detail::in_float_environment([&] {
+      for (std::size_t r = 0; r < rows.extent(0); ++r)
+        for (std::size_t i = 0; i < rows.extent(1); ++i) out(r, i) = axes.of_query(&rows(r, 0), map.head(r / g), i);
+    });
   }
 };
 

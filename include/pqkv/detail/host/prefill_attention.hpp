@@ -29,17 +29,14 @@ class prefill_call {
         g_(query.extent(0) / store.heads()),
         d_(store.head_dim()),
         stride_(prefill_row_floats(d_)),
-        factor_(scale) {
-    const float_environment rounding;
-    scale_ = canonical::softmax_scale::of(d_, scale);
-  }
+        factor_(scale),
+        scale_(canonical::softmax_scale::of(d_, scale)) {}
 
   std::size_t head_dim() const { return d_; }
   std::size_t tiles() const { return prefill_tiles(store_.heads(), query_.extent(0), query_.extent(1)); }
 
   /// Tile 0 is the one with the most keys.
   void run(std::size_t tile, const prefill_slot& in) const {
-    const float_environment rounding;
     const std::size_t head = tile % store_.heads(), all = g_ * query_.extent(1);
     const rows_of_queries rows(head, (tiles() - 1 - tile) / store_.heads() * prefill_tile_rows, all);
     start(rows, in);
@@ -183,7 +180,7 @@ struct kernel<op::prefill_attention, backend::host> {
       std::atomic<std::size_t> next{0};
       // A task owns a slot. Whoever is free takes the next tile, the longest first; with a runner whose other threads make this call too,
       // a task takes every slots-th tile instead.
-      policy.runner.run(slots, [&](std::size_t task) {
+      detail::run_tasks(policy, slots, [&](std::size_t task) {
         arena own(memory + task * slot_bytes, slot_bytes);
         const detail::prefill_slot slot(own, call.head_dim());
         if constexpr (exec::runs_whole_call<typename P::runner_type>)

@@ -63,8 +63,7 @@ struct kernel<op::quantize_table, backend::host> {
   template <class P, class Entry>
   static void run(const P& policy, distance_table_view<> table, basic_quantized_table_view<Entry, table_quantization> out) {
     const std::size_t m = table.entries.extent(1), c = table.entries.extent(2);
-    policy.runner.run(table.entries.extent(0), [&](std::size_t q) {
-      const detail::float_environment rounding;
+    detail::run_tasks(policy, table.entries.extent(0), [&](std::size_t q) {
       out.scaling(q) = detail::quantize_entries(table.entries.data + q * table.entries.stride(0), table.entries.stride(1), m, c,
                                                 out.entries.data + q * m * c);
     });

@@ -135,13 +135,12 @@ struct kernel<op::rerank, backend::host> {
         const std::int32_t* tokens = shortlist.data + list * shortlist.stride(0);
         std::int32_t* out = indices.data + list * indices.stride(0);
         const detail::rerank_scratch own{all_tables + list * 4 * entries, sums + list * padded * rows, scores + list * rows, rows};
-        {
-          const detail::float_environment rounding;
+        detail::in_float_environment([&] {
           detail::shortlist_scorer<detail::leaf<decltype(isa)>> scorer(own, tables, params, list * g, g);
           scorer.score({codes.coarse.data + head * codes.coarse.stride(0), codes.coarse.stride(1),
                         codes.fine.data + head * codes.fine.stride(0), codes.fine.stride(1)},
                        tokens, n, skipped.data == nullptr ? nullptr : &skipped(list * g));
-        }
+        });
         const exec::host<typename P::isa_type> here;
         top_k(here, as_const(make_view(own.scores, std::size_t{1}, n)), make_view(out, std::size_t{1}, k));
         for (std::size_t i = 0; i < k; ++i) out[i] = tokens[out[i]];

@@ -59,8 +59,7 @@ struct kernel<op::residual_rows, backend::host> {
                   view<float, 3> rows) {
     const std::size_t count = sample.count, runs = (count + run_rows - 1) / run_rows, d = book.head_dim();
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      policy.runner.run(keys.extent(0) * runs, [&](std::size_t task) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
         const std::size_t head = task / runs, first = task % runs * run_rows;
         detail::residual_source<detail::leaf<decltype(isa)>, T, Space> source(keys, codes, book, head);
         for (std::size_t i = first; i < std::min(count, first + run_rows); ++i) {
@@ -84,8 +83,7 @@ struct kernel<op::encode_residual, backend::host> {
                   mutable_residual_codes_view<> fine_codes) {
     const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      policy.runner.run(keys.extent(0) * runs, [&](std::size_t task) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
         const std::size_t head = task / runs, first = task % runs * run_tokens;
         detail::residual_source<detail::leaf<decltype(isa)>, T, Space> source(keys, codes, book, head);
         encode_run<detail::leaf<decltype(isa)>>(source, fine, fine_codes, head, first, std::min(n, first + run_tokens));

@@ -149,8 +149,7 @@ struct kernel<op::retrieve, backend::host> {
     isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
       using scorer_type = detail::group_scorer<leaf>;
-      policy.runner.run(lists, [&](std::size_t list) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, lists, [&](std::size_t list) {
         const std::size_t row_head = list / lists_per_head, head = map.head(row_head), first = list * g;
         const detail::scorer_scratch own{tables.shifted + first * m * c, tables.entries + first * m * c, tables.factor + first};
         scorer_type scorer(own, params.reduction, g, m, c, canonical::softmax_scale::of(params.head_dim, params.scale));

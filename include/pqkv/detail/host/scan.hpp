@@ -279,8 +279,7 @@ struct kernel<op::scan, backend::host> {
     workspace memory(policy.scratch, scratch_bytes({hq, m, c}), "scan");
     const detail::scorer_scratch all = detail::scorer_scratch::carve(memory, hq, m, c);
     isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-      policy.runner.run(lists, [&](std::size_t list) {
-        const detail::float_environment rounding;
+      detail::run_tasks(policy, lists, [&](std::size_t list) {
         const std::size_t head = list / lists_per_head, first = list * g;
         const detail::scorer_scratch own{all.shifted + first * m * c, all.entries + first * m * c, all.factor + first};
         detail::group_scorer<detail::leaf<decltype(isa)>> scorer(own, reduction, g, m, c,

@@ -29,7 +29,6 @@ bool store_row(kv_row<From> from, row_slot<To> to, std::size_t d) {
 template <class Isa, class From>
 bool store_row(kv_row<From> from, row_slot<scaled_int8> to, std::size_t d) {
   return isa::with<Isa, isa::avx2>([&](auto isa) {
-    const float_environment rounding;
     alignas(cache_line_bytes) float copy[max_head_dim];
     *to.scale = leaf<decltype(isa)>::narrow(load_row<leaf<decltype(isa)>>(from, d, copy), d, to.data);
     return is_finite(*to.scale);
@@ -51,7 +50,7 @@ struct kernel<op::store_tokens, backend::host> {
     constexpr std::size_t run_tokens = 512;  // of a task: a prompt of few heads still fills every thread
     const auto store = [](auto... of) { return detail::store_row<typename P::isa_type>(of...); };
     const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
-    policy.runner.run(keys.extent(0) * runs, [&](std::size_t task) {
+    detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
       const std::size_t head = task / runs, begin = task % runs * run_tokens, end = begin + run_tokens < n ? begin + run_tokens : n;
       std::uint32_t bad_keys = 0, bad_values = 0;
       for (std::size_t t = begin; t < end; ++t) {
@@ -98,7 +97,7 @@ struct kernel<op::append_tokens, backend::host> {
     const auto& slots = call.slots;
     const auto stored = [](auto... of) { return detail::store_row<typename P::isa_type>(of...); };
     // A task is one head of one row. Rows are stored in the order of their tokens, which begin where the row before ends.
-    policy.runner.run(count * h, [&](std::size_t task) {
+    detail::run_tasks(policy, count * h, [&](std::size_t task) {
       const std::size_t row = task / h, head = task % h;
       std::size_t first = 0;
       for (std::size_t before = 0; before < row; ++before) first += call.step.count(before);

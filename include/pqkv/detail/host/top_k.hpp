@@ -236,8 +236,7 @@ struct kernel<op::top_k, backend::host> {
   static void run(const P& policy, view<const T, 2> scores, view<std::int32_t, 2> indices) {
     const std::size_t n = scores.extent(1), k_max = indices.extent(1), k = std::min(n, k_max);
     isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-      policy.runner.run(scores.extent(0), [&](std::size_t row) {
-        const detail::float_environment subnormals;  // an engine's flush-to-zero would make them equal
+      detail::run_tasks(policy, scores.extent(0), [&](std::size_t row) {
         std::int32_t* out = indices.data + row * indices.stride(0);
         if (k != 0) {
           detail::row_selection<detail::leaf<decltype(isa)>, T> selection(scores.data + row * scores.stride(0), n);

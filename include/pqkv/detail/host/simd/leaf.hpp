@@ -6,7 +6,6 @@
 #include "attention/scalar.hpp"
 #include "cells/scalar.hpp"
 #include "centroids/scalar.hpp"
-#include "float_environment.hpp"
 #include "matrix/scalar.hpp"
 #include "nearest/scalar.hpp"
 #include "rows/scalar.hpp"

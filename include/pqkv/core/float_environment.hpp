@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs work with rounding to nearest and with subnormal numbers, whatever modes the calling thread has, and gives the thread its modes
+// back. Engines do run their threads with flush-to-zero, and a flushed product would change which tokens are selected.
+//
+// Setting the modes before the work and restoring them after it is not enough. Neither C++ nor the compilers know that arithmetic depends
+// on the modes. For them a division is a function of its operands alone, and may be done anywhere between the point where the operands are
+// known and the point where the result is needed. An asm statement that clobbers memory does not stop them, since a division of two
+// registers touches no memory. g++ 14 at -O2 did move sqrt(d) and the division by it out of a loop over tasks, to a place in front of the
+// instruction that sets the modes. So the work is kept in by two means, each of which is enough by itself for what it covers:
+//
+// 1. The work gets its operands through memory that the compiler knows nothing of: an empty asm statement, placed after the modes are set,
+//    takes the address of the callable and may have changed all that it refers to. No operand is known before, so nothing that depends on
+//    one can be done before. Results leave through memory too, and a second such statement, before the modes are restored, needs them all.
+// 2. The work is called, not inlined. What depends on constants alone stays behind that call as well.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "../config.hpp"
+
+namespace pqkv::inline PQKV_MODE::detail {
+
+/// The modes that canonical arithmetic needs, for the length of a scope. Only in_float_environment() may use it: see the head of this file.
+class float_environment {
+ public:
+#if defined(__x86_64__)
+  float_environment() {
+    asm volatile("stmxcsr %0" : "=m"(saved_) : : "memory");
+    const std::uint32_t wanted = (saved_ & ~0xe040u) | 0x1f80u;  // rounding 00, FTZ and DAZ off, all exceptions masked
+    asm volatile("ldmxcsr %0" : : "m"(wanted) : "memory");
+  }
+  ~float_environment() { asm volatile("ldmxcsr %0" : : "m"(saved_) : "memory"); }
+
+ private:
+  std::uint32_t saved_;
+#elif defined(__aarch64__)
+  float_environment() {
+    asm volatile("mrs %0, fpcr" : "=r"(control_) : : "memory");
+    asm volatile("mrs %0, fpsr" : "=r"(flags_) : : "memory");
+    asm volatile("msr fpcr, %0" : : "r"(control_ & ~unwanted) : "memory");
+  }
+  ~float_environment() {
+    asm volatile("msr fpcr, %0" : : "r"(control_) : "memory");
+    asm volatile("msr fpsr, %0" : : "r"(flags_) : "memory");
+  }
+
+ private:
+  // FIZ, AH, NEP (Armv8.7: inputs flushed, other rules for tiny results); traps of exceptions; FZ16; rounding; FZ; AHP (halves
+  // without infinities).
+  static constexpr std::uint64_t unwanted = 0x05c89f07;
+  std::uint64_t control_{}, flags_{};
+#else
+  float_environment() {}
+  ~float_environment() {}
+#endif
+
+ public:
+  float_environment(const float_environment&) = delete;
+  float_environment& operator=(const float_environment&) = delete;
+};
+
+/// Calls `body`, and is never inlined.
+template <class Body>
+[[gnu::noinline]] void call_apart(const Body& body) {
+  body();
+}
+
+/// Runs body() with rounding to nearest and subnormals on, in the calling thread, whose modes and exception flags are as before afterwards,
+/// also when body() throws.
+///
+/// @param body  a callable without arguments and result: operands and results are what it refers to, as a lambda [&] does
+/// @cost  about ten nanoseconds: once a task, not once a row
+template <class Body>
+void in_float_environment(const Body& body) {
+  static_assert(std::is_void_v<decltype(body())>, "pqkv: a result leaves through what the body refers to");
+  const float_environment modes;
+  const Body* operands = &body;
+#if !defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(operands) : : "memory");
+#endif
+  call_apart(*operands);
+}
+
+/// Has the policy's runner run tasks [0, count), each in the environment of canonical arithmetic: a task may run on any thread.
+template <class P, class Task>
+void run_tasks(const P& policy, std::size_t count, const Task& task) {
+  policy.runner.run(count, [&](std::size_t i) { in_float_environment([&] { task(i); }); });
+}
+
+}  // namespace pqkv::detail
