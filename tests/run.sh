@@ -4,7 +4,7 @@
 #
 #   tests/run.sh         g++: all tests, consumers of the installed package, nvcc's compile of the CUDA files where nvcc is,
 #                        canonical bits of g++ and clang at baseline and native flags, the tests under address and
-#                        undefined-behaviour sanitizers
+#                        undefined-behaviour sanitizers, what threads share under the thread sanitizer
 #   tests/run.sh --all   the same, all tests built by clang 19, the operations' tests for AArch64 under an emulator, and the CUDA
 #                        backend compiled for every architecture of tests/cuda/architectures.sh
 #
@@ -55,6 +55,7 @@ without clang++-19 "clang 19: not here, its canonical bits were not compared"
 
 build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" ${PQKV_TRAIN_PYTHON:+"-DPQKV_TRAIN_PYTHON=$PQKV_TRAIN_PYTHON"}
 build asan
+build tsan
 if [ $all = ON ]; then
   build clang19
   run_tests clang19
@@ -68,6 +69,7 @@ fi
 [[ $(ctest --preset release -N) == *' train.smoke'* ]] ||
   left_out+=("training: no Python with PyTorch 2.6, numpy and safetensors (PQKV_TRAIN_PYTHON names one)")
 run_tests asan
+run_tests tsan
 run_tests release
 
 step "summary"

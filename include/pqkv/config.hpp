@@ -7,9 +7,12 @@
 // PQKV_INLINE        a part of a leaf that must be inlined into it, since a target attribute does not cross a call.
 // PQKV_ASSERT(x)     internal invariant; checked when PQKV_CHECKED is defined, free otherwise.
 // PQKV_ON_ERROR(s)   where a failed check ends without exceptions (-fno-exceptions); may be defined before inclusion.
-// PQKV_MODE          the inline namespace that all of the library is in, named after the version and what bodies of functions depend on: a
-//                    linker keeps one body of a name, so files of one program that are built otherwise must not share names. What such
-//                    files hand to each other is the program's own types: a view of one is not a view of the other.
+// PQKV_MODE          the inline namespace that all of the library is in. Its name says what the code of a function depends on: the version,
+// what a
+//                    failed check does, PQKV_CHECKED, and the instructions that the compiler may use (-march, -mavx2). A linker keeps one
+//                    body of a name, so files of one program that are built otherwise must not share names: a file for every CPU would get
+//                    the code of its neighbour for a new one. What such files hand to each other is the program's own types: a view of one
+//                    is not a view of the other.
 #pragma once
 
 #include <cstdlib>
@@ -73,6 +76,53 @@ static_assert(sizeof(1.0) == sizeof(double),
 #else
 #define PQKV_MODE_CHECKS plain
 #endif
-#define PQKV_JOINED_NAMES(version, errors, checks) version##_##errors##_##checks
-#define PQKV_JOINED(version, errors, checks) PQKV_JOINED_NAMES(version, errors, checks)
-#define PQKV_MODE PQKV_JOINED(v0_1_0, PQKV_MODE_ERRORS, PQKV_MODE_CHECKS)
+
+// 1 where a macro is defined as 1, else 0: PQKV_ONE_1 makes two arguments of one. Four of them make a hexadecimal digit.
+#define PQKV_ONE_1 0, 1
+#define PQKV_SECOND(first, second, ...) second
+#define PQKV_SECOND_OF(...) PQKV_SECOND(__VA_ARGS__)
+#define PQKV_BIT_OF(name) PQKV_SECOND_OF(PQKV_ONE_##name, 0, 0)
+#define PQKV_BIT(macro) PQKV_BIT_OF(macro)
+#define PQKV_HEX_NAME(a, b, c, d) PQKV_HEX_##a##b##c##d
+#define PQKV_HEX_OF(a, b, c, d) PQKV_HEX_NAME(a, b, c, d)
+#define PQKV_HEX(a, b, c, d) PQKV_HEX_OF(PQKV_BIT(a), PQKV_BIT(b), PQKV_BIT(c), PQKV_BIT(d))
+#define PQKV_HEX_0000 0
+#define PQKV_HEX_0001 1
+#define PQKV_HEX_0010 2
+#define PQKV_HEX_0011 3
+#define PQKV_HEX_0100 4
+#define PQKV_HEX_0101 5
+#define PQKV_HEX_0110 6
+#define PQKV_HEX_0111 7
+#define PQKV_HEX_1000 8
+#define PQKV_HEX_1001 9
+#define PQKV_HEX_1010 a
+#define PQKV_HEX_1011 b
+#define PQKV_HEX_1100 c
+#define PQKV_HEX_1101 d
+#define PQKV_HEX_1110 e
+#define PQKV_HEX_1111 f
+
+// A bit for each set of instructions that compilers take on their own where they may. A set that is new in a compiler is added here.
+#if defined(__aarch64__)
+#define PQKV_CODE_1 PQKV_HEX(__ARM_FEATURE_ATOMICS, __ARM_FEATURE_DOTPROD, __ARM_FEATURE_MATMUL_INT8, __ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+#define PQKV_CODE_2 PQKV_HEX(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC, __ARM_FEATURE_SVE, __ARM_FEATURE_SVE2, __ARM_FEATURE_SME)
+#define PQKV_MODE_CODE PQKV_JOINED_CODES(PQKV_CODE_1, PQKV_CODE_2, , , , , , )
+#else
+#define PQKV_CODE_1 PQKV_HEX(__SSE3__, __SSSE3__, __SSE4_1__, __SSE4_2__)
+#define PQKV_CODE_2 PQKV_HEX(__POPCNT__, __AVX__, __F16C__, __FMA__)
+#define PQKV_CODE_3 PQKV_HEX(__AVX2__, __BMI__, __BMI2__, __LZCNT__)
+#define PQKV_CODE_4 PQKV_HEX(__MOVBE__, __FMA4__, __XOP__, __AVXVNNI__)
+#define PQKV_CODE_5 PQKV_HEX(__AVX512F__, __AVX512CD__, __AVX512DQ__, __AVX512BW__)
+#define PQKV_CODE_6 PQKV_HEX(__AVX512VL__, __AVX512VBMI__, __AVX512VBMI2__, __AVX512VNNI__)
+#define PQKV_CODE_7 PQKV_HEX(__AVX512BITALG__, __AVX512VPOPCNTDQ__, __AVX512BF16__, __AVX512FP16__)
+#define PQKV_CODE_8 PQKV_HEX(__AVX512IFMA__, __AVX10_1__, __AVX10_2__, __APX_F__)
+#define PQKV_MODE_CODE \
+  PQKV_JOINED_CODES(PQKV_CODE_1, PQKV_CODE_2, PQKV_CODE_3, PQKV_CODE_4, PQKV_CODE_5, PQKV_CODE_6, PQKV_CODE_7, PQKV_CODE_8)
+#endif
+#define PQKV_CODE_NAMES(a, b, c, d, e, f, g, h) a##b##c##d##e##f##g##h
+#define PQKV_JOINED_CODES(a, b, c, d, e, f, g, h) PQKV_CODE_NAMES(a, b, c, d, e, f, g, h)
+
+#define PQKV_JOINED_NAMES(version, errors, checks, code) version##_##errors##_##checks##_##code
+#define PQKV_JOINED(version, errors, checks, code) PQKV_JOINED_NAMES(version, errors, checks, code)
+#define PQKV_MODE PQKV_JOINED(v0_1_0, PQKV_MODE_ERRORS, PQKV_MODE_CHECKS, PQKV_MODE_CODE)

@@ -4,7 +4,8 @@
 //
 //   template void pqkv::kernel<pqkv::op::top_k, pqkv::backend::cuda>::run(const pqkv::exec::cuda&, ...);
 //
-// with the types of the call; a missing one is a name that the linker does not find. Under nvcc this is <pqkv/cuda.cuh> itself.
+// with the types of the call; a missing one is a name that the linker does not find. Both files are built for the same instructions
+// (nvcc: -Xcompiler=-march=...), since names say what a file was built for. Under nvcc this is <pqkv/cuda.cuh> itself.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -13,6 +13,7 @@
 #include "cases/inputs.hpp"
 #include "cases/plain_quantize.hpp"
 #include "cases/policies.hpp"
+#include "cases/sanitized.hpp"
 
 using pqkv::key_metric;
 using pqkv::kmeans_outcome;
@@ -133,23 +134,23 @@ void check_from_anywhere(std::uint64_t seed, std::size_t& filled, std::size_t& r
 
 TEST_CASE("L iterations and L2 more from what they gave are L + L2 iterations to the bit") {
   std::size_t going_on = 0;
-  for (std::uint64_t seed = 0; seed < 40; ++seed) {
+  for (std::uint64_t seed = 0; seed < pqkv_cases::problems(40); ++seed) {
     check_continued<float>(seed, going_on);
     check_continued<pqkv::half>(1000 + seed, going_on);
     check_continued<pqkv::bfloat16>(2000 + seed, going_on);
   }
-  CHECK(going_on > 20);  // in the others nothing was left to train
+  CHECK(going_on > pqkv_cases::problems(20));  // in the others nothing was left to train
 }
 
 TEST_CASE("from given centroids anywhere k-means equals the plain oracle to the bit") {
   std::size_t filled = 0, refused = 0;
-  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+  for (std::uint64_t seed = 0; seed < pqkv_cases::problems(60); ++seed) {
     check_from_anywhere<float>(seed, filled, refused);
     check_from_anywhere<pqkv::half>(1000 + seed, filled, refused);
     check_from_anywhere<pqkv::bfloat16>(2000 + seed, filled, refused);
   }
-  CHECK(filled > 1000);
-  CHECK(refused > 10);
+  CHECK(filled > pqkv_cases::problems(1000));
+  CHECK(refused > pqkv_cases::problems(10));
 }
 
 TEST_CASE("given centroids that no row joins become empty clusters, which take the farthest rows one by one") {

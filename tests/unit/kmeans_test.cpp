@@ -17,6 +17,7 @@
 #include "cases/inputs.hpp"
 #include "cases/plain_quantize.hpp"
 #include "cases/policies.hpp"
+#include "cases/sanitized.hpp"
 
 using pqkv::bfloat16;
 using pqkv::half;
@@ -102,15 +103,15 @@ void check_random_problem(std::uint64_t seed, exercised& seen) {
 
 TEST_CASE("k-means equals the plain oracle to the bit on random problems") {
   exercised seen;
-  for (std::uint64_t seed = 0; seed < 80; ++seed) {
+  for (std::uint64_t seed = 0; seed < pqkv_cases::problems(80); ++seed) {
     check_random_problem<float>(seed, seen);
     check_random_problem<half>(1000 + seed, seen);
     check_random_problem<bfloat16>(2000 + seed, seen);
   }
   // The comparison says something only if the problems were of every kind.
-  CHECK(seen.trained > 400);
-  CHECK(seen.untrained > 40);
-  CHECK(seen.settled > 40);
+  CHECK(seen.trained > pqkv_cases::problems(400));
+  CHECK(seen.untrained > pqkv_cases::problems(40));
+  CHECK(seen.settled > pqkv_cases::problems(40));
 }
 
 TEST_CASE("stopping early changes no bit, however long it would have gone on") {
@@ -164,7 +165,7 @@ TEST_CASE("an empty cluster takes the farthest row of the fullest one, ties to t
 
 TEST_CASE("empty clusters among heavy-tailed rows are filled as the oracle fills them, several at once too") {
   exercised seen;
-  for (std::uint64_t seed = 0; seed < 80; ++seed) {
+  for (std::uint64_t seed = 0; seed < pqkv_cases::problems(80); ++seed) {
     pqkv_cases::random_source random(seed);
     std::vector<float> x(128);
     for (float& one : x) {
@@ -176,7 +177,7 @@ TEST_CASE("empty clusters among heavy-tailed rows are filled as the oracle fills
     const clusters expected = plain(points, {0.0f}, 64, params, seen);
     pqkv_cases::for_each_isa([&](auto isa) { CHECK(equal(run(exec::host<decltype(isa)>{}, points, {0.0f}, 64, params), expected)); });
   }
-  CHECK(seen.filled > 40);
+  CHECK(seen.filled > pqkv_cases::problems(40));
 }
 
 TEST_CASE("n = c distinct rows become the centroids themselves") {

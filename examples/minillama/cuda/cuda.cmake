@@ -39,6 +39,9 @@ set(minillama_nvcc_flags -std=c++20 -O3 -Xcompiler=-Wall,-Wextra ${MINILLAMA_NVC
 if(COMMAND pqkv_own_target AND PQKV_WERROR)
   list(APPEND minillama_nvcc_flags -Xcompiler=-Werror -Werror all-warnings)
 endif()
+if(MINILLAMA_NATIVE)  # as the files that call these: the library's names say what a file was built for
+  list(APPEND minillama_nvcc_flags -Xcompiler=-march=native)
+endif()
 foreach(name kernels layer_caches)
   set(object ${CMAKE_CURRENT_BINARY_DIR}/cuda/${name}.o)
   set(source ${CMAKE_CURRENT_SOURCE_DIR}/cuda/${name}.cu)
