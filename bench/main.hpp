@@ -105,6 +105,13 @@ inline int run(int argc, char** argv, void (*add_all)(), const char* data) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   add_all();
+#if !defined(__OPTIMIZE__)
+  if (!lists_only) {
+    std::fputs("compiled without optimisation, so times would say nothing: configure with -DCMAKE_BUILD_TYPE=Release and "
+               "-DPQKV_BENCH_STARTS_ONLY=OFF\n", stderr);
+    return 2;
+  }
+#endif
   if (!lists_only) {
     machine() = measure::all();
     add_context(machine());

@@ -53,7 +53,7 @@ without qemu-aarch64-static "AArch64: no emulator, NEON code not run (--all inst
 without clang++-14 "clang 14: not here, it did not compile the headers"
 without clang++-19 "clang 19: not here, its canonical bits were not compared"
 
-build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" ${PQKV_TRAIN_PYTHON:+"-DPQKV_TRAIN_PYTHON=$PQKV_TRAIN_PYTHON"}
+build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" -DPQKV_BENCH_STARTS_ONLY=ON ${PQKV_TRAIN_PYTHON:+"-DPQKV_TRAIN_PYTHON=$PQKV_TRAIN_PYTHON"}
 build asan
 build tsan
 if [ $all = ON ]; then
