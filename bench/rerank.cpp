@@ -69,7 +69,7 @@ void add_all() {
         const bench::search_case::axes a{.n = n, .m = 2, .b = 6};
         bench::add(bench::named("rerank", {{"m", 2}, {"b", 6}, {"m2", 4}, {"b2", 8}, {"g", a.g}, {"n", n}, {"k", 2048}},
                                 {{"part", name}, {"isa", isa}}),
-                   [a, what = what](benchmark::State& state) { run<Isa>(state, a, 2048, what); });
+                   [a, measured = what](benchmark::State& state) { run<Isa>(state, a, 2048, measured); });
       }
     }
   });

@@ -208,9 +208,17 @@ void hugging_face_tokenizer::read_added(const json_reader& at) {
     if (normalized) token.text = normalizer_(token.text, piece_place::start);
     (normalized ? normalized_ : raw_).push_back(std::move(token));
   }
-  const auto longer = [](const added_token& a, const added_token& b) { return a.text.size() > b.text.size(); };
-  std::stable_sort(raw_.begin(), raw_.end(), longer);
-  std::stable_sort(normalized_.begin(), normalized_.end(), longer);
+  const auto longest_first = [](std::vector<added_token>& all) {  // of equal length in the file's order
+    std::vector<std::pair<std::size_t, std::size_t>> order;       // length and place
+    for (std::size_t i = 0; i < all.size(); ++i) order.emplace_back(all[i].text.size(), i);
+    std::sort(order.begin(), order.end(),
+              [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
+    std::vector<added_token> sorted;
+    for (const auto& one : order) sorted.push_back(std::move(all[one.second]));
+    all = std::move(sorted);
+  };
+  longest_first(raw_);
+  longest_first(normalized_);
 }
 
 /// ByteLevel changes offsets alone. A template may put one token before the text, and nothing behind it.

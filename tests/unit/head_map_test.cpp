@@ -67,7 +67,7 @@ struct mapped_problem {
   /// Of every row in the batch.
   std::vector<middle_range> ranges() const {
     std::vector<middle_range> all;
-    for (const std::uint32_t slot : slots) all.insert(all.end(), of_sequence.begin() + slot * h, of_sequence.begin() + (slot + 1) * h);
+    for (const std::uint32_t slot : slots) all.insert(all.end(), of_sequence.data() + slot * h, of_sequence.data() + (slot + 1) * h);
     return all;
   }
 };
