@@ -28,7 +28,7 @@ struct shy_runner {
   void run(std::size_t count, F&& f) const {
     const auto caller = std::this_thread::get_id();
     pool.run(count, [&](std::size_t i) {
-      for (int turn = 0; turn < 20; ++turn) std::this_thread::yield();
+      for (int turn = 0; turn < 4; ++turn) std::this_thread::yield();
       if (std::this_thread::get_id() != caller) elsewhere->fetch_add(1, std::memory_order_relaxed);
       f(i);
     });
