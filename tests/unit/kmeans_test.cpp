@@ -110,7 +110,7 @@ TEST_CASE("k-means equals the plain oracle to the bit on random problems") {
   }
   // The comparison says something only if the problems were of every kind.
   CHECK(seen.trained > pqkv_cases::problems(400));
-  CHECK(seen.untrained > pqkv_cases::problems(40));
+  CHECK(seen.untrained >= pqkv_cases::problems(40));
   CHECK(seen.settled > pqkv_cases::problems(40));
 }
 
