@@ -13,8 +13,9 @@ import argparse
 import concurrent.futures
 import json
 import pathlib
-import subprocess
 import sys
+
+from kept_runs import kept_run
 
 root = pathlib.Path(__file__).resolve().parents[2]
 settings = {
@@ -33,16 +34,8 @@ def run(args: argparse.Namespace, name: str, ratio: int, text: pathlib.Path) -> 
     prompt = args.folder / f"{text.name}.{args.bytes}"
     command = ["--model", str(args.model), "--threads", "1", "--ratio", str(1 / ratio), *settings[name], "--compare", "full",
                "--perplexity", str(prompt), "--perplexity-tokens", str(args.tokens)]
-    told, key = json.dumps([*command, text.read_bytes()[:args.bytes].decode("utf-8", "ignore")]), file.with_suffix(".command")
-    if not (file.exists() and key.exists() and key.read_text() == told):
-        partial = file.with_suffix(".partial")
-        done = subprocess.run([str(args.program), *command, "--json", str(partial)], capture_output=True, text=True)
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            sys.exit(f"divergence: {name}, 1/{ratio}, {text}: exit code {done.returncode}: {last}")
-        partial.replace(file)
-        key.write_text(told)
-    return json.loads(file.read_text())
+    of = json.dumps([*command, text.read_bytes()[:args.bytes].decode("utf-8", "ignore")])
+    return kept_run(args.program, command, file, of, f"divergence: {name}, 1/{ratio}, {text}")
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ import concurrent.futures
 import json
 import math
 import pathlib
-import subprocess
-import sys
+
+from kept_runs import kept_run
 
 settings = {
     "exact top-k, 16-bit rows, 32 sinks": ["--policy", "oracle", "--sink", "32"],
@@ -35,23 +35,13 @@ def interval(right: int, of: int) -> str:
     return f"{(middle - half) * scale:.0f} to {(middle + half) * scale:.0f}"
 
 
-def run(args: argparse.Namespace, name: str, seed: int) -> pathlib.Path:
-    """One setting on the contexts of one seed; the file of its results."""
+def run(args: argparse.Namespace, name: str, seed: int) -> dict:
+    """One setting on the contexts of one seed; what minillama-ask says of it."""
     file = args.folder / f"{list(settings).index(name)}-seed{seed}.json"
     command = ["--model", str(args.model), "--threads", "1", "--length", str(args.length), "--contexts", str(args.contexts),
                "--questions", str(args.questions), "--seed", str(seed), "--ratios", *map(str, args.ratios), *settings[name],
                *(["--text", *map(str, args.text)] if args.text else [])]
-    told = json.dumps(command[2:])
-    if file.exists() and file.with_suffix(".command").exists() and file.with_suffix(".command").read_text() == told:
-        return file
-    partial = file.with_suffix(".partial")
-    done = subprocess.run([str(args.program), *command, "--json", str(partial)], capture_output=True, text=True)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        sys.exit(f"real_model: {name}, seed {seed}: exit code {done.returncode}: {last}")
-    partial.replace(file)
-    file.with_suffix(".command").write_text(told)
-    return file
+    return kept_run(args.program, command, file, json.dumps(command), f"real_model: {name}, seed {seed}")
 
 
 def main() -> None:
@@ -70,11 +60,11 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     runs = [(name, seed) for seed in args.seeds for name in settings]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        files = list(pool.map(lambda one: run(args, *one), runs))
+        results = list(pool.map(lambda one: run(args, *one), runs))
 
     counts: dict[tuple[str, int], list[int]] = {}  # of dense's right answers: right, all of them; right at all, questions; bytes of rows
-    for (name, _), file in zip(runs, files):
-        policies = json.loads(file.read_text())["policies"]
+    for (name, _), result in zip(runs, results):
+        policies = result["policies"]
         dense = policies[0]["right"]
         for ratio, policy in zip(sorted(args.ratios), policies[1:]):
             now = counts.setdefault((name, ratio), [0, 0, 0, 0, 0])
