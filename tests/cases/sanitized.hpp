@@ -15,7 +15,7 @@
 
 namespace pqkv_cases {
 
-/// Of `all` random problems the number that a test looks at: an eighth under a sanitizer, where each takes fifty times as long and the
+/// Of `all` random problems the number that a test looks at: an eighth under a sanitizer, where each takes many times as long and the
 /// question is another: not whether the result is right, but whether computing it touches what it should not.
 constexpr std::size_t problems(std::size_t all) {
 #if defined(PQKV_TEST_SANITIZED)
