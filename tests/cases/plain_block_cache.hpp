@@ -115,9 +115,10 @@ class plain_block_cache {
 
  private:
   std::optional<entered> place_for(std::size_t number, std::uint64_t frequency) const {
+    std::vector<bool> is_held(capacity_);
+    for (const auto& [other, one] : blocks) is_held[one.slot] = true;
     for (std::size_t slot = 0; slot < capacity_; ++slot)
-      if (std::none_of(blocks.begin(), blocks.end(), [&](const auto& one) { return one.second.slot == slot; }))
-        return entered{number, slot, {}};
+      if (!is_held[slot]) return entered{number, slot, {}};
     auto victim = blocks.end();
     for (auto it = blocks.begin(); it != blocks.end(); ++it)  // nobody leaves in the step that offers it, or before its rows are there
       if (it->second.step != step_ && it->second.valid && (victim == blocks.end() || leaves_before(it->second, victim->second)))

@@ -60,7 +60,7 @@ void compare_memory(Vector& vector, verdict& all) {
   } catch (const pqkv::shape_error& error) {
     refused = error.what();
   }
-  all.check(refused == "pqkv::make_view: extents must be 24 (elements, vector.size(), at most), got 48", "%s", refused.c_str());
+  all.check(refused == "pqkv::make_view: extents must be at most 24 (elements, vector.size()), got 48", "%s", refused.c_str());
 }
 
 /// Codes of keys that lie in a vector of a type, against those of the host. These are a view: nvcc would spell a std::vector here by a

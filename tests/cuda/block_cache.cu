@@ -46,7 +46,7 @@ block_life large_block_life(random_source& random) {
   life.shape.block_tokens = random.below(2) == 0 ? 1 : 16;
   life.shape.tokens = 20000;
   life.shape.capacity_blocks = life.shape.block_tokens == 1 ? 3000 : 200;
-  life.shape.admit_blocks = random.below(2) == 0 ? 32 : 1024;
+  life.shape.admit_blocks = random.below(4) == 0 ? 1024 : 32;
   life.list_tokens = 2000;
   return life;
 }
@@ -69,7 +69,7 @@ bool live(const char* name, std::size_t rounds, std::uint64_t seed) {
     const block_life settings = random_block_life(random), large = large_block_life(random);
     judge(block_cache_life<E, pqkv::exec::cuda>(gpu, settings, random.bits()), settings, 60);
     judge(block_cache_life<E, pqkv::exec::cuda, replayed>(gpu, settings, random.bits(), replayed(stream)), settings, 60);
-    if (i % 8 == 0) judge(block_cache_life<E, pqkv::exec::cuda, replayed>(gpu, large, random.bits(), replayed(stream)), large, 20);
+    if (i % 8 == 0) judge(block_cache_life<E, pqkv::exec::cuda, replayed>(gpu, large, random.bits(), replayed(stream)), large, 12);
   }
   all.check(hits > 100 * rounds, "only %zu hits", static_cast<std::size_t>(hits));
   cudaStreamDestroy(stream);
