@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes translation units that hold several test files each, so that code which many tests use is compiled once a group.
 
-    group_tests.py FOLDER SIZE FILE ...    writes FOLDER/group_1.cpp and so on with SIZE files each and prints their names
+    group_tests.py FOLDER SIZE FILE ...      writes FOLDER/group_1.cpp and so on with SIZE files each and prints their names
+    group_tests.py --program OUT.cu FILE ... writes one program of files that have a main() each: OUT NAME ... is what file NAME's would do
 
 A group includes what its files include, and then each file inside a namespace of its own: names of two files do not meet, and the
 #include lines of the files have nothing left to do. Files about whole caches come first, so that a cache is compiled in few groups.
@@ -38,6 +39,10 @@ def stands_alone(text):
     return re.search(r"^namespace pqkv\b|^// group: alone|^template <>|^#define ", text, re.M) is not None or includes(text) is None
 
 
+def namespace_of(file):
+    return re.sub(r"\W", "_", f"{file.parent.name}_{file.stem}")
+
+
 def group_text(files):
     first = {}
     for file in files:
@@ -45,12 +50,48 @@ def group_text(files):
             first.setdefault(line)
     parts = ["// Written by tests/group_tests.py.", *first]
     for file in files:
-        name = re.sub(r"\W", "_", f"{file.parent.name}_{file.stem}")
+        name = namespace_of(file)
         parts += [f"namespace {name} {{", f'#include "{file}"', f"}}  // namespace {name}"]
     return "\n".join(parts) + "\n"
 
 
+DISPATCHER = """\
+namespace {
+template <class Main>
+int called(Main* program, int argc, char** argv) {
+  if constexpr (std::is_invocable_v<Main*>)
+    return program();
+  else
+    return program(argc, argv);
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string_view name = argc > 1 ? argv[1] : "";
+"""
+
+
+def program_text(files):
+    """Of files that all fit into a namespace; their names are told apart by the file's own."""
+    for file in files:
+        if stands_alone(file.read_text()):
+            sys.exit(f"{file}: cannot live in a namespace, and so not in a program with others")
+    calls = [f'  if (name == "{file.stem}") return called({namespace_of(file)}::main, argc - 1, argv + 1);\n' for file in files]
+    end = '  std::fprintf(stderr, "expected the name of a program, got \\"%s\\"\\n", argc > 1 ? argv[1] : "");\n  return 2;\n}\n'
+    heads = "#include <cstdio>\n#include <string_view>\n#include <type_traits>\n"
+    return heads + group_text(files) + DISPATCHER + "".join(calls) + end
+
+
+def write_program(out, files):
+    text = program_text(files)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.exists() or out.read_text() != text:
+        out.write_text(text)
+
+
 def main():
+    if sys.argv[1] == "--program":
+        return write_program(Path(sys.argv[2]), [Path(name).resolve() for name in sys.argv[3:]])
     folder, size = Path(sys.argv[1]), int(sys.argv[2])
     files = [Path(name).resolve() for name in sys.argv[3:]]
     alone = [file for file in files if stands_alone(file.read_text())]

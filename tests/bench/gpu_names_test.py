@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Holds the names of the CUDA benchmarks against what refers to them. Needs no GPU: the programs list their names.
 
-    gpu_names_test.py PROGRAM...
+    gpu_names_test.py PROGRAM NAME ...    PROGRAM NAME is a benchmark
 """
 import json
 import subprocess
@@ -11,7 +11,7 @@ import unittest
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[2]
-programs = sys.argv[1:]
+programs = [[sys.argv[1], name] for name in sys.argv[2:]]
 
 
 def references(data):
@@ -30,7 +30,7 @@ class names(unittest.TestCase):
     def setUpClass(cls):
         cls.listed = []
         for program in programs:
-            cls.listed += subprocess.run([program, "--names"], capture_output=True, text=True, check=True).stdout.splitlines()
+            cls.listed += subprocess.run([*program, "--names"], capture_output=True, text=True, check=True).stdout.splitlines()
 
     def test_a_name_is_measured_once(self):
         self.assertGreater(len(self.listed), len(programs))
@@ -49,7 +49,7 @@ class names(unittest.TestCase):
 
     def test_arguments_that_no_program_knows(self):
         for arguments in (["--all"], ["a", "b"]):
-            done = subprocess.run([programs[0], *arguments], capture_output=True, text=True)
+            done = subprocess.run([*programs[0], *arguments], capture_output=True, text=True)
             self.assertEqual(done.returncode, 2)
             self.assertIn(arguments[-1], done.stderr)
 
