@@ -77,6 +77,45 @@ struct warp_softmax {
   }
 };
 
+/// Tiles of 16 tokens, `begin + 16 * (warp + i * warps)` and the 15 after, up to `end`, through a ring of stages: the rows of some are on
+/// their way while one is used. By a warp.
+/// @param token_at  of a place in the list
+/// @param prepare   is called once the first rows have been asked for
+/// @param fill      (stage, token, left): asks for the rows of a tile of which `left` tokens count; `token` is the one whose row this lane
+///                  finds, K below lane 16, V above
+/// @param use       (stage, left): takes a tile that is there
+template <unsigned Stages, class TokenAt, class Prepare, class Fill, class Use>
+__device__ void use_through_ring(std::uint32_t begin, std::uint32_t end, unsigned warp, unsigned warps, TokenAt token_at, Prepare prepare,
+                                 Fill fill, Use use) {
+  constexpr std::uint32_t tokens = 16;
+  const std::uint32_t step = tokens * warps, of_lane = threadIdx.x % tokens;
+  std::uint32_t at = begin + warp * tokens;
+  // A token is looked up a turn before its row is asked for, those of the first turns together.
+  const auto token_of = [&](std::uint32_t i) -> std::size_t { return token_at(i < end ? i : at); };
+  std::size_t of_turn[Stages];
+#pragma unroll
+  for (unsigned turn = 0; turn < Stages; ++turn) of_turn[turn] = at < end ? token_of(at + of_lane + turn * step) : 0;
+#pragma unroll
+  for (unsigned turn = 0; turn < Stages - 1; ++turn) {
+    const std::uint32_t first = at + turn * step;
+    if (first < end) fill(turn, of_turn[turn], end - first);
+    end_copies();
+  }
+  std::size_t token = of_turn[Stages - 1];
+  prepare();
+  for (unsigned stage = 0; at < end; at += step) {
+    wait_copies<Stages - 2>();
+    __syncwarp();
+    const std::uint32_t next = at + (Stages - 1) * step;
+    if (next < end) fill(stage == 0 ? Stages - 1 : stage - 1, token, end - next);
+    end_copies();
+    token = token_of(next + step + of_lane);
+    use(stage, end - at);
+    stage = stage + 1 == Stages ? 0 : stage + 1;
+  }
+  wait_copies<0>();
+}
+
 /// @tparam Dims  64, 128 or 256: d rounded up
 template <class T, unsigned Dims>
 class attention_warp {
@@ -139,34 +178,10 @@ class attention_warp {
   template <class Store, class TokenAt, class Prepare>
   __device__ void attend(const Store& store, std::size_t kv_head, std::uint32_t begin, std::uint32_t end, unsigned warp, unsigned warps,
                          TokenAt token_at, Prepare prepare) {
-    const std::uint32_t step = tokens * warps;
-    std::uint32_t at = begin + warp * tokens;
-    // A lane finds one row: K of its token below lane 16, V above. Its token is looked up a turn before its row is read, those of the first
-    // turns together.
-    const std::uint32_t own = at + lane() % tokens;
-    const auto token_of = [&](std::uint32_t i) -> std::size_t { return token_at(i < end ? i : at); };
-    std::size_t of_turn[stages];
-#pragma unroll
-    for (unsigned turn = 0; turn < stages; ++turn) of_turn[turn] = at < end ? token_of(own + turn * step) : 0;
-#pragma unroll
-    for (unsigned turn = 0; turn < stages - 1; ++turn) {
-      const std::uint32_t first = at + turn * step;
-      if (first < end) fill(turn, store, kv_head, of_turn[turn], end - first);
-      end_copies();
-    }
-    std::size_t token = of_turn[stages - 1];
-    prepare();
-    for (unsigned stage = 0; at < end; at += step) {
-      wait_copies<stages - 2>();
-      __syncwarp();
-      const std::uint32_t next = at + (stages - 1) * step;
-      if (next < end) fill(stage == 0 ? stages - 1 : stage - 1, store, kv_head, token, end - next);
-      end_copies();
-      token = token_of(next + step + lane() % tokens);
-      use(stage, end - at);
-      stage = stage + 1 == stages ? 0 : stage + 1;
-    }
-    wait_copies<0>();
+    use_through_ring<stages>(
+        begin, end, warp, warps, token_at, prepare,
+        [&](unsigned stage, std::size_t token, std::uint32_t left) { fill(stage, store, kv_head, token, left); },
+        [&](unsigned stage, std::uint32_t left) { use(stage, left); });
   }
 
   /// After attend(): the softmax's reference (log2) and total of head lane / 4, total NaN where a logit was not finite; by all lanes.

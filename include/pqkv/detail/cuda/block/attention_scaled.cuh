@@ -103,33 +103,10 @@ class attention_warp<scaled_int8, Dims> {
   template <class Store, class TokenAt, class Prepare>
   __device__ void attend(const Store& store, std::size_t kv_head, std::uint32_t begin, std::uint32_t end, unsigned warp, unsigned warps,
                          TokenAt token_at, Prepare prepare) {
-    const std::uint32_t step = tokens * warps;
-    std::uint32_t at = begin + warp * tokens;
-    // A lane finds one row: K of its token below lane 16, V above. Tokens of a turn are looked up one turn before their rows are asked for.
-    const std::uint32_t own = at + lane() % tokens;
-    const auto token_of = [&](std::uint32_t i) -> std::size_t { return token_at(i < end ? i : at); };
-    std::size_t of_turn[stages];
-#pragma unroll
-    for (unsigned turn = 0; turn < stages; ++turn) of_turn[turn] = at < end ? token_of(own + turn * step) : 0;
-#pragma unroll
-    for (unsigned turn = 0; turn < stages - 1; ++turn) {
-      const std::uint32_t first = at + turn * step;
-      if (first < end) fill(turn, store, kv_head, of_turn[turn], end - first);
-      end_copies();
-    }
-    std::size_t token = of_turn[stages - 1];
-    prepare();
-    for (unsigned stage = 0; at < end; at += step) {
-      wait_copies<stages - 2>();
-      __syncwarp();
-      const std::uint32_t next = at + (stages - 1) * step;
-      if (next < end) fill(stage == 0 ? stages - 1 : stage - 1, store, kv_head, token, end - next);
-      end_copies();
-      token = token_of(next + step + lane() % tokens);
-      use(stage, end - at);
-      stage = stage + 1 == stages ? 0 : stage + 1;
-    }
-    wait_copies<0>();
+    use_through_ring<stages>(
+        begin, end, warp, warps, token_at, prepare,
+        [&](unsigned stage, std::size_t token, std::uint32_t left) { fill(stage, store, kv_head, token, left); },
+        [&](unsigned stage, std::uint32_t left) { use(stage, left); });
   }
 
   /// After attend(): the softmax's reference (log2) and total of head lane / 4, total NaN where a logit was not finite; by all lanes.
