@@ -102,7 +102,7 @@ class rows {
   }
   template <class U>
   pqkv::view<U, 3> at(U* base) const {
-    pqkv::view<U, 3> v{base + first_, {}, {}};
+    pqkv::view<U, 3> v{base == nullptr ? nullptr : base + first_, {}, {}};
     for (std::size_t axis = 0; axis < 3; ++axis) {
       v.extents[axis] = shape_.extents[axis];
       v.strides[axis] = shape_.strides[axis];

@@ -76,7 +76,9 @@ TEST_CASE("draws are from the nucleus alone, as often as their probability says"
 
 TEST_CASE("of equal tokens the lower ids enter the nucleus, and a share met exactly ends it") {
   const std::vector<float> equal(8, 1.5f);
-  for (const auto& [top_p, size] : {std::pair{0.125, 1u}, {0.126, 2u}, {0.5, 4u}, {0.51, 5u}, {1.0, 8u}}) {
+  for (const auto& share : {std::pair{0.125, 1u}, {0.126, 2u}, {0.5, 4u}, {0.51, 5u}, {1.0, 8u}}) {
+    const auto top_p = share.first;  // no structured binding: clang 14 cannot name those in a lambda
+    const auto size = share.second;
     const auto drawn = picks(equal, {1.0, top_p, 3}, 2000);
     CAPTURE(top_p);
     CHECK(*std::max_element(drawn.begin(), drawn.end()) == size - 1);

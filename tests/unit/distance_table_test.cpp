@@ -9,6 +9,7 @@
 #include "cases/inputs.hpp"
 #include "cases/policies.hpp"
 #include "cases/refusals.hpp"
+#include "cases/sanitized.hpp"
 
 namespace {
 using namespace pqkv_cases;
@@ -102,8 +103,8 @@ TEST_CASE("distance_table: both tables equal plain chains to the bit") {
   for (const std::size_t m : {1u, 2u, 4u, 8u, 16u})
     for (unsigned bits = 4; bits <= 8; ++bits)
       for (const std::size_t d : {16u, 80u, 256u}) {
+        if (!looks_at(seed++)) continue;
         fixture f({{1 + seed % 3, d, m, bits}, 1 + seed % 4, seed % 2 * 5, seed % 3 * 3}, seed);
-        ++seed;
         for_each_isa([&](auto isa) { check_both(host<decltype(isa)>{}, f); });
       }
 }

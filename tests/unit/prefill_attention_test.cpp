@@ -14,6 +14,7 @@
 #include "cases/plain_attention.hpp"
 #include "cases/policies.hpp"
 #include "cases/refusals.hpp"
+#include "cases/sanitized.hpp"
 
 namespace {
 using namespace pqkv_cases;
@@ -87,10 +88,10 @@ void check_layouts(std::uint64_t seed) {
   std::size_t turn = 0;
   for (const layout k : every_layout)
     for (const layout v : every_layout) {
+      if (!looks_at(turn++)) continue;
       const std::size_t g = 1 + turn % 8, d = dims[turn % 7], h = 1 + random.below(2);
       const std::size_t queries = 1 + random.below(turn % 3 == 0 ? 7 : 110), first = turn % 2 == 0 ? 0 : random.below(150);
       const std::size_t n = first + queries + random.below(5);
-      ++turn;
       const auto keys = make_rows<T>(content::gaussian, h, n, d, random.bits(), k),
                  values = make_rows<T>(content::clustered, h, n, d, random.bits(), v);
       const auto store = pqkv::strided_kv(keys.view(), values.view());
@@ -216,7 +217,7 @@ TEST_CASE("prefill_attention: what is not finite shows in the outputs that meet 
 }
 
 TEST_CASE("prefill_attention: threads, slices, foreign float modes, scratch and a second call give the same bits") {
-  const std::size_t queries = 300, d = 40, h = 3, g = 9, hq = h * g, first = 70;
+  const std::size_t queries = 60 + problems(240), d = 40, h = 3, g = 9, hq = h * g, first = 70;
   const auto keys = make_rows<pqkv::bfloat16>(content::gaussian, h, first + queries, d, 4),
              values = make_rows<pqkv::bfloat16>(content::clustered, h, first + queries, d, 5);
   const auto store = pqkv::strided_kv(keys.view(), values.view());

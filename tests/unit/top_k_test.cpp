@@ -11,6 +11,7 @@
 #include "cases/plain_search.hpp"
 #include "cases/policies.hpp"
 #include "cases/refusals.hpp"
+#include "cases/sanitized.hpp"
 
 namespace {
 using namespace pqkv_cases;
@@ -134,8 +135,10 @@ TEST_CASE("top_k: equals a full sort on rows of every kind") {
 
 TEST_CASE("top_k: equals a full sort on long rows, on every ISA") {
   random_source random(0x10a6);
+  std::size_t rows = 0;
   for (const std::size_t n : {2048u, 2049u, 5003u, 20011u, 70001u})
     for (const shape what : every_shape) {
+      if (!looks_at(rows++)) continue;
       std::vector<float> row(n);
       for (std::size_t i = 0; i < n; ++i) row[i] = long_row_score(what, i, n, random);
       for (const std::size_t k : {std::size_t{1}, std::size_t{2}, n / 64, n / 8, n / 2, n - 1, 1 + random.below(n)}) {
@@ -150,8 +153,10 @@ TEST_CASE("top_k: equals a full sort on long rows, on every ISA") {
 
 TEST_CASE("top_k: 16-bit scores, on every ISA") {
   random_source random(0x16b);
+  std::size_t turn = 0;
   for (const std::size_t n : {1u, 15u, 31u, 32u, 33u, 64u, 100u, 2100u, 4095u, 30011u})
     for (int kind = 0; kind < 6; ++kind) {
+      if (!looks_at(turn++)) continue;
       std::vector<std::vector<std::uint16_t>> rows(2, std::vector<std::uint16_t>(n));
       for (auto& row : rows)
         for (std::size_t i = 0; i < n; ++i) {
