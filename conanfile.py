@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-# Conan 2 recipe: packages the headers. `conan create .`
+# Conan 2 recipe: packages the headers, and what a CMake consumer of them needs. `conan create .`
 import os
 import re
 
 from conan import ConanFile
-from conan.tools.build import check_min_cppstd
+from conan.errors import ConanInvalidConfiguration
 from conan.tools.files import copy, load
+from conan.tools.scm import Version
+
+least_compilers = {"gcc": "12", "clang": "14"}  # whose C++20 is enough
 
 
 class pqkv_recipe(ConanFile):
@@ -15,15 +18,20 @@ class pqkv_recipe(ConanFile):
     package_type = "header-library"
     settings = "os", "arch", "compiler", "build_type"
     exports = "include/pqkv/version.hpp"
-    exports_sources = "include/*", "LICENSE"
+    exports_sources = "include/*", "LICENSE", "cmake/pqkvComponents.cmake", "cmake/conan/*"
     no_copy_source = True
+    test_package_folder = "tests/package/conan"
 
     def set_version(self):
         text = load(self, os.path.join(self.recipe_folder, "include", "pqkv", "version.hpp"))
         self.version = ".".join(re.findall(r"version_(?:major|minor|patch) = (\d+);", text))
 
     def validate(self):
-        check_min_cppstd(self, 20)
+        # The compiler, not compiler.cppstd: a detected profile names the compiler's default, which is older, and the target asks for
+        # C++20 of whoever links it.
+        name, version = str(self.settings.compiler), str(self.settings.compiler.version)
+        if name in least_compilers and Version(version) < least_compilers[name]:
+            raise ConanInvalidConfiguration(f"pqkv needs {name} {least_compilers[name]} or later, got {version}")
 
     def package_id(self):
         self.info.clear()
@@ -31,9 +39,12 @@ class pqkv_recipe(ConanFile):
     def package(self):
         copy(self, "LICENSE", self.source_folder, os.path.join(self.package_folder, "licenses"))
         copy(self, "*", os.path.join(self.source_folder, "include"), os.path.join(self.package_folder, "include"))
+        copy(self, "*.cmake", os.path.join(self.source_folder, "cmake"), os.path.join(self.package_folder, "cmake"), keep_path=False)
 
     def package_info(self):
         self.cpp_info.bindirs = []
         self.cpp_info.libdirs = []
         self.cpp_info.set_property("cmake_file_name", "pqkv")
         self.cpp_info.set_property("cmake_target_name", "pqkv::pqkv")
+        self.cpp_info.set_property("cmake_config_version_compat", "SameMinorVersion")
+        self.cpp_info.set_property("cmake_build_modules", [os.path.join("cmake", "pqkvConan.cmake")])

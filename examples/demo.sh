@@ -4,9 +4,21 @@
 # answer ten questions about a long text, with all of its tokens attended and with a fraction of them.
 #
 #   examples/demo.sh [--length TOKENS] [any other option of minillama-ask]
+#
+# --length is the length of the text, --seed another text with other questions, --threads the threads of the host. The program is then
+# build/demo/examples/minillama/minillama-ask, whose --help has the other options.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=$root/build/demo
+
+for argument in "$@"; do
+  case $argument in
+    -h | --help)  # answered at once: nothing is installed or built for it
+      sed -n '3,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
+      exit 0
+      ;;
+  esac
+done
 
 "$root/cmake/install_deps.sh" demo
 {

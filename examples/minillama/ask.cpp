@@ -4,21 +4,22 @@
 //   minillama-ask -m MODEL --demo                          one context, ten questions, answers streamed
 //   minillama-ask -m MODEL --questions 100 --json FILE     many contexts, everything measured
 #include <cstdio>
-#include <fstream>
 #include <thread>
 
 #include "command_line.hpp"
 #include "demonstration.hpp"
 #include "evaluation.hpp"
 #include "options.hpp"
+#include "output_file.hpp"
+#include "report.hpp"
 
 namespace {
 
 using namespace minillama;
 
 struct ask_options {
-  std::string model_directory, json_file, chat;
-  std::optional<std::string> tokenizer_file;
+  std::string model_directory, chat;
+  std::optional<std::string> tokenizer_file, json_file;
   std::vector<std::filesystem::path> text_files;
   std::size_t threads = std::max(1u, std::thread::hardware_concurrency());
   std::size_t length = 0;
@@ -38,18 +39,13 @@ int run_evaluation(const ask_options& o, engine& computing, const model_config& 
     throw usage_error("--questions",
                       std::to_string(settings.questions) + " are fewer than the " + std::to_string(settings.contexts) + " contexts");
   settings.check = o.check_paths ? path_check::both : path_check::none;
-  std::ofstream json;
-  if (!o.json_file.empty()) {
-    json.open(o.json_file);
-    if (!json) throw load_error(o.json_file, "cannot be written");
-  }
+  const auto json = o.json_file ? std::optional<output_file>(*o.json_file) : std::nullopt;
   const evaluation result = evaluate(computing, config, examining, runner, text, settings);
+  if (json) json->write(text_of(result.json));  // wrong answers may be no UTF-8
   print_table(result.interviews);
   for (const auto& policy : result.json.at("policies"))
     std::printf("%-22s lost %zu of those that full got right\n", policy.at("label").get<std::string>().c_str(),
                 policy.at("lost_of_full").get<std::size_t>());
-  if (json.is_open())
-    json << result.json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';  // wrong answers may be no UTF-8
   if (settings.check == path_check::none) return 0;
   std::printf("answers that differ between --path joint and --path scan: %zu\n", result.path_differences);
   return result.path_differences == 0 ? 0 : 1;
@@ -92,12 +88,10 @@ int main(int argc, char** argv) {
   declare_device(app, o.evaluation.device);
   auto* demo = app.add_flag("--demo", o.demo, "one context, ten questions, answers as they come");
   app.add_option("--length", o.length, "tokens of a context; default 16384 for --demo, else 8192")->check(count_range(1));
-  app.add_option("--seed", o.evaluation.seed, "seed of contexts, questions and codebooks")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  app.add_option("--seed", o.evaluation.seed, "seed of contexts, questions and codebooks")->check(seed_number())->capture_default_str();
   app.add_option("--text", o.text_files, "files of running text; default: the licence texts of the system");
   app.add_option("--path", o.evaluation.path, "auto, joint or scan: how scores are computed; the answers are the same")
-      ->transform(CLI::CheckedTransformer(path_names()).description("auto|joint|scan"))
+      ->transform(one_of(path_names(), "auto|joint|scan"))
       ->default_str("auto");
   app.add_option("--questions", o.evaluation.questions, "questions over all contexts")
       ->check(count_range(1))
@@ -108,7 +102,7 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->excludes(demo);
   app.add_option("--policy", o.policies, "only these beside full: pq, oracle, streaming")
-      ->transform(CLI::CheckedTransformer(policy_names()).description("full|pq|oracle|streaming"))
+      ->transform(one_of(policy_names(), "full|pq|oracle|streaming"))
       ->excludes(demo);
   app.add_option("--ratios", o.ratios, "one token in so many attends: 10 for 1/10, 10 40 for both; default: the usual contestants")
       ->check(count_range(1))
@@ -116,11 +110,11 @@ int main(int argc, char** argv) {
   app.add_option("--codes", o.codes, "subspaces x bits of pq's codes, each a contestant: 2x6 4x8; 2x6+4x8 has a second stage")
       ->needs(app.get_option("--ratios"));
   app.add_option("--axes", o.evaluation.axes, "contiguous or rotary: which coordinates of a key are coded together")
-      ->transform(CLI::CheckedTransformer(axes_names()).description("contiguous|rotary"))
+      ->transform(one_of(axes_names(), "contiguous|rotary"))
       ->default_str("rotary")
       ->excludes(demo);
   app.add_option("--rows", o.evaluation.rows, "float or int8: what keys and values are kept as; int8 attends to more, of equal bytes")
-      ->transform(CLI::CheckedTransformer(row_format_names()).description("float|int8"))
+      ->transform(one_of(row_format_names(), "float|int8"))
       ->default_str("float")
       ->excludes(demo);
   auto* sinks =

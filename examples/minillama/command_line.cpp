@@ -4,11 +4,15 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <pqkv/version.hpp>
+#include <string_view>
 
 namespace minillama {
 namespace {
@@ -25,15 +29,74 @@ int bad_input(const CLI::App& arguments, const std::string& what) {
   return 2;
 }
 
-}  // namespace
+/// Refuses -temp and the like, which CLI11 would read as -t with the value "emp". What stands behind an option that takes a value is that
+/// value, whatever it looks like.
+void refuse_words_of_one_dash(const CLI::App& arguments, int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    if (argument == "--") return;
+    if (argument.size() < 2 || argument[0] != '-') continue;
+    const bool is_long = argument[1] == '-';
+    const std::size_t name_size = is_long ? std::min(argument.find('='), argument.size()) : 2;
+    const CLI::Option* option = arguments.get_option_no_throw(std::string(argument.substr(0, name_size)));
+    const bool takes_value = option && option->get_items_expected_max() > 0;
+    const bool has_value = name_size < argument.size();
+    if (!is_long && has_value) {
+      const bool is_number = argument.find_first_not_of("0123456789", name_size) == std::string_view::npos;
+      const std::string longer = "-" + std::string(argument);
+      const bool is_meant = arguments.get_option_no_throw(longer) != nullptr;
+      if (!takes_value || !is_number)
+        throw usage_error(std::string(argument), "unknown option" + (is_meant ? "; perhaps " + longer + " is meant" : ""));
+    }
+    if (takes_value && !has_value) ++i;
+  }
+}
 
-int run_program(CLI::App& arguments, int argc, char** argv, const std::function<int()>& body) {
+void refuse_extras(const CLI::App& arguments) {
+  const std::vector<std::string> unknown = arguments.remaining();
+  if (unknown.empty()) return;
+  std::string all;
+  for (const std::string& one : unknown) all += " " + one;
+  throw std::invalid_argument((unknown.size() == 1 ? "unknown argument:" : "unknown arguments:") + all);
+}
+
+int parse_and_run(CLI::App& arguments, int argc, char** argv, const std::function<int()>& body) {
+  int code = 0;
   try {
+    refuse_words_of_one_dash(arguments, argc, argv);
     arguments.parse(argc, argv);
-    return body();
+    refuse_extras(arguments);
+    code = body();
   } catch (const CLI::CallForHelp&) {
     std::fputs(arguments.help().c_str(), stdout);
-    return 0;
+  } catch (const CLI::CallForVersion& version) {
+    std::printf("%s\n", version.what());
+  }
+  finish_standard_output();
+  return code;
+}
+
+}  // namespace
+
+CLI::Validator seed_number() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        std::uint64_t value = 0;
+        const char* const end = text.data() + text.size();
+        const auto [stop, error] = std::from_chars(text.data(), end, value);
+        if (error == std::errc() && stop == end) return std::string();
+        return "expected a whole number, 0 to 18446744073709551615, got " + text;
+      },
+      "0 to 2^64 - 1");
+}
+
+int run_program(CLI::App& arguments, int argc, char** argv, const std::function<int()>& body) {
+  const std::string version =
+      std::to_string(pqkv::version_major) + "." + std::to_string(pqkv::version_minor) + "." + std::to_string(pqkv::version_patch);
+  arguments.set_version_flag("--version", arguments.get_name() + " of pqkv " + version, "print the version and end");
+  arguments.allow_extras();  // refuse_extras() names them in the order in which they were given
+  try {
+    return parse_and_run(arguments, argc, argv, body);
   } catch (const std::bad_alloc&) {
     return bad_input(arguments, "not enough memory");
   } catch (const std::exception& error) {

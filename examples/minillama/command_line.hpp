@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -20,9 +21,29 @@ struct usage_error : std::runtime_error {
 /// Check of options that count something: CLI11 alone would take -3 for a very large number.
 inline CLI::Range count_range(std::size_t least = 0, std::size_t most = std::size_t{1} << 31) { return {least, most}; }
 
-/// Parses the arguments and runs the program. Everything that goes wrong ends in one line on stderr, "<program>: <what>".
+/// Check of a seed: a whole number of 64 bits.
+CLI::Validator seed_number();
+
+/// Check of options that choose one of the names. CLI11's own check would take the numbers behind the names too.
 ///
-/// @returns the exit code: what `body` returns, 0 after --help, 2 after bad input
+/// @param listed  the names as the help shows them: "float|int8"
+template <class T>
+CLI::Validator one_of(const std::map<std::string, T>& names, const std::string& listed) {
+  return CLI::Validator(
+      [names, listed](std::string& text) {
+        const auto found = names.find(text);
+        if (found == names.end()) return "expected " + listed + ", got " + text;
+        text = std::to_string(static_cast<int>(found->second));
+        return std::string();
+      },
+      listed);
+}
+
+/// Parses the arguments, --version among them, and runs the program. Everything that goes wrong ends in one line on stderr,
+/// "<program>: <what>". A word behind a single dash is no option, and no bundle of options of one letter: -temp is refused. A number may
+/// stand at such an option: -n20.
+///
+/// @returns the exit code: what `body` returns, 0 after --help and --version, 2 after bad input or when standard output cannot be written
 int run_program(CLI::App& arguments, int argc, char** argv, const std::function<int()>& body);
 
 /// Whole file as bytes. @throws load_error

@@ -21,6 +21,7 @@ host_session::host_session(const model& llama, pool_runner& runner, const policy
   statistics_.layers = config.layers;
   statistics_.parts.emplace();
   statistics_.selection.emplace();
+  statistics_.maintenance.emplace();
   const pqkv::budget_rule rule = settings.budget_for(prompt.tokens, config.head_dim);
   for (const auto& layer : prompt.layers) {
     caches_.push_back(make_layer_cache(settings, rule, config, slot_ + 1, prompt.tokens + room));
@@ -106,8 +107,11 @@ void host_session::run_layer(std::size_t layer, rows_view x, const step_observer
   lap(nullptr);
   llama_.finish_layer(layer, attention_.topRows(x.rows()), x);
   lap(matrices);
+  const double before_maintenance = *in_cache;
   cache.maintain(cpu_);
   lap(in_cache);
+  statistics_.maintenance->seconds += *in_cache - before_maintenance;
+  statistics_.maintenance->trainings += after.trainings - before.trainings;
 }
 
 pqkv::memory_plan host_session::memory() const {

@@ -18,7 +18,7 @@ audience terminal_audience() {
           .spoken =
               [](const std::string& added) {
                 for (const char c : added) std::putchar(c >= 0 && c < ' ' ? ' ' : c);
-                std::fflush(stdout);
+                finish_standard_output();
               },
           .answered =
               [](const question& asked, const answer& given) {

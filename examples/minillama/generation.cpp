@@ -197,7 +197,7 @@ void generate(const options& o) {
                        .spoken =
                            [](const std::string& text) {
                              std::fwrite(text.data(), 1, text.size(), stdout);
-                             std::fflush(stdout);
+                             finish_standard_output();
                            },
                        .finished = [](const reply&) { std::fputc('\n', stdout); }};
   const auto [replies, record] = hold(policy_asked, o.quality, aloud);
@@ -237,7 +237,12 @@ void score_text(const options& o) {
                                  " of --perplexity-tokens");
   if (all.size() > context)
     throw load_error(source, std::to_string(all.size()) + " tokens are longer than the context of " + std::to_string(context));
-  const std::span<const token_id> head = std::span(all).first(all.size() - scored), tail = std::span(all).last(scored);
+  const std::size_t prompt = o.perplexity_prompt.value_or(all.size() - scored);
+  if (prompt > all.size() - scored)
+    throw load_error(source, "has " + std::to_string(all.size() - scored) + " tokens before the scored ones; expected at least the " +
+                                 std::to_string(prompt) + " of --perplexity-prompt");
+  const std::span<const token_id> head = std::span(all).first(prompt), tail = std::span(all).last(scored);
+  const std::span<const token_id> between = std::span(all).subspan(prompt, all.size() - scored - prompt);
   const run_shape shape{head.size(), all.size(), 1, o.threads};
   footprint planned = planned_on(o.device, config, o.policy, shape);
 
@@ -247,8 +252,11 @@ void score_text(const options& o) {
   const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
   const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, head);
   const auto scored_under = [&](const policy_settings& policy, bool quality, kept_distributions keep, std::span<const float> dense) {
-    measured_session held(*prefilled, config, work.runner(), policy, scored, session_kind::single, quality);
-    text_score found = score(*held.at, prefilled->logits(), tail, held.observe, keep, dense);
+    measured_session held(*prefilled, config, work.runner(), policy, between.size() + scored, session_kind::single, quality);
+    std::span<const float> logits = prefilled->logits();
+    for (std::size_t fed = 0; fed < between.size(); fed += o.perplexity_turn)
+      logits = held.at->feed(between.subspan(fed, std::min(o.perplexity_turn, between.size() - fed)));
+    text_score found = score(*held.at, logits, tail, held.observe, keep, dense);
     return std::pair(std::move(found), held.record());
   };
   std::optional<std::pair<text_score, session_record>> full;

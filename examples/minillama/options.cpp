@@ -63,7 +63,7 @@ void declare_sampling(CLI::App& app, options& o) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--seed", o.sampling.seed, "seed of sampling and of the codebooks")
-      ->check(CLI::NonNegativeNumber)
+      ->check(seed_number())
       ->capture_default_str()
       ->group(group);
 }
@@ -71,7 +71,7 @@ void declare_sampling(CLI::App& app, options& o) {
 void declare_policy(CLI::App& app, options& o) {
   const char* group = "Attention while decoding";
   app.add_option("--policy", o.policy.name, "full, pq, oracle or streaming; default pq")
-      ->transform(CLI::CheckedTransformer(policy_names()).description("full|pq|oracle|streaming"))
+      ->transform(one_of(policy_names(), "full|pq|oracle|streaming"))
       ->default_str("pq")
       ->group(group);
   // Before the options that it sets, so that these have the last word.
@@ -96,7 +96,7 @@ void declare_policy(CLI::App& app, options& o) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--rows", o.policy.rows, "float or int8: what keys and values are kept as; by ratio, int8 attends to more, of equal bytes")
-      ->transform(CLI::CheckedTransformer(row_format_names()).description("float|int8"))
+      ->transform(one_of(row_format_names(), "float|int8"))
       ->default_str("float")
       ->group(group);
   app.add_option("--min-tokens", o.policy.budget.min_tokens,
@@ -129,15 +129,20 @@ void declare_policy(CLI::App& app, options& o) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--axes", o.policy.quantizer.axes, "contiguous or rotary: which coordinates of a key are coded together")
-      ->transform(CLI::CheckedTransformer(axes_names()).description("contiguous|rotary"))
+      ->transform(one_of(axes_names(), "contiguous|rotary"))
       ->default_str("rotary")
       ->group(group);
+  app.add_option("--refresh", o.policy.quantizer.refresh,
+                 "trains the codebooks again once a sequence is so many times as long as when they were trained; 0: never")
+      ->check(real_number("0, or more than 1", [](double value) { return value == 0 || value > 1; }))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--metric", o.policy.quantizer.metric, "l2 or ip: in which sense a key's centroid is the nearest; ip: for inner products")
-      ->transform(CLI::CheckedTransformer(metric_names()).description("l2|ip"))
+      ->transform(one_of(metric_names(), "l2|ip"))
       ->default_str("l2")
       ->group(group);
   app.add_option("--path", o.policy.quantizer.path, "auto, joint or scan: how scores are computed; the answer is the same")
-      ->transform(CLI::CheckedTransformer(path_names()).description("auto|joint|scan"))
+      ->transform(one_of(path_names(), "auto|joint|scan"))
       ->default_str("auto")
       ->group(group);
 }
@@ -158,6 +163,16 @@ void declare_measurements(CLI::App& app, options& o) {
       ->capture_default_str()
       ->needs(perplexity)
       ->group(group);
+  auto* prompt = app.add_option("--perplexity-prompt", o.perplexity_prompt,
+                                "tokens that are prefilled; between them and the scored ones the text is fed in turns; default: no turns")
+                     ->check(count_range(1))
+                     ->needs(perplexity)
+                     ->group(group);
+  app.add_option("--perplexity-turn", o.perplexity_turn, "tokens of such a turn; 1: the session grows as it does by generated tokens")
+      ->check(count_range(1))
+      ->capture_default_str()
+      ->needs(prompt)
+      ->group(group);
   app.add_option("--json", o.json_file, "file for settings, text, times and everything else that was measured")->group(group);
   app.add_flag("--dry-run", o.dry_run, "print the memory that the context takes; loads no weights")->group(group);
   app.get_option("--dry-run")->excludes(app.get_option("--compare"))->excludes(app.get_option("--quality"))->excludes(perplexity);
@@ -173,7 +188,7 @@ void refuse_beside_cuda(const options& o) {
 
 CLI::Option* declare_device(CLI::App& app, device_name& device) {
   return app.add_option("--device", device, "host or cuda: where the model computes; on cuda without oracle, second stage and quality")
-      ->transform(CLI::CheckedTransformer(device_names()).description("host|cuda"))
+      ->transform(one_of(device_names(), "host|cuda"))
       ->default_str("host");
 }
 

@@ -34,6 +34,8 @@ struct options {
   bool dry_run = false, quality = false, compare_full = false;
   std::optional<std::string> perplexity_file;
   std::size_t perplexity_tokens = 512;
+  std::optional<std::size_t> perplexity_prompt;  // none: all before the scored ones
+  std::size_t perplexity_turn = 512;
   std::optional<std::string> json_file;
 
   /// Longest sequence of a model. @throws usage_error when more is asked than the model's positions

@@ -57,6 +57,7 @@ class neighbour {
 }  // namespace
 
 output_file::output_file(const std::filesystem::path& path) : path_(path) {
+  if (path == "-") refuse(path, "standard output has the text; a file of that name is ./-");
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path, error);
   if (std::filesystem::is_directory(status)) refuse(path, "is a directory");

@@ -10,7 +10,8 @@ class output_file {
  public:
   /// Checks that the file can be written, before the work whose outcome it is to hold. Leaves nothing behind.
   ///
-  /// @throws load_error when the folder is missing or takes no file, or the name is that of something that is no plain file or is protected
+  /// @throws load_error when the folder is missing or takes no file, the name is that of something that is no plain file or is protected,
+  ///         or the name is "-": standard output has the program's text
   explicit output_file(const std::filesystem::path& path);
 
   /// Writes the text and gives the file its name; what stood there before stays until then.

@@ -35,6 +35,11 @@ json quality_of(const quality_summary& q) {
           {"retrieval_heads", q.retrieval_heads}};
 }
 
+json maintenance_of(const session_statistics& s) {
+  if (!s.maintenance) return nullptr;
+  return {{"seconds", s.maintenance->seconds}, {"trainings", s.maintenance->trainings}};
+}
+
 void print_shares(const char* line, const std::optional<part_seconds>& parts, double seconds) {
   if (parts)
     std::fprintf(stderr, "%-21s %10.3f matrices %10.3f cache %10.3f rest\n", line, parts->matrices / seconds, parts->cache / seconds,
@@ -66,6 +71,9 @@ void print_statistics(const session_record& record, const run_times& times, std:
     std::fprintf(stderr, "turns                 %10.1f tokens/s (%llu tokens)\n", s.fed_per_second(),
                  static_cast<unsigned long long>(s.fed));
   if (s.steps) print_shares("decode, shares", s.parts, s.seconds);
+  if (s.maintenance && s.maintenance->trainings)
+    std::fprintf(stderr, "maintenance           %10.3f s, %llu trainings of an index over %llu layers\n", s.maintenance->seconds,
+                 static_cast<unsigned long long>(s.maintenance->trainings), static_cast<unsigned long long>(s.layers));
   std::fprintf(stderr, "KV bytes held         %10zu (index %zu)\n", record.memory.kv_bytes, record.memory.index_bytes);
   std::fprintf(stderr, "KV bytes read/token   %10.0f attended rows", s.per_step(s.attended_bytes));
   if (s.selection)
@@ -137,6 +145,7 @@ json settings_of(const options& o) {
            quantizer.residual.used() ? json(code_sizes{quantizer.residual.subspaces, quantizer.residual.bits}.text()) : json(nullptr)},
           {"shortlist", quantizer.residual.used() ? json(quantizer.residual.shortlist) : json(nullptr)},
           {"axes", name_in(axes_names(), quantizer.axes)},
+          {"refresh", quantizer.refresh},
           {"metric", name_in(metric_names(), quantizer.metric)},
           {"preset", o.policy.preset == preset_name::paper ? json("paper") : json(nullptr)},
           {"path", name_in(path_names(), quantizer.path)}};
@@ -183,6 +192,7 @@ json record_of(const session_record& record) {
            {"decode_tokens_per_second", s.tokens_per_second()},
            {"turn_tokens_per_second", s.fed ? json(s.fed_per_second()) : json(nullptr)},
            {"decode_shares", shares_of(s.parts, s.seconds)},
+           {"maintenance", maintenance_of(s)},
            {"index_seconds", record.index_seconds}};
   if (record.quality) out["quality"] = quality_of(*record.quality);
   return out;

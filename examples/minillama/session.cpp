@@ -10,6 +10,7 @@ session_statistics& session_statistics::operator+=(const session_statistics& oth
   if (steps == 0) {
     parts = other.parts;
     selection = other.selection;
+    maintenance = other.maintenance;
   } else if (other.steps != 0) {  // a sum is known where both are
     if (parts && other.parts)
       *parts += *other.parts;
@@ -20,6 +21,12 @@ session_statistics& session_statistics::operator+=(const session_statistics& oth
       selection->selector += other.selection->selector;
     } else {
       selection.reset();
+    }
+    if (maintenance && other.maintenance) {
+      maintenance->seconds += other.maintenance->seconds;
+      maintenance->trainings += other.maintenance->trainings;
+    } else {
+      maintenance.reset();
     }
   }
   steps += other.steps;

@@ -26,17 +26,24 @@ struct selection_bytes {
   std::uint64_t selector = 0;  // codebooks; keys for the oracle
 };
 
+/// What it took to keep the index fit for a sequence that grows.
+struct maintenance_cost {
+  double seconds = 0;           // in maintain(), over all layers: training, encoding anew, merging id lists
+  std::uint64_t trainings = 0;  // that succeeded, over all layers; the prompt's own is not one of them
+};
+
 /// What a session did since its start, over all forks; counts are the library's, summed over layers.
 struct session_statistics {
-  std::uint64_t steps = 0;                     // tokens
-  std::uint64_t layers = 0;                    // of the model
-  double seconds = 0;                          // in step() and feed(), observers left out
-  std::uint64_t fed = 0;                       // of the steps, those of tokens that went through the layers with others
-  double fed_seconds = 0;                      // of these
-  std::optional<part_seconds> parts{};         // of these; none where a step is one launch
-  std::uint64_t tokens_attended = 0;           // sinks, window and retrieved, per KV head
-  std::uint64_t attended_bytes = 0;            // rows of K and V that attention read
-  std::optional<selection_bytes> selection{};  // none where nobody counts
+  std::uint64_t steps = 0;                        // tokens
+  std::uint64_t layers = 0;                       // of the model
+  double seconds = 0;                             // in step() and feed(), observers left out
+  std::uint64_t fed = 0;                          // of the steps, those of tokens that went through the layers with others
+  double fed_seconds = 0;                         // of these
+  std::optional<part_seconds> parts{};            // of these; none where a step is one launch
+  std::uint64_t tokens_attended = 0;              // sinks, window and retrieved, per KV head
+  std::uint64_t attended_bytes = 0;               // rows of K and V that attention read
+  std::optional<selection_bytes> selection{};     // none where nobody counts
+  std::optional<maintenance_cost> maintenance{};  // of the time above; none where nobody counts
 
   /// Of tokens one by one, which is what decoding is; 0 without one.
   double tokens_per_second() const { return steps > fed ? static_cast<double>(steps - fed) / (seconds - fed_seconds) : 0; }

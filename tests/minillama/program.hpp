@@ -32,10 +32,13 @@ class bench {
 
   /// The arguments go through a shell; stderr is a file, so no progress bar is drawn. Standard input is empty unless they redirect it.
   outcome run(const std::string& arguments, const char* program = MINILLAMA_PROGRAM) const {
+    return shell("\"" + std::string(program) + "\" " + arguments);
+  }
+  /// Runs a shell's command, with empty standard input; what it prints is kept as of the program.
+  outcome shell(const std::string& command) const {
     const auto out = scratch_.path() / "out", err = scratch_.path() / "err";
-    const std::string command =
-        "</dev/null \"" + std::string(program) + "\" " + arguments + " >\"" + out.string() + "\" 2>\"" + err.string() + "\"";
-    const int status = std::system(command.c_str());
+    const std::string kept = "{ " + command + "\n} </dev/null >\"" + out.string() + "\" 2>\"" + err.string() + "\"";
+    const int status = std::system(kept.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, contents(out), contents(err)};
   }
   outcome generate(const std::string& arguments) const { return run("-m \"" + path().string() + "\" -t 2 " + arguments); }

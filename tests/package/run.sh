@@ -77,6 +77,8 @@ refused "an unknown component" "there is no component 'metal'" -DWANTED_COMPONEN
 
 configure subdirectory -DPQKV_SOURCE="$root"
 build_and_run subdirectory consumer
+configure exporting -DPQKV_SOURCE="$root"
+echo "package: exporting: an installed library names pqkv"
 mkdir "$work/repository"  # of the tree as it stands, committed or not
 cp -r "$root/CMakeLists.txt" "$root/LICENSE" "$root/cmake" "$root/include" "$work/repository"
 in_repository() { git -C "$work/repository" -c user.name=consumer -c user.email=consumer@example.org "$@"; }

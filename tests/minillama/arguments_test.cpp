@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// Habits of a terminal: the version, options that are mistyped as other programs spell them, names that are numbers, and what becomes of
+// output that nobody takes or that the disk has no room for.
+#include <doctest/doctest.h>
+
+#include <chrono>
+
+#include "program.hpp"
+
+using namespace minillama_test;
+
+namespace {
+constexpr const char* ask_name = "minillama-ask";
+
+/// minillama-ask on a tiny model and a text.
+struct asker {
+  asker() { write_text(tiny.path() / "text", std::string(4000, 'e')); }
+  std::string arguments(const std::string& more) const {
+    return "-m \"" + tiny.path().string() + "\" -t 1 --length 1500 --text \"" + (tiny.path() / "text").string() + "\" " + more;
+  }
+  outcome operator()(const std::string& more) const { return tiny.run(arguments(more), MINILLAMA_ASK_PROGRAM); }
+  std::size_t files() const {
+    return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(tiny.path()), std::filesystem::directory_iterator()));
+  }
+
+  bench tiny{tiny_shape{.max_positions = 2048}};
+};
+
+std::string quoted(const std::filesystem::path& path) { return "\"" + path.string() + "\""; }
+}  // namespace
+
+TEST_CASE("--version is one line on standard output, without a model") {
+  const bench tiny;
+  CHECK(tiny.run("--version").out == "minillama of pqkv 0.1.0\n");
+  CHECK(tiny.run("--version", MINILLAMA_ASK_PROGRAM).out == "minillama-ask of pqkv 0.1.0\n");
+  CHECK(tiny.run("--version").code == 0);
+}
+
+TEST_CASE("a word behind one dash is an unknown option, not a bundle of short ones") {
+  const bench tiny;
+  check_refused(tiny.generate("-p a -temp 0.5"), "-temp: unknown option; perhaps --temp is meant");
+  check_refused(tiny.generate("-p a -ngl 99"), "-ngl: unknown option");
+  check_refused(tiny.generate("-p a -no-cnv"), "-no-cnv: unknown option");
+  check_refused(tiny.generate("-prompt a"), "-prompt: unknown option; perhaps --prompt is meant");
+  check_refused(tiny.run("-model x", MINILLAMA_ASK_PROGRAM), "-model: unknown option; perhaps --model is meant", ask_name);
+  check_refused(tiny.run("-hm x"), "-hm: unknown option");
+
+  const outcome apart = tiny.generate("-p abc -n 7");
+  CHECK(apart.code == 0);
+  CHECK(tiny.generate("-p abc -n7").out == apart.out);
+  CHECK(tiny.generate("--prompt=abc --tokens=7").out == apart.out);
+  // What stands behind an option that takes a value is its value.
+  CHECK(tiny.generate("-p -temp -n 3").code == 0);
+  CHECK(tiny.generate("--prompt -ngl -n 3").code == 0);
+  CHECK(tiny.generate("--prompt=x --turn -temp -n 3").code == 0);
+}
+
+TEST_CASE("unknown arguments are named in the order in which they were given") {
+  const bench tiny;
+  check_refused(tiny.generate("-p a --first 1 --second two"), "unknown arguments: --first 1 --second two");
+  check_refused(tiny.generate("-p a --only"), "unknown argument: --only");
+  check_refused(tiny.run("-m x one two", MINILLAMA_ASK_PROGRAM), "unknown arguments: one two", ask_name);
+}
+
+TEST_CASE("names are names: the number behind one is refused") {
+  const bench tiny;
+  check_refused(tiny.generate("-p a --policy 2"), "--policy: expected full|pq|oracle|streaming, got 2");
+  check_refused(tiny.generate("-p a --path 1"), "--path: expected auto|joint|scan, got 1");
+  check_refused(tiny.generate("-p a --rows 1"), "--rows: expected float|int8, got 1");
+  check_refused(tiny.generate("-p a --axes 0"), "--axes: expected contiguous|rotary, got 0");
+  check_refused(tiny.generate("-p a --metric 0"), "--metric: expected l2|ip, got 0");
+  check_refused(tiny.generate("-p a --device 0"), "--device: expected host|cuda, got 0");
+  const asker ask;
+  check_refused(ask("--policy pq 2"), "--policy: expected full|pq|oracle|streaming, got 2", ask_name);
+}
+
+TEST_CASE("a seed is a whole number of 64 bits, and the message says so in one line") {
+  const bench tiny;
+  const asker ask;
+  for (const std::string value : {"-1", "1.5", "1e3", "18446744073709551616", "many", "''", "' 1'"}) {
+    const outcome got = tiny.generate("-p a --seed " + value);
+    check_refused(got, "--seed: expected a whole number, 0 to 18446744073709551615, got");
+    CHECK(got.err.size() < 120);
+  }
+  check_refused(ask("--seed -1"), "--seed: expected a whole number", ask_name);
+  CHECK(tiny.generate("-p a -n 2 --temp 1 --seed 18446744073709551615").code == 0);
+}
+
+TEST_CASE("--json -: standard output has the text, so it is refused, and a file of that name is ./-") {
+  const asker ask;
+  check_refused(ask.tiny.generate("-p a --json -"), "-: cannot be written: standard output has the text; a file of that name is ./-");
+  check_refused(ask("--questions 2 --contexts 1 --json -"), "-: cannot be written: standard output has the text", ask_name);
+  const outcome inside = ask.tiny.shell("cd " + quoted(ask.tiny.path()) + " && \"" MINILLAMA_PROGRAM "\" -m . -t 1 -p a -n 1 --json ./-");
+  CHECK(inside.code == 0);
+  CHECK(nlohmann::json::parse(contents(ask.tiny.path() / "-")).contains("settings"));
+}
+
+TEST_CASE("minillama-ask --json: a full disk is an error, and neither it nor an interrupt touches the file that was there") {
+  const asker ask;
+  const auto file = ask.tiny.path() / "result.json";
+  const std::string json = " --json " + quoted(file);
+  write_text(file, "old");
+  const std::size_t before = ask.files();
+
+  // A limit of 4 blocks on what the program may write is a disk that takes a part of the file.
+  const std::string command = "\"" MINILLAMA_ASK_PROGRAM "\" " + ask.arguments("--questions 2 --contexts 1" + json);
+  const outcome full = ask.tiny.shell("trap '' XFSZ; ulimit -f 4; exec " + command);
+  CHECK(full.code == 2);
+  CHECK_MESSAGE(full.err.find("result.json: cannot be written: File too large") != std::string::npos, full.err);
+  CHECK(contents(file) == "old");
+  CHECK(ask.files() == before);
+
+  const auto start = std::chrono::steady_clock::now();
+  const outcome interrupted =
+      ask.tiny.shell("timeout -s INT 1 \"" MINILLAMA_ASK_PROGRAM "\" " + ask.arguments("--questions 100000 --contexts 100000" + json));
+  CHECK(interrupted.code == 124);  // timeout's: it did interrupt
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(30));
+  CHECK(contents(file) == "old");
+  CHECK(ask.files() == before);
+
+  CHECK(ask("--questions 2 --contexts 1" + json).code == 0);
+  CHECK(nlohmann::json::parse(contents(file)).at("questions").size() == 2);
+  CHECK(ask.files() == before);
+}
+
+TEST_CASE("standard output that takes nothing is an error, and a closed pipe ends the program at once") {
+  const asker ask;
+  const auto code_of = [&](const std::string& program, const std::string& arguments) {
+    return ask.tiny.shell("\"" + program + "\" " + arguments + " >/dev/full 2>/dev/null; echo $?").out;
+  };
+  CHECK(code_of(MINILLAMA_PROGRAM, "--help") == "2\n");
+  CHECK(code_of(MINILLAMA_PROGRAM, "--version") == "2\n");
+  CHECK(code_of(MINILLAMA_ASK_PROGRAM, ask.arguments("--questions 2 --contexts 1")) == "2\n");
+  CHECK(code_of(MINILLAMA_ASK_PROGRAM, ask.arguments("--demo")) == "2\n");
+
+  // 1900 tokens, and a reader that goes after one byte: the program is ended by SIGPIPE, or where that is ignored says why it ends.
+  const std::string writes = "\"" MINILLAMA_PROGRAM "\" -m " + quoted(ask.tiny.path()) + " -t 1 -p a -n 1900";
+  const auto to_closed_pipe = [&](const std::string& first) {
+    return ask.tiny.shell("{ " + first + "(" + writes + "; echo $? >&2) } | head -c 1");
+  };
+  const outcome ended = to_closed_pipe("");
+  CHECK(ended.out.size() == 1);
+  CHECK(ended.err == "141\n");  // 128 + SIGPIPE, and not a word
+  const outcome ignored = to_closed_pipe("trap '' PIPE; ");
+  CHECK(ignored.err == "minillama: standard output: cannot be written\n2\n");
+}
+
+TEST_CASE("demo.sh --help answers at once: it needs nothing that the repository builds or installs") {
+  const temporary_directory folder;
+  std::filesystem::create_directories(folder.path() / "examples");
+  std::filesystem::copy_file(std::filesystem::path(MINILLAMA_REPOSITORY) / "examples/demo.sh", folder.path() / "examples/demo.sh");
+  const bench tiny;
+  for (const char* asked : {"--help", "-h", "--length 4096 --help"}) {
+    const outcome got = tiny.shell("bash " + quoted(folder.path() / "examples/demo.sh") + " " + asked);
+    CHECK(got.code == 0);
+    CHECK(got.err == "");
+    CHECK_MESSAGE(got.out.find("examples/demo.sh [--length TOKENS]") != std::string::npos, got.out);
+    CHECK(got.out.find("set -euo") == std::string::npos);
+  }
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 1);
+}
