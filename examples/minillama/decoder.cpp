@@ -3,32 +3,59 @@
 #include "decoder.hpp"
 
 #include <algorithm>
+#include <stdexcept>
+
+#include "process_memory.hpp"
 
 namespace minillama {
 
-host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, const prefilled_prompt& prompt,
-                           std::size_t room, session_kind kind)
+host_session::host_session(const model& llama, pool_runner& runner, std::size_t tokens, session_kind kind)
     : llama_(llama),
       cpu_{runner, {}},
-      prompt_tokens_(prompt.tokens),
-      position_(prompt.tokens),
+      prompt_tokens_(tokens),
+      position_(tokens),
       slot_(kind == session_kind::forked ? 1 : 0),
       qkv_(index_of(step_tokens), index_of(llama.config().qkv_width())),
       attention_(index_of(step_tokens), index_of(llama.config().query_width())),
       lse_(step_tokens * llama.config().query_heads),
       logits_(llama.config().vocabulary) {
-  const model_config& config = llama.config();
-  statistics_.layers = config.layers;
+  statistics_.layers = llama.config().layers;
   statistics_.parts.emplace();
   statistics_.selection.emplace();
   statistics_.maintenance.emplace();
-  const pqkv::budget_rule rule = settings.budget_for(prompt.tokens, config.head_dim);
-  for (const auto& layer : prompt.layers) {
-    caches_.push_back(make_layer_cache(settings, rule, config, slot_ + 1, prompt.tokens + room));
-    caches_.back()->prefill(cpu_, 0, pqkv::make_view(layer.keys.data(), config.kv_heads, prompt.tokens, config.head_dim),
-                            pqkv::make_view(layer.values.data(), config.kv_heads, prompt.tokens, config.head_dim));
-  }
+}
+
+host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, const prefilled_prompt& prompt,
+                           std::size_t room, session_kind kind)
+    : host_session(llama, runner, prompt.tokens, kind) {
+  check_rows(prompt);
+  for (const auto& layer : prompt.layers) take_layer(settings, layer, room);
   if (kind == session_kind::forked) fork();
+}
+
+host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, prefilled_prompt&& prompt,
+                           std::size_t room, session_kind kind)
+    : host_session(llama, runner, prompt.tokens, kind) {
+  check_rows(prompt);
+  for (auto& layer : prompt.layers) {
+    take_layer(settings, layer, room);
+    layer = {};
+    return_free_memory();  // otherwise the next layer's cache comes on top of it
+  }
+  prompt.layers.clear();
+  if (kind == session_kind::forked) fork();
+}
+
+void host_session::check_rows(const prefilled_prompt& prompt) const {
+  if (prompt.layers.size() != llama_.config().layers) throw std::logic_error("session: another one has taken the prompt's rows");
+}
+
+void host_session::take_layer(const policy_settings& settings, const prefilled_prompt::layer& rows, std::size_t room) {
+  const model_config& config = llama_.config();
+  const pqkv::budget_rule rule = settings.budget_for(prompt_tokens_, config.head_dim);
+  caches_.push_back(make_layer_cache(settings, rule, config, slot_ + 1, prompt_tokens_ + room));
+  caches_.back()->prefill(cpu_, 0, pqkv::make_view(rows.keys.data(), config.kv_heads, prompt_tokens_, config.head_dim),
+                          pqkv::make_view(rows.values.data(), config.kv_heads, prompt_tokens_, config.head_dim));
 }
 
 void host_session::fork() {
@@ -112,6 +139,11 @@ void host_session::run_layer(std::size_t layer, rows_view x, const step_observer
   lap(in_cache);
   statistics_.maintenance->seconds += *in_cache - before_maintenance;
   statistics_.maintenance->trainings += after.trainings - before.trainings;
+}
+
+std::size_t host_session::step_scratch_bytes(const model_config& config, std::size_t tokens) {
+  const std::size_t rows = config.hidden + config.qkv_width() + config.query_width() + config.hidden + 3 * config.intermediate;
+  return (std::min(tokens, step_tokens) * rows + config.vocabulary) * sizeof(float);
 }
 
 pqkv::memory_plan host_session::memory() const {

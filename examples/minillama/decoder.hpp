@@ -19,8 +19,11 @@ class host_session final : public session {
   /// Moves the prompt into the caches and builds the selectors' indexes.
   ///
   /// @param room  tokens that may follow the prompt
-  /// @throws pqkv::shape_error, pqkv::value_error when model and settings do not fit
+  /// @throws pqkv::shape_error, pqkv::value_error when model and settings do not fit; std::logic_error when the prompt's rows are gone
   host_session(const model& llama, pool_runner& runner, const policy_settings& settings, const prefilled_prompt& prompt, std::size_t room,
+               session_kind kind);
+  /// The same for a prompt that nobody needs afterwards: each layer's rows are given back as soon as its cache has them.
+  host_session(const model& llama, pool_runner& runner, const policy_settings& settings, prefilled_prompt&& prompt, std::size_t room,
                session_kind kind);
 
   void fork() override;
@@ -30,7 +33,13 @@ class host_session final : public session {
   const session_statistics& statistics() const override { return statistics_; }
   pqkv::memory_plan memory() const override;
 
+  /// Bytes that a session takes beside its caches, with so many tokens in a step.
+  static std::size_t step_scratch_bytes(const model_config& config, std::size_t tokens);
+
  private:
+  host_session(const model& llama, pool_runner& runner, std::size_t tokens, session_kind kind);  // without caches
+  void check_rows(const prefilled_prompt& prompt) const;
+  void take_layer(const policy_settings& settings, const prefilled_prompt::layer& rows, std::size_t room);
   enum class wanted { nothing, logits };  // of a step's last token
   void step(std::span<const token_id> tokens, wanted result, const step_observer& observe);
   void run_layer(std::size_t layer, rows_view x, const step_observer& observe);

@@ -6,6 +6,7 @@
 #include "cuda/engine.hpp"
 #include "cuda/settings.hpp"
 #include "decoder.hpp"
+#include "process_memory.hpp"
 
 namespace minillama {
 namespace {
@@ -20,6 +21,9 @@ class host_prompt final : public held_prompt {
   std::unique_ptr<session> start(const policy_settings& settings, std::size_t room, session_kind kind) const override {
     return std::make_unique<host_session>(llama_, runner_, settings, prompt_, room, kind);
   }
+  std::unique_ptr<session> start_last(const policy_settings& settings, std::size_t room, session_kind kind) override {
+    return std::make_unique<host_session>(llama_, runner_, settings, std::move(prompt_), room, kind);
+  }
 
  private:
   const model& llama_;
@@ -32,7 +36,9 @@ class host_engine final : public engine {
   host_engine(const model& llama, pool_runner& runner) : llama_(llama), runner_(runner) {}
 
   std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report) override {
-    return std::make_unique<host_prompt>(llama_, runner_, minillama::prefill(llama_, tokens, runner_, report));
+    auto made = std::make_unique<host_prompt>(llama_, runner_, minillama::prefill(llama_, tokens, runner_, report));
+    return_free_memory();  // what prefill worked with is gone before the first cache comes
+    return made;
   }
   std::string description() const override { return "host"; }
 

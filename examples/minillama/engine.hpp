@@ -35,8 +35,13 @@ class held_prompt {
   /// Moves the prompt into caches and builds the selector's indexes; waits until they are there. The prompt outlives the session.
   ///
   /// @param room  tokens that may follow the prompt
-  /// @throws pqkv::shape_error, pqkv::value_error when model and settings do not fit
+  /// @throws pqkv::shape_error, pqkv::value_error when model and settings do not fit; std::logic_error when start_last() took the rows
   virtual std::unique_ptr<session> start(const policy_settings& settings, std::size_t room, session_kind kind) const = 0;
+  /// The same for the last session of the prompt, which may take its rows: no other can start afterwards, even where this one throws.
+  /// logits() stay.
+  virtual std::unique_ptr<session> start_last(const policy_settings& settings, std::size_t room, session_kind kind) {
+    return start(settings, room, kind);
+  }
 };
 
 class engine {

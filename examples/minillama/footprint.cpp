@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "decoder.hpp"
 #include "layer_cache.hpp"
 #include "prefill.hpp"
 
@@ -29,32 +30,77 @@ std::size_t bytes_of(const char* what, double elements, std::size_t element_byte
   return static_cast<std::size_t>(bytes);
 }
 
-}  // namespace
+/// What the library takes from the heap while it trains one layer: the keys it learns from, as it orders them, or a part of the keys that
+/// are encoded, whichever is more; and of every problem in progress the rows once more, in 16 bits, with 9 bytes a row.
+///
+/// @pre  the library has such codes
+std::size_t training_bytes(const model_config& config, const policy_settings& settings, const run_shape& shape) {
+  if (settings.name != policy_name::pq) return 0;
+  const auto& quantizer = settings.quantizer;
+  const std::size_t most = quantizer.train.rows_per_centroid << quantizer.bits;
+  const std::size_t sample = most == 0 ? shape.prompt : std::min(shape.prompt, most), encoded = std::min<std::size_t>(shape.prompt, 4096);
+  const std::size_t keys = quantizer.residual.used() ? shape.prompt : std::max(sample, encoded);
+  const std::size_t problems = std::min(shape.threads, config.kv_heads * quantizer.subspaces);
+  return config.kv_width() * keys * sizeof(float) + problems * sample * (2 * (config.head_dim / quantizer.subspaces) + 9);
+}
 
-std::size_t footprint::most() const { return weights + prompt_rows + std::max(prefill_scratch, caches.total_bytes()); }
-
-footprint plan_footprint(const model_config& config, const policy_settings& settings, const run_shape& shape) {
+pqkv::memory_plan plan_caches(const model_config& config, const policy_settings& settings, const run_shape& shape) {
   const auto layers = static_cast<double>(config.layers);
-  footprint planned;
-  planned.weights = bytes_of("weights", weight_count(config), sizeof(float));
-  planned.prompt_rows =
-      bytes_of("prefilled rows", layers * 2 * static_cast<double>(config.kv_width()) * static_cast<double>(shape.prompt), sizeof(float));
-  planned.prefill_scratch = prefill_scratch_bytes(config, shape.prompt, shape.threads);
   const pqkv::memory_plan layer =
       plan_layer_cache(settings, settings.budget_for(shape.prompt, config.head_dim), config, shape.slots, shape.capacity);
-  planned.caches = {bytes_of("KV cache", layers, layer.kv_bytes), bytes_of("index", layers, layer.index_bytes),
-                    bytes_of("scratch", layers, layer.scratch_bytes)};
+  return {bytes_of("KV cache", layers, layer.kv_bytes), bytes_of("index", layers, layer.index_bytes),
+          bytes_of("scratch", layers, layer.scratch_bytes)};
+}
+
+}  // namespace
+
+std::size_t footprint::most() const {
+  const std::size_t prefilled = prompt_rows + prefill_scratch, all = caches.total_bytes();
+  std::size_t decoding = std::max(all, other_caches) + prompt_rows + std::max(training_scratch, step_scratch);
+  if (handed_over != 0)  // The first layer's cache comes beside all rows; the last layer's rows are left beside all caches.
+    decoding = std::max(
+        {prompt_rows + all / handed_over + training_scratch, prompt_rows / handed_over + all + training_scratch, all + step_scratch});
+  return program + weights + std::max(prefilled, decoding);
+}
+
+weight_footprint plan_float_weights(const model_config& config) {
+  return {.bytes = bytes_of("weights", weight_count(config), sizeof(float))};
+}
+
+footprint plan_footprint(const model_config& config, const policy_settings& settings, const run_shape& shape,
+                         const weight_footprint& weights) {
+  footprint planned;
+  planned.weights = weights.bytes;
+  planned.prompt_rows = bytes_of(
+      "prefilled rows", static_cast<double>(config.layers) * 2 * static_cast<double>(config.kv_width()) * static_cast<double>(shape.prompt),
+      sizeof(float));
+  planned.prefill_scratch = prefill_scratch_bytes(config, shape.prompt, shape.threads, weights.product_scratch);
+  planned.step_scratch = host_session::step_scratch_bytes(config, shape.at_once) + config.vocabulary * sizeof(float) +
+                         (shape.at_once > 1 ? weights.product_scratch : weights.token_scratch);
+  planned.caches = plan_caches(config, settings, shape);  // refuses settings that do not fit
+  planned.training_scratch = training_bytes(config, settings, shape);
+  if (shape.sessions > 1) planned.other_caches = plan_caches(config, dense(settings), shape).total_bytes();
+  if (shape.sessions == 1) planned.handed_over = config.layers;
   return planned;
+}
+
+policy_settings dense(policy_settings settings) {
+  settings.name = policy_name::full;
+  settings.rows = row_format::float32;
+  return settings;
 }
 
 void print_footprint(const footprint& planned, const run_shape& shape) {
   std::fprintf(stderr, "context               %12zu tokens, %zu held at once\n", shape.capacity, shape.slots);
+  std::fprintf(stderr, "program               %12zu bytes, before the weights\n", planned.program);
   std::fprintf(stderr, "weights               %12zu bytes\n", planned.weights);
   std::fprintf(stderr, "KV cache              %12zu bytes\n", planned.caches.kv_bytes);
   std::fprintf(stderr, "index                 %12zu bytes\n", planned.caches.index_bytes);
   std::fprintf(stderr, "scratch               %12zu bytes\n", planned.caches.scratch_bytes);
   std::fprintf(stderr, "prefilled rows        %12zu bytes\n", planned.prompt_rows);
   std::fprintf(stderr, "prefill scratch       %12zu bytes\n", planned.prefill_scratch);
+  std::fprintf(stderr, "training scratch      %12zu bytes\n", planned.training_scratch);
+  std::fprintf(stderr, "step scratch          %12zu bytes\n", planned.step_scratch);
   std::fprintf(stderr, "most at one time      %12zu bytes\n", planned.most());
 }
 

@@ -12,7 +12,9 @@
 #include "chat.hpp"
 #include "command_line.hpp"
 #include "cuda/settings.hpp"
+#include "layer_cache.hpp"
 #include "output_file.hpp"
+#include "process_memory.hpp"
 #include "report.hpp"
 
 namespace minillama {
@@ -125,9 +127,13 @@ class run {
 
 /// A session, timed, with its observer.
 struct measured_session {
-  measured_session(const held_prompt& prompt, const model_config& config, pool_runner& runner, const policy_settings& settings,
+  enum class turn { more_follow, last };  // the last session of a prompt takes its rows
+  measured_session(held_prompt& prompt, turn which, const model_config& config, pool_runner& runner, const policy_settings& settings,
                    std::size_t room, session_kind kind, bool quality)
-      : start(clock::now()), at(prompt.start(settings, room, kind)), index_seconds(seconds_since(start)), meter(config) {
+      : start(clock::now()),
+        at(which == turn::last ? prompt.start_last(settings, room, kind) : prompt.start(settings, room, kind)),
+        index_seconds(seconds_since(start)),
+        meter(config) {
     if (quality) observe = meter.observer({runner, {}});
   }
   session_record record() const { return record_of(*at, index_seconds, observe ? &meter : nullptr); }
@@ -151,15 +157,18 @@ policy_settings prepared(const options& o, const model& llama, run& work, std::s
   return settings;
 }
 
-/// Where caches are planned by whoever makes them, the document has what they took.
-footprint planned_on(device_name device, const model_config& config, const policy_settings& settings, const run_shape& shape) {
-  return device == device_name::cuda ? cuda::plan_footprint(config, settings, shape) : plan_footprint(config, settings, shape);
+footprint plan_on_host(const model_config& config, const policy_settings& settings, const run_shape& shape,
+                       const weight_footprint& weights) {
+  footprint planned = plan_footprint(config, settings, shape, weights);
+  return_free_memory();
+  planned.program = resident_bytes();
+  return planned;
 }
 
-policy_settings dense(policy_settings settings) {
-  settings.name = policy_name::full;
-  settings.rows = row_format::float32;
-  return settings;
+/// On a GPU it is the GPU's memory. Where caches are planned by whoever makes them, the document has what they took.
+footprint planned_on(device_name device, const checkpoint& from, const policy_settings& settings, const run_shape& shape) {
+  return device == device_name::cuda ? cuda::plan_footprint(from.config, settings, shape)
+                                     : plan_on_host(from.config, settings, shape, plan_weights(from));
 }
 
 }  // namespace
@@ -180,16 +189,23 @@ void generate(const options& o) {
                                        .keep = o.compare_full ? kept_logits::all : kept_logits::none};
   const std::size_t room = conversation_room(asked.source, tokens.size(), turns, o.context_for(config), settings);
   const auto kind = o.start == turn_start::fresh ? session_kind::forked : session_kind::single;
-  const run_shape shape{tokens.size(), tokens.size() + room, o.start == turn_start::fresh ? 2u : 1u, o.threads};
-  footprint planned = planned_on(o.device, config, o.policy, shape);
+  std::size_t longest_turn = 1;  // with the token before it, and the end of a reply
+  for (const turn& one : turns) longest_turn = std::max(longest_turn, one.tokens.size() + 1 + asked.missing_end.size());
+  const run_shape shape{.prompt = tokens.size(),
+                        .capacity = tokens.size() + room,
+                        .slots = o.start == turn_start::fresh ? 2u : 1u,
+                        .threads = o.threads,
+                        .sessions = o.compare_full ? 2u : 1u,
+                        .at_once = longest_turn};
+  footprint planned = planned_on(o.device, from, o.policy, shape);
 
   const model llama(from);
   from.weights.reset();
   const policy_settings policy_asked = prepared(o, llama, work, tokens.size());
   const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
   const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, tokens);
-  const auto hold = [&](const policy_settings& policy, bool quality, const listener& listening) {
-    measured_session held(*prefilled, config, work.runner(), policy, room, kind, quality);
+  const auto hold = [&](const policy_settings& policy, measured_session::turn which, bool quality, const listener& listening) {
+    measured_session held(*prefilled, which, config, work.runner(), policy, room, kind, quality);
     auto replies = converse(*held.at, room, config, *words, prefilled->logits(), tokens.back(), turns, settings, held.observe, listening);
     return std::pair(std::move(replies), held.record());
   };
@@ -200,7 +216,8 @@ void generate(const options& o) {
                              finish_standard_output();
                            },
                        .finished = [](const reply&) { std::fputc('\n', stdout); }};
-  const auto [replies, record] = hold(policy_asked, o.quality, aloud);
+  const auto [replies, record] =
+      hold(policy_asked, o.compare_full ? measured_session::turn::more_follow : measured_session::turn::last, o.quality, aloud);
   finish_standard_output();
   print_statistics(record, work.times(), tokens.size());
   if (record.quality) print_quality(*record.quality);
@@ -215,7 +232,7 @@ void generate(const options& o) {
   for (std::size_t i = 0; i < turns.size(); ++i)
     document["turns"].push_back({{"text", turns[i].text}, {"tokens", turns[i].tokens}, {"reply", reply_of(replies[i])}});
   if (o.compare_full) {
-    const auto [full_replies, full_record] = hold(dense(o.policy), false, {});
+    const auto [full_replies, full_record] = hold(dense(o.policy), measured_session::turn::last, false, {});
     const std::vector<reply_comparison> compared = compare(replies, full_replies, config.vocabulary, o.start);
     print_comparison(compared, full_record);
     document["full"] = record_of(full_record);
@@ -243,16 +260,17 @@ void score_text(const options& o) {
                                  std::to_string(prompt) + " of --perplexity-prompt");
   const std::span<const token_id> head = std::span(all).first(prompt), tail = std::span(all).last(scored);
   const std::span<const token_id> between = std::span(all).subspan(prompt, all.size() - scored - prompt);
-  const run_shape shape{head.size(), all.size(), 1, o.threads};
-  footprint planned = planned_on(o.device, config, o.policy, shape);
+  const run_shape shape{.prompt = head.size(), .capacity = all.size(), .threads = o.threads, .sessions = o.compare_full ? 2u : 1u};
+  footprint planned = planned_on(o.device, from, o.policy, shape);
 
   const model llama(from);
   from.weights.reset();
   const policy_settings policy_asked = prepared(o, llama, work, head.size());
   const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
   const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, head);
-  const auto scored_under = [&](const policy_settings& policy, bool quality, kept_distributions keep, std::span<const float> dense) {
-    measured_session held(*prefilled, config, work.runner(), policy, between.size() + scored, session_kind::single, quality);
+  const auto scored_under = [&](const policy_settings& policy, measured_session::turn which, bool quality, kept_distributions keep,
+                                std::span<const float> dense) {
+    measured_session held(*prefilled, which, config, work.runner(), policy, between.size() + scored, session_kind::single, quality);
     std::span<const float> logits = prefilled->logits();
     for (std::size_t fed = 0; fed < between.size(); fed += o.perplexity_turn)
       logits = held.at->feed(between.subspan(fed, std::min(o.perplexity_turn, between.size() - fed)));
@@ -260,8 +278,8 @@ void score_text(const options& o) {
     return std::pair(std::move(found), held.record());
   };
   std::optional<std::pair<text_score, session_record>> full;
-  if (o.compare_full) full = scored_under(dense(o.policy), false, kept_distributions::all, {});
-  const auto [found, record] = scored_under(policy_asked, o.quality, kept_distributions::none,
+  if (o.compare_full) full = scored_under(dense(o.policy), measured_session::turn::more_follow, false, kept_distributions::all, {});
+  const auto [found, record] = scored_under(policy_asked, measured_session::turn::last, o.quality, kept_distributions::none,
                                             full ? std::span<const float>(full->first.log_probabilities) : std::span<const float>());
   print_statistics(record, work.times(), head.size());
   if (record.quality) print_quality(*record.quality);
@@ -286,10 +304,22 @@ void score_text(const options& o) {
 
 void print_plan(const options& o) {
   run work(o);
-  const model_config config = read_shape(o.model);
+  checkpoint from;
+  const bool known = has_weights(o.model);
+  if (known)
+    from = open_checkpoint(o.model);
+  else
+    from.config = load_config(std::filesystem::path(o.model) / "config.json");
+  const model_config& config = from.config;
   const std::size_t context = o.context_for(config);
-  const run_shape shape{context, context, o.start == turn_start::fresh ? 2u : 1u, o.threads};
-  const footprint planned = plan_footprint(config, o.policy, shape);
+  const run_shape shape{.prompt = context,
+                        .capacity = context,
+                        .slots = o.start == turn_start::fresh ? 2u : 1u,
+                        .threads = o.threads,
+                        .sessions = o.compare_full ? 2u : 1u,
+                        .at_once = o.turns.empty() ? 1 : step_tokens};
+  const footprint planned = plan_on_host(config, o.policy, shape, known ? plan_weights(from) : plan_float_weights(config));
+  if (!known) std::fputs("there are no weights beside config.json: they are counted as floats\n", stderr);
   print_footprint(planned, shape);
   work.document()["model"] = model_of(o, config);
   work.document()["memory"] = memory_of(planned, shape);

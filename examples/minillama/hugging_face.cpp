@@ -19,8 +19,9 @@ class single_file final : public weight_source {
   [[noreturn]] void refuse(const std::string& name, const std::string& what) const override { throw load_error(file_.path(), name, what); }
   void require(const std::string& name, std::span<const std::size_t> shape) const override { file_.require(name, shape); }
   bool same(const std::string& one, const std::string& other) const override { return file_.same(one, file_, other); }
-  void read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const override {
-    file_.read(name, shape, out);
+  weight_type type_of(const std::string& name) const override { return file_.type_of(name); }
+  void read_rows(const std::string& name, std::span<const std::size_t> shape, const row_taker& take) const override {
+    file_.read_rows(name, shape, take);
   }
 
  private:
@@ -51,8 +52,9 @@ class sharded_files final : public weight_source {
   }
   void require(const std::string& name, std::span<const std::size_t> shape) const override { place_of(name).require(name, shape); }
   bool same(const std::string& one, const std::string& other) const override { return place_of(one).same(one, place_of(other), other); }
-  void read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const override {
-    place_of(name).read(name, shape, out);
+  weight_type type_of(const std::string& name) const override { return place_of(name).type_of(name); }
+  void read_rows(const std::string& name, std::span<const std::size_t> shape, const row_taker& take) const override {
+    place_of(name).read_rows(name, shape, take);
   }
 
  private:
@@ -90,16 +92,22 @@ class sharded_files final : public weight_source {
   std::map<std::string, const safetensors_file*> places_;
 };
 
+std::filesystem::path single_in(const std::filesystem::path& directory) { return directory / "model.safetensors"; }
+std::filesystem::path index_in(const std::filesystem::path& directory) { return directory / "model.safetensors.index.json"; }
+
 }  // namespace
+
+bool has_hugging_face_weights(const std::filesystem::path& directory) {
+  return std::filesystem::exists(single_in(directory)) || std::filesystem::exists(index_in(directory));
+}
 
 checkpoint open_hugging_face(const std::filesystem::path& directory) {
   checkpoint opened;
   opened.config = load_config(directory / "config.json");
-  const std::filesystem::path single = directory / "model.safetensors", index = directory / "model.safetensors.index.json";
-  if (std::filesystem::exists(index) && !std::filesystem::exists(single))
-    opened.weights = std::make_unique<sharded_files>(index);
+  if (std::filesystem::exists(index_in(directory)) && !std::filesystem::exists(single_in(directory)))
+    opened.weights = std::make_unique<sharded_files>(index_in(directory));
   else
-    opened.weights = std::make_unique<single_file>(single);
+    opened.weights = std::make_unique<single_file>(single_in(directory));
   match_tensors(opened);
   return opened;
 }

@@ -13,4 +13,7 @@ namespace minillama {
 ///         weight_map, with a shard outside the directory, a shard that is missing or lacks a tensor; a tensor in two shards
 checkpoint open_hugging_face(const std::filesystem::path& directory);
 
+/// Whether either of the two files is there.
+bool has_hugging_face_weights(const std::filesystem::path& directory);
+
 }  // namespace minillama

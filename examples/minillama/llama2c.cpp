@@ -7,11 +7,9 @@
 #include <cstring>
 #include <limits>
 #include <map>
-#include <pqkv/core/scalar.hpp>
 #include <vector>
 
 #include "load_error.hpp"
-#include "mapped_file.hpp"
 
 namespace minillama {
 namespace {
@@ -126,18 +124,20 @@ class llama2c_file final : public weight_source {
   [[noreturn]] void refuse(const std::string& name, const std::string& what) const override { throw load_error(path_, name, what); }
   void require(const std::string& name, std::span<const std::size_t> shape) const override { place_of(name, shape); }
   bool same(const std::string& one, const std::string& other) const override { return one == other; }  // none is stored twice
-  void read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const override {
+  weight_type type_of(const std::string&) const override { return weight_type::float32; }
+  void read_rows(const std::string& name, std::span<const std::size_t> shape, const row_taker& take) const override {
     const tensor_place& found = place_of(name, shape);
-    const std::size_t columns = found.shape.back(), rows = out.size() / columns, d = config_.stored_head_dim;
-    const std::byte* from = file_.bytes().data() + header_bytes + found.begin * sizeof(float);
-    for (std::size_t row = 0; row < rows; ++row) {
+    const std::size_t columns = found.shape.back(), d = config_.stored_head_dim;
+    std::size_t count = 1;
+    for (const std::size_t extent : found.shape) count *= extent;
+    const auto bytes = file_.bytes().subspan(header_bytes + found.begin * sizeof(float), count * sizeof(float));
+    const row_taker reordered = [&](std::size_t row, std::span<const std::byte> elements) {
       // The pair (2i, 2i + 1) of a head becomes (i, i + d/2).
-      const std::size_t inner = row % d, to = found.order == row_order::as_stored ? row : row - inner + inner / 2 + inner % 2 * (d / 2);
-      std::memcpy(out.data() + to * columns, from + row * columns * sizeof(float), columns * sizeof(float));
-      for (std::size_t i = 0; i < columns; ++i)
-        if (!pqkv::is_finite(out[to * columns + i]))
-          throw load_error(path_, name, "NaN or infinity at element " + std::to_string(row * columns + i));
-    }
+      const std::size_t inner = row % d;
+      take(found.order == row_order::as_stored ? row : row - inner + inner / 2 + inner % 2 * (d / 2), elements);
+    };
+    const auto wrong = hand_over_rows(file_, bytes, weight_type::float32, columns, reordered);
+    if (wrong) throw load_error(path_, name, "NaN or infinity at element " + std::to_string(*wrong));
   }
 
  private:

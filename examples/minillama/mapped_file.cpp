@@ -6,7 +6,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 
 #include "load_error.hpp"
@@ -23,6 +25,16 @@ mapped_file::mapped_file(const std::filesystem::path& path) {
   if (data == MAP_FAILED) throw load_error(path.string(), "is empty, or not a file that can be mapped");
   data_ = static_cast<const std::byte*>(data);
   size_ = static_cast<std::size_t>(facts.st_size);
+}
+
+void mapped_file::forget(std::span<const std::byte> part) const {
+  constexpr std::uintptr_t step = 64 << 10;  // pages come in groups of so many bytes; a multiple of every page size
+  const auto address = [](const std::byte* at) { return reinterpret_cast<std::uintptr_t>(at); };
+  const std::byte* const last = part.data() + part.size();
+  const std::uintptr_t begin = std::max(address(part.data()) / step * step, address(data_));
+  const std::uintptr_t end = last == data_ + size_ ? address(last) : address(last) / step * step;
+  // A hint to the system: where it fails, the pages stay.
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 mapped_file::~mapped_file() { ::munmap(const_cast<std::byte*>(data_), size_); }

@@ -17,6 +17,9 @@ class mapped_file {
   ~mapped_file();
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  /// Says that a part was read: its pages are no longer counted as this process's, and come back when they are asked for. The page in
+  /// which the part ends stays, for what follows it.
+  void forget(std::span<const std::byte> part) const;
 
  private:
   const std::byte* data_ = nullptr;

@@ -2,8 +2,10 @@
 // The Llama's arithmetic, written as Hugging Face computes it: rotary halves (rotate_half), RMSNorm in float, SwiGLU.
 #include "model.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -23,64 +25,100 @@ struct head_rows {
   }
 };
 
-/// Reads tensors of one file into matrices that have their size already.
+/// One tensor of those that are stacked into a matrix.
+struct stacked_tensor {
+  std::string name;
+  std::size_t outputs;  // rows, as the file has them
+  std::size_t first;    // row of the matrix
+};
+using tensor_stack = std::vector<stacked_tensor>;
+
+/// Reads tensors of one part of a file: of a layer, or of what is outside of all layers.
 class weight_reader {
  public:
   weight_reader(const weight_source& file, std::string prefix, const model_config& config)
       : file_(file), prefix_(std::move(prefix)), heads_{config.stored_head_dim, config.head_dim} {}
 
-  /// [rows, columns of out], into rows first.. of out
-  void rows(const std::string& name, std::size_t rows, std::size_t first, matrix& out) const {
-    const auto columns = static_cast<std::size_t>(out.cols());
-    const std::array shape{rows, columns};
-    file_.read(prefix_ + name, shape, {out.data() + first * columns, rows * columns});
+  /// The type that holds all of them.
+  weight_type type_of(const tensor_stack& stack) const {
+    weight_type type = file_.type_of(prefix_ + stack.front().name);
+    for (const stacked_tensor& one : stack) type = wider(type, file_.type_of(prefix_ + one.name));
+    return type;
   }
-  matrix whole(const std::string& name, std::size_t row_count, std::size_t columns) const {
-    matrix out(index_of(row_count), index_of(columns));
-    rows(name, row_count, 0, out);
+
+  /// @param place  the row of the matrix for a tensor's row, both counted from the tensor's first
+  template <class Place = std::identity>
+  weight_matrix matrix_of(const tensor_stack& stack, std::size_t outputs, std::size_t inputs, const Place& place = {}) const {
+    weight_matrix out(outputs, inputs, type_of(stack));
+    for (const stacked_tensor& one : stack)
+      for_each_row(one, inputs, [&](std::size_t row, weight_type type, std::span<const std::byte> elements) {
+        out.set(one.first + place(row), 0, type, elements);
+      });
     return out;
   }
+  /// Of projections that make heads: where these are padded, rows of zeros stand between those of the file.
+  weight_matrix head_outputs(const tensor_stack& stack, std::size_t outputs, std::size_t inputs) const {
+    return matrix_of(stack, outputs, inputs, [&](std::size_t row) { return heads_.of(row); });
+  }
+  /// Of a projection that reads `count` heads: half a head follows half a head, each with its zeros.
+  weight_matrix head_inputs(const tensor_stack& stack, std::size_t outputs, std::size_t count) const {
+    weight_matrix out(outputs, count * heads_.computed, type_of(stack));
+    const std::size_t half = heads_.stored / 2;
+    for (const stacked_tensor& one : stack)
+      for_each_row(one, count * heads_.stored, [&](std::size_t row, weight_type type, std::span<const std::byte> elements) {
+        const std::size_t half_bytes = half * element_bytes(type);
+        for (std::size_t i = 0; i < 2 * count; ++i)
+          out.set(one.first + row, heads_.of(i * half), type, elements.subspan(i * half_bytes, half_bytes));
+      });
+    return out;
+  }
+
   row_vector vector(const std::string& name, std::size_t size) const {
     row_vector out(index_of(size));
     const std::array shape{size};
     file_.read(prefix_ + name, shape, {out.data(), size});
     return out;
   }
-
-  /// A projection that makes `count` heads, into rows first.. of out, which are zero.
-  void head_outputs(const std::string& name, std::size_t count, std::size_t first, matrix& out) const {
-    if (!heads_.padded()) return rows(name, count * heads_.stored, first, out);
-    const matrix stored = whole(name, count * heads_.stored, static_cast<std::size_t>(out.cols()));
-    for (std::size_t row = 0; row < count * heads_.stored; ++row) out.row(index_of(first + heads_.of(row))) = stored.row(index_of(row));
-  }
-  /// Its bias.
+  /// The bias of a projection that makes heads, into elements first.. of out.
   void head_biases(const std::string& name, std::size_t count, std::size_t first, row_vector& out) const {
     const row_vector stored = vector(name, count * heads_.stored);
     for (std::size_t i = 0; i < count * heads_.stored; ++i) out[index_of(first + heads_.of(i))] = stored[index_of(i)];
   }
-  /// A projection of `count` heads.
-  matrix head_inputs(const std::string& name, std::size_t row_count, std::size_t count) const {
-    matrix stored = whole(name, row_count, count * heads_.stored);
-    if (!heads_.padded()) return stored;
-    matrix out = matrix::Zero(index_of(row_count), index_of(count * heads_.computed));
-    for (std::size_t i = 0; i < count * heads_.stored; ++i) out.col(index_of(heads_.of(i))) = stored.col(index_of(i));
-    return out;
-  }
 
  private:
+  template <class Take>
+  void for_each_row(const stacked_tensor& one, std::size_t columns, const Take& take) const {
+    const std::string name = prefix_ + one.name;
+    const std::array shape{one.outputs, columns};
+    const weight_type type = file_.type_of(name);
+    file_.read_rows(name, shape, [&](std::size_t row, std::span<const std::byte> elements) { take(row, type, elements); });
+  }
+
   const weight_source& file_;
   std::string prefix_;
   head_rows heads_;
 };
 
+// What the matrices of a layer are made of.
+
+tensor_stack qkv_stack(const model_config& config) {
+  const std::size_t first_key = config.query_width(), first_value = first_key + config.kv_width(), d = config.stored_head_dim;
+  return {{"self_attn.q_proj.weight", config.query_heads * d, 0},
+          {"self_attn.k_proj.weight", config.kv_heads * d, first_key},
+          {"self_attn.v_proj.weight", config.kv_heads * d, first_value}};
+}
+tensor_stack attention_out_stack(const model_config& config) { return {{"self_attn.o_proj.weight", config.hidden, 0}}; }
+tensor_stack gate_up_stack(const model_config& config) {
+  return {{"mlp.gate_proj.weight", config.intermediate, 0}, {"mlp.up_proj.weight", config.intermediate, config.intermediate}};
+}
+tensor_stack down_stack(const model_config& config) { return {{"mlp.down_proj.weight", config.hidden, 0}}; }
+tensor_stack vocabulary_stack(const std::string& name, const model_config& config) { return {{name, config.vocabulary, 0}}; }
+
 void read_attention(const weight_reader& file, const model_config& config, layer_weights& weights) {
-  const std::size_t first_key = config.query_width(), first_value = first_key + config.kv_width();
-  weights.qkv = matrix::Zero(index_of(config.qkv_width()), index_of(config.hidden));
-  file.head_outputs("self_attn.q_proj.weight", config.query_heads, 0, weights.qkv);
-  file.head_outputs("self_attn.k_proj.weight", config.kv_heads, first_key, weights.qkv);
-  file.head_outputs("self_attn.v_proj.weight", config.kv_heads, first_value, weights.qkv);
-  weights.attention_out = file.head_inputs("self_attn.o_proj.weight", config.hidden, config.query_heads);
+  weights.qkv = file.head_outputs(qkv_stack(config), config.qkv_width(), config.hidden);
+  weights.attention_out = file.head_inputs(attention_out_stack(config), config.hidden, config.query_heads);
   if (config.biases.qkv) {
+    const std::size_t first_key = config.query_width(), first_value = first_key + config.kv_width();
     weights.qkv_bias = row_vector::Zero(index_of(config.qkv_width()));
     file.head_biases("self_attn.q_proj.bias", config.query_heads, 0, weights.qkv_bias);
     file.head_biases("self_attn.k_proj.bias", config.kv_heads, first_key, weights.qkv_bias);
@@ -90,19 +128,21 @@ void read_attention(const weight_reader& file, const model_config& config, layer
 }
 
 void read_mlp(const weight_reader& file, const model_config& config, layer_weights& weights) {
-  weights.gate_up.resize(index_of(2 * config.intermediate), index_of(config.hidden));
-  file.rows("mlp.gate_proj.weight", config.intermediate, 0, weights.gate_up);
-  file.rows("mlp.up_proj.weight", config.intermediate, config.intermediate, weights.gate_up);
-  weights.down = file.whole("mlp.down_proj.weight", config.hidden, config.intermediate);
+  weights.gate_up = file.matrix_of(gate_up_stack(config), 2 * config.intermediate, config.hidden);
+  weights.down = file.matrix_of(down_stack(config), config.hidden, config.intermediate);
   if (!config.biases.mlp) return;
   weights.gate_up_bias.resize(index_of(2 * config.intermediate));
   weights.gate_up_bias << file.vector("mlp.gate_proj.bias", config.intermediate), file.vector("mlp.up_proj.bias", config.intermediate);
   weights.down_bias = file.vector("mlp.down_proj.bias", config.hidden);
 }
 
+weight_reader reader_of_layer(const checkpoint& from, std::size_t layer) {
+  return {*from.weights, from.prefix + "layers." + std::to_string(layer) + ".", from.config};
+}
+
 layer_weights read_layer(const checkpoint& from, std::size_t layer) {
   const model_config& config = from.config;
-  const weight_reader file(*from.weights, from.prefix + "layers." + std::to_string(layer) + ".", config);
+  const weight_reader file = reader_of_layer(from, layer);
   layer_weights weights;
   weights.attention_norm = file.vector("input_layernorm.weight", config.hidden);
   read_attention(file, config, weights);
@@ -131,10 +171,10 @@ model::model(const std::filesystem::path& path) : model(open_checkpoint(path)) {
 
 model::model(const checkpoint& from) : config_(from.config) {
   const weight_reader file(*from.weights, from.prefix, config_), head(*from.weights, "", config_);
-  embedding_ = file.whole("embed_tokens.weight", config_.vocabulary, config_.hidden);
+  embedding_ = file.matrix_of(vocabulary_stack("embed_tokens.weight", config_), config_.vocabulary, config_.hidden);
   for (std::size_t layer = 0; layer < config_.layers; ++layer) layers_.push_back(read_layer(from, layer));
   final_norm_ = file.vector("norm.weight", config_.hidden);
-  if (!config_.tied_embeddings) unembedding_ = head.whole(from.head, config_.vocabulary, config_.hidden);
+  if (!config_.tied_embeddings) unembedding_ = head.matrix_of(vocabulary_stack(from.head, config_), config_.vocabulary, config_.hidden);
 
   frequencies_ = rotary_frequencies(config_);
 }
@@ -143,13 +183,13 @@ void model::embed(std::span<const token_id> tokens, rows_view x) const {
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i] >= config_.vocabulary)
       throw std::out_of_range("embed: token " + std::to_string(tokens[i]) + " in a vocabulary of " + std::to_string(config_.vocabulary));
-    x.row(index_of(i)) = embedding_.row(index_of(tokens[i]));
+    embedding_.copy_rows(tokens[i], {x.row(index_of(i)).data(), config_.hidden});
   }
 }
 
 void model::project_qkv(std::size_t layer, const_rows_view x, std::size_t first_position, rows_view qkv) const {
   const layer_weights& weights = layers_[layer];
-  qkv.noalias() = rms_norm(x, weights.attention_norm, config_.rms_norm_epsilon) * weights.qkv.transpose();
+  weights.qkv.project(rms_norm(x, weights.attention_norm, config_.rms_norm_epsilon), qkv);
   add_bias(qkv, weights.qkv_bias);
 
   const std::size_t rotated = config_.query_width() + config_.kv_width();
@@ -167,21 +207,46 @@ void model::project_qkv(std::size_t layer, const_rows_view x, std::size_t first_
 
 void model::finish_layer(std::size_t layer, const_rows_view attention, rows_view x) const {
   const layer_weights& weights = layers_[layer];
-  x.noalias() += attention * weights.attention_out.transpose();
+  weights.attention_out.add_projection(attention, x);
   add_bias(x, weights.attention_out_bias);
 
-  matrix gate_up = rms_norm(x, weights.mlp_norm, config_.rms_norm_epsilon) * weights.gate_up.transpose();
+  matrix gate_up(x.rows(), index_of(2 * config_.intermediate));
+  weights.gate_up.project(rms_norm(x, weights.mlp_norm, config_.rms_norm_epsilon), gate_up);
   add_bias(gate_up, weights.gate_up_bias);
   const auto gate = gate_up.leftCols(index_of(config_.intermediate)).array();
   const auto up = gate_up.rightCols(index_of(config_.intermediate)).array();
   const matrix activated = gate / (1.0f + (-gate).exp()) * up;
-  x.noalias() += activated * weights.down.transpose();
+  weights.down.add_projection(activated, x);
   add_bias(x, weights.down_bias);
 }
 
 void model::logits(const_rows_view x, std::span<float> out) const {
-  Eigen::Map<row_vector>(out.data(), index_of(out.size())).noalias() =
-      rms_norm(x, final_norm_, config_.rms_norm_epsilon) * unembedding().transpose();
+  unembedding().project(rms_norm(x, final_norm_, config_.rms_norm_epsilon), Eigen::Map<matrix>(out.data(), 1, index_of(out.size())));
+}
+
+weight_footprint plan_weights(const checkpoint& from) {
+  const model_config& config = from.config;
+  const std::size_t hidden = config.hidden, intermediate = config.intermediate;
+  weight_footprint planned;
+  const auto add = [&](const weight_reader& reader, const tensor_stack& stack, std::size_t outputs, std::size_t inputs) {
+    const weight_type type = reader.type_of(stack);
+    planned.bytes += outputs * inputs * element_bytes(type);
+    planned.product_scratch = std::max(planned.product_scratch, weight_matrix::product_scratch_bytes(2, outputs, inputs, type));
+    planned.token_scratch = std::max(planned.token_scratch, weight_matrix::product_scratch_bytes(1, outputs, inputs, type));
+  };
+  add({*from.weights, from.prefix, config}, vocabulary_stack("embed_tokens.weight", config), config.vocabulary, hidden);
+  if (!config.tied_embeddings) add({*from.weights, "", config}, vocabulary_stack(from.head, config), config.vocabulary, hidden);
+  for (std::size_t layer = 0; layer < config.layers; ++layer) {
+    const weight_reader file = reader_of_layer(from, layer);
+    add(file, qkv_stack(config), config.qkv_width(), hidden);
+    add(file, attention_out_stack(config), hidden, config.query_width());
+    add(file, gate_up_stack(config), 2 * intermediate, hidden);
+    add(file, down_stack(config), hidden, intermediate);
+  }
+  const std::size_t biases = (config.biases.qkv ? config.qkv_width() : 0) + (config.biases.attention_out ? hidden : 0) +
+                             (config.biases.mlp ? 2 * intermediate + hidden : 0);
+  planned.bytes += (hidden + config.layers * (2 * hidden + biases)) * sizeof(float);
+  return planned;
 }
 
 }  // namespace minillama

@@ -2,34 +2,25 @@
 // A Llama's weights, and the parts of its forward pass that do not look at other tokens: embedding, normalisation, projections with
 // rotary embedding, SwiGLU. Attention is not here: prefill.hpp and decoder.hpp attend through pqkv.
 #pragma once
-#include <Eigen/Core>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <span>
 #include <vector>
 
+#include "weight_matrix.hpp"
 #include "weight_source.hpp"
 
 namespace minillama {
 
-/// Rows are tokens, or outputs of a projection; elements of a row are contiguous.
-using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using row_vector = Eigen::Matrix<float, 1, Eigen::Dynamic>;
-using rows_view = Eigen::Ref<matrix, 0, Eigen::OuterStride<>>;
-using const_rows_view = Eigen::Ref<const matrix, 0, Eigen::OuterStride<>>;
-
-/// Eigen counts in signed numbers, the standard library and pqkv in unsigned ones.
-inline Eigen::Index index_of(std::size_t i) { return static_cast<Eigen::Index>(i); }
-
 /// One decoder layer. Projections are [outputs, inputs]; those that read the same input are stacked, so that they are one product.
 struct layer_weights {
   row_vector attention_norm;                                         // [hidden]
-  matrix qkv;                                                        // [hq*d + 2*h*d, hidden]: queries, keys, values
-  matrix attention_out;                                              // [hidden, hq*d]
+  weight_matrix qkv;                                                 // [hq*d + 2*h*d, hidden]: queries, keys, values
+  weight_matrix attention_out;                                       // [hidden, hq*d]
   row_vector mlp_norm;                                               // [hidden]
-  matrix gate_up;                                                    // [2*intermediate, hidden]
-  matrix down;                                                       // [hidden, intermediate]
+  weight_matrix gate_up;                                             // [2*intermediate, hidden]
+  weight_matrix down;                                                // [hidden, intermediate]
   row_vector qkv_bias, attention_out_bias, gate_up_bias, down_bias;  // of their outputs; empty where there is none
 };
 
@@ -47,8 +38,8 @@ class model {
 
   /// The weights themselves, for who computes elsewhere.
   const std::vector<layer_weights>& layers() const { return layers_; }
-  const matrix& embedding() const { return embedding_; }
-  const matrix& unembedding() const { return config_.tied_embeddings ? embedding_ : unembedding_; }  // [vocabulary, hidden]
+  const weight_matrix& embedding() const { return embedding_; }
+  const weight_matrix& unembedding() const { return config_.tied_embeddings ? embedding_ : unembedding_; }  // [vocabulary, hidden]
   const row_vector& final_norm() const { return final_norm_; }
   const std::vector<float>& frequencies() const { return frequencies_; }
 
@@ -75,11 +66,22 @@ class model {
 
  private:
   model_config config_;
-  matrix embedding_;  // [vocabulary, hidden]
+  weight_matrix embedding_;  // [vocabulary, hidden]
   std::vector<layer_weights> layers_;
   row_vector final_norm_;           // [hidden]
-  matrix unembedding_;              // [vocabulary, hidden]; empty when tied to the embedding
+  weight_matrix unembedding_;       // [vocabulary, hidden]; empty when tied to the embedding
   std::vector<float> frequencies_;  // [d/2] rotary angle of one position, per pair
 };
+
+/// Bytes that the weights of a checkpoint take. Matrices are as the file stores them; one that is stacked of tensors of different types
+/// is float, and so are norms and biases.
+struct weight_footprint {
+  std::size_t bytes = 0;            // held by the model
+  std::size_t product_scratch = 0;  // of one product of several tokens, at most
+  std::size_t token_scratch = 0;    // of one product of one token, at most
+};
+
+/// Reads no weight. @throws load_error where a tensor is missing, or of a type that is not read
+weight_footprint plan_weights(const checkpoint& from);
 
 }  // namespace minillama

@@ -119,11 +119,12 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
   return prompt;
 }
 
-std::size_t prefill_scratch_bytes(const model_config& config, std::size_t n, std::size_t threads) {
-  const std::size_t block = std::min(n, block_tokens);
+std::size_t prefill_scratch_bytes(const model_config& config, std::size_t n, std::size_t threads, std::size_t product_scratch) {
+  const std::size_t block = std::min(n, block_tokens), tasks = std::min(threads, tiles(n, block_tokens));
   const std::size_t project = block * (config.hidden + config.qkv_width());
-  const std::size_t finish = block * (config.hidden + 3 * config.intermediate);
-  return (n * (config.hidden + 2 * config.query_width()) + threads * std::max(project, finish)) * sizeof(float) +
+  // Behind the last layer one token goes on.
+  const std::size_t finish = (config.layers > 1 ? block : 1) * (config.hidden + 3 * config.intermediate);
+  return (n * (config.hidden + 2 * config.query_width()) + tasks * std::max(project, finish)) * sizeof(float) + tasks * product_scratch +
          attention_scratch_bytes(config, n);
 }
 

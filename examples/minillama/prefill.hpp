@@ -35,6 +35,7 @@ using progress_report = std::function<void(double)>;
 prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report = {});
 
 /// Bytes that prefill() takes beside its result, with `threads` tasks at once.
-std::size_t prefill_scratch_bytes(const model_config& config, std::size_t n, std::size_t threads);
+/// @param product_scratch  bytes of one product's buffer
+std::size_t prefill_scratch_bytes(const model_config& config, std::size_t n, std::size_t threads, std::size_t product_scratch);
 
 }  // namespace minillama

@@ -175,12 +175,15 @@ json memory_of(const footprint& planned, const run_shape& shape) {
   return {{"prompt_tokens", shape.prompt},
           {"capacity_tokens", shape.capacity},
           {"slots", shape.slots},
+          {"program_bytes", planned.program},
           {"weight_bytes", planned.weights},
           {"kv_bytes", planned.caches.kv_bytes},
           {"index_bytes", planned.caches.index_bytes},
           {"scratch_bytes", planned.caches.scratch_bytes},
           {"prompt_row_bytes", planned.prompt_rows},
           {"prefill_scratch_bytes", planned.prefill_scratch},
+          {"training_scratch_bytes", planned.training_scratch},
+          {"step_scratch_bytes", planned.step_scratch},
           {"most_bytes", planned.most()}};
 }
 

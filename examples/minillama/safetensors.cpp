@@ -3,11 +3,9 @@
 #include "safetensors.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <pqkv/core/scalar.hpp>
 
 #include "json_file.hpp"
 #include "load_error.hpp"
@@ -34,7 +32,13 @@ std::optional<std::size_t> element_bits(const std::string& type) {
   return found == bits.end() ? std::nullopt : std::optional(found->second);
 }
 
-bool is_read(const std::string& type) { return type == "F32" || type == "F16" || type == "BF16"; }
+/// Of the types that are read.
+std::optional<weight_type> type_named(const std::string& type) {
+  if (type == "F32") return weight_type::float32;
+  if (type == "F16") return weight_type::float16;
+  if (type == "BF16") return weight_type::bfloat16;
+  return std::nullopt;
+}
 
 /// Product of the extents, or nothing when it does not fit.
 std::optional<std::size_t> element_count(std::span<const std::size_t> shape) {
@@ -44,21 +48,6 @@ std::optional<std::size_t> element_count(std::span<const std::size_t> shape) {
     count *= extent;
   }
   return count;
-}
-
-/// Converts elements, as unaligned as they may be, and stops at the first NaN or infinity: one whose exponent is all ones, tested on
-/// the bits, because a build with -ffast-math may assume that neither exists.
-///
-/// @returns the index of the first non-finite element, or the count
-template <class Stored>
-std::size_t convert_finite(std::span<const std::byte> bytes, std::span<float> out) {
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    Stored stored;
-    std::memcpy(&stored, bytes.data() + i * sizeof(Stored), sizeof(Stored));
-    out[i] = static_cast<float>(stored);
-    if (!pqkv::is_finite(out[i])) return i;
-  }
-  return out.size();
 }
 
 std::vector<std::size_t> unsigned_numbers(const nlohmann::json& entry, const char* key) {
@@ -154,15 +143,29 @@ std::vector<std::string> safetensors_file::names() const {
 
 bool safetensors_file::same(const std::string& name, const safetensors_file& other, const std::string& other_name) const {
   const tensor &one = tensors_.at(name), &two = other.tensors_.at(other_name);
-  return one.type == two.type && one.shape == two.shape &&
-         std::equal(one.bytes.begin(), one.bytes.end(), two.bytes.begin(), two.bytes.end());
+  if (one.type != two.type || one.shape != two.shape) return false;
+  constexpr std::size_t compared_at_once = std::size_t{1} << 20;
+  for (std::size_t begin = 0; begin < one.bytes.size(); begin += compared_at_once) {
+    const std::size_t count = std::min(compared_at_once, one.bytes.size() - begin);
+    const auto here = one.bytes.subspan(begin, count), there = two.bytes.subspan(begin, count);
+    const bool equal = std::equal(here.begin(), here.end(), there.begin());
+    file_.forget(here);
+    other.file_.forget(there);
+    if (!equal) return false;
+  }
+  return true;
 }
 
-const safetensors_file::tensor& safetensors_file::found(const std::string& name, std::span<const std::size_t> shape) const {
+const safetensors_file::tensor& safetensors_file::found(const std::string& name) const {
   const auto entry = tensors_.find(name);
   if (entry == tensors_.end()) throw load_error(path_, name, "missing tensor");
   const tensor& there = entry->second;
-  if (!is_read(there.type)) throw load_error(path_, name, "type " + there.type + " is not read (only F32, F16 and BF16)");
+  if (!type_named(there.type)) throw load_error(path_, name, "type " + there.type + " is not read (only F32, F16 and BF16)");
+  return there;
+}
+
+const safetensors_file::tensor& safetensors_file::found(const std::string& name, std::span<const std::size_t> shape) const {
+  const tensor& there = found(name);
   if (!std::equal(shape.begin(), shape.end(), there.shape.begin(), there.shape.end()))
     throw load_error(path_, name, "expected shape " + printed(shape) + ", got " + printed(there.shape));
   return there;
@@ -170,15 +173,12 @@ const safetensors_file::tensor& safetensors_file::found(const std::string& name,
 
 void safetensors_file::require(const std::string& name, std::span<const std::size_t> shape) const { found(name, shape); }
 
-void safetensors_file::read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const {
-  const tensor& from = found(name, shape);
-  if (out.size() * *element_bits(from.type) != from.bytes.size() * 8)
-    throw std::invalid_argument("read: out does not have the shape's size");
+weight_type safetensors_file::type_of(const std::string& name) const { return *type_named(found(name).type); }
 
-  const std::size_t finite = from.type == "F32"    ? convert_finite<float>(from.bytes, out)
-                             : from.type == "BF16" ? convert_finite<pqkv::bfloat16>(from.bytes, out)
-                                                   : convert_finite<pqkv::half>(from.bytes, out);
-  if (finite != out.size()) throw load_error(path_, name, "NaN or infinity at element " + std::to_string(finite));
+void safetensors_file::read_rows(const std::string& name, std::span<const std::size_t> shape, const row_taker& take) const {
+  const tensor& from = found(name, shape);
+  const auto wrong = hand_over_rows(file_, from.bytes, *type_named(from.type), shape.back(), take);
+  if (wrong) throw load_error(path_, name, "NaN or infinity at element " + std::to_string(*wrong));
 }
 
 }  // namespace minillama

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reader of one safetensors file: eight bytes with the header's length (little endian), a JSON header that maps each tensor's name
-// to {dtype, shape, data_offsets}, then the tensors' bytes. The file is mapped, never copied; tensors are converted to float on request.
+// to {dtype, shape, data_offsets}, then the tensors' bytes. The file is mapped, never copied; tensors are handed over on request.
 // Sharded checkpoints are several of these: hugging_face.hpp. Format: the safetensors project's README.
 #pragma once
 #include <cstddef>
@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "mapped_file.hpp"
+#include "mapped_rows.hpp"
 
 namespace minillama {
 
@@ -34,12 +34,14 @@ class safetensors_file {
   /// @throws load_error when the tensor is missing, has another shape, or a type that is not read
   void require(const std::string& name, std::span<const std::size_t> shape) const;
 
-  /// Reads one tensor as float, row major.
+  /// @throws load_error when the tensor is missing, or of a type that is not read
+  weight_type type_of(const std::string& name) const;
+
+  /// Hands over one tensor row by row, as it is stored.
   ///
   /// @param shape  the shape that the model expects
-  /// @param out    as many elements as the shape has, written
   /// @throws load_error as require(), and when the tensor holds NaN or infinity
-  void read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const;
+  void read_rows(const std::string& name, std::span<const std::size_t> shape, const row_taker& take) const;
 
  private:
   struct tensor {
@@ -49,6 +51,7 @@ class safetensors_file {
   };
 
   tensor entry_of(const std::string& name, const nlohmann::json& entry, std::span<const std::byte> data) const;
+  const tensor& found(const std::string& name) const;
   const tensor& found(const std::string& name, std::span<const std::size_t> shape) const;
   void refuse_gaps(std::span<const std::byte> data) const;
 

@@ -18,10 +18,15 @@ bool is_file(const std::filesystem::path& path) {
 
 }  // namespace
 
+void weight_source::read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const {
+  const weight_type type = type_of(name);
+  read_rows(name, shape, [&](std::size_t row, std::span<const std::byte> elements) {
+    to_floats(type, elements, out.subspan(row * shape.back(), shape.back()));
+  });
+}
+
 checkpoint open_checkpoint(const std::filesystem::path& path) { return is_file(path) ? open_llama2c(path) : open_hugging_face(path); }
 
-model_config read_shape(const std::filesystem::path& path) {
-  return is_file(path) ? open_llama2c(path).config : load_config(path / "config.json");
-}
+bool has_weights(const std::filesystem::path& path) { return is_file(path) || has_hugging_face_weights(path); }
 
 }  // namespace minillama

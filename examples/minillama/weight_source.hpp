@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "config.hpp"
+#include "mapped_rows.hpp"
+#include "weight_type.hpp"
 
 namespace minillama {
 
@@ -25,12 +27,21 @@ class weight_source {
   /// Whether two tensors that are there hold the same bytes.
   virtual bool same(const std::string& one, const std::string& other) const = 0;
 
-  /// Reads one tensor as float, row major.
+  /// The type that a tensor is stored in. @throws load_error as require(), but for the shape
+  virtual weight_type type_of(const std::string& name) const = 0;
+
+  /// Hands over one tensor row by row, in any order; a tensor of one extent is one row.
   ///
   /// @param shape  the shape that the model expects
-  /// @param out    as many elements as the shape has, written
+  /// @param take   gets each row once, as type_of() says it is stored
   /// @throws load_error as require(), and where there is NaN or infinity in it
-  virtual void read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const = 0;
+  virtual void read_rows(const std::string& name, std::span<const std::size_t> shape, const row_taker& take) const = 0;
+
+  /// Reads one tensor as float, row major.
+  ///
+  /// @param out  as many elements as the shape has, written
+  /// @throws load_error as read_rows()
+  void read(const std::string& name, std::span<const std::size_t> shape, std::span<float> out) const;
 };
 
 /// A model's shape, and its weights.
@@ -45,7 +56,7 @@ struct checkpoint {
 /// @throws load_error as open_hugging_face() and open_llama2c()
 checkpoint open_checkpoint(const std::filesystem::path& path);
 
-/// The shape alone. Of a directory, config.json is all that is opened.
-model_config read_shape(const std::filesystem::path& path);
+/// Whether there is a file of weights: a directory may hold config.json alone, which tells the shape.
+bool has_weights(const std::filesystem::path& path);
 
 }  // namespace minillama

@@ -256,16 +256,32 @@ TEST_CASE("the plan of a run's memory is what the run holds") {
       policy_settings policy;
       policy.name = policy_name.second;
       const host_session at(*model.llama, model.runner, policy, prefilled, 30, kind);
-      const footprint planned = plan_footprint(model.llama->config(), policy, {150, 180, kind == session_kind::forked ? 2u : 1u, 2});
+      const std::size_t slots = kind == session_kind::forked ? 2 : 1;
+      run_shape shape{.prompt = 150, .capacity = 180, .slots = slots, .threads = 2, .sessions = 2};
+      const footprint planned = plan_footprint(model.llama->config(), policy, shape, plan_weights(open_checkpoint(model.folder.path())));
       CHECK(planned.caches.kv_bytes == at.memory().kv_bytes);
       CHECK(planned.caches.index_bytes == at.memory().index_bytes);
       CHECK(planned.caches.scratch_bytes == at.memory().scratch_bytes);
       CHECK(planned.prompt_rows == rows);
       CHECK(planned.weights == weights);
       CHECK(planned.most() >= weights + rows + planned.caches.total_bytes());
+      // A session that takes the rows.
+      shape.sessions = 1;
+      const footprint once = plan_footprint(model.llama->config(), policy, shape, plan_float_weights(model.llama->config()));
+      CHECK(once.weights == weights);
+      CHECK(once.most() <= planned.most());
+      CHECK(once.most() >= weights + std::max(rows, once.caches.total_bytes()));
     }
   }
+  model_config deep = model.llama->config();
+  deep.layers = 64;
+  policy_settings full;
+  full.name = policy_name::full;
+  const footprint kept = plan_footprint(deep, full, {.prompt = 4000, .capacity = 4000, .sessions = 2}, {});
+  const footprint taken = plan_footprint(deep, full, {.prompt = 4000, .capacity = 4000}, {});
+  CHECK(static_cast<double>(kept.most() - taken.most()) > 0.9 * static_cast<double>(kept.prompt_rows));
   model_config vast = model.llama->config();
   vast.hidden = vast.intermediate = vast.layers = std::size_t{1} << 24;
-  CHECK_THROWS_AS(plan_footprint(vast, {}, {1, 1, 1, 1}), std::length_error);
+  CHECK_THROWS_AS(plan_float_weights(vast), std::length_error);
+  CHECK_THROWS_AS(plan_footprint(vast, {}, {.prompt = std::size_t{1} << 40, .capacity = 1}, {}), std::length_error);
 }

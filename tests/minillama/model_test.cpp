@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "decoder.hpp"
+#include "engine.hpp"
 #include "footprint.hpp"
 #include "load_error.hpp"
 #include "plain_llama.hpp"
@@ -83,7 +84,8 @@ TEST_CASE("heads of every grouping, and a rotary base of its own") {
     const std::size_t hq = heads[0], h = heads[1], d = heads[2];
     CAPTURE(hq);
     CAPTURE(d);
-    const loaded_model model({.hidden = 32, .layers = 3, .query_heads = hq, .kv_heads = h, .head_dim = d, .theta = 1e6}, d);
+    const char* const type = h == 1 ? "BF16" : h == 2 ? "F16" : "F32";
+    const loaded_model model({.hidden = 32, .layers = 3, .query_heads = hq, .kv_heads = h, .head_dim = d, .type = type, .theta = 1e6}, d);
     const auto text = random_tokens(21, hq);
     const auto wanted = plain_logits(model.shape, model.weights, text);
     const auto prompt = minillama::prefill(*model.llama, std::span(text).first(20), runner);
@@ -132,6 +134,35 @@ TEST_CASE("a fork leaves the prompt as it was, and room is counted from the fork
   CHECK(session.statistics().seconds > 0);
 }
 
+TEST_CASE("the last session of a prompt takes its rows and computes the same; another that comes too late is refused") {
+  minillama::pool_runner runner(2);
+  const loaded_model model({.layers = 3});
+  const auto text = random_tokens(60, 5);
+  const auto kind = minillama::session_kind::forked;
+  auto prompt = minillama::prefill(*model.llama, std::span(text).first(50), runner);
+  const std::vector<float> logits = prompt.logits;
+  minillama::host_session before(*model.llama, runner, policy(minillama::policy_name::pq), prompt, 10, kind);
+  minillama::host_session last(*model.llama, runner, policy(minillama::policy_name::pq), std::move(prompt), 10, kind);
+  CHECK(prompt.layers.empty());
+  CHECK(prompt.logits == logits);
+  for (std::size_t t = 50; t < text.size(); ++t) {
+    const auto wanted = before.step(text[t]), got = last.step(text[t]);
+    CHECK(std::equal(wanted.begin(), wanted.end(), got.begin(), got.end()));
+  }
+  last.fork();
+  CHECK(last.step(text[50]).size() == logits.size());
+  CHECK_THROWS_AS(minillama::host_session(*model.llama, runner, policy(minillama::policy_name::full), prompt, 10, kind), std::logic_error);
+
+  const auto full = policy(minillama::policy_name::full);
+  const auto held = minillama::make_engine(minillama::device_name::host, *model.llama, runner)->prefill(std::span(text).first(50));
+  const auto more = held->start(full, 10, kind), taker = held->start_last(full, 10, kind);
+  CHECK(std::equal(logits.begin(), logits.end(), held->logits().begin()));
+  const auto wanted = more->step(text[50]), got = taker->step(text[50]);
+  CHECK(std::equal(wanted.begin(), wanted.end(), got.begin(), got.end()));
+  CHECK_THROWS_AS(held->start(full, 10, kind), std::logic_error);
+  CHECK_THROWS_AS(held->start_last(full, 10, kind), std::logic_error);
+}
+
 TEST_CASE("policies that retrieve the whole middle agree with the oracle; one that does not reads less") {
   minillama::pool_runner runner(2);
   const loaded_model model({.max_positions = 1024});
@@ -164,7 +195,7 @@ TEST_CASE("policies that retrieve the whole middle agree with the oracle; one th
 TEST_CASE("a head_dim that the library does not take is refused by name, and one that is padded finds what it found") {
   minillama::pool_runner runner(1);
   const loaded_model wide({.query_heads = 1, .kv_heads = 1, .head_dim = pqkv::max_head_dim + 2});
-  CHECK_THROWS_AS(minillama::plan_footprint(wide.llama->config(), policy(minillama::policy_name::full), {.prompt = 1, .capacity = 8}),
+  CHECK_THROWS_AS(minillama::plan_footprint(wide.llama->config(), policy(minillama::policy_name::full), {.prompt = 1, .capacity = 8}, {}),
                   pqkv::value_error);
 
   const loaded_model model({.layers = 1, .head_dim = 10});

@@ -18,6 +18,13 @@ namespace {
 const tensors two_tensors{{"a", {{2, 3}, {1.0f, -2.0f, 0.5f, 3.0f, 0.0f, -0.25f}}}, {"b", {{1}, {7.0f}}}};
 constexpr std::array<std::size_t, 2> shape_a{2, 3};
 
+void read(const minillama::safetensors_file& file, const std::string& name, std::span<const std::size_t> shape, std::span<float> out) {
+  const minillama::weight_type type = file.type_of(name);
+  file.read_rows(name, shape, [&](std::size_t row, std::span<const std::byte> elements) {
+    minillama::to_floats(type, elements, out.subspan(row * shape.back(), shape.back()));
+  });
+}
+
 /// Text of the error that reading tensor `name` of the file ends with; empty when there is none.
 std::string problem(const std::filesystem::path& path, const std::string& name = "a", std::span<const std::size_t> shape = shape_a) {
   try {
@@ -25,7 +32,7 @@ std::string problem(const std::filesystem::path& path, const std::string& name =
     std::size_t count = 1;
     for (const std::size_t extent : shape) count *= extent;
     std::vector<float> out(count);
-    file.read(name, shape, out);
+    read(file, name, shape, out);
   } catch (const minillama::load_error& error) {
     const std::string text = error.what();
     CHECK_MESSAGE(text.rfind(path.string() + ": ", 0) == 0, text);
@@ -49,7 +56,7 @@ TEST_CASE("f32, f16 and bf16 tensors are read as floats") {
     CHECK(file.contains("b"));
     CHECK_FALSE(file.contains("__metadata__"));
     std::array<float, 6> out{};
-    file.read("a", shape_a, out);
+    read(file, "a", shape_a, out);
     for (std::size_t i = 0; i < out.size(); ++i) CHECK(out[i] == two_tensors.at("a").values[i]);
   }
 }

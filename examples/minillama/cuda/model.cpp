@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights keep the host's order: rows are outputs.
+// Weights keep the host's order: rows are outputs. Matrices are float here, however the file and the host have them: cuBLAS multiplies
+// floats.
 #include "model.hpp"
 
 #include <algorithm>
@@ -13,7 +14,18 @@ array<float> uploaded(const stream& on, const float* from, std::size_t size) {
   return there;
 }
 
-array<float> uploaded(const stream& on, const matrix& from) { return uploaded(on, from.data(), static_cast<std::size_t>(from.size())); }
+array<float> uploaded(const stream& on, const weight_matrix& from) {
+  array<float> there(from.outputs() * from.inputs());
+  const std::size_t rows_at_once = std::max<std::size_t>((std::size_t{4} << 20) / from.inputs(), 1);  // 16 MiB
+  std::vector<float> floats(std::min(rows_at_once, from.outputs()) * from.inputs());
+  for (std::size_t first = 0, rows = 0; first < from.outputs(); first += rows) {
+    rows = std::min(rows_at_once, from.outputs() - first);
+    from.copy_rows(first, {floats.data(), rows * from.inputs()});
+    copy(on, there.data() + first * from.inputs(), floats.data(), rows * from.inputs());
+    on.wait();  // the buffer is filled again
+  }
+  return there;
+}
 array<float> uploaded(const stream& on, const row_vector& from) { return uploaded(on, from.data(), static_cast<std::size_t>(from.size())); }
 
 }  // namespace

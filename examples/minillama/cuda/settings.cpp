@@ -67,10 +67,11 @@ std::size_t prefill_scratch_bytes(const model_config& config, std::size_t n) {
 }
 
 footprint plan_footprint(const model_config& config, const policy_settings& settings, const run_shape& shape) {
-  footprint planned = minillama::plan_footprint(config, settings, shape);
+  footprint planned = minillama::plan_footprint(config, settings, shape, plan_float_weights(config));
   settings_for(settings, shape.prompt, config, shape.slots, shape.capacity);
   planned.prefill_scratch = prefill_scratch_bytes(config, shape.prompt);
   planned.caches = {};
+  planned.other_caches = planned.training_scratch = planned.step_scratch = planned.handed_over = 0;
   return planned;
 }
 
