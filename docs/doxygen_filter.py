@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Shows Doxygen a file as its readers see it. Of a header the head becomes the file's page and the comment behind a member its
-description; of a Markdown page the links to headers lead to their pages.
+description; of a Markdown page the links to headers lead to their pages, and those to sections of a page to the page: Doxygen before 1.10
+gives sections other names than Markdown does.
 
     doxygen_filter.py FILE      prints it, line for line
 """
@@ -13,6 +14,8 @@ from pathlib import Path
 behind_member = re.compile(r"^(\s*(?![#/])[^\"]*?[\w;,)\]}])(\s+)// (.*)$")
 
 link_to_header = re.compile(r"\]\((?:\.\./)*include/(pqkv/[\w/]+\.(?:hpp|cuh))\)")
+
+link_to_section = re.compile(r"\]\(((?:[\w.-]+/)*[\w-]+\.md)#[\w-]+\)")
 
 
 def header(lines):
@@ -27,7 +30,7 @@ def header(lines):
 
 def page(lines):
     for line in lines:
-        yield link_to_header.sub(r"](@ref \1)", line)
+        yield link_to_section.sub(r"](\1)", link_to_header.sub(r"](@ref \1)", line))
 
 
 if __name__ == "__main__":
