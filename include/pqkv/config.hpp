@@ -7,9 +7,9 @@
 // PQKV_INLINE        a part of a leaf that must be inlined into it, since a target attribute does not cross a call.
 // PQKV_ASSERT(x)     internal invariant; checked when PQKV_CHECKED is defined, free otherwise.
 // PQKV_ON_ERROR(s)   where a failed check ends without exceptions (-fno-exceptions); may be defined before inclusion.
-// PQKV_MODE          the inline namespace that all of the library is in. Its name says what the code of a function depends on: the version,
-// what a
-//                    failed check does, PQKV_CHECKED, and the instructions that the compiler may use (-march, -mavx2). A linker keeps one
+// PQKV_MODE          the inline namespace that all of the library is in. Its name says what the code of a function depends on: the
+//                    version, what a failed check does, PQKV_CHECKED, and the instructions that the compiler may use
+//                    (-march). A linker keeps one
 //                    body of a name, so files of one program that are built otherwise must not share names: a file for every CPU would get
 //                    the code of its neighbour for a new one. What such files hand to each other is the program's own types: a view of one
 //                    is not a view of the other.
