@@ -9,10 +9,9 @@
 // PQKV_ON_ERROR(s)   where a failed check ends without exceptions (-fno-exceptions); may be defined before inclusion.
 // PQKV_MODE          the inline namespace that all of the library is in. Its name says what the code of a function depends on: the
 //                    version, what a failed check does, PQKV_CHECKED, and the instructions that the compiler may use
-//                    (-march). A linker keeps one
-//                    body of a name, so files of one program that are built otherwise must not share names: a file for every CPU would get
-//                    the code of its neighbour for a new one. What such files hand to each other is the program's own types: a view of one
-//                    is not a view of the other.
+//                    (-march). A linker keeps one body of a name, so files of one program that are built otherwise must not share
+//                    names: a file for every CPU would get the code of its neighbour for a new one. What such files hand to each other
+//                    is the program's own types: a view of one is not a view of the other.
 #pragma once
 
 #include <cstdlib>
