@@ -241,9 +241,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const auto mark_listed = [&](std::uint32_t token, bool above) {
     if (token < held.listed) mark(token, above);
   };
-  const auto cell_at = [&](std::uint32_t i) {
-    return (i / 32 * gridDim.x + blockIdx.x) * 32 + i % 32;
-  };  // the CTAs take 32 cells each in turn
+  const auto cell_at = [&](std::uint32_t i) { return (i / 32 * gridDim.x + blockIdx.x) * 32 + i % 32; };  // CTAs take 32 cells in turn
   const auto key_of = [&](std::uint32_t cell) { return canonical::order_key(scores(list, cell)); };
   mark_cells<Threads>(
       reached, call, (items.n / 32 + gridDim.x) / gridDim.x * 32, head, limits[list],

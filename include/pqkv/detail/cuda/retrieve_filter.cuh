@@ -26,10 +26,9 @@ struct list_filter {
 
 /// The scratch of a call.
 struct filter_memory {
-  list_filter* filters;  // [lists]
-  view<std::uint32_t, 3, space::device>
-      maps;                            // [lists, 2, words] both bits set: above the bracket; first: at its high end; second: low end
-  view<uint2, 2, space::device> kept;  // [lists, most kept] key and token of those inside the bracket
+  list_filter* filters;                        // [lists]
+  view<std::uint32_t, 3, space::device> maps;  // [lists, 2, words] both bits set: above the bracket; first: high end; second: low end
+  view<uint2, 2, space::device> kept;          // [lists, most kept] key and token of those inside the bracket
   view<std::uint32_t, 2, space::device> keys;  // [lists, n] for lists whose bracket misleads
 
   filter_memory(arena& memory, std::size_t lists, std::size_t n)
@@ -90,8 +89,7 @@ struct filtered_list {
     const bool is_high = rest <= found.at_high;
     rest -= is_high ? 0 : found.at_high;
     const bool is_low = !is_high && rest > kept;
-    block::threshold limit{is_high ? 0xffffffffu : 0,
-                           is_low ? rest - kept : rest};  // how many tokens inside the bracket to take: none, or all
+    block::threshold limit{is_high ? 0xffffffffu : 0, is_low ? rest - kept : rest};  // inside the bracket: none, or all
     if (!is_high && !is_low)
       limit = select.find(
           kept, rest, found.limits.high, block::list_select<Threads>::shift_of(found.limits.low, found.limits.high),

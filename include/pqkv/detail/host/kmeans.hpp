@@ -285,9 +285,7 @@ class kmeans_problem {
 
 template <>
 struct kernel<op::kmeans, backend::host> {
-  static constexpr std::size_t scratch_bytes(const op::kmeans::sizes&) {
-    return 0;
-  }  // host training takes memory from the heap, outside of steps
+  static constexpr std::size_t scratch_bytes(const op::kmeans::sizes&) { return 0; }  // training takes heap memory
 
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 4, Space> points, view<const float, 3> offset, view<float, 4> centroids,

@@ -26,8 +26,7 @@ struct select_key<float> {
   static constexpr std::uint32_t bottom = 0x007fffff, top = 0xff800000;  // -infinity and infinity; a NaN has key 0
   static constexpr float bound(std::uint32_t key) {
     if (key < bottom) key = bottom;
-    return float_from_bits((key & 0x80000000u) != 0 ? key & 0x7fffffffu
-                                                    : ~key);  // a key above the top gives a NaN, and no score is at least that
+    return float_from_bits((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);  // above the top: a NaN, which no score reaches
   }
 };
 template <>
