@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of attention. Eight sums are in registers at a time, of 1, 2 or 4 queries with 8, 4 or 2 keys; their lanes are added up
+// AVX2 kernels of attention. Eight sums are in registers at a time, of 1, 2 or 4 queries with 8, 4 or 2 keys; their lanes are added up
 // together. Eight queries are two fours.
 #pragma once
 
@@ -143,7 +143,8 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
   /// Q queries with 8 / Q keys at a time; queries behind the g-th are computed and dropped.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX2 static PQKV_INLINE void score_keys(const float* queries, std::size_t stride, std::size_t g, const T* const* keys,
-                                                std::size_t count, std::size_t d, rows_ahead<T> ahead, float* out, std::size_t out_stride) {
+                                                      std::size_t count, std::size_t d, rows_ahead<T> ahead, float* out,
+                                                      std::size_t out_stride) {
     constexpr std::size_t rows = 8 / Q;
     alignas(32) float sums[8];
     for (std::size_t t = 0; t < count; t += rows) {
@@ -171,19 +172,18 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
   /// Elements in runs of 16 * C, whose sums stay in registers over the tile.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX2 static PQKV_INLINE void add_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
-                                               std::size_t weight_stride, const T* const* values, std::size_t count, std::size_t d,
-                                               rows_ahead<T> ahead) {
+                                                      std::size_t weight_stride, const T* const* values, std::size_t count, std::size_t d,
+                                                      rows_ahead<T> ahead) {
     constexpr std::size_t widest = Q == 4 ? 1 : 2;
     std::size_t i = 0;
     for (; i + widest * pair <= d; i += widest * pair)
       add_run_of_values<Q, widest>(sums + i, stride, g, weights, weight_stride, values, count, i, pair, ahead);
-    for (; i < d; i += pair)
-      add_run_of_values<Q, 1>(sums + i, stride, g, weights, weight_stride, values, count, i, d - i, ahead);
+    for (; i < d; i += pair) add_run_of_values<Q, 1>(sums + i, stride, g, weights, weight_stride, values, count, i, d - i, ahead);
   }
   template <std::size_t Q, std::size_t C, class T>
   PQKV_TARGET_AVX2 static PQKV_INLINE void add_run_of_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
-                                                   std::size_t weight_stride, const T* const* values, std::size_t count,
-                                                   std::size_t first_element, std::size_t n, rows_ahead<T> ahead) {
+                                                             std::size_t weight_stride, const T* const* values, std::size_t count,
+                                                             std::size_t first_element, std::size_t n, rows_ahead<T> ahead) {
     __m256 acc[2 * Q * C];
 #pragma GCC unroll 8
     for (std::size_t a = 0; a < 2 * Q * C; ++a) acc[a] = _mm256_setzero_ps();

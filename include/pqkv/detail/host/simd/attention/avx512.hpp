@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of attention (F, BW, DQ, VL). Sixteen sums are in registers at a time, of 1, 2, 4 or 8 queries with 16, 8, 4 or 2 keys,
+// AVX-512 kernels of attention (F, BW, DQ, VL). Sixteen sums are in registers at a time, of 1, 2, 4 or 8 queries with 16, 8, 4 or 2 keys,
 // so that each loaded row meets all queries; their lanes are added up together, in 45 instructions for the sixteen. Zero-masked forms
 // stand where g++ 12's headers would warn of the plain ones.
 //
@@ -141,8 +141,8 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
   /// Q queries with 16 / Q keys at a time; queries behind the g-th are computed and dropped.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX512 static PQKV_INLINE void score_keys(const float* queries, std::size_t stride, std::size_t g, const T* const* keys,
-                                                  std::size_t count, std::size_t d, rows_ahead<T> ahead, float* out,
-                                                  std::size_t out_stride) {
+                                                        std::size_t count, std::size_t d, rows_ahead<T> ahead, float* out,
+                                                        std::size_t out_stride) {
     constexpr std::size_t rows = 16 / Q;
     alignas(64) float sums[16];
     for (std::size_t t = 0; t < count; t += rows) {
@@ -166,7 +166,7 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
                                                        std::size_t first_element, std::size_t n, __m512 (&acc)[16]) {
     // Loops of one level: g++ 12 keeps an array in registers where it can unroll the loop over it early, innermost ones only.
     constexpr std::size_t rows = 16 / Q;
-    if constexpr (Q <= 4) {  // few queries: theirs stay in registers
+    if constexpr (Q <= 4) {                // few queries: theirs stay in registers
       __m512 query[2 * Q], low{}, high{};  // with a value for g++ -Og alone
 #pragma GCC unroll 8
       for (std::size_t a = 0; a < 2 * Q; ++a) query[a] = _mm512_loadu_ps(queries + a / 2 * stride + a % 2 * lanes);
@@ -202,8 +202,8 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
   /// Elements in runs of 32 * C, whose sums stay in registers over the tile.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX512 static PQKV_INLINE void add_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
-                                                 std::size_t weight_stride, const T* const* values, std::size_t count, std::size_t d,
-                                                 rows_ahead<T> ahead) {
+                                                        std::size_t weight_stride, const T* const* values, std::size_t count, std::size_t d,
+                                                        rows_ahead<T> ahead) {
     constexpr std::size_t widest = Q == 1 ? 4 : Q == 8 ? 1 : 2;
     std::size_t i = 0;
     for (; i + widest * pair <= d; i += widest * pair)
@@ -213,8 +213,8 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
   }
   template <std::size_t Q, std::size_t C, class T>
   PQKV_TARGET_AVX512 static PQKV_INLINE void add_run_of_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
-                                                     std::size_t weight_stride, const T* const* values, std::size_t count,
-                                                     std::size_t first_element, std::size_t n, rows_ahead<T> ahead) {
+                                                               std::size_t weight_stride, const T* const* values, std::size_t count,
+                                                               std::size_t first_element, std::size_t n, rows_ahead<T> ahead) {
     __m512 acc[2 * Q * C];
 #pragma GCC unroll 16
     for (std::size_t a = 0; a < 2 * Q * C; ++a) acc[a] = _mm512_setzero_ps();

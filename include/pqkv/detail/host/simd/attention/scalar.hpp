@@ -18,7 +18,7 @@ namespace pqkv::inline PQKV_MODE::detail {
 /// rows.
 inline constexpr std::size_t tile_padding = 32, tile_row_padding = 16;
 
-/// Rows that a leaf asks the memory for while it computes: tile_dots the keys, tile_add the values, each piece of them when it reads the
+/// Rows that a kernel asks the memory for while it computes: tile_dots the keys, tile_add the values, each piece of them when it reads the
 /// like piece of its own rows, so that requests come evenly.
 template <class T>
 struct rows_ahead {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of cells (with FMA). Lanes are cells, so every lane repeats the scalar leaf's operations in its order.
+// AVX2 kernels of cells (with FMA). Lanes are cells, so every lane repeats the scalar kernel's operations in their order.
 #pragma once
 
 #include <immintrin.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of matrices: blocks of 6 x 16 sums in 12 registers.
+// AVX2 kernels of matrices: blocks of 6 x 16 sums in 12 registers.
 #pragma once
 
 #include <immintrin.h>

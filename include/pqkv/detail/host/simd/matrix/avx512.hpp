@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of matrices (F): blocks of 6 x 64 sums in 24 registers, four more hold the row of b. Zero-masked forms stand where
+// AVX-512 kernels of matrices (F): blocks of 6 x 64 sums in 24 registers, four more hold the row of b. Zero-masked forms stand where
 // g++ 12's headers would warn of the plain ones.
 #pragma once
 

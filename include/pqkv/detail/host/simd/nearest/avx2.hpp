@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of the search for nearest centroids (with FMA and F16C).
+// AVX2 kernels of the search for nearest centroids (with FMA and F16C).
 #pragma once
 
 #include <immintrin.h>

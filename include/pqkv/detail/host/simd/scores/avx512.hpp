@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of scores (F, BW, DQ, VL). Zero-masked forms stand where g++ 12's headers would warn of the plain ones.
+// AVX-512 kernels of scores (F, BW, DQ, VL). Zero-masked forms stand where g++ 12's headers would warn of the plain ones.
 // Tables of 16 to 256 floats are looked up in registers by permutes: measured, a gather of 16 lanes takes longer than eight permutes.
 #pragma once
 

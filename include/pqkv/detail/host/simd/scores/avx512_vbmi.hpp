@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 VBMI leaves of scores: floats looked up in pieces. A table of 64 floats is two of 64 words, a larger one four planes of bytes,
+// AVX-512 VBMI kernels of scores: floats looked up in pieces. A table of 64 floats is two of 64 words, a larger one four planes of bytes,
 // which a permute reads 64 or 128 entries of at once; interleaving puts the pieces together. Smaller tables gain nothing.
 // Measured: bench/scan.cpp, probability_sum, one core of Zen 5: 1.2 times the permutes of floats at 64 entries, 2.3 times at 256.
 #pragma once

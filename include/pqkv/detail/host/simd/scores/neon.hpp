@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// NEON leaves of scores.
-// Lanes are centroids or tokens, never the axis that is summed, so every lane repeats the scalar leaf's operations in its order.
+// NEON kernels of scores.
+// Lanes are centroids or tokens, never the axis that is summed, so every lane repeats the scalar kernel's operations in their order.
 // A table of 16, 32 or 64 floats is held as four planes of bytes, in which one instruction looks up sixteen codes at once. Four registers
 // are what a look-up can span; larger tables are read entry by entry.
 #pragma once

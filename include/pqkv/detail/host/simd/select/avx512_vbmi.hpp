@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of selection with VBMI2: the places of 64 scores are compressed as bytes and widened afterwards, one compress in the
+// AVX-512 kernels of selection with VBMI2: the places of 64 scores are compressed as bytes and widened afterwards, one compress in the
 // place of four, and 16-bit scores are compressed as they are.
 #pragma once
 

@@ -17,7 +17,7 @@ struct interval_counts {
   std::size_t kept = 0;
 };
 
-/// Vectors are stored whole, so what a leaf keeps needs room for as many elements behind it.
+/// Vectors are stored whole, so what a kernel keeps needs room for as many elements behind it.
 inline constexpr std::size_t select_slack = 64;
 
 template <class Isa>

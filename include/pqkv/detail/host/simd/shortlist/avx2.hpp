@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of shortlists (with FMA). Lanes are query heads in the sums and tokens in the rest, so every lane repeats the scalar
-// leaf's operations in its order. Codes are read as scalars: measured, a gather of table entries takes longer than one load a code.
+// AVX2 kernels of shortlists (with FMA). Lanes are query heads in the sums and tokens in the rest, so every lane repeats the scalar
+// kernel's operations in their order. Codes are read as scalars: measured, a gather of table entries takes longer than one load a code.
 #pragma once
 
 #include <immintrin.h>

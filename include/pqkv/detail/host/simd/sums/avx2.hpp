@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of quantized scans: byte shuffles of 16 entries. A larger table is as many shuffles as it has sixteens, each blind to the
+// AVX2 kernels of quantized scans: byte shuffles of 16 entries. A larger table is as many shuffles as it has sixteens, each blind to the
 // codes of the others: the saturating addition leaves bit 7 set where the upper four bits of a code are not the sixteen's own.
 #pragma once
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of quantized scans (F, BW, DQ, VL): permutes of 16-bit entries, 32 of a register or 64 of two. Zero-masked forms stand
+// AVX-512 kernels of quantized scans (F, BW, DQ, VL): permutes of 16-bit entries, 32 of a register or 64 of two. Zero-masked forms stand
 // where g++ 12's headers would warn of the plain ones.
 #pragma once
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 VBMI leaves of quantized scans: permutes of bytes, 128 of two registers, for tables of 128 and 256 bytes, or as many words in
+// AVX-512 VBMI kernels of quantized scans: permutes of bytes, 128 of two registers, for tables of 128 and 256 bytes, or as many words in
 // two planes of bytes. Smaller tables stay with permutes of words: as many, and nothing to interleave (measured for 64 bytes: 12.1
 // against 15.2 us for 131072 tokens of 4 query heads and 2 subspaces; bench/quantized_scan.cpp, one core of Zen 5).
 #pragma once

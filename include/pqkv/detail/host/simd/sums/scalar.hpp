@@ -9,7 +9,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// Most subspaces that a leaf has room for.
+/// The most subspaces that a kernel has room for.
 inline constexpr std::size_t max_summed_subspaces = 16;
 
 template <class Isa>
