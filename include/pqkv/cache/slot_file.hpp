@@ -5,8 +5,8 @@
 //
 //   bytes 0..7    "pqkvslot"
 //   8..103        slot_file_header, the rest of it: format, byte order, contents, shape, sequence
-//   104..         codebooks and the middle's codes, in the order of pq_index_view::learnt_parts(), then rows [h, n, row] if the file has
-//   them
+//   104..         codebooks and the middle's codes, in the order of pq_index_view::learnt_parts(), then rows [h, n, row] if
+//                 the file has them
 //   last 4        CRC-32 of everything before
 #pragma once
 
