@@ -55,7 +55,7 @@ struct score_leaf<isa::avx512> : score_leaf<isa::avx2> {
   }
 
   PQKV_TARGET_AVX512 static std::uint64_t total(const float* p, const std::uint32_t* weights, std::size_t n) {
-    // Bits of p * 2^40 + magic; the magic's own bits are taken off at the end, modulo 2^64.
+    // The bits of p * 2^40 + magic. The magic's own bits are subtracted at the end, modulo 2^64.
     const __m512d magic = _mm512_set1_pd(0x1.8p52), scale = _mm512_set1_pd(0x1p40);
     __m512i even = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
     std::uint64_t weight_sum = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of quantized scans in plain C++: the plain statement of what each computes. Integers, so every ISA gives the same.
+// Kernels of quantized scans in plain C++: the reference for what each computes. Integers, so every ISA gives the same.
 #pragma once
 
 #include <cstddef>
