@@ -241,7 +241,6 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// @throws value_error, capacity_error naming what does not fit, when the file is cut, altered or of another cache; std::bad_alloc. The
   ///         slot then stays empty
   /// @cost   one pass over the file, and the id lists' counting sort
-  /// @cost   one pass over the file, and the id lists' counting sort
   template <exec::policy P, class Source>
   void load(const P& policy, std::size_t slot, Source&& source, slot_contents contents = slot_contents::index_and_rows) {
     begin<P>("load");

@@ -104,6 +104,7 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
 /// same bits as one run of L + L2. Given centroids may repeat and may lie anywhere. A centroid that no row joins is an empty cluster.
 /// Centroids far from all rows only make the first iteration slower: it then has no shortlist. Fewer than c usable rows are refused here
 /// too, but repeated rows are not looked for.
+/// @pre    given centroids are finite; otherwise the result is unspecified, though nothing outside it is touched
 ///
 /// @param points     [h, m, n, ds] float, half or bfloat16, any strides
 /// @param offset     [h, m, ds] float, subtracted from every point
