@@ -24,7 +24,7 @@ namespace bench {
 
 /// Per second. A multiply-add counts as two operations.
 struct ceilings {
-  double scalar_flops = 0;  // std::fma as this build compiles it, which is what the scalar leaf calls
+  double scalar_flops = 0;  // std::fma as this build compiles it, which is what the scalar kernel calls
   double avx2_flops = 0;    // 0 where the CPU lacks it
   double avx512_flops = 0;
   double integer_products = 0;      // exact products of 16-bit integers, added up in 32 bits, as the k-means shortlist makes them: AVX-512

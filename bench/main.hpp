@@ -23,7 +23,7 @@ inline std::string named(std::string name, std::initializer_list<std::pair<const
   return name;
 }
 
-/// body(isa, name) for every ISA that the library has leaves for and this CPU can run.
+/// body(isa, name) for every ISA that the library has SIMD kernels for and this CPU can run.
 template <class Body>
 void for_each_isa(Body body) {
   body(pqkv::isa::scalar{}, "scalar");

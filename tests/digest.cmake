@@ -18,7 +18,7 @@ add_test(NAME property.canonical_digest
                  --compilers ${compilers} --sources ${case_files})
 set_tests_properties(property.canonical_digest PROPERTIES LABELS property)
 
-# The same bits, and the operations' tests with the NEON leaves, under an emulator where a cross compiler and an emulator are found.
+# The same bits, and the operations' tests with the NEON kernels, under an emulator where a cross compiler and an emulator are found.
 find_program(PQKV_AARCH64_GCC aarch64-linux-gnu-g++ DOC "Cross compiler for the tests under an emulator")
 find_program(PQKV_AARCH64_EMULATOR qemu-aarch64-static DOC "Emulator for the tests of AArch64")
 if(PQKV_AARCH64_GCC AND PQKV_AARCH64_EMULATOR)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How this engine includes pqkv: without exceptions, so a door that refuses ends in the engine's own handler. Defined before the
+// How this engine includes pqkv: without exceptions, so a check that fails ends in the engine's own handler. Defined before the
 // first inclusion and the same in every file.
 #pragma once
 

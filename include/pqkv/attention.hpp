@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact decode attention over chosen tokens: a leading range, an ascending list, and a trailing range, with one softmax. Dense
-// attention is the case of ranges alone. Returns the output and, on request, the log-sum-exp, so that partial results over
-// disjoint tokens merge (merge.hpp).
+// Exact decode attention over chosen tokens: a leading range, an ascending list, and a trailing range, with one softmax. With ranges alone
+// it is dense attention. Returns the output and, on request, the log-sum-exp, so that partial results over disjoint tokens can be merged
+// (merge.hpp).
 #pragma once
 
 #include <cstdint>
@@ -23,20 +23,20 @@ struct attention {
 }  // namespace op
 
 namespace detail {
-/// Parts into which the CUDA policy splits the tokens of a list, so that few lists fill a device too.
+/// Parts into which the CUDA policy splits the tokens of a list, so that a few lists can fill a device too.
 constexpr std::size_t attention_device_splits(std::size_t query_heads) {
   return query_heads >= 1056 ? 1 : query_heads <= 16 ? 64 : 1056 / query_heads;
 }
 
-/// Tokens of a list that a host task takes at most. They are 1 MiB of K and V at d = 128 in 16 bits; merging parts of this length costs
-/// 0.3 % of reading them.
+/// The most tokens of a list that one host task takes: at d = 128 in 16 bits, 1 MiB of K and V. Merging the parts adds 0.3 % to the time of
+/// reading them.
 inline constexpr std::size_t attention_part_tokens = 2048;
 
-/// Parts of a list of so many tokens.
+/// How many parts a list of this many tokens has.
 constexpr std::size_t attention_parts(std::size_t tokens) {
   return tokens <= attention_part_tokens ? 1 : (tokens + attention_part_tokens - 1) / attention_part_tokens;
 }
-/// Floats of a row of queries or sums on the host: whole registers.
+/// The length of a row of queries or sums on the host, in floats, rounded up to whole registers.
 constexpr std::size_t attention_row_floats(std::size_t head_dim) { return (head_dim + 31) / 32 * 32; }
 }  // namespace detail
 

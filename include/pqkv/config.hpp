@@ -4,7 +4,7 @@
 // PQKV_HD            marks a function for host and device; empty without a CUDA compiler.
 // PQKV_HIDDEN        keeps a kernel's symbols inside its shared object, so that two builds of it in one process never mix.
 // PQKV_TARGET(...)   per-function instruction set: a baseline build carries the fast code and runs it where the CPU has it.
-// PQKV_INLINE        a part of a leaf that must be inlined into it, since a target attribute does not cross a call.
+// PQKV_INLINE        a part of a SIMD kernel that must be inlined into it, since calls do not inherit a target attribute.
 // PQKV_ASSERT(x)     internal invariant; checked when PQKV_CHECKED is defined, free otherwise.
 // PQKV_ON_ERROR(s)   where a failed check ends without exceptions (-fno-exceptions); may be defined before inclusion.
 // PQKV_MODE          the inline namespace that all of the library is in. Its name says what the code of a function depends on: the

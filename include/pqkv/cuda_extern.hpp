@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA backend for plain C++ files: declares what <pqkv/cuda.cuh> defines, so that g++ or clang compile calls on exec::cuda
-// without a CUDA header. One file of the program that nvcc compiles includes <pqkv/cuda.cuh> and instantiates what is called:
+// The CUDA backend for plain C++ files. Declares what <pqkv/cuda.cuh> defines, so that g++ or clang can compile calls on exec::cuda without
+// a CUDA header. One file of the program is compiled by nvcc, includes <pqkv/cuda.cuh> and instantiates what is called, with the types of
+// the call:
 //
 //   template void pqkv::kernel<pqkv::op::top_k, pqkv::backend::cuda>::run(const pqkv::exec::cuda&, ...);
 //
-// with the types of the call; a missing one is a name that the linker does not find. Both files are built for the same instructions
-// (nvcc: -Xcompiler=-march=...), since names say what a file was built for. Under nvcc this is <pqkv/cuda.cuh> itself.
+// The linker reports a missing instantiation as an undefined name. Build both files for the same instructions (nvcc:
+// -Xcompiler=-march=...), because names say what a file was built for. Under nvcc this header is <pqkv/cuda.cuh> itself.
 #pragma once
 
 #if defined(__CUDACC__)

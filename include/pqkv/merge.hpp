@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Partial attention {out, lse} over some tokens, merged into that over others: hits on a device with misses on the host, two machines
-// that hold half a sequence each, chunks of one long list. Both are what attention() writes when it is asked for the log-sum-exp.
+// Merges partial attention {out, lse} over some tokens into that over others: tokens on a device with tokens on the host, two machines that
+// hold half a sequence each, chunks of one long list. attention() writes both numbers when it is asked for the log-sum-exp.
 // Source: FlashInfer attention/state.cuh.
 #pragma once
 
@@ -17,7 +17,7 @@ namespace op {
 struct merge {};
 }  // namespace op
 
-/// What the outputs over tokens A and over tokens B count for in the output over both.
+/// The weights of the outputs over tokens A and over tokens B in the output over both.
 struct merge_weights {
   float own, other;  // between 0 and 1
   float total;       // their sum; 0 when both are empty
@@ -25,7 +25,7 @@ struct merge_weights {
 
   PQKV_HD static merge_weights of(float lse, float other_lse) {
     const float top = lse > other_lse ? lse : other_lse;
-    if (top == float_from_bits(0xff800000u)) return {0.0f, 0.0f, 0.0f, lse};  // -infinity: B is empty, and A is or is a NaN
+    if (top == float_from_bits(0xff800000u)) return {0.0f, 0.0f, 0.0f, lse};  // -infinity: B is empty, and A is empty or a NaN
     const float a = std::exp(lse - top), b = std::exp(other_lse - top), total = a + b;
     return {a, b, total, top + std::log(total)};
   }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// What composes all of it: the cache of one layer with `batch` slots, each a sequence of its own length. Sinks, window
-// and retrieved middle tokens take part in attention; a selector says which middle tokens, by default product quantization. The
-// life cycle uses the verbs of serving engines: prefill, append, attend (or retrieve, for engines that attend themselves), truncate, fork,
-// reset, maintain. One class for every memory: where the rows are decides which policies it takes.
+// The cache of one layer, with `batch` slots; each slot holds one sequence of its own length. Attention reads three kinds of tokens: sinks,
+// window, and the middle tokens that a selector chooses, by default product quantization. The verbs are those of serving engines: prefill,
+// append, attend (or retrieve, for engines that attend themselves), truncate, fork, reset, maintain. One class serves every memory: where
+// the rows are decides which policies it takes.
 //
-// All memory is taken at construction, and no step allocates; training does on the host, between steps. Every verb computes first and
-// commits last: whatever throws leaves every slot as it was, and the same call may be made again. On a device the steps only enqueue, and
-// read where each sequence stands from device memory, so that one captured step is replayed while the sequences grow.
+// All memory is taken at construction; no step allocates. Only training allocates, on the host, between steps. Every verb computes first
+// and commits last: a call that throws leaves every slot as it was and can be repeated. On a device, steps only enqueue work and read each
+// sequence's length from device memory, so one captured step can be replayed while the sequences grow.
 //
-// One call at a time: a cache changes in every verb, attend() included. Caches of different layers are independent.
+// Make one call at a time: every verb changes the cache, attend() included. Caches of different layers are independent.
 #pragma once
 
 #include "pqcache_state.hpp"
@@ -25,32 +25,32 @@ class pqcache : public pqcache_state<Rows, Selector> {
   using state::at;
   using state::is_on_host;
   using typename state::params;
-  /// Of a stored row's elements.
+  /// Type of the elements of a stored row.
   using value_type = typename Rows::value_type;
-  /// The memory that rows, index and steps are in.
+  /// The memory space of rows, index and steps.
   using space_type = typename Rows::space_type;
-  /// What a call is for: rows of slots, and how many tokens each.
+  /// Says which slots a call is for, and how many tokens each gets.
   using step_type = basic_step<space_type>;
   /// A view of the cache's memory.
   template <class T, std::size_t Rank>
   using view_of = view<T, Rank, space_type>;
 
-  /// @param policy  of the cache's memory; on a device its stream clears the memory
+  /// @param policy  of the cache's memory space; on a device its stream clears the memory
   /// @throws as plan(); std::bad_alloc; on a device cuda_error
   template <exec::policy P>
   requires std::same_as<typename P::space_type, space_type> pqcache(const P& policy, const params& p) : state(policy, p) {}
-  /// In host memory.
+  /// The same in host memory.
   explicit pqcache(const params& p) requires is_on_host : state(exec::host<isa::scalar>{}, p) {}
 
-  /// Takes a prompt's keys and values into an empty slot, whole or in chunks; the last chunk lets the selector build its index. What
-  /// follows a prompt, a second turn for example, is append()ed.
+  /// Stores a prompt's keys and values in an empty slot, whole or in chunks. After the last chunk the selector builds its index. What
+  /// follows a prompt, for example a second turn, goes through append().
   ///
   /// @param slot    below batch; empty, or in the middle of a chunked prefill
   /// @param keys    [h, n, d] float, half or bfloat16, any strides, after rotary embedding
   /// @param values  [h, n, d]
   /// @throws shape_error, value_error, capacity_error; std::bad_alloc; on a device cuda_error
-  /// @cost   one copy of the rows; with the last chunk the selector's training. Never inside a captured step: its shapes are the prompt's,
-  ///         and on a device the first chunk waits for the stream, to learn whether the slot is empty
+  /// @cost   one copy of the rows; with the last chunk the selector's training. Cannot be captured, since the shapes are the prompt's; on a
+  ///         device the first chunk waits for the stream to learn whether the slot is empty
   template <exec::policy P, class K, class V, class Space>
   requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, chunk which = chunk::last) {
@@ -62,7 +62,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
                           keys, values);
     end_prefill(policy, slot, keys.extent(1), which);
   }
-  /// The same for n tokens whose rows the engine has written into its pages already.
+  /// The same for n tokens whose rows the engine has already written into its pages.
   template <exec::policy P>
   void prefill(const P& policy, std::size_t slot, std::size_t n, chunk which = chunk::last) {
     begin<P>("prefill");
@@ -73,15 +73,15 @@ class pqcache : public pqcache_state<Rows, Selector> {
     end_prefill(policy, slot, n, which);
   }
 
-  /// Adds a step's tokens. For each a window that is full gives its oldest token, encoded, to the middle first; several tokens of a row are
-  /// the same as one after the other.
+  /// Adds a step's tokens. When a new token finds the window full, the window's oldest token is first encoded and moved to the middle.
+  /// Several tokens of a row have the same effect as one after the other.
   ///
   /// @param keys    [tokens, h, d] float, half or bfloat16, any strides, in the order of the step's rows
   /// @param values  [tokens, h, d]
-  /// @param step    which slots, and how many tokens each; default: every slot one
-  /// @throws shape_error, value_error, capacity_error; what the runner throws. On a device what does not fit is refused and counted
-  ///         (statistics), since where a captured step stands is known there alone
-  /// @cost   a row copied for each token and, per token that leaves the window, h * d * c distance terms
+  /// @param step    which slots, and how many tokens each; default: one token for every slot
+  /// @throws shape_error, value_error, capacity_error; what the runner throws. On a device only the device knows each length, so tokens
+  ///         that do not fit are refused there and counted (statistics)
+  /// @cost   one row copied for each token and, per token that leaves the window, h * d * c distance terms
   template <exec::policy P, class K, class V, class Space>
   requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void append(const P& policy, view<K, 3, Space> keys, view<V, 3, Space> values, const step_type& step = {}) {
@@ -90,8 +90,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
     run<op::append_tokens>(working(policy), rows_.view(), selector_.index(),
                            appended_tokens<space_type>{work_.slots, step, keys.extent(0), rows_.room(0)}, keys, values);
   }
-  /// The same for tokens whose rows the engine has written into its pages already.
-  /// @param tokens  of the step in all
+  /// The same for tokens whose rows the engine has already written into its pages.
+  /// @param tokens  of the whole step
   template <exec::policy P>
   void append(const P& policy, std::size_t tokens, const step_type& step) {
     begin<P>("append");
@@ -101,14 +101,14 @@ class pqcache : public pqcache_state<Rows, Selector> {
                            appended_tokens<space_type>{work_.slots, step, tokens, rows_.room(0)}, there, there);
   }
 
-  /// Attention of a step's queries over sinks, retrieved middle and window. A query attends to the tokens up to its own: those of a row
-  /// are its last ones, so append() them first. Each has its own selection.
+  /// Attention of a step's queries over sinks, retrieved middle and window. A row's queries belong to its newest tokens, so append() those
+  /// first; each query attends to the tokens up to its own. Each query has its own selection.
   ///
   /// @param query  [tokens, hq, d] float, half or bfloat16, after rotary embedding, any strides
   /// @param out    [tokens, hq, d] float, half or bfloat16, any strides, written; zeros for a row of more queries than its slot has tokens
   /// @param lse    [tokens, hq] float, written if given: log-sum-exp over the tokens attended
   /// @param step   as in append()
-  /// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small. `out` is unspecified then
+  /// @throws shape_error, value_error; capacity_error when the policy's own scratch is too small. `out` is then unspecified
   /// @cost   selection plus (s + w + k) rows of K and V per list; no allocation; queries_at_once() tokens at a time
   template <exec::policy P, class Q, class O, class Space>
   requires storage_scalar<Q> && writable_scalar<O> && reachable_from<Space, P>
@@ -127,13 +127,13 @@ class pqcache : public pqcache_state<Rows, Selector> {
     tiers.admit(policy, as_const(work_.slots.sequences));
   }
 
-  /// The tokens that attend() would fetch, for engines that fetch and attend themselves: middle tokens only.
+  /// The middle tokens that attend() would read, for engines that fetch and attend themselves.
   ///
   /// @param query    [tokens, hq, d] float, half or bfloat16, any strides
-  /// @param indices  [tokens, h, k_max] int32 ([tokens, hq, k_max] under `none`), written: absolute positions, ascending, then -1. k_max at
-  ///                 least retrieve_capacity(slot), on a device longer lists are cut; a slot without a codebook lists its whole middle
+  /// @param indices  [tokens, h, k_max] int32 ([tokens, hq, k_max] under `none`), written: absolute positions, ascending, then -1. k_max is
+  ///                 at least retrieve_capacity(slot); a device cuts longer lists. A slot without a codebook lists its whole middle
   /// @param counts   [tokens, h] uint32 ([tokens, hq] under `none`), written
-  /// @throws shape_error, value_error; capacity_error also when the policy brings scratch that is too small
+  /// @throws shape_error, value_error; capacity_error also when the policy's own scratch is too small
   /// @cost   as the selection in attend()
   template <exec::policy P, class Q, class Space>
   requires storage_scalar<Q> && reachable_from<Space, P>
@@ -150,10 +150,10 @@ class pqcache : public pqcache_state<Rows, Selector> {
     });
   }
 
-  /// Forgets all but the first n tokens of a slot: a rejected draft, another try. Afterwards it is as if they had never come, to the bit of
-  /// every later selection; a codebook that was trained with them stays. Cut to 0 it is as after reset(), but its statistics go on.
+  /// Forgets all but the first n tokens of a slot, for example a rejected draft. Later selections have the same bits as if the other tokens
+  /// had never come, except that a codebook trained with them stays. Cut to 0, the slot is as after reset() but keeps its statistics.
   /// @throws value_error
-  /// @cost   of the tokens that leave the middle; id lists are not touched
+  /// @cost   grows with the tokens that leave the middle; id lists are not touched
   template <exec::policy P>
   void truncate(const P& policy, std::size_t slot, std::size_t n) {
     check_policy<P>();
@@ -164,8 +164,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
     if constexpr (!is_on_host)
       if (n < known_[slot].n) known_[slot] = known_[slot].truncated(static_cast<std::uint32_t>(n));
   }
-  /// The same for several slots, whose lengths are in the memory of the policy: part of a captured step on a device, where a length that
-  /// is above the slot's is refused and counted.
+  /// The same for several slots, with lengths in the policy's memory. On a device it can be part of a captured step; a length above the
+  /// slot's is refused and counted there.
   ///
   /// @param lengths  [rows] uint32
   /// @param slots    [rows] uint32, none twice; empty: every slot in order
@@ -180,10 +180,10 @@ class pqcache : public pqcache_state<Rows, Selector> {
     if constexpr (rows_of_tiers<Rows>) rows_.truncated(cut);
   }
 
-  /// Makes slot `to` a copy of slot `from`: rows (of our own memory), index, statistics. With an engine's pages the engine lets both slots'
+  /// Makes slot `to` a copy of slot `from`: rows, index, statistics. Rows in an engine's pages are not copied: the engine lets both slots'
   /// tables name the same pages.
   /// @throws value_error; what the runner throws where `to` is empty; on a device cuda_error
-  /// @cost   of the tokens of `from`; by the runner's threads where `to` is empty, else by this one, since it must not fail
+  /// @cost   grows with the tokens of `from`. The runner's threads copy where `to` is empty, else this one: that must not fail
   template <exec::policy P>
   void fork(const P& policy, std::size_t from, std::size_t to) {
     begin<P>("fork");
@@ -211,12 +211,12 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// The same on the host. @throws value_error
   void reset(std::size_t slot) requires is_on_host { reset(exec::host<isa::scalar>{}, slot); }
 
-  /// Writes a slot to a sink: its codebooks and codes and, on request, its keys and values.
+  /// Writes a slot's codebooks and codes to a sink and, on request, its keys and values.
   ///
   /// @param sink  sink(const std::byte*, std::size_t), called for one piece after the other; what it throws ends the call
-  /// @throws value_error when `slot` is not below batch, is being prefilled, or the rows are an engine's pages and wanted; std::bad_alloc
+  /// @throws value_error when `slot` is not below batch or is being prefilled, or wanted rows are an engine's; std::bad_alloc
   /// @cost   reads what it writes once, through 1 MiB of host memory
-  /// @source the layout is cache/slot_file.hpp's
+  /// @source cache/slot_file.hpp has the layout
   template <exec::policy P, class Sink>
   void save(const P& policy, std::size_t slot, Sink&& sink, slot_contents contents = slot_contents::index_and_rows) const {
     begin<P>("save");
@@ -234,12 +234,12 @@ class pqcache : public pqcache_state<Rows, Selector> {
     file.finish();
   }
 
-  /// Fills an empty slot from a file that save() wrote, of this or another backend: afterwards it selects the same tokens.
+  /// Fills an empty slot from a file that save() of this or another backend wrote. The slot then selects the same tokens.
   ///
-  /// @param source    source(std::byte*, std::size_t) -> std::size_t: bytes that it gave, 0 at the end
-  /// @param contents  what the file must hold. `index`: the rows are in the store already, as an engine's pages are
+  /// @param source    source(std::byte*, std::size_t) -> std::size_t: how many bytes it gave, 0 at the end
+  /// @param contents  what the file must hold; `index` when the rows are in the store already, as an engine's pages are
   /// @throws value_error, capacity_error naming what does not fit, when the file is cut, altered or of another cache; std::bad_alloc. The
-  ///         slot stays empty then
+  ///         slot then stays empty
   /// @cost   one pass over the file, and the id lists' counting sort
   template <exec::policy P, class Source>
   void load(const P& policy, std::size_t slot, Source&& source, slot_contents contents = slot_contents::index_and_rows) {
@@ -264,10 +264,10 @@ class pqcache : public pqcache_state<Rows, Selector> {
     settle(policy, {slot, header.at, false, {}, {}});
   }
 
-  /// What must not happen inside a step: trains a codebook that came to have enough keys, or again one that the sequence has
-  /// outgrown (selector::pq_params::refresh), folds new tokens into id lists. Call it between steps. On a device it waits.
-  /// @throws std::bad_alloc; what the runner throws; on a device cuda_error. Call it again: a slot is done, as it was, or, where it was
-  ///         to be trained again, without an index until then, and attends to everything
+  /// Does the work that must not happen inside a step: trains a codebook that now has enough keys, or that the sequence has outgrown
+  /// (selector::pq_params::refresh), and merges new tokens into id lists. Call it between steps. On a device it waits.
+  /// @throws std::bad_alloc; what the runner throws; on a device cuda_error. Call it again then. Until then a slot is done, or as it was,
+  ///         or, if it was to be trained again, has no index and attends to everything
   template <exec::policy P>
   void maintain(const P& policy) {
     begin<P>("maintain");
@@ -298,7 +298,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
                     "pqkv: pqcache changes state once per call; give it a runner of whole calls, not exec::slice");
     static_assert(selector_for<Selector, P>, "pqkv: Selector must model pqkv::selector_for (selector/concept.hpp)");
   }
-  /// What every verb does first that touches rows.
+  /// Every verb that touches rows calls this first.
   template <class P>
   void begin(const char* function) const {
     check_policy<P>();
@@ -315,7 +315,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     if (own.scratch.counting() && state::scratch_bytes_ != 0) own.scratch = arena(work_.scratch, state::scratch_bytes_);
     return own;
   }
-  /// Rows that are in the store already, as a view without data.
+  /// Stands for rows that are already in the store: a view without data.
   view_of<const float, 3> nothing(std::size_t first, std::size_t second) const {
     return make_view<space_type>(static_cast<const float*>(nullptr), first, second, params_.head_dim);
   }
@@ -330,7 +330,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     else
       learn(policy, slot, after, work_.prompt_nonfinite);
   }
-  /// Trains a slot from what it holds; then it stands as `now` says. Nobody may ask for an old index, which is written over.
+  /// Trains a slot on its rows, then sets its sequence to `now`. No query may use the old index meanwhile: it is overwritten.
   template <class P>
   void learn(const P& policy, std::size_t slot, const sequence& now, view_of<std::uint32_t, 1> nonfinite) {
     if (now.learned != 0) settle(policy, {slot, now.without_index(), false, {}, {}});
@@ -343,7 +343,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     if constexpr (!is_on_host) known_[call.slot] = call.after;
   }
 
-  /// Queries as contiguous floats: where they are, or copied.
+  /// Queries as contiguous floats: the caller's memory where it is that already, else a copy.
   template <class P, class Q, class Space>
   view_of<const float, 2> as_floats(const P& policy, view<Q, 3, Space> query) {
     if constexpr (std::is_same_v<std::remove_const_t<Q>, float>)
@@ -353,7 +353,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     return as_const(flatten(copy));
   }
 
-  /// Plans a pass and fills its lists.
+  /// Plans a pass and fills its lists of selected tokens.
   template <class P>
   step_plan<space_type> select(const P& policy, view_of<const float, 2> query, const step_type& step, std::size_t first) {
     const step_plan<space_type> plan = plan_of(query.extent(0) / params_.query_heads);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a pqcache is made of, where its sequences stand, and what its verbs would refuse: everything of it that changes no sequence.
-// The other verbs are pqcache.hpp's; nobody else needs this file.
+// What a pqcache is made of, where its sequences stand, and the checks of its verbs: everything that changes no sequence. The verbs that do
+// are in pqcache.hpp, which alone includes this file.
 #pragma once
 
 #include <algorithm>
@@ -19,14 +19,14 @@ namespace pqkv::inline PQKV_MODE {
 
 namespace detail {
 
-/// What a cache works in besides rows and index, carved from one block.
+/// Everything a cache works in besides rows and index, taken from one block of memory.
 template <class Space>
 struct cache_memory {
   slot_table<Space> slots;
-  view<slot_statistics, 1, Space> counted;         // [batch] by a call of several passes that is not done
+  view<slot_statistics, 1, Space> counted;         // [batch] counts of a call of several passes, until it is done
   view<std::uint32_t, 1, Space> prompt_nonfinite;  // [2]
-  step_plan<Space> plan;                           // of queries_at_once() tokens
-  view<std::int32_t, 2, Space> indices;            // [lists of them, k_max]
+  step_plan<Space> plan;                           // of queries_at_once() query tokens
+  view<std::int32_t, 2, Space> indices;            // [lists of these tokens, k_max]
   view<float, 3, Space> query, out;                // [queries at once, hq, d]
   view<float, 2, Space> lse;                       // [queries at once, hq]
   std::byte* scratch;
@@ -59,7 +59,7 @@ struct cache_memory {
 
 }  // namespace detail
 
-/// The part of a pqcache that its verbs work on. Parameters as there.
+/// The part of a pqcache that its verbs work on. Template parameters as in pqcache.
 template <class Rows, class Selector>
 class pqcache_state {
  public:
@@ -68,7 +68,7 @@ class pqcache_state {
   using step_type = basic_step<space_type>;
   template <class T, std::size_t Rank>
   using view_of = view<T, Rank, space_type>;
-  /// Whether the host reads where sequences stand without waiting for anything.
+  /// Whether the host can read where sequences stand without waiting.
   static constexpr bool is_on_host = space::usable_from<space_type, space::host>;
 
   /// Shape of the cache, and the settings of budget, rows and selector.
@@ -89,7 +89,7 @@ class pqcache_state {
     return can_hold_bytes(std::max(Rows::required_bytes(p, p.rows), Selector::index_bytes(p, p.selector)));
   }
 
-  /// What the constructor will take with such a policy.
+  /// The memory that the constructor will take under this policy.
   /// @throws shape_error, value_error as can_construct() says; capacity_error when no memory could hold it
   template <exec::policy P>
   static memory_plan plan(const P& policy, const params& p) {
@@ -105,7 +105,7 @@ class pqcache_state {
   }
   static memory_plan plan(const params& p) requires is_on_host { return plan(exec::host<isa::scalar>{}, p); }
 
-  /// @param policy  of the cache's memory; on a device its stream clears the memory
+  /// @param policy  of the cache's memory space; on a device its stream clears the memory
   /// @throws as plan(); std::bad_alloc; on a device cuda_error
   template <exec::policy P>
   requires std::same_as<typename P::space_type, space_type> pqcache_state(const P& policy, const params& p)
@@ -123,14 +123,14 @@ class pqcache_state {
     if constexpr (!is_on_host) known_ = buffer<sequence>(p.batch);
   }
 
-  /// What it was made with.
+  /// The parameters of the constructor.
   const params& parameters() const { return params_; }
-  /// What the selector keeps of its own, e.g. how many iterations trained a slot's codebook.
+  /// The selector, which can tell for example how many iterations trained a slot's codebook.
   const Selector& selection() const { return selector_; }
   /// Where the rows are.
   const Rows& rows() const { return rows_; }
   Rows& rows() { return rows_; }
-  /// Lists of a slot: h, or hq under a reduction `none`.
+  /// Lists of a slot: h, or hq under the reduction `none`.
   std::size_t lists() const { return selector_.lists(); }
   /// Keys and values by absolute position, [batch * h, capacity, d]; slot b's head is b * h + head. For measurements and engines
   /// that attend themselves.
@@ -140,17 +140,17 @@ class pqcache_state {
   /// @{
   const sequence& at(std::size_t slot) const requires is_on_host { return work_.slots.sequences(slot); }
   std::size_t size(std::size_t slot) const requires is_on_host { return at(slot).n; }
-  /// s, w and k of a slot at present; the window may hold fewer tokens than w until it has filled.
+  /// s, w and k of a slot at present. The window holds fewer than w tokens until it has filled.
   token_budget budget(std::size_t slot) const requires is_on_host { return at(slot).budget(rule_); }
-  /// The middle of a slot: what the next query ranks, and how many of it.
+  /// The middle of a slot: the range that the next query ranks, and how many tokens it selects.
   middle_range middle(std::size_t slot) const requires is_on_host { return at(slot).middle(rule_); }
   const slot_statistics& statistics(std::size_t slot) const requires is_on_host { return work_.slots.statistics(slot); }
-  /// What the next query attends to: ranges that are taken whole, and the one that is ranked. For engines that attend by themselves.
+  /// What the next query attends to: the ranges that it takes whole, and the range that it ranks. For engines that attend themselves.
   query_plan plan_query(std::size_t slot) const requires is_on_host {
     return pqkv::plan_query(at(slot), asked_query{}, rule_, selector_.covers());
   }
   /// @}
-  /// The same for every memory; on a device they wait for the stream. @throws cuda_error
+  /// The same for every memory; on a device these wait for the stream. @throws cuda_error
   /// @{
   template <exec::policy P>
   sequence at(const P& policy, std::size_t slot) const {
@@ -174,12 +174,12 @@ class pqcache_state {
   }
   /// @}
 
-  /// Shows the selector queries of a slot, for the next training of its index: a prompt's, or some of them, before the last chunk of
-  /// prefill(). A few hundred, spread over the prompt, will do. What was shown stays until reset(), truncate() included, goes with a fork,
-  /// and with a saved slot that has an index; it serves every later training.
+  /// Shows the selector some of a slot's queries, for the next training of its index. Call it before the last chunk of prefill(); a few
+  /// hundred queries from all over the prompt are enough. The selector keeps what it learned from them for every later training, after
+  /// truncate() too, until reset(). A fork copies it, and save() does where the slot has an index.
   ///
   /// @param queries  [n, hq, d] float, half or bfloat16, after rotary embedding, any strides; one that is not finite is left out
-  /// @throws shape_error, value_error; also when the selector's settings look at no queries
+  /// @throws shape_error, value_error; also when the selector's settings make no use of queries
   /// @cost   n * hq * d additions in the calling thread; no allocation
   template <exec::policy P, class Q, class Space>
   requires is_on_host && storage_scalar<Q> && std::same_as<typename P::space_type, space_type> && reachable_from<Space, P>
@@ -188,7 +188,7 @@ class pqcache_state {
     selector_.observe(policy, slot, view_of<Q, 3>(queries));
   }
 
-  /// Tokens that a list of retrieve() holds at most at that state of a slot.
+  /// The most tokens that a list of retrieve() can hold when a slot is in this state.
   std::size_t retrieve_capacity(const sequence& now) const {
     const middle_range ranked = now.middle(rule_);
     const selector::coverage covered = now.coverage(ranked, selector_.covers());
@@ -238,7 +238,7 @@ class pqcache_state {
   /// @}
 
  protected:
-  /// Query heads are the second axis of grids.
+  /// Grids have the query heads as their second axis, which CUDA limits.
   static status can_enqueue(const params& p) noexcept {
     return detail::checks("pqcache").at_most("step_queries", p.queries_at_once(), 65535 / p.query_heads,
                                              "query tokens at once, batch unless given, times hq at most 65535 on a device");
@@ -257,7 +257,7 @@ class pqcache_state {
     else
       return p.kv_heads;
   }
-  /// Of a selection or, after it, attention to the longest slot in every list.
+  /// Scratch of a selection or of the attention after it, whichever is more, with every list as long as the longest slot.
   template <class P>
   static std::size_t step_scratch_bytes(const P& policy, const params& p) {
     const std::size_t hq = p.queries_at_once() * p.query_heads;
@@ -276,8 +276,8 @@ class pqcache_state {
     return found;
   }
 
-  /// Calls f(first, count, where to count) for as many queries at a time as there is memory for. On the host several passes count aside,
-  /// and a call that fails in one of them has counted nothing; on a device passes are only enqueued.
+  /// Calls f(first, count, where to count) for parts of the queries, each as large as the memory for a pass. On the host, several passes
+  /// count in a separate place, so that a call which fails in one of them has counted nothing. On a device passes are only enqueued.
   template <class F>
   void for_passes(std::size_t tokens, F f) const {
     const std::size_t most = params_.queries_at_once();
@@ -291,14 +291,16 @@ class pqcache_state {
       for (std::size_t slot = 0; aside && slot < params_.batch; ++slot) work_.slots.statistics(slot) += work_.counted(slot);
   }
 
-  /// Where a slot stands as far as the host knows: on a device after prefill, fork, reset and maintain.
+  /// Where a slot stands, as the host knows it. On a device this is as of the last prefill, fork, reset or maintain: steps do not update
+  /// it.
   const sequence& known(std::size_t slot) const noexcept {
     if constexpr (is_on_host)
       return work_.slots.sequences(slot);
     else
       return known_[slot];
   }
-  /// Before the host relies on where a slot of a device stands: steps that were enqueued or replayed since, it has not seen.
+  /// Call before the host relies on where a slot of a device stands: the host has not seen the steps enqueued or replayed since the last
+  /// look.
   template <class P>
   void look_at(const P& policy, std::size_t slot) {
     if constexpr (!is_on_host)
@@ -308,7 +310,7 @@ class pqcache_state {
     return {params_, is_on_host ? work_.slots.sequences.data : known_.data(), selector_.lists()};
   }
 
-  /// Bytes that attention reads of one token of one KV head.
+  /// Bytes that attention reads for one token of one KV head.
   static constexpr std::size_t token_bytes(std::size_t d) {
     if constexpr (requires { Rows::token_bytes(d); })
       return Rows::token_bytes(d);
@@ -338,7 +340,8 @@ class pqcache_state {
     if (header.contents == slot_contents::index_and_rows) parts.add(rows_.parts());
     return parts;
   }
-  /// Calls f(first byte, bytes, limit) for every run of a slot that a file holds: of codes, which have a limit, those of the middle.
+  /// Calls f(first byte, bytes, limit) for every run of bytes that a slot's file holds. Runs of codes have a limit, and only the middle's
+  /// are saved.
   template <class F>
   void for_runs(std::size_t slot, const slot_file_header& header, F f) const {
     const slot_parts parts = saved_parts(header);
@@ -370,7 +373,7 @@ class pqcache_state {
     if (step.is_in_order() && first == 0 && plan.slots.extent(0) == params_.batch) return {};
     return {as_const(plan.slots), static_cast<std::uint32_t>(params_.kv_heads)};
   }
-  /// Rows where attention reads them.
+  /// The rows as attention reads them.
   auto attended_rows() const {
     if constexpr (rows_of_tiers<Rows>)
       return rows_.tiers();
@@ -385,7 +388,7 @@ class pqcache_state {
   flat_budget_rule rule_;
   owner<std::byte, space_type> memory_;
   detail::cache_memory<space_type> work_{};
-  buffer<sequence> known_;  // of a device
+  buffer<sequence> known_;  // the host's copy of where a device's sequences stand
 };
 
 }  // namespace pqkv

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact causal attention of many queries at once: a prompt's, a chunk's, or those of several proposed tokens. Each query attends to all
-// keys up to its own position. For one query of few chosen tokens, as decoding has it, attention.hpp reads rows without copying them.
+// Exact causal attention of many queries at once: those of a prompt, of a chunk, or of several proposed tokens. Each query attends to all
+// keys up to its own position. For decoding, where a query has few chosen tokens, use attention.hpp, which reads rows without copying them.
 #pragma once
 
 #include <algorithm>
@@ -21,30 +21,31 @@ struct prefill_attention {
 }  // namespace op
 
 namespace detail {
-/// Rows of queries, (query, head) of one KV head, that are worked on together, and keys of a tile: whole blocks of the leaves' products.
+/// Rows of queries, one for each (query, head) of a KV head, in a tile; and keys in a tile. Both are whole blocks of the SIMD kernels'
+/// products.
 inline constexpr std::size_t prefill_tile_rows = 192, prefill_tile_keys = 96;
-/// Pieces of scratch, thus tiles of rows that are worked on at once at most.
+/// Pieces of scratch, which are the most tiles of rows that are worked on at once.
 inline constexpr std::size_t prefill_slots = 64;
 
-/// Tiles of rows of a call.
+/// How many tiles of rows a call has.
 constexpr std::size_t prefill_tiles(std::size_t kv_heads, std::size_t query_heads, std::size_t queries) {
   return kv_heads * ((query_heads / kv_heads * queries + prefill_tile_rows - 1) / prefill_tile_rows);
 }
-/// Floats from one row of keys, values or sums to the next: an odd number of cache lines, so that rows spread over a cache's sets.
+/// Floats from one row of keys, values or sums to the next: an odd number of cache lines, so that rows fall into different sets of a cache.
 constexpr std::size_t prefill_row_floats(std::size_t head_dim) { return ((head_dim + 15) / 16 | 1) * 16; }
 
-/// What a tile of rows is worked on in.
+/// The memory for one tile of rows.
 struct prefill_slot {
   float* queries;  // [d, prefill_tile_rows]
   float* keys;     // [prefill_tile_keys, prefill_row_floats]
   float* values;   // the same
   float* weights;  // [prefill_tile_keys, prefill_tile_rows]
   float* sums;     // [prefill_tile_rows, prefill_row_floats]
-  float* tops;     // of each row from here on
-  float* before;   // the tops of the tiles of keys before
+  float* tops;     // this and the following have one number for each row
+  float* before;   // the tops before the present tile of keys
   float* tile_totals;
   double* totals;
-  std::uint32_t* broken;  // met a logit that is not finite
+  std::uint32_t* broken;  // whether a logit was not finite
 
   prefill_slot(arena& from, std::size_t d)
       : queries(from.take<float>(d * prefill_tile_rows)),
@@ -101,10 +102,9 @@ constexpr status can_attend_prefill(const Query& query, const Store& store, std:
 /// A non-finite key, value or query gives a non-finite output where it takes part, and nowhere else. Threads change no bit.
 /// @throws shape_error, value_error; capacity_error when the policy brings scratch that is too small
 ///
-/// @cost   4 * d operations for each query, query head and key before it; each row of K and V is read and widened to float once per 192
-///         rows of queries of its group; no allocation with scratch of scratch_bytes<op::prefill_attention>() (390 KiB at d = 128 for each
-///         of at most 64 tiles), of its own for each
-///         thread of exec::slice
+/// @cost   4 * d operations for each query, query head and key before it. Each row of K and V is read and widened to float once per 192
+///         rows of queries of its group. No allocation with scratch of scratch_bytes<op::prefill_attention>() (390 KiB at d = 128 for each
+///         of at most 64 tiles); each thread of exec::slice needs its own
 /// @source online softmax over tiles: Dao et al., "FlashAttention", arXiv 2205.14135; Milakov and Gimelshein 2018
 template <exec::policy P, kv_store Store>
 requires reachable_from<typename Store::space_type, P>

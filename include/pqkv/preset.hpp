@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Settings that belong together. The library's defaults are its own choice; `paper` is what the paper describes, for comparisons.
-// Source: PQCache, SIGMOD 2025, sections 3.2 and 3.3; method of the window and of the frozen budget as its published code has them.
+// Settings that belong together. The library's defaults are its own choice; `paper` is what the paper describes, for comparisons. Source:
+// PQCache, SIGMOD 2025, sections 3.2 and 3.3; the window and the frozen budget follow its published code.
 #pragma once
 
 #include "pqcache.hpp"
 
 namespace pqkv::inline PQKV_MODE::preset {
 
-/// PQCache as published: 2 x 6 bits and 32 sinks; trains on all rows but the sinks, keeps the budget of the prompt's length however long
-/// the answer grows, gives half of it to the window, and clusters once, for as many iterations (at most 300) as fit behind the model's own
-/// work.
+/// PQCache as published: 2 x 6 bits and 32 sinks. It trains on all rows but the sinks. The budget stays that of the prompt's length,
+/// however long the answer grows, and half of it is the window. It clusters once, with as many iterations (at most 300) as fit behind the
+/// model's own work.
 ///
 /// @param shape    of the cache
 /// @param ratio    share of the prompt's tokens that attend
-/// @param machine  from calibrate_overlap() on the machine that runs: codebooks depend on its speed, to the bit
+/// @param machine  from calibrate_overlap() on the machine that runs: the bits of codebooks depend on its speed
 template <class Rows = dense_rows<float>>
 typename pqcache<Rows>::params paper(const cache_shape& shape, double ratio, const overlap_model& machine) {
   typename pqcache<Rows>::params p{shape};

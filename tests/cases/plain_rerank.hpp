@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The second stage as docs/numerics.md states it, slow and plain: residuals and their codes row by row, scores of a shortlist token by
-// token, a second opinion in double. Nothing here calls the library's leaves.
+// token, a second opinion in double. Nothing here calls the library's SIMD kernels.
 #pragma once
 
 #include "plain_quantize.hpp"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The search stage as the method states it, slow and plain: canonical scores token by token, selection by a full sort, and a
-// second opinion in double that starts from the same float table. Nothing here calls the library's leaves, and there is no joint
+// second opinion in double that starts from the same float table. Nothing here calls the library's SIMD kernels, and there is no joint
 // path. As in the library, no rounded product feeds an add, so compiler flags change no bit.
 #pragma once
 

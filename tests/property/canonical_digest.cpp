@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prints one line: a 64-bit hash over everything that canonical arithmetic decides, on fixed inputs: codebooks, codes, both tables,
 // scores of every reduction, selected tokens of both paths. compare_digests.py compiles this file in many ways and compares the
-// lines. Exits with 1 when the scalar leaves and the best ones that this CPU has differ.
+// lines. Exits with 1 when the scalar kernels and the best ones that this CPU has differ.
 #include <cinttypes>
 #include <cstdio>
 

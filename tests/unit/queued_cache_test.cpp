@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is particular to a cache in device memory, on the backend that queues: what the host knows of its slots, what its doors refuse and
+// What is particular to a cache in device memory, on the backend that queues: what the host knows of its slots, what its checks refuse and
 // what a step refuses, lists longer than the room for them, slots saved on one side and loaded on the other.
 #include <doctest/doctest.h>
 

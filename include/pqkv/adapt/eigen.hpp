@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Eigen's matrices, maps and blocks as views, and views as Eigen maps: no copies, the same memory under the other name. Included by
-// nobody in the library; needs Eigen 3.4 or later. Not for .cu files (Eigen costs nvcc 3 s and 20 warnings each).
+// Eigen's matrices, maps and blocks as views, and views as Eigen maps. Nothing is copied: both are the same memory. No header of the
+// library includes this file; it needs Eigen 3.4 or later. Not for .cu files (Eigen costs nvcc 3 s and 20 warnings each).
 //
-// A view points into the matrix, so the matrix must outlive it and must not be resized meanwhile. What has no memory of its own
-// (a * b, a.reverse()) and a temporary that would die first do not compile; a block of a temporary cannot be noticed, as in Eigen.
-// Eigen::half and Eigen::bfloat16 become pqkv's types of the same layout; any other element type stays as it is.
+// A view points into the matrix, so the matrix must outlive it and must not be resized meanwhile. Expressions without memory of their own
+// (a * b, a.reverse()) and temporaries that would die first do not compile. A block of a temporary cannot be detected, as in Eigen.
+// Eigen::half and Eigen::bfloat16 become pqkv's types of the same layout; other element types stay as they are.
 #pragma once
 
 #include <Eigen/Core>
@@ -65,14 +65,14 @@ To* same_memory(From* data) {
   }
 }
 
-/// Dies with the statement and takes its numbers along: a matrix by value, or a Ref<const ...>, which may hold a copy.
+/// A type that owns its numbers and dies with the statement: a matrix by value, or a Ref<const ...>, which may hold a copy.
 template <class X>
 inline constexpr bool owns_its_numbers = std::is_base_of_v<Eigen::PlainObjectBase<X>, X>;
 template <class X, int Options, class Stride>
 inline constexpr bool owns_its_numbers<Eigen::Ref<const X, Options, Stride>> = true;
 }  // namespace detail
 
-/// Anything dense of Eigen's: Matrix, Array, Map, Ref, Block, Transpose, and expressions that make_view() then refuses.
+/// Any dense type of Eigen's: Matrix, Array, Map, Ref, Block, Transpose, and expressions, which make_view() then refuses.
 template <class X>
 concept eigen_dense = requires(const std::remove_cvref_t<X>& x) {
   detail::takes_dense(x);
@@ -106,8 +106,8 @@ constexpr status can_split_heads(const Rows& rows, std::size_t h, const char* fu
 }
 }  // namespace detail
 
-/// A vector (one row or column by its type) as [n], any other matrix as [rows, cols]; in either storage order, with its strides. The
-/// element is const where Eigen gives no write access.
+/// A vector (one row or column by its type) becomes [n], any other matrix [rows, cols], in either storage order, with its strides. The
+/// element is const if Eigen gives no write access.
 ///
 /// @tparam Space  where a Map's memory is, if not in ordinary host memory
 /// @param x       lvalue, or a temporary that only points (Map, Ref, Block, Transpose)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// An engine's Eigen thread pool as a task_runner: the library's tasks run on its threads and on the calling one. Owns nothing, so
-// the pool must outlive it; a policy holds it by value. Included by nobody in the library; needs Eigen 3.4 or later.
+// An engine's Eigen thread pool as a task_runner: the library's tasks run on the pool's threads and on the calling thread. Owns nothing, so
+// the pool must outlive it; a policy holds it by value. No header of the library includes this file; it needs Eigen 3.4 or later.
 //
-// Not where a step must not allocate: handing work to the pool costs one allocation a thread and call, whatever the number of
-// tasks. Without exceptions (-fno-exceptions) a task must not fail, as everywhere.
+// Not where a step must not allocate: each call allocates once for each thread that it hands work to, however many tasks there are. Without
+// exceptions (-fno-exceptions) a task must not fail, as everywhere.
 #pragma once
 
 #if __has_include(<Eigen/ThreadPool>)
@@ -42,7 +42,7 @@ class eigen_pool_runner {
   void run(std::size_t count, F&& f) const {
     const std::size_t helpers = std::min(threads(), count) - (count > 0 ? 1 : 0);
     if (helpers == 0) return run_alone(count, f);
-    // Shared, because a helper may wake up when everything is done: it finds no task left then and never touches f.
+    // Shared, because a helper may wake up after everything is done. It then finds no task left and never touches f.
     const auto work = std::make_shared<job>(count, helpers + 1);
     for (std::size_t i = 0; i < helpers; ++i)
       if (!hand_over([work, task = std::addressof(f)] { work->take_part(*task); })) break;
@@ -62,7 +62,7 @@ class eigen_pool_runner {
         const std::size_t taken = std::min(run_length_, count_ - first);
         for (std::size_t i = first; i < first + taken; ++i) call(f, i);
         if (open_.fetch_sub(taken) == taken) {
-          const std::lock_guard lock(mutex_);  // not between the other's look at open_ and its sleep
+          const std::lock_guard lock(mutex_);  // not between the other thread's look at open_ and its sleep
           all_done_.notify_one();
         }
       }
@@ -100,7 +100,7 @@ class eigen_pool_runner {
     std::exception_ptr error_;
   };
 
-  /// False when the pool cannot take it (no memory): the calling thread then does it, and f stays alive for those that run it.
+  /// False when the pool cannot take it (no memory). The calling thread then does the work, and f stays alive for the helpers that run.
   template <class Closure>
   bool hand_over(Closure&& closure) const {
 #if PQKV_HAS_EXCEPTIONS

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// ggml's tensors as views, and the threads of a ggml operation as a task runner. No copies: a view is the tensor's memory under another
-// name. Included by nobody in the library; needs ggml.h and ggml-backend.h, and links one function of ggml's, ggml_backend_buffer_is_host.
+// ggml's tensors as views, and the threads of a ggml operation as a task runner. Nothing is copied: a view is the tensor's own memory. No
+// header of the library includes this file. It needs ggml.h and ggml-backend.h, and links one function of ggml's,
+// ggml_backend_buffer_is_host.
 //
 // ggml counts axes from the innermost: its ne[0] is our last extent. A tensor of ne = [d, tokens, heads, 1] is the view [heads, tokens, d].
-// Its strides nb are bytes and may stand in any order, so permuted and transposed tensors are views too.
+// Its strides nb are in bytes and may be in any order, so permuted and transposed tensors are views too.
 #pragma once
 
 #include <ggml-backend.h>
@@ -33,7 +34,7 @@ inline constexpr ggml_type ggml_type_of<bfloat16> = GGML_TYPE_BF16;
 /// @}
 
 namespace detail {
-/// What a status calls the tensor: the name that the engine gave it.
+/// The name of the tensor in error messages: the one that the engine gave it.
 inline const char* tensor_name(const ggml_tensor* tensor) { return tensor->name[0] != 0 ? tensor->name : "tensor"; }
 
 template <class T>
@@ -61,7 +62,8 @@ inline status can_reach(const ggml_tensor* tensor, std::size_t rank, std::size_t
 }
 }  // namespace detail
 
-/// Whether ggml_view<T, Rank>(tensor) would work, and what is wrong. The status points to the tensor's name, so it ends with the tensor.
+/// Checks whether ggml_view<T, Rank>(tensor) would work, and says what is wrong. The status points to the tensor's name, so the tensor must
+/// outlive it.
 template <storage_scalar T, std::size_t Rank>
 status can_ggml_view(const ggml_tensor* tensor, const char* function = "ggml_view") noexcept {
   static_assert(Rank <= GGML_MAX_DIMS, "pqkv: a ggml tensor has four axes");
@@ -74,18 +76,19 @@ status can_ggml_view(const ggml_tensor* tensor, const char* function = "ggml_vie
   return type.ok() ? detail::can_reach(tensor, Rank, sizeof(T), function) : type;
 }
 
-/// A tensor's memory as a view; its last Rank axes, innermost last.
+/// A tensor's memory as a view of its last Rank axes, innermost last.
 ///
-/// @tparam T       float, half or bfloat16, const for reading: the tensor's type
-/// @tparam Rank    axes that are kept; the tensor's other ones must have extent 1
-/// @param tensor   in host memory; it, and the graph that owns its memory, outlive the view. Views, permutations and transpositions too
+/// @tparam T       the tensor's type: float, half or bfloat16; const for reading
+/// @tparam Rank    how many axes to keep; the tensor's other axes must have extent 1
+/// @param tensor   in host memory; the tensor, and the graph that owns its memory, must outlive the view. It may itself be a view, permuted
+///                 or transposed
 /// @returns        [ne[Rank - 1], ..., ne[0]]
-/// @throws value_error, shape_error; their text has the tensor's name, and that of its type where it is another one
+/// @throws value_error, shape_error; the message has the tensor's name and, if the type is wrong, the type's name
 template <storage_scalar T, std::size_t Rank>
 view<T, Rank> ggml_view(const ggml_tensor* tensor) {
   const status checked = can_ggml_view<T, Rank>(tensor);
 #if PQKV_HAS_EXCEPTIONS
-  if (!checked.ok() && checked.must == relation::stated)  // a type: its number says little
+  if (!checked.ok() && checked.must == relation::stated)  // a wrong type: its number would say little
     throw value_error(checked.message() + " (" + ggml_type_name(tensor->type) + ")");
 #endif
   require_ok(checked);
@@ -97,10 +100,10 @@ view<T, Rank> ggml_view(const ggml_tensor* tensor) {
   return v;
 }
 
-/// Calls f with a read-only view of the tensor, of whichever type it is.
+/// Calls f with a read-only view of the tensor, in the tensor's own type.
 ///
 /// @param f  f(view<const T, Rank>) for T float, half and bfloat16; all three must compile and return the same type
-/// @throws as ggml_view(); value_error naming the type for any other, quantized ones for example
+/// @throws as ggml_view(); value_error naming the type for any other type, for example a quantized one
 template <std::size_t Rank, class F>
 decltype(auto) visit_ggml_view(const ggml_tensor* tensor, F&& f) {
   if (tensor != nullptr && tensor->type == GGML_TYPE_BF16) return f(ggml_view<const bfloat16, Rank>(tensor));
@@ -113,7 +116,7 @@ decltype(auto) visit_ggml_view(const ggml_tensor* tensor, F&& f) {
   return f(ggml_view<const half, Rank>(tensor));
 }
 
-/// The same memory with two axes in each other's place: [heads, tokens, d] as [tokens, heads, d].
+/// The same memory with two axes exchanged: [heads, tokens, d] as [tokens, heads, d].
 template <std::size_t A, std::size_t B, class T, std::size_t Rank, class Space>
 requires(A < Rank && B < Rank) constexpr view<T, Rank, Space> swap_axes(view<T, Rank, Space> v) {
   std::swap(v.extents[A], v.extents[B]);
@@ -121,24 +124,26 @@ requires(A < Rank && B < Rank) constexpr view<T, Rank, Space> swap_axes(view<T, 
   return v;
 }
 
-/// The threads of a ggml operation, which all make the same call with (ith, nth), as one runner of whole calls: the first thread calls
-/// pqkv, the others take its tasks. A cache needs this, since it changes once a call; functions on views can take exec::slice instead.
+/// The threads of a ggml operation as one runner of whole calls. All these threads make the same call with (ith, nth): here the first one
+/// calls pqkv, and the others take its tasks. A cache needs this, since each call changes it; functions on views can use exec::slice
+/// instead.
 ///
 ///     void op(ggml_tensor* out, int ith, int nth, void* data) {         // a ggml custom operation
 ///       auto& mine = *static_cast<layer*>(data);
 ///       mine.team.lead(ith, nth, [&] { mine.cache.attend(pqkv::exec::host<pqkv::isa::best, pqkv::ggml_team&>{mine.team}, ...); });
 ///     }
 ///
-/// One team an operation, all of whose threads meet between two calls of lead(), as ggml's do after every operation. Threads that wait
-/// spin, as ggml's do. Nothing allocates.
+/// Use one team for each operation. All its threads must meet between two calls of lead(), as ggml's do after every operation. Waiting
+/// threads spin, as ggml's do. Nothing allocates.
 class ggml_team {
  public:
   ggml_team() = default;
   ggml_team(const ggml_team&) = delete;
   ggml_team& operator=(const ggml_team&) = delete;
 
-  /// Called by every thread of the operation. f() runs in thread 0, where this team is a task_runner; the others return when it is through.
-  /// @param f  called without arguments; what it throws leaves lead() in thread 0, so catch it there: ggml is C
+  /// Every thread of the operation calls this. f() runs in thread 0, where this team is a task_runner; the other threads return when f has
+  /// ended.
+  /// @param f  called without arguments. lead() passes on what it throws in thread 0, so catch it there: ggml is C
   template <class F>
   void lead(int ith, int nth, F&& f) {
     if (ith != 0) return serve();
@@ -147,7 +152,7 @@ class ggml_team {
     f();
   }
 
-  /// f(0) to f(count - 1), once each. Only inside of f of lead(), and there it is the task_runner's run().
+  /// Calls f(0) to f(count - 1), once each: the task_runner's run(). Only inside of f of lead().
   /// @throws the first exception of a task, after the other tasks have run
   template <class F>
   void run(std::size_t count, F&& f) {
@@ -169,7 +174,7 @@ class ggml_team {
   }
 
  private:
-  /// Lets the others go, whatever ended f.
+  /// Releases the other threads, however f ended.
   struct closing {
     ggml_team& team;
     ~closing() {
@@ -177,18 +182,18 @@ class ggml_team {
       team.call_ = nullptr;
       team.open_round();
       team.wait_for_others();
-      team.round_.store(0, std::memory_order_relaxed);  // the next operation counts from the start; its threads meet before
+      team.round_.store(0, std::memory_order_relaxed);  // the next operation counts from the start; its threads meet before that
     }
   };
 
   void open_round() {
     left_.store(0, std::memory_order_relaxed);
-    round_.fetch_add(1, std::memory_order_release);  // publishes what the round is about
+    round_.fetch_add(1, std::memory_order_release);  // publishes the round's count and function
   }
   void wait_for_others() {
     wait_until([&] { return left_.load(std::memory_order_acquire) == others_; });
   }
-  /// Every thread takes part in every round, so a late one misses none: the first waits for it.
+  /// Every thread takes part in every round, and the first waits for a late one, so none misses a round.
   void serve() {
     for (std::size_t seen = 0;; ++seen) {
       wait_until([&] { return round_.load(std::memory_order_acquire) != seen; });
@@ -214,7 +219,7 @@ class ggml_team {
   template <class Condition>
   static void wait_until(Condition holds) {
     for (std::size_t spins = 0; !holds(); ++spins)
-      if (spins > 4000) std::this_thread::yield();  // more threads than cores
+      if (spins > 4000) std::this_thread::yield();  // there may be more threads than cores
   }
 
   std::size_t others_ = 0, count_ = 0;

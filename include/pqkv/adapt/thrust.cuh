@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Thrust's vectors as views: no copies, the same memory under the other name, with the space in the view's type. Included by nobody in
-// the library; needs the CUDA toolkit's Thrust with CUDA as its device system. The way back is Thrust's own:
+// Thrust's vectors as views. Nothing is copied: both are the same memory, and the view's type has the space. No header of the library
+// includes this file; it needs the CUDA toolkit's Thrust with CUDA as its device system. The way back is Thrust's own:
 // thrust::device_pointer_cast(view.data).
 //
 // A view points into the vector, so the vector must outlive it and must not grow meanwhile; a temporary does not compile. __half and
@@ -30,7 +30,7 @@ namespace detail {
 template <class T, class Allocator>
 void takes_thrust_vector(const thrust::universal_vector<T, Allocator>&);  // the base of all of them
 
-/// Where a pointer of Thrust's points to; void for what is not known here.
+/// The space that a pointer of Thrust's points to; void if it is not known here.
 template <class Pointer>
 struct thrust_space {
   using type = void;
@@ -55,7 +55,7 @@ struct thrust_space<thrust::cuda::universal_pointer<T>> {
 template <class T>
 using thrust_pinned_allocator = thrust::mr::stateless_resource_allocator<T, thrust::cuda::universal_host_pinned_memory_resource>;
 
-/// Pinned memory has managed memory's pointers: what tells it is the allocator. Both are usable from either side.
+/// Pinned memory has the same pointers as managed memory; only the allocator tells them apart. Both are usable from host and device.
 template <class Vector>
 using thrust_vector_space =
     std::conditional_t<std::is_same_v<typename Vector::allocator_type, thrust_pinned_allocator<typename Vector::value_type>>, space::pinned,
@@ -71,8 +71,7 @@ inline const half* thrust_memory(const __half* data) { return reinterpret_cast<c
 inline bfloat16* thrust_memory(__nv_bfloat16* data) { return reinterpret_cast<bfloat16*>(data); }
 inline const bfloat16* thrust_memory(const __nv_bfloat16* data) { return reinterpret_cast<const bfloat16*>(data); }
 
-/// The spaces by name, since nvcc 13 names a kernel that is instantiated with an alias's type by the alias, which its host pass cannot
-/// read.
+/// The spaces by their names: nvcc 13 names a kernel instantiated with an alias's type by the alias, which its host pass cannot read.
 template <class Space, class T, class... Extent>
 auto thrust_view(T* data, Extent... extents) {
   if constexpr (std::is_same_v<Space, space::device>)
@@ -86,8 +85,8 @@ auto thrust_view(T* data, Extent... extents) {
 }
 }  // namespace detail
 
-/// thrust::device_vector, universal_vector, universal_host_pinned_vector and host_vector, whatever their allocator, where the pointer
-/// says which memory that has.
+/// thrust::device_vector, universal_vector, universal_host_pinned_vector and host_vector, with any allocator whose pointer says which
+/// memory it points to.
 template <class X>
 concept thrust_vector = requires(const std::remove_cvref_t<X>& x) {
   detail::takes_thrust_vector(x);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which blocks of a sequence stay in fast memory, where a selector asks for other tokens in every step. A block is `block_tokens` tokens
-// side by side. The cache keeps no rows: it says which slot of fast memory holds which block, and what is to be copied where; the caller
-// copies. Nothing allocates after construction, and on a device a step only enqueues kernels of fixed shape.
+// Decides which blocks of a sequence stay in fast memory while a selector asks for different tokens in every step. A block is
+// `block_tokens` consecutive tokens. The cache holds no rows: it says which slot of fast memory holds which block, and what to copy where;
+// the caller copies. Nothing allocates after construction. On a device a step only enqueues kernels of fixed shape.
 //
 // A step, in this order:
 //   lookup_blocks()    says where each selected token is, and counts the selected tokens of each block
@@ -9,7 +9,7 @@
 //   the caller         copies the rows of what was admitted
 //   fill_blocks()      makes these slots `valid`: only now are they found. After a failed copy abandon_blocks() frees them instead
 //
-// Not for keys of an open domain: each block of the longest sequence has its entry, 8 bytes, or 12 with tiny_lfu.
+// Not for keys of an open domain: every block of the longest sequence has an entry of 8 bytes, or of 12 with tiny_lfu.
 // Source: PQCache, SIGMOD 2025, for blocks, counts and offers.
 #pragma once
 
@@ -32,7 +32,7 @@ struct truncate_blocks {};  // run(policy, cache, lengths)
 
 inline constexpr std::size_t default_admit_blocks = 32;  // offered in a step
 
-/// The extents of block caches. They are independent of each other: one for each sequence, or one for each sequence and KV head.
+/// The sizes of a number of block caches. The caches are independent: one for each sequence, or one for each sequence and KV head.
 struct block_cache_shape {
   std::size_t caches = 1;
   std::size_t tokens = 0;                           // of the longest sequence
@@ -58,16 +58,16 @@ constexpr status can_block_cache(const block_cache_shape& shape) noexcept {
       .at_most("admit_blocks", shape.admit_blocks, 1024, "blocks offered in a step");
 }
 
-/// Caches over memory of a block_cache or of the caller. A small value: copies mean the same caches, and it goes into kernels as it is.
+/// Block caches over memory of a block_cache or of the caller. A small value that is passed to kernels; a copy of it means the same caches.
 template <eviction_policy Eviction = eviction::lfu, class Space = space::host>
 struct block_cache_view {
   using eviction_type = Eviction;
   using space_type = Space;
 
   one_block_cache<Eviction> first{};
-  std::size_t count = 0, cache_bytes = 0;  // caches, and from one to the next
+  std::size_t count = 0, cache_bytes = 0;  // how many caches; bytes from one to the next
 
-  /// Carves caches from memory of the caller, which must be zero. A counting arena counts.
+  /// Takes caches from the caller's memory, which must be zero. A counting arena only counts the bytes.
   static block_cache_view place(arena& memory, const block_cache_shape& shape) {
     block_cache_view all;
     auto& one = all.first;
@@ -95,11 +95,11 @@ struct block_cache_view {
   PQKV_HD std::size_t caches() const { return count; }
   /// Cache c. @pre c < caches()
   PQKV_HD one_block_cache<Eviction> one(std::size_t c) const { return first.moved(c * cache_bytes); }
-  /// Caches [begin, begin + size) alone.
+  /// The caches [begin, begin + size).
   PQKV_HD block_cache_view slice(std::size_t begin, std::size_t size) const {
     return {first.moved(begin * cache_bytes), size, cache_bytes};
   }
-  /// All that a cache is, for copies.
+  /// All parts of a cache, for copies.
   slot_parts parts() const {
     slot_parts all;
     all.add_fixed(reinterpret_cast<std::byte*>(first.slots), 1, cache_bytes);
@@ -107,16 +107,16 @@ struct block_cache_view {
   }
 };
 
-/// Tokens that a step selected: lists of queries, and whose they are.
+/// The tokens that a step selected: lists for queries, and the sequence of each query.
 template <class Space>
 struct block_lookup {
-  view<const std::int32_t, 2, Space> indices;     // [lists, k_max] positions, best ascending: then a block is looked at once
-  view<const std::uint32_t, 1, Space> counts;     // [lists] how many of them
-  view<const std::uint32_t, 1, Space> sequences;  // [queries] of each query's lists; empty: sequences in order
-  std::size_t caches_of_sequence = 1;             // 1, or KV heads where each has a cache of its own
+  view<const std::int32_t, 2, Space> indices;     // [lists, k_max] positions; in ascending order each block is looked up once
+  view<const std::uint32_t, 1, Space> counts;     // [lists] how many positions each list has
+  view<const std::uint32_t, 1, Space> sequences;  // [queries] the sequence of each query; empty: query i is of sequence i
+  std::size_t caches_of_sequence = 1;             // 1, or the number of KV heads where each has its own cache
 
   PQKV_HD constexpr std::size_t lists() const { return counts.extent(0); }
-  /// @param caches  in all
+  /// @param caches  how many there are in all
   PQKV_HD constexpr std::size_t queries(std::size_t caches) const {
     return sequences.data != nullptr ? sequences.extent(0) : caches / caches_of_sequence;
   }
@@ -148,14 +148,13 @@ constexpr status can_lookup_blocks(const block_cache_view<E, Space>& cache, cons
       .extent("places.stride(1)", places.data == nullptr || lists == 0 ? 1 : places.stride(1), 1, "last axis contiguous");
 }
 
-/// Says where selected tokens are in fast memory, and counts them for the admission that ends the step. Several calls may belong to one
-/// step.
+/// Says where selected tokens are in fast memory, and counts them for the admission that ends the step. A step may make several calls.
 ///
 /// @param cache   [caches]
 /// @param tokens  positions below the shape's tokens (not checked: hot path)
 /// @param places  [lists, k_max] int32, written if given: row of the cache, slot * B + the token's place in its block; -1 for a miss
 /// @throws shape_error, value_error; then nothing is changed
-/// @cost   reads and writes the lists once, and an entry for every block that they meet; no allocation
+/// @cost   reads and writes the lists once, and an entry for every block they touch; no allocation
 template <exec::policy P, eviction_policy E>
 void lookup_blocks(const P& policy, const block_cache_view<E, typename P::space_type>& cache,
                    const block_lookup<typename P::space_type>& tokens, view<std::int32_t, 2, typename P::space_type> places = {}) {
@@ -170,14 +169,14 @@ constexpr status can_have_lengths(const char* function, const block_cache_view<E
   return detail::checks(function).extent("lengths.extent(0)", lengths.extent(0), cache.caches(), "caches, from cache");
 }
 
-/// Ends a step's lookups: offers, in each cache, the `admit_blocks` blocks of the highest counts, equal ones in favour of the lower block,
-/// and never one without a selected token. Offered blocks that have a slot rise in the policy's order, the best of them last. The others
-/// enter, best first, in place of whoever is lowest in that order; empty slots are taken first, the lowest of them. No block leaves in the
-/// step that offers it. one(c).admitted says what is to be copied; afterwards fill_blocks().
+/// Ends a step's lookups. In each cache it offers the `admit_blocks` blocks with the highest counts (ties: the lower block), but never a
+/// block without a selected token. Offered blocks that have a slot rise in the policy's order; the best of them rises highest. The others
+/// enter, best first. They take empty slots, lowest first, then the slots of the blocks lowest in that order. No block leaves in the step
+/// that offers it. Afterwards one(c).admitted says what to copy; then call fill_blocks().
 ///
-/// @param lengths  [caches] uint32, tokens of each sequence whose rows are final: a block that has others is offered and does not enter
+/// @param lengths  [caches] uint32, tokens of each sequence whose rows are final. A block with other tokens is offered but does not enter
 /// @throws shape_error; then nothing is changed
-/// @cost   O(blocks with a selected token); where a block enters, also O(slots); no allocation
+/// @cost   O(blocks with a selected token); if a block enters, also O(slots); no allocation
 template <exec::policy P, eviction_policy E>
 void admit_blocks(const P& policy, const block_cache_view<E, typename P::space_type>& cache,
                   view<const std::uint32_t, 1, typename P::space_type> lengths) {
@@ -185,20 +184,20 @@ void admit_blocks(const P& policy, const block_cache_view<E, typename P::space_t
   kernel<op::admit_blocks, typename P::backend_type>::run(policy, cache, lengths);
 }
 
-/// The rows of what the last admission let in are there: from now on they are found.
+/// Call once the rows of the last admission have been copied: lookups find them from now on.
 template <exec::policy P, eviction_policy E>
 void fill_blocks(const P& policy, const block_cache_view<E, typename P::space_type>& cache) {
   kernel<op::fill_blocks, typename P::backend_type>::run(policy, cache);
 }
 
-/// The step ends without them: slots that are filling become empty, and what was counted is forgotten. Statistics stay.
+/// Ends the step without those rows, for example after a failed copy. Filling slots become empty and counts are forgotten; statistics stay.
 template <exec::policy P, eviction_policy E>
 void abandon_blocks(const P& policy, const block_cache_view<E, typename P::space_type>& cache) {
   kernel<op::abandon_blocks, typename P::backend_type>::run(policy, cache);
 }
 
-/// Gives up every block that has a token at or behind its sequence's length, filling ones too, and what the policy remembers of it: other
-/// tokens will stand there. Not counted as evictions.
+/// Drops every block, filling ones too, that has a token at or behind its sequence's length, and what the policy remembers of it: other
+/// tokens will be there. These are not counted as evictions.
 ///
 /// @param lengths  [caches] uint32
 /// @throws shape_error; then nothing is changed
@@ -216,13 +215,13 @@ void reset_blocks(const P& policy, const block_cache_view<E, typename P::space_t
   zero_bytes(policy, cache.first.slots, cache.caches() * cache.cache_bytes);
 }
 
-/// Cache `to` becomes what cache `from` is, statistics too; the caller copies the rows of its slots. @pre both < caches()
+/// Makes cache `to` a copy of cache `from`, statistics included. The caller copies the rows of its slots. @pre both < caches()
 template <exec::policy P, eviction_policy E>
 void copy_blocks(const P& policy, const block_cache_view<E, typename P::space_type>& cache, std::size_t from, std::size_t to) {
   if (from != to) copy_bytes(policy, cache.one(to).slots, cache.one(from).slots, cache.cache_bytes);
 }
 
-/// Owner of block caches in the memory of a space. Not thread-safe; views of it end with it.
+/// Owner of block caches in the memory of a space. Not thread-safe; its views end with it.
 template <eviction_policy Eviction = eviction::lfu, class Space = space::host>
 class block_cache {
  public:

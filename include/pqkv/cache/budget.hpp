@@ -14,21 +14,21 @@
 
 namespace pqkv::inline PQKV_MODE {
 
-/// What a rule comes to at one length.
+/// The budget at one length.
 struct token_budget {
   std::size_t sinks = 0;     // s
   std::size_t window = 1;    // w
   std::size_t retrieve = 0;  // k
 };
 
-/// At which length a sequence's budget is reckoned.
+/// The length from which a sequence's budget is computed.
 enum class budget_growth : std::uint8_t {
   with_sequence,    // at its present length
   frozen_at_prompt  // at the length of its prompt, as the paper's code does; without a prompt at 0
 };
 
 namespace detail {
-/// floor(ratio * n), the product rounded to the nearest double: rounded down, 0.3 * 10 would be less than 3.
+/// floor(ratio * n), with the product rounded to the nearest double. Rounded down, 0.3 * 10 would be less than 3.
 PQKV_HD constexpr std::size_t share_of(double ratio, std::size_t n) {
 #if !defined(__CUDA_ARCH__)
   if (!std::is_constant_evaluated()) {
@@ -67,8 +67,8 @@ struct flat_budget_rule {
   }
 };
 
-/// budget = tokens if given, else max(min_tokens, floor(ratio * n)). Of the rest = budget - s that the sinks leave, the window takes
-/// w = window_share * rest, but at least 16 and at most half (and at least 1); k = rest - w. Or each is given outright.
+/// budget = tokens if given, else max(min_tokens, floor(ratio * n)). rest = budget - s. The window takes w = window_share * rest, but at
+/// least 16 and at most half of the rest (and at least 1); k = rest - w. Each of w and k can also be given outright.
 ///
 /// The paper gives the window half (window_share = 0.5). A tenth leaves more of the budget to retrieval; what that is worth on a model is
 /// measured by `minillama-ask --questions 100 --policy pq`, with and without --window.
@@ -97,7 +97,7 @@ struct budget_rule {
   }
 };
 
-/// A window of 0 and a total below s + 1 are errors; the total does not matter where window and retrieve are given.
+/// A window of 0 and a total below s + 1 are errors. The total is not used when both window and retrieve are given.
 constexpr status can_budget(const budget_rule& rule, const char* function = "budget_rule") noexcept {
   const bool outright = rule.window && rule.retrieve;
   return detail::checks(function)

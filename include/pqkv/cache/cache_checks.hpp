@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// What each verb of a pqcache checks before it changes anything. pqcache offers these as can_prefill(), can_append() and so on, for
-// engines that ask first, and every verb calls its own. Where a sequence of a device cache stands is known on the device alone: there
-// the checks are of shapes, and what does not fit is refused and counted by the step itself.
+// What each verb of a pqcache checks before it changes anything. pqcache offers these checks as can_prefill(), can_append() and so on, for
+// engines that ask first; every verb calls its own check. Only the device knows where a sequence of a device cache stands. There the host
+// checks shapes, and the step itself refuses and counts what does not fit.
 #pragma once
 
 #include "step_plan.hpp"
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// Over one cache's shape and sequences; a value for the length of one call.
+/// The checks of one cache, made from its shape and sequences for the length of one call.
 /// @tparam Space  where the step's rows are
 template <class Space>
 class cache_checks {
@@ -71,7 +71,7 @@ class cache_checks {
         .extent("lse.extent(1)", wanted ? lse.extent(1) : shape_.query_heads, shape_.query_heads, "hq, from params");
   }
 
-  /// @param needed  needed(slot): how long that slot's lists may be
+  /// @param needed  needed(slot): how long that slot's lists can be
   template <class Query, class Indices, class Counts, class Needed>
   status retrieve(const Query& query, const Indices& indices, const Counts& counts, const basic_step<Space>& step,
                   Needed needed) const noexcept {
@@ -92,7 +92,7 @@ class cache_checks {
 
   status truncate(std::size_t slot, std::size_t n) const noexcept {
     if (const status s = this->slot("truncate", "slot", slot); !s.ok()) return s;
-    // Whether a prompt is whole the host knows of every cache; how long a slot on a device is, the device checks.
+    // The host knows of every cache whether a prompt is whole. How long a slot on a device is, the device checks.
     const double most = static_cast<double>(reads_steps ? sequences_[slot].n : shape_.capacity);
     return checks("truncate")
         .that(sequences_[slot].prefilling == 0, status::code::value, "slot", relation::required,
@@ -118,7 +118,8 @@ class cache_checks {
   }
 
  private:
-  /// Rows of a step: slots that exist, none of them twice, none in the middle of a prefill, and as many tokens as `tokens`.
+  /// Checks the rows of a step: the slots exist, none is named twice, none is in the middle of a prefill, and the counts add up to
+  /// `tokens`.
   status rows(const char* function, const basic_step<Space>& step, std::size_t tokens, const char* parameter) const noexcept {
     checks all(function);
     if (step.has_slots() && step.has_counts())
@@ -128,7 +129,7 @@ class cache_checks {
     if (!step.has_counts()) all.extent(parameter, tokens, count, "tokens of the step: one for every row");
     if constexpr (reads_steps) {
       std::size_t sum = 0;
-      bool ascending = true;  // then no slot is named twice
+      bool ascending = true;  // while ascending, no slot can be named twice
       for (std::size_t row = 1; step.has_slots() && row < count; ++row) ascending &= step.slot(row - 1) < step.slot(row);
       for (std::size_t row = 0; row < count && all.ok(); ++row) {
         const std::uint32_t slot = step.slot(row);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A cache's own memory for keys and values: K and V of one token and head side by side, on a cache line, so that a gathered row is one
-// run of lines on the host and one burst over a bus. In whatever space the policy has. An engine that keeps its own pages uses
-// paged_rows, and nothing is copied.
+// A cache's own memory for keys and values. K and V of one token and head are contiguous and begin on a cache line, so reading a row is one
+// run of lines on the host and one burst over a bus. It is in the policy's space. An engine that keeps its own pages uses paged_rows
+// instead, which copies nothing.
 #pragma once
 
 #include "../exec/memory.hpp"
@@ -11,7 +11,7 @@
 
 namespace pqkv::inline PQKV_MODE {
 
-/// Rows [batch * h, capacity, 2, d], each token's padded to a cache line. Not thread-safe; views of it end with it.
+/// Rows [batch * h, capacity, 2, d]; each token's row is padded to a cache line. Not thread-safe; its views end with it.
 ///
 /// @tparam T      float, half or bfloat16
 /// @tparam Space  where the rows are
@@ -29,7 +29,7 @@ class dense_rows {
     constexpr std::size_t line = cache_line_bytes / sizeof(T);
     return (2 * d + line - 1) / line * line;
   }
-  /// Carves the rows from the arena, which may be one that counts.
+  /// Takes the rows from the arena; a counting arena only counts the bytes.
   static constexpr view_type place(arena& memory, const cache_shape& shape) {
     const std::size_t h = shape.batch * shape.kv_heads, n = shape.capacity, d = shape.head_dim, row = row_elements(d);
     constexpr std::size_t most = static_cast<std::size_t>(-1);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A cache's keys and values in a file, laid out as dense_rows has them: contexts larger than memory on a machine without a device. The
-// system keeps in memory what was touched lately and gives it up when memory is wanted. Alone it is a Rows like every other; under
-// tiered_rows it is the slow memory.
+// A cache's keys and values in a file, laid out as in dense_rows: for contexts larger than memory on a machine without a device. The
+// operating system keeps recently used parts in memory and drops them when memory is needed. It can be used alone, like any other Rows, or
+// as the slow memory of tiered_rows.
 #pragma once
 
 #include "dense_rows.hpp"
@@ -9,7 +9,7 @@
 
 namespace pqkv::inline PQKV_MODE {
 
-/// Rows [batch * h, capacity, 2, d] in a file, each token's padded to a cache line. Not thread-safe; views of it end with it.
+/// Rows [batch * h, capacity, 2, d] in a file; each token's row is padded to a cache line. Not thread-safe; its views end with it.
 ///
 /// @tparam T  float, half or bfloat16
 template <storage_scalar T = float>
@@ -33,7 +33,7 @@ class file_rows {
     dense_rows<T>::place(count, shape);
     return count.used_bytes();
   }
-  /// Of memory: none.
+  /// No memory: the rows are in the file.
   static constexpr std::size_t required_bytes(const cache_shape&, const params&) { return 0; }
 
   /// @pre can_construct(shape, p)
@@ -54,7 +54,7 @@ class file_rows {
     all.add_tokens(reinterpret_cast<T*>(file_.data()), shape_.kv_heads, shape_.capacity, dense_rows<T>::row_elements(shape_.head_dim));
     return all;
   }
-  /// Asked by every verb before it touches rows. @throws storage_error when the file has lost some of its bytes
+  /// Every verb calls this before it touches rows. @throws storage_error when the file has lost some of its bytes
   void ensure_readable(const char* function) const { file_.ensure_readable(function); }
   const mapped_file& file() const { return file_; }
 

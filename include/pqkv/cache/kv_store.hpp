@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where keys and values are. Engines lay them out in many ways; attention and selectors read any `kv_store`, a small value that
-// says where row t of head h begins. Adapters here cover every regular layout of engine memory; dense_rows is our own memory, and
-// paged_rows an engine's pages.
+// Where keys and values are. Engines lay them out in many ways. Attention and selectors read any `kv_store`: a small value that says where
+// row t of head h begins. The adapters here are for every regular layout of engine memory; dense_rows is our own memory, and paged_rows an
+// engine's pages.
 #pragma once
 
 #include <concepts>
@@ -31,7 +31,7 @@ concept kv_store = std::copy_constructible<S> && requires(const S& store, std::s
   { store.value(head, token) } -> std::same_as<kv_row<typename S::value_type>>;
 };
 
-/// Keys and values as two strided views: every regular layout is one. dense_kv(), interleaved_kv() and strided_kv() make it.
+/// Keys and values as two strided views, which can describe every regular layout. Made by dense_kv(), interleaved_kv() and strided_kv().
 template <storage_scalar T, class Space = space::host>
 struct strided_store {
   using value_type = T;
@@ -50,8 +50,8 @@ struct strided_store {
 /// Any strides: K [h, n, d] as a view of [n, h, d] memory, V transposed, padded rows.
 /// @throws shape_error when the extents of keys and values differ
 template <class K, class V, class Space>
-  requires storage_scalar<K> && std::same_as<std::remove_cv_t<K>, std::remove_cv_t<V>>
-strided_store<std::remove_cv_t<K>, Space> strided_kv(view<K, 3, Space> keys, view<V, 3, Space> values) {
+requires storage_scalar<K> && std::same_as<std::remove_cv_t<K>, std::remove_cv_t<V>> strided_store<std::remove_cv_t<K>, Space> strided_kv(
+    view<K, 3, Space> keys, view<V, 3, Space> values) {
   require_ok(detail::checks("strided_kv")
                  .extent("values.extent(0)", values.extent(0), keys.extent(0), "h, from keys")
                  .extent("values.extent(1)", values.extent(1), keys.extent(1), "n, from keys")
@@ -74,8 +74,8 @@ constexpr strided_store<T, Space> interleaved_kv(const T* rows, std::size_t h, s
   return {keys, values};
 }
 
-/// A store whose rows can be written: what a cache keeps its tokens in (dense_rows, quantized_rows, paged_rows). Heads are batch * h, slot
-/// by slot.
+/// A store whose rows can be written: where a cache keeps its tokens (dense_rows, quantized_rows, paged_rows). Heads are batch * h, slot
+/// after slot.
 template <class S>
 concept kv_rows = kv_store<S> && requires(const S& store, std::size_t head, std::size_t token) {
   { store.key_slot(head, token) } -> std::same_as<row_slot<typename S::value_type>>;
@@ -98,15 +98,15 @@ struct strided_rows {
   PQKV_HD constexpr kv_row<T> value(std::size_t head, std::size_t token) const { return row_of(values, head, token); }
   PQKV_HD constexpr row_slot<T> key_slot(std::size_t head, std::size_t token) const { return slot_of(keys, head, token); }
   PQKV_HD constexpr row_slot<T> value_slot(std::size_t head, std::size_t token) const { return slot_of(values, head, token); }
-  /// Keys of heads [head, head + h), tokens [first, first + count), as one view: what only a strided store can give.
+  /// Keys of heads [head, head + h), tokens [first, first + count), as one view. Only a strided store can give this.
   PQKV_HD constexpr view<const T, 3, Space> strided_keys(std::size_t head, std::size_t h, std::size_t first, std::size_t count) const {
     return as_const(keys.slice(0, head, h).slice(1, first, count));
   }
   PQKV_HD constexpr operator strided_store<T, Space>() const { return {as_const(keys), as_const(values)}; }
 };
 
-/// A store seen through a map of its heads: head i of the result is head heads.head(i) of the store. For steps whose rows are slots in
-/// any order.
+/// A store seen through a map of its heads: head i of the result is head heads.head(i) of the store. For steps whose rows are slots in any
+/// order.
 template <kv_store Store>
 struct mapped_store {
   using value_type = typename Store::value_type;
@@ -142,7 +142,7 @@ constexpr status can_store_rows(const From& from, const To& to, const Nonfinite&
 /// @throws shape_error
 /// @cost   reads and writes h * n * d once; no allocation; asynchronous on device policies
 template <exec::policy P, class T, writable_scalar U, class From, class To>
-  requires storage_scalar<T> && reachable_from<From, P> && reachable_from<To, P>
+requires storage_scalar<T> && reachable_from<From, P> && reachable_from<To, P>
 void store_rows(const P& policy, view<T, 3, From> from, view<U, 3, To> to, view<std::uint32_t, 1, typename P::space_type> nonfinite = {}) {
   require_ok(can_store_rows(from, to, nonfinite));
   kernel<op::store_rows, typename P::backend_type>::run(policy, from, to, nonfinite);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// A file as memory: of a fixed size, whose room on the disk is taken before the first byte is written, so that a full disk is an error of
-// the constructor and of nothing later. Without a name unless the caller brings an open file: nobody can remove or shorten it, and it is
-// gone when the process ends, however it ends. For systems with POSIX files and mmap.
+// A file of fixed size as memory. Its room on the disk is reserved before the first byte is written, so a full disk is an error of the
+// constructor and never a later one. Unless the caller brings an open file it has no name: nobody can remove or shorten it, and it is gone
+// when the process ends, however that happens. For systems with POSIX files and mmap.
 //
-// A mapping has no errors of its own: reading behind the end of a file that somebody has shortened, or from a disk that fails, ends the
-// process by a signal (SIGBUS). check() finds the first before it happens.
+// A mapping cannot report errors. Reading past the end of a file that somebody has shortened, or from a failing disk, ends the process by a
+// signal (SIGBUS). check() detects a shortened file before that happens.
 #pragma once
 
 #include <fcntl.h>
@@ -24,7 +24,7 @@
 
 namespace pqkv::inline PQKV_MODE {
 
-/// A call on a file failed, or the file is not what it was. what() says of which function, which call, and what the system says.
+/// A call on a file failed, or the file has changed. what() names the function and the call, and has the system's message.
 struct storage_error : std::runtime_error {
   storage_error(int code, const std::string& message) : std::runtime_error(message), error(code) {}
 
@@ -47,20 +47,20 @@ namespace detail {
 }
 }  // namespace detail
 
-/// Where a file is: a folder in which one without a name is made, or an open one that the caller has.
+/// Where the file is: in a folder, where one without a name is made, or an open file of the caller's.
 struct file_place {
-  const char* folder = nullptr;  // on the disk that is to hold it
-  int file = -1;                 // instead: a descriptor, open for reading and writing; its first bytes are written over
+  const char* folder = nullptr;  // on the disk that will hold the file
+  int file = -1;                 // or instead a descriptor, open for reading and writing; its first bytes are overwritten
 };
 
 /// Owns a descriptor and a mapping of `size` bytes; moves, never copies.
 class mapped_file {
  public:
   mapped_file() = default;
-  /// @param function  the door, for errors
-  /// @param place     a descriptor is duplicated: the caller's may be closed at once. The file grows to `size`, and never shrinks
+  /// @param function  the public function, named in errors
+  /// @param place     a descriptor is duplicated: the caller may close its own at once. The file grows to `size`, and never shrinks
   /// @throws storage_error when the file cannot be made, there is no room for it, or it cannot be mapped; then nothing is left behind
-  /// @cost   takes the room on the disk; writes nothing where the file system can reserve
+  /// @cost   reserves the room on the disk; writes nothing where the file system can reserve
   mapped_file(const char* function, const file_place& place, std::size_t size) : size_(size) {
     file_ = place.file >= 0 ? ::fcntl(place.file, F_DUPFD_CLOEXEC, 0) : without_name(place.folder);
     if (file_ < 0) detail::raise_storage(function, place.file >= 0 ? "fcntl" : place.folder, errno);
@@ -89,8 +89,8 @@ class mapped_file {
   std::size_t size() const noexcept { return size_; }
   int descriptor() const noexcept { return file_; }
 
-  /// Whether the file still has all its bytes: to be called before they are touched.
-  /// @param function  the door, for errors
+  /// Checks that the file still has all its bytes; call it before they are touched.
+  /// @param function  the public function, named in errors
   /// @throws storage_error
   void ensure_readable(const char* function) const {
     struct stat now {};
@@ -107,7 +107,7 @@ class mapped_file {
   static int without_name(const char* folder) {
 #if defined(O_TMPFILE)
     const int made = ::open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC | O_EXCL, 0600);
-    if (made >= 0 || (errno != EOPNOTSUPP && errno != EISDIR)) return made;  // some file systems know only files with names
+    if (made >= 0 || (errno != EOPNOTSUPP && errno != EISDIR)) return made;  // some file systems have only files with names
 #endif
     std::string name = std::string(folder) + "/pqkv.XXXXXX";
     const int named = ::mkstemp(name.data());

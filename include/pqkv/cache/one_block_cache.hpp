@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One block cache as plain memory, and every decision about it as a function of that memory: what a block's place is, whether it may enter,
-// who leaves for it. The host's loop and a device's kernels call the same functions, so that both keep the same blocks. What a cache is for
-// and how it is used is block_cache.hpp's, which nobody needs to leave.
+// One block cache as plain memory, and every decision about it as a function of that memory: where a block is, whether it may enter, which
+// block leaves for it. The host's loop and the device's kernels call the same functions, so both keep the same blocks. block_cache.hpp says
+// what a cache is for and how to use it; users need only that header.
 #pragma once
 
 #include <cstddef>
@@ -16,81 +16,81 @@ namespace pqkv::inline PQKV_MODE {
 /// What a slot of fast memory holds.
 enum class block_state : std::uint8_t {
   empty,
-  filling,  // it belongs to a block whose rows are not there yet: never found, never taken away
+  filling,  // it belongs to a block whose rows have not been copied yet: never found, never evicted
   valid
 };
 
-/// A block that entered: what is to be copied where.
+/// A block that entered, and what to copy where.
 struct block_admission {
   std::uint32_t block, slot;
   std::int32_t evicted;  // the block that left the slot; -1: it was empty
   std::uint32_t unused = 0;
 };
 
-/// A block or slot in some order, the lowest first.
+/// A block or slot with its place in some order; the lowest is first.
 struct ranked_block {
   std::uint64_t order;
   std::uint32_t number, rank;
 };
 
-/// Sums of one cache since it was empty. Bytes moved are admissions times the bytes of a block, which the caller knows.
+/// Counts of one cache since it was empty. Bytes moved are admissions times the bytes of a block, which the caller knows.
 struct block_statistics {
   std::uint64_t hits = 0;        // tokens looked up that were in fast memory
   std::uint64_t misses = 0;      // tokens looked up that were not
   std::uint64_t admissions = 0;  // blocks that got a slot
-  std::uint64_t evictions = 0;   // of these, into a slot that another block had to leave
-  std::uint64_t kept_out = 0;    // offers of a complete block without a slot that got none
+  std::uint64_t evictions = 0;   // admissions that made another block leave its slot
+  std::uint64_t kept_out = 0;    // offers of complete blocks that were not in the cache and did not enter
 };
 
-/// One cache as plain pointers, and the decisions about it. All zero is an empty cache.
+/// One cache as plain pointers, and the decisions about it. All zeros are an empty cache.
 template <eviction_policy Eviction>
 struct one_block_cache {
   static constexpr std::uint64_t never = ~std::uint64_t{0};
   static constexpr std::uint32_t nobody = 0xffffffffu, on_the_way = 0x80000000u;
 
-  /// Numbers that a cache goes by.
+  /// Counters of the cache.
   struct progress_type {
     std::uint64_t offers, age_began;  // offers made so far, and when the age began
     std::uint32_t age, touched, admitted, unused;
   };
 
-  std::uint32_t* slots{};              // [blocks] slot + 1, and `on_the_way` while it is filling; 0: none
+  std::uint32_t* slots{};              // [blocks] slot + 1, plus `on_the_way` while it is filling; 0: no slot
   std::uint32_t* counts{};             // [blocks] selected tokens since the last admission
-  std::uint32_t* touched{};            // [blocks + 1] the first progress->touched: blocks whose count is not 0, in any order
-  remembered_frequency* remembered{};  // [blocks] where the policy remembers
+  std::uint32_t* touched{};            // [blocks + 1] the first progress->touched entries: blocks whose count is not 0, in any order
+  remembered_frequency* remembered{};  // [blocks] if the policy remembers
   std::uint32_t* held{};               // [capacity] block + 1; 0: none
-  std::uint64_t* order{};              // [capacity] of slots that are not empty
+  std::uint64_t* order{};              // [capacity] for slots that are not empty
   block_state* states{};               // [capacity]
-  block_admission* admitted{};         // [admit] the first progress->admitted: of the last admission, best first
+  block_admission* admitted{};         // [admit] the first progress->admitted entries: the last admission, best first
   ranked_block* ranked{};              // [2 * admit] scratch of the host
   progress_type* progress{};
   block_statistics* statistics{};
   std::uint32_t blocks{}, capacity{}, admit{}, block_tokens{1};
 
-  /// Slot of a block, whether its rows are there or on the way; -1: none.
+  /// The slot of a block, whether its rows have been copied or not; -1: none.
   PQKV_HD std::int32_t slot_of(std::uint32_t block) const { return static_cast<std::int32_t>(slots[block] & ~on_the_way) - 1; }
-  /// The same of a block whose rows are there; -1 for all others.
+  /// The slot of a block whose rows have been copied; -1 for all other blocks.
   PQKV_HD std::int32_t found(std::uint32_t block) const {
     const auto entry = static_cast<std::int32_t>(slots[block]);
     return (entry > 0 ? entry : 0) - 1;
   }
-  /// Whether no row of a block changes any more. A half-filled block is never admitted.
+  /// Whether all rows of a block are final. A half-filled block is never admitted.
   PQKV_HD bool is_final(std::uint32_t block, std::uint32_t final_tokens) const {
     return std::uint64_t{block + 1} * block_tokens <= final_tokens;
   }
-  /// Lower is offered first: the higher count, then the lower block.
+  /// The lower value is offered first: the higher count, then the lower block.
   PQKV_HD std::uint64_t offer_order(std::uint32_t block) const { return std::uint64_t{0xffffffffu - counts[block]} << 32 | block; }
-  /// Lower leaves first: empty slots by number, then blocks by the policy's order. `never` for a slot that is filling, and for one whose
-  /// block was offered in this step.
+  /// The lower value leaves first: empty slots by number, then blocks by the policy's order. `never` for a slot that is filling, and for
+  /// one whose block was offered in this step.
   PQKV_HD std::uint64_t leave_order(std::uint32_t slot, std::uint64_t first_stamp) const {
     const block_state state = states[slot];
     if (state == block_state::empty) return slot;
     return state == block_state::filling || eviction_order::stamp(order[slot]) >= first_stamp ? never : order[slot];
   }
-  /// Stamps of a step's `count` offers begin here: above every slot's number, so that empty slots go first.
+  /// The first stamp for a step's `count` offers: above every slot's number, so that empty slots are taken first.
   PQKV_HD std::uint64_t first_stamp() const { return capacity + progress->offers; }
 
-  /// A block is offered.
+  /// Offers a block.
   PQKV_HD void offer(std::uint32_t block, std::uint64_t stamp) const {
     const std::int32_t slot = slot_of(block);
     std::uint32_t frequency = slot >= 0 ? eviction_order::frequency(order[slot]) : 0;
@@ -99,21 +99,21 @@ struct one_block_cache {
     if constexpr (Eviction::remembers) remembered[block] = remembered_frequency::of(frequency, progress->age);
     if (slot >= 0) order[slot] = eviction_order::of(frequency, stamp);
   }
-  /// Of a block without a slot, after its offer.
+  /// The frequency of a block without a slot, after its offer.
   PQKV_HD std::uint32_t newcomer_frequency(std::uint32_t block) const {
     if constexpr (Eviction::remembers)
       return remembered[block].at(progress->age);
     else
       return Eviction::offered(0);
   }
-  /// Of the block that would leave a slot; `nobody` where it is empty.
+  /// The frequency of the block that would leave a slot; `nobody` if the slot is empty.
   PQKV_HD std::uint32_t leaving_frequency(std::uint32_t slot) const {
     return states[slot] == block_state::empty ? nobody : eviction_order::frequency(order[slot]);
   }
   PQKV_HD static bool may_enter(std::uint32_t newcomer_frequency, std::uint32_t leaving_frequency) {
     return leaving_frequency == nobody || Eviction::may_enter(newcomer_frequency, leaving_frequency);
   }
-  /// A newcomer takes a slot, and whoever held it leaves. It is the i-th that the step admits. @return whether somebody left
+  /// A newcomer takes a slot, and the block in it leaves. It is the i-th that the step admits. @return whether a block left
   PQKV_HD bool enter(std::size_t i, std::uint32_t block, std::uint32_t slot, std::uint64_t stamp) const {
     const std::uint32_t left = held[slot];
     if (left != 0) slots[left - 1] = 0;
@@ -124,21 +124,21 @@ struct one_block_cache {
     admitted[i] = {block, slot, static_cast<std::int32_t>(left) - 1};
     return left != 0;
   }
-  /// The rows of the i-th that was admitted are there, unless a cut has taken it out since.
+  /// Call when the rows of the i-th admitted block have been copied. Does nothing if a cut has removed the block since.
   PQKV_HD void fill(std::size_t i) const {
     const block_admission& one = admitted[i];
     if (states[one.slot] != block_state::filling || held[one.slot] != one.block + 1) return;
     states[one.slot] = block_state::valid;
     slots[one.block] = one.slot + 1;
   }
-  /// Gives a slot up.
+  /// Empties a slot.
   PQKV_HD void release(std::uint32_t slot) const {
     if (held[slot] != 0) slots[held[slot] - 1] = 0;
     held[slot] = 0;
     states[slot] = block_state::empty;
     order[slot] = 0;
   }
-  /// What a step of admissions came to.
+  /// The outcome of a step of admissions.
   struct step_totals {
     std::uint32_t offered, waited, admitted, evicted;  // blocks; `waited`: complete ones without a slot
   };
@@ -157,7 +157,7 @@ struct one_block_cache {
     return true;
   }
 
-  /// The same cache `bytes` further on in memory.
+  /// The same cache, `bytes` further in memory.
   PQKV_HD one_block_cache moved(std::size_t bytes) const {
     one_block_cache other = *this;
     const auto move = [bytes](auto*& p) {

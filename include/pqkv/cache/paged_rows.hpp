@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Keys and values in the engine's own pages: a block table says which page of a pool holds which tokens of a slot. Nothing is copied; the
-// cache reads the pages, and writes a token's row where the table says, unless the engine has written it there itself. The pool, the
-// table and who shares which page are the engine's: slots that forked may name the same pages, as long as a page that is still being
-// filled belongs to one slot. Sources: vLLM's paged attention (Kwon et al., SOSP 2023) for block tables; FlashInfer's names of layouts.
+// Keys and values in the engine's own pages. A block table says which page of a pool holds which tokens of a slot. Nothing is copied: the
+// cache reads the pages, and writes a token's row where the table says, unless the engine has already written it. The engine owns the pool
+// and the table and decides who shares which page. Slots that forked may name the same pages, but a page that is still being filled must
+// belong to one slot. Sources: vLLM's paged attention (Kwon et al., SOSP 2023) for block tables; FlashInfer's names of layouts.
 #pragma once
 
 #include "kv_store.hpp"
@@ -11,7 +11,7 @@
 
 namespace pqkv::inline PQKV_MODE {
 
-/// Where rows stand inside a pool of pages, in elements.
+/// Where rows are inside a pool of pages, in elements.
 struct page_strides {
   std::size_t page = 0, token = 0, head = 0;
 
@@ -21,11 +21,11 @@ struct page_strides {
   static constexpr page_strides hnd(std::size_t page_tokens, std::size_t h, std::size_t d) {
     return {h * page_tokens * d, d, page_tokens * d};
   }
-  /// The same where a page holds all its keys and then all its values: values begin `page` elements, of before, behind keys.
+  /// The same where a page holds all its keys and then all its values: values begin after keys, one `page` (of the old layout) later.
   constexpr page_strides together() const { return {2 * page, token, head}; }
 };
 
-/// A pool seen through a block table: what kernels and attention read. Heads are batch * h, slot by slot.
+/// A pool seen through a block table, as kernels and attention read it. Heads are batch * h, slot after slot.
 template <storage_scalar T, class Space = space::host>
 struct paged_store {
   using value_type = T;
@@ -71,7 +71,7 @@ class paged_rows {
     std::size_t pages = 0;        // of the pool
     std::size_t page_tokens = 0;  // tokens of a page, at least 1
     page_strides strides{};
-    pqkv::view<const std::uint32_t, 2, Space> table{};  // [batch, pages of a slot]; read at every call, so the engine may change it between
+    pqkv::view<const std::uint32_t, 2, Space> table{};  // [batch, pages of a slot]; read at every call, so it may change in between
   };
 
   static constexpr status can_construct(const cache_shape& shape, const params& p) noexcept {
@@ -103,12 +103,12 @@ class paged_rows {
   view_type view() const { return view_; }
   view_type store() const { return view_; }
   std::size_t size_bytes() const { return 0; }
-  /// Tokens that a slot has room for: the capacity, and no more than its pages hold.
+  /// Tokens that a slot has room for: the capacity, but no more than its pages hold.
   std::size_t room(std::size_t) const {
     const std::size_t held = view_.table.extent(1) * view_.page_tokens;
     return held < view_.capacity ? held : view_.capacity;
   }
-  /// Whether the table names a page of the pool for each of tokens [first, last). On a device nobody looks.
+  /// Whether the table names a page of the pool for each of tokens [first, last). On a device this is not checked.
   status can_hold(const char* function, std::size_t slot, std::size_t first, std::size_t last) const noexcept {
     detail::checks all(function);
     if constexpr (space::usable_from<Space, space::host>)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A cache's own memory for keys and values in 8 bits: every key and every value is a row of integers with one scale, so a token takes
-// about 0.53 of the bytes that 16-bit rows take, and for the same bytes a step attends to almost twice as many tokens. Attention and
-// selectors read them as they read other rows; what is stored is rounded once, on the way in.
+// A cache's own memory for keys and values in 8 bits. Every key and every value is a row of integers with one scale. A token takes about
+// 0.53 of the bytes of 16-bit rows, so a step can attend to almost twice as many tokens for the same bytes. Attention and selectors read
+// these rows like any others; values are rounded once, when they are stored.
 // Measured on a real model: docs/quality.md.
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace pqkv::inline PQKV_MODE {
 
-/// Rows of 8-bit integers, [heads, tokens], of a token: key [d], value [d], their scales. For reading and writing.
+/// Rows of 8-bit integers, [heads, tokens]. A token has its key [d], its value [d], and their scales. For reading and writing.
 template <class Space = space::host>
 struct quantized_store {
   using value_type = scaled_int8;
@@ -21,7 +21,7 @@ struct quantized_store {
   std::byte* data = nullptr;
   std::size_t count = 0, capacity = 0, dims = 0;  // heads, tokens of each, d
 
-  /// Bytes of a token: two rows, and 16 bytes for two scales of 4; so rows begin on 16 bytes.
+  /// Bytes of a token: two rows, and 16 bytes for two scales of 4 bytes each, so that rows begin on 16 bytes.
   PQKV_HD static constexpr std::size_t token_bytes(std::size_t d) { return 16 + 2 * d; }
 
   PQKV_HD constexpr std::size_t heads() const { return count; }
@@ -43,13 +43,13 @@ struct quantized_store {
   }
 };
 
-/// A cache's rows in 8 bits, in our own memory. Not thread-safe; views of it end with it.
+/// A cache's rows in 8 bits, in our own memory. Not thread-safe; its views end with it.
 ///
-/// x is stored as round(x / scale), scale = the row's largest magnitude / 127, so it is read back within scale / 2; a row that holds an
+/// x is stored as round(x / scale), scale = the row's largest magnitude / 127, so it is read back within scale / 2. A row that holds an
 /// infinity or a NaN is read back as NaNs. Host and device store the same bits.
 ///
 /// @tparam Space  where the rows are
-/// @source one scale a row: measured on SmolLM2-135M against scales for each 32 elements and rows less their mean, no difference
+/// @source one scale a row: measured on SmolLM2-135M against scales for each 32 elements, and against rows minus their mean: no difference
 template <class Space = space::host>
 class quantized_rows {
  public:
@@ -61,7 +61,7 @@ class quantized_rows {
   static constexpr status can_construct(const cache_shape&, const params&) noexcept { return {}; }
   /// Bytes of a token of one KV head.
   static constexpr std::size_t token_bytes(std::size_t d) { return view_type::token_bytes(d); }
-  /// The share of tokens whose rows have as many bytes as those of `ratio` of the tokens in 16 bits; at most 1.
+  /// The share of tokens whose 8-bit rows take as many bytes as 16-bit rows of `ratio` of the tokens; at most 1.
   static constexpr double equal_bytes_ratio(double ratio, std::size_t d) {
     const double more = ratio * static_cast<double>(4 * d) / static_cast<double>(token_bytes(d));
     return more < 1 ? more : 1;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where one sequence of a cache stands, as plain data that lives in the memory of the cache's space, and what follows from it: the same
-// functions serve host loops and device kernels. Tokens are in three classes by position: sinks [0, s), middle [s, window_begin), window
-// [window_begin, n). All of it depends on the length alone, so a sequence can be looked at as it was when it was shorter.
+// Where one sequence of a cache stands, as plain data in the memory of the cache's space, and what follows from it. The same functions
+// serve host loops and device kernels. A token's position decides its class: sinks [0, s), middle [s, window_begin), window [window_begin,
+// n). All of this depends on the length alone, so a sequence can be viewed as it was when it was shorter.
 #pragma once
 
 #include <cstdint>
@@ -12,29 +12,29 @@
 
 namespace pqkv::inline PQKV_MODE {
 
-/// Which selection the queries of a row attend to, where a step has several tokens of a sequence.
+/// Which selection the queries of a row use when a step has several tokens of a sequence.
 enum class draft_selection : std::uint8_t {
-  each_query,  // each its own, as if the tokens had come one by one
+  each_query,  // each query its own, as if the tokens had come one by one
   first_query  // all that of the row's first one, and all tokens since the window of then: for drafts of a few tokens, whose selections
                // hardly differ. Those worked on at once share it (cache_shape::queries_at_once)
 };
 
-/// The extents of one layer's cache.
+/// The sizes of one layer's cache.
 struct cache_shape {
   std::size_t batch = 1;         // slots, each a sequence of its own length
   std::size_t kv_heads = 0;      // h
   std::size_t query_heads = 0;   // hq
   std::size_t head_dim = 0;      // d
   std::size_t capacity = 0;      // tokens per slot
-  std::size_t step_queries = 0;  // query tokens that attend() works on at once, more go in turns; 0: batch
+  std::size_t step_queries = 0;  // query tokens that attend() works on at once; more are taken in turns; 0: batch
   float softmax_scale = 0;       // of logits; 0: 1 / sqrt(d)
   draft_selection selection = draft_selection::each_query;
 
-  /// step_queries, or what stands for it.
+  /// step_queries, or its default.
   constexpr std::size_t queries_at_once() const { return step_queries != 0 ? step_queries : batch; }
 };
 
-/// The bounds of every cache; a selector may have narrower ones.
+/// The bounds of every cache; a selector may have stricter ones.
 constexpr status can_cache(const cache_shape& shape) noexcept {
   const bool grouped = shape.kv_heads != 0 && shape.query_heads != 0 && shape.query_heads % shape.kv_heads == 0;
   return detail::checks("pqcache")
@@ -57,7 +57,7 @@ constexpr status can_cache(const cache_shape& shape) noexcept {
 /// Whether a call of prefill() ends the prompt.
 enum class chunk : std::uint8_t { more, last };
 
-/// Bytes that a cache takes, known before anything is allocated.
+/// Bytes that a cache takes; known before anything is allocated.
 struct memory_plan {
   std::size_t kv_bytes = 0;       // keys and values, of all slots
   std::size_t index_bytes = 0;    // the selector's: codebooks, codes, cells
@@ -75,7 +75,7 @@ struct slot_statistics {
   std::uint64_t nonfinite_keys = 0;   // rows stored with an infinity or a NaN; such a key gets code 0
   std::uint64_t nonfinite_values = 0;
   std::uint64_t nonfinite_queries = 0;  // query heads that attend() or retrieve() were given with one; selection leaves them out
-  std::uint64_t trainings = 0;          // of the slot's index that succeeded: the first, and those that maintain() renewed it with
+  std::uint64_t trainings = 0;          // trainings of the slot's index that succeeded: the first, and those by maintain()
   std::uint64_t refused = 0;            // tokens or cuts that a device step had no room for or could not make; the host throws instead
 
   constexpr slot_statistics& operator+=(const slot_statistics& more) {
@@ -88,10 +88,10 @@ struct slot_statistics {
 };
 
 namespace selector {
-/// How a slot's middle is attended to.
+/// How a slot's middle is attended to: by lists, as a whole, or not at all.
 enum class coverage : std::uint8_t { listed, everything, nothing };
 
-/// What a selector says of a slot's middle: before it has learned the slot's keys, and from then on.
+/// How a selector wants a slot's middle attended to: before it has learned the slot's keys, and afterwards.
 struct coverage_rule {
   coverage before = coverage::everything, after = coverage::listed;
 };
@@ -102,11 +102,11 @@ struct sequence {
   std::uint32_t n = 0;            // tokens cached
   std::uint32_t prompt = 0;       // of these, taken by prefill()
   std::uint32_t longest = 0;      // the largest n since the slot was empty: id lists may still hold tokens that were cut off
-  std::uint32_t learn_again = 0;  // length at which training is due, again or for the first time; 0: with an index never, else at once
+  std::uint32_t learn_again = 0;  // length at which training is due, first or again; 0: never for a slot with an index, else at once
   std::uint32_t learned = 0;      // 1: the selector has its index, e.g. a codebook
   std::uint32_t prefilling = 0;   // 1: more chunks of the prompt are to come
 
-  /// With `count` tokens more.
+  /// The sequence with `count` more tokens.
   PQKV_HD constexpr sequence grown(std::uint32_t count) const {
     sequence then = *this;
     then.n += count;
@@ -114,7 +114,7 @@ struct sequence {
     return then;
   }
 
-  /// The sequence when it had `length` tokens. Without an index a wait for more tokens than that has ended.
+  /// The sequence as it was with `length` tokens. If it has no index and was waiting for more tokens than that, it waits no longer.
   PQKV_HD constexpr sequence at(std::uint32_t length) const {
     sequence then = *this;
     then.n = length;
@@ -123,11 +123,11 @@ struct sequence {
     return then;
   }
 
-  /// s, w and k at present; the window may hold fewer tokens than w until it has filled.
+  /// s, w and k at present. The window holds fewer than w tokens until it has filled.
   PQKV_HD constexpr token_budget budget(const flat_budget_rule& rule) const { return rule.at(rule.frozen ? prompt : n); }
 
-  /// First window token. It never falls as tokens come: a rule's window grows by at most one token for each that comes, so that what is
-  /// older has left for good.
+  /// The first window token. It never decreases as tokens come: a rule's window grows by at most one token for each new token. So a token
+  /// that has left the window never returns.
   PQKV_HD constexpr std::uint32_t window_begin(const flat_budget_rule& rule) const {
     const std::size_t w = budget(rule).window, sinks = rule.sinks < n ? rule.sinks : n, begin = n > w ? n - w : 0;
     return prefilling != 0 ? 0 : static_cast<std::uint32_t>(begin > sinks ? begin : sinks);
@@ -140,7 +140,7 @@ struct sequence {
             static_cast<std::uint32_t>(k < 0xffffffffu ? k : 0xffffffffu)};
   }
 
-  /// How the middle is attended to now: one that the budget holds is taken whole, and none of it needs no list.
+  /// How the middle is attended to now. If the budget holds all of it, it is taken whole; if k is 0 there is no list.
   PQKV_HD constexpr selector::coverage coverage(const middle_range& middle, selector::coverage_rule rule) const {
     using selector::coverage;
     const selector::coverage wish = learned != 0 ? rule.after : rule.before;
@@ -150,25 +150,25 @@ struct sequence {
     return middle.retrieve >= middle.size() ? coverage::everything : coverage::listed;
   }
 
-  /// The same tokens before anything was learned from them; it attends to all.
+  /// The same tokens as before anything was learned from them: a query attends to all of them.
   PQKV_HD constexpr sequence without_index() const {
     sequence then = *this;
     then.learned = then.learn_again = 0;
     return then;
   }
 
-  /// Cut to its first `length` tokens. Cut to nothing it is a fresh one, without an index.
+  /// The sequence cut to its first `length` tokens. Cut to nothing, it is a new one without an index.
   PQKV_HD constexpr sequence truncated(std::uint32_t length) const { return length == 0 ? sequence{} : at(length); }
 };
 static_assert(sizeof(sequence) == 24);  // no padding: a saved sequence is these bytes
 
-/// As sequence's functions, by a rule with optionals.
+/// The functions of sequence for a budget_rule.
 /// @{
 constexpr middle_range middle_of(const sequence& s, const budget_rule& rule) { return s.middle(rule.flat()); }
 constexpr token_budget budget_of(const sequence& s, const budget_rule& rule) { return s.budget(rule.flat()); }
 /// @}
 
-/// The tokens that leave the window when a sequence grows from `before` to `after`, or the middle when it is cut back.
+/// The tokens that leave the window when a sequence grows from `before` to `after`, or that leave the middle when it is cut back.
 PQKV_HD constexpr leaving_tokens leaving_between(std::uint32_t slot, const sequence& before, const sequence& after,
                                                  const flat_budget_rule& rule) {
   const auto begin = [&](const sequence& s) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a saved slot is laid out: a header, the parts of the slot, a checksum. Little-endian, and only read where integers are so: the header
-// has a mark of it. The id lists of a joint-code index are not in it, they are made again from the codes. A file says which cache it
-// fits; one that is cut, altered or of another cache is refused before the slot changes.
+// How a saved slot is laid out: a header, the parts of the slot, a checksum. It is little-endian, and read only on machines that are; the
+// header has a mark to check this. The id lists of a joint-code index are not in the file: they are rebuilt from the codes. The file says
+// which cache it fits. A file that is cut, altered or of another cache is refused before the slot changes.
 //
 //   bytes 0..7    "pqkvslot"
 //   8..103        slot_file_header, the rest of it: format, byte order, contents, shape, sequence
-//   104..         codebooks and the middle's codes, in the order of pq_index_view::learnt_parts(), then rows [h, n, row] where they
-//                 are in it
+//   104..         codebooks and the middle's codes, in the order of pq_index_view::learnt_parts(), then rows [h, n, row] if
+//                 the file has them
 //   last 4        CRC-32 of everything before
 #pragma once
 
@@ -44,9 +44,9 @@ struct slot_file_header {
   std::uint32_t byte_order = the_byte_order;
   slot_contents contents = slot_contents::index;
   std::uint32_t kv_heads = 0, head_dim = 0;
-  std::uint32_t element = 0;    // of a row: 0 float, 1 half, 2 bfloat16
-  std::uint32_t row_bytes = 0;  // of a token and head in the file, 0 without rows
-  std::uint32_t middle_begin = 0, middle_end = 0;  // the tokens that have codes; another budget would have others
+  std::uint32_t element = 0;                       // of a row: 0 float, 1 half, 2 bfloat16
+  std::uint32_t row_bytes = 0;                     // of a token and head in the file, 0 without rows
+  std::uint32_t middle_begin = 0, middle_end = 0;  // the tokens that have codes; they depend on the budget
   selector_signature selector{};
   sequence at{};
   std::uint64_t payload_bytes = 0;  // between header and checksum
@@ -60,7 +60,7 @@ constexpr std::uint32_t element_number() {
   return std::is_same_v<T, float> ? 0 : std::is_same_v<T, half> ? 1 : std::is_same_v<T, scaled_int8> ? 3 : 2;
 }
 
-/// Whether a file's header fits what a cache expects of it.
+/// Whether a file's header is what a cache expects.
 /// @param rule  the cache's budget
 /// @param room  tokens of a slot
 inline status can_load_header(const slot_file_header& file, const slot_file_header& wanted, const flat_budget_rule& rule,
@@ -98,10 +98,10 @@ inline status can_load_header(const slot_file_header& file, const slot_file_head
   return all;
 }
 
-/// Bytes go to or come from a caller's file in pieces of at most this, through host memory where the slot is elsewhere.
+/// The largest piece of a file that is read or written at once, through host memory if the slot is elsewhere.
 inline constexpr std::size_t slot_file_piece = std::size_t{1} << 20;
 
-/// Writes pieces to a sink(const std::byte*, std::size_t) and sums them up.
+/// Writes pieces to a sink(const std::byte*, std::size_t) and computes their checksum.
 template <class Sink>
 class slot_writer {
  public:
@@ -110,7 +110,7 @@ class slot_writer {
     sum_.add(data, bytes);
     sink_(static_cast<const std::byte*>(data), bytes);
   }
-  /// A run of a slot's bytes, wherever they are.
+  /// Writes a run of a slot's bytes, in any memory.
   template <class P>
   void write_run(const P& policy, const std::byte* from, std::size_t bytes, const buffer<std::byte>& piece) {
     for (std::size_t done = 0; done < bytes; done += piece.size()) {
@@ -120,7 +120,7 @@ class slot_writer {
       write(piece.data(), count);
     }
   }
-  /// The checksum ends the file.
+  /// Writes the checksum, which ends the file.
   void finish() {
     const std::uint32_t sum = sum_.value();
     sink_(reinterpret_cast<const std::byte*>(&sum), sizeof sum);
@@ -131,7 +131,7 @@ class slot_writer {
   crc32 sum_;
 };
 
-/// Reads pieces from a source(std::byte*, std::size_t) -> std::size_t, how many came.
+/// Reads pieces from a source(std::byte*, std::size_t) -> std::size_t, which returns how many bytes it gave.
 template <class Source>
 class slot_reader {
  public:
@@ -141,7 +141,7 @@ class slot_reader {
     take(data, bytes);
     sum_.add(data, bytes);
   }
-  /// A run of a slot's bytes, which must each be below `limit`, 0: any.
+  /// Reads a run of a slot's bytes, each of which must be below `limit`; 0: any byte.
   template <class P>
   void read_run(const P& policy, std::byte* to, std::size_t bytes, const buffer<std::byte>& piece, std::size_t limit) {
     for (std::size_t done = 0; done < bytes; done += piece.size()) {
@@ -154,7 +154,7 @@ class slot_reader {
       sync(policy);
     }
   }
-  /// @throws value_error when the checksum is another
+  /// @throws value_error when the checksum differs
   void finish() {
     const std::uint32_t sum = sum_.value();
     std::uint32_t read = 0;

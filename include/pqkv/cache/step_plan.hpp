@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one step does with each sequence: which rows it is for, what a query attends to whole, what is ranked for it, when a slot is
-// trained. These decisions stand here once, as functions of plain data; a host loop and a device kernel call the same ones.
+// What one step does with each sequence: which rows it is for, what a query attends to as a whole, what is ranked for it, when a slot is
+// trained. Each decision is made in one place, by a function of plain data that a host loop and a device kernel both call.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,14 @@ namespace op {
 struct plan_step {};  // run(policy, step_queries, step_plan) -> whether any query may have a list
 }  // namespace op
 
-/// Which slots a step is for, and how many tokens each of them gets. A slot that is not named takes no part and costs nothing. Tokens of
-/// a row stand one after the other, and rows in their order: K and V are [tokens, h, d], queries [tokens, hq, d].
+/// Which slots a step is for, and how many tokens each of them gets. A slot that is not named takes no part and costs nothing. The tokens
+/// of a row are consecutive, and rows follow one another: K and V are [tokens, h, d], queries [tokens, hq, d].
 ///
 /// @tparam Space  host memory for a host cache; device memory for a cache on a device, so that a captured step can be replayed with
 ///                other slots and counts
 template <class Space = space::host>
 struct basic_step {
-  static constexpr std::size_t not_given = static_cast<std::size_t>(-1);  // an extent: not that of an empty list, which names no slot
+  static constexpr std::size_t not_given = static_cast<std::size_t>(-1);  // an extent; not 0, since an empty list names no slot
 
   view<const std::uint32_t, 1, Space> slots{nullptr, {not_given}, {1}};   // [rows] below batch, none twice; not given: every slot in order
   view<const std::uint32_t, 1, Space> counts{nullptr, {not_given}, {1}};  // [rows] tokens of each row, 0 or more; not given: one
@@ -34,14 +34,14 @@ struct basic_step {
   }
   PQKV_HD constexpr std::uint32_t slot(std::size_t row) const { return has_slots() ? slots(row) : static_cast<std::uint32_t>(row); }
   PQKV_HD constexpr std::uint32_t count(std::size_t row) const { return has_counts() ? counts(row) : 1u; }
-  /// Whether row i is slot i with one token: then nothing has to be looked up.
+  /// Whether row i is slot i with one token. Then nothing has to be looked up.
   PQKV_HD constexpr bool is_in_order() const { return !has_slots() && !has_counts(); }
 };
 
 /// A step of a host cache.
 using cache_step = basic_step<space::host>;
 
-/// A token of a step: the index-th of its row's `count`. Tokens behind the last row have the row `rows`.
+/// A token of a step: the index-th of its row's `count`. Tokens behind the last row get the row `rows`.
 struct step_token {
   std::uint32_t row, slot, index, count;
 };
@@ -62,20 +62,20 @@ PQKV_HD constexpr step_token locate(const basic_step<Space>& step, std::size_t b
 
 /// What one query attends to.
 struct query_plan {
-  token_span span{};     // taken whole
+  token_span span{};     // taken as a whole
   middle_range range{};  // ranked; empty where there is nothing to rank
 };
 
-/// One of `count` queries whose tokens a sequence got last.
+/// One of the queries of a sequence's newest `count` tokens.
 struct asked_query {
   std::uint32_t index = 0, count = 1;
-  bool shares = false;  // attends to the list of the row's first query (draft_selection::first_query)
+  bool shares = false;  // uses the list of the row's first query (draft_selection::first_query)
 
-  /// The length at which its middle is looked at.
+  /// The length at which the query's middle is determined.
   PQKV_HD constexpr std::uint32_t planned_length(const sequence& now) const { return now.n - count + (shares ? 0 : index) + 1; }
 };
 
-/// The plan of a query: it attends to the tokens up to its own.
+/// The plan of a query, which attends to the tokens up to its own.
 PQKV_HD constexpr query_plan plan_query(const sequence& now, const asked_query& query, const flat_budget_rule& rule,
                                         selector::coverage_rule covers) {
   using selector::coverage;
@@ -88,7 +88,7 @@ PQKV_HD constexpr query_plan plan_query(const sequence& now, const asked_query& 
   return {{middle.begin, middle.end, end}, covered == coverage::listed ? middle : middle_range{}};
 }
 
-/// The middle of a query that attends to all of it; empty for the others. Its tokens are what retrieve() lists then.
+/// The middle of a query that attends to all of it; empty for other queries. retrieve() then lists these tokens.
 PQKV_HD constexpr middle_range whole_middle(const sequence& now, const asked_query& query, const flat_budget_rule& rule,
                                             selector::coverage_rule covers) {
   if (query.count > now.n || now.prefilling != 0) return {};
@@ -97,32 +97,32 @@ PQKV_HD constexpr middle_range whole_middle(const sequence& now, const asked_que
   return then.coverage(middle, covers) == selector::coverage::everything ? middle : middle_range{};
 }
 
-/// Whether a slot is trained now: for the first time, or again because it has grown since. A failed try reads every row: not in every step
-/// of a long sequence.
-/// @param least_rows  behind the sinks, that training needs
+/// Whether a slot is to be trained now: for the first time, or again because it has grown since. A try that fails reads every row, so a
+/// long sequence must not repeat it in every step.
+/// @param least_rows  rows behind the sinks that training needs
 PQKV_HD constexpr bool is_learning_due(const sequence& s, const flat_budget_rule& rule, std::size_t least_rows) {
   if (s.prefilling != 0 || s.n == 0 || s.n < s.learn_again || s.n < s.middle(rule).begin + least_rows) return false;
   return s.learned == 0 || s.learn_again != 0;
 }
-/// The sequence after a try at its present length.
-/// @param next  length at which an index that was learned is to be learned again; 0: never
+/// The sequence after a try to train it at its present length.
+/// @param next  the length at which a learned index is to be learned again; 0: never
 PQKV_HD constexpr sequence after_learning(sequence s, bool learned, std::uint32_t next) {
   s.learned = learned ? 1 : 0;
   s.learn_again = learned ? next : s.n + s.n / 64 + 1;
   return s;
 }
 
-/// Which queries are planned, of which sequences.
+/// Which queries are planned, and of which sequences.
 template <class Space>
 struct planned_queries {
   view<const sequence, 1, Space> sequences;  // [batch]
   basic_step<Space> step;
-  std::size_t first;  // query token of the step to begin with
+  std::size_t first;  // the first query token of the step that is planned
   flat_budget_rule rule;
   selector::coverage_rule covers;
   draft_selection selection = draft_selection::each_query;
 
-  /// Token `i` of those planned, where it stands in its row, and whether it has a list of its own.
+  /// Planned token `i`: its place in its row, and whether it has its own list.
   PQKV_HD constexpr asked_query query(const step_token& token) const {
     return {token.index, token.count, selection == draft_selection::first_query};
   }
@@ -131,28 +131,30 @@ struct planned_queries {
   }
 };
 
-/// Where the plan of T query tokens goes.
+/// Where the plan of T query tokens is written.
 template <class Space>
 struct step_plan {
-  view<std::uint32_t, 1, Space> slots;   // [T] of each query
+  view<std::uint32_t, 1, Space> slots;   // [T] the slot of each query
   view<token_span, 1, Space> spans;      // [T * lists]
   view<middle_range, 1, Space> ranges;   // [T * h]
   view<std::uint32_t, 1, Space> counts;  // [T * lists] zeros
 };
 
-/// What attention to T query tokens is about to read, for rows that fetch (cache/tiered_rows.hpp).
+/// What attention to T query tokens is about to read, for rows that are fetched (cache/tiered_rows.hpp).
 template <class Space>
 struct fetched_tokens {
   step_plan<Space> plan;
-  view<const std::int32_t, 2, Space> indices;  // [T * lists, k_max], as many as plan.counts says
+  view<const std::int32_t, 2, Space> indices;  // [T * lists, k_max], of which the first plan.counts are valid
 };
 
-/// Rows in more than one memory, which are told of every step: tiered_rows.
+/// Rows in more than one memory, which must be told of every step: tiered_rows.
 template <class Rows>
-concept rows_of_tiers = requires(const Rows& rows) { rows.tiers(); };
+concept rows_of_tiers = requires(const Rows& rows) {
+  rows.tiers();
+};
 
 namespace detail {
-/// One call of attend() as its rows see it. A call that fails lets nothing into fast memory.
+/// One call of attend(), as its rows see it. If the call fails, no block enters fast memory.
 template <class Rows>
 class tier_step {
  public:

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// A cache's rows in two memories. All of them are in slow memory, which is large: a file. Fast memory, which is small, has copies of those
-// that attention reads most: sinks, the newest tokens, and blocks of the middle that a block cache chooses. Attention takes a row from
-// where it is, so that its result is that of one memory, to the bit.
+// A cache's rows in two memories. All rows are in slow memory, which is large: a file. Fast memory is small and has copies of those that
+// attention reads most: sinks, the newest tokens, and the blocks of the middle that a block cache chooses. Attention reads each row from
+// where it is, so its result has the same bits as with one memory.
 //
-// A step: fetch() brings sinks and newest tokens up to date and asks the block cache for what was selected; attention reads; admit() lets
-// blocks in and copies their rows. pqcache calls them. Whatever else reads or writes rows (a prompt, training, a fork, a saved slot) works
-// on slow memory, which always has every row.
+// A step: fetch() updates the copies of sinks and newest tokens and asks the block cache for the selected ones; attention reads; admit()
+// lets blocks enter and copies their rows. pqcache makes these calls. Everything else that reads or writes rows (a prompt, training, a
+// fork, a saved slot) uses slow memory, which always has every row.
 //
-// Not for a slow memory that attention cannot read where it is. Source: PQCache, SIGMOD 2025.
+// Not for a slow memory that attention cannot read directly. Source: PQCache, SIGMOD 2025.
 #pragma once
 
 #include <cstring>
@@ -33,16 +33,16 @@ struct resident_tokens {
   std::uint64_t near_misses = 0;  // of the block cache's misses, those that were among the newest
 };
 
-/// What pqcache_state::rows().statistics(slot) tells. Tokens are counted once for every list that selected them.
+/// The result of pqcache_state::rows().statistics(slot). A token is counted once for every list that selected it.
 struct tier_statistics {
   std::uint64_t hits = 0;        // selected tokens whose rows were in fast memory
   std::uint64_t misses = 0;      // selected tokens whose rows attention read from slow memory
   std::uint64_t slow_bytes = 0;  // read from slow memory: by attention, and for the copies in fast memory
   std::uint64_t admissions = 0;  // blocks that entered
-  std::uint64_t evictions = 0;   // of these, in place of another
+  std::uint64_t evictions = 0;   // admissions that replaced another block
 };
 
-/// Rows in two memories as attention sees them: a row of fast memory where there is one, else that of slow memory. Heads are batch * h.
+/// The two memories as attention sees them: it gets a row from fast memory if it is there, else from slow memory. Heads are batch * h.
 template <storage_scalar T, eviction_policy Eviction>
 struct tiered_store {
   using value_type = T;
@@ -67,7 +67,7 @@ struct tiered_store {
     return row != nullptr ? kv_row<T>{row + head_dim(), 1} : slow.value(head, token);
   }
 
-  /// Whether a token's rows are among a slot's sinks or newest tokens.
+  /// Whether a token is among the sinks or newest tokens that a slot has in fast memory.
   PQKV_HD bool is_resident(const resident_tokens& of, std::uint32_t token) const {
     return token < of.sinks || (token >= of.first && token < of.last);
   }
@@ -88,7 +88,7 @@ struct tiered_store {
   }
 };
 
-/// A cache's rows in slow memory, and copies of some in fast memory. Not thread-safe; views of it end with it.
+/// A cache's rows in slow memory, and copies of some in fast memory. Not thread-safe; its views end with it.
 ///
 /// @tparam Slow      where all rows are: file_rows, or dense_rows for comparison
 /// @tparam Fast      the space of fast memory: the host's
@@ -104,13 +104,13 @@ class tiered_rows {
   using view_type = typename Slow::view_type;
   using tiers_type = tiered_store<value_type, Eviction>;
 
-  /// Sizes of fast memory, in tokens of a slot; each has rows of all KV heads.
+  /// Sizes of fast memory, in tokens of a slot. Each token has rows of all KV heads.
   struct params {
-    typename Slow::params slow{};                     // e.g. the file's folder
-    std::size_t sink_tokens = 32;                     // copies of the first tokens
-    std::size_t recent_tokens = 512;                  // copies of the newest tokens: at least the window's, or the rest is read slowly
-    std::size_t cache_tokens = 4096;                  // in blocks of the middle; 0: none
-    std::size_t block_tokens = 16;                    // B
+    typename Slow::params slow{};     // e.g. the file's folder
+    std::size_t sink_tokens = 32;     // copies of the first tokens
+    std::size_t recent_tokens = 512;  // copies of the newest tokens; with fewer than the window has, the rest of the window is read slowly
+    std::size_t cache_tokens = 4096;  // tokens in blocks of the middle; 0: none
+    std::size_t block_tokens = 16;    // B
     std::size_t admit_blocks = default_admit_blocks;  // offered in a step
   };
 
@@ -123,7 +123,7 @@ class tiered_rows {
                              .at_most("rows.cache_tokens", p.cache_tokens, 2147483647.0, "tokens of blocks in fast memory");
     return sizes.ok() ? can_block_cache(blocks_of(shape, p)) : sizes;
   }
-  /// Of fast memory. What slow memory takes is Slow's affair.
+  /// Bytes of fast memory. Slow accounts for slow memory.
   static std::size_t required_bytes(const cache_shape& shape, const params& p) {
     arena count;
     place(count, shape, p);
@@ -143,7 +143,7 @@ class tiered_rows {
   /// All rows, in slow memory.
   view_type view() const { return slow_.view(); }
   auto store() const { return slow_.store(); }
-  /// Rows where attention reads them.
+  /// The rows as attention reads them.
   const tiers_type& tiers() const { return tiers_; }
   const Slow& slow() const { return slow_; }
   std::size_t size_bytes() const { return memory_.size_bytes() + slow_.size_bytes(); }
@@ -152,12 +152,12 @@ class tiered_rows {
     return slow_.can_hold(function, slot, first, last);
   }
   slot_parts parts() const { return slow_.parts(); }
-  /// Asked by every verb before it touches rows. @throws what Slow throws: storage_error
+  /// Every verb calls this before it touches rows. @throws what Slow throws: storage_error
   void ensure_readable(const char* function) const {
     if constexpr (requires { slow_.ensure_readable(function); }) slow_.ensure_readable(function);
   }
 
-  /// A slot's counts. @pre slot < batch
+  /// The counts of a slot. @pre slot < batch
   tier_statistics statistics(std::size_t slot) const {
     const block_statistics& of_blocks = *tiers_.cache.one(slot).statistics;
     const resident_tokens& resident = tiers_.residents(slot);
@@ -167,7 +167,7 @@ class tiered_rows {
             of_blocks.evictions};
   }
 
-  /// What pqcache tells of its steps: before attention of a pass, after the last one, or that the call has failed.
+  /// pqcache calls these: before a pass attends, after the last pass, and when a call has failed.
   /// @throws fetch: what Slow throws; both: what the runner throws
   /// @{
   template <exec::policy P>
@@ -181,7 +181,7 @@ class tiered_rows {
   void abandon() const noexcept { abandon_blocks(exec::host<>{}, tiers_.cache); }
   /// @}
 
-  /// And of slots that were cut, copied, emptied.
+  /// pqcache calls these when slots were cut, copied or emptied.
   /// @{
   void truncated(const truncated_tokens<Fast>& call) const noexcept {
     for (std::size_t row = 0; row < call.rows(); ++row) truncated(call.slot_of(row), call.length_of(row));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scratch memory that the caller brings. An `arena` hands out aligned pieces of one block, front to back; copying it by value
-// and dropping the copy gives everything back. Without a block it only counts, so the same code that carves scratch also says
-// how much it needs. `workspace` is what an algorithm works in: the policy's arena where there is one, the heap where not.
+// Scratch memory that the caller brings. An `arena` hands out aligned pieces of one block, front to back. Copying it by value and dropping
+// the copy gives everything back. An arena without a block only counts, so the same code that takes scratch also says how much it needs.
+// `workspace` is what an algorithm works in: the policy's arena if there is one, else the heap.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 namespace pqkv::inline PQKV_MODE {
 
-/// Hands out parts of the caller's memory, each on a cache line, and never frees one. A value for one thread; the memory must outlast
+/// Hands out parts of the caller's memory, each beginning on a cache line, and never frees one. For one thread. The memory must outlast
 /// what was taken from it.
 class arena {
  public:
@@ -19,12 +19,12 @@ class arena {
   constexpr arena() = default;
   /// @param base  aligned to cache_line_bytes, `bytes` long, the caller's
   constexpr arena(void* base, std::size_t bytes) : base_(static_cast<std::byte*>(base)), capacity_(bytes) {}
-  /// Over all of an owner's memory, whatever its space.
+  /// An arena over all of an owner's memory, in any space.
   template <class Space>
   explicit arena(const owner<std::byte, Space>& block) : arena(block.data(), block.size()) {}
 
-  /// `count` uninitialised elements, aligned to a cache line; null when counting. Whoever carves checks the size first. A count that
-  /// no memory could hold makes used_bytes() the largest number there is.
+  /// `count` uninitialised elements, aligned to a cache line; null when counting. The caller of take() must check the size first. A count
+  /// that no memory could hold makes used_bytes() the largest number there is.
   template <class T>
   constexpr T* take(std::size_t count) {
     constexpr std::size_t most = static_cast<std::size_t>(-1) / cache_line_bytes * cache_line_bytes;
@@ -48,7 +48,7 @@ class arena {
   std::size_t used_{};
 };
 
-/// Scratch for the length of one call, in one thread.
+/// Scratch for one call, in one thread.
 class workspace {
  public:
   /// @param scratch  the policy's arena; a counting one stands for "take it from the heap"

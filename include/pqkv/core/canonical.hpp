@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The arithmetic that decides which tokens are selected. Host leaves, CUDA kernels and tests all compute these functions to the
-// bit, so the selected set depends on codebook, codes, query and parameters alone. Two rules keep it so: every step is one
-// correctly rounded operation or an explicit fused multiply-add in a stated order, and no rounded product feeds an add, so a
-// compiler that contracts expressions has nothing to contract. docs/numerics.md explains each choice. The host must round to
-// nearest with subnormals on; detail/host entries set that and restore it.
+// The arithmetic that decides which tokens are selected. Host SIMD kernels, CUDA kernels and tests all compute these functions to the bit,
+// so the selected set depends on codebook, codes, query and parameters alone. Two rules ensure this. Every step is one correctly rounded
+// operation or an explicit fused multiply-add, in a stated order. No rounded product is an operand of an add, so a compiler that contracts
+// expressions finds nothing to contract. docs/numerics.md explains each choice. The host must round to nearest with subnormals on;
+// detail/host entries set that and restore it.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@
 namespace pqkv::inline PQKV_MODE::canonical {
 
 #if defined(__CUDA_ARCH__)
-// Inline PTX: --use_fast_math would turn the intrinsics into flushing ones.
+// Inline PTX: --use_fast_math would turn the intrinsics into instructions that flush subnormals.
 PQKV_HD inline float fma(float a, float b, float c) {
   float r;
   asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c));
@@ -54,7 +54,7 @@ PQKV_HD inline float sqrt(float a) {
   return r;
 }
 #else
-/// Rounded once, to nearest even; never fused with what comes before or after.
+/// Rounded once, to nearest even; never fused with the operation before or after.
 /// @{
 PQKV_HD inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 PQKV_HD inline float add(float a, float b) { return a + b; }
@@ -63,7 +63,7 @@ PQKV_HD inline float sub(float a, float b) { return a - b; }
 PQKV_HD inline float div(float a, float b) { return a / b; }
 PQKV_HD inline float sqrt(float a) { return std::sqrt(a); }
 /// @}
-/// As `maxps` has it: b when either is a NaN, and when they are equal.
+/// Like the instruction `maxps`: returns b when either is a NaN, and when they are equal.
 PQKV_HD inline float max(float a, float b) { return a > b ? a : b; }
 #endif
 
@@ -84,12 +84,13 @@ PQKV_HD inline float squared_distance(const float* y, const float* c, std::size_
   return acc;
 }
 
-/// The coordinate that puts a vector of that squared norm on the sphere of that squared radius; 0 outside of it.
+/// The coordinate that puts a vector with this squared norm on the sphere with this squared radius; 0 if the vector is outside.
 PQKV_HD inline float sphere_coordinate(float squared_radius, float squared_norm) {
   return sqrt(max(sub(squared_radius, squared_norm), 0.0f));
 }
 
-/// What turns a difference of inner products into a power of two. Made in canonical modes, so launches on a device need no others.
+/// Turns a difference of inner products into a power of two. It is computed in canonical modes, so a launch on a device does not need to
+/// set them.
 struct softmax_scale {
   float scale;  // float(log2(e) / sqrt(d)), or float(log2(e) * factor)
   float floor;  // -125 / scale: below it the exponential is 0
@@ -107,7 +108,7 @@ struct softmax_scale {
   }
 };
 
-/// The factor that softmax_scale::of(d, factor) stands for. The same under all modes of the calling thread, as that is.
+/// The factor that softmax_scale::of(d, factor) stands for. As there, it does not depend on the modes of the calling thread.
 inline double logit_factor(std::size_t d, float factor) {
   double result = 0;
   detail::in_float_environment([&] { result = factor == 0 ? 1 / std::sqrt(static_cast<double>(d)) : static_cast<double>(factor); });
@@ -145,20 +146,20 @@ PQKV_HD inline std::uint64_t to_fixed(float p) {
   return __builtin_bit_cast(std::uint64_t, shifted) - __builtin_bit_cast(std::uint64_t, 0x1.8p52);
 }
 
-/// F(P) as upper * 2^22 + lower, |lower| <= 2^21.
+/// Splits F(P) into upper * 2^22 + lower, |lower| <= 2^21.
 struct fixed_parts {
   std::int32_t upper, lower;
 };
 /// The parts of to_fixed(p), p in [0, 16], by six operations on floats.
 PQKV_HD inline fixed_parts to_fixed_parts(float p) {
   const float shifted = fma(p, 0x1p18f, round_magic), upper = sub(shifted, round_magic);
-  const float rest = fma(upper, -0x1p-18f, p);            // exact, at most half a step of the upper part
-  const float lower = fma(rest, 0x1p40f, round_magic);    // rounded as F(P) is, since the upper part stands for an even number
+  const float rest = fma(upper, -0x1p-18f, p);          // exact, at most half a step of the upper part
+  const float lower = fma(rest, 0x1p40f, round_magic);  // rounds as F(P) does: in units of 2^-40 the upper part is even
   const std::uint32_t magic = float_bits(round_magic);
   return {static_cast<std::int32_t>(float_bits(shifted) - magic), static_cast<std::int32_t>(float_bits(lower) - magic)};
 }
 
-/// Whether the table's maxima overshoot the best token so far that Z has too few bits.
+/// Whether Z has too few bits because the table's maxima are too far above the best token.
 PQKV_HD constexpr bool needs_recentring(std::uint64_t z, std::uint64_t tokens) { return z < (tokens << 20); }
 
 /// A, from the best token's sum of u: max(best, -120 / scale).
@@ -175,7 +176,7 @@ PQKV_HD constexpr std::uint32_t order_key(float x) {
   return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
 }
 
-/// Inverse of order_key; a NaN for keys beyond those of the infinities.
+/// Inverse of order_key; a NaN for keys outside those of the infinities.
 PQKV_HD constexpr float from_order_key(std::uint32_t key) { return float_from_bits((key & 0x80000000u) ? key & 0x7fffffffu : ~key); }
 
 /// Exponent s with |x| * 2^s < 2^30 for all |x| <= largest, so that 2^33 terms sum in 64 bits. Clamped to +-100.
@@ -194,17 +195,17 @@ PQKV_HD inline std::int64_t fixed_point(float x, float scale) {
   return static_cast<std::int64_t>(__builtin_bit_cast(std::uint64_t, shifted) - __builtin_bit_cast(std::uint64_t, 0x1.8p52));
 }
 
-/// How a row of floats becomes 8-bit integers with one scale: scale = largest / 127, integer = x / scale rounded to nearest even.
+/// Turns a row of floats into 8-bit integers with one scale: scale = largest / 127, integer = x / scale rounded to nearest even.
 /// @{
-inline constexpr float least_scaled = 0x1p-100f;  // rows below it are zeros: their scale's inverse would overflow
+inline constexpr float least_scaled = 0x1p-100f;  // rows below it become zeros: the scale's inverse would overflow
 
-/// @param largest  of the row's magnitudes, by their bits: of an infinity or a NaN the scale is a NaN, and so is all that is read back
+/// @param largest  magnitude of the row, by its bits. If it is an infinity or a NaN, the scale is a NaN, and so is everything read back
 PQKV_HD inline float row_scale(std::uint32_t largest) {
   if (largest >= 0x7f800000u) return float_from_bits(0x7fc00000u);
   const float magnitude = float_from_bits(largest);
   return magnitude < least_scaled ? 0.0f : div(magnitude, 127.0f);
 }
-/// What elements are multiplied by; 0 where the row is zeros or not finite.
+/// The factor for elements; 0 if the row is zeros or not finite.
 PQKV_HD inline float inverse_row_scale(float scale) { return scale > 0 ? div(1.0f, scale) : 0.0f; }
 /// x / scale as an integer, |x| at most 127 * scale.
 PQKV_HD inline std::int32_t scaled_integer(float x, float inverse_scale) {
@@ -212,7 +213,7 @@ PQKV_HD inline std::int32_t scaled_integer(float x, float inverse_scale) {
 }
 /// @}
 
-/// The mean that a fixed-point sum stands for.
+/// The mean that a fixed-point sum gives.
 PQKV_HD inline float fixed_point_mean(std::int64_t sum, std::uint64_t count, float scale) {
   return static_cast<float>(static_cast<double>(sum) / static_cast<double>(count) / static_cast<double>(scale));
 }

@@ -11,7 +11,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Remainders of every byte, and of it followed by one, two, three bytes of zeros.
+/// The remainder of every byte, alone and followed by one, two or three bytes of zeros.
 struct crc32_tables {
   std::array<std::array<std::uint32_t, 256>, 4> of{};
 

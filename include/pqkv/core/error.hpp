@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the library says about bad input. A check returns a `status` and allocates nothing, so engines without exceptions can
-// ask first (`can_...`); the function itself turns a failed status into a typed exception whose text names the function,
-// the parameter, what it must be and what came. Expected outcomes (a miss, an empty list) are values, never errors.
+// What the library says about bad input. A check returns a `status` and allocates nothing, so engines without exceptions can ask first
+// (`can_...`). The function itself turns a failed status into a typed exception whose text names the function, the parameter, what it must
+// be and what came. Expected outcomes (a miss, an empty list) are values, never errors.
 #pragma once
 
 #include <concepts>
@@ -22,7 +22,7 @@ struct shape_error : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-/// A parameter's value is out of range, or a call comes in the wrong state.
+/// A parameter's value is out of range, or the call is made in the wrong state.
 struct value_error : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
@@ -32,14 +32,15 @@ struct capacity_error : std::length_error {
   using std::length_error::length_error;
 };
 
-/// A call of the CUDA runtime failed: a launch at once, or what ran before at sync(). what() says which call of which function.
+/// A call of the CUDA runtime failed. A failed launch is reported at once, a failure in enqueued work at sync(). what() names the call and
+/// the function that made it.
 struct cuda_error : std::runtime_error {
   cuda_error(int code, const std::string& message) : std::runtime_error(message), error(code) {}
 
   int error;  // a cudaError_t
 };
 
-/// How a parameter must stand to what was expected.
+/// The relation in which a parameter must be to what was expected.
 enum class relation {
   equal,
   at_least,
@@ -48,8 +49,8 @@ enum class relation {
   above,
   multiple_of,
   divisor,  // of the expected number
-  stated,   // as the rule says: "between 0 and 1"
-  required  // as the rule says, and no number tells what came: "empty: reset() it first"
+  stated,   // the rule says it: "between 0 and 1"
+  required  // the rule says it, and no number tells what came: "empty: reset() it first"
 };
 
 /// A number in a status: whole numbers stay whole, however large.
@@ -66,7 +67,7 @@ class status_number {
            : kind_ == kind::negative ? static_cast<double>(static_cast<std::int64_t>(whole_))
                                      : static_cast<double>(whole_);
   }
-  /// Writes it as text, ended by a zero.
+  /// Writes it as text that ends with a zero.
   void print(char (&text)[32]) const noexcept {
     if (kind_ == kind::real)
       std::snprintf(text, sizeof text, "%.15g", real_);
@@ -115,7 +116,7 @@ struct status {
   }
 };
 
-/// Throws the exception that belongs to a failed status; without exceptions ends in PQKV_ON_ERROR.
+/// Throws the exception of a failed status; without exceptions calls PQKV_ON_ERROR.
 [[noreturn]] inline void raise(const status& failed) {
 #if PQKV_HAS_EXCEPTIONS
   switch (failed.what) {
@@ -132,13 +133,13 @@ struct status {
 #endif
 }
 
-/// The first line of a function that checks: passes, or raises.
+/// The first line of a function that checks: returns if the status is ok, else raises.
 inline void require_ok(const status& checked) {
   if (!checked.ok()) raise(checked);
 }
 
 namespace detail {
-/// Collects the first failure of a list of checks; later ones are not looked at.
+/// Keeps the first failure of a list of checks; later checks are skipped.
 class checks {
  public:
   constexpr explicit checks(const char* function) noexcept { first_.function = function; }
@@ -169,7 +170,7 @@ class checks {
   constexpr bool ok() const noexcept { return first_.ok(); }
 
  private:
-  /// Of numbers of any types: a negative one is below every unsigned one, and a NaN is less than all, so that no bound lets it pass.
+  /// Compares numbers of any types. A negative number is below every unsigned one. A NaN is below everything, so that no bound accepts it.
   template <class A, class B>
   static constexpr bool is_less(A a, B b) noexcept {
     if constexpr (std::integral<A> && std::integral<B>)

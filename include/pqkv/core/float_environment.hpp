@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs work with rounding to nearest and with subnormal numbers, whatever modes the calling thread has, and gives the thread its modes
-// back. Engines do run their threads with flush-to-zero, and a flushed product would change which tokens are selected.
+// Runs work with rounding to nearest and with subnormal numbers, whatever modes the calling thread has, and then restores the thread's
+// modes. Some engines run their threads with flush-to-zero, and a flushed product would change which tokens are selected.
 //
 // Setting the modes before the work and restoring them after it is not enough. Neither C++ nor the compilers know that arithmetic depends
-// on the modes. For them a division is a function of its operands alone, and may be done anywhere between the point where the operands are
-// known and the point where the result is needed. An asm statement that clobbers memory does not stop them, since a division of two
-// registers touches no memory. g++ 14 at -O2 did move sqrt(d) and the division by it out of a loop over tasks, to a place in front of the
-// instruction that sets the modes. So the work is kept in by two means, each of which is enough by itself for what it covers:
+// on the modes. To them the result of a division depends on its operands alone, so they may do it anywhere between the point where the
+// operands are known and the point where the result is needed. An asm statement that clobbers memory does not stop them, since a division
+// of two registers touches no memory. g++ 14 at -O2 did move sqrt(d) and the division by it out of a loop over tasks, to a place before the
+// instruction that sets the modes. Two means keep the work inside; each is enough by itself for its own kind of operands:
 //
-// 1. The work gets its operands through memory that the compiler knows nothing of: an empty asm statement, placed after the modes are set,
-//    takes the address of the callable and may have changed all that it refers to. No operand is known before, so nothing that depends on
-//    one can be done before. Results leave through memory too, and a second such statement, before the modes are restored, needs them all.
-// 2. The work is called, not inlined. What depends on constants alone stays behind that call as well.
+// 1. Operands that are not constant: the work gets them through memory that the compiler knows nothing about. An empty asm statement, after
+// the modes are set, takes the address of the callable and may have changed everything that it refers to. So no operand is known earlier,
+// and nothing that depends on one can be done earlier. Results leave through memory too: a second such statement, before the modes are
+// restored, needs them all.
+// 2. Constants: the work is called, not inlined, so what depends on constants alone stays behind that call.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +23,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// The modes that canonical arithmetic needs, for the length of a scope. Only in_float_environment() may use it: see the head of this file.
+/// Sets the modes that canonical arithmetic needs while it exists. Only in_float_environment() may use it: see the head of this file.
 class float_environment {
  public:
 #if defined(__x86_64__)
@@ -67,11 +68,11 @@ template <class Body>
   body();
 }
 
-/// Runs body() with rounding to nearest and subnormals on, in the calling thread, whose modes and exception flags are as before afterwards,
-/// also when body() throws.
+/// Runs body() in the calling thread with rounding to nearest and subnormals on. Afterwards the thread's modes and exception flags are as
+/// before, also when body() throws.
 ///
-/// @param body  a callable without arguments and result: operands and results are what it refers to, as a lambda [&] does
-/// @cost  reads the modes once, sets them twice, and a call: for once a task, not once a row
+/// @param body  a callable without arguments and result; its operands and results are what it refers to, as in a lambda [&]
+/// @cost  reads the modes once, sets them twice, and makes a call: use it once for each task, not for each row
 template <class Body>
 void in_float_environment(const Body& body) {
   static_assert(std::is_void_v<decltype(body())>, "pqkv: a result leaves through what the body refers to");
@@ -83,7 +84,7 @@ void in_float_environment(const Body& body) {
   call_apart(*operands);
 }
 
-/// Has the policy's runner run tasks [0, count), each in the environment of canonical arithmetic: a task may run on any thread.
+/// Has the policy's runner run tasks [0, count), each in the environment of canonical arithmetic, since a task may run on any thread.
 template <class P, class Task>
 void run_tasks(const P& policy, std::size_t count, const Task& task) {
   policy.runner.run(count, [&](std::size_t i) { in_float_environment([&] { task(i); }); });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Owner of an array in the memory of one space, aligned to a cache line and zeroed. The library's owners (codebook, codes, cell_index,
-// pqcache) are made of these; every algorithm takes views, so an engine with its own allocator never needs one. Memory of other spaces
-// than the host's comes from exec/memory.hpp. Not thread-safe; views of an owner end with it.
+// pqcache) are made of these. Every algorithm takes views, so an engine with its own allocator never needs one. Memory of spaces other than
+// the host's comes from exec/memory.hpp. Not thread-safe; views of an owner end with it.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,7 @@ namespace pqkv::inline PQKV_MODE {
 /// Alignment of every block that the library allocates or hands out.
 inline constexpr std::size_t cache_line_bytes = 64;
 
-/// Memory and who gives it back.
+/// A block of memory and the function that frees it.
 struct memory_block {
   void* data = nullptr;
   void (*release)(void*) noexcept = nullptr;
@@ -50,9 +50,7 @@ class owner {
  public:
   owner() = default;
   /// Zeroed host memory. @throws std::bad_alloc
-  explicit owner(std::size_t size)
-    requires std::is_same_v<Space, space::host>
-      : size_(size) {
+  explicit owner(std::size_t size) requires std::is_same_v<Space, space::host> : size_(size) {
     if (size == 0) return;
     if (size > static_cast<std::size_t>(-1) / sizeof(T)) detail::out_of_memory();
     block_ = detail::host_memory(size * sizeof(T));
@@ -74,21 +72,9 @@ class owner {
   T* data() const noexcept { return static_cast<T*>(block_.data); }
   std::size_t size() const noexcept { return size_; }
   std::size_t size_bytes() const noexcept { return size_ * sizeof(T); }
-  T* begin() const noexcept
-    requires space::usable_from<Space, space::host>
-  {
-    return data();
-  }
-  T* end() const noexcept
-    requires space::usable_from<Space, space::host>
-  {
-    return data() + size_;
-  }
-  T& operator[](std::size_t index) const noexcept
-    requires space::usable_from<Space, space::host>
-  {
-    return data()[index];
-  }
+  T* begin() const noexcept requires space::usable_from<Space, space::host> { return data(); }
+  T* end() const noexcept requires space::usable_from<Space, space::host> { return data() + size_; }
+  T& operator[](std::size_t index) const noexcept requires space::usable_from<Space, space::host> { return data()[index]; }
 
  private:
   memory_block block_{};

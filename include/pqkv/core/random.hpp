@@ -46,7 +46,8 @@ struct random_stream {
   }
 };
 
-/// `count` of `population` rows, one drawn from each of `count` equal strata: distinct, ascending, and row i without a list.
+/// Draws `count` of `population` rows, one from each of `count` equal strata: distinct, ascending, and row i can be computed without a
+/// list.
 struct stratified_sample {
   std::uint64_t population{};
   std::uint64_t count{};

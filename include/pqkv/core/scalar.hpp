@@ -17,7 +17,7 @@ PQKV_HD constexpr std::uint32_t float_bits(float x) { return __builtin_bit_cast(
 /// The float that has these bits.
 PQKV_HD constexpr float float_from_bits(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
-/// True unless x is an infinity or a NaN; decided on the bits, so no compiler flag can assume it away.
+/// True unless x is an infinity or a NaN. Tests the bits, so no compiler flag can assume the answer.
 PQKV_HD constexpr bool is_finite(float x) { return (float_bits(x) & 0x7f800000u) != 0x7f800000u; }
 
 /// Storage type: the upper half of a float, rounded to nearest even.
@@ -64,8 +64,8 @@ struct half {
   }
 };
 
-/// Storage type: one signed 8-bit integer of a row that has a scale of its own. It stands for integer * scale; the row keeps the scale
-/// (core/row.hpp), so an element alone has no value as a float.
+/// Storage type: a signed 8-bit integer in a row with one scale. It stands for integer * scale. The row has the scale (core/row.hpp), so an
+/// element alone has no value as a float.
 struct scaled_int8 {
   std::int8_t integer{};
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one slot of a cache owns, as a list of runs of bytes whose lengths follow from the sequence's length. Copying a slot, saving it
-// and loading it all walk this list, on the host and on a device.
+// What one slot of a cache owns, as a list of runs of bytes. Their lengths follow from the sequence's length. Copying, saving and loading a
+// slot all use this list, on the host and on a device.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@ struct slot_part {
   std::size_t segment_bytes = 0;  // from one run to the next
   std::size_t fixed_bytes = 0;    // of a run
   std::size_t token_bytes = 0;    // of a run, for each token
-  std::size_t limit = 0;          // every byte is below it, for a loaded file to be held to; 0: any
+  std::size_t limit = 0;          // every byte is below it, which is checked when a file is loaded; 0: no limit
 
   PQKV_HD constexpr std::byte* segment(std::size_t slot, std::size_t which) const {
     return data + slot * slot_bytes + which * segment_bytes;
@@ -27,7 +27,7 @@ struct slot_part {
   PQKV_HD constexpr std::size_t bytes(std::size_t n) const { return fixed_bytes + n * token_bytes; }
 };
 
-/// The parts of a slot, by value into kernels.
+/// The parts of a slot, passed to kernels by value.
 struct slot_parts {
   static constexpr std::size_t most = 20;
   slot_part part[most]{};

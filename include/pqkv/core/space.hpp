@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where memory lives, as a type. It is part of a view's type and of a policy's, so a device view handed to a host policy is a
-// compile error that names both.
+// Where memory is, as a type. It is part of the types of views and policies, so passing a device view with a host policy is a compile error
+// that names both.
 #pragma once
 
 #include "../config.hpp"
@@ -11,7 +11,7 @@ struct pinned {};   // page-locked host memory that a device reads too
 struct managed {};  // migrates between both
 struct device {};   // memory of a device
 
-/// Whether an adaptor makes views of such a container, whose memory may be elsewhere than the host's (adapt/).
+/// Whether an adaptor makes views of such a container, whose memory may be outside the host's (adapt/).
 template <class Container>
 inline constexpr bool has_own_views = false;
 

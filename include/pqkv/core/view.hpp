@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pointer, extents and element strides over memory that somebody else owns. Trivially copyable; goes into kernels by value.
-// The vocabulary is std::mdspan's, and a std::mdspan with any strided layout converts to it. Not bounds-checked outside
-// PQKV_CHECKED builds: doors check extents, kernels run raw.
+// Pointer, extents and element strides over memory that somebody else owns. Trivially copyable; passed to kernels by value. The vocabulary
+// is std::mdspan's, and a std::mdspan with any strided layout converts to it. Bounds are checked in PQKV_CHECKED builds only: public
+// functions check extents, kernels do not.
 #pragma once
 
 #include <concepts>
@@ -68,7 +68,7 @@ struct view {
     return part;
   }
 
-  /// Read-only view of the same memory, and memory of a space that the target space can read.
+  /// Read-only view of the same memory; or a view for a space that can read this memory.
   template <class U, class To>
   requires(std::is_same_v<U, T> || std::is_same_v<U, const T>) && space::usable_from<Space, To> &&
       (!std::is_same_v<view<U, Rank, To>, view>)PQKV_HD constexpr operator view<U, Rank, To>() const {
@@ -93,8 +93,8 @@ PQKV_HD constexpr view<T, sizeof...(Extent), Space> make_view(T* data, Extent...
   return v;
 }
 
-/// Row-major view of a container's elements (std::vector, std::span, std::array, buffer): make_view(container, extents...); without extents
-/// all of them in a row. Ends with the container's memory.
+/// Row-major view of a container's elements (std::vector, std::span, std::array, buffer): make_view(container, extents...). Without
+/// extents, one axis of all elements. The view ends with the container's memory.
 /// @throws shape_error when the container holds fewer elements than the extents ask for
 template <class Space = space::host, class Container, class... Extent>
 requires requires(Container& c) {
@@ -116,7 +116,7 @@ constexpr auto make_view(Container& container, Extent... extents) {
   }
 }
 
-/// The same of a span that has no name.
+/// The same for a temporary span.
 template <class Space = space::host, class T, std::size_t Extent, class... Extents>
 constexpr auto make_view(std::span<T, Extent>&& span, Extents... extents) {
   return make_view<Space>(static_cast<std::span<T, Extent>&>(span), extents...);
@@ -133,7 +133,7 @@ PQKV_HD constexpr view<const T, Rank, Space> as_const(view<T, Rank, Space> v) {
   return other;
 }
 
-/// Whether flatten() can join the first two axes, and elements of the last one stand side by side.
+/// Whether flatten() can join the first two axes, and the last axis is contiguous.
 template <class T, std::size_t Rank, class Space>
 requires(Rank > 1) PQKV_HD constexpr bool is_flat(const view<T, Rank, Space>& v) {
   return v.strides[Rank - 1] == 1 && (v.extents[0] <= 1 || v.strides[0] == v.extents[1] * v.strides[1]);

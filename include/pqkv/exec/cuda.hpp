@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA policy, complete without any CUDA header, so that an engine can name it anywhere. Calls need <pqkv/cuda.cuh> in a file
-// that nvcc compiles, or <pqkv/cuda_extern.hpp> in plain C++; without either they do not compile and say so. A call checks shapes
-// and enqueues on the stream; sync(policy) waits. Nothing is allocated, so a stream that is being captured takes every call.
+// The CUDA policy. It needs no CUDA header, so an engine can name it anywhere. Calls need <pqkv/cuda.cuh> in a file that nvcc compiles, or
+// <pqkv/cuda_extern.hpp> in plain C++; without either they do not compile and say so. A call checks shapes and enqueues on the stream;
+// sync(policy) waits. Nothing is allocated, so every call can be captured from a stream.
 #pragma once
 
 #include "../core/arena.hpp"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The host policy: SIMD code of the CPU it lands on, on the caller's threads.
+// The host policy: SIMD code for the CPU that runs it, on the caller's threads.
 #pragma once
 
 #include "../core/arena.hpp"
@@ -23,9 +23,9 @@ struct host {
   arena scratch{};  // empty: scratch comes from the heap, for the length of one call
 };
 
-/// With a reference to the engine's runner, which there is no default for. A specialisation, since `Runner& runner{}` would be ill-formed
-/// in a place where a compiler may not turn it into an answer: std::optional<host<best, pool&>> would not compile with clang. Copyable;
-/// like every struct with a reference in it, not assignable.
+/// The policy with a reference to the engine's runner, which has no default. This is a specialisation because `Runner& runner{}` would be
+/// ill-formed in a place where a compiler reports an error instead of answering no: std::optional<host<best, pool&>> would not compile with
+/// clang. Copyable but, like every struct with a reference member, not assignable.
 template <class Isa, class Runner>
 requires task_runner<Runner&>
 struct host<Isa, Runner&> {

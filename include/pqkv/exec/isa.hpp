@@ -14,7 +14,7 @@
 namespace pqkv::inline PQKV_MODE::isa {
 struct scalar {};  // plain C++
 
-/// Armv8-A's 128-bit vectors. `fallback`, here and below: the set whose leaves it inherits.
+/// Armv8-A's 128-bit vectors. `fallback`, here and below: the instruction set whose SIMD kernels it inherits.
 struct neon : scalar {
   using fallback = scalar;
 };
@@ -37,7 +37,7 @@ struct avx512_bf16 : avx512_vbmi {
 
 struct best {};  // found at run time
 
-/// What a CPU has; of one architecture, more is greater.
+/// What a CPU has. Within one architecture, a higher value has more.
 enum class level { scalar, neon, avx2, avx512, avx512_vbmi, avx512_bf16 };
 
 /// Asks the CPU; detected() remembers the answer.
@@ -67,21 +67,20 @@ inline level detected() noexcept {
 }
 
 namespace detail {
-/// The first of Isa and its fallbacks that is `Widest` or below.
+/// The first of Isa and its fallbacks that is not above `Widest`.
 template <class Isa, class Widest>
 struct at_most {
   using type = Isa;
 };
 template <class Isa, class Widest>
-  requires(std::is_base_of_v<Widest, Isa>)
-struct at_most<Isa, Widest> {
+requires(std::is_base_of_v<Widest, Isa>) struct at_most<Isa, Widest> {
   using type = Widest;
 };
 }  // namespace detail
 
 /// Calls body(Isa{}), with the best that the CPU has in the place of isa::best.
 ///
-/// @tparam Widest  of this architecture that has leaves of its own for what body does: beyond it, code would only be repeated
+/// @tparam Widest  the highest set of this architecture with SIMD kernels of its own for what body does. Higher sets would only repeat code
 template <class Isa, class Widest = avx512_bf16, class Body>
 decltype(auto) with(Body&& body) {
   const auto run = [&]<class Found>(Found) -> decltype(auto) {

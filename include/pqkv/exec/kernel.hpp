@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one seam between what is asked and who does it. A public function checks its arguments and calls
-// kernel<op::scan, Policy::backend_type>::run(...); a backend is a folder of specialisations of this template. Not overloads
-// found by name: a forgotten include would silently fall back to something slower, here it does not compile.
+// The one seam between a public function and the backend that does the work. The function checks its arguments and calls kernel<op::scan,
+// Policy::backend_type>::run(...); a backend is a folder of specialisations of this template. They are not overloads found by name: with
+// those, a forgotten include would silently select something slower; here it does not compile.
 #pragma once
 
 #include <cstddef>
@@ -22,8 +22,7 @@ struct kernel {
                 "<pqkv/cuda_extern.hpp> (C++) for CUDA; docs/policies.md lists what each backend has");
 };
 
-/// Bytes of scratch that a call on the policy takes from policy.scratch: what a caller who brings scratch must bring. 0 where the backend
-/// needs none.
+/// Bytes of scratch that a call takes from policy.scratch. A caller who brings scratch must bring that many. 0 if the backend needs none.
 ///
 /// @tparam Op    e.g. op::retrieve
 /// @param sizes  of the call, e.g. {.lists = 8, .query_heads = 32, ...}

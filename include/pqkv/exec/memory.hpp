@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory of a policy's space: taken, zeroed and copied through the seam, so that code above it is written once for every space. On a
-// device zeroing and copying are enqueued on the policy's stream; taking and giving back memory may wait, so neither belongs in a step.
+// Memory of a policy's space: allocated, zeroed and copied through the seam (exec/kernel.hpp), so that the code that uses it is written
+// once for every space. On a device, zeroing and copying are enqueued on the policy's stream. Allocating and freeing may wait, so neither
+// belongs in a step.
 #pragma once
 
 #include "../core/arena.hpp"

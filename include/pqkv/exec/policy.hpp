@@ -14,7 +14,7 @@ struct cuda {};
 }  // namespace pqkv::backend
 
 namespace pqkv::inline PQKV_MODE::exec {
-/// The two types that a function looks at; what else a backend needs, its own policies have.
+/// The two types that every function reads. A backend's own policies have whatever else it needs.
 template <class P>
 concept policy = std::copy_constructible<P> && requires {
   typename P::backend_type;
@@ -23,7 +23,7 @@ concept policy = std::copy_constructible<P> && requires {
 }  // namespace pqkv::exec
 
 namespace pqkv::inline PQKV_MODE {
-/// Memory of this space can be handed to this policy.
+/// Whether memory of this space can be used with this policy.
 template <class Space, class Policy>
 concept reachable_from = space::usable_from<Space, typename Policy::space_type>;
 }  // namespace pqkv

@@ -29,9 +29,9 @@ struct serial {
   }
 };
 
-/// ggml's way: every one of `nth` threads makes the same call and does its share, tasks ith, ith + nth, ... The caller waits for
-/// all between two calls, or gives `barrier`. For functions on views; objects with state (pqcache) refuse it, since each thread
-/// would change the state once.
+/// ggml's way: all `nth` threads make the same call, and each does its share, tasks ith, ith + nth, ... Between two calls the caller waits
+/// for all threads, or gives `barrier`. For functions on views. Objects with state (pqcache) refuse it, since each thread would change the
+/// state once.
 struct slice {
   using partial_call = void;
   std::size_t ith = 0, nth = 1;
@@ -45,7 +45,7 @@ struct slice {
   }
 };
 
-/// False for a runner of which several threads make the same call.
+/// False for a runner whose threads all make the same call.
 template <class R>
 inline constexpr bool runs_whole_call = !requires {
   typename std::remove_cvref_t<R>::partial_call;

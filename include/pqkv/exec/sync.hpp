@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one function that waits. Calls on a device policy only enqueue; their results are there, and what went wrong in them is
-// known, after sync(). On the host every call is done when it returns, so generic code may call it there too.
+// The one function that waits. Calls on a device policy only enqueue. After sync() their results are there, and their errors have been
+// reported. On the host every call is done when it returns, so generic code may call sync() there too.
 #pragma once
 
 #include "kernel.hpp"

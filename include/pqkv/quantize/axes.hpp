@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which coordinates of a key form a subspace. Product quantization codes each subspace by itself, so coordinates that vary together belong
-// into one. Rotary embedding turns coordinates in pairs by the token's position: a pair that is cut in two costs both codes precision.
+// Which coordinates of a key form a subspace. Product quantization codes each subspace separately, so coordinates that vary together belong
+// in one subspace. Rotary embedding rotates pairs of coordinates by the token's position: if a pair is split, the codes of both subspaces
+// lose precision.
 #pragma once
 
 #include <cstddef>
@@ -21,22 +22,22 @@ struct deal_pairs {};       // run(policy, rows, first head, sample, first token
 
 /// The order in which a row's coordinates are cut into subspaces. Any order gives right answers; a good one finds more.
 enum class axis_order : std::uint8_t {
-  contiguous,     // as they stand: for models that rotate neighbours (2 i, 2 i + 1), and for keys without rotary embedding
-  rotary_halves,  // for models that rotate i with i + d / 2, as Llama in Hugging Face's layout: both are in one subspace
+  contiguous,     // in their stored order: for models that rotate neighbours (2 i, 2 i + 1), and for keys without rotary embedding
+  rotary_halves,  // for models that rotate i with i + d / 2, as Llama in Hugging Face's layout: each pair is in one subspace
   weighted_pairs  // the same pairs, dealt to the subspaces by what they add to a score and weighted by it: see pair_axes. Host memory only
 };
 
-/// Where the coordinates of an ordered row come from, by value into kernels.
+/// Where the coordinates of an ordered row come from; passed to kernels by value.
 struct axis_map {
   axis_order order = axis_order::contiguous;
   std::uint32_t subspaces = 1;  // m
   std::uint32_t head_dim = 0;   // d
 
   PQKV_HD constexpr bool is_identity() const { return order == axis_order::contiguous; }
-  /// The row's coordinate that stands at place i. Pairs are dealt in turn: of rotary_halves subspace j has pairs j, j + m, j + 2 m, ...,
-  /// the lower coordinates first, so that every subspace has fast and slow pairs. (Runs of neighbouring pairs were tried: what the slow
-  /// pairs know is then in one code alone, and the example's model loses many answers.) So it is of weighted_pairs in a head without an
-  /// order of its own.
+  /// The coordinate of the row that is at place i. Pairs are dealt in turn. Under rotary_halves subspace j has pairs j, j + m, j + 2 m,
+  /// ..., the lower coordinates first, so that every subspace has fast and slow pairs. (Runs of neighbouring pairs were tried: one code
+  /// alone then has what the slow pairs know, and the example's model loses many answers.) weighted_pairs does the same in a head without
+  /// an order of its own.
   PQKV_HD constexpr std::size_t operator()(std::size_t i) const {
     if (is_identity()) return i;
     const auto place = static_cast<std::uint32_t>(i);
@@ -50,8 +51,8 @@ struct axis_map {
   }
 };
 
-/// A sum of squares of floats that does not depend on the order of its terms: whole + fraction / 2^64. Squares are cut to multiples of
-/// 2^-64 and to at most 2^40, so 2^23 of them fit.
+/// A sum of squares of floats that does not depend on the order of its terms: whole + fraction / 2^64. Squares are truncated to multiples
+/// of 2^-64 and limited to 2^40, so 2^23 of them fit.
 struct square_sum {
   std::uint64_t whole = 0, fraction = 0;
 
@@ -66,18 +67,19 @@ struct square_sum {
   constexpr float value() const { return static_cast<float>(static_cast<double>(whole) + static_cast<double>(fraction) * 0x1p-64); }
 };
 
-/// Orders and weights of axis_order::weighted_pairs, head by head. With e_i the sum of squares of the head's queries at coordinate i,
-/// averaged over the pair (i, i + d / 2), plus a thousandth of the head's mean: pairs go to the subspaces in turn, there and back, by
-/// descending (variance of the keys in both coordinates) * e. A key's coordinate is multiplied by the power of two nearest
-/// sqrt(e_i / mean e), and a query's divided by it: scores stay, and training errs where it costs a score least. A head whose queries
-/// nobody has seen when it is trained has no order of its own and is cut as under rotary_halves.
+/// Orders and weights of axis_order::weighted_pairs for each head. Let e_i be the sum of squares of the head's queries at coordinate i,
+/// averaged over the pair (i, i + d / 2), plus a thousandth of the head's mean. Pairs are dealt to the subspaces in turn, forwards and then
+/// backwards, in descending order of (variance of the keys in both coordinates) * e. A key's coordinate is multiplied by the power of two
+/// nearest sqrt(e_i / mean e), and a query's is divided by it. Scores stay the same, and training errs where it changes a score least. A
+/// head without observed queries when it is trained has no order of its own; it is cut as under rotary_halves.
 ///
-/// Canonical: order and weights depend on the bits of keys and queries alone, neither on threads nor on how observed queries were split.
+/// Canonical: order and weights depend on the bits of keys and queries alone, not on threads or on how observed queries were split into
+/// calls.
 template <class Space = space::host>
 struct pair_axes {
   view<square_sum, 2, Space> energy{};      // [h, d] of the queries seen so far
-  view<float, 2, Space> weight{};           // [h, d] of the key's coordinate that stands at place i
-  view<std::uint8_t, 2, Space> source{};    // [h, d] which one that is
+  view<float, 2, Space> weight{};           // [h, d] the weight of the key's coordinate at place i
+  view<std::uint8_t, 2, Space> source{};    // [h, d] the number of that coordinate
   view<std::uint8_t, 1, Space> is_dealt{};  // [h] 1: the head has an order of its own
   axis_map otherwise{};
 
@@ -93,22 +95,22 @@ struct pair_axes {
     return {energy.slice(0, first, count), weight.slice(0, first, count), source.slice(0, first, count), is_dealt.slice(0, first, count),
             otherwise};
   }
-  /// What stands at place i of a head's ordered key.
+  /// The element at place i of a head's ordered key.
   template <class Row>
   constexpr float of_key(const Row& key, std::size_t head, std::size_t i) const {
     return is_dealt(head) != 0 ? key[source(head, i)] * weight(head, i) : key[otherwise(i)];
   }
-  /// What stands at place i of an ordered query [d] of the head's group.
+  /// The element at place i of an ordered query [d] of the head's group.
   constexpr float of_query(const float* query, std::size_t head, std::size_t i) const {
     return is_dealt(head) != 0 ? query[source(head, i)] / weight(head, i) : query[otherwise(i)];
   }
 };
 
-/// What ordered keys of T are copied to: a weight of up to 16 could push a half beyond its range.
+/// The type of copies of ordered keys of T: a weight of up to 16 could overflow a half.
 template <class T>
 using ordered_element = std::conditional_t<std::is_same_v<T, half>, float, T>;
 
-/// Whether rows of d coordinates can be cut into m subspaces in that order.
+/// Whether rows of d coordinates can be cut into m subspaces under this order.
 constexpr status can_order_axes(const char* function, const char* name, axis_order order, std::size_t m, std::size_t d) noexcept {
   return detail::checks(function)
       .that(order <= axis_order::weighted_pairs, status::code::value, name, relation::stated, "an axis_order", 2,

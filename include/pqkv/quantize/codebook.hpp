@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The codebook of a product quantizer for keys: per KV head and subspace c centroids, stored centred on the head's mean key.
-// <q, mean> is the same for all tokens and cancels in every softmax; real keys carry large offsets in some dimensions, and
-// centring keeps the table's entries small and near-ties rare. Sources: Jegou, Douze, Schmid, "Product quantization for nearest
-// neighbor search", 2011; PQCache, SIGMOD 2025, for its use on keys.
+// The codebook of a product quantizer for keys: c centroids for each KV head and subspace, stored relative to the head's mean key. <q,
+// mean> is the same for all tokens and cancels in every softmax. Real keys carry large offsets in some dimensions; centring keeps the
+// table's entries small and near-ties rare. Sources: Jegou, Douze, Schmid, "Product quantization for nearest neighbor search", 2011;
+// PQCache, SIGMOD 2025, for its use on keys.
 #pragma once
 
 #include <cstdint>
@@ -46,14 +46,14 @@ struct basic_codebook_view {
   }
 };
 
-/// A codebook to be read.
+/// A read-only codebook.
 template <class Space = space::host>
 using codebook_view = basic_codebook_view<const float, Space>;
-/// A codebook to be trained.
+/// A writable codebook, for training.
 template <class Space = space::host>
 using mutable_codebook_view = basic_codebook_view<float, Space>;
 
-/// Owner of a codebook in host memory. One thread writes at a time, any number read; views of it end with it.
+/// Owner of a codebook in host memory. One thread may write at a time, or any number read. Its views end with it.
 class codebook {
  public:
   codebook() = default;
@@ -70,7 +70,7 @@ class codebook {
     const std::size_t radii = shape.metric == key_metric::inner_product ? shape.subspaces : 0;
     return shape.kv_heads * (shape.subspaces * shape.row_dim() * shape.centroids() + shape.head_dim + radii) * sizeof(float);
   }
-  /// Carves a codebook from the caller's memory of any space, or counts what it takes. The memory must be zeros or trained.
+  /// Takes a codebook from the caller's memory of any space, or counts the bytes. The memory must be zeros or hold a trained codebook.
   template <class Space = space::host>
   static constexpr mutable_codebook_view<Space> place(arena& memory, const pq_shape& shape) {
     const std::size_t h = shape.kv_heads, m = shape.subspaces, width = shape.row_dim(), c = shape.centroids();
@@ -102,7 +102,7 @@ constexpr view<T, 4, Space> split_subspaces(view<T, 3, Space> rows, std::size_t 
   return {rows.data, {rows.extent(0), m, rows.extent(1), ds}, {rows.stride(0), ds * rows.stride(2), rows.stride(1), rows.stride(2)}};
 }
 
-/// Whether a view is a codebook that kernels can run on: what every function that takes one checks first.
+/// Whether a view is a codebook that kernels can use. Every function that takes a codebook checks this first.
 template <class Book>
 constexpr status can_use_codebook(const Book& book, const char* function) noexcept {
   const std::size_t c = book.size(), d = book.head_dim();
@@ -142,12 +142,12 @@ constexpr status can_train(const Keys& keys, const Book& book, const Outcome& ou
 
 /// Trains a codebook on keys: the mean training row of each head (rounded to bfloat16), then k-means of every subspace around it.
 ///
-/// @param keys  [h, n, d] float, half or bfloat16, any strides; rows that were written, after rotary embedding
-/// @param book  [h, m, ds, c] and [h, d], written; meaningless where the outcome is not `trained`; with a squared_radius the
+/// @param keys  [h, n, d] float, half or bfloat16, any strides; written rows only, after rotary embedding
+/// @param book  [h, m, ds, c] and [h, d], written; meaningless where the outcome is not `trained`. With a squared_radius it gets the
 ///              inner-product metric
 /// @param outcome [h, m] uint8, a kmeans_outcome each, written
-/// With kmeans_start::given the book's centroids are where training begins; its mean is written anew, and they are relative to that one.
-/// Under exec::slice give a barrier: the means must be there before k-means begins.
+/// With kmeans_start::given, training begins from the book's centroids. They are relative to its mean, and the mean is computed anew.
+/// Under exec::slice give a barrier: the means must be complete before k-means begins.
 ///
 /// @throws shape_error, value_error
 /// @cost   as kmeans(); reads the training rows L + 2 times

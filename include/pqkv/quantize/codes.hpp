@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Codes: for every token, KV head and subspace the index of the nearest centroid. Planar, one byte a code: plane j of a head
-// holds one code per token, so that a scan streams it. A plane's stride is the capacity rounded up to 128.
+// Codes: for every token, KV head and subspace the index of the nearest centroid. One byte for each code, in planes: plane j of a head
+// holds one code of every token, so that a scan reads it as a stream. A plane's stride is the capacity rounded up to 128.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +19,10 @@ using codes_view = view<const std::uint8_t, 3, Space>;  // [h, m, n], last axis 
 template <class Space = space::host>
 using mutable_codes_view = view<std::uint8_t, 3, Space>;
 
-/// Distance between two planes that hold `capacity` tokens each.
+/// The distance between two planes that hold `capacity` tokens each.
 PQKV_HD constexpr std::size_t code_plane_stride(std::size_t capacity) { return (capacity + 127) / 128 * 128; }
 
-/// Owner of the codes of `capacity` tokens in host memory. One thread writes at a time, any number read; views of it end with it.
+/// Owner of the codes of `capacity` tokens in host memory. One thread may write at a time, or any number read. Its views end with it.
 class codes {
  public:
   codes() = default;
@@ -34,7 +34,7 @@ class codes {
   static constexpr std::size_t required_bytes(const pq_shape& shape, std::size_t capacity) {
     return shape.kv_heads * shape.subspaces * code_plane_stride(capacity);
   }
-  /// Carves codes from the caller's memory of any space, or counts what they take.
+  /// Takes codes from the caller's memory of any space, or counts the bytes.
   template <class Space = space::host>
   static constexpr mutable_codes_view<Space> place(arena& memory, const pq_shape& shape, std::size_t capacity) {
     const std::size_t h = shape.kv_heads, m = shape.subspaces, plane = code_plane_stride(capacity);
@@ -67,8 +67,8 @@ constexpr status can_encode(const Keys& keys, const Book& book, const Codes& cod
       .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous");
 }
 
-/// Encodes keys: codes[h, j, t] = argmin over x of |keys[h, t, j] - mean[h, j] - centroids[h, j, :, x]|^2, ties to the lower index.
-/// Under key_metric::inner_product y = keys[h, t, j] - mean[h, j] has the coordinate sqrt(max(R - |y|^2, 0)) more.
+/// Encodes keys: codes[h, j, t] = argmin over x of |keys[h, t, j] - mean[h, j] - centroids[h, j, :, x]|^2, ties to the lower index. Under
+/// key_metric::inner_product, y = keys[h, t, j] - mean[h, j] gets one more coordinate, sqrt(max(R - |y|^2, 0)).
 ///
 /// @param keys   [h, n, d] float, half or bfloat16, any strides
 /// @param book   a trained codebook
@@ -77,7 +77,7 @@ constexpr status can_encode(const Keys& keys, const Book& book, const Codes& cod
 /// @throws shape_error, value_error
 /// @cost   n * c * d distance terms a head; no allocation; asynchronous on device policies
 template <exec::policy P, class T, class Space>
-  requires storage_scalar<T> && reachable_from<Space, P>
+requires storage_scalar<T> && reachable_from<Space, P>
 void encode(const P& policy, view<T, 3, Space> keys, codebook_view<typename P::space_type> book,
             mutable_codes_view<typename P::space_type> codes) {
   require_ok(can_encode(keys, book, codes));
@@ -105,7 +105,7 @@ constexpr status can_decode(const Codes& codes, const Book& book, const Keys& ke
 /// @throws shape_error
 /// @cost   writes n * d numbers a head; no allocation; asynchronous on device policies
 template <exec::policy P, writable_scalar T, class Space>
-  requires reachable_from<Space, P>
+requires reachable_from<Space, P>
 void decode(const P& policy, codes_view<typename P::space_type> codes, codebook_view<typename P::space_type> book, view<T, 3, Space> keys) {
   require_ok(can_decode(codes, book, keys));
   kernel<op::decode, typename P::backend_type>::run(policy, codes, book, keys);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Lloyd's k-means for many small problems at once, the trainer behind a codebook; usable alone. Deterministic: the centroids'
-// bits depend on points, offset and parameters alone, not on ISA, thread count or backend. Sums are kept in fixed point, so they
-// do not depend on their order. Not for d > 256 or c > 256, where pruned or hierarchical methods win.
+// Lloyd's k-means for many small problems at once: the trainer behind a codebook, usable alone. Deterministic: the bits of the centroids
+// depend on points, offset and parameters, not on ISA, thread count or backend. Sums are in fixed point, so their order does not matter.
+// Not for d > 256 or c > 256, where pruned or hierarchical methods win.
 // Sources: Lloyd, "Least squares quantization in PCM", 1982; empty clusters as faiss splits them, with a fixed rule; the added coordinate:
 // Bachrach et al., "Speeding up the Xbox recommender system using a Euclidean transformation for inner-product spaces", 2014.
 #pragma once
@@ -23,7 +23,7 @@ enum class kmeans_start : std::uint8_t {
 
 /// How a codebook is trained.
 struct kmeans_params {
-  std::size_t iterations = 10;          // L; stops early once no assignment changes, which changes no bit
+  std::size_t iterations = 10;          // L; stops early once no assignment changes, with the same result
   std::uint64_t seed = 0;               // of the Philox streams that draw the sample and the initial rows
   std::size_t rows_per_centroid = 256;  // trains on a stratified sample of at most this many rows per centroid; 0: on all rows
   kmeans_start start = kmeans_start::drawn;
@@ -92,17 +92,18 @@ constexpr status can_kmeans(const Points& points, const Offset& offset, const Ce
 
 /// Clusters h * m independent sets of n points into c centroids each.
 ///
-/// y = points[h, j, t] - offset[h, j]; initial centroids are distinct rows y drawn by Philox4x32-10, where there are fewer than c all of
-/// them, repeated in turn; then L times: every row joins its nearest centroid (canonical distance, ties to the lower index), an empty
-/// cluster takes, in ascending order, the farthest row of the fullest one (ties: lower index), every centroid becomes the mean of its
-/// rows. Rows with a non-finite y are left out.
-/// With squared_radius every y gets the coordinate sqrt(R - |y|^2), R the largest |y|^2 of the training rows of its set: clustering
-/// for inner products (key_metric). Rows whose |y|^2 overflows are then left out too.
+/// Let y = points[h, j, t] - offset[h, j]. The initial centroids are distinct rows y drawn by Philox4x32-10; if there are fewer than c
+/// distinct rows, all of them, repeated in turn. Then, L times: every row joins its nearest centroid (canonical distance, ties to the lower
+/// index); every empty cluster, in ascending order, takes the farthest row of the fullest one (ties: lower index); every centroid becomes
+/// the mean of its rows. Rows with a non-finite y are left out.
+/// With squared_radius every y gets one more coordinate, sqrt(R - |y|^2), where R is the largest |y|^2 of its set's training rows. This is
+/// clustering for inner products (key_metric). Rows whose |y|^2 overflows are then left out too.
 ///
-/// With kmeans_start::given the centroids of the view take the place of the drawn rows; sample, scale of the sums and R come from the
-/// rows as ever. L iterations and then L2 from what they gave are L + L2 iterations to the bit, on the same points, offset and sample.
-/// Given centroids may repeat and may lie anywhere: those that no row joins are empty clusters. Far from all rows they cost the search its
-/// shortlist in the first iteration, nothing else. Fewer than c usable rows are refused as ever; repeated rows are not looked for.
+/// With kmeans_start::given, iterations begin from the centroids in the view instead of drawn rows; sample, scale of the sums and R come
+/// from the rows in either case. On the same points, offset and sample, L iterations followed by L2 iterations from their result have the
+/// same bits as one run of L + L2. Given centroids may repeat and may lie anywhere. A centroid that no row joins is an empty cluster.
+/// Centroids far from all rows only make the first iteration slower: it then has no shortlist. Fewer than c usable rows are refused here
+/// too, but repeated rows are not looked for.
 /// @pre    given centroids are finite; otherwise the result is unspecified, though nothing outside it is touched
 ///
 /// @param points     [h, m, n, ds] float, half or bfloat16, any strides

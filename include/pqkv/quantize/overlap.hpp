@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// PQCache's overlap rule, opt-in: as many k-means iterations as fit behind the model's own work on the next layer, so that
-// clustering on the host adds nothing to the time of a prefill. Both times are modelled, fitted by least squares from a short
-// calibration on the machine that runs. Then the codebook's bits depend on that machine's speed; with a fixed L they do not.
+// PQCache's overlap rule, opt-in: as many k-means iterations as fit behind the model's own work on the next layer, so that clustering on
+// the host adds nothing to the time of a prefill. Both times are modelled and fitted by least squares from a short calibration on the
+// machine that runs. The codebook's bits then depend on that machine's speed; with a fixed L they do not.
 // Source: PQCache, SIGMOD 2025, section 3.2.
 #pragma once
 
@@ -34,7 +34,7 @@ struct overlap_model {
 /// Collects timings and fits the model.
 class overlap_calibration {
  public:
-  /// One layer's clustering: all its heads and subspaces, `rows` training rows each, L iterations without an early stop.
+  /// The clustering of one layer: all its heads and subspaces, `rows` training rows each, L iterations without an early stop.
   void add_clustering(std::size_t rows, std::size_t iterations, double seconds) {
     const double x = static_cast<double>(rows) * static_cast<double>(iterations);
     clustering_.add(x, seconds);
@@ -42,8 +42,8 @@ class overlap_calibration {
   /// One layer of the model over a prompt of n tokens.
   void add_layer(std::size_t n, double seconds) { layer_.add(static_cast<double>(n), seconds); }
 
-  /// @throws value_error with fewer than two different clusterings, fewer than three different lengths, or timings by which more
-  ///         rows take no longer
+  /// @throws value_error with fewer than two different clusterings, fewer than three different lengths, or timings in which more rows take
+  ///         no longer
   overlap_model fit() const {
     overlap_model model;
     double line[3] = {}, parabola[3] = {};
@@ -61,7 +61,7 @@ class overlap_calibration {
   }
 
  private:
-  /// Power sums of (x, y), enough for a polynomial of degree 2. x is scaled by its first value to keep them of one magnitude.
+  /// Sums of powers of x and y, enough for a polynomial of degree 2. x is divided by its first value, to keep all of them of similar size.
   class power_sums {
    public:
     void add(double x, double y) {
@@ -78,7 +78,7 @@ class overlap_calibration {
     }
     std::size_t count() const { return count_; }
 
-    /// Least-squares coefficients, lowest first, by elimination with pivots; false when the points do not determine them.
+    /// Least-squares coefficients, lowest first, by elimination with pivots. False if the points do not determine them.
     bool fit(std::size_t terms, double* coefficient) const {
       if (different_ < terms) return false;
       double a[3][4] = {};
@@ -128,13 +128,13 @@ constexpr status can_calibrate_overlap(const pq_shape& shape, view<const std::si
       .at_least("lengths", shortest, 4 * static_cast<double>(shape.centroids()), "tokens, 4 * c");
 }
 
-/// Calibrates on the machine that runs: at each length clusters random keys, and has the engine run one layer of its model.
+/// Calibrates on the machine that runs. At each length it clusters random keys and has the engine run one layer of its model.
 ///
 /// @param policy     the policy that will train
 /// @param shape      of one layer's quantizer; h * m problems are clustered as train() does
-/// @param lengths    [>= 3] tokens, different, 4 * c at least; the longest should be near the prompts that are to come
+/// @param lengths    [>= 3] tokens, all different, at least 4 * c; the longest should be near the length of later prompts
 /// @param run_layer  run_layer(n): one layer of the model's prefill over n tokens, complete when it returns
-/// @param seconds    seconds(): the time of a clock that never goes back
+/// @param seconds    seconds(): the time of a clock that never goes backwards
 /// @throws value_error; what fit() throws, when the timings say nothing
 /// @cost   8 iterations of clustering and a layer per length; allocates h * longest * d floats
 template <exec::policy P, class Layer, class Clock>
@@ -156,7 +156,7 @@ overlap_model calibrate_overlap(const P& policy, const pq_shape& shape, view<con
   for (std::size_t i = 0; i < lengths.extent(0); ++i) {
     const std::size_t n = lengths(i);
     const auto rows = as_const(make_view(keys.data(), shape.kv_heads, n, shape.head_dim));
-    for (const std::size_t iterations : {std::size_t{2}, std::size_t{6}})  // few: random keys go on moving, and none should stop early
+    for (const std::size_t iterations : {std::size_t{2}, std::size_t{6}})  // few, since random keys keep moving and none should stop early
       timings.add_clustering(n, iterations, timed([&] { train(policy, rows, book, {.iterations = iterations, .rows_per_centroid = 0}); }));
     timings.add_layer(n, timed([&] { run_layer(n); }));
   }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The second stage of a quantizer: a finer code of what the first one leaves over. The residual of a key is the key minus mean and
-// centroids of its codes; k-means of its own subspaces gives a second codebook, and a token's fine codes lie side by side, one load a
-// token, since only the tokens of a shortlist are ever looked up (search/rerank.hpp). Not for a scan of all tokens, which wants
-// planes. Source: Jegou, Tavenard, Douze, Amsaleg, "Searching in one billion vectors: re-rank with source coding", 2011.
+// The second stage of a quantizer: a finer code of the residual. The residual of a key is the key minus the mean and minus the centroids of
+// its codes. K-means in subspaces of its own gives a second codebook. A token's fine codes are contiguous and read by one load, since only
+// tokens of a shortlist are looked up (search/rerank.hpp). Not for a scan of all tokens, which needs planes. Source: Jegou, Tavenard,
+// Douze, Amsaleg, "Searching in one billion vectors: re-rank with source coding", 2011.
 #pragma once
 
 #include <cstdint>
@@ -17,16 +17,16 @@ struct encode_residual {};
 
 template <class Space = space::host>
 using residual_codes_view = view<const std::uint8_t, 3, Space>;  // [h, n, m2], token-major, last axis contiguous
-/// Fine codes to be written; as residual_codes_view.
+/// Writable fine codes; as residual_codes_view.
 template <class Space = space::host>
 using mutable_residual_codes_view = view<std::uint8_t, 3, Space>;
 
-/// The quantizer of residuals that belongs to a first one: same heads and head dimension, squared distance under either key_metric.
+/// The shape of the residual quantizer of a first one: same heads and head dimension, squared distance under either key_metric.
 constexpr pq_shape residual_shape(const pq_shape& first, std::size_t subspaces, unsigned bits) {
   return {first.kv_heads, first.head_dim, subspaces, bits, key_metric::squared_l2};
 }
 
-/// Owner of the fine codes of `capacity` tokens in host memory. One thread writes at a time, any number read; views of it end with it.
+/// Owner of the fine codes of `capacity` tokens in host memory. One thread may write at a time, or any number read. Its views end with it.
 class residual_codes {
  public:
   residual_codes() = default;
@@ -39,7 +39,7 @@ class residual_codes {
   static constexpr std::size_t required_bytes(const pq_shape& shape, std::size_t capacity) {
     return shape.kv_heads * capacity * shape.subspaces;
   }
-  /// Carves fine codes from the caller's memory of any space, or counts what they take.
+  /// Takes fine codes from the caller's memory of any space, or counts the bytes.
   template <class Space = space::host>
   static constexpr mutable_residual_codes_view<Space> place(arena& memory, const pq_shape& shape, std::size_t capacity) {
     return make_view<Space>(memory.take<std::uint8_t>(required_bytes(shape, capacity)), shape.kv_heads, capacity, shape.subspaces);
@@ -55,7 +55,7 @@ class residual_codes {
   buffer<std::uint8_t> bytes_;
 };
 
-/// Whether a codebook can be the second stage of another: what every function that takes both checks first.
+/// Whether a codebook can be the second stage of another. Every function that takes both checks this first.
 template <class Book, class Fine>
 constexpr status can_refine(const Book& book, const Fine& fine, const char* function) noexcept {
   if (const status s = can_use_codebook(book, function); !s.ok()) return s;
@@ -68,7 +68,7 @@ constexpr status can_refine(const Book& book, const Fine& fine, const char* func
 }
 
 namespace detail {
-/// Codes [h, m, n] beside keys [h, n, d].
+/// Whether codes [h, m, n] fit keys [h, n, d].
 template <class Keys, class Codes, class Book>
 constexpr status can_take_residuals(const Keys& keys, const Codes& codes, const Book& book, const char* function) noexcept {
   return checks(function)
@@ -80,7 +80,7 @@ constexpr status can_take_residuals(const Keys& keys, const Codes& codes, const 
       .extent("codes.stride(2)", codes.stride(2), 1, "last axis contiguous");
 }
 
-/// Heads whose residual rows are held at once in training: their k-means problems run side by side.
+/// Most bytes of residuals in memory at once in training. The k-means problems of the heads in memory run in parallel.
 inline constexpr std::size_t residual_training_bytes = std::size_t{1} << 28;
 constexpr std::size_t residual_training_heads(std::size_t h, std::size_t rows, std::size_t d) {
   const std::size_t one = rows * d * sizeof(float), fitting = one == 0 ? h : residual_training_bytes / one;
@@ -101,16 +101,18 @@ constexpr status can_train_residual(const Keys& keys, const Codes& codes, const 
       .at_least("params.iterations", params.iterations, 1, "L");
 }
 
-/// Trains the codebook of residuals: k-means of every fine subspace on r = (keys - mean) - centroids of their codes, both differences
-/// rounded, without a mean of its own. A key with a non-finite element takes no part. kmeans_start::given begins from fine's centroids.
+/// Trains the codebook of residuals by k-means in every fine subspace. A residual is r = (keys - mean) - centroids of the codes, with both
+/// differences rounded; residuals are not centred on a mean of their own. A key with a non-finite element takes no part.
+/// kmeans_start::given begins from fine's centroids.
 ///
 /// @param keys   [h, n, d] float, half or bfloat16, any strides
 /// @param codes  [h, m, n] uint8, from encode() with the same keys and book
-/// @param book   [h, m, ds, c] trained; of either key_metric, whose added coordinate has no residual
+/// @param book   [h, m, ds, c] trained; of either key_metric, the added coordinate of which has no residual
 /// @param fine   [h, m2, d / m2, c2], written, its mean zeros; meaningless where the outcome is not `trained`
 /// @param outcome [h, m2] uint8, a kmeans_outcome each, written
 /// @throws shape_error, value_error; std::bad_alloc
-/// @cost   as kmeans(), with the training rows' residuals on the heap: rows * d floats a head, heads in runs of at most 256 MiB
+/// @cost   as kmeans(), with the training rows' residuals on the heap: rows * d floats a head, for as many heads at a time as fit in 256
+///         MiB
 template <exec::policy P, class T, class Space>
 requires storage_scalar<T> && reachable_from<Space, P> && reachable_from<space::host, P>
 void train_residual(const P& policy, view<T, 3, Space> keys, codes_view<> codes, codebook_view<> book, mutable_codebook_view<> fine,
@@ -157,7 +159,7 @@ constexpr status can_encode_residual(const Keys& keys, const Codes& codes, const
 /// @param keys   [h, n, d] float, half or bfloat16, any strides
 /// @param codes  [h, m, n] uint8, from encode() with the same keys and book, each below c
 /// @param book   a trained codebook
-/// @param fine   the trained codebook of its residuals; its mean is not looked at
+/// @param fine   the trained codebook of its residuals; its mean is not used
 /// @param fine_codes  [h, n, m2] uint8, written; a key with a non-finite element gets code 0 everywhere, and so does a sub-vector whose
 ///                    residual overflows
 /// @throws shape_error, value_error

@@ -10,14 +10,14 @@
 
 namespace pqkv::inline PQKV_MODE {
 
-/// In which sense the centroid that stands for a sub-vector y is the nearest.
+/// By which measure the centroid of a sub-vector y is the nearest.
 enum class key_metric : std::uint8_t {
-  squared_l2,    // of y and the centroid
+  squared_l2,    // the squared distance of y and the centroid
   inner_product  // of both with one coordinate more, sqrt(R - |y|^2), R the largest |y|^2 in training: on that sphere the nearest
                  // in L2 has the largest product with a query, whose own added coordinate is 0
 };
 
-/// What codebooks, codes and tables are sized by.
+/// The sizes of codebooks, codes and tables.
 struct pq_shape {
   std::size_t kv_heads = 0;   // h
   std::size_t head_dim = 0;   // d

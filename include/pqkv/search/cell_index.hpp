@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens grouped by joint code (the inverted multi-index). With m * b small a token's score depends only on its cell, one of
-// c^m, so a decode step scores cells instead of tokens and its cost hardly grows with n. The counts of a head include every
-// token at once; its id lists may lag behind by a tail that retrieve() reads token by token and merge_tails() folds in.
+// Tokens grouped by joint code (the inverted multi-index). With m * b small a token's score depends only on its cell, one of c^m, so a
+// decode step scores cells instead of tokens and its cost hardly grows with n. A head's counts include every token at once. Its id lists
+// may be older: tokens that are counted but in no list yet form the tail. retrieve() reads the tail token by token, and merge_tails() moves
+// it into the lists.
 // Source: Babenko and Lempitsky, "The inverted multi-index", 2012, turned round: we score all cells and emit whole lists.
 #pragma once
 
@@ -18,7 +19,7 @@ struct merge_tails {
 };
 }  // namespace op
 
-inline constexpr std::size_t max_joint_bits = 16;  // m * b of an index, at most
+inline constexpr std::size_t max_joint_bits = 16;  // most bits m * b of an index
 
 /// Whether a joint-code index exists for the shape: c^m <= 2^16 cells.
 constexpr bool has_cell_index(const pq_shape& shape) { return shape.joint_bits() <= max_joint_bits; }
@@ -34,8 +35,8 @@ struct basic_cell_index_view {
   view<element<std::int32_t>, 2, Space> ids;       // [h, capacity] token positions, grouped by cell, ascending in a cell
   view<element<std::uint32_t>, 1, Space> first;    // [h] first token that is counted
   view<element<std::uint32_t>, 1, Space> merged;   // [h] tokens of [first, merged) are in the lists; ids of later tokens there are void
-  view<element<std::uint32_t>, 1, Space> last;     // [h] tokens of [merged, last) are the tail
-  view<const std::uint8_t, 2, Space> cell_codes;   // [m, cells] code j of a cell; subspace 0 is the slowest digit
+  view<element<std::uint32_t>, 1, Space> last;     // [h] tokens [merged, last) are the tail: counted, but in no list yet
+  view<const std::uint8_t, 2, Space> cell_codes;   // [m, cells] code j of each cell; subspace 0 is the most significant digit
 
   PQKV_HD constexpr std::size_t cells() const { return counts.extent(1); }
   PQKV_HD constexpr bool empty() const { return counts.data == nullptr; }
@@ -62,7 +63,7 @@ using cell_index_view = basic_cell_index_view<true, Space>;
 template <class Space = space::host>
 using mutable_cell_index_view = basic_cell_index_view<false, Space>;
 
-/// Owner of the index of h heads and up to `capacity` tokens in host memory. One thread writes at a time, any number read; views of it
+/// Owner of the index of h heads and up to `capacity` tokens in host memory. One thread may write at a time, or any number read. Its views
 /// end with it.
 class cell_index {
  public:
@@ -87,8 +88,8 @@ class cell_index {
         cell_codes[j * cells + cell] =
             static_cast<std::uint8_t>((cell >> (shape.bits * (shape.subspaces - 1 - j))) & (shape.centroids() - 1));
   }
-  /// Carves an index from the caller's memory of any space, zeros, or counts what it takes. cell_codes, last in it, are to be written by
-  /// write_cell_codes().
+  /// Takes an index from the caller's memory of any space, which must be zeros, or counts the bytes. The last part is cell_codes; the
+  /// caller fills it by write_cell_codes().
   template <class Space = space::host>
   static constexpr mutable_cell_index_view<Space> place(arena& memory, const pq_shape& shape, std::size_t capacity) {
     const std::size_t h = shape.kv_heads, cells = shape.cells();
@@ -129,7 +130,7 @@ class cell_index {
   buffer<std::uint8_t> cell_codes_;
 };
 
-/// Whether an index belongs to h heads and m subspaces: what every function that takes one checks first.
+/// Whether an index belongs to h heads and m subspaces. Every function that takes an index checks this first.
 template <class Index>
 constexpr status can_use_cell_index(const Index& index, std::size_t h, std::size_t m, const char* function) noexcept {
   return detail::checks(function)
@@ -159,14 +160,14 @@ constexpr status can_index_cells(const Codes& codes, const Index& index, std::si
       .at_most("first", first, last, "last");
 }
 
-/// Counts tokens [first, last) of every head: they join the tail. On an index with tokens, `first` must be its `last`;
-/// on an empty one (index.first == index.last) it starts there.
+/// Counts tokens [first, last) of every head; they join the tail. `first` must be the index's `last`; on an empty index (index.first ==
+/// index.last) counting starts at any `first`.
 ///
 /// @param codes  [h, m, n] uint8, planar, absolute positions
 /// Codes must be below the c that the index was made for.
 ///
-/// @throws shape_error, value_error; capacity_error when the index has no room for the ids. Nothing is changed then. What the index
-///         holds is not read on a device, where that would mean waiting: there `first` and the room are the caller's to keep
+/// @throws shape_error, value_error; capacity_error when the index has no room for the ids. Nothing is changed then. A device's index is
+///         not read, since that would mean waiting: there the caller must ensure `first` and the room
 /// @cost   (last - first) * m a head; no allocation
 template <exec::policy P>
 void count_cells(const P& policy, codes_view<typename P::space_type> codes, std::size_t first, std::size_t last,
@@ -176,14 +177,14 @@ void count_cells(const P& policy, codes_view<typename P::space_type> codes, std:
 }
 
 namespace detail {
-/// Runs of tokens that the CUDA policy sorts side by side.
+/// How many runs of tokens the CUDA policy sorts in parallel.
 constexpr std::size_t merge_tails_runs(std::size_t tokens) { return tokens < 2048 ? 1 : tokens > 131072 ? 64 : tokens / 2048; }
 constexpr std::size_t merge_tails_device_scratch_bytes(const op::merge_tails::sizes& s) {
   return cache_line_bytes + s.heads * merge_tails_runs(s.tokens) * s.cells * sizeof(std::uint32_t);
 }
 }  // namespace detail
 
-/// Folds every head's tail into its id lists by a counting sort of its tokens.
+/// Moves every head's tail into its id lists, by a counting sort of the head's tokens.
 ///
 /// @throws shape_error; capacity_error when a device policy's scratch is too small
 /// @cost   n * m + cells a head; no allocation; scratch_bytes<op::merge_tails>(). Belongs between steps, every few

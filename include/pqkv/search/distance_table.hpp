@@ -24,14 +24,14 @@ struct basic_distance_table_view {
   }
 };
 
-/// Tables to be looked up in.
+/// Read-only tables.
 template <class Space = space::host>
 using distance_table_view = basic_distance_table_view<const float, Space>;
-/// Tables to be computed.
+/// Writable tables.
 template <class Space = space::host>
 using mutable_distance_table_view = basic_distance_table_view<float, Space>;
 
-/// Owner of the tables of hq queries in host memory. One thread writes at a time, any number read; views of it end with it.
+/// Owner of the tables of hq queries in host memory. One thread may write at a time, or any number read. Its views end with it.
 class distance_table {
  public:
   distance_table() = default;
@@ -40,7 +40,7 @@ class distance_table {
   static constexpr std::size_t required_bytes(std::size_t query_heads, const pq_shape& shape) {
     return query_heads * (shape.subspaces * shape.centroids() + 1) * sizeof(float);
   }
-  /// Carves tables from the caller's memory of any space, or counts what they take.
+  /// Takes tables from the caller's memory of any space, or counts the bytes.
   template <class Space = space::host>
   static constexpr mutable_distance_table_view<Space> place(arena& memory, std::size_t query_heads, const pq_shape& shape) {
     const std::size_t m = shape.subspaces, c = shape.centroids();
@@ -82,7 +82,7 @@ constexpr status can_build_table(const Query& query, const Book& book, const Tab
 /// @param query  [hq, d] float, after rotary embedding; hq % h == 0, query head q belongs to KV head q / (hq / h)
 /// @param book   [h, m, ds, c]
 /// @param table  [hq, m, c] and [hq], written; non-finite where the query is, and scan and retrieve then skip that query head
-/// @param map    which sequence of the codebook each row of queries is for; empty: heads in order
+/// @param map    the sequence of the codebook that each row of queries asks; empty: heads in order
 /// @throws shape_error, value_error
 /// @cost   hq * d * c multiply-adds; no allocation; asynchronous on device policies
 template <exec::policy P>
@@ -92,9 +92,9 @@ void inner_product_table(const P& policy, view<const float, 2, typename P::space
   kernel<op::inner_product_table, typename P::backend_type>::run(policy, query, book, table, map);
 }
 
-/// table.entries[q, j, x] = -|query[q] sub-vector j - mean - centroids[h(q), j, :, x]|^2, so that larger is nearer and every reduction
-/// and top_k apply unchanged; table.bias[q] = 0. Shapes, errors and cost as inner_product_table(); a codebook of the inner-product
-/// metric is a value_error, since its centroids stand for points of a sphere.
+/// table.entries[q, j, x] = -|query[q] sub-vector j - mean - centroids[h(q), j, :, x]|^2. Larger is nearer, so every reduction and top_k
+/// apply unchanged. table.bias[q] = 0. Shapes, errors and cost as inner_product_table(). A codebook of the inner-product metric is a
+/// value_error, since its centroids stand for points of a sphere.
 template <exec::policy P>
 void squared_l2_table(const P& policy, view<const float, 2, typename P::space_type> query, codebook_view<typename P::space_type> book,
                       mutable_distance_table_view<typename P::space_type> table) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which heads of a codebook, of codes and of a store the rows of a call are for. A batch of sequences shares one index, [batch * h] heads;
-// a step asks for some of them, in any order, several times for a row of several tokens. Without a map head i is head i.
+// Which heads of a codebook, of codes and of a store the rows of a call use. A batch of sequences shares one index of [batch * h] heads. A
+// step uses some of them, in any order, and uses a row's heads several times if the row has several tokens. Without a map head i is head i.
 #pragma once
 
 #include <cstdint>
@@ -16,17 +16,17 @@ struct head_map {
   std::uint32_t kv_heads = 1;                   // h of one sequence
 
   PQKV_HD constexpr bool empty() const { return slots.data == nullptr; }
-  /// The head of the index that row head i = row * h + head stands for.
+  /// The head of the index for row head i = row * h + head.
   PQKV_HD constexpr std::size_t head(std::size_t i) const {
     if (slots.data == nullptr) return i;
     const std::uint32_t at = static_cast<std::uint32_t>(i), row = at / kv_heads;
     return std::size_t{slots(row)} * kv_heads + (at - row * kv_heads);
   }
-  /// Row heads of a call on an index of `heads`.
+  /// How many row heads a call has on an index of `heads`.
   PQKV_HD constexpr std::size_t heads(std::size_t heads) const { return empty() ? heads : slots.extent(0) * kv_heads; }
 };
 
-/// Tokens [first, last) of one sequence: those that leave a window, or a middle.
+/// Tokens [first, last) of one sequence that leave a window, or a middle.
 struct leaving_tokens {
   std::uint32_t slot = 0, first = 0, last = 0;
 

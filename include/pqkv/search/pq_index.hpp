@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything that product quantization keeps of a batch of sequences, as one value: codebooks, codes, the joint-code index, and on request
-// the codebooks and codes of residuals. A sequence's share is learnt from its keys, grows as tokens leave the window, is cut, copied and
-// ranked. In the memory of any space; the parts it is made of stay usable alone (quantize/, search/).
+// Everything that product quantization keeps for a batch of sequences, as one value: codebooks, codes, the joint-code index and, on
+// request, codebooks and codes of residuals. Each sequence's share is learnt from its keys, grows as tokens leave the window, and can be
+// cut, copied and ranked. It can be in any memory space. Its parts can be used alone (quantize/, search/).
 // Source: PQCache, SIGMOD 2025, sections 3.2 and 3.3.
 #pragma once
 
@@ -20,17 +20,17 @@ struct encode_leaving {};  // run(policy, pq_index_view, rows, leaving): codes o
 struct gather_keys {};     // run(policy, rows, first head, sample, first token, axis_map, out [h, n, d])
 }  // namespace op
 
-/// Views of all parts; trivially copyable, goes into kernels by value.
+/// Views of all parts. Trivially copyable; passed to kernels by value.
 template <class Space = space::host>
 struct pq_index_view {
   mutable_codebook_view<Space> book;              // [sequences * h, m, ds, c]
-  mutable_codes_view<Space> codes;                // [sequences * h, m, capacity]; of a sequence's middle
+  mutable_codes_view<Space> codes;                // [sequences * h, m, capacity]; codes of each sequence's middle
   mutable_cell_index_view<Space> index;           // or empty
   mutable_codebook_view<Space> fine_book;         // or empty
   mutable_residual_codes_view<Space> fine_codes;  // or empty
   std::size_t kv_heads = 0;                       // h of one sequence
-  axis_map axes{};                                // how keys and queries are ordered before they meet the codebooks
-  pair_axes<Space> pairs{};                       // the same head by head, of weighted_pairs; or empty
+  axis_map axes{};                                // how the coordinates of keys and queries are ordered before the codebooks see them
+  pair_axes<Space> pairs{};                       // the order of each head, for weighted_pairs; or empty
 
   static constexpr pq_index_view place(arena& memory, const pq_index_shape& shape) {
     pq_index_view all;
@@ -60,38 +60,37 @@ struct pq_index_view {
     }
     return one;
   }
-  /// The cell of a token's codes.
+  /// The cell that a token's codes name.
   PQKV_HD constexpr std::uint32_t cell(std::size_t head, std::size_t t) const {
     std::uint32_t value = 0;
     for (std::size_t j = 0; j < codes.extent(1); ++j) value = value * static_cast<std::uint32_t>(book.size()) + codes(head, j, t);
     return value;
   }
 
-  /// The codes of the tokens that leave each sequence's window. Nobody looks at them before commit().
+  /// Encodes the tokens that leave each sequence's window. Nobody reads these codes before commit().
   template <exec::policy P, class Rows>
   void encode(const P& policy, const Rows& rows, view<const leaving_tokens, 1, Space> leaving) const {
     kernel<op::encode_leaving, typename P::backend_type>::run(policy, *this, rows, leaving);
   }
 
-  /// Encoded tokens join the ranked ones of every head. In the calling thread.
+  /// Adds the encoded tokens to the ranked tokens of every head. Runs in the calling thread.
   void commit(const leaving_tokens& tokens) const noexcept {
     for (std::size_t head = 0; head < kv_heads; ++head) count(tokens.slot * kv_heads + head, tokens.first, tokens.last);
   }
-  /// Tokens leave the ranked ones of every head, the last of them. In the calling thread.
+  /// Takes the last tokens out of the ranked tokens of every head. Runs in the calling thread.
   template <class Sequence>
   void forget(const leaving_tokens& tokens, const Sequence&) const noexcept {
     for (std::size_t head = 0; head < kv_heads; ++head) uncount(tokens.slot * kv_heads + head, tokens.first, tokens.last);
   }
 
-  /// Counts encoded tokens of a head: they join its ranked tokens.
+  /// Counts encoded tokens of a head: it ranks them from now on.
   PQKV_HD constexpr void count(std::size_t head, std::uint32_t first, std::uint32_t last) const {
     if (index.empty() || first >= last) return;
     if (index.first(head) == index.last(head)) index.first(head) = index.merged(head) = first;
     for (std::uint32_t t = first; t < last; ++t) ++index.counts(head, cell(head, t));
     index.last(head) = last;
   }
-  /// Takes the last tokens of a head, from `first` on, out of its ranked ones. Their ids may stay in the lists, where those from `merged`
-  /// on are void.
+  /// Removes a head's tokens from `first` on from its ranked tokens. Their ids may stay in the id lists: ids from `merged` on are void.
   PQKV_HD constexpr void uncount(std::size_t head, std::uint32_t first, std::uint32_t last) const {
     if (index.empty() || first >= last) return;
     for (std::uint32_t t = first; t < last; ++t) --index.counts(head, cell(head, t));
@@ -99,7 +98,7 @@ struct pq_index_view {
     if (index.merged(head) > first) index.merged(head) = first;
   }
 
-  /// What a sequence owns, for copying and saving it. cell_codes are the same for all.
+  /// The parts of one sequence, for copying and saving it. cell_codes are not among them: they are the same for all.
   slot_parts parts() const {
     slot_parts all = learnt_parts();
     const std::size_t h = kv_heads;
@@ -112,7 +111,7 @@ struct pq_index_view {
     all.add_fixed(index.last.data, 1, h);
     return all;
   }
-  /// The parts from which the others can be made again: codebooks and codes.
+  /// Codebooks and codes, the parts from which all others can be rebuilt.
   slot_parts learnt_parts() const {
     slot_parts all;
     const std::size_t h = kv_heads, m = book.subspaces();
@@ -132,9 +131,9 @@ struct pq_index_view {
   }
 };
 
-/// Owner of an index. Not thread-safe: one call at a time; views of it end with it.
+/// Owner of an index. Not thread-safe: make one call at a time. Its views end with it.
 ///
-/// @tparam Space  where it is; every call's policy must be of that space
+/// @tparam Space  the memory space of the index and of every call's policy
 template <class Space = space::host>
 class pq_index {
  public:
@@ -156,7 +155,7 @@ class pq_index {
     const buffer<std::uint8_t> digits(shape.subspaces * shape.cells());
     cell_index::write_cell_codes(shape.coarse(), digits.data());
     copy_bytes(policy, const_cast<std::uint8_t*>(view().index.cell_codes.data), digits.data(), digits.size());
-    sync(policy);  // the digits are the host's
+    sync(policy);  // the digits are in host memory, which ends here
   }
 
   const pq_index_shape& shape() const { return shape_; }
@@ -166,14 +165,14 @@ class pq_index {
     return view_type::place(memory, shape_);
   }
 
-  /// Trains a sequence's codebooks on tokens [first, n), encodes tokens [first, ranked), and counts them. Its old index is overwritten:
-  /// nobody may ask for it until the outcomes are known. On a device it only enqueues.
+  /// Trains a sequence's codebooks on tokens [first, n), then encodes and counts tokens [first, ranked). The old index is overwritten:
+  /// nobody may use it until the outcomes are known. On a device the call only enqueues.
   ///
   /// @param rows      keys of all sequences (cache/kv_store.hpp)
-  /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; `trained` everywhere: the index can be used
+  /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; the index can be used if all of them are `trained`
   /// @throws std::bad_alloc; on a device capacity_error when the policy's scratch is too small, cuda_error
-  /// @cost   as train(), and c distance terms a coordinate of every key; of rows that are not strided, or whose axes are ordered, the
-  ///         sample and 4096 tokens at a time are copied, with a second stage all of them
+  /// @cost   train(), and c distance terms for each coordinate of every key. Keys that are not strided or whose axes are reordered are
+  ///         copied: the sample, then 4096 tokens at a time; with a second stage, all of them
   template <exec::policy P, class Rows>
   void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
              const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
@@ -206,7 +205,7 @@ class pq_index {
         is_learnt = true;
       }
     if (is_learnt) {
-      // from the rows where they are
+      // it was learnt from the rows in place
     } else if (shape_.has_fine()) {
       const auto memory = make_owner<T>(policy, h * (n - first) * d);
       const auto keys = make_view<Space>(memory.data(), h, n - first, d);
@@ -232,7 +231,7 @@ class pq_index {
     recount(policy, which, first, ranked);
   }
 
-  /// Makes a sequence's joint-code index from its codes of tokens [first, ranked).
+  /// Builds a sequence's joint-code index from the codes of tokens [first, ranked).
   template <exec::policy P>
   void recount(const P& policy, std::size_t which, std::size_t first, std::size_t ranked) const {
     const view_type own = view().sequence(which);
@@ -243,10 +242,10 @@ class pq_index {
     merge_tails(policy, as_const(own.codes), own.index);
   }
 
-  /// The k best tokens of every range: retrieve(), or a shortlist of it ranked again by the second stage.
+  /// The k best tokens of every range, by retrieve(). With a second stage, retrieve() gives a shortlist that the residual codes rank again.
   ///
   /// @param query    [rows * hq, d] float
-  /// @param map      which sequence each row is for
+  /// @param map      the sequence that each row asks
   /// @param ranges   [rows * h]
   /// @param indices  [lists, k_max] int32, written as by retrieve()
   /// @param counts   [lists] uint32, written
@@ -283,14 +282,14 @@ class pq_index {
     }
   }
 
-  /// Folds a sequence's tail into its id lists. @throws capacity_error when a device policy's scratch is too small
+  /// Merges a sequence's newer tokens into its id lists. @throws capacity_error when a device policy's scratch is too small
   template <exec::policy P>
   void merge(const P& policy, std::size_t which) const {
     const view_type own = view().sequence(which);
     if (!own.index.empty()) merge_tails(policy, as_const(own.codes), own.index);
   }
 
-  /// Empties a sequence's joint-code index; its codebook stays, and nobody asks for it before it is learnt again.
+  /// Empties a sequence's joint-code index. Its codebook stays in memory, but nobody may use it before the sequence is learnt again.
   template <exec::policy P>
   void clear(const P& policy, std::size_t which) const {
     const view_type own = view().sequence(which);
@@ -301,7 +300,7 @@ class pq_index {
     zero(policy, own.index.merged);
     zero(policy, own.index.last);
   }
-  /// Forgets the queries that a sequence's heads have seen, and the order they gave.
+  /// Forgets the queries that a sequence's heads have seen, and the order of axes they led to.
   template <exec::policy P>
   void clear_axes(const P& policy, std::size_t which) const {
     const view_type own = view().sequence(which);
@@ -311,7 +310,7 @@ class pq_index {
   }
 
  private:
-  /// Whether training is known to have failed: on a device that is known later.
+  /// Whether training is known to have failed. On a device this is not known yet.
   template <class P>
   static bool has_failed(pqkv::view<const std::uint8_t, 2, Space> outcomes) {
     bool failed = false;
@@ -343,7 +342,8 @@ class pq_index {
     if (!shape_.has_fine())
       return pqkv::encode(policy, keys.slice(1, 0, ranked - first), own.book, own.codes.slice(2, first, ranked - first));
     if constexpr (space::usable_from<Space, space::host>) {
-      // Residuals are trained on every row, the window's too, so all are encoded; those of the window are encoded again as they leave it.
+      // Residual codebooks are trained on every row, the window's too, so every row is encoded first. A row of the window is encoded again
+      // when it leaves.
       const auto codes = own.codes.slice(2, first, n);
       pqkv::encode(policy, keys, own.book, codes);
       train_residual(policy, keys, as_const(codes), own.book, own.fine_book, fine_outcomes, train_params);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The numbers that fix an index of product quantization, and the memory that ranking with it works in.
+// The sizes of an index of product quantization, and the memory that ranking with it works in.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace pqkv::inline PQKV_MODE {
 
-/// The numbers that fix an index.
+/// The sizes of an index.
 struct pq_index_shape {
   std::size_t sequences = 1;  // slots
   std::size_t kv_heads = 0;   // h of one sequence
@@ -30,16 +30,16 @@ struct pq_index_shape {
   constexpr pq_shape coarse() const { return {heads(), head_dim, subspaces, bits, metric}; }
   constexpr pq_shape fine() const { return residual_shape(coarse(), fine_subspaces, fine_bits); }
   constexpr bool has_fine() const { return fine_subspaces != 0; }
-  /// Cells of the joint-code index; 0 where there is none or it could never be used.
+  /// Cells of the joint-code index; 0 if there is none or it could never be used.
   constexpr std::size_t cells() const {
     const pq_shape s = coarse();
     return has_cell_index(s) && resolve_path(path, s.cells(), capacity) == search_path::joint ? s.cells() : 0;
   }
-  /// Rows that training needs.
+  /// How many rows training needs.
   constexpr std::size_t least_rows() const { return std::max(coarse().centroids(), has_fine() ? fine().centroids() : 0); }
 };
 
-/// Tables of a step's queries, and the second stage's shortlists: what ranking works in.
+/// The memory that ranking works in: tables of a step's queries, and the second stage's shortlists.
 template <class Space = space::host>
 struct pq_workspace {
   mutable_distance_table_view<Space> table, fine_table;  // [queries, m, c], [queries, m2, c2]
@@ -47,11 +47,11 @@ struct pq_workspace {
   view<std::int32_t, 2, Space> shortlist;                // [lists, capacity], or empty
   view<std::uint32_t, 1, Space> lengths;                 // [lists]
   view<middle_range, 1, Space> shortlist_ranges;         // [row heads]
-  view<std::uint8_t, 2, Space> outcomes;                 // [h, m + m2] of training
+  view<std::uint8_t, 2, Space> outcomes;                 // [h, m + m2] outcomes of training
   view<float, 2, Space> ordered;                         // [queries, d], or empty where axes are contiguous
 
   /// @param rows         query tokens that are ranked at once
-  /// @param query_heads  hq of one token
+  /// @param query_heads  hq of one query token
   static constexpr pq_workspace place(arena& memory, const pq_index_shape& shape, std::size_t rows, std::size_t query_heads,
                                       group_reduction reduction) {
     const std::size_t hq = rows * query_heads, h = rows * shape.kv_heads, lists = score_lists(reduction, h, hq);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Logits of every encoded token from tables of small integers: about one instruction a look-up and query head, within a stated bound
-// of the exact ones. For filters and estimates; what decides which tokens are selected is scan() and retrieve(), which are exact.
-// Sources: quantized tables in registers, Andre et al., "Cache locality is not enough", 2015, and "Quicker ADC", 2019.
+// Logits of every encoded token from tables of small integers: about one instruction for each look-up and query head, within a stated bound
+// of the exact logits. For filters and estimates. scan() and retrieve(), which are exact, decide which tokens are selected. Sources:
+// quantized tables in registers, Andre et al., "Cache locality is not enough", 2015, and "Quicker ADC", 2019.
 #pragma once
 
 #include <concepts>
@@ -14,18 +14,18 @@ struct quantize_table {};
 struct quantized_scan {};
 }  // namespace op
 
-/// An entry of a quantized table: 16 bits, or 8 where half the look-ups count for more than the bound.
+/// The type of a quantized table's entries: 16 bits, or 8 where half the look-ups are worth a larger bound.
 template <class T>
 concept table_integer = std::same_as<T, std::uint8_t> || std::same_as<T, std::uint16_t>;
 
-/// Most subspaces of a quantized table.
+/// The most subspaces of a quantized table.
 inline constexpr std::size_t max_quantized_subspaces = 16;
 
-/// What the integers of one query head stand for.
+/// How to turn the integers of one query head into logits.
 struct table_quantization {
-  double step = 0;    // of the integers of all subspaces
-  double offset = 0;  // what a sum of 0 stands for
-  double bound = 0;   // |value(sum) - logit| at most, for the float logit that scan() has under `none`
+  double step = 0;    // the logit of one unit, the same in all subspaces
+  double offset = 0;  // the logit of a sum of 0
+  double bound = 0;   // |value(sum) - logit| at most, for the float logit of scan() under `none`
 
   /// The logit that a sum stands for.
   PQKV_HD constexpr double value(std::uint16_t sum) const { return step * sum + offset; }
@@ -33,17 +33,17 @@ struct table_quantization {
 
 /// Quantized tables of hq query heads.
 ///
-/// @tparam Entry    std::uint16_t or std::uint8_t, const for tables to be looked up in
-/// @tparam Scaling  table_quantization, const alike
+/// @tparam Entry    std::uint16_t or std::uint8_t, const for read-only tables
+/// @tparam Scaling  table_quantization, const like Entry
 template <class Entry, class Scaling, class Space = space::host>
 struct basic_quantized_table_view {
   view<Entry, 3, Space> entries;    // [hq, m, c], contiguous
   view<Scaling, 1, Space> scaling;  // [hq]
 };
-/// Tables to be looked up in.
+/// Read-only tables.
 template <table_integer Entry, class Space = space::host>
 using quantized_table_view = basic_quantized_table_view<const Entry, const table_quantization, Space>;
-/// Tables to be written.
+/// Writable tables.
 template <table_integer Entry, class Space = space::host>
 using mutable_quantized_table_view = basic_quantized_table_view<Entry, table_quantization, Space>;
 
@@ -110,12 +110,12 @@ constexpr status can_scan_quantized(const Table& table, const Codes& codes, cons
 ///
 /// entries[q, j, x] = round((table[q, j, x] - min over x of table[q, j]) / step[q]); offset[q] = sum over j of those minima
 ///
-/// The step is the smallest that leaves no overflow: 16 bits share 65535 - m among the ranges of all subspaces, 8 bits give 255 to
-/// the widest. bound[q] is m / 2 steps, and what the rounding of the float logit itself may add.
+/// The step is the smallest without overflow. With 16 bits the ranges of all subspaces share 65535 - m; with 8 bits the widest range gets
+/// 255. bound[q] is m / 2 steps, plus what the rounding of the float logit itself may add.
 ///
 /// @param table  [hq, m, c] float, from inner_product_table()
-/// @param out    [hq, m, c] and [hq], written. A query head with a non-finite entry gets zeros, as under `none` of scan(); where float
-///               logits could overflow the bound is infinite
+/// @param out    [hq, m, c] and [hq], written. A query head with a non-finite entry gets zeros, as under `none` of scan(). If float logits
+///               could overflow, the bound is infinite
 /// @throws shape_error, value_error
 /// @cost   hq * m * c roundings; no allocation
 template <exec::policy P, table_integer Entry>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The second stage of a selection: a shortlist that retrieve() made from short codes is scored again with the finer codes of the
-// residuals, and the k best of it stay. Its cost depends on the shortlist's length alone, not on n. Not a search: a token that is not
-// on the shortlist cannot come back, so make it a few times k long.
+// The second stage of a selection: the tokens of a shortlist, which retrieve() made from short codes, are scored again with the finer codes
+// of the residuals, and the k best of them are selected. Its cost depends on the shortlist's length alone, not on n. It cannot bring back a
+// token that is not on the shortlist, so make the shortlist a few times k long.
 // Source: Jegou, Tavenard, Douze, Amsaleg, "Searching in one billion vectors: re-rank with source coding", 2011.
 #pragma once
 
@@ -27,21 +27,21 @@ struct rerank_params {
   float scale = 0;  // of the logits; 0: 1 / sqrt(d)
 };
 
-/// Both stages' tables of the same queries.
+/// The tables of both stages for the same queries.
 template <class Space = space::host>
 struct two_stage_table {
   distance_table_view<Space> coarse;  // [hq, m, c] and [hq], of the first codebook
-  distance_table_view<Space> fine;    // [hq, m2, c2], of the residuals' codebook; its bias is not looked at
+  distance_table_view<Space> fine;    // [hq, m2, c2], of the residuals' codebook; its bias is not used
 };
 
-/// Both stages' codes of the same tokens, absolute positions.
+/// The codes of both stages for the same tokens, by absolute position.
 template <class Space = space::host>
 struct two_stage_codes {
   codes_view<Space> coarse;         // [h, m, n], planar
   residual_codes_view<Space> fine;  // [h, n, m2], token-major
 };
 
-/// Length of the shortlist for k selected tokens: factor * k, at most what there is.
+/// Length of the shortlist for k selected tokens: factor * k, but at most all tokens.
 PQKV_HD constexpr std::uint32_t shortlist_size(const middle_range& range, std::size_t factor) {
   const std::size_t wanted = range.selected() * factor;
   return wanted < range.size() ? static_cast<std::uint32_t>(wanted) : range.size();
@@ -97,12 +97,13 @@ constexpr status can_rerank(const Tables& tables, const Codes& codes, const Shor
 /// @param codes      [h, m, n] and [h, n, m2] uint8, of encode() and encode_residual()
 /// @param shortlist  [h, s_max] int32 ([hq, s_max] under `none`): positions, ascending, from retrieve()
 /// @param lengths    [h] uint32 ([hq] under `none`): tokens of each shortlist
-/// @param ranges     [h] k is `retrieve`, and begin and end are the bounds of positions; the rest as in retrieve()
-/// @param indices    [h, k_max] int32 ([hq, k_max] under `none`), written: absolute positions, ascending, then -1; beside the shortlist
-/// @param counts     [h] uint32 ([hq] under `none`), written: k, or the shortlist's length where that is less
-/// @param skipped    [hq] uint8, written if given: 1 for a query head left out, as one of its table entries, or of its shortlist's sums of
-///                   them, is not finite
-/// @param map        which sequence of the codes each row of queries is for; empty: heads in order
+/// @param ranges     [h] k is `retrieve`; begin and end are the bounds of positions; the rest as in retrieve()
+/// @param indices    [h, k_max] int32 ([hq, k_max] under `none`), written: absolute positions, ascending, then -1; not the shortlist's
+///                   memory
+/// @param counts     [h] uint32 ([hq] under `none`), written: k, or the shortlist's length if that is less
+/// @param skipped    [hq] uint8, written if given: 1 for a query head that was left out because a table entry, or a sum of a shortlist's
+///                   token, is not finite
+/// @param map        the sequence of the codes that each row of queries asks; empty: heads in order
 /// @pre    positions of a list are ascending; codes are below their table's c
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
 /// @cost   shortlist * g * (m + m2) look-ups and as many exponentials as shortlist * g; scratch_bytes<op::rerank>()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From table to selected tokens in one call: score, reduce over the group, select. Two paths to the same set, to the token: `scan`
-// scores every token, `joint` scores the cells of a cell_index, whose cost hardly grows with n.
+// From table to selected tokens in one call: score, reduce over the group, select. Two paths give exactly the same set. `scan` scores every
+// token. `joint` scores the cells of a cell_index, and its cost hardly grows with n.
 #pragma once
 
 #include "cell_index.hpp"
@@ -21,7 +21,7 @@ struct retrieve {
 
 /// How scores are computed; the selected set is the same.
 enum class search_path : std::uint8_t {
-  automatic,  // joint where there is an index and it has no more cells than there are tokens
+  automatic,  // joint if there is an index with no more cells than there are tokens, else scan
   joint,
   scan
 };
@@ -30,7 +30,7 @@ enum class search_path : std::uint8_t {
 struct middle_range {
   std::uint32_t begin = 0;     // first ranked token
   std::uint32_t end = 0;       // one past the last
-  std::uint32_t retrieve = 0;  // k; at least end - begin selects all, 0 none
+  std::uint32_t retrieve = 0;  // k; with end - begin or more all are selected, with 0 none
 
   PQKV_HD constexpr std::uint32_t size() const { return end - begin; }
   PQKV_HD constexpr std::uint32_t selected() const { return retrieve < size() ? retrieve : size(); }
@@ -43,7 +43,7 @@ struct token_lists {
   view<std::uint32_t, 1, Space> counts;  // [lists]
 };
 
-/// What retrieve() needs to know beside its views.
+/// What retrieve() must know besides its views.
 struct retrieve_params {
   std::size_t head_dim = 0;  // d, for the softmax's scale
   group_reduction reduction = group_reduction::probability_sum;
@@ -73,7 +73,7 @@ constexpr std::size_t retrieve_scratch_bytes(const op::retrieve::sizes& s) {
          lines(lists * (words + words / 64 + 1) * sizeof(std::uint64_t));
 }
 
-/// Tokens of a list near its threshold that the CUDA policy has room for by the side: three deviations of its sample at least, whatever k.
+/// Tokens of a list near its threshold that the CUDA policy has room to keep: at least three deviations of its sample, whatever k is.
 PQKV_HD constexpr std::size_t retrieve_device_kept(std::size_t tokens) { return tokens / 16 > 8192 ? tokens / 16 : 8192; }
 /// Short lists and small indices need less.
 constexpr std::size_t retrieve_device_scratch_bytes(const op::retrieve::sizes& s) {
@@ -110,18 +110,18 @@ constexpr status can_retrieve(const Table& table, const Codes& codes, const Inde
 ///
 /// @param table    [hq, m, c] float, from inner_product_table()
 /// @param codes    [h, m, n] uint8, planar, absolute positions
-/// @param index    of the same codes, its `first` and `last` equal to each head's range, or its `last` behind it: then the tokens behind
-///                 the range take no part; or empty
-/// @param ranges   [h] what is ranked; a range beyond n or with more to select than indices.extent(1) is a value_error on the host;
-///                 on a device, where reading it would mean waiting, both are cut to what there is
+/// @param index    of the same codes, or empty. Each head's `first` must be the beginning of its range, and its `last` the end of the range
+///                 or behind it; tokens behind the range then take no part
+/// @param ranges   [h] what is ranked. A range beyond n, or one that selects more than indices.extent(1), is a value_error on the host. On
+///                 a device, where reading it would mean waiting, both are cut to what there is
 /// @param indices  [h, k_max] int32 ([hq, k_max] under `none`), written: absolute positions, ascending, then -1
 /// @param counts   [h] uint32 ([hq] under `none`), written
-/// @param skipped  [hq] uint8, written if given: 1 where a table had a non-finite entry, so that the head was left out
-/// @param map      which sequence of codes and index each row of queries is for; empty: heads in order. With it ranges, indices and counts
-///                 are of rows * h heads
+/// @param skipped  [hq] uint8, written if given: 1 for a query head that was left out because its table has a non-finite entry
+/// @param map      the sequence of codes and index that each row of queries asks; empty: heads in order. With a map, ranges, indices and
+///                 counts are of rows * h heads
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
-/// @cost   joint: cells * g * m table look-ups and the emission of k ids; scan: tokens * g * m, under logit_sum tokens * m of 16 bits and
-///         few of floats; scratch_bytes<op::retrieve>()
+/// @cost   joint: cells * g * m table look-ups, and writing k ids. scan: tokens * g * m look-ups; under logit_sum tokens * m look-ups of 16
+///         bits and a few of floats. scratch_bytes<op::retrieve>()
 /// @source PQCache section 3.3; joint codes: see cell_index.hpp
 template <exec::policy P>
 void retrieve(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,
@@ -133,7 +133,7 @@ void retrieve(const P& policy, distance_table_view<typename P::space_type> table
   kernel<op::retrieve, typename P::backend_type>::run(policy, table, codes, index, ranges, indices, counts, params, skipped, map);
 }
 
-/// The same into lists that go on to attention() as they are.
+/// The same, into lists that attention() can take as they are.
 template <exec::policy P>
 void retrieve(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,
               cell_index_view<typename P::space_type> index, view<const middle_range, 1, typename P::space_type> ranges,

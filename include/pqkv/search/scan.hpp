@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scores encoded tokens by asymmetric distance and reduces over the query heads of a group. For the k best tokens alone use
-// retrieve(), which gives the same set; scan() is for callers who want the scores.
+// Scores encoded tokens by asymmetric distance and reduces the scores over the query heads of a group. If you need only the k best tokens,
+// use retrieve(), which gives the same set; scan() is for callers who want the scores.
 #pragma once
 
 #include "../quantize/codes.hpp"
@@ -19,18 +19,18 @@ struct scan {
 /// How the scores of the g query heads of a KV head become one (method: docs/dataflow.md).
 enum class group_reduction : std::uint8_t {
   probability_sum,  // sum over the group of softmax over the tokens: PQCache's rule
-  probability_max,  // maximum of those
+  probability_max,  // maximum of these softmaxes
   logit_sum,        // sum of the inner products
   logit_max,        // maximum of the inner products, <q, mean> added back
   none              // one list of scores per query head: its inner products
 };
 
-/// Lists of scores that a reduction leaves: h, or hq for `none`.
+/// How many lists of scores a reduction gives: h, or hq for `none`.
 PQKV_HD constexpr std::size_t score_lists(group_reduction reduction, std::size_t kv_heads, std::size_t query_heads) {
   return reduction == group_reduction::none ? query_heads : kv_heads;
 }
 
-/// Whether scores are sums of the table's entries and nothing else: no normaliser, no bias.
+/// Whether scores are nothing but sums of table entries: no normaliser, no bias.
 PQKV_HD constexpr bool adds_logits(group_reduction reduction) {
   return reduction == group_reduction::logit_sum || reduction == group_reduction::none;
 }
@@ -40,13 +40,13 @@ constexpr std::size_t scan_scratch_bytes(const op::scan::sizes& s) {
   return s.query_heads * (3 * cache_line_bytes + 2 * s.subspaces * s.centroids * sizeof(float));
 }
 
-inline constexpr std::size_t scan_device_runs = 64;  // parts of a list that CTAs of the CUDA policy share at most; not measured
+inline constexpr std::size_t scan_device_runs = 64;  // most parts of a list that CTAs of the CUDA policy share; not measured
 constexpr std::size_t scan_device_scratch_bytes(std::size_t query_heads) {
   return 2 * cache_line_bytes + query_heads * (scan_device_runs * sizeof(std::uint64_t) + 12);
 }
 }  // namespace detail
 
-/// Whether the codes index the table: what scan() and retrieve() check first.
+/// Whether the codes fit the table. scan() and retrieve() check this first.
 template <class Table, class Codes, class Map = head_map<>>
 constexpr status can_look_up(const Table& table, const Codes& codes, const char* function, const Map& map = {}) noexcept {
   const std::size_t h = map.heads(codes.extent(0)), hq = table.entries.extent(0), c = table.entries.extent(2);

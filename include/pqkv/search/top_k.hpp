@@ -30,23 +30,23 @@ constexpr status can_top_k(const Scores& scores, const Indices& indices) noexcep
 /// @param scores   [rows, n] float
 /// @param indices  [rows, k_max] int32, written: the indices, ascending, then -1 where n < k_max
 /// @throws shape_error
-/// @cost   on the host two passes over a row where a sample of it tells its distribution, at most 36 where it misleads; no allocation,
-///         58 KB of stack. On CUDA one pass over a row of 4097 to 262144 scores whose sample tells its distribution; any other row takes
-///         three passes for a histogram and two to write its list. CUDA takes at most 65535 rows that are shorter or longer than that
-/// @source sampled bracket as in Floyd and Rivest, "Expected time bounds for selection", 1975; where it misleads on CUDA, radix selection
-///         as in Alabi et al., "Fast k-selection algorithms for graphics processing units", 2012
+/// @cost   on the host two passes over a row if a sample shows how its scores are distributed, at most 36 if the sample misleads; no
+///         allocation, 58 KB of stack. On CUDA one pass over a row of 4097 to 262144 scores if its sample is right. Any other row takes
+///         five passes, three for a histogram and two to write the list; CUDA takes at most 65535 rows of other lengths
+/// @source sampled bracket as in Floyd and Rivest, "Expected time bounds for selection", 1975; if it misleads on CUDA, radix selection as
+///         in Alabi et al., "Fast k-selection algorithms for graphics processing units", 2012
 template <exec::policy P>
 void top_k(const P& policy, view<const float, 2, typename P::space_type> scores, view<std::int32_t, 2, typename P::space_type> indices) {
   require_ok(can_top_k(scores, indices));
   kernel<op::top_k, typename P::backend_type>::run(policy, scores, indices);
 }
 
-/// The same of 16-bit unsigned scores, on host policies.
+/// The same for 16-bit unsigned scores, on host policies.
 ///
 /// @param scores   [rows, n] uint16
 /// @param indices  [rows, k_max] int32, written: the indices, ascending, then -1 where n < k_max
 /// @throws shape_error
-/// @cost   as for floats, of half the bytes
+/// @cost   as for floats; reads half the bytes
 template <exec::policy P>
 void top_k(const P& policy, view<const std::uint16_t, 2, typename P::space_type> scores,
            view<std::int32_t, 2, typename P::space_type> indices) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attends to every token: dense attention, what the others are measured against.
+// Attends to every token: dense attention, which the other selectors are compared with.
 #pragma once
 
 #include "concept.hpp"
 
 namespace pqkv::inline PQKV_MODE::selector {
 
-/// A selector that needs no list: it takes everything or nothing of the middle. In any space.
+/// A selector without lists: it takes all of the middle or none of it. In any space.
 template <coverage Coverage>
 class unranked : public defaults {
  public:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The exact top-k of the middle, by scoring every key: the ceiling for any selector at a budget, shown beside all of them. Not a
-// method to decode with: it reads every key in every step.
+// The exact top-k of the middle, by scoring every key. No selector can do better at the same budget, so it is shown beside all of them. Not
+// a method to decode with: it reads every key in every step.
 #pragma once
 
 #include "../exec/memory.hpp"
@@ -35,11 +35,11 @@ constexpr status can_score_exactly(const Query& query, const Store& store, const
 /// scores[list, i] of token ranges[h].begin + i: the reduction of the exact logits or softmax probabilities of the group.
 ///
 /// @param query   [hq, d] float
-/// @param store   keys of h heads; its values are not looked at
-/// @param ranges  [h] which tokens; `retrieve` is not looked at
+/// @param store   keys of h heads; values are not used
+/// @param ranges  [h] which tokens; `retrieve` is not used
 /// @param scores  [h, at least the longest range] float ([hq, ...] under `none`), written
 /// @param scale   of the logits in the softmax; 0: 1 / sqrt(d)
-/// A non-finite logit counts as -infinity, so one bad key cannot hide the others; a query head with none finite contributes nothing.
+/// A non-finite logit counts as -infinity, so one bad key cannot hide the others. A query head without a finite logit contributes nothing.
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
 /// @cost   reads every key of the ranges; scratch_bytes<op::exact_scores>(). Float arithmetic, not canonical
 template <exec::policy P, kv_store Store>
@@ -53,10 +53,10 @@ void exact_scores(const P& policy, view<const float, 2, typename P::space_type> 
 
 namespace selector {
 
-/// Ranks by the exact scores of all keys: what every other selector is measured against. Host memory only.
+/// Ranks by the exact scores of all keys, for comparison with other selectors. Host memory only.
 class oracle : public defaults {
  public:
-  /// What can be set.
+  /// Its settings.
   struct params {
     group_reduction reduction = group_reduction::probability_sum;
   };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection by product quantization, the library's own method: search/pq_index.hpp behind the face of a selector. A slot without enough
-// keys has no codebook yet: it attends to everything until maintain() can train one, both of them where there are two stages.
+// Selection by product quantization, the library's own method: search/pq_index.hpp as a selector. A slot with too few keys has no codebook
+// yet; it attends to everything until maintain() can train one. With two stages, it needs the codebooks of both.
 // Source: PQCache, SIGMOD 2025.
 #pragma once
 
@@ -16,39 +16,39 @@
 
 namespace pqkv::inline PQKV_MODE::selector {
 
-/// The second stage of pq.
+/// The second stage of pq: residual codes.
 struct residual_stage {
-  std::size_t subspaces = 0;  // m2; 0: one stage alone
+  std::size_t subspaces = 0;  // m2; 0: no second stage
   unsigned bits = 8;          // b2
-  std::size_t shortlist = 4;  // tokens of the first stage's list, in multiples of k
+  std::size_t shortlist = 4;  // length of the first stage's list, in multiples of k
 
   constexpr bool used() const { return subspaces != 0; }
 };
 
-/// Quantizer, its training, and the way that scores are computed. 4 x 8 bits is what a real model needs (docs/quality.md); 2 x 6 is ranked
+/// The quantizer, its training, and how scores are computed. 4 x 8 bits is what a real model needs (docs/quality.md). 2 x 6 bits ranks
 /// faster, by the joint-code index, and finds less.
 struct pq_params {
   std::size_t subspaces = 4;                    // m
   unsigned bits = 8;                            // b
-  axis_order axes = axis_order::rotary_halves;  // which coordinates form a subspace
+  axis_order axes = axis_order::rotary_halves;  // which coordinates form each subspace
   key_metric metric = key_metric::squared_l2;
   group_reduction reduction = group_reduction::probability_sum;
   search_path path = search_path::automatic;
   residual_stage residual{};
-  kmeans_params train{};                           // of both stages; a slot begins empty, so start is drawn
-  std::optional<overlap_model> overlap{};          // given: L by the overlap rule, instead of train.iterations
-  std::size_t overlap_most = overlap_model::most;  // its upper bound of L
-  std::size_t tail_tokens = 256;                   // maintain() merges an index whose tail is at least as long
-  double refresh = 1.5;  // maintain() trains a slot again once it is so many times as long as when it was trained last; 0: never
+  kmeans_params train{};                           // of both stages; `start` must be drawn, since a slot begins empty
+  std::optional<overlap_model> overlap{};          // if given, the overlap rule decides L in place of train.iterations
+  std::size_t overlap_most = overlap_model::most;  // the largest L that the rule may choose
+  std::size_t tail_tokens = 256;                   // maintain() merges once at least this many tokens are not yet in the id lists
+  double refresh = 1.5;  // maintain() retrains a slot that has grown by this factor since its last training; 0: never
 
-  /// The index that a cache of this shape has.
+  /// The index for a cache of this shape.
   constexpr pq_index_shape index_of(const cache_shape& shape) const {
     return {shape.batch, shape.kv_heads,     shape.head_dim, subspaces, bits, shape.capacity,
             metric,      residual.subspaces, residual.bits,  path,      axes};
   }
 };
 
-/// What ranking reads beside the attended rows.
+/// The bytes that ranking reads, besides the attended rows.
 struct pq_traffic {
   std::uint64_t cells, subspaces, fine_subspaces, shortlist, kv_heads, book_bytes;
   search_path path;
@@ -131,8 +131,8 @@ class basic_pq {
   std::size_t lists() const { return score_lists(params_.reduction, shape_.kv_heads, shape_.query_heads); }
   static constexpr coverage_rule covers() { return {coverage::everything, coverage::listed}; }
   std::size_t least_rows() const { return index_.shape().least_rows(); }
-  /// L of a slot's last training since it was reset; 0 before, after one that failed (which a device's host does not know), and for a
-  /// codebook from a file. Under the overlap rule it depends on the prompt and the machine.
+  /// L of a slot's last training since its reset. 0 before any, for a codebook from a file, and after a training that failed (unless it ran
+  /// on a device, whose failures the host does not know). Under the overlap rule it depends on the prompt and the machine.
   std::size_t iterations(std::size_t slot) const { return slots_[slot].iterations; }
   selector_signature signature() const {
     const pq_index_shape& s = index_.shape();
@@ -144,8 +144,8 @@ class basic_pq {
             s.has_fine() ? s.fine_bits : 0,
             static_cast<std::uint32_t>(s.axes)};
   }
-  /// KV heads of a slot that were given an order of their own when it was trained last: all of them where observe() had been called before
-  /// under axis_order::weighted_pairs. The others are cut as under rotary_halves.
+  /// How many KV heads got their own order of axes in a slot's last training. All of them did if observe() had been called under
+  /// axis_order::weighted_pairs; the others are cut as under rotary_halves.
   std::size_t weighted_heads(std::size_t slot) const {
     const auto dealt = index_.view().sequence(slot).pairs.is_dealt;
     std::size_t count = 0;
@@ -164,7 +164,7 @@ class basic_pq {
             params_.path};
   }
 
-  /// Trains on all rows but the sinks, the window's too, and encodes the middle.
+  /// Trains on all rows but the sinks, the window's included, and encodes the middle.
   template <exec::policy P, class Rows>
   learning<Space> learn(const P& policy, std::size_t slot, const Rows& rows, const sequence& at, middle_range middle) {
     const std::size_t n = at.n, first = middle.begin;
@@ -195,14 +195,14 @@ class basic_pq {
                                                 relation::required, "weighted_pairs: nothing else looks at queries", 2,
                                                 static_cast<double>(settings.axes));
   }
-  /// Queries [n, hq, d] of a slot, for the next training of it. @pre can_observe(), and the shapes of pqcache_state::observe()
+  /// Adds queries [n, hq, d] of a slot for its next training. @pre can_observe(), and the shapes of pqcache_state::observe()
   template <exec::policy P, class Q>
   void observe(const P& policy, std::size_t slot, view<Q, 3, Space> queries) {
     if constexpr (space::usable_from<Space, space::host>)
       kernel<op::observe_queries, typename P::backend_type>::run(policy, queries, index_.view().sequence(slot).pairs);
   }
 
-  /// Merges a long tail.
+  /// Merges newer tokens into the id lists if there are many.
   template <exec::policy P>
   void maintain(const P& policy, std::size_t slot, const sequence& at, middle_range middle) {
     std::uint32_t& merged = slots_[slot].merged;
@@ -217,9 +217,9 @@ class basic_pq {
     index_.clear_axes(policy, slot);
     slots_[slot] = {};
   }
-  /// What the host keeps of a slot, for a copy of it.
+  /// Copies what the host keeps of a slot.
   void copied(std::size_t from, std::size_t to) noexcept { slots_[to] = slots_[from]; }
-  /// The id lists of a loaded slot are made from its codes.
+  /// Rebuilds the id lists of a loaded slot from its codes.
   template <exec::policy P>
   void rebuild(const P& policy, std::size_t slot, middle_range middle) {
     index_.recount(policy, slot, middle.begin, middle.end);
@@ -229,7 +229,7 @@ class basic_pq {
  private:
   struct slot_record {
     std::size_t iterations = 0;
-    std::uint32_t merged = 0;  // tokens below it were in the id lists when they were merged last
+    std::uint32_t merged = 0;  // tokens below this were in the id lists after the last merge
   };
 
   static constexpr status can_use_device(const params& settings) noexcept {
@@ -253,8 +253,8 @@ class basic_pq {
         .at_most("selector.residual.shortlist", stage.shortlist, 1024, "times k");
   }
 
-  /// Length at which a codebook of n tokens is trained again; 0: never. Codebooks age: keys that come later are not spread as the first
-  /// ones were. As the length grows by a factor each time, all trainings together cost a constant times the last one.
+  /// The length at which a codebook trained on n tokens is trained again; 0: never. Codebooks age, because later keys are distributed
+  /// differently. The lengths grow by a factor, so all trainings together cost a constant times the last one.
   std::uint32_t outgrown_at(std::size_t n) const {
     double next = 0;
     pqkv::detail::in_float_environment([&] { next = std::ceil(params_.refresh * static_cast<double>(n)); });
@@ -275,7 +275,7 @@ class basic_pq {
   buffer<slot_record> slots_;
 };
 
-/// Of host memory.
+/// The selector in host memory.
 using pq = basic_pq<>;
 
 }  // namespace pqkv::selector

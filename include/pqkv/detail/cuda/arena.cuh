@@ -6,8 +6,8 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// The policy's arena, or a part of it, for the length of one call.
-/// @throws capacity_error when it has less than `bytes` left; without an arena it has none
+/// The policy's arena, or a part of it, for one call.
+/// @throws capacity_error when it has less than `bytes` left; a policy without an arena has none
 inline arena device_scratch(const arena& scratch, std::size_t bytes, const char* function) {
   const std::size_t free = scratch.counting() ? 0 : scratch.free_bytes();
   if (free < bytes)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on the device: a CTA takes a part of a list's tokens for up to eight query heads; attention_merge.cuh merges their results.
-// Rows of 16-bit numbers and of 8-bit integers go through matrix products, every warp with a ring of tokens of its own; rows of floats,
-// whose precision those would cost, through fused multiply-adds, eight or more lanes a token. Agrees with the host within rounding.
-// Source: online softmax: Milakov and Gimelshein 2018; splits over tokens: FlashDecoding.
+// Attention on the device. A CTA takes a part of a list's tokens for up to eight query heads; attention_merge.cuh merges the parts. Rows of
+// 16-bit numbers and of 8-bit integers go through matrix products, and every warp has its own ring of tokens. Rows of floats would lose
+// precision that way: they go through fused multiply-adds, with eight or more lanes for a token. Agrees with the host within rounding.
+// Sources: online softmax: Milakov and Gimelshein 2018; splits over tokens: FlashDecoding.
 #pragma once
 
 #include "../../attention.hpp"
@@ -25,7 +25,7 @@ struct attention_shape {
   canonical::softmax_scale scale;
 };
 
-/// A store behind its map, which a kernel asks once and not for every token.
+/// The store behind a map of heads: a kernel looks up the map once and not for every token.
 /// @{
 template <class Store>
 __device__ const Store& mapped(const Store& store) {
@@ -45,14 +45,14 @@ __device__ std::size_t mapped_head(const mapped_store<Store>& store, std::size_t
 }
 /// @}
 
-/// What a CTA attends with and to: the blockIdx.x-th part of list blockIdx.y's tokens, blockIdx.z-th group of up to Queries query heads.
+/// The work of one CTA: part blockIdx.x of the tokens of list blockIdx.y, for group blockIdx.z of up to Queries query heads.
 template <unsigned Queries>
 struct attention_share {
   unsigned first_query, queries;
   std::size_t kv_head;
   std::uint32_t begin, end;
 
-  /// @param granule  shares are multiples of it, but for the last
+  /// @param granule  the size of every part but the last is a multiple of it
   __device__ attention_share(attention_shape shape, const token_set<space::device>& of, unsigned granule)
       : tokens_(of), list_(blockIdx.y), span_(of.spans(list_)) {
     first_query = list_ * shape.g + blockIdx.z * Queries;
@@ -81,7 +81,7 @@ struct attention_share {
   std::uint32_t listed_;
 };
 
-/// Rows of half, bfloat16 or 8-bit integers. Splits are grid.x, lists grid.y, groups of up to eight of a list's query heads grid.z.
+/// For rows of half, bfloat16 or 8-bit integers. grid.x: splits; grid.y: lists; grid.z: groups of up to eight of a list's query heads.
 template <unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
     attention_tile_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_partials parts,
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(Warps * 32)
 
   static_assert(warp_part::ring_bytes >= queries * Dims * sizeof(float) && Warps * queries <= threads);
   __shared__ float top[Warps][queries], total[Warps][queries], shrink[Warps][queries];
-  float* sums = reinterpret_cast<float*>(memory + warp * warp_part::ring_bytes);  // over this warp's ring
+  float* sums = reinterpret_cast<float*>(memory + warp * warp_part::ring_bytes);  // overwrites this warp's ring
   const float of_warp = mine.total();
   if (threadIdx.x % 4 == 0) {
     top[warp][threadIdx.x % 32 / 4] = mine.top();
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(Warps * 32)
     float highest = float_from_bits(0xff800000u), all = 0;
 #pragma unroll
     for (unsigned w = 0; w < Warps; ++w)
-      if (total[w][q] != 0) highest = fmaxf(top[w][q], highest);  // else a warp without tokens
+      if (total[w][q] != 0) highest = fmaxf(top[w][q], highest);  // otherwise the warp had no tokens
     shrink[of][q] = total[of][q] != 0 ? block::power_of_two_near(top[of][q] - highest) : 0.0f;
     if (of == 0 && q < own.queries) {
 #pragma unroll
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(Warps * 32)
     for (unsigned w = 0; w < Warps; ++w) {
       const float4 y = *reinterpret_cast<const float4*>(memory + w * warp_part::ring_bytes + at * sizeof(float));
       const float factor = shrink[w][q];
-      if (factor == 0) continue;  // of a warp without tokens, or far below: nothing, not a NaN
+      if (factor == 0) continue;  // a warp without tokens, or one whose weights vanish: it must add nothing, not a NaN
       x = {fmaf(y.x, factor, x.x), fmaf(y.y, factor, x.y), fmaf(y.z, factor, x.z), fmaf(y.w, factor, x.w)};
     }
     float* to = parts.sums + (std::size_t{blockIdx.x} * parts.hq + own.first_query + q) * d + i;
@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(Warps * 32)
   }
 }
 
-/// The elements of a row that one of `Lanes` lanes holds: Dims / 8 runs of eight, zeros beyond d. They stay as they are in memory until
-/// they are used, since taking a loaded word apart would wait for it.
+/// The elements of a row that one of `Lanes` lanes holds: Dims / 8 runs of eight, zeros from d on. They keep their stored form until they
+/// are used: taking a loaded word apart would wait for the load.
 template <unsigned Lanes, unsigned Dims, class T>
 struct lane_row {
   static constexpr unsigned run = 8, pack_size = 16 / sizeof(T), packs = run / pack_size;
@@ -161,7 +161,7 @@ struct lane_row {
   pack all[Dims / pack_size];
 
   __device__ float operator[](unsigned i) const { return static_cast<float>(all[i / pack_size].element[i % pack_size]); }
-  /// The row's element of (*this)[i].
+  /// Which element of the row (*this)[i] is.
   __device__ static unsigned index(unsigned i) { return (i / run * Lanes + threadIdx.x % Lanes) * run + i % run; }
 
   __device__ void load(kv_row<T> row, unsigned d) {
@@ -175,8 +175,8 @@ struct lane_row {
   }
 };
 
-/// Splits are grid.x, lists grid.y, groups of up to Queries of a list's query heads grid.z. Not PQKV_HIDDEN: an engine's store may be a
-/// type without linkage, and then nvcc warns of the attribute.
+/// grid.x: splits; grid.y: lists; grid.z: groups of up to Queries of a list's query heads. Not PQKV_HIDDEN: an engine's store may be a type
+/// without linkage, and nvcc then warns of the attribute.
 template <unsigned Queries, unsigned Lanes, unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
     attention_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_partials parts,
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(Warps * 32)
   const auto token_at = [&](std::uint32_t i) { return own_share.token_at(i); };
 
   float q[Queries][Dims], sum[Queries][Dims] = {}, top[Queries], total[Queries] = {};
-  unsigned broken = 0;  // a bit a query head that met a non-finite logit
+  unsigned broken = 0;  // one bit for each query head, set when it met a non-finite logit
 #pragma unroll
   for (unsigned a = 0; a < Queries; ++a) {
     lane_row<Lanes, Dims, float> own;
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(Warps * 32)
     top[a] = lowest;
   }
 
-  // Three turns in flight: the row that is used, the row that is loaded, the token after that.
+  // Three loads overlap: the row in use, the next row, and the number of the token after that.
   row_part key{}, value{};
   std::uint32_t at = begin + reader;
   if (at < end) {
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(Warps * 32)
 #pragma unroll
       for (unsigned a = 0; a < Queries; ++a) {
         if (!is_finite(logit[a])) broken |= 1u << a;
-        if (logit[a] > top[a]) {  // seldom, after the first tokens
+        if (logit[a] > top[a]) {  // rare after the first tokens
           const float shrink = total[a] == 0 ? 0.0f : canonical::exponential(top[a] - logit[a], scale);
           top[a] = logit[a];
           total[a] *= shrink;
@@ -339,10 +339,10 @@ struct kernel<op::attention, backend::cuda> {
   }
   template <class Store>
   static void by_tile(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
-                      const token_set<space::device>& tokens, const detail::attention_partials& parts,
-                      const detail::attention_shape& shape, std::size_t splits) {
+                      const token_set<space::device>& tokens, const detail::attention_partials& parts, const detail::attention_shape& shape,
+                      std::size_t splits) {
     const auto go = [&]<unsigned Dims>(std::integral_constant<unsigned, Dims>) {
-      constexpr unsigned warps = 512 / Dims;  // 96 KB of rings at most: what a CTA may have on every device
+      constexpr unsigned warps = 512 / Dims;  // 96 KB of rings at most, which a CTA may have on every device
       using warp_part = detail::block::attention_warp<typename Store::value_type, Dims>;
       launch("attention_tile_kernel", detail::attention_tile_kernel<Dims, warps, Store>,
              {grid_of(tokens, shape, splits, warp_part::queries), warps * 32, warps * warp_part::ring_bytes}, query, store, tokens, parts,
@@ -358,9 +358,9 @@ struct kernel<op::attention, backend::cuda> {
 
   template <unsigned Queries, class Store>
   static void by_dims(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
-                      const token_set<space::device>& tokens, const detail::attention_partials& parts,
-                      const detail::attention_shape& shape, std::size_t splits) {
-    constexpr unsigned dims = Queries > 4 ? 8 : 16;  // of a lane: as many as registers hold for all query heads
+                      const token_set<space::device>& tokens, const detail::attention_partials& parts, const detail::attention_shape& shape,
+                      std::size_t splits) {
+    constexpr unsigned dims = Queries > 4 ? 8 : 16;  // of a lane: as many as fit in registers for all query heads
     if (parts.d <= 64)
       go<Queries, 8, 8>(launch, query, store, tokens, parts, shape, splits);
     else if (parts.d <= 128)

@@ -10,8 +10,8 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// Partial results [splits, hq] of attention: sum [d] of weights times values, top (as a power of two) and total of the softmax; total
-/// NaN where a logit was not finite, 0 without tokens.
+/// Partial results [splits, hq] of attention: the sum [d] of weights times values, and the softmax's top (as a power of two) and total. The
+/// total is NaN if a logit was not finite, and 0 without tokens.
 struct attention_partials {
   float *sums, *tops, *totals;
   std::size_t hq, d;
@@ -27,9 +27,9 @@ inline constexpr unsigned max_splits = 64;  // of detail::attention_device_split
 static_assert(attention_device_splits(1) <= max_splits);
 
 inline constexpr unsigned merged_dims = 256,  // at most
-    merge_columns = 128;                      // threads side by side in a row, one or two dimensions each
+    merge_columns = 128;                      // threads next to each other in a row, each for one or two dimensions
 
-/// A CTA is a query head. Slices of its threads take every Slices-th part, all read before the first is used.
+/// One CTA for each query head. Each slice of its threads takes every Slices-th part and reads all of its parts before it uses the first.
 template <unsigned Slices>
 PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
     merge_kernel(attention_partials parts, unsigned splits, view<float, 2, space::device> out, view<float, 1, space::device> lse) {

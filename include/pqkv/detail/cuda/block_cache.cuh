@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Block caches on the device. The shapes of all launches are known on the host, and everything else is read on the device, so that a
-// captured step is replayed while caches and sequences change.
+// Block caches on the device. The host knows the shapes of all launches; everything else is read on the device. So a captured step can be
+// replayed while caches and sequences change.
 //
-// One story for admissions: a CTA is a cache. Offers are found among the blocks with a count, victims among the slots, both as the lowest
-// of many numbers; between two steps of that story there is a barrier of the CTA.
+// Admission, in order: one CTA takes one cache. It finds offers among the blocks with a count, and victims among the slots; both are the
+// lowest of many numbers. A barrier of the CTA separates each two steps.
 #pragma once
 
 #include <algorithm>
@@ -19,15 +19,15 @@ namespace detail {
 
 inline constexpr unsigned admit_threads = 512;
 
-/// What block_lowest() works in: shared memory.
+/// The shared memory of block_lowest().
 struct lowest_scratch {
   std::uint64_t* orders;    // [wanted]
   std::uint32_t* numbers;   // [wanted]
-  std::uint32_t* in_digit;  // [256] numbers of each digit
-  std::uint32_t* found;     // [3] the digit, numbers below it, numbers of it; then how many were kept
+  std::uint32_t* in_digit;  // [256] how many numbers have each digit
+  std::uint32_t* found;     // [3] the digit, how many numbers are below it, how many have it; at the end, how many were kept
 };
 
-/// The digit in which the remaining-th lowest number lies. By the first warp; 256: there are fewer.
+/// Finds the digit that the remaining-th lowest number has; 256 if there are fewer numbers. By the first warp.
 __device__ inline void find_digit(const lowest_scratch& scratch, unsigned remaining) {
   constexpr unsigned each = 8;
   const unsigned lane = threadIdx.x % 32;
@@ -43,10 +43,11 @@ __device__ inline void find_digit(const lowest_scratch& scratch, unsigned remain
   scratch.found[2] = scratch.in_digit[digit];
 }
 
-/// Finds the `wanted` lowest of order(0) ... order(n - 1), all distinct but for `never`, which is not taken. By all threads of the CTA.
+/// Finds the `wanted` lowest of order(0) ... order(n - 1). These are distinct, except that `never` may occur often and is not taken. By all
+/// threads of the CTA.
 ///
-/// @param sorted  [wanted] in shared memory, written: their i, lowest first
-/// @return how many there are
+/// @param sorted  [wanted] in shared memory, written: the i of the lowest, lowest first
+/// @return how many it found
 /// @source radix selection: Alabi, Blanchard, Gordon, Steinbach, ACM Journal of Experimental Algorithmics, 2012
 template <class Order>
 __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const lowest_scratch& scratch, std::uint32_t* sorted) {
@@ -65,13 +66,13 @@ __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const
     if (threadIdx.x < 32) find_digit(scratch, remaining);
     __syncthreads();
     const unsigned digit = scratch.found[0], of_digit = scratch.found[2];
-    if (digit == 256) break;  // all are wanted
+    if (digit == 256) break;  // fewer numbers than are wanted: take all
     remaining -= scratch.found[1];
     prefix |= std::uint64_t{digit} << shift;
     fixed |= std::uint64_t{255} << shift;
     bound = prefix | ((std::uint64_t{1} << shift) - 1);
     if (of_digit == remaining) break;
-    __syncthreads();  // found[] has been read
+    __syncthreads();  // all threads have read found[]
   }
   __syncthreads();
   if (threadIdx.x == 0) scratch.found[0] = 0;
@@ -94,7 +95,7 @@ __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const
   return count;
 }
 
-/// Lists are grid.x, runs of their tokens grid.y. Neighbours in a warp that have one block count it together.
+/// grid.x: lists; grid.y: runs of their tokens. Neighbouring lanes with tokens of one block count it together.
 template <class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
     lookup_blocks_kernel(block_cache_view<E, space::device> cache, block_lookup<space::device> tokens,
@@ -125,7 +126,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   add_to(one.statistics->misses, looked - hits);
 }
 
-/// What admit_blocks_kernel has in shared memory, `admit` of each.
+/// The shared memory of admit_blocks_kernel: arrays of `admit` elements.
 struct admit_memory {
   std::uint32_t *offers, *waiting, *slots, *newcomer, *leaving, *taken;
 
@@ -142,7 +143,7 @@ struct admit_memory {
   }
 };
 
-/// A CTA is a cache.
+/// One CTA for each cache.
 template <class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
     admit_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
@@ -159,7 +160,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
   scratch.found = scratch.in_digit + 256;
   const admit_memory own(memory, one.admit);
 
-  // Offers, best first.
+  // The offers, best first.
   const unsigned offered = block_lowest(
       touched, one.admit, [&](unsigned i) { return one.offer_order(one.touched[i]); }, scratch, own.offers);
   for (unsigned rank = threadIdx.x; rank < offered; rank += blockDim.x) own.offers[rank] = one.touched[own.offers[rank]];
@@ -176,7 +177,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
   }
   __syncthreads();
 
-  // Who would leave, lowest first, and which newcomer takes whose slot.
+  // The slots that may be emptied, lowest first, and which newcomer takes which of them.
   const unsigned waited = step.waited;
   const unsigned slots = block_lowest(
       one.capacity, waited, [&](unsigned slot) { return one.leave_order(slot, first); }, scratch, own.slots);
@@ -198,14 +199,14 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
     one.order[slot] = eviction_order::halved(one.order[slot]);
 }
 
-/// A CTA is a cache.
+/// One CTA for each cache.
 template <class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) fill_blocks_kernel(block_cache_view<E, space::device> cache) {
   const one_block_cache<E> one = cache.one(blockIdx.x);
   for (unsigned i = threadIdx.x; i < one.progress->admitted; i += blockDim.x) one.fill(i);
 }
 
-/// A CTA is a cache.
+/// One CTA for each cache.
 template <class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) abandon_blocks_kernel(block_cache_view<E, space::device> cache) {
   const one_block_cache<E> one = cache.one(blockIdx.x);
@@ -213,11 +214,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) abandon_blocks_kernel(block_c
   for (unsigned i = threadIdx.x; i < touched; i += blockDim.x) one.counts[one.touched[i]] = 0;
   for (unsigned slot = threadIdx.x; slot < one.capacity; slot += blockDim.x)
     if (one.states[slot] == block_state::filling) one.release(slot);
-  __syncthreads();  // all have read how many were touched
+  __syncthreads();  // all threads have read how many blocks were touched
   if (threadIdx.x == 0) one.progress->touched = one.progress->admitted = 0;
 }
 
-/// A CTA is a cache.
+/// One CTA for each cache.
 template <class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
     truncate_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The joint-code index on the device. Counting is atomic adds. Merging is a stable counting sort: runs of tokens count their cells
-// side by side, a prefix over cells and runs gives each run its places, and a warp a run fills them in token order.
+// The joint-code index on the device. Counting uses atomic adds. Merging is a stable counting sort: runs of tokens count their cells in
+// parallel, a prefix sum over cells and runs gives each run its places, and one warp for each run fills them in token order.
 #pragma once
 
 #include "../../search/cell_index.hpp"
@@ -27,7 +27,8 @@ struct cell_of_token {
     for (std::size_t j = 0; j < codes.extent(1); ++j) cell = cell << bits | codes(head, j, t);
     return cell;
   }
-  /// Of tokens t + a * step < last, at least 1, whose codes of a subspace are all on their way before the first is used; 0xffffffff beyond.
+  /// Reads the cells of tokens t + a * step, at least one of which is below `last`; those not below it get 0xffffffff. All codes of a
+  /// subspace are loaded before the first is used.
   template <unsigned Count>
   __device__ void read(std::size_t head, std::size_t t, std::size_t step, std::size_t last, std::uint32_t (&cell)[Count]) const {
 #pragma unroll
@@ -43,7 +44,7 @@ struct cell_of_token {
   }
 };
 
-/// Tokens are grid.x, heads grid.y.
+/// grid.x: tokens; grid.y: heads.
 template <class Cell>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
     count_cells_kernel(Cell cell, std::size_t first, std::size_t last, mutable_cell_index_view<space::device> index) {
@@ -51,11 +52,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   if (t < last) atomicAdd(&index.counts(blockIdx.y, cell(blockIdx.y, t)), 1u);
 }
 
-/// By a CTA: counts[cell], in shared memory, of tokens [first, last) of a head. Ends with a barrier.
+/// Counts the cells of a head's tokens [first, last) into counts[cell] in shared memory. By a CTA; ends with a barrier.
 template <class Cell>
 __device__ void count_in_shared(Cell cell, std::size_t head, std::size_t first, std::size_t last, std::uint32_t* counts,
                                 std::size_t cells) {
-  constexpr unsigned at_once = 8;  // tokens of a thread in flight
+  constexpr unsigned at_once = 8;  // tokens that a thread loads together
   for (std::size_t i = threadIdx.x; i < cells; i += blockDim.x) counts[i] = 0;
   __syncthreads();
   for (std::size_t t = first + threadIdx.x; t < last; t += at_once * blockDim.x) {
@@ -68,7 +69,7 @@ __device__ void count_in_shared(Cell cell, std::size_t head, std::size_t first, 
   __syncthreads();
 }
 
-/// The same as count_cells_kernel for many tokens a cell: a CTA has a run of `share` tokens, and memory sees one addition a cell.
+/// Like count_cells_kernel, for many tokens in each cell. A CTA counts a run of `share` tokens, then adds to memory once for each cell.
 template <class Cell>
 PQKV_HIDDEN __global__ void __launch_bounds__(1024)
     count_many_cells_kernel(Cell cell, std::size_t first, std::size_t last, std::size_t share,
@@ -80,19 +81,19 @@ PQKV_HIDDEN __global__ void __launch_bounds__(1024)
     if (counts[i] != 0) atomicAdd(&index.counts(head, i), counts[i]);
 }
 
-/// By one thread, once tokens [first, last) are counted: the range of a head grows, or begins where there was none.
+/// Once tokens [first, last) are counted, one thread extends the head's range, or begins it if there was none.
 __device__ inline void grow_range(const mutable_cell_index_view<space::device>& index, std::size_t head, std::uint32_t first,
                                   std::uint32_t last) {
   if (index.first(head) == index.last(head)) index.first(head) = index.merged(head) = first;
   index.last(head) = last;
 }
-/// The same once tokens from `first` on are taken out.
+/// The same once tokens from `first` on have been taken out.
 __device__ inline void cut_range(const mutable_cell_index_view<space::device>& index, std::size_t head, std::uint32_t first) {
   index.last(head) = first;
   if (index.merged(head) > first) index.merged(head) = first;
 }
 
-/// A thread is a head.
+/// One thread for each head.
 template <class Index>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) grow_range_kernel(Index index, std::uint32_t first, std::uint32_t last) {
   const std::size_t head = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -100,7 +101,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) grow_range_kernel(Index index
   grow_range(index, head, first, last);
 }
 
-/// The tokens of run `run` of a head's range, a multiple of 32 long except at the end; empty where there is no tail.
+/// The tokens that run `run` sorts of a head's range; a multiple of 32 except at the end. Empty where every token is in the lists already.
 struct sorted_run {
   std::size_t first, last;
 
@@ -113,9 +114,9 @@ struct sorted_run {
   }
 };
 
-/// Runs are grid.x, heads grid.y.
-/// @param counts     [h, runs, cells] written; zeros before, unless they go through shared memory
-/// @param in_shared  whether a run's counts have room there
+/// grid.x: runs; grid.y: heads.
+/// @param counts     [h, runs, cells] written; must be zeros unless counts go through shared memory
+/// @param in_shared  whether a run's counts fit in shared memory
 template <class Cell>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) count_runs_kernel(Cell cell, mutable_cell_index_view<space::device> index,
                                                                      view<std::uint32_t, 3, space::device> counts, bool in_shared) {
@@ -132,11 +133,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) count_runs_kernel(Cell cell, 
   for (std::size_t i = threadIdx.x; i < cells; i += blockDim.x) of_run[i] = shared[i];
 }
 
-/// Threads cells each are grid.x, heads grid.y: offsets of the cells, and in the place of each run's counts where its tokens go.
+/// grid.x: groups of `Threads` cells; grid.y: heads. Writes the cells' offsets, and replaces each run's counts by the places of its tokens.
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     place_runs_kernel(mutable_cell_index_view<space::device> index, view<std::uint32_t, 3, space::device> counts) {
-  constexpr unsigned at_once = 16;  // loads in flight
+  constexpr unsigned at_once = 16;  // loads that a thread issues together
   __shared__ block::reduction<std::uint32_t, Threads> reduction;
   const std::size_t head = blockIdx.y, cells = index.cells(), base = std::size_t{blockIdx.x} * Threads, cell = base + threadIdx.x,
                     runs = counts.extent(1);
@@ -161,20 +162,20 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   }
 }
 
-/// A warp is a run: 32 tokens at a time, ranked among those of the same cell.
-/// @tparam InShared  whether a run's places have room in shared memory
-/// @param places  of a run's next token, by cell
+/// One warp for each run. It takes 32 tokens at a time and ranks each among those of the same cell.
+/// @tparam InShared  whether a run's places fit in shared memory
+/// @param places  for each cell, the place of the run's next token
 template <bool InShared, class Cell>
 PQKV_HIDDEN __global__ void __launch_bounds__(32)
     sort_runs_kernel(Cell cell, mutable_cell_index_view<space::device> index, view<std::uint32_t, 3, space::device> places) {
-  constexpr unsigned at_once = 8;  // tokens of a lane in flight
+  constexpr unsigned at_once = 8;  // tokens that a lane loads together
   const std::size_t head = blockIdx.y, cells = index.cells();
   const sorted_run run(index, head, blockIdx.x, gridDim.x);
   if (run.first == run.last) return;
   std::uint32_t *of_run = &places(head, blockIdx.x, 0), *next = InShared ? block::shared_memory().take<std::uint32_t>(cells) : of_run;
   if constexpr (InShared) {
 #pragma unroll 16
-    for (std::size_t i = threadIdx.x; i < cells / 4; i += 32)  // at least 16 cells, a power of two
+    for (std::size_t i = threadIdx.x; i < cells / 4; i += 32)  // there are at least 16 cells, and their number is a power of two
       reinterpret_cast<uint4*>(next)[i] = reinterpret_cast<const uint4*>(of_run)[i];
     __syncwarp();
   }
@@ -198,7 +199,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(32)
   }
 }
 
-/// A thread is a head: all its tokens are in the lists.
+/// One thread for each head: records that all its tokens are in the lists.
 template <class Index>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) end_merge_kernel(Index index) {
   const std::size_t head = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x;

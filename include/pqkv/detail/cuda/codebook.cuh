@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The mean training row of each head on the device: a head is a cluster whose members take every eighth run of rows. Sums in fixed
-// point are free of order, so the bits are the host's.
+// The mean training row of each head on the device. A cluster takes a head, and its members take every eighth run of rows. Sums in fixed
+// point do not depend on their order, so the bits are the host's.
 #pragma once
 
 #include "../../core/canonical.hpp"
@@ -14,15 +14,15 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// CTAs of a cluster are grid.x, heads grid.y.
-/// @tparam Run  elements of a row that a lane reads together: as many as 16 bytes have where rows allow it, or 1
+/// grid.x: CTAs of a cluster; grid.y: heads.
+/// @tparam Run  elements of a row that a lane reads together: 16 bytes of them where rows allow it, else 1
 template <class T, class Space, unsigned Run>
 PQKV_HIDDEN __global__ void __launch_bounds__(tuning::mean_threads)
     mean_row_kernel(view<T, 3, Space> keys, stratified_sample sample, view<float, 2, space::device> mean) {
   struct alignas(Run * sizeof(T)) run_of_row {
     std::remove_cv_t<T> element[Run];
   };
-  using words = std::conditional_t<Run == 1, run_of_row, uint4>;  // stay as they are until they are used
+  using words = std::conditional_t<Run == 1, run_of_row, uint4>;  // kept in their stored form until they are used
   constexpr unsigned threads = tuning::mean_threads, warps = threads / 32, runs = (max_head_dim / Run + 31) / 32,
                      at_once = runs == 1 ? 8 : 4;
   __shared__ block::reduction<std::uint32_t, threads> reduction;
@@ -31,14 +31,14 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::mean_threads)
   const block::cluster_team team(gridDim.x);
   const std::size_t head = blockIdx.y;
   const unsigned d = static_cast<unsigned>(keys.extent(2)), lane = threadIdx.x % 32;
-  unsigned log_lanes = 0;  // side by side in a row
+  unsigned log_lanes = 0;  // threads next to each other in a row
   while (log_lanes < 5 && Run << log_lanes < d) ++log_lanes;
   const unsigned lanes = 1u << log_lanes, rows_at_once = 32 >> log_lanes, own_row = lane >> log_lanes,
                  row_lanes = (lanes == 32 ? ~0u : (1u << lanes) - 1) << (own_row << log_lanes);
   const auto element_at = [&](unsigned i) { return ((i << log_lanes) + (lane & (lanes - 1))) * Run; };
 
-  // Calls take(x) for every finite row of this warp's, [runs, Run] elements a lane. A warp takes 32 rows at a time, whose places in the
-  // keys its lanes find: that costs as much as reading a row.
+  // Calls take(x) for every finite row of this warp, with [runs, Run] elements in each lane. A warp takes 32 rows at a time, and each lane
+  // finds the place of one of them among the keys: finding a place costs as much as reading a row.
   const auto for_rows = [&](auto take) {
     const std::size_t step = std::size_t{team.size()} * warps * 32;
     for (std::size_t first = (team.rank() * warps + threadIdx.x / 32) * 32; first < sample.count; first += step) {
@@ -47,7 +47,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::mean_threads)
       for (unsigned begin = 0; begin < rows; begin += at_once * rows_at_once) {
         words read[at_once][runs];
 #pragma unroll
-        for (unsigned a = 0; a < at_once; ++a) {  // all loads before the first use; beyond the last row or element, of another
+        for (unsigned a = 0; a < at_once; ++a) {  // all loads come first; beyond the last row or element they load another one
           const unsigned which = begin + a * rows_at_once + own_row;
           const std::size_t t = static_cast<std::size_t>(__shfl_sync(block::all_lanes, place, static_cast<int>(which % 32)));
           const auto row = row_of(keys, head, t);
@@ -117,7 +117,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::mean_threads)
     for (unsigned rank = 0; rank < team.size(); ++rank) own += static_cast<std::int64_t>(team.remote(sum, rank)[threadIdx.x]);
     mean(head, threadIdx.x) = count == 0 ? 0.0f : static_cast<float>(bfloat16(canonical::fixed_point_mean(own, count, scale)));
   }
-  team.sync();  // the first member may still read the others' sums
+  team.sync();  // the first member may still read the other members' sums
 }
 
 }  // namespace detail
@@ -129,8 +129,8 @@ struct kernel<op::mean_row, backend::cuda> {
     const detail::launcher launch(policy, "train");
     const auto go = [&](auto kernel) {
       const unsigned cluster = launch.largest_cluster(kernel);
-      launch("mean_row_kernel", kernel,
-             {dim3(cluster, static_cast<unsigned>(keys.extent(0))), detail::tuning::mean_threads, 0, cluster}, keys, sample, mean);
+      launch("mean_row_kernel", kernel, {dim3(cluster, static_cast<unsigned>(keys.extent(0))), detail::tuning::mean_threads, 0, cluster},
+             keys, sample, mean);
     };
     constexpr unsigned run = 16 / sizeof(T);
     const bool in_runs = keys.stride(2) == 1 && reinterpret_cast<std::uintptr_t>(keys.data) % 16 == 0 && keys.extent(2) % run == 0 &&

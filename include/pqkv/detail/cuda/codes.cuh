@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Encoding on the device. Few tokens: a CTA is a key, a warp a subspace. Many keys of half or bfloat16 in runs of 16 bytes: warps take them
-// from memory into matrix products that shortlist the nearest centroid, with canonical decisions where these leave doubt. Others: a CTA is
-// 32 tokens of one head, all subspaces, by canonical distances alone. The codes are the same.
+// Encoding on the device, in one of three ways that give the same codes. Few tokens: one CTA for each key, a warp for each subspace. Many
+// keys of half or bfloat16 in runs of 16 bytes: warps load them straight into matrix products, which shortlist the nearest centroids; where
+// that leaves doubt, the canonical distance decides. All other keys: a CTA takes 32 tokens of one head, in all subspaces, by canonical
+// distances alone.
 #pragma once
 
 #include "../../core/canonical.hpp"
@@ -18,7 +19,7 @@ namespace detail {
 
 using encode_tile = block::nearest_tile<tuning::encode_tile_tokens>;
 
-/// Runs of tokens are grid.x, heads grid.y.
+/// grid.x: runs of tokens; grid.y: heads.
 template <class T, class Space>
 PQKV_HIDDEN __global__ void __launch_bounds__(encode_tile::threads)
     encode_kernel(view<T, 3, Space> keys, codebook_view<space::device> book, mutable_codes_view<space::device> codes) {
@@ -39,7 +40,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(encode_tile::threads)
       const unsigned e = j * ds + i;
       const float mean = book.mean(head, e);
 #pragma unroll
-      for (unsigned turn = 0; turn < tokens * 32 / encode_tile::threads; ++turn) {  // a warp is a row; all loads before the first use
+      for (unsigned turn = 0; turn < tokens * 32 / encode_tile::threads; ++turn) {  // a warp takes a row; loads come before uses
         const unsigned t = turn * (encode_tile::threads / 32) + threadIdx.x / 32;
         const auto row = row_of(keys, head, first + (t < here ? t : 0));
         const float stored = static_cast<float>(row.data[e * row.stride]);
@@ -68,7 +69,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(encode_tile::threads)
   }
 }
 
-/// Tokens are grid.x, heads grid.y; a warp takes subspaces in turn.
+/// grid.x: tokens; grid.y: heads. Each warp takes subspaces in turn.
 template <class T, class Space>
 PQKV_HIDDEN __global__ void __launch_bounds__(tuning::encode_few_threads)
     encode_few_kernel(view<T, 3, Space> keys, codebook_view<space::device> book, mutable_codes_view<space::device> codes) {
@@ -100,7 +101,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::encode_few_threads)
     for (unsigned x = lane; x < c; x += 32) {
       float distance = 0;
 #pragma unroll 16
-      for (unsigned i = 0; i < width; ++i) {  // loads ahead of the sums
+      for (unsigned i = 0; i < width; ++i) {  // loads run ahead of the sums
         const float e = canonical::sub(mine[i], centroids[std::size_t{i} * c + x]);
         distance = canonical::fma(e, e, distance);
       }
@@ -115,7 +116,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::encode_few_threads)
   }
 }
 
-/// Runs of `tuning::encode_run_tokens` are grid.x, heads grid.y; subspaces go one after the other.
+/// grid.x: runs of `tuning::encode_run_tokens`; grid.y: heads. Subspaces are encoded one after the other.
 /// @tparam Groups  ds / 32
 template <class T, class Space, unsigned Groups>
 PQKV_HIDDEN __global__ void __launch_bounds__(tuning::encode_run_threads, 2)
@@ -125,7 +126,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::encode_run_threads, 2)
   constexpr unsigned threads = tuning::encode_run_threads, run = tuning::encode_run_tokens, ds = list::ds;
   __shared__ typename list::bounds bounds;
   __shared__ block::reduction<std::uint32_t, threads> reduction;
-  __shared__ std::uint32_t broken[run / 32];  // a bit a key that is not finite
+  __shared__ std::uint32_t broken[run / 32];  // one bit for each key, set if it is not finite
   const std::size_t head = blockIdx.y, n = keys.extent(1), first = std::size_t{blockIdx.x} * run;
   const unsigned here = static_cast<unsigned>(n - first < run ? n - first : run), m = static_cast<unsigned>(book.subspaces()),
                  c = static_cast<unsigned>(book.size()), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -162,13 +163,13 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::encode_run_threads, 2)
       codes(head, j, first + own) = static_cast<std::uint8_t>(code);
       if (!measure.finite) atomicOr(&broken[own / 32], 1u << own % 32);
     }
-    __syncthreads();  // the next subspace's centroids take the place of these
+    __syncthreads();  // the next subspace's centroids overwrite these
   }
   for (unsigned t = threadIdx.x; t < here; t += threads)
     for (unsigned j = 0; j < m && (broken[t / 32] >> t % 32 & 1u) != 0; ++j) codes(head, j, first + t) = 0;
 }
 
-/// A warp is a row.
+/// One warp for each row.
 template <class T, class Space>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
     decode_kernel(codes_view<space::device> codes, codebook_view<space::device> book, view<T, 3, Space> keys) {

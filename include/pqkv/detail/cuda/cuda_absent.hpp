@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operations that the CUDA backend does not have. Without these a call would ask for a header that cannot help.
+// Operations that the CUDA backend does not have. Without these declarations an error would ask for a header that cannot help.
 #pragma once
 
 #include "../../exec/kernel.hpp"

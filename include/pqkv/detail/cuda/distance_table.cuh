@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Distance tables on the device: a CTA is one query head and subspace, a thread one centroid.
+// Distance tables on the device: a CTA takes one query head and subspace, a thread one centroid.
 #pragma once
 
 #include "../../core/canonical.hpp"
@@ -12,7 +12,7 @@ namespace detail {
 
 enum class table_entry { inner_product, negative_distance };
 
-/// Subspaces are grid.x, the last one the bias; query heads grid.y.
+/// grid.x: subspaces, and after them the bias; grid.y: query heads.
 /// @param g  query heads of a row head
 template <table_entry Entry>
 PQKV_HIDDEN __global__ void __launch_bounds__(max_centroids)

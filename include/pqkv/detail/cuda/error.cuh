@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a failed call of the CUDA runtime becomes.
+// Reports a failed call of the CUDA runtime.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// @param function  the door, e.g. "scan"
+/// @param function  the public function, e.g. "scan"
 /// @param call      e.g. "score_kernel"
 /// @throws cuda_error  "pqkv::scan: score_kernel: invalid argument (cudaErrorInvalidValue)"
 inline void check_cuda(cudaError_t error, const char* function, const char* call) {

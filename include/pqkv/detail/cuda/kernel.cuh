@@ -13,12 +13,12 @@ namespace pqkv::inline PQKV_MODE::detail {
 /// What the launches of one call share.
 struct launcher {
   cudaStream_t stream;
-  const char* function;  // the door, for errors
+  const char* function;  // the public function, named in errors
 
   launcher(const exec::cuda& policy, const char* door) : stream(static_cast<cudaStream_t>(policy.stream)), function(door) {}
 
-  /// Whether what will run of the kernel was compiled for 9.0 or later: PTX for older devices that a Hopper device compiles has neither
-  /// clusters nor the wait of block::wait_for_last_kernel().
+  /// Whether the code that will run was compiled for 9.0 or later. A Hopper device can compile PTX for older devices, but such code has
+  /// neither clusters nor the wait of block::wait_for_last_kernel().
   template <class... Parameter>
   bool is_built_for_hopper(void (*kernel)(Parameter...)) const {
     cudaFuncAttributes attributes{};
@@ -26,7 +26,7 @@ struct launcher {
     return attributes.ptxVersion >= 90;
   }
 
-  /// CTAs that a cluster of the kernel may have on the current device: 1 below compute capability 9.0.
+  /// The most CTAs that a cluster of the kernel can have on the current device: 1 below compute capability 9.0.
   template <class... Parameter>
   unsigned largest_cluster(void (*kernel)(Parameter...)) const {
     return is_built_for_hopper(kernel) ? tuning::select_cluster : 1;
@@ -51,15 +51,15 @@ struct launcher {
     dim3 grid;
     unsigned threads;
     std::size_t shared_bytes = 0;
-    unsigned cluster = 1;  // CTAs of a cluster, along grid.x; above 1 needs compute capability 9.0
-    bool early = false;    // may be launched before the kernel before it ends, for which it waits itself
+    unsigned cluster = 1;  // CTAs of a cluster, along grid.x; more than 1 needs compute capability 9.0
+    bool early = false;    // may start before the kernel ahead of it has ended; it must then wait for that kernel itself
   };
 
   /// An empty grid launches nothing.
   template <class... Parameter, class... Argument>
   void operator()(const char* name, void (*kernel)(Parameter...), const shape& launch, Argument... arguments) const {
     if (launch.grid.x == 0 || launch.grid.y == 0 || launch.grid.z == 0) return;
-    constexpr std::size_t always_there = 4 * 1024;  // 48 KB may be had unasked, what kernels declare statically included
+    constexpr std::size_t always_there = 4 * 1024;  // 48 KB are available without a request, including what kernels declare statically
     if (launch.shared_bytes > always_there)
       check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(launch.shared_bytes)),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// k-means on the device: a problem (head and subspace) is a cluster of CTAs from its first row to its last iteration, so one launch
-// trains a codebook. Rows are read from the caller's memory in every iteration, assigned by the canonical distance (shortlisted by
-// matrix products where type and layout allow it), and summed in fixed point, free of order: the bits are the host's.
+// k-means on the device. A cluster of CTAs takes one problem (a head and subspace) through all iterations, so one launch trains a codebook.
+// Every iteration reads the rows from the caller's memory, assigns them by the canonical distance (after a shortlist by matrix products
+// where type and layout allow it), and sums them in fixed point, where order does not matter: the bits are the host's.
 #pragma once
 
 #include "../../quantize/kmeans.hpp"
@@ -16,8 +16,8 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// One problem as one of its team's CTAs sees it.
-/// @tparam Groups  ds / 32 where quick_rows take the rows, or 0
+/// One problem, as one CTA of its team sees it.
+/// @tparam Groups  ds / 32 where quick_rows can take the rows, or 0
 template <class T, class Space, unsigned Groups>
 class kmeans_problem_part {
   static constexpr bool quick = Groups != 0;
@@ -36,7 +36,7 @@ class kmeans_problem_part {
     block::initial_rows<threads, max_centroids> initial;
   };
 
-  /// Dynamic shared memory: a tile of rows or the centroids as operands, and the CTA's own sums where those have room.
+  /// Dynamic shared memory: a tile of rows, or the centroids as operands; and the CTA's own sums if they fit.
   static constexpr std::size_t shared_bytes(std::size_t width, std::size_t c, bool sums_in_shared) {
     if constexpr (quick)
       return quick_rows<T, Groups>::shared_bytes(c, sums_in_shared);
@@ -76,7 +76,7 @@ class kmeans_problem_part {
         assign_quickly(iteration, largest);
       else
         assign(static_cast<unsigned>(iteration % 2));
-      // Without a row that moved no cluster is empty and no centroid will change.
+      // If no row moved, no cluster is empty and no centroid will change.
       if (iteration != 0 && memory_.state->changed[iteration % 2] == 0) break;
       if (team_.rank() == 0) fill_empty(static_cast<unsigned>((iteration + 1) % 2));
       team_.sync();
@@ -93,15 +93,13 @@ class kmeans_problem_part {
     else
       return none{};
   }
-  __device__ float element(std::size_t t, unsigned e) const {
-    return canonical::sub(static_cast<float>(points_(t, e)), offset_[e]);
-  }
+  __device__ float element(std::size_t t, unsigned e) const { return canonical::sub(static_cast<float>(points_(t, e)), offset_[e]); }
   __device__ float radius() const { return float_from_bits(memory_.state->radius); }
-  /// Rows row_at(0) to row_at(count - 1) into the tile, without the added coordinate.
+  /// Loads rows row_at(0) to row_at(count - 1) into the tile, without the added coordinate.
   template <class RowAt>
   __device__ void load(unsigned count, RowAt row_at) {
     __syncthreads();
-    unsigned lanes = 1;  // threads side by side in a row: a power of two, so that no element costs a division
+    unsigned lanes = 1;  // threads side by side in a row: a power of two, so that no division is needed to find an element
     while (lanes < ds_ && lanes < threads) lanes *= 2;
     for (unsigned e = threadIdx.x & (lanes - 1); e < ds_; e += lanes) {
       const T* column = points_.data + e * points_.stride(1);
@@ -124,10 +122,9 @@ class kmeans_problem_part {
     __syncthreads();
   }
 
-  /// The sample's usable rows, ascending, and the largest of their numbers. Members take one run of the sample each.
+  /// Gathers the sample's usable rows in ascending order, and the largest of their numbers. Each member takes one run of the sample.
   __device__ void gather_rows(const stratified_sample& sample) {
-    const std::uint32_t all = static_cast<std::uint32_t>(sample.count),
-                        share = (all / team_.size() + tile_rows) / tile_rows * tile_rows,
+    const std::uint32_t all = static_cast<std::uint32_t>(sample.count), share = (all / team_.size() + tile_rows) / tile_rows * tile_rows,
                         begin = share * team_.rank() < all ? share * team_.rank() : all, end = all - begin < share ? all : begin + share;
     if (team_.rank() == 0 && threadIdx.x == 0) *memory_.state = {};
     team_.sync();
@@ -144,7 +141,7 @@ class kmeans_problem_part {
         const float square = on_sphere_ ? norm(threadIdx.x) : 0.0f;
         const std::uint32_t most = largest_magnitude(y_ + threadIdx.x, stride, ds_);
         const bool usable = most < 0x7f800000u && is_finite(square);
-        memory_.owner[first + threadIdx.x] = usable ? 1 : 0;  // for now: whether the row is used
+        memory_.owner[first + threadIdx.x] = usable ? 1 : 0;  // holds, for now, whether the row is used
         if (!usable) continue;
         ++mine;
         largest = most > largest ? most : largest;
@@ -180,7 +177,7 @@ class kmeans_problem_part {
     team_.sync();
   }
 
-  /// y of training row i as candidate[width], by one CTA.
+  /// One CTA loads y of training row i into candidate[width].
   __device__ void load_candidate(std::uint32_t i) {
     const std::size_t t = memory_.rows[i];
     for (unsigned e = threadIdx.x; e < ds_; e += threads) scratch_.candidate[e] = element(t, e);
@@ -190,8 +187,8 @@ class kmeans_problem_part {
     __syncthreads();
   }
 
-  /// Walks a random permutation of the rows and takes each that differs from all taken so far, by the first member alone: as many rows at a
-  /// time as are still to be found. The caller's centroids are written only once there are c of them.
+  /// Walks a random permutation of the rows and takes each that differs from all taken so far, in batches of as many rows as are still
+  /// missing. The first member does it alone. The caller's centroids are written only if there are at least c rows.
   __device__ void draw_initial(random_stream draws) {
     unsigned found = 0;
     for (std::uint32_t step = 0; team_.rank() == 0 && used_ >= c_ && step < used_ && found < c_;) {
@@ -207,7 +204,7 @@ class kmeans_problem_part {
       found = scratch_.initial.keep_distinct(memory_.taken, width_, found, batch);
       step += batch;
     }
-    if (team_.rank() == 0 && used_ >= c_) {  // fewer distinct rows are repeated in turn
+    if (team_.rank() == 0 && used_ >= c_) {  // fewer distinct rows than c are repeated in turn
       for (unsigned at = threadIdx.x; at < c_ * width_; at += threads)
         centroids_[at % width_ * c_ + at / width_] = memory_.taken[at / width_ % found * width_ + at % width_];
       if (threadIdx.x == 0) memory_.state->trained = 1;
@@ -224,7 +221,7 @@ class kmeans_problem_part {
   }
 
   __device__ void assign_quickly(std::size_t iteration, float largest) {
-    // Given centroids may reach farther than any row.
+    // Centroids given by the caller may lie farther out than any row.
     const unsigned own = (c_ * ds_ - 1 - threadIdx.x) / threads + 1;  // at least 1: c * ds >= 512 where rows are quick
     const std::uint32_t most = iteration != 0 ? 0 : largest_magnitude(centroids_ + threadIdx.x, threads, own);
     if (iteration == 0) largest = canonical::max(float_from_bits(scratch_.narrow.max(most)), largest);
@@ -260,7 +257,7 @@ class kmeans_problem_part {
     team_.sync();
   }
 
-  /// A thread is a coordinate and a class of centroids, so that none adds to another's sum.
+  /// A thread has one coordinate and one class of centroids, so no two threads add to the same sum.
   __device__ void add_tile(unsigned here) {
     unsigned lanes = 1;
     while (lanes < width_ && lanes < threads) lanes *= 2;
@@ -284,7 +281,7 @@ class kmeans_problem_part {
       return memory_.distance[i];
   }
 
-  /// Every empty cluster, ascending, takes the farthest row of the fullest cluster; ties to the lower index. By one CTA.
+  /// In ascending order, every empty cluster takes the farthest row of the fullest cluster; ties go to the lower index. By one CTA.
   __device__ void fill_empty(unsigned next_parity) {
     if (threadIdx.x == 0) memory_.state->changed[next_parity] = 0;
     if (__syncthreads_or(threadIdx.x < c_ && memory_.count[threadIdx.x] == 0 ? 1 : 0) == 0) return;
@@ -331,12 +328,12 @@ class kmeans_problem_part {
   bool on_sphere_;
   std::uint32_t used_ = 0;
   float scale_ = 1;
-  float* y_;           // [width, stride] in shared memory
-  std::int64_t* sums_; // [c, width] in shared memory; null: added to the problem's at once
+  float* y_;            // [width, stride] in shared memory
+  std::int64_t* sums_;  // [c, width] in shared memory; null: rows are added to the problem's sums directly
   std::conditional_t<quick, quick_rows<T, Groups>, none> rows_;
 };
 
-/// CTAs of a cluster are grid.x, problems grid.y.
+/// grid.x: CTAs of a cluster; grid.y: problems.
 template <class T, class Space, unsigned Groups>
 PQKV_HIDDEN __global__ void __launch_bounds__(kmeans_tile::threads, 2)
     kmeans_kernel(view<T, 4, Space> points, view<const float, 3, space::device> offset, view<float, 4, space::device> centroids,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The copy of rows into a store on the device: a warp is one row.
+// Copies rows into a store on the device; a warp takes one row.
 #pragma once
 
 #include "../../cache/kv_store.hpp"
@@ -17,7 +17,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   bool finite = true;
   for (std::size_t i = threadIdx.x % 32; i < d; i += 32) {
     const U stored = static_cast<U>(static_cast<float>(from(head, t, i)));
-    finite &= is_finite(static_cast<float>(stored));  // a finite float may be beyond half
+    finite &= is_finite(static_cast<float>(stored));  // a finite float may overflow in half
     to(head, t, i) = stored;
   }
   const bool all = __all_sync(0xffffffffu, finite) != 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Device memory behind the seam, and its owner for engines without an allocator of their own. Taking and giving back memory may wait for
-// the device, so neither belongs in a decode step; zeroing and copying are enqueued.
+// Device memory for the operations of exec/memory.hpp, and an owner for engines without an allocator of their own. Allocating and freeing
+// may wait for the device, so neither belongs in a decode step; zeroing and copying are enqueued.
 #pragma once
 
 #include "../../exec/cuda.hpp"
@@ -10,8 +10,8 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Device memory, zeroed in the stream's order.
-/// @param function  the door, for errors
+/// Allocates device memory and zeroes it in the stream's order.
+/// @param function  the public function, named in errors
 /// @throws cuda_error
 inline memory_block device_memory(std::size_t bytes, void* stream, const char* function) {
   void* memory = nullptr;
@@ -61,7 +61,7 @@ class device_buffer : public owner<T, space::device> {
   /// @throws cuda_error
   device_buffer(std::size_t size, void* stream) : base(taken(size, stream)) {}
 
-  /// Enqueues the copy of size() elements from host memory, which must last until the stream has done it.
+  /// Enqueues a copy of size() elements from host memory, which must stay valid until the stream has done it.
   /// @throws cuda_error
   void upload(const T* from, void* stream) const { copy_bytes(exec::cuda{stream, {}}, this->data(), from, this->size_bytes()); }
   /// The same to host memory.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Partial attention merged on the device: a CTA is one query head, a thread some of its dimensions. Agrees with the host within rounding.
+// Merges partial attention on the device: a CTA takes one query head, a thread some of its dimensions. Agrees with the host within
+// rounding.
 #pragma once
 
 #include "../../merge.hpp"
@@ -14,7 +15,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
                          view<const float, 2, space::device> other_out, view<const float, 1, space::device> other_lse) {
   const std::size_t q = blockIdx.x;
   const merge_weights weights = merge_weights::of(lse(q), other_lse(q));
-  __syncthreads();  // lse is read by all before it is written
+  __syncthreads();  // all threads have read lse before it is written
   for (std::size_t i = threadIdx.x; i < out.extent(1); i += Threads) out(q, i) = weights(out(q, i), other_out(q, i));
   if (threadIdx.x == 0) lse(q) = weights.lse;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The index of product quantization on the device: codes of the keys that leave windows, a CTA is a key; and keys copied out of a store
-// that is not strided.
+// The index of product quantization on the device: codes of keys that leave windows, with one CTA for each key; and copies of keys from a
+// store that is not strided.
 #pragma once
 
 #include "../../core/canonical.hpp"
@@ -14,11 +14,11 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Encodes keys one after the other by a CTA: a thread is a centroid of some subspace. Codes as encode() has them.
+/// A CTA encodes keys one after the other; a thread takes a centroid of some subspace. The codes are those of encode().
 class key_encoder {
  public:
   struct scratch {
-    float y[max_head_dim + max_subspaces];  // [m, width] the key less the mean
+    float y[max_head_dim + max_subspaces];  // [m, width] the key minus the mean
     unsigned long long best[max_subspaces];
     std::uint8_t usable[max_subspaces];
   };
@@ -32,7 +32,7 @@ class key_encoder {
         width_(static_cast<unsigned>(book.row_dim())),
         c_(static_cast<unsigned>(book.size())) {}
 
-  /// By all threads, whole warps. Writes the codes of token t; thread 0 returns its cell, where cells are of 32 bits.
+  /// All threads, in whole warps, write the codes of token t. Thread 0 returns its cell, if cells fit in 32 bits.
   template <class T>
   __device__ std::uint32_t encode(std::size_t head, kv_row<T> key, const mutable_codes_view<space::device>& codes, std::size_t t) {
     const bool key_is_finite = stage(head, key);
@@ -45,10 +45,10 @@ class key_encoder {
   }
 
  private:
-  /// The key less the mean; whether it is finite. Begins and ends with a barrier.
+  /// Computes the key minus the mean. Returns whether it is finite. Begins and ends with a barrier.
   template <class T>
   __device__ bool stage(std::size_t head, kv_row<T> key) {
-    __syncthreads();  // the key before is done
+    __syncthreads();  // the last key is no longer used
     bool finite = true;
     for (unsigned i = threadIdx.x; i < m_ * ds_; i += blockDim.x) {
       const float x = key[axes_(i)];
@@ -59,7 +59,7 @@ class key_encoder {
     if (threadIdx.x < m_) scratch_.best[threadIdx.x] = ~0ull, scratch_.usable[threadIdx.x] = 1;
     return __syncthreads_and(finite ? 1 : 0) != 0;
   }
-  /// The last coordinate of every subspace on its sphere. Ends with a barrier.
+  /// Computes the added coordinate of every subspace (see canonical::sphere_coordinate). Ends with a barrier.
   __device__ void lift(std::size_t head) {
     if (threadIdx.x < m_) {
       float* row = scratch_.y + threadIdx.x * width_;
@@ -69,9 +69,9 @@ class key_encoder {
     }
     __syncthreads();
   }
-  /// The nearest centroid of every subspace. Ends with a barrier.
+  /// Finds the nearest centroid of every subspace. Ends with a barrier.
   __device__ void find(std::size_t head) {
-    const unsigned lanes = c_ < 32 ? c_ : 32, all = m_ * c_;  // lanes of a warp with one subspace
+    const unsigned lanes = c_ < 32 ? c_ : 32, all = m_ * c_;  // lanes of a warp that share a subspace
     for (unsigned base = 0; base < all; base += blockDim.x) {
       const unsigned at = base + threadIdx.x, j = at / c_, x = at - j * c_;
       std::uint64_t best = at < all ? block::nearest_key(distance(head, j, x), x) : ~0ull;
@@ -87,7 +87,7 @@ class key_encoder {
     const float *y = scratch_.y + j * width_, *centroid = &book_.centroids(head, j, 0, x);
     float sum = 0;
 #pragma unroll 16
-    for (unsigned i = 0; i < width_; ++i) {  // loads ahead of the sums
+    for (unsigned i = 0; i < width_; ++i) {  // loads run ahead of the sums
       const float e = canonical::sub(y[i], centroid[std::size_t{i} * c_]);
       sum = canonical::fma(e, e, sum);
     }
@@ -103,7 +103,7 @@ class key_encoder {
   unsigned m_, ds_, width_, c_;
 };
 
-/// KV heads are grid.x, rows of a step grid.y, CTAs that take a row's leaving tokens in turn grid.z.
+/// grid.x: KV heads; grid.y: rows of a step; grid.z: CTAs that take a row's leaving tokens in turn.
 /// @param leaving  leaving(row): the tokens of one sequence that are to be encoded
 template <class Rows, class Leaving>
 __global__ void __launch_bounds__(max_centroids) encode_leaving_kernel(pq_index_view<space::device> index, Rows rows, Leaving leaving) {
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(max_centroids) encode_leaving_kernel(pq_index_
     encoder.encode(head, rows.key(head, t), index.codes, t);
 }
 
-/// @param tokens  that leave in all, about: how far the work is spread
+/// @param tokens  about how many leave in all: decides how many CTAs share the work
 template <class Rows, class Leaving>
 void encode_leaving(const launcher& launch, const pq_index_view<space::device>& index, const Rows& rows, const Leaving& leaving,
                     std::size_t count, std::size_t tokens) {
@@ -128,10 +128,10 @@ void encode_leaving(const launcher& launch, const pq_index_view<space::device>& 
          index, rows, leaving);
 }
 
-/// What happens to a sequence's last encoded tokens.
+/// What happens to the last encoded tokens of a sequence.
 enum class ranking { begins, ends };
 
-/// By a CTA of whole warps: tokens join the ranked ones of every head of their sequence, or leave them. Ends with a barrier.
+/// Adds tokens to the ranked tokens of every head of their sequence, or removes them. By a CTA of whole warps; ends with a barrier.
 template <ranking Change>
 __device__ void change_ranking(const pq_index_view<space::device>& index, const leaving_tokens& tokens) {
   if (index.index.empty() || tokens.size() == 0) return;
@@ -148,11 +148,10 @@ __device__ void change_ranking(const pq_index_view<space::device>& index, const 
   __syncthreads();
 }
 
-/// A warp is a row.
+/// One warp for each row.
 template <class Rows, class T>
-__global__ void __launch_bounds__(256)
-    gather_keys_kernel(Rows rows, std::size_t first_head, stratified_sample sample, std::size_t first, axis_map axes,
-                       view<T, 3, space::device> out) {
+__global__ void __launch_bounds__(256) gather_keys_kernel(Rows rows, std::size_t first_head, stratified_sample sample, std::size_t first,
+                                                          axis_map axes, view<T, 3, space::device> out) {
   const std::size_t row = (std::size_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32, n = out.extent(1);
   if (row >= out.extent(0) * n) return;
   const std::size_t head = row / n, i = row - head * n;
@@ -160,14 +159,14 @@ __global__ void __launch_bounds__(256)
   for (std::size_t e = threadIdx.x % 32; e < out.extent(2); e += 32) out(head, i, e) = static_cast<T>(key[axes(e)]);
 }
 
-/// A CTA is a row.
+/// One CTA for each row.
 template <class T>
 PQKV_HIDDEN __global__ void __launch_bounds__(128)
     order_axes_kernel(view<const T, 2, space::device> rows, axis_map axes, view<T, 2, space::device> out) {
   for (std::size_t i = threadIdx.x; i < rows.extent(1); i += blockDim.x) out(blockIdx.x, i) = rows(blockIdx.x, axes(i));
 }
 
-/// What leaves, where a view says so.
+/// The leaving tokens of each row, given by a view.
 struct listed_leaving {
   view<const leaving_tokens, 1, space::device> all;
   __device__ leaving_tokens operator()(std::size_t row) const { return all(row); }

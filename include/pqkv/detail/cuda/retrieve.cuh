@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Table to selected tokens on the device. Few items (the cells of a joint-code index, or a short range): one launch in which CTAs share the
-// tokens of a list and nothing else: each finds the threshold for itself, since a cluster's barriers cost what its help saved
-// (docs/results_gpu.md, what binds). Many tokens: retrieve_filter.cuh. Many cells: scores in scratch, one cluster a list to select.
+// From table to selected tokens on the device, in one of three ways. Few items (the cells of a joint-code index, or a short range): one
+// launch. Several CTAs share a list's tokens, but each finds the threshold for itself, since the barriers of a cluster cost as much time as
+// they save (docs/results_gpu.md, what binds). Many tokens: retrieve_filter.cuh. Many cells: scores go to scratch, and one cluster selects
+// from each list.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +22,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Tokens [begin, end) of a list's range, counted from its first, that a CTA selects from.
+/// The tokens [begin, end) that one CTA of a list selects from, counted from the first of the list's range.
 struct token_share {
   std::uint32_t begin, end;
 
@@ -32,20 +33,19 @@ struct token_share {
   }
 };
 
-/// 2^log_parts CTAs of a list, lists one after the other, are grid.x: there may be many. Each finds the list's threshold, and writes what
-/// is selected of its part.
-/// @param most_items  that the keys have room for
-/// @param words       of a bitmap of tokens, a multiple of 8; a longer part goes through it in steps
+/// Each list has 2^log_parts CTAs; the CTAs of all lists follow one another along grid.x, which has room for many. Each CTA finds the
+/// list's threshold and writes the selected tokens of its part.
+/// @param most_items  how many items the keys have room for
+/// @param words       of a bitmap of tokens, a multiple of 8; a part with more tokens goes through the bitmap in steps
 template <unsigned Threads, unsigned Pack>
-PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    retrieve_kernel(block::scoring call, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned words,
-                    unsigned log_parts) {
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads) retrieve_kernel(block::scoring call, retrieved_lists out, std::uint8_t* skipped,
+                                                                       unsigned most_items, unsigned words, unsigned log_parts) {
   using scorer_type = block::list_scorer<Threads, Pack>;
   __shared__ typename scorer_type::scratch scoring_scratch;
   __shared__ union {
     block::list_select<Threads> select;
     block::reached_cells<Threads> reached;
-  } scratch;  // one after the other
+  } scratch;  // used at different times
   __shared__ block::reduction<std::uint32_t, Threads> places;
   __shared__ block::reduction<std::uint64_t, Threads> sums;
   const unsigned list = blockIdx.x >> log_parts, part = blockIdx.x & ((1u << log_parts) - 1);
@@ -55,10 +55,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   std::uint32_t *keys = memory.take<std::uint32_t>(most_items),
                 *bitmap = memory.take<std::uint32_t>(words + block::sparse_bitmap<Threads>::touched_words(words));
   scorer_type scorer(call, list, 0, call.g, scoring_scratch, memory);
-  const middle_range range = call.range(list);  // on its way while the tables are staged
+  const middle_range range = call.range(list);  // the load runs while the tables are staged
   const block::index_extent extent = call.extent_of(head);
   scorer.stage(part == 0 ? skipped : nullptr);
-  // A list that its index does not hold and that is too long to be scanned here breaks retrieve()'s contract; it stays within bounds.
+  // A range that its index does not hold and that is too long to be scanned here breaks retrieve()'s contract. Nothing is then read or
+  // written out of bounds.
   const bool are_cells = call.is_joint(range, extent) || range.size() > most_items;
   const indexed_range held = are_cells ? indexed_range(extent, range.end) : indexed_range();
   const token_share own(range.size(), part, log_parts);
@@ -75,7 +76,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   block::scored_items items = call.items(range, head, are_cells);
   if (are_cells) items.counts = counts;
   const auto key_at = [&](std::uint32_t i) { return keys[i]; };
-  __syncthreads();  // tables, counts
+  __syncthreads();  // tables and counts are there
   if (held.last > held.end) {
     uncount_later<Threads>(call, head, held, counts);
     __syncthreads();
@@ -83,16 +84,16 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const std::uint32_t ceiling = scorer.prepare(items, range.size());
   scorer.score(items, 0, items.n, keys);
   __syncthreads();
-  const block::threshold limit = scratch.select.find(items.n, k, ceiling, scratch.select.wide_shift, key_at,
-                                                     [&](std::uint32_t i) { return items.weight(i); });
+  const block::threshold limit =
+      scratch.select.find(items.n, k, ceiling, scratch.select.wide_shift, key_at, [&](std::uint32_t i) { return items.weight(i); });
   const bool all_equal = scratch.select.takes_all_equal();
   __syncthreads();
   const auto has_tokens = [&](std::uint32_t i) { return items.counts[i] != 0; };
   const auto list_at = [&](std::uint32_t i) { return uint2{call.index.offsets(head, i), call.index.offsets(head, i + 1)}; };
   const std::uint32_t most_tokens = words * 32;
 
-  // Of the tokens whose score equals the threshold the lowest are selected. Where that is all of them, or where they stand in one list,
-  // their end is known before any is marked: then they are marked as if they were above.
+  // Of the tokens whose score equals the threshold, the lowest positions are selected. If all of them are selected, or if all stand in one
+  // id list, the position where they end is known before any token is marked. They are then marked like tokens above the threshold.
   std::uint32_t end_of_equal = 0xffffffffu;
   bool is_cut = all_equal;
   const std::int32_t* ids = call.index.ids.data + (are_cells ? head * call.index.ids.stride(0) : 0);
@@ -101,17 +102,17 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, has_tokens, key_at, list_at);
     if (!all_equal && scratch.reached.equal_lists == 1 && limit.of_equal <= scratch.reached.equal_length) {
       const std::uint32_t last_equal = static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + limit.of_equal - 1]);
-      if (last_equal < held.listed) end_of_equal = last_equal + 1, is_cut = true;  // else some of them are in the tail
+      if (last_equal < held.listed) end_of_equal = last_equal + 1, is_cut = true;  // else some of them are not yet in the lists
     }
   }
   const std::uint32_t listed_equal = end_of_equal < held.listed ? end_of_equal : held.listed;
-  if (are_collected && is_cut && k < range.size() / 32) {  // few tokens
-    std::uint32_t before = 0;  // of the tokens before
+  if (are_collected && is_cut && k < range.size() / 32) {  // few tokens are selected
+    std::uint32_t before = 0;                              // selected tokens at lower positions
     for (std::uint32_t first = own.begin; first < own.end; first += most_tokens) {
       const std::uint32_t tokens = own.end - first < most_tokens ? own.end - first : most_tokens;
       block::sparse_bitmap<Threads> selected(bitmap, bitmap + words, (tokens + 31) / 32);
       __syncthreads();
-      std::uint32_t passed = 0;  // tokens of the parts before
+      std::uint32_t passed = 0;  // tokens of lower parts, counted by this thread
       const auto mark = [&](std::uint32_t token) {
         const std::uint32_t t = token - range.begin;
         if (t - first < tokens) selected.mark(t - first);
@@ -129,17 +130,17 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
       if (first == own.begin && first != 0) before = places.sum(passed);
       __syncthreads();
       before += selected.emit(places, before, static_cast<std::int32_t>(range.begin + first), indices, k);
-      __syncthreads();  // the bitmap is used again
+      __syncthreads();  // the bitmap is about to be reused
     }
     return;
   }
 
-  std::uint64_t before = 0;  // marked tokens before
+  std::uint64_t before = 0;  // marked tokens at lower positions
   const std::uint32_t half = words / 2;
   std::uint32_t *chosen = bitmap, *equal = bitmap + half;
   for (std::uint32_t first = own.begin; first < own.end; first += half * 32) {
     const std::uint32_t tokens = own.end - first < half * 32 ? own.end - first : half * 32, used = (tokens + 31) / 32;
-    std::uint64_t passed = 0;  // tokens of the parts before
+    std::uint64_t passed = 0;  // tokens of lower parts, counted by this thread
     if (are_cells) {
       for (std::uint32_t w = threadIdx.x; w < used; w += Threads) chosen[w] = equal[w] = 0;
       __syncthreads();
@@ -177,12 +178,12 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     const std::uint64_t here = emission.count(chosen, are_cells && is_cut ? nullptr : equal, used);
     emission.emit(before, limit.of_equal, static_cast<std::int32_t>(range.begin + first), indices, k);
     before += here;
-    __syncthreads();  // the bitmaps are used again
+    __syncthreads();  // the bitmaps are about to be reused
   }
 }
 
-/// CTAs of a cluster are grid.x, lists grid.y: selects from scores that are there. A list of tokens is written; of a list of cells the
-/// threshold is kept.
+/// grid.x: CTAs of a cluster; grid.y: lists. Selects by scores that are already computed. Writes the list if its items are tokens; keeps
+/// the threshold if they are cells.
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     select_kernel(block::scoring call, retrieved_lists out, view<const float, 2, space::device> scores, block::threshold* limits,
@@ -208,9 +209,9 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
       select.emit(team, own.count, limit, key_at, static_cast<std::int32_t>(range.begin + own.begin), out.list(list), k);
     else if (team.rank() == 0 && threadIdx.x == 0)
       limits[list] = limit;
-    team.sync();  // members may still read this one's histogram
+    team.sync();  // other CTAs of the team may still read this one's histogram
   };
-  // Members of a team agree on the way: the first has the longest slice.
+  // All CTAs of a team take the same branch: it depends on the longest slice.
   if (block::slice::longest(team, items.n) > cached)
     return select_by([&](std::uint32_t i) { return canonical::order_key(scores(list, own.begin + i)); });
 #pragma unroll 8
@@ -219,8 +220,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   select_by([&](std::uint32_t i) { return keys[i]; });
 }
 
-/// A share of the cells is grid.x, lists grid.y: marks the tokens of lists of cells.
-/// @param maps  [lists, 2, words] zeros; selected tokens and equal ones, written
+/// grid.x: shares of the cells; grid.y: lists. Marks the tokens of the lists whose items are cells.
+/// @param maps  [lists, 2, words] zeros; written: a bit for each selected token, and one for each whose score equals the threshold
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     mark_kernel(block::scoring call, retrieved_lists out, view<const float, 2, space::device> scores, const block::threshold* limits,
@@ -240,21 +241,23 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const auto mark_listed = [&](std::uint32_t token, bool above) {
     if (token < held.listed) mark(token, above);
   };
-  const auto cell_at = [&](std::uint32_t i) { return (i / 32 * gridDim.x + blockIdx.x) * 32 + i % 32; };  // 32 cells each in turn
+  const auto cell_at = [&](std::uint32_t i) { return (i / 32 * gridDim.x + blockIdx.x) * 32 + i % 32; };  // CTAs take 32 cells in turn
   const auto key_of = [&](std::uint32_t cell) { return canonical::order_key(scores(list, cell)); };
   mark_cells<Threads>(
       reached, call, (items.n / 32 + gridDim.x) / gridDim.x * 32, head, limits[list],
       [&](std::uint32_t i) { return cell_at(i) < items.n && items.weight(cell_at(i)) != 0; },
       [&](std::uint32_t i) { return key_of(cell_at(i)); },
-      [&](std::uint32_t i) { return uint2{call.index.offsets(head, cell_at(i)), call.index.offsets(head, cell_at(i) + 1)}; }, mark_listed);
+      [&](std::uint32_t i) {
+        return uint2{call.index.offsets(head, cell_at(i)), call.index.offsets(head, cell_at(i) + 1)};
+      },
+      mark_listed);
   mark_tail<Threads>(call, head, held, limits[list], key_of, mark, blockIdx.x, gridDim.x);
 }
 
-/// CTAs of a cluster are grid.x, lists grid.y: writes lists of cells from their maps.
+/// grid.x: CTAs of a cluster; grid.y: lists. Writes the lists whose items are cells from their maps.
 template <unsigned Threads>
-PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    emit_kernel(block::scoring call, retrieved_lists out, const block::threshold* limits,
-                view<const std::uint32_t, 3, space::device> maps) {
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads) emit_kernel(block::scoring call, retrieved_lists out, const block::threshold* limits,
+                                                                   view<const std::uint32_t, 3, space::device> maps) {
   __shared__ block::reduction<std::uint64_t, Threads> sums;
   __shared__ std::uint64_t marked;
   const block::cluster_team team(gridDim.x);
@@ -282,13 +285,13 @@ struct kernel<op::retrieve, backend::cuda> {
   template <class P>
   static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
                   cell_index_view<space::device> index, view<const middle_range, 1, space::device> ranges,
-                  view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts,
-                  const retrieve_params& params, view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map) {
+                  view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts, const retrieve_params& params,
+                  view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map) {
     detail::block::scoring call(table, codes, params.reduction, params.head_dim, params.scale, map);
     call.ranges = ranges;
     call.path = params.path;
     if (params.path != search_path::scan) call.index = index;
-    // The ranges are on the device: which lists take which path is found there, how many items a list can have at most is known here.
+    // Ranges are on the device, so which list takes which path is decided there. The host knows how many items a list can have at most.
     const std::size_t n = codes.extent(2), cells = call.index.empty() ? 0 : call.index.cells();
     const bool some_joint = cells != 0 && resolve_path(params.path, cells, n) == search_path::joint;
     if (!some_joint) call.index = {};
@@ -299,7 +302,7 @@ struct kernel<op::retrieve, backend::cuda> {
       return detail::device_scratch(policy.scratch, scratch_bytes(sizes), "retrieve");
     };
     const bool is_short = items <= detail::tuning::fused_items && std::size_t{call.g} * call.m * call.c <= detail::tuning::fused_entries;
-    if (!is_short) memory();  // refused before anything asks for a device
+    if (!is_short) memory();  // a lack of scratch is reported before anything uses a device
     const detail::launcher launch(policy, "retrieve");
     const detail::retrieved_lists out{indices, counts};
     const auto go = [&](auto pack) {
@@ -315,8 +318,8 @@ struct kernel<op::retrieve, backend::cuda> {
  private:
   static constexpr unsigned threads = detail::tuning::select_threads;
 
-  /// In one launch, where a CTA has room for a list's items; false where it has not.
-  /// @param items  that a list may have
+  /// Runs in one launch if a CTA has room for a list's items; otherwise does nothing and returns false.
+  /// @param items  the most that a list may have
   template <unsigned Pack>
   static bool run_fused(const detail::launcher& launch, detail::block::scoring call, const detail::retrieved_lists& out,
                         std::uint8_t* skipped, std::size_t items, std::size_t cells) {
@@ -331,8 +334,8 @@ struct kernel<op::retrieve, backend::cuda> {
     if (fixed + detail::tuning::fused_least_bitmaps > room) return false;
     unsigned log_parts = 0;
     while (2u << log_parts <= detail::tuning::fused_parts && call.lists << (log_parts + 1) <= detail::tuning::multiprocessors) ++log_parts;
-    const std::size_t wanted = 2 * ((n >> log_parts) / 32 + 2),  // selected and equal tokens
-        words = std::min(wanted, (room - fixed) / 160 * 32 - 32) / 8 * 8 + 8;  // with a word of `touched` to 32
+    const std::size_t wanted = 2 * ((n >> log_parts) / 32 + 2),                // bits for selected tokens and for equal ones
+        words = std::min(wanted, (room - fixed) / 160 * 32 - 32) / 8 * 8 + 8;  // 32 words need one word of `touched`
     const std::size_t touched = detail::block::sparse_bitmap<threads>::touched_words(static_cast<std::uint32_t>(words)),
                       bitmap = shared_memory::bytes<std::uint32_t>(words + touched);
     launch("retrieve_kernel", kernel, {dim3(call.lists << log_parts), threads, fixed + bitmap}, call, out, skipped,
@@ -340,9 +343,9 @@ struct kernel<op::retrieve, backend::cuda> {
     return true;
   }
 
-  /// By several launches. Lists of cells, and then all lists of the call, have their scores in scratch. A list whose index has tokens
-  /// behind its range is scanned, so that there is room for the scores of all tokens.
-  /// @param usual_items  that a list has at most when its index ends with its range
+  /// Runs in several launches, with scores in scratch. An index may hold tokens behind its list's range; that list is then scanned token by
+  /// token, so the scratch has room for the scores of all tokens.
+  /// @param usual_items  the most that a list has when its index ends with its range
   template <unsigned Pack>
   static void run_spread(const detail::launcher& launch, arena memory, detail::block::scoring call, const detail::retrieved_lists& out,
                          std::uint8_t* skipped, std::size_t usual_items, std::size_t cells) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of retrieve() do with a joint-code index: counts of an earlier length, and the tokens of cells that reach the threshold,
-// those in lists and those of the tail.
+// What the kernels of retrieve() do with a joint-code index: correct its counts to an earlier length, and find the tokens of the cells that
+// reach the threshold, both those in id lists and those in no list yet (the tail).
 #pragma once
 
 #include <cstdint>
@@ -25,13 +25,13 @@ __device__ void mark_cells(block::reached_cells<Threads>& reached, const block::
   }
 }
 
-/// A head's tokens by absolute position, whose cells are looked up.
+/// Gives the cell of a head's token by its absolute position.
 __device__ inline block::scored_items tokens_of(const block::scoring& call, std::size_t head) {
   return {call.codes.data + head * call.codes.stride(0), call.codes.stride(1), nullptr, 0, call.m, call.bits};
 }
 
-/// What an index holds of a range: tokens below `listed` are in its lists, whose later ids are void; those from there to `end` are the
-/// tail. Tokens [end, last) are counted too, but came after the range.
+/// What an index holds of a range. Tokens below `listed` are in its lists, where later ids are void. Tokens from there to `end` are in no
+/// list yet: the tail. Tokens [end, last) are counted too, but came after the range.
 struct indexed_range {
   std::uint32_t listed = 0, end = 0, last = 0;
 
@@ -40,8 +40,8 @@ struct indexed_range {
       : listed(held.merged < range_end ? held.merged : range_end), end(held.last < range_end ? held.last : range_end), last(held.last) {}
 };
 
-/// The same as mark_cells(), without a barrier, for tokens that are in no list yet, of whose cells key_of(cell) gives the key.
-/// @param part  of `parts` that have Threads tokens each in turn
+/// Like mark_cells(), without a barrier, for tokens that are in no list yet; key_of(cell) gives the key of their cell.
+/// @param part  this one of `parts`, which take Threads tokens each in turn
 template <unsigned Threads, class KeyOf, class Mark>
 __device__ void mark_tail(const block::scoring& call, std::size_t head, const indexed_range& held, block::threshold limit, KeyOf key_of,
                           Mark mark, unsigned part, unsigned parts) {
@@ -52,18 +52,18 @@ __device__ void mark_tail(const block::scoring& call, std::size_t head, const in
   }
 }
 
-/// Takes tokens that came after a range out of a copy of the counts. By all threads, between barriers.
+/// Removes tokens that came after a range from a copy of the counts. By all threads, between barriers.
 template <unsigned Threads>
 __device__ void uncount_later(const block::scoring& call, std::size_t head, const indexed_range& held, std::uint32_t* counts) {
   const block::scored_items tokens = tokens_of(call, head);
   for (std::uint32_t t = held.end + threadIdx.x; t < held.last; t += Threads) atomicSub(&counts[tokens.cell(t)], 1u);
 }
 
-/// Counts of a head's cells on their way into shared memory, where they are once the thread's copies are complete.
+/// Starts to copy the counts of a head's cells into shared memory; they are there once the thread's copies are complete.
 __device__ inline std::uint32_t* copy_counts(const cell_index_view<space::device>& index, std::size_t head, block::shared_memory& memory) {
   const std::uint32_t cells = static_cast<std::uint32_t>(index.cells()), *from = &index.counts(head, 0);
   std::uint32_t* counts = memory.take<std::uint32_t>(cells);
-  const bool by_four = reinterpret_cast<std::uintptr_t>(from) % 16 == 0;  // at least 16 cells, a power of two
+  const bool by_four = reinterpret_cast<std::uintptr_t>(from) % 16 == 0;  // there are at least 16 cells, and their number is a power of two
   for (std::uint32_t i = 4 * threadIdx.x; by_four && i < cells; i += 4 * blockDim.x)
     block::copy_async(block::shared_address(counts + i), from + i, 16);
   for (std::uint32_t i = threadIdx.x; !by_four && i < cells; i += blockDim.x)

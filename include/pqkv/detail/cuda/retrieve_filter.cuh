@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Long lists of tokens: their scores pass a bracket around the threshold and are not written. A sample's scores give the bracket; CTAs that
-// share a list score its tokens, set a bit for those above and at the ends of the bracket and keep those inside; the last CTA to finish
-// finds the exact threshold among the few inside and writes the list. Where the sample misleads, it scores the list again by itself.
+// Selection from long lists of tokens, whose scores are not written to memory. The scores of a sample give a bracket around the threshold.
+// The CTAs that share a list score its tokens: they set bits for tokens above the bracket or at its ends, and keep those inside. The last
+// CTA to finish finds the exact threshold among the few that were kept and writes the list. If the sample misled, that CTA scores the whole
+// list again.
 // Source: the sample and bracket of block/bracket.cuh.
 #pragma once
 
@@ -16,20 +17,19 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// What the CTAs of a list know of it: the bracket, and how many tokens are above it, at its ends, inside.
+/// What the CTAs of a list share: the bracket, and how many tokens are above it, at each of its ends, and inside.
 struct list_filter {
   block::bracket limits;
   std::uint32_t above, at_high, inside, at_low;
-  std::uint32_t finished;  // CTAs
+  std::uint32_t finished;  // how many CTAs have finished
 };
 
-/// Scratch of a call.
+/// The scratch of a call.
 struct filter_memory {
   list_filter* filters;                        // [lists]
-  view<std::uint32_t, 3, space::device> maps;  // [lists, 2, words] both bits of a token: above the bracket; the first: its high end; the
-                                               // other: its low end
-  view<uint2, 2, space::device> kept;          // [lists, most kept] key and token of those inside
-  view<std::uint32_t, 2, space::device> keys;  // [lists, n] of lists whose bracket does not hold
+  view<std::uint32_t, 3, space::device> maps;  // [lists, 2, words] both bits set: above the bracket; first: high end; second: low end
+  view<uint2, 2, space::device> kept;          // [lists, most kept] key and token of those inside the bracket
+  view<std::uint32_t, 2, space::device> keys;  // [lists, n] for lists whose bracket misleads
 
   filter_memory(arena& memory, std::size_t lists, std::size_t n)
       : filters(memory.take<list_filter>(lists)),
@@ -38,7 +38,7 @@ struct filter_memory {
         keys(make_view<space::device>(memory.take<std::uint32_t>(lists * n), lists, n)) {}
 };
 
-/// A CTA is a list: its normalisers, then its bracket.
+/// One CTA for each list: computes its normalisers, then its bracket.
 template <unsigned Threads, unsigned Pack>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     bracket_kernel(block::scoring call, scan_shape shape, retrieved_lists out, std::uint8_t* skipped, filter_memory own) {
@@ -49,14 +49,14 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const unsigned list = blockIdx.x;
   const block::scored_items items = call.items(list);
   const std::uint32_t k = out.selected(call.range(list));
-  // Without a sample all tokens are inside; where that is more than is kept, the last CTA decides alone.
+  // Without a sample every token counts as inside. If those are more than can be kept, the last CTA decides alone.
   const bool all_are_kept = items.n <= own.kept.extent(1) / 2, has_room = call.m <= max_subspaces;
-  static_assert(retrieve_device_kept(0) / 2 >= sampled);  // there is a sample of more tokens only
+  static_assert(retrieve_device_kept(0) / 2 >= sampled);  // only lists with more tokens than that are sampled
   const std::uint32_t samples = all_are_kept || !has_room || k == 0 || k == items.n ? 0 : sampled;
   block::shared_memory memory;
   std::uint32_t* keys = memory.take<std::uint32_t>(sampled);
   static_assert(max_subspaces * sampled <= retrieve_device_kept(0) * sizeof(uint2));
-  std::uint8_t* codes = reinterpret_cast<std::uint8_t*>(&own.kept(list, 0));  // of the sample; nothing is kept yet
+  std::uint8_t* codes = reinterpret_cast<std::uint8_t*>(&own.kept(list, 0));  // of the sample; nothing has been kept here yet
   for (unsigned j = 0; samples != 0 && j < call.m; ++j)
 #pragma unroll
     for (std::uint32_t which = threadIdx.x; which < sampled; which += Threads)
@@ -65,12 +65,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   settle_list<Threads, Pack>(call, shape, list, skipped, memory, [&](const auto& scorer) { scorer.score(sample, 0, samples, keys); });
   __syncthreads();
   block::bracket limits{0, 0xffffffffu};
-  if (samples != 0)
-    limits = block::bracket_of_sample(select, counts, keys, items.n, k, 0, static_cast<std::uint32_t>(own.kept.extent(1)));
+  if (samples != 0) limits = block::bracket_of_sample(select, counts, keys, items.n, k, 0, static_cast<std::uint32_t>(own.kept.extent(1)));
   if (threadIdx.x == 0) own.filters[list] = {limits, 0, 0, 0, 0, 0};
 }
 
-/// Selected tokens of one list out of its maps and what was kept, by its last CTA.
+/// The selected tokens of one list, found by its last CTA from the maps and the kept tokens.
 template <unsigned Threads>
 struct filtered_list {
   union {
@@ -79,8 +78,8 @@ struct filtered_list {
   };
   block::reduction<std::uint64_t, Threads> sums;
 
-  /// Writes the list; false, and nothing written, where the bracket does not hold.
-  /// @param bitmap  [2, words] in shared memory: a longer list goes through it a part at a time
+  /// Writes the list. If the bracket does not hold the threshold, writes nothing and returns false.
+  /// @param bitmap  [2, words] in shared memory; a list with more tokens goes through it in parts
   __device__ bool write(const list_filter& found, unsigned which, const filter_memory& own, std::uint32_t n, std::uint32_t k,
                         std::int32_t first, std::int32_t* out, std::uint32_t* bitmap, std::uint32_t words) {
     const std::uint32_t kept = found.inside, most_kept = static_cast<std::uint32_t>(own.kept.extent(1));
@@ -90,13 +89,13 @@ struct filtered_list {
     const bool is_high = rest <= found.at_high;
     rest -= is_high ? 0 : found.at_high;
     const bool is_low = !is_high && rest > kept;
-    block::threshold limit{is_high ? 0xffffffffu : 0, is_low ? rest - kept : rest};  // of those inside: none, or all
+    block::threshold limit{is_high ? 0xffffffffu : 0, is_low ? rest - kept : rest};  // inside the bracket: none, or all
     if (!is_high && !is_low)
       limit = select.find(
           kept, rest, found.limits.high, block::list_select<Threads>::shift_of(found.limits.low, found.limits.high),
           [&](std::uint32_t i) { return inside[i].x; }, [](std::uint32_t) { return 1u; });
     std::uint32_t *chosen = bitmap, *equal = bitmap + words;
-    std::uint64_t before = 0;  // marked tokens of the parts before
+    std::uint64_t before = 0;  // marked tokens of earlier parts
     for (std::uint32_t begin = 0; begin < n; begin += words * 32) {
       const std::uint32_t tokens = n - begin < words * 32 ? n - begin : words * 32, used = (tokens + 31) / 32;
 #pragma unroll 4
@@ -116,14 +115,14 @@ struct filtered_list {
       const std::uint64_t here = emission.count(chosen, equal, used);
       emission.emit(before, limit.of_equal, first + static_cast<std::int32_t>(begin), out, k);
       before += here;
-      __syncthreads();  // the bitmaps are used again
+      __syncthreads();  // the bitmaps are about to be reused
     }
     return true;
   }
 };
 
-/// CTAs of a list are grid.x, lists grid.y.
-/// @param words  of either bitmap of the last CTA
+/// grid.x: CTAs of a list; grid.y: lists.
+/// @param words  of each of the last CTA's two bitmaps
 template <unsigned Threads, unsigned Pack>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     filter_kernel(block::scoring call, scan_shape shape, retrieved_lists out, filter_memory own, std::uint32_t words) {
@@ -136,7 +135,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const block::scored_items items = call.items(list);
   const auto run = shape.of(items, blockIdx.x);
   if (blockIdx.x == 0) out.finish<Threads>(list, k);
-  // Whatever comes after this kernel must come after the ones before it too, which still write to scratch.
+  // Earlier kernels may still write to scratch. Kernels after this one must be ordered behind those too, so this one waits.
   if (k == 0 || k == range.size()) block::wait_for_last_kernel();
   if (k == 0) return;
   if (k == range.size()) {
@@ -148,15 +147,15 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   std::uint32_t* keys = memory.take<std::uint32_t>(tile);
   if (threadIdx.x == 0) of_cta = {};
   list_filter& found = own.filters[list];
-  std::uint32_t above = 0, at_high = 0, at_low = 0;  // in words of this thread
+  std::uint32_t above = 0, at_high = 0, at_low = 0;  // set bits in the words of this thread
   block::bracket limits{};
   for (std::uint32_t begin = run.begin; begin < run.end; begin += tile) {
     const std::uint32_t end = run.end - begin < tile ? run.end : begin + tile;
     score_items<Threads, Pack>(call, shape, list, items, memory, begin == run.begin, begin, end, keys);
-    if (begin == run.begin) limits = found.limits;  // there since score_items() waited for it
+    if (begin == run.begin) limits = found.limits;  // valid now, since score_items() has waited for the kernel that writes it
     __syncthreads();
-    // From here a warp has `turns` words in a row, and a lane a word of theirs.
-    const std::uint32_t low_end = limits.low < limits.high ? limits.low : 0xffffffffu;  // no key
+    // From here on a warp has `turns` consecutive words, one for each of its first `turns` lanes.
+    const std::uint32_t low_end = limits.low < limits.high ? limits.low : 0xffffffffu;  // equals no key
     const std::uint32_t first = threadIdx.x / 32 * turns * 32 + lane;
     std::uint32_t upper = 0, lower = 0;
     unsigned insides = 0;
@@ -195,7 +194,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     atomicAdd(&of_cta.at_low, at_low);
   }
   __syncthreads();
-  if (run.begin == run.end) block::wait_for_last_kernel();  // for its zeros
+  if (run.begin == run.end) block::wait_for_last_kernel();  // for the zeros it writes
   bool is_last = false;
   if (threadIdx.x == 0) {
     atomicAdd(&found.above, of_cta.above);
@@ -208,7 +207,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   if (__syncthreads_or(is_last ? 1 : 0) == 0) return;
   __threadfence();
   const list_filter complete = found;
-  std::uint32_t* bitmap = block::shared_memory(memory).take<std::uint32_t>(2 * words);  // where exponentials were
+  std::uint32_t* bitmap = block::shared_memory(memory).take<std::uint32_t>(2 * words);  // the exponentials' memory, no longer needed
   if (writer.write(complete, list, own, items.n, k, static_cast<std::int32_t>(first_token), out.list(list), bitmap, words)) return;
   std::uint32_t* all = &own.keys(list, 0);
   score_items<Threads, Pack>(call, shape, list, items, memory, true, 0, items.n, all);
@@ -219,7 +218,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   writer.radix.emit(alone, items.n, limit, key_at, static_cast<std::int32_t>(first_token), out.list(list), k);
 }
 
-/// The launches of a call none of whose lists is of cells.
+/// Launches the kernels of a call none of whose lists has cells as items.
 template <unsigned Pack>
 void filter_lists(const launcher& launch, const block::scoring& call, const retrieved_lists& out, std::uint8_t* skipped,
                   const filter_memory& memory) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the lists of retrieve() go.
+// The output lists of retrieve().
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,9 @@ struct retrieved_lists {
 
   __device__ std::uint32_t room() const { return static_cast<std::uint32_t>(indices.extent(1)); }
   __device__ std::int32_t* list(unsigned which) const { return indices.data + which * indices.stride(0); }
-  /// How many are selected of a range, at most what has room.
+  /// How many tokens of a range are selected; at most the length of a list.
   __device__ std::uint32_t selected(const middle_range& range) const { return range.selected() < room() ? range.selected() : room(); }
-  /// By one CTA: the count, and -1 behind the list.
+  /// A CTA writes the count, and -1 behind the list.
   template <unsigned Threads>
   __device__ void finish(unsigned which, std::uint32_t k) const {
     if (threadIdx.x == 0) counts(which) = k;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scores of all tokens (or cells) on the device, for scan() and for the lists of retrieve() that are too long for one CTA: CTAs share a
-// list, first for its normalisers, then for its scores. Sums of fixed-point numbers are free of order, so the bits are the host's.
+// Scores of all tokens (or cells) on the device, for scan() and for lists of retrieve() that are too long for one CTA. Several CTAs share a
+// list, first for its normalisers, then for its scores. Sums of fixed-point numbers do not depend on their order, so the bits are the
+// host's.
 #pragma once
 
 #include <algorithm>
@@ -16,14 +17,14 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// How the CTAs of a call share its lists.
+/// How CTAs share the lists of a call.
 struct scan_shape {
   unsigned runs;   // CTAs of a list
-  unsigned chunk;  // query heads that a CTA has in shared memory at a time: all, or whole packs
+  unsigned chunk;  // query heads that a CTA has in shared memory at a time: all of them, or whole packs
 
-  /// Of g query heads, those of the chunk that begins with `first`.
+  /// How many of g query heads are in the chunk that begins with `first`.
   __device__ unsigned queries(unsigned g, unsigned first) const { return g - first < chunk ? g - first : chunk; }
-  /// CTA `run`'s items, from a multiple of max_centroids on.
+  /// The items of CTA `run`; they begin at a multiple of max_centroids.
   struct run_of_items {
     std::uint32_t begin, end;
   };
@@ -34,7 +35,7 @@ struct scan_shape {
   }
 };
 
-/// Runs of items are grid.x, chunks of query heads grid.y, lists grid.z: Z of a run.
+/// grid.x: runs of items; grid.y: chunks of query heads; grid.z: lists. Computes the Z of a run.
 template <unsigned Threads, unsigned Pack>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads) normaliser_kernel(block::scoring call, scan_shape shape) {
   using scorer_type = block::list_scorer<Threads, Pack>;
@@ -52,14 +53,15 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads) normaliser_kernel(block::
     call.totals[(std::size_t{list} * call.g + first + q) * scan_device_runs + blockIdx.x] = scorer.total(q);
 }
 
-/// By one CTA, from the sums of all runs: normalisers of a list, and `rank`'s scores of any items while their exponentials are there.
+/// One CTA completes the normalisers of a list from the sums of all runs. While the exponentials are in its memory, it also calls `rank`,
+/// which may score any items.
 template <unsigned Threads, unsigned Pack, class Rank>
 __device__ void settle_list(const block::scoring& call, scan_shape shape, unsigned list, std::uint8_t* skipped,
                             const block::shared_memory& memory, Rank rank) {
   using scorer_type = block::list_scorer<Threads, Pack>;
   __shared__ typename scorer_type::scratch scratch;
   const block::scored_items items = call.items(list);
-  bool is_complete = false;  // what the kernel before wrote
+  bool is_complete = false;  // whether the last kernel's results have been waited for
   for (unsigned first = 0; first < call.g; first += shape.chunk) {
     const unsigned queries = shape.queries(call.g, first);
     block::shared_memory rest = memory;
@@ -81,7 +83,7 @@ __device__ void settle_list(const block::scoring& call, scan_shape shape, unsign
   }
 }
 
-/// By all CTAs of a list, after its normalisers: scores[i - begin] of items [begin, end).
+/// All CTAs of a list, once it has its normalisers: scores[i - begin] of items [begin, end).
 /// @param begins  whether it is the CTA's first call
 template <unsigned Threads, unsigned Pack, class Score>
 __device__ void score_items(const block::scoring& call, scan_shape shape, unsigned list, const block::scored_items& items,
@@ -101,14 +103,14 @@ __device__ void score_items(const block::scoring& call, scan_shape shape, unsign
   }
 }
 
-/// A CTA is a list.
+/// One CTA for each list.
 template <unsigned Threads, unsigned Pack>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads) settle_kernel(block::scoring call, scan_shape shape, std::uint8_t* skipped) {
   block::release_dependents();
   settle_list<Threads, Pack>(call, shape, blockIdx.x, skipped, block::shared_memory(), [](const auto&) {});
 }
 
-/// Runs of items are grid.x, lists grid.y.
+/// grid.x: runs of items; grid.y: lists.
 template <unsigned Threads, unsigned Pack>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     score_kernel(block::scoring call, scan_shape shape, view<float, 2, space::device> scores) {
@@ -119,18 +121,18 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
                              scores.data + list * scores.stride(0) + own.begin);
 }
 
-/// The launches of a call whose lists are shared.
+/// The launches of a call in which several CTAs share a list.
 template <unsigned Pack>
 class spread_launches {
   static constexpr unsigned threads = tuning::select_threads;
   using scorer_type = block::list_scorer<threads, Pack>;
 
  public:
-  /// Whether there is shared memory for whole packs.
+  /// Whether shared memory has room for whole packs.
   static bool takes(const launcher& launch, const block::scoring& call) {
     return (call.g > 1 || Pack == 1) && scorer_type::shared_bytes(Pack, call.m, call.c) <= room(launch);
   }
-  /// @param items  at most so many a list
+  /// @param items  the most that a list has
   spread_launches(const launcher& launch, const block::scoring& call, std::size_t items) : launch_(launch), call_(call), shape_{1, call.g} {
     while (shape_.chunk > Pack && scorer_type::shared_bytes(shape_.chunk, call.m, call.c) > room(launch))
       shape_.chunk = ceil_div(shape_.chunk / 2, Pack) * Pack;
@@ -140,7 +142,7 @@ class spread_launches {
   }
 
   scan_shape shape() const { return shape_; }
-  /// Whether the kernel after normalisers(), and those after that, may be launched early.
+  /// Whether the kernel after normalisers(), and those after it, may start early.
   bool is_early() const { return is_early_ && uses_normalisers(); }
   bool is_early_after_first() const { return is_early_; }
   std::size_t table_bytes() const { return scorer_type::shared_bytes(shape_.chunk, call_.m, call_.c); }
@@ -150,7 +152,7 @@ class spread_launches {
       launch_("normaliser_kernel", normaliser_kernel<threads, Pack>,
               {dim3(shape_.runs, ceil_div(call_.g, shape_.chunk), call_.lists), threads, table_bytes()}, call_, shape_);
   }
-  /// Up to the scores. @param scores  [lists, items], written
+  /// Launches everything up to the scores. @param scores  [lists, items], written
   void scores(view<float, 2, space::device> scores, std::uint8_t* skipped) const {
     normalisers();
     launch_("settle_kernel", settle_kernel<threads, Pack>,
@@ -162,7 +164,7 @@ class spread_launches {
 
  private:
   bool uses_normalisers() const { return block::uses_probabilities(call_.reduction); }
-  /// Bytes for what a scorer has; the rest is for keys, bitmaps and selection.
+  /// Shared memory for a scorer, in bytes; the rest is for keys, bitmaps and selection.
   static std::size_t room(const launcher& launch) {
     return std::min<std::size_t>(tuning::spread_table_bytes, launch.shared_limit() - tuning::spread_other_bytes);
   }
@@ -170,7 +172,7 @@ class spread_launches {
   const launcher& launch_;
   const block::scoring& call_;
   scan_shape shape_;
-  bool is_early_;  // whether kernels may be launched before those that they wait for end
+  bool is_early_;  // whether kernels may start before those that they wait for have ended
 };
 
 }  // namespace detail

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What changes sequences on the device, and what is counted of them. Every kernel reads where a sequence stands from device memory, so that
-// a captured step is replayed while the sequences grow.
+// What changes sequences on the device, and the counts of their statistics. Every kernel reads where a sequence stands from device memory,
+// so a captured step can be replayed while the sequences grow.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// One thread.
+/// Records the outcome of a prompt or a training. One thread.
 template <class Slots, class Call>
 PQKV_HIDDEN __global__ void settle_prompt_kernel(Slots slots, Call call) {
   bool learned = true;
@@ -30,7 +30,7 @@ PQKV_HIDDEN __global__ void settle_prompt_kernel(Slots slots, Call call) {
   call.nonfinite(0) = call.nonfinite(1) = 0;
 }
 
-/// A CTA is a row.
+/// One CTA for each row.
 template <class Index>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) truncate_tokens_kernel(Index index, truncated_tokens<space::device> call) {
   const std::uint32_t slot = call.slot_of(blockIdx.x), length = call.length_of(blockIdx.x);
@@ -43,11 +43,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) truncate_tokens_kernel(Index 
   const sequence after = now.truncated(length);
   if constexpr (!std::is_same_v<Index, no_index>)
     if (now.learned != 0) change_ranking<ranking::ends>(index, leaving_between(slot, after, now, call.slots.rule));
-  __syncthreads();  // all have read the sequence
+  __syncthreads();  // all threads have read the sequence
   if (threadIdx.x == 0) call.slots.sequences(slot) = after;
 }
 
-/// `splits` CTAs a segment of a part, segments one after the other, are grid.x.
+/// grid.x: `splits` CTAs for each segment of each part, segments in order.
 template <class Slots>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
     copy_slot_kernel(slot_parts parts, Slots slots, std::size_t from, std::size_t to, unsigned splits) {
@@ -66,14 +66,14 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   for (std::size_t at = packs * sizeof(uint4) + thread; at < bytes; at += threads) target[at] = source[at];
 }
 
-/// One thread, after copy_slot_kernel.
+/// One thread; runs after copy_slot_kernel.
 template <class Slots>
 PQKV_HIDDEN __global__ void copy_sequence_kernel(Slots slots, std::size_t from, std::size_t to) {
   slots.sequences(to) = slots.sequences(from);
   slots.statistics(to) = slots.statistics(from);
 }
 
-/// By a CTA: what one query token attended to, by a warp some of its query heads.
+/// Counts what one query token attended to. By a CTA; each warp takes some of its query heads.
 template <class Call, class Traffic>
 __device__ void count_query(const slot_table<space::device>& slots, const Call& call, const Traffic& traffic, unsigned hq, unsigned h) {
   __shared__ unsigned nonfinite;
@@ -87,7 +87,7 @@ __device__ void count_query(const slot_table<space::device>& slots, const Call& 
     for (std::size_t e = threadIdx.x % 32; e < call.query.extent(1); e += 32) finite &= is_finite(call.query(q, e));
     if (__all_sync(block::all_lanes, finite) == 0 && threadIdx.x % 32 == 0) atomicAdd(&nonfinite, 1u);
   }
-  std::uint64_t attended = 0;  // of the first warp
+  std::uint64_t attended = 0;  // complete in the first warp alone
   for (std::size_t list = threadIdx.x; call.attends && threadIdx.x < 32 && list < call.lists; list += 32)
     attended += attended_tokens_of(call.plan.spans(i * call.lists + list)) + call.plan.counts(i * call.lists + list);
   attended = block::warp_sum(attended);
@@ -106,7 +106,8 @@ __device__ void count_query(const slot_table<space::device>& slots, const Call& 
   add_to(of.selector_bytes, read.selector_bytes);
 }
 
-/// A CTA is a query token. May begin while attention is merged, of which it needs nothing; what comes after it comes after that too.
+/// One CTA for each query token. It may begin while attention is still being merged, since it reads nothing of that; it ends after the
+/// merge, so later kernels are ordered behind both.
 template <class Call, class Traffic>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
     count_attended_kernel(slot_table<space::device> slots, Call call, Traffic traffic, unsigned hq, unsigned h) {
@@ -114,8 +115,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   block::wait_for_last_kernel();
 }
 
-/// Lists are grid.x, query tokens grid.y: a query without a list of its own gets that of its row's first query, or of the first of those
-/// that are planned.
+/// grid.x: lists; grid.y: query tokens. A query without its own list gets the list of its row's first query, or of the first one in this
+/// plan.
 template <class Queries, class Plan>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
     share_lists_kernel(Queries queries, Plan plan, view<std::int32_t, 2, space::device> found) {
@@ -128,18 +129,20 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   if (threadIdx.x == 0) plan.counts(to) = count;
 }
 
-/// Lists are grid.x, query tokens grid.y: the lists of retrieve(), whole middles written out, all cut to what has room.
+/// grid.x: lists; grid.y: query tokens. Writes the lists of retrieve(): whole middles in full, every list cut to the room in `indices`.
 template <class Queries, class Plan>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
     write_lists_kernel(Queries queries, Plan plan, view<const std::int32_t, 2, space::device> found,
                        view<std::int32_t, 3, space::device> indices, view<std::uint32_t, 2, space::device> counts) {
   const std::size_t i = blockIdx.y, list = blockIdx.x, row = i * gridDim.x + list, batch = queries.sequences.extent(0);
   const step_token token = locate(queries.step, batch, queries.first + i);
-  const bool is_asked = token.count != 0 && token.slot < batch;  // a query behind the last row is not: its lists are empty
+  const bool is_asked = token.count != 0 && token.slot < batch;  // a query behind the last row gets empty lists
   const middle_range whole =
       is_asked ? whole_middle(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers) : middle_range{};
-  const std::size_t listed = whole.size() != 0 ? whole.size() : is_asked ? plan.counts(row) : 0, room = indices.extent(2),
-                    count = listed < room ? listed : room;
+  const std::size_t listed = whole.size() != 0 ? whole.size()
+                             : is_asked        ? plan.counts(row)
+                                               : 0,
+                    room = indices.extent(2), count = listed < room ? listed : room;
   if (threadIdx.x == 0) counts(i, list) = static_cast<std::uint32_t>(count);
   for (std::size_t k = threadIdx.x; k < room; k += blockDim.x)
     indices(i, list, k) = k >= count ? -1 : whole.size() != 0 ? static_cast<std::int32_t>(whole.begin + k) : found(row, k);
@@ -160,7 +163,7 @@ struct kernel<op::store_tokens, backend::cuda> {
 template <>
 struct kernel<op::append_tokens, backend::cuda> {
   /// @param index  pq_index_view or no_index
-  /// @param keys, values  [tokens, h, d]; without data the rows are in the store already
+  /// @param keys, values  [tokens, h, d]; without data: the rows are in the store already
   template <class P, class Rows, class Index, class K, class V, class From>
   static void run(const P& policy, const Rows& rows, const Index& index, const appended_tokens<space::device>& call, view<K, 3, From> keys,
                   view<V, 3, From> values) {
@@ -206,7 +209,7 @@ template <>
 struct kernel<op::copy_slot, backend::cuda> {
   template <class P>
   static void run(const P& policy, const slot_parts& parts, const slot_table<space::device>& slots, std::size_t from, std::size_t to) {
-    constexpr std::size_t share = 65536;  // bytes of a CTA, about; not measured
+    constexpr std::size_t share = 65536;  // about this many bytes for a CTA; not measured
     const detail::launcher launch(policy, "fork");
     std::size_t segments = 0, longest = 0;
     for (std::size_t i = 0; i < parts.count; ++i) {

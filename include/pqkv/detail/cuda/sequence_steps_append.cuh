@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// How tokens get into a cache on the device: rows are stored, what leaves the windows is encoded, and only the last kernel of a call writes
-// the sequence, so that all of them decide the same. One token a row is one launch, in which the CTAs of a row take a ticket once they have
-// read its sequence; the last of them writes it.
+// How tokens get into a cache on the device. Rows are stored and tokens that leave the windows are encoded; only the last kernel of a call
+// writes the sequence, so all kernels before it see the same state. With one token a row it is one launch: each CTA of a row takes a ticket
+// once it has read the sequence, and the CTA with the last ticket writes it.
 #pragma once
 
 #include <type_traits>
@@ -21,19 +21,19 @@ __device__ inline void add_to(std::uint64_t& counter, std::uint64_t more) {
   if (more != 0) atomicAdd(reinterpret_cast<unsigned long long*>(&counter), static_cast<unsigned long long>(more));
 }
 
-/// Converts elements thread, thread + threads, ... of a row; whether they are finite once stored.
+/// Converts elements thread, thread + threads, ... of a row. Returns whether they are finite once stored.
 template <class From, class To>
 __device__ bool store_elements(kv_row<From> from, row_slot<To> to, std::size_t d, unsigned thread, unsigned threads) {
   bool finite = true;
   for (std::size_t i = thread; i < d; i += threads) {
     const To stored = static_cast<To>(static_cast<float>(from.data[i * from.stride]));
-    finite &= is_finite(static_cast<float>(stored));  // a finite float may be beyond half
+    finite &= is_finite(static_cast<float>(stored));  // a finite float may overflow in half
     to.data[i * to.stride] = stored;
   }
   return finite;
 }
 
-/// A row as 8-bit integers and a scale, by the first warp of `threads`, which are whole warps; the others have nothing to do.
+/// Stores a row as 8-bit integers and a scale. `threads` are whole warps; the first works, the others have nothing to do.
 template <class From>
 __device__ bool store_elements(kv_row<From> from, row_slot<scaled_int8> to, std::size_t d, unsigned thread, unsigned) {
   if (thread >= 32) return true;
@@ -50,7 +50,7 @@ __device__ bool store_elements(kv_row<From> from, row_slot<scaled_int8> to, std:
   return is_finite(scale);
 }
 
-/// By a warp: one token's key and value. @param bad  bad(which, 1): a row of keys, 0, or of values, 1, is not finite
+/// A warp stores one token's key and value. @param bad  bad(which, 1) is called if the row of keys (0) or values (1) is not finite
 template <class Rows, class K, class V, class Bad>
 __device__ void store_token(const Rows& rows, std::size_t head, std::size_t t, kv_row<K> key, kv_row<V> value, Bad bad) {
   const unsigned lane = threadIdx.x % 32;
@@ -61,7 +61,7 @@ __device__ void store_token(const Rows& rows, std::size_t head, std::size_t t, k
   if (lane == 0 && bad_value) bad(1u);
 }
 
-/// A warp is a row of a prompt.
+/// One warp for each row of a prompt.
 template <class Rows, class K, class V, class From>
 __global__ void __launch_bounds__(256)
     store_tokens_kernel(Rows rows, stored_tokens<space::device> call, view<K, 3, From> keys, view<V, 3, From> values) {
@@ -72,19 +72,19 @@ __global__ void __launch_bounds__(256)
               [&](unsigned which) { atomicAdd(&call.nonfinite(which), 1u); });
 }
 
-/// Whether a sequence takes so many tokens more.
+/// Whether a sequence has room for this many more tokens.
 __device__ inline bool has_room(const appended_tokens<space::device>& call, const sequence& now, std::uint32_t count) {
   return now.prefilling == 0 && std::uint64_t{now.n} + count <= call.capacity;
 }
 
-/// By a CTA: what leaves a window with one token more is encoded and joins the ranked tokens of one head.
+/// A CTA encodes the tokens that leave a window when one token comes, and adds them to the ranked tokens of one head.
 __device__ inline void join_ranked(const pq_index_view<space::device>& index, std::size_t head, std::uint32_t t, std::uint32_t cell) {
   if (threadIdx.x != 0 || index.index.empty()) return;
   grow_range(index.index, head, t, t + 1);
   ++index.index.counts(head, cell);
 }
 
-/// KV heads are grid.x, rows of a step grid.y: one token a row.
+/// grid.x: KV heads; grid.y: rows of a step, one token each.
 /// @param keys  [rows, h, d]; without data the rows are in the store already
 template <class Rows, class Index, class K, class V, class From>
 __global__ void __launch_bounds__(max_centroids)
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(max_centroids)
   bool is_last = false;
   if (threadIdx.x == 0) {
     __threadfence();
-    is_last = atomicAdd(&call.slots.tickets(row), 1u) + 1 == gridDim.x;  // so have all CTAs of the row
+    is_last = atomicAdd(&call.slots.tickets(row), 1u) + 1 == gridDim.x;  // so have all other CTAs of the row
   }
   const std::size_t head = std::size_t{slot} * gridDim.x + blockIdx.x;
   if (keys.data != nullptr) {
@@ -128,12 +128,12 @@ __global__ void __launch_bounds__(max_centroids)
   }
 }
 
-/// What a step of several tokens a row does with one of them: each kernel of the step comes to the same.
+/// What a step with several tokens a row does with one row. Each kernel of the step computes the same.
 struct appended_row {
   std::uint32_t slot = 0, count = 0;
-  std::uint64_t first = 0;  // its first token among those of the step; counts may be anything
+  std::uint64_t first = 0;  // number of its first token in the step; counts are not checked and may be anything
   sequence now{};
-  bool has_tokens = false, is_taken = false;  // for a slot that exists; and there is room for them
+  bool has_tokens = false, is_taken = false;  // whether it is for a slot that exists; whether there is room for the tokens
 
   /// By whole warps.
   __device__ appended_row(const appended_tokens<space::device>& call, std::uint32_t row) {
@@ -152,7 +152,7 @@ struct appended_row {
   }
 };
 
-/// KV heads are grid.x, rows of a step grid.y; a warp is a token, grid.z CTAs take a row's tokens in turn.
+/// grid.x: KV heads; grid.y: rows of a step; grid.z: CTAs that take a row's tokens in turn, a warp for each token.
 template <class Rows, class K, class V, class From>
 __global__ void __launch_bounds__(256)
     store_step_kernel(Rows rows, appended_tokens<space::device> call, view<K, 3, From> keys, view<V, 3, From> values) {
@@ -166,13 +166,13 @@ __global__ void __launch_bounds__(256)
                 [&](unsigned which) { add_to(which == 0 ? statistics.nonfinite_keys : statistics.nonfinite_values, 1); });
 }
 
-/// What leaves the windows of a step's rows.
+/// The tokens that leave the window of each row's sequence in a step.
 struct step_leaving {
   appended_tokens<space::device> call;
   __device__ leaving_tokens operator()(std::uint32_t row) const { return appended_row(call, row).leaving(call.slots.rule); }
 };
 
-/// A CTA is a row: its encoded tokens join the ranked ones, then its sequence grows.
+/// One CTA for each row: the encoded tokens join the ranked ones, then the sequence grows.
 template <class Index>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) commit_step_kernel(Index index, appended_tokens<space::device> call) {
   const appended_row row(call, blockIdx.x);
@@ -182,7 +182,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) commit_step_kernel(Index inde
     return;
   }
   if constexpr (!std::is_same_v<Index, no_index>) change_ranking<ranking::begins>(index, row.leaving(call.slots.rule));
-  __syncthreads();  // all have read the sequence
+  __syncthreads();  // all threads have read the sequence
   if (threadIdx.x == 0) call.slots.sequences(row.slot) = row.now.grown(row.count);
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The plan of a step on the device: a thread is a list of a query.
+// The plan of a step on the device: a thread takes one list of a query.
 #pragma once
 
 #include "../../cache/step_plan.hpp"
@@ -9,8 +9,8 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// A thread is a list of a query token, tokens one after the other.
-/// @param lists  of a token; at least as many as its heads
+/// A thread takes one list of a query token; tokens follow one another.
+/// @param lists  lists of a token; at least as many as it has heads
 template <class Queries, class Plan>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) plan_step_kernel(Queries queries, Plan plan, unsigned lists, unsigned h) {
   block::release_dependents();
@@ -33,7 +33,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) plan_step_kernel(Queries quer
 
 template <>
 struct kernel<op::plan_step, backend::cuda> {
-  /// @return true: which queries have lists is known on the device alone
+  /// @return true: only the device knows which queries have lists
   template <class P>
   static bool run(const P& policy, const planned_queries<space::device>& queries, const step_plan<space::device>& plan) {
     const std::size_t tokens = plan.slots.extent(0), all = plan.spans.extent(0);

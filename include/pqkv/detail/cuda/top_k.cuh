@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact selection on the device. A row of middling length is a CTA, or a few where rows are few, that goes through it once, by a bracket
-// from a sample; other rows are a cluster of up to eight CTAs, which have their keys in shared memory where they fit and go through radix
-// passes. One launch, no scratch.
+// Exact selection on the device, in one launch and without scratch. A row of medium length goes to one CTA, or to a few CTAs if there are
+// few rows, and is read once: a sample gives a bracket. Any other row goes to a cluster of up to eight CTAs, which keep its keys in shared
+// memory if they fit, and select by radix passes.
 #pragma once
 
 #include <algorithm>
@@ -17,15 +17,15 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// One after the other, where the first fails.
+/// Used one after the other, if the first fails.
 template <unsigned Threads>
 union top_k_scratch {
   block::bracket_select<Threads> bracket;
   block::radix_select<Threads> radix;
 };
 
-/// CTAs of a cluster along grid.x, rows along grid.y.
-/// @param cached  keys that the dynamic shared memory holds
+/// grid.x: CTAs of a cluster; grid.y: rows.
+/// @param cached  how many keys the dynamic shared memory holds
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     top_k_kernel(view<const float, 2, space::device> scores, view<std::int32_t, 2, space::device> indices, unsigned cached) {
@@ -48,7 +48,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     const block::threshold limit = select.find(team, own.count, k, key_at, [](std::uint32_t) { return 1u; });
     select.emit(team, own.count, limit, key_at, static_cast<std::int32_t>(own.begin), out, k);
   };
-  // Members of a team agree on the way: the first has the longest slice.
+  // All CTAs of a team take the same branch: it depends on the longest slice.
   if (block::slice::longest(team, n) > cached) return select_by([&](std::uint32_t i) { return canonical::order_key(row[own.begin + i]); });
 #pragma unroll 8
   for (std::uint32_t i = threadIdx.x; i < own.count; i += Threads) keys[i] = canonical::order_key(row[own.begin + i]);
@@ -56,7 +56,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   select_by([&](std::uint32_t i) { return keys[i]; });
 }
 
-/// CTAs of a cluster, rows one after the other, along grid.x: there may be many.
+/// grid.x: CTAs of a cluster, rows one after the other, since there may be many.
 /// @param size   CTAs of a row
 /// @param share  keys of a member, whole granules
 template <unsigned Threads>
@@ -119,9 +119,8 @@ struct kernel<op::top_k, backend::cuda> {
     }
     const unsigned cluster = n > 4096 ? launch.largest_cluster(detail::top_k_kernel<threads>) : 1;
     const std::size_t cached = std::min<std::size_t>(n / cluster + 32, detail::tuning::select_cached_keys);
-    launch("top_k_kernel", detail::top_k_kernel<threads>,
-           {dim3(cluster, rows), threads, cached * sizeof(std::uint32_t), cluster}, scores, indices,
-           static_cast<unsigned>(cached));
+    launch("top_k_kernel", detail::top_k_kernel<threads>, {dim3(cluster, rows), threads, cached * sizeof(std::uint32_t), cluster}, scores,
+           indices, static_cast<unsigned>(cached));
   }
 };
 

@@ -4,30 +4,30 @@
 
 namespace pqkv::inline PQKV_MODE::detail::tuning {
 
-inline constexpr unsigned encode_tile_tokens = 32;   // not measured: 4 threads a token; tile and centroids fit in 48 KB at d = 256
+inline constexpr unsigned encode_tile_tokens = 32;     // not measured: 4 threads a token; tile and centroids fit in 48 KB at d = 256
 inline constexpr unsigned encode_few_tokens = 32;      // up to here a CTA is a token: what a decode step encodes
 inline constexpr unsigned encode_few_threads = 128;    // not measured
-inline constexpr unsigned encode_run_tokens = 2048;    // of a CTA of the matrix products, for which it stages the centroids once
+inline constexpr unsigned encode_run_tokens = 2048;    // tokens that a CTA of the matrix products encodes with one staging of the centroids
 inline constexpr unsigned encode_run_threads = 256;    // two CTAs a multiprocessor
-inline constexpr unsigned count_run_tokens = 16384;    // of a CTA that counts into shared memory; with fewer tokens, or more cells, not
-inline constexpr unsigned merge_shared_bytes = 32768;  // of a run's places: a warp has them to itself
-inline constexpr unsigned mean_threads = 512;         // a warp waits for rows most of its time
-inline constexpr unsigned kmeans_tile_tokens = 64;   // not measured
-inline constexpr unsigned spread_table_bytes = 73728;  // exponentials in a CTA of a shared list: four query heads of 16 x 8 bits fit
+inline constexpr unsigned count_run_tokens = 16384;    // that a CTA counts in shared memory; not used with fewer tokens or more cells
+inline constexpr unsigned merge_shared_bytes = 32768;  // most bytes of a run's places; a warp has them to itself
+inline constexpr unsigned mean_threads = 512;          // a warp waits for rows most of its time
+inline constexpr unsigned kmeans_tile_tokens = 64;     // not measured
+inline constexpr unsigned spread_table_bytes = 73728;  // exponentials in a CTA of a shared list: enough for four query heads of 16 x 8 bits
 inline constexpr unsigned spread_other_bytes = 73728;  // for everything else that such a CTA has: 32 KB of keys, 33 KB to select
 inline constexpr unsigned spread_least_items = 2048;   // not measured: items of a CTA of a shared list
 inline constexpr unsigned filter_tile_tokens = 8192;   // scores in a CTA's shared memory
-inline constexpr unsigned filter_bitmap_words = 16384; // two of them in shared memory: 524288 tokens at a time
-inline constexpr unsigned select_threads = 1024;     // not measured
-inline constexpr unsigned select_cluster = 8;        // the largest portable cluster
-inline constexpr unsigned select_cached_keys = 32768;  // 128 KB of a CTA's shared memory; keys beyond are computed again
-inline constexpr unsigned bracket_keys = 262144;       // of a row that is selected by a bracket: 64 KB of bitmaps for one CTA
-inline constexpr unsigned fused_items = 16400;         // cells or tokens that one CTA scores alone
+inline constexpr unsigned filter_bitmap_words = 16384;  // two of them in shared memory: 524288 tokens at a time
+inline constexpr unsigned select_threads = 1024;        // not measured
+inline constexpr unsigned select_cluster = 8;           // the largest portable cluster
+inline constexpr unsigned select_cached_keys = 32768;   // 128 KB of a CTA's shared memory; further keys are computed again
+inline constexpr unsigned bracket_keys = 262144;        // longest row that is selected by a bracket: 64 KB of bitmaps for one CTA
+inline constexpr unsigned fused_items = 16400;          // cells or tokens that one CTA scores alone
 // measured: retrieve/joint of bench/cuda/retrieve.cu, 8 lists, H100, 2026-11; 1, 2, 4, 8, 16 parts: n 131072, k 16384 29.5, 25.8, 23.9,
 // 22.9, 22.7 us; n 1048576, k 2048 20.7, 16.6, 15.9, 15.6, 15.5 us
-inline constexpr unsigned fused_parts = 8;             // CTAs that share a list's tokens at most
-inline constexpr unsigned fused_entries = 8192;        // exponentials of a list, g * m * c: 32 KB
-inline constexpr unsigned fused_least_bitmaps = 16384;  // bytes: with less, a range would go through them in too many steps
-inline constexpr unsigned multiprocessors = 132;     // of an H100 or H200: how far small calls are spread
+inline constexpr unsigned fused_parts = 8;              // most CTAs that share a list's tokens
+inline constexpr unsigned fused_entries = 8192;         // exponentials of a list, g * m * c: 32 KB
+inline constexpr unsigned fused_least_bitmaps = 16384;  // bytes; with less, a range would need too many steps through the bitmaps
+inline constexpr unsigned multiprocessors = 132;        // of an H100 or H200: small calls are distributed over this many
 
 }  // namespace pqkv::detail::tuning

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on the host. A list of tokens is cut into parts of at most attention_part_tokens, a task is one part for up to 8 query heads,
-// which share each K and V row: so one sequence of few heads fills every core, and a batch of ragged ones leaves none idle. Within a
-// part: online softmax over tiles of 32 tokens, each row of the next tile asked for piece by piece as its like in this one is read. A
-// tile's weighted values are summed by themselves first, which keeps float sums over 10^5 tokens accurate. Parts are merged in ascending
-// order; where they begin depends on the list's length alone, so that threads and neighbours in the batch change no bit.
+// Attention on the host. A list of tokens is cut into parts of at most attention_part_tokens. A task is one part for up to 8 query heads,
+// which share each K and V row: one sequence with few heads keeps every core busy, and so does a batch of sequences of unequal lengths.
+// Within a part, the softmax is online over tiles of 32 tokens. While a tile's row is read, the same row of the next tile is prefetched.
+// Each tile's weighted values are summed separately first, which keeps float sums over 10^5 tokens accurate. Parts are merged in ascending
+// order. Where they begin depends on the list's length alone, so threads and other sequences change no bit.
 #pragma once
 
 #include <algorithm>
@@ -17,11 +17,11 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// A tile and the next one, which is on its way, fit in a first-level cache of 48 KiB at d = 128 in 16 bits; two of 64 tokens do not.
+/// At d = 128 in 16 bits, a tile and the next one, being prefetched, fit in a first-level cache of 48 KiB; two tiles of 64 tokens do not.
 // measured: bench/attention dense, one Zen 5 core, 2026-11-23: 64 tokens 9 to 15 GB/s, 32 tokens 17 to 18
 inline constexpr std::size_t attention_tile_tokens = 32;
 
-/// A list's tokens in the order they are attended to.
+/// A list's tokens, in the order attention reads them.
 class attended_tokens {
  public:
   attended_tokens(const token_set<>& tokens, std::size_t list)
@@ -32,11 +32,9 @@ class attended_tokens {
   std::size_t size() const { return listed_ + (span_.window_end > span_.window_begin ? span_.window_end - span_.window_begin : 0); }
   std::size_t parts() const { return attention_parts(size()); }
   std::size_t operator[](std::size_t i) const {
-    return i < span_.leading ? i
-           : i < listed_     ? static_cast<std::size_t>(indices_[i - span_.leading])
-                             : span_.window_begin + (i - listed_);
+    return i < span_.leading ? i : i < listed_ ? static_cast<std::size_t>(indices_[i - span_.leading]) : span_.window_begin + (i - listed_);
   }
-  /// Where a part begins: on a whole tile, all parts within one tile of each other.
+  /// Where a part begins: at the start of a tile. The lengths of parts differ by one tile at most.
   std::size_t begin(std::size_t part) const {
     const std::size_t tiles = (size() + attention_tile_tokens - 1) / attention_tile_tokens;
     return std::min(size(), part * tiles / parts() * attention_tile_tokens);
@@ -74,7 +72,8 @@ class attention_part {
   }
 
   void run(std::size_t first, std::size_t last, sum_type& sum) {
-    tile tiles[2]{};  // zeros, though fill() writes all that is read: a compiler that does not see it warns in the caller's build
+    tile tiles[2]{};  // fill() writes all that is read; the zeros are for compilers that do not see this and would warn in the caller's
+                      // build
     std::size_t now = 0;
     fill(tiles[0], first, last);
     touch(tiles[0]);
@@ -99,7 +98,7 @@ class attention_part {
   struct tile {
     std::size_t count;
     bool contiguous;
-    const T* keys[attention_tile_tokens];  // behind the last the last one again
+    const T* keys[attention_tile_tokens];  // places after the last row repeat the last row
     const T* values[attention_tile_tokens];
     std::size_t key_strides, value_strides;
     scales_of_rows scales;
@@ -119,7 +118,7 @@ class attention_part {
       if constexpr (has_scales) {
         to.scales.keys[i] = key.scale;
         to.scales.values[i] = value.scale;
-        __builtin_prefetch(key.scale);  // may be on a line of its own
+        __builtin_prefetch(key.scale);  // may be on another cache line
       }
     }
     for (std::size_t i = to.count; to.count != 0 && i < attention_tile_tokens; ++i) {
@@ -148,7 +147,7 @@ class attention_part {
     if constexpr (!has_scales) add_strided(now, sum);
   }
 
-  /// Logits into weights; with scales those of keys come in before, those of values after.
+  /// Turns logits into weights. Rows with scales: keys' scales multiply the logits before, values' scales the weights after.
   void weigh(const tile& now, sum_type& sum) {
     if constexpr (has_scales) {
       alignas(cache_line_bytes) float of_keys[attention_tile_tokens], of_values[attention_tile_tokens];
@@ -181,7 +180,7 @@ class attention_part {
     }
   }
 
-  /// Strided rows as contiguous ones; behind the last the last one again.
+  /// Copies strided rows to contiguous ones. Places after the last row repeat the last row.
   void copy_rows(const T* const* rows, std::size_t stride, std::size_t count) {
     for (std::size_t r = 0; r < tile_row_padding; ++r) {
       copies_[r] = copy_ + std::min(r, count - 1) * stride_;
@@ -199,7 +198,7 @@ class attention_part {
   alignas(cache_line_bytes) T copy_[tile_row_padding * 256];
 };
 
-/// Who attends to what: the tasks of one call.
+/// The arguments of one call, and its tasks.
 template <class Leaf, class Store>
 struct attention_call {
   using part_type = attention_part<Leaf, Store>;
@@ -214,10 +213,10 @@ struct attention_call {
 
   std::size_t lists() const { return tokens.spans.extent(0); }
   std::size_t group() const { return query.extent(0) / lists(); }
-  std::size_t shares() const { return (group() + attention_max_queries - 1) / attention_max_queries; }  // of a list's query heads
+  std::size_t shares() const { return (group() + attention_max_queries - 1) / attention_max_queries; }  // groups of a list's query heads
   std::size_t partial_floats() const { return attention_row_floats(store.head_dim()) + 2; }
 
-  /// A share of a list's query heads: the first of all, and how many.
+  /// The query heads of one share of a list: the number of the first, and how many.
   std::size_t first(std::size_t list, std::size_t share) const { return list * group() + share * attention_max_queries; }
   std::size_t queries(std::size_t share) const { return std::min(attention_max_queries, group() - share * attention_max_queries); }
 
@@ -229,7 +228,7 @@ struct attention_call {
     }
   }
 
-  /// One part of a list. Its result goes to `partials` [parts of the list, g, partial_floats], or out where it is the only one.
+  /// Attends to one part of a list. Writes to `partials` [parts of the list, g, partial_floats], or to out if the list has one part.
   void part(std::size_t list, std::size_t share, std::size_t part, float* partials) const {
     const attended_tokens attended(tokens, list);
     const std::size_t head = list / (lists() / store.heads());
@@ -251,7 +250,7 @@ struct attention_call {
     finish(sum, list, share);
   }
 
-  /// All parts of a list in one task, to the same bits.
+  /// All parts of a list in one task; the result has the same bits.
   void whole(std::size_t list, std::size_t share) const {
     const attended_tokens attended(tokens, list);
     if (attended.parts() == 1) return part(list, share, 0, nullptr);
@@ -283,9 +282,7 @@ struct kernel<op::attention, backend::host> {
       std::size_t parts = 0;
       for (std::size_t list = 0; list < lists; ++list) parts += detail::attended_tokens(tokens, list).parts();
       if (parts == lists || !exec::runs_whole_call<typename P::runner_type>) {  // such a runner's calls share no memory for partial sums
-        detail::run_tasks(policy, lists * shares, [&](std::size_t task) {
-          call.whole(task / shares, task % shares);
-        });
+        detail::run_tasks(policy, lists * shares, [&](std::size_t task) { call.whole(task / shares, task % shares); });
         return;
       }
       const std::size_t list_floats = call.group() * call.partial_floats();

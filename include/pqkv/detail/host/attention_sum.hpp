@@ -12,7 +12,7 @@ namespace pqkv::inline PQKV_MODE::detail {
 
 inline constexpr std::size_t attention_max_queries = 8;
 
-/// Attention of some query heads to some tokens, not yet divided by the total weight. Elements are in the leaf's order.
+/// Attention of some query heads to some tokens, not yet divided by the total weight. Elements are in the order of the SIMD kernels.
 template <class Leaf, class T>
 class attention_sum {
  public:
@@ -21,7 +21,7 @@ class attention_sum {
     std::fill_n(sum_, g_ * stride_, 0.0f);
   }
 
-  /// Adds what write() left of other tokens, `query_floats` from one query head to the next.
+  /// Adds the attention to other tokens that write() left; query heads are `query_floats` apart.
   void add(const float* partial, std::size_t query_floats, canonical::softmax_scale scale) {
     for (std::size_t q = 0; q < g_; ++q, partial += query_floats) {
       const float top = partial[0], total = partial[1];
@@ -64,7 +64,7 @@ class attention_sum {
     return static_cast<float>(static_cast<double>(top_[q]) * factor + std::log(total_[q]));
   }
 
-  /// Where the leaf has element i.
+  /// The place of element i in the order of the SIMD kernels.
   static constexpr std::size_t place(std::size_t i) {
     constexpr std::size_t lanes = Leaf::template split_lanes<T>;
     if constexpr (lanes == 0) {
@@ -88,7 +88,7 @@ class attention_sum {
   std::size_t g_, d_, stride_;
   float top_[attention_max_queries];
   double total_[attention_max_queries] = {};
-  bool broken_[attention_max_queries] = {};  // met a logit that is not finite
+  bool broken_[attention_max_queries] = {};  // whether a logit was not finite
   alignas(cache_line_bytes) float sum_[attention_max_queries * 256];
 };
 

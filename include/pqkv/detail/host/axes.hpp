@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rotary pairs by their weight, on the host: what queries were seen, and which pairs of coordinates form a subspace. A task of
-// dealing is a KV head.
+// Rotary pairs ordered by their weight, on the host: records the queries seen, and decides which pairs of coordinates form a subspace. A
+// task decides for one KV head.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::observe_queries, backend::host> {
-  /// In the calling thread, since it must not fail half-way. Queries with an infinity or a NaN in them are left out.
+  /// Runs in the calling thread, since it must not fail half-way. Queries that contain an infinity or a NaN are left out.
   template <class P, class T>
   static void run(const P&, view<T, 3> queries, const pair_axes<>& axes) noexcept {
     const std::size_t g = queries.extent(1) / axes.energy.extent(0), d = queries.extent(2);
@@ -37,8 +37,8 @@ struct kernel<op::observe_queries, backend::host> {
 
 template <>
 struct kernel<op::deal_pairs, backend::host> {
-  /// @param head    first of the rows' heads; `axes` are of these heads alone
-  /// @param sample  of the tokens from `first` on: the rows that training looks at
+  /// @param head    first of the rows' heads; `axes` has these heads only
+  /// @param sample  of the tokens from `first` on: the rows that training uses
   template <class P, class Rows>
   static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
                   std::size_t subspaces, const pair_axes<>& axes) {
@@ -56,7 +56,7 @@ struct kernel<op::deal_pairs, backend::host> {
  private:
   using numbers = std::array<float, max_head_dim>;
 
-  /// e_i / mean e of each pair; false where no query was seen.
+  /// e_i / mean e of each pair; false if no query was seen.
   static bool weigh(const pair_axes<>& axes, std::size_t h, std::size_t d, numbers& weight) {
     float sum = 0;
     for (std::size_t i = 0; i < d; ++i) sum = canonical::add(sum, axes.energy(h, i).value());
@@ -68,7 +68,7 @@ struct kernel<op::deal_pairs, backend::host> {
     }
     return true;
   }
-  /// The sum of squares of the sampled keys less their mean, of each coordinate. Keys that are not finite are left out, as in training.
+  /// For each coordinate, the sum of squares of the sampled keys minus their mean. Keys that are not finite are left out, as in training.
   template <class Rows>
   static void measure(const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first, std::size_t d,
                       numbers& spread) {
@@ -112,7 +112,7 @@ struct kernel<op::deal_pairs, backend::host> {
     each(squares_of{mean.data(), squares.data()});
     for (std::size_t i = 0; i < d; ++i) spread[i] = squares[i].value();
   }
-  /// The power of two nearest sqrt(x), x a normal number above 0: 2^s where 2^(2 s - 1) <= x < 2^(2 s + 1).
+  /// The power of two nearest sqrt(x), for a normal number x above 0: 2^s where 2^(2 s - 1) <= x < 2^(2 s + 1).
   static float nearest_root(float x) {
     const int exponent = static_cast<int>(float_bits(x) >> 23) - 127;  // 2^exponent <= x
     return canonical::power_of_two((exponent + 1) >> 1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Block caches on the host: a task is one cache. Offers and victims are found in one pass each, which keeps the few lowest of many.
+// Block caches on the host. A task is one cache. One pass finds the offers and one the victims; each keeps the few lowest of many numbers.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +11,12 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// The lowest of what it is given, at most `room` of them: a heap with the highest on top, which most of the others do not get past.
+/// Keeps the lowest of the numbers it is given, at most `room` of them. A heap with the highest on top: most numbers are rejected there.
 class lowest_blocks {
  public:
   lowest_blocks(ranked_block* kept, std::size_t room) : kept_(kept), room_(room) {}
 
-  /// Nothing at or above it is kept.
+  /// Numbers at or above this are not kept.
   std::uint64_t bound() const { return bound_; }
   void add(std::uint64_t order, std::uint32_t number) {
     if (order >= bound_) return;
@@ -25,7 +25,7 @@ class lowest_blocks {
     std::push_heap(kept_, kept_ + count_, is_lower);
     if (count_ == room_) bound_ = kept_[0].order;
   }
-  /// Puts them in order. @return how many there are
+  /// Sorts them. @return how many there are
   std::size_t sort() {
     std::sort_heap(kept_, kept_ + count_, is_lower);
     return count_;
@@ -39,9 +39,10 @@ class lowest_blocks {
   std::uint64_t bound_ = ~std::uint64_t{0};
 };
 
-/// One list of one cache. Which blocks hit, and which are met for the first time, no branch predictor could tell: the loop has no branch.
-/// @param block_of  block of a token
-/// @param place     place(i, row): told where token i is
+/// Looks up one list in one cache. The loop has no branch on whether a block hits or is new, since a branch predictor could not guess
+/// either.
+/// @param block_of  the block of a token
+/// @param place     place(i, row) is told the row of token i, or -1
 template <class E, class BlockOf, class Place>
 void lookup_list(const one_block_cache<E>& cache, const std::int32_t* tokens, std::size_t count, BlockOf block_of, Place place) {
   std::uint32_t* const counts = cache.counts;
@@ -80,7 +81,7 @@ void lookup_list(const one_block_cache<E>& cache, const std::int32_t* tokens, st
     look([b](std::uint32_t token) { return token / b; });
 }
 
-/// Offers the best blocks of a step. ranked [0, waited) are then those that wait for a slot, best first.
+/// Offers the best blocks of a step. Afterwards ranked [0, waited) are those that wait for a slot, best first.
 template <class E>
 auto offer_blocks(const one_block_cache<E>& cache, std::uint32_t final_tokens, std::uint64_t first_stamp) {
   typename one_block_cache<E>::step_totals step{};
@@ -106,7 +107,7 @@ void admit_one(const one_block_cache<E>& cache, std::uint32_t final_tokens) {
   if (step.waited != 0) {
     ranked_block* const slot = cache.ranked + cache.admit;
     lowest_blocks leaving(slot, step.waited);
-    for (std::uint32_t i = 0; i < cache.capacity; ++i)  // no leave_order() is below order[]
+    for (std::uint32_t i = 0; i < cache.capacity; ++i)  // leave_order() is never below order[]
       if (cache.order[i] < leaving.bound()) leaving.add(cache.leave_order(i, first), i);
     const std::size_t slots = leaving.sort();
     for (std::size_t i = 0; i < step.waited && step.admitted < slots; ++i) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The joint-code index on the host: a task is one head. And what retrieve() does with it: the threshold of the cells, and their tokens.
+// The joint-code index on the host, one task for each head; and the joint path of retrieve(): the threshold of the cells, and their tokens.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Digits of cells: cell = sum over j of code j * c^(m - 1 - j).
+/// The codes that make up a cell's number: cell = sum over j of code j * c^(m - 1 - j).
 struct cell_digits {
   std::size_t m;
   unsigned bits;
@@ -33,20 +33,20 @@ struct cell_digits {
   }
 };
 
-/// Scratch of the joint path of one list, beside its scorer's.
+/// Scratch of the joint path for one list. The scorer has its own.
 struct cell_scratch {
   float* scores;           // [cells]
-  float* values;           // [cells + select_slack] products, then scores of cells
-  std::uint32_t* picks;    // [cells + select_slack] weights, then places of cells
-  std::uint64_t* bits;     // a bit for a token
-  std::uint64_t* summary;  // a bit for a word of those
-  std::int32_t* cells;     // [cells + select_slack] those that hold tokens
-  std::uint32_t* weights;  // [cells + select_slack] how many each of them holds
-  std::uint8_t* codes;     // [m, cells] their codes
+  float* values;           // [cells + select_slack] products, later scores of cells
+  std::uint32_t* picks;    // [cells + select_slack] weights, later places of cells
+  std::uint64_t* bits;     // one bit for each token
+  std::uint64_t* summary;  // one bit for each word of `bits`
+  std::int32_t* cells;     // [cells + select_slack] numbers of the cells that hold tokens
+  std::uint32_t* weights;  // [cells + select_slack] how many tokens each of them holds
+  std::uint8_t* codes;     // [m, cells] the codes of these cells
 };
 
-/// The cells that hold tokens, as items of their own: with long codes most cells are empty, and real keys leave many empty in short ones.
-/// A cell's product then is looked up by its codes, as a token's is, and not expanded from its neighbour's.
+/// The cells that hold tokens, as a list of items. Most cells are empty with long codes, and real keys leave many empty with short ones.
+/// The product of a listed cell is looked up by its codes, as a token's is; it cannot be expanded from the cell before it.
 template <class Leaf>
 class occupied_cells {
  public:
@@ -54,7 +54,7 @@ class occupied_cells {
   occupied_cells(cell_index_view<> index, const std::uint32_t* counts, const cell_scratch& scratch) : index_(index), scratch_(scratch) {
     if (index.cells() >= least) count_ = Leaf::keep_occupied(counts, index.cells(), scratch.cells, scratch.weights);
   }
-  /// Whether so few are occupied that leaving out the others is worth the look-ups.
+  /// Whether so few cells are occupied that skipping the others is worth the look-ups.
   bool sparse() const { return index_.cells() >= least && count_ <= index_.cells() / dense; }
 
   token_items items() const {
@@ -73,9 +73,9 @@ class occupied_cells {
   std::size_t count_ = 0;
 };
 
-/// The threshold of the cells that hold the k best tokens. As in row_selection: a sample brackets it, one pass over the cells keeps those
-/// inside, and counts verify it.
-/// @param weights  [n] tokens of a cell, `tokens` in all
+/// The threshold score of the cells that hold the k best tokens. As in row_selection, a sample gives an interval around it, one pass over
+/// the cells keeps the scores inside, and counts verify the result.
+/// @param weights  [n] tokens in each cell; `tokens` is their sum
 template <class Leaf>
 selection_threshold cell_threshold(const float* scores, const std::uint32_t* weights, std::size_t n, std::uint64_t tokens, std::uint64_t k,
                                    float* kept, std::uint32_t* kept_weights) {
@@ -84,7 +84,7 @@ selection_threshold cell_threshold(const float* scores, const std::uint32_t* wei
     return Leaf::weight_at_least(x, w, count, key_type::bound(key));
   };
   key_interval interval{0, std::uint64_t{key_type::top} + 1, tokens, 0};
-  constexpr std::size_t least = 1024, step = 16;  // cells worth a sample, and of how many it takes one
+  constexpr std::size_t least = 1024, step = 16;  // fewest cells that are worth a sample; one cell in so many is sampled
   if (n >= least) {
     const std::size_t size = n / step;
     double total = 0, squares = 0;
@@ -115,8 +115,8 @@ selection_threshold cell_threshold(const float* scores, const std::uint32_t* wei
   return interval.threshold(k);
 }
 
-/// Positions of tokens below `size`, put in order by a bit for each. A list much shorter than the bits marks the words that it
-/// touches, so that what is cleared and read grows with the list and not with n.
+/// Puts token positions below `size` in order, with one bit for each. For a list much shorter than the bitmap, a summary records the words
+/// that are used: clearing and reading then cost as much as the list is long, not as n is.
 template <class Leaf>
 class token_bitmap {
  public:
@@ -126,7 +126,7 @@ class token_bitmap {
   }
   void clear() { sparse_ ? std::fill_n(summary_, (words_ + 63) / 64, std::uint64_t{0}) : std::fill_n(bits_, words_, std::uint64_t{0}); }
 
-  /// Marks ids[i * stride] - first.
+  /// Marks the tokens at ids[i * stride] - first.
   void mark(const std::int32_t* ids, std::size_t stride, std::size_t count, std::uint32_t first) {
     if (sparse_) {
       for (std::size_t i = 0; i < count; ++i) {
@@ -143,7 +143,7 @@ class token_bitmap {
     }
   }
 
-  /// Writes first + position, ascending; returns how many, at most `room`.
+  /// Writes first + position of each mark, ascending. Returns how many it wrote, at most `room`.
   std::size_t emit(std::uint32_t first, std::int32_t* out, std::size_t room) const {
     const auto from = static_cast<std::int32_t>(first);
     if (!sparse_) return Leaf::emit_bits(bits_, words_, from, out, room);
@@ -166,12 +166,12 @@ class token_bitmap {
   bool sparse_;
 };
 
-/// Emits whole cells above the threshold, then the lowest tokens of all cells that equal it, in the order of tokens.
+/// Emits all tokens of the cells above the threshold; then, in order of position, the lowest tokens of all cells whose score equals it.
 template <class Leaf>
 class cell_emission {
  public:
-  /// @param n      cells that were scored
-  /// @param cells  [n], ascending; null: all
+  /// @param n      number of scored cells
+  /// @param cells  [n] their numbers, ascending; null: all cells
   cell_emission(cell_index_view<> index, std::size_t head, middle_range range, const cell_scratch& scratch, std::size_t n,
                 const std::int32_t* cells)
       : index_(index),
@@ -184,7 +184,7 @@ class cell_emission {
         listed_(std::min(index.merged(head), range.end)),
         has_void_ids_(offsets_[index.cells()] > listed_ - std::min(listed_, index.first(head))) {}
 
-  /// @param score  writes the scores of `count` tokens from `first` on: score(first, count, scores)
+  /// @param score  score(first, count, scores) writes the scores of `count` tokens from `first` on
   template <class Score>
   std::uint32_t emit(selection_threshold threshold, std::uint32_t k, Score score, std::int32_t* out) {
     const std::size_t picked = pick(threshold.key);
@@ -197,7 +197,7 @@ class cell_emission {
       if (of_equal == all_equal || canonical::order_key(scratch_.scores[place]) != threshold.key) mark(tokens, place, all_equal);
     }
     std::size_t count = tokens.emit(range_.begin, out, k);
-    // The tail's tokens lie behind all those in lists.
+    // Tokens that are not yet in the lists lie behind all those that are.
     constexpr std::uint32_t at_once = 256;
     float scores[at_once];
     const std::uint32_t last = std::min(index_.last(head_), range_.end);
@@ -217,7 +217,7 @@ class cell_emission {
  private:
   std::size_t cell(std::size_t place) const { return cells_ == nullptr ? place : static_cast<std::size_t>(cells_[place]); }
 
-  /// The places of the cells at or above the threshold, of empty ones too.
+  /// Finds the places of the cells at or above the threshold, empty cells included.
   std::size_t pick(std::uint32_t key) {
     auto* picks = reinterpret_cast<std::int32_t*>(scratch_.picks);
     if (key != 0) return Leaf::emit_at_least(scratch_.scores, n_, select_key<float>::bound(key), 0, picks, n_ + select_slack);
@@ -225,7 +225,7 @@ class cell_emission {
     return n_;
   }
 
-  /// Marks the first `wanted` tokens in lists of cells that equal the threshold; returns how many there were.
+  /// Marks the first `wanted` tokens in the id lists of cells whose score equals the threshold; returns how many there were.
   std::size_t mark_equal(token_bitmap<Leaf>& tokens, std::uint32_t key, std::uint64_t wanted, std::size_t picked, std::int32_t* out) {
     std::size_t equal = 0, one = 0;
     for (std::size_t i = 0; i < picked; ++i) {
@@ -241,7 +241,8 @@ class cell_emission {
     return found;
   }
 
-  /// Marks the first `most` tokens of a cell's list; returns how many. Ids from listed_ on are of tokens that were cut off or come later.
+  /// Marks the first `most` tokens of a cell's id list; returns how many. Skips ids from listed_ on: these tokens were cut off or come
+  /// later.
   std::size_t mark(token_bitmap<Leaf>& tokens, std::size_t place, std::uint64_t most) {
     const std::uint32_t* const list = offsets_ + cell(place);
     std::size_t there = list[1] - list[0];
@@ -265,11 +266,11 @@ class cell_emission {
   std::size_t n_;
   const std::int32_t* cells_;
   const std::uint32_t* offsets_;
-  std::uint32_t listed_;  // tokens below are in the lists
-  bool has_void_ids_;     // the lists have more
+  std::uint32_t listed_;  // tokens below this are in the lists
+  bool has_void_ids_;     // whether the lists hold other ids too
 };
 
-/// The counts of a head's cells without the tokens from `end` on: those of the index, or a copy of them in `earlier`, [cells].
+/// The counts of a head's cells without the tokens from `end` on: the index's own, or a corrected copy in `earlier`, [cells].
 inline const std::uint32_t* counts_up_to(cell_index_view<> index, codes_view<> codes, std::size_t head, std::uint32_t end,
                                          std::uint32_t* earlier) {
   const std::uint32_t* const counts = &index.counts(head, 0);
@@ -317,7 +318,8 @@ struct kernel<op::merge_tails, backend::host> {
     const std::size_t cells = index.cells();
     policy.runner.run(codes.extent(0), [&](std::size_t head) {
       if (index.merged(head) == index.last(head)) return;
-      // Offsets first hold where the next id of a cell goes, one place ahead; after the sort they are the lists' beginnings.
+      // While tokens are sorted, each offset holds where the next id of its cell goes, stored one place ahead. After the sort the offsets
+      // are where the lists begin.
       std::uint32_t* offset = &index.offsets(head, 0);
       offset[0] = 0;
       std::uint32_t total = 0;

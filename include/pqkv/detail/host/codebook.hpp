@@ -11,7 +11,7 @@ namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::mean_row, backend::host> {
-  /// Over the sample's rows whose elements are all finite; zeros when there is none.
+  /// The mean over the sample's rows whose elements are all finite; zeros if there are none.
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 3, Space> keys, const stratified_sample& sample, view<float, 2> mean) {
     const std::size_t d = keys.extent(2);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Encoding on the host: a task is a run of tokens of one head.
+// Encoding on the host. A task is a run of tokens of one head.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ namespace detail {
 template <class Leaf, class T, class Space>
 class encode_run {
  public:
-  static constexpr std::size_t max_tokens = 1024;  // of a task: long enough to hide its start, short enough to spread one head
+  static constexpr std::size_t max_tokens = 1024;  // of a task: long enough to repay its start, short enough to share out one head
 
   encode_run(view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes, std::size_t head, std::size_t first,
              std::size_t last)
@@ -37,7 +37,7 @@ class encode_run {
  private:
   static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
 
-  /// y of token t in subspace j, without the coordinate that the inner-product metric adds. Its elements are finite where the key's are,
+  /// y of token t in subspace j, without the coordinate that the inner-product metric adds. Its elements are finite if the key's are,
   /// unless the difference overflows.
   row_extent load(std::size_t j, std::size_t t, float* y) {
     const auto whole = row_of(keys_, head_, t);
@@ -78,7 +78,7 @@ class encode_run {
   std::size_t head_, first_, last_, ds_;
   row_tile<Leaf> tile_;
   alignas(cache_line_bytes) float copy_[max_head_dim];
-  bool odd_[max_tokens];  // may have an element that is not finite
+  bool odd_[max_tokens];  // whether a token may have an element that is not finite
 };
 
 }  // namespace detail

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Distance tables on the host: a task is one query head.
+// Distance tables on the host. A task is one query head.
 #pragma once
 
 #include "../../core/canonical.hpp"

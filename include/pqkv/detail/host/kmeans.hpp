@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// k-means on the host: one task a problem (head and subspace), rows in ascending order, assignment by the canonical distance and
-// sums in fixed point. Rows are centred and rounded to 16 bits once, for the search; only rows that change their cluster are read from
-// the caller's memory again.
+// k-means on the host. A task is one problem (a head and subspace). Rows are visited in ascending order, assigned by the canonical
+// distance, and summed in fixed point. For the search, rows are centred and rounded to 16 bits once; afterwards only rows whose cluster is
+// in doubt or changes are read from the caller's memory.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@ static_assert(max_searched == max_centroids && max_row_dim == max_head_dim + 1);
 template <class Leaf, class T>
 class kmeans_problem {
  public:
-  /// @param squared_radius  written; null: the plain squared L2 distance
+  /// @param squared_radius  written; null: the plain squared L2 distance is used
   kmeans_problem(view<const T, 2> points, const float* offset, float* centroids, std::size_t c, float* squared_radius)
       : points_(points),
         offset_(offset),
@@ -53,7 +53,7 @@ class kmeans_problem {
 
  private:
   static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
-  static constexpr std::size_t gather_lead = 16;  // rows; a page of 64 floats each, where the hardware's prefetch ends
+  static constexpr std::size_t gather_lead = 16;  // 16 rows of 64 floats fill a page, past whose end the hardware does not prefetch
 
   void prefetch(std::size_t i) const { prefetch_token(rows_[i]); }
   void prefetch_token(std::size_t t) const {
@@ -62,7 +62,8 @@ class kmeans_problem {
     for (std::size_t e = 0; e < ds_; e += cache_line_bytes / sizeof(T)) __builtin_prefetch(row + e);
   }
 
-  // A block of 64 coordinates is a page, where the hardware's prefetch ends: 1.14x at 131072 rows, nothing at 16384.
+  // A block of rows of 64 coordinates fills a page, and the hardware does not prefetch past the end of a page. Prefetching gives 1.14x at
+  // 131072 rows and nothing at 16384.
   // measured: bench/kmeans, Zen 5, 2026-11
   void prefetch_block(std::size_t b) const {
     if ((b + 1) * block_size_ > block_.size()) return;
@@ -105,15 +106,15 @@ class kmeans_problem {
     if (squared_radius_ != nullptr) {
       *squared_radius_ = radius;
       largest_ = canonical::max(canonical::sqrt(radius), largest_);
-      squared_norm_ = 1.0001f * radius;  // with rounding of the added coordinate
+      squared_norm_ = 1.0001f * radius;  // allows for the rounding of the added coordinate
     }
     owner_ = buffer<std::uint8_t>((used_ + block_rows - 1) / block_rows * block_rows);
     count_ = buffer<std::uint32_t>(c_);
     sum_ = buffer<std::int64_t>(c_ * width_);
   }
 
-  /// Walks a random permutation of the rows and takes each that differs from all taken so far, until there are c; fewer distinct rows are
-  /// repeated in turn. The caller's centroids are written only where there are c rows.
+  /// Walks a random permutation of the rows and takes each that differs from all taken so far, until there are c. If there are fewer
+  /// distinct rows, they are repeated in turn. The caller's centroids are written only if there are at least c rows.
   bool draw_initial(random_stream draws) {
     if (used_ < c_) return false;
     buffer<std::uint32_t> order(used_);
@@ -137,7 +138,7 @@ class kmeans_problem {
     return true;
   }
 
-  /// The first assignment, which writes the rows, rounded, in blocks for the others; none where they cannot be scaled.
+  /// The first assignment. It also stores the rows, rounded, in blocks for later assignments, unless they cannot be scaled.
   void assign_all() {
     if (has_shortlist_scale(squared_norm_)) {
       norm_ = norm_bound(squared_norm_);
@@ -172,14 +173,14 @@ class kmeans_problem {
     }
   }
 
-  /// Rows of one block that must be read again: a bit each.
+  /// The rows of one block that must be read again, one bit each.
   struct reread {
     std::size_t first = 0;
-    std::uint32_t open = 0, moved = 0;  // undecided; of another cluster than before
+    std::uint32_t open = 0, moved = 0;  // rows not yet decided; rows whose cluster has changed
     std::uint8_t index[block_rows];
   };
 
-  /// Whether a row changed its cluster.
+  /// Assigns every row. Returns whether a row changed its cluster.
   bool assign() {
     nearest_search<Leaf> nearest(centroids_, c_, width_, used_);
     reread found[2];
@@ -192,13 +193,13 @@ class kmeans_problem {
       prefetch_block(first / block_rows + 2);
       if (block_.size() != 0) {
         const std::uint32_t close = nearest.find(block_.data() + first / block_rows * block_size_, block_scale_, norm_, now.index);
-        // All of them close: perhaps the block could not be searched, and there is nothing in now.index.
+        // If all are close, the block may not have been searched, and now.index may hold nothing.
         if (close != ~std::uint32_t{0}) now.moved = now.open & ~close & differing(now.index, owner_.data() + first);
         now.open &= close;
       }
       for (std::uint32_t left = now.open | now.moved; left != 0; left &= left - 1)
         prefetch(first + static_cast<std::size_t>(__builtin_ctz(left)));
-      settle(nearest, found[turn ^ 1]);  // of the block before: its rows are in a near cache by now
+      settle(nearest, found[turn ^ 1]);  // of the block before: its prefetched rows are in a near cache by now
     }
     settle(nearest, found[0]);
     settle(nearest, found[1]);
@@ -216,8 +217,8 @@ class kmeans_problem {
     return bits;
   }
 
-  /// Decides the undecided and moves what moves. Sums are exact, so taking a row out of one and into another gives what adding up all
-  /// rows again would.
+  /// Decides the rows still open and moves the rows whose cluster changed. Sums are exact, so moving a row from one sum to another gives
+  /// the same as adding up all rows again.
   void settle(const nearest_search<Leaf>& nearest, reread& rows) {
     for (std::uint32_t left = rows.open | rows.moved; left != 0; left &= left - 1) {
       const auto r = static_cast<std::size_t>(__builtin_ctz(left));
@@ -235,7 +236,7 @@ class kmeans_problem {
     rows.open = rows.moved = 0;
   }
 
-  /// Every empty cluster, ascending, takes the farthest row of the fullest cluster; ties to the lower index.
+  /// In ascending order, every empty cluster takes the farthest row of the fullest cluster; ties go to the lower index.
   void fill_empty() {
     for (std::size_t empty = 0; empty < c_; ++empty) {
       if (count_[empty] != 0) continue;
@@ -245,7 +246,7 @@ class kmeans_problem {
       std::size_t farthest = used_;
       float largest = 0;
       for (std::size_t i = 0; i < used_; ++i) {
-        if (owner_[i] != fullest) continue;  // a cluster that just took its row is never the fullest: it has one
+        if (owner_[i] != fullest) continue;  // a cluster that has just taken its only row is never the fullest
         const float distance = canonical::squared_distance(row(i), centroids_ + fullest, c_, width_);
         if (farthest == used_ || distance > largest) farthest = i, largest = distance;
       }
@@ -268,8 +269,8 @@ class kmeans_problem {
   float* squared_radius_;                  // null: squared L2
   std::size_t c_, ds_, width_, used_ = 0;  // width: ds, or ds + 1 on the sphere
   float largest_ = 0, squared_norm_ = 0;   // the largest |y_i| and |y|^2
-  float scale_ = 1;                        // of the sums
-  float norm_ = 0, block_scale_ = 0;       // at least any |y|; of the blocks
+  float scale_ = 1;                        // of the fixed-point sums
+  float norm_ = 0, block_scale_ = 0;       // norm_: at least every |y|; block_scale_: of the rounded blocks
   std::size_t block_size_ = 0;
   bool changed_ = false;
   buffer<std::int32_t> block_;  // [rows / block_rows][block_size]
@@ -284,7 +285,7 @@ class kmeans_problem {
 
 template <>
 struct kernel<op::kmeans, backend::host> {
-  static constexpr std::size_t scratch_bytes(const op::kmeans::sizes&) { return 0; }  // the heap's, outside of steps
+  static constexpr std::size_t scratch_bytes(const op::kmeans::sizes&) { return 0; }  // training takes heap memory
 
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 4, Space> points, view<const float, 3> offset, view<float, 4> centroids,

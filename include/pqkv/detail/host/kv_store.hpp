@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The copy of rows into a store on the host: a task is one head.
+// Copies rows into a store on the host. A task is one head.
 #pragma once
 
 #include "../../cache/kv_store.hpp"
@@ -17,7 +17,7 @@ struct kernel<op::store_rows, backend::host> {
         bool finite = true;
         for (std::size_t i = 0; i < d; ++i) {
           const U stored = static_cast<U>(static_cast<float>(from(head, t, i)));
-          finite &= is_finite(static_cast<float>(stored));  // a finite float may be beyond half
+          finite &= is_finite(static_cast<float>(stored));  // a finite float may overflow in half
           to(head, t, i) = stored;
         }
         if (!finite && nonfinite.data != nullptr) ++nonfinite(head);

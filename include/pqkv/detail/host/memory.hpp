@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Host memory behind the seam.
+// Host memory for the operations of exec/memory.hpp.
 #pragma once
 
 #include "../../exec/host.hpp"

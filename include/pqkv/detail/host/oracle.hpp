@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact scores on the host: a task is one list; its query heads share each key.
+// Exact scores on the host. A task is one list; its query heads share each key.
 #pragma once
 
 #include <algorithm>
@@ -45,7 +45,7 @@ struct kernel<op::exact_scores, backend::host> {
   }
 
  private:
-  static constexpr float lowest = float_from_bits(0xff800000u);  // -infinity: what a non-finite logit counts as
+  static constexpr float lowest = float_from_bits(0xff800000u);  // -infinity, which stands for a non-finite logit
 
   template <class Leaf, class Store>
   static void dots(view<const float, 2> query, const Store& store, std::size_t head, middle_range range, float* logits,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The index of product quantization on the host: codes of the tokens that leave windows, a task is one head of one sequence; and keys
-// copied out of a store that is not strided.
+// The index of product quantization on the host: codes of the tokens that leave windows, with one task for each head of each sequence; and
+// copies of keys from a store that is not strided.
 #pragma once
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Causal attention of a block of queries on the host. A tile is up to 192 rows, one row a (query, head) of a KV head, so that a group
-// shares each widened row of K and V. For every 96 keys: scores as one matrix product, keys times transposed queries, hence [keys, rows]:
-// the softmax then runs down columns, without sums across a register, and what a key hides from is a prefix of its row. The weighted
-// values are a second product, whose left side is those weights read across.
+// Causal attention of a block of queries on the host. A tile has up to 192 rows, each a (query, head) of one KV head, so a group shares
+// each widened row of K and V. For every 96 keys the scores are one matrix product, keys times transposed queries, with shape [keys, rows].
+// The softmax then runs down columns, without sums across a register, and the rows that must not see a key are a prefix of the key's
+// scores. The weighted values are a second product, whose left side is the transpose of those weights.
 #pragma once
 
 #include <atomic>
@@ -35,7 +35,7 @@ class prefill_call {
   std::size_t head_dim() const { return d_; }
   std::size_t tiles() const { return prefill_tiles(store_.heads(), query_.extent(0), query_.extent(1)); }
 
-  /// Tile 0 is the one with the most keys.
+  /// Tile 0 has the most keys.
   void run(std::size_t tile, const prefill_slot& in) const {
     const std::size_t head = tile % store_.heads(), all = g_ * query_.extent(1);
     const rows_of_queries rows(head, (tiles() - 1 - tile) / store_.heads() * prefill_tile_rows, all);
@@ -48,7 +48,7 @@ class prefill_call {
  private:
   static constexpr std::size_t width = prefill_tile_rows, lines = 16;
 
-  /// Rows [first, first + count) of a KV head; row r is query r / g of head r % g.
+  /// Rows [first, first + count) of a KV head. Row r is query r / g of head r % g.
   struct rows_of_queries {
     rows_of_queries(std::size_t of_head, std::size_t from, std::size_t all)
         : head(of_head), first(from), count(std::min(width, all - from)) {}
@@ -57,7 +57,7 @@ class prefill_call {
 
   static std::size_t whole_registers(std::size_t n) { return (n + lines - 1) / lines * lines; }
   std::size_t position(const rows_of_queries& rows, std::size_t r) const { return first_ + (rows.first + r) / g_; }
-  /// Rows of the tile that stand before a key: the first ones.
+  /// How many rows of the tile stand before a key and must not see it: the first ones.
   std::size_t blind(const rows_of_queries& rows, std::size_t key) const {
     const std::size_t row = key <= first_ ? 0 : (key - first_) * g_;
     return row <= rows.first ? 0 : row - rows.first;
@@ -90,7 +90,7 @@ class prefill_call {
                                                           stride_);
       return;
     }
-    // A weight of zero does not keep an infinity out of the sum of a row that must not see it.
+    // A weight of zero does not keep an infinity out of the sum of a row that must not see it: 0 times infinity is a NaN.
     for (std::size_t r = 0; r < rows.count; ++r) {
       const std::size_t seen = position(rows, r) + 1 - std::min(begin, position(rows, r) + 1);
       Leaf::template matrix_product<matrix_result::added>(in.weights + r, 1, width, 1, in.values, stride_, std::min(seen, count), columns,
@@ -98,7 +98,7 @@ class prefill_call {
     }
   }
 
-  /// Turns logits into weights under the running maxima. Every row sees key 0, so its top is a number after the first tile.
+  /// Turns logits into weights relative to the running maxima. Every row sees key 0, so its maximum is a number after the first tile.
   void weigh(const rows_of_queries& rows, std::size_t begin, std::size_t count, const prefill_slot& in) const {
     std::copy_n(in.tops, rows.count, in.before);
     for (std::size_t t = 0; t < count; ++t) {
@@ -178,8 +178,8 @@ struct kernel<op::prefill_attention, backend::host> {
       workspace scratch(policy.scratch, slots * slot_bytes, "prefill_attention");
       auto* const memory = scratch.template take<std::byte>(slots * slot_bytes);
       std::atomic<std::size_t> next{0};
-      // A task owns a slot. Whoever is free takes the next tile, the longest first; with a runner whose other threads make this call too,
-      // a task takes every slots-th tile instead.
+      // A task owns a slot of scratch and takes the next free tile, longest first. If the runner's other threads make this call too, a task
+      // takes every slots-th tile instead.
       detail::run_tasks(policy, slots, [&](std::size_t task) {
         arena own(memory + task * slot_bytes, slot_bytes);
         const detail::prefill_slot slot(own, call.head_dim());

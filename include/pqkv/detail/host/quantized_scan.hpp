@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantized tables and scans on the host: a task is one query head's table, then a run of tokens of one KV head.
+// Quantized tables and scans on the host. For tables a task is one query head; for scans it is a run of tokens of one KV head.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Tokens of a task, and of a tile whose codes stay in the first-level cache while all query heads of the group look them up.
+/// Tokens of a task; and tokens of a tile, whose codes stay in the first-level cache while all query heads of the group look them up.
 inline constexpr std::size_t quantized_run_tokens = 32768, quantized_tile_tokens = 2048;
 static_assert(max_quantized_subspaces <= max_summed_subspaces);
 
@@ -41,7 +41,7 @@ table_quantization quantize_entries(const float* table, std::size_t stride, std:
     std::fill_n(out, m * c, Entry{0});
     return {};
   }
-  // Each subspace rounds up by half a step at most: 65535 - m leaves twice that.
+  // Each subspace rounds up by half a step at most; 65535 - m leaves room for twice that.
   const double step = sizeof(Entry) == 1 ? widest / 255.0 : total / (65535.0 - static_cast<double>(m));
   const double per_step = step > 0 ? 1 / step : 0, magic = 0x1.8p52;
   for (std::size_t j = 0; j < m; ++j)
@@ -49,7 +49,7 @@ table_quantization quantize_entries(const float* table, std::size_t stride, std:
       const double rounded = (static_cast<double>(table[j * stride + x]) - low[j]) * per_step + magic;
       out[j * c + x] = static_cast<Entry>(__builtin_bit_cast(std::uint64_t, rounded));
     }
-  // Half a step a subspace, with room for the doubles' own rounding; m - 1 additions of floats, each within 2^-24 of its sum.
+  // Half a step for each subspace, with room for the rounding of the doubles; and m - 1 float additions, each within 2^-24 of its sum.
   const double subspaces = static_cast<double>(m);
   double bound = subspaces * step * (0.5 + 0x1p-30) + magnitude * (subspaces - 1) * 0x1.001p-24 + magnitude * 0x1p-44;
   if (magnitude * 1.001 > static_cast<double>(std::numeric_limits<float>::max())) bound = std::numeric_limits<double>::infinity();

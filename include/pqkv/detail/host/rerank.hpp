@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The second stage on the host: a task is one list. Four query heads go together, their table entries side by side, so that one load
-// fetches them all; sums come out in a plane for each query head.
+// The second stage on the host. A task is one list. Four query heads are scored together: their table entries are contiguous, so that one
+// load reads them all. Sums are written in one plane for each query head.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Scratch of one list: tables of groups of four, sums [g, rows], scores [rows].
+/// Scratch of one list: tables for groups of four query heads, sums [g, rows], scores [rows].
 struct rerank_scratch {
   float* tables;
   float* sums;
@@ -55,7 +55,7 @@ class shortlist_scorer {
     return finite;
   }
 
-  /// Tables of query heads [q, q + together) with their entries side by side; what is missing of four repeats the first.
+  /// The tables of query heads [q, q + together) with contiguous entries. Where there are fewer than four heads, the first one is repeated.
   shortlist_tables interleaved(std::size_t q, std::size_t together) const {
     const auto& coarse = tables_.coarse.entries;
     const auto& fine = tables_.fine.entries;
@@ -71,7 +71,7 @@ class shortlist_scorer {
     return {begin, m, c, begin + 4 * m * c, fine.extent(1), fine.extent(2)};
   }
 
-  /// Adds one query head's part to the scores; false where a sum is not finite, and nothing is added.
+  /// Adds one query head's part to the scores. If a sum is not finite, adds nothing and returns false.
   bool add(float* z, std::size_t n, float bias) {
     if (n == 0) return true;
     const float_bounds found = Leaf::bounds(z, n);

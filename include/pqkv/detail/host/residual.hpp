@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Residuals on the host: a task is a run of tokens of one head.
+// Residuals on the host. A task is a run of tokens of one head.
 #pragma once
 
 #include <algorithm>
@@ -53,7 +53,7 @@ template <>
 struct kernel<op::residual_rows, backend::host> {
   static constexpr std::size_t run_rows = 1024;
 
-  /// rows [h, sample.count, d]; NaNs for a key that takes no part
+  /// @param rows  [h, sample.count, d]; NaNs for a key that takes no part
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 3, Space> keys, codes_view<> codes, codebook_view<> book, const stratified_sample& sample,
                   view<float, 3> rows) {

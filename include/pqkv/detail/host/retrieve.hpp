@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Table to selected tokens on the host: a task is one list, from its table to its indices.
+// From table to selected tokens on the host. A task is one list, from its table to its indices.
 #pragma once
 
 #include <algorithm>
@@ -14,35 +14,35 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Memory of the prefilter of one list.
+/// The prefilter's memory for one list.
 struct prefilter_scratch {
   std::uint16_t* sums;      // [tokens]
   std::int32_t* positions;  // [room + select_slack]
-  std::size_t room;         // candidates it is worth to look at
+  std::size_t room;         // the most candidates that are worth scoring canonically
 };
 
-/// A prefilter of the scan path, for reductions that add logits. One table of 16-bit integers stands for the tables of the whole group, so
-/// a token costs m look-ups of integers and not g * m of floats. The k-th largest integer sum and the stated error leave few tokens in
-/// doubt, and only these are scored canonically: the selected set is the one of the canonical scores.
+/// A prefilter for the scan path, for reductions that add logits. One table of 16-bit integers stands for the tables of the whole group, so
+/// a token costs m look-ups of integers instead of g * m look-ups of floats. The k-th largest integer sum and the stated error leave few
+/// tokens in doubt. Only these are scored canonically, so the selected set is that of the canonical scores.
 ///
-/// The probability reductions have no such filter. Their scores hold the normaliser, a sum of canonical products over all tokens: with
-/// every product at hand, little is left to spare. logit_max would need a sum for each query head.
+/// The probability reductions have no such filter. Their scores need the normaliser, a sum of canonical products over all tokens; once
+/// every product is computed, a filter saves little. logit_max would need a sum for each query head.
 template <class Leaf>
 class logit_prefilter {
  public:
-  static constexpr std::size_t least_tokens = 2048;  // from which on the tables' rounding is paid for; a guess that was not swept
+  static constexpr std::size_t least_tokens = 2048;  // fewer tokens do not repay rounding the tables; a guess that was not swept
 
   static bool serves(std::size_t m, std::size_t tokens) { return m <= max_quantized_subspaces && tokens >= least_tokens; }
 
   logit_prefilter(const token_items& tokens, std::size_t m, std::size_t c, const prefilter_scratch& scratch)
       : tokens_(tokens), m_(m), c_(c), scratch_(scratch) {}
 
-  /// Writes first + position, ascending, for the k best of them, 0 < k < n; false, and nothing is written, where the error leaves too
-  /// many in doubt.
+  /// Writes first + position, ascending, for the k best of the tokens; 0 < k < n. If the error leaves too many tokens in doubt, writes
+  /// nothing and returns false.
   ///
-  /// Let v be a token's integer sum, its score within `bound` of offset + step * v, and K a sum that at least k tokens reach. The k-th
-  /// best score is then at least offset + step * K - bound, so a token with v < K - 2 bound / step is not selected. No more than k tokens
-  /// reach K + 1, nor more than k reach K where no sum equals the k-th: a token with v > K + 2 bound / step is selected.
+  /// Let v be a token's integer sum, whose score is within `bound` of offset + step * v, and K a sum that at least k tokens reach. The k-th
+  /// best score is then at least offset + step * K - bound, so a token with v < K - 2 bound / step is not selected. At most k tokens reach
+  /// K + 1 (and at most k reach K if no sum equals the k-th), so a token with v > K + 2 bound / step is selected.
   ///
   /// @param scores  [n], scratch
   template <class Scorer>
@@ -80,7 +80,7 @@ class logit_prefilter {
     return selection.threshold(k).key;
   }
 
-  /// Leaves the `wanted` best of the first `open` positions, ascending. chosen: [wanted], scratch
+  /// Keeps the `wanted` best of the first `open` positions, ascending. @param chosen  [wanted], scratch
   template <class Scorer>
   void keep_best(const Scorer& scorer, std::size_t wanted, std::size_t open, float* scores, std::int32_t* chosen) {
     if (wanted == 0 || wanted == open) return;
@@ -98,7 +98,7 @@ class logit_prefilter {
     for (std::size_t i = 0; i < wanted; ++i) scratch_.positions[i] = scratch_.positions[chosen[i]];
   }
 
-  /// Merges the first `added` positions into the certain ones, from behind.
+  /// Merges the first `added` positions into the certain ones, from the back.
   void merge(std::size_t certain, std::size_t added, std::int32_t first, std::int32_t* out) const {
     while (added != 0) {
       const std::int32_t last = first + scratch_.positions[added - 1];
@@ -169,7 +169,7 @@ struct kernel<op::retrieve, backend::host> {
   }
 
  private:
-  /// Of one list.
+  /// Scratch of one list.
   struct list_scratch {
     detail::cell_scratch cells;
     std::uint32_t* earlier;  // [cells] counts at an earlier length
@@ -226,7 +226,7 @@ struct kernel<op::retrieve, backend::host> {
     return static_cast<std::uint32_t>(selection.emit(selection.threshold(k), static_cast<std::int32_t>(range.begin), out, k));
   }
 
-  /// Prepares the scorer; false where there is nothing to choose: then all k of the range are written to `out`.
+  /// Prepares the scorer. If every token of the range, or none, is selected, writes `out` and returns false.
   template <class Scorer, class Items>
   static bool prepare(Scorer& scorer, distance_table_view<> table, std::size_t first, const Items& items, middle_range range,
                       std::uint32_t k, std::int32_t* out, std::uint8_t* skipped) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scores of a group on the host. `group_scorer` is what both scan() and retrieve() are made of: it prepares the tables of the query
-// heads of one list once, then scores items. Items are tokens, whose table entries are looked up, or the cells of a joint-code index,
-// whose products are expanded from the table; all that follows goes through the same leaves, and a product has the same factors in
-// the same order, which is why the two paths agree to the bit.
+// Scores of a group of query heads on the host. scan() and retrieve() are both made of `group_scorer`: it prepares the tables of one list's
+// query heads once, then scores items. Items are tokens or the cells of a joint-code index. A token's table entries are looked up; the
+// products of cells are expanded from the table. Everything after that is the same SIMD code. A product has the same factors in the same
+// order for both kinds of items, so the two paths agree to the bit.
 #pragma once
 
 #include <algorithm>
@@ -19,14 +19,14 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Tokens, or cells that stand for several, by their codes in planes. A tile of products stays in the first-level cache.
+/// Tokens, or cells that each stand for several tokens, given by their codes in planes. A tile of products stays in the first-level cache.
 struct token_items {
   static constexpr std::size_t tile = 2048;
   const std::uint8_t* codes;
   std::size_t stride, n;
-  const std::uint32_t* weights = nullptr;  // [n] tokens of each; null: one
+  const std::uint32_t* weights = nullptr;  // [n] how many tokens each item stands for; null: one
 
-  /// use(first, values, weights, count) for every tile of products of entries [m, c]
+  /// Calls use(i, values, weights, count) for every tile of products of entries [m, c]; i is the tile's first item.
   template <class Leaf, class Use>
   void products(const float* entries, std::size_t m, std::size_t c, Use use) const {
     alignas(cache_line_bytes) float values[tile];
@@ -36,7 +36,7 @@ struct token_items {
       use(first, static_cast<const float*>(values), weights == nullptr ? nullptr : weights + first, count);
     }
   }
-  /// Sum of F over the products of entries [m, c].
+  /// The sum of F over the products of entries [m, c].
   template <class Leaf>
   std::uint64_t total(const float* entries, std::size_t m, std::size_t c) const {
     std::uint64_t z = 0;
@@ -45,7 +45,7 @@ struct token_items {
     });
     return z;
   }
-  /// scores[t] = fma(product, factor[q], scores[t]), q ascending, of the products of entries [g, m, c]
+  /// scores[t] = fma(product, factor[q], scores[t]) for the products of entries [g, m, c], q ascending.
   template <class Leaf>
   void add_scaled(const float* entries, const float* factor, std::size_t g, std::size_t m, std::size_t c, float* scores) const {
     for (std::size_t q = 0; q < g; ++q)
@@ -64,7 +64,7 @@ struct token_items {
   }
 };
 
-/// All c^m cells in ascending order, each standing for weights[cell] tokens. The first code is the most significant digit.
+/// All c^m cells in ascending order; each stands for weights[cell] tokens. The first code is the most significant digit.
 struct cell_items {
   const std::uint32_t* weights;
   std::uint64_t weight_sum;
@@ -99,7 +99,7 @@ struct cell_items {
     expand(
         entries, m, c, [](float prefix, const float* row, std::size_t count, float* to) { Leaf::multiples(prefix, row, count, to); }, out);
   }
-  /// One subspace after the other, in place: the block of a prefix lies behind all prefixes that are still to be read.
+  /// Extends one subspace after the other, in place. The block of a prefix is written behind all prefixes that are still to be read.
   template <class Extend>
   static void expand(const float* entries, std::size_t m, std::size_t c, Extend extend, float* out) {
     std::copy_n(entries, c, out);
@@ -107,8 +107,8 @@ struct cell_items {
     for (std::size_t j = 1; j < m; ++j, width *= c)
       for (std::size_t prefix = width; prefix-- > 0;) extend(out[prefix], entries + j * c, c, out + prefix * c);
   }
-  /// The products of entries [g, m, c], g up to cell_grid::most, as prefixes and rows. The prefixes of a long code go to `values`, which
-  /// has room: there are at least 16 times as many cells.
+  /// The products of entries [g, m, c], g up to cell_grid::most, as prefixes and rows. Prefixes of a long code go to `values`, which is
+  /// large enough: there are at least 16 times as many cells as prefixes.
   template <class Leaf>
   cell_grid grid(const float* entries, std::size_t g, std::size_t m, std::size_t c) const {
     static constexpr float one = 1;
@@ -120,10 +120,10 @@ struct cell_items {
   }
 };
 
-/// Scratch of one list: g * m * c floats twice, g floats.
+/// Scratch of one list: two times g * m * c floats, and g floats.
 struct scorer_scratch {
   float* shifted;  // u = table - maximum, or the table itself for logits
-  float* entries;  // what the items look up
+  float* entries;  // what items look up
   float* factor;   // R, or the bias
 
   template <class Carver>
@@ -139,8 +139,8 @@ class group_scorer {
                canonical::softmax_scale scale)
       : scratch_(scratch), reduction_(reduction), g_(g), m_(m), c_(c), scale_(scale) {}
 
-  /// Takes query heads [first, first + g) of the table. Returns through `skipped` (null or [g]) which had a non-finite entry.
-  /// @param tokens  what the items stand for in all
+  /// Prepares query heads [first, first + g) of the table. Writes to `skipped` (null or [g]) which of them have a non-finite entry.
+  /// @param tokens  how many tokens all items stand for
   template <class Items>
   void prepare(distance_table_view<> table, std::size_t first, const Items& items, std::uint64_t tokens, std::uint8_t* skipped) {
     for (std::size_t q = 0; q < g_; ++q) {
@@ -192,8 +192,9 @@ class group_scorer {
 
   bool adds_logits() const { return pqkv::adds_logits(reduction_); }
 
-  /// Rounds the sum of the group's tables to integers, where adds_logits(). The bound is against canonical scores: with A the sum over
-  /// query heads and subspaces of the largest magnitude, the canonical score rounds m + g - 2 times, the summed table once a subspace.
+  /// Rounds the sum of the group's tables to integers; only for reductions that adds_logits(). The bound is the distance to the canonical
+  /// scores. Let A be the sum, over query heads and subspaces, of the largest magnitude. The canonical score rounds m + g - 2 times, and
+  /// the summed table once for each subspace.
   /// @param entries  [m, c], written
   table_quantization quantize_group(std::uint16_t* entries) const {
     double magnitude = 0;
@@ -209,8 +210,7 @@ class group_scorer {
     }
     table_quantization scaling = quantize_entries(scratch_.shifted, c_, m_, c_, entries);
     scaling.bound += magnitude * static_cast<double>(m_ + g_) * 0x1.01p-24 + static_cast<double>(m_) * 0x1p-149;
-    if (magnitude * 1.001 > static_cast<double>(std::numeric_limits<float>::max()))
-      scaling.bound = std::numeric_limits<double>::infinity();
+    if (magnitude * 1.001 > static_cast<double>(std::numeric_limits<float>::max())) scaling.bound = std::numeric_limits<double>::infinity();
     return scaling;
   }
 
@@ -218,7 +218,7 @@ class group_scorer {
   bool uses_logits() const { return reduction_ != group_reduction::probability_sum && reduction_ != group_reduction::probability_max; }
   bool uses_bias() const { return reduction_ == group_reduction::logit_max; }
 
-  /// A query head that contributes nothing: adds 0, or loses every maximum.
+  /// Makes a query head contribute nothing: it adds 0, or loses every maximum.
   void leave_out(std::size_t q) {
     const float nothing = uses_bias() ? float_from_bits(0xff800000u) : 0.0f;
     std::fill_n(scratch_.entries + q * m_ * c_, m_ * c_, nothing);
@@ -282,8 +282,7 @@ struct kernel<op::scan, backend::host> {
       detail::run_tasks(policy, lists, [&](std::size_t list) {
         const std::size_t head = list / lists_per_head, first = list * g;
         const detail::scorer_scratch own{all.shifted + first * m * c, all.entries + first * m * c, all.factor + first};
-        detail::group_scorer<detail::leaf<decltype(isa)>> scorer(own, reduction, g, m, c,
-                                                                     canonical::softmax_scale::of(head_dim, scale));
+        detail::group_scorer<detail::leaf<decltype(isa)>> scorer(own, reduction, g, m, c, canonical::softmax_scale::of(head_dim, scale));
         const detail::token_items items{codes.data + head * codes.stride(0), codes.stride(1), n};
         scorer.prepare(table, first, items, n, nullptr);
         scorer.score(items, scores.data + list * scores.stride(0));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What changes sequences on the host. Work that can fail (the runner's, a selector's) comes first and writes behind the ends of the
-// sequences; the commit that follows runs in the calling thread and cannot fail.
+// What changes sequences on the host. Work that can fail (the runner's, a selector's) comes first and writes only behind the ends of the
+// sequences. The commit that follows runs in the calling thread and cannot fail.
 #pragma once
 
 #include <cstring>
@@ -13,19 +13,19 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Converts one row; whether it is finite once stored.
+/// Converts one row. Returns whether it is finite once stored.
 template <class Isa, class From, class To>
 bool store_row(kv_row<From> from, row_slot<To> to, std::size_t d) {
   bool finite = true;
   for (std::size_t i = 0; i < d; ++i) {
     const To stored = static_cast<To>(static_cast<float>(from.data[i * from.stride]));
-    finite &= is_finite(static_cast<float>(stored));  // a finite float may be beyond half
+    finite &= is_finite(static_cast<float>(stored));  // a finite float may overflow in half
     to.data[i * to.stride] = stored;
   }
   return finite;
 }
 
-/// A row as 8-bit integers and a scale; whether it is finite.
+/// Stores a row as 8-bit integers and a scale. Returns whether it is finite.
 template <class Isa, class From>
 bool store_row(kv_row<From> from, row_slot<scaled_int8> to, std::size_t d) {
   return isa::with<Isa, isa::avx2>([&](auto isa) {
@@ -35,7 +35,7 @@ bool store_row(kv_row<From> from, row_slot<scaled_int8> to, std::size_t d) {
   });
 }
 
-/// Tasks of one call may count side by side.
+/// Atomic, since tasks of one call may count at the same time.
 inline void add_to(std::uint32_t& counter, std::uint32_t more) {
   if (more != 0) __atomic_fetch_add(&counter, more, __ATOMIC_RELAXED);
 }
@@ -47,7 +47,7 @@ struct kernel<op::store_tokens, backend::host> {
   template <class P, class Rows, class K, class V, class From>
   static void run(const P& policy, const Rows& rows, const stored_tokens<space::host>& call, view<K, 3, From> keys,
                   view<V, 3, From> values) {
-    constexpr std::size_t run_tokens = 512;  // of a task: a prompt of few heads still fills every thread
+    constexpr std::size_t run_tokens = 512;  // for each task: a prompt with few heads still uses every thread
     const auto store = [](auto... of) { return detail::store_row<typename P::isa_type>(of...); };
     const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
     detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
@@ -66,7 +66,7 @@ struct kernel<op::store_tokens, backend::host> {
 
 template <>
 struct kernel<op::append_tokens, backend::host> {
-  /// @param keys, values  [tokens, h, d]; without data the rows are in the store already
+  /// @param keys, values  [tokens, h, d]; without data: the rows are in the store already
   template <class P, class Rows, class Index, class K, class V, class From>
   static void run(const P& policy, const Rows& rows, const Index& index, const appended_tokens<space::host>& call, view<K, 3, From> keys,
                   view<V, 3, From> values) {
@@ -96,7 +96,7 @@ struct kernel<op::append_tokens, backend::host> {
                     view<V, 3, From> values, std::size_t h, std::size_t count) {
     const auto& slots = call.slots;
     const auto stored = [](auto... of) { return detail::store_row<typename P::isa_type>(of...); };
-    // A task is one head of one row. Rows are stored in the order of their tokens, which begin where the row before ends.
+    // A task is one head of one row. Rows of K and V come in the order of tokens, so each row of the step begins where the last one ended.
     detail::run_tasks(policy, count * h, [&](std::size_t task) {
       const std::size_t row = task / h, head = task % h;
       std::size_t first = 0;
@@ -152,7 +152,8 @@ struct kernel<op::truncate_tokens, backend::host> {
 
 template <>
 struct kernel<op::copy_slot, backend::host> {
-  /// Copies through the runner where `to` is empty: then a copy that fails leaves it empty. Over a sequence it must not fail.
+  /// If `to` is empty the runner copies, and a failed copy leaves `to` empty. If `to` holds a sequence, the copy must not fail: this thread
+  /// makes it.
   template <class P>
   static void run(const P& policy, const slot_parts& parts, const slot_table<space::host>& slots, std::size_t from, std::size_t to) {
     const std::size_t n = slots.sequences(from).longest;
@@ -221,7 +222,7 @@ struct kernel<op::share_lists, backend::host> {
       const step_token token = locate(queries.step, queries.sequences.extent(0), queries.first + i);
       if (queries.has_own_list(token, i)) continue;
       for (std::size_t list = 0; list < lists; ++list) {
-        const std::size_t to = i * lists + list, from = to - lists;  // the token before has the row's list by now
+        const std::size_t to = i * lists + list, from = to - lists;  // the token before has the row's list already
         plan.counts(to) = plan.counts(from);
         for (std::size_t k = 0; k < plan.counts(from); ++k) found(to, k) = found(from, k);
       }
@@ -237,13 +238,13 @@ struct kernel<op::write_lists, backend::host> {
     const std::size_t lists = indices.extent(1);
     for (std::size_t i = 0; i < indices.extent(0); ++i) {
       const step_token token = locate(queries.step, queries.sequences.extent(0), queries.first + i);
-      const bool is_asked = token.count != 0 && token.slot < queries.sequences.extent(0);  // a query behind the last row is not
+      const bool is_asked = token.count != 0 && token.slot < queries.sequences.extent(0);  // a query behind the last row is not asked
       const middle_range whole =
           is_asked ? whole_middle(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers) : middle_range{};
       for (std::size_t list = 0; list < lists; ++list) {
         const std::size_t row = i * lists + list, room = indices.extent(2);
         const std::size_t all = whole.size() != 0 ? whole.size() : is_asked ? plan.counts(row) : 0;
-        const std::size_t listed = all < room ? all : room;  // a door refused less room, where the host knows how much is needed
+        const std::size_t listed = all < room ? all : room;  // on the host, checks have already refused too little room
         counts(i, list) = static_cast<std::uint32_t>(listed);
         for (std::size_t k = 0; k < room; ++k)
           indices(i, list, k) = k >= listed ? -1 : whole.size() != 0 ? static_cast<std::int32_t>(whole.begin + k) : found(row, k);

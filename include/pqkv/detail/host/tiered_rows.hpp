@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows between slow and fast memory on the host. Copies that attention is about to read are made in the calling thread: a few rows in a
-// step; those of blocks by the runner, a task a head.
+// Moves rows between slow and fast memory on the host. The calling thread copies the few rows that attention is about to read; the runner
+// copies the rows of blocks, with one task for each head.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ void copy_row(const tiered_store<T, E>& tiers, std::size_t head, std::size_t tok
   for (std::size_t i = 0; i < tiers.head_dim(); ++i) to[tiers.head_dim() + i] = value.data[i * value.stride];
 }
 
-/// Copies what a sequence of so many tokens lacks of sinks and newest tokens; of one that has more of them already, nothing.
+/// Copies the sinks and newest tokens that fast memory lacks for a sequence of this length; nothing if it has them already.
 template <class T, class E>
 void refresh_residents(const tiered_store<T, E>& tiers, std::size_t slot, std::uint32_t tokens) {
   resident_tokens& of = tiers.residents(slot);
@@ -43,7 +43,7 @@ void refresh_residents(const tiered_store<T, E>& tiers, std::size_t slot, std::u
   of.last = length;
 }
 
-/// Tokens of [first, last) that no fast memory has.
+/// How many tokens of [first, last) are not in fast memory.
 template <class T, class E>
 std::uint64_t slow_tokens(const tiered_store<T, E>& tiers, std::size_t slot, std::uint32_t first, std::uint32_t last) {
   const resident_tokens& of = tiers.residents(slot);
@@ -63,7 +63,7 @@ std::uint64_t slow_tokens(const tiered_store<T, E>& tiers, std::size_t slot, std
   return count;
 }
 
-/// Of one list: the block cache's misses that are among the newest tokens nevertheless.
+/// How many of one list's misses in the block cache are among the newest tokens.
 template <class T, class E>
 std::uint64_t near_misses(const tiered_store<T, E>& tiers, std::size_t slot, const std::int32_t* list, std::size_t count) {
   const resident_tokens& of = tiers.residents(slot);

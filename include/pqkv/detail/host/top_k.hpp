@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact selection on the host. Two order statistics of a sample bracket the k-th largest score; one pass over the row counts what is above
-// the bracket and keeps what is inside; the bound is then sought among those few, and a second pass emits. Every step is verified by
-// counts, so the sample decides the time and never the result. Where it misled, halving the interval of keys ends after 32 counts at
-// most, whatever the values.
+// Exact selection on the host. A sample gives two scores that bracket the k-th largest one. One pass over the row counts the scores above
+// the bracket and keeps those inside; the threshold is then found among the few that were kept, and a second pass writes the list. Counts
+// verify every step, so the sample decides the time and never the result. If it misleads, halving the interval of keys ends after 32 counts
+// at most, whatever the values.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Unsigned keys with the order of the scores. Between `bottom` and `top` a key is a bound that scores can be compared with.
+/// Unsigned keys in the order of the scores. A key between `bottom` and `top` corresponds to a score that others can be compared with.
 template <class T>
 struct select_key;
 template <>
@@ -26,7 +26,7 @@ struct select_key<float> {
   static constexpr std::uint32_t bottom = 0x007fffff, top = 0xff800000;  // -infinity and infinity; a NaN has key 0
   static constexpr float bound(std::uint32_t key) {
     if (key < bottom) key = bottom;
-    return float_from_bits((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);  // beyond the top: a NaN, which nothing is at least
+    return float_from_bits((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);  // above the top: a NaN, which no score reaches
   }
 };
 template <>
@@ -37,13 +37,14 @@ struct select_key<std::uint16_t> {
 
 inline constexpr std::uint64_t all_equal = std::numeric_limits<std::uint64_t>::max();
 
-/// Everything above `key` is selected, and of what equals it the first `of_equal`.
+/// Selects every score above `key`, and the first `of_equal` that equal it.
 struct selection_threshold {
   std::uint32_t key = 0;
   std::uint64_t of_equal = all_equal;
 };
 
-/// Keys [low, high) in which the k-th largest lies: at_low items are at least low, at_high at least high, at_high < k <= at_low.
+/// An interval [low, high) of keys that holds the k-th largest. at_low items have keys of at least low, at_high of at least high, and
+/// at_high < k <= at_low.
 struct key_interval {
   std::uint64_t low = 0, high = 0, at_low = 0, at_high = 0;
 
@@ -55,7 +56,8 @@ struct key_interval {
     else
       high = key, at_high = at_key;
   }
-  /// A key inside: by turns where k would be if the items lay evenly, and the middle, so that the interval halves in two cuts.
+  /// A key inside the interval: in even turns where k would be if the items were evenly distributed, in odd turns the middle. So two cuts
+  /// at least halve the interval.
   std::uint64_t next(unsigned turn, std::uint64_t k) const {
     const std::uint64_t width = high - low;
     if (turn % 2 != 0) return low + width / 2;
@@ -64,24 +66,25 @@ struct key_interval {
   }
 };
 
-/// Cuts the interval by counts of all items until it is decided, or until at most `enough` of them lie inside.
-/// @param at_least  (key) how many items are at least that, in weights where they have any
+/// Cuts the interval, by counts over all items, until it is decided or at most `enough` items lie inside.
+/// @param at_least  (key) how many items have at least this key; the sum of their weights where they have weights
 template <class T, class AtLeast>
 void narrow(key_interval& interval, std::uint64_t k, std::uint64_t enough, AtLeast at_least) {
   for (unsigned turn = 0; !interval.decided(k); ++turn) {
-    if (interval.high <= select_key<T>::bottom) {  // among the NaNs, which are equal
+    if (interval.high <= select_key<T>::bottom) {  // k falls among the NaNs, which are equal
       interval.low = 0, interval.high = 1;
       return;
     }
-    const bool of_numbers = interval.low + 1 > select_key<T>::bottom;  // low >= bottom, which nvcc warns of where bottom is 0
+    const bool of_numbers = interval.low + 1 > select_key<T>::bottom;  // means low >= bottom; nvcc warns of that form where bottom is 0
     if (of_numbers && interval.at_low - interval.at_high <= enough) return;
     const std::uint64_t key = std::max<std::uint64_t>(interval.next(turn, k), select_key<T>::bottom);
     interval.cut(key, at_least(static_cast<std::uint32_t>(key)), k);
   }
 }
 
-/// A key in [low, high) that between `fewest` and `most` items are at least, if there is one; else the last one with more.
-/// @param at_least  (key) how many items are at least that
+/// Finds a key in [low, high) such that between `fewest` and `most` items have at least this key. If there is none, the last key with more
+/// items.
+/// @param at_least  (key) how many items have at least this key
 template <class AtLeast>
 std::uint64_t suggest(double fewest, double most, std::uint64_t low, std::uint64_t high, AtLeast at_least) {
   while (high - low > 1) {
@@ -93,7 +96,7 @@ std::uint64_t suggest(double fewest, double most, std::uint64_t low, std::uint64
   return low;
 }
 
-/// Selection from one row of scores.
+/// Selects from one row of scores.
 template <class Leaf, class T>
 class row_selection {
   using key_type = select_key<T>;
@@ -115,7 +118,7 @@ class row_selection {
     return interval.threshold(k);
   }
 
-  /// Writes first + i, ascending, for every selected i. room: how many are selected
+  /// Writes first + i for every selected i, ascending. @param selected  how many there are
   std::size_t emit(selection_threshold threshold, std::int32_t first, std::int32_t* out, std::size_t selected) const {
     std::size_t begin = 0, count = 0;
     if (threshold.of_equal != all_equal || threshold.key == 0) {
@@ -128,21 +131,21 @@ class row_selection {
   }
 
  private:
-  // Scores kept at a time, and read between two looks at how many those are; chosen, not swept.
+  // room: scores kept at a time; tile: scores read between two checks of how many are kept. Chosen, not swept.
   static constexpr std::size_t room = 12288, tile = 2048, least_sample = 1024, most_sample = 8192;
 
   static std::uint64_t count(const T* scores, std::size_t n, std::uint32_t key) {
     return key == 0 ? n : Leaf::count_at_least(scores, n, key_type::bound(key));
   }
 
-  /// Narrows the interval to what a sample suggests, and decides it where that was right.
+  /// Narrows the interval to what a sample suggests. If the sample was right, this decides it.
   void bracket(key_interval& interval, std::uint64_t k) {
     const std::size_t size = std::clamp(n_ / 64, least_sample, most_sample), step = n_ / size;
-    // One score out of every step, at a place that differs from step to step, so that no period of the row is met.
+    // One score out of every step, at a varying place, so that a period in the row cannot mislead the sample.
     std::uint32_t draw = 1;
     for (std::size_t i = 0; i < size; ++i, draw = draw * 1664525u + 1013904223u)
       kept_[i] = scores_[i * step + (std::uint64_t{draw} * step >> 32)];
-    // Four standard deviations of the rank, and up to one more where that spares cuts.
+    // Four standard deviations of the rank, and up to one more if that saves cuts.
     const double part = static_cast<double>(k) / static_cast<double>(n_), rank = part * static_cast<double>(size);
     const double deviation = std::sqrt(rank * (1 - part)) + 1;
     const auto at_least = [&](std::uint32_t key) { return count(kept_, size, key); };
@@ -150,7 +153,7 @@ class row_selection {
     std::uint64_t over = interval.high;
     if (rank > 4 * deviation + 1) over = suggest(rank - 5 * deviation, rank - 4 * deviation, low, over, at_least);
     const std::uint64_t high = std::min<std::uint64_t>(over, key_type::top);
-    if (high <= low) {  // as where many scores are equal
+    if (high <= low) {  // for example where many scores are equal
       narrow_at(interval, k, low);
       narrow_at(interval, k, high + 1);
       return;
@@ -171,7 +174,7 @@ class row_selection {
     if (key > interval.low && key < interval.high) interval.cut(key, count(scores_, n_, static_cast<std::uint32_t>(key)), k);
   }
 
-  /// Keeps the scores with keys in [low, high), low at least the bottom; gives up when there are more than `room`.
+  /// Keeps the scores with keys in [low, high); low must be at least the bottom. Gives up when there are more than `room`.
   interval_counts keep(std::uint64_t low, std::uint64_t high) {
     const T from = key_type::bound(static_cast<std::uint32_t>(low)), to = key_type::bound(static_cast<std::uint32_t>(high));
     interval_counts all;
@@ -183,13 +186,13 @@ class row_selection {
     return all;
   }
 
-  /// Decides the interval, whose scores are all kept.
+  /// Decides the interval; all its scores have been kept.
   void refine(key_interval& interval, std::uint64_t k, std::size_t kept) const {
     const std::uint64_t above = interval.at_high;
     narrow<T>(interval, k, 0, [&](std::uint32_t key) { return above + count(kept_, kept, key); });
   }
 
-  /// One past the place of the `wanted`-th score that has the key; 1 <= wanted <= how many have it.
+  /// The place after the `wanted`-th score that has this key; 1 <= wanted <= how many have it.
   std::size_t end_of_equals(std::uint32_t key, std::uint64_t wanted) const {
     const auto equals = [&](std::size_t begin, std::size_t size) {
       const std::uint64_t more = key >= key_type::top ? 0 : count(scores_ + begin, size, key + 1);

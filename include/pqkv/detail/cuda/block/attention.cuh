@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of up to eight query heads to the tokens of one warp, by matrix products: 16 tokens at a time come through a ring in
-// shared memory while the ones before are used. Rows 0 to 7 of an operand hold a float's upper part, rows 8 to 15 what that leaves
-// over, so the padding of a small group to 16 rows buys the precision of float queries and weights; of queries in bfloat16 a third
-// part, of eight more bits, goes through products of its own.
+// Attention of up to eight query heads to the tokens of one warp, by matrix products. Tokens pass through a ring in shared memory, 16 at a
+// time; the next ones load while some are in use. Rows 0 to 7 of an operand hold the upper part of each float, rows 8 to 15 the rest. So
+// the padding of a small group to 16 rows pays for the precision of float queries and weights. Queries split into bfloat16 have a third
+// part, of eight more bits, with its own products.
 // Sources: online softmax: Milakov and Gimelshein 2018; token gather by cp.async: FlashInfer's paged decode.
 #pragma once
 
@@ -15,8 +15,8 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// The exponent of a head's largest query element, which is divided by its power of two: half has few exponents. By the four lanes of a
-/// head, each with some of its elements.
+/// The exponent of a head's largest query element. The query is divided by this power of two, because half has few exponents. Four lanes
+/// take a head, each some of its elements.
 template <unsigned Steps>
 __device__ int exponent_of_head(const float (&element)[Steps][4]) {
   float largest = 0;
@@ -30,15 +30,16 @@ __device__ int exponent_of_head(const float (&element)[Steps][4]) {
   return exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
 }
 
-/// The running softmax of eight query heads and their weighted values, spread over a warp: a lane works for head lane / 4.
+/// The running softmax of eight query heads, and their weighted values, distributed over a warp: a lane works for head lane / 4.
 template <unsigned Dims>
 struct warp_softmax {
-  float top = float_from_bits(0xff800000u), total = 0;  // total: of this lane's tokens
-  bool broken = false;                                  // met a logit that is not finite
+  float top = float_from_bits(0xff800000u), total = 0;  // total: the sum of the weights of this lane's tokens
+  bool broken = false;                                  // whether a logit was not finite
   float sum[Dims / 8][4] = {};
 
-  /// Four logits, as powers of two, of tokens 2 (lane % 4), the next, and those 8 further on, into weights. Tokens from `left` on weigh 0.
-  /// @param shift  weights go up to 2^shift
+  /// Turns four logits (in units of log2) into weights. They are of tokens 2 (lane % 4) and the next, and of the two tokens 8 further on.
+  /// Tokens from `left` on get weight 0.
+  /// @param shift  the largest weight is 2^shift
   __device__ void weigh(float (&z)[4], std::uint32_t left, float shift) {
     const unsigned first = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -49,7 +50,7 @@ struct warp_softmax {
     float highest = fmaxf(fmaxf(z[0], z[1]), fmaxf(z[2], z[3]));
     highest = fmaxf(highest, __shfl_xor_sync(all_lanes, highest, 1));
     highest = fmaxf(highest, __shfl_xor_sync(all_lanes, highest, 2));
-    if (__any_sync(all_lanes, highest > top)) {  // seldom, after the first tokens
+    if (__any_sync(all_lanes, highest > top)) {  // rare after the first tokens
       highest = fmaxf(highest, top);
       const float shrink = power_of_two_near(top - highest);
       top = highest;
@@ -65,7 +66,7 @@ struct warp_softmax {
       total += z[i];
     }
   }
-  /// The total of a head, NaN where a logit was not finite; by all lanes.
+  /// The total of a head; NaN if a logit was not finite. By all lanes.
   __device__ float total_of_head() const {
     float all = total;
     all += __shfl_xor_sync(all_lanes, all, 1);
@@ -77,20 +78,20 @@ struct warp_softmax {
   }
 };
 
-/// Tiles of 16 tokens, `begin + 16 * (warp + i * warps)` and the 15 after, up to `end`, through a ring of stages: the rows of some are on
-/// their way while one is used. By a warp.
-/// @param token_at  of a place in the list
-/// @param prepare   is called once the first rows have been asked for
-/// @param fill      (stage, token, left): asks for the rows of a tile of which `left` tokens count; `token` is the one whose row this lane
-///                  finds, K below lane 16, V above
-/// @param use       (stage, left): takes a tile that is there
+/// One warp takes tiles of 16 tokens, which start at `begin + 16 * (warp + i * warps)`, up to `end`. They pass through a ring of stages:
+/// some rows load while one tile is in use.
+/// @param token_at  the token at a place in the list
+/// @param prepare   called once the first rows have been asked for
+/// @param fill      (stage, token, left): asks for the rows of a tile, whose first `left` tokens count. This lane finds the row of `token`:
+///                  its K if it is below lane 16, else its V
+/// @param use       (stage, left): uses a tile that has loaded
 template <unsigned Stages, class TokenAt, class Prepare, class Fill, class Use>
 __device__ void use_through_ring(std::uint32_t begin, std::uint32_t end, unsigned warp, unsigned warps, TokenAt token_at, Prepare prepare,
                                  Fill fill, Use use) {
   constexpr std::uint32_t tokens = 16;
   const std::uint32_t step = tokens * warps, of_lane = threadIdx.x % tokens;
   std::uint32_t at = begin + warp * tokens;
-  // A token is looked up a turn before its row is asked for, those of the first turns together.
+  // A token is looked up one turn before its row is asked for; the tokens of the first turns are looked up together.
   const auto token_of = [&](std::uint32_t i) -> std::size_t { return token_at(i < end ? i : at); };
   std::size_t of_turn[Stages];
 #pragma unroll
@@ -123,7 +124,7 @@ class attention_warp {
   static constexpr unsigned tokens = 16, stages = Dims == 256 ? 2 : 3, queries = 8;
   static constexpr unsigned row_bytes = Dims * 2, stage_bytes = 2 * tokens * row_bytes, ring_bytes = stages * stage_bytes;
 
-  /// Third parts of the queries, in shared memory; the same for all warps.
+  /// The third parts of the queries, in shared memory. All warps use the same ones.
   static constexpr bool has_third = std::is_same_v<T, bfloat16>;
   using third_parts = uint2[has_third ? Dims / 16 : 1][32];
 
@@ -131,11 +132,11 @@ class attention_warp {
   __device__ attention_warp(void* ring, third_parts& third, unsigned d)
       : ring_(static_cast<unsigned char*>(ring)), third_(third), address_(shared_address(ring)), d_(d) {}
 
-  /// What a lane has of the queries, as it is in memory: lane l works for head l / 4.
+  /// A lane's part of the queries, in their stored form: lane l works for head l / 4.
   struct query_part {
     float element[Dims / 16][4];
   };
-  /// @param row_of  pointer to the row of a head below `count`
+  /// @param row_of  pointer to the row of a head; heads are below `count`
   template <class RowOf>
   __device__ query_part read_queries(unsigned count, RowOf row_of) const {
     const unsigned head = lane() / 4;
@@ -151,7 +152,7 @@ class attention_warp {
     return part;
   }
 
-  /// Query heads of this warp. The CTA's warps share the third parts: a barrier before their use.
+  /// Sets the query heads of this warp. The CTA's warps share the third parts, so a barrier must come before their use.
   __device__ void set_queries(const query_part& part, unsigned count, float scale) {
     const int exponent = exponent_of_head(part.element);
     const float shrink = lane() / 4 < count ? float_from_bits(static_cast<std::uint32_t>(127 - exponent) << 23) : 0.0f;
@@ -172,9 +173,9 @@ class attention_warp {
       }
   }
 
-  /// Tokens `begin + 16 * (warp + i * warps)` and the 15 after, up to `end`.
-  /// @param token_at  of a place in the list
-  /// @param prepare   sets the queries, while the first rows are on their way; called by every warp
+  /// Attends to the tiles of 16 tokens that start at `begin + 16 * (warp + i * warps)`, up to `end`.
+  /// @param token_at  the token at a place in the list
+  /// @param prepare   sets the queries while the first rows load; every warp calls it
   template <class Store, class TokenAt, class Prepare>
   __device__ void attend(const Store& store, std::size_t kv_head, std::uint32_t begin, std::uint32_t end, unsigned warp, unsigned warps,
                          TokenAt token_at, Prepare prepare) {
@@ -184,10 +185,10 @@ class attention_warp {
         [&](unsigned stage, std::uint32_t left) { use(stage, left); });
   }
 
-  /// After attend(): the softmax's reference (log2) and total of head lane / 4, total NaN where a logit was not finite; by all lanes.
+  /// After attend(): the softmax's reference (log2) and total of head lane / 4; the total is NaN if a logit was not finite. By all lanes.
   __device__ float top() const { return softmax_.top - weight_shift; }
   __device__ float total() const { return softmax_.total_of_head(); }
-  /// Sums of weights times values. @param sums  [queries, Dims], written by the warp
+  /// The sums of weights times values. @param sums  [queries, Dims], written by the warp
   __device__ void store_sums(float* sums) const {
     float* row = sums + lane() / 4 * Dims + lane() % 4 * 2;
 #pragma unroll
@@ -198,14 +199,14 @@ class attention_warp {
   }
 
  private:
-  // Weights go up to 2^14 where T is half, so that small ones keep their bits.
+  // Where T is half, weights go up to 2^14, so that small ones keep their bits.
   static constexpr float weight_shift = std::is_same_v<T, half> ? 14.0f : 0.0f;
-  static constexpr unsigned chunks = Dims / 8;  // runs of 16 bytes of a row
+  static constexpr unsigned chunks = Dims / 8;  // each is 16 bytes of a row
   __device__ static unsigned lane() { return threadIdx.x % 32; }
-  /// Where chunk `chunk` of row `row` is in a stage: spread, so that eight rows' equal chunks lie in different banks.
+  /// The place of chunk `chunk` of row `row` in a stage. The same chunk of eight rows falls into eight different banks.
   __device__ static unsigned place(unsigned row, unsigned chunk) { return row * row_bytes + ((chunk ^ (row % 8)) * 16); }
 
-  /// The first `left` tokens of 16, the rest zeros. @param token  of this lane
+  /// Asks for the first `left` of 16 tokens; the others become zeros. @param token  the one that this lane finds
   template <class Store>
   __device__ void fill(unsigned stage, const Store& store, std::size_t kv_head, std::size_t token, std::uint32_t left) const {
     const kv_row<T> row = lane() < tokens ? store.key(kv_head, token) : store.value(kv_head, token);
@@ -232,7 +233,7 @@ class attention_warp {
     }
   }
 
-  /// One tile of which `left` tokens count.
+  /// Uses one tile, whose first `left` tokens count.
   __device__ void use(unsigned stage, std::uint32_t left) {
     const std::uint32_t base = address_ + stage * stage_bytes;
     float logit[2][4] = {}, least[2][4] = {};

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of up to eight query heads to the tokens of one warp where rows are 8-bit integers with a scale: as block/attention.cuh, half
-// the bytes through the ring. The integers become half (keys) and bfloat16 (values) in registers, both exact. A key's scale multiplies
-// its logits, a value's scale its weights, so no element is scaled by itself.
-// A word of a ring's row is four neighbouring elements, so places of an operand stand for other elements than in PTX's picture: queries are
-// read, and sums written, in that order.
+// Attention of up to eight query heads to the tokens of one warp, for rows of 8-bit integers with a scale. Works as block/attention.cuh
+// with half the bytes in the ring. Registers turn the integers into half (keys) and bfloat16 (values), both exactly. A key's scale
+// multiplies its logits and a value's scale its weights, so no single element is scaled.
+// A word in the ring has four neighbouring elements, so the places of an operand hold other elements than PTX shows. Queries are read, and
+// sums written, in that order.
 #pragma once
 
 #include "attention.cuh"
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// Two bytes of a word, each with an upper byte from another word.
+/// Takes two bytes of a word and gives each an upper byte from another word.
 template <unsigned Selector>
 __device__ std::uint32_t chosen_bytes(std::uint32_t word, std::uint32_t upper) {
   std::uint32_t r;
@@ -18,7 +18,7 @@ __device__ std::uint32_t chosen_bytes(std::uint32_t word, std::uint32_t upper) {
   return r;
 }
 
-/// Four signed bytes as two pairs of half: elements 0 and 1, 2 and 3. 0x6400 + u is 1024 + u, and u is the byte plus 128.
+/// Turns four signed bytes into two pairs of half: elements 0 and 1, 2 and 3. 0x6400 + u is 1024 + u, where u is the byte plus 128.
 struct half_bytes {
   std::uint32_t low, high;
 
@@ -36,8 +36,8 @@ struct half_bytes {
   }
 };
 
-/// Four signed bytes as two pairs of bfloat16: elements 0 and 2, 1 and 3. 0x4300 + u is 128 + u for u < 128; a byte is its low seven bits,
-/// less 128 where its sign is set.
+/// Turns four signed bytes into two pairs of bfloat16: elements 0 and 2, 1 and 3. 0x4300 + u is 128 + u for u < 128. A signed byte is its
+/// low seven bits, minus 128 if its sign bit is set.
 struct bfloat_bytes {
   std::uint32_t even, odd;
 
@@ -68,7 +68,7 @@ class attention_warp<scaled_int8, Dims> {
   struct query_part {
     float element[Dims / 16][4];
   };
-  /// @param row_of  pointer to the row of a head below `count`
+  /// @param row_of  pointer to the row of a head; heads are below `count`
   template <class RowOf>
   __device__ query_part read_queries(unsigned count, RowOf row_of) const {
     const unsigned head = lane() / 4;
@@ -97,9 +97,9 @@ class attention_warp<scaled_int8, Dims> {
       }
   }
 
-  /// Tokens `begin + 16 * (warp + i * warps)` and the 15 after, up to `end`.
-  /// @param token_at  of a place in the list
-  /// @param prepare   sets the queries, while the first rows are on their way; called by every warp
+  /// Attends to the tiles of 16 tokens that start at `begin + 16 * (warp + i * warps)`, up to `end`.
+  /// @param token_at  the token at a place in the list
+  /// @param prepare   sets the queries while the first rows load; every warp calls it
   template <class Store, class TokenAt, class Prepare>
   __device__ void attend(const Store& store, std::size_t kv_head, std::uint32_t begin, std::uint32_t end, unsigned warp, unsigned warps,
                          TokenAt token_at, Prepare prepare) {
@@ -109,31 +109,31 @@ class attention_warp<scaled_int8, Dims> {
         [&](unsigned stage, std::uint32_t left) { use(stage, left); });
   }
 
-  /// After attend(): the softmax's reference (log2) and total of head lane / 4, total NaN where a logit was not finite; by all lanes.
+  /// After attend(): the softmax's reference (log2) and total of head lane / 4; the total is NaN if a logit was not finite. By all lanes.
   __device__ float top() const { return softmax_.top; }
   __device__ float total() const { return softmax_.total_of_head(); }
-  /// Sums of weights times values. @param sums  [queries, Dims], written by the warp
+  /// The sums of weights times values. @param sums  [queries, Dims], written by the warp
   __device__ void store_sums(float* sums) const {
     float* row = sums + lane() / 4 * Dims + lane() % 4 * 4;
 #pragma unroll
     for (unsigned s = 0; s < Dims / 16; ++s)
 #pragma unroll
       for (unsigned i = 0; i < 4; ++i) {
-        const float(&part)[4] = softmax_.sum[2 * s + i % 2];  // of even elements, of odd ones
+        const float(&part)[4] = softmax_.sum[2 * s + i % 2];  // even i: even elements, odd i: odd ones
         row[s * 16 + i] = part[i / 2] + part[i / 2 + 2];
       }
   }
 
  private:
-  static constexpr unsigned chunks = Dims / 16;  // runs of 16 bytes of a row
+  static constexpr unsigned chunks = Dims / 16;  // each is 16 bytes of a row
   __device__ static unsigned lane() { return threadIdx.x % 32; }
-  /// Where chunk `chunk` of row `row` is in a stage: equal chunks of eight rows lie in different banks.
+  /// The place of chunk `chunk` of row `row` in a stage. The same chunk of eight rows falls into eight different banks.
   __device__ static unsigned place(unsigned row, unsigned chunk) {
     const unsigned turn = Dims == 64 ? row / 2 % 4 : row % 8;
     return row * row_bytes + ((chunk ^ turn) * 16);
   }
 
-  /// The first `left` tokens of 16, the rest zeros. @param token  of this lane
+  /// Asks for the first `left` of 16 tokens; the others become zeros. @param token  the one that this lane finds
   template <class Store>
   __device__ void fill(unsigned stage, const Store& store, std::size_t kv_head, std::size_t token, std::uint32_t left) const {
     const kv_row<scaled_int8> row = lane() < tokens ? store.key(kv_head, token) : store.value(kv_head, token);
@@ -162,14 +162,14 @@ class attention_warp<scaled_int8, Dims> {
     }
   }
 
-  /// One tile of which `left` tokens count.
+  /// Uses one tile, whose first `left` tokens count.
   __device__ void use(unsigned stage, std::uint32_t left) {
     const std::uint32_t base = address_ + stage * stage_bytes;
     const float* scales = reinterpret_cast<const float*>(ring_ + stage * stage_bytes + 2 * tokens * row_bytes) + lane() % 4 * 2;
     float logit[2][4] = {};
 #pragma unroll
     for (unsigned s = 0; s < Dims / 16; s += 2) {
-      std::uint32_t key[4];  // tokens 0 to 7: chunks s, s + 1; tokens 8 to 15 the same
+      std::uint32_t key[4];  // tokens 0 to 7 of chunks s and s + 1, then tokens 8 to 15 of both
       load_matrices(key, base + place(lane() % 8 + lane() / 16 * 8, s + lane() / 8 % 2));
 #pragma unroll
       for (unsigned i = 0; i < 4; ++i) {
@@ -187,7 +187,7 @@ class attention_warp<scaled_int8, Dims> {
     const std::uint32_t weight[4] = {lower.most, lower.rest, upper.most, upper.rest};
 #pragma unroll
     for (unsigned s = 0; s < Dims / 16; s += 2) {
-      std::uint32_t value[4];  // chunk s: tokens 0 to 7, 8 to 15; chunk s + 1 the same
+      std::uint32_t value[4];  // chunk s of tokens 0 to 7 and of 8 to 15, then chunk s + 1 of both
       load_transposed(value, base + place(tokens + lane() % 16, s + lane() / 16));
 #pragma unroll
       for (unsigned i = 0; i < 2; ++i) {

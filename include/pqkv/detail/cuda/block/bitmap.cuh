@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ascending lists out of bitmaps: one of tokens that are selected, one of tokens whose score equals the threshold, of which the
-// lowest are. Marking bits puts tokens in order at no more cost than one read of the words.
+// Makes ascending lists from two bitmaps: one of selected tokens, and one of tokens whose score equals the threshold, of which the lowest
+// are selected. Setting bits sorts the tokens for the price of one read of the words.
 #pragma once
 
 #include <cstdint>
@@ -9,17 +9,17 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// Counts of both kinds in one number: selected tokens in the upper half, equal ones in the lower.
+/// Both counts in one number: selected tokens in the upper half, equal ones in the lower.
 __device__ inline std::uint64_t token_count(bool selected) { return selected ? std::uint64_t{1} << 32 : std::uint64_t{1}; }
 
-/// A warp has words in a row, and a lane every 32nd of them, so that what lanes write at once is close together.
+/// A warp takes consecutive words, and a lane every 32nd of them, so that lanes write close together.
 template <unsigned Threads>
 class bitmap_emission {
-  static constexpr unsigned at_once = 4;  // words of a lane, whose counts of up to 1024 in all lanes go into 16 bits each of one number
+  static constexpr unsigned at_once = 4;  // words of a lane; their counts, up to 1024 over all lanes, fit in 16 bits of one number each
 
  public:
-  /// Takes the CTA's words; returns how many tokens are marked in them. The maps must be complete.
-  /// @param equal  null where no equal token is left out: then `chosen` has them
+  /// Takes the CTA's words and returns how many tokens are marked in them. The maps must be complete.
+  /// @param equal  null if every equal token is selected; `chosen` then has them
   __device__ std::uint64_t count(const std::uint32_t* chosen, const std::uint32_t* equal, std::uint32_t words) {
     chosen_ = chosen;
     equal_ = equal;
@@ -50,7 +50,7 @@ class bitmap_emission {
       }
       const places of_chosen(chosen);
       const std::int32_t start = first + static_cast<std::int32_t>((base + threadIdx.x % 32) * 32);
-      if (__any_sync(all_lanes, any != 0) == 0) {  // nearly everywhere
+      if (__any_sync(all_lanes, any != 0) == 0) {  // almost everywhere
         const std::uint32_t here = above + (equal < of_equal ? equal : of_equal);
 #pragma unroll
         for (unsigned a = 0; a < at_once; ++a) {
@@ -81,7 +81,7 @@ class bitmap_emission {
   __device__ explicit bitmap_emission(reduction<std::uint64_t, Threads>& scratch) : reduction_(&scratch) {}
 
  private:
-  /// Bits before a lane's words, of at_once rows of 32 words.
+  /// The number of bits before a lane's words, for at_once rows of 32 words.
   class places {
    public:
     __device__ explicit places(const std::uint32_t (&words)[at_once]) {
@@ -107,7 +107,7 @@ class bitmap_emission {
     __device__ static std::uint32_t field(std::uint64_t of, unsigned a) { return static_cast<std::uint32_t>(of >> (16 * a)) & 0xffffu; }
     std::uint64_t lower_, total_;
   };
-  /// words[a] of registers.
+  /// words[a], kept in registers.
   __device__ static std::uint32_t of_word(const std::uint32_t (&words)[at_once], unsigned a) {
     std::uint32_t word = 0;
 #pragma unroll
@@ -121,13 +121,13 @@ class bitmap_emission {
   reduction<std::uint64_t, Threads>* reduction_;
 };
 
-/// A bitmap of few tokens, fewer than it has words: a second bitmap of the words that have any keeps emission away from the others.
+/// A bitmap with fewer marked tokens than words. A second bitmap marks the words that are used, so that emission skips the others.
 template <unsigned Threads>
 class sparse_bitmap {
  public:
   __host__ __device__ static constexpr std::uint32_t touched_words(std::uint32_t words) { return (words + 31) / 32; }
 
-  /// Empties both, which the caller's next barrier completes.
+  /// Clears both bitmaps; complete after the caller's next barrier.
   /// @param words    [count up to a multiple of 4], aligned to 16 bytes
   /// @param touched  [touched_words(count)]
   __device__ sparse_bitmap(std::uint32_t* words, std::uint32_t* touched, std::uint32_t count)
@@ -138,12 +138,13 @@ class sparse_bitmap {
   __device__ void mark(std::uint32_t token) {
     if (atomicOr(&words_[token / 32], 1u << token % 32) == 0) atomicOr(&touched_[token / 1024], 1u << token / 32 % 32);
   }
-  /// Writes the marked tokens, ascending, to their places from `before` on. By all threads, after a barrier; returns how many there are.
+  /// Writes the marked tokens, ascending, to their places from `before` on, and returns how many there are. By all threads, after a
+  /// barrier.
   /// @param first  the token of bit 0
   /// @param room   nothing is written at or beyond it
   __device__ std::uint32_t emit(reduction<std::uint32_t, Threads>& scratch, std::uint32_t before, std::int32_t first, std::int32_t* out,
                                 std::uint32_t room) const {
-    unsigned share = 1;  // words of a thread: a power of two up to 32, so that they are in one word of `touched`
+    unsigned share = 1;  // words of a thread: a power of two up to 32, so that one word of `touched` has their bits
     while (share < 32 && share * Threads < count_) share *= 2;
     std::uint32_t total = 0;
     for (std::uint32_t base = 0; base < count_; base += share * Threads) {

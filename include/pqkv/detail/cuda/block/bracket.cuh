@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The k largest keys of a row by one CTA or a small cluster, in one pass over it: a sample gives a bracket, the pass marks what lies above
-// it and keeps what lies inside, and the exact threshold is found among those few, by each member for itself. A row where the sample
-// misleads, or where more is tied than is kept, is left to radix_select. Comparisons of the pass are of floats: they agree with the order
-// of keys where neither is a NaN.
+// Selects the k largest keys of a row in one pass, by one CTA or a small cluster. A sample gives a bracket around the threshold. The pass
+// marks keys above the bracket and keeps those inside; each member then finds the exact threshold among the few kept, for itself. A row
+// goes to radix_select instead if the sample misleads, or if more keys are equal than can be kept. The pass compares floats: where neither
+// is a NaN, they have the order of the keys.
 // Source: the sample, bracket and single pass of FlashInfer's GVR top-k and of DeepSelect.
 #pragma once
 
@@ -21,20 +21,20 @@ struct bracket {
   std::uint32_t low, high;
 };
 
-inline constexpr unsigned bracket_sample = 4096;  // keys of a sample, of more keys than that
+inline constexpr unsigned bracket_sample = 4096;  // keys in a sample; rows with fewer keys have none
 
-/// Which of n keys is number `which` of the sample: not the same place of each stride.
+/// The place among n keys of the sample's number `which`: a different place in each stride.
 PQKV_HD inline std::uint32_t sample_place(std::uint32_t which, std::uint32_t n) {
   const std::uint32_t stride = n / bracket_sample;
   return which * stride + (which * 0x9e3779b1u >> 16) % stride;
 }
 
-/// Order statistics of a sample, four deviations around the one that is looked for, or as far as what is kept allows: with room for a
-/// sixteenth of the keys at least three, with less the bracket misses one time in ten where k is near the half of random keys. By all
-/// threads, after a barrier; ends with one.
+/// The bracket: order statistics of a sample, four deviations below and above the one that is looked for, or less if what can be kept
+/// limits it. With room for a sixteenth of the keys it is three deviations at least. With less, the bracket misses one time in ten for k
+/// near half of random keys. All threads call it after a barrier; it ends with one.
 /// @param sample     [bracket_sample] keys, at sample_place() of n
-/// @param lowest     the bracket's lower end where all keys may be needed
-/// @param most_kept  keys inside the bracket that there is room for
+/// @param lowest     the bracket's lower end if all keys may be needed
+/// @param most_kept  how many keys inside the bracket can be kept
 template <unsigned Threads>
 __device__ bracket bracket_of_sample(list_select<Threads>& select, reduction<std::uint32_t, Threads>& counts, const std::uint32_t* sample,
                                      std::uint32_t n, std::uint32_t k, std::uint32_t lowest, std::uint32_t most_kept) {
@@ -52,7 +52,8 @@ __device__ bracket bracket_of_sample(list_select<Threads>& select, reduction<std
                       high_rank = share * part > half ? static_cast<std::uint32_t>(share * part - half) : 0;
   const auto key_of_rank = [&](std::uint32_t rank) {
     return select
-        .find(bracket_sample, rank, top, select.wide_shift, [&](std::uint32_t i) { return sample[i]; }, [](std::uint32_t) { return 1u; })
+        .find(
+            bracket_sample, rank, top, select.wide_shift, [&](std::uint32_t i) { return sample[i]; }, [](std::uint32_t) { return 1u; })
         .key;
   };
   bracket limits{lowest, 0xffffffffu};
@@ -63,28 +64,28 @@ __device__ bracket bracket_of_sample(list_select<Threads>& select, reduction<std
 
 template <unsigned Threads>
 class bracket_select {
-  static constexpr unsigned most_kept = 8192,  // keys inside the bracket; these four are first choices
-      batch = 16, at_once = 32;                // keys of a thread in flight, and between two pushes of what is kept
+  static constexpr unsigned most_kept = 8192,  // most keys inside the bracket; these four numbers are first choices
+      batch = 16, at_once = 32;                // keys that a thread loads together; keys between two writes of what is kept
 
  public:
-  static constexpr unsigned granule = at_once * Threads;  // keys that are gone through together
-  /// Keys of all members that a member of a team has a copy of.
+  static constexpr unsigned granule = at_once * Threads;  // keys that the CTA takes in one turn
+  /// How many keys of all members together each member of a team copies.
   static constexpr unsigned copied_keys = most_kept;
 
-  /// Keys [begin, end) of a row: a member's, one after the other; the last may have none.
+  /// A member's keys [begin, end) of a row, in order of the members; the last one may have none.
   struct part {
     std::uint32_t begin, end;
   };
 
-  /// Selects the k largest of the row and writes the indices of those among its own keys in ascending order, equal keys lowest first;
-  /// false, and nothing written, where the bracket does not hold: then no member knows whether the others still read what it has.
+  /// Selects the k largest of the row. Writes the indices of those among its own keys, ascending; of equal keys the lowest indices are
+  /// selected. If the bracket does not hold, writes nothing and returns false; members may then still read each other's memory.
   /// @param n  more than bracket_sample
   /// @param chosen, equal  bitmaps of the own keys, up to whole granules
-  /// @param copies         [copied_keys]; for one CTA alone null
+  /// @param copies         [copied_keys]; null for a single CTA
   __device__ bool select(const cluster_team& team, const float* row, std::uint32_t n, std::uint32_t k, part own, std::uint32_t* chosen,
                          std::uint32_t* equal, std::uint32_t* copies, std::int32_t* out) {
     float scores[batch];
-    load(scores, row, own.begin, own.end);  // in flight while the bracket is found
+    load(scores, row, own.begin, own.end);  // these loads run while the bracket is found
     const bracket limits = find_bracket(row, n, k);
     keep(limits, scores, row, own, chosen, equal);
     __syncthreads();
@@ -115,13 +116,13 @@ class bracket_select {
       }
       keys = copies;
       __syncthreads();
-      team.arrive();  // nothing of others is read any more
+      team.arrive();  // from here on this member reads nothing of the others
     }
     const threshold limit = select_.find(
         kept, k - above, limits.high, select_.shift_of(limits.low, limits.high), [&](std::uint32_t i) { return keys[i]; },
         [](std::uint32_t) { return 1u; });
     const bool all_equal = select_.takes_all_equal();
-    std::uint64_t before = 0;  // of the members before, what they mark
+    std::uint64_t before = 0;  // how many keys the members before this one mark
     for (std::uint32_t i = threadIdx.x; i < kept_before; i += Threads)
       if (keys[i] >= limit.key) before += token_count(all_equal || keys[i] > limit.key);
     if (kept_before != 0) before = sums_.sum(before);
@@ -135,12 +136,12 @@ class bracket_select {
     bitmap_emission<Threads> emission(sums_);
     emission.count(chosen, equal, words);
     emission.emit(before, limit.of_equal, static_cast<std::int32_t>(own.begin), out, k);
-    if (team.size() > 1) team.wait();  // others may still read this one's keys
+    if (team.size() > 1) team.wait();  // other members may still read this one's keys
     return true;
   }
 
  private:
-  /// Keys first + j * Threads + threadIdx.x; NaNs from `end` on, which no comparison selects.
+  /// Loads keys first + j * Threads + threadIdx.x. From `end` on they are NaNs, which no comparison selects.
   __device__ static void load(float (&scores)[batch], const float* row, std::uint32_t first, std::uint32_t end) {
     const float* from = row + first + threadIdx.x;
     if (first + batch * Threads <= end) {
@@ -161,12 +162,12 @@ class bracket_select {
     }
     if (threadIdx.x == 0) kept_ = 0;
     __syncthreads();
-    const std::uint32_t lowest = canonical::order_key(float_from_bits(0xff800000u));  // everything but NaNs
+    const std::uint32_t lowest = canonical::order_key(float_from_bits(0xff800000u));  // below it are only NaNs
     return bracket_of_sample(select_, counts_, key_, n, k, lowest, most_kept);
   }
 
-  // Inline PTX: under --use_fast_math, operators would take subnormal numbers for 0.
-  /// Of a warp's lanes, whose x is above the bracket.
+  // Inline PTX: under --use_fast_math the operators would treat subnormal numbers as 0.
+  /// Which of a warp's lanes have an x above the bracket.
   __device__ static unsigned ballot_above(float x, float high) {
     unsigned lanes;
     asm volatile("{\n .reg .pred p;\n setp.gt.f32 p, %1, %2;\n vote.sync.ballot.b32 %0, p, 0xffffffff;\n}"
@@ -174,14 +175,14 @@ class bracket_select {
                  : "f"(x), "f"(high));
     return lanes;
   }
-  /// Sets the bit where x is inside.
+  /// Sets the bit if x is inside the bracket.
   __device__ static void add_inside(unsigned& insides, unsigned bit, float x, float low, float high) {
     asm("{\n .reg .pred p, q;\n setp.gt.f32 p, %2, %4;\n setp.ge.and.f32 q, %2, %3, !p;\n @q or.b32 %0, %0, %1;\n}"
         : "+r"(insides)
         : "r"(bit), "f"(x), "f"(low), "f"(high));
   }
 
-  /// Marks what is above the bracket, keeps keys and places of what is inside.
+  /// Marks the keys above the bracket, and keeps keys and places of those inside.
   __device__ void keep(const bracket& limits, float (&scores)[batch], const float* row, part own, std::uint32_t* chosen,
                        std::uint32_t* equal) {
     const float low = canonical::from_order_key(limits.low), high = canonical::from_order_key(limits.high);
@@ -214,7 +215,7 @@ class bracket_select {
     }
   }
 
-  std::uint32_t key_[most_kept], place_[most_kept];  // key_: at first the sample
+  std::uint32_t key_[most_kept], place_[most_kept];  // key_ holds the sample at first
   std::uint32_t kept_, above_;
   list_select<Threads> select_;
   reduction<std::uint32_t, Threads> counts_;

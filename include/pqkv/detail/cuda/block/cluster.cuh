@@ -10,13 +10,11 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// A kernel that waits for the one before it may be launched while that one runs: this lets it, and memory is complete after the wait.
+/// Lets the next kernel start while this one runs, if that kernel waits for this one. Memory is complete after its wait.
 __device__ inline void release_dependents() {
   NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.launch_dependents;" ::: "memory");))
 }
-__device__ inline void wait_for_last_kernel() {
-  NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.wait;" ::: "memory");))
-}
+__device__ inline void wait_for_last_kernel() { NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.wait;" ::: "memory");)) }
 
 inline constexpr unsigned largest_team = 8;  // the largest portable cluster
 
@@ -28,23 +26,22 @@ class cluster_team {
   __device__ unsigned size() const { return size_; }
   __device__ unsigned rank() const { return rank_; }
 
-  /// Barrier of all threads of the team; what they wrote before, to shared or global memory, is seen after.
+  /// Barrier of all threads of the team. What they wrote before it, to shared or global memory, can be read after it.
   __device__ void sync() const {
     if (size_ == 1) {
       __syncthreads();
       return;
     }
     NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                                                  "barrier.cluster.wait.acquire.aligned;" ::: "memory");))
+                                                  "barrier.cluster.wait.acquire.aligned;" ::
+                                                      : "memory");))
   }
 
-  /// sync() in two steps, of a team of more than one, with other work between.
+  /// sync() in two steps, with other work between them, for a team of more than one.
   __device__ void arrive() const {
     NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");))
   }
-  __device__ void wait() const {
-    NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");))
-  }
+  __device__ void wait() const { NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");)) }
 
   /// The same variable in the shared memory of another member.
   template <class T>

@@ -10,20 +10,20 @@ namespace pqkv::inline PQKV_MODE::detail::block {
 
 __device__ inline std::uint32_t shared_address(const void* shared) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)); }
 
-/// 16 bytes from device memory; zeros where `wanted` is 0 instead of 16, and then nothing is read.
+/// Copies 16 bytes from device memory. If `wanted` is 0 instead of 16, nothing is read and zeros are written.
 __device__ inline void copy_async(std::uint32_t shared, const void* from, std::uint32_t wanted) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(__cvta_generic_to_global(from)), "r"(wanted) : "memory");
 }
-/// 16 bytes that stay in the L1 cache too: for what is soon read again.
+/// Copies 16 bytes that stay in the L1 cache too, for data that is soon read again.
 __device__ inline void copy_cached_async(std::uint32_t shared, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(__cvta_generic_to_global(from)) : "memory");
 }
-/// 4 bytes.
+/// Copies 4 bytes.
 __device__ inline void copy_word_async(std::uint32_t shared, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(__cvta_generic_to_global(from)) : "memory");
 }
 __device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// Until at most Groups of this thread's groups are under way.
+/// Waits until at most Groups of this thread's groups of copies are unfinished.
 template <unsigned Groups>
 __device__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rows that k-means begins from, by one CTA: steps of a random permutation of all rows, many at a time with the result of one after
-// the other, and the rows among them that equal no earlier one.
+// The rows that k-means begins from, found by one CTA. It takes many steps of a random permutation of all rows at a time, with the same
+// result as one after the other, and keeps the rows that equal no earlier one.
 #pragma once
 
 #include <cstdint>
@@ -11,15 +11,15 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// In shared memory.
+/// The state of the search, in shared memory.
 /// @tparam Most  rows of a batch
 template <unsigned Threads, unsigned Most>
 class initial_rows {
   static_assert(Threads >= Most);
 
  public:
-  /// Steps first to first + batch of the permutation, whose rows become drawn(): each swaps order[step] with a place behind it. Places are
-  /// read and written together, and a warp finds what earlier steps left in them. Begins and ends with a barrier.
+  /// Takes steps first to first + batch of the permutation; their rows become drawn(). Each step swaps order[step] with a later place. All
+  /// places are read and written together, and a warp works out what earlier steps left in them. Begins and ends with a barrier.
   /// @param order  [used]
   __device__ void draw(random_stream draws, std::uint32_t first, unsigned batch, std::uint32_t* order, std::uint32_t used) {
     __syncthreads();
@@ -33,7 +33,7 @@ class initial_rows {
     __syncthreads();
     for (unsigned b = 0; threadIdx.x < 32 && b < batch; ++b) {
       const std::uint32_t other = other_[b];
-      unsigned of_other = 0, of_own = 0;  // the last step that wrote there, and 1
+      unsigned of_other = 0, of_own = 0;  // the last step that wrote there, plus 1
       for (unsigned j = threadIdx.x; j < b; j += 32) {
         if (other_[j] == other) of_other = j + 1;
         if (other_[j] == first + b) of_own = j + 1;
@@ -47,14 +47,14 @@ class initial_rows {
       __syncwarp();
     }
     __syncthreads();
-    bool is_last = threadIdx.x < batch;  // to write this place
+    bool is_last = threadIdx.x < batch;  // the last step that writes this place
     for (unsigned j = threadIdx.x + 1; j < batch; ++j) is_last &= other_[j] != other_[threadIdx.x];
     if (is_last) order[other_[threadIdx.x]] = moved_[threadIdx.x];
     __syncthreads();
   }
 
-  /// Of rows [found, found + batch) of `taken` keeps those that no earlier row equals; returns how many rows there are then. Begins
-  /// and ends with a barrier.
+  /// Keeps those of rows [found, found + batch) of `taken` that equal no earlier row; returns how many rows there are then. Begins and ends
+  /// with a barrier.
   /// @param taken  [found + batch, width]
   __device__ unsigned keep_distinct(float* taken, unsigned width, unsigned found, unsigned batch) {
     __syncthreads();
@@ -64,7 +64,7 @@ class initial_rows {
       for (unsigned earlier = threadIdx.x % 32; earlier < found + row && !repeated; earlier += 32) {
         const float *a = taken + (found + row) * width, *b = taken + earlier * width;
         repeated = true;
-        for (unsigned e = 0; e < width && repeated; ++e)  // as keys: equal floats, whatever the compiler does to subnormals
+        for (unsigned e = 0; e < width && repeated; ++e)  // as order keys: equal floats, whatever the compiler does to subnormals
           repeated = canonical::order_key(a[e]) == canonical::order_key(b[e]);
       }
       repeated = __any_sync(all_lanes, repeated) != 0;
@@ -83,7 +83,7 @@ class initial_rows {
     return kept;
   }
 
-  /// The row of a batch's step.
+  /// The row that a step of the batch drew.
   __device__ std::uint32_t drawn(unsigned of_batch) const { return drawn_[of_batch]; }
 
  private:

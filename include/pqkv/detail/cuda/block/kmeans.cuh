@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory of one k-means problem, and its rows where they are half or bfloat16 in runs of 16 bytes: how they are looked at once,
-// then assigned and summed in every iteration, by warps that need no barrier until all rows are done.
+// The memory of one k-means problem, and a fast path for rows of half or bfloat16 in runs of 16 bytes. Warps look at these rows once, then
+// assign and sum them in every iteration; they need no barrier until all rows are done.
 #pragma once
 
 #include "../../../core/canonical.hpp"
@@ -16,17 +16,17 @@ namespace pqkv::inline PQKV_MODE::detail {
 
 using kmeans_tile = block::nearest_tile<tuning::kmeans_tile_tokens>;
 
-/// Numbers of one problem that its members share.
+/// Numbers of one problem, which the CTAs of its team share.
 struct kmeans_state {
   std::uint32_t used, largest, radius;  // training rows; largest |y| and |y|^2 as bits
   std::uint32_t trained;
-  std::uint32_t changed[2];             // whether a row changed its cluster, by the iteration's parity
+  std::uint32_t changed[2];  // whether a row changed its cluster; indexed by the parity of the iteration
 };
 
 /// Scratch of one problem.
 struct kmeans_memory {
   std::uint32_t *rows, *order, *count;  // [sample], [sample], [c]
-  float *distance, *taken;              // [sample] (in quick_rows: |x|), [c, width]
+  float *distance, *taken;              // [sample], in quick_rows |x|; [c, width]
   std::int64_t* sum;                    // [c, width]
   std::uint8_t* owner;                  // [sample]
   kmeans_state* state;
@@ -50,7 +50,7 @@ struct kmeans_memory {
   }
 };
 
-/// The bits of the largest |y[e * stride]|; those of an infinity or more where one is not finite.
+/// The bits of the largest |y[e * stride]|. If an element is not finite, they are those of infinity or larger.
 __device__ inline std::uint32_t largest_magnitude(const float* y, unsigned stride, unsigned count) {
   std::uint32_t most = 0;
   for (unsigned e = 0; e < count; ++e) {
@@ -64,7 +64,7 @@ __device__ inline void add_to_sum(std::int64_t* to, std::int64_t term) {
   atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(term));
 }
 
-/// The rows of one problem as one of its team's CTAs sees them.
+/// The rows of one problem, as one CTA of its team sees them.
 /// @tparam Groups  ds / 32
 template <class T, unsigned Groups>
 class quick_rows {
@@ -74,14 +74,14 @@ class quick_rows {
  public:
   struct scratch {
     typename list::bounds bounds;
-    std::uint32_t count[max_centroids];  // changes of the clusters' sizes
+    std::uint32_t count[max_centroids];  // changes in the sizes of the clusters
   };
-  /// @param sums_in_shared  whether the CTA's own sums have room there
+  /// @param sums_in_shared  whether the CTA's own sums fit in shared memory
   static constexpr std::size_t shared_bytes(std::size_t c, bool sums_in_shared) {
     return list::shared_bytes(c) + (sums_in_shared ? block::shared_sums::shared_bytes(c * ds) : 0) +
            block::shared_memory::bytes<uint4>(warps * list::rows_of_warp);
   }
-  /// Whether dense rows at `data` plus multiples of the strides can be read in runs of 16 bytes.
+  /// Whether dense rows at `data`, and at multiples of the strides from it, can be read in runs of 16 bytes.
   template <class... Stride>
   static bool takes(const T* data, Stride... strides) {
     return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && ((strides % 8 == 0) && ...);
@@ -106,8 +106,8 @@ class quick_rows {
     for (unsigned x = threadIdx.x; x < c_; x += threads) scratch_.count[x] = 0;
   }
 
-  /// Rows [begin, end) of the sample: owner[i] becomes whether row i is finite, order[i] the bits of |x|, rounded up.
-  /// @return  largest |y_e| of finite rows, as bits; of this thread
+  /// Looks at rows [begin, end) of the sample. Writes owner[i], whether row i is finite, and order[i], the bits of |x| rounded up.
+  /// @return  the largest |y_e| of the finite rows that this thread saw, as bits
   __device__ std::uint32_t look(const stratified_sample& sample, std::uint32_t begin, std::uint32_t end) const {
     std::uint32_t largest = 0;
 #pragma unroll 2
@@ -141,7 +141,7 @@ class quick_rows {
           most = other > most ? other : most;
           square += __shfl_xor_sync(block::all_lanes, square, step);
         }
-        const int holder = static_cast<int>(list::own_row() % 8 * 4);  // a lane that has a part of the own row, in one of the slots
+        const int holder = static_cast<int>(list::own_row() % 8 * 4);  // a lane that has, in one of the slots, a part of the own row
         const std::uint32_t most_there = __shfl_sync(block::all_lanes, most, holder);
         const float square_there = __shfl_sync(block::all_lanes, square, holder);
         if (list::own_row() / 8 == s) own_most = most_there, own_square = square_there;
@@ -155,8 +155,8 @@ class quick_rows {
     return largest;
   }
 
-  /// Gives every row its nearest centroid and adds what changed to the problem's counts and sums. By all threads of the team, which must
-  /// not have written centroids since its last barrier; the caller's next barrier completes the sums.
+  /// Assigns every row to its nearest centroid and adds the changes to the problem's counts and sums. All threads of the team call it. None
+  /// may have written centroids since the team's last barrier. The sums are complete after the caller's next barrier.
   /// @param largest  at least every |y_e| and every coordinate of a centroid
   /// @return  whether a row of this thread changed its cluster
   __device__ bool assign(const block::cluster_team& team, std::uint32_t used, const float* centroids, bool initial, float scale,
@@ -184,7 +184,7 @@ class quick_rows {
       const float norm = i < used ? memory_.distance[i] : 0.0f;
       typename list::rows x;
       x.take(next_rows_);
-      // Not in the last turn: nobody would wait for the copy before the next call's, and two of one place have no order.
+      // No copy in the last turn. Nobody would wait for it before the next call's copy, and two copies to one place have no order.
       const auto found = list_.find(x, norm, [&] {
         if (turn + 1 < turns) fetch(next);
       });
@@ -225,7 +225,7 @@ class quick_rows {
   __device__ static unsigned warp() { return threadIdx.x / 32; }
   __device__ const T* row(std::uint32_t t) const { return rows_ + t * stride_; }
 
-  /// The rows of lanes `moved` leave cluster `before`, unless initial, and join `owner`; by a warp, whose lanes are coordinates.
+  /// A warp moves the rows of the lanes in `moved` from cluster `before` (unless initial) to `owner`. Lanes take coordinates.
   __device__ void move(unsigned moved, std::uint32_t t, unsigned owner, unsigned before, bool initial, float scale) {
     constexpr unsigned at_once = 4;  // rows whose loads are in flight together
     while (moved != 0) {
@@ -260,7 +260,7 @@ class quick_rows {
       }
     }
   }
-  /// Adds what the CTA has gathered to the problem's numbers. Begins and ends with a barrier.
+  /// Adds what this CTA has gathered to the problem's sums and counts. Begins and ends with a barrier.
   __device__ void flush() {
     __syncthreads();
     for (unsigned at = threadIdx.x; sums_in_shared_ && at < c_ * ds; at += threads) {
@@ -276,7 +276,7 @@ class quick_rows {
 
   list list_;
   block::shared_sums sums_;
-  uint4* next_rows_;  // of this warp
+  uint4* next_rows_;  // of this warp; the rows that are being copied
   scratch& scratch_;
   const T* rows_;
   std::size_t stride_;
@@ -287,7 +287,7 @@ class quick_rows {
   float offset_norm_ = 0;
 };
 
-/// Where rows cannot be read that way.
+/// Stands in for quick_rows where rows cannot be read that way.
 template <class T>
 class quick_rows<T, 0> {
  public:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The k-th largest key of weighted items that one CTA holds, in one pass where the caller knows a close bound of the keys: a histogram of
-// fine bins below the bound finds the bin of the threshold, and the few items in it are compared with each other. Where the bound is far
-// off or a bin holds too many, more bins are made. radix_select is for items of a cluster, and for keys without a bound.
+// Finds the k-th largest key of weighted items that one CTA holds, in one pass if the caller knows a close upper bound of the keys. A
+// histogram of fine bins below the bound finds the bin of the threshold; the few items in it are compared with each other. If the bound is
+// far off or the bin holds too many items, further histograms follow. For items of a cluster, or keys without a bound, use radix_select.
 #pragma once
 
 #include <cstdint>
@@ -14,27 +14,26 @@ namespace pqkv::inline PQKV_MODE::detail::block {
 template <unsigned Threads>
 class list_select {
   static constexpr unsigned bins = Threads, log_bins = 10,  // a bin a thread
-      most_candidates = 256;  // in a bin; of more, finer bins are made
+      most_candidates = 256;                                // in a bin; with more, finer bins are made
   // measured: retrieve/scan, n 1048576, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 149 us, 185 with up to 1024 compared at once
   static_assert(bins == 1u << log_bins);
 
  public:
-  static constexpr unsigned wide_shift = 17;  // 64 bins a power of two, 16 powers of two below the bound
-  /// So that the bins reach from `high` to `low` and no farther than they must.
+  static constexpr unsigned wide_shift = 17;  // 64 bins for each power of two, so 16 powers of two below the bound
+  /// The shift with which the bins reach from `high` down to `low` and not much farther.
   __device__ static unsigned shift_of(std::uint32_t low, std::uint32_t high) {
     const unsigned open = 32 - static_cast<unsigned>(__clz(static_cast<int>(high - low)));  // bits of high - key
     return open > log_bins ? open - log_bins : 0;
   }
 
-  /// By all threads, after a barrier. Ends with one, so that the scratch may be used again at once.
-  /// @param k        at least 1, at most the sum of the weights, or everything is selected
-  /// @param ceiling  no key of positive weight is larger; the closer, the better
-  /// @param shift    bits of a key that a bin takes together
+  /// All threads call it after a barrier. Ends with one, so that the scratch may be used again at once.
+  /// @param k        at least 1; everything is selected if k is more than the sum of the weights
+  /// @param ceiling  at least every key of positive weight; a close bound makes it faster
+  /// @param shift    log2 of the number of keys in a bin
   /// @param key_at, weight_at  of item i
   template <class KeyAt, class WeightAt>
-  __device__ threshold find(std::uint32_t items, std::uint32_t k, std::uint32_t ceiling, unsigned shift, KeyAt key_at,
-                            WeightAt weight_at) {
-    std::uint32_t high = ceiling;  // keys above it are selected, and k are looked for from here down
+  __device__ threshold find(std::uint32_t items, std::uint32_t k, std::uint32_t ceiling, unsigned shift, KeyAt key_at, WeightAt weight_at) {
+    std::uint32_t high = ceiling;  // keys above it are selected; k is what remains to be found from here down
     for (;;) {
       const auto place = [&](std::uint32_t key) { return key <= high ? (high - key) >> shift : bins; };
       weights_[threadIdx.x] = 0;
@@ -50,9 +49,9 @@ class list_select {
       const std::uint32_t own = weights_[threadIdx.x], above = prefix_.prefix(own, total);
       if (above < k && k - above <= own) bin_ = threadIdx.x, rest_ = k - above;
       __syncthreads();
-      if (total < k) {  // the threshold is below all bins: bins over everything that is left
+      if (total < k) {  // the threshold is below all bins: new bins for all lower keys
         k -= total;
-        if (high >> shift < bins) {  // nothing is: fewer than k in all
+        if (high >> shift < bins) {  // there are no lower keys: fewer than k items in all
           if (threadIdx.x == 0) all_equal_ = true;
           __syncthreads();
           return {0, k};
@@ -81,7 +80,7 @@ class list_select {
     }
   }
 
-  /// After find(): whether everything that equals the threshold is selected.
+  /// After find(): whether all items that equal the threshold are selected.
   __device__ bool takes_all_equal() const { return all_equal_; }
 
  private:
@@ -89,7 +88,7 @@ class list_select {
     std::uint32_t key, weight;
   };
 
-  /// The threshold of the k largest candidates: a thread has one, and compares it with all.
+  /// The threshold of the k largest candidates. Each thread has one candidate and compares it with all.
   __device__ threshold decide(std::uint32_t k) {
     const std::uint32_t count = count_;
     if (threadIdx.x < count) {
@@ -112,7 +111,7 @@ class list_select {
 
   std::uint32_t weights_[bins];
   candidate candidates_[most_candidates];
-  std::uint32_t bin_, rest_, count_;  // at last the threshold
+  std::uint32_t bin_, rest_, count_;  // at the end, the threshold
   bool all_equal_;
   reduction<std::uint32_t, Threads> prefix_;
 };

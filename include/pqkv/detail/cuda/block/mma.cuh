@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of small matrices of half or bfloat16 by a warp, sums in float: the instruction m16n8k16, how its operands are packed and
-// read from shared memory. From compute capability 8.0 on.
-// Lane l holds of A [16, 16]: rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next, and those 8 further on; of B [16, 8]: column
-// l / 4, rows as A's columns; of C [16, 8]: rows as of A, columns 2 (l % 4) and the next.
+// Products of small matrices of half or bfloat16 by a warp, with sums in float: the instruction m16n8k16, and how its operands are packed
+// and read from shared memory. From compute capability 8.0 on.
+// Lane l holds of A [16, 16]: rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next, and those 8 further on; of B [16, 8]: column l / 4,
+// rows as A's columns; of C [16, 8]: rows as of A, columns 2 (l % 4) and the next.
 // Source: PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type".
 #pragma once
 
@@ -45,7 +45,7 @@ __device__ inline float_pair unpack_pair<half>(std::uint32_t pair) {
   return x;
 }
 
-/// Two floats as the sum of two pairs of T each: what the first leaves over, the second has.
+/// Two floats, each as the sum of two numbers of T: `most` has the nearest, `rest` what that leaves out.
 template <class T>
 struct split_pair {
   std::uint32_t most, rest;
@@ -72,8 +72,8 @@ __device__ inline void multiply_add<half>(float (&c)[4], const std::uint32_t (&a
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/// Four 8 x 8 matrices whose rows of 16 bytes begin at the addresses of lanes 0 to 7, 8 to 15 and so on: as B, one a word, where rows
-/// are B's columns; load_transposed(): where rows are B's rows.
+/// Loads four 8 x 8 matrices, whose rows of 16 bytes begin at the addresses of lanes 0 to 7, 8 to 15 and so on. Each word is an operand B
+/// whose columns are these rows; load_transposed(): whose rows are these rows.
 __device__ inline void load_matrices(std::uint32_t (&words)[4], std::uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -87,7 +87,7 @@ __device__ inline void load_transposed(std::uint32_t (&words)[4], std::uint32_t 
                : "memory");
 }
 
-/// 2^x for x <= 128, to about 2^-22; 0 far below. Not canonical: for attention alone.
+/// 2^x for x <= 128, to about 2^-22; 0 far below. Not canonical: only for attention.
 __device__ inline float power_of_two_near(float x) {
   float r;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));

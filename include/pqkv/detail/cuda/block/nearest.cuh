@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The nearest centroid of each row of a tile, by the canonical distance. Rows stand in shared memory with the row as the fast
-// axis; centroids pass through it in pieces of 16 coordinates by 64. A thread keeps 4 rows by 4 centroids in registers.
+// The nearest centroid of each row of a tile, by the canonical distance. Rows are in shared memory, where neighbouring words are of
+// neighbouring rows; centroids pass through it in pieces of 16 coordinates by 64. A thread has 4 rows by 4 centroids in registers.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// A distance and its centroid as one number whose order is the rule: smaller distance first, then lower index.
+/// A distance and its centroid as one number that orders them by the rule: smaller distance first, then lower index.
 __device__ inline std::uint64_t nearest_key(float distance, std::uint32_t centroid) {
-  std::uint32_t bits = float_bits(distance);                          // distances are not negative, so their bits are in their order
+  std::uint32_t bits = float_bits(distance);  // distances are not negative, so their bits are in the same order
   if ((bits & 0x7fffffffu) > 0x7f800000u) bits = centroid == 0 ? 0u : 0xffffffffu;  // a NaN is never nearer, and never replaced
   return std::uint64_t{bits} << 32 | centroid;
 }

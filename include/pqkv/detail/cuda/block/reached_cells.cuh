@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the cells that reach the threshold to their tokens, by one CTA: their lists are collected in shared memory, so that threads share
-// lists that have tokens and not cells, which stand next to each other in rows of codes.
+// From the cells that reach the threshold to their tokens, by one CTA. It first collects their lists in shared memory. Threads then share
+// the lists that have tokens; sharing the cells would be uneven, since cells with tokens are next to each other in rows of codes.
 #pragma once
 
 #include <cstdint>
@@ -9,16 +9,16 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// Lists of reached cells, in no order: short ones from the front, long ones from the back.
+/// The lists of reached cells, in no order: short ones from the front, long ones from the back.
 template <unsigned Threads>
 struct reached_cells {
   static constexpr unsigned most = 4 * Threads, long_list = 1024;  // first choices
-  uint2 lists[most];  // where a list begins in the index, and twice its length plus 1 where the cell is above the threshold
+  uint2 lists[most];  // where a list begins in the index; twice its length, plus 1 if the cell is above the threshold
   std::uint32_t short_lists, long_lists;
   std::uint32_t equal_lists, equal_begin, equal_length;  // cells at the threshold, and the list of one of them
 
-  /// Collects of cells [base, base + most), as far as there are so many. Ends with a barrier.
-  /// @param room     tokens that the index has room for
+  /// Collects the lists of cells [base, base + most), or as many of them as exist. Ends with a barrier.
+  /// @param room     how many ids the index has
   /// @param has_tokens, key_at  of cell i
   /// @param list_at  where the list of cell i begins and ends in the index
   template <class HasTokens, class KeyAt, class ListAt>
@@ -43,11 +43,11 @@ struct reached_cells {
     __syncthreads();
   }
 
-  /// Calls mark(token, whether it is above the threshold) for the tokens of the lists: eight threads a list or,
-  /// where there are few, more, and all threads the long ones.
+  /// Calls mark(token, whether it is above the threshold) for the tokens of the lists. Eight threads take a short list, more if there are
+  /// few lists; all threads take each long one.
   template <class Mark>
   __device__ void for_tokens(const std::int32_t* ids, Mark mark) const {
-    constexpr unsigned at_once = 4;  // loads of a lane in flight
+    constexpr unsigned at_once = 4;  // loads that a lane issues together
     unsigned lanes = 8;
     while (lanes < Threads && 2 * lanes * short_lists <= Threads) lanes *= 2;
     for (std::uint32_t slot = threadIdx.x / lanes; slot < short_lists; slot += Threads / lanes) {

@@ -16,8 +16,8 @@ __device__ T warp_sum(T x) {
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(all_lanes, x, step);
   return x;
 }
-/// Sums of several numbers a lane: a lane ends with that of x[lane / (32 / Count)]. Lanes exchange what each other keeps, so that the first
-/// steps take all numbers at the price of few.
+/// Sums of several numbers of each lane. A lane ends with the sum of x[lane / (32 / Count)] over all lanes. In each step two lanes exchange
+/// the numbers that the other keeps, which costs less than a sum for each number.
 template <class T, unsigned Count>
 __device__ T warp_sums(const T (&x)[Count]) {
   if constexpr (Count == 1) {
@@ -43,7 +43,7 @@ __device__ T warp_max(T x) {
   }
   return x;
 }
-/// Sum over the lanes below.
+/// The sum over the lanes below this one.
 template <class T>
 __device__ T warp_prefix(T x) {
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -55,7 +55,7 @@ __device__ T warp_prefix(T x) {
   return inclusive - x;
 }
 
-/// Scratch of a CTA of Threads threads.
+/// The scratch of a CTA of Threads threads.
 template <class T, unsigned Threads>
 class reduction {
   static constexpr unsigned warps = Threads / 32;
@@ -74,7 +74,7 @@ class reduction {
     __syncthreads();
     return top;
   }
-  /// Sum over the threads below; `total` over all.
+  /// The sum over the threads below this one; `total` becomes the sum over all.
   __device__ T prefix(T x, T& total) {
     const T below = warp_prefix(x);
     if (threadIdx.x % 32 == 31) partial_[threadIdx.x / 32] = below + x;
@@ -90,7 +90,7 @@ class reduction {
     if (threadIdx.x % 32 == 0) partial_[threadIdx.x / 32] = of_all_lanes;
     __syncthreads();
   }
-  /// What the warp of this lane's number left, or `nothing`.
+  /// The result of the warp whose number is this lane's, or `nothing`.
   __device__ T of_warp(T nothing) const { return threadIdx.x % 32 < warps ? partial_[threadIdx.x % 32] : nothing; }
 
   T partial_[warps];

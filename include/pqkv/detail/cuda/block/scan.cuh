@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One call of scan() or retrieve() as its kernels see it: which items a list scores. Items are tokens or the cells of a joint-code index;
-// the same steps on both, those of list_scorer, are why the two paths agree to the bit.
+// One call of scan() or retrieve(), as its kernels see it: which items a list scores. Items are tokens or the cells of a joint-code index.
+// Both go through the same steps, those of list_scorer, so the two paths agree to the bit.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// n items of one head. A token's codes stand in planes, a cell's are its digits; a cell stands for counts[i] tokens.
+/// n items of one head. A token's codes are in planes; a cell's codes are its digits, and it stands for counts[i] tokens.
 struct scored_items {
   const std::uint8_t* codes = nullptr;
   std::size_t stride = 0;
@@ -36,29 +36,29 @@ PQKV_HD inline bool uses_probabilities(group_reduction reduction) {
   return reduction == group_reduction::probability_sum || reduction == group_reduction::probability_max;
 }
 
-/// What a query head that is left out looks up: it adds 0, or loses every maximum.
+/// What is looked up for a query head that is left out: it adds 0, or loses every maximum.
 __device__ inline float nothing(group_reduction reduction) {
   return reduction == group_reduction::logit_max ? float_from_bits(0xff800000u) : 0.0f;
 }
 
-/// What a score is before the first query head.
+/// The score before the first query head is added.
 __device__ inline float first_score(group_reduction reduction) {
   return reduction == group_reduction::logit_max ? float_from_bits(0xff800000u) : 0.0f;
 }
 
-/// Of one query head, what passes over all items found.
+/// The numbers of one query head that come from passes over all items.
 struct head_numbers {
   float factor;  // R, or the bias
-  float shift;   // of each u, where recentred
+  float shift;   // of each u, for a recentred head
   std::uint32_t is_recentred;
 };
 
-/// Where the tokens of one head's index are; zeros without an index.
+/// The range of one head's index; zeros without an index.
 struct index_extent {
   std::uint32_t first = 0, merged = 0, last = 0;
 };
 
-/// One call, by value into every kernel.
+/// One call, passed to every kernel by value.
 struct scoring {
   distance_table_view<space::device> table;
   codes_view<space::device> codes;
@@ -66,8 +66,8 @@ struct scoring {
   view<const middle_range, 1, space::device> ranges{};  // empty: all tokens
   group_reduction reduction{};
   search_path path = search_path::scan;
-  head_map<space::device> map{};  // of row heads to those of codes and index
-  bool counts_own = false;        // the kernel takes tokens behind a range out of its own copy of the counts
+  head_map<space::device> map{};  // from row heads to heads of codes and index
+  bool counts_own = false;        // whether the kernel has its own copy of the counts, in which tokens behind the range are not counted
   unsigned lists{}, g{}, m{}, c{}, bits{}, lists_per_head{};
   canonical::softmax_scale scale{};
   std::uint64_t* totals{};  // [hq, scan_device_runs] scratch: Z of each run of items
@@ -91,11 +91,12 @@ struct scoring {
     numbers = memory.take<head_numbers>(query_heads());
   }
 
-  /// The row head of a list: nearly always the list itself, and kernels begin by waiting for a division's twenty instructions.
+  /// The row head of a list. Nearly always it is the list itself; testing this saves the twenty instructions of a division at the start of
+  /// each kernel.
   __device__ unsigned row_head_of(unsigned list) const { return lists_per_head == 1 ? list : list / lists_per_head; }
   /// The head of codes and index that a list belongs to.
   __device__ std::size_t head_of(unsigned list) const { return map.head(row_head_of(list)); }
-  /// What list `list` ranks; limited to what exists, since nobody could report a range from here.
+  /// What list `list` ranks, limited to what exists, since an error cannot be reported from here.
   __device__ middle_range range(unsigned list) const {
     const std::uint32_t n = static_cast<std::uint32_t>(codes.extent(2));
     if (ranges.data == nullptr) return {0, n, 0};
@@ -104,8 +105,8 @@ struct scoring {
     r.begin = r.begin < r.end ? r.begin : r.end;
     return r;
   }
-  /// Whether a list scores cells: their counts must be those of its range. A kernel with its own copy of them makes it so where the
-  /// index has tokens behind the range.
+  /// Whether a list scores cells. The counts must then be those of its range. If the index has tokens behind the range, a kernel with its
+  /// own copy of the counts takes these out.
   __device__ bool is_joint(const middle_range& r, const index_extent& held) const {
     return !index.empty() && resolve_path(path, index.cells(), r.size()) == search_path::joint && held.first == r.begin &&
            (counts_own ? r.end <= held.last : r.end == held.last);
@@ -130,7 +131,7 @@ struct scoring {
   __device__ const float* row(unsigned q, unsigned j) const {
     return table.entries.data + q * table.entries.stride(0) + j * table.entries.stride(1);
   }
-  /// A / m, by which each u is shifted. @param best  order key of the best item's sum; 0 where there was no item
+  /// A / m, which is subtracted from each u. @param best  the order key of the best item's sum; 0 if there was no item
   __device__ float recentring_shift(std::uint32_t best) const {
     const float sum = best == 0 ? float_from_bits(0xff800000u) : canonical::from_order_key(best);
     return canonical::div(canonical::recentring(sum, scale), static_cast<float>(m));

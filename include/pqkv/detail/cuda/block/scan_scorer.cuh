@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The scores of one list by one CTA: exponentials of the table's entries, normalisers over all items, recentring where they are too small,
-// scores. Of few items a CTA takes all these steps; scan.cuh spreads them over the device.
+// One CTA computes the scores of one list, in four steps: exponentials of the table's entries, normalisers over all items, recentring of
+// the query heads whose normaliser is too small, scores. With few items one CTA takes all four steps; with many, scan.cuh distributes them
+// over the device.
 #pragma once
 
 #include "reduce.cuh"
@@ -9,13 +10,13 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// Numbers of `Pack` query heads that are looked up together.
+/// The numbers of `Pack` query heads, which one look-up reads together.
 template <unsigned Pack>
 struct alignas(Pack * sizeof(float)) query_pack {
   float of[Pack];
 };
 
-/// Some or all query heads of a list.
+/// Scores the items of a list for some or all of its query heads.
 /// @tparam Pack  query heads that share the read of an item's codes, and one look-up a subspace
 template <unsigned Threads, unsigned Pack>
 class list_scorer {
@@ -29,7 +30,7 @@ class list_scorer {
     std::uint32_t tops[Pack][warps], ceiling, again;
   };
 
-  /// Dynamic shared memory for so many query heads.
+  /// Bytes of dynamic shared memory for this many query heads.
   __host__ __device__ static constexpr std::size_t shared_bytes(std::size_t queries, std::size_t m, std::size_t c) {
     const std::size_t padded = (queries + Pack - 1) / Pack * Pack;
     return shared_memory::bytes<float>(padded * m * c) + 2 * shared_memory::bytes<float>(padded * m) +
@@ -37,7 +38,7 @@ class list_scorer {
            shared_memory::bytes<std::uint32_t>(padded);
   }
 
-  /// @param from, queries  the list's query heads that this scorer takes; one that takes the first ones begins the scores
+  /// @param from, queries  the list's query heads that this scorer takes; the scorer of the first ones also initialises the scores
   __device__ list_scorer(const scoring& call, unsigned list, unsigned from, unsigned queries, scratch& own, shared_memory& memory)
       : call_(call),
         scratch_(own),
@@ -55,8 +56,8 @@ class list_scorer {
     highest_ = memory.take<std::uint32_t>(padded_);
   }
 
-  /// Exponentials of the entries, or the entries of the logits; writes `skipped` if given. A warp is a row. The caller's
-  /// next barrier completes it.
+  /// Stores the exponential of every table entry, or the entry itself where the reduction sums logits; writes `skipped` if given. A warp
+  /// takes a row. Complete after the caller's next barrier.
   __device__ void stage(std::uint8_t* skipped) {
     const bool probabilities = uses_probabilities(call_.reduction);
     for (unsigned row = threadIdx.x / 32; row < padded_ * call_.m; row += warps) {
@@ -73,7 +74,7 @@ class list_scorer {
       for (int step = 16; step > 0; step /= 2) top = canonical::max(__shfl_xor_sync(all_lanes, top, step), top);
       finite = __all_sync(all_lanes, finite) != 0;
       if (lane == 0) tops_[row] = top, finite_[row] = finite ? 1 : 0;
-      for (unsigned x = lane; probabilities && x < call_.c; x += 32) {  // a row that cannot be used makes every product of its query head 0
+      for (unsigned x = lane; probabilities && x < call_.c; x += 32) {  // a row that is not finite makes every product of its query head 0
         float& entry = entry_of(q, j, x);
         entry = finite ? canonical::exponential(canonical::sub(entry, top), call_.scale) : 0.0f;
       }
@@ -91,26 +92,27 @@ class list_scorer {
     }
   }
 
-  /// After stage(): normalisers, and a bound of the scores' order keys, close for probabilities. Ends with a barrier.
-  /// @param tokens  what the items stand for in all
+  /// After stage(): computes the normalisers and returns an upper bound of the scores' order keys, a close one for probabilities. Ends with
+  /// a barrier.
+  /// @param tokens  how many tokens the items stand for in all
   __device__ std::uint32_t prepare(const scored_items& items, std::uint32_t tokens) {
     if (uses_probabilities(call_.reduction)) add_up<false>(items, 0, items.n);
     complete(items, tokens);
     return scratch_.ceiling;
   }
 
-  /// The steps of prepare() for items that many CTAs share. Each adds up its own, [begin, end), of which total() is then Z.
+  /// The steps of prepare() where many CTAs share the items. Each CTA sums its own items, [begin, end); total() is then its part of Z.
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) { add_up<true>(items, begin, end); }
   __device__ std::uint64_t total(unsigned q) const { return total_[q]; }
-  /// What the runs' Z come to, from which one CTA, after a barrier, completes them.
+  /// Sets Z to the sum of all parts. One CTA calls this, then, after a barrier, complete().
   __device__ void give_total(unsigned q, std::uint64_t z) { total_[q] = z, highest_[q] = 0; }
-  /// Recentres where that is due, over all items by this CTA alone, and leaves the numbers, after its last barrier.
+  /// This CTA alone recentres the query heads that need it, over all items, and writes the numbers after its last barrier.
   __device__ void complete(const scored_items& items, std::uint32_t tokens, head_numbers* numbers) {
     complete(items, tokens);
     for (unsigned q = threadIdx.x; q < queries_; q += Threads)
       numbers[first_ + q] = finite_[q * call_.m] == recentred ? head_numbers{factor_[q], shift_[q], 1} : head_numbers{factor_[q], 0.0f, 0};
   }
-  /// Each CTA after its stage(), to score any items. Begins and ends with a barrier.
+  /// Every CTA calls this after its stage(); then it can score any items. Begins and ends with a barrier.
   __device__ void resume(const head_numbers* numbers) {
     __syncthreads();
     bool any = false;
@@ -126,21 +128,25 @@ class list_scorer {
     __syncthreads();
   }
 
-  /// scores[i - begin] = score of item begin <= i < end; as an order key where the scores are of 32 bits without a sign. A thread writes,
-  /// and where query heads come in parts reads, items begin + threadIdx.x and every Threads-th after.
+  /// Writes scores[i - begin], the score of item i, for begin <= i < end; as an order key where Score is an unsigned 32-bit type. A thread
+  /// writes items begin + threadIdx.x and every Threads-th after it. If the query heads come in several parts it reads these too.
   template <class Score>
   __device__ void score(const scored_items& items, std::uint32_t begin, std::uint32_t end, Score* scores) const {
     switch (call_.reduction) {
-      case group_reduction::probability_sum: return score_by<group_reduction::probability_sum>(items, begin, end, scores);
-      case group_reduction::probability_max: return score_by<group_reduction::probability_max>(items, begin, end, scores);
-      case group_reduction::logit_max: return score_by<group_reduction::logit_max>(items, begin, end, scores);
+      case group_reduction::probability_sum:
+        return score_by<group_reduction::probability_sum>(items, begin, end, scores);
+      case group_reduction::probability_max:
+        return score_by<group_reduction::probability_max>(items, begin, end, scores);
+      case group_reduction::logit_max:
+        return score_by<group_reduction::logit_max>(items, begin, end, scores);
       case group_reduction::logit_sum:
-      case group_reduction::none: return score_by<group_reduction::logit_sum>(items, begin, end, scores);
+      case group_reduction::none:
+        return score_by<group_reduction::logit_sum>(items, begin, end, scores);
     }
   }
 
  private:
-  static constexpr std::uint32_t recentred = 2;  // in finite_
+  static constexpr std::uint32_t recentred = 2;  // a value in finite_
 
   __device__ float& entry_of(unsigned q, unsigned j, unsigned x) {
     return entries_[((q / Pack * call_.m + j) << call_.bits) + x].of[q % Pack];
@@ -152,8 +158,8 @@ class list_scorer {
     return usable;
   }
 
-  /// Calls take(i, what item i looks up in the tables of a group, a number a query head) for this thread's items of [begin, end).
-  /// @param begin  of cells, a multiple of c
+  /// Calls take(i, value) for this thread's items of [begin, end): value has, for each query head of a group, what item i looks up.
+  /// @param begin  a multiple of c where the items are cells
   template <bool Products, class Take>
   __device__ void for_items(const scored_items& items, std::uint32_t begin, std::uint32_t end, unsigned group, Take take) const {
     const pack* table = entries_ + (group * call_.m << call_.bits);
@@ -179,7 +185,7 @@ class list_scorer {
       }
       return;
     }
-    constexpr unsigned at_once = Pack == 1 ? 8 : 4;  // items whose codes are read together, those of the next subspace ahead of their use
+    constexpr unsigned at_once = Pack == 1 ? 8 : 4;  // items whose codes are read together; codes of the next subspace are read ahead
 #pragma unroll 1
     for (std::uint32_t base = first; base < end; base += at_once * Threads) {
       const std::uint8_t* plane = items.codes + base;
@@ -206,9 +212,9 @@ class list_scorer {
     }
   }
 
-  /// Z and the largest product of every query head over [begin, end). Ends with a barrier.
-  /// @tparam Shared  items that CTAs share: nothing is recentred and nobody asks for the largest product. Adding in parts is faster there;
-  ///                 with all that a CTA keeps for a list alone it costs more in registers than it saves
+  /// Computes Z and the largest product of every query head over [begin, end). Ends with a barrier.
+  /// @tparam Shared  whether CTAs share the items. Then nothing is recentred and the largest product is not needed. The sum in two parts is
+  ///                 faster there. Where a CTA has the whole list it needs more registers than it saves time
   // measured: retrieve/joint, n 131072, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 16.6 us, in parts 17.2; retrieve/scan 44.4, 43.5
   template <bool Shared>
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) {
@@ -219,7 +225,7 @@ class list_scorer {
       for_items<true>(items, begin, end, group, [&](std::uint32_t i, const pack& product) {
         const std::uint32_t weight = items.weight(i);
 #pragma unroll
-        for (unsigned q = 0; q < Pack; ++q) {  // of an empty cell it may be anything, times 0
+        for (unsigned q = 0; q < Pack; ++q) {  // the product of an empty cell may be anything: its weight is 0
           if constexpr (Shared) {
             const canonical::fixed_parts parts = canonical::to_fixed_parts(product.of[q]);
             const std::int32_t times = static_cast<std::int32_t>(weight);
@@ -249,7 +255,7 @@ class list_scorer {
     }
   }
 
-  /// From what add_up() left. Ends with a barrier.
+  /// Completes what add_up() began. Ends with a barrier.
   __device__ void complete(const scored_items& items, std::uint32_t tokens) {
     if (!settle(tokens)) return;
     for (unsigned q = 0; q < queries_; ++q)
@@ -258,12 +264,12 @@ class list_scorer {
     settle(0);
   }
 
-  /// Factors and the bound, from what add_up() left; whether a query head is to be recentred, which marks its first row. By the first warp,
-  /// for all; ends with a barrier.
+  /// Computes factors and the bound from the sums of add_up(). Returns whether some query head must be recentred; the first row of each
+  /// such head is marked. The first warp works for all; ends with a barrier.
   __device__ bool settle(std::uint32_t tokens) {
     if (threadIdx.x < 32) {
       const bool probabilities = uses_probabilities(call_.reduction);
-      // Every step of a score rounds what grows with its operands, so that the largest operands give the bound.
+      // No step of a score falls when an operand grows, rounding included. So the largest operands give an upper bound.
       float bound = first_score(call_.reduction);
       bool again = false;
       for (unsigned first = 0; first < queries_; first += 32) {
@@ -293,25 +299,25 @@ class list_scorer {
       }
       again = __any_sync(all_lanes, again) != 0;
       const std::uint32_t key = canonical::order_key(bound);
-      // A NaN, out of infinities of both signs, bounds nothing.
+      // Infinities of both signs add up to a NaN, which bounds nothing.
       if (threadIdx.x == 0) scratch_.ceiling = key != 0 ? key : 0xffffffffu, scratch_.again = again ? 1 : 0;
     }
     __syncthreads();
     return scratch_.again != 0;
   }
 
-  /// u of a query head's code, which its best item's sum then shifts.
+  /// u = entry - row maximum of a query head's code. Recentring then shifts it by the largest sum of u over the items.
   __device__ float below_top(unsigned q, unsigned j, std::uint32_t code) const {
     return canonical::sub(call_.row(first_ + q, j)[code], tops_[q * call_.m + j]);
   }
-  /// Exponentials of one query head again, by its shift.
+  /// Recomputes the exponentials of one query head with its shift.
   __device__ void shift_entries(unsigned q) {
     for (unsigned at = threadIdx.x; at < call_.m * call_.c; at += Threads) {
       const unsigned j = at >> call_.bits, x = at & (call_.c - 1);
       entry_of(q, j, x) = canonical::exponential(canonical::sub(below_top(q, j, x), shift_[q]), call_.scale);
     }
   }
-  /// The shift of one query head, from its best item, and what follows from it. Ends with a barrier.
+  /// Finds the best item of one query head, derives the shift from it, and recomputes the exponentials. Ends with a barrier.
   __device__ void recentre(const scored_items& items, unsigned q) {
     std::uint32_t best = 0;
     for (std::uint32_t i = threadIdx.x; i < items.n; i += Threads) {
@@ -333,16 +339,20 @@ class list_scorer {
 
   __device__ static float add_query(group_reduction reduction, float score, float value, float factor) {
     switch (reduction) {
-      case group_reduction::probability_sum: return canonical::fma(value, factor, score);
-      case group_reduction::probability_max: return canonical::max(canonical::mul(value, factor), score);
-      case group_reduction::logit_max: return canonical::max(canonical::add(value, factor), score);
+      case group_reduction::probability_sum:
+        return canonical::fma(value, factor, score);
+      case group_reduction::probability_max:
+        return canonical::max(canonical::mul(value, factor), score);
+      case group_reduction::logit_max:
+        return canonical::max(canonical::add(value, factor), score);
       case group_reduction::logit_sum:
-      case group_reduction::none: break;
+      case group_reduction::none:
+        break;
     }
     return canonical::add(score, value);
   }
 
-  /// What scores hold between parts of the query heads is the float in either type.
+  /// Between two parts of the query heads, a score of either type holds a float.
   __device__ static float so_far(float score) { return score; }
   __device__ static float so_far(std::uint32_t score) { return float_from_bits(score); }
   template <bool Products>
@@ -351,7 +361,7 @@ class list_scorer {
   }
   template <bool Products>
   __device__ static void store(std::uint32_t* to, float score, bool is_last) {
-    // A sum of probabilities is not negative, so that its key is its bits with the highest set.
+    // A sum of probabilities is not negative, so its order key is its bits with the highest bit set.
     *to = !is_last ? float_bits(score) : Products ? float_bits(score) | 0x80000000u : canonical::order_key(score);
   }
   template <group_reduction Reduction, class Score>
@@ -370,10 +380,10 @@ class list_scorer {
 
   const scoring& call_;
   scratch& scratch_;
-  unsigned first_, queries_, padded_;  // query head of the table; query heads; the same up to whole packs
-  bool begins_, ends_;                 // whether the list's first, and last, query head is among them
+  unsigned first_, queries_, padded_;  // first query head in the table; number of query heads; that number rounded up to whole packs
+  bool begins_, ends_;                 // whether they include the list's first query head; the last one
   pack* entries_;                      // [padded / Pack, m, c]
-  float *tops_, *factor_, *shift_;     // [padded, m]; [padded] R, or the bias; [padded] of each u, where recentred
+  float *tops_, *factor_, *shift_;     // [padded, m]; [padded] R, or the bias; [padded] shift of each u, where recentred
   std::uint32_t* finite_;              // [padded, m]
   std::uint64_t* total_;               // [padded] Z
   std::uint32_t* highest_;             // [padded] largest product, as bits

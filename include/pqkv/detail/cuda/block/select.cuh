@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact selection by radix on order-preserving keys, by one CTA or by a cluster whose members hold a slice of the items each:
-// three histogram passes find the k-th largest key, whatever the values; items may carry weights, so that cells that stand for many
-// tokens are selected the same way. Selected items are written in ascending order, equal ones up to the quota, lowest first.
+// Exact selection by radix on order-preserving keys, by one CTA or by a cluster whose members each hold a slice of the items. Three
+// histogram passes find the k-th largest key, whatever the values. Items may have weights, so cells that stand for many tokens are selected
+// the same way. Selected items are written in ascending order; of equal ones, the lowest up to the quota.
 // Source: Alabi et al., "Fast k-selection algorithms for graphics processing units", 2012; histograms merged over a cluster as in
 // FlashInfer's cluster top-k.
 #pragma once
@@ -13,7 +13,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// Everything above `key` is selected, and `of_equal` of what equals it.
+/// Selects everything above `key`, and `of_equal` of what equals it.
 struct threshold {
   std::uint32_t key = 0;
   std::uint32_t of_equal = 0;
@@ -22,7 +22,7 @@ struct threshold {
 template <unsigned Threads>
 class radix_select {
   static constexpr unsigned bins = 2048, own_bins = bins / Threads, warps = Threads / 32,
-                            copies = 2;  // of a histogram: scores crowd in few bins, and lanes that meet in one wait for each other
+                            copies = 2;  // of a histogram: scores crowd in few bins, and lanes that add to one bin wait for each other
   static_assert(own_bins * Threads == bins);
 
  public:
@@ -34,7 +34,7 @@ class radix_select {
     std::uint32_t prefix = 0, fixed_bits = 0;
     for (unsigned pass = 0; pass < 3; ++pass) {
       const unsigned shift = pass == 0 ? 21 : pass == 1 ? 10 : 0, mask = pass == 2 ? 1023 : 2047;
-      std::uint32_t* histogram = histogram_[pass % 2];  // two, so that members may still read the last one
+      std::uint32_t* histogram = histogram_[pass % 2];  // two, since other members may still read the last one
 #pragma unroll
       for (unsigned bin = 0; bin < copies * bins; bin += Threads) counts_[bin + threadIdx.x] = 0;
       if (threadIdx.x == 0) digit_ = rest_ = 0;
@@ -48,7 +48,7 @@ class radix_select {
       __syncthreads();
       std::uint32_t own[own_bins], sum = 0;
 #pragma unroll
-      for (unsigned b = 0; b < own_bins; ++b) {  // from the highest bin down
+      for (unsigned b = 0; b < own_bins; ++b) {  // from the highest bin to the lowest
         const unsigned bin = bins - 1 - (threadIdx.x * own_bins + b);
         own[b] = 0;
         for (unsigned copy = 0; copy < copies; ++copy) own[b] += counts_[copy * bins + bin];
@@ -60,8 +60,7 @@ class radix_select {
         for (unsigned b = 0; b < own_bins; ++b)
 #pragma unroll
           for (unsigned rank = 0; rank < largest_team; ++rank)
-            if (rank < team.size() && rank != team.rank())
-              own[b] += team.remote(histogram, rank)[bins - 1 - (threadIdx.x * own_bins + b)];
+            if (rank < team.size() && rank != team.rank()) own[b] += team.remote(histogram, rank)[bins - 1 - (threadIdx.x * own_bins + b)];
       }
 #pragma unroll
       for (unsigned b = 0; b < own_bins; ++b) sum += own[b];
@@ -87,9 +86,9 @@ class radix_select {
   __device__ void emit(const cluster_team& team, std::uint32_t items, threshold limit, KeyAt key_at, std::int32_t first, std::int32_t* out,
                        std::uint32_t room) {
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, below_me = (1u << lane) - 1;
-    const std::uint32_t share = (items + Threads - 1) / Threads * 32;  // of a warp, in a row
+    const std::uint32_t share = (items + Threads - 1) / Threads * 32;  // consecutive items of a warp
     const std::uint32_t begin = warp * share < items ? warp * share : items, end = items - begin < share ? items : begin + share;
-    std::uint64_t counted = 0;  // above in the upper half, equal in the lower
+    std::uint64_t counted = 0;  // items above in the upper half, equal ones in the lower
 #pragma unroll 4
     for (std::uint32_t i = begin + lane; i < end; i += 32) {
       const std::uint32_t key = key_at(i);
@@ -118,7 +117,7 @@ class radix_select {
       above += static_cast<std::uint32_t>(__popc(aboves));
       equal += static_cast<std::uint32_t>(__popc(equals));
     }
-    team.sync();  // members may still read slice_count_
+    team.sync();  // other members may still read slice_count_
   }
 
  private:
@@ -128,7 +127,7 @@ class radix_select {
   reduction<std::uint32_t, Threads> reduction_;
 };
 
-/// This member's share of `items`, a multiple of 32 long except at the end.
+/// This member's share of `items`; its length is a multiple of 32 except at the end.
 struct slice {
   std::uint32_t begin, count;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A CTA's dynamic shared memory, carved front to back.
+// A CTA's dynamic shared memory, handed out front to back.
 #pragma once
 
 #include <cstddef>

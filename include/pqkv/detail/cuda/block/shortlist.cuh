@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The nearest centroid of rows of half or bfloat16 by matrix products, where it is beyond doubt. What is compared is
-// <x, c> - <mu, c> - |c|^2 / 2: rows go into the products as they are, centroids as a sum of two numbers of the rows' type, so only
-// rounding separates it from the canonical distance; where the two best lie within the bound of both errors, the caller decides by
-// the canonical one. A warp takes 32 rows (16 of 128 dimensions) from device memory straight into registers. Rows are the columns of the
-// products: two words of a row are an operand as they stand, where as rows of A they would be moved together before every instruction.
+// Finds the nearest centroid of rows of half or bfloat16 by matrix products, and says where it is beyond doubt. The value compared is <x,
+// c> - <mu, c> - |c|^2 / 2. Rows enter the products unchanged; each centroid is the sum of two numbers of the rows' type. So only rounding
+// separates this value from the canonical distance. If the two best values are closer than both errors together, the caller decides by the
+// canonical distance. A warp loads 32 rows (16 of 128 dimensions) from device memory straight into registers. Rows are the columns of the
+// products: as columns, two words of a row are an operand as they are; as rows of A they would have to be rearranged before every
+// instruction.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +25,9 @@ class shortlist {
   static constexpr unsigned ds = Groups * 32, slots = Groups > 2 ? 2 : 4;  // rows of a lane's operands
   static constexpr unsigned tile_rows = slots * 8;
 
-  /// Numbers of one set of centroids, in shared memory.
+  /// Bounds of one set of centroids, in shared memory.
   struct bounds {
-    std::uint32_t norm, bias;  // largest |c|^2 and |bias| as bits, both of scaled centroids
+    std::uint32_t norm, bias;  // largest |c|^2 and largest |bias| as bits, both of scaled centroids
   };
   __host__ __device__ static constexpr std::size_t shared_bytes(std::size_t c) {
     return shared_memory::bytes<uint4>(c / 16 * 2 * Groups * 2 * 32) + shared_memory::bytes<float>(c);
@@ -34,10 +35,10 @@ class shortlist {
   __device__ shortlist(shared_memory& memory, bounds& own, unsigned c)
       : operands_(memory.take<uint4>(c / 16 * 2 * Groups * 2 * 32)), minus_bias_(memory.take<float>(c)), bounds_(own), c_(c) {}
 
-  /// By the CTA, which must not use the last centroids any more; ends with a barrier.
+  /// The CTA loads a set of centroids. No thread may still use the last set. Ends with a barrier.
   /// @param centroids  [ds, c], centred by mu [ds]
   /// @param mu_norm    at least |mu|
-  /// @param largest    no coordinate of a centroid is larger
+  /// @param largest    at least every coordinate's magnitude
   template <unsigned Threads>
   __device__ void stage(const float* centroids, const float* mu, float mu_norm, float largest) {
     int exponent = static_cast<int>(float_bits(largest) >> 23 & 0xffu) - 127;
@@ -50,7 +51,7 @@ class shortlist {
       const float* from = centroids + (turn / 2 * 32 + lane % 4 * 8 + turn % 2 * 4) * c_ + x;
       std::uint32_t most[4], rest[4];
 #pragma unroll
-      for (unsigned i = 0; i < 4; ++i) {  // words of two centroids, eight apart, in turn
+      for (unsigned i = 0; i < 4; ++i) {  // each turn takes words of two centroids, eight apart
         const float* pair_at = from + i / 2 * 2 * c_ + i % 2 * 8;
         const split_pair<T> pair(pair_at[0] * scale_, pair_at[c_] * scale_);
         most[i] = pair.most;
@@ -78,20 +79,20 @@ class shortlist {
       atomicMax(&bounds_.bias, float_bits(fabsf(bias)));
     }
     __syncthreads();
-    // Errors of one value, in units of the scaled centroids. Products: what the two parts of a centroid leave over; sums: 4 Groups
-    // instructions that each round 18 addends, cut off and not rounded; the canonical distance, halved: as on the host, with
-    // |y| <= |x| + |mu|, and y's own rounding. Two values, a twentieth more.
+    // The error bound of one value, in units of the scaled centroids, has three parts. Products: what the two parts of a centroid leave
+    // out. Sums: 4 Groups instructions, each of which truncates 18 addends. The canonical distance, halved: as on the host, with |y| <= |x|
+    // + |mu|, and y's own rounding. Two values are compared, so the bound is doubled, plus a twentieth.
     const float c = sqrtf(float_from_bits(bounds_.norm)), bias = float_from_bits(bounds_.bias);
     constexpr float sums = 4 * Groups * 18 * 0x1p-23f;
     largest_norm_ = c;
     linear_ = 2.1f * (0x1p-17f * c + 0x1p-24f * 12.0f + sums * c);
-    constant_ = 2.1f * (sums + 0x1p-23f) * bias + 0x1p-120f + scale_ * 0x1p-70f * 0x1p-70f;  // what underflows
-    if (!(largest < 0x1p101f)) constant_ = float_from_bits(0x7f800000u);  // beyond what the scale brings into range: none is sure
+    constant_ = 2.1f * (sums + 0x1p-23f) * bias + 0x1p-120f + scale_ * 0x1p-70f * 0x1p-70f;  // the last terms: underflow
+    if (!(largest < 0x1p101f)) constant_ = float_from_bits(0x7f800000u);  // beyond the range of the scale no decision is sure
     square_ = 2.1f * scale_ * 0x1p-24f * (ds / 2 + 2);
     reach_ = mu_norm + c / scale_;
   }
 
-  /// Rows of this warp's tile; a lane holds a quarter of each of `slots` rows. @param row_at  pointer to the row of tile row r
+  /// The rows of this warp's tile. A lane holds a quarter of each of `slots` rows. @param row_at  pointer to row r of the tile
   struct rows {
     uint4 word[slots][Groups];
 
@@ -99,7 +100,7 @@ class shortlist {
     __device__ void load(RowAt row_at) {
       for_parts(row_at, [&](unsigned s, unsigned g, const uint4* from) { word[s][g] = *from; });
     }
-    /// The same by way of shared memory, [slots * Groups, 32] of the warp, where a lane finds what it has copied itself.
+    /// Loads the same rows through the warp's shared memory, [slots * Groups, 32]. A lane reads back only what it copied itself.
     template <class RowAt>
     __device__ static void copy(uint4* shared, RowAt row_at) {
       for_parts(row_at, [&](unsigned s, unsigned g, const uint4* from) {
@@ -115,7 +116,7 @@ class shortlist {
         for (unsigned g = 0; g < Groups; ++g) word[s][g] = shared[(s * Groups + g) * 32 + threadIdx.x % 32];
     }
 
-    /// Of row own_row(): |x| rounded up, infinite where its square is beyond floats, and whether all of it is finite. By all lanes.
+    /// Of row own_row(): |x| rounded up (infinite where its square overflows), and whether all its elements are finite. By all lanes.
     struct measure {
       float norm;
       bool finite;
@@ -124,7 +125,7 @@ class shortlist {
       float own_square = 0, own_zero = 0;
 #pragma unroll
       for (unsigned s = 0; s < slots; ++s) {
-        float square = 0, zero = 0;  // zero: 0 times each element, a NaN where one is not finite
+        float square = 0, zero = 0;  // zero: the sum of 0 times each element, a NaN if one is not finite
 #pragma unroll
         for (unsigned g = 0; g < Groups; ++g) {
           const std::uint32_t words[4] = {word[s][g].x, word[s][g].y, word[s][g].z, word[s][g].w};
@@ -139,7 +140,7 @@ class shortlist {
           square += __shfl_xor_sync(all_lanes, square, step);
           zero += __shfl_xor_sync(all_lanes, zero, step);
         }
-        const int holder = static_cast<int>(own_row() % 8 * 4);  // a lane that has a part of the own row, in one of the slots
+        const int holder = static_cast<int>(own_row() % 8 * 4);  // a lane that has, in one of the slots, a part of the own row
         const float square_there = __shfl_sync(all_lanes, square, holder), zero_there = __shfl_sync(all_lanes, zero, holder);
         if (own_row() / 8 == s) own_square = square_there, own_zero = zero_there;
       }
@@ -158,24 +159,24 @@ class shortlist {
     }
   };
   static constexpr std::size_t rows_of_warp = std::size_t{slots} * Groups * 32;  // uint4 that a warp's rows take in shared memory
-  /// The tile row whose outcome a lane has, tile_rows or more for a lane that has none.
+  /// The row of the tile whose outcome this lane gets; tile_rows or more if it gets none.
   __device__ static unsigned own_row() { return threadIdx.x % 32 / 8 * 8 + threadIdx.x % 4 * 2 + threadIdx.x / 4 % 2; }
-  /// Whose own_row() is r.
+  /// The lane whose own_row() is r.
   __device__ static unsigned owner_lane(unsigned r) { return r / 8 * 8 + r % 2 * 4 + r % 8 / 2; }
-  /// Element that word i / 2 of group g of a lane holds in its lower (i even) or upper half.
+  /// The element that a lane holds in word i / 2 of group g: in the lower half for even i, else in the upper.
   __device__ static unsigned element(unsigned g, unsigned i) { return g * 32 + threadIdx.x % 4 * 8 + i; }
 
   struct outcome {
     unsigned centroid;
     bool sure;
   };
-  /// Of row own_row(), by all lanes.
-  /// @param norm   at least |x| of it
-  /// @param taken  is called once the rows are in use, so that what they were copied from may be written
+  /// Finds the nearest centroid of row own_row(). By all lanes.
+  /// @param norm   at least |x| of that row
+  /// @param taken  called once the rows are in use, so that the memory they were copied from may be overwritten
   template <class Taken>
   __device__ outcome find(const rows& x, float norm, Taken taken) const {
     const float lowest = float_from_bits(0xff800000u);
-    constexpr unsigned held = 2 * slots;  // rows of which a lane sees every eighth centroid
+    constexpr unsigned held = 2 * slots;  // rows for which a lane sees every eighth centroid
     float best[held], second[held];
     unsigned index[held];
 #pragma unroll
@@ -213,7 +214,7 @@ class shortlist {
         }
       if (tile == 0) taken();
     }
-    // Lanes that saw other centroids of the same rows exchange what each other keeps, so that every lane ends with one row.
+    // Lanes that saw different centroids of the same rows exchange results, until every lane has the result of one row.
     const auto seen = [&](unsigned r) { return candidate{best[r], second[r], index[r] * 8 + lane / 4}; };
     const bool odd = lane / 4 % 2 != 0, upper = lane / 8 % 2 != 0, last = lane / 16 != 0;
     candidate half_of[slots];
@@ -223,13 +224,13 @@ class shortlist {
 #pragma unroll
     for (unsigned s = 0; s < slots / 2; ++s) quarter_of[s] = merge(half_of[2 * s], half_of[2 * s + 1], upper, 8);
     const candidate own = merge(quarter_of[0], quarter_of[slots / 2 - 1], last, 16);
-    constexpr float unseen = 0x1p-59f;  // of |x|, where fast math takes squares of less than 2^-126 for 0
+    constexpr float unseen = 0x1p-59f;  // of |x|: what may be missing where fast math flushes squares below 2^-126 to 0
     const float all = norm + reach_, slack = constant_ + linear_ * (norm + unseen) + square_ * all * all;
     return {own.index, norm * largest_norm_ < 1e37f && own.best - own.second > slack};
   }
 
-  /// The canonical decision about one row, by a warp: a lane is a centroid or two.
-  /// @param from  [ds]; offset, centroids as of stage()
+  /// A warp decides one row by the canonical distance; each lane takes one or two centroids.
+  /// @param from  [ds]; offset and centroids as in stage()
   __device__ static unsigned nearest(const T* from, const float* offset, const float* centroids, unsigned c) {
     const unsigned lane = threadIdx.x % 32;
     float y[Groups];
@@ -265,33 +266,33 @@ class shortlist {
     float best, second;
     unsigned index;
   };
-  /// A lane keeps one of two and sends the other to the lane `step` away; what comes from there joins what it keeps. By value: a choice
-  /// between two places would put them into local memory.
+  /// A lane keeps one of two candidates, sends the other to the lane `step` away, and merges what that lane sends with its own. Passed by
+  /// value: a choice between two places would put both into local memory.
   __device__ static candidate merge(candidate a, candidate b, bool keeps_b, int step) {
     const float best = keeps_b ? b.best : a.best, second = keeps_b ? b.second : a.second;
     const unsigned index = keeps_b ? b.index : a.index;
     const candidate other{__shfl_xor_sync(all_lanes, keeps_b ? a.best : b.best, step),
                           __shfl_xor_sync(all_lanes, keeps_b ? a.second : b.second, step),
                           __shfl_xor_sync(all_lanes, keeps_b ? a.index : b.index, step)};
-    return {fmaxf(best, other.best), fmaxf(fmaxf(second, other.second), fminf(best, other.best)),
-            other.best > best ? other.index : index};
+    return {fmaxf(best, other.best), fmaxf(fmaxf(second, other.second), fminf(best, other.best)), other.best > best ? other.index : index};
   }
 
-  uint4* operands_;    // [c / 16, 2 Groups, most and rest, 32]
+  uint4* operands_;    // [c / 16, 2 Groups, upper part and rest, 32]
   float* minus_bias_;  // [c]
   bounds& bounds_;
   unsigned c_;
   float scale_ = 1, largest_norm_ = 0, linear_ = 0, constant_ = 0, square_ = 0, reach_ = 0;
 };
 
-/// canonical::fixed_point(): its product with a power of two is exact in float too, or rounds to 0 in both.
+/// Like canonical::fixed_point(). Its product with a power of two is exact in float too, or rounds to 0 in both.
 __device__ inline int fixed_point(float x, float scale) {
   int term;
   asm("cvt.rni.s32.f32 %0, %1;" : "=r"(term) : "f"(canonical::mul(x, scale)));
   return term;
 }
 
-/// Sums of fixed-point numbers by one CTA, in two halves of 32 bits, which shared memory adds by itself. Of at most 2^15 numbers a place.
+/// Sums of fixed-point numbers by one CTA, each in two halves of 32 bits, since shared memory adds 32 bits natively. At most 2^15 terms for
+/// each sum.
 class shared_sums {
  public:
   static constexpr std::uint32_t most_terms = 1u << 15;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The leaves of an ISA: the innermost loops of every host kernel. A folder for each family, in it a file for each ISA that makes some
-// of it faster; the rest comes from the ISA below. Target attributes are per function: a baseline build runs what the CPU has.
+// The SIMD kernels of an instruction set (ISA): the innermost loops of every host operation, as static functions of one struct,
+// `leaf<Isa>`. There is a folder for each family of kernels. In it, each ISA that makes some of the family faster has a file; it inherits
+// the rest from the next lower ISA. Target attributes are per function, so a baseline build runs what the CPU has.
 #pragma once
 
 #include "attention/scalar.hpp"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Nearest centroids of many rows, for k-means and encoding: a shortlist by exact products of 16-bit integers, which take half the
-// time of fused multiply-adds; where a second centroid lies within the error of both arithmetics, the canonical distance decides, so
-// that the result is the canonical one for every row.
+// Nearest centroids of many rows, for k-means and encoding. Exact products of 16-bit integers give a shortlist in half the time of fused
+// multiply-adds. If a second centroid is within the error of both arithmetics, the canonical distance decides. So the result is the
+// canonical one for every row.
 #pragma once
 
 #include <algorithm>
@@ -16,13 +16,13 @@ namespace pqkv::inline PQKV_MODE::detail {
 inline constexpr std::size_t max_searched = 256;  // centroids
 inline constexpr std::size_t max_row_dim = 257;   // with the coordinate of the inner-product metric
 
-/// Scaled norms are at most this: products, half norms and all differences of values are below 2^31 then.
+/// The most that scaled norms may be: products, half norms and all differences of values are then below 2^31.
 inline constexpr float shortlist_reach = 28000.0f;
 
-/// Whether rows of that squared norm can be scaled: no square overflows, and what underflows does not count.
+/// Whether rows with this squared norm can be scaled: no square overflows, and what underflows does not matter.
 inline bool has_shortlist_scale(float squared_norm) { return squared_norm >= 0x1p-80f && squared_norm <= 0x1p100f; }
 
-/// Not less than the norm, for a sum of squares within 300 roundings.
+/// An upper bound of the norm, from a sum of squares within 300 roundings.
 inline float norm_bound(float squared_norm) { return 1.0001f * std::sqrt(squared_norm); }
 
 /// Rows of floats that become one block; each row is followed by zeros.
@@ -41,26 +41,26 @@ class row_tile {
   alignas(cache_line_bytes) float rows_[Leaf::block_rows * ((max_row_dim + Leaf::row_step - 1) / Leaf::row_step * Leaf::row_step)];
 };
 
-/// The search among c centroids.
+/// Searches among c centroids.
 ///
-/// Let rows be scaled by s and centroids by t, K = shortlist_reach, s|y|, s|c| and t|c| at most K (1 + 2^-10), u = 2^-24, and
-/// x = s t (|c|^2 / 2 - <y, c>), of which the order is that of true distances. Rounding to integers moves each coordinate by at most
-/// 1/2 + u K, so both vectors by at most rho = sqrt(ds) / 2 + 0.1, and the product by at most rho (t|c| + s|y|) + rho^2. The
-/// half norm, cut to an integer, is wrong by 1 + (ds + 4) u K^2 / 2, the replaced low byte by 255. The canonical distance, halved and
-/// scaled, is wrong by (ds + 2) u (s|y| + s|c|) (t|y| + t|c|) / 2, where t|y| has no bound: for a row far longer than every centroid
-/// this is the largest term. Two centroids whose values differ by more than twice the sum of these have the order of their canonical
-/// distances.
+/// Let rows be scaled by s and centroids by t, K = shortlist_reach, u = 2^-24, and s|y|, s|c| and t|c| be at most K (1 + 2^-10). The value
+/// x = s t (|c|^2 / 2 - <y, c>) has the order of the true distances. These are its errors. Rounding to integers moves each coordinate by at
+/// most 1/2 + u K, so each vector by at most rho = sqrt(ds) / 2 + 0.1, and the product by at most rho (t|c| + s|y|) + rho^2. The half norm,
+/// truncated to an integer, is wrong by 1 + (ds + 4) u K^2 / 2, and the replaced low byte by 255. The canonical distance, halved and
+/// scaled, is wrong by (ds + 2) u (s|y| + s|c|) (t|y| + t|c|) / 2. Here t|y| has no bound: for a row much longer than every centroid this
+/// is the largest term. If the values of two centroids differ by more than twice the sum of these errors, they have the order of the
+/// canonical distances.
 template <class Leaf>
 class nearest_search {
  public:
   static constexpr std::size_t block_rows = Leaf::block_rows;
   static_assert(block_rows == 32, "a bit of the result for each");
 
-  /// Rows from which on a shortlist is begun; a guess that was not swept: preparing the centroids should cost a few canonical decisions.
+  /// Fewest rows for a shortlist: preparing the centroids should cost no more than a few canonical decisions. A guess that was not swept.
   static constexpr std::size_t least_rows = 8;
 
   /// @param centroids  [ds, c], dense; must not change while this is in use
-  /// @param rows       that will be looked for
+  /// @param rows       how many rows will be searched for
   nearest_search(const float* centroids, std::size_t c, std::size_t ds, std::size_t rows)
       : centroids_(centroids), c_(c), ds_(ds), pairs_((ds + 1) / 2), rho_(0.5f * std::sqrt(static_cast<float>(ds)) + 0.1f) {
     if (rows < least_rows) return;
@@ -76,10 +76,10 @@ class nearest_search {
     if (chunk_ == c) Leaf::write_centroids(centroids, c, c, ds, -scale_, pair_);
   }
 
-  /// Not less than any |c|; 0: no block can be searched.
+  /// At least every |c|; 0: no block can be searched.
   float largest_norm() const { return norm_; }
 
-  /// Rows of a block; every bit of the result is a row that decide() must be asked about, the others have their index.
+  /// Searches the rows of a block. A set bit in the result is a row that decide() must be asked about; the other rows have their index.
   ///
   /// @param block  from write_block()
   /// @param scale  of the block
@@ -101,9 +101,9 @@ class nearest_search {
     return Leaf::close_calls(least, second, static_cast<std::int32_t>(twice_error), index);
   }
 
-  /// The nearest centroids of `count` rows, canonical. Rows are changed.
+  /// The nearest centroids of `count` rows, canonical. The rows are modified.
   ///
-  /// @param squared_norm  [count], as measure() finds it; anything but a finite number for a row that is not finite
+  /// @param squared_norm  [count], as measure() finds it; not a finite number if the row is not finite
   /// @param index         [block_rows], written up to `count`
   void find_rows(row_tile<Leaf>& y, const float* squared_norm, std::size_t count, std::uint8_t* index) {
     std::uint32_t open = ~std::uint32_t{0} >> (block_rows - count), found = 0;
@@ -137,7 +137,7 @@ class nearest_search {
   std::uint32_t decide(const float* y) const { return Leaf::nearest(y, centroids_, c_, ds_).index; }
 
  private:
-  static constexpr std::size_t chunk_elements = 8192;  // 32 KiB of centroids: in a near cache, and on any thread's stack
+  static constexpr std::size_t chunk_elements = 8192;  // 32 KiB of centroids: fits in a near cache, and on any thread's stack
 
   void begin_at(float scale) {
     const float factor = 0.5f * scale * scale_;
@@ -145,7 +145,7 @@ class nearest_search {
     start_scale_ = scale;
   }
 
-  /// Twice the error; infinite or beyond every difference where values say nothing.
+  /// Twice the error. If values say nothing, it is infinite or larger than every difference.
   float slack(float scale, float norm) const {
     const float reach = scale * norm, u = 0x1p-24f * static_cast<float>(ds_ + 4);
     const float canonical_error = 0.51f * u * (reach + scale * norm_) * (scale_ * norm + shortlist_reach);

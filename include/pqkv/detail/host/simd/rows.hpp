@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows in any layout and storage type as contiguous floats, for the host kernels.
+// Rows of any layout and storage type as contiguous floats, for the host's SIMD kernels.
 #pragma once
 
 #include <type_traits>
@@ -9,7 +9,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// The row itself where it already is contiguous float, else a copy in `copy`.
+/// The row itself if it already is contiguous float, else a copy in `copy`.
 template <class Leaf, class T>
 const float* load_row(kv_row<T> row, std::size_t n, float* copy) {
   if (row.stride == 1) {
@@ -21,14 +21,14 @@ const float* load_row(kv_row<T> row, std::size_t n, float* copy) {
   return copy;
 }
 
-/// A row of 8-bit integers, in `copy`.
+/// A row of 8-bit integers as floats in `copy`.
 template <class Leaf>
 const float* load_row(kv_row<scaled_int8> row, std::size_t n, float* copy) {
   Leaf::widen(row.data, *row.scale, n, copy);
   return copy;
 }
 
-/// Writes the coordinate of the inner-product metric behind y[ds]; false where |y|^2 is not finite.
+/// Writes the added coordinate of the inner-product metric behind y[ds]. Returns false if |y|^2 is not finite.
 inline bool lift_to_sphere(float* y, std::size_t ds, float squared_radius) {
   const float norm = canonical::dot(y, y, 1, ds);
   y[ds] = canonical::sphere_coordinate(squared_radius, norm);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of attention. Eight sums are in registers at a time, of 1, 2 or 4 queries with 8, 4 or 2 keys; their lanes are added up
-// together. Eight queries are two fours.
+// AVX2 kernels of attention. Eight sums are in registers at a time: of 1, 2 or 4 queries with 8, 4 or 2 keys. The lanes of all eight are
+// then added up together. Eight queries are handled as two groups of four.
 #pragma once
 
 #include <immintrin.h>
@@ -118,7 +118,7 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
     low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all));
     high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(all, 8)));
   }
-  /// The first n of sixteen; zeros behind them.
+  /// The first n of sixteen elements; the others are zeros.
   template <class T>
   PQKV_TARGET_AVX2 static PQKV_INLINE void widened(const T* row, std::size_t n, __m256& low, __m256& high) {
     if (n >= pair) return widened(row, low, high);
@@ -127,7 +127,7 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
     widened(static_cast<const T*>(some), low, high);
   }
 
-  /// Asks for the lines of a row that begin in its 16 elements from the i-th on.
+  /// Prefetches the lines of a row that begin in its 16 elements from the i-th on.
   template <class T>
   static PQKV_INLINE void touch(const T* row, std::size_t i) {
     if (i * sizeof(T) % 64 == 0) _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T0);
@@ -140,10 +140,11 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
     return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
   }
 
-  /// Q queries with 8 / Q keys at a time; queries behind the g-th are computed and dropped.
+  /// Q queries with 8 / Q keys at a time. Queries behind the g-th are computed, but their results are not stored.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX2 static PQKV_INLINE void score_keys(const float* queries, std::size_t stride, std::size_t g, const T* const* keys,
-                                                std::size_t count, std::size_t d, rows_ahead<T> ahead, float* out, std::size_t out_stride) {
+                                                      std::size_t count, std::size_t d, rows_ahead<T> ahead, float* out,
+                                                      std::size_t out_stride) {
     constexpr std::size_t rows = 8 / Q;
     alignas(32) float sums[8];
     for (std::size_t t = 0; t < count; t += rows) {
@@ -153,7 +154,7 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
       for (std::size_t i = 0; i < d; i += pair) {
         __m256 low{}, high{};
 #pragma GCC unroll 8
-        for (std::size_t a = 0; a < 8; ++a) {  // loops of one level: g++ 12 unrolls innermost ones alone early enough
+        for (std::size_t a = 0; a < 8; ++a) {  // single loops: g++ 12 unrolls only innermost loops early enough
           if (a % Q == 0) {
             touch(ahead.keys[t + a / Q], i);
             widened(keys[t + a / Q] + i, d - i, low, high);
@@ -171,19 +172,18 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
   /// Elements in runs of 16 * C, whose sums stay in registers over the tile.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX2 static PQKV_INLINE void add_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
-                                               std::size_t weight_stride, const T* const* values, std::size_t count, std::size_t d,
-                                               rows_ahead<T> ahead) {
+                                                      std::size_t weight_stride, const T* const* values, std::size_t count, std::size_t d,
+                                                      rows_ahead<T> ahead) {
     constexpr std::size_t widest = Q == 4 ? 1 : 2;
     std::size_t i = 0;
     for (; i + widest * pair <= d; i += widest * pair)
       add_run_of_values<Q, widest>(sums + i, stride, g, weights, weight_stride, values, count, i, pair, ahead);
-    for (; i < d; i += pair)
-      add_run_of_values<Q, 1>(sums + i, stride, g, weights, weight_stride, values, count, i, d - i, ahead);
+    for (; i < d; i += pair) add_run_of_values<Q, 1>(sums + i, stride, g, weights, weight_stride, values, count, i, d - i, ahead);
   }
   template <std::size_t Q, std::size_t C, class T>
   PQKV_TARGET_AVX2 static PQKV_INLINE void add_run_of_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
-                                                   std::size_t weight_stride, const T* const* values, std::size_t count,
-                                                   std::size_t first_element, std::size_t n, rows_ahead<T> ahead) {
+                                                             std::size_t weight_stride, const T* const* values, std::size_t count,
+                                                             std::size_t first_element, std::size_t n, rows_ahead<T> ahead) {
     __m256 acc[2 * Q * C];
 #pragma GCC unroll 8
     for (std::size_t a = 0; a < 2 * Q * C; ++a) acc[a] = _mm256_setzero_ps();

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of attention (F, BW, DQ, VL). Sixteen sums are in registers at a time, of 1, 2, 4 or 8 queries with 16, 8, 4 or 2 keys,
-// so that each loaded row meets all queries; their lanes are added up together, in 45 instructions for the sixteen. Zero-masked forms
-// stand where g++ 12's headers would warn of the plain ones.
+// AVX-512 kernels of attention (F, BW, DQ, VL). Sixteen sums are in registers at a time: of 1, 2, 4 or 8 queries with 16, 8, 4 or 2 keys,
+// so that each loaded row is used by all queries. The lanes of all sixteen are then added up together, in 45 instructions. Zero-masked
+// forms are used where g++ 12's headers would warn of the plain ones.
 //
-// Not with vdpbf16ps: to come near the error of floats it needs the query as two bfloat16 parts, so as many instructions as multiply-adds.
-// Measured for the products of 4 queries with cached keys of d = 128, lanes not added up, one Zen 5 core, 2026-11-23: 4.0 ns per key
-// either way; shift and mask are hidden behind the multiply-adds.
+// vdpbf16ps is not used. To come near the error of floats it needs the query as two bfloat16 parts, so it takes as many instructions as
+// multiply-adds do. Measured for the products of 4 queries with cached keys of d = 128, lanes not added up, one Zen 5 core, 2026-11-23: 4.0
+// ns per key either way; shift and mask run in parallel with the multiply-adds.
 #pragma once
 
 #include <immintrin.h>
@@ -92,7 +92,7 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
     return static_cast<__mmask16>(n >= lanes ? 0xffffu : (1u << n) - 1u);
   }
 
-  /// The first n, at most 32, elements of a row as two registers of floats; zeros behind them.
+  /// The first n, at most 32, elements of a row as two registers of floats; the others are zeros.
   PQKV_TARGET_AVX512 static PQKV_INLINE void widened(const float* row, std::size_t n, __m512& low, __m512& high) {
     low = _mm512_maskz_loadu_ps(first(n), row);
     high = _mm512_maskz_loadu_ps(first(n - std::min(n, lanes)), row + std::min(n, lanes));
@@ -115,7 +115,7 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
     high = _mm512_maskz_cvtepi32_ps(all16, _mm512_maskz_cvtepi8_epi32(all16, second_half));
   }
 
-  /// Asks for 32 elements of a row.
+  /// Prefetches 32 elements of a row.
   template <class T>
   static PQKV_INLINE void touch(const T* row) {
 #pragma GCC unroll 2
@@ -138,11 +138,11 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
     return _mm512_add_ps(_mm512_maskz_shuffle_f32x4(all16, a, b, 0x44), _mm512_maskz_shuffle_f32x4(all16, a, b, 0xee));
   }
 
-  /// Q queries with 16 / Q keys at a time; queries behind the g-th are computed and dropped.
+  /// Q queries with 16 / Q keys at a time. Queries behind the g-th are computed, but their results are not stored.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX512 static PQKV_INLINE void score_keys(const float* queries, std::size_t stride, std::size_t g, const T* const* keys,
-                                                  std::size_t count, std::size_t d, rows_ahead<T> ahead, float* out,
-                                                  std::size_t out_stride) {
+                                                        std::size_t count, std::size_t d, rows_ahead<T> ahead, float* out,
+                                                        std::size_t out_stride) {
     constexpr std::size_t rows = 16 / Q;
     alignas(64) float sums[16];
     for (std::size_t t = 0; t < count; t += rows) {
@@ -164,10 +164,10 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX512 static PQKV_INLINE void score_run(const float* queries, std::size_t stride, const T* const* keys, const T* const* next,
                                                        std::size_t first_element, std::size_t n, __m512 (&acc)[16]) {
-    // Loops of one level: g++ 12 keeps an array in registers where it can unroll the loop over it early, innermost ones only.
+    // Single loops: g++ 12 keeps an array in registers if it can unroll the loop over it early, and it does so for innermost loops only.
     constexpr std::size_t rows = 16 / Q;
-    if constexpr (Q <= 4) {  // few queries: theirs stay in registers
-      __m512 query[2 * Q], low{}, high{};  // with a value for g++ -Og alone
+    if constexpr (Q <= 4) {                // few queries fit in registers
+      __m512 query[2 * Q], low{}, high{};  // initialised only because g++ -Og warns otherwise
 #pragma GCC unroll 8
       for (std::size_t a = 0; a < 2 * Q; ++a) query[a] = _mm512_loadu_ps(queries + a / 2 * stride + a % 2 * lanes);
 #pragma GCC unroll 16
@@ -202,8 +202,8 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
   /// Elements in runs of 32 * C, whose sums stay in registers over the tile.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX512 static PQKV_INLINE void add_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
-                                                 std::size_t weight_stride, const T* const* values, std::size_t count, std::size_t d,
-                                                 rows_ahead<T> ahead) {
+                                                        std::size_t weight_stride, const T* const* values, std::size_t count, std::size_t d,
+                                                        rows_ahead<T> ahead) {
     constexpr std::size_t widest = Q == 1 ? 4 : Q == 8 ? 1 : 2;
     std::size_t i = 0;
     for (; i + widest * pair <= d; i += widest * pair)
@@ -213,8 +213,8 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
   }
   template <std::size_t Q, std::size_t C, class T>
   PQKV_TARGET_AVX512 static PQKV_INLINE void add_run_of_values(float* sums, std::size_t stride, std::size_t g, const float* weights,
-                                                     std::size_t weight_stride, const T* const* values, std::size_t count,
-                                                     std::size_t first_element, std::size_t n, rows_ahead<T> ahead) {
+                                                               std::size_t weight_stride, const T* const* values, std::size_t count,
+                                                               std::size_t first_element, std::size_t n, rows_ahead<T> ahead) {
     __m512 acc[2 * Q * C];
 #pragma GCC unroll 16
     for (std::size_t a = 0; a < 2 * Q * C; ++a) acc[a] = _mm512_setzero_ps();

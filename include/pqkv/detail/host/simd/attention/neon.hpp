@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// NEON leaves of attention: four queries share what is loaded and widened of a key or value. The hardware is left to fetch rows ahead.
+// NEON kernels of attention. Four queries share each loaded and widened key or value. Prefetching is left to the hardware.
 #pragma once
 
 #include <arm_neon.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of attention in plain C++: the plain statement of what each computes. Not canonical: ISAs agree within rounding.
+// Kernels of attention in plain C++: the reference for what each computes. Not canonical: ISAs agree within rounding.
 //
 // A tile is a list of pointers to rows of keys or values, each contiguous, in their storage type. Queries and sums are floats in rows of
 // `stride` elements, a multiple of tile_padding with zeros behind the d-th, in the order that split_lanes says.
@@ -14,12 +14,12 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// Elements to whose multiple the rows of queries and sums are padded, and tokens to whose multiple a list of keys is, by any valid
-/// rows.
+/// Rows of queries and sums are padded to a multiple of tile_padding elements. Lists of keys are padded to a multiple of tile_row_padding
+/// tokens, by any valid rows.
 inline constexpr std::size_t tile_padding = 32, tile_row_padding = 16;
 
-/// Rows that a leaf asks the memory for while it computes: tile_dots the keys, tile_add the values, each piece of them when it reads the
-/// like piece of its own rows, so that requests come evenly.
+/// Rows that a kernel prefetches while it computes: tile_dots the keys, tile_add the values. It prefetches each piece of them when it reads
+/// the same piece of its own rows, so that the requests are evenly distributed.
 template <class T>
 struct rows_ahead {
   const T* const* keys;
@@ -31,8 +31,8 @@ struct attention_leaf : attention_leaf<typename Isa::fallback> {};
 
 template <>
 struct attention_leaf<isa::scalar> {
-  /// Order of elements in rows of queries and sums: 0 is the natural one; L means that of each 2 L elements those at even places come
-  /// first. A register of pairs of bfloat16 becomes two of floats in that order by one shift and one mask.
+  /// The order of elements in rows of queries and sums. 0 is the natural one. L means that of each 2 L elements those at even places come
+  /// first: one shift and one mask turn a register of bfloat16 pairs into two of floats in this order.
   template <class T>
   static constexpr std::size_t split_lanes = 0;
 
@@ -57,7 +57,7 @@ struct attention_leaf<isa::scalar> {
       }
   }
 
-  /// sums[q, i] += sum over t of weights[q * weight_stride + t] * values[t][i], the tile's sum taken first
+  /// sums[q, i] += sum over t of weights[q * weight_stride + t] * values[t][i]; the tile is summed separately first
   template <class T>
   static void tile_add(float* sums, std::size_t stride, std::size_t g, const float* weights, std::size_t weight_stride,
                        const T* const* values, std::size_t count, std::size_t d, rows_ahead<T>) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of cells (with FMA). Lanes are cells, so every lane repeats the scalar leaf's operations in its order.
+// AVX2 kernels of cells (with FMA). Lanes are cells, so every lane repeats the scalar kernel's operations in their order.
 #pragma once
 
 #include <immintrin.h>
@@ -12,7 +12,7 @@ namespace pqkv::inline PQKV_MODE::detail {
 template <>
 struct cell_leaf<isa::avx2> : cell_leaf<isa::scalar> {
   PQKV_TARGET_AVX2 static std::uint64_t cell_total(const cell_grid& grid, const std::uint32_t* weights, std::uint64_t weight_sum) {
-    // Bits of p * 2^40 + magic; the magic's own bits are taken off at the end, modulo 2^64.
+    // The bits of p * 2^40 + magic. The magic's own bits are subtracted at the end, modulo 2^64.
     __m256i low = _mm256_setzero_si256(), high = low;
     for (std::size_t x = 0; x < grid.prefixes; ++x) {
       const __m256 prefix = _mm256_set1_ps(grid.prefix[x]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of cells (F, BW, DQ, VL). Zero-masked forms stand where g++ 12's headers would warn of the plain ones.
+// AVX-512 kernels of cells (F, BW, DQ, VL). Zero-masked forms stand where g++ 12's headers would warn of the plain ones.
 #pragma once
 
 #include <immintrin.h>
@@ -12,7 +12,7 @@ namespace pqkv::inline PQKV_MODE::detail {
 template <>
 struct cell_leaf<isa::avx512> : cell_leaf<isa::avx2> {
   PQKV_TARGET_AVX512 static std::uint64_t cell_total(const cell_grid& grid, const std::uint32_t* weights, std::uint64_t weight_sum) {
-    // Bits of p * 2^40 + magic; the magic's own bits are taken off at the end, modulo 2^64.
+    // The bits of p * 2^40 + magic. The magic's own bits are subtracted at the end, modulo 2^64.
     const __m512d magic = _mm512_set1_pd(0x1.8p52), scale = _mm512_set1_pd(0x1p40);
     __m512i low = _mm512_setzero_si512(), high = low;
     for (std::size_t x = 0; x < grid.prefixes; ++x) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of cells in plain C++: the plain statement of what each computes. The cells of all codes are a grid, prefix [x] times the last
-// subspace's row [y], so their products need no look-up, and no memory where they are used as they are made. All are canonical.
+// Kernels of cells in plain C++: the reference for what each computes. The cells of all codes are a grid: prefix [x] times the last
+// subspace's row [y]. So their products need no look-up, and no memory if they are used as they are computed. All are canonical.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// The factors of up to `most` query heads' products over one grid of cells.
+/// The factors of the products of up to `most` query heads over one grid of cells.
 struct cell_grid {
   static constexpr std::size_t most = 4;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of centroids (with FMA and F16C).
-// Lanes are centroids or tokens, never the axis that is summed, so every lane repeats the scalar leaf's operations in its order.
+// AVX2 kernels of centroids (with FMA and F16C).
+// Lanes are centroids or tokens, never the axis that is summed, so every lane repeats the scalar kernel's operations in their order.
 #pragma once
 
 #include <immintrin.h>
@@ -44,7 +44,7 @@ struct centroid_leaf<isa::avx2> : centroid_leaf<isa::scalar> {
   PQKV_TARGET_AVX2 static void accumulate(const float* y, float scale, std::size_t n, std::int64_t* sum) {
     std::size_t i = 0;
     for (; i + 8 <= n; i += 8) {
-      // The product with a power of two is exact, so this rounds once, as the scalar leaf does.
+      // The product with a power of two is exact, so this rounds once, as the scalar kernel does.
       const __m256i fixed = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(y + i), _mm256_set1_ps(scale)));
       add64(sum + i, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(fixed)));
       add64(sum + i + 4, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(fixed, 1)));

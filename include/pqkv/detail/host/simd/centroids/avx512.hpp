@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of centroids (F, BW, DQ, VL). Zero-masked forms stand where g++ 12's headers would warn of the plain ones.
+// AVX-512 kernels of centroids (F, BW, DQ, VL). Zero-masked forms stand where g++ 12's headers would warn of the plain ones.
 #pragma once
 
 #include <immintrin.h>

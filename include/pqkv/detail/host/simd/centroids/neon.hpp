@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// NEON leaves of centroids.
-// Lanes are centroids, never the axis that is summed, so every lane repeats the scalar leaf's operations in its order.
+// NEON kernels of centroids.
+// Lanes are centroids, never the axis that is summed, so every lane repeats the scalar kernel's operations in their order.
 #pragma once
 
 #include <arm_neon.h>
@@ -41,7 +41,7 @@ struct centroid_leaf<isa::neon> : centroid_leaf<isa::scalar> {
   static void accumulate(const float* y, float scale, std::size_t n, std::int64_t* sum) {
     std::size_t i = 0;
     for (; i + 4 <= n; i += 4) {
-      // The product with a power of two is exact, so this rounds once, to nearest even, as the scalar leaf does.
+      // The product with a power of two is exact, so this rounds once, to nearest even, as the scalar kernel does.
       const int32x4_t fixed = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(y + i), scale));
       vst1q_s64(sum + i, vaddw_s32(vld1q_s64(sum + i), vget_low_s32(fixed)));
       vst1q_s64(sum + i + 2, vaddw_high_s32(vld1q_s64(sum + i + 2), fixed));

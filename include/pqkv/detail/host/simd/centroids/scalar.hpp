@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of centroids in plain C++: the plain statement of what each computes. Those marked canonical give the same bits on every ISA; the
+// Kernels of centroids in plain C++: the reference for what each computes. Those marked canonical give the same bits on every ISA; the
 // others agree within rounding.
 #pragma once
 
@@ -36,7 +36,7 @@ struct centroid_leaf<isa::scalar> {
     for (std::size_t i = 0; i < n; ++i) sum[i] += canonical::fixed_point(y[i], scale);
   }
 
-  /// Canonical. y in fixed point, out of one sum and into another
+  /// Canonical. Moves y, in fixed point, from one sum to another.
   static void transfer(const float* y, float scale, std::size_t n, std::int64_t* from, std::int64_t* to) {
     for (std::size_t i = 0; i < n; ++i) {
       const std::int64_t term = canonical::fixed_point(y[i], scale);

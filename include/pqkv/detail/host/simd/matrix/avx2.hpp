@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of matrices: blocks of 6 x 16 sums in 12 registers.
+// AVX2 kernels of matrices: blocks of 6 x 16 sums in 12 registers.
 #pragma once
 
 #include <immintrin.h>
@@ -53,7 +53,7 @@ struct matrix_leaf<isa::avx2> : matrix_leaf<isa::scalar> {
   }
 
  private:
-  /// Rows x 16. Loops of one level: g++ 12 unrolls innermost ones alone early enough.
+  /// Rows x 16. Single loops: g++ 12 unrolls only innermost loops early enough.
   template <matrix_result Result, std::size_t Rows>
   PQKV_TARGET_AVX2 static PQKV_INLINE void product_block(const float* a, std::size_t a_row, std::size_t a_step, const float* b,
                                                          std::size_t b_stride, std::size_t inner, float* out, std::size_t out_stride) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of matrices (F): blocks of 6 x 64 sums in 24 registers, four more hold the row of b. Zero-masked forms stand where
+// AVX-512 kernels of matrices (F): blocks of 6 x 64 sums in 24 registers, four more hold the row of b. Zero-masked forms stand where
 // g++ 12's headers would warn of the plain ones.
 #pragma once
 
@@ -64,7 +64,7 @@ struct matrix_leaf<isa::avx512> : matrix_leaf<isa::avx2> {
     if (r < rows) product_block<Result, 1, Vectors>(a + r * a_row, a_row, a_step, b, b_stride, inner, out + r * out_stride, out_stride);
   }
 
-  /// Rows x 16 * Vectors. Loops of one level: g++ 12 unrolls innermost ones alone early enough.
+  /// Rows x 16 * Vectors. Single loops: g++ 12 unrolls only innermost loops early enough.
   template <matrix_result Result, std::size_t Rows, std::size_t Vectors>
   PQKV_TARGET_AVX512 static PQKV_INLINE void product_block(const float* a, std::size_t a_row, std::size_t a_step, const float* b,
                                                            std::size_t b_stride, std::size_t inner, float* out, std::size_t out_stride) {

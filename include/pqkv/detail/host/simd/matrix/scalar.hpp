@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of matrices in plain C++: a product with one of its sides read at any strides, and what a softmax does down the columns of a
-// tile. Not canonical: ISAs agree within rounding.
+// Kernels of matrices in plain C++: a product one side of which is read at any strides, and what a softmax does down the columns of a tile.
+// Not canonical: ISAs agree within rounding.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// Whether a product takes the place of what was there or is added to it.
+/// Whether a product replaces what was there or is added to it.
 enum class matrix_result { replaced, added };
 
 template <class Isa>
@@ -20,7 +20,7 @@ struct matrix_leaf : matrix_leaf<typename Isa::fallback> {};
 
 template <>
 struct matrix_leaf<isa::scalar> {
-  /// out[r * out_stride + x] = or += sum over i of a[r * a_row + i * a_step] * b[i * b_stride + x], i ascending, summed by itself first
+  /// out[r * out_stride + x] = or += sum over i of a[r * a_row + i * a_step] * b[i * b_stride + x]; i ascending, summed separately first
   ///
   /// @param columns  a multiple of 16
   template <matrix_result Result>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of the search for nearest centroids (with FMA and F16C).
+// AVX2 kernels of the search for nearest centroids (with FMA and F16C).
 #pragma once
 
 #include <immintrin.h>
@@ -59,7 +59,7 @@ struct nearest_leaf<isa::avx2> : nearest_leaf<isa::scalar> {
 
   PQKV_TARGET_AVX2 static void two_least(const std::int32_t* block, const std::int32_t* pairs, const std::int32_t* start, std::size_t count,
                                          std::size_t pair_count, std::size_t first, std::int32_t* least, std::int32_t* second) {
-    constexpr std::size_t together = 4;  // centroids; with two vectors of rows 8 sums, and registers are left for products
+    constexpr std::size_t together = 4;  // centroids; with two vectors of rows there are 8 sums, and registers remain for products
     for (std::size_t r = 0; r < block_rows; r += 16)
       for (std::size_t x = 0; x < count; x += together) {
         __m256i sum[together][2];
@@ -119,11 +119,11 @@ struct nearest_leaf<isa::avx2> : nearest_leaf<isa::scalar> {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(least), _mm256_min_epi32(before, marked));
   }
 
-  /// 8 rows by up to 16 coordinates, transposed in three steps.
+  /// Transposes 8 rows by up to 16 coordinates in three steps.
   PQKV_TARGET_AVX2 static void write_square(const float* y, std::size_t stride, std::size_t coordinates, float scale, std::int32_t* out) {
     const __m256 factor = _mm256_set1_ps(scale);
     __m256i a[8], b[8];
-    for (std::size_t r = 0; r < 8; ++r)  // in each half q the pairs 2q, 2q + 1, 2q + 4, 2q + 5 of the row
+    for (std::size_t r = 0; r < 8; ++r)  // half q of a register has the pairs 2q, 2q + 1, 2q + 4, 2q + 5 of the row
       a[r] = _mm256_packs_epi32(rounded(y + r * stride, factor), rounded(y + r * stride + 8, factor));
     for (std::size_t r = 0; r < 8; r += 2) {
       b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of the search for nearest centroids (F, BW, DQ, VL). Zero-masked forms stand where g++ 12's headers would warn of
+// AVX-512 kernels of the search for nearest centroids (F, BW, DQ, VL). Zero-masked forms stand where g++ 12's headers would warn of
 // the plain ones.
 #pragma once
 
@@ -61,7 +61,7 @@ struct nearest_leaf<isa::avx512> : nearest_leaf<isa::avx2> {
   PQKV_TARGET_AVX512 static void two_least(const std::int32_t* block, const std::int32_t* pairs, const std::int32_t* start,
                                            std::size_t count, std::size_t pair_count, std::size_t first, std::int32_t* least,
                                            std::int32_t* second) {
-    constexpr std::size_t together = 8;  // centroids; with two vectors of rows 16 sums, enough to hide every latency
+    constexpr std::size_t together = 8;  // centroids; with two vectors of rows there are 16 sums, enough to hide every latency
     __m512i least0 = _mm512_loadu_si512(least), least1 = _mm512_loadu_si512(least + 16);
     __m512i second0 = _mm512_loadu_si512(second), second1 = _mm512_loadu_si512(second + 16);
     for (std::size_t x = 0; x < count; x += together) {
@@ -111,11 +111,11 @@ struct nearest_leaf<isa::avx512> : nearest_leaf<isa::avx2> {
     least = _mm512_maskz_min_epi32(all16, least, marked);
   }
 
-  /// 16 rows by up to 32 coordinates, transposed in four steps.
+  /// Transposes 16 rows by up to 32 coordinates in four steps.
   PQKV_TARGET_AVX512 static void write_square(const float* y, std::size_t stride, std::size_t coordinates, float scale, std::int32_t* out) {
     const __m512 factor = _mm512_set1_ps(scale);
     __m512i a[16], b[16];
-    for (std::size_t r = 0; r < 16; ++r)  // in each quarter q the pairs 2q, 2q + 1, 2q + 8, 2q + 9 of the row
+    for (std::size_t r = 0; r < 16; ++r)  // quarter q of a register has the pairs 2q, 2q + 1, 2q + 8, 2q + 9 of the row
       a[r] = _mm512_maskz_packs_epi32(0xffffffffu, rounded(y + r * stride, factor), rounded(y + r * stride + 16, factor));
     for (std::size_t r = 0; r < 16; r += 2) {
       b[r] = _mm512_maskz_unpacklo_epi32(all16, a[r], a[r + 1]);
@@ -127,7 +127,7 @@ struct nearest_leaf<isa::avx512> : nearest_leaf<isa::avx2> {
       a[r + 2] = _mm512_maskz_unpacklo_epi64(0xff, b[r + 1], b[r + 3]);
       a[r + 3] = _mm512_maskz_unpackhi_epi64(0xff, b[r + 1], b[r + 3]);
     }
-    // a[4g + k] has in quarter q the k-th of these pairs, of rows 4g to 4g + 3.
+    // Quarter q of a[4g + k] has the k-th of these pairs for rows 4g to 4g + 3.
     for (std::size_t k = 0; k < 4; ++k) {
       const __m512i rows0 = _mm512_maskz_shuffle_i32x4(all16, a[k], a[4 + k], 0x44),
                     rows1 = _mm512_maskz_shuffle_i32x4(all16, a[8 + k], a[12 + k], 0x44);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of the search for nearest centroids in plain C++: products of 16-bit integers, which every CPU adds up exactly and faster
-// than floats. Rows stand in blocks, lanes are rows: element [p * block_rows + r] of a block is the pair (2p, 2p + 1) of coordinates
-// of row r, the first in the low half. simd/nearest.hpp says how far these values can be from distances.
+// Kernels of the search for nearest centroids in plain C++: products of 16-bit integers, which every CPU adds exactly and faster than
+// floats. Rows are stored in blocks, and lanes are rows: element [p * block_rows + r] of a block is the pair (2p, 2p + 1) of coordinates of
+// row r, the first in the low half. simd/nearest.hpp says how far these values can be from distances.
 #pragma once
 
 #include <cmath>
@@ -13,9 +13,9 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// What a row's scale is chosen by.
+/// The numbers that decide a row's scale.
 struct row_extent {
-  float largest;       // |y_i|; not finite when an element is not
+  float largest;       // of |y_i|; not finite when an element is not
   float squared_norm;  // within ds + 1 roundings; meaningless when `largest` is not finite
 };
 
@@ -30,7 +30,7 @@ struct nearest_leaf : nearest_leaf<typename Isa::fallback> {};
 template <>
 struct nearest_leaf<isa::scalar> {
   static constexpr std::size_t block_rows = 32;
-  static constexpr std::size_t row_step = 32;  // rows of floats are followed by zeros up to a multiple of this
+  static constexpr std::size_t row_step = 32;  // rows of floats are padded with zeros to a multiple of this
 
   static row_extent measure(const float* y, std::size_t n) {
     std::uint32_t bits = 0;
@@ -50,15 +50,15 @@ struct nearest_leaf<isa::scalar> {
       for (std::size_t x = 0; x < c; ++x) out[x] += centroids[i * c + x] * centroids[i * c + x];
   }
 
-  /// A block of rows y[r * stride], multiplied by the scale and rounded; stride is a multiple of row_step, and the products are
-  /// within 16 bits.
+  /// Writes a block of rows y[r * stride], multiplied by the scale and rounded. stride is a multiple of row_step, and the products fit in
+  /// 16 bits.
   static void write_block(const float* y, std::size_t stride, std::size_t ds, float scale, std::int32_t* block) {
     for (std::size_t p = 0; p < (ds + 1) / 2; ++p)
       for (std::size_t r = 0; r < block_rows; ++r)
         block[p * block_rows + r] = coordinate_pair(rounded(y[r * stride + 2 * p] * scale), rounded(y[r * stride + 2 * p + 1] * scale));
   }
 
-  /// pairs[p * count + x] of the first `count` of c centroids [ds, c], multiplied by the scale and rounded.
+  /// Writes pairs[p * count + x] for the first `count` of c centroids [ds, c], multiplied by the scale and rounded.
   static void write_centroids(const float* centroids, std::size_t c, std::size_t count, std::size_t ds, float scale, std::int32_t* pairs) {
     for (std::size_t p = 0; p < (ds + 1) / 2; ++p)
       for (std::size_t x = 0; x < count; ++x) {
@@ -67,8 +67,8 @@ struct nearest_leaf<isa::scalar> {
       }
   }
 
-  /// value = start[x] + <row, centroid x>, its low byte replaced by first + x: for every row the least and the second least value,
-  /// carried on from what `least` and `second` hold; [block_rows] each.
+  /// Let value = start[x] + <row, centroid x>, with its low byte replaced by first + x. Finds the least and the second least value of every
+  /// row, going on from those in `least` and `second`; [block_rows] each.
   static void two_least(const std::int32_t* block, const std::int32_t* pairs, const std::int32_t* start, std::size_t count,
                         std::size_t pair_count, std::size_t first, std::int32_t* least, std::int32_t* second) {
     for (std::size_t x = 0; x < count; ++x) {
@@ -87,7 +87,8 @@ struct nearest_leaf<isa::scalar> {
     }
   }
 
-  /// index[r] = the low byte of least[r]; bit r of the result: the second least value is not above it by more than the slack.
+  /// index[r] = the low byte of least[r]. Bit r of the result is set if the second least value is not above the least by more than the
+  /// slack.
   static std::uint32_t close_calls(const std::int32_t* least, const std::int32_t* second, std::int32_t slack, std::uint8_t* index) {
     std::uint32_t close = 0;
     for (std::size_t r = 0; r < block_rows; ++r) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of rows of keys (with FMA and F16C).
+// AVX2 kernels of rows of keys (with FMA and F16C).
 #pragma once
 
 #include <immintrin.h>
@@ -60,7 +60,7 @@ struct row_leaf<isa::avx2> : row_leaf<isa::scalar> {
                                                0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
     for (i = 0; i + 8 <= n; i += 8) {
       const __m256 shifted = _mm256_fmadd_ps(_mm256_loadu_ps(src + i), _mm256_set1_ps(inverse), magic);
-      // The integer stands in the low bits, whose lowest byte is it.
+      // The difference of the bits is the integer, whose lowest byte is kept.
       const __m256i bytes = _mm256_shuffle_epi8(_mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_castps_si256(magic)), low_bytes);
       const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
       _mm_storel_epi64(reinterpret_cast<__m128i*>(dst + i), eight);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// NEON leaves of rows of keys. Armv8-A has these instructions in its baseline, so no function needs a target attribute.
+// NEON kernels of rows of keys. Armv8-A has these instructions in its baseline, so no function needs a target attribute.
 #pragma once
 
 #include <arm_neon.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of rows of keys in plain C++: the plain statement of what each computes. Those marked canonical give the same bits on every
-// ISA; the others agree within rounding.
+// Kernels of rows of keys in plain C++: the reference for what each computes. Those marked canonical give the same bits on every ISA; the
+// others agree within rounding.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,7 @@ struct row_leaf<isa::scalar> {
     for (std::size_t i = 0; i < n; ++i) dst[i] = static_cast<float>(src[i]) * scale;
   }
 
-  /// Canonical. dst[i] = the 8-bit integer of src[i]; returns their scale, a NaN where a src[i] is not finite.
+  /// Canonical. dst[i] = the 8-bit integer of src[i]. Returns their scale; a NaN if some src[i] is not finite.
   static float narrow(const float* src, std::size_t n, std::int8_t* dst) {
     std::uint32_t largest = 0;
     for (std::size_t i = 0; i < n; ++i) largest = std::max(largest, float_bits(src[i]) & 0x7fffffffu);
@@ -38,7 +38,7 @@ struct row_leaf<isa::scalar> {
     return scale;
   }
 
-  /// Whether no element is an infinity or a NaN, on the bits, whatever the compiler assumes.
+  /// Whether no element is an infinity or a NaN. Tests the bits, whatever the compiler assumes.
   static bool all_finite(const float* x, std::size_t n) {
     bool finite = true;
     for (std::size_t i = 0; i < n; ++i) finite &= is_finite(x[i]);

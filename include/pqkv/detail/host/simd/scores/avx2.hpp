@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of scores (with FMA and F16C).
-// Lanes are centroids or tokens, never the axis that is summed, so every lane repeats the scalar leaf's operations in its order.
+// AVX2 kernels of scores (with FMA and F16C).
+// Lanes are centroids or tokens, never the axis that is summed, so every lane repeats the scalar kernel's operations in their order.
 #pragma once
 
 #include <immintrin.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 VBMI leaves of scores: floats looked up in pieces. A table of 64 floats is two of 64 words, a larger one four planes of bytes,
-// which a permute reads 64 or 128 entries of at once; interleaving puts the pieces together. Smaller tables gain nothing.
-// Measured: bench/scan.cpp, probability_sum, one core of Zen 5: 1.2 times the permutes of floats at 64 entries, 2.3 times at 256.
+// AVX-512 VBMI kernels of scores: floats are looked up in pieces. A table of 64 floats is two tables of 64 words; a larger one is four
+// planes of bytes, of which one permute reads 64 or 128 entries at once. Interleaving joins the pieces. Smaller tables gain nothing.
+// Measured: bench/scan.cpp, probability_sum, one core of Zen 5: 1.2 times as fast as permutes of floats at 64 entries, 2.3 times at 256.
 #pragma once
 
 #include <immintrin.h>
@@ -39,7 +39,7 @@ struct score_leaf<isa::avx512_vbmi> : score_leaf<isa::avx512> {
       return _mm512_add_ps(a, b);
   }
 
-  /// Scores what it can, from the front; returns how many tokens that are.
+  /// Scores as many tokens as it can, from the first on; returns how many.
   template <look_up_step Step>
   PQKV_TARGET_VBMI static PQKV_INLINE std::size_t pieces(const float* table, std::size_t m, std::size_t c, const std::uint8_t* codes,
                                                          std::size_t stride, std::size_t n, float* out) {
@@ -60,7 +60,7 @@ struct score_leaf<isa::avx512_vbmi> : score_leaf<isa::avx512> {
         _mm512_store_si512(halves + j * 128 + x, _mm512_permutex2var_epi16(a, even, b));
         _mm512_store_si512(halves + j * 128 + 64 + x, _mm512_permutex2var_epi16(a, odd, b));
       }
-    // Interleaving takes fours of words by turns from the lower and the upper half of every 128 bits: codes 0 to 3 and 16 to 19 go there.
+    // Interleaving takes four words in turn from the lower and the upper half of every 128 bits: codes 0 to 3 and 16 to 19 go there.
     alignas(64) std::uint8_t order[64];
     for (std::size_t i = 0; i < 32; ++i) order[2 * i] = order[2 * i + 1] = static_cast<std::uint8_t>(i / 8 * 4 + i % 4 + (i / 4 % 2) * 16);
     const __m512i widened = _mm512_load_si512(order);
@@ -95,7 +95,7 @@ struct score_leaf<isa::avx512_vbmi> : score_leaf<isa::avx512> {
     alignas(64) std::uint8_t planes[most_subspaces * c * 4];
     for (std::size_t j = 0; j < m; ++j)
       for (std::size_t x = 0; x < c; x += 64) split(table + j * c + x, planes + j * c * 4 + x, c);
-    // As above, with fours of bytes of every 16: after both interleavings sixteens of tokens are in order.
+    // As above, with four bytes of every 16. After both interleavings, groups of sixteen tokens are in order.
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     std::size_t t = 0;
     for (; t + 128 <= n; t += 128) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// NEON leaves of scores.
-// Lanes are centroids or tokens, never the axis that is summed, so every lane repeats the scalar leaf's operations in its order.
-// A table of 16, 32 or 64 floats is held as four planes of bytes, in which one instruction looks up sixteen codes at once. Four registers
-// are what a look-up can span; larger tables are read entry by entry.
+// NEON kernels of scores.
+// Lanes are centroids or tokens, never the axis that is summed, so every lane repeats the scalar kernel's operations in their order.
+// A table of 16, 32 or 64 floats is held as four planes of bytes, in which one instruction looks up sixteen codes at once. A look-up can
+// use four registers at most; larger tables are read entry by entry.
 #pragma once
 
 #include <arm_neon.h>
@@ -45,7 +45,7 @@ struct score_leaf<isa::neon> : score_leaf<isa::scalar> {
   }
 
   static std::uint64_t total(const float* p, const std::uint32_t* weights, std::size_t n) {
-    // Of 64-bit values times 32-bit weights the two halves are summed apart: there is no wider multiplication.
+    // There is no multiplication of 64-bit values by 32-bit weights, so the two halves of the values are summed separately.
     uint64x2_t low = vdupq_n_u64(0), high = vdupq_n_u64(0);
     std::size_t t = 0;
     for (; t + 4 <= n; t += 4) {
@@ -89,7 +89,7 @@ struct score_leaf<isa::neon> : score_leaf<isa::scalar> {
  private:
   enum class look_up_step { multiply, add };
 
-  /// As canonical::max: the second when either is a NaN, and when they are equal. FMAX has it otherwise.
+  /// Like canonical::max: the second when either is a NaN, and when they are equal. FMAX differs in both cases.
   static PQKV_INLINE float32x4_t max(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 
   static PQKV_INLINE float32x4_t exponential(float32x4_t u, canonical::softmax_scale s) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of scores in plain C++: the plain statement of what each computes. Those marked canonical give the same bits on every ISA; the
-// others agree within rounding.
+// Kernels of scores in plain C++: the reference for what each computes. Those marked canonical give the same bits on every ISA; the others
+// agree within rounding.
 #pragma once
 
 #include <cstddef>
@@ -58,7 +58,7 @@ struct score_leaf<isa::scalar> {
     return z;
   }
 
-  /// Canonical. Maximum of those z[i] that have a weight (null: all); -infinity without any
+  /// Canonical. The maximum of the z[i] that have a weight (null: of all); -infinity if there are none
   static float largest(const float* z, const std::uint32_t* weights, std::size_t n) {
     float best = float_from_bits(0xff800000u);
     for (std::size_t i = 0; i < n; ++i)

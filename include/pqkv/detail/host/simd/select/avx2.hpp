@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of selection. There is no compress: a table of 256 shuffles puts the chosen lanes of eight in front.
+// AVX2 kernels of selection. AVX2 has no compress: a table of 256 shuffles moves the chosen lanes of eight to the front.
 #pragma once
 
 #include <immintrin.h>

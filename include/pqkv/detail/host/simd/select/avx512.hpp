@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of selection (F, BW, DQ, VL). Compress goes to a register and then to memory: some CPUs run the form with a
+// AVX-512 kernels of selection (F, BW, DQ, VL). Compress goes to a register and then to memory: some CPUs run the form with a
 // destination in memory as microcode. Zero-masked forms stand where g++ 12's headers would warn of the plain ones.
 #pragma once
 

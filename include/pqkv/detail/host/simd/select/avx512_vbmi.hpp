@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of selection with VBMI2: the places of 64 scores are compressed as bytes and widened afterwards, one compress in the
-// place of four, and 16-bit scores are compressed as they are.
+// AVX-512 kernels of selection with VBMI2. The places of 64 scores are compressed as bytes and then widened: one compress instead of four.
+// 16-bit scores are compressed directly.
 #pragma once
 
 #include <immintrin.h>
@@ -60,8 +60,8 @@ struct select_leaf<isa::avx512_vbmi> : select_leaf<isa::avx512> {
 
   PQKV_TARGET_VBMI static std::size_t emit_bits(const std::uint64_t* bits, std::size_t n, std::int32_t first, std::int32_t* out,
                                                 std::size_t room) {
-    // Few bits a word are written sooner one by one. The bound of 4 lies between bench/retrieve.cpp's joint rows of k 2048 and 16384, where
-    // each way was ahead in noisy runs; it was not swept.
+    // If a word has few bits, writing them one by one is faster. The bound of 4 lies between bench/retrieve.cpp's joint rows of k 2048 and
+    // 16384, where each way was ahead in noisy runs; it was not swept.
     if (room < 4 * n) return base::emit_bits(bits, n, first, out, room);
     std::size_t count = 0, word = 0;
     for (; word < n && count + 64 <= room; ++word) count += put_64(bits[word], first + static_cast<std::int32_t>(word * 64), out + count);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of selection in plain C++: the plain statement of what each computes. A score is "at least" a bound as the machine compares
-// floats: -0 equals +0, and a NaN is at least nothing. All are exact, so every ISA gives the same.
+// Kernels of selection in plain C++: the reference for what each computes. A score is "at least" a bound as the machine compares floats: -0
+// equals +0, and a NaN is at least nothing. All are exact, so every ISA gives the same.
 #pragma once
 
 #include <bit>
@@ -11,13 +11,13 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// How many items are at or above an interval, in weights where they have any, and how many inside it were kept.
+/// How many items are at or above an interval (the sum of their weights if they have any), and how many inside it were kept.
 struct interval_counts {
   std::uint64_t above = 0;
   std::size_t kept = 0;
 };
 
-/// Vectors are stored whole, so what a leaf keeps needs room for as many elements behind it.
+/// Vectors are stored whole. So the output needs room for this many elements behind what a kernel keeps.
 inline constexpr std::size_t select_slack = 64;
 
 template <class Isa>
@@ -52,14 +52,14 @@ struct select_leaf<isa::scalar> {
   }
   /// @}
 
-  /// Sum of the weights whose scores are at least the bound; all of them together fit in 32 bits.
+  /// The sum of the weights whose scores are at least the bound. All weights together fit in 32 bits.
   static std::uint64_t weight_at_least(const float* x, const std::uint32_t* weights, std::size_t n, float bound) {
     std::uint64_t sum = 0;
     for (std::size_t i = 0; i < n; ++i) sum += x[i] >= bound ? weights[i] : 0;
     return sum;
   }
 
-  /// Copies the scores in [low, high) and their weights, in order; `above` is in weights. Both have room for n + select_slack
+  /// Copies the scores in [low, high) and their weights, in order. `above` is a sum of weights. Both have room for n + select_slack
   static interval_counts keep_between(const float* x, const std::uint32_t* weights, std::size_t n, float low, float high, float* kept,
                                       std::uint32_t* kept_weights) {
     interval_counts counts;
@@ -92,7 +92,7 @@ struct select_leaf<isa::scalar> {
     return count;
   }
 
-  /// The same of the n words bits[which[i]].
+  /// The same for the n words bits[which[i]].
   static std::size_t emit_words(const std::uint64_t* bits, const std::int32_t* which, std::size_t n, std::int32_t first, std::int32_t* out,
                                 std::size_t room) {
     std::size_t count = 0;

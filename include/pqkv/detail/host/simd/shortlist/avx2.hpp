@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of shortlists (with FMA). Lanes are query heads in the sums and tokens in the rest, so every lane repeats the scalar
-// leaf's operations in its order. Codes are read as scalars: measured, a gather of table entries takes longer than one load a code.
+// AVX2 kernels of shortlists (with FMA). Lanes are query heads in the sums and tokens in the rest, so every lane repeats the scalar
+// kernel's operations in their order. Codes are read as scalars: measured, a gather of table entries takes longer than one load a code.
 #pragma once
 
 #include <immintrin.h>
@@ -60,7 +60,7 @@ struct shortlist_leaf<isa::avx2> : shortlist_leaf<isa::scalar> {
  protected:
   static constexpr std::size_t tokens_ahead = 24;
 
-  /// Rows a to d as columns: out[i * stride + r] = row r [i]
+  /// Rows a to d become columns: out[i * stride + r] = row r [i]
   PQKV_TARGET_AVX2 static PQKV_INLINE void transpose(__m128 a, __m128 b, __m128 c, __m128 d, float* out, std::size_t stride) {
     const __m128 low = _mm_unpacklo_ps(a, b), high = _mm_unpackhi_ps(a, b), low2 = _mm_unpacklo_ps(c, d), high2 = _mm_unpackhi_ps(c, d);
     _mm_storeu_ps(out, _mm_movelh_ps(low, low2));
@@ -69,7 +69,7 @@ struct shortlist_leaf<isa::avx2> : shortlist_leaf<isa::scalar> {
     _mm_storeu_ps(out + 3 * stride, _mm_movehl_ps(high2, high));
   }
 
-  /// Sums of one token. M and M2 are m and m2; 0: as the tables say
+  /// The sums of one token. M and M2 are m and m2; 0: read from the tables
   template <std::size_t M, std::size_t M2>
   PQKV_TARGET_AVX2 static PQKV_INLINE __m128 sum(const shortlist_tables& of, const shortlist_codes& codes, std::int32_t token) {
     const std::size_t m = M != 0 ? M : of.m, m2 = M2 != 0 ? M2 : of.m2;

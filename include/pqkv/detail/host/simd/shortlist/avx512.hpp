@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of shortlists (F, BW, DQ, VL). Zero-masked forms stand where g++ 12's headers would warn of the plain ones.
+// AVX-512 kernels of shortlists (F, BW, DQ, VL). Zero-masked forms stand where g++ 12's headers would warn of the plain ones.
 #pragma once
 
 #include <immintrin.h>
@@ -33,7 +33,7 @@ struct shortlist_leaf<isa::avx512> : shortlist_leaf<isa::avx2> {
       const __mmask16 above = _mm512_cmp_ps_mask(u, _mm512_set1_ps(s.floor), _CMP_NLT_UQ);
       const __m512 e = _mm512_castsi512_ps(_mm512_maskz_add_epi32(above, _mm512_castps_si512(p), exponent));
       _mm512_storeu_ps(z + i, e);
-      // Bits of e * 2^40 + magic; the magic's own bits are taken off at the end, modulo 2^64.
+      // The bits of e * 2^40 + magic. The magic's own bits are subtracted at the end, modulo 2^64.
       const __m512d low = _mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, e, 0));
       const __m512d high = _mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, e, 1));
       even = _mm512_add_epi64(even, _mm512_castpd_si512(_mm512_fmadd_pd(low, power, shift)));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of shortlists in plain C++: scores of chosen tokens for four query heads at once, whose table entries lie side by side. All are
+// Kernels of shortlists in plain C++: scores of chosen tokens for four query heads at once, whose table entries are contiguous. All are
 // canonical: the same bits on every ISA.
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// What the sums of chosen tokens are looked up in; entries [m, c, 4] and [m2, c2, 4].
+/// The tables that the sums of chosen tokens are looked up in; entries [m, c, 4] and [m2, c2, 4].
 struct shortlist_tables {
   const float* coarse;
   std::size_t m, c;
@@ -57,7 +57,7 @@ struct shortlist_leaf<isa::scalar> {
     }
   }
 
-  /// Of n >= 1 values, none a NaN.
+  /// The least and greatest of n >= 1 values, none a NaN.
   static float_bounds bounds(const float* z, std::size_t n) {
     float_bounds found{z[0], z[0]};
     for (std::size_t i = 1; i < n; ++i) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX2 leaves of quantized scans: byte shuffles of 16 entries. A larger table is as many shuffles as it has sixteens, each blind to the
-// codes of the others: the saturating addition leaves bit 7 set where the upper four bits of a code are not the sixteen's own.
+// AVX2 kernels of quantized scans: byte shuffles of 16 entries. A larger table takes one shuffle for each sixteen entries. Each shuffle
+// must ignore the codes of the others: a saturating addition leaves bit 7 set if the upper four bits of a code are not its own.
 #pragma once
 
 #include <immintrin.h>
@@ -24,7 +24,8 @@ struct sum_leaf<isa::avx2> : sum_leaf<isa::scalar> {
   }
 
  private:
-  /// A table of one subspace in byte planes: for every sixteen entries and query head the low bytes, then, of 16 bits, the high ones.
+  /// The table of one subspace as byte planes. For every sixteen entries and query head it has the low bytes and then, for 16 bits, the
+  /// high bytes.
   template <std::size_t Queries, class Entry>
   PQKV_TARGET_AVX2 static PQKV_INLINE void split(const Entry* table, std::size_t query_stride, std::size_t c, __m128i* planes) {
     const __m128i low_bytes = _mm_set1_epi16(0xff);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 leaves of quantized scans (F, BW, DQ, VL): permutes of 16-bit entries, 32 of a register or 64 of two. Zero-masked forms stand
-// where g++ 12's headers would warn of the plain ones.
+// AVX-512 kernels of quantized scans (F, BW, DQ, VL): permutes of 16-bit entries, 32 from one register or 64 from two. Zero-masked forms
+// are used where g++ 12's headers would warn of the plain ones.
 #pragma once
 
 #include <immintrin.h>
@@ -16,7 +16,7 @@ struct sum_leaf<isa::avx512> : sum_leaf<isa::avx2> {
   PQKV_TARGET_AVX512 static void quantized_sums(const Entry* table, std::size_t queries, std::size_t m, std::size_t c,
                                                 const std::uint8_t* codes, std::size_t stride, std::size_t n, std::uint16_t* out,
                                                 std::size_t out_stride) {
-    // Query heads together: as many as leave their sums and one table in 32 registers.
+    // Query heads handled together: as many as have room for their sums and one table in 32 registers.
     if (c <= 32) groups<1, 4>(table, queries, m, c, codes, stride, n, out, out_stride);
     if (c == 64) groups<2, 4>(table, queries, m, c, codes, stride, n, out, out_stride);
     if (c == 128) groups<4, 2>(table, queries, m, c, codes, stride, n, out, out_stride);
@@ -45,7 +45,7 @@ struct sum_leaf<isa::avx512> : sum_leaf<isa::avx2> {
     sum_leaf<isa::scalar>::quantized_sums(table, Queries, m, c, codes + t, stride, n - t, out + t, out_stride);
   }
 
-  /// Vectors * 32 tokens of so many query heads: a code is widened once for all, a table is loaded once for all its vectors.
+  /// Vectors * 32 tokens of several query heads. A code is widened once for all heads, and a table is loaded once for all vectors.
   template <std::size_t Registers, std::size_t Queries, std::size_t Vectors, class Entry>
   PQKV_TARGET_AVX512 static PQKV_INLINE void block(const Entry* table, std::size_t m, std::size_t c, const std::uint8_t* codes,
                                                    std::size_t stride, std::uint16_t* out, std::size_t out_stride) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 VBMI leaves of quantized scans: permutes of bytes, 128 of two registers, for tables of 128 and 256 bytes, or as many words in
-// two planes of bytes. Smaller tables stay with permutes of words: as many, and nothing to interleave (measured for 64 bytes: 12.1
+// AVX-512 VBMI kernels of quantized scans: permutes of bytes, 128 from two registers, for tables of 128 and 256 bytes, or of as many words
+// in two planes of bytes. Smaller tables use permutes of words, which are as many and need no interleaving (measured for 64 bytes: 12.1
 // against 15.2 us for 131072 tokens of 4 query heads and 2 subspaces; bench/quantized_scan.cpp, one core of Zen 5).
 #pragma once
 
@@ -30,7 +30,7 @@ struct sum_leaf<isa::avx512_vbmi> : sum_leaf<isa::avx512> {
   }
 
  private:
-  static constexpr std::size_t vectors = 4;  // of 64 tokens: a table is loaded once for them
+  static constexpr std::size_t vectors = 4;  // of 64 tokens; a table is loaded once for all of them
 
   /// One query head.
   template <std::size_t Registers, class Entry>
@@ -44,7 +44,7 @@ struct sum_leaf<isa::avx512_vbmi> : sum_leaf<isa::avx512> {
     sum_leaf<isa::scalar>::quantized_sums(table, 1, m, c, codes + t, stride, n - t, out + t, 0);
   }
 
-  /// Of every subspace the low bytes of its entries, then, of words, the high ones.
+  /// For every subspace the low bytes of its entries and then, for words, the high bytes.
   template <class Entry>
   PQKV_TARGET_VBMI static PQKV_INLINE void split(const Entry* table, std::size_t m, std::size_t c, std::uint8_t* planes) {
     if constexpr (sizeof(Entry) == 1) {
@@ -62,7 +62,7 @@ struct sum_leaf<isa::avx512_vbmi> : sum_leaf<isa::avx512> {
     }
   }
 
-  /// Vectors * 64 tokens. Bytes are widened to words in an order of their own, which `store` undoes.
+  /// Vectors * 64 tokens. Widening bytes to words changes their order, which `store` restores.
   template <std::size_t Registers, std::size_t Vectors, class Entry>
   PQKV_TARGET_VBMI static PQKV_INLINE void block(const std::uint8_t* planes, std::size_t m, const std::uint8_t* codes, std::size_t stride,
                                                  std::uint16_t* out) {
@@ -100,7 +100,7 @@ struct sum_leaf<isa::avx512_vbmi> : sum_leaf<isa::avx512> {
     }
   }
 
-  /// Eights of tokens 0, 2, 4, 6 and eights 1, 3, 5, 7.
+  /// Groups of eight tokens 0, 2, 4, 6 and groups 1, 3, 5, 7.
   PQKV_TARGET_VBMI static PQKV_INLINE void store(__m512i even, __m512i odd, std::uint16_t* out) {
     const __m512i front = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), back = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     _mm512_storeu_si512(out, _mm512_permutex2var_epi64(even, front, odd));

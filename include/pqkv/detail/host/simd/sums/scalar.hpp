@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Leaves of quantized scans in plain C++: the plain statement of what each computes. Integers, so every ISA gives the same.
+// Kernels of quantized scans in plain C++: the reference for what each computes. Integers, so every ISA gives the same.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// Most subspaces that a leaf has room for.
+/// The most subspaces that a kernel has room for.
 inline constexpr std::size_t max_summed_subspaces = 16;
 
 template <class Isa>
