@@ -42,17 +42,6 @@ run_tests() {  # PRESET
   ctest --preset "$1" --parallel "$jobs" | tee "$logs/$1.log"
 }
 
-# Clang compiles instrumented code in half of g++'s time.
-sanitizing_compiler() {
-  local compiler
-  for compiler in clang++-14 clang++; do
-    if echo 'int main() {}' | "$compiler" -fsanitize=address,undefined -x c++ - -o "$logs/sanitized" 2>/dev/null; then break; fi
-    compiler=g++
-  done
-  rm -f "$logs/sanitized"
-  echo "$compiler"
-}
-
 left_out=()
 without() { command -v "$1" >/dev/null || [ -x "/usr/local/cuda/bin/$1" ] || left_out+=("$2"); }
 
@@ -65,7 +54,7 @@ without clang++-14 "clang 14: not here, it did not compile the headers"
 without clang++-19 "clang 19: not here, its canonical bits were not compared"
 
 build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" -DPQKV_BENCH_STARTS_ONLY=ON ${PQKV_TRAIN_PYTHON:+"-DPQKV_TRAIN_PYTHON=$PQKV_TRAIN_PYTHON"}
-build asan -DCMAKE_CXX_COMPILER="$(sanitizing_compiler)"
+build asan
 build tsan
 if [ $all = ON ]; then
   build clang19
