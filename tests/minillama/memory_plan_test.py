@@ -164,7 +164,7 @@ class memory_plan(unittest.TestCase):
         model = write_directory(self.folder, config, "BF16")
         memory = self.check(model, prompt=2048)
         self.assertLess(memory["weight_bytes"], 0.05 * memory["most_bytes"])
-        self.assertGreater(memory["prompt_row_bytes"], 0.25 * memory["most_bytes"])
+        self.assertGreater(memory["prompt_row_bytes"], 0.25 * (memory["most_bytes"] - memory["program_bytes"]))  # cuBLAS is a large program
 
 
 if __name__ == "__main__":
