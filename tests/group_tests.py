@@ -6,8 +6,7 @@
     group_tests.py --program OUT.cu FILE ... writes one program of files that have a main() each: OUT NAME ... is what file NAME's would do
 
 A group includes what its files include, and then each file inside a namespace of its own: names of two files do not meet, and the
-#include lines of the files have nothing left to do. Files about whole caches come first, so that a cache is compiled in few groups.
-A file that cannot live in a namespace stands alone: one that opens namespace pqkv or says `// group: alone`. A group that stays as it
+#include lines of the files have nothing left to do. A file that cannot live in a namespace stands alone: one that opens namespace pqkv or says `// group: alone`. A group that stays as it
 was is not written again.
 """
 import re
@@ -95,7 +94,7 @@ def main():
     folder, size = Path(sys.argv[1]), int(sys.argv[2])
     files = [Path(name).resolve() for name in sys.argv[3:]]
     alone = [file for file in files if stands_alone(file.read_text())]
-    together = sorted((file for file in files if file not in alone), key=lambda file: "pqcache" not in file.read_text())
+    together = [file for file in files if file not in alone]
     folder.mkdir(parents=True, exist_ok=True)
     names = [str(file) for file in alone]
     for begin in range(0, len(together), size):

@@ -4,9 +4,10 @@
 #
 #   tests/run.sh         g++: all tests, consumers of the installed package, nvcc's compile of the CUDA files where nvcc is,
 #                        canonical bits of g++ and clang at baseline and native flags, the tests under address and
-#                        undefined-behaviour sanitizers, what threads share under the thread sanitizer
-#   tests/run.sh --all   the same, all tests built by clang 19, the operations' tests for AArch64 under an emulator, and the CUDA
-#                        backend compiled for every architecture of tests/cuda/architectures.sh
+#                        undefined-behaviour sanitizers, what threads share under the thread sanitizer. Operations are tested fully
+#                        optimised, whole caches and minillama's parts with -O1; device code is optimised where there is a device
+#   tests/run.sh --all   the same, all fully optimised, all tests built by clang 19 too, the operations' tests for AArch64 under an
+#                        emulator, and the CUDA backend compiled for every architecture of tests/cuda/architectures.sh
 #
 # PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure, PQKV_TRAIN_PYTHON names the Python that tests the training
 # scripts. Exits with 0 when everything passed; the last line is ctest's own.
@@ -17,7 +18,7 @@ all=OFF
 for argument in "$@"; do
   case $argument in
     --all) all=ON ;;
-    -h | --help) sed -n '3,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '3,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "tests/run.sh: unknown argument $argument; --help lists them" >&2; exit 2 ;;
   esac
 done
@@ -53,8 +54,20 @@ without qemu-aarch64-static "AArch64: no emulator, NEON code not run (--all inst
 without clang++-14 "clang 14: not here, it did not compile the headers"
 without clang++-19 "clang 19: not here, its canonical bits were not compared"
 
-build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" -DPQKV_BENCH_STARTS_ONLY=ON ${PQKV_TRAIN_PYTHON:+"-DPQKV_TRAIN_PYTHON=$PQKV_TRAIN_PYTHON"}
-build asan
+# clang compiles the sanitizers' checks in half of g++'s time. Warnings are the other builds' business: this may be any version.
+sanitizing=()
+for compiler in clang++ clang++-{14..22}; do
+  if command -v "$compiler" && "$compiler" -x c++ -fsanitize=address,undefined - -o "$logs/sanitized" <<<'int main() {}' && "$logs/sanitized"; then
+    sanitizing=(-DCMAKE_CXX_COMPILER="$compiler" -DPQKV_WERROR=OFF)
+    break
+  fi
+done >/dev/null 2>&1
+
+quick=ON
+if [ $all = ON ]; then quick=OFF; fi
+build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" -DPQKV_BENCH_STARTS_ONLY=ON -DPQKV_QUICK_TESTS=$quick \
+  ${PQKV_TRAIN_PYTHON:+"-DPQKV_TRAIN_PYTHON=$PQKV_TRAIN_PYTHON"}
+build asan --fresh "${sanitizing[@]}"
 build tsan
 if [ $all = ON ]; then
   build clang19
@@ -64,7 +77,7 @@ if [ $all = ON ]; then
     tests/cuda/architectures.sh
   fi
 else
-  left_out+=("the tests built by clang 19, the CUDA backend for other architectures than sm_90 (--all runs them)")
+  left_out+=("tests of whole caches above -O1, all tests built by clang 19, other CUDA architectures than sm_90 (--all has them)")
 fi
 [[ $(ctest --preset release -N) == *' train.smoke'* ]] ||
   left_out+=("training: no Python with PyTorch 2.6, numpy and safetensors (PQKV_TRAIN_PYTHON names one)")

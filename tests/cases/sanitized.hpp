@@ -15,6 +15,13 @@
 
 namespace pqkv_cases {
 
+/// For tests that take minutes under a sanitizer, where all of their code is that of other tests.
+#if defined(PQKV_TEST_SANITIZED)
+inline constexpr bool under_sanitizers = true;
+#else
+inline constexpr bool under_sanitizers = false;
+#endif
+
 /// Of `all` random problems the number that a test looks at: an eighth under a sanitizer, where each takes many times as long and the
 /// question is another: not whether the result is right, but whether computing it touches what it should not.
 constexpr std::size_t problems(std::size_t all) {
@@ -25,13 +32,14 @@ constexpr std::size_t problems(std::size_t all) {
 #endif
 }
 
-/// Whether a test of many combinations looks at its i-th: at every fifth under a sanitizer.
-constexpr bool looks_at([[maybe_unused]] std::size_t i) {
+/// How far apart the combinations are that looks_at() takes.
 #if defined(PQKV_TEST_SANITIZED)
-  return i % 5 == 0;
+inline constexpr std::size_t looked_at_step = 5;
 #else
-  return true;
+inline constexpr std::size_t looked_at_step = 1;
 #endif
-}
+
+/// Whether a test of many combinations looks at its i-th: at every fifth under a sanitizer.
+constexpr bool looks_at(std::size_t i) { return i % looked_at_step == 0; }
 
 }  // namespace pqkv_cases

@@ -10,16 +10,11 @@
 #include "interview.hpp"
 #include "questions.hpp"
 #include "tokenizer.hpp"
+#include "../cases/sanitized.hpp"
 
 namespace {
 
 using namespace minillama;
-
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool under_sanitizers = true;  // minutes there, for code that other tests have walked
-#else
-constexpr bool under_sanitizers = false;
-#endif
 
 /// Right answers after the last three quarters of a context were fed.
 std::size_t right_after_growth(const model& llama, pool_runner& runner, const policy_settings& settings, const question_context& context) {
@@ -49,7 +44,7 @@ std::size_t right_after_growth(const model& llama, pool_runner& runner, const po
 
 }  // namespace
 
-TEST_CASE("facts fed through the decode path are found after they have left the window" * doctest::skip(under_sanitizers)) {
+TEST_CASE("facts fed through the decode path are found after they have left the window" * doctest::skip(pqkv_cases::under_sanitizers)) {
   const std::filesystem::path root = MINILLAMA_REPOSITORY;
   const std::string text = load_text({root / "LICENSE"});
   random_source random(3);

@@ -283,7 +283,7 @@ TEST_CASE("a token that is found in normalized text is normalized itself") {
 
 TEST_CASE("a begin token comes from the post-processor alone, also inside of a sequence") {
   json file = byte_level_file();
-  file["added_tokens"] = {added("<|begin|>", 260)};
+  file["added_tokens"] = json::array({added("<|begin|>", 260)});
   CHECK_FALSE(loaded_file(file).words->begin_token());
   file["post_processor"] = {{"type", "ByteLevel"}};
   CHECK(loaded_file(file).spelt("a") == "a");

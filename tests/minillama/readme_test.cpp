@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The commands of examples/minillama/README.md, run as they stand there, on the shipped model; only the program is the one just built.
 #include "program.hpp"
+#include "../cases/sanitized.hpp"
 
 using namespace minillama_test;
 
 namespace {
-
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool under_sanitizers = true;  // minutes there, for code that other tests have walked
-#else
-constexpr bool under_sanitizers = false;
-#endif
 
 /// The last shell block of a page.
 std::string last_block(const std::string& page) {
@@ -21,7 +16,7 @@ std::string last_block(const std::string& page) {
 
 }  // namespace
 
-TEST_CASE("every command of the page works" * doctest::skip(under_sanitizers)) {
+TEST_CASE("every command of the page works" * doctest::skip(pqkv_cases::under_sanitizers)) {
   const std::filesystem::path root = MINILLAMA_REPOSITORY;
   std::string commands = last_block(contents(root / "examples/minillama/README.md"));
   const std::string built = "build/native/examples/minillama/minillama";

@@ -17,6 +17,7 @@
 
 #include <pqkv/pqkv.hpp>
 
+#include "cases/sanitized.hpp"
 #include "cases/faults.hpp"
 #include "cases/inputs.hpp"
 
@@ -242,7 +243,7 @@ std::size_t check_faults(typename pqkv::pqcache<Rows, Selector>::params p) {
     for (const fault what : every_fault) {
       CAPTURE(static_cast<int>(what));
       bool failed = true;
-      for (std::size_t k = 1; failed; ++k) {
+      for (std::size_t k = 1; failed; k += pqkv_cases::looked_at_step) {
         CAPTURE(k);
         subject_type hurt(p);
         begin(hurt), one.prepare(hurt);
@@ -330,7 +331,7 @@ typename Cache::params base() {
 template <class Rows>
 typename pqkv::pqcache<Rows>::params pq(search_path path, std::size_t fine = 0) {
   auto p = base<pqkv::pqcache<Rows>>();
-  p.selector.bits = 4, p.selector.train.iterations = 2, p.selector.tail_tokens = 20, p.selector.path = path;
+  p.selector.subspaces = 2, p.selector.bits = 4, p.selector.train.iterations = 2, p.selector.tail_tokens = 20, p.selector.path = path;
   p.selector.refresh = 0;
   if (fine != 0) p.selector.residual = {.subspaces = fine, .bits = 4, .shortlist = 3};
   return p;
@@ -338,25 +339,28 @@ typename pqkv::pqcache<Rows>::params pq(search_path path, std::size_t fine = 0) 
 template <class Rows>
 void check_pq() {
   using selector = pqkv::selector::basic_pq<>;
-  CHECK(check_faults<Rows, selector>(pq<Rows>(search_path::scan)) > 60);
-  CHECK(check_faults<Rows, selector>(pq<Rows>(search_path::joint)) > 60);
-  CHECK(check_faults<Rows, selector>(pq<Rows>(search_path::joint, 4)) > 60);
+  CHECK(check_faults<Rows, selector>(pq<Rows>(search_path::scan)) > 60 / pqkv_cases::looked_at_step);
+  CHECK(check_faults<Rows, selector>(pq<Rows>(search_path::joint)) > 60 / pqkv_cases::looked_at_step);
+  CHECK(check_faults<Rows, selector>(pq<Rows>(search_path::joint, 4)) > 60 / pqkv_cases::looked_at_step);
   auto refreshed = pq<Rows>(search_path::joint);
   refreshed.selector.refresh = 1.1;
   CHECK(check_maintain<Rows>(refreshed) > 60);
 }
 template <class Selector>
 void check_rows() {
-  CHECK(check_faults<pqkv::dense_rows<float>, Selector>(base<pqkv::pqcache<pqkv::dense_rows<float>, Selector>>()) > 10);
-  CHECK(check_faults<pqkv::dense_rows<pqkv::bfloat16>, Selector>(base<pqkv::pqcache<pqkv::dense_rows<pqkv::bfloat16>, Selector>>()) > 10);
-  CHECK(check_faults<pqkv::paged_rows<float>, Selector>(base<pqkv::pqcache<pqkv::paged_rows<float>, Selector>>()) > 10);
+  CHECK(check_faults<pqkv::dense_rows<float>, Selector>(base<pqkv::pqcache<pqkv::dense_rows<float>, Selector>>()) >
+        10 / pqkv_cases::looked_at_step);
+  CHECK(check_faults<pqkv::dense_rows<pqkv::bfloat16>, Selector>(base<pqkv::pqcache<pqkv::dense_rows<pqkv::bfloat16>, Selector>>()) >
+        10 / pqkv_cases::looked_at_step);
+  CHECK(check_faults<pqkv::paged_rows<float>, Selector>(base<pqkv::pqcache<pqkv::paged_rows<float>, Selector>>()) >
+        10 / pqkv_cases::looked_at_step);
 }
 }  // namespace
 
 TEST_CASE("pqcache faults: product quantization, rows of its own, float") { check_pq<pqkv::dense_rows<float>>(); }
 TEST_CASE("pqcache faults: product quantization, rows of its own, bfloat16") {
   using rows_type = pqkv::dense_rows<pqkv::bfloat16>;
-  CHECK(check_faults<rows_type, pqkv::selector::pq>(pq<rows_type>(search_path::automatic)) > 60);
+  CHECK(check_faults<rows_type, pqkv::selector::pq>(pq<rows_type>(search_path::automatic)) > 60 / pqkv_cases::looked_at_step);
 }
 TEST_CASE("pqcache faults: product quantization, an engine's pages") { check_pq<pqkv::paged_rows<float>>(); }
 TEST_CASE("pqcache faults: dense attention") { check_rows<pqkv::selector::full>(); }
