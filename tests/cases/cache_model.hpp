@@ -122,7 +122,7 @@ class slot_model {
       for (std::size_t j = 0; j < m; ++j) {
         std::vector<std::pair<std::size_t, std::size_t>> order;  // tokens of a centroid, its number
         for (std::size_t x = 0; x < c; ++x) order.emplace_back(0, x);
-        for (std::size_t t = first(); t < window_begin_; ++t) ++order[codes.view()(head, j, t)].first;
+        for (std::size_t t = first(); t < n_; ++t) ++order[codes.view()(head, j, t)].first;
         std::sort(order.begin(), order.end());
         for (std::size_t i = 0; i < count; ++i) {
           std::vector<float> y;

@@ -15,20 +15,6 @@
 #include "pq_workspace.hpp"
 
 namespace pqkv::inline PQKV_MODE {
-namespace op {
-struct encode_leaving {};     // run(policy, pq_index_view, rows, leaving): codes of the tokens that leave each sequence's window
-struct gather_keys {};        // run(policy, rows, first head, sample, first token, axis_map, out [h, n, d])
-struct replace_centroids {};  // run(policy, rows, first head, index of one sequence, replaced_centroids)
-}  // namespace op
-
-/// The arguments of op::replace_centroids. In every head and subspace, the centroids that the fewest of the tokens [first, last) have as
-/// their code (ties: lower index) are replaced: the i-th of them by token begin + fresh(i), minus the mean. There are as many as `fresh`
-/// draws. A centroid stays where it is if its token's sub-vector has an element that is not finite.
-struct replaced_centroids {
-  std::size_t first, last;
-  std::size_t begin;
-  stratified_sample fresh;
-};
 
 /// Views of all parts. Trivially copyable; passed to kernels by value.
 template <class Space = space::host>
@@ -182,7 +168,7 @@ class pq_index {
   /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; the index can be used if all of them are `trained`
   /// @throws std::bad_alloc; on a device capacity_error when the policy's scratch is too small, cuda_error
   /// @cost   train(), and c distance terms for each coordinate of every key. Keys that are not strided or whose axes are reordered are
-  ///         copied: the sample, then 4096 tokens at a time unless the sample is all of them; with a second stage, all of them
+  ///         copied: the sample, and if that is not all of them the rest 4096 at a time; with a second stage, all of them
   template <exec::policy P, class Rows>
   void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
              const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
@@ -200,8 +186,7 @@ class pq_index {
   /// Renews codebooks that were learnt from tokens [first, trained), when the sequence has n tokens: much cheaper than learn(). A share
   /// (n - trained) / (n - first) of the centroids, those with the fewest tokens, is replaced by keys drawn from [trained, n)
   /// (replaced_centroids). Then come train_params.iterations of k-means from there; the mean key stays. The rest is as in learn().
-  ///
-  /// @pre    the sequence has codebooks, tokens [first, ranked) have their codes, first < trained <= n; no second stage
+  /// @pre    the sequence has codebooks and tokens [first, ranked) their codes; first < trained <= n; no second stage
   /// @cost   as learn() with so few iterations
   template <exec::policy P, class Rows>
   void renew(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t trained,
@@ -209,8 +194,9 @@ class pq_index {
     const view_type own = view().sequence(which);
     const std::size_t h = shape_.kv_heads, m = shape_.subspaces, ds = own.book.sub_dim();
     const std::uint64_t fresh = n - trained, replaced = own.book.size() * fresh / (n - first);
+    encode_copies(policy, which, rows, ranked, n);  // the window counts too: nobody reads these codes until its tokens leave
     kernel<op::replace_centroids, typename P::backend_type>::run(
-        policy, rows, which * h, own, replaced_centroids{first, ranked, trained, {fresh, replaced, {train_params.seed, renewal_stream}}});
+        policy, rows, which * h, own, replaced_centroids{first, n, trained, {fresh, replaced, {train_params.seed, ~std::uint64_t{0}}}});
     train_params.start = kmeans_start::given;
     const pqkv::view<const float, 3, Space> offset{own.book.mean.data, {h, m, ds}, {own.book.mean.stride(0), ds, 1}};
     learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
@@ -322,15 +308,40 @@ class pq_index {
     return {table.entries.slice(0, 0, query_heads), table.bias.slice(0, 0, query_heads)};
   }
 
-  static constexpr std::uint64_t renewal_stream = ~std::uint64_t{0};  // of Philox; training uses those from 0 on
+  /// The type of copies of keys whose axes are in order.
+  template <class Rows>
+  using copy_of = std::conditional_t<space::usable_from<Space, space::host>, ordered_element<copied_element<typename Rows::value_type>>,
+                                     copied_element<typename Rows::value_type>>;
+
+  template <exec::policy P, class Rows, class T>
+  static void gather(const P& policy, const view_type& own, const Rows& rows, std::size_t head, const stratified_sample& sample,
+                     std::size_t begin, const pqkv::view<T, 3, Space>& out) {
+    using gather_keys = kernel<op::gather_keys, typename P::backend_type>;
+    if constexpr (space::usable_from<Space, space::host>)
+      if (!own.pairs.empty()) return gather_keys::run(policy, rows, head, sample, begin, own.pairs, out);
+    gather_keys::run(policy, rows, head, sample, begin, own.axes, out);
+  }
+
+  /// Encodes tokens [begin, end) of a sequence, begin <= end, which are copied in runs.
+  template <exec::policy P, class Rows>
+  void encode_copies(const P& policy, std::size_t which, const Rows& rows, std::size_t begin, std::size_t end) const {
+    const view_type own = view().sequence(which);
+    const std::size_t h = shape_.kv_heads, d = shape_.head_dim, run = std::min<std::size_t>(end - begin, 4096);
+    const auto memory = make_owner<copy_of<Rows>>(policy, h * run * d);
+    for (; begin < end; begin += run) {
+      const std::size_t count = std::min(run, end - begin);
+      const auto keys = make_view<Space>(memory.data(), h, count, d);
+      gather(policy, own, rows, which * h, stratified_sample{count, count, {}}, begin, keys);
+      pqkv::encode(policy, as_const(keys), own.book, own.codes.slice(2, begin, count));
+    }
+    sync(policy);  // the copies end here
+  }
 
   /// Learns from tokens [first, n) with what training does to the coarse codebook: fit(keys [h, rows, d], params).
   template <exec::policy P, class Rows, class Fit>
   void learn_rows(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
                   const kmeans_params& params, pqkv::view<std::uint8_t, 2, Space> outcomes, const Fit& fit) const {
-    using copied = copied_element<typename Rows::value_type>;
-    constexpr bool is_on_host = space::usable_from<Space, space::host>;
-    using T = std::conditional_t<is_on_host, ordered_element<copied>, copied>;
+    using T = copy_of<Rows>;
     const view_type own = view().sequence(which);
     const std::size_t h = shape_.kv_heads, d = shape_.head_dim, m = shape_.subspaces, head = which * h, all = n - first;
     const auto coarse_outcomes = outcomes.slice(1, 0, m), fine_outcomes = outcomes.slice(1, m, shape_.fine_subspaces);
@@ -340,12 +351,6 @@ class pq_index {
       if (!failed) encode_all(policy, keys, own, first, ranked, fine_outcomes, how);
       return !failed;
     };
-    const auto gather = [&](const stratified_sample& which_rows, std::size_t begin, const pqkv::view<T, 3, Space>& out) {
-      using gather_keys = kernel<op::gather_keys, typename P::backend_type>;
-      if constexpr (is_on_host)
-        if (!own.pairs.empty()) return gather_keys::run(policy, rows, head, which_rows, begin, own.pairs, out);
-      gather_keys::run(policy, rows, head, which_rows, begin, own.axes, out);
-    };
     if constexpr (requires { rows.strided_keys(head, h, first, all); })
       if (own.axes.is_identity()) {  // in place
         if (learn_from(rows.strided_keys(head, h, first, all), params)) recount(policy, which, first, ranked);
@@ -353,25 +358,19 @@ class pq_index {
       }
     const stratified_sample sample = training_rows(params, all, shape_.coarse().centroids());
     const bool copies_all = shape_.has_fine() || sample.count == all;
-    const std::size_t run = std::min<std::size_t>(std::max<std::size_t>(all, 1), 4096);
-    const auto memory = make_owner<T>(policy, h * (copies_all ? all : std::max<std::size_t>(sample.count, run)) * d);
+    const std::size_t count = copies_all ? all : static_cast<std::size_t>(sample.count);
+    const auto memory = make_owner<T>(policy, h * count * d);
+    const auto keys = make_view<Space>(memory.data(), h, count, d);
     if (copies_all) {
-      const auto keys = make_view<Space>(memory.data(), h, all, d);
-      gather(stratified_sample{all, all, {}}, first, keys);
+      gather(policy, own, rows, head, stratified_sample{all, all, {}}, first, keys);
       if (!learn_from(as_const(keys), params)) return;
     } else {
       kmeans_params of_sample = params;
       of_sample.rows_per_centroid = 0;
-      const auto sampled = make_view<Space>(memory.data(), h, static_cast<std::size_t>(sample.count), d);
-      gather(sample, first, sampled);
-      fit(as_const(sampled), of_sample);
+      gather(policy, own, rows, head, sample, first, keys);
+      fit(as_const(keys), of_sample);
       if (has_failed<P>(coarse_outcomes)) return;
-      for (std::size_t begin = first; begin < ranked; begin += run) {
-        const std::size_t count = std::min(run, ranked - begin);
-        const auto keys = make_view<Space>(memory.data(), h, count, d);
-        gather(stratified_sample{count, count, {}}, begin, keys);
-        pqkv::encode(policy, as_const(keys), own.book, own.codes.slice(2, begin, count));
-      }
+      encode_copies(policy, which, rows, first, ranked);
     }
     sync(policy);  // the copies end here
     recount(policy, which, first, ranked);

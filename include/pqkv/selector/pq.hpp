@@ -39,7 +39,7 @@ struct pq_params {
   std::optional<overlap_model> overlap{};          // if given, the overlap rule decides L in place of train.iterations
   std::size_t overlap_most = overlap_model::most;  // the largest L that the rule may choose
   std::size_t tail_tokens = 256;                   // maintain() merges once at least this many tokens are not yet in the id lists
-  double refresh = 1.125;  // maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never
+  double refresh = 1.1;  // maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never
   /// L of such a renewal (pq_index::renew), which begins from the codebook there is. 0: trains anew as for a prompt. So do slots that have
   /// doubled since, and those with a second stage or weighted_pairs.
   std::size_t refresh_iterations = 1;
