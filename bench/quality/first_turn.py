@@ -5,9 +5,9 @@
     first_turn.py --program BUILD/examples/minillama/minillama --model examples/minillama/model --folder FOLDER
 
 A session's first turn is --first tokens of the text, prefilled. It grows through the decode path to the text's end: in turns of --turn
-tokens, or token by token, as generated text does (at the longest length only). On the way maintain() trains the codebooks again. Over the
+tokens, or token by token, as generated text does (at the longest length only). On the way maintain() renews the codebooks. Over the
 last --tokens tokens it prints recall (the share of the exact top-k that was retrieved) and attention mass, each as it is and divided by
-that of the same tokens as one prompt; then how often an index was trained, and the share of the session's time (prefill, index and decode,
+that of the same tokens as one prompt; then how often an index was trained or renewed, and the share of the session's time (prefill, index and decode,
 measurements left out) that maintain() took. One length could fall just behind a training or just before the next one, so there are
 several; the last line of a setting is the mean over them.
 
@@ -27,10 +27,11 @@ ways = {"one prompt": None, "turns": None, "token by token": 1}
 def run(args: argparse.Namespace, way: str, refresh: float, length: int) -> dict:
     """One session over the first `length` bytes of the text."""
     subspaces, bits = args.codes.split("x")
-    name = f"{way.replace(' ', '-')}-{refresh:g}-{args.codes}-{length}"
+    name = f"{way.replace(' ', '-')}-{refresh:g}-{args.refresh_iterations}-{args.codes}-{length}"
     prompt = args.folder / f"{args.text.name}.{length}"
     command = ["--model", str(args.model), "--threads", str(args.threads), "--policy", "pq", "--quality", "--subspaces", subspaces,
-               "--bits", bits, "--refresh", str(refresh), "--perplexity", str(prompt), "--perplexity-tokens", str(args.tokens)]
+               "--bits", bits, "--refresh", str(refresh), "--refresh-iterations", str(args.refresh_iterations), "--perplexity",
+               str(prompt), "--perplexity-tokens", str(args.tokens)]
     if way != "one prompt":
         command += ["--perplexity-prompt", str(args.first), "--perplexity-turn", str(ways[way] or args.turn)]
     of = json.dumps([*command, prompt.read_bytes().decode("utf-8", "ignore")])
@@ -64,7 +65,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=150, help="tokens of the first turn")
     parser.add_argument("--turn", type=int, default=512, help="tokens of the other turns")
     parser.add_argument("--tokens", type=int, default=256, help="at the end, over which recall is measured")
-    parser.add_argument("--refresh", type=float, nargs="+", default=[1.5], help="growth at which codebooks are trained again; 0: never")
+    parser.add_argument("--refresh", type=float, nargs="+", default=[1.1], help="growth at which codebooks are renewed; 0: never")
+    parser.add_argument("--refresh-iterations", type=int, default=1, help="of a renewal; 0: codebooks are trained anew")
     parser.add_argument("--codes", default="4x8", help="subspaces x bits")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -133,8 +133,13 @@ void declare_policy(CLI::App& app, options& o) {
       ->default_str("rotary")
       ->group(group);
   app.add_option("--refresh", o.policy.quantizer.refresh,
-                 "trains the codebooks again once a sequence is so many times as long as when they were trained; 0: never")
+                 "renews the codebooks once a sequence is so many times as long as when they were trained; 0: never")
       ->check(real_number("0, or more than 1", [](double value) { return value == 0 || value > 1; }))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--refresh-iterations", o.policy.quantizer.refresh_iterations,
+                 "iterations of k-means in such a renewal, from the codebooks there are; 0: trains them anew")
+      ->check(count_range(0))
       ->capture_default_str()
       ->group(group);
   app.add_option("--metric", o.policy.quantizer.metric, "l2 or ip: in which sense a key's centroid is the nearest; ip: for inner products")

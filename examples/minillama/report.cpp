@@ -146,6 +146,7 @@ json settings_of(const options& o) {
           {"shortlist", quantizer.residual.used() ? json(quantizer.residual.shortlist) : json(nullptr)},
           {"axes", name_in(axes_names(), quantizer.axes)},
           {"refresh", quantizer.refresh},
+          {"refresh_iterations", quantizer.refresh_iterations},
           {"metric", name_in(metric_names(), quantizer.metric)},
           {"preset", o.policy.preset == preset_name::paper ? json("paper") : json(nullptr)},
           {"path", name_in(path_names(), quantizer.path)}};

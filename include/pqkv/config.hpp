@@ -42,8 +42,8 @@ static_assert(sizeof(1.0) == sizeof(double),
 #define PQKV_TARGET(...) __attribute__((target(__VA_ARGS__)))
 #define PQKV_TARGET_AVX2 PQKV_TARGET("avx2,fma,f16c")
 #define PQKV_TARGET_AVX512 PQKV_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
-#define PQKV_TARGET_VBMI PQKV_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")
-#define PQKV_TARGET_BF16 PQKV_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512bf16")
+#define PQKV_TARGET_VBMI PQKV_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni")
+#define PQKV_TARGET_BF16 PQKV_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16")
 #define PQKV_INLINE inline __attribute__((always_inline))
 
 #if defined(PQKV_CHECKED)

@@ -264,10 +264,10 @@ class pqcache : public pqcache_state<Rows, Selector> {
     settle(policy, {slot, header.at, false, {}, {}});
   }
 
-  /// Does the work that must not happen inside a step: trains a codebook that now has enough keys, or that the sequence has outgrown
-  /// (selector::pq_params::refresh), and merges new tokens into id lists. Call it between steps. On a device it waits.
+  /// Does the work that must not happen inside a step: trains a codebook that now has enough keys, renews one that the sequence has
+  /// outgrown (selector::pq_params::refresh), and merges new tokens into id lists. Call it between steps. On a device it waits.
   /// @throws std::bad_alloc; what the runner throws; on a device cuda_error. Call it again then. Until then a slot is done, or as it was,
-  ///         or, if it was to be trained again, has no index and attends to everything
+  ///         or, if it was to be renewed, has no index and attends to everything
   template <exec::policy P>
   void maintain(const P& policy) {
     begin<P>("maintain");

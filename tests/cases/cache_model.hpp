@@ -3,7 +3,10 @@
 // product quantization a codebook trained and codes made by the public parts. It asks nothing of the cache under test.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include <pqkv/pqkv.hpp>
@@ -40,6 +43,7 @@ class slot_model {
   plain_budget budget() const { return budget_at(rule_, rule_.growth == pqkv::budget_growth::frozen_at_prompt ? prompt_ : n_); }
   std::size_t middle_size() const { return window_begin_ - first(); }
   bool trained() const { return book_.has_value(); }
+  pqkv::codebook_view<> book() const { return book_->view(); }
   /// Whether upkeep trains again: the codebook is of a sequence that was shorter by the factor.
   bool outgrown(const pqkv::selector::pq::params& settings) const {
     return trained() && settings.refresh != 0 && static_cast<double>(n_) >= settings.refresh * static_cast<double>(trained_at_);
@@ -97,6 +101,51 @@ class slot_model {
       fine_.emplace(std::move(fine));
     }
     book_.emplace(std::move(book));
+  }
+  /// Upkeep of an outgrown codebook: trained anew, or renewed where it has grown by less than a factor of two.
+  void refresh(const pqkv::selector::pq::params& settings) {
+    const bool anew = settings.refresh_iterations == 0 || settings.residual.used() || n_ >= 2 * trained_at_ || trained_at_ <= first();
+    if (anew) return train(settings);
+    const std::size_t trained = trained_at_, all = n_ - first(), m = settings.subspaces, ds = d_ / m;
+    trained_at_ = n_;
+    std::vector<T> stored;
+    for (const auto& head : keys_) stored.insert(stored.end(), head.begin(), head.end());
+    stored = ordered(stored, settings);
+    const auto rows = pqkv::as_const(pqkv::make_view(stored.data(), h_, n_, d_));
+    const pqkv::exec::host<pqkv::isa::scalar> cpu;
+    pqkv::codes codes(book_->shape(), n_);
+    pqkv::encode(cpu, rows, book_->view(), codes.mutable_view());
+    const auto book = book_->mutable_view();
+    const std::size_t c = book.size(), count = c * (n_ - trained) / all;
+    const pqkv::stratified_sample fresh{n_ - trained, count, {settings.train.seed, ~std::uint64_t{0}}};
+    for (std::size_t head = 0; head < h_; ++head)
+      for (std::size_t j = 0; j < m; ++j) {
+        std::vector<std::pair<std::size_t, std::size_t>> order;  // tokens of a centroid, its number
+        for (std::size_t x = 0; x < c; ++x) order.emplace_back(0, x);
+        for (std::size_t t = first(); t < n_; ++t) ++order[codes.view()(head, j, t)].first;
+        std::sort(order.begin(), order.end());
+        for (std::size_t i = 0; i < count; ++i) {
+          std::vector<float> y;
+          float norm = 0;
+          for (std::size_t e = 0; e < ds; ++e) {
+            y.push_back(static_cast<float>(rows(head, trained + fresh(i), j * ds + e)) - book.mean(head, j * ds + e));
+            norm = std::fma(y[e], y[e], norm);
+          }
+          const bool on_sphere = settings.metric == pqkv::key_metric::inner_product;
+          if (on_sphere) y.push_back(std::sqrt(std::max(book.squared_radius(head, j) - norm, 0.0f)));
+          if (std::all_of(y.begin(), y.end(), [](float v) { return std::isfinite(v); }) && (!on_sphere || std::isfinite(norm)))
+            for (std::size_t e = 0; e < y.size(); ++e) book.centroids(head, j, e, order[i].second) = y[e];
+        }
+      }
+    pqkv::kmeans_params params = settings.train;
+    params.iterations = settings.refresh_iterations;
+    params.start = pqkv::kmeans_start::given;
+    std::vector<std::uint8_t> outcome(h_ * m);
+    const pqkv::view<const float, 3> offset{book.mean.data, {h_, m, ds}, {d_, ds, 1}};
+    pqkv::kmeans(cpu, pqkv::split_subspaces(rows.slice(1, first(), all), m), offset, book.centroids, pqkv::make_view(outcome.data(), h_, m),
+                 params, book.squared_radius);
+    for (const std::uint8_t one : outcome)
+      if (one != static_cast<std::uint8_t>(pqkv::kmeans_outcome::trained)) return book_.reset();
   }
   /// Forgets all but the first n tokens, and the codebook where nothing is left. Where the window begins is found again by growing from the
   /// prompt on, a token at a time.

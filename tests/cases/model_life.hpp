@@ -119,7 +119,10 @@ class model_life {
   void maintain() {
     cache_.maintain(policy_);
     for (std::size_t slot = 0; slot < p_.batch; ++slot)
-      if ((!slots_[slot].trained() && cache_.at(slot).learned != 0) || slots_[slot].outgrown(p_.selector)) slots_[slot].train(p_.selector);
+      if (slots_[slot].outgrown(p_.selector))
+        slots_[slot].refresh(p_.selector);
+      else if (!slots_[slot].trained() && cache_.at(slot).learned != 0)
+        slots_[slot].train(p_.selector);
   }
 
   void check(const drawn_step& s) {

@@ -41,7 +41,7 @@ TEST_CASE("detection says what the CPU says, every time") {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) expected = isa::level::avx2;
   if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    expected = __builtin_cpu_supports("avx512vbmi2") ? isa::level::avx512_vbmi : isa::level::avx512;
+    expected = __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni") ? isa::level::avx512_vbmi : isa::level::avx512;
   if (expected == isa::level::avx512_vbmi && __builtin_cpu_supports("avx512bf16")) expected = isa::level::avx512_bf16;
 #elif defined(__aarch64__)
   expected = isa::level::neon;

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Codebooks that stay fresh: when upkeep trains a slot again, that the index is then what a prompt of the same tokens would have got, and
-// that recall on keys that drift stays near a fresh codebook's.
+// Codebooks that stay fresh: when upkeep renews a slot, that the codebook is then to the bit that of a plain formulation or, where it is
+// trained anew, the one a prompt of the same tokens would have got, and that recall on keys that drift stays near a fresh codebook's.
 #include <doctest/doctest.h>
 
+#include <cstring>
 #include <numbers>
 #include <set>
 
 #include "cases/cache_driver.hpp"
+#include "cases/cache_model.hpp"
 #include "cases/policies.hpp"
 
 namespace {
@@ -14,10 +16,11 @@ using namespace pqkv_cases;
 using pqkv::search_path;
 const pqkv::exec::host<> cpu;
 
-pqkv::pqcache<>::params params_of(search_path path, double refresh) {
+pqkv::pqcache<>::params params_of(search_path path, double refresh, std::size_t iterations = 0) {
   auto p = pq_params(2, 2, 4, 32, 900, 4, 16, 40, 2, 4);
   p.selector.path = path;
   p.selector.refresh = refresh;
+  p.selector.refresh_iterations = iterations;
   return p;
 }
 
@@ -40,7 +43,7 @@ struct feeder {
 };
 }  // namespace
 
-TEST_CASE("refresh: a slot is trained again each time it has grown by the factor, and is then as if all had been its prompt") {
+TEST_CASE("refresh: without iterations a slot is trained anew each time it has grown by the factor, as if all had been its prompt") {
   for (const search_path path : {search_path::joint, search_path::scan}) {
     const auto keys = make_rows<float>(content::clustered, 2, 800, 32, 3);
     pqkv::pqcache<> cache(params_of(path, 1.5));
@@ -68,6 +71,54 @@ TEST_CASE("refresh: a slot is trained again each time it has grown by the factor
         CHECK(equal < 10);
     }
   }
+}
+
+TEST_CASE("refresh: a renewal has the bits of the plain formulation; a slot that has doubled is trained anew") {
+  for (const auto metric : {pqkv::key_metric::squared_l2, pqkv::key_metric::inner_product})
+    for (const auto axes : {pqkv::axis_order::contiguous, pqkv::axis_order::rotary_halves})
+      for (const std::size_t iterations : {1u, 3u}) {
+        CAPTURE(metric);
+        CAPTURE(axes);
+        CAPTURE(iterations);
+        auto keys = make_rows<float>(content::clustered, 2, 800, 32, 3);
+        for (std::size_t t = 100; t < 800; t += 3)  // many of the keys that could replace a centroid cannot
+          const_cast<float&>(keys.view()(t % 2, t, t % 32)) = t % 6 == 1 ? INFINITY : NAN;
+        auto p = params_of(search_path::automatic, 1.125, iterations);
+        p.selector.metric = metric;
+        p.selector.axes = axes;
+        pqkv::pqcache<> cache(p);
+        slot_model<float> plain(2, 32, p.budget);
+        const auto prompt = keys.view().slice(1, 0, 100);
+        cache.prefill(cpu, 0, prompt, prompt);
+        plain.add(prompt, prompt), plain.end_prompt(), plain.settle(), plain.train(p.selector);
+        feeder tokens{keys, 100};
+        std::size_t trainings = 1, moved = 0;
+        for (const std::size_t length : {113u, 120u, 128u, 200u, 224u, 260u, 521u, 800u}) {  // 260 -> 521: doubled
+          CAPTURE(length);
+          for (std::size_t t = tokens.given; t < length; ++t) {
+            plain.add(keys.view().slice(1, t, 1), keys.view().slice(1, t, 1));
+            plain.settle();
+          }
+          tokens.append(cache, length);
+          const auto book = cache.selection().index().book.slice(0, 2);
+          std::vector<float> before(book.centroids.data, book.centroids.data + book.centroids.size());
+          cache.maintain(cpu);
+          if (plain.outgrown(p.selector)) ++trainings, plain.refresh(p.selector);
+          CHECK(cache.statistics(0).trainings == trainings);
+          const auto same = [](const float* a, const float* b, std::size_t n) { return std::memcmp(a, b, n * sizeof(float)) == 0; };
+          CHECK(same(book.centroids.data, plain.book().centroids.data, before.size()));
+          CHECK(same(book.mean.data, plain.book().mean.data, book.mean.size()));
+          moved += same(book.centroids.data, before.data(), before.size()) ? 0 : 1;
+          for (std::uint64_t seed = 0; seed < 3; ++seed) {
+            const std::vector<float> query = random_query(cache, seed);
+            const auto got = ask(cpu, cache, query);
+            const auto wanted = plain.lists({query.begin(), query.begin() + 4 * 32}, p.selector);  // of slot 0
+            for (std::size_t list = 0; list < wanted.size(); ++list) CHECK(got.list(list) == wanted[list]);
+          }
+        }
+        CHECK(trainings == 7);
+        CHECK(moved == 6);
+      }
 }
 
 TEST_CASE("refresh: never, where the factor is 0; a factor of 1 or less, or one that is no number, is refused") {
@@ -173,9 +224,10 @@ TEST_CASE("refresh: recall on 20 000 tokens of drifting keys is within a tenth o
   const auto view = [&](std::size_t first, std::size_t n) {
     return pqkv::view<const float, 3>{&keys[first * d], {1, n, d}, {all * d, d, 1}};
   };
-  const auto grown = [&](std::size_t bits, double refresh, std::size_t prompt_tokens) {
-    auto p = pq_params(1, 1, 1, d, all, 4, 64, 500, 2, static_cast<unsigned>(bits));
-    p.selector.refresh = refresh;
+  const auto grown = [&](pqkv::selector::pq_params how, std::size_t prompt_tokens) {
+    auto p = pq_params(1, 1, 1, d, all, 4, 64, 500, 2, 6);
+    p.selector.refresh = how.refresh;
+    p.selector.refresh_iterations = how.refresh_iterations;
     pqkv::pqcache<> cache(p);
     cache.prefill(cpu, 0, view(0, prompt_tokens), view(0, prompt_tokens));
     for (std::size_t t = prompt_tokens; t < all; ++t) {
@@ -185,8 +237,11 @@ TEST_CASE("refresh: recall on 20 000 tokens of drifting keys is within a tenth o
     }
     return recall_of(cache, keys, source);
   };
-  const double fresh = grown(6, 0, all), stale = grown(6, 0, prompt), renewed = grown(6, 1.5, prompt);
-  MESSAGE("recall of 500 of 22000: fresh " << fresh << ", trained once at 2000 " << stale << ", renewed " << renewed);
+  const pqkv::selector::pq_params never{.refresh = 0}, renewing{}, anew{.refresh = 1.5, .refresh_iterations = 0};
+  const double fresh = grown(never, all), stale = grown(never, prompt), renewed = grown(renewing, prompt), retrained = grown(anew, prompt);
+  MESSAGE("recall of 500 of 22000: fresh " << fresh << ", trained once at 2000 " << stale << ", renewed " << renewed
+                                           << ", trained anew at growth 1.5 " << retrained);
   CHECK(renewed >= 0.9 * fresh);
+  CHECK(retrained >= 0.9 * fresh);
   CHECK(stale < 0.8 * fresh);
 }

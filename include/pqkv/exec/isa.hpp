@@ -26,7 +26,7 @@ struct avx2 : scalar {
 struct avx512 : avx2 {
   using fallback = avx2;
 };
-/// VBMI and VBMI2 besides.
+/// VBMI, VBMI2 and VNNI besides.
 struct avx512_vbmi : avx512 {
   using fallback = avx512;
 };
@@ -50,7 +50,7 @@ inline level detect() noexcept {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
       !__builtin_cpu_supports("avx512vl"))
     return level::avx2;
-  const bool vbmi = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+  const bool vbmi = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
   if (!vbmi) return level::avx512;
   return __builtin_cpu_supports("avx512bf16") ? level::avx512_bf16 : level::avx512_vbmi;
 }

@@ -15,10 +15,6 @@
 #include "pq_workspace.hpp"
 
 namespace pqkv::inline PQKV_MODE {
-namespace op {
-struct encode_leaving {};  // run(policy, pq_index_view, rows, leaving): codes of the tokens that leave each sequence's window
-struct gather_keys {};     // run(policy, rows, first head, sample, first token, axis_map, out [h, n, d])
-}  // namespace op
 
 /// Views of all parts. Trivially copyable; passed to kernels by value.
 template <class Space = space::host>
@@ -172,63 +168,40 @@ class pq_index {
   /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; the index can be used if all of them are `trained`
   /// @throws std::bad_alloc; on a device capacity_error when the policy's scratch is too small, cuda_error
   /// @cost   train(), and c distance terms for each coordinate of every key. Keys that are not strided or whose axes are reordered are
-  ///         copied: the sample, then 4096 tokens at a time; with a second stage, all of them
+  ///         copied: the sample, and if that is not all of them the rest 4096 at a time; with a second stage, all of them
   template <exec::policy P, class Rows>
   void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
              const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
-    using copied = copied_element<typename Rows::value_type>;
-    constexpr bool is_on_host = space::usable_from<Space, space::host>;
-    using T = std::conditional_t<is_on_host, ordered_element<copied>, copied>;
     const view_type own = view().sequence(which);
-    const std::size_t h = shape_.kv_heads, d = shape_.head_dim, m = shape_.subspaces, head = which * h;
-    const auto coarse_outcomes = outcomes.slice(1, 0, m), fine_outcomes = outcomes.slice(1, m, shape_.fine_subspaces);
-    const auto all_codes = own.codes;
-    const auto learn_from = [&](const auto& keys) {  // of tokens [first, n)
-      train(policy, keys, own.book, coarse_outcomes, train_params);
-      const bool failed = has_failed<P>(coarse_outcomes);
-      if (!failed) encode_all(policy, keys, own, first, ranked, fine_outcomes, train_params);
-      return !failed;
-    };
-    const stratified_sample sample = training_rows(train_params, n - first, shape_.coarse().centroids());
-    if constexpr (is_on_host)
-      if (!own.pairs.empty()) kernel<op::deal_pairs, typename P::backend_type>::run(policy, rows, head, sample, first, m, own.pairs);
-    const auto gather = [&](const stratified_sample& which_rows, std::size_t begin, const pqkv::view<T, 3, Space>& out) {
-      using gather_keys = kernel<op::gather_keys, typename P::backend_type>;
-      if constexpr (is_on_host)
-        if (!own.pairs.empty()) return gather_keys::run(policy, rows, head, which_rows, begin, own.pairs, out);
-      gather_keys::run(policy, rows, head, which_rows, begin, own.axes, out);
-    };
-    bool is_learnt = false;
-    if constexpr (requires { rows.strided_keys(head, h, first, n - first); })
-      if (own.axes.is_identity()) {
-        if (!learn_from(rows.strided_keys(head, h, first, n - first))) return;
-        is_learnt = true;
-      }
-    if (is_learnt) {
-      // it was learnt from the rows in place
-    } else if (shape_.has_fine()) {
-      const auto memory = make_owner<T>(policy, h * (n - first) * d);
-      const auto keys = make_view<Space>(memory.data(), h, n - first, d);
-      gather(stratified_sample{n - first, n - first, {}}, first, keys);
-      if (!learn_from(as_const(keys))) return;
-    } else {
-      kmeans_params of_sample = train_params;
-      of_sample.rows_per_centroid = 0;
-      const std::size_t run = std::min<std::size_t>(std::max<std::size_t>(n - first, 1), 4096);
-      const auto memory = make_owner<T>(policy, h * std::max<std::size_t>(sample.count, run) * d);
-      const auto sampled = make_view<Space>(memory.data(), h, static_cast<std::size_t>(sample.count), d);
-      gather(sample, first, sampled);
-      train(policy, as_const(sampled), own.book, coarse_outcomes, of_sample);
-      if (has_failed<P>(coarse_outcomes)) return;
-      for (std::size_t begin = first; begin < ranked; begin += run) {
-        const std::size_t count = std::min(run, ranked - begin);
-        const auto keys = make_view<Space>(memory.data(), h, count, d);
-        gather(stratified_sample{count, count, {}}, begin, keys);
-        pqkv::encode(policy, as_const(keys), own.book, all_codes.slice(2, begin, count));
-      }
-      sync(policy);  // the copies end here
-    }
-    recount(policy, which, first, ranked);
+    if constexpr (space::usable_from<Space, space::host>)
+      if (!own.pairs.empty())
+        kernel<op::deal_pairs, typename P::backend_type>::run(policy, rows, which * shape_.kv_heads,
+                                                              training_rows(train_params, n - first, shape_.coarse().centroids()), first,
+                                                              shape_.subspaces, own.pairs);
+    learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
+      train(policy, keys, own.book, outcomes.slice(1, 0, shape_.subspaces), params);
+    });
+  }
+
+  /// Renews codebooks that were learnt from tokens [first, trained), when the sequence has n tokens: much cheaper than learn(). A share
+  /// (n - trained) / (n - first) of the centroids, those with the fewest tokens, is replaced by keys drawn from [trained, n)
+  /// (replaced_centroids). Then come train_params.iterations of k-means from there; the mean key stays. The rest is as in learn().
+  /// @pre    the sequence has codebooks and tokens [first, ranked) their codes; first < trained <= n; no second stage
+  /// @cost   as learn() with so few iterations
+  template <exec::policy P, class Rows>
+  void renew(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t trained,
+             std::size_t n, kmeans_params train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
+    const view_type own = view().sequence(which);
+    const std::size_t h = shape_.kv_heads, m = shape_.subspaces, ds = own.book.sub_dim();
+    const std::uint64_t fresh = n - trained, replaced = own.book.size() * fresh / (n - first);
+    encode_copies(policy, which, rows, ranked, n);  // the window counts too: nobody reads these codes until its tokens leave
+    kernel<op::replace_centroids, typename P::backend_type>::run(
+        policy, rows, which * h, own, replaced_centroids{first, n, trained, {fresh, replaced, {train_params.seed, ~std::uint64_t{0}}}});
+    train_params.start = kmeans_start::given;
+    const pqkv::view<const float, 3, Space> offset{own.book.mean.data, {h, m, ds}, {own.book.mean.stride(0), ds, 1}};
+    learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
+      kmeans(policy, split_subspaces(keys, m), offset, own.book.centroids, outcomes.slice(1, 0, m), params, own.book.squared_radius);
+    });
   }
 
   /// Builds a sequence's joint-code index from the codes of tokens [first, ranked).
@@ -333,6 +306,74 @@ class pq_index {
   }
   static mutable_distance_table_view<Space> part_of(const mutable_distance_table_view<Space>& table, std::size_t query_heads) {
     return {table.entries.slice(0, 0, query_heads), table.bias.slice(0, 0, query_heads)};
+  }
+
+  /// The type of copies of keys whose axes are in order.
+  template <class Rows>
+  using copy_of = std::conditional_t<space::usable_from<Space, space::host>, ordered_element<copied_element<typename Rows::value_type>>,
+                                     copied_element<typename Rows::value_type>>;
+
+  template <exec::policy P, class Rows, class T>
+  static void gather(const P& policy, const view_type& own, const Rows& rows, std::size_t head, const stratified_sample& sample,
+                     std::size_t begin, const pqkv::view<T, 3, Space>& out) {
+    using gather_keys = kernel<op::gather_keys, typename P::backend_type>;
+    if constexpr (space::usable_from<Space, space::host>)
+      if (!own.pairs.empty()) return gather_keys::run(policy, rows, head, sample, begin, own.pairs, out);
+    gather_keys::run(policy, rows, head, sample, begin, own.axes, out);
+  }
+
+  /// Encodes tokens [begin, end) of a sequence, begin <= end, which are copied in runs.
+  template <exec::policy P, class Rows>
+  void encode_copies(const P& policy, std::size_t which, const Rows& rows, std::size_t begin, std::size_t end) const {
+    const view_type own = view().sequence(which);
+    const std::size_t h = shape_.kv_heads, d = shape_.head_dim, run = std::min<std::size_t>(end - begin, 4096);
+    const auto memory = make_owner<copy_of<Rows>>(policy, h * run * d);
+    for (; begin < end; begin += run) {
+      const std::size_t count = std::min(run, end - begin);
+      const auto keys = make_view<Space>(memory.data(), h, count, d);
+      gather(policy, own, rows, which * h, stratified_sample{count, count, {}}, begin, keys);
+      pqkv::encode(policy, as_const(keys), own.book, own.codes.slice(2, begin, count));
+    }
+    sync(policy);  // the copies end here
+  }
+
+  /// Learns from tokens [first, n) with what training does to the coarse codebook: fit(keys [h, rows, d], params).
+  template <exec::policy P, class Rows, class Fit>
+  void learn_rows(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
+                  const kmeans_params& params, pqkv::view<std::uint8_t, 2, Space> outcomes, const Fit& fit) const {
+    using T = copy_of<Rows>;
+    const view_type own = view().sequence(which);
+    const std::size_t h = shape_.kv_heads, d = shape_.head_dim, m = shape_.subspaces, head = which * h, all = n - first;
+    const auto coarse_outcomes = outcomes.slice(1, 0, m), fine_outcomes = outcomes.slice(1, m, shape_.fine_subspaces);
+    const auto learn_from = [&](const auto& keys, const kmeans_params& how) {  // of tokens [first, n)
+      fit(keys, how);
+      const bool failed = has_failed<P>(coarse_outcomes);
+      if (!failed) encode_all(policy, keys, own, first, ranked, fine_outcomes, how);
+      return !failed;
+    };
+    if constexpr (requires { rows.strided_keys(head, h, first, all); })
+      if (own.axes.is_identity()) {  // in place
+        if (learn_from(rows.strided_keys(head, h, first, all), params)) recount(policy, which, first, ranked);
+        return;
+      }
+    const stratified_sample sample = training_rows(params, all, shape_.coarse().centroids());
+    const bool copies_all = shape_.has_fine() || sample.count == all;
+    const std::size_t count = copies_all ? all : static_cast<std::size_t>(sample.count);
+    const auto memory = make_owner<T>(policy, h * count * d);
+    const auto keys = make_view<Space>(memory.data(), h, count, d);
+    if (copies_all) {
+      gather(policy, own, rows, head, stratified_sample{all, all, {}}, first, keys);
+      if (!learn_from(as_const(keys), params)) return;
+    } else {
+      kmeans_params of_sample = params;
+      of_sample.rows_per_centroid = 0;
+      gather(policy, own, rows, head, sample, first, keys);
+      fit(as_const(keys), of_sample);
+      if (has_failed<P>(coarse_outcomes)) return;
+      encode_copies(policy, which, rows, first, ranked);
+    }
+    sync(policy);  // the copies end here
+    recount(policy, which, first, ranked);
   }
 
   template <exec::policy P, class Keys>

@@ -1,15 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-// The sizes of an index of product quantization, and the memory that ranking with it works in.
+// The sizes of an index of product quantization, the operations it is made of, and the memory that ranking with it works in.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
+#include "../core/random.hpp"
 #include "../quantize/axes.hpp"
 #include "../quantize/residual.hpp"
 #include "retrieve.hpp"
 
 namespace pqkv::inline PQKV_MODE {
+
+namespace op {
+struct encode_leaving {};     // run(policy, pq_index_view, rows, leaving): codes of the tokens that leave each sequence's window
+struct gather_keys {};        // run(policy, rows, first head, sample, first token, axis_map, out [h, n, d])
+struct replace_centroids {};  // run(policy, rows, first head, index of one sequence, replaced_centroids)
+}  // namespace op
+
+/// The arguments of op::replace_centroids. In every head and subspace, the centroids that the fewest of the tokens [first, last) have as
+/// their code (ties: lower index) are replaced: the i-th of them by token begin + fresh(i), minus the mean. There are as many as `fresh`
+/// draws. A centroid stays where it is if its token's sub-vector has an element that is not finite.
+struct replaced_centroids {
+  std::size_t first, last;
+  std::size_t begin;
+  stratified_sample fresh;
+};
 
 /// The sizes of an index.
 struct pq_index_shape {

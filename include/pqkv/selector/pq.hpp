@@ -39,7 +39,10 @@ struct pq_params {
   std::optional<overlap_model> overlap{};          // if given, the overlap rule decides L in place of train.iterations
   std::size_t overlap_most = overlap_model::most;  // the largest L that the rule may choose
   std::size_t tail_tokens = 256;                   // maintain() merges once at least this many tokens are not yet in the id lists
-  double refresh = 1.5;  // maintain() retrains a slot that has grown by this factor since its last training; 0: never
+  double refresh = 1.1;  // maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never
+  /// L of such a renewal (pq_index::renew), which begins from the codebook there is. 0: trains anew as for a prompt. So do slots that have
+  /// doubled since, and those with a second stage or weighted_pairs.
+  std::size_t refresh_iterations = 1;
 
   /// The index for a cache of this shape.
   constexpr pq_index_shape index_of(const cache_shape& shape) const {
@@ -131,8 +134,8 @@ class basic_pq {
   std::size_t lists() const { return score_lists(params_.reduction, shape_.kv_heads, shape_.query_heads); }
   static constexpr coverage_rule covers() { return {coverage::everything, coverage::listed}; }
   std::size_t least_rows() const { return index_.shape().least_rows(); }
-  /// L of a slot's last training since its reset. 0 before any, for a codebook from a file, and after a training that failed (unless it ran
-  /// on a device, whose failures the host does not know). Under the overlap rule it depends on the prompt and the machine.
+  /// L of a slot's last training or renewal since its reset. 0 before any, for a codebook from a file, and after a training that failed
+  /// (unless it ran on a device, whose failures the host does not know). Under the overlap rule it depends on the prompt and the machine.
   std::size_t iterations(std::size_t slot) const { return slots_[slot].iterations; }
   selector_signature signature() const {
     const pq_index_shape& s = index_.shape();
@@ -164,7 +167,8 @@ class basic_pq {
             params_.path};
   }
 
-  /// Trains on all rows but the sinks, the window's included, and encodes the middle.
+  /// Trains on all rows but the sinks, the window's included, and encodes the middle. A slot that has outgrown its codebook by less than a
+  /// factor of two has it renewed instead (pq_params::refresh_iterations).
   template <exec::policy P, class Rows>
   learning<Space> learn(const P& policy, std::size_t slot, const Rows& rows, const sequence& at, middle_range middle) {
     const std::size_t n = at.n, first = middle.begin;
@@ -174,7 +178,13 @@ class basic_pq {
       settings.iterations = params_.overlap->iterations(training_rows(settings, n - first, index_.shape().coarse().centroids()).count, n,
                                                         params_.overlap_most);
     const auto outcomes = workspace().outcomes;
-    index_.learn(policy, slot, rows, first, middle.end, n, settings, outcomes);
+    const std::size_t trained = renewable_from(at);
+    if (trained > first) {
+      settings.iterations = params_.refresh_iterations;
+      index_.renew(policy, slot, rows, first, middle.end, trained, n, settings, outcomes);
+    } else {
+      index_.learn(policy, slot, rows, first, middle.end, n, settings, outcomes);
+    }
     slots_[slot] = {settings.iterations, middle.end};
     if constexpr (std::is_same_v<typename P::backend_type, backend::host>)
       for (std::size_t i = 0; i < outcomes.size(); ++i)
@@ -253,12 +263,21 @@ class basic_pq {
         .at_most("selector.residual.shortlist", stage.shortlist, 1024, "times k");
   }
 
-  /// The length at which a codebook trained on n tokens is trained again; 0: never. Codebooks age, because later keys are distributed
-  /// differently. The lengths grow by a factor, so all trainings together cost a constant times the last one.
+  /// The length at which a codebook trained on n tokens is due again; 0: never. Codebooks age, because later keys are distributed
+  /// differently. The lengths grow by a factor g, so all renewals together read g / (g - 1) times the last one's rows.
   std::uint32_t outgrown_at(std::size_t n) const {
     double next = 0;
     pqkv::detail::in_float_environment([&] { next = std::ceil(params_.refresh * static_cast<double>(n)); });
     return params_.refresh != 0 && next < 4294967295.0 ? static_cast<std::uint32_t>(next) : 0;
+  }
+  /// The length at which a slot's codebook was last trained or renewed, if it is to be renewed now; 0: it is to be trained. The inverse of
+  /// outgrown_at(), so that forks and saved slots need to keep only one length.
+  std::size_t renewable_from(const sequence& at) const {
+    if (at.learned == 0 || at.learn_again == 0 || params_.refresh == 0 || params_.refresh_iterations == 0) return 0;
+    if (params_.residual.used() || params_.axes == axis_order::weighted_pairs) return 0;
+    std::size_t trained = 0;
+    pqkv::detail::in_float_environment([&] { trained = static_cast<std::size_t>(static_cast<double>(at.learn_again) / params_.refresh); });
+    return at.n < 2 * trained ? trained : 0;
   }
   static constexpr pq_workspace<Space> place(arena& memory, const cache_shape& shape, const params& settings) {
     return pq_workspace<Space>::place(memory, settings.index_of(shape), shape.queries_at_once(), shape.query_heads, settings.reduction);

@@ -159,6 +159,37 @@ __global__ void __launch_bounds__(256) gather_keys_kernel(Rows rows, std::size_t
   for (std::size_t e = threadIdx.x % 32; e < out.extent(2); e += 32) out(head, i, e) = static_cast<T>(key[axes(e)]);
 }
 
+/// grid.x: subspaces; grid.y: heads. A thread takes a centroid, finds how many centroids come before it in the order of
+/// op::replace_centroids and, if it is to be replaced, reads its key.
+template <class Rows>
+__global__ void __launch_bounds__(max_centroids)
+    replace_centroids_kernel(Rows rows, std::size_t first_head, pq_index_view<space::device> index, replaced_centroids call) {
+  __shared__ std::uint32_t count[max_centroids];
+  const std::size_t j = blockIdx.x, head = blockIdx.y, ds = index.book.sub_dim();
+  const unsigned x = threadIdx.x, c = static_cast<unsigned>(index.book.size());
+  count[x] = 0;
+  __syncthreads();
+  for (std::size_t t = call.first + x; t < call.last; t += blockDim.x) atomicAdd(&count[index.codes(head, j, t)], 1u);
+  __syncthreads();
+  if (x >= c) return;
+  std::uint32_t rank = 0;
+  for (unsigned other = 0; other < c; ++other) rank += count[other] < count[x] || (count[other] == count[x] && other < x) ? 1 : 0;
+  if (rank >= call.fresh.count) return;
+  const auto key = rows.key(first_head + head, call.begin + call.fresh(rank));
+  float y[max_head_dim + 1];
+  bool finite = true;
+  for (std::size_t e = 0; e < ds; ++e) {
+    y[e] = canonical::sub(key[index.axes(j * ds + e)], index.book.mean(head, j * ds + e));
+    finite &= is_finite(y[e]);
+  }
+  if (index.book.metric() == key_metric::inner_product) {
+    const float norm = canonical::dot(y, y, 1, ds);
+    y[ds] = canonical::sphere_coordinate(index.book.squared_radius(head, j), norm);
+    finite &= is_finite(norm);
+  }
+  for (std::size_t e = 0; finite && e < index.book.row_dim(); ++e) index.book.centroids(head, j, e, x) = y[e];
+}
+
 /// One CTA for each row.
 template <class T>
 PQKV_HIDDEN __global__ void __launch_bounds__(128)
@@ -191,6 +222,18 @@ struct kernel<op::gather_keys, backend::cuda> {
     detail::launcher(policy, "gather_keys")("gather_keys_kernel", detail::gather_keys_kernel<Rows, T>,
                                             {dim3(detail::ceil_div(out.extent(0) * out.extent(1), 8)), 256}, rows, head, sample, first,
                                             axes, out);
+  }
+};
+
+template <>
+struct kernel<op::replace_centroids, backend::cuda> {
+  template <class P, class Rows>
+  static void run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<space::device>& index,
+                  const replaced_centroids& call) {
+    detail::launcher(policy, "replace_centroids")(
+        "replace_centroids_kernel", detail::replace_centroids_kernel<Rows>,
+        {dim3(static_cast<unsigned>(index.book.subspaces()), static_cast<unsigned>(index.kv_heads)), max_centroids}, rows, head, index,
+        call);
   }
 };
 

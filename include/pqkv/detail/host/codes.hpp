@@ -87,7 +87,7 @@ template <>
 struct kernel<op::encode, backend::host> {
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes) {
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
       using part = detail::encode_run<detail::leaf<decltype(isa)>, T, Space>;
       const std::size_t n = keys.extent(1), runs = (n + part::max_tokens - 1) / part::max_tokens;
       detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {

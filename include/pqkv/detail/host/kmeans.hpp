@@ -291,7 +291,7 @@ struct kernel<op::kmeans, backend::host> {
   static void run(const P& policy, view<T, 4, Space> points, view<const float, 3> offset, view<float, 4> centroids,
                   view<std::uint8_t, 2> outcome, const kmeans_params& params, view<float, 2> squared_radius) {
     const std::size_t m = points.extent(1);
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
       using leaf = detail::leaf<decltype(isa)>;
       detail::run_tasks(policy, points.extent(0) * m, [&](std::size_t problem) {
         const std::size_t head = problem / m, j = problem % m;

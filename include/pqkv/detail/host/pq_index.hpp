@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "../../core/canonical.hpp"
 #include "../../search/pq_index.hpp"
 #include "axes.hpp"
 #include "codes.hpp"
@@ -18,10 +19,55 @@ struct kernel<op::gather_keys, backend::host> {
   template <class P, class Rows, class Axes, class T>
   static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first, const Axes& axes,
                   view<T, 3> out) {
+    const std::size_t d = out.extent(2);
     detail::run_tasks(policy, out.extent(0), [&](std::size_t h) {  // a row of integers is multiplied by its scale, a pair by its weight
-      for (std::size_t i = 0; i < out.extent(1); ++i) {
-        const auto key = rows.key(head + h, first + sample(i));
-        for (std::size_t e = 0; e < out.extent(2); ++e) out(h, i, e) = static_cast<T>(axes.of_key(key, h, e));
+      if constexpr (std::is_same_v<Axes, axis_map>) {
+        constexpr std::size_t lead = 16;  // rows: the hardware does not prefetch past the end of a page
+        std::uint16_t place[max_head_dim];
+        for (std::size_t e = 0; e < d; ++e) place[e] = static_cast<std::uint16_t>(axes(e));
+        for (std::size_t i = 0; i < out.extent(1); ++i) {
+          const auto key = rows.key(head + h, first + sample(i));
+          if (i + lead < out.extent(1)) {
+            const auto ahead = rows.key(head + h, first + sample(i + lead));
+            constexpr std::size_t line = cache_line_bytes / sizeof(*ahead.data);
+            for (std::size_t e = 0; e < d; e += line) __builtin_prefetch(ahead.data + e * ahead.stride);
+          }
+          T* const row = &out(h, i, 0);
+          for (std::size_t e = 0; e < d; ++e) row[e] = static_cast<T>(key[place[e]]);
+        }
+      } else {
+        for (std::size_t i = 0; i < out.extent(1); ++i) {
+          const auto key = rows.key(head + h, first + sample(i));
+          for (std::size_t e = 0; e < d; ++e) out(h, i, e) = static_cast<T>(axes.of_key(key, h, e));
+        }
+      }
+    });
+  }
+};
+
+template <>
+struct kernel<op::replace_centroids, backend::host> {
+  /// A task is a head and subspace.
+  template <class P, class Rows>
+  static void run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index, const replaced_centroids& call) {
+    const std::size_t m = index.book.subspaces(), ds = index.book.sub_dim(), c = index.book.size();
+    detail::run_tasks(policy, index.kv_heads * m, [&](std::size_t problem) {
+      const std::size_t h = problem / m, j = problem % m;
+      std::uint64_t rank[max_centroids];  // how many tokens, then the centroid's number
+      for (std::size_t x = 0; x < c; ++x) rank[x] = x;
+      for (std::size_t t = call.first; t < call.last; ++t) rank[index.codes(h, j, t)] += std::uint64_t{1} << 8;
+      std::partial_sort(rank, rank + call.fresh.count, rank + c);
+      for (std::size_t i = 0; i < call.fresh.count; ++i) {
+        const auto key = rows.key(head + h, call.begin + call.fresh(i));
+        float y[max_head_dim + 1];
+        bool finite = true;
+        for (std::size_t e = 0; e < ds; ++e) {
+          y[e] = canonical::sub(key[index.axes(j * ds + e)], index.book.mean(h, j * ds + e));
+          finite &= is_finite(y[e]);
+        }
+        if (index.book.metric() == key_metric::inner_product) finite &= detail::lift_to_sphere(y, ds, index.book.squared_radius(h, j));
+        if (!finite) continue;
+        for (std::size_t e = 0; e < index.book.row_dim(); ++e) index.book.centroids(h, j, e, rank[i] & 0xff) = y[e];
       }
     });
   }

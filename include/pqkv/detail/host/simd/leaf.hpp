@@ -25,6 +25,7 @@
 #include "matrix/avx512.hpp"
 #include "nearest/avx2.hpp"
 #include "nearest/avx512.hpp"
+#include "nearest/avx512_vbmi.hpp"
 #include "rows/avx2.hpp"
 #include "rows/avx512.hpp"
 #include "scores/avx2.hpp"

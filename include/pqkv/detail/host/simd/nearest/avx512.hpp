@@ -98,17 +98,18 @@ struct nearest_leaf<isa::avx512> : nearest_leaf<isa::avx2> {
     return close;
   }
 
- private:
+ protected:
   static constexpr __mmask16 all16 = 0xffff;
-
-  PQKV_TARGET_AVX512 static PQKV_INLINE __m512i rounded(const float* x, __m512 factor) {
-    return _mm512_maskz_cvtps_epi32(all16, _mm512_mul_ps(_mm512_loadu_ps(x), factor));
-  }
 
   PQKV_TARGET_AVX512 static PQKV_INLINE void keep_two(__m512i value, __m512i number, __m512i& least, __m512i& second) {
     const __m512i marked = _mm512_ternarylogic_epi32(value, _mm512_set1_epi32(~0xff), number, 0xea);  // (value & ~0xff) | number
     second = _mm512_maskz_min_epi32(all16, second, _mm512_maskz_max_epi32(all16, least, marked));
     least = _mm512_maskz_min_epi32(all16, least, marked);
+  }
+
+ private:
+  PQKV_TARGET_AVX512 static PQKV_INLINE __m512i rounded(const float* x, __m512 factor) {
+    return _mm512_maskz_cvtps_epi32(all16, _mm512_mul_ps(_mm512_loadu_ps(x), factor));
   }
 
   /// Transposes 16 rows by up to 32 coordinates in four steps.
