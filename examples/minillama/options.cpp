@@ -135,7 +135,7 @@ void declare_policy(CLI::App& app, options& o) {
   app.add_option("--refresh", o.policy.quantizer.refresh,
                  "renews the codebooks once a sequence is so many times as long as when they were trained; 0: never")
       ->check(real_number("0, or more than 1", [](double value) { return value == 0 || value > 1; }))
-      ->capture_default_str()
+      ->default_str("1.1, or 1.5 where they are trained anew")
       ->group(group);
   app.add_option("--refresh-iterations", o.policy.quantizer.refresh_iterations,
                  "iterations of k-means in such a renewal, from the codebooks there are; 0: trains them anew")

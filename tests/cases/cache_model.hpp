@@ -46,7 +46,7 @@ class slot_model {
   pqkv::codebook_view<> book() const { return book_->view(); }
   /// Whether upkeep trains again: the codebook is of a sequence that was shorter by the factor.
   bool outgrown(const pqkv::selector::pq::params& settings) const {
-    return trained() && settings.refresh != 0 && static_cast<double>(n_) >= settings.refresh * static_cast<double>(trained_at_);
+    return trained() && settings.growth() != 0 && static_cast<double>(n_) >= settings.growth() * static_cast<double>(trained_at_);
   }
 
   /// What was added so far was the prompt.
@@ -104,7 +104,7 @@ class slot_model {
   }
   /// Upkeep of an outgrown codebook: trained anew, or renewed where it has grown by less than a factor of two.
   void refresh(const pqkv::selector::pq::params& settings) {
-    const bool anew = settings.refresh_iterations == 0 || settings.residual.used() || n_ >= 2 * trained_at_ || trained_at_ <= first();
+    const bool anew = settings.trains_anew() || n_ >= 2 * trained_at_ || trained_at_ <= first();
     if (anew) return train(settings);
     const std::size_t trained = trained_at_, all = n_ - first(), m = settings.subspaces, ds = d_ / m;
     trained_at_ = n_;

@@ -46,7 +46,7 @@ std::string chat_tokenizer(const std::vector<std::string>& marks) {
   nlohmann::json file = file_of(model_of(letters));
   file["pre_tokenizer"] = {{"type", "ByteLevel"}, {"add_prefix_space", false}};
   file["decoder"] = {{"type", "ByteLevel"}};
-  file["added_tokens"] = json::array({added("<|begin|>", 256)});
+  file["added_tokens"] = nlohmann::json::array({added("<|begin|>", 256)});
   for (const std::string& mark : marks) file["added_tokens"].push_back(added(mark, 256 + file["added_tokens"].size()));
   file["post_processor"] = begin_template("<|begin|>");
   return file.dump();

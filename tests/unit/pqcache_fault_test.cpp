@@ -343,7 +343,7 @@ void check_pq() {
   CHECK(check_faults<Rows, selector>(pq<Rows>(search_path::joint)) > 60 / pqkv_cases::looked_at_step);
   CHECK(check_faults<Rows, selector>(pq<Rows>(search_path::joint, 4)) > 60 / pqkv_cases::looked_at_step);
   auto refreshed = pq<Rows>(search_path::joint);
-  refreshed.selector.refresh = 1.1;
+  refreshed.selector.refresh = 1.1, refreshed.selector.refresh_iterations = 0;
   CHECK(check_maintain<Rows>(refreshed) > 60);
 }
 template <class Selector>

@@ -39,10 +39,17 @@ struct pq_params {
   std::optional<overlap_model> overlap{};          // if given, the overlap rule decides L in place of train.iterations
   std::size_t overlap_most = overlap_model::most;  // the largest L that the rule may choose
   std::size_t tail_tokens = 256;                   // maintain() merges once at least this many tokens are not yet in the id lists
-  double refresh = 1.1;  // maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never
+  /// maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never. Not given: 1.1 or, where slots
+  /// are trained anew, which costs more, 1.5.
+  std::optional<double> refresh{};
   /// L of such a renewal (pq_index::renew), which begins from the codebook there is. 0: trains anew as for a prompt. So do slots that have
   /// doubled since, and those with a second stage or weighted_pairs.
   std::size_t refresh_iterations = 1;
+
+  /// Whether an outgrown codebook is always trained anew.
+  constexpr bool trains_anew() const { return refresh_iterations == 0 || residual.used() || axes == axis_order::weighted_pairs; }
+  /// `refresh`, or what stands for it.
+  constexpr double growth() const { return refresh.value_or(trains_anew() ? 1.5 : 1.1); }
 
   /// The index for a cache of this shape.
   constexpr pq_index_shape index_of(const cache_shape& shape) const {
@@ -84,8 +91,8 @@ class basic_pq {
         .at_least("selector.train.iterations", settings.train.iterations, 1, "L")
         .that(settings.train.start == kmeans_start::drawn, status::code::value, "selector.train.start", relation::required,
               "kmeans_start::drawn: a slot has no centroids to begin from", 0, 0)
-        .that(settings.refresh == 0 || (settings.refresh > 1 && is_finite(static_cast<float>(settings.refresh))), status::code::value,
-              "selector.refresh", relation::stated, "above 1, times the length of the last training, or 0 for never", 0, settings.refresh)
+        .that(settings.growth() == 0 || (settings.growth() > 1 && is_finite(static_cast<float>(settings.growth()))), status::code::value,
+              "selector.refresh", relation::stated, "above 1, times the length of the last training, or 0 for never", 0, settings.growth())
         .at_least("selector.overlap_most", settings.overlap_most, overlap_model::least, "L of the overlap rule")
         .that(!settings.overlap || settings.overlap->b1 > 0, status::code::value, "selector.overlap.b1", relation::above,
               "seconds per row and iteration", 0, settings.overlap ? settings.overlap->b1 : 0)
@@ -267,16 +274,15 @@ class basic_pq {
   /// differently. The lengths grow by a factor g, so all renewals together read g / (g - 1) times the last one's rows.
   std::uint32_t outgrown_at(std::size_t n) const {
     double next = 0;
-    pqkv::detail::in_float_environment([&] { next = std::ceil(params_.refresh * static_cast<double>(n)); });
-    return params_.refresh != 0 && next < 4294967295.0 ? static_cast<std::uint32_t>(next) : 0;
+    pqkv::detail::in_float_environment([&] { next = std::ceil(params_.growth() * static_cast<double>(n)); });
+    return params_.growth() != 0 && next < 4294967295.0 ? static_cast<std::uint32_t>(next) : 0;
   }
   /// The length at which a slot's codebook was last trained or renewed, if it is to be renewed now; 0: it is to be trained. The inverse of
   /// outgrown_at(), so that forks and saved slots need to keep only one length.
   std::size_t renewable_from(const sequence& at) const {
-    if (at.learned == 0 || at.learn_again == 0 || params_.refresh == 0 || params_.refresh_iterations == 0) return 0;
-    if (params_.residual.used() || params_.axes == axis_order::weighted_pairs) return 0;
+    if (at.learned == 0 || at.learn_again == 0 || params_.growth() == 0 || params_.trains_anew()) return 0;
     std::size_t trained = 0;
-    pqkv::detail::in_float_environment([&] { trained = static_cast<std::size_t>(static_cast<double>(at.learn_again) / params_.refresh); });
+    pqkv::detail::in_float_environment([&] { trained = static_cast<std::size_t>(static_cast<double>(at.learn_again) / params_.growth()); });
     return at.n < 2 * trained ? trained : 0;
   }
   static constexpr pq_workspace<Space> place(arena& memory, const cache_shape& shape, const params& settings) {
