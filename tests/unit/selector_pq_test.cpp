@@ -199,6 +199,7 @@ TEST_CASE("selector pq: what it keeps on the host is counted from") {
   // maintain() merges a tail of at least tail_tokens, also after a cut, a fork and a reset: the lists do not change by it.
   auto p = params_of(2, 4, search_path::joint);
   p.selector.tail_tokens = 5;
+  p.selector.refresh = 0;  // a renewal does change them
   pqkv::pqcache<> merged(p), never(p);
   const auto both = [&](auto change) { change(merged), change(never); };
   both([](auto& cache) { prefill(cpu, cache, 0, prompt(2, 200, 32, 1)), prefill(cpu, cache, 1, prompt(2, 150, 32, 2)); });
