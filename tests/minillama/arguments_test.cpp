@@ -5,6 +5,7 @@
 
 #include <chrono>
 
+#include "../cases/sanitized.hpp"
 #include "program.hpp"
 
 using namespace minillama_test;
@@ -16,7 +17,8 @@ constexpr const char* ask_name = "minillama-ask";
 struct asker {
   asker() { write_text(tiny.path() / "text", std::string(4000, 'e')); }
   std::string arguments(const std::string& more) const {
-    return "-m \"" + tiny.path().string() + "\" -t 1 --length 1500 --text \"" + (tiny.path() / "text").string() + "\" " + more;
+    const std::string length = pqkv_cases::under_sanitizers ? "700" : "1500";
+    return "-m \"" + tiny.path().string() + "\" -t 1 --length " + length + " --text \"" + (tiny.path() / "text").string() + "\" " + more;
   }
   outcome operator()(const std::string& more) const { return tiny.run(arguments(more), MINILLAMA_ASK_PROGRAM); }
   std::size_t files() const {

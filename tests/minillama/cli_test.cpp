@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "program.hpp"
+#include "../cases/sanitized.hpp"
 
 using namespace minillama_test;
 
@@ -357,7 +358,8 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
                     MINILLAMA_ASK_PROGRAM);
   };
   const auto json_file = tiny.path() / "result.json";
-  const outcome measured = ask("--questions 4 --contexts 2 --length 1500 --seed 3 --check-paths --json \"" + json_file.string() + "\"");
+  const std::string length = pqkv_cases::under_sanitizers ? " --length 700 " : " --length 1500 ";
+  const outcome measured = ask("--questions 4 --contexts 2" + length + "--seed 3 --check-paths --json \"" + json_file.string() + "\"");
   CHECK_MESSAGE(measured.code == 0, measured.err);
   CHECK(measured.out.find("pq 4x8 1/40") != std::string::npos);
   const auto result = nlohmann::json::parse(contents(json_file));
@@ -365,9 +367,9 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   CHECK(result.at("policies").size() == 10);  // full, pq once on two paths and three times by scan, oracle and streaming twice
   CHECK(result.at("path_differences") == 0);
   CHECK(result.at("settings").at("seed") == 3);
-  CHECK(ask("--demo --length 1500").code == 0);
+  CHECK(ask("--demo" + length).code == 0);
   const outcome chosen =
-      ask("--questions 2 --contexts 2 --length 1500 --ratios 20 10 20 --policy pq streaming --json \"" + json_file.string() + "\"");
+      ask("--questions 2 --contexts 2" + length + "--ratios 20 10 20 --policy pq streaming --json \"" + json_file.string() + "\"");
   CHECK_MESSAGE(chosen.code == 0, chosen.err);
   const auto by_ratio = nlohmann::json::parse(contents(json_file));
   std::string labels;
@@ -375,7 +377,7 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   CHECK(labels == "full;pq 4x8 1/10;pq 4x8 1/20;streaming 1/10;streaming 1/20;");
 
   const outcome by_codes =
-      ask("--questions 2 --contexts 1 --length 1500 --ratios 10 --codes 2x6 2x5+4x4 --policy pq --json \"" + json_file.string() + "\"");
+      ask("--questions 2 --contexts 1" + length + "--ratios 10 --codes 2x6 2x5+4x4 --policy pq --json \"" + json_file.string() + "\"");
   CHECK_MESSAGE(by_codes.code == 0, by_codes.err);
   const auto compared = nlohmann::json::parse(contents(json_file)).at("policies");
   CHECK(compared.size() == 3);
