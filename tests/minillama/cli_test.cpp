@@ -375,7 +375,6 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   std::string labels;
   for (const auto& policy : by_ratio.at("policies")) labels += policy.at("label").get<std::string>() + ";";
   CHECK(labels == "full;pq 4x8 1/10;pq 4x8 1/20;streaming 1/10;streaming 1/20;");
-
   const outcome by_codes =
       ask("--questions 2 --contexts 1" + length + "--ratios 10 --codes 2x6 2x5+4x4 --policy pq --json \"" + json_file.string() + "\"");
   CHECK_MESSAGE(by_codes.code == 0, by_codes.err);
@@ -383,7 +382,6 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   CHECK(compared.size() == 3);
   CHECK(compared.at(2).at("label") == "pq 2x5+4x4 1/10");
   CHECK(compared.at(2).at("residual").at("subspaces") == 4);
-
   const std::string program = "minillama-ask";
   const bench wide({.vocabulary = 257});
   check_refused(wide.run("-m \"" + wide.path().string() + "\" --demo", MINILLAMA_ASK_PROGRAM), "the model has 257 tokens", program);
