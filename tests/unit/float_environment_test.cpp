@@ -13,6 +13,7 @@
 
 #include "cases/float_modes.hpp"
 #include "cases/search_cases.hpp"
+#include "cases/upper_halves.hpp"
 
 namespace {
 using namespace pqkv_cases;
@@ -77,6 +78,31 @@ TEST_CASE("float environment: what depends on arguments alone is not computed ah
             out.add(&results[0][0], 9);
           }) == "");
 }
+
+#if defined(__x86_64__)
+TEST_CASE("float environment: work leaves no upper half of a vector register in use, which would slow down the caller's SSE code") {
+  if (!upper_halves::can_be_seen()) return;  // an older CPU, or one that does not keep track of it
+  const auto in_use_after = [](auto&& work) {
+    upper_halves::clear();
+    work();
+    const bool in_use = upper_halves::in_use();
+    upper_halves::clear();
+    return in_use;
+  };
+  CHECK(in_use_after([] { upper_halves::use(); }));
+  CHECK_FALSE(in_use_after([] { pqkv::detail::in_float_environment([] { upper_halves::use(); }); }));
+  CHECK_FALSE(in_use_after([] { pqkv::detail::run_tasks(cpu, 2, [](std::size_t) { upper_halves::use(); }); }));
+  CHECK_FALSE(in_use_after([] {
+    try {
+      pqkv::detail::in_float_environment([] {
+        upper_halves::use();
+        throw 1;
+      });
+    } catch (int) {
+    }
+  }));
+}
+#endif
 
 TEST_CASE("float environment: settings come to the same numbers under every mode") {
   CHECK(modes_that_change([](byte_list& out) {

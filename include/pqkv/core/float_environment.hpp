@@ -23,7 +23,8 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// Sets the modes that canonical arithmetic needs while it exists. Only in_float_environment() may use it: see the head of this file.
+/// Sets the modes that canonical arithmetic needs while it exists, and leaves no upper half of a vector register in use. Only
+/// in_float_environment() may use it: see the head of this file.
 class float_environment {
  public:
 #if defined(__x86_64__)
@@ -32,9 +33,20 @@ class float_environment {
     const std::uint32_t wanted = (saved_ & ~0xe040u) | 0x1f80u;  // rounding 00, FTZ and DAZ off, all exceptions masked
     asm volatile("ldmxcsr %0" : : "m"(wanted) : "memory");
   }
-  ~float_environment() { asm volatile("ldmxcsr %0" : : "m"(saved_) : "memory"); }
+  ~float_environment() {
+    asm volatile("ldmxcsr %0" : : "m"(saved_) : "memory");
+    clear_upper_halves();
+  }
 
  private:
+  // Below -O2, g++ lets AVX functions return with the upper halves of vector registers in use. Until they are cleared, every SSE
+  // instruction waits for them, the caller's own too: it ran 40 times as long where this was noticed (docs/tuning.md).
+  static void clear_upper_halves() {
+    if (!__builtin_cpu_supports("avx")) return;
+    asm volatile("vzeroupper" : : : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
+                 "xmm12", "xmm13", "xmm14", "xmm15");
+  }
+
   std::uint32_t saved_;
 #elif defined(__aarch64__)
   float_environment() {
@@ -69,7 +81,7 @@ template <class Body>
 }
 
 /// Runs body() in the calling thread with rounding to nearest and subnormals on. Afterwards the thread's modes and exception flags are as
-/// before, also when body() throws.
+/// before, also when body() throws. On x86-64 the upper halves of the vector registers are cleared then.
 ///
 /// @param body  a callable without arguments and result; its operands and results are what it refers to, as in a lambda [&]
 /// @cost  reads the modes once, sets them twice, and makes a call: use it once for each task, not for each row
