@@ -7,125 +7,11 @@
 
 #include <algorithm>
 
-#include "../core/row.hpp"
-#include "../core/slot_parts.hpp"
 #include "../exec/memory.hpp"
 #include "../exec/sync.hpp"
-#include "../quantize/residual.hpp"
-#include "pq_workspace.hpp"
+#include "pq_index_view.hpp"
 
 namespace pqkv::inline PQKV_MODE {
-
-/// Views of all parts. Trivially copyable; passed to kernels by value.
-template <class Space = space::host>
-struct pq_index_view {
-  mutable_codebook_view<Space> book;              // [sequences * h, m, ds, c]
-  mutable_codes_view<Space> codes;                // [sequences * h, m, capacity]; codes of each sequence's middle
-  mutable_cell_index_view<Space> index;           // or empty
-  mutable_codebook_view<Space> fine_book;         // or empty
-  mutable_residual_codes_view<Space> fine_codes;  // or empty
-  std::size_t kv_heads = 0;                       // h of one sequence
-  axis_map axes{};                                // how the coordinates of keys and queries are ordered before the codebooks see them
-  pair_axes<Space> pairs{};                       // the order of each head, for weighted_pairs; or empty
-
-  static constexpr pq_index_view place(arena& memory, const pq_index_shape& shape) {
-    pq_index_view all;
-    all.book = codebook::place<Space>(memory, shape.coarse());
-    all.codes = codes::place<Space>(memory, shape.coarse(), shape.capacity);
-    if (shape.cells() != 0) all.index = cell_index::place<Space>(memory, shape.coarse(), shape.capacity);
-    if (shape.has_fine()) {
-      all.fine_book = codebook::place<Space>(memory, shape.fine());
-      all.fine_codes = residual_codes::place<Space>(memory, shape.fine(), shape.capacity);
-    }
-    all.kv_heads = shape.kv_heads;
-    all.axes = shape.axis_places();
-    if (shape.axes == axis_order::weighted_pairs) all.pairs = pair_axes<Space>::place(memory, shape.heads(), all.axes);
-    return all;
-  }
-
-  PQKV_HD constexpr bool has_fine() const { return fine_codes.data != nullptr; }
-  /// The parts of one sequence.
-  PQKV_HD constexpr pq_index_view sequence(std::size_t which) const {
-    const std::size_t first = which * kv_heads;
-    pq_index_view one{book.slice(first, kv_heads), codes.slice(0, first, kv_heads), {}, {}, {}, kv_heads, axes,
-                      pairs.heads(first, kv_heads)};
-    if (!index.empty()) one.index = index.heads(first, kv_heads);
-    if (has_fine()) {
-      one.fine_book = fine_book.slice(first, kv_heads);
-      one.fine_codes = fine_codes.slice(0, first, kv_heads);
-    }
-    return one;
-  }
-  /// The cell that a token's codes name.
-  PQKV_HD constexpr std::uint32_t cell(std::size_t head, std::size_t t) const {
-    std::uint32_t value = 0;
-    for (std::size_t j = 0; j < codes.extent(1); ++j) value = value * static_cast<std::uint32_t>(book.size()) + codes(head, j, t);
-    return value;
-  }
-
-  /// Encodes the tokens that leave each sequence's window. Nobody reads these codes before commit().
-  template <exec::policy P, class Rows>
-  void encode(const P& policy, const Rows& rows, view<const leaving_tokens, 1, Space> leaving) const {
-    kernel<op::encode_leaving, typename P::backend_type>::run(policy, *this, rows, leaving);
-  }
-
-  /// Adds the encoded tokens to the ranked tokens of every head. Runs in the calling thread.
-  void commit(const leaving_tokens& tokens) const noexcept {
-    for (std::size_t head = 0; head < kv_heads; ++head) count(tokens.slot * kv_heads + head, tokens.first, tokens.last);
-  }
-  /// Takes the last tokens out of the ranked tokens of every head. Runs in the calling thread.
-  template <class Sequence>
-  void forget(const leaving_tokens& tokens, const Sequence&) const noexcept {
-    for (std::size_t head = 0; head < kv_heads; ++head) uncount(tokens.slot * kv_heads + head, tokens.first, tokens.last);
-  }
-
-  /// Counts encoded tokens of a head: it ranks them from now on.
-  PQKV_HD constexpr void count(std::size_t head, std::uint32_t first, std::uint32_t last) const {
-    if (index.empty() || first >= last) return;
-    if (index.first(head) == index.last(head)) index.first(head) = index.merged(head) = first;
-    for (std::uint32_t t = first; t < last; ++t) ++index.counts(head, cell(head, t));
-    index.last(head) = last;
-  }
-  /// Removes a head's tokens from `first` on from its ranked tokens. Their ids may stay in the id lists: ids from `merged` on are void.
-  PQKV_HD constexpr void uncount(std::size_t head, std::uint32_t first, std::uint32_t last) const {
-    if (index.empty() || first >= last) return;
-    for (std::uint32_t t = first; t < last; ++t) --index.counts(head, cell(head, t));
-    index.last(head) = first;
-    if (index.merged(head) > first) index.merged(head) = first;
-  }
-
-  /// The parts of one sequence, for copying and saving it. cell_codes are not among them: they are the same for all.
-  slot_parts parts() const {
-    slot_parts all = learnt_parts();
-    const std::size_t h = kv_heads;
-    if (index.empty()) return all;
-    all.add_fixed(index.counts.data, h, index.cells());
-    all.add_fixed(index.offsets.data, h, index.cells() + 1);
-    all.add_tokens(index.ids.data, h, index.ids.stride(0), 1);
-    all.add_fixed(index.first.data, 1, h);
-    all.add_fixed(index.merged.data, 1, h);
-    all.add_fixed(index.last.data, 1, h);
-    return all;
-  }
-  /// Codebooks and codes, the parts from which all others can be rebuilt.
-  slot_parts learnt_parts() const {
-    slot_parts all;
-    const std::size_t h = kv_heads, m = book.subspaces();
-    all.add_fixed(book.centroids.data, h, book.centroids.stride(0));
-    all.add_fixed(book.mean.data, h, book.head_dim());
-    all.add_fixed(book.squared_radius.data, h, m);
-    all.add_tokens(codes.data, h * m, codes.stride(1), 1, book.size());
-    all.add_fixed(pairs.energy.data, h, book.head_dim());
-    all.add_fixed(pairs.weight.data, h, book.head_dim());
-    all.add_fixed(pairs.source.data, h, book.head_dim(), book.head_dim());
-    all.add_fixed(pairs.is_dealt.data, 1, h, 2);
-    if (!has_fine()) return all;
-    all.add_fixed(fine_book.centroids.data, h, fine_book.centroids.stride(0));
-    all.add_fixed(fine_book.mean.data, h, fine_book.head_dim());
-    all.add_tokens(fine_codes.data, h, fine_codes.extent(1), fine_codes.extent(2), fine_book.size());
-    return all;
-  }
-};
 
 /// Owner of an index. Not thread-safe: make one call at a time. Its views end with it.
 ///
@@ -180,6 +66,7 @@ class pq_index {
                                                               shape_.subspaces, own.pairs);
     learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
       train(policy, keys, own.book, outcomes.slice(1, 0, shape_.subspaces), params);
+      return false;
     });
   }
 
@@ -187,7 +74,7 @@ class pq_index {
   /// (n - trained) / (n - first) of the centroids, those with the fewest tokens, is replaced by keys drawn from [trained, n)
   /// (replaced_centroids). Then come train_params.iterations of k-means from there; the mean key stays. The rest is as in learn().
   /// @pre    the sequence has codebooks and tokens [first, ranked) their codes; first < trained <= n; no second stage
-  /// @cost   as learn() with so few iterations
+  /// @cost   as learn() with so few iterations. On the host, unless a sample is trained on, the first of them costs an eighth (1 / share)
   template <exec::policy P, class Rows>
   void renew(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t trained,
              std::size_t n, kmeans_params train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
@@ -195,12 +82,19 @@ class pq_index {
     const std::size_t h = shape_.kv_heads, m = shape_.subspaces, ds = own.book.sub_dim();
     const std::uint64_t fresh = n - trained, replaced = own.book.size() * fresh / (n - first);
     encode_copies(policy, which, rows, ranked, n);  // the window counts too: nobody reads these codes until its tokens leave
-    kernel<op::replace_centroids, typename P::backend_type>::run(
-        policy, rows, which * h, own, replaced_centroids{first, n, trained, {fresh, replaced, {train_params.seed, ~std::uint64_t{0}}}});
+    const replaced_centroids call{first, n, trained, {fresh, replaced, {train_params.seed, ~std::uint64_t{0}}}};
     train_params.start = kmeans_start::given;
     const pqkv::view<const float, 3, Space> offset{own.book.mean.data, {h, m, ds}, {own.book.mean.stride(0), ds, 1}};
     learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
+      if constexpr (space::usable_from<Space, space::host>)
+        if (keys.extent(1) == training_rows(params, n - first, own.book.size()).count && keys.extent(1) == n - first) {
+          kernel<op::renew_codebook, typename P::backend_type>::run(policy, rows, which * h, own, call, keys, params,
+                                                                    outcomes.slice(1, 0, m));
+          return true;
+        }
+      kernel<op::replace_centroids, typename P::backend_type>::run(policy, rows, which * h, own, call);
       kmeans(policy, split_subspaces(keys, m), offset, own.book.centroids, outcomes.slice(1, 0, m), params, own.book.squared_radius);
+      return false;
     });
   }
 
@@ -337,7 +231,8 @@ class pq_index {
     sync(policy);  // the copies end here
   }
 
-  /// Learns from tokens [first, n) with what training does to the coarse codebook: fit(keys [h, rows, d], params).
+  /// Learns from tokens [first, n) with what training does to the coarse codebook: fit(keys [h, rows, d], params). It returns whether it
+  /// has encoded the keys too.
   template <exec::policy P, class Rows, class Fit>
   void learn_rows(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
                   const kmeans_params& params, pqkv::view<std::uint8_t, 2, Space> outcomes, const Fit& fit) const {
@@ -346,9 +241,9 @@ class pq_index {
     const std::size_t h = shape_.kv_heads, d = shape_.head_dim, m = shape_.subspaces, head = which * h, all = n - first;
     const auto coarse_outcomes = outcomes.slice(1, 0, m), fine_outcomes = outcomes.slice(1, m, shape_.fine_subspaces);
     const auto learn_from = [&](const auto& keys, const kmeans_params& how) {  // of tokens [first, n)
-      fit(keys, how);
+      const bool is_encoded = fit(keys, how);
       const bool failed = has_failed<P>(coarse_outcomes);
-      if (!failed) encode_all(policy, keys, own, first, ranked, fine_outcomes, how);
+      if (!failed && !is_encoded) encode_all(policy, keys, own, first, ranked, fine_outcomes, how);
       return !failed;
     };
     if constexpr (requires { rows.strided_keys(head, h, first, all); })

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -21,6 +22,13 @@ namespace detail {
 
 static_assert(max_searched == max_centroids && max_row_dim == max_head_dim + 1);
 
+/// Nearest centroids that were found before some of the centroids changed.
+struct known_nearest {
+  const std::uint8_t* index = nullptr;    // [n] of every point, where 0 may stand for anything; null: nothing is known
+  const std::uint8_t* changed = nullptr;  // [count] the centroids that changed, ascending
+  std::size_t count = 0;
+};
+
 /// One problem: the rows of one head and subspace, their assignment, and the clusters' sums.
 template <class Leaf, class T>
 class kmeans_problem {
@@ -35,14 +43,15 @@ class kmeans_problem {
         ds_(points.extent(1)),
         width_(ds_ + (squared_radius != nullptr ? 1 : 0)) {}
 
-  kmeans_outcome run(const kmeans_params& params, std::uint64_t stream) {
+  /// @param known  of the given centroids; it saves time and changes no bit. Not used with a squared radius, which moves all points
+  kmeans_outcome run(const kmeans_params& params, std::uint64_t stream, const known_nearest& known = {}) {
     gather_rows(training_rows(params, points_.extent(0), c_));
     const bool begun = params.start == kmeans_start::given ? used_ >= c_ : draw_initial({params.seed, stream});
     if (!begun) return kmeans_outcome::too_few_rows;
     scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest_));
     for (std::size_t iteration = 0; iteration < params.iterations; ++iteration) {
       if (iteration == 0)
-        assign_all();
+        assign_all(squared_radius_ == nullptr ? known : known_nearest{});
       else if (!assign())
         break;  // no row moved, so no cluster is empty and no centroid will change
       fill_empty();
@@ -51,8 +60,31 @@ class kmeans_problem {
     return kmeans_outcome::trained;
   }
 
+  /// Writes every point's nearest centroid after run(). That is what encoding finds, but it reads the rounded rows that are here already.
+  ///
+  /// @param index  [n]
+  /// @return false, and nothing is written, if run() did not look at every point
+  bool write_nearest(std::uint8_t* index) {
+    if (used_ != points_.extent(0)) return false;
+    nearest_search<Leaf> nearest(centroids_, c_, width_, used_);
+    std::uint8_t found[block_rows];
+    for (std::size_t first = 0; first < used_; first += block_rows) {
+      const std::size_t rows = std::min(block_rows, used_ - first);
+      std::uint32_t open = all_of(rows);
+      prefetch_block(first / block_rows + 2);
+      if (block_.size() != 0) open &= nearest.find(block_.data() + first / block_rows * block_size_, block_scale_, norm_, found);
+      for (; open != 0; open &= open - 1) {
+        const auto r = static_cast<std::size_t>(__builtin_ctz(open));
+        found[r] = static_cast<std::uint8_t>(nearest.decide(row(first + r)));
+      }
+      std::copy_n(found, rows, index + first);
+    }
+    return true;
+  }
+
  private:
   static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
+  static constexpr int most_unknown = 4;          // rows of a block decided one by one; beyond it is searched. A guess that was not swept
   static constexpr std::size_t gather_lead = 16;  // 16 rows of 64 floats fill a page, past whose end the hardware does not prefetch
 
   void prefetch(std::size_t i) const { prefetch_token(rows_[i]); }
@@ -139,7 +171,7 @@ class kmeans_problem {
   }
 
   /// The first assignment. It also stores the rows, rounded, in blocks for later assignments, unless they cannot be scaled.
-  void assign_all() {
+  void assign_all(const known_nearest& known) {
     if (has_shortlist_scale(squared_norm_)) {
       norm_ = norm_bound(squared_norm_);
       block_scale_ = shortlist_reach / norm_;
@@ -147,6 +179,9 @@ class kmeans_problem {
       block_ = buffer<std::int32_t>((used_ + block_rows - 1) / block_rows * block_size_);
     }
     nearest_search<Leaf> nearest(centroids_, c_, width_, used_);
+    changed_search<Leaf> changed(nearest, known.changed, known.count);
+    bool is_changed[max_centroids]{};
+    for (std::size_t i = 0; i < known.count; ++i) is_changed[known.changed[i]] = true;
     row_tile<Leaf> y(width_);
     for (std::size_t first = 0; first < used_; first += block_rows) {
       const std::size_t rows = std::min(block_rows, used_ - first);
@@ -160,7 +195,12 @@ class kmeans_problem {
       if (block_.size() != 0) {
         std::int32_t* const block = block_.data() + first / block_rows * block_size_;
         Leaf::write_block(y.row(0), y.stride(), width_, block_scale_, block);
-        open &= nearest.find(block, block_scale_, norm_, owner);
+        std::uint8_t before[block_rows]{};
+        const std::uint32_t unknown = changed.usable() ? look_up(known, is_changed, first, rows, before) : ~std::uint32_t{0};
+        if (std::popcount(unknown) > most_unknown)
+          open &= nearest.find(block, block_scale_, norm_, owner);
+        else
+          open &= changed.find(block, block_scale_, norm_, before, owner) | unknown;
       }
       for (; open != 0; open &= open - 1) {
         const auto r = static_cast<std::size_t>(__builtin_ctz(open));
@@ -171,6 +211,18 @@ class kmeans_problem {
         ++count_[owner[r]];
       }
     }
+  }
+
+  /// What is known of a block's rows. A bit of the result is set where it is nothing: the centroid changed, or the code is 0, which is also
+  /// that of a key with a number that is not finite.
+  std::uint32_t look_up(const known_nearest& known, const bool* is_changed, std::size_t first, std::size_t rows,
+                        std::uint8_t* before) const {
+    std::uint32_t unknown = 0;
+    for (std::size_t r = 0; r < rows; ++r) {
+      before[r] = known.index[rows_[first + r]];
+      unknown |= std::uint32_t{before[r] == 0 || is_changed[before[r]]} << r;
+    }
+    return unknown;
   }
 
   /// The rows of one block that must be read again, one bit each.

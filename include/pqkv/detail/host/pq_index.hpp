@@ -33,7 +33,10 @@ struct kernel<op::gather_keys, backend::host> {
             for (std::size_t e = 0; e < d; e += line) __builtin_prefetch(ahead.data + e * ahead.stride);
           }
           T* const row = &out(h, i, 0);
-          for (std::size_t e = 0; e < d; ++e) row[e] = static_cast<T>(key[place[e]]);
+          if constexpr (std::is_same_v<T, std::remove_cvref_t<decltype(*key.data)>>)
+            for (std::size_t e = 0; e < d; ++e) row[e] = key.data[place[e] * key.stride];
+          else
+            for (std::size_t e = 0; e < d; ++e) row[e] = static_cast<T>(key[place[e]]);
         }
       } else {
         for (std::size_t i = 0; i < out.extent(1); ++i) {
@@ -45,31 +48,83 @@ struct kernel<op::gather_keys, backend::host> {
   }
 };
 
+namespace detail {
+
+/// op::replace_centroids in one head and subspace. Returns how many were replaced; their numbers are in `replaced`, ascending.
+template <class Rows>
+std::size_t replace_least_used(const Rows& rows, std::size_t head, const pq_index_view<>& index, const replaced_centroids& call,
+                               std::size_t h, std::size_t j, std::uint8_t (&replaced)[max_centroids]) {
+  const std::size_t ds = index.book.sub_dim(), c = index.book.size();
+  std::uint64_t rank[max_centroids];  // how many tokens, then the centroid's number
+  for (std::size_t x = 0; x < c; ++x) rank[x] = x;
+  for (std::size_t t = call.first; t < call.last; ++t) rank[index.codes(h, j, t)] += std::uint64_t{1} << 8;
+  std::partial_sort(rank, rank + call.fresh.count, rank + c);
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < call.fresh.count; ++i) {
+    const auto key = rows.key(head + h, call.begin + call.fresh(i));
+    float y[max_head_dim + 1];
+    bool finite = true;
+    for (std::size_t e = 0; e < ds; ++e) {
+      y[e] = canonical::sub(key[index.axes(j * ds + e)], index.book.mean(h, j * ds + e));
+      finite &= is_finite(y[e]);
+    }
+    if (index.book.metric() == key_metric::inner_product) finite &= lift_to_sphere(y, ds, index.book.squared_radius(h, j));
+    if (!finite) continue;
+    for (std::size_t e = 0; e < index.book.row_dim(); ++e) index.book.centroids(h, j, e, rank[i] & 0xff) = y[e];
+    replaced[count++] = static_cast<std::uint8_t>(rank[i] & 0xff);
+  }
+  std::sort(replaced, replaced + count);
+  return count;
+}
+
+}  // namespace detail
+
 template <>
 struct kernel<op::replace_centroids, backend::host> {
   /// A task is a head and subspace.
   template <class P, class Rows>
   static void run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index, const replaced_centroids& call) {
-    const std::size_t m = index.book.subspaces(), ds = index.book.sub_dim(), c = index.book.size();
+    const std::size_t m = index.book.subspaces();
     detail::run_tasks(policy, index.kv_heads * m, [&](std::size_t problem) {
-      const std::size_t h = problem / m, j = problem % m;
-      std::uint64_t rank[max_centroids];  // how many tokens, then the centroid's number
-      for (std::size_t x = 0; x < c; ++x) rank[x] = x;
-      for (std::size_t t = call.first; t < call.last; ++t) rank[index.codes(h, j, t)] += std::uint64_t{1} << 8;
-      std::partial_sort(rank, rank + call.fresh.count, rank + c);
-      for (std::size_t i = 0; i < call.fresh.count; ++i) {
-        const auto key = rows.key(head + h, call.begin + call.fresh(i));
-        float y[max_head_dim + 1];
-        bool finite = true;
-        for (std::size_t e = 0; e < ds; ++e) {
-          y[e] = canonical::sub(key[index.axes(j * ds + e)], index.book.mean(h, j * ds + e));
-          finite &= is_finite(y[e]);
-        }
-        if (index.book.metric() == key_metric::inner_product) finite &= detail::lift_to_sphere(y, ds, index.book.squared_radius(h, j));
-        if (!finite) continue;
-        for (std::size_t e = 0; e < index.book.row_dim(); ++e) index.book.centroids(h, j, e, rank[i] & 0xff) = y[e];
-      }
+      std::uint8_t replaced[max_centroids];
+      detail::replace_least_used(rows, head, index, call, problem / m, problem % m, replaced);
     });
+  }
+};
+
+template <>
+struct kernel<op::renew_codebook, backend::host> {
+  /// Replaces centroids, runs k-means from there and writes the codes of all keys, to the bits of the three operations one after the other.
+  /// A row's code says which of the kept centroids is nearest, so the first assignment compares it with that one and the replaced ones.
+  /// The last one, which is the encoding, reads rows that k-means has rounded already.
+  ///
+  /// @param keys      [h, n, d] keys of tokens [call.first, call.last), axes in order; their codes must be known
+  /// @param outcomes  [h, m], written. Codes are written where it is `trained`
+  template <class P, class Rows, class T>
+  static void run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index, const replaced_centroids& call,
+                  view<T, 3> keys, const kmeans_params& params, view<std::uint8_t, 2> outcomes) {
+    const std::size_t h = index.kv_heads, m = index.book.subspaces();
+    const view<T, 4> points = split_subspaces(keys, m);
+    const buffer<std::uint8_t> is_encoded(h * m);
+    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
+      using leaf = detail::leaf<decltype(isa)>;
+      detail::run_tasks(policy, h * m, [&](std::size_t problem) {
+        const std::size_t i = problem / m, j = problem % m;
+        std::uint8_t replaced[max_centroids];
+        const std::size_t count = detail::replace_least_used(rows, head, index, call, i, j, replaced);
+        float* radius = index.book.metric() == key_metric::inner_product ? &index.book.squared_radius(i, j) : nullptr;
+        detail::kmeans_problem<leaf, std::remove_cv_t<T>> lloyd(points[i][j], &index.book.mean(i, j * index.book.sub_dim()),
+                                                                &index.book.centroids(i, j, 0, 0), index.book.size(), radius);
+        std::uint8_t* const codes = &index.codes(i, j, call.first);
+        const kmeans_outcome outcome = lloyd.run(params, problem + 1, {codes, replaced, count});
+        outcomes(i, j) = static_cast<std::uint8_t>(outcome);
+        is_encoded[problem] = static_cast<std::uint8_t>(outcome == kmeans_outcome::trained && lloyd.write_nearest(codes));
+      });
+    });
+    for (std::size_t i = 0; i < h; ++i)  // a key that k-means left out has code 0 in every subspace
+      if (std::find(&is_encoded[i * m], &is_encoded[i * m] + m, 0) != &is_encoded[i * m] + m)
+        kernel<op::encode, backend::host>::run(policy, keys.slice(0, i, 1), index.book.slice(i, 1),
+                                               index.codes.slice(0, i, 1).slice(2, call.first, keys.extent(1)));
   }
 };
 

@@ -41,6 +41,9 @@ class row_tile {
   alignas(cache_line_bytes) float rows_[Leaf::block_rows * ((max_row_dim + Leaf::row_step - 1) / Leaf::row_step * Leaf::row_step)];
 };
 
+template <class Leaf>
+class changed_search;
+
 /// Searches among c centroids.
 ///
 /// Let rows be scaled by s and centroids by t, K = shortlist_reach, u = 2^-24, and s|y|, s|c| and t|c| be at most K (1 + 2^-10). The value
@@ -86,11 +89,7 @@ class nearest_search {
   /// @param norm   at least that of every row
   /// @param index  [block_rows], written
   std::uint32_t find(const std::int32_t* block, float scale, float norm, std::uint8_t* index) {
-    constexpr float reach = 1.0009f * shortlist_reach;
-    if (!(norm_ > 0 && scale * norm_ <= reach && scale * norm <= reach)) return ~std::uint32_t{0};
-    const float twice_error = slack(scale, norm);
-    if (!(twice_error <= 0x1p30f)) return ~std::uint32_t{0};
-    if (scale != start_scale_) begin_at(scale);
+    if (!begin_at(scale, norm)) return ~std::uint32_t{0};
     alignas(cache_line_bytes) std::int32_t least[block_rows], second[block_rows];
     std::fill_n(least, block_rows, std::numeric_limits<std::int32_t>::max());
     std::fill_n(second, block_rows, std::numeric_limits<std::int32_t>::max());
@@ -98,7 +97,7 @@ class nearest_search {
       if (chunk_ != c_) Leaf::write_centroids(centroids_ + first, c_, chunk_, ds_, -scale_, pair_);
       Leaf::two_least(block, pair_, start_ + first, chunk_, pairs_, first, least, second);
     }
-    return Leaf::close_calls(least, second, static_cast<std::int32_t>(twice_error), index);
+    return Leaf::close_calls(least, second, twice_error_, index);
   }
 
   /// The nearest centroids of `count` rows, canonical. The rows are modified.
@@ -137,12 +136,21 @@ class nearest_search {
   std::uint32_t decide(const float* y) const { return Leaf::nearest(y, centroids_, c_, ds_).index; }
 
  private:
+  friend class changed_search<Leaf>;
   static constexpr std::size_t chunk_elements = 8192;  // 32 KiB of centroids: fits in a near cache, and on any thread's stack
 
-  void begin_at(float scale) {
+  /// Whether a block of this scale and norm can be searched; if so, start_ and twice_error_ are those of the block.
+  bool begin_at(float scale, float norm) {
+    constexpr float reach = 1.0009f * shortlist_reach;
+    if (!(norm_ > 0 && scale * norm_ <= reach && scale * norm <= reach)) return false;
+    const float twice_error = slack(scale, norm);
+    if (!(twice_error <= 0x1p30f)) return false;
+    twice_error_ = static_cast<std::int32_t>(twice_error);
+    if (scale == start_scale_) return true;
     const float factor = 0.5f * scale * scale_;
     for (std::size_t x = 0; x < c_; ++x) start_[x] = static_cast<std::int32_t>(squared_norm_[x] * factor);
     start_scale_ = scale;
+    return true;
   }
 
   /// Twice the error. If values say nothing, it is infinite or larger than every difference.
@@ -156,9 +164,63 @@ class nearest_search {
   const float* centroids_;
   std::size_t c_, ds_, pairs_, chunk_ = max_searched;
   float rho_, norm_ = 0, scale_ = 0, start_scale_ = 0;
+  std::int32_t twice_error_ = 0;
   alignas(cache_line_bytes) float squared_norm_[max_searched];
   alignas(cache_line_bytes) std::int32_t start_[max_searched];
   alignas(cache_line_bytes) std::int32_t pair_[chunk_elements];
+};
+
+/// Searches among centroids of which a few have changed since every row's nearest one was found. If a row's nearest has not changed, only
+/// the changed ones can be nearer, so it is compared with those alone.
+template <class Leaf>
+class changed_search {
+ public:
+  static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
+  static constexpr std::size_t most = 128;  // changed centroids. More would not pay, and numbers from here to 255 mean something else
+
+  /// @param all      of all centroids; must live as long as this
+  /// @param changed  [count] numbers of the changed centroids, ascending
+  changed_search(nearest_search<Leaf>& all, const std::uint8_t* changed, std::size_t count) : all_(all) {
+    const std::size_t padded = (count + 15) / 16 * 16;
+    if (padded > most || padded > all.c_ / 2 || all.chunk_ != all.c_ || !(all.norm_ > 0)) return;
+    count_ = count;
+    padded_ = padded;
+    std::copy_n(changed, count, changed_);
+    for (std::size_t p = 0; p < all.pairs_; ++p)
+      for (std::size_t i = 0; i < padded; ++i) pair_[p * padded + i] = i < count ? all.pair_[p * all.c_ + changed[i]] : 0;
+    std::fill(start_ + count, start_ + padded, std::numeric_limits<std::int32_t>::max());  // no row is near these
+  }
+
+  /// Whether find() saves anything.
+  bool usable() const { return count_ != 0; }
+
+  /// As nearest_search::find().
+  ///
+  /// @param known  [block_rows] the nearest of all centroids before some changed. A row whose nearest changed gets a wrong index
+  std::uint32_t find(const std::int32_t* block, float scale, float norm, const std::uint8_t* known, std::uint8_t* index) {
+    if (!all_.begin_at(scale, norm)) return ~std::uint32_t{0};
+    if (scale != start_scale_)
+      for (std::size_t i = 0; i < count_; ++i) start_[i] = all_.start_[changed_[i]];
+    start_scale_ = scale;
+    alignas(cache_line_bytes) std::int32_t least[block_rows], second[block_rows];
+    Leaf::values_of(block, all_.pair_, all_.start_, all_.c_, all_.pairs_, known, kept, least);
+    std::fill_n(second, block_rows, std::numeric_limits<std::int32_t>::max());
+    Leaf::two_least(block, pair_, start_, padded_, all_.pairs_, 0, least, second);
+    std::uint8_t place[block_rows];
+    const std::uint32_t close = Leaf::close_calls(least, second, all_.twice_error_, place);
+    for (std::size_t r = 0; r < block_rows; ++r) index[r] = place[r] == kept ? known[r] : changed_[place[r]];
+    return close;
+  }
+
+ private:
+  static constexpr std::uint8_t kept = 255;  // in the place of a changed centroid's number: the known one is still the nearest
+
+  nearest_search<Leaf>& all_;
+  std::size_t count_ = 0, padded_ = 0;
+  float start_scale_ = 0;
+  std::uint8_t changed_[most];
+  alignas(cache_line_bytes) std::int32_t start_[most];
+  alignas(cache_line_bytes) std::int32_t pair_[nearest_search<Leaf>::chunk_elements / 2];
 };
 
 }  // namespace pqkv::detail

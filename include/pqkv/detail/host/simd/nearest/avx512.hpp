@@ -87,6 +87,20 @@ struct nearest_leaf<isa::avx512> : nearest_leaf<isa::avx2> {
     _mm512_storeu_si512(second + 16, second1);
   }
 
+  PQKV_TARGET_AVX512 static void values_of(const std::int32_t* block, const std::int32_t* pairs, const std::int32_t* start,
+                                           std::size_t count, std::size_t pair_count, const std::uint8_t* index, std::uint8_t mark,
+                                           std::int32_t* out) {
+    for (std::size_t r = 0; r < block_rows; r += 16) {
+      const __m512i at = _mm512_maskz_cvtepu8_epi32(all16, _mm_loadu_si128(reinterpret_cast<const __m128i*>(index + r)));
+      __m512i sum = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), all16, at, start, 4);
+      for (std::size_t p = 0; p < pair_count; ++p) {
+        const __m512i centroid = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), all16, at, pairs + p * count, 4);
+        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_loadu_si512(block + p * block_rows + r), centroid));
+      }
+      _mm512_storeu_si512(out + r, _mm512_ternarylogic_epi32(sum, _mm512_set1_epi32(~0xff), _mm512_set1_epi32(mark), 0xea));
+    }
+  }
+
   PQKV_TARGET_AVX512 static std::uint32_t close_calls(const std::int32_t* least, const std::int32_t* second, std::int32_t slack,
                                                       std::uint8_t* index) {
     std::uint32_t close = 0;

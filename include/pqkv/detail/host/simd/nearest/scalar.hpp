@@ -87,6 +87,19 @@ struct nearest_leaf<isa::scalar> {
     }
   }
 
+  /// out[r] = the value, as in two_least(), of row r and centroid index[r] of `count`, with its low byte replaced by `mark`.
+  static void values_of(const std::int32_t* block, const std::int32_t* pairs, const std::int32_t* start, std::size_t count,
+                        std::size_t pair_count, const std::uint8_t* index, std::uint8_t mark, std::int32_t* out) {
+    for (std::size_t r = 0; r < block_rows; ++r) {
+      std::int32_t value = start[index[r]];
+      for (std::size_t p = 0; p < pair_count; ++p) {
+        const std::int32_t row = block[p * block_rows + r], centroid = pairs[p * count + index[r]];
+        value += low(row) * low(centroid) + high(row) * high(centroid);
+      }
+      out[r] = (value & ~0xff) | mark;
+    }
+  }
+
   /// index[r] = the low byte of least[r]. Bit r of the result is set if the second least value is not above the least by more than the
   /// slack.
   static std::uint32_t close_calls(const std::int32_t* least, const std::int32_t* second, std::int32_t slack, std::uint8_t* index) {
