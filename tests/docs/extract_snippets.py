@@ -62,7 +62,8 @@ def source_file(name, line, kind, text):
     place = f'#line {line} "{name}"\n'
     if kind != "fragment":
         return place + text
-    return f'#include "fragment_preamble.hpp"\nnamespace snippet {{\nvoid fragment();\nvoid fragment() {{\n{place}{text}}}\n}}\n'
+    function = f"void of_{re.sub(r'[^a-zA-Z0-9]', '_', Path(name).stem)}_{line}()"  # its own name: several may be one translation unit
+    return f'#include "fragment_preamble.hpp"\nnamespace snippet {{\n{function};\n{function} {{\n{place}{text}}}\n}}\n'
 
 
 def pages(root):
