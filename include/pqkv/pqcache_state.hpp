@@ -222,6 +222,8 @@ class pqcache_state {
   status can_observe(std::size_t slot, const auto& queries) const noexcept {
     if (const status s = Selector::can_observe(params_.selector); !s.ok()) return s;
     if (const status s = admission().slot("observe", "slot", slot); !s.ok()) return s;
+    if constexpr (requires { selector_.can_observe_in(slot); })
+      if (const status s = selector_.can_observe_in(slot); !s.ok()) return s;
     return detail::checks("observe")
         .extent("queries.extent(1)", queries.extent(1), params_.query_heads, "hq, from params")
         .extent("queries.extent(2)", queries.extent(2), params_.head_dim, "d, from params");
