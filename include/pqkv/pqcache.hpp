@@ -358,14 +358,9 @@ class pqcache : public pqcache_state<Rows, Selector> {
   step_plan<space_type> select(const P& policy, view_of<const float, 2> query, const step_type& step, std::size_t first) {
     const step_plan<space_type> plan = plan_of(query.extent(0) / params_.query_heads);
     const bool listed = plan_step(policy, queries_of(step, first), plan);
-    if constexpr (selects_by_spans<Selector, P>) {
-      selector_.select(working(policy), query, rows_.view(), map_of(plan, step, first), as_const(plan.spans), as_const(plan.ranges),
-                       found(plan), plan.counts);
-    } else if (listed) {
-      selector_.select(working(policy), query, rows_.view(), map_of(plan, step, first), as_const(plan.ranges), found(plan), plan.counts);
-      if (params_.selection == draft_selection::first_query && step.has_counts())
-        run<op::share_lists>(policy, queries_of(step, first), plan, found(plan));
-    }
+    detail::ask_selector(selector_, working(policy), query, rows_.view(), map_of(plan, step, first), plan, found(plan), listed);
+    if (listed && params_.selection == draft_selection::first_query && step.has_counts())
+      run<op::share_lists>(policy, queries_of(step, first), plan, found(plan));
     return plan;
   }
 

@@ -62,13 +62,14 @@ struct defaults {
 
 /// A selector that must see every query: see selector_for.
 template <class S, class P>
-concept selects_by_spans =
-    requires(S selector, const P& policy, const selector::any_rows<typename P::space_type>& rows,
-             view<const float, 2, typename P::space_type> query, const head_map<typename P::space_type>& map,
-             view<const token_span, 1, typename P::space_type> spans, view<const middle_range, 1, typename P::space_type> ranges,
-             view<std::int32_t, 2, typename P::space_type> indices, view<std::uint32_t, 1, typename P::space_type> counts) {
-      selector.select(policy, query, rows, map, spans, ranges, indices, counts);
-    };
+concept selects_by_spans = requires(S selector, const P& policy, const selector::any_rows<typename P::space_type>& rows,
+                                    view<const float, 2, typename P::space_type> query, const head_map<typename P::space_type>& map,
+                                    view<const token_span, 1, typename P::space_type> spans,
+                                    view<const middle_range, 1, typename P::space_type> ranges,
+                                    view<std::int32_t, 2, typename P::space_type> indices,
+                                    view<std::uint32_t, 1, typename P::space_type> counts) {
+  selector.select(policy, query, rows, map, spans, ranges, indices, counts);
+};
 
 /// A selector S in the memory space of policy P. Rows are kv_rows of all slots by absolute position; slot b's head is b * h + head.
 ///
@@ -89,7 +90,8 @@ concept selects_by_spans =
 ///   clear(policy, slot)                         forgets a slot
 ///
 /// A selector that also learns from a prompt's queries has can_observe(params) and observe(policy, slot, queries [n, hq, d]), and
-/// can_observe_in(slot) if a slot may refuse them. One that can be saved and loaded has signature(), index().learnt_parts() and, if a part is rebuilt from others, rebuild(policy, slot, middle).
+/// can_observe_in(slot) if a slot may refuse them. One that can be saved and loaded has signature(), index().learnt_parts() and, if a part
+/// is rebuilt from others, rebuild(policy, slot, middle).
 template <class S, class P>
 concept selector_for = requires(S selector, const S& constant, const P& policy, const cache_shape& shape, const typename S::params& params,
                                 const selector::any_rows<typename P::space_type>& rows, view<const float, 2, typename P::space_type> query,
@@ -111,5 +113,17 @@ concept selector_for = requires(S selector, const S& constant, const P& policy, 
   selector.maintain(policy, slot, at, middle);
   selector.clear(policy, slot);
 };
+
+namespace detail {
+/// Has a selector fill the lists of a pass. @param listed  whether any query has a list
+template <class S, class P, class Rows, class Space = typename P::space_type>
+void ask_selector(S& selector, const P& policy, view<const float, 2, Space> query, const Rows& rows, const head_map<Space>& map,
+                  const step_plan<Space>& plan, view<std::int32_t, 2, Space> indices, bool listed) {
+  if constexpr (selects_by_spans<S, P>)
+    selector.select(policy, query, rows, map, as_const(plan.spans), as_const(plan.ranges), indices, plan.counts);
+  else if (listed)
+    selector.select(policy, query, rows, map, as_const(plan.ranges), indices, plan.counts);
+}
+}  // namespace detail
 
 }  // namespace pqkv

@@ -59,8 +59,8 @@ class h2o : public defaults {
   static constexpr std::size_t scratch_bytes(const P& policy, const cache_shape& shape, const params&) {
     arena count;
     step_memory::place(count, shape);
-    const std::size_t weights = pqkv::scratch_bytes<op::received_attention>(
-        policy, {shape.kv_heads, shape.query_heads / shape.kv_heads, shape.capacity});
+    const std::size_t weights =
+        pqkv::scratch_bytes<op::received_attention>(policy, {shape.kv_heads, shape.query_heads / shape.kv_heads, shape.capacity});
     return count.used_bytes() + weights + cache_line_bytes;
   }
   /// @throws std::bad_alloc
@@ -85,8 +85,7 @@ class h2o : public defaults {
     auto chunk = std::make_shared<observed_chunk>(n, shape_.query_heads * d);
     for (std::size_t t = 0; t < n; ++t)
       for (std::size_t q = 0; q < shape_.query_heads; ++q)
-        for (std::size_t e = 0; e < d; ++e)
-          chunk->rows[((q / g * n + t) * g + q % g) * d + e] = static_cast<float>(queries(t, q, e));
+        for (std::size_t e = 0; e < d; ++e) chunk->rows[((q / g * n + t) * g + q % g) * d + e] = static_cast<float>(queries(t, q, e));
     chunk->before = std::move(shown_[slot]);
     shown_[slot] = std::move(chunk);
     kept_.slots(slot).observed += static_cast<std::uint32_t>(n);
@@ -171,8 +170,7 @@ class h2o : public defaults {
     template <class Memory>
     static constexpr step_memory place(Memory& memory, const cache_shape& shape) {
       const std::size_t h = shape.kv_heads, size = h * shape.capacity;  // kept_tokens_view::place() has refused what no memory holds
-      return {make_view(memory.template take<std::uint32_t>(size), h, shape.capacity),
-              make_view(memory.template take<std::uint32_t>(h), h),
+      return {make_view(memory.template take<std::uint32_t>(size), h, shape.capacity), make_view(memory.template take<std::uint32_t>(h), h),
               make_view(memory.template take<double>(size), h, shape.capacity)};
     }
   };
@@ -209,7 +207,10 @@ class h2o : public defaults {
       std::fill_n(&work.sums(head, 0), count, 0.0);
     });
     weighed_queries call{{query.data, {h, g, query.extent(1)}, {g * query.stride(0), query.stride(0), query.stride(1)}},
-                         asked.slot * h, h, as_const(work.tokens), as_const(work.counts)};
+                         asked.slot * h,
+                         h,
+                         as_const(work.tokens),
+                         as_const(work.counts)};
     call.rows_per_token = g;
     received_attention(policy, call, rows, work.sums, shape_.softmax_scale);
     // Nothing below can fail, so a call that failed before has counted nothing.

@@ -34,10 +34,10 @@ struct kept_query {
 struct kept_tokens_view {
   static constexpr std::uint32_t never = 0xffffffffu;
 
-  view<double, 2> scores;           // [slots * h, capacity]
-  view<std::uint32_t, 2> dropped;   // [slots * h, capacity] the length at which a token of the middle was dropped, or never
-  view<kept_slot, 1> slots;         // [slots]
-  std::size_t heads = 1;            // h
+  view<double, 2> scores;          // [slots * h, capacity]
+  view<std::uint32_t, 2> dropped;  // [slots * h, capacity] the length at which a token of the middle was dropped, or never
+  view<kept_slot, 1> slots;        // [slots]
+  std::size_t heads = 1;           // h
 
   static constexpr kept_tokens_view place(arena& memory, std::size_t slots, std::size_t heads, std::size_t capacity) {
     constexpr std::size_t most = static_cast<std::size_t>(-1);

@@ -22,13 +22,13 @@ struct received_attention {
 
 /// Queries, and the tokens that each of them attends to. List i reads the keys of head first_head + i * heads / lists.
 struct weighed_queries {
-  view<const float, 3> queries;      // [lists, rows, d]; the rows of a list one after the other, contiguous
-  std::size_t first_head = 0;        // of the store
-  std::size_t heads = 1;             // h: heads that the lists are spread over
+  view<const float, 3> queries;           // [lists, rows, d]; the rows of a list one after the other, contiguous
+  std::size_t first_head = 0;             // of the store
+  std::size_t heads = 1;                  // h: heads that the lists are spread over
   view<const std::uint32_t, 2> tokens{};  // [lists, ...] each row attends to the first counts[list] of these; empty: see first_token
   view<const std::uint32_t, 1> counts{};  // [lists]
-  std::size_t first_token = 0;       // without lists of tokens: row r attends to tokens [0, first_token + r / rows_per_token]
-  std::size_t rows_per_token = 1;    // query heads of one token in a list
+  std::size_t first_token = 0;            // without lists of tokens: row r attends to tokens [0, first_token + r / rows_per_token]
+  std::size_t rows_per_token = 1;         // query heads of one token in a list
 };
 
 /// The checks of received_attention().
@@ -36,7 +36,8 @@ template <class Store, class Sums>
 constexpr status can_weigh(const weighed_queries& call, const Store& store, const Sums& sums) noexcept {
   const std::size_t lists = call.queries.extent(0), rows = call.queries.extent(1), d = store.head_dim();
   return detail::checks("received_attention")
-      .that(call.heads > 0 && lists % call.heads == 0, status::code::shape, "queries.extent(0)", relation::multiple_of, "h", call.heads, lists)
+      .that(call.heads > 0 && lists % call.heads == 0, status::code::shape, "queries.extent(0)", relation::multiple_of, "h", call.heads,
+            lists)
       .at_most("first_head", call.first_head + call.heads, store.heads(), "heads of the store, less h")
       .extent("queries.extent(2)", call.queries.extent(2), d, "d, from store")
       .extent("queries.stride(2)", call.queries.stride(2), 1, "last axis contiguous")

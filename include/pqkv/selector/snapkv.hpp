@@ -146,9 +146,7 @@ class snapkv : public defaults {
 
   /// The score of a token of the prompt: see the head of this file. For tests and for looking into a decision.
   /// @pre slot < batch, head < h, token below the observation window's first
-  double score(std::size_t slot, std::size_t head, std::size_t token) const {
-    return all_.scores(slot * shape_.kv_heads + head, token);
-  }
+  double score(std::size_t slot, std::size_t head, std::size_t token) const { return all_.scores(slot * shape_.kv_heads + head, token); }
   void clear(const auto&, std::size_t slot) { all_.slots(slot) = {}; }
 
  private:
@@ -161,9 +159,7 @@ class snapkv : public defaults {
     return all;
   }
 
-  std::size_t held_by(std::size_t slot) const {
-    return std::min<std::size_t>(all_.slots(slot).observed, params_.observation_tokens);
-  }
+  std::size_t held_by(std::size_t slot) const { return std::min<std::size_t>(all_.slots(slot).observed, params_.observation_tokens); }
   /// The order of tokens: recent ones before all others, newest first.
   auto score_in(std::size_t slot, std::size_t head) const {
     const double* const scores = &all_.scores(slot * shape_.kv_heads + head, 0);
