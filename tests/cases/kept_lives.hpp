@@ -263,7 +263,7 @@ class kept_life {
         default:
           for (std::size_t i = 0; i < p_.batch; ++i) {
             if (cache.size(i) == 0 || cache.size(i) + 5 > p_.capacity) continue;
-            counts[i] = static_cast<std::uint32_t>(random.below(4));
+            counts[i] = turn % 3 == 0 ? 1 : static_cast<std::uint32_t>(random.below(4));
             fewer[i] = std::min(counts[i], static_cast<std::uint32_t>(random.below(4)));
           }
           append(counts);
@@ -290,7 +290,9 @@ class kept_life {
   }
 
  private:
+  /// One token for every slot is the default step, which has no map of slots.
   static pqkv::cache_step step_of(const std::vector<std::uint32_t>& counts) {
+    if (std::all_of(counts.begin(), counts.end(), [](std::uint32_t count) { return count == 1; })) return {};
     return {.counts = pqkv::make_view(counts.data(), counts.size())};
   }
   typename Cache::params p_;

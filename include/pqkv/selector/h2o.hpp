@@ -30,7 +30,8 @@
 namespace pqkv::inline PQKV_MODE::selector {
 
 /// Bytes that a step reads: keys of everything attended to and of the token that left; the scores of these tokens; and for every token of
-/// the middle when it was dropped. A query that is asked again at the same length reads no keys, but is counted like the first one.
+/// the middle when it was dropped. A query that is asked again at the same length, or of a slot that does not
+/// count yet, reads no keys, but is counted like the others.
 struct received_traffic {
   std::uint64_t kv_heads, key_bytes;
 
