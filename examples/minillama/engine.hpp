@@ -49,7 +49,9 @@ class engine {
   virtual ~engine() = default;
 
   /// Runs all layers over the prompt with exact causal attention. @pre tokens is not empty
-  virtual std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report = {}) = 0;
+  /// @param kept_queries  of how many last tokens sessions will want queries (policy_settings::shown_queries); the host's alone keeps them
+  virtual std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report = {},
+                                               std::size_t kept_queries = 0) = 0;
   /// What it computes on, for reports: "host", or a GPU's name.
   virtual std::string description() const = 0;
 };

@@ -2,6 +2,7 @@
 // Contexts outside, policies inside: each context is prefilled once.
 #include "evaluation.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 
@@ -17,11 +18,11 @@ using nlohmann::json;
 std::vector<contestant> candidates_at(const std::set<std::size_t>& ratios, const std::vector<code_sizes>& codes) {
   using enum policy_name;
   if (ratios.empty())
-    return {contestant_at(full, 1),    contestant_at(pq, 5),         contestant_at(pq, 10),
-            contestant_at(pq, 40),     contestant_at(pq, 10, 2, 6),  contestant_at(oracle, 10),
-            contestant_at(oracle, 40), contestant_at(streaming, 10), contestant_at(streaming, 40)};
+    return {contestant_at(full, 1),       contestant_at(pq, 5),      contestant_at(pq, 10),     contestant_at(pq, 40),
+            contestant_at(pq, 10, 2, 6),  contestant_at(oracle, 10), contestant_at(oracle, 40), contestant_at(streaming, 10),
+            contestant_at(streaming, 40), contestant_at(snapkv, 10), contestant_at(h2o, 10)};
   std::vector<contestant> all{contestant_at(full, 1)};
-  for (const policy_name name : {pq, oracle, streaming})
+  for (const policy_name name : {pq, oracle, streaming, snapkv, h2o})
     for (const std::size_t one_in : ratios) {
       if (name != pq || codes.empty()) {
         all.push_back(contestant_at(name, one_in));
@@ -37,11 +38,17 @@ std::vector<contestant> candidates_at(const std::set<std::size_t>& ratios, const
   return all;
 }
 
+/// Unless policies are named, those that the library is usually compared with.
+bool takes_part(policy_name name, const std::set<policy_name>& named) {
+  using enum policy_name;
+  return named.empty() ? name == pq || name == oracle || name == streaming : named.count(name) != 0;
+}
+
 std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   using enum policy_name;
   std::vector<contestant> all;
   for (contestant who : candidates_at(settings.ratios, settings.codes)) {
-    if (who.settings.name != full && !settings.policies.empty() && !settings.policies.count(who.settings.name)) continue;
+    if (who.settings.name != full && !takes_part(who.settings.name, settings.policies)) continue;
     who.settings.budget.window = settings.window;
     if (who.settings.name != full) who.settings.rows = settings.rows;
     if (settings.sinks) who.settings.budget.sinks = *settings.sinks;
@@ -124,7 +131,11 @@ evaluation evaluate(engine& computing, const model_config& config, const examine
                                 " positions do not hold a question behind it");
   evaluation result;
   const auto measuring = settings.device == device_name::host ? std::optional<host_policy>({runner, {}}) : std::nullopt;
-  for (const contestant& who : contestants_of(settings)) result.interviews.emplace_back(who, config, examining.words(), measuring);
+  std::size_t kept_queries = 0;
+  for (const contestant& who : contestants_of(settings)) {
+    kept_queries = std::max(kept_queries, who.settings.shown_queries());
+    result.interviews.emplace_back(who, config, examining.words(), measuring);
+  }
   json questions = json::array();
   double prefill_seconds = 0;
   std::optional<part_seconds> prefill_parts{part_seconds{}};
@@ -138,7 +149,7 @@ evaluation evaluate(engine& computing, const model_config& config, const examine
     const auto start = std::chrono::steady_clock::now();
     const std::unique_ptr<held_prompt> prefilled = [&] {
       progress_bar bar(label);
-      return computing.prefill(exam.context, bar.report());
+      return computing.prefill(exam.context, bar.report(), kept_queries);
     }();
     prefill_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (const auto parts = prefilled->parts(); parts && prefill_parts)

@@ -35,6 +35,12 @@ std::size_t bytes_of(const char* what, double elements, std::size_t element_byte
 ///
 /// @pre  the library has such codes
 std::size_t training_bytes(const model_config& config, const policy_settings& settings, const run_shape& shape) {
+  if (settings.name == policy_name::h2o || settings.name == policy_name::snapkv) {
+    // The queries that were shown, sums in double of up to nine parts, and logits of up to eight blocks of a few queries.
+    const std::size_t shown = std::min(shape.prompt, settings.shown_queries()), rows = std::max<std::size_t>(8, config.group());
+    const std::size_t lists = settings.name == policy_name::h2o ? config.kv_heads * 8 : config.query_heads;
+    return config.query_width() * shown * sizeof(float) + lists * shape.prompt * (2 * sizeof(double) + rows * sizeof(float));
+  }
   if (settings.name != policy_name::pq) return 0;
   const auto& quantizer = settings.quantizer;
   const std::size_t most = quantizer.train.rows_per_centroid << quantizer.bits;
@@ -71,8 +77,10 @@ footprint plan_footprint(const model_config& config, const policy_settings& sett
                          const weight_footprint& weights) {
   footprint planned;
   planned.weights = weights.bytes;
+  const double shown = static_cast<double>(config.query_width()) * static_cast<double>(std::min(shape.prompt, settings.shown_queries()));
   planned.prompt_rows = bytes_of(
-      "prefilled rows", static_cast<double>(config.layers) * 2 * static_cast<double>(config.kv_width()) * static_cast<double>(shape.prompt),
+      "prefilled rows",
+      static_cast<double>(config.layers) * (2 * static_cast<double>(config.kv_width()) * static_cast<double>(shape.prompt) + shown),
       sizeof(float));
   planned.prefill_scratch = prefill_scratch_bytes(config, shape.prompt, shape.threads, weights.product_scratch);
   planned.step_scratch = host_session::step_scratch_bytes(config, shape.at_once) + config.vocabulary * sizeof(float) +

@@ -17,11 +17,12 @@ namespace minillama {
 /// The library's execution policy on this program's threads.
 using host_policy = pqkv::exec::host<pqkv::isa::best, pool_runner&>;
 
-enum class policy_name { full, pq, oracle, streaming };
+enum class policy_name { full, pq, oracle, streaming, snapkv, h2o };
 
 inline const std::map<std::string, policy_name>& policy_names() {
-  static const std::map<std::string, policy_name> names{
-      {"full", policy_name::full}, {"pq", policy_name::pq}, {"oracle", policy_name::oracle}, {"streaming", policy_name::streaming}};
+  static const std::map<std::string, policy_name> names{{"full", policy_name::full},     {"pq", policy_name::pq},
+                                                        {"oracle", policy_name::oracle}, {"streaming", policy_name::streaming},
+                                                        {"snapkv", policy_name::snapkv}, {"h2o", policy_name::h2o}};
   return names;
 }
 
@@ -121,6 +122,13 @@ struct policy_settings {
 
   /// Keeps the floor of a budget by ratio above the sinks: 32 tokens beyond them, where the library's own floor leaves fewer.
   void raise_floor() { budget.min_tokens = std::max(pqkv::budget_rule{}.min_tokens, budget.sinks + 32); }
+
+  /// How many of a prompt's last tokens have queries that the selector must be shown.
+  std::size_t shown_queries() const {
+    if (name == policy_name::snapkv) return pqkv::selector::snapkv::params{}.observation_tokens;
+    const bool weighs_axes = name == policy_name::pq && quantizer.axes == pqkv::axis_order::weighted_pairs;
+    return name == policy_name::h2o || weighs_axes ? static_cast<std::size_t>(-1) : 0;
+  }
 
   /// The rule for a prompt of n tokens. A share of the tokens is one of rows of 16 bits: rows of 8 bits are so many more as have the same
   /// bytes. Streaming has nothing to retrieve, so its window takes what the others share between window

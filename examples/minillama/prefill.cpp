@@ -43,7 +43,8 @@ std::size_t attention_scratch_bytes(const model_config& config, std::size_t n) {
 
 }  // namespace
 
-prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report) {
+prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report,
+                         std::size_t kept_queries) {
   const model_config& config = llama.config();
   const std::size_t n = tokens.size(), d = config.head_dim, blocks = tiles(n, block_tokens);
   const std::size_t query_width = config.query_width(), kv_width = config.kv_width();
@@ -94,6 +95,9 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
         }
       }
     });
+
+    const std::size_t kept = std::min(kept_queries, n) * query_width;
+    prompt.layers[layer].queries.assign(queries.data() + n * query_width - kept, queries.data() + n * query_width);
 
     prompt.parts.matrices += clock.lap();
 

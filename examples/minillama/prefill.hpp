@@ -14,9 +14,10 @@
 namespace minillama {
 
 struct prefilled_prompt {
-  /// Keys, after rotary embedding, and values of one layer: [h, n, d] each.
+  /// Keys, after rotary embedding, and values of one layer: [h, n, d] each; queries of the last tokens, as many as were asked for.
   struct layer {
     std::vector<float> keys, values;
+    std::vector<float> queries;  // [.., hq, d], after rotary embedding
   };
   std::size_t tokens = 0;  // n
   std::vector<layer> layers;
@@ -29,10 +30,12 @@ using progress_report = std::function<void(double)>;
 
 /// Runs all layers over the prompt with exact causal attention.
 ///
+/// @param  kept_queries  of how many last tokens the result has queries (policy_settings::shown_queries)
 /// @pre    tokens is not empty
 /// @cost   of one layer: the projections, and n*n/2 keys per query head by pqkv::prefill_attention; scratch of n * (hidden + 2*hq*d) floats
 ///         and the library's. The last layer attends for the last token alone: nobody reads the rest.
-prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report = {});
+prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report = {},
+                         std::size_t kept_queries = 0);
 
 /// Bytes that prefill() takes beside its result, with `threads` tasks at once.
 /// @param product_scratch  bytes of one product's buffer

@@ -174,13 +174,14 @@ class pqcache_state {
   }
   /// @}
 
-  /// Shows the selector some of a slot's queries, for the next training of its index. Call it before the last chunk of prefill(); a few
-  /// hundred queries from all over the prompt are enough. The selector keeps what it learned from them for every later training, after
-  /// truncate() too, until reset(). A fork copies it, and save() does where the slot has an index.
+  /// Shows the selector some of a slot's queries, before the last chunk of prefill(). What it does with them is the selector's to say:
+  /// for pq a few hundred from all over the prompt are enough, and it keeps what it learned from them for every later training, after
+  /// truncate() too, until reset(); snapkv and h2o take those of consecutive tokens that end with the prompt's last. A fork copies what
+  /// the slot has been shown, and save() does where the slot has an index.
   ///
   /// @param queries  [n, hq, d] float, half or bfloat16, after rotary embedding, any strides; one that is not finite is left out
-  /// @throws shape_error, value_error; also when the selector's settings make no use of queries
-  /// @cost   n * hq * d additions in the calling thread; no allocation
+  /// @throws shape_error, value_error; also when the selector's settings make no use of queries; std::bad_alloc where it holds them (h2o)
+  /// @cost   n * hq * d additions or copies in the calling thread
   template <exec::policy P, class Q, class Space>
   requires is_on_host && storage_scalar<Q> && std::same_as<typename P::space_type, space_type> && reachable_from<Space, P>
   void observe(const P& policy, std::size_t slot, view<Q, 3, Space> queries) {
@@ -222,6 +223,8 @@ class pqcache_state {
   status can_observe(std::size_t slot, const auto& queries) const noexcept {
     if (const status s = Selector::can_observe(params_.selector); !s.ok()) return s;
     if (const status s = admission().slot("observe", "slot", slot); !s.ok()) return s;
+    if constexpr (requires { selector_.can_observe_in(slot); })
+      if (const status s = selector_.can_observe_in(slot); !s.ok()) return s;
     return detail::checks("observe")
         .extent("queries.extent(1)", queries.extent(1), params_.query_heads, "hq, from params")
         .extent("queries.extent(2)", queries.extent(2), params_.head_dim, "d, from params");

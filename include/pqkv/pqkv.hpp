@@ -51,6 +51,8 @@
 #include "selector/streaming.hpp"
 #include "selector/oracle.hpp"
 #include "selector/pq.hpp"
+#include "selector/snapkv.hpp"
+#include "selector/h2o.hpp"
 #include "pqcache.hpp"
 #include "preset.hpp"
 
@@ -68,6 +70,7 @@
 #include "detail/host/pq_index.hpp"
 #include "detail/host/prefill_attention.hpp"
 #include "detail/host/quantized_scan.hpp"
+#include "detail/host/received_attention.hpp"
 #include "detail/host/rerank.hpp"
 #include "detail/host/residual.hpp"
 #include "detail/host/retrieve.hpp"

@@ -245,9 +245,6 @@ TEST_CASE("a text's score is that of the oracle, and logits of any size are scor
 TEST_CASE("the plan of a run's memory is what the run holds") {
   talker model;
   const auto tokens = byte_tokens(std::string(150, 'x'));
-  const auto prefilled = prefill(*model.llama, tokens, model.runner);
-  std::size_t rows = 0;
-  for (const auto& layer : prefilled.layers) rows += (layer.keys.size() + layer.values.size()) * sizeof(float);
   std::size_t weights = 0;
   for (const auto& [name, tensor] : model.weights) weights += tensor.values.size() * sizeof(float);
   for (const auto& policy_name : policy_names()) {
@@ -255,6 +252,9 @@ TEST_CASE("the plan of a run's memory is what the run holds") {
       CAPTURE(policy_name.first);
       policy_settings policy;
       policy.name = policy_name.second;
+      const auto prefilled = prefill(*model.llama, tokens, model.runner, {}, policy.shown_queries());
+      std::size_t rows = 0;
+      for (const auto& layer : prefilled.layers) rows += (layer.keys.size() + layer.values.size() + layer.queries.size()) * sizeof(float);
       const host_session at(*model.llama, model.runner, policy, prefilled, 30, kind);
       const std::size_t slots = kind == session_kind::forked ? 2 : 1;
       run_shape shape{.prompt = 150, .capacity = 180, .slots = slots, .threads = 2, .sessions = 2};

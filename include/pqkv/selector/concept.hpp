@@ -60,6 +60,17 @@ struct defaults {
 
 }  // namespace selector
 
+/// A selector that must see every query: see selector_for.
+template <class S, class P>
+concept selects_by_spans = requires(S selector, const P& policy, const selector::any_rows<typename P::space_type>& rows,
+                                    view<const float, 2, typename P::space_type> query, const head_map<typename P::space_type>& map,
+                                    view<const token_span, 1, typename P::space_type> spans,
+                                    view<const middle_range, 1, typename P::space_type> ranges,
+                                    view<std::int32_t, 2, typename P::space_type> indices,
+                                    view<std::uint32_t, 1, typename P::space_type> counts) {
+  selector.select(policy, query, rows, map, spans, ranges, indices, counts);
+};
+
 /// A selector S in the memory space of policy P. Rows are kv_rows of all slots by absolute position; slot b's head is b * h + head.
 ///
 ///   params, can_construct(shape, params)        its settings, and the check of what it cannot do
@@ -70,13 +81,17 @@ struct defaults {
 ///   least_rows()                                rows behind the sinks that learning needs
 ///   learn(policy, slot, rows, sequence, middle) learns from all of a slot's keys; may be repeated after a failure
 ///   index()                                     encode, commit, forget, parts: see cache/sequence_steps.hpp
-///   select(policy, query, rows, map, ranges, indices, counts)   for queries [rows * hq, d]; empty ranges get no list
-///   traffic_of(element_bytes)                   a function of a middle_range that can be copied to a device
+///   select(policy, query, rows, map, ranges, indices, counts)   for queries [rows * hq, d]; empty ranges get no list. Or, for a selector
+///     that must see every query, select(policy, query, rows, map, spans, ranges, indices, counts): spans [rows * lists] are what a query
+///     attends to besides its list, and the call is made also where no query has a list
+///   traffic_of(element_bytes)                   a function of a middle_range that can be copied to a device. On the host it may also be
+///     one of a middle_range and a token_span, which is called for every query
 ///   maintain(policy, slot, sequence, middle)    cheap upkeep between steps
 ///   clear(policy, slot)                         forgets a slot
 ///
-/// A selector that also learns from a prompt's queries has can_observe(params) and observe(policy, slot, queries [n, hq, d]). One that can
-/// be saved and loaded has signature(), index().learnt_parts() and, if a part is rebuilt from others, rebuild(policy, slot, middle).
+/// A selector that also learns from a prompt's queries has can_observe(params) and observe(policy, slot, queries [n, hq, d]), and
+/// can_observe_in(slot) if a slot may refuse them. One that can be saved and loaded has signature(), index().learnt_parts() and, if a part
+/// is rebuilt from others, rebuild(policy, slot, middle).
 template <class S, class P>
 concept selector_for = requires(S selector, const S& constant, const P& policy, const cache_shape& shape, const typename S::params& params,
                                 const selector::any_rows<typename P::space_type>& rows, view<const float, 2, typename P::space_type> query,
@@ -93,10 +108,22 @@ concept selector_for = requires(S selector, const S& constant, const P& policy, 
   { constant.least_rows() } -> std::same_as<std::size_t>;
   { selector.learn(policy, slot, rows, at, middle) } -> std::same_as<selector::learning<typename P::space_type>>;
   { selector.index().parts() } -> std::same_as<slot_parts>;
-  selector.select(policy, query, rows, map, ranges, indices, counts);
+  requires selects_by_spans<S, P> || requires { selector.select(policy, query, rows, map, ranges, indices, counts); };
   { constant.traffic_of(slot)(middle) } -> std::same_as<selector::traffic>;
   selector.maintain(policy, slot, at, middle);
   selector.clear(policy, slot);
 };
+
+namespace detail {
+/// Has a selector fill the lists of a pass. @param listed  whether any query has a list
+template <class S, class P, class Rows, class Space = typename P::space_type>
+void ask_selector(S& selector, const P& policy, view<const float, 2, Space> query, const Rows& rows, const head_map<Space>& map,
+                  const step_plan<Space>& plan, view<std::int32_t, 2, Space> indices, bool listed) {
+  if constexpr (selects_by_spans<S, P>)
+    selector.select(policy, query, rows, map, as_const(plan.spans), as_const(plan.ranges), indices, plan.counts);
+  else if (listed)
+    selector.select(policy, query, rows, map, as_const(plan.ranges), indices, plan.counts);
+}
+}  // namespace detail
 
 }  // namespace pqkv

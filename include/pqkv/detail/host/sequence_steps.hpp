@@ -195,14 +195,23 @@ struct kernel<op::count_attended, backend::host> {
       s.tokens_attended += attended / call.lists;
       s.attended_bytes += attended * call.row_bytes;
       const std::size_t h = call.plan.ranges.extent(0) / tokens;
-      if (call.plan.ranges(i * h).size() == 0) continue;
-      const auto read = traffic(call.plan.ranges(i * h));
+      const middle_range& middle = call.plan.ranges(i * h);
+      if constexpr (!requires { traffic(middle, call.plan.spans(i * call.lists)); })
+        if (middle.size() == 0) continue;
+      const auto read = traffic_of(traffic, middle, call.plan.spans(i * call.lists));
       s.index_bytes += read.index_bytes;
       s.selector_bytes += read.selector_bytes;
     }
   }
 
  private:
+  template <class Traffic>
+  static auto traffic_of(const Traffic& traffic, const middle_range& middle, const token_span& span) noexcept {
+    if constexpr (requires { traffic(middle, span); })
+      return traffic(middle, span);
+    else
+      return traffic(middle);
+  }
   static std::size_t count_live(const slot_table<space::host>& slots, const cache_step& of, std::size_t first,
                                 std::size_t tokens) noexcept {
     std::size_t all = 0;
