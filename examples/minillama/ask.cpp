@@ -109,8 +109,8 @@ int main(int argc, char** argv) {
       ->excludes(demo);
   app.add_option("--codes", o.codes, "subspaces x bits of pq's codes, each a contestant: 2x6 4x8; 2x6+4x8 has a second stage")
       ->needs(app.get_option("--ratios"));
-  app.add_option("--axes", o.evaluation.axes, "contiguous or rotary: which coordinates of a key are coded together")
-      ->transform(one_of(axes_names(), "contiguous|rotary"))
+  app.add_option("--axes", o.evaluation.axes, "contiguous, rotary or weighted: which coordinates of a key are coded together")
+      ->transform(one_of(axes_names(), "contiguous|rotary|weighted"))
       ->default_str("rotary")
       ->excludes(demo);
   app.add_option("--rows", o.evaluation.rows, "float or int8: what keys and values are kept as; int8 attends to more, of equal bytes")

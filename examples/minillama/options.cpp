@@ -128,8 +128,8 @@ void declare_policy(CLI::App& app, options& o) {
       ->needs(app.get_option("--residual"))
       ->capture_default_str()
       ->group(group);
-  app.add_option("--axes", o.policy.quantizer.axes, "contiguous or rotary: which coordinates of a key are coded together")
-      ->transform(one_of(axes_names(), "contiguous|rotary"))
+  app.add_option("--axes", o.policy.quantizer.axes, "contiguous, rotary or weighted: which coordinates of a key are coded together")
+      ->transform(one_of(axes_names(), "contiguous|rotary|weighted"))
       ->default_str("rotary")
       ->group(group);
   app.add_option("--refresh", o.policy.quantizer.refresh,

@@ -28,7 +28,8 @@ inline const std::map<std::string, policy_name>& policy_names() {
 
 inline const std::map<std::string, pqkv::axis_order>& axes_names() {
   static const std::map<std::string, pqkv::axis_order> names{{"contiguous", pqkv::axis_order::contiguous},
-                                                             {"rotary", pqkv::axis_order::rotary_halves}};
+                                                             {"rotary", pqkv::axis_order::rotary_halves},
+                                                             {"weighted", pqkv::axis_order::weighted_pairs}};
   return names;
 }
 
