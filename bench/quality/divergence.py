@@ -23,6 +23,9 @@ settings = {
     "2 x 6, contiguous axes, 16-bit rows, 32 sinks": ["--policy", "pq", "--subspaces", "2", "--bits", "6", "--axes", "contiguous", "--sink", "32"],
     "4 x 8, 16-bit rows": ["--policy", "pq"],
     "4 x 8, 8-bit rows": ["--policy", "pq", "--rows", "int8"],
+    "4 x 8, 8-bit rows, over attended": ["--policy", "pq", "--rows", "int8", "--over", "attended"],
+    "4 x 8, weighted axes, 8-bit rows": ["--policy", "pq", "--axes", "weighted", "--rows", "int8"],
+    "4 x 8, weighted axes, 8-bit rows, over attended": ["--policy", "pq", "--axes", "weighted", "--rows", "int8", "--over", "attended"],
 }
 own_texts = [root / name for name in ("docs/integrating.md", "docs/backends.md", "include/pqkv/pqcache.hpp", "examples/minillama/model.cpp",
                                       "docs/numerics.md", "docs/results.md")]

@@ -22,7 +22,10 @@ settings = {
     "2 x 6, contiguous axes, 16-bit rows, 32 sinks": ["--policy", "pq", "--codes", "2x6", "--axes", "contiguous", "--sink", "32"],
     "4 x 8, 16-bit rows": ["--policy", "pq", "--codes", "4x8"],
     "4 x 8, 8-bit rows": ["--policy", "pq", "--codes", "4x8", "--rows", "int8"],
+    "4 x 8, 8-bit rows, over attended": ["--policy", "pq", "--codes", "4x8", "--rows", "int8", "--over", "attended"],
     "4 x 8, weighted axes, 8-bit rows": ["--policy", "pq", "--codes", "4x8", "--axes", "weighted", "--rows", "int8"],
+    "4 x 8, weighted axes, 8-bit rows, over attended": ["--policy", "pq", "--codes", "4x8", "--axes", "weighted", "--rows", "int8", "--over",
+                                                        "attended"],
 }
 
 

@@ -113,6 +113,10 @@ int main(int argc, char** argv) {
       ->transform(one_of(axes_names(), "contiguous|rotary|weighted"))
       ->default_str("rotary")
       ->excludes(demo);
+  app.add_option("--over", o.evaluation.over, "middle or attended: the tokens over which a query head's weights add up to 1")
+      ->transform(one_of(normalisation_names(), "middle|attended"))
+      ->default_str("middle")
+      ->excludes(demo);
   app.add_option("--rows", o.evaluation.rows, "float or int8: what keys and values are kept as; int8 attends to more, of equal bytes")
       ->transform(one_of(row_format_names(), "float|int8"))
       ->default_str("float")

@@ -56,6 +56,7 @@ std::vector<contestant> contestants_of(const evaluation_settings& settings) {
     auto& quantizer = who.settings.quantizer;
     quantizer.path = settings.path;
     quantizer.axes = settings.axes;
+    quantizer.over = settings.over;
     quantizer.train.seed = settings.seed;
     const bool joint_codes = quantizer.subspaces * quantizer.bits <= pqkv::max_joint_bits;
     if (!joint_codes) quantizer.path = pqkv::search_path::scan;

@@ -29,6 +29,7 @@ struct evaluation_settings {
   std::set<std::size_t> ratios;            // pq, oracle and streaming at 1/this; empty: the usual contestants
   std::vector<code_sizes> codes;           // of pq, each a contestant; empty: 4x8. Under ratios
   pqkv::axis_order axes = pqkv::axis_order::rotary_halves;
+  pqkv::selector::normalisation over = pqkv::selector::normalisation::middle;
   row_format rows = row_format::float32;   // of every policy's cache
   std::optional<std::size_t> sinks;        // first tokens that always attend; default: the budget rule's
   std::optional<std::size_t> window;       // most recent tokens that attend; default: the budget rule's share

@@ -132,6 +132,10 @@ void declare_policy(CLI::App& app, options& o) {
       ->transform(one_of(axes_names(), "contiguous|rotary|weighted"))
       ->default_str("rotary")
       ->group(group);
+  app.add_option("--over", o.policy.quantizer.over, "middle or attended: the tokens over which a query head's weights add up to 1")
+      ->transform(one_of(normalisation_names(), "middle|attended"))
+      ->default_str("middle")
+      ->group(group);
   app.add_option("--refresh", o.policy.quantizer.refresh,
                  "renews the codebooks once a sequence is so many times as long as when they were trained; 0: never")
       ->check(real_number("0, or more than 1", [](double value) { return value == 0 || value > 1; }))

@@ -33,6 +33,12 @@ inline const std::map<std::string, pqkv::axis_order>& axes_names() {
   return names;
 }
 
+inline const std::map<std::string, pqkv::selector::normalisation>& normalisation_names() {
+  static const std::map<std::string, pqkv::selector::normalisation> names{{"middle", pqkv::selector::normalisation::middle},
+                                                                          {"attended", pqkv::selector::normalisation::attended}};
+  return names;
+}
+
 /// What a cache keeps a key or value as.
 enum class row_format {
   float32,

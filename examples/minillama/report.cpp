@@ -145,6 +145,7 @@ json settings_of(const options& o) {
            quantizer.residual.used() ? json(code_sizes{quantizer.residual.subspaces, quantizer.residual.bits}.text()) : json(nullptr)},
           {"shortlist", quantizer.residual.used() ? json(quantizer.residual.shortlist) : json(nullptr)},
           {"axes", name_in(axes_names(), quantizer.axes)},
+          {"over", name_in(normalisation_names(), quantizer.over)},
           {"refresh", quantizer.growth()},
           {"refresh_iterations", quantizer.refresh_iterations},
           {"metric", name_in(metric_names(), quantizer.metric)},

@@ -73,6 +73,7 @@
 #include "detail/host/received_attention.hpp"
 #include "detail/host/rerank.hpp"
 #include "detail/host/residual.hpp"
+#include "detail/host/attended_sum.hpp"
 #include "detail/host/retrieve.hpp"
 #include "detail/host/scan.hpp"
 #include "detail/host/sequence_steps.hpp"

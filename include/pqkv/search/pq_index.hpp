@@ -116,11 +116,12 @@ class pq_index {
   /// @param ranges   [rows * h]
   /// @param indices  [lists, k_max] int32, written as by retrieve()
   /// @param counts   [lists] uint32, written
+  /// @param attended  [rows * hq], or empty: sums of the tokens that each query attends to besides (retrieve); not for the second stage
   template <exec::policy P>
   void rank(const P& policy, pqkv::view<const float, 2, Space> query, const head_map<Space>& map,
             pqkv::view<const middle_range, 1, Space> ranges, pqkv::view<std::int32_t, 2, Space> indices,
             pqkv::view<std::uint32_t, 1, Space> counts, const retrieve_params& how, std::size_t shortlist_factor,
-            const pq_workspace<Space>& work) const {
+            const pq_workspace<Space>& work, pqkv::view<const attended_sum, 1, Space> attended = {}) const {
     const view_type own = view();
     const std::size_t hq = query.extent(0), lists = counts.extent(0);
     const auto table = part_of(work.table, hq);
@@ -131,6 +132,9 @@ class pq_index {
       query = as_const(ordered);
     }
     inner_product_table(policy, query, own.book, table, map);
+    if constexpr (space::usable_from<Space, space::host>)
+      if (!shape_.has_fine() && attended.data != nullptr)
+        return retrieve(policy, table, as_const(own.codes), own.index, ranges, indices, counts, how, skipped, map, attended);
     if (!shape_.has_fine()) return retrieve(policy, table, as_const(own.codes), own.index, ranges, indices, counts, how, skipped, map);
     if constexpr (space::usable_from<Space, space::host>) {
       std::size_t longest = 0;

@@ -133,7 +133,19 @@ void retrieve(const P& policy, distance_table_view<typename P::space_type> table
   kernel<op::retrieve, typename P::backend_type>::run(policy, table, codes, index, ranges, indices, counts, params, skipped, map);
 }
 
-/// The same, into lists that attention() can take as they are.
+/// The same, with probabilities normalised over the range and other tokens too: those that each query attends to in any case. It matters
+/// where query heads share a list, since a head that looks elsewhere counts less. Host memory only.
+/// @param attended  [hq] from sum_attended(), of the same queries
+template <exec::policy P>
+void retrieve(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index, view<const middle_range, 1> ranges,
+              view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts, const retrieve_params& params, view<std::uint8_t, 1> skipped,
+              const head_map<>& map, view<const attended_sum, 1> attended) {
+  require_ok(can_retrieve(table, codes, index, ranges, indices, counts, params, skipped, map));
+  require_ok(detail::checks("retrieve").extent("attended.extent(0)", attended.extent(0), table.entries.extent(0), "hq, from table"));
+  kernel<op::retrieve, typename P::backend_type>::run(policy, table, codes, index, ranges, indices, counts, params, skipped, map, attended);
+}
+
+/// The same as the first, into lists that attention() can take as they are.
 template <exec::policy P>
 void retrieve(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,
               cell_index_view<typename P::space_type> index, view<const middle_range, 1, typename P::space_type> ranges,

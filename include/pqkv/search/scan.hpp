@@ -3,10 +3,31 @@
 // use retrieve(), which gives the same set; scan() is for callers who want the scores.
 #pragma once
 
+#include "../core/canonical.hpp"
 #include "../quantize/codes.hpp"
 #include "distance_table.hpp"
 
 namespace pqkv::inline PQKV_MODE {
+/// The sum over some tokens of exp(scale * (logit - top)), where a logit is <query, key> without the softmax's scale.
+struct attended_sum {
+  float top = 0;             // the largest logit
+  std::uint64_t weight = 0;  // the sum, times 2^40; 0: no token, or none with a finite logit
+
+  /// The sum of both sets of tokens.
+  PQKV_HD attended_sum merged(const attended_sum& other, canonical::softmax_scale scale) const {
+    if (weight == 0) return other;
+    if (other.weight == 0) return *this;
+    if (other.top > top) return other.merged(*this, scale);
+    return {top, weight + other.relative_to(top, scale)};
+  }
+  /// `weight` if the exponents were relative to this logit. At most 2^62, which is far beyond what changes a score.
+  PQKV_HD std::uint64_t relative_to(float logit, canonical::softmax_scale scale) const {
+    const float u = canonical::sub(top, logit), most = canonical::div(60.0f, scale.scale);
+    const double value = static_cast<double>(weight) * static_cast<double>(canonical::exponential(u < most ? u : most, scale));
+    return value < 0x1p62 ? static_cast<std::uint64_t>(value) : std::uint64_t{1} << 62;
+  }
+};
+
 namespace op {
 struct scan {
   /// What scratch_bytes() must know.

@@ -10,6 +10,7 @@
 
 #include "../core/float_environment.hpp"
 #include "../quantize/overlap.hpp"
+#include "../search/attended_sum.hpp"
 #include "../search/pq_index.hpp"
 #include "../search/rerank.hpp"
 #include "concept.hpp"
@@ -25,6 +26,12 @@ struct residual_stage {
   constexpr bool used() const { return subspaces != 0; }
 };
 
+/// The tokens over which a query head's probabilities add up to 1. A KV head's query heads share a list, so it decides how much each says.
+enum class normalisation : std::uint8_t {
+  middle,   // the ranked tokens: every query head says as much
+  attended  // sinks and window too: a head that looks there says less. Host memory only, no second stage
+};
+
 /// The quantizer, its training, and how scores are computed. 4 x 8 bits is what a real model needs (docs/quality.md). 2 x 6 bits ranks
 /// faster, by the joint-code index, and finds less.
 struct pq_params {
@@ -34,6 +41,7 @@ struct pq_params {
   key_metric metric = key_metric::squared_l2;
   group_reduction reduction = group_reduction::probability_sum;
   search_path path = search_path::automatic;
+  normalisation over = normalisation::middle;
   residual_stage residual{};
   kmeans_params train{};                           // of both stages; `start` must be drawn, since a slot begins empty
   std::optional<overlap_model> overlap{};          // if given, the overlap rule decides L in place of train.iterations
@@ -93,6 +101,8 @@ class basic_pq {
               "kmeans_start::drawn: a slot has no centroids to begin from", 0, 0)
         .that(settings.growth() == 0 || (settings.growth() > 1 && is_finite(static_cast<float>(settings.growth()))), status::code::value,
               "selector.refresh", relation::stated, "above 1, times the length of the last training, or 0 for never", 0, settings.growth())
+        .that(settings.over == normalisation::middle || !settings.residual.used(), status::code::value, "selector.over", relation::required,
+              "normalisation::middle with a second stage", 0, 1)
         .at_least("selector.overlap_most", settings.overlap_most, overlap_model::least, "L of the overlap rule")
         .that(!settings.overlap || settings.overlap->b1 > 0, status::code::value, "selector.overlap.b1", relation::above,
               "seconds per row and iteration", 0, settings.overlap ? settings.overlap->b1 : 0)
@@ -200,11 +210,25 @@ class basic_pq {
   }
 
   template <exec::policy P, class Rows>
-  void select(const P& policy, view<const float, 2, Space> query, const Rows&, const head_map<Space>& map,
-              view<const middle_range, 1, Space> ranges, view<std::int32_t, 2, Space> indices, view<std::uint32_t, 1, Space> counts) {
-    index_.rank(policy, query, map, ranges, indices, counts,
-                {.head_dim = shape_.head_dim, .reduction = params_.reduction, .path = params_.path, .scale = shape_.softmax_scale},
-                params_.residual.shortlist, workspace());
+  requires(!space::usable_from<Space, space::host>) void select(const P& policy, view<const float, 2, Space> query, const Rows&,
+                                                                const head_map<Space>& map, view<const middle_range, 1, Space> ranges,
+                                                                view<std::int32_t, 2, Space> indices,
+                                                                view<std::uint32_t, 1, Space> counts) {
+    rank(policy, query, map, ranges, indices, counts);
+  }
+  /// @param spans  what each query attends to besides, for normalisation::attended
+  template <exec::policy P, class Rows>
+  requires space::usable_from<Space, space::host>
+  void select(const P& policy, view<const float, 2, Space> query, const Rows& rows, const head_map<Space>& map,
+              view<const token_span, 1, Space> spans, view<const middle_range, 1, Space> ranges, view<std::int32_t, 2, Space> indices,
+              view<std::uint32_t, 1, Space> counts) {
+    bool listed = false;
+    for (std::size_t i = 0; i < ranges.extent(0); ++i) listed |= ranges(i).size() != 0;
+    if (!listed) return;
+    if (params_.over == normalisation::middle) return rank(policy, query, map, ranges, indices, counts);
+    const auto sums = workspace().attended.slice(0, 0, query.extent(0));
+    sum_attended(policy, query, mapped_store<Rows>{rows, map, ranges.extent(0)}, spans, sums, shape_.softmax_scale);
+    rank(policy, query, map, ranges, indices, counts, as_const(sums));
   }
 
   static constexpr status can_observe(const params& settings) noexcept {
@@ -249,8 +273,18 @@ class basic_pq {
     std::uint32_t merged = 0;  // tokens below this were in the id lists after the last merge
   };
 
+  template <class P>
+  void rank(const P& policy, view<const float, 2, Space> query, const head_map<Space>& map, view<const middle_range, 1, Space> ranges,
+            view<std::int32_t, 2, Space> indices, view<std::uint32_t, 1, Space> counts, view<const attended_sum, 1, Space> attended = {}) {
+    index_.rank(policy, query, map, ranges, indices, counts,
+                {.head_dim = shape_.head_dim, .reduction = params_.reduction, .path = params_.path, .scale = shape_.softmax_scale},
+                params_.residual.shortlist, workspace(), attended);
+  }
+
   static constexpr status can_use_device(const params& settings) noexcept {
     return pqkv::detail::checks("pqcache")
+        .that(settings.over == normalisation::middle, status::code::value, "selector.over", relation::required,
+              "normalisation::middle on a device", 0, 1)
         .at_most("selector.residual.subspaces", settings.residual.subspaces, 0, "no second stage on a device")
         .that(settings.axes != axis_order::weighted_pairs, status::code::value, "selector.axes", relation::required,
               "contiguous or rotary_halves: no weighted_pairs on a device", 1, 2)

@@ -122,7 +122,8 @@ struct kernel<op::retrieve, backend::host> {
   template <class P>
   static void run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
                   view<const middle_range, 1> ranges, view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts,
-                  const retrieve_params& params, view<std::uint8_t, 1> skipped, const head_map<>& map) {
+                  const retrieve_params& params, view<std::uint8_t, 1> skipped, const head_map<>& map,
+                  view<const attended_sum, 1> attended = {}) {
     check_arguments(codes, index, ranges, indices, params, map);
     const std::size_t h = ranges.extent(0), m = codes.extent(1), c = table.entries.extent(2), hq = table.entries.extent(0);
     const std::size_t lists = indices.extent(0), g = hq / lists, lists_per_head = lists / h, cells = index.empty() ? 0 : index.cells();
@@ -161,14 +162,22 @@ struct kernel<op::retrieve, backend::host> {
         const detail::prefilter_scratch filter{sums + list * summed, positions + list * room, doubtful};
         std::int32_t* out = indices.data + list * indices.stride(0);
         std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
-        counts(list) =
-            select<leaf>(scorer, table, first, codes, index, head, ranges(row_head), params.path, own_scratch, filter, out, flags);
+        const query_group group{table, first, flags, attended.data == nullptr ? nullptr : &attended(first)};
+        counts(list) = select<leaf>(scorer, group, codes, index, head, ranges(row_head), params.path, own_scratch, filter, out);
         detail::pad(out, counts(list), indices.extent(1));
       });
     });
   }
 
  private:
+  /// The query heads of one list.
+  struct query_group {
+    distance_table_view<> table;
+    std::size_t first;
+    std::uint8_t* skipped;         // or null
+    const attended_sum* attended;  // or null
+  };
+
   /// Scratch of one list.
   struct list_scratch {
     detail::cell_scratch cells;
@@ -192,9 +201,9 @@ struct kernel<op::retrieve, backend::host> {
   }
 
   template <class Leaf, class Scorer>
-  static std::uint32_t select(Scorer& scorer, distance_table_view<> table, std::size_t first, codes_view<> codes, cell_index_view<> index,
-                              std::size_t head, middle_range range, search_path path, const list_scratch& of_list,
-                              const detail::prefilter_scratch& filtering, std::int32_t* out, std::uint8_t* skipped) {
+  static std::uint32_t select(Scorer& scorer, const query_group& group, codes_view<> codes, cell_index_view<> index, std::size_t head,
+                              middle_range range, search_path path, const list_scratch& of_list, const detail::prefilter_scratch& filtering,
+                              std::int32_t* out) {
     const std::uint32_t k = range.selected();
     const std::uint8_t* head_codes = codes.data + head * codes.stride(0);
     const detail::cell_scratch& scratch = of_list.cells;
@@ -202,7 +211,7 @@ struct kernel<op::retrieve, backend::host> {
     if (joint) {
       const std::uint32_t* const counts = detail::counts_up_to(index, codes, head, range.end, of_list.earlier);
       const auto select_cells = [&](const auto& cells, const std::int32_t* which) {
-        if (!prepare(scorer, table, first, cells, range, k, out, skipped)) return k;
+        if (!prepare(scorer, group, cells, range, k, out)) return k;
         scorer.score(cells, scratch.scores);
         const auto threshold =
             detail::cell_threshold<Leaf>(scratch.scores, cells.weights, cells.n, range.size(), k, scratch.values, scratch.picks);
@@ -216,8 +225,8 @@ struct kernel<op::retrieve, backend::host> {
       return select_cells(detail::cell_items{counts, range.size(), index.cells(), scratch.values}, nullptr);
     }
     const detail::token_items tokens{head_codes + range.begin, codes.stride(1), range.size()};
-    if (!prepare(scorer, table, first, tokens, range, k, out, skipped)) return k;
-    detail::logit_prefilter<Leaf> filter(tokens, codes.extent(1), table.entries.extent(2), filtering);
+    if (!prepare(scorer, group, tokens, range, k, out)) return k;
+    detail::logit_prefilter<Leaf> filter(tokens, codes.extent(1), group.table.entries.extent(2), filtering);
     if (scorer.adds_logits() && filter.serves(codes.extent(1), tokens.n) &&
         filter.select(scorer, k, scratch.scores, static_cast<std::int32_t>(range.begin), out))
       return k;
@@ -228,9 +237,9 @@ struct kernel<op::retrieve, backend::host> {
 
   /// Prepares the scorer. If every token of the range, or none, is selected, writes `out` and returns false.
   template <class Scorer, class Items>
-  static bool prepare(Scorer& scorer, distance_table_view<> table, std::size_t first, const Items& items, middle_range range,
-                      std::uint32_t k, std::int32_t* out, std::uint8_t* skipped) {
-    scorer.prepare(table, first, items, range.size(), skipped);
+  static bool prepare(Scorer& scorer, const query_group& group, const Items& items, middle_range range, std::uint32_t k,
+                      std::int32_t* out) {
+    scorer.prepare(group.table, group.first, items, range.size(), group.skipped, group.attended);
     if (k == 0 || k == range.size()) {
       for (std::uint32_t i = 0; i < k; ++i) out[i] = static_cast<std::int32_t>(range.begin + i);
       return false;

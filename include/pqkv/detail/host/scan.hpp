@@ -140,9 +140,11 @@ class group_scorer {
       : scratch_(scratch), reduction_(reduction), g_(g), m_(m), c_(c), scale_(scale) {}
 
   /// Prepares query heads [first, first + g) of the table. Writes to `skipped` (null or [g]) which of them have a non-finite entry.
-  /// @param tokens  how many tokens all items stand for
+  /// @param tokens    how many tokens all items stand for
+  /// @param attended  null, or [g] sums of other tokens, over which the probabilities are normalised too
   template <class Items>
-  void prepare(distance_table_view<> table, std::size_t first, const Items& items, std::uint64_t tokens, std::uint8_t* skipped) {
+  void prepare(distance_table_view<> table, std::size_t first, const Items& items, std::uint64_t tokens, std::uint8_t* skipped,
+               const attended_sum* attended = nullptr) {
     for (std::size_t q = 0; q < g_; ++q) {
       const float* entries = table.entries.data + (first + q) * table.entries.stride(0);
       bool finite = is_finite(table.bias(first + q)) || !uses_bias();
@@ -153,7 +155,8 @@ class group_scorer {
       else if (uses_logits())
         take_logits(q, entries, table.entries.stride(1), table.bias(first + q));
       else
-        take_probabilities(q, entries, table.entries.stride(1), items, tokens);
+        take_probabilities(q, entries, table.entries.stride(1), items, tokens, table.bias(first + q),
+                           attended == nullptr ? attended_sum{} : attended[q]);
     }
   }
 
@@ -231,13 +234,16 @@ class group_scorer {
   }
 
   template <class Items>
-  void take_probabilities(std::size_t q, const float* entries, std::size_t stride, const Items& items, std::uint64_t tokens) {
+  void take_probabilities(std::size_t q, const float* entries, std::size_t stride, const Items& items, std::uint64_t tokens, float bias,
+                          const attended_sum& attended) {
     float* u = scratch_.shifted + q * m_ * c_;
     float* e = scratch_.entries + q * m_ * c_;
+    float zero = bias;  // the logit whose product is 1
     for (std::size_t j = 0; j < m_; ++j) {
       const float* row = entries + j * stride;
       const float top = *std::max_element(row, row + c_);
       for (std::size_t x = 0; x < c_; ++x) u[j * c_ + x] = canonical::sub(row[x], top);
+      zero = canonical::add(zero, top);
     }
     std::uint64_t z = exponentiate(u, e, items);
     if (canonical::needs_recentring(z, tokens)) {
@@ -245,11 +251,13 @@ class group_scorer {
       items.template sums<Leaf>(u, m_, c_, [&](std::size_t, const float* logits, const std::uint32_t* weights, std::size_t count) {
         best = canonical::max(Leaf::largest(logits, weights, count), best);
       });
-      const float shift = canonical::div(canonical::recentring(best, scale_), static_cast<float>(m_));
+      const float centre = canonical::recentring(best, scale_), shift = canonical::div(centre, static_cast<float>(m_));
+      zero = canonical::add(zero, centre);
       for (std::size_t x = 0; x < m_ * c_; ++x) u[x] = canonical::sub(u[x], shift);
       z = exponentiate(u, e, items);
     }
-    scratch_.factor[q] = canonical::inverse_normaliser(z);
+    const bool beside = attended.weight != 0 && is_finite(zero);  // without a finite bias nothing can be compared
+    scratch_.factor[q] = canonical::inverse_normaliser(beside ? z + attended.relative_to(zero, scale_) : z);
     if (z == 0) leave_out(q);
   }
 

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// The softmax sums of tokens that a query attends to in any case: sinks and window. With them, retrieve() can normalise a query head's
+// probabilities over all tokens instead of over the middle alone. A head whose attention goes to sinks and window then has less say in what
+// its group retrieves. Canonical, like everything that decides which tokens are selected.
+#pragma once
+
+#include <cstddef>
+
+#include "../cache/kv_store.hpp"
+#include "../cache/token_set.hpp"
+#include "../core/error.hpp"
+#include "../exec/kernel.hpp"
+#include "../quantize/shape.hpp"
+#include "scan.hpp"
+
+namespace pqkv::inline PQKV_MODE {
+namespace op {
+struct sum_attended {};
+}  // namespace op
+
+/// The checks of sum_attended().
+template <class Query, class Store, class Spans, class Sums>
+constexpr status can_sum_attended(const Query& query, const Store& store, const Spans& spans, const Sums& sums) noexcept {
+  const std::size_t h = store.heads(), hq = query.extent(0), lists = spans.extent(0);
+  return detail::checks("sum_attended")
+      .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", relation::multiple_of, "h", h, hq)
+      .extent("query.extent(1)", query.extent(1), store.head_dim(), "d, from store")
+      .extent("query.stride(1)", query.stride(1), 1, "last axis contiguous")
+      .at_most("store.head_dim", store.head_dim(), max_head_dim, "d")
+      .that(lists > 0 && lists % h == 0 && hq % lists == 0, status::code::shape, "spans.extent(0)", relation::stated, "h, or hq", h, lists)
+      .extent("sums.extent(0)", sums.extent(0), hq, "hq, from query");
+}
+
+/// Sums the softmax weights of the tokens of each query head's span. A logit that is not finite counts as -infinity.
+///
+/// @param query  [hq, d] float
+/// @param store  keys of h heads; values are not used
+/// @param spans  [h], or [hq]: the tokens
+/// @param sums   [hq], written
+/// @param scale  of the logits in the softmax; 0: 1 / sqrt(d)
+/// @throws shape_error, value_error
+/// @cost   reads each key once for all query heads of its head; d multiply-adds a query head and token; no allocation. Host memory only
+template <exec::policy P, kv_store Store>
+requires reachable_from<typename Store::space_type, P>
+void sum_attended(const P& policy, view<const float, 2, typename P::space_type> query, const Store& store,
+                  view<const token_span, 1, typename P::space_type> spans, view<attended_sum, 1, typename P::space_type> sums,
+                  float scale = 0) {
+  require_ok(can_sum_attended(query, store, spans, sums));
+  kernel<op::sum_attended, typename P::backend_type>::run(policy, query, store, spans, sums, scale);
+}
+
+}  // namespace pqkv
