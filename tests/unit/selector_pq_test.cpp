@@ -169,6 +169,51 @@ TEST_CASE("selector pq: with a second stage joint and scan list the same tokens 
   CHECK(differ == 150);
 }
 
+TEST_CASE("selector pq: normalised over sinks and window too, it lists what the public parts select") {
+  std::size_t differ = 0;
+  for (const search_path path : {search_path::joint, search_path::scan}) {
+    auto p = params_of(2, 5, path);
+    p.softmax_scale = 0.4f;
+    p.selector.axes = pqkv::axis_order::contiguous;
+    pqkv::pqcache<> middle(p);
+    p.selector.over = pqkv::selector::normalisation::attended;
+    pqkv::pqcache<> cache(p);
+    const prompt given(2, 300, 32, 1);
+    for (auto* one : {&middle, &cache}) prefill(cpu, *one, 1, given);
+    for (std::uint64_t step = 0; step < 10; ++step) {
+      for (auto* one : {&middle, &cache}) append_random(cpu, *one, step, {0, 1});
+      const std::uint32_t n = static_cast<std::uint32_t>(cache.size(1)), end = n - 16;
+      const std::vector<float> query = random_query(cache, step);
+      const auto asked = pqkv::make_view(query.data() + 4 * 32, 4, 32);
+      const auto index = cache.selection().index().sequence(1);
+      pqkv::distance_table table(4, {2, 32, 2, 5});
+      pqkv::inner_product_table(cpu, asked, index.book, table.mutable_view());
+      std::vector<pqkv::attended_sum> sums(4);
+      const std::vector<pqkv::token_span> spans(2, {4, end, n});
+      const std::vector<pqkv::middle_range> ranges(2, {4, end, 40});
+      std::vector<std::uint32_t> slots = {1};
+      const auto keys = cache.rows().view();
+      pqkv::sum_attended(cpu, asked, pqkv::mapped_store<decltype(keys)>{keys, {pqkv::make_view(std::as_const(slots).data(), 1), 2}, 2},
+                         pqkv::make_view(spans.data(), 2), pqkv::make_view(sums.data(), 4), 0.4f);
+      std::vector<std::int32_t> wanted(2 * 40);
+      std::vector<std::uint32_t> counts(2);
+      std::vector<std::uint8_t> skipped(4);
+      pqkv::retrieve(cpu, table.view(), pqkv::as_const(index.codes), {}, pqkv::make_view(ranges.data(), 2),
+                     pqkv::make_view(wanted.data(), 2, 40), pqkv::make_view(counts.data(), 2), {.head_dim = 32, .scale = 0.4f},
+                     pqkv::make_view(skipped.data(), 4), {}, pqkv::make_view(std::as_const(sums).data(), 4));
+      const reply got = ask(cpu, cache, query, {0, 1}), without = ask(cpu, middle, query, {0, 1});
+      for (std::size_t head = 0; head < 2; ++head) {
+        CHECK(got.list(2 + head) == std::vector<std::int32_t>(wanted.begin() + static_cast<std::ptrdiff_t>(40 * head),
+                                                              wanted.begin() + static_cast<std::ptrdiff_t>(40 * (head + 1))));
+        differ += got.list(2 + head) != without.list(2 + head) ? 1 : 0;
+      }
+    }
+    p.selector.residual = {.subspaces = 4, .bits = 4, .shortlist = 3};
+    CHECK(std::string(pqkv::pqcache<>::can_construct(p).parameter) == "selector.over");
+  }
+  CHECK(differ > 20);  // of 40
+}
+
 TEST_CASE("selector pq: a slot is trained when both stages can be") {
   auto p = params_of(2, 4, search_path::automatic);
   p.selector.residual = {.subspaces = 4, .bits = 6};

@@ -10,7 +10,7 @@
 
 #include "../core/float_environment.hpp"
 #include "../quantize/overlap.hpp"
-#include "../search/attended_sum.hpp"
+#include "attended_sum.hpp"
 #include "../search/pq_index.hpp"
 #include "../search/rerank.hpp"
 #include "concept.hpp"
