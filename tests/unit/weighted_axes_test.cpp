@@ -155,7 +155,9 @@ TEST_CASE("weighted axes: codes and lists are those of a plain cache with keys a
     for (const std::uint64_t seed : {11u, 12u}) {
       const prompt given(h, 300, d, seed, what);
       const std::vector<float> seen = make_queries(40, seed);
-      pqkv::pqcache<> own(params_of(axis_order::weighted_pairs)), plain(params_of(axis_order::contiguous));
+      auto of_own = params_of(axis_order::weighted_pairs), of_plain = params_of(axis_order::contiguous);
+      of_own.selector.refresh = of_plain.selector.refresh = 1.2;
+      pqkv::pqcache<> own(of_own), plain(of_plain);
       own.observe(cpu, 0, view_of(seen));
       const auto part = given.keys.view().slice(1, 0, 200);
       own.prefill(cpu, 0, part, part);
@@ -166,6 +168,10 @@ TEST_CASE("weighted axes: codes and lists are those of a plain cache with keys a
       plain.prefill(cpu, 0, dealt.slice(1, 0, 200), dealt.slice(1, 0, 200));
       append(own, 0, given.keys.view(), 200, 260);
       append(plain, 0, dealt, 200, 260);
+      CHECK(codes_of(own) == codes_of(plain));
+      CHECK(answers(own) == answers(plain, 0, &axes));
+      own.maintain(cpu), plain.maintain(cpu);  // renews codebooks and keeps the order
+      CHECK(own.statistics(0).trainings == 2);
       CHECK(codes_of(own) == codes_of(plain));
       CHECK(answers(own) == answers(plain, 0, &axes));
       own.truncate(cpu, 0, 150), plain.truncate(cpu, 0, 150);

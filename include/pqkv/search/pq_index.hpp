@@ -72,7 +72,8 @@ class pq_index {
 
   /// Renews codebooks that were learnt from tokens [first, trained), when the sequence has n tokens: much cheaper than learn(). A share
   /// (n - trained) / (n - first) of the centroids, those with the fewest tokens, is replaced by keys drawn from [trained, n)
-  /// (replaced_centroids). Then come train_params.iterations of k-means from there; the mean key stays. The rest is as in learn().
+  /// (replaced_centroids). Then come train_params.iterations of k-means from there; the mean key and the order of axes stay. The rest is as
+  /// in learn().
   /// @pre    the sequence has codebooks and tokens [first, ranked) their codes; first < trained <= n; no second stage
   /// @cost   as learn() with so few iterations. On the host, unless a sample is trained on, the first of them costs an eighth (1 / share)
   template <exec::policy P, class Rows>

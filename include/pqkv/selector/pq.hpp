@@ -50,12 +50,12 @@ struct pq_params {
   /// maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never. Not given: 1.1 or, where slots
   /// are trained anew, which costs more, 1.5.
   std::optional<double> refresh{};
-  /// L of such a renewal (pq_index::renew), which begins from the codebook there is. 0: trains anew as for a prompt. So do slots that have
-  /// doubled since, and those with a second stage or weighted_pairs.
+  /// L of such a renewal (pq_index::renew), which begins from the codebook there is and keeps its order of axes. 0: trains anew as for a
+  /// prompt. So do slots that have doubled since, and those with a second stage.
   std::size_t refresh_iterations = 1;
 
   /// Whether an outgrown codebook is always trained anew.
-  constexpr bool trains_anew() const { return refresh_iterations == 0 || residual.used() || axes == axis_order::weighted_pairs; }
+  constexpr bool trains_anew() const { return refresh_iterations == 0 || residual.used(); }
   /// `refresh`, or what stands for it.
   constexpr double growth() const { return refresh.value_or(trains_anew() ? 1.5 : 1.1); }
 

@@ -65,7 +65,9 @@ std::size_t replace_least_used(const Rows& rows, std::size_t head, const pq_inde
     float y[max_head_dim + 1];
     bool finite = true;
     for (std::size_t e = 0; e < ds; ++e) {
-      y[e] = canonical::sub(key[index.axes(j * ds + e)], index.book.mean(h, j * ds + e));
+      const std::size_t place = j * ds + e;
+      const float element = index.pairs.empty() ? key[index.axes(place)] : index.pairs.of_key(key, h, place);
+      y[e] = canonical::sub(element, index.book.mean(h, place));
       finite &= is_finite(y[e]);
     }
     if (index.book.metric() == key_metric::inner_product) finite &= lift_to_sphere(y, ds, index.book.squared_radius(h, j));
