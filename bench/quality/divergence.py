@@ -21,11 +21,10 @@ root = pathlib.Path(__file__).resolve().parents[2]
 settings = {
     "exact top-k, 16-bit rows, 32 sinks": ["--policy", "oracle", "--sink", "32"],
     "2 x 6, contiguous axes, 16-bit rows, 32 sinks": ["--policy", "pq", "--subspaces", "2", "--bits", "6", "--axes", "contiguous", "--sink", "32"],
-    "4 x 8, 16-bit rows": ["--policy", "pq"],
-    "4 x 8, 8-bit rows": ["--policy", "pq", "--rows", "int8"],
-    "4 x 8, 8-bit rows, over attended": ["--policy", "pq", "--rows", "int8", "--over", "attended"],
-    "4 x 8, weighted axes, 8-bit rows": ["--policy", "pq", "--axes", "weighted", "--rows", "int8"],
-    "4 x 8, weighted axes, 8-bit rows, over attended": ["--policy", "pq", "--axes", "weighted", "--rows", "int8", "--over", "attended"],
+    "rotary axes, over middle, 16-bit rows": ["--policy", "pq", "--axes", "rotary", "--over", "middle"],
+    "rotary axes, over middle, 8-bit rows": ["--policy", "pq", "--axes", "rotary", "--over", "middle", "--rows", "int8"],
+    "rotary axes, over attended, 8-bit rows": ["--policy", "pq", "--axes", "rotary", "--over", "attended", "--rows", "int8"],
+    "weighted axes, over attended, 8-bit rows": ["--policy", "pq", "--axes", "weighted", "--over", "attended", "--rows", "int8"],
 }
 own_texts = [root / name for name in ("docs/integrating.md", "docs/backends.md", "include/pqkv/pqcache.hpp", "examples/minillama/model.cpp",
                                       "docs/numerics.md", "docs/results.md")]

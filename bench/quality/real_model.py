@@ -17,15 +17,15 @@ import pathlib
 
 from kept_runs import kept_run
 
+quantized = ["--policy", "pq", "--codes", "4x8", "--axes"]
 settings = {
     "exact top-k, 16-bit rows, 32 sinks": ["--policy", "oracle", "--sink", "32"],
     "2 x 6, contiguous axes, 16-bit rows, 32 sinks": ["--policy", "pq", "--codes", "2x6", "--axes", "contiguous", "--sink", "32"],
-    "4 x 8, 16-bit rows": ["--policy", "pq", "--codes", "4x8"],
-    "4 x 8, 8-bit rows": ["--policy", "pq", "--codes", "4x8", "--rows", "int8"],
-    "4 x 8, 8-bit rows, over attended": ["--policy", "pq", "--codes", "4x8", "--rows", "int8", "--over", "attended"],
-    "4 x 8, weighted axes, 8-bit rows": ["--policy", "pq", "--codes", "4x8", "--axes", "weighted", "--rows", "int8"],
-    "4 x 8, weighted axes, 8-bit rows, over attended": ["--policy", "pq", "--codes", "4x8", "--axes", "weighted", "--rows", "int8", "--over",
-                                                        "attended"],
+    "rotary axes, over middle, 16-bit rows": [*quantized, "rotary", "--over", "middle"],
+    "rotary axes, over middle, 8-bit rows": [*quantized, "rotary", "--over", "middle", "--rows", "int8"],
+    "rotary axes, over attended, 8-bit rows": [*quantized, "rotary", "--over", "attended", "--rows", "int8"],
+    "weighted axes, over middle, 8-bit rows": [*quantized, "weighted", "--over", "middle", "--rows", "int8"],
+    "weighted axes, over attended, 8-bit rows": [*quantized, "weighted", "--over", "attended", "--rows", "int8"],
 }
 
 

@@ -27,6 +27,8 @@ struct ask_options {
   std::vector<std::size_t> ratios;
   std::vector<std::string> codes;
   std::size_t sinks = 0, window = 0;
+  pqkv::axis_order axes{};
+  pqkv::selector::normalisation over{};
   bool demo = false, check_paths = false;
   evaluation_settings evaluation;
 };
@@ -109,14 +111,14 @@ int main(int argc, char** argv) {
       ->excludes(demo);
   app.add_option("--codes", o.codes, "subspaces x bits of pq's codes, each a contestant: 2x6 4x8; 2x6+4x8 has a second stage")
       ->needs(app.get_option("--ratios"));
-  app.add_option("--axes", o.evaluation.axes, "contiguous, rotary or weighted: which coordinates of a key are coded together")
-      ->transform(one_of(axes_names(), "contiguous|rotary|weighted"))
-      ->default_str("rotary")
-      ->excludes(demo);
-  app.add_option("--over", o.evaluation.over, "middle or attended: the tokens over which a query head's weights add up to 1")
-      ->transform(one_of(normalisation_names(), "middle|attended"))
-      ->default_str("middle")
-      ->excludes(demo);
+  auto* axes = app.add_option("--axes", o.axes, "contiguous, rotary or weighted: which coordinates of a key are coded together")
+                   ->transform(one_of(axes_names(), "contiguous|rotary|weighted"))
+                   ->default_str("weighted; rotary with --device cuda")
+                   ->excludes(demo);
+  auto* over = app.add_option("--over", o.over, "middle or attended: the tokens over which a query head's weights add up to 1")
+                   ->transform(one_of(normalisation_names(), "middle|attended"))
+                   ->default_str("attended; middle with --device cuda or a second stage")
+                   ->excludes(demo);
   app.add_option("--rows", o.evaluation.rows, "float or int8: what keys and values are kept as; int8 attends to more, of equal bytes")
       ->transform(one_of(row_format_names(), "float|int8"))
       ->default_str("float")
@@ -145,6 +147,8 @@ int main(int argc, char** argv) {
       if (!sizes) throw usage_error("--codes", "expected subspaces x bits, as in 2x6 or 2x6+4x8, got " + asked);
       o.evaluation.codes.push_back(*sizes);
     }
+    if (axes->count()) o.evaluation.axes = o.axes;
+    if (over->count()) o.evaluation.over = o.over;
     if (sinks->count()) o.evaluation.sinks = o.sinks;
     if (window->count()) o.evaluation.window = o.window;
     const std::unique_ptr<engine> computing = make_engine(o.evaluation.device, llama, runner);

@@ -112,6 +112,12 @@ struct policy_settings {
   preset_name preset = preset_name::library;
   row_format rows = row_format::float32;
 
+  /// What finds most on a real model (docs/quality.md) and only the host has. The paper's preset stays what it is.
+  void use_host_defaults() {
+    if (preset == preset_name::paper) return;
+    quantizer.axes = pqkv::axis_order::weighted_pairs;
+    if (!quantizer.residual.used()) quantizer.over = pqkv::selector::normalisation::attended;
+  }
   /// Takes over what PQCache's paper does differently, but for the overlap model.
   void use_paper_preset() {
     const auto paper = pqkv::preset::paper({}, budget.ratio, {});

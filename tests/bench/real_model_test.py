@@ -51,21 +51,21 @@ class real_model(unittest.TestCase):
     def test_sums_over_seeds(self):
         got = self.run_script("--seeds", "1", "2", "--jobs", "3")
         self.assertEqual(got.returncode, 0, got.stderr)
-        lines = [line.split() for line in got.stdout.splitlines() if "8-bit rows" in line]
+        lines = [line.split() for line in got.stdout.splitlines() if "weighted axes, over attended, 8-bit rows" in line]
         self.assertEqual([line[-6] for line in lines], ["13/16", "13/16"])  # 8 - 1 and 8 - 2 of 8 each
         self.assertEqual([line[-2] for line in lines], ["11/20", "11/20"])
         self.assertEqual([line[-1] for line in lines], ["4", "2"])
-        wide = [line.split()[-1] for line in got.stdout.splitlines() if "4 x 8, 16-bit rows" in line]
+        wide = [line.split()[-1] for line in got.stdout.splitlines() if "rotary axes, over middle, 16-bit rows" in line]
         self.assertEqual(wide, ["2", "1"])  # floats count as 16 bits
-        self.assertEqual(len(self.calls()), 8)
+        self.assertEqual(len(self.calls()), 14)
 
     def test_goes_on_where_it_stopped(self):
         self.run_script("--seeds", "1")
         again = self.run_script("--seeds", "1", "3")
         self.assertEqual(again.returncode, 0, again.stderr)
-        self.assertEqual(len(self.calls()), 8)  # four settings of each seed, none twice
+        self.assertEqual(len(self.calls()), 14)  # seven settings of each seed, none twice
         self.run_script("--seeds", "1", "--length", "999")
-        self.assertEqual(len(self.calls()), 12)  # other questions are other results
+        self.assertEqual(len(self.calls()), 21)  # other questions are other results
 
     def test_a_failure_is_named(self):
         got = self.run_script("--seeds", "13")
