@@ -21,28 +21,30 @@ struct kernel<op::gather_keys, backend::host> {
                   view<T, 3> out) {
     const std::size_t d = out.extent(2);
     detail::run_tasks(policy, out.extent(0), [&](std::size_t h) {  // a row of integers is multiplied by its scale, a pair by its weight
+      constexpr std::size_t lead = 16;                             // rows: the hardware does not prefetch past the end of a page
+      std::uint16_t place[max_head_dim];
+      const float* weight = nullptr;
       if constexpr (std::is_same_v<Axes, axis_map>) {
-        constexpr std::size_t lead = 16;  // rows: the hardware does not prefetch past the end of a page
-        std::uint16_t place[max_head_dim];
         for (std::size_t e = 0; e < d; ++e) place[e] = static_cast<std::uint16_t>(axes(e));
-        for (std::size_t i = 0; i < out.extent(1); ++i) {
-          const auto key = rows.key(head + h, first + sample(i));
-          if (i + lead < out.extent(1)) {
-            const auto ahead = rows.key(head + h, first + sample(i + lead));
-            constexpr std::size_t line = cache_line_bytes / sizeof(*ahead.data);
-            for (std::size_t e = 0; e < d; e += line) __builtin_prefetch(ahead.data + e * ahead.stride);
-          }
-          T* const row = &out(h, i, 0);
-          if constexpr (std::is_same_v<T, std::remove_cvref_t<decltype(*key.data)>>)
-            for (std::size_t e = 0; e < d; ++e) row[e] = key.data[place[e] * key.stride];
-          else
-            for (std::size_t e = 0; e < d; ++e) row[e] = static_cast<T>(key[place[e]]);
-        }
       } else {
-        for (std::size_t i = 0; i < out.extent(1); ++i) {
-          const auto key = rows.key(head + h, first + sample(i));
-          for (std::size_t e = 0; e < d; ++e) out(h, i, e) = static_cast<T>(axes.of_key(key, h, e));
+        const bool is_dealt = axes.is_dealt(h) != 0;
+        if (is_dealt) weight = &axes.weight(h, 0);
+        for (std::size_t e = 0; e < d; ++e) place[e] = static_cast<std::uint16_t>(is_dealt ? axes.source(h, e) : axes.otherwise(e));
+      }
+      for (std::size_t i = 0; i < out.extent(1); ++i) {
+        const auto key = rows.key(head + h, first + sample(i));
+        if (i + lead < out.extent(1)) {
+          const auto ahead = rows.key(head + h, first + sample(i + lead));
+          constexpr std::size_t line = cache_line_bytes / sizeof(*ahead.data);
+          for (std::size_t e = 0; e < d; e += line) __builtin_prefetch(ahead.data + e * ahead.stride);
         }
+        T* const row = &out(h, i, 0);
+        if (weight != nullptr)
+          for (std::size_t e = 0; e < d; ++e) row[e] = static_cast<T>(key[place[e]] * weight[e]);
+        else if constexpr (std::is_same_v<T, std::remove_cvref_t<decltype(*key.data)>>)
+          for (std::size_t e = 0; e < d; ++e) row[e] = key.data[place[e] * key.stride];
+        else
+          for (std::size_t e = 0; e < d; ++e) row[e] = static_cast<T>(key[place[e]]);
       }
     });
   }
