@@ -16,7 +16,8 @@
 // cut off stay. A slot that began without a prompt counts from the first maintain() on.
 //
 // Source: Zhang et al., "H2O: Heavy-hitter oracle for efficient generative inference of large language models", NeurIPS 2023. The sum over
-// the group of query heads is ours, for models with grouped queries. The window is the paper's share of recent tokens.
+// the group of query heads is ours, for models with grouped queries. The window is the paper's share of recent tokens,
+// which is half of the budget there: budget_rule::window_share 0.5.
 #pragma once
 
 #include <algorithm>
