@@ -177,10 +177,12 @@ class h2o : public defaults {
     }
   };
 
-  auto score_in(std::size_t slot, std::size_t head) const {
-    const double* const scores = &kept_.scores(slot * shape_.kv_heads + head, 0);
-    return [=](std::uint32_t token) { return scores[token]; };
-  }
+  struct scores_of_head {
+    const double* scores;
+
+    double operator()(std::uint32_t token) const { return scores[token]; }
+  };
+  scores_of_head score_in(std::size_t slot, std::size_t head) const { return {&kept_.scores(slot * shape_.kv_heads + head, 0)}; }
 
   /// sums[h, t] of a prompt of n tokens, by the observed queries.
   template <class P, class Rows>
