@@ -100,16 +100,20 @@ struct kernel<op::received_attention, backend::host> {
       float* const own = logits + row * of.stride;
       const std::size_t seen = seen_by(call, list, first + row);
       float top = lowest;
-      for (std::size_t i = 0; i < seen; ++i) {
-        if (!is_finite(own[i])) own[i] = lowest;
-        top = std::max(top, own[i]);
+      if (!Leaf::tile_top(own, seen, top)) {
+        top = lowest;
+        for (std::size_t i = 0; i < seen; ++i) {
+          if (!is_finite(own[i])) own[i] = lowest;
+          top = std::max(top, own[i]);
+        }
       }
       if (seen == 0 || top == lowest) continue;
-      for (std::size_t i = 0; i < seen; ++i) own[i] -= top;
+      Leaf::tile_lower(own, seen, top);
       Leaf::exponentials(own, seen, scale, own);
       double total = 0;
       for (std::size_t i = 0; i < seen; ++i) total += static_cast<double>(own[i]);
-      for (std::size_t i = 0; i < seen; ++i) to[i] += static_cast<double>(own[i]) / total;
+      const double part = 1 / total;
+      for (std::size_t i = 0; i < seen; ++i) to[i] += static_cast<double>(own[i]) * part;
     }
   }
 
