@@ -13,15 +13,18 @@ namespace {
 
 using nlohmann::json;
 
+/// Whether a policy takes part only where it is named.
+bool is_by_name_only(policy_name name) { return name == policy_name::sparq; }
+
 /// full comes first: losses are counted against it.
 std::vector<contestant> candidates_at(const std::set<std::size_t>& ratios, const std::vector<code_sizes>& codes) {
   using enum policy_name;
   if (ratios.empty())
-    return {contestant_at(full, 1),    contestant_at(pq, 5),         contestant_at(pq, 10),
-            contestant_at(pq, 40),     contestant_at(pq, 10, 2, 6),  contestant_at(oracle, 10),
-            contestant_at(oracle, 40), contestant_at(streaming, 10), contestant_at(streaming, 40)};
+    return {contestant_at(full, 1),       contestant_at(pq, 5),      contestant_at(pq, 10),     contestant_at(pq, 40),
+            contestant_at(pq, 10, 2, 6),  contestant_at(oracle, 10), contestant_at(oracle, 40), contestant_at(streaming, 10),
+            contestant_at(streaming, 40), contestant_at(sparq, 10),  contestant_at(sparq, 40)};
   std::vector<contestant> all{contestant_at(full, 1)};
-  for (const policy_name name : {pq, oracle, streaming})
+  for (const policy_name name : {pq, oracle, streaming, sparq})
     for (const std::size_t one_in : ratios) {
       if (name != pq || codes.empty()) {
         all.push_back(contestant_at(name, one_in));
@@ -41,6 +44,7 @@ std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   using enum policy_name;
   std::vector<contestant> all;
   for (contestant who : candidates_at(settings.ratios, settings.codes)) {
+    if (settings.policies.empty() && is_by_name_only(who.settings.name)) continue;
     if (who.settings.name != full && !settings.policies.empty() && !settings.policies.count(who.settings.name)) continue;
     who.settings.budget.window = settings.window;
     if (who.settings.name != full) who.settings.rows = settings.rows;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every member forwards to pqkv::pqcache; the four selectors, over rows of floats and of 8-bit integers, are instantiated here and
+// Every member forwards to pqkv::pqcache; the selectors, over rows of floats and of 8-bit integers, are instantiated here and
 // nowhere else.
 #include "layer_cache.hpp"
 
@@ -115,6 +115,8 @@ auto with_selector(const policy_settings& settings, const pqkv::budget_rule& rul
       return params.template operator()<pqkv::selector::oracle>({settings.quantizer.reduction});
     case policy_name::streaming:
       return params.template operator()<pqkv::selector::streaming>({});
+    case policy_name::sparq:
+      return params.template operator()<pqkv::selector::sparq>({.reduction = settings.quantizer.reduction});
     case policy_name::pq:
       break;
   }

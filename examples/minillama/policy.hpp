@@ -17,11 +17,13 @@ namespace minillama {
 /// The library's execution policy on this program's threads.
 using host_policy = pqkv::exec::host<pqkv::isa::best, pool_runner&>;
 
-enum class policy_name { full, pq, oracle, streaming };
+enum class policy_name { full, pq, oracle, streaming, sparq };
 
 inline const std::map<std::string, policy_name>& policy_names() {
   static const std::map<std::string, policy_name> names{
-      {"full", policy_name::full}, {"pq", policy_name::pq}, {"oracle", policy_name::oracle}, {"streaming", policy_name::streaming}};
+      {"full", policy_name::full},           {"pq", policy_name::pq},       {"oracle", policy_name::oracle},
+      {"streaming", policy_name::streaming}, {"sparq", policy_name::sparq},
+  };
   return names;
 }
 

@@ -51,6 +51,7 @@
 #include "selector/streaming.hpp"
 #include "selector/oracle.hpp"
 #include "selector/pq.hpp"
+#include "selector/sparq.hpp"
 #include "pqcache.hpp"
 #include "preset.hpp"
 
@@ -73,6 +74,7 @@
 #include "detail/host/retrieve.hpp"
 #include "detail/host/scan.hpp"
 #include "detail/host/sequence_steps.hpp"
+#include "detail/host/sparq.hpp"
 #include "detail/host/step_plan.hpp"
 #include "detail/host/sync.hpp"
 #include "detail/host/tiered_rows.hpp"

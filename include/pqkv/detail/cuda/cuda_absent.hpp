@@ -8,6 +8,7 @@
 #include "../../search/quantized_scan.hpp"
 #include "../../search/rerank.hpp"
 #include "../../selector/oracle.hpp"
+#include "../../selector/sparq.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
@@ -39,6 +40,8 @@ template <>
 struct kernel<op::residual_rows, backend::cuda> : detail::absent_on_cuda<op::residual_rows> {};
 template <>
 struct kernel<op::exact_scores, backend::cuda> : detail::absent_on_cuda<op::exact_scores> {};
+template <>
+struct kernel<op::sparse_query_scores, backend::cuda> : detail::absent_on_cuda<op::sparse_query_scores> {};
 template <>
 struct kernel<op::quantize_table, backend::cuda> : detail::absent_on_cuda<op::quantize_table> {};
 template <>
