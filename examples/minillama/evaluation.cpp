@@ -40,6 +40,8 @@ std::vector<contestant> candidates_at(const std::set<std::size_t>& ratios, const
   return all;
 }
 
+}  // namespace
+
 std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   using enum policy_name;
   std::vector<contestant> all;
@@ -69,6 +71,8 @@ std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   }
   return all;
 }
+
+namespace {
 
 json summary_of(const interview& one, const interview& full) {
   const session_statistics& s = one.statistics();

@@ -49,8 +49,7 @@ double qa_f1(const std::string& text, const std::string& answer) {
 }
 
 /// Lengths of longest common subsequences of all beginnings: [a + 1, b + 1].
-template <class List>
-std::vector<std::uint32_t> common_lengths(const List& a, const List& b) {
+std::vector<std::uint32_t> common_lengths(const word_list& a, const word_list& b) {
   const std::size_t row = b.size() + 1;
   std::vector<std::uint32_t> table((a.size() + 1) * row);
   for (std::size_t i = 1; i <= a.size(); ++i)
@@ -161,7 +160,12 @@ double code_similarity(const std::string& text, const std::string& answer) {
   const std::u32string found = code_points(code_line(text)), wanted = code_points(answer);
   if (found == wanted) return 1;
   if (found.empty() || wanted.empty()) return 0;
-  const double common = static_cast<double>(common_lengths(found, wanted).back());
+  std::vector<std::uint32_t> before(wanted.size() + 1), row(wanted.size() + 1);  // of common_lengths(), two rows at a time
+  for (const char32_t c : found) {
+    for (std::size_t j = 1; j < row.size(); ++j) row[j] = c == wanted[j - 1] ? before[j - 1] + 1 : std::max(before[j], row[j - 1]);
+    before.swap(row);
+  }
+  const double common = static_cast<double>(before.back());
   return std::nearbyint(200 * common / static_cast<double>(found.size() + wanted.size())) / 100;
 }
 

@@ -43,7 +43,7 @@ std::string problem_of(metric by, const std::vector<std::string>& answers, const
 /// The score of a text. Where each of the answers would do, the best of their scores counts.
 ///
 /// @pre  problem_of() is ""
-/// @cost rouge_l and code_similarity take time and memory of the product of both lengths
+/// @cost rouge_l takes time and memory of the product of both lengths, code_similarity time
 double score_of(metric by, const std::string& text, const std::vector<std::string>& answers, const std::vector<std::string>& classes = {});
 
 /// The first line behind leading line feeds: what LongBench scores of its data sets with examples in the prompt.

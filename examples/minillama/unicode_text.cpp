@@ -61,10 +61,11 @@ bool is_word_character(char32_t c) {
   if (c < 0x80) return is_between(c, U'0', U'9') || is_between(c, U'A', U'Z') || is_between(c, U'a', U'z') || c == U'_';
   if (c < 0xc0) return c == 0xaa || c == 0xb2 || c == 0xb3 || c == 0xb5 || c == 0xb9 || c == 0xba || is_between(c, 0xbc, 0xbe);
   if (c == 0xd7 || c == 0xf7 || c == replacement || is_space(c)) return false;
-  const bool symbol = is_between(c, 0x2010, 0x206f) || is_between(c, 0x20a0, 0x20cf) || is_between(c, 0x2190, 0x245f) ||
-                      is_between(c, 0x2500, 0x2775) || is_between(c, 0x2900, 0x2bff) || is_between(c, 0x3001, 0x3004) ||
-                      is_between(c, 0x3008, 0x3020) || is_between(c, 0xff01, 0xff0f) || is_between(c, 0xff1a, 0xff20) ||
-                      is_between(c, 0x1f000, 0x1f0ff) || is_between(c, 0x1f300, 0x1faff);
+  const bool symbol = is_between(c, 0x2010, 0x206f) || is_between(c, 0x20a0, 0x20cf) || is_between(c, 0x2116, 0x2117) ||
+                      is_between(c, 0x211e, 0x2123) || is_between(c, 0x2190, 0x245f) || is_between(c, 0x2500, 0x2775) ||
+                      is_between(c, 0x2900, 0x2bff) || is_between(c, 0x3001, 0x3004) || is_between(c, 0x3008, 0x3020) ||
+                      is_between(c, 0xff01, 0xff0f) || is_between(c, 0xff1a, 0xff20) || is_between(c, 0x1f000, 0x1f0ff) ||
+                      is_between(c, 0x1f300, 0x1faff);
   return !symbol;
 }
 
