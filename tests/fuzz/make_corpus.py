@@ -85,7 +85,7 @@ def json_lines():
                 "language": "en", "all_classes": None, "_id": "a1"}
     sorted_out = {**answered, "dataset": "trec", "all_classes": ["Place", "Date"], "answers": ["Place"]}
     numbered = {"index": 0, "input": "One is 17. One is", "outputs": ["17"], "length": 6}
-    for name, records in (("answers", [answered, sorted_out]), ("outputs", [numbered, {**numbered, "index": 1, "answer_prefix": " It is"}])):
+    for name, records in (("answers", [answered, answered]), ("classes", [sorted_out]), ("outputs", [numbered, {**numbered, "index": 1, "answer_prefix": " It is"}])):
         yield name, "".join(json.dumps(record) + "\n" for record in records).encode()
 
 

@@ -23,7 +23,7 @@ using numbers = std::vector<double>;
 std::vector<std::size_t> largest(const numbers& x, std::size_t count) {
   std::vector<std::size_t> order(x.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return x[a] > x[b]; });
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return x[a] != x[b] ? x[a] > x[b] : a < b; });
   order.resize(count);
   std::sort(order.begin(), order.end());
   return order;
@@ -161,6 +161,13 @@ TEST_CASE("selector sparq: the group's largest coordinates decide, the lower of 
   CHECK(scores[0] == doctest::Approx(3 * first + 7 * second));
   CHECK(scores[1] == doctest::Approx(-1 * first + 11 * second));
   CHECK(scores[2] == doctest::Approx(10 * first + 10 * second));
+
+  // A third head whose NaN is where nobody looks, and which is zero where they do: it contributes nothing.
+  std::vector<float> three = query;
+  three.insert(three.end(), {nonfinite(2), 0, 0, 0});
+  pqkv::sparse_query_scores(host<>{}, pqkv::make_view(three.data(), 3, 4), pqkv::strided_kv(keys.view(), keys.view()),
+                            pqkv::make_view(&range, 1), 2, group_reduction::probability_sum, pqkv::make_view(&scores[0], 1, 3));
+  CHECK(scores[0] + scores[1] + scores[2] == doctest::Approx(2));
 }
 
 TEST_CASE("selector sparq: in a cache, lists what the paper's words do, for every reduction and kind of rows") {
