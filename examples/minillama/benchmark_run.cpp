@@ -89,12 +89,16 @@ std::vector<benchmark_result> run_benchmark(engine& computing, const model_confi
 }
 
 void print_table(const std::vector<benchmark_result>& results) {
-  std::printf("%-22s %7s %9s %12s %10s\n", "", "score", "tokens", "rows, kB", "tokens/s");
+  std::printf("%-22s %7s %9s | %10s %10s %10s | %10s\n", "", "score", "tokens", "rows, kB", "index, kB", "select, kB", "tokens/s");
   for (const benchmark_result& one : results) {
     const session_statistics& s = one.statistics;
     const double layers = static_cast<double>(std::max<std::uint64_t>(s.layers, 1));
-    std::printf("%-22s %7.2f %9.0f %12.1f %10.1f\n", one.who.label.c_str(), 100 * one.mean(), s.per_step(s.tokens_attended) / layers,
-                s.per_step(s.attended_bytes) / 1000, s.tokens_per_second());
+    char selection[64] = "         -          -";  // nobody counts them on a GPU
+    if (s.selection)
+      std::snprintf(selection, sizeof selection, "%10.1f %10.1f", s.per_step(s.selection->index) / 1000,
+                    s.per_step(s.selection->selector) / 1000);
+    std::printf("%-22s %7.2f %9.0f | %10.1f %s | %10.1f\n", one.who.label.c_str(), 100 * one.mean(), s.per_step(s.tokens_attended) / layers,
+                s.per_step(s.attended_bytes) / 1000, selection, s.tokens_per_second());
   }
 }
 

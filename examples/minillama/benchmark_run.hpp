@@ -44,7 +44,7 @@ struct benchmark_result {
 std::vector<benchmark_result> run_benchmark(engine& computing, const model_config& config, const tokenizer& words, const benchmark& set,
                                             const std::vector<benchmark_prompt>& prompts, const std::vector<contestant>& contestants);
 
-/// Prints a line for each policy; scores as of 100.
+/// Prints a line for each policy: its score of 100, tokens attended, and bytes read per token, where they are counted.
 void print_table(const std::vector<benchmark_result>& results);
 
 /// Everything: the set, the policies with their scores, and each record with all replies.

@@ -9,7 +9,7 @@
 // - Probabilities are taken over the middle, as for the other selectors; the paper takes them over all tokens.
 // - The paper stores the keys a second time, by coordinate, so that only the chosen coordinates travel. There is no second copy here.
 //   traffic_of() counts the chosen coordinates, which is what such a copy would cost. Read out of rows of keys, they bring whole cache
-//   lines with them: up to all of a row.
+//   lines with them: up to all of a row. So it saves no time here, and is compared by what it finds.
 // Source: Ribar, Chelombiev, Hudlass-Galley, Blake, Luschi, Orr, "SparQ Attention: Bandwidth-efficient LLM inference", ICML 2024.
 #pragma once
 
