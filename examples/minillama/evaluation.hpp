@@ -25,9 +25,9 @@ struct evaluation_settings {
   std::uint64_t seed = 0;       // of contexts, questions and codebooks
   pqkv::search_path path = pqkv::search_path::automatic;
   path_check check = path_check::none;
-  std::set<policy_name> policies;          // which of the contestants take part beside full; empty: all
-  std::set<std::size_t> ratios;            // pq, oracle and streaming at 1/this; empty: the usual contestants
-  std::vector<code_sizes> codes;           // of pq, each a contestant; empty: 4x8. Under ratios
+  std::set<policy_name> policies;  // which of the contestants take part beside full; empty: the usual
+  std::set<std::size_t> ratios;    // pq, oracle and streaming at 1/this; empty: the usual contestants
+  std::vector<code_sizes> codes;   // of pq, each a contestant; empty: 4x8. Under ratios
   pqkv::axis_order axes = pqkv::axis_order::rotary_halves;
   pqkv::selector::normalisation over = pqkv::selector::normalisation::middle;
   row_format rows = row_format::float32;   // of every policy's cache
@@ -35,6 +35,9 @@ struct evaluation_settings {
   std::optional<std::size_t> window;       // most recent tokens that attend; default: the budget rule's share
   device_name device = device_name::host;  // of the engine. Recall and mass are measured on the host alone
 };
+
+/// full, then the policies that are asked for.
+std::vector<contestant> contestants_of(const evaluation_settings& settings);
 
 struct evaluation {
   std::vector<interview> interviews;  // full; pq 4x8 at 1/5, 1/10, 1/40, 2x6 at 1/10; oracle and streaming at 1/10 and 1/40; or by ratios
@@ -44,7 +47,7 @@ struct evaluation {
 
 /// @param runner  measures on the host
 /// @throws std::invalid_argument when a context does not hold its questions, or the model the context
-evaluation evaluate(engine& computing, const model_config& config, const examiner& examining, pool_runner& runner,
-                    const std::string& text, const evaluation_settings& settings);
+evaluation evaluate(engine& computing, const model_config& config, const examiner& examining, pool_runner& runner, const std::string& text,
+                    const evaluation_settings& settings);
 
 }  // namespace minillama

@@ -17,12 +17,12 @@ namespace minillama {
 /// The library's execution policy on this program's threads.
 using host_policy = pqkv::exec::host<pqkv::isa::best, pool_runner&>;
 
-enum class policy_name { full, pq, oracle, streaming, snapkv, h2o };
+enum class policy_name { full, pq, oracle, streaming, snapkv, h2o, sparq };
 
 inline const std::map<std::string, policy_name>& policy_names() {
-  static const std::map<std::string, policy_name> names{{"full", policy_name::full},     {"pq", policy_name::pq},
-                                                        {"oracle", policy_name::oracle}, {"streaming", policy_name::streaming},
-                                                        {"snapkv", policy_name::snapkv}, {"h2o", policy_name::h2o}};
+  static const std::map<std::string, policy_name> names{
+      {"full", policy_name::full},     {"pq", policy_name::pq},   {"oracle", policy_name::oracle}, {"streaming", policy_name::streaming},
+      {"snapkv", policy_name::snapkv}, {"h2o", policy_name::h2o}, {"sparq", policy_name::sparq}};
   return names;
 }
 

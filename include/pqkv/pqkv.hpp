@@ -53,6 +53,7 @@
 #include "selector/pq.hpp"
 #include "selector/snapkv.hpp"
 #include "selector/h2o.hpp"
+#include "selector/sparq.hpp"
 #include "pqcache.hpp"
 #include "preset.hpp"
 
@@ -77,6 +78,7 @@
 #include "detail/host/retrieve.hpp"
 #include "detail/host/scan.hpp"
 #include "detail/host/sequence_steps.hpp"
+#include "detail/host/sparq.hpp"
 #include "detail/host/step_plan.hpp"
 #include "detail/host/sync.hpp"
 #include "detail/host/tiered_rows.hpp"

@@ -44,7 +44,7 @@ TEST_CASE("text goes to stdout, figures to stderr, and every policy that attends
   for (const char* figure : {"time to first token", "prefill", "decode", "KV bytes held", "KV bytes read/token"})
     CHECK_MESSAGE(full.err.find(figure) != std::string::npos, full.err);
   CHECK(full.err.find('\r') == std::string::npos);
-  for (const char* policy : {"pq", "oracle", "streaming", "snapkv", "h2o"})
+  for (const char* policy : {"pq", "oracle", "streaming", "snapkv", "h2o", "sparq"})
     CHECK(tiny.generate("-p 'once upon' -n 20 --ratio 1 --policy " + std::string(policy)).out == full.out);
   CHECK(tiny.generate("-p 'once upon' -n 20 --retrieve 100 --policy pq").out == full.out);
   CHECK(tiny.run("-m \"" + tiny.path().string() + "\" -t 1 -p 'once upon' -n 20 --policy full").out == full.out);

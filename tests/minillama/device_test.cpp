@@ -16,6 +16,7 @@ TEST_CASE("--device cuda refuses by name what is on the host alone, whether or n
   };
   refused("--policy oracle", "--policy: oracle scores every key");
   refused("--policy h2o", "--policy: snapkv and h2o look at the prompt's queries");
+  refused("--policy sparq", "--policy: sparq reads keys of the host's memory");
   refused("--residual 4x8", "--residual: the second stage is on the host alone: not with --device cuda");
   refused("--preset paper", "--preset: paper");
   refused("--quality", "--quality: measures the host's caches: not with --device cuda");

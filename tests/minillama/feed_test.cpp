@@ -70,7 +70,7 @@ TEST_CASE("tokens fed at once are tokens fed one by one: logits, counts and what
   fed_model tiny;
   const auto text = random_tokens(560, 12);
   using enum policy_name;
-  for (const policy_name name : {full, pq, oracle, streaming, snapkv, h2o})
+  for (const policy_name name : {full, pq, oracle, streaming, snapkv, h2o, sparq})
     for (const std::size_t prompt : {5u, 300u})  // from 5 tokens a codebook is trained in the middle of what is fed
       for (const std::size_t count : {1u, 2u, 64u, 65u, 200u})
         for (const session_kind kind : {session_kind::single, session_kind::forked}) {

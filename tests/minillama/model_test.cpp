@@ -170,7 +170,7 @@ TEST_CASE("policies that retrieve the whole middle agree with the oracle; one th
   const auto wanted = plain_logits(model.shape, model.weights, text);
   const auto prompt = minillama::prefill(*model.llama, std::span(text).first(400), runner);
   using enum minillama::policy_name;
-  for (const auto name : {full, pq, oracle}) {
+  for (const auto name : {full, pq, oracle, sparq}) {
     minillama::host_session dense(*model.llama, runner, policy(name, 1.0), prompt, 1, minillama::session_kind::single);
     CHECK(difference(dense.step(text[400]), wanted[400]) < tolerance);
   }

@@ -9,6 +9,7 @@
 #include "../../search/rerank.hpp"
 #include "../../selector/oracle.hpp"
 #include "../../selector/received_attention.hpp"
+#include "../../selector/sparq.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
@@ -42,6 +43,8 @@ template <>
 struct kernel<op::exact_scores, backend::cuda> : detail::absent_on_cuda<op::exact_scores> {};
 template <>
 struct kernel<op::received_attention, backend::cuda> : detail::absent_on_cuda<op::received_attention> {};
+template <>
+struct kernel<op::sparse_query_scores, backend::cuda> : detail::absent_on_cuda<op::sparse_query_scores> {};
 template <>
 struct kernel<op::quantize_table, backend::cuda> : detail::absent_on_cuda<op::quantize_table> {};
 template <>

@@ -44,7 +44,7 @@ struct kernel<op::exact_scores, backend::host> {
     });
   }
 
- private:
+  // Shared with other selectors of the host that score keys.
   static constexpr float lowest = float_from_bits(0xff800000u);  // -infinity, which stands for a non-finite logit
 
   template <class Leaf, class Store>
