@@ -16,7 +16,7 @@
 namespace pqkv::inline PQKV_MODE {
 
 /// @tparam Rows      where keys and values are: dense_rows or paged_rows, in host or device memory; file_rows or tiered_rows, in a file
-/// @tparam Selector  selector::basic_pq, full, streaming, oracle, or one's own (selector/concept.hpp)
+/// @tparam Selector  selector::basic_pq, full, streaming, oracle, quest, infllm, or one's own (selector/concept.hpp)
 template <class Rows = dense_rows<float>, class Selector = selector::basic_pq<typename Rows::space_type>>
 class pqcache : public pqcache_state<Rows, Selector> {
   using state = pqcache_state<Rows, Selector>;
@@ -356,6 +356,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// Plans a pass and fills its lists of selected tokens.
   template <class P>
   step_plan<space_type> select(const P& policy, view_of<const float, 2> query, const step_type& step, std::size_t first) {
+    this->show_queries(policy, query, step, first);
     const step_plan<space_type> plan = plan_of(query.extent(0) / params_.query_heads);
     if (plan_step(policy, queries_of(step, first), plan)) {
       selector_.select(working(policy), query, rows_.view(), map_of(plan, step, first), as_const(plan.ranges), found(plan), plan.counts);

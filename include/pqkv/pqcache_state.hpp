@@ -174,9 +174,9 @@ class pqcache_state {
   }
   /// @}
 
-  /// Shows the selector some of a slot's queries, for the next training of its index. Call it before the last chunk of prefill(); a few
-  /// hundred queries from all over the prompt are enough. The selector keeps what it learned from them for every later training, after
-  /// truncate() too, until reset(). A fork copies it, and save() does where the slot has an index.
+  /// Shows the selector a slot's queries, for the next training of its index. Call it before the last chunk of prefill(). For pq a few
+  /// hundred from all over the prompt are enough; infllm needs all, in order. The selector keeps what it learned from them for every later
+  /// training, after truncate() too, until reset(). A fork copies it, and save() does where the slot has an index.
   ///
   /// @param queries  [n, hq, d] float, half or bfloat16, after rotary embedding, any strides; one that is not finite is left out
   /// @throws shape_error, value_error; also when the selector's settings make no use of queries
@@ -361,6 +361,12 @@ class pqcache_state {
 
   planned_queries<space_type> queries_of(const step_type& step, std::size_t first) const {
     return {as_const(work_.slots.sequences), step, first, rule_, selector_.covers(), params_.selection};
+  }
+  /// Tells a selector that learns from queries of the pass that is to be planned.
+  template <class P>
+  void show_queries(const P& policy, view_of<const float, 2> query, const step_type& step, std::size_t first) {
+    if constexpr (requires { selector_.see(policy, query, rows_.view(), queries_of(step, first)); })
+      selector_.see(policy, query, rows_.view(), queries_of(step, first));
   }
   step_plan<space_type> plan_of(std::size_t tokens) const {
     const std::size_t lists = selector_.lists();

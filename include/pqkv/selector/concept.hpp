@@ -75,8 +75,10 @@ struct defaults {
 ///   maintain(policy, slot, sequence, middle)    cheap upkeep between steps
 ///   clear(policy, slot)                         forgets a slot
 ///
-/// A selector that also learns from a prompt's queries has can_observe(params) and observe(policy, slot, queries [n, hq, d]). One that can
-/// be saved and loaded has signature(), index().learnt_parts() and, if a part is rebuilt from others, rebuild(policy, slot, middle).
+/// A selector that also learns from a prompt's queries has can_observe(params) and observe(policy, slot, queries [n, hq, d]). One that
+/// learns from the queries of steps has see(policy, query, rows, planned): it is called before select(), with every query that attend() or
+/// retrieve() answers, [tokens * hq, d]; `planned` says to which tokens they belong (planned_queries, cache/step_plan.hpp). One that can be
+/// saved and loaded has signature(), index().learnt_parts() and, if a part is rebuilt from others, rebuild(policy, slot, middle).
 template <class S, class P>
 concept selector_for = requires(S selector, const S& constant, const P& policy, const cache_shape& shape, const typename S::params& params,
                                 const selector::any_rows<typename P::space_type>& rows, view<const float, 2, typename P::space_type> query,
