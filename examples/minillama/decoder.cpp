@@ -54,6 +54,10 @@ void host_session::take_layer(const policy_settings& settings, const prefilled_p
   const model_config& config = llama_.config();
   const pqkv::budget_rule rule = settings.budget_for(prompt_tokens_, config.head_dim);
   caches_.push_back(make_layer_cache(settings, rule, config, slot_ + 1, prompt_tokens_ + room));
+  if (settings.needs_queries()) {
+    if (rows.queries.empty()) throw std::logic_error("session: the prompt's queries were not kept");
+    caches_.back()->observe(cpu_, 0, pqkv::make_view(rows.queries.data(), prompt_tokens_, config.query_heads, config.head_dim));
+  }
   caches_.back()->prefill(cpu_, 0, pqkv::make_view(rows.keys.data(), config.kv_heads, prompt_tokens_, config.head_dim),
                           pqkv::make_view(rows.values.data(), config.kv_heads, prompt_tokens_, config.head_dim));
 }

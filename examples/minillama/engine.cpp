@@ -35,8 +35,8 @@ class host_engine final : public engine {
  public:
   host_engine(const model& llama, pool_runner& runner) : llama_(llama), runner_(runner) {}
 
-  std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report) override {
-    auto made = std::make_unique<host_prompt>(llama_, runner_, minillama::prefill(llama_, tokens, runner_, report));
+  std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report, prompt_queries keep) override {
+    auto made = std::make_unique<host_prompt>(llama_, runner_, minillama::prefill(llama_, tokens, runner_, report, keep));
     return_free_memory();  // what prefill worked with is gone before the first cache comes
     return made;
   }

@@ -23,6 +23,11 @@ inline const std::map<std::string, device_name>& device_names() {
   return names;
 }
 
+/// What to keep of a prompt for a session of this policy.
+inline prompt_queries queries_for(const policy_settings& settings) {
+  return settings.needs_queries() ? prompt_queries::kept : prompt_queries::dropped;
+}
+
 /// A prompt that was computed; sessions of any policy start at its end. Its engine outlives it.
 class held_prompt {
  public:
@@ -49,7 +54,9 @@ class engine {
   virtual ~engine() = default;
 
   /// Runs all layers over the prompt with exact causal attention. @pre tokens is not empty
-  virtual std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report = {}) = 0;
+  /// @param keep  the queries, for sessions of a policy that needs them; on the host
+  virtual std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report = {},
+                                               prompt_queries keep = prompt_queries::dropped) = 0;
   /// What it computes on, for reports: "host", or a GPU's name.
   virtual std::string description() const = 0;
 };

@@ -17,11 +17,12 @@ using nlohmann::json;
 std::vector<contestant> candidates_at(const std::set<std::size_t>& ratios, const std::vector<code_sizes>& codes) {
   using enum policy_name;
   if (ratios.empty())
-    return {contestant_at(full, 1),    contestant_at(pq, 5),         contestant_at(pq, 10),
-            contestant_at(pq, 40),     contestant_at(pq, 10, 2, 6),  contestant_at(oracle, 10),
-            contestant_at(oracle, 40), contestant_at(streaming, 10), contestant_at(streaming, 40)};
+    return {contestant_at(full, 1),       contestant_at(pq, 5),      contestant_at(pq, 10),     contestant_at(pq, 40),
+            contestant_at(pq, 10, 2, 6),  contestant_at(oracle, 10), contestant_at(oracle, 40), contestant_at(streaming, 10),
+            contestant_at(streaming, 40), contestant_at(quest, 10),  contestant_at(quest, 40),  contestant_at(infllm, 10),
+            contestant_at(infllm, 40)};
   std::vector<contestant> all{contestant_at(full, 1)};
-  for (const policy_name name : {pq, oracle, streaming})
+  for (const policy_name name : {pq, oracle, streaming, quest, infllm})
     for (const std::size_t one_in : ratios) {
       if (name != pq || codes.empty()) {
         all.push_back(contestant_at(name, one_in));
@@ -41,7 +42,8 @@ std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   using enum policy_name;
   std::vector<contestant> all;
   for (contestant who : candidates_at(settings.ratios, settings.codes)) {
-    if (who.settings.name != full && !settings.policies.empty() && !settings.policies.count(who.settings.name)) continue;
+    const bool takes_all = settings.policies.empty() && !is_compared_method(who.settings.name);
+    if (who.settings.name != full && !takes_all && !settings.policies.count(who.settings.name)) continue;
     who.settings.budget.window = settings.window;
     if (who.settings.name != full) who.settings.rows = settings.rows;
     if (settings.sinks) who.settings.budget.sinks = *settings.sinks;
@@ -125,6 +127,9 @@ evaluation evaluate(engine& computing, const model_config& config, const examine
   evaluation result;
   const auto measuring = settings.device == device_name::host ? std::optional<host_policy>({runner, {}}) : std::nullopt;
   for (const contestant& who : contestants_of(settings)) result.interviews.emplace_back(who, config, examining.words(), measuring);
+  auto keep = prompt_queries::dropped;
+  for (const interview& one : result.interviews)
+    if (keep == prompt_queries::dropped) keep = queries_for(one.who().settings);
   json questions = json::array();
   double prefill_seconds = 0;
   std::optional<part_seconds> prefill_parts{part_seconds{}};
@@ -138,7 +143,7 @@ evaluation evaluate(engine& computing, const model_config& config, const examine
     const auto start = std::chrono::steady_clock::now();
     const std::unique_ptr<held_prompt> prefilled = [&] {
       progress_bar bar(label);
-      return computing.prefill(exam.context, bar.report());
+      return computing.prefill(exam.context, bar.report(), keep);
     }();
     prefill_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (const auto parts = prefilled->parts(); parts && prefill_parts)

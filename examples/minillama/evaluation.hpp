@@ -25,7 +25,7 @@ struct evaluation_settings {
   std::uint64_t seed = 0;       // of contexts, questions and codebooks
   pqkv::search_path path = pqkv::search_path::automatic;
   path_check check = path_check::none;
-  std::set<policy_name> policies;          // which of the contestants take part beside full; empty: all
+  std::set<policy_name> policies;          // which of the contestants take part beside full; empty: the usual
   std::set<std::size_t> ratios;            // pq, oracle and streaming at 1/this; empty: the usual contestants
   std::vector<code_sizes> codes;           // of pq, each a contestant; empty: 4x8. Under ratios
   pqkv::axis_order axes = pqkv::axis_order::rotary_halves;

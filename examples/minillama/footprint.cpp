@@ -71,9 +71,10 @@ footprint plan_footprint(const model_config& config, const policy_settings& sett
                          const weight_footprint& weights) {
   footprint planned;
   planned.weights = weights.bytes;
-  planned.prompt_rows = bytes_of(
-      "prefilled rows", static_cast<double>(config.layers) * 2 * static_cast<double>(config.kv_width()) * static_cast<double>(shape.prompt),
-      sizeof(float));
+  const std::size_t prompt_row = 2 * config.kv_width() + (settings.needs_queries() ? config.query_width() : 0);
+  planned.prompt_rows =
+      bytes_of("prefilled rows", static_cast<double>(config.layers) * static_cast<double>(prompt_row) * static_cast<double>(shape.prompt),
+               sizeof(float));
   planned.prefill_scratch = prefill_scratch_bytes(config, shape.prompt, shape.threads, weights.product_scratch);
   planned.step_scratch = host_session::step_scratch_bytes(config, shape.at_once) + config.vocabulary * sizeof(float) +
                          (shape.at_once > 1 ? weights.product_scratch : weights.token_scratch);

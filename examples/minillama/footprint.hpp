@@ -25,7 +25,7 @@ struct run_shape {
 struct footprint {
   std::size_t program = 0;           // resident when the plan was made: code, libraries, tokenizer, the prompt's text
   std::size_t weights = 0;           // as weight_footprint says
-  std::size_t prompt_rows = 0;       // keys and values that prefill hands to sessions
+  std::size_t prompt_rows = 0;       // keys and values that prefill hands to sessions, queries where they are kept
   pqkv::memory_plan caches{};        // of all layers
   std::size_t other_caches = 0;      // the same of the dense session, where there are two
   std::size_t prefill_scratch = 0;   // gone before the caches are made

@@ -101,10 +101,10 @@ class run {
     document_["device"] = made->description();
     return made;
   }
-  std::unique_ptr<held_prompt> prefill_timed(engine& computing, std::span<const token_id> tokens) {
+  std::unique_ptr<held_prompt> prefill_timed(engine& computing, std::span<const token_id> tokens, prompt_queries keep) {
     start_ = clock::now();
     progress_bar bar("prefill");
-    std::unique_ptr<held_prompt> prompt = computing.prefill(tokens, bar.report());
+    std::unique_ptr<held_prompt> prompt = computing.prefill(tokens, bar.report(), keep);
     times_.prefill = seconds_since(start_);
     times_.prefill_parts = prompt->parts();
     return prompt;
@@ -203,7 +203,7 @@ void generate(const options& o) {
   from.weights.reset();
   const policy_settings policy_asked = prepared(o, llama, work, tokens.size());
   const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
-  const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, tokens);
+  const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, tokens, queries_for(o.policy));
   const auto hold = [&](const policy_settings& policy, measured_session::turn which, bool quality, const listener& listening) {
     measured_session held(*prefilled, which, config, work.runner(), policy, room, kind, quality);
     auto replies = converse(*held.at, room, config, *words, prefilled->logits(), tokens.back(), turns, settings, held.observe, listening);
@@ -267,7 +267,7 @@ void score_text(const options& o) {
   from.weights.reset();
   const policy_settings policy_asked = prepared(o, llama, work, head.size());
   const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
-  const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, head);
+  const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, head, queries_for(o.policy));
   const auto scored_under = [&](const policy_settings& policy, measured_session::turn which, bool quality, kept_distributions keep,
                                 std::span<const float> dense) {
     measured_session held(*prefilled, which, config, work.runner(), policy, between.size() + scored, session_kind::single, quality);

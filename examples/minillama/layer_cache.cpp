@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every member forwards to pqkv::pqcache; the four selectors, over rows of floats and of 8-bit integers, are instantiated here and
+// Every member forwards to pqkv::pqcache; the selectors, over rows of floats and of 8-bit integers, are instantiated here and
 // nowhere else.
 #include "layer_cache.hpp"
 
 #include <algorithm>
+#include <stdexcept>
 #include <vector>
 
 namespace minillama {
@@ -18,6 +19,12 @@ class selector_cache final : public layer_cache {
 
   void prefill(const host_policy& cpu, std::size_t slot, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values) override {
     cache_.prefill(cpu, slot, keys, values);
+  }
+  void observe(const host_policy& cpu, std::size_t slot, pqkv::view<const float, 3> queries) override {
+    if constexpr (requires { Selector::can_observe(cache_.parameters().selector); })
+      cache_.observe(cpu, slot, queries);
+    else
+      throw std::logic_error("layer_cache: a selector that makes no use of queries");
   }
   void append(const host_policy& cpu, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values,
               const pqkv::cache_step& step) override {
@@ -115,6 +122,10 @@ auto with_selector(const policy_settings& settings, const pqkv::budget_rule& rul
       return params.template operator()<pqkv::selector::oracle>({settings.quantizer.reduction});
     case policy_name::streaming:
       return params.template operator()<pqkv::selector::streaming>({});
+    case policy_name::quest:
+      return params.template operator()<pqkv::selector::quest>({});
+    case policy_name::infllm:
+      return params.template operator()<pqkv::selector::infllm>({});
     case policy_name::pq:
       break;
   }

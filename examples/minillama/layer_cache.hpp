@@ -19,6 +19,8 @@ class layer_cache {
 
   /// Stores a prompt's keys and values [h, n, d] in a slot and builds the selector's index.
   virtual void prefill(const host_policy& cpu, std::size_t slot, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values) = 0;
+  /// Shows the selector the queries [n, hq, d] of a prompt that prefill() is to follow with (policy_settings::needs_queries).
+  virtual void observe(const host_policy& cpu, std::size_t slot, pqkv::view<const float, 3> queries) = 0;
   /// One step's keys and values [tokens, h, d].
   virtual void append(const host_policy& cpu, pqkv::view<const float, 3> keys, pqkv::view<const float, 3> values,
                       const pqkv::cache_step& step) = 0;

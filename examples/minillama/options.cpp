@@ -70,8 +70,8 @@ void declare_sampling(CLI::App& app, options& o) {
 
 void declare_policy(CLI::App& app, options& o) {
   const char* group = "Attention while decoding";
-  app.add_option("--policy", o.policy.name, "full, pq, oracle or streaming; default pq")
-      ->transform(one_of(policy_names(), "full|pq|oracle|streaming"))
+  app.add_option("--policy", o.policy.name, "full, pq, oracle, streaming, quest or infllm; default pq")
+      ->transform(one_of(policy_names(), "full|pq|oracle|streaming|quest|infllm"))
       ->default_str("pq")
       ->group(group);
   // Before the options that it sets, so that these have the last word.

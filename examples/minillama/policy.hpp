@@ -17,13 +17,17 @@ namespace minillama {
 /// The library's execution policy on this program's threads.
 using host_policy = pqkv::exec::host<pqkv::isa::best, pool_runner&>;
 
-enum class policy_name { full, pq, oracle, streaming };
+enum class policy_name { full, pq, oracle, streaming, quest, infllm };
 
 inline const std::map<std::string, policy_name>& policy_names() {
-  static const std::map<std::string, policy_name> names{
-      {"full", policy_name::full}, {"pq", policy_name::pq}, {"oracle", policy_name::oracle}, {"streaming", policy_name::streaming}};
+  static const std::map<std::string, policy_name> names{{"full", policy_name::full},     {"pq", policy_name::pq},
+                                                        {"oracle", policy_name::oracle}, {"streaming", policy_name::streaming},
+                                                        {"quest", policy_name::quest},   {"infllm", policy_name::infllm}};
   return names;
 }
+
+/// Methods of other papers, for comparison: on the host alone, and only where they are asked for by name.
+inline bool is_compared_method(policy_name name) { return name == policy_name::quest || name == policy_name::infllm; }
 
 inline const std::map<std::string, pqkv::axis_order>& axes_names() {
   static const std::map<std::string, pqkv::axis_order> names{{"contiguous", pqkv::axis_order::contiguous},
@@ -103,6 +107,9 @@ struct policy_settings {
   pqkv::selector::pq::params quantizer{};
   preset_name preset = preset_name::library;
   row_format rows = row_format::float32;
+
+  /// Whether the cache must be shown a prompt's queries.
+  bool needs_queries() const { return name == policy_name::infllm; }
 
   /// Takes over what PQCache's paper does differently, but for the overlap model.
   void use_paper_preset() {

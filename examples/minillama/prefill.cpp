@@ -43,7 +43,8 @@ std::size_t attention_scratch_bytes(const model_config& config, std::size_t n) {
 
 }  // namespace
 
-prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report) {
+prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report,
+                         prompt_queries keep) {
   const model_config& config = llama.config();
   const std::size_t n = tokens.size(), d = config.head_dim, blocks = tiles(n, block_tokens);
   const std::size_t query_width = config.query_width(), kv_width = config.kv_width();
@@ -95,6 +96,7 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
       }
     });
 
+    if (keep == prompt_queries::kept) prompt.layers[layer].queries.assign(queries.data(), queries.data() + queries.size());
     prompt.parts.matrices += clock.lap();
 
     const std::size_t wanted = layer + 1 == config.layers ? n - 1 : 0;  // the first token that is read behind this layer

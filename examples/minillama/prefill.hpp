@@ -13,10 +13,13 @@
 
 namespace minillama {
 
+/// What becomes of a prompt's queries: kept where a policy needs them (policy_settings::needs_queries).
+enum class prompt_queries { dropped, kept };
+
 struct prefilled_prompt {
-  /// Keys, after rotary embedding, and values of one layer: [h, n, d] each.
+  /// Keys, after rotary embedding, and values of one layer: [h, n, d] each. Queries, if they are kept: [n, hq, d].
   struct layer {
-    std::vector<float> keys, values;
+    std::vector<float> keys, values, queries;
   };
   std::size_t tokens = 0;  // n
   std::vector<layer> layers;
@@ -32,7 +35,8 @@ using progress_report = std::function<void(double)>;
 /// @pre    tokens is not empty
 /// @cost   of one layer: the projections, and n*n/2 keys per query head by pqkv::prefill_attention; scratch of n * (hidden + 2*hq*d) floats
 ///         and the library's. The last layer attends for the last token alone: nobody reads the rest.
-prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report = {});
+prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report = {},
+                         prompt_queries keep = prompt_queries::dropped);
 
 /// Bytes that prefill() takes beside its result, with `threads` tasks at once.
 /// @param product_scratch  bytes of one product's buffer

@@ -15,6 +15,7 @@ TEST_CASE("--device cuda refuses by name what is on the host alone, whether or n
     check_refused(tiny.generate("-p a --device cuda " + arguments), what);
   };
   refused("--policy oracle", "--policy: oracle scores every key");
+  refused("--policy infllm", "--policy: methods of other papers are on the host alone: not with --device cuda");
   refused("--residual 4x8", "--residual: the second stage is on the host alone: not with --device cuda");
   refused("--preset paper", "--preset: paper");
   refused("--quality", "--quality: measures the host's caches: not with --device cuda");

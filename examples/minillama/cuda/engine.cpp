@@ -28,7 +28,7 @@ class device_engine final : public engine {
  public:
   explicit device_engine(const model& llama) : llama_(llama) {}
 
-  std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report) override {
+  std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report, prompt_queries) override {
     return std::make_unique<prompt_there>(llama_, cuda::prefill(llama_, tokens, report));
   }
   std::string description() const override {

@@ -53,6 +53,7 @@ struct block_keys {
 
 /// What infllm keeps of every slot.
 struct infllm_index {
+  /// What is known of one slot.
   struct record {
     std::uint32_t observed = 0;      // queries of the prompt that observe() was given
     std::uint32_t seen = 0;          // one past the newest query that was seen

@@ -61,6 +61,7 @@ struct quest_index {
 /// Ranks pages by upper bounds of their keys' inner products.
 class quest {
  public:
+  /// Its settings; the page is the paper's.
   struct params {
     std::size_t page_tokens = 16;  // P
     /// How the bounds of a group's query heads become one score of a page. The paper's models have a key head for each query head; with one
