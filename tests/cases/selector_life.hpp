@@ -2,7 +2,7 @@
 // Random lives of a cache beside a plain formulation of its selector: prompts in chunks, ragged steps of several tokens, cuts back into the
 // middle, forks, resets and maintenance. After every event the lists of a step's queries, each at its own length, equal the plain ones.
 // Keys and queries are small whole numbers, so that every order of additions gives the same sum and ties are common; some keys are not
-// finite. A token's query is always the same one, as an engine's is.
+// finite. A token's query is always the same one, as an engine's is. Now and then the runner fails, and the call is made again.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -13,7 +13,7 @@
 
 #include "cache_driver.hpp"
 #include "cache_model.hpp"
-#include "policies.hpp"
+#include "faults.hpp"
 
 namespace pqkv_cases {
 
@@ -93,8 +93,7 @@ class selector_life {
     for (std::size_t slot = 0; slot < p_.batch; ++slot) prefill(slot, 1 + random_.below(p_.capacity - 30));
     for (std::size_t i = 0; i < events; ++i) event();
   }
-  std::size_t checked = 0, listed = 0, doubtful = 0;  // lists; those shorter than the middle; those that rounding may decide
-  const Cache& cache() const { return cache_; }
+  std::size_t listed = 0, doubtful = 0, failed = 0;  // ranked lists; those that rounding may decide; calls that failed
 
  private:
   struct slot_state {
@@ -105,6 +104,20 @@ class selector_life {
   };
   slot_state empty() const {
     return {{p_.kv_heads, p_.head_dim, p_.budget}, {p_.kv_heads, p_.query_heads, p_.head_dim, {}, {}}, Plain(p_)};
+  }
+
+  /// Makes a call that may fail, until it does not.
+  template <class F>
+  void make(const F& call) {
+    plan_ = {every_fault[1 + random_.below(3)], random_.below(5)};
+    try {
+      call();
+    } catch (const runner_failed&) {
+      ++failed;
+      plan_.until = 0;
+      call();
+    }
+    plan_.until = 0;
   }
 
   /// New tokens [count, h, d]; the queries are noted.
@@ -133,8 +146,8 @@ class selector_life {
       cache_.observe(cpu_, which, queries.slice(0, half, n - half));
     }
     const std::size_t first = random_.below(n);
-    if (first != 0) cache_.prefill(cpu_, which, rows.slice(1, 0, first), rows.slice(1, 0, first), pqkv::chunk::more);
-    cache_.prefill(cpu_, which, rows.slice(1, first, n - first), rows.slice(1, first, n - first));
+    if (first != 0) make([&] { cache_.prefill(cpu_, which, rows.slice(1, 0, first), rows.slice(1, 0, first), pqkv::chunk::more); });
+    make([&] { cache_.prefill(cpu_, which, rows.slice(1, first, n - first), rows.slice(1, first, n - first)); });
     slot.model.add(rows, rows);
     slot.model.end_prompt();
     slot.model.settle();
@@ -167,7 +180,7 @@ class selector_life {
       }
     }
     const auto rows = pqkv::make_view(std::as_const(all).data(), all.size() / (p_.kv_heads * p_.head_dim), p_.kv_heads, p_.head_dim);
-    cache_.append(cpu_, rows, rows, made.step());
+    make([&] { cache_.append(cpu_, rows, rows, made.step()); });
     return made;
   }
   /// The newest token of every slot that has one.
@@ -201,7 +214,7 @@ class selector_life {
         slots_[which] = empty();
         break;
       case 1:
-        cache_.fork(cpu_, which, other);
+        make([&] { cache_.fork(cpu_, which, other); });
         if (which != other) {
           slots_[other].model.copy_from(slots_[which].model);
           slots_[other].given = slots_[which].given;
@@ -223,7 +236,7 @@ class selector_life {
       default:
         return check(append(12));
     }
-    cache_.maintain(cpu_);
+    make([&] { cache_.maintain(cpu_); });
     for (slot_state& slot : slots_)
       if (!slot.is_learned && slot.given.size() != 0) {
         slot.is_learned = true;
@@ -244,8 +257,10 @@ class selector_life {
     for (std::size_t slot = 0; slot < p_.batch; ++slot) k_max = std::max(k_max, cache_.retrieve_capacity(slot));
     std::vector<std::int32_t> indices(tokens * lists * k_max);
     std::vector<std::uint32_t> counts(tokens * lists);
-    cache_.retrieve(cpu_, pqkv::make_view(std::as_const(query).data(), tokens, hq, p_.head_dim),
-                    pqkv::make_view(indices.data(), tokens, lists, k_max), pqkv::make_view(counts.data(), tokens, lists), s.step());
+    make([&] {
+      cache_.retrieve(cpu_, pqkv::make_view(std::as_const(query).data(), tokens, hq, p_.head_dim),
+                      pqkv::make_view(indices.data(), tokens, lists, k_max), pqkv::make_view(counts.data(), tokens, lists), s.step());
+    });
     std::size_t token = 0;
     for (std::size_t row = 0; row < s.slots.size(); ++row)
       for (std::size_t i = 0; i < s.counts[row]; ++i, ++token) {
@@ -261,7 +276,6 @@ class selector_life {
             wanted.tokens = plain_best(std::vector<double>(range.end - range.begin), range.begin, range.end);
           else if (range.k != 0)
             wanted = slot.plain.list(slot.given, list, range), ++listed;
-          ++checked;
           doubtful += wanted.is_doubtful;
           if (!wanted.is_doubtful) REQUIRE(got == wanted.tokens);
         }
@@ -272,7 +286,8 @@ class selector_life {
 
   params p_;
   Cache cache_;
-  pqkv::exec::host<> cpu_;
+  fault_plan plan_;
+  failing_host cpu_{{&plan_}, {}};
   random_source random_;
   std::vector<slot_state> slots_;
 };

@@ -20,7 +20,7 @@ const pqkv::exec::host<> cpu;
 
 /// Quest by the paper: a page's bound is the sum over the coordinates of max(q min, q max) over its keys.
 struct plain_quest {
-  explicit plain_quest(const quest_cache::params& p)
+  explicit plain_quest(const auto& p)
       : page(p.selector.page_tokens),
         lists(pqkv::score_lists(p.selector.reduction, p.kv_heads, p.query_heads)),
         reduction(p.selector.reduction) {}
@@ -80,22 +80,24 @@ given_tokens given_of(const prompt& one, const std::vector<float>& query, std::s
 
 TEST_CASE("selector quest: lists what the paper's words give, over random lives") {
   random_source random(0x9e57);
-  std::size_t listed = 0;
+  using rounded_cache = pqkv::pqcache<pqkv::dense_rows<pqkv::bfloat16>, quest>;  // small whole numbers are not rounded
+  std::size_t listed = 0, failed = 0;
   for (std::size_t life = 0; life < 60; ++life) {
-    auto p = random_life_params<quest_cache>(random);
+    auto p = random_life_params<rounded_cache>(random);
     const std::size_t pages[] = {1, 3, 4, 8, 16, 100};
     const group_reduction of_whole_numbers[] = {group_reduction::none, group_reduction::logit_sum, group_reduction::logit_max};
     p.selector.page_tokens = pages[random.below(6)];
     p.selector.reduction = of_whole_numbers[random.below(3)];
     if (p.query_heads == p.kv_heads && random.below(2) == 0) p.selector.reduction = group_reduction::probability_sum;
-    selector_life<quest_cache, plain_quest> one(p, random.bits());
+    selector_life<rounded_cache, plain_quest> one(p, random.bits());
     one.run(40);
-    listed += one.listed;
+    listed += one.listed, failed += one.failed;
   }
   CHECK(listed > 3000);
+  CHECK(failed > 300);
 }
 
-TEST_CASE("selector quest: every reduction, instruction set and row type, at page boundaries and every k") {
+TEST_CASE("selector quest: every reduction, at page boundaries and for every k") {
   for (const group_reduction reduction : every_reduction)
     for (const std::size_t middle : {1u, 15u, 16u, 17u, 31u, 32u, 33u, 130u})
       for (const std::size_t sinks : {0u, 5u, 16u})
@@ -132,14 +134,15 @@ TEST_CASE("selector quest: with pages of one token it is the oracle") {
   p.selector.page_tokens = 1;
   quest_cache pages(p);
   oracle_cache exact(q);
+  const pqkv::exec::host<pqkv::isa::best, threaded_runner> threads{};
   for (std::size_t slot = 0; slot < 2; ++slot) {
     const prompt given(2, 100 + 60 * slot, 16, slot);
     prefill(cpu, pages, slot, given), prefill(cpu, exact, slot, given);
   }
   for (std::uint64_t step = 0; step < 10; ++step) {
-    append_random(cpu, pages, step), append_random(cpu, exact, step);
+    append_random(threads, pages, step), append_random(cpu, exact, step);
     const std::vector<float> query = random_query(pages, step);
-    REQUIRE(ask(cpu, pages, query).indices == ask(cpu, exact, query).indices);
+    REQUIRE(ask(threads, pages, query).indices == ask(cpu, exact, query).indices);
   }
 }
 

@@ -123,7 +123,8 @@ void take_runs(const P& policy, const token_runs& runs, view<const float, 2> sco
   top_k(policy, scores, best);
   const auto score = [&](std::size_t i) { return scores(0, static_cast<std::size_t>(best(0, i))); };
   const auto size = [&](std::size_t i) -> std::size_t { return runs.size(static_cast<std::uint32_t>(best(0, i))); };
-  const auto is_below = [](float a, float b) { return b == b && !(a >= b); };  // a NaN is below every number
+  const auto is_nan = [](float x) { return (float_bits(x) & 0x7fffffffu) > 0x7f800000u; };
+  const auto is_below = [&](float a, float b) { return !is_nan(b) && (is_nan(a) || a < b); };
   for (std::size_t i = 0; i < taken; ++i) total += size(i);
   std::size_t worst = 0;
   while (true) {

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <limits>
 
 #include "../../exec/host.hpp"
@@ -75,8 +74,8 @@ class block_worker {
       candidate one{-std::numeric_limits<double>::infinity(), t};
       if (queries_.count() > 0) {
         any_seen = true;
-        const double mean = queries_.inner_product(load(block.head, t), d) / static_cast<double>(queries_.count());
-        if (std::isfinite(mean)) one.score = mean;
+        const float* const key = load(block.head, t);
+        if (Leaf::all_finite(key, d)) one.score = queries_.inner_product(key, d) / static_cast<double>(queries_.count());
       }
       std::size_t place = count;
       for (; place > 0 && best[place - 1].score <= one.score; --place) best[place] = best[place - 1];
@@ -86,7 +85,7 @@ class block_worker {
     std::size_t finite = 0;
     sum_.fill(0);
     for (std::size_t i = 0; i < count; ++i) finite += add_key(block.head, best[i].token);
-    write(block.out, finite == 0 ? std::numeric_limits<double>::quiet_NaN() : 1);
+    write(block.out, finite == 0 ? nothing : 1);
     return any_seen;
   }
 
@@ -95,10 +94,12 @@ class block_worker {
     std::size_t finite = 0;
     sum_.fill(0);
     for (std::uint32_t t = block.first; t < block.last; ++t) finite += add_key(block.head, t);
-    write(block.out, static_cast<double>(std::min(finite, index_.settings.representatives)) / static_cast<double>(finite));
+    const auto represented = static_cast<double>(std::min(finite, index_.settings.representatives));
+    write(block.out, finite == 0 ? nothing : represented / static_cast<double>(finite));
   }
 
  private:
+  static constexpr double nothing = std::numeric_limits<double>::quiet_NaN();  // of a block without a finite key
   struct candidate {
     double score;
     std::uint32_t token;
