@@ -180,7 +180,11 @@ class selector_life {
       }
     }
     const auto rows = pqkv::make_view(std::as_const(all).data(), all.size() / (p_.kv_heads * p_.head_dim), p_.kv_heads, p_.head_dim);
-    make([&] { cache_.append(cpu_, rows, rows, made.step()); });
+    make([&] {
+      const std::size_t before = allocations();
+      cache_.append(cpu_, rows, rows, made.step());
+      REQUIRE(allocations() == before);
+    });
     return made;
   }
   /// The newest token of every slot that has one.
@@ -258,8 +262,10 @@ class selector_life {
     std::vector<std::int32_t> indices(tokens * lists * k_max);
     std::vector<std::uint32_t> counts(tokens * lists);
     make([&] {
+      const std::size_t before = allocations();
       cache_.retrieve(cpu_, pqkv::make_view(std::as_const(query).data(), tokens, hq, p_.head_dim),
                       pqkv::make_view(indices.data(), tokens, lists, k_max), pqkv::make_view(counts.data(), tokens, lists), s.step());
+      REQUIRE(allocations() == before);
     });
     std::size_t token = 0;
     for (std::size_t row = 0; row < s.slots.size(); ++row)
