@@ -57,8 +57,8 @@ struct plain_quest {
     for (std::size_t t = range.begin; t < range.end; ++t) all.push_back(reduced[t / page - range.begin / page]);
     return all;
   }
-  plain_choice list(const given_tokens& given, std::size_t list, const plain_range& range) const {
-    return {plain_best(scores(given, list, range), range.begin, range.k)};
+  std::vector<std::int32_t> list(const given_tokens& given, std::size_t list, const plain_range& range) const {
+    return plain_best(scores(given, list, range), range.begin, range.k);
   }
 
   std::size_t page, lists;

@@ -9,9 +9,12 @@
 // representatives once: at the end of the prompt if all of it has left the window by then, else at the first query that finds it so, from
 // the queries up to that one. blind_blocks() counts the blocks for which no query was seen.
 //
-// Where this differs from the paper: the window is the budget's and not local_tokens, and k counts tokens, so that methods are compared at
-// equal tokens. The last block of the middle is ranked before it is whole, by the mean of its keys: in the paper such tokens are seen by
-// nobody. Each KV head has its own list; the published code sums relevance over all heads of a layer.
+// Tokens that have left the window and fill no block yet come before all blocks, the newest first.
+//
+// Where this differs from the paper: the window is the budget's and not local_tokens, and k counts tokens, those of the unfinished block
+// included, so that methods are compared at equal tokens. Keys and queries are as the cache has them, at their own positions; the paper
+// gives all tokens outside the window one distance. Each KV head has its own list; the published code sums relevance over all heads of a
+// layer. It also scores representatives by softmax weights; here the paper's inner products decide.
 // Source: Xiao, Zhang, Han, Xiao, Lin, Zhang, Liu, Sun, "InfLLM: Training-free long-context extrapolation for LLMs with an efficient
 // context memory", NeurIPS 2024.
 #pragma once
@@ -25,7 +28,7 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
-/// run(policy, rows, index, tasks, f): task i is f(i, worker), where worker.choose() and worker.average() make rows of blocks.
+/// run(policy, rows, index, tasks, f): task i is f(i, worker), where worker.choose() makes the row of a block.
 struct represent_blocks {};
 }  // namespace op
 
@@ -43,7 +46,7 @@ struct infllm_params {
   static constexpr std::size_t most_block_tokens = 4096, most_representatives = 64;
 };
 
-/// Tokens [first, last) of one head that are a block, or a part of one.
+/// Tokens [first, last) of one head that are a block.
 struct block_keys {
   std::size_t head;
   std::uint32_t first, last;
@@ -151,12 +154,16 @@ class infllm {
   /// empty. Such a block's first tokens represent it. More than 0 says that tokens were appended whose queries nobody asked.
   std::uint64_t blind_blocks(std::size_t slot) const { return all_.index.records(slot).blind_blocks; }
 
-  /// Reads the sums of whole blocks' representatives, and the keys of the last block while it is not whole. What choosing representatives
-  /// reads, once for each block, is not counted, like the training of other selectors.
-  run_traffic traffic_of(std::size_t element_bytes) const {
-    return {shape_.kv_heads, shape_.head_dim * sizeof(float), shape_.head_dim * element_bytes,
-            static_cast<std::uint32_t>(settings().block_tokens), front_run::kept};
-  }
+  /// Reads the sums of representatives. What choosing these reads, once for each block, is not counted, like the training of other
+  /// selectors.
+  struct block_traffic {
+    std::uint64_t kv_heads, row_bytes;
+    std::uint32_t length;
+    PQKV_HD constexpr traffic operator()(const middle_range& middle) const {
+      return {kv_heads * token_runs{in_blocks(middle, length), length, front_run::kept}.count() * row_bytes, 0};
+    }
+  };
+  block_traffic traffic_of(std::size_t) const { return {shape_.kv_heads, shape_.head_dim * sizeof(float), block_length()}; }
 
   static constexpr status can_observe(const params&) noexcept { return {}; }
   /// Notes the next queries [n, hq, d] of a slot's prompt.
@@ -214,22 +221,19 @@ class infllm {
   }
 
   template <exec::policy P, class Rows>
-  void select(const P& policy, view<const float, 2> query, const Rows& rows, const head_map<>& map, view<const middle_range, 1> ranges,
+  void select(const P& policy, view<const float, 2> query, const Rows&, const head_map<>& map, view<const middle_range, 1> ranges,
               view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts) {
-    const run_rows blocks{as_const(all_.index.blocks),
-                          as_const(all_.memory.computed),
-                          ranges,
-                          map,
-                          static_cast<std::uint32_t>(settings().block_tokens),
-                          front_run::kept};
-    const auto average = [&](std::size_t head, auto& worker) {
-      const token_runs runs = blocks.runs(head);
-      runs.for_each_computed([&](std::uint32_t i) {
-        worker.average({map.head(head), runs.begin(i), runs.end(i), 0, &all_.memory.computed(head, run_rows::place_of(i), 0)});
-      });
-    };
-    kernel<op::represent_blocks, typename P::backend_type>::run(policy, rows, all_.index, ranges.extent(0), average);
+    const std::size_t heads = ranges.extent(0), lists_per_head = counts.extent(0) / heads;
+    const auto ranked = all_.ranked.slice(0, 0, heads);
+    for (std::size_t head = 0; head < heads; ++head) ranked(head) = in_blocks(ranges(head), block_length());
+    const run_rows blocks{
+        as_const(all_.index.blocks), as_const(all_.memory.computed), as_const(ranked), map, block_length(), front_run::kept};
     select_runs(policy, query, blocks, settings().reduction, shape_.softmax_scale, all_.memory, indices, counts);
+    for (std::size_t list = 0; list < counts.extent(0); ++list) {
+      const middle_range& range = ranges(list / lists_per_head);
+      const std::uint32_t unfinished = range.selected() - counts(list);
+      for (std::uint32_t i = 0; i < unfinished; ++i) indices(list, counts(list)++) = static_cast<std::int32_t>(range.end - unfinished + i);
+    }
   }
 
   void maintain(const auto&, std::size_t, const sequence&, middle_range) {}
@@ -256,11 +260,19 @@ class infllm {
   struct parts {
     infllm_index index;
     run_memory memory;
+    view<middle_range, 1> ranked;  // [row heads]
     view<found_blocks, 1> found;   // [queries at once]
     view<std::uint32_t, 1> blind;  // [queries at once * h]
   };
 
   const params& settings() const { return all_.index.settings; }
+  std::uint32_t block_length() const { return static_cast<std::uint32_t>(settings().block_tokens); }
+  /// The part of a middle that is in whole blocks, and how many of its tokens are selected beside those that are in none.
+  static PQKV_HD constexpr middle_range in_blocks(const middle_range& middle, std::uint32_t length) {
+    const std::uint32_t whole = middle.end - middle.end % length, end = whole > middle.begin ? whole : middle.begin;
+    const std::uint32_t unfinished = middle.end - end, k = middle.selected();
+    return {middle.begin, end, k > unfinished ? k - unfinished : 0};
+  }
   /// Notes the queries; says whether there is any block to represent.
   bool find_blocks(view<const float, 2> query, const planned_queries<space::host>& planned, view<found_blocks, 1> found) const {
     const std::size_t hq = shape_.query_heads;
@@ -306,6 +318,7 @@ class infllm {
     all.index.kv_heads = shape.kv_heads;
     all.index.settings = settings;
     all.memory = run_memory::place(memory, shape, lists, table.runs(), d);
+    all.ranked = make_view(memory.take<middle_range>(tokens * shape.kv_heads), tokens * shape.kv_heads);
     all.found = make_view(memory.take<found_blocks>(tokens), tokens);
     all.blind = make_view(memory.take<std::uint32_t>(tokens * shape.kv_heads), tokens * shape.kv_heads);
     return all;

@@ -85,21 +85,11 @@ class block_worker {
     std::size_t finite = 0;
     sum_.fill(0);
     for (std::size_t i = 0; i < count; ++i) finite += add_key(block.head, best[i].token);
-    write(block.out, finite == 0 ? nothing : 1);
+    for (std::size_t i = 0; i < d; ++i) block.out[i] = finite == 0 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(sum_[i]);
     return any_seen;
   }
 
-  /// The same for a block that is not whole yet: as if each of its representatives were the mean of its keys.
-  void average(const selector::block_keys& block) {
-    std::size_t finite = 0;
-    sum_.fill(0);
-    for (std::uint32_t t = block.first; t < block.last; ++t) finite += add_key(block.head, t);
-    const auto represented = static_cast<double>(std::min(finite, index_.settings.representatives));
-    write(block.out, finite == 0 ? nothing : represented / static_cast<double>(finite));
-  }
-
  private:
-  static constexpr double nothing = std::numeric_limits<double>::quiet_NaN();  // of a block without a finite key
   struct candidate {
     double score;
     std::uint32_t token;
@@ -114,10 +104,6 @@ class block_worker {
     for (std::size_t i = 0; i < d; ++i) sum_[i] += static_cast<double>(key[i]);
     return 1;
   }
-  void write(float* out, double factor) const {
-    for (std::size_t i = 0; i < rows_.head_dim(); ++i) out[i] = static_cast<float>(sum_[i] * factor);
-  }
-
   const Rows& rows_;
   const selector::infllm_index& index_;
   local_queries queries_;
