@@ -50,8 +50,9 @@ inline std::vector<double> plain_reduce(const std::vector<std::vector<double>>& 
 inline std::vector<std::int32_t> plain_best(const std::vector<double>& scores, std::size_t begin, std::size_t k) {
   std::vector<std::int32_t> order;
   for (std::size_t t = 0; t < scores.size(); ++t) order.push_back(static_cast<std::int32_t>(t));
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
+  std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+    const double one = scores[static_cast<std::size_t>(a)], other = scores[static_cast<std::size_t>(b)];
+    return one > other || (one == other && a < b);
   });
   order.resize(std::min(k, order.size()));
   for (std::int32_t& t : order) t += static_cast<std::int32_t>(begin);

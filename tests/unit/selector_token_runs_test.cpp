@@ -23,7 +23,8 @@ std::vector<std::int32_t> plain_take(const std::vector<float>& scores, const mid
     const float x = scores[static_cast<std::uint32_t>(t) / length - range.begin / length];
     return std::isnan(x) ? -std::numeric_limits<double>::infinity() : std::max(static_cast<double>(x), -1e300);
   };
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) { return score(a) > score(b); });
+  std::sort(order.begin(), order.end(),
+            [&](std::int32_t a, std::int32_t b) { return score(a) > score(b) || (score(a) == score(b) && a < b); });
   order.resize(range.selected());
   std::sort(order.begin(), order.end());
   return order;

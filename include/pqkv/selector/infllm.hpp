@@ -159,7 +159,7 @@ class infllm {
   struct block_traffic {
     std::uint64_t kv_heads, row_bytes;
     std::uint32_t length;
-    PQKV_HD constexpr traffic operator()(const middle_range& middle) const {
+    constexpr traffic operator()(const middle_range& middle) const {
       return {kv_heads * token_runs{in_blocks(middle, length), length, front_run::kept}.count() * row_bytes, 0};
     }
   };
@@ -268,7 +268,7 @@ class infllm {
   const params& settings() const { return all_.index.settings; }
   std::uint32_t block_length() const { return static_cast<std::uint32_t>(settings().block_tokens); }
   /// The part of a middle that is in whole blocks, and how many of its tokens are selected beside those that are in none.
-  static PQKV_HD constexpr middle_range in_blocks(const middle_range& middle, std::uint32_t length) {
+  static constexpr middle_range in_blocks(const middle_range& middle, std::uint32_t length) {
     const std::uint32_t whole = middle.end - middle.end % length, end = whole > middle.begin ? whole : middle.begin;
     const std::uint32_t unfinished = middle.end - end, k = middle.selected();
     return {middle.begin, end, k > unfinished ? k - unfinished : 0};

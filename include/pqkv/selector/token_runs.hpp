@@ -25,20 +25,20 @@ struct token_runs {
   std::uint32_t length = 1;
   front_run front = front_run::computed;
 
-  PQKV_HD constexpr std::uint32_t first() const { return range.begin / length; }
-  PQKV_HD constexpr std::uint32_t count() const { return range.size() == 0 ? 0 : (range.end - 1) / length - first() + 1; }
+  constexpr std::uint32_t first() const { return range.begin / length; }
+  constexpr std::uint32_t count() const { return range.size() == 0 ? 0 : (range.end - 1) / length - first() + 1; }
   /// Tokens of the range's i-th run.
   /// @{
-  PQKV_HD constexpr std::uint32_t begin(std::uint32_t i) const { return i == 0 ? range.begin : (first() + i) * length; }
-  PQKV_HD constexpr std::uint32_t end(std::uint32_t i) const { return i + 1 == count() ? range.end : (first() + i + 1) * length; }
-  PQKV_HD constexpr std::uint32_t size(std::uint32_t i) const { return end(i) - begin(i); }
+  constexpr std::uint32_t begin(std::uint32_t i) const { return i == 0 ? range.begin : (first() + i) * length; }
+  constexpr std::uint32_t end(std::uint32_t i) const { return i + 1 == count() ? range.end : (first() + i + 1) * length; }
+  constexpr std::uint32_t size(std::uint32_t i) const { return end(i) - begin(i); }
   /// @}
-  PQKV_HD constexpr bool is_computed(std::uint32_t i) const {
+  constexpr bool is_computed(std::uint32_t i) const {
     return end(i) % length != 0 || (front == front_run::computed && begin(i) % length != 0);
   }
   /// Calls f(i) for every run whose row is computed: the first, the last, both or none.
   template <class F>
-  PQKV_HD constexpr void for_each_computed(F f) const {
+  constexpr void for_each_computed(F f) const {
     const std::uint32_t runs = count();
     if (runs > 0 && is_computed(0)) f(0);
     if (runs > 1 && is_computed(runs - 1)) f(runs - 1);
@@ -51,7 +51,7 @@ struct run_traffic {
   std::uint32_t length;
   front_run front;
 
-  PQKV_HD constexpr traffic operator()(const middle_range& middle) const {
+  constexpr traffic operator()(const middle_range& middle) const {
     const token_runs runs{middle, length, front};
     std::uint64_t kept = runs.count(), keys = 0;
     runs.for_each_computed([&](std::uint32_t i) { --kept, keys += runs.size(i); });
