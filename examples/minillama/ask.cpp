@@ -140,8 +140,9 @@ int main(int argc, char** argv) {
       ->check(count_range(1))
       ->capture_default_str()
       ->excludes(demo);
-  app.add_option("--policy", o.policies, "only these beside full: pq, oracle, streaming, snapkv, h2o, sparq; default: the first three")
-      ->transform(one_of(policy_names(), "full|pq|oracle|streaming|snapkv|h2o|sparq"))
+  app.add_option("--policy", o.policies,
+                 "only these beside full: pq, oracle, streaming, snapkv, h2o, sparq, quest, infllm; default: the first three")
+      ->transform(one_of(policy_names(), "full|pq|oracle|streaming|snapkv|h2o|sparq|quest|infllm"))
       ->excludes(demo);
   app.add_option("--ratios", o.ratios, "one token in so many attends: 10 for 1/10, 10 40 for both; default: the usual contestants")
       ->check(count_range(1))

@@ -21,9 +21,10 @@ std::vector<contestant> candidates_at(const std::set<std::size_t>& ratios, const
     return {contestant_at(full, 1),       contestant_at(pq, 5),      contestant_at(pq, 10),     contestant_at(pq, 40),
             contestant_at(pq, 10, 2, 6),  contestant_at(oracle, 10), contestant_at(oracle, 40), contestant_at(streaming, 10),
             contestant_at(streaming, 40), contestant_at(snapkv, 10), contestant_at(h2o, 10),    contestant_at(sparq, 10),
-            contestant_at(sparq, 40)};
+            contestant_at(sparq, 40),     contestant_at(quest, 10),  contestant_at(quest, 40),  contestant_at(infllm, 10),
+            contestant_at(infllm, 40)};
   std::vector<contestant> all{contestant_at(full, 1)};
-  for (const policy_name name : {pq, oracle, streaming, snapkv, h2o, sparq})
+  for (const policy_name name : {pq, oracle, streaming, snapkv, h2o, sparq, quest, infllm})
     for (const std::size_t one_in : ratios) {
       if (name != pq || codes.empty()) {
         all.push_back(contestant_at(name, one_in));

@@ -215,7 +215,8 @@ TEST_CASE("minillama-ask --benchmark: replies are those of minillama, scores tho
   write_text(file, lines_of(first, second));
   const outcome got = ask("--answer-tokens 12 --policy pq snapkv sparq --ratios 4 --json \"" + result.string() + "\"");
   CHECK_MESSAGE(got.code == 0, got.err);
-  for (const char* label : {"full", "pq 4x8 1/4", "snapkv 1/4", "sparq 1/4"}) CHECK_MESSAGE(got.out.find(label) != std::string::npos, got.out);
+  for (const char* label : {"full", "pq 4x8 1/4", "snapkv 1/4", "sparq 1/4"})
+    CHECK_MESSAGE(got.out.find(label) != std::string::npos, got.out);
   const json all = json::parse(contents(result));
   CHECK(all.at("set").at("metric") == "qa-f1");
   CHECK(all.at("set").at("answer_tokens") == 12);

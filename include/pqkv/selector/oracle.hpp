@@ -26,7 +26,7 @@ constexpr status can_score_exactly(const Query& query, const Store& store, const
       .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", relation::multiple_of, "h", h, hq)
       .extent("query.extent(1)", query.extent(1), store.head_dim(), "d, from store")
       .extent("query.stride(1)", query.stride(1), 1, "last axis contiguous")
-      .at_most("store.head_dim", store.head_dim(), max_head_dim, "d")
+      .at_most("store.head_dim", store.head_dim(), 2 * max_head_dim, "d; selector::quest has rows of 2 d")
       .extent("ranges.extent(0)", ranges.extent(0), h, "h, from store")
       .extent("scores.extent(0)", scores.extent(0), score_lists(reduction, h, hq), "h, or hq under reduction none")
       .extent("scores.stride(1)", scores.stride(1), 1, "last axis contiguous");

@@ -51,7 +51,7 @@ struct kernel<op::exact_scores, backend::host> {
   static void dots(view<const float, 2> query, const Store& store, std::size_t head, middle_range range, float* logits,
                    std::size_t stride) {
     const std::size_t d = store.head_dim();
-    alignas(cache_line_bytes) float copy[max_head_dim];
+    alignas(cache_line_bytes) float copy[2 * max_head_dim];
     for (std::size_t i = 0; i < range.size(); ++i) {
       const float* key = detail::load_row<Leaf>(store.key(head, range.begin + i), d, copy);
       for (std::size_t q = 0; q < query.extent(0); ++q) {
