@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "../../exec/host.hpp"
-#include "../../search/attended_sum.hpp"
+#include "../../selector/attended_sum.hpp"
 #include "simd/rows.hpp"
 
 namespace pqkv::inline PQKV_MODE {

@@ -11,7 +11,7 @@
 #include "../core/error.hpp"
 #include "../exec/kernel.hpp"
 #include "../quantize/shape.hpp"
-#include "scan.hpp"
+#include "../search/scan.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
