@@ -3,9 +3,11 @@
 //
 //   minillama-ask -m MODEL --demo                          one context, ten questions, answers streamed
 //   minillama-ask -m MODEL --questions 100 --json FILE     many contexts, everything measured
+//   minillama-ask -m MODEL --benchmark FILE.jsonl          a question set of LongBench or RULER, scored as there
 #include <cstdio>
 #include <thread>
 
+#include "benchmark_run.hpp"
 #include "command_line.hpp"
 #include "demonstration.hpp"
 #include "evaluation.hpp"
@@ -20,6 +22,8 @@ using namespace minillama;
 struct ask_options {
   std::string model_directory, chat;
   std::optional<std::string> tokenizer_file, json_file;
+  std::optional<std::filesystem::path> benchmark_file;
+  benchmark_request request;
   std::vector<std::filesystem::path> text_files;
   std::size_t threads = std::max(1u, std::thread::hardware_concurrency());
   std::size_t length = 0;
@@ -51,6 +55,40 @@ int run_evaluation(const ask_options& o, engine& computing, const model_config& 
   if (settings.check == path_check::none) return 0;
   std::printf("answers that differ between --path joint and --path scan: %zu\n", result.path_differences);
   return result.path_differences == 0 ? 0 : 1;
+}
+
+int ask_benchmark(const ask_options& o, engine& computing, const model_config& config, const tokenizer& words, const benchmark& set) {
+  const chat_template* chat = o.chat.empty() ? chat_template_of(words) : &chat_template_named("--chat", o.chat);
+  const auto prompts = prompts_of(set, *o.benchmark_file, config, words, chat, o.length);
+  const auto json = o.json_file ? std::optional<output_file>(*o.json_file) : std::nullopt;
+  const auto results = run_benchmark(computing, config, words, set, prompts, contestants_of(o.evaluation));
+  if (json) json->write(text_of(json_of(set, *o.benchmark_file, prompts, results)));
+  print_table(results);
+  return 0;
+}
+
+/// A question set and what belongs to it.
+void declare_benchmark(CLI::App& app, ask_options& o) {
+  const char* group = "Question sets";
+  auto* file =
+      app.add_option("--benchmark", o.benchmark_file, "file of JSON lines: a data set of LongBench, or a task of RULER")->group(group);
+  for (const char* other : {"--demo", "--questions", "--contexts", "--text", "--check-paths"}) file->excludes(app.get_option(other));
+  app.add_option("--benchmark-prompts", o.request.prompts, "LongBench's dataset2prompt.json; default: context, input and \"Answer:\"")
+      ->needs(file)
+      ->group(group);
+  app.add_option("--benchmark-lengths", o.request.lengths, "LongBench's dataset2maxlen.json: tokens of an answer")
+      ->needs(file)
+      ->group(group);
+  app.add_option("--answer-tokens", o.request.tokens, "tokens of an answer at most; default: as in --benchmark-lengths, else 128")
+      ->check(count_range(1, 1u << 20))
+      ->needs(file)
+      ->group(group);
+  app.add_option("--score-by", o.request.by,
+                 "qa-f1, rouge-l, classification, retrieval, count, code, all or any; default: the data set's, all for RULER")
+      ->transform(one_of(score_names(), "qa-f1|rouge-l|classification|retrieval|count|code|all|any"))
+      ->needs(file)
+      ->group(group);
+  app.add_option("--records", o.request.records, "only the first so many records")->check(count_range(1))->needs(file)->group(group);
 }
 
 /// None for a model of bytes, which is asked in the forms that the shipped one was trained on.
@@ -89,7 +127,8 @@ int main(int argc, char** argv) {
   app.add_option("-t,--threads", o.threads, "threads of the host")->check(count_range(1, 1024))->capture_default_str();
   declare_device(app, o.evaluation.device);
   auto* demo = app.add_flag("--demo", o.demo, "one context, ten questions, answers as they come");
-  app.add_option("--length", o.length, "tokens of a context; default 16384 for --demo, else 8192")->check(count_range(1));
+  app.add_option("--length", o.length, "tokens of a context; default 16384 for --demo, else 8192; with --benchmark, what the model holds")
+      ->check(count_range(1));
   app.add_option("--seed", o.evaluation.seed, "seed of contexts, questions and codebooks")->check(seed_number())->capture_default_str();
   app.add_option("--text", o.text_files, "files of running text; default: the licence texts of the system");
   app.add_option("--path", o.evaluation.path, "auto, joint or scan: how scores are computed; the answers are the same")
@@ -103,8 +142,9 @@ int main(int argc, char** argv) {
       ->check(count_range(1))
       ->capture_default_str()
       ->excludes(demo);
-  app.add_option("--policy", o.policies, "only these beside full: pq, oracle, streaming, snapkv, h2o; default: the first three")
-      ->transform(one_of(policy_names(), "full|pq|oracle|streaming|snapkv|h2o"))
+  app.add_option("--policy", o.policies,
+                 "only these beside full: pq, oracle, streaming, snapkv, h2o, sparq, quest, infllm; default: the first three")
+      ->transform(one_of(policy_names(), "full|pq|oracle|streaming|snapkv|h2o|sparq|quest|infllm"))
       ->excludes(demo);
   app.add_option("--ratios", o.ratios, "one token in so many attends: 10 for 1/10, 10 40 for both; default: the usual contestants")
       ->check(count_range(1))
@@ -132,13 +172,13 @@ int main(int argc, char** argv) {
   app.add_option("--json", o.json_file, "file for everything that was measured")->excludes(demo);
   app.add_flag("--check-paths", o.check_paths, "ask under --path joint and --path scan; exit code 1 when an answer differs")
       ->excludes(demo);
+  declare_benchmark(app, o);
   return run_program(app, argc, argv, [&] {
     if (o.evaluation.device == device_name::cuda) refuse_beside_cuda(o);
     require_device(o.evaluation.device);
+    const auto set = o.benchmark_file ? std::optional<benchmark>(read_benchmark(*o.benchmark_file, o.request)) : std::nullopt;
     const model llama(o.model_directory);
     const std::unique_ptr<tokenizer> words = make_tokenizer(llama.config(), o.model_directory, o.tokenizer_file);
-    const examiner examining(*words, chat_for(o, *words));
-    const std::string text = load_text(o.text_files);
     pool_runner runner(o.threads);
     o.evaluation.policies = {o.policies.begin(), o.policies.end()};
     o.evaluation.ratios = {o.ratios.begin(), o.ratios.end()};
@@ -152,6 +192,9 @@ int main(int argc, char** argv) {
     if (sinks->count()) o.evaluation.sinks = o.sinks;
     if (window->count()) o.evaluation.window = o.window;
     const std::unique_ptr<engine> computing = make_engine(o.evaluation.device, llama, runner);
+    if (set) return ask_benchmark(o, *computing, llama.config(), *words, *set);
+    const examiner examining(*words, chat_for(o, *words));
+    const std::string text = load_text(o.text_files);
     if (!o.demo) return run_evaluation(o, *computing, llama.config(), examining, runner, text);
     demonstration_settings settings{.seed = o.evaluation.seed, .path = o.evaluation.path};
     if (o.length) settings.length = o.length;

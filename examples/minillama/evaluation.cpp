@@ -20,9 +20,11 @@ std::vector<contestant> candidates_at(const std::set<std::size_t>& ratios, const
   if (ratios.empty())
     return {contestant_at(full, 1),       contestant_at(pq, 5),      contestant_at(pq, 10),     contestant_at(pq, 40),
             contestant_at(pq, 10, 2, 6),  contestant_at(oracle, 10), contestant_at(oracle, 40), contestant_at(streaming, 10),
-            contestant_at(streaming, 40), contestant_at(snapkv, 10), contestant_at(h2o, 10)};
+            contestant_at(streaming, 40), contestant_at(snapkv, 10), contestant_at(h2o, 10),    contestant_at(sparq, 10),
+            contestant_at(sparq, 40),     contestant_at(quest, 10),  contestant_at(quest, 40),  contestant_at(infllm, 10),
+            contestant_at(infllm, 40)};
   std::vector<contestant> all{contestant_at(full, 1)};
-  for (const policy_name name : {pq, oracle, streaming, snapkv, h2o})
+  for (const policy_name name : {pq, oracle, streaming, snapkv, h2o, sparq, quest, infllm})
     for (const std::size_t one_in : ratios) {
       if (name != pq || codes.empty()) {
         all.push_back(contestant_at(name, one_in));
@@ -43,6 +45,8 @@ bool takes_part(policy_name name, const std::set<policy_name>& named) {
   using enum policy_name;
   return named.empty() ? name == pq || name == oracle || name == streaming : named.count(name) != 0;
 }
+
+}  // namespace
 
 std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   using enum policy_name;
@@ -74,6 +78,8 @@ std::vector<contestant> contestants_of(const evaluation_settings& settings) {
   }
   return all;
 }
+
+namespace {
 
 json summary_of(const interview& one, const interview& full) {
   const session_statistics& s = one.statistics();
@@ -133,11 +139,8 @@ evaluation evaluate(engine& computing, const model_config& config, const examine
                                 " positions do not hold a question behind it");
   evaluation result;
   const auto measuring = settings.device == device_name::host ? std::optional<host_policy>({runner, {}}) : std::nullopt;
-  std::size_t kept_queries = 0;
-  for (const contestant& who : contestants_of(settings)) {
-    kept_queries = std::max(kept_queries, who.settings.shown_queries());
-    result.interviews.emplace_back(who, config, examining.words(), measuring);
-  }
+  const std::vector<contestant> contestants = contestants_of(settings);
+  for (const contestant& who : contestants) result.interviews.emplace_back(who, config, examining.words(), measuring);
   json questions = json::array();
   double prefill_seconds = 0;
   std::optional<part_seconds> prefill_parts{part_seconds{}};
@@ -151,7 +154,7 @@ evaluation evaluate(engine& computing, const model_config& config, const examine
     const auto start = std::chrono::steady_clock::now();
     const std::unique_ptr<held_prompt> prefilled = [&] {
       progress_bar bar(label);
-      return computing.prefill(exam.context, bar.report(), kept_queries);
+      return computing.prefill(exam.context, bar.report(), shown_queries(contestants));
     }();
     prefill_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (const auto parts = prefilled->parts(); parts && prefill_parts)

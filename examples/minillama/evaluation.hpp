@@ -25,7 +25,7 @@ struct evaluation_settings {
   std::uint64_t seed = 0;       // of contexts, questions and codebooks
   pqkv::search_path path = pqkv::search_path::automatic;
   path_check check = path_check::none;
-  std::set<policy_name> policies;                     // which of the contestants take part beside full; empty: all
+  std::set<policy_name> policies;                     // which of the contestants take part beside full; empty: the usual
   std::set<std::size_t> ratios;                       // pq, oracle and streaming at 1/this; empty: the usual contestants
   std::vector<code_sizes> codes;                      // of pq, each a contestant; empty: 4x8. Under ratios
   std::optional<pqkv::axis_order> axes;               // not given: policy_settings::use_host_defaults(), or the device's
@@ -35,6 +35,9 @@ struct evaluation_settings {
   std::optional<std::size_t> window;                  // most recent tokens that attend; default: the budget rule's share
   device_name device = device_name::host;             // of the engine. Recall and mass are measured on the host alone
 };
+
+/// full, then the policies that are asked for.
+std::vector<contestant> contestants_of(const evaluation_settings& settings);
 
 struct evaluation {
   std::vector<interview> interviews;  // full; pq 4x8 at 1/5, 1/10, 1/40, 2x6 at 1/10; oracle and streaming at 1/10 and 1/40; or by ratios

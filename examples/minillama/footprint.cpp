@@ -36,9 +36,9 @@ std::size_t bytes_of(const char* what, double elements, std::size_t element_byte
 /// @pre  the library has such codes
 std::size_t training_bytes(const model_config& config, const policy_settings& settings, const run_shape& shape) {
   if (settings.name == policy_name::h2o || settings.name == policy_name::snapkv) {
-    // The queries that were shown, sums in double of up to nine parts, and logits of up to eight blocks of a few queries.
-    const std::size_t shown = std::min(shape.prompt, settings.shown_queries()), rows = std::max<std::size_t>(8, config.group());
-    const std::size_t lists = settings.name == policy_name::h2o ? config.kv_heads * 8 : config.query_heads;
+    // The queries that were shown, sums in double of up to five parts, and logits of up to four blocks of queries.
+    const std::size_t shown = std::min(shape.prompt, settings.shown_queries()), rows = std::max<std::size_t>(32, config.group());
+    const std::size_t lists = settings.name == policy_name::h2o ? config.kv_heads * 4 : config.query_heads;
     return config.query_width() * shown * sizeof(float) + lists * shape.prompt * (2 * sizeof(double) + rows * sizeof(float));
   }
   if (settings.name != policy_name::pq) return 0;

@@ -36,6 +36,12 @@ contestant contestant_at(policy_name name, std::size_t one_in, std::size_t subsp
   return made;
 }
 
+std::size_t shown_queries(std::span<const contestant> all) {
+  std::size_t most = 0;
+  for (const contestant& who : all) most = std::max(most, who.settings.shown_queries());
+  return most;
+}
+
 void interview::run(const held_prompt& context, const examination& exam, const audience& watching) {
   const auto start = std::chrono::steady_clock::now();
   std::size_t room = question_room;

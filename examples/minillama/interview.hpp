@@ -4,6 +4,7 @@
 #pragma once
 #include <cstddef>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,9 @@ struct contestant {
 
 /// A contestant that attends to one in `one_in` tokens: "full", "oracle 1/10", "pq 2x6 1/20".
 contestant contestant_at(policy_name name, std::size_t one_in, std::size_t subspaces = 4, unsigned bits = 8);
+
+/// How many of a prompt's last queries one of them wants: a prompt is computed once for all.
+std::size_t shown_queries(std::span<const contestant> all);
 
 struct answer {
   std::string text;  // without the line feed that ends it

@@ -32,7 +32,7 @@ json parse_object(const std::filesystem::path& path, const std::string& part, st
     if (event == json::parse_event_t::object_end) open_objects.pop_back();
     if (event == json::parse_event_t::key) {
       const auto& key = parsed.get_ref<const std::string&>();
-      if (!open_objects.back().insert(key).second) throw load_error(path, key, "is given twice");
+      if (!open_objects.back().insert(key).second) throw load_error(path, part.empty() ? key : part + ": " + key, "is given twice");
     }
     return true;
   };

@@ -11,7 +11,7 @@ namespace minillama {
 ///
 /// @param path  of the file that the text comes from, for messages
 /// @param part  of the file, for messages; empty when it is the whole file
-/// @throws load_error that names file and part when the text is not a JSON object, or file and key when an object gives a key twice
+/// @throws load_error that names file and part when the text is not a JSON object, or file, part and key when an object gives a key twice
 nlohmann::json parse_object(const std::filesystem::path& path, const std::string& part, std::string_view text);
 
 /// Parses a whole file. @throws load_error also when it cannot be read

@@ -44,6 +44,18 @@ std::string json_reader::text(const std::string& key) const {
   return value.get<std::string>();
 }
 
+std::vector<std::string> json_reader::texts(const std::string& key) const {
+  const json& values = at(key);
+  if (!values.is_array()) fail(key, std::string("expected an array, got ") + values.type_name());
+  if (values.empty()) fail(key, "expected at least one text, got none");
+  std::vector<std::string> all;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (!values[i].is_string()) fail(key + "[" + std::to_string(i) + "]", std::string("expected a text, got ") + values[i].type_name());
+    all.push_back(values[i].get<std::string>());
+  }
+  return all;
+}
+
 bool json_reader::flag_or(const std::string& key, bool otherwise) const {
   const json* value = find(key);
   if (value && !value->is_boolean()) fail(key, std::string("expected true or false, got ") + value->type_name());

@@ -12,7 +12,7 @@ namespace minillama {
 class json_reader {
  public:
   /// @param object  outlives the reader
-  /// @param place   of the object in the file, with a dot behind it: "normalizer."; empty for the outermost
+  /// @param place   of the object in the file, with a dot behind it: "normalizer.", or "line 3: "; empty for the outermost
   /// @throws load_error when it is no object
   json_reader(std::filesystem::path file, const nlohmann::json& object, std::string place = "");
 
@@ -33,6 +33,8 @@ class json_reader {
   std::vector<json_reader> each(const std::string& key) const;
 
   std::string text(const std::string& key) const;
+  /// An array of texts, with at least one.
+  std::vector<std::string> texts(const std::string& key) const;
   bool flag_or(const std::string& key, bool otherwise) const;
   double positive(const std::string& key) const;
   double positive_or(const std::string& key, double otherwise) const { return find(key) ? positive(key) : otherwise; }

@@ -123,6 +123,12 @@ auto with_selector(const policy_settings& settings, const pqkv::budget_rule& rul
       return params.template operator()<pqkv::selector::snapkv>({});
     case policy_name::h2o:
       return params.template operator()<pqkv::selector::h2o>({});
+    case policy_name::sparq:
+      return params.template operator()<pqkv::selector::sparq>({.reduction = settings.quantizer.reduction});
+    case policy_name::quest:
+      return params.template operator()<pqkv::selector::quest>({});
+    case policy_name::infllm:
+      return params.template operator()<pqkv::selector::infllm>({});
     case policy_name::pq:
       break;
   }

@@ -70,8 +70,8 @@ void declare_sampling(CLI::App& app, options& o) {
 
 void declare_policy(CLI::App& app, options& o) {
   const char* group = "Attention while decoding";
-  app.add_option("--policy", o.policy.name, "full, pq, oracle, streaming, snapkv or h2o; default pq")
-      ->transform(one_of(policy_names(), "full|pq|oracle|streaming|snapkv|h2o"))
+  app.add_option("--policy", o.policy.name, "full, pq, oracle, streaming, snapkv, h2o, sparq, quest or infllm; default pq")
+      ->transform(one_of(policy_names(), "full|pq|oracle|streaming|snapkv|h2o|sparq|quest|infllm"))
       ->default_str("pq")
       ->group(group);
   // Before the options that it sets, so that these have the last word.
@@ -196,7 +196,9 @@ void refuse_beside_cuda(const options& o) {
 }  // namespace
 
 CLI::Option* declare_device(CLI::App& app, device_name& device) {
-  return app.add_option("--device", device, "host or cuda: where the model computes; on cuda without oracle, second stage and quality")
+  return app
+      .add_option("--device", device,
+                  "host or cuda: where the model computes; cuda has no oracle, methods of other papers, second stage and quality")
       ->transform(one_of(device_names(), "host|cuda"))
       ->default_str("host");
 }

@@ -17,13 +17,20 @@ namespace minillama {
 /// The library's execution policy on this program's threads.
 using host_policy = pqkv::exec::host<pqkv::isa::best, pool_runner&>;
 
-enum class policy_name { full, pq, oracle, streaming, snapkv, h2o };
+enum class policy_name { full, pq, oracle, streaming, snapkv, h2o, sparq, quest, infllm };
 
 inline const std::map<std::string, policy_name>& policy_names() {
-  static const std::map<std::string, policy_name> names{{"full", policy_name::full},     {"pq", policy_name::pq},
-                                                        {"oracle", policy_name::oracle}, {"streaming", policy_name::streaming},
-                                                        {"snapkv", policy_name::snapkv}, {"h2o", policy_name::h2o}};
+  static const std::map<std::string, policy_name> names{
+      {"full", policy_name::full},           {"pq", policy_name::pq},         {"oracle", policy_name::oracle},
+      {"streaming", policy_name::streaming}, {"snapkv", policy_name::snapkv}, {"h2o", policy_name::h2o},
+      {"sparq", policy_name::sparq},         {"quest", policy_name::quest},   {"infllm", policy_name::infllm}};
   return names;
+}
+
+/// Methods of other papers, for comparison: on the host alone, and only where they are asked for by name.
+inline bool is_compared_method(policy_name name) {
+  using enum policy_name;
+  return name == snapkv || name == h2o || name == sparq || name == quest || name == infllm;
 }
 
 inline const std::map<std::string, pqkv::axis_order>& axes_names() {
@@ -140,7 +147,8 @@ struct policy_settings {
   std::size_t shown_queries() const {
     if (name == policy_name::snapkv) return pqkv::selector::snapkv::params{}.observation_tokens;
     const bool weighs_axes = name == policy_name::pq && quantizer.axes == pqkv::axis_order::weighted_pairs;
-    return name == policy_name::h2o || weighs_axes ? static_cast<std::size_t>(-1) : 0;
+    const bool wants_all = weighs_axes || name == policy_name::h2o || name == policy_name::infllm;
+    return wants_all ? static_cast<std::size_t>(-1) : 0;
   }
 
   /// The rule for a prompt of n tokens. A share of the tokens is one of rows of 16 bits: rows of 8 bits are so many more as have the same

@@ -16,7 +16,7 @@
 namespace pqkv::inline PQKV_MODE {
 
 /// @tparam Rows      where keys and values are: dense_rows or paged_rows, in host or device memory; file_rows or tiered_rows, in a file
-/// @tparam Selector  selector::basic_pq, full, streaming, oracle, snapkv, h2o, or one's own (selector/concept.hpp)
+/// @tparam Selector  selector::basic_pq, full, streaming, oracle, snapkv, h2o, sparq, quest, infllm, or one's own (selector/concept.hpp)
 template <class Rows = dense_rows<float>, class Selector = selector::basic_pq<typename Rows::space_type>>
 class pqcache : public pqcache_state<Rows, Selector> {
   using state = pqcache_state<Rows, Selector>;
@@ -357,10 +357,11 @@ class pqcache : public pqcache_state<Rows, Selector> {
   template <class P>
   step_plan<space_type> select(const P& policy, view_of<const float, 2> query, const step_type& step, std::size_t first) {
     const step_plan<space_type> plan = plan_of(query.extent(0) / params_.query_heads);
-    const bool listed = plan_step(policy, queries_of(step, first), plan);
-    detail::ask_selector(selector_, working(policy), query, rows_.view(), map_of(plan, step, first), plan, found(plan), listed);
+    const auto planned = queries_of(step, first);
+    const bool listed = plan_step(policy, planned, plan);
+    detail::ask_selector(selector_, working(policy), query, rows_.view(), map_of(plan, step, first), planned, plan, found(plan), listed);
     if (listed && params_.selection == draft_selection::first_query && step.has_counts())
-      run<op::share_lists>(policy, queries_of(step, first), plan, found(plan));
+      run<op::share_lists>(policy, planned, plan, found(plan));
     return plan;
   }
 

@@ -176,8 +176,8 @@ class pqcache_state {
 
   /// Shows the selector some of a slot's queries, before the last chunk of prefill(). What it does with them is the selector's to say:
   /// for pq a few hundred from all over the prompt are enough, and it keeps what it learned from them for every later training, after
-  /// truncate() too, until reset(); snapkv and h2o take those of consecutive tokens that end with the prompt's last. A fork copies what
-  /// the slot has been shown, and save() does where the slot has an index.
+  /// truncate() too, until reset(); snapkv and h2o take those of consecutive tokens that end with the prompt's last; infllm needs all,
+  /// in order. A fork copies what the slot has been shown, and save() does where the slot has an index.
   ///
   /// @param queries  [n, hq, d] float, half or bfloat16, after rotary embedding, any strides; one that is not finite is left out
   /// @throws shape_error, value_error; also when the selector's settings make no use of queries; std::bad_alloc where it holds them (h2o)

@@ -12,6 +12,9 @@
 #define PQKV_FUZZ_ENTRY fuzz_index
 #include "index_fuzz.cpp"
 #undef PQKV_FUZZ_ENTRY
+#define PQKV_FUZZ_ENTRY fuzz_jsonl
+#include "jsonl_fuzz.cpp"
+#undef PQKV_FUZZ_ENTRY
 #define PQKV_FUZZ_ENTRY fuzz_llama2c
 #include "llama2c_fuzz.cpp"
 #undef PQKV_FUZZ_ENTRY
@@ -43,6 +46,7 @@ namespace {
 using target = int (*)(const std::uint8_t*, std::size_t);
 const std::map<std::string, target> targets{{"config", fuzz_config},
                                             {"index", fuzz_index},
+                                            {"jsonl", fuzz_jsonl},
                                             {"llama2c", fuzz_llama2c},
                                             {"llama2c_tokenizer", fuzz_llama2c_tokenizer},
                                             {"safetensors", fuzz_safetensors},

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/../.."
 seconds=${1:-60}
 [[ $seconds =~ ^[0-9]+$ ]] || { echo "fuzz.sh: expected seconds, got $seconds" >&2; exit 2; }
 targets=("${@:2}")
-[ ${#targets[@]} -gt 0 ] || targets=(config index llama2c llama2c_tokenizer safetensors slot tokenizer_json)
+[ ${#targets[@]} -gt 0 ] || targets=(config index jsonl llama2c llama2c_tokenizer safetensors slot tokenizer_json)
 clang=${CLANG:-}
 for name in clang++-19 clang++-14 clang++; do [ -n "$clang" ] || clang=$(command -v "$name" || true); done
 [ -n "$clang" ] || { echo "fuzz.sh: no clang++ found; CLANG names one. ctest --preset asan -L fuzz needs none" >&2; exit 2; }

@@ -80,6 +80,15 @@ def tokenizers():
                   "merges": [["h", "e"], ["▁", "he"]]}}
 
 
+def json_lines():
+    answered = {"input": "Where is it?", "context": "It is in the box.", "answers": ["the box", "box"], "length": 5, "dataset": "hotpotqa",
+                "language": "en", "all_classes": None, "_id": "a1"}
+    sorted_out = {**answered, "dataset": "trec", "all_classes": ["Place", "Date"], "answers": ["Place"]}
+    numbered = {"index": 0, "input": "One is 17. One is", "outputs": ["17"], "length": 6}
+    for name, records in (("answers", [answered, answered]), ("classes", [sorted_out]), ("outputs", [numbered, {**numbered, "index": 1, "answer_prefix": " It is"}])):
+        yield name, "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
 def main():
     program = sys.argv[1]
     root = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent / "corpus"
@@ -95,6 +104,8 @@ def main():
     write("safetensors", "left_over", safetensors("BF16", [("model.layers.0.self_attn.rotary_emb.inv_freq", [2])]))
     write("index", "two_shards", {"metadata": {"total_size": 0},
                                   "weight_map": {name: f"shard{i % 2}.safetensors" for i, name in enumerate(sorted(SHAPES))}})
+    for name, described in json_lines():
+        write("jsonl", name, described)
     write("llama2c", "untied", llama2c())
     write("llama2c_tokenizer", "bytes_and_words", llama2c_tokenizer())
     for name, described in tokenizers():

@@ -66,14 +66,14 @@ TEST_CASE("unknown arguments are named in the order in which they were given") {
 
 TEST_CASE("names are names: the number behind one is refused") {
   const bench tiny;
-  check_refused(tiny.generate("-p a --policy 2"), "--policy: expected full|pq|oracle|streaming|snapkv|h2o, got 2");
+  check_refused(tiny.generate("-p a --policy 2"), "--policy: expected full|pq|oracle|streaming|snapkv|h2o|sparq|quest|infllm, got 2");
   check_refused(tiny.generate("-p a --path 1"), "--path: expected auto|joint|scan, got 1");
   check_refused(tiny.generate("-p a --rows 1"), "--rows: expected float|int8, got 1");
   check_refused(tiny.generate("-p a --axes 0"), "--axes: expected contiguous|rotary|weighted, got 0");
   check_refused(tiny.generate("-p a --metric 0"), "--metric: expected l2|ip, got 0");
   check_refused(tiny.generate("-p a --device 0"), "--device: expected host|cuda, got 0");
   const asker ask;
-  check_refused(ask("--policy pq 2"), "--policy: expected full|pq|oracle|streaming|snapkv|h2o, got 2", ask_name);
+  check_refused(ask("--policy pq 2"), "--policy: expected full|pq|oracle|streaming|snapkv|h2o|sparq|quest|infllm, got 2", ask_name);
 }
 
 TEST_CASE("a seed is a whole number of 64 bits, and the message says so in one line") {

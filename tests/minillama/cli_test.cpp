@@ -44,7 +44,7 @@ TEST_CASE("text goes to stdout, figures to stderr, and every policy that attends
   for (const char* figure : {"time to first token", "prefill", "decode", "KV bytes held", "KV bytes read/token"})
     CHECK_MESSAGE(full.err.find(figure) != std::string::npos, full.err);
   CHECK(full.err.find('\r') == std::string::npos);
-  for (const char* policy : {"pq", "oracle", "streaming", "snapkv", "h2o"})
+  for (const char* policy : {"pq", "oracle", "streaming", "snapkv", "h2o", "sparq", "quest", "infllm"})
     CHECK(tiny.generate("-p 'once upon' -n 20 --ratio 1 --policy " + std::string(policy)).out == full.out);
   CHECK(tiny.generate("-p 'once upon' -n 20 --retrieve 100 --policy pq").out == full.out);
   CHECK(tiny.run("-m \"" + tiny.path().string() + "\" -t 1 -p 'once upon' -n 20 --policy full").out == full.out);
@@ -375,11 +375,11 @@ TEST_CASE("minillama-ask runs on any model, and refuses what it cannot ask") {
   std::string labels;
   for (const auto& policy : by_ratio.at("policies")) labels += policy.at("label").get<std::string>() + ";";
   CHECK(labels == "full;pq 4x8 1/10;pq 4x8 1/20;streaming 1/10;streaming 1/20;");
-  const outcome by_codes =
-      ask("--questions 2 --contexts 1" + length + "--ratios 10 --codes 2x6 2x5+4x4 --policy pq --json \"" + json_file.string() + "\"");
+  const outcome by_codes = ask("--questions 2 --contexts 1" + length +
+                               "--ratios 10 --codes 2x6 2x5+4x4 --policy pq quest infllm --json \"" + json_file.string() + "\"");
   CHECK_MESSAGE(by_codes.code == 0, by_codes.err);
   const auto compared = nlohmann::json::parse(contents(json_file)).at("policies");
-  CHECK(compared.size() == 3);
+  CHECK(compared.size() == 5);  // full, pq twice, quest, infllm
   CHECK(compared.at(2).at("label") == "pq 2x5+4x4 1/10");
   CHECK(compared.at(2).at("residual").at("subspaces") == 4);
   const std::string program = "minillama-ask";

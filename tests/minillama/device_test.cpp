@@ -15,7 +15,9 @@ TEST_CASE("--device cuda refuses by name what is on the host alone, whether or n
     check_refused(tiny.generate("-p a --device cuda " + arguments), what);
   };
   refused("--policy oracle", "--policy: oracle scores every key");
-  refused("--policy h2o", "--policy: snapkv and h2o look at the prompt's queries");
+  for (const std::string name : {"snapkv", "h2o", "sparq", "quest", "infllm"})
+    refused("--policy " + name, "--policy: methods of other papers are on the host alone: not with --device cuda");
+  refused("--axes weighted", "--axes: weighted looks at the prompt's queries");
   refused("--residual 4x8", "--residual: the second stage is on the host alone: not with --device cuda");
   refused("--preset paper", "--preset: paper");
   refused("--quality", "--quality: measures the host's caches: not with --device cuda");

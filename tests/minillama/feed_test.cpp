@@ -8,6 +8,7 @@
 
 #include "conversation.hpp"
 #include "decoder.hpp"
+#include "engine.hpp"
 #include "plain_llama.hpp"
 #include "quality.hpp"
 #include "tiny_model.hpp"
@@ -70,7 +71,7 @@ TEST_CASE("tokens fed at once are tokens fed one by one: logits, counts and what
   fed_model tiny;
   const auto text = random_tokens(560, 12);
   using enum policy_name;
-  for (const policy_name name : {full, pq, oracle, streaming, snapkv, h2o})
+  for (const policy_name name : {full, pq, oracle, streaming, snapkv, h2o, sparq, quest, infllm})
     for (const std::size_t prompt : {5u, 300u})  // from 5 tokens a codebook is trained in the middle of what is fed
       for (const std::size_t count : {1u, 2u, 64u, 65u, 200u})
         for (const session_kind kind : {session_kind::single, session_kind::forked}) {
@@ -107,7 +108,7 @@ TEST_CASE("turns that are fed at once get the replies of turns fed token by toke
   const auto prompt = random_tokens(400, 13);
   const auto logits_of = prefill(*tiny.llama, prompt, tiny.runner).logits;
   using enum policy_name;
-  for (const policy_name name : {full, pq, streaming})
+  for (const policy_name name : {full, pq, streaming, infllm})
     for (const turn_start start : {turn_start::continued, turn_start::fresh}) {
       std::vector<turn> turns;
       for (const std::size_t length : {70u, 3u, 150u}) turns.push_back({"", random_tokens(length, 20 + length)});

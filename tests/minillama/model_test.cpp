@@ -160,6 +160,9 @@ TEST_CASE("the last session of a prompt takes its rows and computes the same; an
   const auto wanted = more->step(text[50]), got = taker->step(text[50]);
   CHECK(std::equal(wanted.begin(), wanted.end(), got.begin(), got.end()));
   CHECK_THROWS_AS(held->start(full, 10, kind), std::logic_error);
+  const auto wants_queries = policy(minillama::policy_name::infllm);
+  const auto other = minillama::make_engine(minillama::device_name::host, *model.llama, runner)->prefill(std::span(text).first(50));
+  CHECK_THROWS_AS(other->start(wants_queries, 10, kind), std::logic_error);
   CHECK_THROWS_AS(held->start_last(full, 10, kind), std::logic_error);
 }
 
@@ -168,9 +171,9 @@ TEST_CASE("policies that retrieve the whole middle agree with the oracle; one th
   const loaded_model model({.max_positions = 1024});
   const auto text = random_tokens(401, 9);
   const auto wanted = plain_logits(model.shape, model.weights, text);
-  const auto prompt = minillama::prefill(*model.llama, std::span(text).first(400), runner);
+  const auto prompt = minillama::prefill(*model.llama, std::span(text).first(400), runner, {}, 400);
   using enum minillama::policy_name;
-  for (const auto name : {full, pq, oracle}) {
+  for (const auto name : {full, pq, oracle, sparq, quest, infllm}) {
     minillama::host_session dense(*model.llama, runner, policy(name, 1.0), prompt, 1, minillama::session_kind::single);
     CHECK(difference(dense.step(text[400]), wanted[400]) < tolerance);
   }

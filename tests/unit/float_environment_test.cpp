@@ -268,6 +268,9 @@ TEST_CASE("float environment: exact scores") {
                 pqkv::exact_scores(cpu, make_view(query.data(), hq, d), store, make_view(ranges.data(), h), reduction,
                                    make_view(scores.data(), lists, n), scale);
                 out.add(scores);
+                pqkv::sparse_query_scores(cpu, make_view(query.data(), hq, d), store, make_view(ranges.data(), h), d / 4, reduction,
+                                          make_view(scores.data(), lists, n), scale);
+                out.add(scores);
               }) == "");
     }
 }

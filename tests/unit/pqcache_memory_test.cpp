@@ -108,6 +108,8 @@ TEST_CASE("pqcache: the memory plan is what construction takes") {
       cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::streaming>>(2, 2, 4, 24, 300, 4, 16, 0));
   check_plan<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(
       cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(2, 2, 4, 24, 300, 4, 16, 9));
+  check_plan<pqcache<pqkv::dense_rows<float>, pqkv::selector::sparq>>(
+      cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::sparq>>(2, 2, 4, 24, 300, 4, 16, 9));
 }
 
 TEST_CASE("pqcache: the memory plan of every selector over every kind of rows") {
@@ -191,6 +193,8 @@ TEST_CASE("pqcache: no step allocates") {
   CHECK(allocations_of_steps<pqcache<>>(p) == 0);
   CHECK(allocations_of_steps<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(
             cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::oracle>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
+  CHECK(allocations_of_steps<pqcache<pqkv::dense_rows<float>, pqkv::selector::sparq>>(
+            cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::sparq>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
   CHECK(allocations_of_steps<pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(
             cache_params<pqcache<pqkv::dense_rows<float>, pqkv::selector::full>>(2, 2, 4, 32, 700, 4, 16, 50)) == 0);
   CHECK(allocations_of_steps<pqcache<pqkv::dense_rows<pqkv::bfloat16>, pqkv::selector::streaming>>(

@@ -129,6 +129,9 @@ static_assert(pqkv::selector_for<pqkv::selector::pq, policy>);
 static_assert(pqkv::selector_for<pqkv::selector::full, policy>);
 static_assert(pqkv::selector_for<pqkv::selector::streaming, policy>);
 static_assert(pqkv::selector_for<pqkv::selector::oracle, policy>);
+static_assert(pqkv::selector_for<pqkv::selector::snapkv, policy> && pqkv::selects_by_spans<pqkv::selector::snapkv, policy>);
+static_assert(pqkv::selector_for<pqkv::selector::h2o, policy> && !pqkv::selects_by_spans<pqkv::selector::oracle, policy>);
+static_assert(pqkv::selector_for<pqkv::selector::sparq, policy>);
 static_assert(!pqkv::selector_for<not_a_selector, policy>);
 
 using cache_type = pqkv::pqcache<pqkv::dense_rows<float>, every_other>;

@@ -46,7 +46,7 @@ TEST_CASE("selector h2o: keeps what a plain formulation keeps, through random li
   const std::pair<std::size_t, std::size_t> heads[] = {{1, 1}, {2, 4}, {1, 3}};
   for (const auto& [h, hq] : heads) {
     kept_life<cache_type, plain_h2o> life(small(h, hq, 14), {}, ++seed);
-    CHECK(life.live(150, [](std::size_t n) { return n; }) == "");
+    CHECK(life.live(400, [](std::size_t n) { return n; }) == "");
   }
   auto p = small(2, 4, 0);
   p.budget.retrieve.reset();
@@ -56,10 +56,10 @@ TEST_CASE("selector h2o: keeps what a plain formulation keeps, through random li
   p.step_queries = 2;
   p.softmax_scale = 0.7f;
   kept_life<cache_type, plain_h2o> growing(p, {}, ++seed);
-  CHECK(growing.live(150, [](std::size_t n) { return n; }) == "");
+  CHECK(growing.live(400, [](std::size_t n) { return n; }) == "");
   p.budget.growth = pqkv::budget_growth::frozen_at_prompt;
   kept_life<cache_type, plain_h2o> frozen(p, {}, ++seed);
-  CHECK(frozen.live(150, [](std::size_t n) { return 1 + n / 2; }) == "");
+  CHECK(frozen.live(400, [](std::size_t n) { return 1 + n / 2; }) == "");
 }
 
 TEST_CASE("selector h2o: scores are the attention received, and asking again adds nothing") {

@@ -65,7 +65,7 @@ TEST_CASE("selector snapkv: keeps what a plain formulation keeps, through random
   const pqkv::selector::snapkv::params settings[] = {{32}, {5, 7, vote_pooling::maximum}, {12, 1}};  // shorter and longer than the window
   for (std::size_t i = 0; i < 3; ++i) {
     life_type life = make_life(small(heads[i].first, heads[i].second, 14, settings[i]), ++seed);
-    CHECK(life.live(150, [](std::size_t n) { return n; }) == "");
+    CHECK(life.live(400, [](std::size_t n) { return n; }) == "");
   }
   auto p = small(2, 4, 0);
   p.budget.retrieve.reset();
@@ -75,10 +75,10 @@ TEST_CASE("selector snapkv: keeps what a plain formulation keeps, through random
   p.step_queries = 2;
   p.softmax_scale = 0.7f;
   life_type growing = make_life(p, ++seed);
-  CHECK(growing.live(150, [](std::size_t n) { return n; }) == "");
+  CHECK(growing.live(400, [](std::size_t n) { return n; }) == "");
   p.budget.growth = pqkv::budget_growth::frozen_at_prompt;
   life_type frozen = make_life(p, ++seed);
-  CHECK(frozen.live(150, [](std::size_t n) { return 1 + n / 9; }) == "");  // often fewer than the window has
+  CHECK(frozen.live(400, [](std::size_t n) { return 1 + n / 9; }) == "");  // often fewer than the window has
 }
 
 TEST_CASE("selector snapkv: scores are the pooled votes, whatever the chunks") {

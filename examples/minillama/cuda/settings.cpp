@@ -21,8 +21,10 @@ const char* const not_there = ": not with --device cuda";
 void require_offered(const policy_settings& settings) {
   if (settings.name == policy_name::oracle)
     throw usage_error("--policy", std::string("oracle scores every key, which the host alone does") + not_there);
+  if (is_compared_method(settings.name))
+    throw usage_error("--policy", std::string("methods of other papers are on the host alone") + not_there);
   if (settings.shown_queries() != 0)
-    throw usage_error("--policy", std::string("snapkv and h2o look at the prompt's queries, which the host alone keeps") + not_there);
+    throw usage_error("--axes", std::string("weighted looks at the prompt's queries, which the host alone keeps") + not_there);
   if (settings.quantizer.residual.used()) throw usage_error("--residual", std::string("the second stage is on the host alone") + not_there);
   if (settings.rows == row_format::int8)
     throw usage_error("--rows", std::string("int8: on a GPU this program keeps rows as floats") + not_there);

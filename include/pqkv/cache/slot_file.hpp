@@ -29,7 +29,7 @@ enum class slot_contents : std::uint32_t {
 
 /// Where a sequence's index fits: the same numbers, the same selector.
 struct selector_signature {
-  std::uint32_t kind = 0;  // 0: keeps no index, 1: product quantization
+  std::uint32_t kind = 0;  // 0: keeps no index, 1: product quantization, 2: quest, whose page_tokens stand in `subspaces`
   std::uint32_t subspaces = 0, bits = 0, metric = 0, fine_subspaces = 0, fine_bits = 0, axes = 0;
   bool operator==(const selector_signature&) const = default;
 };

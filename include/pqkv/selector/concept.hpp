@@ -90,7 +90,9 @@ concept selects_by_spans = requires(S selector, const P& policy, const selector:
 ///   clear(policy, slot)                         forgets a slot
 ///
 /// A selector that also learns from a prompt's queries has can_observe(params) and observe(policy, slot, queries [n, hq, d]), and
-/// can_observe_in(slot) if a slot may refuse them. One that can be saved and loaded has signature(), index().learnt_parts() and, if a part
+/// can_observe_in(slot) if a slot may refuse them. One that learns from the queries of steps has see(policy, query, rows, planned): it is
+/// called before select(), with every query that attend() or retrieve() answers, [tokens * hq, d]; `planned` says to which tokens they
+/// belong (planned_queries, cache/step_plan.hpp). One that can be saved and loaded has signature(), index().learnt_parts() and, if a part
 /// is rebuilt from others, rebuild(policy, slot, middle).
 template <class S, class P>
 concept selector_for = requires(S selector, const S& constant, const P& policy, const cache_shape& shape, const typename S::params& params,
@@ -115,10 +117,11 @@ concept selector_for = requires(S selector, const S& constant, const P& policy, 
 };
 
 namespace detail {
-/// Has a selector fill the lists of a pass. @param listed  whether any query has a list
+/// Shows a selector the queries of a pass, if it learns from them, and has it fill their lists. @param listed  whether any query has a list
 template <class S, class P, class Rows, class Space = typename P::space_type>
 void ask_selector(S& selector, const P& policy, view<const float, 2, Space> query, const Rows& rows, const head_map<Space>& map,
-                  const step_plan<Space>& plan, view<std::int32_t, 2, Space> indices, bool listed) {
+                  const planned_queries<Space>& planned, const step_plan<Space>& plan, view<std::int32_t, 2, Space> indices, bool listed) {
+  if constexpr (requires { selector.see(policy, query, rows, planned); }) selector.see(policy, query, rows, planned);
   if constexpr (selects_by_spans<S, P>)
     selector.select(policy, query, rows, map, as_const(plan.spans), as_const(plan.ranges), indices, plan.counts);
   else if (listed)

@@ -16,7 +16,8 @@
 // cut off stay. A slot that began without a prompt counts from the first maintain() on.
 //
 // Source: Zhang et al., "H2O: Heavy-hitter oracle for efficient generative inference of large language models", NeurIPS 2023. The sum over
-// the group of query heads is ours, for models with grouped queries. The window is the paper's share of recent tokens.
+// the group of query heads is ours, for models with grouped queries. The window is the paper's share of recent tokens,
+// which is half of the budget there: budget_rule::window_share 0.5.
 #pragma once
 
 #include <algorithm>
@@ -176,10 +177,12 @@ class h2o : public defaults {
     }
   };
 
-  auto score_in(std::size_t slot, std::size_t head) const {
-    const double* const scores = &kept_.scores(slot * shape_.kv_heads + head, 0);
-    return [=](std::uint32_t token) { return scores[token]; };
-  }
+  struct scores_of_head {
+    const double* scores;
+
+    double operator()(std::uint32_t token) const { return scores[token]; }
+  };
+  scores_of_head score_in(std::size_t slot, std::size_t head) const { return {&kept_.scores(slot * shape_.kv_heads + head, 0)}; }
 
   /// sums[h, t] of a prompt of n tokens, by the observed queries.
   template <class P, class Rows>

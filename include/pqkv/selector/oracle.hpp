@@ -26,7 +26,7 @@ constexpr status can_score_exactly(const Query& query, const Store& store, const
       .that(h > 0 && hq % h == 0, status::code::shape, "query.extent(0)", relation::multiple_of, "h", h, hq)
       .extent("query.extent(1)", query.extent(1), store.head_dim(), "d, from store")
       .extent("query.stride(1)", query.stride(1), 1, "last axis contiguous")
-      .at_most("store.head_dim", store.head_dim(), max_head_dim, "d")
+      .at_most("store.head_dim", store.head_dim(), 2 * max_head_dim, "d; selector::quest has rows of 2 d")
       .extent("ranges.extent(0)", ranges.extent(0), h, "h, from store")
       .extent("scores.extent(0)", scores.extent(0), score_lists(reduction, h, hq), "h, or hq under reduction none")
       .extent("scores.stride(1)", scores.stride(1), 1, "last axis contiguous");
@@ -53,45 +53,30 @@ void exact_scores(const P& policy, view<const float, 2, typename P::space_type> 
 
 namespace selector {
 
-/// Ranks by the exact scores of all keys, for comparison with other selectors. Host memory only.
-class oracle : public defaults {
+/// Memory for a score of every token that a list may hold, and what the lists are made of: for selectors that score token by token.
+class token_scores {
  public:
-  /// Its settings.
-  struct params {
-    group_reduction reduction = group_reduction::probability_sum;
-  };
-
-  static constexpr status can_construct(const cache_shape&, const params&) noexcept { return {}; }
-  static constexpr std::size_t index_bytes(const cache_shape& shape, const params& settings) {
+  static constexpr std::size_t required_bytes(const cache_shape& shape, group_reduction reduction) {
     arena count;
-    place(count, shape, settings);
+    place(count, shape, reduction);
     return count.used_bytes();
   }
-  template <exec::policy P>
-  static constexpr std::size_t scratch_bytes(const P& policy, const cache_shape& shape, const params&) {
-    return pqkv::scratch_bytes<op::exact_scores>(policy, {shape.queries_at_once() * shape.query_heads, shape.capacity});
-  }
-  oracle(const auto& policy, const cache_shape& shape, const params& settings)
-      : shape_(shape),
-        params_(settings),
-        lists_(score_lists(settings.reduction, shape.kv_heads, shape.query_heads)),
-        memory_(make_owner<std::byte>(policy, index_bytes(shape, settings))) {}
+  /// @throws std::bad_alloc
+  token_scores(const auto& policy, const cache_shape& shape, group_reduction reduction)
+      : shape_(shape), reduction_(reduction), memory_(make_owner<std::byte>(policy, required_bytes(shape, reduction))) {}
 
-  std::size_t lists() const { return lists_; }
-  /// Reads every key of the middle.
-  struct key_traffic {
-    std::uint64_t token_bytes;  // of all KV heads
-    PQKV_HD constexpr traffic operator()(const middle_range& middle) const { return {0, std::uint64_t{middle.size()} * token_bytes}; }
-  };
-  key_traffic traffic_of(std::size_t element_bytes) const { return {shape_.kv_heads * shape_.head_dim * element_bytes}; }
-
-  template <exec::policy P, kv_store Rows>
-  void select(const P& policy, view<const float, 2> query, const Rows& rows, const head_map<>& map, view<const middle_range, 1> ranges,
-              view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts) {
+  /// Lists of one token's queries.
+  std::size_t lists() const { return score_lists(reduction_, shape_.kv_heads, shape_.query_heads); }
+  /// [lists, capacity], to be written: column i is the token ranges(head).begin + i.
+  view<float, 2> rows(std::size_t lists) const {
     arena memory(memory_);
-    const auto scores = place(memory, shape_, params_).slice(0, 0, counts.extent(0));
-    exact_scores(policy, query, mapped_store<Rows>{rows, map, ranges.extent(0)}, ranges, params_.reduction, scores, shape_.softmax_scale);
-    const std::size_t lists_per_head = lists_ / shape_.kv_heads;
+    return place(memory, shape_, reduction_).slice(0, 0, lists);
+  }
+  /// Lists the best tokens of every range.
+  template <exec::policy P>
+  void list_best(const P& policy, view<const middle_range, 1> ranges, view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts) const {
+    const auto scores = rows(counts.extent(0));
+    const std::size_t lists_per_head = lists() / shape_.kv_heads;
     for (std::size_t list = 0; list < scores.extent(0); ++list) {
       const middle_range range = ranges(list / lists_per_head);
       counts(list) = range.selected();
@@ -103,16 +88,56 @@ class oracle : public defaults {
   }
 
  private:
-  static constexpr view<float, 2> place(arena& memory, const cache_shape& shape, const params& settings) {
-    const std::size_t lists = shape.queries_at_once() * score_lists(settings.reduction, shape.kv_heads, shape.query_heads);
+  static constexpr view<float, 2> place(arena& memory, const cache_shape& shape, group_reduction reduction) {
+    const std::size_t lists = shape.queries_at_once() * score_lists(reduction, shape.kv_heads, shape.query_heads);
     const bool fits = lists <= static_cast<std::size_t>(-1) / 8 / shape.capacity;
     return make_view(memory.take<float>(fits ? lists * shape.capacity : static_cast<std::size_t>(-1)), lists, shape.capacity);
   }
 
   cache_shape shape_;
-  params params_;
-  std::size_t lists_;
+  group_reduction reduction_;
   buffer<std::byte> memory_;
+};
+
+/// Ranks by the exact scores of all keys, for comparison with other selectors. Host memory only.
+class oracle : public defaults {
+ public:
+  /// Its settings.
+  struct params {
+    group_reduction reduction = group_reduction::probability_sum;
+  };
+
+  static constexpr status can_construct(const cache_shape&, const params&) noexcept { return {}; }
+  static constexpr std::size_t index_bytes(const cache_shape& shape, const params& settings) {
+    return token_scores::required_bytes(shape, settings.reduction);
+  }
+  template <exec::policy P>
+  static constexpr std::size_t scratch_bytes(const P& policy, const cache_shape& shape, const params&) {
+    return pqkv::scratch_bytes<op::exact_scores>(policy, {shape.queries_at_once() * shape.query_heads, shape.capacity});
+  }
+  oracle(const auto& policy, const cache_shape& shape, const params& settings)
+      : shape_(shape), params_(settings), scores_(policy, shape, settings.reduction) {}
+
+  std::size_t lists() const { return scores_.lists(); }
+  /// Reads every key of the middle.
+  struct key_traffic {
+    std::uint64_t token_bytes;  // of all KV heads
+    PQKV_HD constexpr traffic operator()(const middle_range& middle) const { return {0, std::uint64_t{middle.size()} * token_bytes}; }
+  };
+  key_traffic traffic_of(std::size_t element_bytes) const { return {shape_.kv_heads * shape_.head_dim * element_bytes}; }
+
+  template <exec::policy P, kv_store Rows>
+  void select(const P& policy, view<const float, 2> query, const Rows& rows, const head_map<>& map, view<const middle_range, 1> ranges,
+              view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts) {
+    exact_scores(policy, query, mapped_store<Rows>{rows, map, ranges.extent(0)}, ranges, params_.reduction, scores_.rows(counts.extent(0)),
+                 shape_.softmax_scale);
+    scores_.list_best(policy, ranges, indices, counts);
+  }
+
+ private:
+  cache_shape shape_;
+  params params_;
+  token_scores scores_;
 };
 
 }  // namespace selector

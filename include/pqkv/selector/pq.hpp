@@ -10,9 +10,9 @@
 
 #include "../core/float_environment.hpp"
 #include "../quantize/overlap.hpp"
-#include "attended_sum.hpp"
 #include "../search/pq_index.hpp"
 #include "../search/rerank.hpp"
+#include "attended_sum.hpp"
 #include "concept.hpp"
 
 namespace pqkv::inline PQKV_MODE::selector {

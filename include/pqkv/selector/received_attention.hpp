@@ -58,7 +58,8 @@ constexpr status can_weigh(const weighed_queries& call, const Store& store, cons
 /// @param scale  of the logits in the softmax; 0: 1 / sqrt(d)
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small. Nothing has been added then
 /// @cost   reads a key once for each token's rows, for a causal call once for several tokens. With lists of tokens
-///         scratch_bytes<op::received_attention>(); a causal call takes up to 8 times as much from the heap: use it between steps
+///         scratch_bytes<op::received_attention>(); a causal call takes logits of up to 4 blocks of 32 rows a list from the heap: use it
+///         between steps
 template <exec::policy P, kv_store Store>
 requires reachable_from<typename Store::space_type, P>
 void received_attention(const P& policy, const weighed_queries& call, const Store& store, view<double, 2> sums, float scale = 0) {

@@ -161,11 +161,16 @@ class snapkv : public defaults {
 
   std::size_t held_by(std::size_t slot) const { return std::min<std::size_t>(all_.slots(slot).observed, params_.observation_tokens); }
   /// The order of tokens: recent ones before all others, newest first.
-  auto score_in(std::size_t slot, std::size_t head) const {
-    const double* const scores = &all_.scores(slot * shape_.kv_heads + head, 0);
-    const std::uint32_t first_recent = all_.slots(slot).first_recent;
-    const double above = static_cast<double>(params_.observation_tokens) + 1;  // no score is larger than the number of voters
-    return [=](std::uint32_t token) { return token >= first_recent ? above + static_cast<double>(token) : scores[token]; };
+  struct order_of_head {
+    const double* scores;
+    std::uint32_t first_recent;
+    double above;  // no score is larger
+
+    double operator()(std::uint32_t token) const { return token >= first_recent ? above + static_cast<double>(token) : scores[token]; }
+  };
+  order_of_head score_in(std::size_t slot, std::size_t head) const {
+    return {&all_.scores(slot * shape_.kv_heads + head, 0), all_.slots(slot).first_recent,
+            static_cast<double>(params_.observation_tokens) + 1};  // a voter gives 1 in all
   }
 
   /// Scores of tokens [0, first_recent) by the last `held` queries.

@@ -7,7 +7,11 @@
 #include "../../quantize/residual.hpp"
 #include "../../search/quantized_scan.hpp"
 #include "../../search/rerank.hpp"
+#include "../../selector/infllm.hpp"
 #include "../../selector/oracle.hpp"
+#include "../../selector/quest.hpp"
+#include "../../selector/received_attention.hpp"
+#include "../../selector/sparq.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
@@ -39,6 +43,14 @@ template <>
 struct kernel<op::residual_rows, backend::cuda> : detail::absent_on_cuda<op::residual_rows> {};
 template <>
 struct kernel<op::exact_scores, backend::cuda> : detail::absent_on_cuda<op::exact_scores> {};
+template <>
+struct kernel<op::received_attention, backend::cuda> : detail::absent_on_cuda<op::received_attention> {};
+template <>
+struct kernel<op::sparse_query_scores, backend::cuda> : detail::absent_on_cuda<op::sparse_query_scores> {};
+template <>
+struct kernel<op::bound_keys, backend::cuda> : detail::absent_on_cuda<op::bound_keys> {};
+template <>
+struct kernel<op::represent_blocks, backend::cuda> : detail::absent_on_cuda<op::represent_blocks> {};
 template <>
 struct kernel<op::quantize_table, backend::cuda> : detail::absent_on_cuda<op::quantize_table> {};
 template <>

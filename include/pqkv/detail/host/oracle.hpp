@@ -44,14 +44,14 @@ struct kernel<op::exact_scores, backend::host> {
     });
   }
 
- private:
+  // Shared with other selectors of the host that score keys.
   static constexpr float lowest = float_from_bits(0xff800000u);  // -infinity, which stands for a non-finite logit
 
   template <class Leaf, class Store>
   static void dots(view<const float, 2> query, const Store& store, std::size_t head, middle_range range, float* logits,
                    std::size_t stride) {
     const std::size_t d = store.head_dim();
-    alignas(cache_line_bytes) float copy[max_head_dim];
+    alignas(cache_line_bytes) float copy[2 * max_head_dim];
     for (std::size_t i = 0; i < range.size(); ++i) {
       const float* key = detail::load_row<Leaf>(store.key(head, range.begin + i), d, copy);
       for (std::size_t q = 0; q < query.extent(0); ++q) {

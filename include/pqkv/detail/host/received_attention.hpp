@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention that tokens receive, on the host. A task is a list, or of a long causal call one of up to eight strips of a list's rows. The
-// strips do not depend on the number of threads, and are added up in order.
+// Attention that tokens receive, on the host. A task is a list, or of a long causal call one of up to four strips of a list's rows. The
+// strips do not depend on the number of threads, and are added up in order. Rows of a causal call go through the keys in blocks, as a
+// product of matrices.
 #pragma once
 
 #include <algorithm>
@@ -30,9 +31,9 @@ struct kernel<op::received_attention, backend::host> {
     if (is_causal(call)) working.scratch = arena();  // from the heap
     const std::size_t partial = of.strips == 1 ? 0 : tasks * of.longest;
     workspace memory(working.scratch,
-                     scratch_bytes({tasks, of.rows, of.longest}) + (partial == 0 ? 0 : partial * sizeof(double) + cache_line_bytes),
+                     scratch_bytes({tasks, of.rows, of.stride}) + (partial == 0 ? 0 : partial * sizeof(double) + cache_line_bytes),
                      "received_attention");
-    float* const logits = memory.take<float>(tasks * of.rows * of.longest);
+    float* const logits = memory.take<float>(tasks * of.rows * of.stride);
     double* const partials = partial == 0 ? nullptr : memory.take<double>(partial);
     const auto scale = canonical::softmax_scale::of(store.head_dim(), softmax_scale);
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
@@ -41,7 +42,7 @@ struct kernel<op::received_attention, backend::host> {
         double* const to = partials == nullptr ? &sums(list, 0) : partials + task * of.longest;
         if (partials != nullptr) std::fill_n(to, of.longest, 0.0);
         for (std::size_t block = strip; block < of.blocks; block += of.strips)
-          weigh<detail::leaf<decltype(isa)>>(call, store, list, block * of.rows, of, scale, logits + task * of.rows * of.longest, to);
+          weigh<detail::leaf<decltype(isa)>>(call, store, list, block * of.rows, of, scale, logits + task * of.rows * of.stride, to);
       });
     });
     if (partials == nullptr) return;
@@ -52,8 +53,9 @@ struct kernel<op::received_attention, backend::host> {
   }
 
  private:
-  static constexpr std::size_t rows_at_once = 8;  // share a key while it is in registers and cache
-  static constexpr std::size_t most_strips = 8;
+  static constexpr std::size_t rows_at_once = 32;  // of a causal call: share the keys of a tile
+  static constexpr std::size_t tile_keys = 64;
+  static constexpr std::size_t most_strips = 4;
   static constexpr float lowest = float_from_bits(0xff800000u);  // -infinity, which stands for a non-finite logit
 
   struct plan {
@@ -61,6 +63,7 @@ struct kernel<op::received_attention, backend::host> {
     std::size_t blocks;   // of a list
     std::size_t strips;   // tasks of a list
     std::size_t longest;  // tokens that a row attends to, at most
+    std::size_t stride;   // from one row's logits to the next
   };
   static bool is_causal(const weighed_queries& call) { return call.tokens.data == nullptr; }
   static plan plan_of(const weighed_queries& call) {
@@ -68,11 +71,13 @@ struct kernel<op::received_attention, backend::host> {
     if (!is_causal(call)) {
       std::uint32_t longest = 0;
       for (std::size_t list = 0; list < call.counts.extent(0); ++list) longest = std::max(longest, call.counts(list));
-      return {rows, rows == 0 ? std::size_t{0} : std::size_t{1}, 1, longest};
+      return {rows, rows == 0 ? std::size_t{0} : std::size_t{1}, 1, longest, longest};
     }
     const std::size_t block = call.rows_per_token * std::max<std::size_t>(1, rows_at_once / call.rows_per_token);
     const std::size_t blocks = (rows + block - 1) / block;
-    return {block, blocks, std::clamp<std::size_t>(blocks / most_strips, 1, most_strips), call.first_token + rows / call.rows_per_token};
+    const std::size_t longest = call.first_token + rows / call.rows_per_token;
+    const std::size_t stride = (longest / tile_keys + 1) * tile_keys + 16;  // a product writes whole tiles; 16: no power of two
+    return {block, blocks, std::clamp<std::size_t>(blocks / most_strips, 1, most_strips), longest, stride};
   }
 
   /// Tokens that a row attends to.
@@ -80,33 +85,65 @@ struct kernel<op::received_attention, backend::host> {
     return is_causal(call) ? call.first_token + row / call.rows_per_token + 1 : call.counts(list);
   }
 
-  /// Adds the weights of the rows from `first` on, at most of.rows of them. logits: [of.rows, of.longest]
+  /// Adds the weights of the rows from `first` on, at most of.rows of them. logits: [of.rows, of.stride]
   template <class Leaf, class Store>
   static void weigh(const weighed_queries& call, const Store& store, std::size_t list, std::size_t first, const plan& of,
                     canonical::softmax_scale scale, float* logits, double* to) {
-    const std::size_t d = store.head_dim(), count = std::min(of.rows, call.queries.extent(1) - first);
+    const std::size_t count = std::min(of.rows, call.queries.extent(1) - first);
     const std::size_t head = call.first_head + list * call.heads / call.queries.extent(0);
     const std::size_t tokens = seen_by(call, list, first + count - 1);
-    alignas(cache_line_bytes) float copy[max_head_dim];
-    for (std::size_t i = 0; i < tokens; ++i) {
-      const std::size_t token = is_causal(call) ? i : call.tokens(list, i);
-      const float* key = detail::load_row<Leaf>(store.key(head, token), d, copy);
-      Leaf::group_dots(&call.queries(list, first, 0), count, key, d, logits + i, of.longest);
-    }
+    if (is_causal(call))
+      multiply<Leaf>(&call.queries(list, first, 0), count, store, head, tokens, logits, of.stride);
+    else
+      dots<Leaf>(&call.queries(list, first, 0), count, store, head, &call.tokens(list, 0), tokens, logits, of.stride);
     for (std::size_t row = 0; row < count; ++row) {
-      float* const own = logits + row * of.longest;
+      float* const own = logits + row * of.stride;
       const std::size_t seen = seen_by(call, list, first + row);
       float top = lowest;
-      for (std::size_t i = 0; i < seen; ++i) {
-        if (!is_finite(own[i])) own[i] = lowest;
-        top = std::max(top, own[i]);
+      if (!Leaf::tile_top(own, seen, top)) {
+        top = lowest;
+        for (std::size_t i = 0; i < seen; ++i) {
+          if (!is_finite(own[i])) own[i] = lowest;
+          top = std::max(top, own[i]);
+        }
       }
       if (seen == 0 || top == lowest) continue;
-      for (std::size_t i = 0; i < seen; ++i) own[i] -= top;
+      Leaf::tile_lower(own, seen, top);
       Leaf::exponentials(own, seen, scale, own);
       double total = 0;
       for (std::size_t i = 0; i < seen; ++i) total += static_cast<double>(own[i]);
-      for (std::size_t i = 0; i < seen; ++i) to[i] += static_cast<double>(own[i]) / total;
+      const double part = 1 / total;
+      for (std::size_t i = 0; i < seen; ++i) to[i] += static_cast<double>(own[i]) * part;
+    }
+  }
+
+  /// logits[row * stride + i] of the listed tokens.
+  template <class Leaf, class Store>
+  static void dots(const float* queries, std::size_t rows, const Store& store, std::size_t head, const std::uint32_t* listed,
+                   std::size_t tokens, float* logits, std::size_t stride) {
+    alignas(cache_line_bytes) float copy[max_head_dim];
+    for (std::size_t i = 0; i < tokens; ++i) {
+      const float* key = detail::load_row<Leaf>(store.key(head, listed[i]), store.head_dim(), copy);
+      Leaf::group_dots(queries, rows, key, store.head_dim(), logits + i, stride);
+    }
+  }
+
+  /// The same of tokens [0, tokens), by tiles of keys turned on their side; what a tile has too many is zeros.
+  template <class Leaf, class Store>
+  static void multiply(const float* queries, std::size_t rows, const Store& store, std::size_t head, std::size_t tokens, float* logits,
+                       std::size_t stride) {
+    const std::size_t d = store.head_dim();
+    alignas(cache_line_bytes) float copy[max_head_dim];
+    alignas(cache_line_bytes) float tile[max_head_dim * tile_keys];  // [d, tile_keys]
+    for (std::size_t begin = 0; begin < tokens; begin += tile_keys) {
+      const std::size_t count = std::min(tile_keys, tokens - begin);
+      if (count < tile_keys) std::fill_n(tile, d * tile_keys, 0.0f);
+      for (std::size_t t = 0; t < count; ++t) {
+        const float* key = detail::load_row<Leaf>(store.key(head, begin + t), d, copy);
+        for (std::size_t i = 0; i < d; ++i) tile[i * tile_keys + t] = key[i];
+      }
+      Leaf::template matrix_product<detail::matrix_result::replaced>(queries, d, 1, rows, tile, tile_keys, d, tile_keys, logits + begin,
+                                                                     stride);
     }
   }
 };
