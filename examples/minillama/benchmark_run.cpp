@@ -3,21 +3,19 @@
 #include "benchmark_run.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <numeric>
 
 #include "command_line.hpp"
 #include "conversation.hpp"
+#include "elapsed.hpp"
 #include "report.hpp"
 
 namespace minillama {
 namespace {
 
 using nlohmann::json;
-using clock = std::chrono::steady_clock;
 
-double seconds_since(clock::time_point start) { return std::chrono::duration<double>(clock::now() - start).count(); }
 
 std::string name_of(metric wanted) {
   for (const auto& [name, value] : score_names())
@@ -72,7 +70,7 @@ std::vector<benchmark_result> run_benchmark(engine& computing, const model_confi
     }();
     std::fprintf(stderr, "%s, %zu tokens:", label.c_str(), tokens.size());
     for (benchmark_result& one : results) {
-      const auto start = clock::now();
+      const auto start = wall_clock::now();
       const bool is_last = &one == &results.back();
       const std::unique_ptr<session> at = is_last ? prefilled->start_last(one.who.settings, set.tokens, session_kind::single)
                                                   : prefilled->start(one.who.settings, set.tokens, session_kind::single);

@@ -5,17 +5,10 @@
 #include <chrono>
 #include <vector>
 
+#include "elapsed.hpp"
 #include "prefill.hpp"
 
 namespace minillama {
-namespace {
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-}  // namespace
-
 pqkv::overlap_model calibrate(const model& llama, pool_runner& runner, const policy_settings& settings) {
   const model_config& config = llama.config();
   const pqkv::pq_shape shape{config.kv_heads, config.head_dim, settings.quantizer.subspaces, settings.quantizer.bits,

@@ -12,6 +12,7 @@
 #include "chat.hpp"
 #include "command_line.hpp"
 #include "cuda/settings.hpp"
+#include "elapsed.hpp"
 #include "layer_cache.hpp"
 #include "output_file.hpp"
 #include "process_memory.hpp"
@@ -21,9 +22,7 @@ namespace minillama {
 namespace {
 
 using nlohmann::json;
-using clock = std::chrono::steady_clock;
 
-double seconds_since(clock::time_point start) { return std::chrono::duration<double>(clock::now() - start).count(); }
 
 /// What a conversation starts from, and what messages call its source.
 struct input {
@@ -84,7 +83,7 @@ input read_input(const options& o, const model_config& config, const tokenizer& 
 class run {
  public:
   explicit run(const options& o)
-      : file_(o.json_file ? std::optional<output_file>(*o.json_file) : std::nullopt), start_(clock::now()), runner_(o.threads) {
+      : file_(o.json_file ? std::optional<output_file>(*o.json_file) : std::nullopt), start_(wall_clock::now()), runner_(o.threads) {
     document_["pqkv"] =
         std::to_string(pqkv::version_major) + "." + std::to_string(pqkv::version_minor) + "." + std::to_string(pqkv::version_patch);
     document_["settings"] = settings_of(o);
@@ -102,7 +101,7 @@ class run {
     return made;
   }
   std::unique_ptr<held_prompt> prefill_timed(engine& computing, std::span<const token_id> tokens, std::size_t kept_queries) {
-    start_ = clock::now();
+    start_ = wall_clock::now();
     progress_bar bar("prefill");
     std::unique_ptr<held_prompt> prompt = computing.prefill(tokens, bar.report(), kept_queries);
     times_.prefill = seconds_since(start_);
@@ -119,7 +118,7 @@ class run {
 
  private:
   std::optional<output_file> file_;
-  clock::time_point start_;
+  wall_clock::time_point start_;
   pool_runner runner_;
   run_times times_;
   json document_;
@@ -130,7 +129,7 @@ struct measured_session {
   enum class turn { more_follow, last };  // the last session of a prompt takes its rows
   measured_session(held_prompt& prompt, turn which, const model_config& config, pool_runner& runner, const policy_settings& settings,
                    std::size_t room, session_kind kind, bool quality)
-      : start(clock::now()),
+      : start(wall_clock::now()),
         at(which == turn::last ? prompt.start_last(settings, room, kind) : prompt.start(settings, room, kind)),
         index_seconds(seconds_since(start)),
         meter(config) {
@@ -138,7 +137,7 @@ struct measured_session {
   }
   session_record record() const { return record_of(*at, index_seconds, observe ? &meter : nullptr); }
 
-  clock::time_point start;
+  wall_clock::time_point start;
   std::unique_ptr<session> at;
   double index_seconds;
   quality_meter meter;

@@ -14,7 +14,7 @@
 namespace minillama {
 namespace {
 
-constexpr token_id begin = 1, end = 2, first_byte = 3, first_piece = first_byte + 256;
+constexpr token_id text_begin = 1, text_end = 2, first_byte = 3, first_piece = first_byte + 256;
 constexpr std::int32_t longest_piece = 1 << 16;  // far above any, and a JSON file's first letters are far above this
 
 /// Reads numbers and bytes one after the other.
@@ -109,15 +109,15 @@ std::vector<token_id> llama2c_tokenizer::encode(std::string_view given, text_pla
   };
 
   std::vector<token_id> tokens;
-  if (place == text_place::start) tokens.push_back(begin);
+  if (place == text_place::start) tokens.push_back(text_begin);
   for (const text_part& one : merge_pairs<float>(std::move(parts), join)) tokens.push_back(one.token);
   return tokens;
 }
 
 std::string llama2c_tokenizer::decode(token_id previous, token_id token) const {
-  if (token == begin || token == end) return "";
+  if (token == text_begin || token == text_end) return "";
   const std::string& text = pieces_[token].text;
-  const bool marked = previous == begin && text.front() == ' ';
+  const bool marked = previous == text_begin && text.front() == ' ';
   return marked ? text.substr(1) : text;
 }
 
