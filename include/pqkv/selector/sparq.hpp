@@ -76,6 +76,7 @@ namespace selector {
 /// Ranks by inner products over the coordinates in which the queries are largest. It keeps nothing of a slot.
 class sparq : public defaults {
  public:
+  /// Its settings.
   struct params {
     double share = 0.25;                       // of a key's coordinates that are read: 16 of 64, as in the paper
     std::optional<std::size_t> coordinates{};  // r, in place of the share
