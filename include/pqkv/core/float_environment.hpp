@@ -40,8 +40,9 @@ class float_environment {
 
  private:
   // Below -O2, g++ lets AVX functions return with the upper halves of vector registers in use. Until they are cleared, every SSE
-  // instruction waits for them, the caller's own too: it ran 40 times as long where this was noticed (docs/tuning.md).
-  static void clear_upper_halves() {
+  // instruction waits for them, the caller's own too: it ran 40 times as long where this was noticed (docs/tuning.md). Not inlined, so that
+  // AVX code stands in a function of its own.
+  [[gnu::noinline]] static void clear_upper_halves() {
     if (!__builtin_cpu_supports("avx")) return;
     asm volatile("vzeroupper" : : : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
                  "xmm12", "xmm13", "xmm14", "xmm15");
