@@ -317,6 +317,7 @@ class basic_pq {
     if (at.learned == 0 || at.learn_again == 0 || params_.growth() == 0 || params_.trains_anew()) return 0;
     std::size_t trained = 0;
     pqkv::detail::in_float_environment([&] { trained = static_cast<std::size_t>(static_cast<double>(at.learn_again) / params_.growth()); });
+    if (outgrown_at(trained + 1) == at.learn_again) ++trained;  // the quotient was rounded down: 33 / 1.1 is less than 30
     return at.n < 2 * trained ? trained : 0;
   }
   static constexpr pq_workspace<Space> place(arena& memory, const cache_shape& shape, const params& settings) {
