@@ -11,11 +11,10 @@
 #
 # Needs Debian 12 (amd64) with apt-get and dpkg-deb. g++-12 is taken apart in a temporary folder; nothing is installed.
 set -euo pipefail
-version=12.2.0-14+deb12u1
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
-apt-get -o APT::Sandbox::User=root download -qq "g++-12=$version" >/dev/null
+apt-get -o APT::Sandbox::User=root download -qq g++-12=12.2.0-14+deb12u1 >/dev/null
 dpkg-deb -x ./g++-12_*.deb .
 compiler=$(find . -name cc1plus -type f)
 cat >kernel.cpp <<'CPP'
@@ -37,5 +36,5 @@ expected='-O0: 0
 -O2: 1
 -O3: 1
 '
-printf 'g++ %s, vzeroupper instructions in the function:\n%s' "$version" "$seen"
+printf 'g++ 12.2.0-14+deb12u1, vzeroupper instructions in the function:\n%s' "$seen"
 [ "$seen" = "$expected" ] || { printf 'changed; seen before:\n%s' "$expected" >&2; exit 1; }

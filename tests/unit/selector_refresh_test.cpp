@@ -121,6 +121,23 @@ TEST_CASE("refresh: a renewal has the bits of the plain formulation; a slot that
       }
 }
 
+TEST_CASE("refresh: the length of the last renewal is known exactly, though 33 / 1.1 is less than 30") {
+  const auto keys = make_rows<float>(content::clustered, 2, 33, 32, 3);
+  const auto p = params_of(search_path::scan, 1.1, 1);
+  pqkv::pqcache<> cache(p);
+  slot_model<float> plain(2, 32, p.budget);
+  const auto prompt = keys.view().slice(1, 0, 30);
+  cache.prefill(cpu, 0, prompt, prompt);
+  plain.add(prompt, prompt), plain.end_prompt(), plain.settle(), plain.train(p.selector);
+  CHECK(cache.at(0).learn_again == 33);
+  feeder{keys, 30}.append(cache, 33);
+  for (std::size_t t = 30; t < 33; ++t) plain.add(keys.view().slice(1, t, 1), keys.view().slice(1, t, 1)), plain.settle();
+  cache.maintain(cpu), plain.refresh(p.selector);
+  CHECK(cache.statistics(0).trainings == 2);
+  const auto book = cache.selection().index().book.slice(0, 2);
+  CHECK(std::memcmp(book.centroids.data, plain.book().centroids.data, book.centroids.size() * sizeof(float)) == 0);
+}
+
 TEST_CASE("refresh: never, where the factor is 0; a factor of 1 or less, or one that is no number, is refused") {
   const auto keys = make_rows<float>(content::gaussian, 2, 800, 32, 3);
   pqkv::pqcache<> cache(params_of(search_path::joint, 0));
