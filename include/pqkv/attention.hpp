@@ -97,7 +97,7 @@ void attention(const P& policy, view<const float, 2, typename P::space_type> que
                const token_set<typename P::space_type>& tokens, view<float, 2, typename P::space_type> out,
                view<float, 1, typename P::space_type> lse = {}, float scale = 0) {
   require_ok(can_attend(query, store, tokens, out, lse));
-  kernel<op::attention, typename P::backend_type>::run(policy, query, store, tokens, out, lse, scale);
+  detail::run_operation<op::attention>(policy, query, store, tokens, out, lse, scale);
 }
 
 }  // namespace pqkv

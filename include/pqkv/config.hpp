@@ -7,6 +7,10 @@
 // PQKV_INLINE        a part of a SIMD kernel that must be inlined into it, since calls do not inherit a target attribute.
 // PQKV_ASSERT(x)     internal invariant; checked when PQKV_CHECKED is defined, free otherwise.
 // PQKV_ON_ERROR(s)   where a failed check ends without exceptions (-fno-exceptions); may be defined before inclusion.
+// PQKV_COMPILED      defined where the CMake target pqkv::compiled is linked: the usual instantiations of the host's operations are in that
+//                    library, compiled once, and not in every file that calls them.
+// PQKV_HOST_OPERATION(op, ...)  declares one of them for every instruction set: op's name, then the types of run()'s arguments behind the
+//                    policy. Nothing without PQKV_COMPILED. The library's own files define it to be compiled there (cmake/compiled).
 // PQKV_MODE          the inline namespace that all of the library is in. Its name says what the code of a function depends on: the
 //                    version, what a failed check does, PQKV_CHECKED, and the instructions that the compiler may use
 //                    (-march). A linker keeps one body of a name, so files of one program that are built otherwise must not share
@@ -125,3 +129,20 @@ static_assert(sizeof(1.0) == sizeof(double),
 #define PQKV_JOINED_NAMES(version, errors, checks, code) version##_##errors##_##checks##_##code
 #define PQKV_JOINED(version, errors, checks, code) PQKV_JOINED_NAMES(version, errors, checks, code)
 #define PQKV_MODE PQKV_JOINED(v0_1_0, PQKV_MODE_ERRORS, PQKV_MODE_CHECKS, PQKV_MODE_CODE)
+
+#define PQKV_INSTANTIATION extern template
+#define PQKV_HOST_INSTANTIATION(isa, op, ...) \
+  PQKV_INSTANTIATION void kernel<op, backend::host>::run(const exec::host<isa, exec::erased_runner>&, __VA_ARGS__);
+#if !defined(PQKV_COMPILED)
+#define PQKV_HOST_OPERATION(...)
+#elif defined(__x86_64__)
+#define PQKV_HOST_OPERATION(...)                         \
+  PQKV_HOST_INSTANTIATION(isa::best, __VA_ARGS__)        \
+  PQKV_HOST_INSTANTIATION(isa::scalar, __VA_ARGS__)      \
+  PQKV_HOST_INSTANTIATION(isa::avx2, __VA_ARGS__)        \
+  PQKV_HOST_INSTANTIATION(isa::avx512, __VA_ARGS__)      \
+  PQKV_HOST_INSTANTIATION(isa::avx512_vbmi, __VA_ARGS__) \
+  PQKV_HOST_INSTANTIATION(isa::avx512_bf16, __VA_ARGS__)
+#else
+#define PQKV_HOST_OPERATION(...) PQKV_HOST_INSTANTIATION(isa::best, __VA_ARGS__)
+#endif

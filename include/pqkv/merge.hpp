@@ -71,7 +71,7 @@ template <exec::policy P>
 void merge(const P& policy, view<float, 2, typename P::space_type> out, view<float, 1, typename P::space_type> lse,
            view<const float, 2, typename P::space_type> other_out, view<const float, 1, typename P::space_type> other_lse) {
   require_ok(can_merge(out, lse, other_out, other_lse));
-  kernel<op::merge, typename P::backend_type>::run(policy, out, lse, other_out, other_lse);
+  detail::run_operation<op::merge>(policy, out, lse, other_out, other_lse);
 }
 
 }  // namespace pqkv

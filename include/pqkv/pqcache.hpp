@@ -306,12 +306,12 @@ class pqcache : public pqcache_state<Rows, Selector> {
   }
   template <class Op, class P, class... Argument>
   static decltype(auto) run(const P& policy, const Argument&... argument) {
-    return kernel<Op, typename P::backend_type>::run(policy, argument...);
+    return detail::run_operation<Op>(policy, argument...);
   }
-  /// The policy with the cache's own scratch, unless the caller brings some.
+  /// The policy with the cache's own scratch, unless the caller brings some, and its runner's type hidden.
   template <class P>
-  P working(const P& policy) const {
-    P own = policy;
+  auto working(const P& policy) const {
+    auto own = detail::erased(policy);
     if (own.scratch.counting() && state::scratch_bytes_ != 0) own.scratch = arena(work_.scratch, state::scratch_bytes_);
     return own;
   }

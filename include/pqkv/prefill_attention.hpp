@@ -111,7 +111,7 @@ requires reachable_from<typename Store::space_type, P>
 void prefill_attention(const P& policy, view<const float, 3, typename P::space_type> query, const Store& store, std::size_t first,
                        view<float, 3, typename P::space_type> out, view<float, 2, typename P::space_type> lse = {}, float scale = 0) {
   require_ok(can_attend_prefill(query, store, first, out, lse));
-  kernel<op::prefill_attention, typename P::backend_type>::run(policy, query, store, first, out, lse, scale);
+  detail::run_operation<op::prefill_attention>(policy, query, store, first, out, lse, scale);
 }
 
 }  // namespace pqkv

@@ -159,7 +159,7 @@ template <exec::policy P, eviction_policy E>
 void lookup_blocks(const P& policy, const block_cache_view<E, typename P::space_type>& cache,
                    const block_lookup<typename P::space_type>& tokens, view<std::int32_t, 2, typename P::space_type> places = {}) {
   require_ok(can_lookup_blocks(cache, tokens, places));
-  kernel<op::lookup_blocks, typename P::backend_type>::run(policy, cache, tokens, places);
+  detail::run_operation<op::lookup_blocks>(policy, cache, tokens, places);
 }
 
 /// The checks of admit_blocks() and of truncate_blocks().
@@ -181,19 +181,19 @@ template <exec::policy P, eviction_policy E>
 void admit_blocks(const P& policy, const block_cache_view<E, typename P::space_type>& cache,
                   view<const std::uint32_t, 1, typename P::space_type> lengths) {
   require_ok(can_have_lengths("admit_blocks", cache, lengths));
-  kernel<op::admit_blocks, typename P::backend_type>::run(policy, cache, lengths);
+  detail::run_operation<op::admit_blocks>(policy, cache, lengths);
 }
 
 /// Call once the rows of the last admission have been copied: lookups find them from now on.
 template <exec::policy P, eviction_policy E>
 void fill_blocks(const P& policy, const block_cache_view<E, typename P::space_type>& cache) {
-  kernel<op::fill_blocks, typename P::backend_type>::run(policy, cache);
+  detail::run_operation<op::fill_blocks>(policy, cache);
 }
 
 /// Ends the step without those rows, for example after a failed copy. Filling slots become empty and counts are forgotten; statistics stay.
 template <exec::policy P, eviction_policy E>
 void abandon_blocks(const P& policy, const block_cache_view<E, typename P::space_type>& cache) {
-  kernel<op::abandon_blocks, typename P::backend_type>::run(policy, cache);
+  detail::run_operation<op::abandon_blocks>(policy, cache);
 }
 
 /// Drops every block, filling ones too, that has a token at or behind its sequence's length, and what the policy remembers of it: other
@@ -206,7 +206,7 @@ template <exec::policy P, eviction_policy E>
 void truncate_blocks(const P& policy, const block_cache_view<E, typename P::space_type>& cache,
                      view<const std::uint32_t, 1, typename P::space_type> lengths) {
   require_ok(can_have_lengths("truncate_blocks", cache, lengths));
-  kernel<op::truncate_blocks, typename P::backend_type>::run(policy, cache, lengths);
+  detail::run_operation<op::truncate_blocks>(policy, cache, lengths);
 }
 
 /// Empties every cache of the view: slots, counts, statistics.

@@ -145,7 +145,7 @@ template <exec::policy P, class T, writable_scalar U, class From, class To>
 requires storage_scalar<T> && reachable_from<From, P> && reachable_from<To, P>
 void store_rows(const P& policy, view<T, 3, From> from, view<U, 3, To> to, view<std::uint32_t, 1, typename P::space_type> nonfinite = {}) {
   require_ok(can_store_rows(from, to, nonfinite));
-  kernel<op::store_rows, typename P::backend_type>::run(policy, from, to, nonfinite);
+  detail::run_operation<op::store_rows>(policy, from, to, nonfinite);
 }
 
 }  // namespace pqkv

@@ -185,7 +185,7 @@ class tier_step {
 /// @return whether any of them may have a list; on a device always true
 template <exec::policy P>
 bool plan_step(const P& policy, const planned_queries<typename P::space_type>& queries, const step_plan<typename P::space_type>& plan) {
-  return kernel<op::plan_step, typename P::backend_type>::run(policy, queries, plan);
+  return detail::run_operation<op::plan_step>(policy, queries, plan);
 }
 
 }  // namespace pqkv

@@ -172,11 +172,11 @@ class tiered_rows {
   /// @{
   template <exec::policy P>
   void fetch(const P& policy, const fetched_tokens<Fast>& wanted) const {
-    kernel<op::fetch_rows, typename P::backend_type>::run(policy, tiers_, wanted);
+    detail::run_operation<op::fetch_rows>(policy, tiers_, wanted);
   }
   template <exec::policy P>
   void admit(const P& policy, pqkv::view<const sequence, 1, Fast> sequences) const {
-    kernel<op::admit_rows, typename P::backend_type>::run(policy, tiers_, sequences);
+    detail::run_operation<op::admit_rows>(policy, tiers_, sequences);
   }
   void abandon() const noexcept { abandon_blocks(exec::host<>{}, tiers_.cache); }
   /// @}

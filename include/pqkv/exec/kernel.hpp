@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <utility>
 
 #include "policy.hpp"
 
@@ -30,4 +31,26 @@ template <class Op, exec::policy P>
 constexpr std::size_t scratch_bytes(const P&, const typename Op::sizes& sizes) {
   return kernel<Op, typename P::backend_type>::scratch_bytes(sizes);
 }
+
+namespace detail {
+
+/// A host policy with its runner's type hidden, or another backend's policy as it is. Refers to the policy's runner.
+template <exec::policy P>
+auto erased(const P& policy) {
+  if constexpr (requires { policy.erased(); })
+    return policy.erased();
+  else
+    return policy;
+}
+
+/// What every public function calls once its arguments are checked: the backend's implementation, with the runner's type hidden.
+template <class Op, exec::policy P, class... Argument>
+decltype(auto) run_operation(const P& policy, Argument&&... argument) {
+  if constexpr (requires { policy.erased(); })
+    return kernel<Op, typename P::backend_type>::run(policy.erased(), std::forward<Argument>(argument)...);
+  else
+    return kernel<Op, typename P::backend_type>::run(policy, std::forward<Argument>(argument)...);
+}
+
+}  // namespace detail
 }  // namespace pqkv

@@ -19,20 +19,20 @@ template <class T, exec::policy P>
 owner<T, typename P::space_type> make_owner(const P& policy, std::size_t size) {
   if (size == 0) return {};
   if (size > static_cast<std::size_t>(-1) / sizeof(T)) detail::out_of_memory();
-  return {kernel<op::allocate, typename P::backend_type>::run(policy, size * sizeof(T)), size};
+  return {detail::run_operation<op::allocate>(policy, size * sizeof(T)), size};
 }
 
 /// Copies bytes between host memory and the policy's space, or within one; host memory must last until sync() on a device.
 /// @throws cuda_error on a device
 template <exec::policy P>
 void copy_bytes(const P& policy, void* to, const void* from, std::size_t bytes) {
-  if (bytes != 0) kernel<op::copy_bytes, typename P::backend_type>::run(policy, to, from, bytes);
+  if (bytes != 0) detail::run_operation<op::copy_bytes>(policy, to, from, bytes);
 }
 
 /// Zeroes bytes of the policy's space. @throws cuda_error on a device
 template <exec::policy P>
 void zero_bytes(const P& policy, void* to, std::size_t bytes) {
-  if (bytes != 0) kernel<op::zero_bytes, typename P::backend_type>::run(policy, to, bytes);
+  if (bytes != 0) detail::run_operation<op::zero_bytes>(policy, to, bytes);
 }
 
 }  // namespace pqkv

@@ -51,4 +51,36 @@ inline constexpr bool runs_whole_call = !requires {
   typename std::remove_cvref_t<R>::partial_call;
 };
 
+/// A reference to a runner whose type is hidden: code that takes it is compiled once for all runners. Valid as long as the runner is.
+///
+/// @cost  a task is called through a pointer
+class erased_runner {
+ public:
+  template <class R>
+  requires(!std::is_base_of_v<erased_runner, std::remove_cv_t<R>>) explicit erased_runner(R& runner) noexcept
+      : runner_(&runner), run_([](const void* of, std::size_t count, task_call* call, const void* task) {
+          const_cast<R*>(static_cast<const R*>(of))->run(count, [=](std::size_t i) { call(task, i); });  // const only where R is
+        }) {}
+
+  template <class F>
+  void run(std::size_t count, F&& f) const {
+    using task_type = std::remove_reference_t<F>;
+    run_(
+        runner_, count, [](const void* task, std::size_t i) { (*const_cast<task_type*>(static_cast<const task_type*>(task)))(i); }, &f);
+  }
+
+ private:
+  using task_call = void(const void* task, std::size_t i);
+
+  const void* runner_;
+  void (*run_)(const void* runner, std::size_t count, task_call* call, const void* task);
+};
+
+/// The same for a runner that runs a part of a call's tasks.
+class erased_slice : public erased_runner {
+ public:
+  using partial_call = void;
+  using erased_runner::erased_runner;
+};
+
 }  // namespace pqkv::exec

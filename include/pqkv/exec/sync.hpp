@@ -15,7 +15,7 @@ struct sync {};
 /// @throws cuda_error when it, or anything before it on the stream, failed
 template <exec::policy P>
 void sync(const P& policy) {
-  kernel<op::sync, typename P::backend_type>::run(policy);
+  detail::run_operation<op::sync>(policy);
 }
 
 }  // namespace pqkv

@@ -158,7 +158,7 @@ void train(const P& policy, view<T, 3, Space> keys, mutable_codebook_view<typena
            view<std::uint8_t, 2, typename P::space_type> outcome, const kmeans_params& params = {}) {
   require_ok(can_train(keys, book, outcome, params));
   const std::size_t h = book.heads(), m = book.subspaces(), ds = book.sub_dim();
-  kernel<op::mean_row, typename P::backend_type>::run(policy, keys, training_rows(params, keys.extent(1), book.size()), book.mean);
+  detail::run_operation<op::mean_row>(policy, keys, training_rows(params, keys.extent(1), book.size()), book.mean);
   const view<const float, 3, typename P::space_type> offset{book.mean.data, {h, m, ds}, {book.mean.stride(0), ds, 1}};
   kmeans(policy, split_subspaces(keys, m), offset, book.centroids, outcome, params, book.squared_radius);
 }

@@ -81,7 +81,7 @@ requires storage_scalar<T> && reachable_from<Space, P>
 void encode(const P& policy, view<T, 3, Space> keys, codebook_view<typename P::space_type> book,
             mutable_codes_view<typename P::space_type> codes) {
   require_ok(can_encode(keys, book, codes));
-  kernel<op::encode, typename P::backend_type>::run(policy, keys, book, codes);
+  detail::run_operation<op::encode>(policy, keys, book, codes);
 }
 
 /// The checks of decode().
@@ -108,7 +108,7 @@ template <exec::policy P, writable_scalar T, class Space>
 requires reachable_from<Space, P>
 void decode(const P& policy, codes_view<typename P::space_type> codes, codebook_view<typename P::space_type> book, view<T, 3, Space> keys) {
   require_ok(can_decode(codes, book, keys));
-  kernel<op::decode, typename P::backend_type>::run(policy, codes, book, keys);
+  detail::run_operation<op::decode>(policy, codes, book, keys);
 }
 
 }  // namespace pqkv

@@ -122,7 +122,7 @@ void kmeans(const P& policy, view<T, 4, Space> points, view<const float, 3, type
             view<float, 4, typename P::space_type> centroids, view<std::uint8_t, 2, typename P::space_type> outcome,
             const kmeans_params& params = {}, view<float, 2, typename P::space_type> squared_radius = {}) {
   require_ok(can_kmeans(points, offset, centroids, outcome, params, squared_radius));
-  kernel<op::kmeans, typename P::backend_type>::run(policy, points, offset, centroids, outcome, params, squared_radius);
+  detail::run_operation<op::kmeans>(policy, points, offset, centroids, outcome, params, squared_radius);
 }
 
 }  // namespace pqkv

@@ -132,7 +132,7 @@ void train_residual(const P& policy, view<T, 3, Space> keys, codes_view<> codes,
   for (std::size_t first = 0; first < h; first += heads) {
     const std::size_t count = heads < h - first ? heads : h - first;
     const auto rows = make_view(memory.data(), count, sample.count, d);
-    kernel<op::residual_rows, typename P::backend_type>::run(
+    detail::run_operation<op::residual_rows>(
         policy, keys.slice(0, first, count), codes.slice(0, first, count),
         codebook_view<>{book.centroids.slice(0, first, count), book.mean.slice(0, first, count)}, sample, rows);
     const view<const float, 3> zeros{&fine.mean(first, 0), {count, m, d / m}, {fine.mean.stride(0), d / m, 1}};
@@ -170,7 +170,7 @@ void encode_residual(const P& policy, view<T, 3, Space> keys, codes_view<typenam
                      codebook_view<typename P::space_type> book, codebook_view<typename P::space_type> fine,
                      mutable_residual_codes_view<typename P::space_type> fine_codes) {
   require_ok(can_encode_residual(keys, codes, book, fine, fine_codes));
-  kernel<op::encode_residual, typename P::backend_type>::run(policy, keys, codes, book, fine, fine_codes);
+  detail::run_operation<op::encode_residual>(policy, keys, codes, book, fine, fine_codes);
 }
 
 }  // namespace pqkv

@@ -173,7 +173,7 @@ template <exec::policy P>
 void count_cells(const P& policy, codes_view<typename P::space_type> codes, std::size_t first, std::size_t last,
                  mutable_cell_index_view<typename P::space_type> index) {
   require_ok(can_index_cells(codes, index, first, last, "count_cells"));
-  kernel<op::count_cells, typename P::backend_type>::run(policy, codes, first, last, index);
+  detail::run_operation<op::count_cells>(policy, codes, first, last, index);
 }
 
 namespace detail {
@@ -192,7 +192,7 @@ constexpr std::size_t merge_tails_device_scratch_bytes(const op::merge_tails::si
 template <exec::policy P>
 void merge_tails(const P& policy, codes_view<typename P::space_type> codes, mutable_cell_index_view<typename P::space_type> index) {
   require_ok(can_index_cells(codes, index, 0, 0, "merge_tails"));
-  kernel<op::merge_tails, typename P::backend_type>::run(policy, codes, index);
+  detail::run_operation<op::merge_tails>(policy, codes, index);
 }
 
 }  // namespace pqkv

@@ -89,7 +89,7 @@ template <exec::policy P>
 void inner_product_table(const P& policy, view<const float, 2, typename P::space_type> query, codebook_view<typename P::space_type> book,
                          mutable_distance_table_view<typename P::space_type> table, const head_map<typename P::space_type>& map = {}) {
   require_ok(can_build_table(query, book, table, "inner_product_table", map));
-  kernel<op::inner_product_table, typename P::backend_type>::run(policy, query, book, table, map);
+  detail::run_operation<op::inner_product_table>(policy, query, book, table, map);
 }
 
 /// table.entries[q, j, x] = -|query[q] sub-vector j - mean - centroids[h(q), j, :, x]|^2. Larger is nearer, so every reduction and top_k
@@ -102,7 +102,7 @@ void squared_l2_table(const P& policy, view<const float, 2, typename P::space_ty
   require_ok(detail::checks("squared_l2_table")
                  .that(book.metric() == key_metric::squared_l2, status::code::value, "codebook.squared_radius", relation::required,
                        "empty: the table is of key_metric::squared_l2", 0, book.squared_radius.size()));
-  kernel<op::squared_l2_table, typename P::backend_type>::run(policy, query, book, table);
+  detail::run_operation<op::squared_l2_table>(policy, query, book, table);
 }
 
 }  // namespace pqkv

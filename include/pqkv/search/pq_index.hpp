@@ -61,9 +61,9 @@ class pq_index {
     const view_type own = view().sequence(which);
     if constexpr (space::usable_from<Space, space::host>)
       if (!own.pairs.empty())
-        kernel<op::deal_pairs, typename P::backend_type>::run(policy, rows, which * shape_.kv_heads,
-                                                              training_rows(train_params, n - first, shape_.coarse().centroids()), first,
-                                                              shape_.subspaces, own.pairs);
+        detail::run_operation<op::deal_pairs>(policy, rows, which * shape_.kv_heads,
+                                              training_rows(train_params, n - first, shape_.coarse().centroids()), first, shape_.subspaces,
+                                              own.pairs);
     learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
       train(policy, keys, own.book, outcomes.slice(1, 0, shape_.subspaces), params);
       return false;
@@ -89,11 +89,10 @@ class pq_index {
     learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
       if constexpr (space::usable_from<Space, space::host>)
         if (keys.extent(1) == training_rows(params, n - first, own.book.size()).count && keys.extent(1) == n - first) {
-          kernel<op::renew_codebook, typename P::backend_type>::run(policy, rows, which * h, own, call, keys, params,
-                                                                    outcomes.slice(1, 0, m));
+          detail::run_operation<op::renew_codebook>(policy, rows, which * h, own, call, keys, params, outcomes.slice(1, 0, m));
           return true;
         }
-      kernel<op::replace_centroids, typename P::backend_type>::run(policy, rows, which * h, own, call);
+      detail::run_operation<op::replace_centroids>(policy, rows, which * h, own, call);
       kmeans(policy, split_subspaces(keys, m), offset, own.book.centroids, outcomes.slice(1, 0, m), params, own.book.squared_radius);
       return false;
     });
@@ -198,10 +197,9 @@ class pq_index {
   template <class P>
   static void order(const P& policy, pqkv::view<const float, 2, Space> query, const view_type& own, const head_map<Space>& map,
                     pqkv::view<float, 2, Space> out) {
-    using order_axes = kernel<op::order_axes, typename P::backend_type>;
     if constexpr (space::usable_from<Space, space::host>)
-      if (!own.pairs.empty()) return order_axes::run(policy, query, own.pairs, map, own.book.heads(), out);
-    order_axes::run(policy, query, own.axes, out);
+      if (!own.pairs.empty()) return detail::run_operation<op::order_axes>(policy, query, own.pairs, map, own.book.heads(), out);
+    detail::run_operation<op::order_axes>(policy, query, own.axes, out);
   }
   static mutable_distance_table_view<Space> part_of(const mutable_distance_table_view<Space>& table, std::size_t query_heads) {
     return {table.entries.slice(0, 0, query_heads), table.bias.slice(0, 0, query_heads)};
@@ -215,10 +213,9 @@ class pq_index {
   template <exec::policy P, class Rows, class T>
   static void gather(const P& policy, const view_type& own, const Rows& rows, std::size_t head, const stratified_sample& sample,
                      std::size_t begin, const pqkv::view<T, 3, Space>& out) {
-    using gather_keys = kernel<op::gather_keys, typename P::backend_type>;
     if constexpr (space::usable_from<Space, space::host>)
-      if (!own.pairs.empty()) return gather_keys::run(policy, rows, head, sample, begin, own.pairs, out);
-    gather_keys::run(policy, rows, head, sample, begin, own.axes, out);
+      if (!own.pairs.empty()) return detail::run_operation<op::gather_keys>(policy, rows, head, sample, begin, own.pairs, out);
+    detail::run_operation<op::gather_keys>(policy, rows, head, sample, begin, own.axes, out);
   }
 
   /// Encodes tokens [begin, end) of a sequence, begin <= end, which are copied in runs.

@@ -60,7 +60,7 @@ struct pq_index_view {
   /// Encodes the tokens that leave each sequence's window. Nobody reads these codes before commit().
   template <exec::policy P, class Rows>
   void encode(const P& policy, const Rows& rows, view<const leaving_tokens, 1, Space> leaving) const {
-    kernel<op::encode_leaving, typename P::backend_type>::run(policy, *this, rows, leaving);
+    detail::run_operation<op::encode_leaving>(policy, *this, rows, leaving);
   }
 
   /// Adds the encoded tokens to the ranked tokens of every head. Runs in the calling thread.

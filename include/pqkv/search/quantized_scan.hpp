@@ -122,7 +122,7 @@ template <exec::policy P, table_integer Entry>
 void quantize_table(const P& policy, distance_table_view<typename P::space_type> table,
                     mutable_quantized_table_view<Entry, typename P::space_type> out) {
   require_ok(can_quantize_table(table, out));
-  kernel<op::quantize_table, typename P::backend_type>::run(policy, table, out);
+  detail::run_operation<op::quantize_table>(policy, table, out);
 }
 
 /// Sums the integers of every encoded token.
@@ -139,7 +139,7 @@ template <exec::policy P, table_integer Entry>
 void quantized_scan(const P& policy, basic_quantized_table_view<const Entry, const table_quantization, typename P::space_type> table,
                     codes_view<typename P::space_type> codes, view<std::uint16_t, 2, typename P::space_type> sums) {
   require_ok(can_scan_quantized(table, codes, sums));
-  kernel<op::quantized_scan, typename P::backend_type>::run(policy, table, codes, sums);
+  detail::run_operation<op::quantized_scan>(policy, table, codes, sums);
 }
 
 }  // namespace pqkv

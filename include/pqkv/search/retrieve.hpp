@@ -130,7 +130,7 @@ void retrieve(const P& policy, distance_table_view<typename P::space_type> table
               const retrieve_params& params, view<std::uint8_t, 1, typename P::space_type> skipped = {},
               const head_map<typename P::space_type>& map = {}) {
   require_ok(can_retrieve(table, codes, index, ranges, indices, counts, params, skipped, map));
-  kernel<op::retrieve, typename P::backend_type>::run(policy, table, codes, index, ranges, indices, counts, params, skipped, map);
+  detail::run_operation<op::retrieve>(policy, table, codes, index, ranges, indices, counts, params, skipped, map);
 }
 
 /// The same, with probabilities normalised over the range and other tokens too: those that each query attends to in any case. It matters
@@ -142,7 +142,7 @@ void retrieve(const P& policy, distance_table_view<> table, codes_view<> codes, 
               const head_map<>& map, view<const attended_sum, 1> attended) {
   require_ok(can_retrieve(table, codes, index, ranges, indices, counts, params, skipped, map));
   require_ok(detail::checks("retrieve").extent("attended.extent(0)", attended.extent(0), table.entries.extent(0), "hq, from table"));
-  kernel<op::retrieve, typename P::backend_type>::run(policy, table, codes, index, ranges, indices, counts, params, skipped, map, attended);
+  detail::run_operation<op::retrieve>(policy, table, codes, index, ranges, indices, counts, params, skipped, map, attended);
 }
 
 /// The same as the first, into lists that attention() can take as they are.

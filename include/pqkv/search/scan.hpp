@@ -115,7 +115,7 @@ void scan(const P& policy, distance_table_view<typename P::space_type> table, co
           view<float, 2, typename P::space_type> scores, group_reduction reduction, std::size_t head_dim, float scale = 0) {
   require_ok(can_scan(table, codes, scores, reduction));
   require_ok(detail::checks("scan").at_least("head_dim", head_dim, 1, "d"));
-  kernel<op::scan, typename P::backend_type>::run(policy, table, codes, scores, reduction, head_dim, scale);
+  detail::run_operation<op::scan>(policy, table, codes, scores, reduction, head_dim, scale);
 }
 
 }  // namespace pqkv

@@ -38,7 +38,7 @@ constexpr status can_top_k(const Scores& scores, const Indices& indices) noexcep
 template <exec::policy P>
 void top_k(const P& policy, view<const float, 2, typename P::space_type> scores, view<std::int32_t, 2, typename P::space_type> indices) {
   require_ok(can_top_k(scores, indices));
-  kernel<op::top_k, typename P::backend_type>::run(policy, scores, indices);
+  detail::run_operation<op::top_k>(policy, scores, indices);
 }
 
 /// The same for 16-bit unsigned scores, on host policies.
@@ -52,7 +52,7 @@ void top_k(const P& policy, view<const std::uint16_t, 2, typename P::space_type>
            view<std::int32_t, 2, typename P::space_type> indices) {
   static_assert(std::is_same_v<typename P::backend_type, backend::host>, "pqkv: top_k of 16-bit scores runs on host policies");
   require_ok(can_top_k(scores, indices));
-  kernel<op::top_k, typename P::backend_type>::run(policy, scores, indices);
+  detail::run_operation<op::top_k>(policy, scores, indices);
 }
 
 }  // namespace pqkv

@@ -46,7 +46,7 @@ void sum_attended(const P& policy, view<const float, 2, typename P::space_type> 
                   view<const token_span, 1, typename P::space_type> spans, view<attended_sum, 1, typename P::space_type> sums,
                   float scale = 0) {
   require_ok(can_sum_attended(query, store, spans, sums));
-  kernel<op::sum_attended, typename P::backend_type>::run(policy, query, store, spans, sums, scale);
+  detail::run_operation<op::sum_attended>(policy, query, store, spans, sums, scale);
 }
 
 }  // namespace pqkv

@@ -191,7 +191,7 @@ class infllm {
     const std::size_t hq = shape_.query_heads, h = shape_.kv_heads, tokens = query.extent(0) / hq;
     const auto found = all_.found.slice(0, 0, tokens);
     if (!find_blocks(query, planned, found)) return;
-    kernel<op::represent_blocks, typename P::backend_type>::run(policy, rows, all_.index, tokens * h, [&](std::size_t task, auto& worker) {
+    detail::run_operation<op::represent_blocks>(policy, rows, all_.index, tokens * h, [&](std::size_t task, auto& worker) {
       const found_blocks& one = found(task / h);
       std::uint32_t blind = 0;
       for (std::uint32_t block = one.first; block < one.last; ++block)
@@ -212,7 +212,7 @@ class infllm {
                                                     one.observed));
     const auto found = found_blocks{static_cast<std::uint32_t>(slot), 0, middle.end / static_cast<std::uint32_t>(settings().block_tokens),
                                     middle.begin, at.n - 1};
-    kernel<op::represent_blocks, typename P::backend_type>::run(policy, rows, all_.index, h, [&](std::size_t head, auto& worker) {
+    detail::run_operation<op::represent_blocks>(policy, rows, all_.index, h, [&](std::size_t head, auto& worker) {
       std::uint32_t blind = 0;
       for (std::uint32_t block = found.last; block-- > 0;)  // from behind: the worker slides its window of queries
         blind += worker.choose(all_.index.block_of(slot * h + head, block, found.middle_begin, found.position)) ? 0 : 1;

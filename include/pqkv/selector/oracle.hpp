@@ -48,7 +48,7 @@ void exact_scores(const P& policy, view<const float, 2, typename P::space_type> 
                   view<const middle_range, 1, typename P::space_type> ranges, group_reduction reduction,
                   view<float, 2, typename P::space_type> scores, float scale = 0) {
   require_ok(can_score_exactly(query, store, ranges, reduction, scores));
-  kernel<op::exact_scores, typename P::backend_type>::run(policy, query, store, ranges, reduction, scores, scale);
+  detail::run_operation<op::exact_scores>(policy, query, store, ranges, reduction, scores, scale);
 }
 
 namespace selector {

@@ -240,7 +240,7 @@ class basic_pq {
   template <exec::policy P, class Q>
   void observe(const P& policy, std::size_t slot, view<Q, 3, Space> queries) {
     if constexpr (space::usable_from<Space, space::host>)
-      kernel<op::observe_queries, typename P::backend_type>::run(policy, queries, index_.view().sequence(slot).pairs);
+      detail::run_operation<op::observe_queries>(policy, queries, index_.view().sequence(slot).pairs);
   }
 
   /// Merges newer tokens into the id lists if there are many.

@@ -37,7 +37,7 @@ struct quest_index {
   /// Computes the pages that the leaving tokens complete. Nobody reads them before the sequence has grown.
   template <exec::policy P, class Rows>
   void encode(const P& policy, const Rows& rows, view<const leaving_tokens, 1> leaving) const {
-    kernel<op::bound_keys, typename P::backend_type>::run(policy, rows, leaving.extent(0) * kv_heads, [&](std::size_t task, auto bound) {
+    detail::run_operation<op::bound_keys>(policy, rows, leaving.extent(0) * kv_heads, [&](std::size_t task, auto bound) {
       const leaving_tokens& tokens = leaving(task / kv_heads);
       const std::size_t head = tokens.slot * kv_heads + task % kv_heads, length = table.length;
       for (std::size_t page = tokens.first / length; (page + 1) * length <= tokens.last; ++page) bound(page_of(head, page));
@@ -112,7 +112,7 @@ class quest {
   learning<space::host> learn(const P& policy, std::size_t slot, const Rows& rows, const sequence&, middle_range middle) {
     const quest_index index = this->index();
     const std::size_t h = shape_.kv_heads, pages = middle.end / params_.page_tokens;
-    kernel<op::bound_keys, typename P::backend_type>::run(
+    detail::run_operation<op::bound_keys>(
         policy, rows, pages * h, [&](std::size_t task, auto bound) { bound(index.page_of(slot * h + task % h, task / h)); });
     return {true, {}};
   }
@@ -132,7 +132,7 @@ class quest {
     const run_rows pages{
         as_const(all_.bounds), as_const(all_.memory.computed), ranges, map, static_cast<std::uint32_t>(params_.page_tokens),
         front_run::computed};
-    kernel<op::bound_keys, typename P::backend_type>::run(policy, rows, heads, [&](std::size_t head, auto bound) {
+    detail::run_operation<op::bound_keys>(policy, rows, heads, [&](std::size_t head, auto bound) {
       const token_runs runs = pages.runs(head);
       runs.for_each_computed([&](std::uint32_t i) {
         bound({map.head(head), runs.begin(i), runs.end(i), &all_.memory.computed(head, run_rows::place_of(i), 0)});

@@ -64,7 +64,7 @@ template <exec::policy P, kv_store Store>
 requires reachable_from<typename Store::space_type, P>
 void received_attention(const P& policy, const weighed_queries& call, const Store& store, view<double, 2> sums, float scale = 0) {
   require_ok(can_weigh(call, store, sums));
-  kernel<op::received_attention, typename P::backend_type>::run(policy, call, store, sums, scale);
+  detail::run_operation<op::received_attention>(policy, call, store, sums, scale);
 }
 
 }  // namespace pqkv

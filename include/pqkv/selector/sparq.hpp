@@ -68,7 +68,7 @@ void sparse_query_scores(const P& policy, view<const float, 2, typename P::space
                          view<const middle_range, 1, typename P::space_type> ranges, std::size_t coordinates, group_reduction reduction,
                          view<float, 2, typename P::space_type> scores, float scale = 0) {
   require_ok(can_score_sparsely(query, store, ranges, coordinates, reduction, scores));
-  kernel<op::sparse_query_scores, typename P::backend_type>::run(policy, query, store, ranges, coordinates, reduction, scores, scale);
+  detail::run_operation<op::sparse_query_scores>(policy, query, store, ranges, coordinates, reduction, scores, scale);
 }
 
 namespace selector {

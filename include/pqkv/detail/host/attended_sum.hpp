@@ -15,18 +15,7 @@ template <>
 struct kernel<op::sum_attended, backend::host> {
   template <class P, class Store>
   static void run(const P& policy, view<const float, 2> query, const Store& store, view<const token_span, 1> spans,
-                  view<attended_sum, 1> sums, float scale) {
-    const std::size_t h = store.heads(), g = query.extent(0) / h, lists_per_head = spans.extent(0) / h;
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      using leaf = detail::leaf<decltype(isa)>;
-      detail::run_tasks(policy, h, [&](std::size_t head) {
-        const auto softmax = canonical::softmax_scale::of(store.head_dim(), scale);
-        for (std::size_t q = head * g; q < (head + 1) * g; ++q) sums(q) = {};
-        if (lists_per_head == 1) return add_span<leaf>(query, store, head, spans(head), head * g, g, softmax, sums);
-        for (std::size_t q = head * g; q < (head + 1) * g; ++q) add_span<leaf>(query, store, head, spans(q), q, 1, softmax, sums);
-      });
-    });
-  }
+                  view<attended_sum, 1> sums, float scale);
 
  private:
   static constexpr std::size_t tile_tokens = 64;
@@ -68,5 +57,27 @@ struct kernel<op::sum_attended, backend::host> {
     return sum;
   }
 };
+
+template <class P, class Store>
+void kernel<op::sum_attended, backend::host>::run(const P& policy, view<const float, 2> query, const Store& store,
+                                                  view<const token_span, 1> spans, view<attended_sum, 1> sums, float scale) {
+  const std::size_t h = store.heads(), g = query.extent(0) / h, lists_per_head = spans.extent(0) / h;
+  isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    using leaf = detail::leaf<decltype(isa)>;
+    detail::run_tasks(policy, h, [&](std::size_t head) {
+      const auto softmax = canonical::softmax_scale::of(store.head_dim(), scale);
+      for (std::size_t q = head * g; q < (head + 1) * g; ++q) sums(q) = {};
+      if (lists_per_head == 1) return add_span<leaf>(query, store, head, spans(head), head * g, g, softmax, sums);
+      for (std::size_t q = head * g; q < (head + 1) * g; ++q) add_span<leaf>(query, store, head, spans(q), q, 1, softmax, sums);
+    });
+  });
+}
+
+PQKV_HOST_OPERATION(op::sum_attended, view<const float, 2>, const strided_store<float>&, view<const token_span, 1>, view<attended_sum, 1>,
+                    float)
+PQKV_HOST_OPERATION(op::sum_attended, view<const float, 2>, const mapped_store<strided_rows<float>>&, view<const token_span, 1>,
+                    view<attended_sum, 1>, float)
+PQKV_HOST_OPERATION(op::sum_attended, view<const float, 2>, const mapped_store<strided_rows<bfloat16>>&, view<const token_span, 1>,
+                    view<attended_sum, 1>, float)
 
 }  // namespace pqkv

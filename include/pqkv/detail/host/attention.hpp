@@ -275,34 +275,7 @@ struct kernel<op::attention, backend::host> {
 
   template <class P, class Store>
   static void run(const P& policy, view<const float, 2> query, const Store& store, const token_set<>& tokens, view<float, 2> out,
-                  view<float, 1> lse, float scale) {
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      const detail::attention_call<detail::leaf<decltype(isa)>, Store> call{query, store, tokens, out, lse, scale};
-      const std::size_t lists = call.lists(), shares = call.shares();
-      std::size_t parts = 0;
-      for (std::size_t list = 0; list < lists; ++list) parts += detail::attended_tokens(tokens, list).parts();
-      if (parts == lists || !exec::runs_whole_call<typename P::runner_type>) {  // such a runner's calls share no memory for partial sums
-        detail::run_tasks(policy, lists * shares, [&](std::size_t task) { call.whole(task / shares, task % shares); });
-        return;
-      }
-      const std::size_t list_floats = call.group() * call.partial_floats();
-      workspace scratch(policy.scratch, partial_bytes(lists, parts * list_floats), "attention");
-      auto* const first = scratch.template take<std::uint32_t>(lists + 1);
-      auto* const partials = scratch.template take<float>(parts * list_floats);
-      first[0] = 0;
-      for (std::size_t list = 0; list < lists; ++list)
-        first[list + 1] = first[list] + static_cast<std::uint32_t>(detail::attended_tokens(tokens, list).parts());
-      detail::run_tasks(policy, parts * shares, [&](std::size_t task) {
-        const std::size_t part = task / shares;
-        const auto list = static_cast<std::size_t>(std::upper_bound(first, first + lists, part) - first) - 1;
-        call.part(list, task % shares, part - first[list], partials + first[list] * list_floats);
-      });
-      detail::run_tasks(policy, lists * shares, [&](std::size_t task) {
-        const std::size_t list = task / shares;
-        if (first[list + 1] - first[list] > 1) call.merge_parts(list, task % shares, partials + first[list] * list_floats);
-      });
-    });
-  }
+                  view<float, 1> lse, float scale);
 
  private:
   static std::size_t partial_bytes(std::size_t lists, std::size_t partial_floats) {
@@ -312,5 +285,49 @@ struct kernel<op::attention, backend::host> {
     return count.used_bytes();
   }
 };
+
+template <class P, class Store>
+void kernel<op::attention, backend::host>::run(const P& policy, view<const float, 2> query, const Store& store, const token_set<>& tokens,
+                                               view<float, 2> out, view<float, 1> lse, float scale) {
+  isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    const detail::attention_call<detail::leaf<decltype(isa)>, Store> call{query, store, tokens, out, lse, scale};
+    const std::size_t lists = call.lists(), shares = call.shares();
+    std::size_t parts = 0;
+    for (std::size_t list = 0; list < lists; ++list) parts += detail::attended_tokens(tokens, list).parts();
+    if (parts == lists || !exec::runs_whole_call<typename P::runner_type>) {  // such a runner's calls share no memory for partial sums
+      detail::run_tasks(policy, lists * shares, [&](std::size_t task) { call.whole(task / shares, task % shares); });
+      return;
+    }
+    const std::size_t list_floats = call.group() * call.partial_floats();
+    workspace scratch(policy.scratch, partial_bytes(lists, parts * list_floats), "attention");
+    auto* const first = scratch.template take<std::uint32_t>(lists + 1);
+    auto* const partials = scratch.template take<float>(parts * list_floats);
+    first[0] = 0;
+    for (std::size_t list = 0; list < lists; ++list)
+      first[list + 1] = first[list] + static_cast<std::uint32_t>(detail::attended_tokens(tokens, list).parts());
+    detail::run_tasks(policy, parts * shares, [&](std::size_t task) {
+      const std::size_t part = task / shares;
+      const auto list = static_cast<std::size_t>(std::upper_bound(first, first + lists, part) - first) - 1;
+      call.part(list, task % shares, part - first[list], partials + first[list] * list_floats);
+    });
+    detail::run_tasks(policy, lists * shares, [&](std::size_t task) {
+      const std::size_t list = task / shares;
+      if (first[list + 1] - first[list] > 1) call.merge_parts(list, task % shares, partials + first[list] * list_floats);
+    });
+  });
+}
+
+PQKV_HOST_OPERATION(op::attention, view<const float, 2>, const strided_store<float>&, const token_set<>&, view<float, 2>, view<float, 1>,
+                    float)
+PQKV_HOST_OPERATION(op::attention, view<const float, 2>, const strided_store<half>&, const token_set<>&, view<float, 2>, view<float, 1>,
+                    float)
+PQKV_HOST_OPERATION(op::attention, view<const float, 2>, const strided_store<bfloat16>&, const token_set<>&, view<float, 2>, view<float, 1>,
+                    float)
+PQKV_HOST_OPERATION(op::attention, view<const float, 2>, const mapped_store<strided_rows<float>>&, const token_set<>&, view<float, 2>,
+                    view<float, 1>, float)
+PQKV_HOST_OPERATION(op::attention, view<const float, 2>, const mapped_store<strided_rows<half>>&, const token_set<>&, view<float, 2>,
+                    view<float, 1>, float)
+PQKV_HOST_OPERATION(op::attention, view<const float, 2>, const mapped_store<strided_rows<bfloat16>>&, const token_set<>&, view<float, 2>,
+                    view<float, 1>, float)
 
 }  // namespace pqkv

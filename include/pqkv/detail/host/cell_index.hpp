@@ -286,52 +286,62 @@ inline const std::uint32_t* counts_up_to(cell_index_view<> index, codes_view<> c
 template <>
 struct kernel<op::count_cells, backend::host> {
   template <class P>
-  static void run(const P& policy, codes_view<> codes, std::size_t first, std::size_t last, mutable_cell_index_view<> index) {
-    static_assert(exec::runs_whole_call<typename P::runner_type>,
-                  "pqkv: count_cells changes an index once per call; give it a runner of whole calls, not exec::slice");
-    for (std::size_t head = 0; head < codes.extent(0); ++head) {
-      const bool fresh = index.first(head) == index.last(head);
-      const std::size_t counted = last - (fresh ? first : index.first(head)), room = index.ids.extent(1);
-      require_ok(detail::checks("count_cells")
-                     .that(fresh || index.last(head) == first, status::code::value, "first", relation::equal,
-                           "index.last, where the counted tokens end", index.last(head), first)
-                     .that(counted <= room, status::code::capacity, "index.ids.extent(1)", relation::at_least, "tokens counted, room for",
-                           counted, room));
-    }
-    const auto digits = detail::cell_digits::of(index);
-    policy.runner.run(codes.extent(0), [&](std::size_t head) {
-      if (index.first(head) == index.last(head))
-        index.first(head) = index.merged(head) = index.last(head) = static_cast<std::uint32_t>(first);
-      for (std::size_t t = first; t < last; ++t) ++index.counts(head, digits.cell(&codes(head, 0, t), codes.stride(1)));
-      index.last(head) = static_cast<std::uint32_t>(last);
-    });
-  }
+  static void run(const P& policy, codes_view<> codes, std::size_t first, std::size_t last, mutable_cell_index_view<> index);
 };
+
+template <class P>
+void kernel<op::count_cells, backend::host>::run(const P& policy, codes_view<> codes, std::size_t first, std::size_t last,
+                                                 mutable_cell_index_view<> index) {
+  static_assert(exec::runs_whole_call<typename P::runner_type>,
+                "pqkv: count_cells changes an index once per call; give it a runner of whole calls, not exec::slice");
+  for (std::size_t head = 0; head < codes.extent(0); ++head) {
+    const bool fresh = index.first(head) == index.last(head);
+    const std::size_t counted = last - (fresh ? first : index.first(head)), room = index.ids.extent(1);
+    require_ok(detail::checks("count_cells")
+                   .that(fresh || index.last(head) == first, status::code::value, "first", relation::equal,
+                         "index.last, where the counted tokens end", index.last(head), first)
+                   .that(counted <= room, status::code::capacity, "index.ids.extent(1)", relation::at_least, "tokens counted, room for",
+                         counted, room));
+  }
+  const auto digits = detail::cell_digits::of(index);
+  policy.runner.run(codes.extent(0), [&](std::size_t head) {
+    if (index.first(head) == index.last(head))
+      index.first(head) = index.merged(head) = index.last(head) = static_cast<std::uint32_t>(first);
+    for (std::size_t t = first; t < last; ++t) ++index.counts(head, digits.cell(&codes(head, 0, t), codes.stride(1)));
+    index.last(head) = static_cast<std::uint32_t>(last);
+  });
+}
 
 template <>
 struct kernel<op::merge_tails, backend::host> {
   static constexpr std::size_t scratch_bytes(const op::merge_tails::sizes&) { return 0; }
 
   template <class P>
-  static void run(const P& policy, codes_view<> codes, mutable_cell_index_view<> index) {
-    const auto digits = detail::cell_digits::of(index);
-    const std::size_t cells = index.cells();
-    policy.runner.run(codes.extent(0), [&](std::size_t head) {
-      if (index.merged(head) == index.last(head)) return;
-      // While tokens are sorted, each offset holds where the next id of its cell goes, stored one place ahead. After the sort the offsets
-      // are where the lists begin.
-      std::uint32_t* offset = &index.offsets(head, 0);
-      offset[0] = 0;
-      std::uint32_t total = 0;
-      for (std::size_t cell = 0; cell < cells; ++cell) {
-        offset[cell + 1] = total;
-        total += index.counts(head, cell);
-      }
-      for (std::size_t t = index.first(head); t < index.last(head); ++t)
-        index.ids(head, offset[digits.cell(&codes(head, 0, t), codes.stride(1)) + 1]++) = static_cast<std::int32_t>(t);
-      index.merged(head) = index.last(head);
-    });
-  }
+  static void run(const P& policy, codes_view<> codes, mutable_cell_index_view<> index);
 };
+
+template <class P>
+void kernel<op::merge_tails, backend::host>::run(const P& policy, codes_view<> codes, mutable_cell_index_view<> index) {
+  const auto digits = detail::cell_digits::of(index);
+  const std::size_t cells = index.cells();
+  policy.runner.run(codes.extent(0), [&](std::size_t head) {
+    if (index.merged(head) == index.last(head)) return;
+    // While tokens are sorted, each offset holds where the next id of its cell goes, stored one place ahead. After the sort the offsets
+    // are where the lists begin.
+    std::uint32_t* offset = &index.offsets(head, 0);
+    offset[0] = 0;
+    std::uint32_t total = 0;
+    for (std::size_t cell = 0; cell < cells; ++cell) {
+      offset[cell + 1] = total;
+      total += index.counts(head, cell);
+    }
+    for (std::size_t t = index.first(head); t < index.last(head); ++t)
+      index.ids(head, offset[digits.cell(&codes(head, 0, t), codes.stride(1)) + 1]++) = static_cast<std::int32_t>(t);
+    index.merged(head) = index.last(head);
+  });
+}
+
+PQKV_HOST_OPERATION(op::count_cells, codes_view<>, std::size_t, std::size_t, mutable_cell_index_view<>)
+PQKV_HOST_OPERATION(op::merge_tails, codes_view<>, mutable_cell_index_view<>)
 
 }  // namespace pqkv

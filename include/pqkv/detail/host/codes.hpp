@@ -86,30 +86,43 @@ class encode_run {
 template <>
 struct kernel<op::encode, backend::host> {
   template <class P, class T, class Space>
-  static void run(const P& policy, view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes) {
-    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-      using part = detail::encode_run<detail::leaf<decltype(isa)>, T, Space>;
-      const std::size_t n = keys.extent(1), runs = (n + part::max_tokens - 1) / part::max_tokens;
-      detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
-        const std::size_t first = task % runs * part::max_tokens;
-        part(keys, book, codes, task / runs, first, std::min(n, first + part::max_tokens)).run();
-      });
-    });
-  }
+  static void run(const P& policy, view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes);
 };
+
+template <class P, class T, class Space>
+void kernel<op::encode, backend::host>::run(const P& policy, view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes) {
+  isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
+    using part = detail::encode_run<detail::leaf<decltype(isa)>, T, Space>;
+    const std::size_t n = keys.extent(1), runs = (n + part::max_tokens - 1) / part::max_tokens;
+    detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
+      const std::size_t first = task % runs * part::max_tokens;
+      part(keys, book, codes, task / runs, first, std::min(n, first + part::max_tokens)).run();
+    });
+  });
+}
 
 template <>
 struct kernel<op::decode, backend::host> {
   template <class P, class T, class Space>
-  static void run(const P& policy, codes_view<> codes, codebook_view<> book, view<T, 3, Space> keys) {
-    const std::size_t ds = book.sub_dim();
-    detail::run_tasks(policy, codes.extent(0), [&](std::size_t head) {
-      for (std::size_t t = 0; t < codes.extent(2); ++t)
-        for (std::size_t j = 0; j < codes.extent(1); ++j)
-          for (std::size_t i = 0; i < ds; ++i)
-            keys(head, t, j * ds + i) = static_cast<T>(book.mean(head, j * ds + i) + book.centroids(head, j, i, codes(head, j, t)));
-    });
-  }
+  static void run(const P& policy, codes_view<> codes, codebook_view<> book, view<T, 3, Space> keys);
 };
+
+template <class P, class T, class Space>
+void kernel<op::decode, backend::host>::run(const P& policy, codes_view<> codes, codebook_view<> book, view<T, 3, Space> keys) {
+  const std::size_t ds = book.sub_dim();
+  detail::run_tasks(policy, codes.extent(0), [&](std::size_t head) {
+    for (std::size_t t = 0; t < codes.extent(2); ++t)
+      for (std::size_t j = 0; j < codes.extent(1); ++j)
+        for (std::size_t i = 0; i < ds; ++i)
+          keys(head, t, j * ds + i) = static_cast<T>(book.mean(head, j * ds + i) + book.centroids(head, j, i, codes(head, j, t)));
+  });
+}
+
+PQKV_HOST_OPERATION(op::encode, view<const float, 3>, codebook_view<>, mutable_codes_view<>)
+PQKV_HOST_OPERATION(op::encode, view<float, 3>, codebook_view<>, mutable_codes_view<>)
+PQKV_HOST_OPERATION(op::encode, view<const half, 3>, codebook_view<>, mutable_codes_view<>)
+PQKV_HOST_OPERATION(op::encode, view<half, 3>, codebook_view<>, mutable_codes_view<>)
+PQKV_HOST_OPERATION(op::encode, view<const bfloat16, 3>, codebook_view<>, mutable_codes_view<>)
+PQKV_HOST_OPERATION(op::encode, view<bfloat16, 3>, codebook_view<>, mutable_codes_view<>)
 
 }  // namespace pqkv

@@ -341,20 +341,38 @@ struct kernel<op::kmeans, backend::host> {
 
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 4, Space> points, view<const float, 3> offset, view<float, 4> centroids,
-                  view<std::uint8_t, 2> outcome, const kmeans_params& params, view<float, 2> squared_radius) {
-    const std::size_t m = points.extent(1);
-    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-      using leaf = detail::leaf<decltype(isa)>;
-      detail::run_tasks(policy, points.extent(0) * m, [&](std::size_t problem) {
-        const std::size_t head = problem / m, j = problem % m;
-        const view<const std::remove_cv_t<T>, 2> rows = points[head][j];
-        float* radius = squared_radius.data == nullptr ? nullptr : &squared_radius(head, j);
-        detail::kmeans_problem<leaf, std::remove_cv_t<T>> lloyd(rows, &offset(head, j, 0), &centroids(head, j, 0, 0), centroids.extent(3),
-                                                                radius);
-        outcome(head, j) = static_cast<std::uint8_t>(lloyd.run(params, problem + 1));
-      });
-    });
-  }
+                  view<std::uint8_t, 2> outcome, const kmeans_params& params, view<float, 2> squared_radius);
 };
+
+template <class P, class T, class Space>
+void kernel<op::kmeans, backend::host>::run(const P& policy, view<T, 4, Space> points, view<const float, 3> offset,
+                                            view<float, 4> centroids, view<std::uint8_t, 2> outcome, const kmeans_params& params,
+                                            view<float, 2> squared_radius) {
+  const std::size_t m = points.extent(1);
+  isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
+    using leaf = detail::leaf<decltype(isa)>;
+    detail::run_tasks(policy, points.extent(0) * m, [&](std::size_t problem) {
+      const std::size_t head = problem / m, j = problem % m;
+      const view<const std::remove_cv_t<T>, 2> rows = points[head][j];
+      float* radius = squared_radius.data == nullptr ? nullptr : &squared_radius(head, j);
+      detail::kmeans_problem<leaf, std::remove_cv_t<T>> lloyd(rows, &offset(head, j, 0), &centroids(head, j, 0, 0), centroids.extent(3),
+                                                              radius);
+      outcome(head, j) = static_cast<std::uint8_t>(lloyd.run(params, problem + 1));
+    });
+  });
+}
+
+PQKV_HOST_OPERATION(op::kmeans, view<const float, 4>, view<const float, 3>, view<float, 4>, view<std::uint8_t, 2>, const kmeans_params&,
+                    view<float, 2>)
+PQKV_HOST_OPERATION(op::kmeans, view<float, 4>, view<const float, 3>, view<float, 4>, view<std::uint8_t, 2>, const kmeans_params&,
+                    view<float, 2>)
+PQKV_HOST_OPERATION(op::kmeans, view<const half, 4>, view<const float, 3>, view<float, 4>, view<std::uint8_t, 2>, const kmeans_params&,
+                    view<float, 2>)
+PQKV_HOST_OPERATION(op::kmeans, view<half, 4>, view<const float, 3>, view<float, 4>, view<std::uint8_t, 2>, const kmeans_params&,
+                    view<float, 2>)
+PQKV_HOST_OPERATION(op::kmeans, view<const bfloat16, 4>, view<const float, 3>, view<float, 4>, view<std::uint8_t, 2>, const kmeans_params&,
+                    view<float, 2>)
+PQKV_HOST_OPERATION(op::kmeans, view<bfloat16, 4>, view<const float, 3>, view<float, 4>, view<std::uint8_t, 2>, const kmeans_params&,
+                    view<float, 2>)
 
 }  // namespace pqkv

@@ -21,28 +21,7 @@ struct kernel<op::exact_scores, backend::host> {
 
   template <class P, class Store>
   static void run(const P& policy, view<const float, 2> query, const Store& store, view<const middle_range, 1> ranges,
-                  group_reduction reduction, view<float, 2> scores, float softmax_scale) {
-    const std::size_t h = store.heads(), hq = query.extent(0), lists = scores.extent(0), g = hq / lists, lists_per_head = lists / h;
-    std::size_t longest = 0;
-    for (std::size_t head = 0; head < h; ++head) {
-      longest = std::max<std::size_t>(longest, ranges(head).size());
-      require_ok(detail::checks("exact_scores")
-                     .at_most("ranges.end", ranges(head).end, store.tokens(), "n, from store")
-                     .at_most("ranges.size", ranges(head).size(), scores.extent(1), "scores.extent(1)"));
-    }
-    workspace memory(policy.scratch, scratch_bytes({hq, longest}), "exact_scores");
-    float* logits = memory.take<float>(hq * longest);
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      using leaf = detail::leaf<decltype(isa)>;
-      detail::run_tasks(policy, lists, [&](std::size_t list) {
-        const std::size_t head = list / lists_per_head, n = ranges(head).size();
-        float* own = logits + list * g * longest;
-        dots<leaf>(query.slice(0, list * g, g), store, head, ranges(head), own, longest);
-        const auto scale = canonical::softmax_scale::of(store.head_dim(), softmax_scale);
-        reduce<leaf>(own, longest, g, n, scale, reduction, scores.data + list * scores.stride(0));
-      });
-    });
-  }
+                  group_reduction reduction, view<float, 2> scores, float softmax_scale);
 
   // Shared with other selectors of the host that score keys.
   static constexpr float lowest = float_from_bits(0xff800000u);  // -infinity, which stands for a non-finite logit
@@ -84,5 +63,38 @@ struct kernel<op::exact_scores, backend::host> {
     }
   }
 };
+
+template <class P, class Store>
+void kernel<op::exact_scores, backend::host>::run(const P& policy, view<const float, 2> query, const Store& store,
+                                                  view<const middle_range, 1> ranges, group_reduction reduction, view<float, 2> scores,
+                                                  float softmax_scale) {
+  const std::size_t h = store.heads(), hq = query.extent(0), lists = scores.extent(0), g = hq / lists, lists_per_head = lists / h;
+  std::size_t longest = 0;
+  for (std::size_t head = 0; head < h; ++head) {
+    longest = std::max<std::size_t>(longest, ranges(head).size());
+    require_ok(detail::checks("exact_scores")
+                   .at_most("ranges.end", ranges(head).end, store.tokens(), "n, from store")
+                   .at_most("ranges.size", ranges(head).size(), scores.extent(1), "scores.extent(1)"));
+  }
+  workspace memory(policy.scratch, scratch_bytes({hq, longest}), "exact_scores");
+  float* logits = memory.take<float>(hq * longest);
+  isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    using leaf = detail::leaf<decltype(isa)>;
+    detail::run_tasks(policy, lists, [&](std::size_t list) {
+      const std::size_t head = list / lists_per_head, n = ranges(head).size();
+      float* own = logits + list * g * longest;
+      dots<leaf>(query.slice(0, list * g, g), store, head, ranges(head), own, longest);
+      const auto scale = canonical::softmax_scale::of(store.head_dim(), softmax_scale);
+      reduce<leaf>(own, longest, g, n, scale, reduction, scores.data + list * scores.stride(0));
+    });
+  });
+}
+
+PQKV_HOST_OPERATION(op::exact_scores, view<const float, 2>, const strided_store<float>&, view<const middle_range, 1>, group_reduction,
+                    view<float, 2>, float)
+PQKV_HOST_OPERATION(op::exact_scores, view<const float, 2>, const mapped_store<strided_rows<float>>&, view<const middle_range, 1>,
+                    group_reduction, view<float, 2>, float)
+PQKV_HOST_OPERATION(op::exact_scores, view<const float, 2>, const mapped_store<strided_rows<bfloat16>>&, view<const middle_range, 1>,
+                    group_reduction, view<float, 2>, float)
 
 }  // namespace pqkv

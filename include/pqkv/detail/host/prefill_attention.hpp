@@ -169,27 +169,38 @@ struct kernel<op::prefill_attention, backend::host> {
 
   template <class P, class Store>
   static void run(const P& policy, view<const float, 3> query, const Store& store, std::size_t first, view<float, 3> out,
-                  view<float, 2> lse, float scale) {
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      const detail::prefill_call<detail::leaf<decltype(isa)>, Store> call(query, store, first, out, lse, scale);
-      const std::size_t tiles = call.tiles(), slots = std::min(tiles, detail::prefill_slots);
-      if (tiles == 0) return;
-      const std::size_t slot_bytes = detail::prefill_slot::bytes(store.head_dim());
-      workspace scratch(policy.scratch, slots * slot_bytes, "prefill_attention");
-      auto* const memory = scratch.template take<std::byte>(slots * slot_bytes);
-      std::atomic<std::size_t> next{0};
-      // A task owns a slot of scratch and takes the next free tile, longest first. If the runner's other threads make this call too, a task
-      // takes every slots-th tile instead.
-      detail::run_tasks(policy, slots, [&](std::size_t task) {
-        arena own(memory + task * slot_bytes, slot_bytes);
-        const detail::prefill_slot slot(own, call.head_dim());
-        if constexpr (exec::runs_whole_call<typename P::runner_type>)
-          for (std::size_t tile = next++; tile < tiles; tile = next++) call.run(tile, slot);
-        else
-          for (std::size_t tile = task; tile < tiles; tile += slots) call.run(tile, slot);
-      });
-    });
-  }
+                  view<float, 2> lse, float scale);
 };
+
+template <class P, class Store>
+void kernel<op::prefill_attention, backend::host>::run(const P& policy, view<const float, 3> query, const Store& store, std::size_t first,
+                                                       view<float, 3> out, view<float, 2> lse, float scale) {
+  isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    const detail::prefill_call<detail::leaf<decltype(isa)>, Store> call(query, store, first, out, lse, scale);
+    const std::size_t tiles = call.tiles(), slots = std::min(tiles, detail::prefill_slots);
+    if (tiles == 0) return;
+    const std::size_t slot_bytes = detail::prefill_slot::bytes(store.head_dim());
+    workspace scratch(policy.scratch, slots * slot_bytes, "prefill_attention");
+    auto* const memory = scratch.template take<std::byte>(slots * slot_bytes);
+    std::atomic<std::size_t> next{0};
+    // A task owns a slot of scratch and takes the next free tile, longest first. If the runner's other threads make this call too, a task
+    // takes every slots-th tile instead.
+    detail::run_tasks(policy, slots, [&](std::size_t task) {
+      arena own(memory + task * slot_bytes, slot_bytes);
+      const detail::prefill_slot slot(own, call.head_dim());
+      if constexpr (exec::runs_whole_call<typename P::runner_type>)
+        for (std::size_t tile = next++; tile < tiles; tile = next++) call.run(tile, slot);
+      else
+        for (std::size_t tile = task; tile < tiles; tile += slots) call.run(tile, slot);
+    });
+  });
+}
+
+PQKV_HOST_OPERATION(op::prefill_attention, view<const float, 3>, const strided_store<float>&, std::size_t, view<float, 3>, view<float, 2>,
+                    float)
+PQKV_HOST_OPERATION(op::prefill_attention, view<const float, 3>, const mapped_store<strided_rows<float>>&, std::size_t, view<float, 3>,
+                    view<float, 2>, float)
+PQKV_HOST_OPERATION(op::prefill_attention, view<const float, 3>, const mapped_store<strided_rows<bfloat16>>&, std::size_t, view<float, 3>,
+                    view<float, 2>, float)
 
 }  // namespace pqkv

@@ -61,34 +61,42 @@ table_quantization quantize_entries(const float* table, std::size_t stride, std:
 template <>
 struct kernel<op::quantize_table, backend::host> {
   template <class P, class Entry>
-  static void run(const P& policy, distance_table_view<> table, basic_quantized_table_view<Entry, table_quantization> out) {
-    const std::size_t m = table.entries.extent(1), c = table.entries.extent(2);
-    detail::run_tasks(policy, table.entries.extent(0), [&](std::size_t q) {
-      out.scaling(q) = detail::quantize_entries(table.entries.data + q * table.entries.stride(0), table.entries.stride(1), m, c,
-                                                out.entries.data + q * m * c);
-    });
-  }
+  static void run(const P& policy, distance_table_view<> table, basic_quantized_table_view<Entry, table_quantization> out);
 };
+
+template <class P, class Entry>
+void kernel<op::quantize_table, backend::host>::run(const P& policy, distance_table_view<> table,
+                                                    basic_quantized_table_view<Entry, table_quantization> out) {
+  const std::size_t m = table.entries.extent(1), c = table.entries.extent(2);
+  detail::run_tasks(policy, table.entries.extent(0), [&](std::size_t q) {
+    out.scaling(q) = detail::quantize_entries(table.entries.data + q * table.entries.stride(0), table.entries.stride(1), m, c,
+                                              out.entries.data + q * m * c);
+  });
+}
 
 template <>
 struct kernel<op::quantized_scan, backend::host> {
   template <class P, class Entry>
   static void run(const P& policy, basic_quantized_table_view<Entry, const table_quantization> table, codes_view<> codes,
-                  view<std::uint16_t, 2> sums) {
-    const std::size_t h = codes.extent(0), n = codes.extent(2), g = table.entries.extent(0) / h;
-    const std::size_t m = codes.extent(1), c = table.entries.extent(2);
-    const std::size_t runs = (n + detail::quantized_run_tokens - 1) / detail::quantized_run_tokens;
-    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-      using leaf = detail::leaf<decltype(isa)>;
-      policy.runner.run(h * runs, [&](std::size_t task) {
-        const std::size_t head = task / runs, begin = task % runs * detail::quantized_run_tokens;
-        const std::size_t end = std::min(n, begin + detail::quantized_run_tokens);
-        for (std::size_t t = begin; t < end; t += detail::quantized_tile_tokens)
-          leaf::quantized_sums(table.entries.data + head * g * m * c, g, m, c, codes.data + head * codes.stride(0) + t, codes.stride(1),
-                               std::min(end - t, detail::quantized_tile_tokens), sums.data + head * g * sums.stride(0) + t, sums.stride(0));
-      });
-    });
-  }
+                  view<std::uint16_t, 2> sums);
 };
+
+template <class P, class Entry>
+void kernel<op::quantized_scan, backend::host>::run(const P& policy, basic_quantized_table_view<Entry, const table_quantization> table,
+                                                    codes_view<> codes, view<std::uint16_t, 2> sums) {
+  const std::size_t h = codes.extent(0), n = codes.extent(2), g = table.entries.extent(0) / h;
+  const std::size_t m = codes.extent(1), c = table.entries.extent(2);
+  const std::size_t runs = (n + detail::quantized_run_tokens - 1) / detail::quantized_run_tokens;
+  isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
+    using leaf = detail::leaf<decltype(isa)>;
+    policy.runner.run(h * runs, [&](std::size_t task) {
+      const std::size_t head = task / runs, begin = task % runs * detail::quantized_run_tokens;
+      const std::size_t end = std::min(n, begin + detail::quantized_run_tokens);
+      for (std::size_t t = begin; t < end; t += detail::quantized_tile_tokens)
+        leaf::quantized_sums(table.entries.data + head * g * m * c, g, m, c, codes.data + head * codes.stride(0) + t, codes.stride(1),
+                             std::min(end - t, detail::quantized_tile_tokens), sums.data + head * g * sums.stride(0) + t, sums.stride(0));
+    });
+  });
+}
 
 }  // namespace pqkv

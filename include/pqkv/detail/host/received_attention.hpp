@@ -22,35 +22,7 @@ struct kernel<op::received_attention, backend::host> {
   }
 
   template <class P, class Store>
-  static void run(const P& policy, const weighed_queries& call, const Store& store, view<double, 2> sums, float softmax_scale) {
-    const plan of = plan_of(call);
-    if (of.longest == 0 || of.blocks == 0) return;
-    require_ok(detail::checks("received_attention").at_most("tokens", of.longest, sums.extent(1), "sums.extent(1)"));
-    const std::size_t lists = sums.extent(0), tasks = lists * of.strips;
-    P working = policy;
-    if (is_causal(call)) working.scratch = arena();  // from the heap
-    const std::size_t partial = of.strips == 1 ? 0 : tasks * of.longest;
-    workspace memory(working.scratch,
-                     scratch_bytes({tasks, of.rows, of.stride}) + (partial == 0 ? 0 : partial * sizeof(double) + cache_line_bytes),
-                     "received_attention");
-    float* const logits = memory.take<float>(tasks * of.rows * of.stride);
-    double* const partials = partial == 0 ? nullptr : memory.take<double>(partial);
-    const auto scale = canonical::softmax_scale::of(store.head_dim(), softmax_scale);
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      detail::run_tasks(policy, tasks, [&](std::size_t task) {
-        const std::size_t list = task / of.strips, strip = task % of.strips;
-        double* const to = partials == nullptr ? &sums(list, 0) : partials + task * of.longest;
-        if (partials != nullptr) std::fill_n(to, of.longest, 0.0);
-        for (std::size_t block = strip; block < of.blocks; block += of.strips)
-          weigh<detail::leaf<decltype(isa)>>(call, store, list, block * of.rows, of, scale, logits + task * of.rows * of.stride, to);
-      });
-    });
-    if (partials == nullptr) return;
-    detail::run_tasks(policy, lists, [&](std::size_t list) {
-      for (std::size_t strip = 0; strip < of.strips; ++strip)
-        for (std::size_t i = 0; i < of.longest; ++i) sums(list, i) += partials[(list * of.strips + strip) * of.longest + i];
-    });
-  }
+  static void run(const P& policy, const weighed_queries& call, const Store& store, view<double, 2> sums, float softmax_scale);
 
  private:
   static constexpr std::size_t rows_at_once = 32;  // of a causal call: share the keys of a tile
@@ -147,5 +119,41 @@ struct kernel<op::received_attention, backend::host> {
     }
   }
 };
+
+template <class P, class Store>
+void kernel<op::received_attention, backend::host>::run(const P& policy, const weighed_queries& call, const Store& store,
+                                                        view<double, 2> sums, float softmax_scale) {
+  const plan of = plan_of(call);
+  if (of.longest == 0 || of.blocks == 0) return;
+  require_ok(detail::checks("received_attention").at_most("tokens", of.longest, sums.extent(1), "sums.extent(1)"));
+  const std::size_t lists = sums.extent(0), tasks = lists * of.strips;
+  P working = policy;
+  if (is_causal(call)) working.scratch = arena();  // from the heap
+  const std::size_t partial = of.strips == 1 ? 0 : tasks * of.longest;
+  workspace memory(working.scratch,
+                   scratch_bytes({tasks, of.rows, of.stride}) + (partial == 0 ? 0 : partial * sizeof(double) + cache_line_bytes),
+                   "received_attention");
+  float* const logits = memory.take<float>(tasks * of.rows * of.stride);
+  double* const partials = partial == 0 ? nullptr : memory.take<double>(partial);
+  const auto scale = canonical::softmax_scale::of(store.head_dim(), softmax_scale);
+  isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    detail::run_tasks(policy, tasks, [&](std::size_t task) {
+      const std::size_t list = task / of.strips, strip = task % of.strips;
+      double* const to = partials == nullptr ? &sums(list, 0) : partials + task * of.longest;
+      if (partials != nullptr) std::fill_n(to, of.longest, 0.0);
+      for (std::size_t block = strip; block < of.blocks; block += of.strips)
+        weigh<detail::leaf<decltype(isa)>>(call, store, list, block * of.rows, of, scale, logits + task * of.rows * of.stride, to);
+    });
+  });
+  if (partials == nullptr) return;
+  detail::run_tasks(policy, lists, [&](std::size_t list) {
+    for (std::size_t strip = 0; strip < of.strips; ++strip)
+      for (std::size_t i = 0; i < of.longest; ++i) sums(list, i) += partials[(list * of.strips + strip) * of.longest + i];
+  });
+}
+
+PQKV_HOST_OPERATION(op::received_attention, const weighed_queries&, const strided_store<float>&, view<double, 2>, float)
+PQKV_HOST_OPERATION(op::received_attention, const weighed_queries&, const mapped_store<strided_rows<float>>&, view<double, 2>, float)
+PQKV_HOST_OPERATION(op::received_attention, const weighed_queries&, const mapped_store<strided_rows<bfloat16>>&, view<double, 2>, float)
 
 }  // namespace pqkv

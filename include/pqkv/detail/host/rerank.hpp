@@ -110,45 +110,7 @@ struct kernel<op::rerank, backend::host> {
   template <class P>
   static void run(const P& policy, const two_stage_table<>& tables, const two_stage_codes<>& codes, view<const std::int32_t, 2> shortlist,
                   view<const std::uint32_t, 1> lengths, view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
-                  view<std::uint32_t, 1> counts, const rerank_params& params, view<std::uint8_t, 1> skipped, const head_map<>& map) {
-    const std::size_t lists = indices.extent(0), hq = tables.coarse.entries.extent(0), h = ranges.extent(0);
-    if (lists == 0) return;
-    const std::size_t g = hq / lists, lists_per_head = lists / h, padded = (g + 3) / 4 * 4;
-    const std::size_t entries =
-        tables.coarse.entries.extent(1) * tables.coarse.entries.extent(2) + tables.fine.entries.extent(1) * tables.fine.entries.extent(2);
-    std::size_t longest = 0;
-    for (std::size_t list = 0; list < lists; ++list) {
-      check_list(codes, shortlist, lengths(list), list, ranges(list / lists_per_head), indices);
-      longest = std::max<std::size_t>(longest, lengths(list));
-    }
-    const std::size_t rows = (longest + 15) / 16 * 16;
-
-    workspace memory(policy.scratch, scratch_bytes({lists, hq, entries, longest}), "rerank");
-    float* all_tables = memory.take<float>(lists * 4 * entries);
-    float* sums = memory.take<float>(lists * padded * rows);
-    float* scores = memory.take<float>(lists * rows);
-
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      policy.runner.run(lists, [&](std::size_t list) {
-        const std::size_t row_head = list / lists_per_head, head = map.head(row_head), n = lengths(list),
-                          k = std::min<std::size_t>(n, ranges(row_head).retrieve);
-        const std::int32_t* tokens = shortlist.data + list * shortlist.stride(0);
-        std::int32_t* out = indices.data + list * indices.stride(0);
-        const detail::rerank_scratch own{all_tables + list * 4 * entries, sums + list * padded * rows, scores + list * rows, rows};
-        detail::in_float_environment([&] {
-          detail::shortlist_scorer<detail::leaf<decltype(isa)>> scorer(own, tables, params, list * g, g);
-          scorer.score({codes.coarse.data + head * codes.coarse.stride(0), codes.coarse.stride(1),
-                        codes.fine.data + head * codes.fine.stride(0), codes.fine.stride(1)},
-                       tokens, n, skipped.data == nullptr ? nullptr : &skipped(list * g));
-        });
-        const exec::host<typename P::isa_type> here;
-        top_k(here, as_const(make_view(own.scores, std::size_t{1}, n)), make_view(out, std::size_t{1}, k));
-        for (std::size_t i = 0; i < k; ++i) out[i] = tokens[out[i]];
-        std::fill_n(out + k, indices.extent(1) - k, -1);
-        counts(list) = static_cast<std::uint32_t>(k);
-      });
-    });
-  }
+                  view<std::uint32_t, 1> counts, const rerank_params& params, view<std::uint8_t, 1> skipped, const head_map<>& map);
 
  private:
   static void check_list(const two_stage_codes<>& codes, view<const std::int32_t, 2> shortlist, std::uint32_t length, std::size_t list,
@@ -163,5 +125,54 @@ struct kernel<op::rerank, backend::host> {
     require_ok(checks);
   }
 };
+
+template <class P>
+void kernel<op::rerank, backend::host>::run(const P& policy, const two_stage_table<>& tables, const two_stage_codes<>& codes,
+                                            view<const std::int32_t, 2> shortlist, view<const std::uint32_t, 1> lengths,
+                                            view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
+                                            view<std::uint32_t, 1> counts, const rerank_params& params, view<std::uint8_t, 1> skipped,
+                                            const head_map<>& map) {
+  const std::size_t lists = indices.extent(0), hq = tables.coarse.entries.extent(0), h = ranges.extent(0);
+  if (lists == 0) return;
+  const std::size_t g = hq / lists, lists_per_head = lists / h, padded = (g + 3) / 4 * 4;
+  const std::size_t entries =
+      tables.coarse.entries.extent(1) * tables.coarse.entries.extent(2) + tables.fine.entries.extent(1) * tables.fine.entries.extent(2);
+  std::size_t longest = 0;
+  for (std::size_t list = 0; list < lists; ++list) {
+    check_list(codes, shortlist, lengths(list), list, ranges(list / lists_per_head), indices);
+    longest = std::max<std::size_t>(longest, lengths(list));
+  }
+  const std::size_t rows = (longest + 15) / 16 * 16;
+
+  workspace memory(policy.scratch, scratch_bytes({lists, hq, entries, longest}), "rerank");
+  float* all_tables = memory.take<float>(lists * 4 * entries);
+  float* sums = memory.take<float>(lists * padded * rows);
+  float* scores = memory.take<float>(lists * rows);
+
+  isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    policy.runner.run(lists, [&](std::size_t list) {
+      const std::size_t row_head = list / lists_per_head, head = map.head(row_head), n = lengths(list),
+                        k = std::min<std::size_t>(n, ranges(row_head).retrieve);
+      const std::int32_t* tokens = shortlist.data + list * shortlist.stride(0);
+      std::int32_t* out = indices.data + list * indices.stride(0);
+      const detail::rerank_scratch own{all_tables + list * 4 * entries, sums + list * padded * rows, scores + list * rows, rows};
+      detail::in_float_environment([&] {
+        detail::shortlist_scorer<detail::leaf<decltype(isa)>> scorer(own, tables, params, list * g, g);
+        scorer.score({codes.coarse.data + head * codes.coarse.stride(0), codes.coarse.stride(1),
+                      codes.fine.data + head * codes.fine.stride(0), codes.fine.stride(1)},
+                     tokens, n, skipped.data == nullptr ? nullptr : &skipped(list * g));
+      });
+      const exec::host<typename P::isa_type> here;
+      top_k(here, as_const(make_view(own.scores, std::size_t{1}, n)), make_view(out, std::size_t{1}, k));
+      for (std::size_t i = 0; i < k; ++i) out[i] = tokens[out[i]];
+      std::fill_n(out + k, indices.extent(1) - k, -1);
+      counts(list) = static_cast<std::uint32_t>(k);
+    });
+  });
+}
+
+PQKV_HOST_OPERATION(op::rerank, const two_stage_table<>&, const two_stage_codes<>&, view<const std::int32_t, 2>,
+                    view<const std::uint32_t, 1>, view<const middle_range, 1>, view<std::int32_t, 2>, view<std::uint32_t, 1>,
+                    const rerank_params&, view<std::uint8_t, 1>, const head_map<>&)
 
 }  // namespace pqkv

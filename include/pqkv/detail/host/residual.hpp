@@ -56,23 +56,27 @@ struct kernel<op::residual_rows, backend::host> {
   /// @param rows  [h, sample.count, d]; NaNs for a key that takes no part
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 3, Space> keys, codes_view<> codes, codebook_view<> book, const stratified_sample& sample,
-                  view<float, 3> rows) {
-    const std::size_t count = sample.count, runs = (count + run_rows - 1) / run_rows, d = book.head_dim();
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
-        const std::size_t head = task / runs, first = task % runs * run_rows;
-        detail::residual_source<detail::leaf<decltype(isa)>, T, Space> source(keys, codes, book, head);
-        for (std::size_t i = first; i < std::min(count, first + run_rows); ++i) {
-          const std::size_t t = sample(i);
-          if (source.finite(t))
-            source.take(t, 0, d, &rows(head, i, 0));
-          else
-            std::fill_n(&rows(head, i, 0), d, std::numeric_limits<float>::quiet_NaN());
-        }
-      });
-    });
-  }
+                  view<float, 3> rows);
 };
+
+template <class P, class T, class Space>
+void kernel<op::residual_rows, backend::host>::run(const P& policy, view<T, 3, Space> keys, codes_view<> codes, codebook_view<> book,
+                                                   const stratified_sample& sample, view<float, 3> rows) {
+  const std::size_t count = sample.count, runs = (count + run_rows - 1) / run_rows, d = book.head_dim();
+  isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
+      const std::size_t head = task / runs, first = task % runs * run_rows;
+      detail::residual_source<detail::leaf<decltype(isa)>, T, Space> source(keys, codes, book, head);
+      for (std::size_t i = first; i < std::min(count, first + run_rows); ++i) {
+        const std::size_t t = sample(i);
+        if (source.finite(t))
+          source.take(t, 0, d, &rows(head, i, 0));
+        else
+          std::fill_n(&rows(head, i, 0), d, std::numeric_limits<float>::quiet_NaN());
+      }
+    });
+  });
+}
 
 template <>
 struct kernel<op::encode_residual, backend::host> {
@@ -80,16 +84,7 @@ struct kernel<op::encode_residual, backend::host> {
 
   template <class P, class T, class Space>
   static void run(const P& policy, view<T, 3, Space> keys, codes_view<> codes, codebook_view<> book, codebook_view<> fine,
-                  mutable_residual_codes_view<> fine_codes) {
-    const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
-        const std::size_t head = task / runs, first = task % runs * run_tokens;
-        detail::residual_source<detail::leaf<decltype(isa)>, T, Space> source(keys, codes, book, head);
-        encode_run<detail::leaf<decltype(isa)>>(source, fine, fine_codes, head, first, std::min(n, first + run_tokens));
-      });
-    });
-  }
+                  mutable_residual_codes_view<> fine_codes);
 
  private:
   template <class Leaf, class Source>
@@ -120,5 +115,27 @@ struct kernel<op::encode_residual, backend::host> {
     }
   }
 };
+
+template <class P, class T, class Space>
+void kernel<op::encode_residual, backend::host>::run(const P& policy, view<T, 3, Space> keys, codes_view<> codes, codebook_view<> book,
+                                                     codebook_view<> fine, mutable_residual_codes_view<> fine_codes) {
+  const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
+  isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
+      const std::size_t head = task / runs, first = task % runs * run_tokens;
+      detail::residual_source<detail::leaf<decltype(isa)>, T, Space> source(keys, codes, book, head);
+      encode_run<detail::leaf<decltype(isa)>>(source, fine, fine_codes, head, first, std::min(n, first + run_tokens));
+    });
+  });
+}
+
+PQKV_HOST_OPERATION(op::residual_rows, view<const float, 3>, codes_view<>, codebook_view<>, const stratified_sample&, view<float, 3>)
+PQKV_HOST_OPERATION(op::residual_rows, view<const half, 3>, codes_view<>, codebook_view<>, const stratified_sample&, view<float, 3>)
+PQKV_HOST_OPERATION(op::residual_rows, view<const bfloat16, 3>, codes_view<>, codebook_view<>, const stratified_sample&, view<float, 3>)
+PQKV_HOST_OPERATION(op::encode_residual, view<const float, 3>, codes_view<>, codebook_view<>, codebook_view<>,
+                    mutable_residual_codes_view<>)
+PQKV_HOST_OPERATION(op::encode_residual, view<const half, 3>, codes_view<>, codebook_view<>, codebook_view<>, mutable_residual_codes_view<>)
+PQKV_HOST_OPERATION(op::encode_residual, view<const bfloat16, 3>, codes_view<>, codebook_view<>, codebook_view<>,
+                    mutable_residual_codes_view<>)
 
 }  // namespace pqkv

@@ -123,51 +123,7 @@ struct kernel<op::retrieve, backend::host> {
   static void run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
                   view<const middle_range, 1> ranges, view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts,
                   const retrieve_params& params, view<std::uint8_t, 1> skipped, const head_map<>& map,
-                  view<const attended_sum, 1> attended = {}) {
-    check_arguments(codes, index, ranges, indices, params, map);
-    const std::size_t h = ranges.extent(0), m = codes.extent(1), c = table.entries.extent(2), hq = table.entries.extent(0);
-    const std::size_t lists = indices.extent(0), g = hq / lists, lists_per_head = lists / h, cells = index.empty() ? 0 : index.cells();
-    std::size_t longest = 0;
-    for (std::size_t head = 0; head < h; ++head) longest = std::max<std::size_t>(longest, ranges(head).size());
-    const std::size_t scored = std::max(longest, cells), words = longest / 64 + 1, summary = words / 64 + 1;
-
-    workspace memory(policy.scratch, scratch_bytes({lists, hq, m, c, longest, cells, params.reduction}), "retrieve");
-    const detail::scorer_scratch tables = detail::scorer_scratch::carve(memory, hq, m, c);
-    float* scores = memory.take<float>(lists * scored);
-    const std::size_t kept = cells == 0 ? 0 : cells + detail::select_slack;
-    float* values = memory.take<float>(lists * kept);
-    std::uint32_t* picks = memory.take<std::uint32_t>(lists * kept);
-    std::uint64_t* bits = memory.take<std::uint64_t>(lists * (words + summary));
-    std::int32_t* occupied = memory.take<std::int32_t>(lists * kept);
-    std::uint32_t* weights = memory.take<std::uint32_t>(lists * kept);
-    std::uint8_t* occupied_codes = memory.take<std::uint8_t>(lists * m * cells);
-    const bool filters = adds_logits(params.reduction);
-    const std::size_t summed = filters ? longest : 0, doubtful = summed / 2, room = filters ? doubtful + detail::select_slack : 0;
-    std::uint16_t* sums = memory.take<std::uint16_t>(lists * summed);
-    std::int32_t* positions = memory.take<std::int32_t>(lists * room);
-    std::uint32_t* earlier = memory.take<std::uint32_t>(lists * cells);
-
-    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-      using leaf = detail::leaf<decltype(isa)>;
-      using scorer_type = detail::group_scorer<leaf>;
-      detail::run_tasks(policy, lists, [&](std::size_t list) {
-        const std::size_t row_head = list / lists_per_head, head = map.head(row_head), first = list * g;
-        const detail::scorer_scratch own{tables.shifted + first * m * c, tables.entries + first * m * c, tables.factor + first};
-        scorer_type scorer(own, params.reduction, g, m, c, canonical::softmax_scale::of(params.head_dim, params.scale));
-        std::uint64_t* own_bits = bits + list * (words + summary);
-        const detail::cell_scratch scratch{
-            scores + list * scored, values + list * kept,   picks + list * kept,   own_bits,
-            own_bits + words,       occupied + list * kept, weights + list * kept, occupied_codes + list * m * cells};
-        const list_scratch own_scratch{scratch, earlier + list * cells};
-        const detail::prefilter_scratch filter{sums + list * summed, positions + list * room, doubtful};
-        std::int32_t* out = indices.data + list * indices.stride(0);
-        std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
-        const query_group group{table, first, flags, attended.data == nullptr ? nullptr : &attended(first)};
-        counts(list) = select<leaf>(scorer, group, codes, index, head, ranges(row_head), params.path, own_scratch, filter, out);
-        detail::pad(out, counts(list), indices.extent(1));
-      });
-    });
-  }
+                  view<const attended_sum, 1> attended = {});
 
  private:
   /// The query heads of one list.
@@ -247,5 +203,59 @@ struct kernel<op::retrieve, backend::host> {
     return true;
   }
 };
+
+template <class P>
+void kernel<op::retrieve, backend::host>::run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
+                                              view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
+                                              view<std::uint32_t, 1> counts, const retrieve_params& params, view<std::uint8_t, 1> skipped,
+                                              const head_map<>& map, view<const attended_sum, 1> attended) {
+  check_arguments(codes, index, ranges, indices, params, map);
+  const std::size_t h = ranges.extent(0), m = codes.extent(1), c = table.entries.extent(2), hq = table.entries.extent(0);
+  const std::size_t lists = indices.extent(0), g = hq / lists, lists_per_head = lists / h, cells = index.empty() ? 0 : index.cells();
+  std::size_t longest = 0;
+  for (std::size_t head = 0; head < h; ++head) longest = std::max<std::size_t>(longest, ranges(head).size());
+  const std::size_t scored = std::max(longest, cells), words = longest / 64 + 1, summary = words / 64 + 1;
+
+  workspace memory(policy.scratch, scratch_bytes({lists, hq, m, c, longest, cells, params.reduction}), "retrieve");
+  const detail::scorer_scratch tables = detail::scorer_scratch::carve(memory, hq, m, c);
+  float* scores = memory.take<float>(lists * scored);
+  const std::size_t kept = cells == 0 ? 0 : cells + detail::select_slack;
+  float* values = memory.take<float>(lists * kept);
+  std::uint32_t* picks = memory.take<std::uint32_t>(lists * kept);
+  std::uint64_t* bits = memory.take<std::uint64_t>(lists * (words + summary));
+  std::int32_t* occupied = memory.take<std::int32_t>(lists * kept);
+  std::uint32_t* weights = memory.take<std::uint32_t>(lists * kept);
+  std::uint8_t* occupied_codes = memory.take<std::uint8_t>(lists * m * cells);
+  const bool filters = adds_logits(params.reduction);
+  const std::size_t summed = filters ? longest : 0, doubtful = summed / 2, room = filters ? doubtful + detail::select_slack : 0;
+  std::uint16_t* sums = memory.take<std::uint16_t>(lists * summed);
+  std::int32_t* positions = memory.take<std::int32_t>(lists * room);
+  std::uint32_t* earlier = memory.take<std::uint32_t>(lists * cells);
+
+  isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
+    using leaf = detail::leaf<decltype(isa)>;
+    using scorer_type = detail::group_scorer<leaf>;
+    detail::run_tasks(policy, lists, [&](std::size_t list) {
+      const std::size_t row_head = list / lists_per_head, head = map.head(row_head), first = list * g;
+      const detail::scorer_scratch own{tables.shifted + first * m * c, tables.entries + first * m * c, tables.factor + first};
+      scorer_type scorer(own, params.reduction, g, m, c, canonical::softmax_scale::of(params.head_dim, params.scale));
+      std::uint64_t* own_bits = bits + list * (words + summary);
+      const detail::cell_scratch scratch{
+          scores + list * scored, values + list * kept,   picks + list * kept,   own_bits,
+          own_bits + words,       occupied + list * kept, weights + list * kept, occupied_codes + list * m * cells};
+      const list_scratch own_scratch{scratch, earlier + list * cells};
+      const detail::prefilter_scratch filter{sums + list * summed, positions + list * room, doubtful};
+      std::int32_t* out = indices.data + list * indices.stride(0);
+      std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
+      const query_group group{table, first, flags, attended.data == nullptr ? nullptr : &attended(first)};
+      counts(list) = select<leaf>(scorer, group, codes, index, head, ranges(row_head), params.path, own_scratch, filter, out);
+      detail::pad(out, counts(list), indices.extent(1));
+    });
+  });
+}
+
+PQKV_HOST_OPERATION(op::retrieve, distance_table_view<>, codes_view<>, cell_index_view<>, view<const middle_range, 1>,
+                    view<std::int32_t, 2>, view<std::uint32_t, 1>, const retrieve_params&, view<std::uint8_t, 1>, const head_map<>&,
+                    view<const attended_sum, 1>)
 
 }  // namespace pqkv

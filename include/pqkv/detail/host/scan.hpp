@@ -281,22 +281,28 @@ struct kernel<op::scan, backend::host> {
 
   template <class P>
   static void run(const P& policy, distance_table_view<> table, codes_view<> codes, view<float, 2> scores, group_reduction reduction,
-                  std::size_t head_dim, float scale) {
-    const std::size_t m = codes.extent(1), n = codes.extent(2), c = table.entries.extent(2);
-    const std::size_t hq = table.entries.extent(0), lists = scores.extent(0), g = hq / lists, lists_per_head = lists / codes.extent(0);
-    workspace memory(policy.scratch, scratch_bytes({hq, m, c}), "scan");
-    const detail::scorer_scratch all = detail::scorer_scratch::carve(memory, hq, m, c);
-    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-      detail::run_tasks(policy, lists, [&](std::size_t list) {
-        const std::size_t head = list / lists_per_head, first = list * g;
-        const detail::scorer_scratch own{all.shifted + first * m * c, all.entries + first * m * c, all.factor + first};
-        detail::group_scorer<detail::leaf<decltype(isa)>> scorer(own, reduction, g, m, c, canonical::softmax_scale::of(head_dim, scale));
-        const detail::token_items items{codes.data + head * codes.stride(0), codes.stride(1), n};
-        scorer.prepare(table, first, items, n, nullptr);
-        scorer.score(items, scores.data + list * scores.stride(0));
-      });
-    });
-  }
+                  std::size_t head_dim, float scale);
 };
+
+template <class P>
+void kernel<op::scan, backend::host>::run(const P& policy, distance_table_view<> table, codes_view<> codes, view<float, 2> scores,
+                                          group_reduction reduction, std::size_t head_dim, float scale) {
+  const std::size_t m = codes.extent(1), n = codes.extent(2), c = table.entries.extent(2);
+  const std::size_t hq = table.entries.extent(0), lists = scores.extent(0), g = hq / lists, lists_per_head = lists / codes.extent(0);
+  workspace memory(policy.scratch, scratch_bytes({hq, m, c}), "scan");
+  const detail::scorer_scratch all = detail::scorer_scratch::carve(memory, hq, m, c);
+  isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
+    detail::run_tasks(policy, lists, [&](std::size_t list) {
+      const std::size_t head = list / lists_per_head, first = list * g;
+      const detail::scorer_scratch own{all.shifted + first * m * c, all.entries + first * m * c, all.factor + first};
+      detail::group_scorer<detail::leaf<decltype(isa)>> scorer(own, reduction, g, m, c, canonical::softmax_scale::of(head_dim, scale));
+      const detail::token_items items{codes.data + head * codes.stride(0), codes.stride(1), n};
+      scorer.prepare(table, first, items, n, nullptr);
+      scorer.score(items, scores.data + list * scores.stride(0));
+    });
+  });
+}
+
+PQKV_HOST_OPERATION(op::scan, distance_table_view<>, codes_view<>, view<float, 2>, group_reduction, std::size_t, float)
 
 }  // namespace pqkv

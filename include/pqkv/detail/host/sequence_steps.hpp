@@ -8,6 +8,7 @@
 #include "../../cache/kv_store.hpp"
 #include "../../cache/sequence_steps.hpp"
 #include "../../exec/host.hpp"
+#include "pq_index.hpp"
 #include "simd/rows.hpp"
 
 namespace pqkv::inline PQKV_MODE {
@@ -46,49 +47,34 @@ template <>
 struct kernel<op::store_tokens, backend::host> {
   template <class P, class Rows, class K, class V, class From>
   static void run(const P& policy, const Rows& rows, const stored_tokens<space::host>& call, view<K, 3, From> keys,
-                  view<V, 3, From> values) {
-    constexpr std::size_t run_tokens = 512;  // for each task: a prompt with few heads still uses every thread
-    const auto store = [](auto... of) { return detail::store_row<typename P::isa_type>(of...); };
-    const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
-    detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
-      const std::size_t head = task / runs, begin = task % runs * run_tokens, end = begin + run_tokens < n ? begin + run_tokens : n;
-      std::uint32_t bad_keys = 0, bad_values = 0;
-      for (std::size_t t = begin; t < end; ++t) {
-        const std::size_t to_head = call.first_head + head, to = call.first_token + t;
-        bad_keys += store(row_of(keys, head, t), rows.key_slot(to_head, to), rows.head_dim()) ? 0 : 1;
-        bad_values += store(row_of(values, head, t), rows.value_slot(to_head, to), rows.head_dim()) ? 0 : 1;
-      }
-      detail::add_to(call.nonfinite(0), bad_keys);
-      detail::add_to(call.nonfinite(1), bad_values);
-    });
-  }
+                  view<V, 3, From> values);
 };
+
+template <class P, class Rows, class K, class V, class From>
+void kernel<op::store_tokens, backend::host>::run(const P& policy, const Rows& rows, const stored_tokens<space::host>& call,
+                                                  view<K, 3, From> keys, view<V, 3, From> values) {
+  constexpr std::size_t run_tokens = 512;  // for each task: a prompt with few heads still uses every thread
+  const auto store = [](auto... of) { return detail::store_row<typename P::isa_type>(of...); };
+  const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
+  detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
+    const std::size_t head = task / runs, begin = task % runs * run_tokens, end = begin + run_tokens < n ? begin + run_tokens : n;
+    std::uint32_t bad_keys = 0, bad_values = 0;
+    for (std::size_t t = begin; t < end; ++t) {
+      const std::size_t to_head = call.first_head + head, to = call.first_token + t;
+      bad_keys += store(row_of(keys, head, t), rows.key_slot(to_head, to), rows.head_dim()) ? 0 : 1;
+      bad_values += store(row_of(values, head, t), rows.value_slot(to_head, to), rows.head_dim()) ? 0 : 1;
+    }
+    detail::add_to(call.nonfinite(0), bad_keys);
+    detail::add_to(call.nonfinite(1), bad_values);
+  });
+}
 
 template <>
 struct kernel<op::append_tokens, backend::host> {
   /// @param keys, values  [tokens, h, d]; without data: the rows are in the store already
   template <class P, class Rows, class Index, class K, class V, class From>
   static void run(const P& policy, const Rows& rows, const Index& index, const appended_tokens<space::host>& call, view<K, 3, From> keys,
-                  view<V, 3, From> values) {
-    const auto& slots = call.slots;
-    const std::size_t batch = slots.sequences.extent(0), count = call.step.rows(batch), h = rows.heads() / batch;
-    for (std::size_t row = 0; row < count; ++row) {
-      const std::uint32_t slot = call.step.slot(row);
-      const sequence& before = slots.sequences(slot);
-      const sequence after = before.grown(before.learned != 0 ? call.step.count(row) : 0);
-      slots.leaving(row) = leaving_between(slot, before, after, slots.rule);
-      slots.nonfinite(0, row) = slots.nonfinite(1, row) = 0;
-    }
-    if (keys.data != nullptr) store(policy, rows, call, keys, values, h, count);
-    index.encode(policy, rows, as_const(slots.leaving.slice(0, 0, count)));
-    for (std::size_t row = 0; row < count; ++row) {
-      index.commit(slots.leaving(row));
-      const std::uint32_t slot = call.step.slot(row);
-      slots.sequences(slot) = slots.sequences(slot).grown(call.step.count(row));
-      slots.statistics(slot).nonfinite_keys += slots.nonfinite(0, row);
-      slots.statistics(slot).nonfinite_values += slots.nonfinite(1, row);
-    }
-  }
+                  view<V, 3, From> values);
 
  private:
   template <class P, class Rows, class K, class V, class From>
@@ -112,6 +98,30 @@ struct kernel<op::append_tokens, backend::host> {
     });
   }
 };
+
+template <class P, class Rows, class Index, class K, class V, class From>
+void kernel<op::append_tokens, backend::host>::run(const P& policy, const Rows& rows, const Index& index,
+                                                   const appended_tokens<space::host>& call, view<K, 3, From> keys,
+                                                   view<V, 3, From> values) {
+  const auto& slots = call.slots;
+  const std::size_t batch = slots.sequences.extent(0), count = call.step.rows(batch), h = rows.heads() / batch;
+  for (std::size_t row = 0; row < count; ++row) {
+    const std::uint32_t slot = call.step.slot(row);
+    const sequence& before = slots.sequences(slot);
+    const sequence after = before.grown(before.learned != 0 ? call.step.count(row) : 0);
+    slots.leaving(row) = leaving_between(slot, before, after, slots.rule);
+    slots.nonfinite(0, row) = slots.nonfinite(1, row) = 0;
+  }
+  if (keys.data != nullptr) store(policy, rows, call, keys, values, h, count);
+  index.encode(policy, rows, as_const(slots.leaving.slice(0, 0, count)));
+  for (std::size_t row = 0; row < count; ++row) {
+    index.commit(slots.leaving(row));
+    const std::uint32_t slot = call.step.slot(row);
+    slots.sequences(slot) = slots.sequences(slot).grown(call.step.count(row));
+    slots.statistics(slot).nonfinite_keys += slots.nonfinite(0, row);
+    slots.statistics(slot).nonfinite_values += slots.nonfinite(1, row);
+  }
+}
 
 template <>
 struct kernel<op::settle_prompt, backend::host> {
@@ -155,23 +165,27 @@ struct kernel<op::copy_slot, backend::host> {
   /// If `to` is empty the runner copies, and a failed copy leaves `to` empty. If `to` holds a sequence, the copy must not fail: this thread
   /// makes it.
   template <class P>
-  static void run(const P& policy, const slot_parts& parts, const slot_table<space::host>& slots, std::size_t from, std::size_t to) {
-    const std::size_t n = slots.sequences(from).longest;
-    std::size_t segments = 0;
-    for (std::size_t i = 0; i < parts.count; ++i) segments += parts.part[i].segments;
-    const auto copy = [&](std::size_t task) {
-      std::size_t i = 0;
-      for (; task >= parts.part[i].segments; ++i) task -= parts.part[i].segments;
-      std::memcpy(parts.part[i].segment(to, task), parts.part[i].segment(from, task), parts.part[i].bytes(n));
-    };
-    if (slots.sequences(to).n == 0)
-      policy.runner.run(segments, copy);
-    else
-      exec::serial{}.run(segments, copy);
-    slots.sequences(to) = slots.sequences(from);
-    slots.statistics(to) = slots.statistics(from);
-  }
+  static void run(const P& policy, const slot_parts& parts, const slot_table<space::host>& slots, std::size_t from, std::size_t to);
 };
+
+template <class P>
+void kernel<op::copy_slot, backend::host>::run(const P& policy, const slot_parts& parts, const slot_table<space::host>& slots,
+                                               std::size_t from, std::size_t to) {
+  const std::size_t n = slots.sequences(from).longest;
+  std::size_t segments = 0;
+  for (std::size_t i = 0; i < parts.count; ++i) segments += parts.part[i].segments;
+  const auto copy = [&](std::size_t task) {
+    std::size_t i = 0;
+    for (; task >= parts.part[i].segments; ++i) task -= parts.part[i].segments;
+    std::memcpy(parts.part[i].segment(to, task), parts.part[i].segment(from, task), parts.part[i].bytes(n));
+  };
+  if (slots.sequences(to).n == 0)
+    policy.runner.run(segments, copy);
+  else
+    exec::serial{}.run(segments, copy);
+  slots.sequences(to) = slots.sequences(from);
+  slots.statistics(to) = slots.statistics(from);
+}
 
 template <>
 struct kernel<op::count_attended, backend::host> {
@@ -261,5 +275,31 @@ struct kernel<op::write_lists, backend::host> {
     }
   }
 };
+
+// What an index does with rows in dense memory.
+PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<float>&, view<const leaving_tokens, 1>)
+PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<float>&, std::size_t, const pq_index_view<>&, const replaced_centroids&)
+PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<half>&, view<const leaving_tokens, 1>)
+PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<half>&, std::size_t, const pq_index_view<>&, const replaced_centroids&)
+PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<bfloat16>&, view<const leaving_tokens, 1>)
+PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<bfloat16>&, std::size_t, const pq_index_view<>&, const replaced_centroids&)
+PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<float>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
+                    view<const float, 3>, const kmeans_params&, view<std::uint8_t, 2>)
+PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<half>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
+                    view<const half, 3>, const kmeans_params&, view<std::uint8_t, 2>)
+PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<bfloat16>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
+                    view<const bfloat16, 3>, const kmeans_params&, view<std::uint8_t, 2>)
+PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<float>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
+                    view<float, 3>)
+PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<float>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
+                    view<float, 3>)
+PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<half>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
+                    view<float, 3>)
+PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<half>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
+                    view<float, 3>)
+PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<bfloat16>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
+                    view<float, 3>)
+PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<bfloat16>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
+                    view<float, 3>)
 
 }  // namespace pqkv

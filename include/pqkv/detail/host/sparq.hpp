@@ -23,33 +23,7 @@ struct kernel<op::sparse_query_scores, backend::host> {
 
   template <class P, class Store>
   static void run(const P& policy, view<const float, 2> query, const Store& store, view<const middle_range, 1> ranges, std::size_t r,
-                  group_reduction reduction, view<float, 2> scores, float softmax_scale) {
-    const std::size_t h = store.heads(), hq = query.extent(0), lists = scores.extent(0), g = hq / lists, lists_per_head = lists / h;
-    std::size_t longest = 0;
-    for (std::size_t head = 0; head < h; ++head) {
-      longest = std::max<std::size_t>(longest, ranges(head).size());
-      require_ok(detail::checks("sparse_query_scores")
-                     .at_most("ranges.end", ranges(head).end, store.tokens(), "n, from store")
-                     .at_most("ranges.size", ranges(head).size(), scores.extent(1), "scores.extent(1)"));
-    }
-    workspace memory(policy.scratch, scratch_bytes({hq, longest, store.head_dim()}), "sparse_query_scores");
-    float* logits = memory.take<float>(hq * longest);
-    float* gathered = memory.take<float>(hq * r);
-    isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      using leaf = detail::leaf<decltype(isa)>;
-      detail::run_tasks(policy, lists, [&](std::size_t list) {
-        const std::size_t head = list / lists_per_head, n = ranges(head).size();
-        const auto own_query = query.slice(0, list * g, g);
-        float *const own = logits + list * g * longest, *const own_gathered = gathered + list * g * r;
-        std::uint16_t chosen[max_head_dim];
-        choose<leaf>(own_query, r, chosen);
-        for (std::size_t q = 0; q < g; ++q) gather_query(&own_query(q, 0), own_query.extent(1), chosen, r, own_gathered + q * r);
-        dots<leaf>(own_query, own_gathered, store, head, ranges(head), chosen, r, own, longest);
-        const auto scale = canonical::softmax_scale::of(store.head_dim(), softmax_scale);
-        exact::template reduce<leaf>(own, longest, g, n, scale, reduction, scores.data + list * scores.stride(0));
-      });
-    });
-  }
+                  group_reduction reduction, view<float, 2> scores, float softmax_scale);
 
  private:
   using exact = kernel<op::exact_scores, backend::host>;
@@ -93,5 +67,43 @@ struct kernel<op::sparse_query_scores, backend::host> {
       if (!Leaf::all_finite(&query(q, 0), query.extent(1))) std::fill_n(logits + q * stride, range.size(), exact::lowest);
   }
 };
+
+template <class P, class Store>
+void kernel<op::sparse_query_scores, backend::host>::run(const P& policy, view<const float, 2> query, const Store& store,
+                                                         view<const middle_range, 1> ranges, std::size_t r, group_reduction reduction,
+                                                         view<float, 2> scores, float softmax_scale) {
+  const std::size_t h = store.heads(), hq = query.extent(0), lists = scores.extent(0), g = hq / lists, lists_per_head = lists / h;
+  std::size_t longest = 0;
+  for (std::size_t head = 0; head < h; ++head) {
+    longest = std::max<std::size_t>(longest, ranges(head).size());
+    require_ok(detail::checks("sparse_query_scores")
+                   .at_most("ranges.end", ranges(head).end, store.tokens(), "n, from store")
+                   .at_most("ranges.size", ranges(head).size(), scores.extent(1), "scores.extent(1)"));
+  }
+  workspace memory(policy.scratch, scratch_bytes({hq, longest, store.head_dim()}), "sparse_query_scores");
+  float* logits = memory.take<float>(hq * longest);
+  float* gathered = memory.take<float>(hq * r);
+  isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
+    using leaf = detail::leaf<decltype(isa)>;
+    detail::run_tasks(policy, lists, [&](std::size_t list) {
+      const std::size_t head = list / lists_per_head, n = ranges(head).size();
+      const auto own_query = query.slice(0, list * g, g);
+      float *const own = logits + list * g * longest, *const own_gathered = gathered + list * g * r;
+      std::uint16_t chosen[max_head_dim];
+      choose<leaf>(own_query, r, chosen);
+      for (std::size_t q = 0; q < g; ++q) gather_query(&own_query(q, 0), own_query.extent(1), chosen, r, own_gathered + q * r);
+      dots<leaf>(own_query, own_gathered, store, head, ranges(head), chosen, r, own, longest);
+      const auto scale = canonical::softmax_scale::of(store.head_dim(), softmax_scale);
+      exact::template reduce<leaf>(own, longest, g, n, scale, reduction, scores.data + list * scores.stride(0));
+    });
+  });
+}
+
+PQKV_HOST_OPERATION(op::sparse_query_scores, view<const float, 2>, const strided_store<float>&, view<const middle_range, 1>, std::size_t,
+                    group_reduction, view<float, 2>, float)
+PQKV_HOST_OPERATION(op::sparse_query_scores, view<const float, 2>, const mapped_store<strided_rows<float>>&, view<const middle_range, 1>,
+                    std::size_t, group_reduction, view<float, 2>, float)
+PQKV_HOST_OPERATION(op::sparse_query_scores, view<const float, 2>, const mapped_store<strided_rows<bfloat16>>&, view<const middle_range, 1>,
+                    std::size_t, group_reduction, view<float, 2>, float)
 
 }  // namespace pqkv

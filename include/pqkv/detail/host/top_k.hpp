@@ -236,19 +236,25 @@ inline void pad(std::int32_t* list, std::size_t from, std::size_t to) {
 template <>
 struct kernel<op::top_k, backend::host> {
   template <class P, class T>
-  static void run(const P& policy, view<const T, 2> scores, view<std::int32_t, 2> indices) {
-    const std::size_t n = scores.extent(1), k_max = indices.extent(1), k = std::min(n, k_max);
-    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-      detail::run_tasks(policy, scores.extent(0), [&](std::size_t row) {
-        std::int32_t* out = indices.data + row * indices.stride(0);
-        if (k != 0) {
-          detail::row_selection<detail::leaf<decltype(isa)>, T> selection(scores.data + row * scores.stride(0), n);
-          selection.emit(selection.threshold(k), 0, out, k);
-        }
-        detail::pad(out, k, k_max);
-      });
-    });
-  }
+  static void run(const P& policy, view<const T, 2> scores, view<std::int32_t, 2> indices);
 };
+
+template <class P, class T>
+void kernel<op::top_k, backend::host>::run(const P& policy, view<const T, 2> scores, view<std::int32_t, 2> indices) {
+  const std::size_t n = scores.extent(1), k_max = indices.extent(1), k = std::min(n, k_max);
+  isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
+    detail::run_tasks(policy, scores.extent(0), [&](std::size_t row) {
+      std::int32_t* out = indices.data + row * indices.stride(0);
+      if (k != 0) {
+        detail::row_selection<detail::leaf<decltype(isa)>, T> selection(scores.data + row * scores.stride(0), n);
+        selection.emit(selection.threshold(k), 0, out, k);
+      }
+      detail::pad(out, k, k_max);
+    });
+  });
+}
+
+PQKV_HOST_OPERATION(op::top_k, view<const float, 2>, view<std::int32_t, 2>)
+PQKV_HOST_OPERATION(op::top_k, view<const std::uint16_t, 2>, view<std::int32_t, 2>)
 
 }  // namespace pqkv
