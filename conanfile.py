@@ -18,7 +18,8 @@ class pqkv_recipe(ConanFile):
     package_type = "header-library"
     settings = "os", "arch", "compiler", "build_type"
     exports = "include/pqkv/version.hpp"
-    exports_sources = "include/*", "LICENSE", "cmake/pqkvComponents.cmake", "cmake/conan/*"
+    exports_sources = ("include/*", "LICENSE", "cmake/pqkvComponents.cmake", "cmake/pqkvCompiled.cmake", "cmake/compiled/*",
+                       "cmake/conan/*")
     no_copy_source = True
     test_package_folder = "tests/package/conan"
 
@@ -40,6 +41,7 @@ class pqkv_recipe(ConanFile):
         copy(self, "LICENSE", self.source_folder, os.path.join(self.package_folder, "licenses"))
         copy(self, "*", os.path.join(self.source_folder, "include"), os.path.join(self.package_folder, "include"))
         copy(self, "*.cmake", os.path.join(self.source_folder, "cmake"), os.path.join(self.package_folder, "cmake"), keep_path=False)
+        copy(self, "*.cpp", os.path.join(self.source_folder, "cmake", "compiled"), os.path.join(self.package_folder, "cmake", "compiled"))
 
     def package_info(self):
         self.cpp_info.bindirs = []

@@ -14,5 +14,6 @@ configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/pqkvConfig.cmake.in ${PR
                               INSTALL_DESTINATION ${PQKV_PACKAGE_DIR} NO_SET_AND_CHECK_MACRO NO_CHECK_REQUIRED_COMPONENTS_MACRO)
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/pqkvConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES ${PROJECT_BINARY_DIR}/pqkvConfig.cmake ${PROJECT_BINARY_DIR}/pqkvConfigVersion.cmake
-        ${CMAKE_CURRENT_LIST_DIR}/pqkvComponents.cmake DESTINATION ${PQKV_PACKAGE_DIR})
+        ${CMAKE_CURRENT_LIST_DIR}/pqkvComponents.cmake ${CMAKE_CURRENT_LIST_DIR}/pqkvCompiled.cmake DESTINATION ${PQKV_PACKAGE_DIR})
+install(DIRECTORY ${CMAKE_CURRENT_LIST_DIR}/compiled DESTINATION ${PQKV_PACKAGE_DIR})
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/pqkv)

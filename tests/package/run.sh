@@ -46,7 +46,7 @@ if grep -rnF "$root" "$work/prefix"; then fail "an installed file names the sour
 
 version=$(sed -nE 's/^set\(PACKAGE_VERSION "([0-9.]+)"\)$/\1/p' "$work/prefix/share/cmake/pqkv/pqkvConfigVersion.cmake")
 configure installed -DCMAKE_PREFIX_PATH="$work/prefix" -DWANTED_VERSION="${version%.*}"
-build_and_run installed consumer consumer_without_exceptions error_handler
+build_and_run installed consumer consumer_compiled consumer_without_exceptions error_handler
 
 # The toy engine holds its outputs against dense attention, whatever the number of threads; bad settings are one line and nothing else.
 configure engine -DCMAKE_PREFIX_PATH="$work/prefix"
