@@ -4,8 +4,8 @@
 #
 #   tests/run.sh         g++: all tests, consumers of the installed package, nvcc's compile of the CUDA files where nvcc is,
 #                        canonical bits of g++ and clang at baseline and native flags, the tests under address and
-#                        undefined-behaviour sanitizers, what threads share under the thread sanitizer. Canonical arithmetic is tested
-#                        fully optimised, the rest with -O1; device code is optimised where there is a device
+#                        undefined-behaviour sanitizers, what threads share under the thread sanitizer. Operations and the
+#                        tests of canonical arithmetic are fully optimised, other tests are not; device code is where there is a device
 #   tests/run.sh --all   the same, all fully optimised, all tests built by clang 19 too, the operations' tests for AArch64 under an
 #                        emulator, and the CUDA backend compiled for every architecture of tests/cuda/architectures.sh
 #
@@ -77,7 +77,7 @@ if [ $all = ON ]; then
     tests/cuda/architectures.sh
   fi
 else
-  left_out+=("tests above -O1 but for canonical arithmetic's, all tests built by clang 19, other CUDA architectures than sm_90 (--all has them)")
+  left_out+=("optimised tests but for canonical arithmetic's, all tests built by clang 19, other CUDA architectures than sm_90 (--all has them)")
 fi
 [[ $(ctest --preset release -N) == *' train.smoke'* ]] ||
   left_out+=("training: no Python with PyTorch 2.6, numpy and safetensors (PQKV_TRAIN_PYTHON names one)")

@@ -195,7 +195,8 @@ struct kernel<Op, pqkv_cases::queued_backend> {
   template <class... Argument>
   static void run(const pqkv_cases::queued_policy& policy, const Argument&... argument) {
     using pqkv_cases::to_host;
-    policy.stream->push([here = to_host(policy), ... given = to_host(argument)] { kernel<Op, backend::host>::run(here, given...); });
+    policy.stream->push(
+        [here = to_host(policy), ... given = to_host(argument)] { kernel<Op, backend::host>::run(here.erased(), given...); });
   }
 };
 
