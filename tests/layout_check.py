@@ -60,7 +60,7 @@ class tree:
 
     def check(self):
         for rule in (self.sizes, self.first_lines, self.names, self.unfinished, self.mirrored_tests, self.mirrored_backends,
-                     self.macros, self.intrinsics, self.quiet, self.include_order, self.versions, self.root_files):
+                     self.same_operations, self.macros, self.intrinsics, self.quiet, self.include_order, self.versions, self.root_files):
             rule()
         return self.faults
 
@@ -115,6 +115,16 @@ class tree:
             path = Path(name)
             if path.parent.parent.name == "detail" and path.stem != "tuning" and not self.mirrored(name):
                 self.fault("mirror", name, "mirrors no public header of that name")
+
+    def same_operations(self):
+        """Every operation of the host is on CUDA too, or declared there as absent: else a call of it would ask for a header that cannot help."""
+        specialised = re.compile(r"\bkernel<(op::\w+), backend::(host|cuda)>")
+        found = {"host": {}, "cuda": {}}
+        for name, code in self.headers.items():
+            for line, match in self.each_match(specialised, name, code):
+                found[match[2]].setdefault(match[1], f"{name}:{line}")
+        for operation in found["host"].keys() - found["cuda"].keys():
+            self.fault("backends", found["host"][operation], f"{operation} is neither on CUDA nor in detail/cuda/cuda_absent.hpp")
 
     def macros(self):
         define = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)", re.M)

@@ -49,6 +49,8 @@ FAULTS = {
     "device file without its header": ("mirror", "include/pqkv/detail/cuda/top_k.cuh", HEAD),
     "part of a device file without its header": ("mirror", "include/pqkv/detail/cuda/top_k_part.cuh", HEAD),
     "part of a device file against the way": ("order", "include/pqkv/detail/cuda/view_part.cuh", HEAD + '#include "../../search/scan.hpp"\n'),
+    "operation unknown to CUDA": ("backends", "include/pqkv/detail/host/scan.hpp",
+                                  HEAD + "template <>\nstruct kernel<op::scan, backend::host> {};\n"),
     "macro without prefix": ("macro", "include/pqkv/config.hpp", HEAD + "#define HD\n"),
     "macro elsewhere": ("macro", SCAN, HEAD + "# define PQKV_SCAN 1\n"),
     "intrinsic elsewhere": ("intrinsics", SCAN, HEAD + "auto x = _mm256_setzero_ps();\n"),

@@ -5,8 +5,10 @@
 #include "../../exec/kernel.hpp"
 #include "../../prefill_attention.hpp"
 #include "../../quantize/residual.hpp"
+#include "../../search/pq_index.hpp"
 #include "../../search/quantized_scan.hpp"
 #include "../../search/rerank.hpp"
+#include "../../selector/attended_sum.hpp"
 #include "../../selector/infllm.hpp"
 #include "../../selector/oracle.hpp"
 #include "../../selector/quest.hpp"
@@ -33,6 +35,14 @@ struct absent_on_cuda {
 
 }  // namespace detail
 
+template <>
+struct kernel<op::observe_queries, backend::cuda> : detail::absent_on_cuda<op::observe_queries> {};
+template <>
+struct kernel<op::deal_pairs, backend::cuda> : detail::absent_on_cuda<op::deal_pairs> {};
+template <>
+struct kernel<op::renew_codebook, backend::cuda> : detail::absent_on_cuda<op::renew_codebook> {};
+template <>
+struct kernel<op::sum_attended, backend::cuda> : detail::absent_on_cuda<op::sum_attended> {};
 template <>
 struct kernel<op::prefill_attention, backend::cuda> : detail::absent_on_cuda<op::prefill_attention> {};
 template <>
