@@ -99,4 +99,9 @@ void kernel<op::quantized_scan, backend::host>::run(const P& policy, basic_quant
   });
 }
 
+PQKV_HOST_OPERATION(op::quantized_scan, basic_quantized_table_view<const std::uint16_t, const table_quantization>, codes_view<>,
+                    view<std::uint16_t, 2>)
+PQKV_HOST_OPERATION(op::quantized_scan, basic_quantized_table_view<const std::uint8_t, const table_quantization>, codes_view<>,
+                    view<std::uint16_t, 2>)
+
 }  // namespace pqkv
