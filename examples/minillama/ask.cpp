@@ -33,7 +33,7 @@ struct ask_options {
   std::size_t sinks = 0, window = 0;
   pqkv::axis_order axes{};
   pqkv::selector::normalisation over{};
-  bool demo = false, check_paths = false;
+  bool demo = false, check_paths = false, answers_only = false;
   evaluation_settings evaluation;
 };
 
@@ -45,6 +45,7 @@ int run_evaluation(const ask_options& o, engine& computing, const model_config& 
     throw usage_error("--questions",
                       std::to_string(settings.questions) + " are fewer than the " + std::to_string(settings.contexts) + " contexts");
   settings.check = o.check_paths ? path_check::both : path_check::none;
+  if (o.answers_only) settings.measure = measured_by::answers;
   const auto json = o.json_file ? std::optional<output_file>(*o.json_file) : std::nullopt;
   const evaluation result = evaluate(computing, config, examining, runner, text, settings);
   if (json) json->write(text_of(result.json));  // wrong answers may be no UTF-8
@@ -72,7 +73,8 @@ void declare_benchmark(CLI::App& app, ask_options& o) {
   const char* group = "Question sets";
   auto* file =
       app.add_option("--benchmark", o.benchmark_file, "file of JSON lines: a data set of LongBench, or a task of RULER")->group(group);
-  for (const char* other : {"--demo", "--questions", "--contexts", "--text", "--check-paths"}) file->excludes(app.get_option(other));
+  for (const char* other : {"--demo", "--questions", "--contexts", "--text", "--check-paths", "--answers-only"})
+    file->excludes(app.get_option(other));
   app.add_option("--benchmark-prompts", o.request.prompts, "LongBench's dataset2prompt.json; default: context, input and \"Answer:\"")
       ->needs(file)
       ->group(group);
@@ -171,6 +173,8 @@ int main(int argc, char** argv) {
           ->excludes(demo);
   app.add_option("--json", o.json_file, "file for everything that was measured")->excludes(demo);
   app.add_flag("--check-paths", o.check_paths, "ask under --path joint and --path scan; exit code 1 when an answer differs")
+      ->excludes(demo);
+  app.add_flag("--answers-only", o.answers_only, "does not measure recall and attention mass, which takes longer than the answers")
       ->excludes(demo);
   declare_benchmark(app, o);
   return run_program(app, argc, argv, [&] {

@@ -138,7 +138,8 @@ evaluation evaluate(engine& computing, const model_config& config, const examine
     throw std::invalid_argument("--length: the model's " + std::to_string(config.max_positions) +
                                 " positions do not hold a question behind it");
   evaluation result;
-  const auto measuring = settings.device == device_name::host ? std::optional<host_policy>({runner, {}}) : std::nullopt;
+  const bool on_host = settings.device == device_name::host;
+  const auto measuring = on_host && settings.measure == measured_by::heads ? std::optional<host_policy>({runner, {}}) : std::nullopt;
   const std::vector<contestant> contestants = contestants_of(settings);
   for (const contestant& who : contestants) result.interviews.emplace_back(who, config, examining.words(), measuring);
   json questions = json::array();

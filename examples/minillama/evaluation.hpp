@@ -18,6 +18,11 @@ enum class path_check {
   both  // every pq policy under the joint path and under the scan, whose answers must agree
 };
 
+enum class measured_by {
+  answers,  // right or wrong, and the bytes read
+  heads     // recall and attention mass of every head too, which takes longer than the answers. On the host
+};
+
 struct evaluation_settings {
   std::size_t length = 8192;  // tokens of a context
   std::size_t contexts = 10;
@@ -25,6 +30,7 @@ struct evaluation_settings {
   std::uint64_t seed = 0;       // of contexts, questions and codebooks
   pqkv::search_path path = pqkv::search_path::automatic;
   path_check check = path_check::none;
+  measured_by measure = measured_by::heads;
   std::set<policy_name> policies;                     // which of the contestants take part beside full; empty: the usual
   std::set<std::size_t> ratios;                       // pq, oracle and streaming at 1/this; empty: the usual contestants
   std::vector<code_sizes> codes;                      // of pq, each a contestant; empty: 4x8. Under ratios

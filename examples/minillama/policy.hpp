@@ -152,14 +152,18 @@ struct policy_settings {
   }
 
   /// The rule for a prompt of n tokens. A share of the tokens is one of rows of 16 bits: rows of 8 bits are so many more as have the same
-  /// bytes. Streaming has nothing to retrieve, so its window takes what the others share between window
-  /// and retrieved tokens: policies are compared at equal tokens.
+  /// bytes. Streaming has nothing to retrieve, so its window takes what the others share between window and retrieved tokens: policies are
+  /// compared at equal tokens.
   pqkv::budget_rule budget_for(std::size_t n, std::size_t head_dim) const {
     pqkv::budget_rule rule = budget;
     if (rows == row_format::int8) rule.ratio = pqkv::quantized_rows<>::equal_bytes_ratio(rule.ratio, head_dim);
     if (name != policy_name::streaming) return rule;
-    const pqkv::token_budget tokens = rule.at(n);
-    rule.window = tokens.window + tokens.retrieve;
+    if (rule.window || rule.retrieve) {
+      const pqkv::token_budget tokens = rule.at(n);
+      rule.window = tokens.window + tokens.retrieve;
+    } else {
+      rule.window_share = 1;  // of the budget at every step, as the others'
+    }
     rule.retrieve = 0;
     return rule;
   }

@@ -51,24 +51,35 @@ class real_model(unittest.TestCase):
     def test_sums_over_seeds(self):
         got = self.run_script("--seeds", "1", "2", "--jobs", "3")
         self.assertEqual(got.returncode, 0, got.stderr)
-        lines = [line.split() for line in got.stdout.splitlines() if "weighted axes, over attended, 8-bit rows" in line]
+        lines = [line.split() for line in got.stdout.splitlines() if line.startswith("weighted axes, over attended, 8-bit rows")]
         self.assertEqual([line[-6] for line in lines], ["13/16", "13/16"])  # 8 - 1 and 8 - 2 of 8 each
         self.assertEqual([line[-2] for line in lines], ["11/20", "11/20"])
         self.assertEqual([line[-1] for line in lines], ["4", "2"])
         wide = [line.split()[-1] for line in got.stdout.splitlines() if "rotary axes, over middle, 16-bit rows" in line]
         self.assertEqual(wide, ["2", "1"])  # floats count as 16 bits
-        self.assertEqual(len(self.calls()), 14)
+        self.assertEqual(len(self.calls()), 18)
+        self.assertIn("real_model, 2000 tokens: 18 of 18 runs", got.stderr)
 
     def test_goes_on_where_it_stopped(self):
         self.run_script("--seeds", "1")
         again = self.run_script("--seeds", "1", "3")
         self.assertEqual(again.returncode, 0, again.stderr)
-        self.assertEqual(len(self.calls()), 14)  # seven settings of each seed, none twice
+        self.assertEqual(len(self.calls()), 18)  # nine settings of each seed, none twice
         self.run_script("--seeds", "1", "--length", "999")
-        self.assertEqual(len(self.calls()), 21)  # other questions are other results
+        self.assertEqual(len(self.calls()), 27)  # other questions are other results
 
-    def test_a_failure_is_named(self):
-        got = self.run_script("--seeds", "13")
+    def test_settings_are_chosen_by_name(self):
+        name = "exact top-k, 16-bit rows, 32 sinks"
+        got = self.run_script("--seeds", "1", "--settings", name)
+        self.assertEqual(len(self.calls()), 1)
+        self.assertEqual([line[:len(name)] for line in got.stdout.splitlines()[1:]], [name, name])
+        refused = self.run_script("--settings", "exact")
+        self.assertEqual(refused.returncode, 2)
+        self.assertIn("real_model: --settings: 'exact' is none of 'exact top-k", refused.stderr)
+
+    def test_a_failure_is_named_and_ends_the_series(self):
+        got = self.run_script("--seeds", "13", "1")
+        self.assertEqual(self.calls(), [])  # one at a time, and the first one failed
         self.assertEqual(got.returncode, 1)
         self.assertIn("seed 13: exit code 1: minillama-ask: no such model", got.stderr)
 

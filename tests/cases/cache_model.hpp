@@ -25,7 +25,8 @@ inline plain_budget budget_at(const pqkv::budget_rule& rule, std::size_t n) {
   if (rule.tokens != 0) total = rule.tokens;
   const std::size_t rest = total - std::min(total, rule.sinks);
   const auto part = static_cast<std::size_t>(std::floor(rule.window_share * static_cast<double>(rest)));
-  const std::size_t w = rule.window.value_or(std::min(std::max<std::size_t>(16, part), std::max<std::size_t>(1, rest / 2)));
+  const std::size_t most = rule.window_share > 0.5 ? rest : rest / 2;
+  const std::size_t w = rule.window.value_or(std::min(std::max<std::size_t>(16, part), std::max<std::size_t>(1, most)));
   return {rule.sinks, w, rule.retrieve.value_or(rest - std::min(rest, w))};
 }
 

@@ -125,6 +125,27 @@ TEST_CASE("minillama-ask --json: a full disk is an error, and neither it nor an 
   CHECK(ask.files() == before);
 }
 
+TEST_CASE("--answers-only leaves recall and mass out, and gives the same answers and bytes of rows") {
+  const asker ask;
+  const auto run = [&](const std::string& more) {
+    const auto file = ask.tiny.path() / "result.json";
+    const outcome got = ask("--questions 2 --contexts 2 --policy pq --ratios 4 --json " + quoted(file) + more);
+    CHECK_MESSAGE(got.code == 0, got.err);
+    return nlohmann::json::parse(contents(file));
+  };
+  const auto whole = run(""), answers = run(" --answers-only");
+  CHECK(answers.at("questions") == whole.at("questions"));
+  for (std::size_t i = 0; i < 2; ++i) {
+    const auto &one = answers.at("policies").at(i), &other = whole.at("policies").at(i);
+    CHECK(one.at("bytes_per_token").at("rows") == other.at("bytes_per_token").at("rows"));
+    CHECK(other.at("recall").is_object());
+    CHECK(one.at("recall").is_null());
+    CHECK(one.at("attention_mass").is_null());
+    CHECK(one.at("measured_steps") == 0);
+  }
+  check_refused(ask("--demo --answers-only"), "--answers-only", ask_name);
+}
+
 TEST_CASE("standard output that takes nothing is an error, and a closed pipe ends the program at once") {
   const asker ask;
   const auto code_of = [&](const std::string& program, const std::string& arguments) {

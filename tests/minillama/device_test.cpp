@@ -105,7 +105,8 @@ TEST_CASE("pq and streaming keep their budgets; a window that is too narrow for 
   settings.name = minillama::policy_name::streaming;
   const auto streaming = minillama::cuda::settings_for(settings, 1000, config, 1, 1200);
   CHECK(streaming.budget.retrieve == 0);
-  CHECK(streaming.budget.window == 100 - settings.budget.sinks);
+  CHECK(streaming.budget.at(1000).window == 100 - settings.budget.sinks);
+  CHECK(streaming.budget.at(2000).window == 200 - settings.budget.sinks);  // it grows with the sequence, as the others' budgets do
   settings.budget.window = 3, settings.budget.retrieve = 12;
   CHECK_THROWS_WITH(minillama::cuda::settings_for(settings, 1000, config, 1, 1200),
                     "--policy: streaming: a window of 15 tokens is less than the 16 that --device cuda needs");

@@ -51,6 +51,15 @@ TEST_CASE("budget: the paper's rule, halves to window and list") {
   CHECK(equal(rule.at(1000), 32, 484, 484));
 }
 
+TEST_CASE("budget: a share above a half leaves the list what the window does not take") {
+  budget_rule rule{.ratio = 0.1, .min_tokens = 0, .sinks = 4, .window_share = 0.75};
+  CHECK(equal(rule.at(10040), 4, 750, 250));
+  CHECK(equal(rule.at(140), 4, 10, 0));  // at least 16, and no more than there are
+  rule.window_share = 1;
+  CHECK(equal(rule.at(10040), 4, 1000, 0));  // streaming attention
+  CHECK(equal(rule.at(40), 4, 1, 0));
+}
+
 TEST_CASE("budget: outright, and its parts outright") {
   CHECK(equal(budget_rule{.tokens = 132, .sinks = 32}.at(1000000), 32, 16, 84));
   CHECK(equal(budget_rule{.tokens = 33, .sinks = 32}.at(5), 32, 1, 0));
@@ -68,7 +77,7 @@ TEST_CASE("budget: equals its text for random rules and lengths") {
     rule.min_tokens = random.below(200);
     rule.tokens = random.below(3) == 0 ? random.below(300) : 0;
     rule.sinks = random.below(70);
-    rule.window_share = static_cast<double>(random.below(51)) / 100;
+    rule.window_share = static_cast<double>(random.below(101)) / 100;
     if (random.below(3) == 0) rule.window = 1 + random.below(90);
     if (random.below(3) == 0) rule.retrieve = random.below(90);
     const std::size_t n = random.below(100000);
@@ -92,6 +101,6 @@ TEST_CASE("budget: an empty window, a total below sinks + 1 and a ratio outside 
   CHECK(text_of({.ratio = 1.1}).find("budget.ratio") != std::string::npos);
   CHECK(text_of({.ratio = std::nan("")}).find("budget.ratio") != std::string::npos);
   CHECK(text_of({.window_share = -0.1}).find("budget.window_share") != std::string::npos);
-  CHECK(text_of({.window_share = 0.6}).find("budget.window_share") != std::string::npos);
+  CHECK(text_of({.window_share = 1.1}).find("budget.window_share") != std::string::npos);
   CHECK(can_budget({.window = 0}, "pqcache").message().find("pqkv::pqcache: ") == 0);
 }

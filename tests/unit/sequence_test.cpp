@@ -32,7 +32,7 @@ budget_rule random_rule(pqkv_cases::random_source& random) {
   rule.ratio = static_cast<double>(random.below(101)) / 100;
   rule.min_tokens = 1 + random.below(40);
   rule.sinks = random.below(rule.min_tokens);
-  rule.window_share = static_cast<double>(random.below(51)) / 100;
+  rule.window_share = static_cast<double>(random.below(101)) / 100;
   if (random.below(3) == 0) rule.tokens = rule.sinks + 1 + random.below(60);
   if (random.below(4) == 0) rule.window = 1 + random.below(40);
   if (random.below(4) == 0) rule.retrieve = random.below(40);

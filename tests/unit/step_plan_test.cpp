@@ -72,7 +72,7 @@ pqkv::budget_rule random_rule(random_source& random) {
   rule.ratio = static_cast<double>(random.below(60)) / 100;
   rule.min_tokens = 1 + random.below(40);
   rule.sinks = random.below(rule.min_tokens);
-  rule.window_share = static_cast<double>(random.below(51)) / 100;
+  rule.window_share = static_cast<double>(random.below(101)) / 100;
   if (random.below(4) == 0) rule.window = 1 + random.below(40);
   if (random.below(4) == 0) rule.retrieve = random.below(40);
   if (random.below(4) == 0) rule.growth = pqkv::budget_growth::frozen_at_prompt;

@@ -51,8 +51,8 @@ cache_settings settings_for(const policy_settings& settings, std::size_t prompt,
     made.budget.sinks = capacity;
     made.budget.window = 1;
     made.budget.retrieve = 0;
-  } else if (*made.budget.window < least_centroids) {
-    throw usage_error("--policy", "streaming: a window of " + std::to_string(*made.budget.window) + " tokens is less than the " +
+  } else if (const std::size_t window = made.budget.at(prompt).window; window < least_centroids) {
+    throw usage_error("--policy", "streaming: a window of " + std::to_string(window) + " tokens is less than the " +
                                       std::to_string(least_centroids) + " that --device cuda needs");
   }
   return made;

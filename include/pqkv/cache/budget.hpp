@@ -62,13 +62,14 @@ struct flat_budget_rule {
  private:
   PQKV_HD constexpr std::size_t default_window(std::size_t rest) const {
     const std::size_t wished = detail::share_of(window_share, rest);
-    const std::size_t at_least = wished > 16 ? wished : 16, at_most = rest / 2 > 1 ? rest / 2 : 1;
+    const std::size_t at_least = wished > 16 ? wished : 16, most = window_share > 0.5 ? rest : rest / 2, at_most = most > 1 ? most : 1;
     return at_least < at_most ? at_least : at_most;
   }
 };
 
 /// budget = tokens if given, else max(min_tokens, floor(ratio * n)). rest = budget - s. The window takes w = window_share * rest, but at
-/// least 16 and at most half of the rest (and at least 1); k = rest - w. Each of w and k can also be given outright.
+/// least 16 and at most half of the rest (and at least 1); k = rest - w. A share above a half may take all of the rest: 1 is streaming
+/// attention. Each of w and k can also be given outright.
 ///
 /// The paper gives the window half (window_share = 0.5). A tenth leaves more of the budget to retrieval; what that is worth on a model is
 /// measured by `minillama-ask --questions 100 --policy pq`, with and without --window.
@@ -102,8 +103,8 @@ constexpr status can_budget(const budget_rule& rule, const char* function = "bud
   const bool outright = rule.window && rule.retrieve;
   return detail::checks(function)
       .that(rule.ratio >= 0 && rule.ratio <= 1, status::code::value, "budget.ratio", relation::stated, "between 0 and 1", 1, rule.ratio)
-      .that(rule.window_share >= 0 && rule.window_share <= 0.5, status::code::value, "budget.window_share", relation::stated,
-            "between 0 and 0.5", 0.5, rule.window_share)
+      .that(rule.window_share >= 0 && rule.window_share <= 1, status::code::value, "budget.window_share", relation::stated,
+            "between 0 and 1", 1, rule.window_share)
       .at_least("budget.window", rule.window ? static_cast<double>(*rule.window) : 1, 1, "w")
       .at_least(rule.tokens != 0 ? "budget.tokens" : "budget.min_tokens",
                 outright ? static_cast<double>(rule.sinks) + 1 : static_cast<double>(rule.tokens != 0 ? rule.tokens : rule.min_tokens),

@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Every selector on every family of tasks that minillama-ask has, at equal tokens: added up over seeds, with intervals.
+
+    compared_selectors.py --program BUILD/examples/minillama/minillama-ask --model examples/minillama/model --folder FOLDER
+
+The families are those of the model: needles in text and key-value lists for a model of bytes, numbers in text for one that chats. Every
+seed has its own contexts and questions, the same for all selectors, and each question is asked behind the prefilled context, which does
+not know it. Prints the answers that are right, those that are right of what dense attention gets right, tokens that attend and bytes that
+are read a generated token (rows; codes, keys and the like that ranking reads), recall of the exact top-k, attention mass, and the
+probability that a selector and the first pq part by chance on the questions that one of them alone answers. A result is a file in --folder; what is
+there already is not run again. Several runs at a time (--jobs), a thread each.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+
+from intervals import percent, sign_test
+from kept_runs import declare_runs, kept_run, run_all
+
+policies = ["pq", "oracle", "streaming", "snapkv", "h2o", "sparq", "quest", "infllm"]
+
+
+def run(args: argparse.Namespace, seed: int) -> dict:
+    """All selectors on the contexts of one seed; what minillama-ask says of them."""
+    command = ["--model", str(args.model), "--threads", "1", "--length", str(args.length), "--contexts", str(args.contexts),
+               "--questions", str(args.questions), "--seed", str(seed), "--ratios", *map(str, args.ratios), "--policy", *args.policies,
+               *(["--codes", *args.codes] if args.codes else []), *(["--text", *map(str, args.text)] if args.text else [])]
+    file = args.folder / f"selectors-{args.length}-seed{seed}.json"
+    return kept_run(args.program, command, file, json.dumps(command), f"compared_selectors: seed {seed}")
+
+
+def is_right(entry: dict, label: str) -> bool:
+    """Whether a question's answer is right, as minillama-ask decides it: a number that others follow, or the whole line."""
+    text, value = entry["answers"][label], entry["value"]
+    if entry["kind"] != "numbers":
+        return text == value
+    begun = text.lstrip(" \n")
+    return begun[:len(begun) - len(begun.lstrip("0123456789"))] == value
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    """A record for each family, selector and budget: counts over all seeds, means over the seeds of what is not counted."""
+    args.folder.mkdir(parents=True, exist_ok=True)
+    results = run_all(args.seeds, lambda seed: run(args, seed), args.jobs, f"compared_selectors, {args.length} tokens")
+    records: dict[tuple[str, str], dict] = {}
+    for result in results:
+        for policy in result["policies"]:
+            label = policy["label"]
+            own = [entry for entry in result["questions"] if is_right(entry, label)]
+            if len(own) != policy["right"]:
+                raise SystemExit(f"compared_selectors: {label}: {len(own)} answers are right here, {policy['right']} in minillama-ask")
+            rival = next((p["label"] for p in result["policies"] if p["label"].startswith("pq") and p.get("ratio") == policy.get("ratio")), None)
+            for family in dict.fromkeys(entry["kind"] for entry in result["questions"]):
+                record = records.setdefault((family, label), {
+                    "family": family, "length": args.length, "policy": label.rsplit(" ", 1)[0], "one_in": round(1 / policy.get("ratio", 1)),
+                    "right": 0, "asked": 0, "kept": 0, "dense": 0, "better_than_pq": 0, "worse_than_pq": 0, "seeds": len(args.seeds),
+                    "tokens": 0, "row_bytes": 0, "ranking_bytes": 0, "recall": 0, "mass": 0})
+                for entry in result["questions"]:
+                    if entry["kind"] != family:
+                        continue
+                    right, dense, pq = is_right(entry, label), is_right(entry, "full"), rival is not None and is_right(entry, rival)
+                    record["right"] += right
+                    record["asked"] += 1
+                    record["kept"] += right and dense
+                    record["dense"] += dense
+                    record["better_than_pq"] += rival is not None and right and not pq
+                    record["worse_than_pq"] += rival is not None and pq and not right
+                read = policy["bytes_per_token"]
+                ranking = sum(read[part] or 0 for part in ("index", "selector"))
+                for name, value in (("tokens", policy["tokens_attended"]), ("row_bytes", read["rows"] / 2), ("ranking_bytes", ranking),
+                                    ("recall", (policy["recall"] or {}).get("mean", 0)),
+                                    ("mass", (policy["attention_mass"] or {}).get("mean", 0))):
+                    record[name] += value / len(args.seeds)  # minillama's float rows stand for 16 bits
+    return list(records.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    declare_runs(parser, "minillama-ask")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--policies", choices=policies, nargs="+", default=policies)
+    parser.add_argument("--codes", nargs="+", default=[], help="of pq, each a selector: 4x8 8x8; the first is what others are compared with")
+    parser.add_argument("--length", type=int, default=4096, help="tokens of a context")
+    parser.add_argument("--contexts", type=int, default=4, help="of each seed; an even number has as many needles as lists")
+    parser.add_argument("--questions", type=int, default=20, help="of each seed")
+    parser.add_argument("--ratios", type=int, nargs="+", default=[10, 40], help="one token in so many attends")
+    parser.add_argument("--text", type=pathlib.Path, nargs="*", default=[], help="files of running text; default: the system's licence texts")
+    args = parser.parse_args()
+    records = measure(args)
+    print(f"{'family':8} {'policy':12} {'at':>5} {'right':>9} {'interval, %':>12} {'of dense':>9} {'tokens':>7} {'rows, kB':>9} "
+          f"{'ranking, kB':>12} {'recall':>7} {'mass':>6} {'against pq':>11}")
+    for of in records:
+        at, right, kept = f"1/{of['one_in']}", f"{of['right']}/{of['asked']}", f"{of['kept']}/{of['dense']}"
+        print(f"{of['family']:8} {of['policy']:12} {at:>5} {right:>9} {percent(of['right'], of['asked']):>12} {kept:>9} {of['tokens']:7.0f} "
+              f"{of['row_bytes'] / 1000:9.1f} {of['ranking_bytes'] / 1000:12.1f} {of['recall']:7.3f} {of['mass']:6.3f} "
+              f"{sign_test(of['better_than_pq'], of['worse_than_pq']):11.3f}")
+
+
+if __name__ == "__main__":
+    main()
