@@ -155,27 +155,28 @@ concept rows_of_tiers = requires(const Rows& rows) {
 
 namespace detail {
 /// One call of attend(), as its rows see it. If the call fails, no block enters fast memory.
-template <class Rows>
+template <class Rows, class P>
 class tier_step {
  public:
-  explicit tier_step(const Rows& rows) : rows_(rows) {}
+  tier_step(const P& policy, const Rows& rows) : policy_(policy), rows_(rows) {}
   tier_step(const tier_step&) = delete;
   tier_step& operator=(const tier_step&) = delete;
   ~tier_step() {
     if constexpr (rows_of_tiers<Rows>)
-      if (!done_) rows_.abandon();
+      if (!done_) rows_.abandon(policy_);
   }
-  template <class P, class Space>
-  void fetch(const P& policy, const fetched_tokens<Space>& wanted) const {
-    if constexpr (rows_of_tiers<Rows>) rows_.fetch(policy, wanted);
+  template <class Space>
+  void fetch(const fetched_tokens<Space>& wanted) const {
+    if constexpr (rows_of_tiers<Rows>) rows_.fetch(policy_, wanted);
   }
-  template <class P, class Space>
-  void admit(const P& policy, view<const sequence, 1, Space> sequences) {
-    if constexpr (rows_of_tiers<Rows>) rows_.admit(policy, sequences);
+  template <class Space>
+  void admit(view<const sequence, 1, Space> sequences) {
+    if constexpr (rows_of_tiers<Rows>) rows_.admit(policy_, sequences);
     done_ = true;
   }
 
  private:
+  const P& policy_;
   const Rows& rows_;
   bool done_ = false;
 };
