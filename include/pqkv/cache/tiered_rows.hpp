@@ -254,7 +254,7 @@ class tiered_rows {
     if constexpr (requires { slow_.ensure_readable(function); }) slow_.ensure_readable(function);
   }
 
-  /// The counts of a slot, without a wait: on a device those of the last step that has ended. @pre slot < batch
+  /// The counts of a slot, without a wait: on a device as of the last attend() that has ended. @pre slot < batch
   tier_statistics statistics(std::size_t slot) const {
     if constexpr (is_on_host)
       return tier_statistics::of(*tiers_.cache.one(slot).statistics, tiers_.residents(slot), tiers_.row_bytes());
@@ -296,7 +296,6 @@ class tiered_rows {
     copy(tiers_.sinks), copy(tiers_.recent), copy(tiers_.blocks);
     copy_bytes(policy, &tiers_.residents.data[to], &tiers_.residents.data[from], sizeof(resident_tokens));
     copy_blocks(policy, tiers_.cache, from, to);
-    if constexpr (!is_on_host) copy_bytes(policy, &counts_[to], &counts_[from], sizeof(tier_statistics));
   }
   template <exec::policy P>
   void cleared(const P& policy, std::size_t slot) const noexcept(is_on_host) {

@@ -95,23 +95,20 @@ __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const
   return count;
 }
 
-/// grid.x: lists; grid.y: runs of their tokens. Neighbouring lanes with tokens of one block count it together.
-template <class E>
-PQKV_HIDDEN __global__ void __launch_bounds__(256)
-    lookup_blocks_kernel(block_cache_view<E, space::device> cache, block_lookup<space::device> tokens,
-                         view<std::int32_t, 2, space::device> places) {
-  const std::size_t list = blockIdx.x;
-  const std::uint32_t count = tokens.counts(list);
-  if (count == 0) return;
-  const one_block_cache<E> one = cache.one(tokens.cache_of(list, cache.caches()));
+/// Looks up the tokens of one list that fall to CTA `run` of `runs`. Neighbouring lanes with tokens of one block count it together.
+/// @param place  place(i, row) is told the row of token i, or -1
+/// @param miss   miss(token) is told of every token that is not there
+template <class E, class Token, class Place, class Miss>
+__device__ void lookup_list(const one_block_cache<E>& one, std::uint32_t count, unsigned run, unsigned runs, Token token_at, Place place,
+                            Miss miss) {
   unsigned looked = 0, hits = 0;
-  for (std::uint32_t i = blockIdx.y * blockDim.x + threadIdx.x; i - threadIdx.x % 32 < count; i += gridDim.y * blockDim.x) {
+  for (std::uint32_t i = run * blockDim.x + threadIdx.x; i - threadIdx.x % 32 < count; i += runs * blockDim.x) {
     const unsigned lanes = __ballot_sync(block::all_lanes, i < count);
     if (i >= count) continue;
-    const auto token = static_cast<std::uint32_t>(tokens.indices(list, i)), block = token / one.block_tokens;
+    const auto token = static_cast<std::uint32_t>(token_at(i)), block = token / one.block_tokens;
     const std::int32_t slot = one.found(block);
-    if (places.data != nullptr)
-      places(list, i) = slot < 0 ? -1 : static_cast<std::int32_t>(slot * one.block_tokens + (token - block * one.block_tokens));
+    place(i, slot < 0 ? -1 : static_cast<std::int32_t>(slot * one.block_tokens + (token - block * one.block_tokens)));
+    if (slot < 0) miss(token);
     ++looked;
     hits += slot >= 0 ? 1 : 0;
     const unsigned same = __match_any_sync(lanes, block);
@@ -124,6 +121,26 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   if (threadIdx.x % 32 != 0) return;
   add_to(one.statistics->hits, hits);
   add_to(one.statistics->misses, looked - hits);
+}
+
+/// How many CTAs share a list of so many tokens.
+inline unsigned lookup_runs(std::size_t tokens) { return std::clamp(ceil_div(tokens, 256), 1u, 64u); }
+
+/// grid.x: lists; grid.y: CTAs that share a list.
+template <class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
+    lookup_blocks_kernel(block_cache_view<E, space::device> cache, block_lookup<space::device> tokens,
+                         view<std::int32_t, 2, space::device> places) {
+  const std::size_t list = blockIdx.x;
+  const std::uint32_t count = tokens.counts(list);
+  if (count == 0) return;
+  lookup_list(
+      cache.one(tokens.cache_of(list, cache.caches())), count, blockIdx.y, gridDim.y,
+      [&](std::uint32_t i) { return tokens.indices(list, i); },
+      [&](std::uint32_t i, std::int32_t row) {
+        if (places.data != nullptr) places(list, i) = row;
+      },
+      [](std::uint32_t) {});
 }
 
 /// The shared memory of admit_blocks_kernel: arrays of `admit` elements.
@@ -218,16 +235,20 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) abandon_blocks_kernel(block_c
   if (threadIdx.x == 0) one.progress->touched = one.progress->admitted = 0;
 }
 
-/// One CTA for each cache.
+/// A CTA drops the blocks of one cache that have a token at or behind `length`.
 template <class E>
-PQKV_HIDDEN __global__ void __launch_bounds__(256)
-    truncate_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
-  const one_block_cache<E> one = cache.one(blockIdx.x);
-  const std::uint32_t length = lengths(blockIdx.x);
+__device__ void truncate_one(const one_block_cache<E>& one, std::uint32_t length) {
   for (unsigned slot = threadIdx.x; slot < one.capacity; slot += blockDim.x)
     if (one.held[slot] != 0 && !one.is_final(one.held[slot] - 1, length)) one.release(slot);
   if constexpr (E::remembers)
     for (std::uint32_t i = length / one.block_tokens + threadIdx.x; i < one.blocks; i += blockDim.x) one.remembered[i] = {};
+}
+
+/// One CTA for each cache.
+template <class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
+    truncate_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
+  truncate_one(cache.one(blockIdx.x), lengths(blockIdx.x));
 }
 
 }  // namespace detail
@@ -237,9 +258,8 @@ struct kernel<op::lookup_blocks, backend::cuda> {
   template <class P, class E>
   static void run(const P& policy, const block_cache_view<E, space::device>& cache, const block_lookup<space::device>& tokens,
                   view<std::int32_t, 2, space::device> places) {
-    const unsigned runs = std::clamp(detail::ceil_div(tokens.indices.extent(1), 256), 1u, 64u);
-    detail::launcher(policy, "lookup_blocks")("lookup_blocks_kernel", detail::lookup_blocks_kernel<E>,
-                                              {dim3(static_cast<unsigned>(tokens.lists()), runs), 256}, cache, tokens, places);
+    const dim3 grid(static_cast<unsigned>(tokens.lists()), detail::lookup_runs(tokens.indices.extent(1)));
+    detail::launcher(policy, "lookup_blocks")("lookup_blocks_kernel", detail::lookup_blocks_kernel<E>, {grid, 256}, cache, tokens, places);
   }
 };
 
