@@ -145,6 +145,19 @@ template <class Space>
 struct fetched_tokens {
   step_plan<Space> plan;
   view<const std::int32_t, 2, Space> indices;  // [T * lists, k_max], of which the first plan.counts are valid
+
+  PQKV_HD constexpr std::size_t tokens() const { return plan.slots.extent(0); }
+  /// Of one token. @pre tokens() != 0
+  PQKV_HD constexpr std::size_t lists() const { return plan.counts.extent(0) / plan.slots.extent(0); }
+  /// Tokens up to that of query i; 0 for one behind the last row of a step.
+  PQKV_HD constexpr std::uint32_t length(std::size_t i) const {
+    const token_span& span = plan.spans(i * lists());
+    return span.leading > span.window_end ? span.leading : span.window_end;
+  }
+  /// Whether query i is the last one of its sequence here. Those of one sequence follow one another.
+  PQKV_HD constexpr bool is_last_of_slot(std::size_t i) const {
+    return length(i) != 0 && (i + 1 == tokens() || plan.slots(i + 1) != plan.slots(i) || length(i + 1) == 0);
+  }
 };
 
 /// Rows in more than one memory, which must be told of every step: tiered_rows.

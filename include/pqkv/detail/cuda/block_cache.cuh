@@ -160,12 +160,14 @@ struct admit_memory {
   }
 };
 
-/// One CTA for each cache.
+/// One CTA for each cache. It may begin before the kernels ahead of it have ended, if whatever looks up tokens has ended, and it ends
+/// behind them: attention reads no more than whether a row is in fast memory, and rows are copied later.
 template <class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
     admit_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
   __shared__ typename one_block_cache<E>::step_totals step;
   __shared__ bool is_age_over;
+  block::release_dependents();
   const one_block_cache<E> one = cache.one(blockIdx.x);
   const std::uint32_t touched = one.progress->touched, final_tokens = lengths(blockIdx.x);
   const std::uint64_t first = one.first_stamp();
@@ -187,10 +189,14 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
   for (unsigned rank = threadIdx.x; rank < offered; rank += blockDim.x)
     own.newcomer[rank] = one.slots[own.offers[rank]] == 0 && one.is_final(own.offers[rank], final_tokens) ? 1 : 0;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    step = {offered, 0, 0, 0};
-    for (unsigned rank = 0; rank < offered; ++rank)
-      if (own.newcomer[rank] != 0) own.waiting[step.waited++] = rank;
+  if (threadIdx.x < 32) {  // newcomers stay in order
+    unsigned waited = 0;
+    for (unsigned first = 0; first < offered; first += 32) {
+      const unsigned rank = first + threadIdx.x, lanes = __ballot_sync(block::all_lanes, rank < offered && own.newcomer[rank] != 0);
+      if ((lanes >> threadIdx.x & 1u) != 0) own.waiting[waited + __popc(lanes & ((1u << threadIdx.x) - 1))] = rank;
+      waited += static_cast<unsigned>(__popc(lanes));
+    }
+    if (threadIdx.x == 0) step = {offered, waited, 0, 0};
   }
   __syncthreads();
 
@@ -214,6 +220,20 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
   __syncthreads();
   for (unsigned slot = threadIdx.x; is_age_over && slot < one.capacity; slot += blockDim.x)
     one.order[slot] = eviction_order::halved(one.order[slot]);
+  block::wait_for_last_kernel();
+}
+
+/// @param begins_early  whether nothing that has to be waited for stands between the last look-up and this launch
+template <class E>
+void launch_admission(const launcher& launch, const block_cache_view<E, space::device>& cache,
+                      view<const std::uint32_t, 1, space::device> lengths, bool begins_early) {
+  const auto admit = admit_blocks_kernel<E>;
+  launch("admit_blocks_kernel", admit,
+         {.grid = dim3(static_cast<unsigned>(cache.caches())),
+          .threads = admit_threads,
+          .shared_bytes = admit_memory::bytes(cache.first.admit),
+          .early = begins_early && launch.is_built_for_hopper(admit)},
+         cache, lengths);
 }
 
 /// One CTA for each cache.
@@ -267,10 +287,7 @@ template <>
 struct kernel<op::admit_blocks, backend::cuda> {
   template <class P, class E>
   static void run(const P& policy, const block_cache_view<E, space::device>& cache, view<const std::uint32_t, 1, space::device> lengths) {
-    detail::launcher(policy, "admit_blocks")(
-        "admit_blocks_kernel", detail::admit_blocks_kernel<E>,
-        {dim3(static_cast<unsigned>(cache.caches())), detail::admit_threads, detail::admit_memory::bytes(cache.first.admit)}, cache,
-        lengths);
+    detail::launch_admission(detail::launcher(policy, "admit_blocks"), cache, lengths, false);
   }
 };
 

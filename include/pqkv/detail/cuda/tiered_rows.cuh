@@ -27,12 +27,6 @@ __device__ void copy_slow_row(const device_tiers<T, E>& tiers, std::size_t head,
   for (unsigned at = threadIdx.x % 32; at < packs; at += 32) reinterpret_cast<uint4*>(to)[at] = from[at];
 }
 
-/// The length of the sequence of query token i, as its plan shows it; 0 for a token behind the last row of a step.
-__device__ inline std::uint32_t length_of(const step_plan<space::device>& plan, std::size_t i, std::size_t lists) {
-  const token_span span = plan.spans(i * lists);
-  return span.leading > span.window_end ? span.leading : span.window_end;
-}
-
 /// Whether this is the last CTA of `all` to call it, whose ticket it then gives back. By one thread.
 __device__ inline bool is_last_ticket(std::uint32_t& ticket, unsigned all) {
   __threadfence();
@@ -45,14 +39,12 @@ __device__ inline bool is_last_ticket(std::uint32_t& ticket, unsigned all) {
 /// that takes a slot's last ticket records what is there: by then all others have read what was.
 template <class T, class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
-    refresh_residents_kernel(device_tiers<T, E> tiers, step_plan<space::device> plan, unsigned lists) {
+    refresh_residents_kernel(device_tiers<T, E> tiers, fetched_tokens<space::device> wanted) {
   block::release_dependents();
   block::wait_for_last_kernel();
-  const std::size_t i = blockIdx.y, slot = plan.slots(i);
-  const std::uint32_t length = length_of(plan, i, lists);
-  if (length == 0) return;
-  if (i + 1 < gridDim.y && plan.slots(i + 1) == slot && length_of(plan, i + 1, lists) != 0) return;
-  const resident_update update = tiers.update_of(tiers.residents(slot), length);
+  const std::size_t i = blockIdx.y, slot = wanted.plan.slots(i);
+  if (!wanted.is_last_of_slot(i)) return;
+  const resident_update update = tiers.update_of(tiers.residents(slot), wanted.length(i));
   if (update.count() == 0) return;
   __syncthreads();  // all threads have read what is there
   bool is_last = false;
@@ -69,10 +61,9 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
 
 /// grid.x: lists; grid.y: CTAs that share a list.
 template <class T, class E>
-PQKV_HIDDEN __global__ void __launch_bounds__(256)
-    fetch_rows_kernel(device_tiers<T, E> tiers, fetched_tokens<space::device> wanted, unsigned lists) {
+PQKV_HIDDEN __global__ void __launch_bounds__(256) fetch_rows_kernel(device_tiers<T, E> tiers, fetched_tokens<space::device> wanted) {
   block::wait_for_last_kernel();
-  const std::size_t list = blockIdx.x, slot = wanted.plan.slots(list / lists);
+  const std::size_t list = blockIdx.x, slot = wanted.plan.slots(list / wanted.lists());
   const std::uint32_t count = wanted.plan.counts(list);
   const one_block_cache<E> one = tiers.cache.one(slot);
   resident_tokens& shared = tiers.residents(slot);
@@ -102,6 +93,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
 /// what has been counted.
 template <class T, class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(512) copy_admitted_kernel(device_tiers<T, E> tiers) {
+  block::wait_for_last_kernel();
   const std::size_t slot = blockIdx.y;
   const one_block_cache<E> one = tiers.cache.one(slot);
   const std::uint32_t admitted = one.progress->admitted, b = one.block_tokens, h = tiers.kv_heads, all = admitted * h * b;
@@ -140,18 +132,18 @@ struct kernel<op::fetch_rows, backend::cuda> {
   template <class P, class T, class E>
   static void run(const P& policy, const detail::device_tiers<T, E>& tiers, const fetched_tokens<space::device>& wanted) {
     const detail::launcher launch(policy, "attend");
-    const unsigned tokens = static_cast<unsigned>(wanted.plan.slots.extent(0)), all = static_cast<unsigned>(wanted.plan.counts.extent(0));
+    const unsigned tokens = static_cast<unsigned>(wanted.tokens()), lists = static_cast<unsigned>(wanted.plan.counts.extent(0));
     if (tokens == 0) return;
     const auto refresh = detail::refresh_residents_kernel<T, E>;
     launch("refresh_residents_kernel", refresh,
            {.grid = dim3(tiers.kv_heads, tokens, detail::tuning::tier_refresh_ctas),
             .threads = 256,
             .early = launch.is_built_for_hopper(refresh)},
-           tiers, wanted.plan, all / tokens);
+           tiers, wanted);
     const auto fetch = detail::fetch_rows_kernel<T, E>;
     launch("fetch_rows_kernel", fetch,
-           {.grid = dim3(all, detail::lookup_runs(wanted.indices.extent(1))), .threads = 256, .early = launch.is_built_for_hopper(fetch)},
-           tiers, wanted, all / tokens);
+           {.grid = dim3(lists, detail::lookup_runs(wanted.indices.extent(1))), .threads = 256, .early = launch.is_built_for_hopper(fetch)},
+           tiers, wanted);
   }
 };
 
@@ -159,9 +151,11 @@ template <>
 struct kernel<op::admit_rows, backend::cuda> {
   template <class P, class T, class E>
   static void run(const P& policy, const detail::device_tiers<T, E>& tiers, view<const sequence, 1, space::device> sequences) {
-    admit_blocks(policy, tiers.cache, lengths_of(sequences));
+    const detail::launcher launch(policy, "attend");
+    detail::launch_admission(launch, tiers.cache, lengths_of(sequences), true);
     const unsigned slots = static_cast<unsigned>(sequences.extent(0)), ctas = std::max(detail::tuning::tier_copy_ctas / slots, 1u);
-    detail::launcher(policy, "attend")("copy_admitted_kernel", detail::copy_admitted_kernel<T, E>, {dim3(ctas, slots), 512}, tiers);
+    const auto copy = detail::copy_admitted_kernel<T, E>;
+    launch("copy_admitted_kernel", copy, {.grid = dim3(ctas, slots), .threads = 512, .early = launch.is_built_for_hopper(copy)}, tiers);
   }
 };
 

@@ -58,12 +58,10 @@ struct kernel<op::fetch_rows, backend::host> {
   template <class P, class T, class E>
   static void run(const P& policy, const tiered_store<T, E>& tiers, const fetched_tokens<space::host>& wanted) {
     const step_plan<space::host>& plan = wanted.plan;
-    const std::size_t tokens = plan.slots.extent(0), lists = tokens == 0 ? 0 : plan.counts.extent(0) / tokens;
+    const std::size_t tokens = wanted.tokens(), lists = tokens == 0 ? 0 : wanted.lists();
     if (lists == 0) return;
-    for (std::size_t i = 0; i < tokens; ++i) {  // a query's last span ends with its own token
-      const token_span& span = plan.spans(i * lists);
-      detail::refresh_residents(tiers, plan.slots(i), std::max(span.leading, span.window_end));
-    }
+    for (std::size_t i = 0; i < tokens; ++i)
+      if (wanted.is_last_of_slot(i)) detail::refresh_residents(tiers, plan.slots(i), wanted.length(i));
     lookup_blocks(policy, tiers.cache, block_lookup<space::host>{wanted.indices, as_const(plan.counts), as_const(plan.slots)});
     for (std::size_t list = 0; list < tokens * lists; ++list) {
       const std::size_t slot = plan.slots(list / lists), count = plan.counts(list);
