@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // A whole decode step of one layer with keys and values in pinned host memory, append, attend and admission in one CUDA graph: 8 KV heads,
-// 32 query heads, head dimension 128, bfloat16; 1024 tokens retrieved, 1024 sinks and window, as in pqcache_step.cu. And the fetch alone:
-// attention to listed rows of which none is in device memory.
+// 32 query heads, head dimension 128, bfloat16; 2 x 6 bits; 1024 tokens retrieved, 1024 sinks and window, as in pqcache_step.cu. Parts of
+// the step: append alone, and append with retrieve, whose time includes the lists' copy. And the fetch alone: attention to listed rows of
+// which none is in device memory.
 //
 // Keys come in runs of 64 tokens around one of n / 1024 directions a head, and a query head asks for one of them, so that a list is about
-// the 1024 tokens of a direction. `kept` of the 8 KV heads ask for the same eight directions in every step, in turns; the others for any.
-// So about kept / 8 of the selected tokens are in blocks of 16 tokens that the cache holds; a line of its own says how many were. Every
-// step has other queries. Bytes are those that attention reads.
+// the 1024 tokens of a direction. `kept` of the 8 KV heads ask for one of eight directions in every step; the others for any. The cache has
+// room for 8192 tokens in blocks of 16 and lets a block in if it is wanted more often than the one that leaves, so it keeps those eight;
+// `no_cache` has none. A line of its own says how many of the selected tokens were there. Every step has other queries. Bytes are those
+// that attention reads.
 //
 //   tiered_step [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/device_pqcache.cuh>
@@ -17,7 +19,7 @@
 namespace {
 using namespace bench;
 using stored = pqkv::bfloat16;
-using tiers = pqkv::tiered_rows<pqkv::dense_rows<stored, pqkv::space::pinned>, device, pqkv::eviction::lfu>;
+using tiers = pqkv::tiered_rows<pqkv::dense_rows<stored, pqkv::space::pinned>, device, pqkv::eviction::tiny_lfu>;
 constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096, sinks = 64, window = 960, retrieved = 1024;
 constexpr std::size_t run_tokens = 64, kept_directions = 8, drawn_steps = 256;
 
@@ -64,6 +66,8 @@ pqkv::pqcache<Rows> filled_cache(std::size_t n, pqkv::random_stream directions, 
   p.budget.sinks = sinks;
   p.budget.window = window;
   p.budget.retrieve = retrieved;
+  p.selector.subspaces = 2;
+  p.selector.bits = 6;
   p.selector.train = {.iterations = 10, .seed = 1, .rows_per_centroid = 256};
   p.rows = rows;
   const pqkv::exec::cuda gpu;
@@ -76,18 +80,26 @@ pqkv::pqcache<Rows> filled_cache(std::size_t n, pqkv::random_stream directions, 
   return cache;
 }
 
-/// Times a step of a cache with other queries each time.
+enum class part { append, retrieve, whole };
+
+/// Times a step of a cache, or its first part, with other queries each time.
 /// @param name  of the line that is printed
 template <class Cache>
-void measure_steps(const std::string& name, Cache& cache, const pqkv::device_buffer<float>& queries, std::size_t warm_up) {
+void measure_steps(const std::string& name, Cache& cache, const pqkv::device_buffer<float>& queries, std::size_t warm_up,
+                   part which = part::whole) {
   const auto key = normals<float>(h * d), value = normals<float>(h * d);
   const pqkv::device_buffer<float> query(hq * d, nullptr), out(hq * d, nullptr);
+  const pqkv::device_buffer<std::int32_t> indices(h * retrieved, nullptr);
+  const pqkv::device_buffer<std::uint32_t> counts(h, nullptr);
   const stopwatch watch;
   const l2_flush flush(l2_bytes());
   auto step = [&](void* stream, int) {
     const pqkv::exec::cuda on{stream, {}};
     cache.append(on, pqkv::make_view<device>(key.data(), 1, h, d), pqkv::make_view<device>(value.data(), 1, h, d));
-    cache.attend(on, pqkv::make_view<device>(query.data(), 1, hq, d), pqkv::make_view<device>(out.data(), 1, hq, d));
+    const auto asked = pqkv::make_view<device>(query.data(), 1, hq, d);
+    if (which == part::retrieve)
+      cache.retrieve(on, asked, pqkv::make_view<device>(indices.data(), 1, h, retrieved), pqkv::make_view<device>(counts.data(), 1, h));
+    if (which == part::whole) cache.attend(on, asked, pqkv::make_view<device>(out.data(), 1, hq, d));
   };
   stopwatch::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   const call_graph graph(watch.stream(), 1, step);
@@ -129,10 +141,13 @@ void steps(std::size_t n) {
     const char* what;
     std::size_t kept, cache_tokens;
   };
-  constexpr kind kinds[] = {{"no_cache", 0, 0}, {"kept:0", 0, 10240}, {"kept:5", 5, 10240}, {"kept:7", 7, 10240}, {"kept:8", 8, 10240}};
+  constexpr std::size_t room_tokens = kept_directions * retrieved;
+  constexpr kind kinds[] = {{"no_cache", 0, 0},         {"kept:5", 5, room_tokens}, {"kept:7", 7, room_tokens},
+                            {"kept:0", 0, room_tokens}, {"kept:6", 6, room_tokens}, {"kept:8", 8, room_tokens}};
+  const std::size_t measured = n == 131072 ? std::size(kinds) : 3;
   const auto name = [n](const std::string& what) { return named("tiered_step/" + what, {{"h", h}, {"g", g}, {"d", d}, {"n", n}}); };
-  std::vector<std::string> names{name("all_on_gpu")};
-  for (const kind& one : kinds) names.push_back(name(one.what));
+  std::vector<std::string> names{name("all_on_gpu"), name("append"), name("retrieve")};
+  for (std::size_t i = 0; i < measured; ++i) names.push_back(name(kinds[i].what));
   if (!is_any_wanted(names)) return;
   const pqkv::random_stream directions = next_stream();
   const std::size_t count = n / retrieved;
@@ -140,14 +155,23 @@ void steps(std::size_t n) {
     const auto asked = upload(asked_directions(kept, count));
     return filled<float>(drawn_steps * hq * d, asking_queries{directions, next_stream(), asked.data(), count});
   };
-  {
+  const auto is_measured = [&](std::size_t i) { return names[i].compare(0, wanted.size(), wanted) == 0; };
+  if (is_measured(0)) {
     auto cache = filled_cache<pqkv::dense_rows<stored, device>>(n, directions);
-    measure_steps(names[0], cache, queries(0), 3);
+    const auto asked = queries(0);
+    measure_steps(names[0], cache, asked, 3);
   }
-  for (std::size_t i = 0; i < std::size(kinds); ++i) {
-    if (names[i + 1].compare(0, wanted.size(), wanted) != 0) continue;
-    auto cache = filled_cache<tiers>(n, directions, {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = kinds[i].cache_tokens});
-    measure_steps(names[i + 1], cache, queries(kinds[i].kept), kinds[i].cache_tokens == 0 ? 3 : 150);
+  if (is_measured(1) || is_measured(2)) {
+    auto cache = filled_cache<tiers>(n, directions, {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = 0});
+    const auto asked = queries(0);
+    measure_steps(names[1], cache, asked, 3, part::append);
+    measure_steps(names[2], cache, asked, 3, part::retrieve);
+  }
+  for (std::size_t i = 0; i < measured; ++i) {
+    if (!is_measured(i + 3)) continue;
+    auto cache = filled_cache<tiers>(
+        n, directions, {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = kinds[i].cache_tokens, .admit_blocks = 512});
+    measure_steps(names[i + 3], cache, queries(kinds[i].kept), kinds[i].cache_tokens == 0 ? 3 : 300);
   }
 }
 

@@ -87,7 +87,9 @@ struct twins {
     cudaDeviceSynchronize();
     for (std::size_t slot = 0; slot < batch; ++slot) {
       const pqkv::tier_statistics there = tiers.on_gpu().rows().statistics(slot), here = tiers.on_host().rows().statistics(slot);
-      all.check(std::memcmp(&there, &here, sizeof here) == 0,
+      // A device that appends one token to a slot has it in both memories at once, and need not read it back.
+      all.check(there.hits == here.hits && there.misses == here.misses && there.admissions == here.admissions &&
+                    there.evictions == here.evictions && there.slow_bytes <= here.slow_bytes && (there.misses == 0 || there.slow_bytes > 0),
                 "%s: slot %zu has hits %zu of %zu, misses %zu of %zu, bytes %zu of %zu, admissions %zu of %zu, step %zu", what, slot,
                 static_cast<std::size_t>(there.hits), static_cast<std::size_t>(here.hits), static_cast<std::size_t>(there.misses),
                 static_cast<std::size_t>(here.misses), static_cast<std::size_t>(there.slow_bytes),

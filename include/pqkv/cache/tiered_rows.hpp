@@ -98,13 +98,15 @@ struct tier_statistics {
 };
 
 /// Rows in pinned host memory as a device's kernels read and write them. Unlike strided_rows it gives no strided keys: a bus is slow, so
-/// training copies what it reads again and again.
+/// training copies what it reads again and again. A step that appends one token to a slot writes its copy in device memory too.
 template <storage_scalar T>
 struct bus_rows {
   using value_type = T;
   using space_type = space::pinned;
 
   strided_rows<T, space::pinned> all;
+  view<T, 3, space::device> recent{};                   // the copies of newest tokens: tiered_store::recent
+  view<resident_tokens, 1, space::device> residents{};  // tiered_store::residents
 
   PQKV_HD constexpr std::size_t heads() const { return all.heads(); }
   PQKV_HD constexpr std::size_t tokens() const { return all.tokens(); }
@@ -238,7 +240,12 @@ class tiered_rows {
   }
 
   /// All rows, in slow memory.
-  view_type view() const { return view_type{slow_.view()}; }
+  view_type view() const {
+    if constexpr (is_on_host)
+      return slow_.view();
+    else
+      return {slow_.view(), tiers_.recent, tiers_.residents};
+  }
   auto store() const { return slow_.store(); }
   /// The rows as attention reads them.
   const tiers_type& tiers() const { return tiers_; }

@@ -2,9 +2,9 @@
 // Moves rows between pinned host memory and a device's. Every launch has a fixed shape and reads on the device what there is to do, so a
 // captured step can be replayed while the sequences grow and the blocks in fast memory change.
 //
-// A step, in order: refresh_residents_kernel copies the sinks and newest tokens that are not there yet; fetch_rows_kernel looks up what was
-// selected; attention reads each row where it is; admit_blocks_kernel decides which blocks enter; copy_admitted_kernel copies their rows,
-// and the last CTA of a slot makes them valid.
+// A step, in order: append_token_kernel writes a new row to both memories; refresh_residents_kernel copies the sinks and newest tokens that
+// are not there yet; fetch_rows_kernel looks up what was selected; attention reads each row where it is; admit_blocks_kernel decides beside
+// it which blocks enter; copy_admitted_kernel copies their rows, and the last CTA of a slot makes them valid.
 #pragma once
 
 #include <algorithm>
