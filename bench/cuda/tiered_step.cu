@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A whole decode step of one layer with keys and values in pinned host memory, append, attend and admission in one CUDA graph: 8 KV heads,
 // 32 query heads, head dimension 128, bfloat16; 2 x 6 bits; 1024 tokens retrieved, 1024 sinks and window, as in pqcache_step.cu. Parts of
-// the step: append alone, and append with retrieve, whose time includes the lists' copy. And the fetch alone: attention to listed rows of
-// which none is in device memory.
+// the step: append alone, with all rows on the GPU too, and append with retrieve, whose time includes the lists' copy. And the fetch alone:
+// attention to listed rows of which none is in device memory.
 //
 // Keys come in runs of 64 tokens around one of n / 1024 directions a head, and a query head asks for one of them, so that a list is about
 // the 1024 tokens of a direction. `kept` of the 8 KV heads ask for one of eight directions in every step; the others for any. The cache has
@@ -146,7 +146,8 @@ void steps(std::size_t n) {
                             {"kept:0", 0, room_tokens}, {"kept:6", 6, room_tokens}, {"kept:8", 8, room_tokens}};
   const std::size_t measured = n == 131072 ? std::size(kinds) : 3;
   const auto name = [n](const std::string& what) { return named("tiered_step/" + what, {{"h", h}, {"g", g}, {"d", d}, {"n", n}}); };
-  std::vector<std::string> names{name("all_on_gpu"), name("append"), name("retrieve")};
+  std::vector<std::string> names{name("all_on_gpu"), name("append"), name("retrieve"), name("append_on_gpu")};
+  const std::size_t first = names.size();
   for (std::size_t i = 0; i < measured; ++i) names.push_back(name(kinds[i].what));
   if (!is_any_wanted(names)) return;
   const pqkv::random_stream directions = next_stream();
@@ -156,10 +157,11 @@ void steps(std::size_t n) {
     return filled<float>(drawn_steps * hq * d, asking_queries{directions, next_stream(), asked.data(), count});
   };
   const auto is_measured = [&](std::size_t i) { return names[i].compare(0, wanted.size(), wanted) == 0; };
-  if (is_measured(0)) {
+  if (is_measured(0) || is_measured(3)) {
     auto cache = filled_cache<pqkv::dense_rows<stored, device>>(n, directions);
     const auto asked = queries(0);
     measure_steps(names[0], cache, asked, 3);
+    measure_steps(names[3], cache, asked, 3, part::append);
   }
   if (is_measured(1) || is_measured(2)) {
     auto cache = filled_cache<tiers>(n, directions, {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = 0});
@@ -168,10 +170,10 @@ void steps(std::size_t n) {
     measure_steps(names[2], cache, asked, 3, part::retrieve);
   }
   for (std::size_t i = 0; i < measured; ++i) {
-    if (!is_measured(i + 3)) continue;
+    if (!is_measured(i + first)) continue;
     auto cache = filled_cache<tiers>(
-        n, directions, {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = kinds[i].cache_tokens, .admit_blocks = 512});
-    measure_steps(names[i + 3], cache, queries(kinds[i].kept), kinds[i].cache_tokens == 0 ? 3 : 300);
+        n, directions, {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = kinds[i].cache_tokens, .admit_blocks = 64});
+    measure_steps(names[i + first], cache, queries(kinds[i].kept), kinds[i].cache_tokens == 0 ? 3 : 300);
   }
 }
 

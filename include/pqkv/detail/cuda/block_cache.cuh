@@ -52,16 +52,32 @@ __device__ inline void find_digit(const lowest_scratch& scratch, unsigned remain
 template <class Order>
 __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const lowest_scratch& scratch, std::uint32_t* sorted) {
   constexpr std::uint64_t never = ~std::uint64_t{0};
+  constexpr unsigned kept = 4;  // numbers of a thread that it reads once: each is behind a chain of loads, and asked for up to nine times
   if (n == 0 || wanted == 0) return 0;
+  std::uint64_t own[kept];
+#pragma unroll
+  for (unsigned k = 0; k < kept; ++k) {
+    const unsigned i = k * blockDim.x + threadIdx.x;
+    own[k] = i < n ? order(i) : never;
+  }
+  const auto for_numbers = [&](auto take) {  // take(i, order): but those of `never`
+#pragma unroll
+    for (unsigned k = 0; k < kept; ++k)
+      if (own[k] != never) take(k * blockDim.x + threadIdx.x, own[k]);
+    for (unsigned i = kept * blockDim.x + threadIdx.x; i < n; i += blockDim.x)
+      if (const std::uint64_t x = order(i); x != never) take(i, x);
+  };
   std::uint64_t prefix = 0, fixed = 0, bound = never - 1;
   for (unsigned remaining = wanted, shift = 64; shift != 0;) {
     shift -= 8;
     if (threadIdx.x < 256) scratch.in_digit[threadIdx.x] = 0;
     __syncthreads();
-    for (unsigned i = threadIdx.x; i < n; i += blockDim.x) {
-      const std::uint64_t x = order(i);
-      if (x != never && (x & fixed) == prefix) atomicAdd(&scratch.in_digit[x >> shift & 255], 1u);
-    }
+    for_numbers([&](unsigned, std::uint64_t x) {
+      if ((x & fixed) != prefix) return;
+      const auto digit = static_cast<unsigned>(x >> shift & 255);
+      const unsigned same = __match_any_sync(__activemask(), digit);  // most numbers have the same upper digits
+      if ((same & ((1u << threadIdx.x % 32) - 1)) == 0) atomicAdd(&scratch.in_digit[digit], static_cast<std::uint32_t>(__popc(same)));
+    });
     __syncthreads();
     if (threadIdx.x < 32) find_digit(scratch, remaining);
     __syncthreads();
@@ -77,13 +93,12 @@ __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const
   __syncthreads();
   if (threadIdx.x == 0) scratch.found[0] = 0;
   __syncthreads();
-  for (unsigned i = threadIdx.x; i < n; i += blockDim.x) {
-    const std::uint64_t x = order(i);
-    if (x == never || x > bound) continue;
+  for_numbers([&](unsigned i, std::uint64_t x) {
+    if (x > bound) return;
     const unsigned at = atomicAdd(&scratch.found[0], 1u);
     scratch.orders[at] = x;
     scratch.numbers[at] = i;
-  }
+  });
   __syncthreads();
   const unsigned count = scratch.found[0];
   for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
