@@ -107,7 +107,7 @@ void lives(workload& work, verdict& bits, verdict& counts, std::size_t first, st
   for (std::size_t which = first; which < first + std::size(every_size); ++which) {
     if (!work.another()) continue;
     twins<Eviction> both(which, 500 + which);
-    const std::size_t batch = settings(which).batch, steps = work.small() ? 12 : 40;
+    const std::size_t batch = settings(which).batch, steps = work.small() ? 12 : 28;
     both.counted_last = steps;
     for (std::size_t slot = 0; slot < batch; ++slot)
       both.both([&](auto& one) { one.prefill(slot, (work.small() ? 200 : 1100) + 41 * slot, 1 + slot, 1u << 20); });
@@ -164,6 +164,7 @@ void replay(workload& work, cudaStream_t stream, const tier_sizes& sizes, std::s
     }
     if (n % 200 == 0) both.same_files(all, n / 200 % 2, "replay", n);
   }
+  if (work.small()) return;
   const pqkv::tier_statistics last = both.tiers.on_gpu().rows().statistics(0);
   all.check(sizes.cache == 0 || last.hits > 0, "a replayed step has no hit");
   all.check(last.misses > 0 && last.slow_bytes > 0, "a replayed step counts nothing");
@@ -247,6 +248,7 @@ int main(int argc, char** argv) {
     return all.passed(1) ? 0 : 1;
   }
   workload work(argc, argv, 1);
+  std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // what failed is seen where a program is ended
   verdict bits("lives over tiers"), counts("counts of tiers"), graphs("graph replays over tiers"), types("other rows over tiers");
   std::size_t hits = 0, evictions = 0;
   work.part(0.5);
@@ -266,7 +268,7 @@ int main(int argc, char** argv) {
   cudaStreamDestroy(stream);
   const bool whole = !work.small();
   bits.check(!whole || (hits > 10000 && evictions > 100), "%zu hits and %zu evictions are too few to show anything", hits, evictions);
-  bool passed = bits.passed(whole ? 1500 : 1);
+  bool passed = bits.passed(whole ? 1000 : 1);
   passed &= counts.passed(whole ? 4000 : 1);
   passed &= graphs.passed(whole ? 2000 : 1);
   passed &= types.passed(40);
