@@ -261,7 +261,8 @@ class tiered_rows {
     if constexpr (requires { slow_.ensure_readable(function); }) slow_.ensure_readable(function);
   }
 
-  /// The counts of a slot, without a wait: on a device as of the last attend() that has ended. @pre slot < batch
+  /// The counts of a slot, without a wait. On a device they are as of the last attend() that has ended; while one ends, some may be newer
+  /// than others. @pre slot < batch
   tier_statistics statistics(std::size_t slot) const {
     if constexpr (is_on_host)
       return tier_statistics::of(*tiers_.cache.one(slot).statistics, tiers_.residents(slot), tiers_.row_bytes());
@@ -292,7 +293,7 @@ class tiered_rows {
   /// @{
   template <exec::policy P>
   void truncated(const P& policy, const truncated_tokens<Fast>& call) const noexcept(is_on_host) {
-    kernel<op::truncate_rows, typename P::backend_type>::run(policy, tiers_, call);
+    detail::run_operation<op::truncate_rows>(policy, tiers_, call);
   }
   template <exec::policy P>
   void copied(const P& policy, std::size_t from, std::size_t to) const noexcept(is_on_host) {

@@ -31,9 +31,9 @@ requires space::is_space<Space> owner<T, Space> make_owner(const P& policy, std:
   if (size == 0) return {};
   if (size > static_cast<std::size_t>(-1) / sizeof(T)) detail::out_of_memory();
   if constexpr (std::same_as<Space, typename P::space_type>)
-    return {kernel<op::allocate, typename P::backend_type>::run(policy, size * sizeof(T)), size};
+    return {detail::run_operation<op::allocate>(policy, size * sizeof(T)), size};
   else
-    return {kernel<op::allocate_pinned, typename P::backend_type>::run(policy, size * sizeof(T)), size};
+    return {detail::run_operation<op::allocate_pinned>(policy, size * sizeof(T)), size};
 }
 
 /// Copies bytes between host memory and the policy's space, or within one; host memory must last until sync() on a device.
