@@ -28,6 +28,7 @@ class results:
         self.device: dict[str, Any] = {}
         self.peers: list[dict[str, Any]] = []
         self.lines: dict[str, dict[str, Any]] = {}
+        self.tiers: dict[str, dict[str, float]] = {}  # what a measurement's cache of two memories has counted
         self.remarks: list[str] = []
         try:
             text = path.read_text(encoding="utf-8")
@@ -51,6 +52,8 @@ class results:
             self.device = value
         elif "peer" in value:
             self.peers.append(value)
+        elif "tier" in value:
+            self.tiers[value["tier"]] = value
         elif "refused" in value:
             self.remarks.append(f"`{value['name']}` was refused: {value['refused']}.")
         elif "failed" in value:
@@ -108,6 +111,13 @@ def value_of(measure: dict[str, Any], row: dict[str, Any], ceilings: dict[str, s
 
 def shown(measure: dict[str, Any], value: float) -> str:
     return microseconds(value * 1e-6) if measure.get("unit") == "us" else measured.shown(measure, value)
+
+
+def tier_lines(of: results) -> list[str]:
+    rows = [[f"`{name}`", f"{100 * tier['hit_rate']:.0f} %", f"{tier['slow_bytes_of_a_step'] * 1e-6:.2f} MB",
+             f"{tier['admissions_of_a_step']:.1f}"] for name, tier in of.tiers.items()]
+    return ["Of the retrieved tokens, how many were in device memory; what came from host memory in a step; blocks of 16 tokens that entered:", "",
+            *table(["measurement", "hits", "from host memory", "blocks"], rows), ""] if rows else []
 
 
 def percent(value: float) -> str:
@@ -205,7 +215,7 @@ def page(data: dict[str, Any], of: results, checks: str | None) -> str:
     if bound:
         lines += ["## What binds", "", *table(["what", "what binds it"], bound)]
     lines += ["## Checked beside this run", "", *[line for text in data["beside"] for line in (text, "")]]
-    lines += ["## Every measurement", "", *every_line(of), *of.remarks]
+    lines += ["## Every measurement", "", *every_line(of), *tier_lines(of), *of.remarks]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

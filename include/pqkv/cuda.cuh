@@ -28,4 +28,5 @@
 #include "detail/cuda/sequence_steps.cuh"
 #include "detail/cuda/step_plan.cuh"
 #include "detail/cuda/sync.cuh"
+#include "detail/cuda/tiered_rows.cuh"
 #include "detail/cuda/top_k.cuh"

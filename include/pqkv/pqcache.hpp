@@ -15,7 +15,7 @@
 
 namespace pqkv::inline PQKV_MODE {
 
-/// @tparam Rows      where keys and values are: dense_rows or paged_rows, in host or device memory; file_rows or tiered_rows, in a file
+/// @tparam Rows      where keys and values are: dense_rows or paged_rows, in host or device memory; file_rows; tiered_rows in two memories
 /// @tparam Selector  selector::basic_pq, full, streaming, oracle, snapkv, h2o, sparq, quest, infllm, or one's own (selector/concept.hpp)
 template <class Rows = dense_rows<float>, class Selector = selector::basic_pq<typename Rows::space_type>>
 class pqcache : public pqcache_state<Rows, Selector> {
@@ -115,16 +115,16 @@ class pqcache : public pqcache_state<Rows, Selector> {
   void attend(const P& policy, view<Q, 3, Space> query, view<O, 3, Space> out, view_of<float, 2> lse = {}, const step_type& step = {}) {
     begin<P>("attend");
     require_ok(this->can_attend(query, out, lse, step));
-    detail::tier_step<Rows> tiers(rows_);
+    detail::tier_step<Rows, P> tiers(policy, rows_);
     this->for_passes(query.extent(0), [&](std::size_t first, std::size_t count, const slot_table<space_type>& counted) {
       const auto asked = as_floats(policy, query.slice(0, first, count));
       const step_plan<space_type> plan = select(policy, asked, step, first);
-      tiers.fetch(policy, fetched_tokens<space_type>{plan, as_const(found(plan))});
+      tiers.fetch(fetched_tokens<space_type>{plan, as_const(found(plan))});
       attend_planned(policy, asked, plan, map_of(plan, step, first), out.slice(0, first, count),
                      lse.data == nullptr ? lse : lse.slice(0, first, count));
       count_attended(policy, counted, asked, plan, step, first, true);
     });
-    tiers.admit(policy, as_const(work_.slots.sequences));
+    tiers.admit(as_const(work_.slots.sequences));
   }
 
   /// The middle tokens that attend() would read, for engines that fetch and attend themselves.
@@ -160,7 +160,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     require_ok(this->can_truncate(slot, n));
     const truncated_tokens<space_type> cut{work_.slots, {}, {}, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(n)};
     run<op::truncate_tokens>(policy, selector_.index(), cut);
-    if constexpr (rows_of_tiers<Rows>) rows_.truncated(cut);
+    if constexpr (rows_of_tiers<Rows>) rows_.truncated(policy, cut);
     if constexpr (!is_on_host)
       if (n < known_[slot].n) known_[slot] = known_[slot].truncated(static_cast<std::uint32_t>(n));
   }
@@ -177,7 +177,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     if (lengths.extent(0) == 0) return;  // nothing to cut
     const truncated_tokens<space_type> cut{work_.slots, slots, lengths};
     run<op::truncate_tokens>(policy, selector_.index(), cut);
-    if constexpr (rows_of_tiers<Rows>) rows_.truncated(cut);
+    if constexpr (rows_of_tiers<Rows>) rows_.truncated(policy, cut);
   }
 
   /// Makes slot `to` a copy of slot `from`: rows, index, statistics. Rows in an engine's pages are not copied: the engine lets both slots'
@@ -193,7 +193,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     parts.add(selector_.index().parts());
     run<op::copy_slot>(policy, parts, work_.slots, from, to);
     if constexpr (requires { selector_.copied(from, to); }) selector_.copied(from, to);
-    if constexpr (rows_of_tiers<Rows>) rows_.copied(from, to);
+    if constexpr (rows_of_tiers<Rows>) rows_.copied(policy, from, to);
     if constexpr (!is_on_host) known_[to] = known_[from];
   }
 
@@ -205,7 +205,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     zero_bytes(policy, &work_.slots.sequences.data[slot], sizeof(sequence));
     zero_bytes(policy, &work_.slots.statistics.data[slot], sizeof(slot_statistics));
     selector_.clear(policy, slot);
-    if constexpr (rows_of_tiers<Rows>) rows_.cleared(slot);
+    if constexpr (rows_of_tiers<Rows>) rows_.cleared(policy, slot);
     if constexpr (!is_on_host) known_[slot] = {};
   }
   /// The same on the host. @throws value_error

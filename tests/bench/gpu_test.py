@@ -92,6 +92,13 @@ class report(folder_case):
                      "begin with `retrieve` were taken"):
             self.assertIn(text, page)
 
+    def test_what_tiers_have_counted(self):
+        counted = {"tier": "tiered_step/x", "hit_rate": 0.497, "slow_bytes_of_a_step": 1.5e6, "admissions_of_a_step": 2}
+        page, _ = self.page(machine, line("tiered_step/x", 10), counted)
+        self.assertIn("| `tiered_step/x` | 50 % | 1.50 MB | 2.0 |", page)
+        page, _ = self.page(machine, line("tiered_step/x", 10))
+        self.assertNotIn("from host memory |", page)
+
     def test_bad_input_is_refused(self):
         for lines, text in (((machine,), "has no measurement"), ((machine, "{half"), "gpu.json:2: is not JSON"), (("3",), "is no JSON object")):
             done = self.run_report(*lines)

@@ -93,6 +93,22 @@ constexpr pqkv::paged_store<T> to_host(const pqkv::paged_store<T, Space>& pages)
   return {pages.key_pool,    pages.value_pool, pages.strides, to_host(pages.table),
           pages.page_tokens, pages.kv_heads,   pages.dims,    pages.capacity};
 }
+template <class T>
+constexpr pqkv::strided_rows<T> to_host(const pqkv::bus_rows<T>& rows) {
+  return to_host(rows.all);
+}
+template <class T, class E, class Space, class Slow>
+constexpr pqkv::tiered_store<T, E> to_host(const pqkv::tiered_store<T, E, Space, Slow>& tiers) {
+  return {to_host(tiers.slow),
+          to_host(tiers.sinks),
+          to_host(tiers.recent),
+          to_host(tiers.blocks),
+          to_host(tiers.residents),
+          {tiers.cache.first, tiers.cache.count, tiers.cache.cache_bytes},
+          to_host(tiers.tickets),
+          tiers.counts,
+          tiers.kv_heads};
+}
 template <class Store>
 constexpr auto to_host(const pqkv::mapped_store<Store>& mapped) {
   return pqkv::mapped_store<decltype(to_host(mapped.store))>{to_host(mapped.store), to_host(mapped.map), mapped.count};
@@ -139,6 +155,11 @@ constexpr pqkv::truncated_tokens<pqkv::space::host> to_host(const pqkv::truncate
 template <class Space>
 constexpr pqkv::attended_queries<pqkv::space::host> to_host(const pqkv::attended_queries<Space>& call) {
   return {to_host(call.plan), call.first, to_host(call.step), to_host(call.query), call.lists, call.row_bytes, call.attends};
+}
+
+template <class Space>
+constexpr pqkv::fetched_tokens<pqkv::space::host> to_host(const pqkv::fetched_tokens<Space>& wanted) {
+  return {to_host(wanted.plan), to_host(wanted.indices)};
 }
 
 // Block caches.
@@ -207,6 +228,12 @@ struct kernel<op::sync, pqkv_cases::queued_backend> {
 
 template <>
 struct kernel<op::allocate, pqkv_cases::queued_backend> {
+  static memory_block run(const pqkv_cases::queued_policy& policy, std::size_t bytes) { return policy.stream->allocate(bytes); }
+};
+
+/// Memory of the queue too: stricter than pinned memory, which the host may read.
+template <>
+struct kernel<op::allocate_pinned, pqkv_cases::queued_backend> {
   static memory_block run(const pqkv_cases::queued_policy& policy, std::size_t bytes) { return policy.stream->allocate(bytes); }
 };
 

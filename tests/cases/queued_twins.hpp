@@ -35,11 +35,12 @@ struct drawn_step {
 };
 
 /// @tparam T  of the stored rows; HostSelector, DeviceSelector: the same method in both spaces
-template <class T, class HostSelector, class DeviceSelector>
+/// @tparam DeviceRows  of the cache in the queue's memory; the sizes of tiers are drawn
+template <class T, class HostSelector, class DeviceSelector, class DeviceRows = pqkv::dense_rows<T, pqkv::space::device>>
 class queued_twins {
  public:
   using host_cache = pqkv::pqcache<pqkv::dense_rows<T>, HostSelector>;
-  using device_cache = pqkv::device_pqcache<T, DeviceSelector>;
+  using device_cache = pqkv::pqcache<DeviceRows, DeviceSelector>;
   using device_step = pqkv::basic_step<pqkv::space::device>;
 
   /// @param most  tokens of a step, padding included
@@ -214,11 +215,20 @@ class queued_twins {
   std::size_t checked = 0, ranked = 0, refusals = 0;
 
  private:
-  static typename device_cache::params of_device(const typename host_cache::params& p) {
+  typename device_cache::params of_device(const typename host_cache::params& p) {
     typename device_cache::params all;
     static_cast<pqkv::cache_shape&>(all) = p;
     all.budget = p.budget;
     all.selector = p.selector;
+    if constexpr (requires { all.rows.cache_tokens; }) {
+      constexpr std::size_t block_tokens[] = {1, 2, 5, 16, 128};
+      all.rows.block_tokens = block_tokens[random_.below(5)];
+      const std::size_t sizes[] = {0, all.rows.block_tokens, 4 * all.rows.block_tokens, 60, p.capacity + 300};
+      all.rows.cache_tokens = sizes[random_.below(5)];
+      all.rows.sink_tokens = random_.below(12);
+      all.rows.recent_tokens = 1 + random_.below(40);
+      all.rows.admit_blocks = 1 + random_.below(32);
+    }
     return all;
   }
   auto rows_view(const queued_array<float>& of, std::size_t tokens) const { return of.const_view(tokens, p_.kv_heads, p_.head_dim); }

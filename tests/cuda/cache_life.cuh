@@ -28,6 +28,28 @@ struct mirrored {
   }
 };
 
+/// A step that is captured once.
+class captured_step {
+ public:
+  template <class Enqueue>
+  captured_step(cudaStream_t stream, Enqueue enqueue) : stream_(stream) {
+    cudaGraph_t recorded = nullptr;
+    pqkv::detail::check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "test", "cudaStreamBeginCapture");
+    enqueue();
+    pqkv::detail::check_cuda(cudaStreamEndCapture(stream, &recorded), "test", "cudaStreamEndCapture");
+    pqkv::detail::check_cuda(cudaGraphInstantiate(&step_, recorded, 0), "test", "cudaGraphInstantiate");
+    cudaGraphDestroy(recorded);
+  }
+  captured_step(const captured_step&) = delete;
+  captured_step& operator=(const captured_step&) = delete;
+  ~captured_step() { cudaGraphExecDestroy(step_); }
+  void launch() const { pqkv::detail::check_cuda(cudaGraphLaunch(step_, stream_), "test", "cudaGraphLaunch"); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t step_ = nullptr;
+};
+
 /// Which slots a step is for.
 enum class step_kind {
   all,    // every slot one token, in order: nothing has to be looked up
@@ -41,6 +63,7 @@ inline constexpr std::size_t most_row_tokens = 16;
 template <class Host, class Device>
 class life {
  public:
+  using host_type = Host;
   using params = typename Host::params;
 
   /// @param padding  elements behind each row of a query
@@ -67,6 +90,11 @@ class life {
     static_cast<pqkv::cache_shape&>(same) = p;
     same.budget = p.budget;
     if constexpr (requires { same.selector = p.selector; }) same.selector = p.selector;
+    if constexpr (requires { same.rows.cache_tokens = p.rows.cache_tokens; }) {
+      same.rows.sink_tokens = p.rows.sink_tokens, same.rows.recent_tokens = p.rows.recent_tokens;
+      same.rows.cache_tokens = p.rows.cache_tokens, same.rows.block_tokens = p.rows.block_tokens;
+      same.rows.admit_blocks = p.rows.admit_blocks;
+    }
     return same;
   }
 

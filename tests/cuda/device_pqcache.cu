@@ -153,28 +153,6 @@ void late_training(const workload& work, verdict& all) {
     all.check(run.on_gpu().at(run.gpu(), slot).learned == 1, "slot %zu was not trained in the end", slot);
 }
 
-/// A step that is captured once.
-class captured_step {
- public:
-  template <class Enqueue>
-  captured_step(cudaStream_t stream, Enqueue enqueue) : stream_(stream) {
-    cudaGraph_t recorded = nullptr;
-    pqkv::detail::check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "test", "cudaStreamBeginCapture");
-    enqueue();
-    pqkv::detail::check_cuda(cudaStreamEndCapture(stream, &recorded), "test", "cudaStreamEndCapture");
-    pqkv::detail::check_cuda(cudaGraphInstantiate(&step_, recorded, 0), "test", "cudaGraphInstantiate");
-    cudaGraphDestroy(recorded);
-  }
-  captured_step(const captured_step&) = delete;
-  captured_step& operator=(const captured_step&) = delete;
-  ~captured_step() { cudaGraphExecDestroy(step_); }
-  void launch() const { pqkv::detail::check_cuda(cudaGraphLaunch(step_, stream_), "test", "cudaGraphLaunch"); }
-
- private:
-  cudaStream_t stream_;
-  cudaGraphExec_t step_ = nullptr;
-};
-
 /// One step captured once, replayed while both sequences grow; an eager twin gives the same bits.
 void replay(workload& work, cudaStream_t stream, verdict& all) {
   const host_cache::params p = base(2, 4, 4, 128, 12000);
@@ -338,8 +316,7 @@ int main(int argc, char** argv) {
   }
   workload work(argc, argv, 1);
   verdict random_lives("lives"), ragged("ragged lives"), plain("lives without an index"), late("late training"), graphs("graph replays"),
-      integers("lives of 8-bit rows"),
-      drafts("graph replays of drafts"), filled("refused steps"), refused("refusals");
+      integers("lives of 8-bit rows"), drafts("graph replays of drafts"), filled("refused steps"), refused("refusals");
   cudaStream_t stream = nullptr;
   pqkv::detail::check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "test", "cudaStreamCreateWithFlags");
   work.part(0.3);

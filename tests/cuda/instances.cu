@@ -77,6 +77,8 @@ void call_all(Cache& cache, const cuda& gpu, view<const bfloat16, 3, device> row
 using half_rows = view<const bfloat16, 3, device>;
 template void call_all(device_pqcache<half>&, const cuda&, half_rows, view<bfloat16, 3, device>, const basic_step<device>&);
 template void call_all(device_pqcache<half, selector::full>&, const cuda&, half_rows, view<bfloat16, 3, device>, const basic_step<device>&);
+template void call_all(pqcache<tiered_rows<dense_rows<half, space::pinned>, device, eviction::lru>>&, const cuda&, half_rows,
+                       view<bfloat16, 3, device>, const basic_step<device>&);
 template void call_all(pqcache<paged_rows<half, device>, selector::basic_pq<device>>&, const cuda&, half_rows, view<bfloat16, 3, device>,
                        const basic_step<device>&);
 }  // namespace pqkv

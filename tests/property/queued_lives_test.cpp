@@ -2,7 +2,7 @@
 // Random lives of a cache in device memory, run by a backend that queues (cases/queued_backend.hpp), against the host's cache given the
 // same calls: prompts whole and in chunks, ragged steps, steps and cuts replayed from graphs while the sequences grow, forks, resets,
 // slots saved by one cache and loaded by the other, maintenance. After every step lists are the same to the token, attention to 1e-5,
-// counters and sequences to the bit.
+// counters and sequences to the bit. Some keep their rows in pinned memory behind the device's.
 #include <doctest/doctest.h>
 
 #include "cases/sanitized.hpp"
@@ -103,7 +103,7 @@ void live(Twins& twins, std::size_t batch, std::size_t capacity, std::size_t eve
   }
 }
 
-template <class T, class HostSelector, class DeviceSelector = HostSelector>
+template <class T, class HostSelector, class DeviceSelector = HostSelector, class DeviceRows = pqkv::dense_rows<T, pqkv::space::device>>
 void lives(std::uint64_t seed, std::size_t count, bool ranks) {
   random_source random(seed);
   std::size_t checked = 0, ranked = 0, refusals = 0;
@@ -117,7 +117,7 @@ void lives(std::uint64_t seed, std::size_t count, bool ranks) {
     const content what = every_content[random.below(4)];
     const std::size_t most = 20 + random.below(20);
     const std::uint64_t own = random.bits();
-    queued_twins<T, HostSelector, DeviceSelector> twins(p, most, what, own);
+    queued_twins<T, HostSelector, DeviceSelector, DeviceRows> twins(p, most, what, own);
     live(twins, p.batch, p.capacity, 40, random);
     checked += twins.checked, ranked += twins.ranked, refusals += twins.refusals;
   }
@@ -127,6 +127,8 @@ void lives(std::uint64_t seed, std::size_t count, bool ranks) {
 }
 using host_pq = pqkv::selector::basic_pq<>;
 using device_pq = pqkv::selector::basic_pq<pqkv::space::device>;
+template <class Eviction>
+using device_tiers = pqkv::tiered_rows<pqkv::dense_rows<pqkv::bfloat16, pqkv::space::pinned>, pqkv::space::device, Eviction>;
 }  // namespace
 
 TEST_CASE("queued lives: product quantization, float") { lives<float, host_pq, device_pq>(21, 60 / looked_at_step, true); }
@@ -134,3 +136,9 @@ TEST_CASE("queued lives: product quantization, bfloat16") { lives<pqkv::bfloat16
 TEST_CASE("queued lives: product quantization, half") { lives<pqkv::half, host_pq, device_pq>(23, 16 / looked_at_step, true); }
 TEST_CASE("queued lives: dense attention") { lives<float, pqkv::selector::full>(24, 8 / looked_at_step, false); }
 TEST_CASE("queued lives: sinks and window alone") { lives<pqkv::bfloat16, pqkv::selector::streaming>(25, 8 / looked_at_step, false); }
+TEST_CASE("queued lives: rows in pinned memory, least frequently used") {
+  lives<pqkv::bfloat16, host_pq, device_pq, device_tiers<pqkv::eviction::lfu>>(26, 16 / looked_at_step, true);
+}
+TEST_CASE("queued lives: rows in pinned memory, admission by frequency") {
+  lives<pqkv::bfloat16, host_pq, device_pq, device_tiers<pqkv::eviction::tiny_lfu>>(27, 16 / looked_at_step, true);
+}

@@ -14,7 +14,7 @@ namespace pqkv::inline PQKV_MODE {
 /// Rows [batch * h, capacity, 2, d]; each token's row is padded to a cache line. Not thread-safe; its views end with it.
 ///
 /// @tparam T      float, half or bfloat16
-/// @tparam Space  where the rows are
+/// @tparam Space  where the rows are: the policy's space; or pinned, as slow memory of tiered_rows under a device
 template <storage_scalar T = float, class Space = space::host>
 class dense_rows {
  public:
@@ -47,7 +47,7 @@ class dense_rows {
   /// @throws std::bad_alloc; on a device cuda_error
   template <exec::policy P>
   dense_rows(const P& policy, const cache_shape& shape, const params& = {})
-      : shape_(shape), memory_(make_owner<std::byte>(policy, required_bytes(shape))) {}
+      : shape_(shape), memory_(make_owner<std::byte, Space>(policy, required_bytes(shape))) {}
 
   view_type view() const {
     arena memory(memory_);

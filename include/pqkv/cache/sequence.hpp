@@ -162,6 +162,12 @@ struct sequence {
 };
 static_assert(sizeof(sequence) == 24);  // no padding: a saved sequence is these bytes
 
+/// The lengths of sequences, in their place.
+template <class Space>
+constexpr view<const std::uint32_t, 1, Space> lengths_of(view<const sequence, 1, Space> sequences) {
+  return {&sequences.data->n, {sequences.extent(0)}, {sequences.stride(0) * sizeof(sequence) / sizeof(std::uint32_t)}};
+}
+
 /// The functions of sequence for a budget_rule.
 /// @{
 constexpr middle_range middle_of(const sequence& s, const budget_rule& rule) { return s.middle(rule.flat()); }

@@ -145,6 +145,19 @@ template <class Space>
 struct fetched_tokens {
   step_plan<Space> plan;
   view<const std::int32_t, 2, Space> indices;  // [T * lists, k_max], of which the first plan.counts are valid
+
+  PQKV_HD constexpr std::size_t tokens() const { return plan.slots.extent(0); }
+  /// Of one token. @pre tokens() != 0
+  PQKV_HD constexpr std::size_t lists() const { return plan.counts.extent(0) / plan.slots.extent(0); }
+  /// Tokens up to that of query i; 0 for one behind the last row of a step.
+  PQKV_HD constexpr std::uint32_t length(std::size_t i) const {
+    const token_span& span = plan.spans(i * lists());
+    return span.leading > span.window_end ? span.leading : span.window_end;
+  }
+  /// Whether query i is the last one of its sequence here. Those of one sequence follow one another.
+  PQKV_HD constexpr bool is_last_of_slot(std::size_t i) const {
+    return length(i) != 0 && (i + 1 == tokens() || plan.slots(i + 1) != plan.slots(i) || length(i + 1) == 0);
+  }
 };
 
 /// Rows in more than one memory, which must be told of every step: tiered_rows.
@@ -155,27 +168,28 @@ concept rows_of_tiers = requires(const Rows& rows) {
 
 namespace detail {
 /// One call of attend(), as its rows see it. If the call fails, no block enters fast memory.
-template <class Rows>
+template <class Rows, class P>
 class tier_step {
  public:
-  explicit tier_step(const Rows& rows) : rows_(rows) {}
+  tier_step(const P& policy, const Rows& rows) : policy_(policy), rows_(rows) {}
   tier_step(const tier_step&) = delete;
   tier_step& operator=(const tier_step&) = delete;
   ~tier_step() {
     if constexpr (rows_of_tiers<Rows>)
-      if (!done_) rows_.abandon();
+      if (!done_) rows_.abandon(policy_);
   }
-  template <class P, class Space>
-  void fetch(const P& policy, const fetched_tokens<Space>& wanted) const {
-    if constexpr (rows_of_tiers<Rows>) rows_.fetch(policy, wanted);
+  template <class Space>
+  void fetch(const fetched_tokens<Space>& wanted) const {
+    if constexpr (rows_of_tiers<Rows>) rows_.fetch(policy_, wanted);
   }
-  template <class P, class Space>
-  void admit(const P& policy, view<const sequence, 1, Space> sequences) {
-    if constexpr (rows_of_tiers<Rows>) rows_.admit(policy, sequences);
+  template <class Space>
+  void admit(view<const sequence, 1, Space> sequences) {
+    if constexpr (rows_of_tiers<Rows>) rows_.admit(policy_, sequences);
     done_ = true;
   }
 
  private:
+  const P& policy_;
   const Rows& rows_;
   bool done_ = false;
 };

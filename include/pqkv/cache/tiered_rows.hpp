@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// A cache's rows in two memories. All rows are in slow memory, which is large: a file. Fast memory is small and has copies of those that
-// attention reads most: sinks, the newest tokens, and the blocks of the middle that a block cache chooses. Attention reads each row from
-// where it is, so its result has the same bits as with one memory.
+// A cache's rows in two memories. All rows are in slow memory, which is large: a file under the host's memory, or pinned host memory under
+// a device's. Fast memory is small and has copies of those that attention reads most: sinks, the newest tokens, and the blocks of the
+// middle that a block cache chooses. Attention reads each row from where it is, so its result has the same bits as with one memory.
 //
 // A step: fetch() updates the copies of sinks and newest tokens and asks the block cache for the selected ones; attention reads; admit()
 // lets blocks enter and copies their rows. pqcache makes these calls. Everything else that reads or writes rows (a prompt, training, a
-// fork, a saved slot) uses slow memory, which always has every row.
+// fork, a saved slot) uses slow memory, which always has every row. On a device all of it is kernels of fixed shape, so a captured step can
+// be replayed while the sequences grow.
 //
 // Not for a slow memory that attention cannot read directly. Source: PQCache, SIGMOD 2025.
 #pragma once
 
-#include <cstring>
 #include <type_traits>
 
 #include "../exec/host.hpp"
@@ -20,8 +20,9 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
-struct fetch_rows {};  // run(policy, tiers, fetched_tokens): before attention reads
-struct admit_rows {};  // run(policy, tiers, sequences): after it has read
+struct fetch_rows {};     // run(policy, tiers, fetched_tokens): before attention reads
+struct admit_rows {};     // run(policy, tiers, sequences): after it has read
+struct truncate_rows {};  // run(policy, tiers, truncated_tokens): drops copies of tokens that were cut
 }  // namespace op
 
 /// Which copies of a slot are in fast memory besides its blocks, and what was read from slow memory.
@@ -31,6 +32,54 @@ struct resident_tokens {
   std::uint32_t unused = 0;
   std::uint64_t slow_rows = 0;    // of one head, K and V, read from slow memory: copies, and what attention takes whole
   std::uint64_t near_misses = 0;  // of the block cache's misses, those that were among the newest
+
+  PQKV_HD constexpr bool has(std::uint32_t token) const { return token < sinks || (token >= first && token < last); }
+  /// What is left when the sequence is cut to its first `length` tokens.
+  PQKV_HD constexpr void truncate(std::uint32_t length) {
+    sinks = sinks < length ? sinks : length;
+    last = last < length ? last : length;
+    first = first < last ? first : last;
+  }
+  /// How many of tokens [begin, end) are not among them.
+  PQKV_HD constexpr std::uint32_t missing(std::uint32_t begin, std::uint32_t end) const {
+    begin = begin > sinks ? begin : sinks;
+    if (begin >= end) return 0;
+    const std::uint32_t from = begin > first ? begin : first, to = end < last ? end : last;
+    return end - begin - (from < to ? to - from : 0);
+  }
+};
+
+/// The sinks and newest tokens that fast memory lacks for a sequence of so many tokens.
+struct resident_update {
+  resident_tokens after{};                   // once they have been copied
+  std::uint32_t sinks_begin = 0, sinks = 0;  // copy `sinks` tokens from this one on
+  std::uint32_t older_begin = 0, older = 0;  // newest tokens that came back when the sequence was cut
+  std::uint32_t newer_begin = 0, newer = 0;
+
+  /// @param sink_room, recent_room  tokens that fast memory has room for
+  PQKV_HD static constexpr resident_update of(resident_tokens now, std::uint32_t tokens, std::uint32_t sink_room,
+                                              std::uint32_t recent_room) {
+    const std::uint32_t length = tokens > now.last ? tokens : now.last, oldest = length > recent_room ? length - recent_room : 0;
+    if (now.first == now.last) now.first = now.last = oldest;
+    const std::uint32_t sinks = sink_room < length ? sink_room : length, before = now.first < length ? now.first : length,
+                        behind = now.last > oldest ? now.last : oldest;
+    resident_update all;
+    all.sinks_begin = now.sinks, all.sinks = sinks > now.sinks ? sinks - now.sinks : 0;
+    all.older_begin = oldest, all.older = before > oldest ? before - oldest : 0;
+    all.newer_begin = behind, all.newer = length > behind ? length - behind : 0;
+    now.sinks += all.sinks;
+    now.first = oldest, now.last = length;
+    all.after = now;
+    return all;
+  }
+  PQKV_HD constexpr std::uint32_t count() const { return sinks + older + newer; }
+  PQKV_HD constexpr bool is_sink(std::uint32_t i) const { return i < sinks; }
+  /// The i-th token to copy: sinks first.
+  PQKV_HD constexpr std::uint32_t token(std::uint32_t i) const {
+    if (i < sinks) return sinks_begin + i;
+    i -= sinks;
+    return i < older ? older_begin + i : newer_begin + (i - older);
+  }
 };
 
 /// The result of pqcache_state::rows().statistics(slot). A token is counted once for every list that selected it.
@@ -40,24 +89,54 @@ struct tier_statistics {
   std::uint64_t slow_bytes = 0;  // read from slow memory: by attention, and for the copies in fast memory
   std::uint64_t admissions = 0;  // blocks that entered
   std::uint64_t evictions = 0;   // admissions that replaced another block
+
+  /// @param row_bytes  K and V of one token and head
+  PQKV_HD static constexpr tier_statistics of(const block_statistics& blocks, const resident_tokens& resident, std::size_t row_bytes) {
+    const std::uint64_t misses = blocks.misses - resident.near_misses;
+    return {blocks.hits + resident.near_misses, misses, (resident.slow_rows + misses) * row_bytes, blocks.admissions, blocks.evictions};
+  }
+};
+
+/// Rows in pinned host memory as a device's kernels read and write them. Unlike strided_rows it gives no strided keys: a bus is slow, so
+/// training copies what it reads again and again. A step that appends one token to a slot writes its copy in device memory too.
+template <storage_scalar T>
+struct bus_rows {
+  using value_type = T;
+  using space_type = space::pinned;
+
+  strided_rows<T, space::pinned> all;
+  view<T, 3, space::device> recent{};                   // the copies of newest tokens: tiered_store::recent
+  view<resident_tokens, 1, space::device> residents{};  // tiered_store::residents
+
+  PQKV_HD constexpr std::size_t heads() const { return all.heads(); }
+  PQKV_HD constexpr std::size_t tokens() const { return all.tokens(); }
+  PQKV_HD constexpr std::size_t head_dim() const { return all.head_dim(); }
+  PQKV_HD constexpr kv_row<T> key(std::size_t head, std::size_t token) const { return all.key(head, token); }
+  PQKV_HD constexpr kv_row<T> value(std::size_t head, std::size_t token) const { return all.value(head, token); }
+  PQKV_HD constexpr row_slot<T> key_slot(std::size_t head, std::size_t token) const { return all.key_slot(head, token); }
+  PQKV_HD constexpr row_slot<T> value_slot(std::size_t head, std::size_t token) const { return all.value_slot(head, token); }
 };
 
 /// The two memories as attention sees them: it gets a row from fast memory if it is there, else from slow memory. Heads are batch * h.
-template <storage_scalar T, eviction_policy Eviction>
+///
+/// @tparam Space, Slow  the spaces of fast and slow memory
+template <storage_scalar T, eviction_policy Eviction, class Space = space::host, class Slow = Space>
 struct tiered_store {
   using value_type = T;
-  using space_type = space::host;
+  using space_type = Space;
 
-  strided_rows<T> slow;                // [batch * h, capacity, d]
-  view<T, 3> sinks, recent, blocks;    // [batch * h, sink, recent, cached tokens, row]: K and V side by side
-  view<resident_tokens, 1> residents;  // [batch]
-  block_cache_view<Eviction> cache;    // [batch]
-  view<std::uint32_t, 1> lengths;      // [batch] scratch
+  strided_rows<T, Slow> slow;                      // [batch * h, capacity, d]
+  view<T, 3, Space> sinks, recent, blocks;         // [batch * h, sink, recent, cached tokens, row]: K and V side by side
+  view<resident_tokens, 1, Space> residents;       // [batch]
+  block_cache_view<Eviction, Space> cache;         // [batch]
+  view<std::uint32_t, 1, Space> tickets;           // [batch] zeros: how many CTAs of a slot have read its residents
+  view<tier_statistics, 1, space::pinned> counts;  // [batch] of a device: statistics as of the last step, for the host
   std::uint32_t kv_heads = 1;
 
   PQKV_HD constexpr std::size_t heads() const { return slow.heads(); }
   PQKV_HD constexpr std::size_t tokens() const { return slow.tokens(); }
   PQKV_HD constexpr std::size_t head_dim() const { return slow.head_dim(); }
+  PQKV_HD constexpr std::size_t row_bytes() const { return 2 * head_dim() * sizeof(T); }
   PQKV_HD kv_row<T> key(std::size_t head, std::size_t token) const {
     const T* const row = fast_row(head, token);
     return row != nullptr ? kv_row<T>{row, 1} : slow.key(head, token);
@@ -67,12 +146,24 @@ struct tiered_store {
     return row != nullptr ? kv_row<T>{row + head_dim(), 1} : slow.value(head, token);
   }
 
-  /// Whether a token is among the sinks or newest tokens that a slot has in fast memory.
-  PQKV_HD bool is_resident(const resident_tokens& of, std::uint32_t token) const {
-    return token < of.sinks || (token >= of.first && token < of.last);
-  }
   PQKV_HD T* recent_row(std::size_t head, std::uint32_t token) const {
     return &recent(head, token % static_cast<std::uint32_t>(recent.extent(1)), 0);
+  }
+  /// Where a copy of the i-th token of an update goes.
+  PQKV_HD T* resident_row(const resident_update& update, std::size_t head, std::uint32_t i) const {
+    const std::uint32_t token = update.token(i);
+    return update.is_sink(i) ? &sinks(head, token, 0) : recent_row(head, token);
+  }
+  /// What fast memory lacks for a sequence of so many tokens.
+  PQKV_HD resident_update update_of(const resident_tokens& now, std::uint32_t length) const {
+    return resident_update::of(now, length, static_cast<std::uint32_t>(sinks.extent(1)), static_cast<std::uint32_t>(recent.extent(1)));
+  }
+  /// How many of tokens [first, last) of one block of a slot are in slow memory alone.
+  PQKV_HD std::uint32_t slow_tokens(const one_block_cache<Eviction>& one, const resident_tokens& resident, std::uint32_t block,
+                                    std::uint32_t first, std::uint32_t last) const {
+    if (one.found(block) >= 0) return 0;
+    const std::uint64_t begin = std::uint64_t{block} * one.block_tokens, end = begin + one.block_tokens;
+    return resident.missing(begin > first ? static_cast<std::uint32_t>(begin) : first, end < last ? static_cast<std::uint32_t>(end) : last);
   }
 
  private:
@@ -90,19 +181,23 @@ struct tiered_store {
 
 /// A cache's rows in slow memory, and copies of some in fast memory. Not thread-safe; its views end with it.
 ///
-/// @tparam Slow      where all rows are: file_rows, or dense_rows for comparison
-/// @tparam Fast      the space of fast memory: the host's
+/// @tparam Slow      where all rows are: under the host's memory file_rows, or dense_rows for comparison; under a device's memory
+///                   dense_rows<T, space::pinned>
+/// @tparam Fast      the space of fast memory: the host's or the device's
 /// @tparam Eviction  which block leaves: eviction::lfu, lru, tiny_lfu
 template <class Slow = file_rows<float>, class Fast = space::host, eviction_policy Eviction = eviction::lfu>
 class tiered_rows {
-  static_assert(std::is_same_v<Fast, space::host> && std::is_same_v<typename Slow::space_type, space::host>,
-                "pqkv: tiered_rows exists for slow and fast memory that the host reads");
+  static constexpr bool is_on_host = std::is_same_v<Fast, space::host>;
+  static_assert(is_on_host ? std::is_same_v<typename Slow::space_type, space::host>
+                           : std::is_same_v<Slow, dense_rows<typename Slow::value_type, space::pinned>>,
+                "pqkv: tiered_rows exists for slow and fast memory that the host reads, and for dense_rows<T, space::pinned> under "
+                "space::device");
 
  public:
   using value_type = typename Slow::value_type;
   using space_type = Fast;
-  using view_type = typename Slow::view_type;
-  using tiers_type = tiered_store<value_type, Eviction>;
+  using view_type = std::conditional_t<is_on_host, typename Slow::view_type, bus_rows<value_type>>;
+  using tiers_type = tiered_store<value_type, Eviction, Fast, typename Slow::space_type>;
 
   /// Sizes of fast memory, in tokens of a slot. Each token has rows of all KV heads.
   struct params {
@@ -123,7 +218,7 @@ class tiered_rows {
                              .at_most("rows.cache_tokens", p.cache_tokens, 2147483647.0, "tokens of blocks in fast memory");
     return sizes.ok() ? can_block_cache(blocks_of(shape, p)) : sizes;
   }
-  /// Bytes of fast memory. Slow accounts for slow memory.
+  /// Bytes of fast memory, and of slow memory if it is memory: Slow::required_bytes() says how many.
   static std::size_t required_bytes(const cache_shape& shape, const params& p) {
     arena count;
     place(count, shape, p);
@@ -131,17 +226,26 @@ class tiered_rows {
   }
 
   /// @pre can_construct(shape, p)
-  /// @throws std::bad_alloc, and what Slow throws: storage_error
+  /// @throws std::bad_alloc, and what Slow throws: storage_error; on a device cuda_error
   template <exec::policy P>
   tiered_rows(const P& policy, const cache_shape& shape, const params& p)
       : slow_(policy, shape, p.slow), memory_(make_owner<std::byte>(policy, fast_bytes(shape, p))) {
     arena memory(memory_);
     tiers_ = place(memory, shape, p);
     tiers_.slow = slow_.view();
+    if constexpr (!is_on_host) {
+      counts_ = make_owner<tier_statistics, space::pinned>(policy, shape.batch);
+      tiers_.counts = make_view<space::pinned>(counts_.data(), shape.batch);
+    }
   }
 
   /// All rows, in slow memory.
-  view_type view() const { return slow_.view(); }
+  view_type view() const {
+    if constexpr (is_on_host)
+      return slow_.view();
+    else
+      return {slow_.view(), tiers_.recent, tiers_.residents};
+  }
   auto store() const { return slow_.store(); }
   /// The rows as attention reads them.
   const tiers_type& tiers() const { return tiers_; }
@@ -157,18 +261,18 @@ class tiered_rows {
     if constexpr (requires { slow_.ensure_readable(function); }) slow_.ensure_readable(function);
   }
 
-  /// The counts of a slot. @pre slot < batch
+  /// The counts of a slot, without a wait. On a device they are as of the last attend() that has ended; while one ends, some may be newer
+  /// than others. @pre slot < batch
   tier_statistics statistics(std::size_t slot) const {
-    const block_statistics& of_blocks = *tiers_.cache.one(slot).statistics;
-    const resident_tokens& resident = tiers_.residents(slot);
-    const std::size_t row_bytes = 2 * tiers_.head_dim() * sizeof(value_type);
-    const std::uint64_t misses = of_blocks.misses - resident.near_misses;
-    return {of_blocks.hits + resident.near_misses, misses, (resident.slow_rows + misses) * row_bytes, of_blocks.admissions,
-            of_blocks.evictions};
+    if constexpr (is_on_host)
+      return tier_statistics::of(*tiers_.cache.one(slot).statistics, tiers_.residents(slot), tiers_.row_bytes());
+    else
+      return counts_[slot];
   }
 
-  /// pqcache calls these: before a pass attends, after the last pass, and when a call has failed.
-  /// @throws fetch: what Slow throws; both: what the runner throws
+  /// pqcache calls these: before a pass attends, after the last pass, and when a call has failed. After a failed call on a device, what it
+  /// looked up counts in the next admission.
+  /// @throws fetch: what Slow throws; both: what the runner throws; on a device cuda_error
   /// @{
   template <exec::policy P>
   void fetch(const P& policy, const fetched_tokens<Fast>& wanted) const {
@@ -178,33 +282,34 @@ class tiered_rows {
   void admit(const P& policy, pqkv::view<const sequence, 1, Fast> sequences) const {
     detail::run_operation<op::admit_rows>(policy, tiers_, sequences);
   }
-  void abandon() const noexcept { abandon_blocks(exec::host<>{}, tiers_.cache); }
+  template <exec::policy P>
+  void abandon(const P& policy) const noexcept {
+    if constexpr (is_on_host) abandon_blocks(policy, tiers_.cache);
+  }
   /// @}
 
-  /// pqcache calls these when slots were cut, copied or emptied.
+  /// pqcache calls these when slots were cut, copied or emptied. On the host they do not fail.
+  /// @throws on a device cuda_error
   /// @{
-  void truncated(const truncated_tokens<Fast>& call) const noexcept {
-    for (std::size_t row = 0; row < call.rows(); ++row) truncated(call.slot_of(row), call.length_of(row));
+  template <exec::policy P>
+  void truncated(const P& policy, const truncated_tokens<Fast>& call) const noexcept(is_on_host) {
+    detail::run_operation<op::truncate_rows>(policy, tiers_, call);
   }
-  void truncated(std::size_t slot, std::uint32_t length) const noexcept {
-    resident_tokens& resident = tiers_.residents(slot);
-    resident.sinks = resident.sinks < length ? resident.sinks : length;
-    resident.last = resident.last < length ? resident.last : length;
-    resident.first = resident.first < resident.last ? resident.first : resident.last;
-    truncate_blocks(exec::host<>{}, tiers_.cache.slice(slot, 1), make_view(static_cast<const std::uint32_t*>(&length), 1));
-  }
-  void copied(std::size_t from, std::size_t to) const noexcept {
-    const auto copy = [&](const pqkv::view<value_type, 3>& rows) {
+  template <exec::policy P>
+  void copied(const P& policy, std::size_t from, std::size_t to) const noexcept(is_on_host) {
+    const auto copy = [&](const pqkv::view<value_type, 3, Fast>& rows) {
       const std::size_t size = tiers_.kv_heads * rows.stride(0);
-      if (size != 0) std::memcpy(rows.data + to * size, rows.data + from * size, size * sizeof(value_type));
+      copy_bytes(policy, rows.data + to * size, rows.data + from * size, size * sizeof(value_type));
     };
     copy(tiers_.sinks), copy(tiers_.recent), copy(tiers_.blocks);
-    tiers_.residents(to) = tiers_.residents(from);
-    copy_blocks(exec::host<>{}, tiers_.cache, from, to);
+    copy_bytes(policy, &tiers_.residents.data[to], &tiers_.residents.data[from], sizeof(resident_tokens));
+    copy_blocks(policy, tiers_.cache, from, to);
   }
-  void cleared(std::size_t slot) const noexcept {
-    tiers_.residents(slot) = {};
-    reset_blocks(exec::host<>{}, tiers_.cache.slice(slot, 1));
+  template <exec::policy P>
+  void cleared(const P& policy, std::size_t slot) const noexcept(is_on_host) {
+    zero_bytes(policy, &tiers_.residents.data[slot], sizeof(resident_tokens));
+    reset_blocks(policy, tiers_.cache.slice(slot, 1));
+    if constexpr (!is_on_host) zero_bytes(policy, &counts_[slot], sizeof(tier_statistics));
   }
   /// @}
 
@@ -224,21 +329,22 @@ class tiered_rows {
     const auto rows = [&](std::size_t tokens) {
       constexpr std::size_t most = static_cast<std::size_t>(-1);
       const bool fits = tokens == 0 || heads <= most / row / tokens;
-      return make_view(memory.take<value_type>(fits ? heads * tokens * row : most), heads, tokens, row);
+      return make_view<Fast>(memory.take<value_type>(fits ? heads * tokens * row : most), heads, tokens, row);
     };
     tiers_type all{};
     all.sinks = rows(p.sink_tokens);
     all.recent = rows(p.recent_tokens);
     all.blocks = rows(blocks.capacity_blocks * blocks.block_tokens);
-    all.residents = make_view(memory.take<resident_tokens>(shape.batch), shape.batch);
-    all.cache = block_cache_view<Eviction>::place(memory, blocks);
-    all.lengths = make_view(memory.take<std::uint32_t>(shape.batch), shape.batch);
+    all.residents = make_view<Fast>(memory.take<resident_tokens>(shape.batch), shape.batch);
+    all.cache = block_cache_view<Eviction, Fast>::place(memory, blocks);
+    all.tickets = make_view<Fast>(memory.take<std::uint32_t>(shape.batch), shape.batch);
     all.kv_heads = static_cast<std::uint32_t>(shape.kv_heads);
     return all;
   }
 
   Slow slow_;
   owner<std::byte, Fast> memory_;
+  owner<tier_statistics, space::pinned> counts_;  // of a device
   tiers_type tiers_{};
 };
 

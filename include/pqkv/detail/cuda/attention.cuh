@@ -88,6 +88,7 @@ __global__ void __launch_bounds__(Warps * 32)
                           attention_shape shape) {
   using warp_part = block::attention_warp<typename Store::value_type, Dims>;
   constexpr unsigned queries = warp_part::queries, threads = Warps * 32;
+  block::wait_for_last_kernel();
   block::release_dependents();
   const attention_share<queries> own(shape, tokens, warp_part::tokens);
   const unsigned d = static_cast<unsigned>(store.head_dim()), warp = threadIdx.x / 32;
@@ -185,6 +186,7 @@ __global__ void __launch_bounds__(Warps * 32)
   using row_part = lane_row<Lanes, Dims, value_type>;
   constexpr unsigned readers = Warps * 32 / Lanes;  // tokens at once
   const float lowest = float_from_bits(0xff800000u), nan = float_from_bits(0x7fc00000u);
+  block::wait_for_last_kernel();
   block::release_dependents();
   const attention_share<Queries> own_share(shape, tokens, 1);
   const unsigned hq = static_cast<unsigned>(query.extent(0)), q0 = own_share.first_query, queries = own_share.queries,
@@ -344,9 +346,13 @@ struct kernel<op::attention, backend::cuda> {
     const auto go = [&]<unsigned Dims>(std::integral_constant<unsigned, Dims>) {
       constexpr unsigned warps = 512 / Dims;  // 96 KB of rings at most, which a CTA may have on every device
       using warp_part = detail::block::attention_warp<typename Store::value_type, Dims>;
-      launch("attention_tile_kernel", detail::attention_tile_kernel<Dims, warps, Store>,
-             {grid_of(tokens, shape, splits, warp_part::queries), warps * 32, warps * warp_part::ring_bytes}, query, store, tokens, parts,
-             shape);
+      const auto kernel = detail::attention_tile_kernel<Dims, warps, Store>;
+      launch("attention_tile_kernel", kernel,
+             {.grid = grid_of(tokens, shape, splits, warp_part::queries),
+              .threads = warps * 32,
+              .shared_bytes = warps * warp_part::ring_bytes,
+              .early = launch.is_built_for_hopper(kernel)},
+             query, store, tokens, parts, shape);
     };
     if (parts.d <= 64)
       go(std::integral_constant<unsigned, 64>{});
@@ -373,8 +379,10 @@ struct kernel<op::attention, backend::cuda> {
                  const token_set<space::device>& tokens, const detail::attention_partials& parts, const detail::attention_shape& shape,
                  std::size_t splits) {
     constexpr unsigned warps = 4;
-    launch("attention_kernel", detail::attention_kernel<Queries, Lanes, Dims, warps, Store>,
-           {grid_of(tokens, shape, splits, Queries), warps * 32}, query, store, tokens, parts, shape);
+    const auto kernel = detail::attention_kernel<Queries, Lanes, Dims, warps, Store>;
+    launch("attention_kernel", kernel,
+           {.grid = grid_of(tokens, shape, splits, Queries), .threads = warps * 32, .early = launch.is_built_for_hopper(kernel)}, query,
+           store, tokens, parts, shape);
   }
 };
 

@@ -52,16 +52,32 @@ __device__ inline void find_digit(const lowest_scratch& scratch, unsigned remain
 template <class Order>
 __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const lowest_scratch& scratch, std::uint32_t* sorted) {
   constexpr std::uint64_t never = ~std::uint64_t{0};
+  constexpr unsigned kept = 4;  // numbers of a thread that it reads once: each is behind a chain of loads, and asked for up to nine times
   if (n == 0 || wanted == 0) return 0;
+  std::uint64_t own[kept];
+#pragma unroll
+  for (unsigned k = 0; k < kept; ++k) {
+    const unsigned i = k * blockDim.x + threadIdx.x;
+    own[k] = i < n ? order(i) : never;
+  }
+  const auto for_numbers = [&](auto take) {  // take(i, order): but those of `never`
+#pragma unroll
+    for (unsigned k = 0; k < kept; ++k)
+      if (own[k] != never) take(k * blockDim.x + threadIdx.x, own[k]);
+    for (unsigned i = kept * blockDim.x + threadIdx.x; i < n; i += blockDim.x)
+      if (const std::uint64_t x = order(i); x != never) take(i, x);
+  };
   std::uint64_t prefix = 0, fixed = 0, bound = never - 1;
   for (unsigned remaining = wanted, shift = 64; shift != 0;) {
     shift -= 8;
     if (threadIdx.x < 256) scratch.in_digit[threadIdx.x] = 0;
     __syncthreads();
-    for (unsigned i = threadIdx.x; i < n; i += blockDim.x) {
-      const std::uint64_t x = order(i);
-      if (x != never && (x & fixed) == prefix) atomicAdd(&scratch.in_digit[x >> shift & 255], 1u);
-    }
+    for_numbers([&](unsigned, std::uint64_t x) {
+      if ((x & fixed) != prefix) return;
+      const auto digit = static_cast<unsigned>(x >> shift & 255);
+      const unsigned same = __match_any_sync(__activemask(), digit);  // most numbers have the same upper digits
+      if ((same & ((1u << threadIdx.x % 32) - 1)) == 0) atomicAdd(&scratch.in_digit[digit], static_cast<std::uint32_t>(__popc(same)));
+    });
     __syncthreads();
     if (threadIdx.x < 32) find_digit(scratch, remaining);
     __syncthreads();
@@ -77,13 +93,12 @@ __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const
   __syncthreads();
   if (threadIdx.x == 0) scratch.found[0] = 0;
   __syncthreads();
-  for (unsigned i = threadIdx.x; i < n; i += blockDim.x) {
-    const std::uint64_t x = order(i);
-    if (x == never || x > bound) continue;
+  for_numbers([&](unsigned i, std::uint64_t x) {
+    if (x > bound) return;
     const unsigned at = atomicAdd(&scratch.found[0], 1u);
     scratch.orders[at] = x;
     scratch.numbers[at] = i;
-  }
+  });
   __syncthreads();
   const unsigned count = scratch.found[0];
   for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
@@ -95,23 +110,20 @@ __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const
   return count;
 }
 
-/// grid.x: lists; grid.y: runs of their tokens. Neighbouring lanes with tokens of one block count it together.
-template <class E>
-PQKV_HIDDEN __global__ void __launch_bounds__(256)
-    lookup_blocks_kernel(block_cache_view<E, space::device> cache, block_lookup<space::device> tokens,
-                         view<std::int32_t, 2, space::device> places) {
-  const std::size_t list = blockIdx.x;
-  const std::uint32_t count = tokens.counts(list);
-  if (count == 0) return;
-  const one_block_cache<E> one = cache.one(tokens.cache_of(list, cache.caches()));
+/// Looks up the tokens of one list that fall to CTA `run` of `runs`. Neighbouring lanes with tokens of one block count it together.
+/// @param place  place(i, row) is told the row of token i, or -1
+/// @param miss   miss(token) is told of every token that is not there
+template <class E, class Token, class Place, class Miss>
+__device__ void lookup_list(const one_block_cache<E>& one, std::uint32_t count, unsigned run, unsigned runs, Token token_at, Place place,
+                            Miss miss) {
   unsigned looked = 0, hits = 0;
-  for (std::uint32_t i = blockIdx.y * blockDim.x + threadIdx.x; i - threadIdx.x % 32 < count; i += gridDim.y * blockDim.x) {
+  for (std::uint32_t i = run * blockDim.x + threadIdx.x; i - threadIdx.x % 32 < count; i += runs * blockDim.x) {
     const unsigned lanes = __ballot_sync(block::all_lanes, i < count);
     if (i >= count) continue;
-    const auto token = static_cast<std::uint32_t>(tokens.indices(list, i)), block = token / one.block_tokens;
+    const auto token = static_cast<std::uint32_t>(token_at(i)), block = token / one.block_tokens;
     const std::int32_t slot = one.found(block);
-    if (places.data != nullptr)
-      places(list, i) = slot < 0 ? -1 : static_cast<std::int32_t>(slot * one.block_tokens + (token - block * one.block_tokens));
+    place(i, slot < 0 ? -1 : static_cast<std::int32_t>(slot * one.block_tokens + (token - block * one.block_tokens)));
+    if (slot < 0) miss(token);
     ++looked;
     hits += slot >= 0 ? 1 : 0;
     const unsigned same = __match_any_sync(lanes, block);
@@ -124,6 +136,26 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   if (threadIdx.x % 32 != 0) return;
   add_to(one.statistics->hits, hits);
   add_to(one.statistics->misses, looked - hits);
+}
+
+/// How many CTAs share a list of so many tokens.
+inline unsigned lookup_runs(std::size_t tokens) { return std::clamp(ceil_div(tokens, 256), 1u, 64u); }
+
+/// grid.x: lists; grid.y: CTAs that share a list.
+template <class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
+    lookup_blocks_kernel(block_cache_view<E, space::device> cache, block_lookup<space::device> tokens,
+                         view<std::int32_t, 2, space::device> places) {
+  const std::size_t list = blockIdx.x;
+  const std::uint32_t count = tokens.counts(list);
+  if (count == 0) return;
+  lookup_list(
+      cache.one(tokens.cache_of(list, cache.caches())), count, blockIdx.y, gridDim.y,
+      [&](std::uint32_t i) { return tokens.indices(list, i); },
+      [&](std::uint32_t i, std::int32_t row) {
+        if (places.data != nullptr) places(list, i) = row;
+      },
+      [](std::uint32_t) {});
 }
 
 /// The shared memory of admit_blocks_kernel: arrays of `admit` elements.
@@ -143,12 +175,14 @@ struct admit_memory {
   }
 };
 
-/// One CTA for each cache.
+/// One CTA for each cache. It may begin before the kernels ahead of it have ended, if whatever looks up tokens has ended, and it ends
+/// behind them: attention reads no more than whether a row is in fast memory, and rows are copied later.
 template <class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
     admit_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
   __shared__ typename one_block_cache<E>::step_totals step;
   __shared__ bool is_age_over;
+  block::release_dependents();
   const one_block_cache<E> one = cache.one(blockIdx.x);
   const std::uint32_t touched = one.progress->touched, final_tokens = lengths(blockIdx.x);
   const std::uint64_t first = one.first_stamp();
@@ -170,10 +204,14 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
   for (unsigned rank = threadIdx.x; rank < offered; rank += blockDim.x)
     own.newcomer[rank] = one.slots[own.offers[rank]] == 0 && one.is_final(own.offers[rank], final_tokens) ? 1 : 0;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    step = {offered, 0, 0, 0};
-    for (unsigned rank = 0; rank < offered; ++rank)
-      if (own.newcomer[rank] != 0) own.waiting[step.waited++] = rank;
+  if (threadIdx.x < 32) {  // newcomers stay in order
+    unsigned waited = 0;
+    for (unsigned first = 0; first < offered; first += 32) {
+      const unsigned rank = first + threadIdx.x, lanes = __ballot_sync(block::all_lanes, rank < offered && own.newcomer[rank] != 0);
+      if ((lanes >> threadIdx.x & 1u) != 0) own.waiting[waited + __popc(lanes & ((1u << threadIdx.x) - 1))] = rank;
+      waited += static_cast<unsigned>(__popc(lanes));
+    }
+    if (threadIdx.x == 0) step = {offered, waited, 0, 0};
   }
   __syncthreads();
 
@@ -197,6 +235,20 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
   __syncthreads();
   for (unsigned slot = threadIdx.x; is_age_over && slot < one.capacity; slot += blockDim.x)
     one.order[slot] = eviction_order::halved(one.order[slot]);
+  block::wait_for_last_kernel();
+}
+
+/// @param begins_early  whether nothing that has to be waited for stands between the last look-up and this launch
+template <class E>
+void launch_admission(const launcher& launch, const block_cache_view<E, space::device>& cache,
+                      view<const std::uint32_t, 1, space::device> lengths, bool begins_early) {
+  const auto admit = admit_blocks_kernel<E>;
+  launch("admit_blocks_kernel", admit,
+         {.grid = dim3(static_cast<unsigned>(cache.caches())),
+          .threads = admit_threads,
+          .shared_bytes = admit_memory::bytes(cache.first.admit),
+          .early = begins_early && launch.is_built_for_hopper(admit)},
+         cache, lengths);
 }
 
 /// One CTA for each cache.
@@ -218,16 +270,20 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) abandon_blocks_kernel(block_c
   if (threadIdx.x == 0) one.progress->touched = one.progress->admitted = 0;
 }
 
-/// One CTA for each cache.
+/// A CTA drops the blocks of one cache that have a token at or behind `length`.
 template <class E>
-PQKV_HIDDEN __global__ void __launch_bounds__(256)
-    truncate_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
-  const one_block_cache<E> one = cache.one(blockIdx.x);
-  const std::uint32_t length = lengths(blockIdx.x);
+__device__ void truncate_one(const one_block_cache<E>& one, std::uint32_t length) {
   for (unsigned slot = threadIdx.x; slot < one.capacity; slot += blockDim.x)
     if (one.held[slot] != 0 && !one.is_final(one.held[slot] - 1, length)) one.release(slot);
   if constexpr (E::remembers)
     for (std::uint32_t i = length / one.block_tokens + threadIdx.x; i < one.blocks; i += blockDim.x) one.remembered[i] = {};
+}
+
+/// One CTA for each cache.
+template <class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
+    truncate_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
+  truncate_one(cache.one(blockIdx.x), lengths(blockIdx.x));
 }
 
 }  // namespace detail
@@ -237,9 +293,8 @@ struct kernel<op::lookup_blocks, backend::cuda> {
   template <class P, class E>
   static void run(const P& policy, const block_cache_view<E, space::device>& cache, const block_lookup<space::device>& tokens,
                   view<std::int32_t, 2, space::device> places) {
-    const unsigned runs = std::clamp(detail::ceil_div(tokens.indices.extent(1), 256), 1u, 64u);
-    detail::launcher(policy, "lookup_blocks")("lookup_blocks_kernel", detail::lookup_blocks_kernel<E>,
-                                              {dim3(static_cast<unsigned>(tokens.lists()), runs), 256}, cache, tokens, places);
+    const dim3 grid(static_cast<unsigned>(tokens.lists()), detail::lookup_runs(tokens.indices.extent(1)));
+    detail::launcher(policy, "lookup_blocks")("lookup_blocks_kernel", detail::lookup_blocks_kernel<E>, {grid, 256}, cache, tokens, places);
   }
 };
 
@@ -247,10 +302,7 @@ template <>
 struct kernel<op::admit_blocks, backend::cuda> {
   template <class P, class E>
   static void run(const P& policy, const block_cache_view<E, space::device>& cache, view<const std::uint32_t, 1, space::device> lengths) {
-    detail::launcher(policy, "admit_blocks")(
-        "admit_blocks_kernel", detail::admit_blocks_kernel<E>,
-        {dim3(static_cast<unsigned>(cache.caches())), detail::admit_threads, detail::admit_memory::bytes(cache.first.admit)}, cache,
-        lengths);
+    detail::launch_admission(detail::launcher(policy, "admit_blocks"), cache, lengths, false);
   }
 };
 

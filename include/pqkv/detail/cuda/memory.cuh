@@ -33,6 +33,19 @@ struct kernel<op::allocate, backend::cuda> {
 };
 
 template <>
+struct kernel<op::allocate_pinned, backend::cuda> {
+  template <class P>
+  static memory_block run(const P& policy, std::size_t bytes) {
+    void* memory = nullptr;
+    detail::check_cuda(cudaHostAlloc(&memory, bytes, cudaHostAllocDefault), "allocate", "cudaHostAlloc");
+    const cudaError_t error = cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(policy.stream));
+    if (error != cudaSuccess) cudaFreeHost(memory);
+    detail::check_cuda(error, "allocate", "cudaMemsetAsync");
+    return {memory, [](void* block) noexcept { cudaFreeHost(block); }};
+  }
+};
+
+template <>
 struct kernel<op::copy_bytes, backend::cuda> {
   template <class P>
   static void run(const P& policy, void* to, const void* from, std::size_t bytes) {

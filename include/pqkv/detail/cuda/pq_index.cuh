@@ -6,6 +6,7 @@
 #include "../../core/canonical.hpp"
 #include "../../core/row.hpp"
 #include "../../search/pq_index.hpp"
+#include "block/cluster.cuh"
 #include "block/nearest.cuh"
 #include "block/reduce.cuh"
 #include "cell_index.cuh"
@@ -194,6 +195,8 @@ __global__ void __launch_bounds__(max_centroids)
 template <class T>
 PQKV_HIDDEN __global__ void __launch_bounds__(128)
     order_axes_kernel(view<const T, 2, space::device> rows, axis_map axes, view<T, 2, space::device> out) {
+  block::release_dependents();
+  block::wait_for_last_kernel();
   for (std::size_t i = threadIdx.x; i < rows.extent(1); i += blockDim.x) out(blockIdx.x, i) = rows(blockIdx.x, axes(i));
 }
 
@@ -209,8 +212,11 @@ template <>
 struct kernel<op::order_axes, backend::cuda> {
   template <class P>
   static void run(const P& policy, view<const float, 2, space::device> rows, const axis_map& axes, view<float, 2, space::device> out) {
-    detail::launcher(policy, "order_axes")("order_axes_kernel", detail::order_axes_kernel<float>,
-                                           {dim3(static_cast<unsigned>(rows.extent(0))), 128}, rows, axes, out);
+    const detail::launcher launch(policy, "order_axes");
+    const auto kernel = detail::order_axes_kernel<float>;
+    launch("order_axes_kernel", kernel,
+           {.grid = dim3(static_cast<unsigned>(rows.extent(0))), .threads = 128, .early = launch.is_built_for_hopper(kernel)}, rows, axes,
+           out);
   }
 };
 

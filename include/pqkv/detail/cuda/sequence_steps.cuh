@@ -111,6 +111,7 @@ __device__ void count_query(const slot_table<space::device>& slots, const Call& 
 template <class Call, class Traffic>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
     count_attended_kernel(slot_table<space::device> slots, Call call, Traffic traffic, unsigned hq, unsigned h) {
+  block::release_dependents();
   count_query(slots, call, traffic, hq, h);
   block::wait_for_last_kernel();
 }

@@ -8,6 +8,7 @@
 
 #include "../../cache/kv_store.hpp"
 #include "../../cache/sequence_steps.hpp"
+#include "../../cache/tiered_rows.hpp"
 #include "block/cluster.cuh"
 #include "block/reduce.cuh"
 #include "kernel.cuh"
@@ -61,6 +62,50 @@ __device__ void store_token(const Rows& rows, std::size_t head, std::size_t t, k
   if (lane == 0 && bad_value) bad(1u);
 }
 
+/// What a step that appends token n to a slot does besides: nothing, where rows are in one memory.
+template <class Rows>
+struct newest_copy {
+  __device__ newest_copy(const Rows&, std::size_t, std::uint32_t) {}
+  template <class K, class V>
+  __device__ void store(const Rows&, std::size_t, kv_row<K>, kv_row<V>) const {}
+  __device__ auto key(const Rows& rows, std::size_t head, std::uint32_t t) const { return rows.key(head, t); }
+  __device__ void commit(const Rows&) const {}
+};
+
+/// Where rows are in host memory: the new row's copy joins the newest tokens in device memory if these reach up to it. Keys that are there
+/// are read there, except the one whose place the new row takes.
+template <class T>
+struct newest_copy<bus_rows<T>> {
+  std::size_t slot;
+  std::uint32_t n, room;
+  resident_tokens now;
+  bool joins;
+
+  /// Before the barrier behind which the slot's last CTA may commit.
+  __device__ newest_copy(const bus_rows<T>& rows, std::size_t of, std::uint32_t token)
+      : slot(of), n(token), room(static_cast<std::uint32_t>(rows.recent.extent(1))), now(rows.residents(of)), joins(now.last == token) {}
+  __device__ T* row(const bus_rows<T>& rows, std::size_t head, std::uint32_t t) const { return &rows.recent(head, t % room, 0); }
+  /// By all threads of the CTA.
+  template <class K, class V>
+  __device__ void store(const bus_rows<T>& rows, std::size_t head, kv_row<K> key, kv_row<V> value) const {
+    if (!joins) return;
+    const std::size_t d = rows.head_dim();
+    store_elements(key, row_slot<T>{row(rows, head, n), 1}, d, threadIdx.x, blockDim.x);
+    store_elements(value, row_slot<T>{row(rows, head, n) + d, 1}, d, blockDim.x - 1 - threadIdx.x, blockDim.x);
+  }
+  __device__ kv_row<T> key(const bus_rows<T>& rows, std::size_t head, std::uint32_t t) const {
+    return t >= now.first && t < now.last && t + room > n ? kv_row<T>{row(rows, head, t), 1} : rows.key(head, t);
+  }
+  /// By one thread.
+  __device__ void commit(const bus_rows<T>& rows) const {
+    if (!joins) return;
+    resident_tokens& of = rows.residents(slot);
+    const bool was_empty = now.first == now.last;
+    of.first = was_empty ? n : now.first + room > n ? now.first : n + 1 - room;
+    of.last = n + 1;
+  }
+};
+
 /// One warp for each row of a prompt.
 template <class Rows, class K, class V, class From>
 __global__ void __launch_bounds__(256)
@@ -98,6 +143,7 @@ __global__ void __launch_bounds__(max_centroids)
     if (blockIdx.x == 0 && threadIdx.x == 0) ++statistics.refused;
     return;
   }
+  const newest_copy<Rows> newest(rows, slot, now.n);
   __syncthreads();  // all threads have read the sequence
   bool is_last = false;
   if (threadIdx.x == 0) {
@@ -110,6 +156,7 @@ __global__ void __launch_bounds__(max_centroids)
     const bool key_is_finite = store_elements(row_of(keys, row, blockIdx.x), rows.key_slot(head, now.n), d, threadIdx.x, blockDim.x),
                value_is_finite = store_elements(row_of(values, row, blockIdx.x), rows.value_slot(head, now.n), d,
                                                 blockDim.x - 1 - threadIdx.x, blockDim.x);  // another warp
+    newest.store(rows, head, row_of(keys, row, blockIdx.x), row_of(values, row, blockIdx.x));
     const bool bad_key = __syncthreads_and(key_is_finite ? 1 : 0) == 0, bad_value = __syncthreads_and(value_is_finite ? 1 : 0) == 0;
     if (threadIdx.x == 0 && bad_key) add_to(statistics.nonfinite_keys, 1);
     if (threadIdx.x == 0 && bad_value) add_to(statistics.nonfinite_values, 1);
@@ -120,9 +167,10 @@ __global__ void __launch_bounds__(max_centroids)
     const codebook_view<space::device> book = index.book;
     key_encoder encoder(scratch, book, index.axes);
     for (std::uint32_t t = leaving.first; t < leaving.last; ++t)
-      join_ranked(index, head, t, encoder.encode(head, rows.key(head, t), index.codes, t));
+      join_ranked(index, head, t, encoder.encode(head, newest.key(rows, head, t), index.codes, t));
   }
   if (is_last) {
+    if (keys.data != nullptr) newest.commit(rows);
     call.slots.tickets(row) = 0;
     call.slots.sequences(slot) = now.grown(1);
   }

@@ -28,6 +28,8 @@ inline constexpr unsigned fused_items = 16400;          // cells or tokens that 
 inline constexpr unsigned fused_parts = 8;              // most CTAs that share a list's tokens
 inline constexpr unsigned fused_entries = 8192;         // exponentials of a list, g * m * c: 32 KB
 inline constexpr unsigned fused_least_bitmaps = 16384;  // bytes; with less, a range would need too many steps through the bitmaps
+inline constexpr unsigned tier_refresh_ctas = 2;        // not measured: a step refreshes one row a head
+inline constexpr unsigned tier_copy_ctas = 32;          // not measured: CTAs that read rows over the bus, which few can fill
 inline constexpr unsigned multiprocessors = 132;        // of an H100 or H200: small calls are distributed over this many
 
 }  // namespace pqkv::detail::tuning

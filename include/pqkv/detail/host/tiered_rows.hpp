@@ -21,45 +21,20 @@ void copy_row(const tiered_store<T, E>& tiers, std::size_t head, std::size_t tok
 /// Copies the sinks and newest tokens that fast memory lacks for a sequence of this length; nothing if it has them already.
 template <class T, class E>
 void refresh_residents(const tiered_store<T, E>& tiers, std::size_t slot, std::uint32_t tokens) {
-  resident_tokens& of = tiers.residents(slot);
-  const std::uint32_t length = std::max(tokens, of.last);
-  const auto room = static_cast<std::uint32_t>(tiers.recent.extent(1)), oldest = length > room ? length - room : 0;
-  const std::uint32_t sinks = std::min(static_cast<std::uint32_t>(tiers.sinks.extent(1)), length);
-  if (of.first == of.last) of.first = of.last = oldest;
-  const auto for_missing = [&](auto f) {
-    for (std::uint32_t t = oldest; t < std::min(of.first, length); ++t) f(t);
-    for (std::uint32_t t = std::max(of.last, oldest); t < length; ++t) f(t);
-  };
-  std::uint64_t copied = sinks > of.sinks ? sinks - of.sinks : 0;
-  for_missing([&](std::uint32_t) { ++copied; });
-  if (copied == 0) return;
-  for (std::size_t head = slot * tiers.kv_heads; head < (slot + 1) * tiers.kv_heads; ++head) {
-    for (std::uint32_t t = of.sinks; t < sinks; ++t) copy_row(tiers, head, t, &tiers.sinks(head, t, 0));
-    for_missing([&](std::uint32_t t) { copy_row(tiers, head, t, tiers.recent_row(head, t)); });
-  }
-  of.slow_rows += copied * tiers.kv_heads;
-  of.sinks = std::max(of.sinks, sinks);
-  of.first = oldest;
-  of.last = length;
+  const resident_update update = tiers.update_of(tiers.residents(slot), tokens);
+  for (std::size_t head = slot * tiers.kv_heads; head < (slot + 1) * tiers.kv_heads; ++head)
+    for (std::uint32_t i = 0; i < update.count(); ++i) copy_row(tiers, head, update.token(i), tiers.resident_row(update, head, i));
+  tiers.residents(slot) = update.after;
+  tiers.residents(slot).slow_rows += std::uint64_t{update.count()} * tiers.kv_heads;
 }
 
 /// How many tokens of [first, last) are not in fast memory.
 template <class T, class E>
 std::uint64_t slow_tokens(const tiered_store<T, E>& tiers, std::size_t slot, std::uint32_t first, std::uint32_t last) {
-  const resident_tokens& of = tiers.residents(slot);
   const one_block_cache<E> one = tiers.cache.one(slot);
   std::uint64_t count = 0;
-  for (std::uint32_t t = std::max(first, of.sinks); t < last;) {
-    if (t >= of.first && t < of.last) {
-      t = of.last;
-      continue;
-    }
-    const std::uint32_t block = t / one.block_tokens;
-    const std::uint64_t end =
-        std::min<std::uint64_t>(std::uint64_t{block + 1} * one.block_tokens, t < of.first ? std::min(of.first, last) : last);
-    if (one.found(block) < 0) count += end - t;
-    t = static_cast<std::uint32_t>(end);
-  }
+  for (std::uint32_t block = first / one.block_tokens; std::uint64_t{block} * one.block_tokens < last; ++block)
+    count += tiers.slow_tokens(one, tiers.residents(slot), block, first, last);
   return count;
 }
 
@@ -83,12 +58,10 @@ struct kernel<op::fetch_rows, backend::host> {
   template <class P, class T, class E>
   static void run(const P& policy, const tiered_store<T, E>& tiers, const fetched_tokens<space::host>& wanted) {
     const step_plan<space::host>& plan = wanted.plan;
-    const std::size_t tokens = plan.slots.extent(0), lists = tokens == 0 ? 0 : plan.counts.extent(0) / tokens;
+    const std::size_t tokens = wanted.tokens(), lists = tokens == 0 ? 0 : wanted.lists();
     if (lists == 0) return;
-    for (std::size_t i = 0; i < tokens; ++i) {  // a query's last span ends with its own token
-      const token_span& span = plan.spans(i * lists);
-      detail::refresh_residents(tiers, plan.slots(i), std::max(span.leading, span.window_end));
-    }
+    for (std::size_t i = 0; i < tokens; ++i)
+      if (wanted.is_last_of_slot(i)) detail::refresh_residents(tiers, plan.slots(i), wanted.length(i));
     lookup_blocks(policy, tiers.cache, block_lookup<space::host>{wanted.indices, as_const(plan.counts), as_const(plan.slots)});
     for (std::size_t list = 0; list < tokens * lists; ++list) {
       const std::size_t slot = plan.slots(list / lists), count = plan.counts(list);
@@ -107,8 +80,7 @@ struct kernel<op::admit_rows, backend::host> {
   template <class P, class T, class E>
   static void run(const P& policy, const tiered_store<T, E>& tiers, view<const sequence, 1> sequences) {
     const std::size_t batch = sequences.extent(0), h = tiers.kv_heads;
-    for (std::size_t slot = 0; slot < batch; ++slot) tiers.lengths(slot) = sequences(slot).n;
-    admit_blocks(policy, tiers.cache, as_const(tiers.lengths));
+    admit_blocks(policy, tiers.cache, lengths_of(sequences));
     std::size_t admitted = 0;
     for (std::size_t slot = 0; slot < batch; ++slot) admitted += tiers.cache.one(slot).progress->admitted;
     if (admitted == 0) return;
@@ -124,6 +96,18 @@ struct kernel<op::admit_rows, backend::host> {
       tiers.residents(slot).slow_rows += std::uint64_t{one.progress->admitted} * one.block_tokens * h;
     }
     fill_blocks(policy, tiers.cache);
+  }
+};
+
+template <>
+struct kernel<op::truncate_rows, backend::host> {
+  template <class P, class T, class E>
+  static void run(const P& policy, const tiered_store<T, E>& tiers, const truncated_tokens<space::host>& call) noexcept {
+    for (std::size_t row = 0; row < call.rows(); ++row) {
+      const std::uint32_t slot = call.slot_of(row), length = call.length_of(row);
+      tiers.residents(slot).truncate(length);
+      truncate_blocks(policy, tiers.cache.slice(slot, 1), make_view(&length, 1));
+    }
   }
 };
 

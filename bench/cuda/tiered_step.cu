@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+// A whole decode step of one layer with keys and values in pinned host memory, append, attend and admission in one CUDA graph: 8 KV heads,
+// 32 query heads, head dimension 128, bfloat16; 2 x 6 bits; 1024 tokens retrieved, 1024 sinks and window, as in pqcache_step.cu. Parts of
+// the step: append alone, with all rows on the GPU too, and append with retrieve, whose time includes the lists' copy. And the fetch alone:
+// attention to listed rows of which none is in device memory.
+//
+// Keys come in runs of 64 tokens around one of n / 1024 directions a head, and a query head asks for one of them, so that a list is about
+// the 1024 tokens of a direction. `kept` of the 8 KV heads ask for one of eight directions in every step; the others for any. The cache has
+// room for 8192 tokens in blocks of 16 and lets a block in if it is wanted more often than the one that leaves, so it keeps those eight;
+// `no_cache` has none. A line of its own says how many of the selected tokens were there. Every step has other queries. Bytes are those
+// that attention reads.
+//
+//   tiered_step [name prefix | --names]    exit code 77 where there is no GPU
+#include <pqkv/device_pqcache.cuh>
+
+#include "data.cuh"
+#include "timing.cuh"
+
+namespace {
+using namespace bench;
+using stored = pqkv::bfloat16;
+using tiers = pqkv::tiered_rows<pqkv::dense_rows<stored, pqkv::space::pinned>, device, pqkv::eviction::tiny_lfu>;
+constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096, sinks = 64, window = 960, retrieved = 1024;
+constexpr std::size_t run_tokens = 64, kept_directions = 8, drawn_steps = 256;
+
+/// Keys [h, n, d] in runs of tokens around one direction.
+struct keys_in_runs {
+  pqkv::random_stream directions, choices, noise;
+  std::size_t n, count;
+  PQKV_HD stored operator()(std::size_t i) const {
+    const std::size_t row = i / d, head = row / n, token = row - head * n;
+    const std::size_t direction = head * count + choices.below(token / run_tokens, static_cast<std::uint32_t>(count));
+    return static_cast<stored>(normal_draw(directions, direction * d + i % d) + 0.5f * normal_draw(noise, i));
+  }
+};
+
+/// Queries [steps, hq, d] for the directions of `asked` [steps, h].
+struct asking_queries {
+  pqkv::random_stream directions, noise;
+  const std::uint32_t* asked;
+  std::size_t count;
+  PQKV_HD float operator()(std::size_t i) const {
+    const std::size_t step = i / (hq * d), head = i / (g * d) % h, direction = head * count + asked[step * h + head];
+    return normal_draw(directions, direction * d + i % d) + 0.1f * normal_draw(noise, i);
+  }
+};
+
+std::vector<std::uint32_t> asked_directions(std::size_t kept, std::size_t count) {
+  const pqkv::random_stream draws = next_stream();
+  std::vector<std::uint32_t> asked(drawn_steps * h);
+  for (std::size_t i = 0; i < asked.size(); ++i) {
+    const bool is_kept = (i / h + i % h * 3) % h < kept;  // another head in every step
+    asked[i] =
+        is_kept ? draws.below(i, kept_directions) : kept_directions + draws.below(i, static_cast<std::uint32_t>(count - kept_directions));
+  }
+  return asked;
+}
+
+template <class Rows>
+pqkv::pqcache<Rows> filled_cache(std::size_t n, pqkv::random_stream directions, typename Rows::params rows = {}) {
+  typename pqkv::pqcache<Rows>::params p{};
+  p.kv_heads = h;
+  p.query_heads = hq;
+  p.head_dim = d;
+  p.capacity = n + room;
+  p.budget.sinks = sinks;
+  p.budget.window = window;
+  p.budget.retrieve = retrieved;
+  p.selector.subspaces = 2;
+  p.selector.bits = 6;
+  p.selector.train = {.iterations = 10, .seed = 1, .rows_per_centroid = 256};
+  p.rows = rows;
+  const pqkv::exec::cuda gpu;
+  pqkv::pqcache<Rows> cache(gpu, p);
+  const auto keys = filled<stored>(h * n * d, keys_in_runs{directions, next_stream(), next_stream(), n, n / retrieved});
+  const auto values = normals<stored>(h * n * d);
+  const auto of = [n](const pqkv::device_buffer<stored>& data) { return pqkv::make_view<device>(data.data(), h, n, d); };
+  cache.prefill(gpu, 0, of(keys), of(values));
+  pqkv::sync(gpu);
+  return cache;
+}
+
+enum class part { append, retrieve, whole };
+
+/// Times a step of a cache, or its first part, with other queries each time.
+/// @param name  of the line that is printed
+template <class Cache>
+void measure_steps(const std::string& name, Cache& cache, const pqkv::device_buffer<float>& queries, std::size_t warm_up,
+                   part which = part::whole) {
+  const auto key = normals<float>(h * d), value = normals<float>(h * d);
+  const pqkv::device_buffer<float> query(hq * d, nullptr), out(hq * d, nullptr);
+  const pqkv::device_buffer<std::int32_t> indices(h * retrieved, nullptr);
+  const pqkv::device_buffer<std::uint32_t> counts(h, nullptr);
+  const stopwatch watch;
+  const l2_flush flush(l2_bytes());
+  auto step = [&](void* stream, int) {
+    const pqkv::exec::cuda on{stream, {}};
+    cache.append(on, pqkv::make_view<device>(key.data(), 1, h, d), pqkv::make_view<device>(value.data(), 1, h, d));
+    const auto asked = pqkv::make_view<device>(query.data(), 1, hq, d);
+    if (which == part::retrieve)
+      cache.retrieve(on, asked, pqkv::make_view<device>(indices.data(), 1, h, retrieved), pqkv::make_view<device>(counts.data(), 1, h));
+    if (which == part::whole) cache.attend(on, asked, pqkv::make_view<device>(out.data(), 1, hq, d));
+  };
+  stopwatch::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  const call_graph graph(watch.stream(), 1, step);
+  std::size_t next = 0;
+  const auto ask = [&] {
+    stopwatch::check(cudaMemcpyAsync(query.data(), queries.data() + next++ % drawn_steps * hq * d, hq * d * sizeof(float),
+                                     cudaMemcpyDeviceToDevice, watch.stream()),
+                     "cudaMemcpyAsync");
+  };
+  for (std::size_t i = 0; i < warm_up; ++i) ask(), graph.launch(watch.stream());
+  stopwatch::check(cudaStreamSynchronize(watch.stream()), "cudaStreamSynchronize");
+  const auto counted = [&] {
+    if constexpr (pqkv::rows_of_tiers<std::remove_cvref_t<decltype(cache.rows())>>)
+      return cache.rows().statistics(0);
+    else
+      return pqkv::tier_statistics{};
+  };
+  const pqkv::tier_statistics before = counted();
+  const timing how{.calls = 1, .replays = 100, .bytes = static_cast<double>(h * (sinks + window + retrieved) * 2 * d * sizeof(stored))};
+  const std::vector<float> warm = times_of(watch, graph, 1, how.replays, [&] {
+    ask();
+    wait_kernel<long long><<<1, 1, 0, watch.stream()>>>(100000);  // 60 us
+    stopwatch::check(cudaGetLastError(), "wait_kernel");
+  });
+  const std::vector<float> cold = times_of(watch, graph, 1, how.cold_replays, [&] { ask(), flush(watch.stream()); });
+  print_line(name, how, warm, cold);
+  const pqkv::tier_statistics after = counted();
+  const double hits = static_cast<double>(after.hits - before.hits), misses = static_cast<double>(after.misses - before.misses),
+               steps = static_cast<double>(how.replays + how.cold_replays + 6);
+  if (hits + misses > 0)
+    std::printf("{\"tier\": \"%s\", \"hit_rate\": %.3f, \"slow_bytes_of_a_step\": %.0f, \"admissions_of_a_step\": %.1f}\n", name.c_str(),
+                hits / (hits + misses), static_cast<double>(after.slow_bytes - before.slow_bytes) / steps,
+                static_cast<double>(after.admissions - before.admissions) / steps);
+  std::fflush(stdout);
+}
+
+void steps(std::size_t n) {
+  struct kind {
+    const char* what;
+    std::size_t kept, cache_tokens;
+  };
+  constexpr std::size_t room_tokens = kept_directions * retrieved;
+  constexpr kind kinds[] = {{"no_cache", 0, 0},         {"kept:5", 5, room_tokens}, {"kept:7", 7, room_tokens},
+                            {"kept:0", 0, room_tokens}, {"kept:6", 6, room_tokens}, {"kept:8", 8, room_tokens}};
+  const std::size_t measured = n == 131072 ? std::size(kinds) : 3;
+  const auto name = [n](const std::string& what) { return named("tiered_step/" + what, {{"h", h}, {"g", g}, {"d", d}, {"n", n}}); };
+  std::vector<std::string> names{name("all_on_gpu"), name("append"), name("retrieve"), name("append_on_gpu")};
+  const std::size_t first = names.size();
+  for (std::size_t i = 0; i < measured; ++i) names.push_back(name(kinds[i].what));
+  if (!is_any_wanted(names)) return;
+  const pqkv::random_stream directions = next_stream();
+  const std::size_t count = n / retrieved;
+  const auto queries = [&](std::size_t kept) {
+    const auto asked = upload(asked_directions(kept, count));
+    return filled<float>(drawn_steps * hq * d, asking_queries{directions, next_stream(), asked.data(), count});
+  };
+  const auto is_measured = [&](std::size_t i) { return names[i].compare(0, wanted.size(), wanted) == 0; };
+  if (is_measured(0) || is_measured(3)) {
+    auto cache = filled_cache<pqkv::dense_rows<stored, device>>(n, directions);
+    const auto asked = queries(0);
+    measure_steps(names[0], cache, asked, 3);
+    measure_steps(names[3], cache, asked, 3, part::append);
+  }
+  if (is_measured(1) || is_measured(2)) {
+    auto cache = filled_cache<tiers>(n, directions, {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = 0});
+    const auto asked = queries(0);
+    measure_steps(names[1], cache, asked, 3, part::append);
+    measure_steps(names[2], cache, asked, 3, part::retrieve);
+  }
+  for (std::size_t i = 0; i < measured; ++i) {
+    if (!is_measured(i + first)) continue;
+    auto cache = filled_cache<tiers>(
+        n, directions, {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = kinds[i].cache_tokens, .admit_blocks = 64});
+    measure_steps(names[i + first], cache, queries(kinds[i].kept), kinds[i].cache_tokens == 0 ? 3 : 300);
+  }
+}
+
+/// Attention to ascending rows that are in pinned memory alone.
+void fetch(std::size_t listed) {
+  constexpr std::size_t n = 131072;
+  const std::string name = named("tier_fetch", {{"h", h}, {"g", g}, {"d", d}, {"n", n}, {"rows", h * listed}});
+  if (!is_wanted(name)) return;
+  pqkv::cache_shape shape{};
+  shape.kv_heads = h, shape.query_heads = hq, shape.head_dim = d, shape.capacity = n;
+  const tiers rows(pqkv::exec::cuda{}, shape, {});
+  const auto data = normals<stored>(h * n * 2 * d);
+  pqkv::copy_bytes(pqkv::exec::cuda{}, rows.view().all.keys.data, data.data(), data.size_bytes());
+  const pqkv::random_stream draws = next_stream();
+  constexpr std::size_t sets = 4;  // other rows in every call of the graph
+  std::vector<std::int32_t> tokens(sets * h * listed);
+  for (std::size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = static_cast<std::int32_t>(i % listed * (n / listed) + draws.below(i, static_cast<std::uint32_t>(n / listed)));
+  const auto indices = upload(tokens);
+  const auto counts = upload(std::vector<std::uint32_t>(h, static_cast<std::uint32_t>(listed)));
+  const auto spans = upload(std::vector<pqkv::token_span>(h));
+  const auto query = normals<float>(hq * d);
+  const pqkv::device_buffer<float> out(hq * d, nullptr);
+  const pqkv::device_buffer<std::byte> scratch(device_bytes<pqkv::op::attention>({.query_heads = hq, .head_dim = d}), nullptr);
+  measure(name, {.calls = sets, .replays = 20, .bytes = static_cast<double>(h * listed * 2 * d * sizeof(stored))},
+          [&](void* stream, int i) {
+            const pqkv::token_set<device> asked{
+                pqkv::as_const(pqkv::make_view<device>(spans.data(), h)),
+                pqkv::as_const(pqkv::make_view<device>(indices.data() + static_cast<std::size_t>(i) * h * listed, h, listed)),
+                pqkv::as_const(pqkv::make_view<device>(counts.data(), h))};
+            pqkv::attention(pqkv::exec::cuda{stream, pqkv::arena(scratch)}, pqkv::as_const(pqkv::make_view<device>(query.data(), hq, d)),
+                            rows.tiers(), asked, pqkv::make_view<device>(out.data(), hq, d));
+          });
+}
+
+void measure_all() {
+  fetch(256);
+  fetch(1024);
+  for (const std::size_t n : {16384u, 131072u, 524288u}) steps(n);
+}
+}  // namespace
+
+int main(int argc, char** argv) { return bench::run(argc, argv, measure_all); }

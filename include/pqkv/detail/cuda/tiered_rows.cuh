@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// Moves rows between pinned host memory and a device's. Every launch has a fixed shape and reads on the device what there is to do, so a
+// captured step can be replayed while the sequences grow and the blocks in fast memory change.
+//
+// A step, in order: append_token_kernel writes a new row to both memories; refresh_residents_kernel copies the sinks and newest tokens that
+// are not there yet; fetch_rows_kernel looks up what was selected; attention reads each row where it is; admit_blocks_kernel decides beside
+// it which blocks enter; copy_admitted_kernel copies their rows, and the last CTA of a slot makes them valid.
+#pragma once
+
+#include <algorithm>
+
+#include "../../cache/tiered_rows.hpp"
+#include "block_cache.cuh"
+
+namespace pqkv::inline PQKV_MODE {
+namespace detail {
+
+/// The tiers of a device.
+template <class T, class E>
+using device_tiers = tiered_store<T, E, space::device, space::pinned>;
+
+/// A warp copies a token's row, which is contiguous in slow memory: K, then V, of a whole number of 16 bytes.
+template <class T, class E>
+__device__ void copy_slow_row(const device_tiers<T, E>& tiers, std::size_t head, std::size_t token, T* to) {
+  const auto* const from = reinterpret_cast<const uint4*>(tiers.slow.key(head, token).data);
+  const unsigned packs = static_cast<unsigned>(tiers.row_bytes() / sizeof(uint4));
+  for (unsigned at = threadIdx.x % 32; at < packs; at += 32) reinterpret_cast<uint4*>(to)[at] = from[at];
+}
+
+/// Whether this is the last CTA of `all` to call it, whose ticket it then gives back. By one thread.
+__device__ inline bool is_last_ticket(std::uint32_t& ticket, unsigned all) {
+  __threadfence();
+  if (atomicAdd(&ticket, 1u) + 1 != all) return false;
+  ticket = 0;
+  return true;
+}
+
+/// grid.x: KV heads; grid.y: query tokens; grid.z: CTAs that share a head's rows. The last query of each slot knows its length. The CTA
+/// that takes a slot's last ticket records what is there: by then all others have read what was.
+template <class T, class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
+    refresh_residents_kernel(device_tiers<T, E> tiers, fetched_tokens<space::device> wanted) {
+  block::release_dependents();
+  block::wait_for_last_kernel();
+  const std::size_t i = blockIdx.y, slot = wanted.plan.slots(i);
+  if (!wanted.is_last_of_slot(i)) return;
+  const resident_update update = tiers.update_of(tiers.residents(slot), wanted.length(i));
+  if (update.count() == 0) return;
+  __syncthreads();  // all threads have read what is there
+  bool is_last = false;
+  if (threadIdx.x == 0) is_last = is_last_ticket(tiers.tickets(slot), gridDim.x * gridDim.z);
+  const std::size_t head = slot * gridDim.x + blockIdx.x;
+  const unsigned warps = blockDim.x / 32;
+  for (std::uint32_t at = blockIdx.z * warps + threadIdx.x / 32; at < update.count(); at += gridDim.z * warps)
+    copy_slow_row(tiers, head, update.token(at), tiers.resident_row(update, head, at));
+  if (!is_last) return;
+  resident_tokens after = update.after;
+  after.slow_rows += std::uint64_t{update.count()} * gridDim.x;
+  tiers.residents(slot) = after;
+}
+
+/// grid.x: lists; grid.y: CTAs that share a list.
+template <class T, class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(256) fetch_rows_kernel(device_tiers<T, E> tiers, fetched_tokens<space::device> wanted) {
+  block::wait_for_last_kernel();
+  const std::size_t list = blockIdx.x, slot = wanted.plan.slots(list / wanted.lists());
+  const std::uint32_t count = wanted.plan.counts(list);
+  const one_block_cache<E> one = tiers.cache.one(slot);
+  resident_tokens& shared = tiers.residents(slot);
+  const resident_tokens resident = shared;
+  unsigned near = 0;
+  std::uint64_t slow = 0;
+  if (count != 0)
+    lookup_list(
+        one, count, blockIdx.y, gridDim.y, [&](std::uint32_t i) { return wanted.indices(list, i); }, [](std::uint32_t, std::int32_t) {},
+        [&](std::uint32_t token) { near += resident.has(token) ? 1 : 0; });
+  const token_span span = wanted.plan.spans(list);
+  const auto count_slow = [&](std::uint32_t first, std::uint32_t last) {
+    const std::uint32_t begin = first / one.block_tokens, thread = blockIdx.y * blockDim.x + threadIdx.x;
+    for (std::uint64_t block = begin + thread; block * one.block_tokens < last; block += gridDim.y * blockDim.x)
+      slow += tiers.slow_tokens(one, resident, static_cast<std::uint32_t>(block), first, last);
+  };
+  count_slow(0, span.leading);
+  count_slow(span.window_begin, span.window_end);
+  near = block::warp_sum(near);
+  slow = block::warp_sum(slow);
+  if (threadIdx.x % 32 != 0) return;
+  add_to(shared.near_misses, near);
+  add_to(shared.slow_rows, slow);
+}
+
+/// grid.x: CTAs that share the rows of a slot's blocks; grid.y: slots. The last CTA of a slot makes the blocks valid and shows the host
+/// what has been counted.
+template <class T, class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(512) copy_admitted_kernel(device_tiers<T, E> tiers) {
+  block::wait_for_last_kernel();
+  const std::size_t slot = blockIdx.y;
+  const one_block_cache<E> one = tiers.cache.one(slot);
+  const std::uint32_t admitted = one.progress->admitted, b = one.block_tokens, h = tiers.kv_heads, all = admitted * h * b;
+  const unsigned warps = blockDim.x / 32;
+  for (std::uint32_t at = blockIdx.x * warps + threadIdx.x / 32; at < all; at += gridDim.x * warps) {
+    const std::uint32_t run = at / b, t = at - run * b, i = run / h;
+    const std::size_t head = slot * h + (run - i * h);
+    const block_admission& entered = one.admitted[i];
+    copy_slow_row(tiers, head, std::size_t{entered.block} * b + t, &tiers.blocks(head, std::size_t{entered.slot} * b + t, 0));
+  }
+  __shared__ bool is_last;
+  __syncthreads();  // all rows of the CTA are copied
+  if (threadIdx.x == 0) is_last = is_last_ticket(tiers.tickets(slot), gridDim.x);
+  __syncthreads();
+  if (!is_last) return;
+  for (std::uint32_t i = threadIdx.x; i < admitted; i += blockDim.x) one.fill(i);
+  if (threadIdx.x != 0) return;
+  resident_tokens& resident = tiers.residents(slot);
+  resident.slow_rows += all;
+  tiers.counts(slot) = tier_statistics::of(*one.statistics, resident, tiers.row_bytes());
+}
+
+/// One CTA for each row of a cut.
+template <class T, class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(256) truncate_rows_kernel(device_tiers<T, E> tiers, truncated_tokens<space::device> call) {
+  const std::uint32_t slot = call.slot_of(blockIdx.x), length = call.length_of(blockIdx.x);
+  if (slot >= tiers.residents.extent(0)) return;
+  truncate_one(tiers.cache.one(slot), length);
+  if (threadIdx.x == 0) tiers.residents(slot).truncate(length);
+}
+
+}  // namespace detail
+
+template <>
+struct kernel<op::fetch_rows, backend::cuda> {
+  template <class P, class T, class E>
+  static void run(const P& policy, const detail::device_tiers<T, E>& tiers, const fetched_tokens<space::device>& wanted) {
+    const detail::launcher launch(policy, "attend");
+    const unsigned tokens = static_cast<unsigned>(wanted.tokens()), lists = static_cast<unsigned>(wanted.plan.counts.extent(0));
+    if (tokens == 0) return;
+    const auto refresh = detail::refresh_residents_kernel<T, E>;
+    launch("refresh_residents_kernel", refresh,
+           {.grid = dim3(tiers.kv_heads, tokens, detail::tuning::tier_refresh_ctas),
+            .threads = 256,
+            .early = launch.is_built_for_hopper(refresh)},
+           tiers, wanted);
+    const auto fetch = detail::fetch_rows_kernel<T, E>;
+    launch("fetch_rows_kernel", fetch,
+           {.grid = dim3(lists, detail::lookup_runs(wanted.indices.extent(1))), .threads = 256, .early = launch.is_built_for_hopper(fetch)},
+           tiers, wanted);
+  }
+};
+
+template <>
+struct kernel<op::admit_rows, backend::cuda> {
+  template <class P, class T, class E>
+  static void run(const P& policy, const detail::device_tiers<T, E>& tiers, view<const sequence, 1, space::device> sequences) {
+    const detail::launcher launch(policy, "attend");
+    detail::launch_admission(launch, tiers.cache, lengths_of(sequences), true);
+    const unsigned slots = static_cast<unsigned>(sequences.extent(0)), ctas = std::max(detail::tuning::tier_copy_ctas / slots, 1u);
+    const auto copy = detail::copy_admitted_kernel<T, E>;
+    launch("copy_admitted_kernel", copy, {.grid = dim3(ctas, slots), .threads = 512, .early = launch.is_built_for_hopper(copy)}, tiers);
+  }
+};
+
+template <>
+struct kernel<op::truncate_rows, backend::cuda> {
+  template <class P, class T, class E>
+  static void run(const P& policy, const detail::device_tiers<T, E>& tiers, const truncated_tokens<space::device>& call) {
+    detail::launcher(policy, "truncate")("truncate_rows_kernel", detail::truncate_rows_kernel<T, E>,
+                                         {dim3(static_cast<unsigned>(call.rows())), 256}, tiers, call);
+  }
+};
+
+}  // namespace pqkv
