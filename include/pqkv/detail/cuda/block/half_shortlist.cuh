@@ -65,7 +65,7 @@ struct row_summary {
   }
   /// Both sums have at most 150 roundings, 2^-16 together.
   __device__ row_measure measure() const {
-    const float share = sqrtf(residual / square) * (1.001f / row_measure::step) + 1.0f;  // at most 130; of a row of zeros a NaN
+    const float share = sqrtf(canonical::div(residual, square)) * (1.001f / row_measure::step) + 1.0f;  // a NaN for a row of zeros
     const std::uint32_t steps = static_cast<std::uint32_t>(share < 255.0f ? share : 255.0f);
     return {((float_bits(square * 1.00002f) + 0xffu) & ~0xffu) | steps};
   }
