@@ -16,28 +16,32 @@ __device__ inline int fixed_point(float x, float scale) {
   return term;
 }
 
-/// Sums of fixed-point numbers by one CTA, each in two halves of 32 bits, since shared memory adds 32 bits natively. At most 2^15 terms for
-/// each sum.
+/// Sums of rows of Width fixed-point numbers by one CTA, each sum in two halves of 32 bits, since shared memory adds 32 bits natively. At
+/// most 2^15 terms for each sum.
+template <unsigned Width>
 class shared_sums {
  public:
   static constexpr std::uint32_t most_terms = 1u << 15;
-  __host__ __device__ static constexpr std::size_t shared_bytes(std::size_t count) { return 2 * shared_memory::bytes<int>(count); }
+  __host__ __device__ static constexpr std::size_t shared_bytes(std::size_t rows) { return shared_memory::bytes<int>(2 * rows * Width); }
 
-  __device__ shared_sums(shared_memory& memory, unsigned count) : lower_(memory.take<int>(count)), upper_(memory.take<int>(count)) {}
-  __device__ void clear(unsigned at) { lower_[at] = upper_[at] = 0; }
+  __device__ shared_sums(shared_memory& memory, unsigned rows) : halves_(memory.take<int>(2 * rows * Width)) {}
+  /// Where sum e of a row is; that of e + i is i places after it.
+  __device__ int* at(unsigned row, unsigned e) const { return halves_ + row * 2 * Width + e; }
+  __device__ static void clear(int* at) { at[0] = at[Width] = 0; }
   /// |term| < 2^30
-  __device__ void add(unsigned at, int term, int sign) {
-    atomicAdd(&lower_[at], sign * (term & 0x7fff));
-    atomicAdd(&upper_[at], sign * (term >> 15));
+  __device__ static void add(int* at, int term) {
+    atomicAdd(at, term & 0x7fff);
+    atomicAdd(at + Width, term >> 15);
   }
-  __device__ std::int64_t take(unsigned at) {
-    const std::int64_t sum = static_cast<std::int64_t>(upper_[at]) * 32768 + lower_[at];
+  /// The sum, which begins again at 0.
+  __device__ static std::int64_t take(int* at) {
+    const std::int64_t sum = static_cast<std::int64_t>(at[Width]) * 32768 + at[0];
     clear(at);
     return sum;
   }
 
  private:
-  int *lower_, *upper_;
+  int* halves_;  // [rows, lower and upper, Width]
 };
 
 }  // namespace pqkv::detail::block

@@ -199,7 +199,8 @@ class half_shortlist {
     if (!(largest < 0x1p65f)) sums_ = float_from_bits(0x7f800000u);  // beyond the range of the scales everything is a candidate
   }
 
-  /// A tile of rows on its way through the warp's shared memory, uint4 [slots, pieces, 32]. A lane reads back only what it copied itself.
+  /// Copies a tile of rows into the warp's shared memory, uint4 [slots, pieces, 32]. A lane reads back only what it copied itself, but in
+  /// tile_element().
   /// @param row_at  pointer to the row of a slot
   template <class RowAt>
   __device__ static void copy(uint4* shared, RowAt row_at) {
@@ -208,16 +209,22 @@ class half_shortlist {
     for (unsigned s = 0; s < slots; ++s) {
       const T* from = row_at(s) + element(0);  // one address for all pieces of a row
 #pragma unroll
-      for (unsigned p = 0; p < pieces; ++p) copy_cached_async(to + (s * pieces + p) * 512, from + p * (4 * of_piece));
+      for (unsigned p = 0; p < pieces; ++p) copy_async(to + (s * pieces + p) * 512, from + p * (4 * of_piece), 16);
     }
     end_copies();
+  }
+  static constexpr unsigned tile_step = 32 / (4 * of_piece) * 32 * of_piece;  // elements from one to the 32nd after it in a tile
+  /// Element e of the row that lane `owner` owns, in a tile that is in shared memory.
+  __device__ static const T* tile_element(const uint4* shared, unsigned owner, unsigned e) {
+    const uint4* piece = shared + (owner % 4 * pieces + e / (4 * of_piece)) * 32 + owner / 4 * 4 + e / of_piece % 4;
+    return reinterpret_cast<const T*>(piece) + e % of_piece;
   }
 
   /// Rows as operands.
   struct rows {
     std::uint32_t word[tiles][steps][4];
   };
-  /// Waits for a tile. Its memory may be overwritten after this.
+  /// Waits for this lane's part of a tile.
   __device__ void take(const uint4* shared, rows& to) const {
     wait_copies<0>();
 #pragma unroll
@@ -361,7 +368,7 @@ class half_shortlist {
 
   /// A bit for each centroid whose value of row own_row() is above that lane's threshold; `candidates` says which.
   __device__ static std::uint32_t own_above(const float (&value)[tiles][4][4], float threshold) {
-    std::uint32_t above = 0;  // a byte for each slot, the first one highest; in it the first value highest
+    std::uint32_t of_tile[2] = {};  // a byte for each slot, the first one highest; in it the first value highest
 #pragma unroll
     for (unsigned s = 0; s < slots; ++s) {
       const float of_row = __shfl_sync(all_lanes, threshold, owner_lane(s));
@@ -369,9 +376,9 @@ class half_shortlist {
       for (unsigned i = 0; i < 4; ++i)
 #pragma unroll
         for (unsigned j = 0; j < 2; ++j)  // the sign of the difference moves in from the right
-          above = __funnelshift_l(float_bits(of_row - value[s / 2][i][s % 2 * 2 + j]), above, 1);
+          of_tile[s / 2] = __funnelshift_l(float_bits(of_row - value[s / 2][i][s % 2 * 2 + j]), of_tile[s / 2], 1);
     }
-    if (tiles == 1) above <<= 16;
+    std::uint32_t above = of_tile[0] << 16 | of_tile[1];
     // Four lanes transpose their bytes: each ends with those of its own row, in the order of the lanes.
     const bool upper = threadIdx.x % 4 >= 2, odd = threadIdx.x % 2 != 0;
     above = __byte_perm(above, __shfl_xor_sync(all_lanes, above, 2), upper ? 0x1054 : 0x7632);

@@ -71,6 +71,7 @@ __device__ inline void add_to_sum(std::int64_t* to, std::int64_t term) {
 template <class T, unsigned Groups>
 class quick_rows {
   using list = block::half_shortlist<T, Groups>;
+  using sums = block::shared_sums<list::ds>;
   static constexpr unsigned ds = list::ds, threads = kmeans_tile::threads, warps = threads / 32, tile_rows = list::tile_rows,
                             decided_together = 16;  // rows with two candidates: each takes two lanes
 
@@ -89,7 +90,7 @@ class quick_rows {
   };
   /// @param sums_in_shared  whether the CTA's own sums fit in shared memory
   static constexpr std::size_t shared_bytes(std::size_t c, bool sums_in_shared) {
-    return list::shared_bytes(c) + (sums_in_shared ? block::shared_sums::shared_bytes(c * ds) : 0) +
+    return list::shared_bytes(c) + (sums_in_shared ? sums::shared_bytes(c) : 0) +
            block::shared_memory::bytes<uint4>(warps * list::rows_of_warp);
   }
   /// Whether dense rows at `data`, and at multiples of the strides from it, can be read in pieces of 16 bytes.
@@ -101,8 +102,8 @@ class quick_rows {
   __device__ quick_rows(block::shared_memory& memory, scratch& own, waiting_rows& waiting, const T* rows, std::size_t stride,
                         const float* offset, unsigned c, const kmeans_memory& problem, bool sums_in_shared)
       : list_(memory, own.bounds, c),
-        sums_(memory, sums_in_shared ? c * ds : 0),
-        next_rows_(memory.take<uint4>(warps * list::rows_of_warp) + warp() * list::rows_of_warp),
+        sums_(memory, sums_in_shared ? c : 0),
+        tile_(memory.take<uint4>(warps * list::rows_of_warp) + warp() * list::rows_of_warp),
         scratch_(own),
         waiting_(waiting.of_warp[warp()]),
         rows_(rows),
@@ -111,7 +112,7 @@ class quick_rows {
         memory_(problem),
         c_(c),
         sums_in_shared_(sums_in_shared) {
-    for (unsigned at = threadIdx.x; sums_in_shared_ && at < c_ * ds; at += threads) sums_.clear(at);
+    for (unsigned at = threadIdx.x; sums_in_shared_ && at < c_ * ds; at += threads) sums::clear(sums_.at(at / ds, at % ds));
     for (unsigned x = threadIdx.x; x < c_; x += threads) scratch_.count[x] = 0;
   }
 
@@ -161,33 +162,29 @@ class quick_rows {
   __device__ bool assign(const block::cluster_team& team, std::uint32_t used, const float* centroids, bool initial, float scale,
                          float largest) {
     list_.template stage<threads>(centroids, largest);
-    constexpr std::uint32_t turns_a_flush = block::shared_sums::most_terms / (tile_rows * warps) - 1;  // less those that wait
+    constexpr std::uint32_t turns_a_flush = sums::most_terms / (tile_rows * warps) - 1;  // less those that wait
     const std::uint32_t step = team.size() * warps * tile_rows, begin = (team.rank() * warps + warp()) * tile_rows,
                         turns = (used + step - 1) / step;
     const auto place = [&](std::uint32_t turn) {
       const std::uint32_t i = begin + turn * step + list::own_row();
       return list::own_row() < tile_rows && i < used ? i : used;
     };
-    const auto token = [&](std::uint32_t turn) { return memory_.rows[place(turn) < used ? place(turn) : 0]; };
     const auto fetch = [&](std::uint32_t of) {
-      list::copy(next_rows_, [&](unsigned slot) { return row(__shfl_sync(block::all_lanes, of, list::owner_lane(slot))); });
+      list::copy(tile_, [&](unsigned slot) { return row(__shfl_sync(block::all_lanes, of, list::owner_lane(slot))); });
     };
     bool any = false;
     unsigned waiting = 0;
-    std::uint32_t next = token(1);
-    member own{used, token(0), 0, 0};
-    fetch(own.token);
+    upcoming next = look_up(place(0), used);
+    fetch(next.token);
     for (std::uint32_t turn = 0; turn < turns; ++turn) {
       if (turn != 0 && turn % turns_a_flush == 0) flush();
-      const std::uint32_t after = token(turn + 2), i = place(turn);
+      const std::uint32_t i = place(turn);
       const bool is_there = i < used;
-      own.i = i;
-      own.before = is_there ? memory_.owner[i] : 0;
-      const block::row_measure measure{is_there ? float_bits(memory_.distance[i]) : 0};
+      member own{i, next.token, 0, is_there ? memory_.owner[i] : 0u};
+      const block::row_measure measure = next.measure;
+      next = look_up(place(turn + 1), used);
       typename list::rows x;
-      list_.take(next_rows_, x);
-      // No copy in the last turn. Nobody would wait for it before the next call's copy, and two copies to one place have no order.
-      if (turn + 1 < turns) fetch(next);
+      list_.take(tile_, x);
       const auto found = list_.find(x, measure);
       own.owner = found.first;
       for (unsigned unsure = __ballot_sync(block::all_lanes, is_there && found.count > 2); unsure != 0; unsure &= unsure - 1) {
@@ -204,17 +201,19 @@ class quick_rows {
       waiting += static_cast<unsigned>(__popc(which));
       bool moved = is_there && !waits && (initial || own.before != own.owner);
       const unsigned may_wait = turn + 1 < turns ? decided_together - 1 : 0;
-      for (;;) {
+      for (bool in_tile = true;; in_tile = false) {
         any |= moved;
-        settle(own, moved, initial, scale);
+        __syncwarp();  // lanes read of the tile what others copied
+        settle(own, moved, in_tile, initial, scale);
+        __syncwarp();
+        // No copy in the last turn. Nobody would wait for it before the next call's copy, and two copies to one place have no order.
+        if (in_tile && turn + 1 < turns) fetch(next.token);
         if (waiting <= may_wait) break;
         const unsigned count = waiting < decided_together ? waiting : decided_together;
         waiting -= count;
         own = decide(waiting, count, centroids);
         moved = lane() % 2 == 0 && lane() / 2 < count && (initial || own.before != own.owner);
       }
-      own.token = next;
-      next = after;
     }
     flush();
     return any;
@@ -238,9 +237,18 @@ class quick_rows {
     unsigned owner, before;
   };
 
+  /// What is known of a row before its turn.
+  struct upcoming {
+    std::uint32_t token;
+    block::row_measure measure;
+  };
+
   __device__ static unsigned lane() { return threadIdx.x % 32; }
   __device__ static unsigned warp() { return threadIdx.x / 32; }
   __device__ const T* row(std::uint32_t t) const { return rows_ + t * stride_; }
+  __device__ upcoming look_up(std::uint32_t i, std::uint32_t used) const {
+    return {memory_.rows[i < used ? i : 0], {i < used ? float_bits(memory_.distance[i]) : 0}};
+  }
 
   /// A warp decides rows [first, first + count) of those that wait, count <= decided_together; lane 2 r gets row r.
   __device__ member decide(unsigned first, unsigned count, const float* centroids) const {
@@ -268,56 +276,75 @@ class quick_rows {
     return own;
   }
 
-  /// A warp records the rows of those lanes whose row `moved`, and moves them between the sums.
-  __device__ void settle(const member& own, bool moved, bool initial, float scale) {
+  /// A warp records the rows of those lanes whose row `moved`, and moves them between the sums. Lanes take coordinates.
+  /// @param in_tile  whether the rows are those of the tile, and not of `token` in device memory
+  __device__ void settle(const member& own, bool moved, bool in_tile, bool initial, float scale) {
     if (moved) {
       memory_.owner[own.i] = static_cast<std::uint8_t>(own.owner);
       atomicAdd(&scratch_.count[own.owner], 1u);
       if (!initial) atomicSub(&scratch_.count[own.before], 1u);
     }
-    move(__ballot_sync(block::all_lanes, moved), own.token, own.owner, own.before, initial, scale);
-  }
-
-  /// A warp moves the rows of the lanes in `moved` from cluster `before` (unless initial) to `owner`. Lanes take coordinates.
-  __device__ void move(unsigned moved, std::uint32_t t, unsigned owner, unsigned before, bool initial, float scale) {
     constexpr unsigned at_once = 4;  // rows whose loads are in flight together
-    while (moved != 0) {
+    unsigned which = __ballot_sync(block::all_lanes, moved);
+    if (which == 0) return;
+    float mean[Groups];
+#pragma unroll
+    for (unsigned g = 0; g < Groups; ++g) mean[g] = offset_[g * 32 + lane()];
+    while (which != 0) {
       unsigned who[at_once], count = 0;
       T value[at_once][Groups];
 #pragma unroll
       for (unsigned a = 0; a < at_once; ++a) {
-        who[a] = moved != 0 ? static_cast<unsigned>(__ffs(static_cast<int>(moved)) - 1) : who[0];
-        count += moved != 0 ? 1 : 0;
-        moved &= moved - 1;
-        const T* from = row(__shfl_sync(block::all_lanes, t, static_cast<int>(who[a])));
+        who[a] = which != 0 ? static_cast<unsigned>(__ffs(static_cast<int>(which)) - 1) : who[0];
+        count += which != 0 ? 1 : 0;
+        which &= which - 1;
+      }
+      if (in_tile) {
 #pragma unroll
-        for (unsigned g = 0; g < Groups; ++g) value[a][g] = from[g * 32 + lane()];
+        for (unsigned a = 0; a < at_once; ++a)
+#pragma unroll
+          for (unsigned g = 0; g < Groups; ++g) value[a][g] = list::tile_element(tile_, who[a], lane())[g * list::tile_step];
+      } else {
+#pragma unroll
+        for (unsigned a = 0; a < at_once; ++a) {
+          const T* from = row(__shfl_sync(block::all_lanes, own.token, static_cast<int>(who[a])));
+#pragma unroll
+          for (unsigned g = 0; g < Groups; ++g) value[a][g] = from[g * 32 + lane()];
+        }
       }
 #pragma unroll
       for (unsigned a = 0; a < at_once; ++a) {
-        const unsigned to = __shfl_sync(block::all_lanes, owner, static_cast<int>(who[a])),
-                       from = __shfl_sync(block::all_lanes, before, static_cast<int>(who[a]));
+        const unsigned to = __shfl_sync(block::all_lanes, own.owner, static_cast<int>(who[a])),
+                       from = __shfl_sync(block::all_lanes, own.before, static_cast<int>(who[a]));
         if (a >= count) break;
+        int term[Groups];
 #pragma unroll
-        for (unsigned g = 0; g < Groups; ++g) {
-          const unsigned e = g * 32 + lane();
-          const int term = block::fixed_point(canonical::sub(static_cast<float>(value[a][g]), offset_[e]), scale);
-          if (sums_in_shared_) {
-            sums_.add(to * ds + e, term, 1);
-            if (!initial) sums_.add(from * ds + e, term, -1);
-          } else {
-            add_to_sum(&memory_.sum[to * ds + e], term);
-            if (!initial) add_to_sum(&memory_.sum[from * ds + e], -term);
-          }
-        }
+        for (unsigned g = 0; g < Groups; ++g) term[g] = block::fixed_point(canonical::sub(static_cast<float>(value[a][g]), mean[g]), scale);
+        add(to, term);
+        if (initial) continue;
+#pragma unroll
+        for (unsigned g = 0; g < Groups; ++g) term[g] = -term[g];
+        add(from, term);
       }
+    }
+  }
+  /// A warp adds a row to the sum of a cluster.
+  __device__ void add(unsigned cluster, const int (&term)[Groups]) {
+    if (sums_in_shared_) {
+      int* at = sums_.at(cluster, lane());
+#pragma unroll
+      for (unsigned g = 0; g < Groups; ++g) sums::add(at + g * 32, term[g]);
+    } else {
+      std::int64_t* at = memory_.sum + cluster * ds + lane();
+#pragma unroll
+      for (unsigned g = 0; g < Groups; ++g) add_to_sum(at + g * 32, term[g]);
     }
   }
   /// Adds what this CTA has gathered to the problem's sums and counts. Begins and ends with a barrier.
   __device__ void flush() {
     __syncthreads();
     for (unsigned at = threadIdx.x; sums_in_shared_ && at < c_ * ds; at += threads) {
-      const std::int64_t sum = sums_.take(at);
+      const std::int64_t sum = sums::take(sums_.at(at / ds, at % ds));
       if (sum != 0) add_to_sum(&memory_.sum[at], sum);
     }
     for (unsigned x = threadIdx.x; x < c_; x += threads) {
@@ -328,8 +355,8 @@ class quick_rows {
   }
 
   list list_;
-  block::shared_sums sums_;
-  uint4* next_rows_;  // of this warp; the rows that are being copied
+  sums sums_;
+  uint4* tile_;  // of this warp
   scratch& scratch_;
   typename waiting_rows::entry* waiting_;  // of this warp
   const T* rows_;
