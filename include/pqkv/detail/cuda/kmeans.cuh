@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // k-means on the device. A cluster of CTAs takes one problem (a head and subspace) through all iterations, so one launch trains a codebook.
 // Every iteration reads the rows from the caller's memory, assigns them by the canonical distance (after a shortlist by matrix products
-// where type and layout allow it), and sums them in fixed point, where order does not matter: the bits are the host's.
+// where dimension and layout allow it), and sums them in fixed point, where order does not matter: the bits are the host's.
 #pragma once
 
 #include "../../quantize/kmeans.hpp"
