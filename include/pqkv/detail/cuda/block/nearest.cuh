@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The nearest centroid of each row of a tile, by the canonical distance. Rows are in shared memory, where neighbouring words are of
-// neighbouring rows; centroids pass through it in pieces of 16 coordinates by 64. A thread has 4 rows by 4 centroids in registers.
+// neighbouring rows; centroids pass through it in pieces of 16 coordinates by 64. A thread has 4 rows by 4 centroids in registers. And the
+// nearest centroid of a single row, by a warp.
 #pragma once
 
 #include <cstdint>

@@ -10,7 +10,6 @@
 #include <cstdint>
 
 #include "../../../core/canonical.hpp"
-#include "copy.cuh"
 #include "mma.cuh"
 #include "nearest.cuh"
 #include "reduce.cuh"
