@@ -83,12 +83,35 @@ void compare_encode(const pqkv::pq_shape& shape, std::size_t n, content what, la
                    static_cast<int>(where));
 }
 
+/// What training meets beside the contents of the rows: any layout, sizes that half the range of floats apart, rows that are all equal, and
+/// centroids to begin from that are far from all rows.
+struct variety {
+  layout where = layout::dense;
+  float size = 1, centroid_size = 1;
+  bool is_constant = false;
+
+  template <class T>
+  static variety of(random_source& random) {
+    constexpr bool is_half = std::is_same_v<T, pqkv::half>;
+    const float sizes[] = {
+        0x1p-12f, 8.0f, is_half ? 1.0f : 0x1p-70f, is_half ? 1.0f : 0x1p-35f, is_half ? 1.0f : 0x1p40f, is_half ? 1.0f : 0x1p63f};
+    return {random.below(2) == 0 ? layout::dense : every_layout[random.below(5)], random.below(2) == 0 ? 1.0f : sizes[random.below(6)],
+            random.below(4) == 0 ? 0x1p20f : 1.0f, random.below(12) == 0};
+  }
+};
+
 template <class T>
 void compare_train(const pqkv::pq_shape& shape, std::size_t n, content what, const pqkv::kmeans_params& params, random_source& random,
-                   verdicts& all) {
-  rows<T> keys = make_rows<T>(what, shape.kv_heads, n, shape.head_dim, random.bits());
+                   verdicts& all, const variety& more = {}) {
+  rows<T> keys = make_rows<T>(what, shape.kv_heads, n, shape.head_dim, random.bits(), more.where);
+  for (std::size_t head = 0; head < shape.kv_heads; ++head)
+    for (std::size_t t = 0; t < n; ++t)
+      for (std::size_t e = 0; e < shape.head_dim; ++e)
+        keys(head, t, e) = T(more.size * static_cast<float>(keys(head, more.is_constant ? 0 : t, e)));
   if (n > 0 && random.below(2) == 0) plant_nonfinite(keys.view(), 1 + n / 50, random);
   pqkv::codebook book = make_book(shape, 1), untouched = make_book(shape, 1);
+  for (const auto& centroids : {book.mutable_view().centroids, untouched.mutable_view().centroids})
+    for (std::size_t i = 0; i < centroids.size(); ++i) centroids.data[i] *= more.centroid_size;
   const book_on_device there(untouched.mutable_view());
   const on_device keys_there(keys.view());
   const std::size_t problems = shape.kv_heads * shape.subspaces;
@@ -105,9 +128,10 @@ void compare_train(const pqkv::pq_shape& shape, std::size_t n, content what, con
                       same(floats(view.squared_radius.data, view.squared_radius.size()), there.squared_radius.bytes());
   all.train.check(
       same(outcome, outcome_there.bytes()) && radius && same(floats(view.centroids.data, view.centroids.size()), there.centroids.bytes()),
-      "h %zu n %zu d %zu m %zu b %u metric %d bytes %zu content %d L %zu rows %zu start %d", shape.kv_heads, n, shape.head_dim,
-      shape.subspaces, shape.bits, static_cast<int>(shape.metric), sizeof(T), static_cast<int>(what), params.iterations,
-      params.rows_per_centroid, static_cast<int>(params.start));
+      "h %zu n %zu d %zu m %zu b %u metric %d bytes %zu content %d L %zu rows %zu start %d layout %d size %a %a constant %d",
+      shape.kv_heads, n, shape.head_dim, shape.subspaces, shape.bits, static_cast<int>(shape.metric), sizeof(T), static_cast<int>(what),
+      params.iterations, params.rows_per_centroid, static_cast<int>(params.start), static_cast<int>(more.where),
+      static_cast<double>(more.size), static_cast<double>(more.centroid_size), more.is_constant ? 1 : 0);
 }
 
 template <class T, class U>
@@ -155,7 +179,8 @@ void compare_training(workload& work, random_source& random, verdicts& all) {
                                                                 : 256u,
                                          random.below(3) == 0 ? pqkv::kmeans_start::given : pqkv::kmeans_start::drawn};
         const pqkv::pq_shape shape{1 + random.below(3), dims[random.below(4)], m, bits, metric};
-        if (work.another()) compare_train<T>(shape, lengths[random.below(work.small() ? 4 : 5)], what, params, random, all);
+        const variety more = variety::of<T>(random);
+        if (work.another()) compare_train<T>(shape, lengths[random.below(work.small() ? 4 : 5)], what, params, random, all, more);
       }
 }
 
@@ -164,9 +189,13 @@ void compare_many_problems(workload& work, random_source& random, verdicts& all)
   if (work.small()) {
     if (work.another()) compare_train<pqkv::bfloat16>({8, 128, 2, 6}, 2000, content::clustered, {2, 1, 256}, random, all);
     if (work.another()) compare_train<pqkv::bfloat16>({140, 64, 2, 4}, 300, content::offset, {2, 3, 256}, random, all);
+    if (work.another()) compare_train<float>({2, 128, 2, 6}, 2000, content::gaussian, {2, 1, 256}, random, all);
     return;
   }
   compare_train<pqkv::bfloat16>({8, 128, 2, 6}, 16384, content::clustered, {}, random, all);
+  for (const content what : every_content) compare_train<float>({4, 128, 2, 6}, 16384, what, {}, random, all);
+  compare_train<float>({2, 128, 1, 8}, 8000, content::gaussian, {}, random, all);
+  compare_train<float>({2, 128, 4, 5}, 8000, content::offset, {}, random, all);
   if (work.rounds() > 1) compare_train<pqkv::bfloat16>({32, 128, 2, 6}, 20000, content::offset, {25, 3, 256}, random, all);
 }
 

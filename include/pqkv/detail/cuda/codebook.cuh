@@ -7,8 +7,8 @@
 #include "../../core/row.hpp"
 #include "../../quantize/codebook.hpp"
 #include "block/cluster.cuh"
+#include "block/fixed_sums.cuh"
 #include "block/reduce.cuh"
-#include "block/shortlist.cuh"
 #include "kernel.cuh"
 
 namespace pqkv::inline PQKV_MODE {

@@ -152,11 +152,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(tuning::encode_run_threads, 2)
       const auto measure = x.own_measure();
       const unsigned own = base + list::own_row();
       const bool is_there = list::own_row() < list::tile_rows && own < here;
-      const auto found = nearest.find(x, measure.norm, [] {});
+      const auto found = nearest.find(x, measure.norm);
       unsigned code = found.centroid;
       for (unsigned unsure = __ballot_sync(block::all_lanes, is_there && !found.sure); unsure != 0; unsure &= unsure - 1) {
         const int who = __ffs(static_cast<int>(unsure)) - 1;
-        const unsigned decided = list::nearest(row(__shfl_sync(block::all_lanes, own, who)), mean, centroids, c);
+        const unsigned decided = block::nearest_by_warp<Groups>(row(__shfl_sync(block::all_lanes, own, who)), mean, centroids, c);
         if (lane == static_cast<unsigned>(who)) code = decided;
       }
       if (!is_there) continue;

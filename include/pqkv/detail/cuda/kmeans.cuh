@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // k-means on the device. A cluster of CTAs takes one problem (a head and subspace) through all iterations, so one launch trains a codebook.
 // Every iteration reads the rows from the caller's memory, assigns them by the canonical distance (after a shortlist by matrix products
-// where type and layout allow it), and sums them in fixed point, where order does not matter: the bits are the host's.
+// where dimension and layout allow it), and sums them in fixed point, where order does not matter: the bits are the host's.
 #pragma once
 
 #include "../../quantize/kmeans.hpp"
@@ -32,8 +32,11 @@ class kmeans_problem_part {
     block::reduction<std::uint64_t, threads> wide;
     block::reduction<std::uint32_t, threads> narrow;
     float candidate[max_head_dim + 1];
-    std::uint32_t count[max_centroids], members;
-    block::initial_rows<threads, max_centroids> initial;
+    std::uint32_t count[quick ? 1 : max_centroids], members;
+    union {
+      block::initial_rows<threads, max_centroids> initial;
+      typename quick_rows<T, Groups>::waiting_rows waiting;
+    };
   };
 
   /// Dynamic shared memory: a tile of rows, or the centroids as operands; and the CTA's own sums if they fit.
@@ -70,6 +73,7 @@ class kmeans_problem_part {
     float largest = float_from_bits(memory_.state->largest);
     if (on_sphere_) largest = canonical::max(canonical::sqrt(float_from_bits(memory_.state->radius)), largest);
     scale_ = canonical::power_of_two(canonical::fixed_point_exponent(largest));
+    if constexpr (quick) rows_.scale(largest);
     for (std::size_t iteration = 0; iteration < params.iterations; ++iteration) {
       if (!quick || iteration == 0) clear_sums();
       if constexpr (quick)
@@ -89,7 +93,8 @@ class kmeans_problem_part {
  private:
   __device__ auto make_rows(block::shared_memory& shared, bool sums_in_shared) const {
     if constexpr (quick)
-      return quick_rows<T, Groups>(shared, scratch_.rows, points_.data, points_.stride(0), offset_, c_, memory_, sums_in_shared);
+      return quick_rows<T, Groups>(shared, scratch_.rows, scratch_.waiting, points_.data, points_.stride(0), offset_, c_, memory_,
+                                   sums_in_shared);
     else
       return none{};
   }
@@ -216,7 +221,7 @@ class kmeans_problem_part {
     for (unsigned at = team_.rank() * threads + threadIdx.x; at < c_ * width_; at += team_.size() * threads) memory_.sum[at] = 0;
     for (unsigned x = team_.rank() * threads + threadIdx.x; x < c_; x += team_.size() * threads) memory_.count[x] = 0;
     for (unsigned at = threadIdx.x; sums_ != nullptr && at < c_ * width_; at += threads) sums_[at] = 0;
-    for (unsigned x = threadIdx.x; x < c_; x += threads) scratch_.count[x] = 0;
+    for (unsigned x = threadIdx.x; !quick && x < c_; x += threads) scratch_.count[x] = 0;
     team_.sync();
   }
 
@@ -378,14 +383,11 @@ struct kernel<op::kmeans, backend::cuda> {
               cluster},
              points, offset, centroids, outcome, params, squared_radius, own, sums_in_shared ? 1 : 0);
     };
-    if constexpr (sizeof(T) == 2) {
-      using rows = detail::quick_rows<std::remove_cv_t<T>, 1>;
-      if (width == ds && points.stride(3) == 1 && rows::takes(points.data, points.stride(0), points.stride(1), points.stride(2)) &&
-          c * ds * 4 <= launch.shared_limit() / 2) {
-        if (ds == 32) return go(std::integral_constant<unsigned, 1>{});
-        if (ds == 64) return go(std::integral_constant<unsigned, 2>{});
-        if (ds == 128) return go(std::integral_constant<unsigned, 4>{});
-      }
+    using rows = detail::quick_rows<std::remove_cv_t<T>, 1>;
+    if (width == ds && points.stride(3) == 1 && rows::takes(points.data, points.stride(0), points.stride(1), points.stride(2))) {
+      if (ds == 32) return go(std::integral_constant<unsigned, 1>{});
+      if (ds == 64) return go(std::integral_constant<unsigned, 2>{});
+      if (ds == 128) return go(std::integral_constant<unsigned, 4>{});
     }
     go(std::integral_constant<unsigned, 0>{});
   }

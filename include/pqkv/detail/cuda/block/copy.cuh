@@ -14,10 +14,6 @@ __device__ inline std::uint32_t shared_address(const void* shared) { return stat
 __device__ inline void copy_async(std::uint32_t shared, const void* from, std::uint32_t wanted) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(__cvta_generic_to_global(from)), "r"(wanted) : "memory");
 }
-/// Copies 16 bytes that stay in the L1 cache too, for data that is soon read again.
-__device__ inline void copy_cached_async(std::uint32_t shared, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(__cvta_generic_to_global(from)) : "memory");
-}
 /// Copies 4 bytes.
 __device__ inline void copy_word_async(std::uint32_t shared, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(__cvta_generic_to_global(from)) : "memory");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory of one k-means problem, and a fast path for rows of half or bfloat16 in runs of 16 bytes. Warps look at these rows once, then
-// assign and sum them in every iteration; they need no barrier until all rows are done.
+// The memory of one k-means problem, and a fast path for rows in pieces of 16 bytes. Warps look at these rows once, then assign and sum
+// them in every iteration; they need no barrier until all rows are done. Matrix products shortlist the nearest centroids. A row with two
+// candidates waits until its warp has many such rows; the canonical distance decides them together.
 #pragma once
 
 #include "../../../core/canonical.hpp"
@@ -8,9 +9,10 @@
 #include "../arena.cuh"
 #include "../tuning.hpp"
 #include "cluster.cuh"
+#include "fixed_sums.cuh"
+#include "half_shortlist.cuh"
 #include "nearest.cuh"
 #include "reduce.cuh"
-#include "shortlist.cuh"
 
 namespace pqkv::inline PQKV_MODE::detail {
 
@@ -26,7 +28,7 @@ struct kmeans_state {
 /// Scratch of one problem.
 struct kmeans_memory {
   std::uint32_t *rows, *order, *count;  // [sample], [sample], [c]
-  float *distance, *taken;              // [sample], in quick_rows |x|; [c, width]
+  float *distance, *taken;              // [sample], in quick_rows the bits of a row_measure; [c, width]
   std::int64_t* sum;                    // [c, width]
   std::uint8_t* owner;                  // [sample]
   kmeans_state* state;
@@ -68,45 +70,53 @@ __device__ inline void add_to_sum(std::int64_t* to, std::int64_t term) {
 /// @tparam Groups  ds / 32
 template <class T, unsigned Groups>
 class quick_rows {
-  using list = block::shortlist<T, Groups>;
-  static constexpr unsigned ds = list::ds, threads = kmeans_tile::threads, warps = threads / 32, tile_rows = list::tile_rows;
+  using list = block::half_shortlist<T, Groups>;
+  using sums = block::shared_sums<list::ds>;
+  static constexpr unsigned ds = list::ds, threads = kmeans_tile::threads, warps = threads / 32, tile_rows = list::tile_rows,
+                            decided_together = 16;  // rows with two candidates: each takes two lanes
 
  public:
   struct scratch {
     typename list::bounds bounds;
     std::uint32_t count[max_centroids];  // changes in the sizes of the clusters
   };
+  /// Rows with two candidates, which wait until a warp has many of them.
+  struct waiting_rows {
+    struct entry {
+      std::uint32_t row;
+      std::uint8_t first, second;
+    };
+    entry of_warp[warps][decided_together - 1 + tile_rows];
+  };
   /// @param sums_in_shared  whether the CTA's own sums fit in shared memory
   static constexpr std::size_t shared_bytes(std::size_t c, bool sums_in_shared) {
-    return list::shared_bytes(c) + (sums_in_shared ? block::shared_sums::shared_bytes(c * ds) : 0) +
+    return list::shared_bytes(c) + (sums_in_shared ? sums::shared_bytes(c) : 0) +
            block::shared_memory::bytes<uint4>(warps * list::rows_of_warp);
   }
-  /// Whether dense rows at `data`, and at multiples of the strides from it, can be read in runs of 16 bytes.
+  /// Whether dense rows at `data`, and at multiples of the strides from it, can be read in pieces of 16 bytes.
   template <class... Stride>
   static bool takes(const T* data, Stride... strides) {
-    return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && ((strides % 8 == 0) && ...);
+    return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && ((strides % list::of_piece == 0) && ...);
   }
 
-  __device__ quick_rows(block::shared_memory& memory, scratch& own, const T* rows, std::size_t stride, const float* offset, unsigned c,
-                        const kmeans_memory& problem, bool sums_in_shared)
+  __device__ quick_rows(block::shared_memory& memory, scratch& own, waiting_rows& waiting, const T* rows, std::size_t stride,
+                        const float* offset, unsigned c, const kmeans_memory& problem, bool sums_in_shared)
       : list_(memory, own.bounds, c),
-        sums_(memory, sums_in_shared ? c * ds : 0),
-        next_rows_(memory.take<uint4>(warps * list::rows_of_warp) + warp() * list::rows_of_warp),
+        sums_(memory, sums_in_shared ? c : 0),
+        tile_(memory.take<uint4>(warps * list::rows_of_warp) + warp() * list::rows_of_warp),
         scratch_(own),
+        waiting_(waiting.of_warp[warp()]),
         rows_(rows),
         stride_(stride),
         offset_(offset),
         memory_(problem),
         c_(c),
         sums_in_shared_(sums_in_shared) {
-    double square = 0;
-    for (unsigned e = lane(); e < ds; e += 32) square = ::fma(static_cast<double>(offset_[e]), static_cast<double>(offset_[e]), square);
-    offset_norm_ = static_cast<float>(sqrt(block::warp_sum(square)) * 1.0001);
-    for (unsigned at = threadIdx.x; sums_in_shared_ && at < c_ * ds; at += threads) sums_.clear(at);
+    for (unsigned at = threadIdx.x; sums_in_shared_ && at < c_ * ds; at += threads) sums::clear(sums_.at(at / ds, at % ds));
     for (unsigned x = threadIdx.x; x < c_; x += threads) scratch_.count[x] = 0;
   }
 
-  /// Looks at rows [begin, end) of the sample. Writes owner[i], whether row i is finite, and order[i], the bits of |x| rounded up.
+  /// Looks at rows [begin, end) of the sample. Writes owner[i], whether row i is finite, and order[i], its row_measure.
   /// @return  the largest |y_e| of the finite rows that this thread saw, as bits
   __device__ std::uint32_t look(const stratified_sample& sample, std::uint32_t begin, std::uint32_t end) const {
     std::uint32_t largest = 0;
@@ -114,45 +124,35 @@ class quick_rows {
     for (std::uint32_t first = begin + warp() * tile_rows; first < end; first += warps * tile_rows) {
       const std::uint32_t i = first + list::own_row();
       const std::uint32_t own = static_cast<std::uint32_t>(sample(list::own_row() < tile_rows && i < end ? i : begin));
-      typename list::rows x;
-      x.load([&](unsigned r) { return row(__shfl_sync(block::all_lanes, own, static_cast<int>(list::owner_lane(r)))); });
-      std::uint32_t own_most = 0;
-      float own_square = 0;
+      uint4 piece[list::slots][list::pieces];
 #pragma unroll
       for (unsigned s = 0; s < list::slots; ++s) {
-        std::uint32_t most = 0;
-        float square = 0;
+        const T* from = row(__shfl_sync(block::all_lanes, own, list::owner_lane(s)));
 #pragma unroll
-        for (unsigned g = 0; g < Groups; ++g) {
-          const std::uint32_t words[4] = {x.word[s][g].x, x.word[s][g].y, x.word[s][g].z, x.word[s][g].w};
+        for (unsigned p = 0; p < list::pieces; ++p) piece[s][p] = *reinterpret_cast<const uint4*>(from + list::element(p));
+      }
+      block::row_summary own_row{};
 #pragma unroll
-          for (unsigned w = 0; w < 4; ++w) {
-            const block::float_pair pair = block::unpack_pair<T>(words[w]);
-            const std::uint32_t first_bits = float_bits(canonical::sub(pair.first, offset_[list::element(g, 2 * w)])) & 0x7fffffffu,
-                                second_bits = float_bits(canonical::sub(pair.second, offset_[list::element(g, 2 * w + 1)])) & 0x7fffffffu;
-            most = first_bits > most ? first_bits : most;
-            most = second_bits > most ? second_bits : most;
-            square = fmaf(pair.first, pair.first, fmaf(pair.second, pair.second, square));
-          }
-        }
+      for (unsigned s = 0; s < list::slots; ++s) {
+        block::row_summary here{};
 #pragma unroll
-        for (int step = 1; step < 4; step *= 2) {
-          const std::uint32_t other = __shfl_xor_sync(block::all_lanes, most, step);
-          most = other > most ? other : most;
-          square += __shfl_xor_sync(block::all_lanes, square, step);
-        }
-        const int holder = static_cast<int>(list::own_row() % 8 * 4);  // a lane that has, in one of the slots, a part of the own row
-        const std::uint32_t most_there = __shfl_sync(block::all_lanes, most, holder);
-        const float square_there = __shfl_sync(block::all_lanes, square, holder);
-        if (list::own_row() / 8 == s) own_most = most_there, own_square = square_there;
+        for (unsigned p = 0; p < list::pieces; ++p) list::add(here, piece[s][p], offset_ + list::element(p));
+        here.add_neighbours();
+        if (threadIdx.x % 4 == s) own_row = here;
       }
       if (list::own_row() >= tile_rows || i >= end) continue;
-      const bool finite = own_most < 0x7f800000u;
+      const bool finite = own_row.most < 0x7f800000u;
       memory_.owner[i] = finite ? 1 : 0;
-      memory_.order[i] = float_bits(sqrtf(own_square) * 1.001f);
-      if (finite && own_most > largest) largest = own_most;
+      memory_.order[i] = own_row.measure().bits;
+      if (finite && own_row.most > largest) largest = own_row.most;
     }
     return largest;
+  }
+
+  /// Before the first assign().
+  /// @param largest  at least every |y_e|
+  __device__ void scale(float largest) {
+    list_.template scale_rows<threads>(offset_, float_from_bits(largest_magnitude(offset_, 1, ds)), largest);
   }
 
   /// Assigns every row to its nearest centroid and adds the changes to the problem's counts and sums. All threads of the team call it. None
@@ -161,49 +161,59 @@ class quick_rows {
   /// @return  whether a row of this thread changed its cluster
   __device__ bool assign(const block::cluster_team& team, std::uint32_t used, const float* centroids, bool initial, float scale,
                          float largest) {
-    list_.template stage<threads>(centroids, offset_, offset_norm_, largest);
-    constexpr std::uint32_t turns_a_flush = block::shared_sums::most_terms / (tile_rows * warps);
+    list_.template stage<threads>(centroids, largest);
+    constexpr std::uint32_t turns_a_flush = sums::most_terms / (tile_rows * warps) - 1;  // less those that wait
     const std::uint32_t step = team.size() * warps * tile_rows, begin = (team.rank() * warps + warp()) * tile_rows,
                         turns = (used + step - 1) / step;
     const auto place = [&](std::uint32_t turn) {
       const std::uint32_t i = begin + turn * step + list::own_row();
       return list::own_row() < tile_rows && i < used ? i : used;
     };
-    const auto token = [&](std::uint32_t turn) { return memory_.rows[place(turn) < used ? place(turn) : 0]; };
     const auto fetch = [&](std::uint32_t of) {
-      const auto row_at = [&](unsigned r) { return row(__shfl_sync(block::all_lanes, of, static_cast<int>(list::owner_lane(r)))); };
-      list::rows::copy(next_rows_, row_at);
+      list::copy(tile_, [&](unsigned slot) { return row(__shfl_sync(block::all_lanes, of, list::owner_lane(slot))); });
     };
     bool any = false;
-    std::uint32_t t = token(0), next = token(1);
-    fetch(t);
+    unsigned waiting = 0;
+    upcoming next = look_up(place(0), used);
+    fetch(next.token);
     for (std::uint32_t turn = 0; turn < turns; ++turn) {
       if (turn != 0 && turn % turns_a_flush == 0) flush();
-      const std::uint32_t after = token(turn + 2), i = place(turn);
-      const unsigned before = i < used ? memory_.owner[i] : 0;
-      const float norm = i < used ? memory_.distance[i] : 0.0f;
+      const std::uint32_t i = place(turn);
+      const bool is_there = i < used;
+      member own{i, next.token, 0, is_there ? memory_.owner[i] : 0u};
+      const block::row_measure measure = next.measure;
+      next = look_up(place(turn + 1), used);
       typename list::rows x;
-      x.take(next_rows_);
-      // No copy in the last turn. Nobody would wait for it before the next call's copy, and two copies to one place have no order.
-      const auto found = list_.find(x, norm, [&] {
-        if (turn + 1 < turns) fetch(next);
-      });
-      unsigned owner = found.centroid;
-      for (unsigned unsure = __ballot_sync(block::all_lanes, i < used && !found.sure); unsure != 0; unsure &= unsure - 1) {
+      list_.take(tile_, x);
+      const auto found = list_.find(x, measure);
+      own.owner = found.first;
+      for (unsigned unsure = __ballot_sync(block::all_lanes, is_there && found.count > 2); unsure != 0; unsure &= unsure - 1) {
         const int who = __ffs(static_cast<int>(unsure)) - 1;
-        const unsigned decided = list::nearest(row(__shfl_sync(block::all_lanes, t, who)), offset_, centroids, c_);
-        if (lane() == static_cast<unsigned>(who)) owner = decided;
+        const T* from = row(__shfl_sync(block::all_lanes, own.token, who));
+        const unsigned decided = block::nearest_by_warp<Groups>(from, offset_, centroids, c_);
+        if (lane() == static_cast<unsigned>(who)) own.owner = decided;
       }
-      const bool moved = i < used && (initial || before != owner);
-      if (moved) {
-        memory_.owner[i] = static_cast<std::uint8_t>(owner);
-        atomicAdd(&scratch_.count[owner], 1u);
-        if (!initial) atomicSub(&scratch_.count[before], 1u);
+      const bool waits = is_there && found.count == 2;
+      const unsigned which = __ballot_sync(block::all_lanes, waits);
+      if (waits)
+        waiting_[waiting + static_cast<unsigned>(__popc(which & ((1u << lane()) - 1)))] = {i, static_cast<std::uint8_t>(found.first),
+                                                                                           static_cast<std::uint8_t>(found.second)};
+      waiting += static_cast<unsigned>(__popc(which));
+      bool moved = is_there && !waits && (initial || own.before != own.owner);
+      const unsigned may_wait = turn + 1 < turns ? decided_together - 1 : 0;
+      for (bool in_tile = true;; in_tile = false) {
+        any |= moved;
+        __syncwarp();  // lanes read of the tile what others copied
+        settle(own, moved, in_tile, initial, scale);
+        __syncwarp();
+        // No copy in the last turn. Nobody would wait for it before the next call's copy, and two copies to one place have no order.
+        if (in_tile && turn + 1 < turns) fetch(next.token);
+        if (waiting <= may_wait) break;
+        const unsigned count = waiting < decided_together ? waiting : decided_together;
+        waiting -= count;
+        own = decide(waiting, count, centroids);
+        moved = lane() % 2 == 0 && lane() / 2 < count && (initial || own.before != own.owner);
       }
-      any |= moved;
-      move(__ballot_sync(block::all_lanes, moved), t, owner, before, initial, scale);
-      t = next;
-      next = after;
     }
     flush();
     return any;
@@ -221,50 +231,120 @@ class quick_rows {
   }
 
  private:
+  /// A row of a lane: its place among the training rows and among the points, and its clusters.
+  struct member {
+    std::uint32_t i, token;
+    unsigned owner, before;
+  };
+
+  /// What is known of a row before its turn.
+  struct upcoming {
+    std::uint32_t token;
+    block::row_measure measure;
+  };
+
   __device__ static unsigned lane() { return threadIdx.x % 32; }
   __device__ static unsigned warp() { return threadIdx.x / 32; }
   __device__ const T* row(std::uint32_t t) const { return rows_ + t * stride_; }
+  __device__ upcoming look_up(std::uint32_t i, std::uint32_t used) const {
+    return {memory_.rows[i < used ? i : 0], {i < used ? float_bits(memory_.distance[i]) : 0}};
+  }
 
-  /// A warp moves the rows of the lanes in `moved` from cluster `before` (unless initial) to `owner`. Lanes take coordinates.
-  __device__ void move(unsigned moved, std::uint32_t t, unsigned owner, unsigned before, bool initial, float scale) {
+  /// A warp decides rows [first, first + count) of those that wait, count <= decided_together; lane 2 r gets row r.
+  __device__ member decide(unsigned first, unsigned count, const float* centroids) const {
+    __syncwarp();
+    const typename waiting_rows::entry entry = waiting_[first + (lane() / 2 < count ? lane() / 2 : 0)];
+    __syncwarp();
+    member own{entry.row, memory_.rows[entry.row], 0, memory_.owner[entry.row]};
+    const unsigned candidate = lane() % 2 == 0 ? entry.first : entry.second;
+    const T* from = row(own.token);
+    const float* of = centroids + candidate;
+    float distance = 0;
+#pragma unroll 4
+    for (unsigned p = 0; p < ds / list::of_piece; ++p) {
+      float x[list::of_piece];
+      list::unpack(reinterpret_cast<const uint4*>(from)[p], x);
+#pragma unroll
+      for (unsigned e = 0; e < list::of_piece; ++e) {
+        const unsigned at = p * list::of_piece + e;
+        const float difference = canonical::sub(canonical::sub(x[e], offset_[at]), of[at * c_]);
+        distance = canonical::fma(difference, difference, distance);
+      }
+    }
+    const std::uint64_t key = block::nearest_key(distance, candidate), other = __shfl_xor_sync(block::all_lanes, key, 1);
+    own.owner = static_cast<unsigned>((other < key ? other : key) & 0xffu);
+    return own;
+  }
+
+  /// A warp records the rows of those lanes whose row `moved`, and moves them between the sums. Lanes take coordinates.
+  /// @param in_tile  whether the rows are those of the tile, and not of `token` in device memory
+  __device__ void settle(const member& own, bool moved, bool in_tile, bool initial, float scale) {
+    if (moved) {
+      memory_.owner[own.i] = static_cast<std::uint8_t>(own.owner);
+      atomicAdd(&scratch_.count[own.owner], 1u);
+      if (!initial) atomicSub(&scratch_.count[own.before], 1u);
+    }
     constexpr unsigned at_once = 4;  // rows whose loads are in flight together
-    while (moved != 0) {
+    unsigned which = __ballot_sync(block::all_lanes, moved);
+    if (which == 0) return;
+    float mean[Groups];
+#pragma unroll
+    for (unsigned g = 0; g < Groups; ++g) mean[g] = offset_[g * 32 + lane()];
+    while (which != 0) {
       unsigned who[at_once], count = 0;
       T value[at_once][Groups];
 #pragma unroll
       for (unsigned a = 0; a < at_once; ++a) {
-        who[a] = moved != 0 ? static_cast<unsigned>(__ffs(static_cast<int>(moved)) - 1) : who[0];
-        count += moved != 0 ? 1 : 0;
-        moved &= moved - 1;
-        const T* from = row(__shfl_sync(block::all_lanes, t, static_cast<int>(who[a])));
+        who[a] = which != 0 ? static_cast<unsigned>(__ffs(static_cast<int>(which)) - 1) : who[0];
+        count += which != 0 ? 1 : 0;
+        which &= which - 1;
+      }
+      if (in_tile) {
 #pragma unroll
-        for (unsigned g = 0; g < Groups; ++g) value[a][g] = from[g * 32 + lane()];
+        for (unsigned a = 0; a < at_once; ++a)
+#pragma unroll
+          for (unsigned g = 0; g < Groups; ++g) value[a][g] = list::tile_element(tile_, who[a], lane())[g * list::tile_step];
+      } else {
+#pragma unroll
+        for (unsigned a = 0; a < at_once; ++a) {
+          const T* from = row(__shfl_sync(block::all_lanes, own.token, static_cast<int>(who[a])));
+#pragma unroll
+          for (unsigned g = 0; g < Groups; ++g) value[a][g] = from[g * 32 + lane()];
+        }
       }
 #pragma unroll
       for (unsigned a = 0; a < at_once; ++a) {
-        const unsigned to = __shfl_sync(block::all_lanes, owner, static_cast<int>(who[a])),
-                       from = __shfl_sync(block::all_lanes, before, static_cast<int>(who[a]));
+        const unsigned to = __shfl_sync(block::all_lanes, own.owner, static_cast<int>(who[a])),
+                       from = __shfl_sync(block::all_lanes, own.before, static_cast<int>(who[a]));
         if (a >= count) break;
+        int term[Groups];
 #pragma unroll
-        for (unsigned g = 0; g < Groups; ++g) {
-          const unsigned e = g * 32 + lane();
-          const int term = block::fixed_point(canonical::sub(static_cast<float>(value[a][g]), offset_[e]), scale);
-          if (sums_in_shared_) {
-            sums_.add(to * ds + e, term, 1);
-            if (!initial) sums_.add(from * ds + e, term, -1);
-          } else {
-            add_to_sum(&memory_.sum[to * ds + e], term);
-            if (!initial) add_to_sum(&memory_.sum[from * ds + e], -term);
-          }
-        }
+        for (unsigned g = 0; g < Groups; ++g) term[g] = block::fixed_point(canonical::sub(static_cast<float>(value[a][g]), mean[g]), scale);
+        add(to, term);
+        if (initial) continue;
+#pragma unroll
+        for (unsigned g = 0; g < Groups; ++g) term[g] = -term[g];
+        add(from, term);
       }
+    }
+  }
+  /// A warp adds a row to the sum of a cluster.
+  __device__ void add(unsigned cluster, const int (&term)[Groups]) {
+    if (sums_in_shared_) {
+      int* at = sums_.at(cluster, lane());
+#pragma unroll
+      for (unsigned g = 0; g < Groups; ++g) sums::add(at + g * 32, term[g]);
+    } else {
+      std::int64_t* at = memory_.sum + cluster * ds + lane();
+#pragma unroll
+      for (unsigned g = 0; g < Groups; ++g) add_to_sum(at + g * 32, term[g]);
     }
   }
   /// Adds what this CTA has gathered to the problem's sums and counts. Begins and ends with a barrier.
   __device__ void flush() {
     __syncthreads();
     for (unsigned at = threadIdx.x; sums_in_shared_ && at < c_ * ds; at += threads) {
-      const std::int64_t sum = sums_.take(at);
+      const std::int64_t sum = sums::take(sums_.at(at / ds, at % ds));
       if (sum != 0) add_to_sum(&memory_.sum[at], sum);
     }
     for (unsigned x = threadIdx.x; x < c_; x += threads) {
@@ -275,16 +355,16 @@ class quick_rows {
   }
 
   list list_;
-  block::shared_sums sums_;
-  uint4* next_rows_;  // of this warp; the rows that are being copied
+  sums sums_;
+  uint4* tile_;  // of this warp
   scratch& scratch_;
+  typename waiting_rows::entry* waiting_;  // of this warp
   const T* rows_;
   std::size_t stride_;
   const float* offset_;
   kmeans_memory memory_;
   unsigned c_;
   bool sums_in_shared_;
-  float offset_norm_ = 0;
 };
 
 /// Stands in for quick_rows where rows cannot be read that way.
@@ -292,6 +372,7 @@ template <class T>
 class quick_rows<T, 0> {
  public:
   struct scratch {};
+  struct waiting_rows {};
 };
 
 }  // namespace pqkv::detail

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The nearest centroid of each row of a tile, by the canonical distance. Rows are in shared memory, where neighbouring words are of
-// neighbouring rows; centroids pass through it in pieces of 16 coordinates by 64. A thread has 4 rows by 4 centroids in registers.
+// neighbouring rows; centroids pass through it in pieces of 16 coordinates by 64. A thread has 4 rows by 4 centroids in registers. And the
+// nearest centroid of a single row, by a warp.
 #pragma once
 
 #include <cstdint>
 
 #include "../../../core/canonical.hpp"
+#include "reduce.cuh"
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
@@ -73,5 +75,41 @@ struct nearest_tile {
     __syncthreads();
   }
 };
+
+/// The nearest centroid of one row, by a warp; each lane takes one or two centroids.
+/// @tparam Groups    ds / 32
+/// @param from       [ds]
+/// @param offset     [ds], subtracted from the row
+/// @param centroids  [ds, c] in global memory
+template <unsigned Groups, class T>
+__device__ unsigned nearest_by_warp(const T* from, const float* offset, const float* centroids, unsigned c) {
+  const unsigned lane = threadIdx.x % 32;
+  float y[Groups];
+#pragma unroll
+  for (unsigned g = 0; g < Groups; ++g) y[g] = canonical::sub(static_cast<float>(from[g * 32 + lane]), offset[g * 32 + lane]);
+  std::uint64_t best = ~0ull;
+  for (unsigned x0 = 0; x0 < c; x0 += 64) {
+    const unsigned first = x0 + lane < c ? x0 + lane : c - 1, second = x0 + lane + 32 < c ? x0 + lane + 32 : c - 1;
+    float acc[2] = {};
+#pragma unroll
+    for (unsigned g = 0; g < Groups; ++g)
+#pragma unroll 8
+      for (unsigned i = 0; i < 32; ++i) {
+        const float of_row = __shfl_sync(all_lanes, y[g], static_cast<int>(i));
+        const float* of = centroids + (g * 32 + i) * c;
+        const float a = canonical::sub(of_row, of[first]), b = canonical::sub(of_row, of[second]);
+        acc[0] = canonical::fma(a, a, acc[0]);
+        acc[1] = canonical::fma(b, b, acc[1]);
+      }
+    const std::uint64_t a = nearest_key(acc[0], first), b = nearest_key(acc[1], second);
+    best = a < best ? a : best;
+    best = b < best ? b : best;
+  }
+  for (int step = 16; step > 0; step /= 2) {
+    const std::uint64_t other = __shfl_xor_sync(all_lanes, best, step);
+    best = other < best ? other : best;
+  }
+  return static_cast<unsigned>(best & 0xffu);
+}
 
 }  // namespace pqkv::detail::block

@@ -10,7 +10,6 @@
 #include <cstdint>
 
 #include "../../../core/canonical.hpp"
-#include "copy.cuh"
 #include "mma.cuh"
 #include "nearest.cuh"
 #include "reduce.cuh"
@@ -100,21 +99,6 @@ class shortlist {
     __device__ void load(RowAt row_at) {
       for_parts(row_at, [&](unsigned s, unsigned g, const uint4* from) { word[s][g] = *from; });
     }
-    /// Loads the same rows through the warp's shared memory, [slots * Groups, 32]. A lane reads back only what it copied itself.
-    template <class RowAt>
-    __device__ static void copy(uint4* shared, RowAt row_at) {
-      for_parts(row_at, [&](unsigned s, unsigned g, const uint4* from) {
-        copy_cached_async(shared_address(shared + (s * Groups + g) * 32 + threadIdx.x % 32), from);
-      });
-      end_copies();
-    }
-    __device__ void take(const uint4* shared) {
-      wait_copies<0>();
-#pragma unroll
-      for (unsigned s = 0; s < slots; ++s)
-#pragma unroll
-        for (unsigned g = 0; g < Groups; ++g) word[s][g] = shared[(s * Groups + g) * 32 + threadIdx.x % 32];
-    }
 
     /// Of row own_row(): |x| rounded up (infinite where its square overflows), and whether all its elements are finite. By all lanes.
     struct measure {
@@ -158,7 +142,6 @@ class shortlist {
       }
     }
   };
-  static constexpr std::size_t rows_of_warp = std::size_t{slots} * Groups * 32;  // uint4 that a warp's rows take in shared memory
   /// The row of the tile whose outcome this lane gets; tile_rows or more if it gets none.
   __device__ static unsigned own_row() { return threadIdx.x % 32 / 8 * 8 + threadIdx.x % 4 * 2 + threadIdx.x / 4 % 2; }
   /// The lane whose own_row() is r.
@@ -171,10 +154,8 @@ class shortlist {
     bool sure;
   };
   /// Finds the nearest centroid of row own_row(). By all lanes.
-  /// @param norm   at least |x| of that row
-  /// @param taken  called once the rows are in use, so that the memory they were copied from may be overwritten
-  template <class Taken>
-  __device__ outcome find(const rows& x, float norm, Taken taken) const {
+  /// @param norm  at least |x| of that row
+  __device__ outcome find(const rows& x, float norm) const {
     const float lowest = float_from_bits(0xff800000u);
     constexpr unsigned held = 2 * slots;  // rows for which a lane sees every eighth centroid
     float best[held], second[held];
@@ -212,7 +193,6 @@ class shortlist {
           index[r] = v > best[r] ? tile * 2 + half : index[r];
           best[r] = fmaxf(best[r], v);
         }
-      if (tile == 0) taken();
     }
     // Lanes that saw different centroids of the same rows exchange results, until every lane has the result of one row.
     const auto seen = [&](unsigned r) { return candidate{best[r], second[r], index[r] * 8 + lane / 4}; };
@@ -227,38 +207,6 @@ class shortlist {
     constexpr float unseen = 0x1p-59f;  // of |x|: what may be missing where fast math flushes squares below 2^-126 to 0
     const float all = norm + reach_, slack = constant_ + linear_ * (norm + unseen) + square_ * all * all;
     return {own.index, norm * largest_norm_ < 1e37f && own.best - own.second > slack};
-  }
-
-  /// A warp decides one row by the canonical distance; each lane takes one or two centroids.
-  /// @param from  [ds]; offset and centroids as in stage()
-  __device__ static unsigned nearest(const T* from, const float* offset, const float* centroids, unsigned c) {
-    const unsigned lane = threadIdx.x % 32;
-    float y[Groups];
-#pragma unroll
-    for (unsigned g = 0; g < Groups; ++g) y[g] = canonical::sub(static_cast<float>(from[g * 32 + lane]), offset[g * 32 + lane]);
-    std::uint64_t best = ~0ull;
-    for (unsigned x0 = 0; x0 < c; x0 += 64) {
-      const unsigned first = x0 + lane < c ? x0 + lane : c - 1, second = x0 + lane + 32 < c ? x0 + lane + 32 : c - 1;
-      float acc[2] = {};
-#pragma unroll
-      for (unsigned g = 0; g < Groups; ++g)
-#pragma unroll 8
-        for (unsigned i = 0; i < 32; ++i) {
-          const float of_row = __shfl_sync(all_lanes, y[g], static_cast<int>(i));
-          const float* of = centroids + (g * 32 + i) * c;
-          const float a = canonical::sub(of_row, of[first]), b = canonical::sub(of_row, of[second]);
-          acc[0] = canonical::fma(a, a, acc[0]);
-          acc[1] = canonical::fma(b, b, acc[1]);
-        }
-      const std::uint64_t a = nearest_key(acc[0], first), b = nearest_key(acc[1], second);
-      best = a < best ? a : best;
-      best = b < best ? b : best;
-    }
-    for (int step = 16; step > 0; step /= 2) {
-      const std::uint64_t other = __shfl_xor_sync(all_lanes, best, step);
-      best = other < best ? other : best;
-    }
-    return static_cast<unsigned>(best & 0xffu);
   }
 
  private:
@@ -282,37 +230,6 @@ class shortlist {
   bounds& bounds_;
   unsigned c_;
   float scale_ = 1, largest_norm_ = 0, linear_ = 0, constant_ = 0, square_ = 0, reach_ = 0;
-};
-
-/// Like canonical::fixed_point(). Its product with a power of two is exact in float too, or rounds to 0 in both.
-__device__ inline int fixed_point(float x, float scale) {
-  int term;
-  asm("cvt.rni.s32.f32 %0, %1;" : "=r"(term) : "f"(canonical::mul(x, scale)));
-  return term;
-}
-
-/// Sums of fixed-point numbers by one CTA, each in two halves of 32 bits, since shared memory adds 32 bits natively. At most 2^15 terms for
-/// each sum.
-class shared_sums {
- public:
-  static constexpr std::uint32_t most_terms = 1u << 15;
-  __host__ __device__ static constexpr std::size_t shared_bytes(std::size_t count) { return 2 * shared_memory::bytes<int>(count); }
-
-  __device__ shared_sums(shared_memory& memory, unsigned count) : lower_(memory.take<int>(count)), upper_(memory.take<int>(count)) {}
-  __device__ void clear(unsigned at) { lower_[at] = upper_[at] = 0; }
-  /// |term| < 2^30
-  __device__ void add(unsigned at, int term, int sign) {
-    atomicAdd(&lower_[at], sign * (term & 0x7fff));
-    atomicAdd(&upper_[at], sign * (term >> 15));
-  }
-  __device__ std::int64_t take(unsigned at) {
-    const std::int64_t sum = static_cast<std::int64_t>(upper_[at]) * 32768 + lower_[at];
-    clear(at);
-    return sum;
-  }
-
- private:
-  int *lower_, *upper_;
 };
 
 }  // namespace pqkv::detail::block
