@@ -143,6 +143,7 @@ void host_session::run_layer(std::size_t layer, rows_view x, const step_observer
   lap(in_cache);
   statistics_.maintenance->seconds += *in_cache - before_maintenance;
   statistics_.maintenance->trainings += after.trainings - before.trainings;
+  statistics_.maintenance->codes += after.codes_trained - before.codes_trained;
 }
 
 std::size_t host_session::step_scratch_bytes(const model_config& config, std::size_t tokens) {

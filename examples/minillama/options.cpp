@@ -139,12 +139,16 @@ void declare_policy(CLI::App& app, options& o) {
   app.add_option("--refresh", o.policy.quantizer.refresh,
                  "renews the codebooks once a sequence is so many times as long as when they were trained; 0: never")
       ->check(real_number("0, or more than 1", [](double value) { return value == 0 || value > 1; }))
-      ->default_str("1.1, or 1.5 where they are trained anew")
+      ->default_str("1.05; 1.1 with --refresh-keys all, 1.5 where they are trained anew")
       ->group(group);
   app.add_option("--refresh-iterations", o.policy.quantizer.refresh_iterations,
                  "iterations of k-means in such a renewal, from the codebooks there are; 0: trains them anew")
       ->check(count_range(0))
       ->capture_default_str()
+      ->group(group);
+  app.add_option("--refresh-keys", o.policy.quantizer.renewal, "new or all: the keys that such a renewal trains on and encodes anew")
+      ->transform(one_of(renewal_names(), "new|all"))
+      ->default_str("new; all with --device cuda")
       ->group(group);
   app.add_option("--metric", o.policy.quantizer.metric, "l2 or ip: in which sense a key's centroid is the nearest; ip: for inner products")
       ->transform(one_of(metric_names(), "l2|ip"))
@@ -228,6 +232,7 @@ void complete(const CLI::App& app, options& o) {
   if (o.device == device_name::host) o.policy.use_host_defaults();
   if (app.count("--axes") != 0) o.policy.quantizer.axes = asked.axes;
   if (app.count("--over") != 0) o.policy.quantizer.over = asked.over;
+  if (app.count("--refresh-keys") != 0) o.policy.quantizer.renewal = asked.renewal;
   if (app.count("--min-tokens") == 0) o.policy.raise_floor();
   if (std::find(o.turns.begin(), o.turns.end(), "") != o.turns.end()) throw usage_error("--turn", "is empty");
   if (o.turns_file) o.turns = read_turns(*o.turns_file);

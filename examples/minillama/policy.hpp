@@ -33,6 +33,11 @@ inline bool is_compared_method(policy_name name) {
   return name == snapkv || name == h2o || name == sparq || name == quest || name == infllm;
 }
 
+inline const std::map<std::string, pqkv::selector::renewal_scope>& renewal_names() {
+  static const std::map<std::string, pqkv::selector::renewal_scope> names{{"new", pqkv::selector::renewal_scope::new_keys},
+                                                                          {"all", pqkv::selector::renewal_scope::all_keys}};
+  return names;
+}
 inline const std::map<std::string, pqkv::axis_order>& axes_names() {
   static const std::map<std::string, pqkv::axis_order> names{{"contiguous", pqkv::axis_order::contiguous},
                                                              {"rotary", pqkv::axis_order::rotary_halves},
@@ -123,6 +128,7 @@ struct policy_settings {
   void use_host_defaults() {
     if (preset == preset_name::paper) return;
     quantizer.axes = pqkv::axis_order::weighted_pairs;
+    quantizer.renewal = pqkv::selector::renewal_scope::new_keys;
     if (!quantizer.residual.used()) quantizer.over = pqkv::selector::normalisation::attended;
   }
   /// Takes over what PQCache's paper does differently, but for the overlap model.

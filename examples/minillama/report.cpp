@@ -37,7 +37,7 @@ json quality_of(const quality_summary& q) {
 
 json maintenance_of(const session_statistics& s) {
   if (!s.maintenance) return nullptr;
-  return {{"seconds", s.maintenance->seconds}, {"trainings", s.maintenance->trainings}};
+  return {{"seconds", s.maintenance->seconds}, {"trainings", s.maintenance->trainings}, {"codes", s.maintenance->codes}};
 }
 
 void print_shares(const char* line, const std::optional<part_seconds>& parts, double seconds) {
@@ -148,6 +148,7 @@ json settings_of(const options& o) {
           {"over", name_in(normalisation_names(), quantizer.over)},
           {"refresh", quantizer.growth()},
           {"refresh_iterations", quantizer.refresh_iterations},
+          {"refresh_keys", name_in(renewal_names(), quantizer.renewal)},
           {"metric", name_in(metric_names(), quantizer.metric)},
           {"preset", o.policy.preset == preset_name::paper ? json("paper") : json(nullptr)},
           {"path", name_in(path_names(), quantizer.path)}};

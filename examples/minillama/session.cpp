@@ -25,6 +25,7 @@ session_statistics& session_statistics::operator+=(const session_statistics& oth
     if (maintenance && other.maintenance) {
       maintenance->seconds += other.maintenance->seconds;
       maintenance->trainings += other.maintenance->trainings;
+      maintenance->codes += other.maintenance->codes;
     } else {
       maintenance.reset();
     }

@@ -30,6 +30,7 @@ struct selection_bytes {
 struct maintenance_cost {
   double seconds = 0;           // in maintain(), over all layers: training, encoding anew, merging id lists
   std::uint64_t trainings = 0;  // that succeeded, over all layers; the prompt's own is not one of them
+  std::uint64_t codes = 0;      // that these wrote, over all layers
 };
 
 /// What a session did since its start, over all forks; counts are the library's, summed over layers.

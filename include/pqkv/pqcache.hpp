@@ -335,7 +335,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   void learn(const P& policy, std::size_t slot, const sequence& now, view_of<std::uint32_t, 1> nonfinite) {
     if (now.learned != 0) settle(policy, {slot, now.without_index(), false, {}, {}});
     const selector::learning<space_type> outcome = selector_.learn(working(policy), slot, rows_.view(), now, now.middle(rule_));
-    settle(policy, {slot, now, outcome.tried, outcome.outcomes, nonfinite, outcome.due_again});
+    settle(policy, {slot, now, outcome.tried, outcome.outcomes, nonfinite, outcome.due_again, outcome.codes});
   }
   template <class P>
   void settle(const P& policy, const settled_prompt<space_type>& call) {

@@ -301,6 +301,10 @@ void refusals(verdict& all) {
   p.selector.overlap->b1 = 1;
   all.check(!device_cache::can_construct(p).ok() && device_cache::can_construct(p).parameter == std::string("selector.overlap"),
             "the overlap rule is not refused");
+  p = pq_life::device_params(base_params);
+  p.selector.renewal = pqkv::selector::renewal_scope::new_keys;
+  all.check(!device_cache::can_construct(p).ok() && device_cache::can_construct(p).parameter == std::string("selector.renewal"),
+            "a renewal over new keys is not refused");
 }
 }  // namespace
 

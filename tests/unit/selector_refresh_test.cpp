@@ -121,6 +121,66 @@ TEST_CASE("refresh: a renewal has the bits of the plain formulation; a slot that
       }
 }
 
+TEST_CASE("refresh: over new keys until a power of two is passed, then over all; statistics tell how many codes were written") {
+  auto keys = make_rows<float>(content::clustered, 2, 800, 32, 3);
+  const pqkv::strided_rows<float> rows{keys.view(), keys.view()};
+  auto p = params_of(search_path::joint, 1.125, 1);
+  p.selector.renewal = pqkv::selector::renewal_scope::new_keys;
+  pqkv::pqcache<> cache(p);
+  p.selector.path = search_path::scan;
+  pqkv::pqcache<> scanning(p);
+  for (pqkv::pqcache<>* one : {&cache, &scanning}) one->prefill(cpu, 0, keys.view().slice(1, 0, 100), keys.view().slice(1, 0, 100));
+  pqkv::pq_index<> plain(cpu, {.kv_heads = 2, .head_dim = 32, .subspaces = 2, .bits = 4, .capacity = 800, .axes = p.selector.axes});
+  std::vector<std::uint8_t> memory(2 * 2);
+  const auto outcomes = pqkv::make_view(memory.data(), 2, 2);
+  std::uint32_t first = 0, encoded = cache.middle(0).end;
+  first = cache.middle(0).begin;
+  plain.learn(cpu, 0, rows, first, encoded, 100, p.selector.train, outcomes);
+  feeder tokens{keys, 100}, again{keys, 100};
+  std::uint64_t codes = 2 * 2 * (encoded - first), trainings = 1, over_new_keys = 0;
+  CHECK(cache.statistics(0).codes_trained == codes);
+  std::size_t trained = 100;
+  auto params = p.selector.train;
+  params.iterations = 1;
+  for (const std::size_t n : {113u, 120u, 128u, 144u, 170u, 200u, 260u, 521u, 600u}) {
+    CAPTURE(n);
+    tokens.append(cache, n), again.append(scanning, n);
+    cache.maintain(cpu), scanning.maintain(cpu);
+    const std::uint32_t ranked = cache.middle(0).end;
+    const pqkv::leaving_tokens leaving{0, encoded, ranked};
+    plain.view().encode(cpu, rows, pqkv::make_view(&leaving, 1));
+    encoded = ranked;
+    if (n != 120) {
+      ++trainings;
+      if (n == 521) {  // doubled
+        plain.learn(cpu, 0, rows, first, ranked, n, p.selector.train, outcomes);
+        codes += 2 * 2 * (ranked - first);
+      } else if (n == 128 || n == 260) {
+        plain.renew(cpu, 0, rows, first, ranked, trained, n, params, outcomes);
+        codes += 2 * 2 * (ranked - first);
+      } else {
+        codes += plain.renew_replaced(cpu, 0, rows, first, ranked, trained, n, params);
+        ++over_new_keys;
+      }
+      trained = n;
+    }
+    CHECK(cache.statistics(0).trainings == trainings);
+    CHECK(cache.statistics(0).codes_trained == codes);
+    const auto got = cache.selection().index(), wanted = plain.view();
+    CHECK(std::memcmp(got.book.centroids.data, wanted.book.centroids.data, got.book.centroids.stride(0) * 2 * sizeof(float)) == 0);
+    std::size_t differing = 0;
+    for (std::size_t head = 0; head < 2; ++head)
+      for (std::size_t j = 0; j < 2; ++j)
+        for (std::uint32_t t = first; t < ranked; ++t) differing += got.codes(head, j, t) != wanted.codes(head, j, t) ? 1 : 0;
+    CHECK(differing == 0);
+    for (std::uint64_t seed = 0; seed < 3; ++seed) {  // id lists and counts of the joint path are those of the new codes
+      const std::vector<float> query = random_query(cache, seed);
+      CHECK(ask(cpu, cache, query) == ask(cpu, scanning, query));
+    }
+  }
+  CHECK(over_new_keys == 5);
+}
+
 TEST_CASE("refresh: the length of the last renewal is known exactly, though 33 / 1.1 is less than 30") {
   const auto keys = make_rows<float>(content::clustered, 2, 33, 32, 3);
   const auto p = params_of(search_path::scan, 1.1, 1);
@@ -245,6 +305,7 @@ TEST_CASE("refresh: recall on 20 000 tokens of drifting keys is within a tenth o
     auto p = pq_params(1, 1, 1, d, all, 4, 64, 500, 2, 6);
     p.selector.refresh = how.refresh;
     p.selector.refresh_iterations = how.refresh_iterations;
+    p.selector.renewal = how.renewal;
     pqkv::pqcache<> cache(p);
     cache.prefill(cpu, 0, view(0, prompt_tokens), view(0, prompt_tokens));
     for (std::size_t t = prompt_tokens; t < all; ++t) {
@@ -255,10 +316,13 @@ TEST_CASE("refresh: recall on 20 000 tokens of drifting keys is within a tenth o
     return recall_of(cache, keys, source);
   };
   const pqkv::selector::pq_params never{.refresh = 0}, renewing{}, anew{.refresh = 1.5, .refresh_iterations = 0};
+  const pqkv::selector::pq_params over_new{.renewal = pqkv::selector::renewal_scope::new_keys};
   const double fresh = grown(never, all), stale = grown(never, prompt), renewed = grown(renewing, prompt), retrained = grown(anew, prompt);
-  MESSAGE("recall of 500 of 22000: fresh " << fresh << ", trained once at 2000 " << stale << ", renewed " << renewed
-                                           << ", trained anew at growth 1.5 " << retrained);
+  const double new_only = grown(over_new, prompt);
+  MESSAGE("recall of 500 of 22000: fresh " << fresh << ", trained once at 2000 " << stale << ", renewed " << renewed << ", over new keys "
+                                           << new_only << ", trained anew at growth 1.5 " << retrained);
   CHECK(renewed >= 0.9 * fresh);
+  CHECK(new_only >= 0.9 * fresh);
   CHECK(retrained >= 0.9 * fresh);
   CHECK(stale < 0.8 * fresh);
 }

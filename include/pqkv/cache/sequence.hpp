@@ -76,13 +76,14 @@ struct slot_statistics {
   std::uint64_t nonfinite_values = 0;
   std::uint64_t nonfinite_queries = 0;  // query heads that attend() or retrieve() were given with one; selection leaves them out
   std::uint64_t trainings = 0;          // trainings of the slot's index that succeeded: the first, and those by maintain()
+  std::uint64_t codes_trained = 0;      // codes of tokens, one per KV head and subspace, that these trainings wrote
   std::uint64_t refused = 0;            // tokens or cuts that a device step had no room for or could not make; the host throws instead
 
   constexpr slot_statistics& operator+=(const slot_statistics& more) {
     steps += more.steps, tokens_attended += more.tokens_attended, attended_bytes += more.attended_bytes;
     index_bytes += more.index_bytes, selector_bytes += more.selector_bytes;
     nonfinite_keys += more.nonfinite_keys, nonfinite_values += more.nonfinite_values, nonfinite_queries += more.nonfinite_queries;
-    trainings += more.trainings, refused += more.refused;
+    trainings += more.trainings, codes_trained += more.codes_trained, refused += more.refused;
     return *this;
   }
 };

@@ -55,6 +55,7 @@ struct settled_prompt {
   view<const std::uint8_t, 2, Space> outcomes;  // of training, each 0 if it succeeded; empty: there are none
   view<std::uint32_t, 1, Space> nonfinite;      // [2] rows of keys and of values, added to the statistics and zeroed; or empty
   std::uint32_t due_again = 0;                  // if training succeeded: the length at which maintain() repeats it; 0: never
+  std::uint64_t codes = 0;                      // if training succeeded: how many codes it wrote
 };
 
 /// The arguments of op::truncate_tokens: row i's slot keeps its first lengths[i] tokens. A slot that is shorter stays as it is and is

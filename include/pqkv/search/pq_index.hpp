@@ -98,6 +98,33 @@ class pq_index {
     });
   }
 
+  /// Renews codebooks as renew() does, but reads only keys that came since, and those whose centroid is replaced. The centroids to be
+  /// replaced are those with the fewest of the tokens [first, ranked). Then, train_params.iterations times, every token of [trained, n)
+  /// joins its nearest centroid, and each replaced centroid becomes the mean of its tokens if it has any. At the end the nearest centroids
+  /// of tokens [trained, n), and of those whose centroid was replaced, are their codes. The other centroids stay where they are and so do
+  /// the codes that name them: a replaced centroid may be nearer to such a key than its own, which is as near as it was.
+  /// A key with an element that is not finite is left out and gets code 0.
+  /// @pre    as renew()
+  /// @return how many codes were written
+  /// @cost   iterations + 1 times c distance terms for each coordinate of tokens [trained, n), of which it copies the keys; a pass over
+  ///         all codes
+  template <exec::policy P, class Rows>
+  requires space::usable_from<Space, space::host> std::uint64_t renew_replaced(const P& policy, std::size_t which, const Rows& rows,
+                                                                               std::size_t first, std::size_t ranked, std::size_t trained,
+                                                                               std::size_t n, const kmeans_params& train_params)
+  const {
+    const view_type own = view().sequence(which);
+    const std::uint64_t h = shape_.kv_heads, d = shape_.head_dim, fresh = n - trained, count = own.book.size() * fresh / (n - first);
+    const auto memory = make_owner<copy_of<Rows>>(policy, h * fresh * d);
+    const auto keys = make_view<Space>(memory.data(), h, fresh, d);
+    gather(policy, own, rows, which * h, stratified_sample{fresh, fresh, {}}, trained, keys);
+    const replaced_centroids call{first, ranked, trained, {fresh, count, {train_params.seed, ~std::uint64_t{0}}}};
+    const std::uint64_t written = kernel<op::renew_replaced, typename P::backend_type>::run(policy, rows, which * h, own, call,
+                                                                                            as_const(keys), train_params.iterations);
+    recount(policy, which, first, ranked);
+    return written;
+  }
+
   /// Builds a sequence's joint-code index from the codes of tokens [first, ranked).
   template <exec::policy P>
   void recount(const P& policy, std::size_t which, std::size_t first, std::size_t ranked) const {

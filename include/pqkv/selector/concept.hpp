@@ -34,6 +34,7 @@ struct learning {
   bool tried = false;                             // false: nothing to train
   view<const std::uint8_t, 2, Space> outcomes{};  // each 0 if it succeeded; empty: it succeeded
   std::uint32_t due_again = 0;                    // if it succeeded: the length from which maintain() repeats it; 0: never
+  std::uint64_t codes = 0;                        // how many codes it wrote, if it succeeded
 };
 
 /// A store of the rows of all slots, for the requirements of the concept.

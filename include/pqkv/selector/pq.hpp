@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <optional>
 
@@ -32,6 +33,13 @@ enum class normalisation : std::uint8_t {
   attended  // sinks and window too: a head that looks there says less. Host memory only, no second stage
 };
 
+/// What a renewal of a slot's codebook trains, and which keys it encodes anew.
+enum class renewal_scope : std::uint8_t {
+  all_keys,  // all centroids move, and all keys are encoded
+  new_keys   // only replaced centroids move, to the keys that came since; these are encoded, and those whose centroid was replaced. A
+             // renewal that takes the length past a power of two is of all keys. Host memory only
+};
+
 /// The quantizer, its training, and how scores are computed. 4 x 8 bits is what a real model needs (docs/quality.md). 2 x 6 bits ranks
 /// faster, by the joint-code index, and finds less.
 struct pq_params {
@@ -47,9 +55,10 @@ struct pq_params {
   std::optional<overlap_model> overlap{};          // if given, the overlap rule decides L in place of train.iterations
   std::size_t overlap_most = overlap_model::most;  // the largest L that the rule may choose
   std::size_t tail_tokens = 256;                   // maintain() merges once at least this many tokens are not yet in the id lists
-  /// maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never. Not given: 1.1 or, where slots
-  /// are trained anew, which costs more, 1.5.
+  /// maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never. Not given: 1.05 over new keys,
+  /// 1.1 over all, and 1.5 where slots are trained anew, each of which costs more than the one before.
   std::optional<double> refresh{};
+  renewal_scope renewal = renewal_scope::all_keys;
   /// L of such a renewal (pq_index::renew), which begins from the codebook there is and keeps its order of axes. 0: trains anew as for a
   /// prompt. So do slots that have doubled since, and those with a second stage.
   std::size_t refresh_iterations = 1;
@@ -57,7 +66,7 @@ struct pq_params {
   /// Whether an outgrown codebook is always trained anew.
   constexpr bool trains_anew() const { return refresh_iterations == 0 || residual.used(); }
   /// `refresh`, or what stands for it.
-  constexpr double growth() const { return refresh.value_or(trains_anew() ? 1.5 : 1.1); }
+  constexpr double growth() const { return refresh.value_or(trains_anew() ? 1.5 : renewal == renewal_scope::all_keys ? 1.1 : 1.05); }
 
   /// The index for a cache of this shape.
   constexpr pq_index_shape index_of(const cache_shape& shape) const {
@@ -185,7 +194,7 @@ class basic_pq {
   }
 
   /// Trains on all rows but the sinks, the window's included, and encodes the middle. A slot that has outgrown its codebook by less than a
-  /// factor of two has it renewed instead (pq_params::refresh_iterations).
+  /// factor of two has it renewed instead (pq_params::refresh_iterations, renewal).
   template <exec::policy P, class Rows>
   learning<Space> learn(const P& policy, std::size_t slot, const Rows& rows, const sequence& at, middle_range middle) {
     const std::size_t n = at.n, first = middle.begin;
@@ -195,7 +204,14 @@ class basic_pq {
       settings.iterations = params_.overlap->iterations(training_rows(settings, n - first, index_.shape().coarse().centroids()).count, n,
                                                         params_.overlap_most);
     const auto outcomes = workspace().outcomes;
-    const std::size_t trained = renewable_from(at);
+    const std::size_t trained = renewable_from(at), h = index_.shape().kv_heads, m = index_.shape().subspaces;
+    if constexpr (space::usable_from<Space, space::host>)
+      if (trained > first && params_.renewal == renewal_scope::new_keys && std::bit_width(n) == std::bit_width(trained)) {
+        settings.iterations = params_.refresh_iterations;
+        const std::uint64_t codes = index_.renew_replaced(policy, slot, rows, first, middle.end, trained, n, settings);
+        slots_[slot] = {settings.iterations, middle.end};
+        return {true, {}, outgrown_at(n), codes};
+      }
     if (trained > first) {
       settings.iterations = params_.refresh_iterations;
       index_.renew(policy, slot, rows, first, middle.end, trained, n, settings, outcomes);
@@ -206,7 +222,7 @@ class basic_pq {
     if constexpr (std::is_same_v<typename P::backend_type, backend::host>)
       for (std::size_t i = 0; i < outcomes.size(); ++i)
         if (outcomes.data[i] != static_cast<std::uint8_t>(kmeans_outcome::trained)) slots_[slot].iterations = 0;
-    return {true, as_const(outcomes), outgrown_at(n)};
+    return {true, as_const(outcomes), outgrown_at(n), h * m * (middle.end - first)};
   }
 
   template <exec::policy P, class Rows>
@@ -288,6 +304,8 @@ class basic_pq {
         .at_most("selector.residual.subspaces", settings.residual.subspaces, 0, "no second stage on a device")
         .that(settings.axes != axis_order::weighted_pairs, status::code::value, "selector.axes", relation::required,
               "contiguous or rotary_halves: no weighted_pairs on a device", 1, 2)
+        .that(settings.renewal == renewal_scope::all_keys, status::code::value, "selector.renewal", relation::required,
+              "renewal_scope::all_keys on a device", 0, 1)
         .that(!settings.overlap, status::code::value, "selector.overlap", relation::required, "empty: no overlap rule on a device", 0, 1);
   }
   static constexpr status can_refine(const cache_shape& shape, const params& settings) noexcept {

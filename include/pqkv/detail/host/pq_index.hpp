@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "../../core/canonical.hpp"
 #include "../../search/pq_index.hpp"
@@ -61,9 +62,11 @@ template <class Rows>
 std::size_t replace_least_used(const Rows& rows, std::size_t head, const pq_index_view<>& index, const replaced_centroids& call,
                                std::size_t h, std::size_t j, std::uint8_t (&replaced)[max_centroids]) {
   const std::size_t ds = index.book.sub_dim(), c = index.book.size();
+  const std::uint8_t* const codes = &index.codes(h, j, 0);
+  std::uint32_t tokens[4][max_centroids]{};  // four counters each: one would wait for itself where neighbours have the same code
+  for (std::size_t t = call.first; t < call.last; ++t) ++tokens[t % 4][codes[t]];
   std::uint64_t rank[max_centroids];  // how many tokens, then the centroid's number
-  for (std::size_t x = 0; x < c; ++x) rank[x] = x;
-  for (std::size_t t = call.first; t < call.last; ++t) rank[index.codes(h, j, t)] += std::uint64_t{1} << 8;
+  for (std::size_t x = 0; x < c; ++x) rank[x] = (std::uint64_t{tokens[0][x]} + tokens[1][x] + tokens[2][x] + tokens[3][x]) << 8 | x;
   std::partial_sort(rank, rank + call.fresh.count, rank + c);
   std::size_t count = 0;
   for (std::size_t i = 0; i < call.fresh.count; ++i) {
@@ -144,6 +147,165 @@ void kernel<op::renew_codebook, backend::host>::run(const P& policy, const Rows&
       kernel<op::encode, backend::host>::run(policy, keys.slice(0, i, 1), index.book.slice(i, 1),
                                              index.codes.slice(0, i, 1).slice(2, call.first, keys.extent(1)));
 }
+
+namespace detail {
+
+/// op::renew_replaced in one head and subspace. Rows are centred and, for inner products, lifted to the sphere.
+template <class Leaf, class Rows, class T>
+class replaced_training {
+ public:
+  /// @param keys  [n, d] of one head: the new tokens, axes in order
+  replaced_training(const Rows& rows, std::size_t head, const pq_index_view<>& index, view<T, 2> keys, std::size_t h, std::size_t j)
+      : rows_(rows),
+        head_(head),
+        index_(index),
+        keys_(keys),
+        h_(h),
+        j_(j),
+        ds_(index.book.sub_dim()),
+        width_(index.book.row_dim()),
+        centroids_(&index.book.centroids(h, j, 0, 0)),
+        tile_(width_) {}
+
+  /// Moves the replaced centroids to the means of the new tokens that they are nearest to.
+  void train(const std::uint8_t* replaced, std::size_t count, std::size_t iterations) {
+    if (count == 0) return;
+    const std::size_t c = index_.book.size();
+    std::uint8_t place[max_centroids];  // in `replaced`, or `count`
+    std::fill_n(place, c, static_cast<std::uint8_t>(count));
+    for (std::size_t i = 0; i < count; ++i) place[replaced[i]] = static_cast<std::uint8_t>(i);
+    float largest = 0;
+    for (std::size_t t = 0; t < keys_.extent(0); ++t)
+      if (load_new(t, row_)) largest = canonical::max(largest, Leaf::measure(row_, width_).largest);
+    const float scale = canonical::power_of_two(canonical::fixed_point_exponent(largest));
+    const buffer<std::int64_t> sum(count * width_);
+    const buffer<std::uint32_t> tokens(count);
+    for (std::size_t iteration = 0; iteration < iterations; ++iteration) {
+      std::fill_n(sum.data(), sum.size(), 0);
+      std::fill_n(tokens.data(), count, 0u);
+      const auto add = [&](std::size_t t, std::uint8_t nearest, bool usable) {
+        const std::size_t i = place[nearest];
+        if (!usable || i == count) return;
+        load_new(t, row_);
+        Leaf::accumulate(row_, scale, width_, sum.data() + i * width_);
+        ++tokens[i];
+      };
+      search(
+          keys_.extent(0), [&](std::size_t t, float* y) { return load_new(t, y); }, add);
+      for (std::size_t i = 0; i < count; ++i)
+        for (std::size_t e = 0; e < width_ && tokens[i] != 0; ++e)
+          centroids_[e * c + replaced[i]] = canonical::fixed_point_mean(sum[i * width_ + e], tokens[i], scale);
+    }
+  }
+
+  /// Writes the codes of the new tokens, of which `begin` is the first, and of tokens [first, last) that named a replaced centroid. Returns
+  /// how many these were.
+  std::size_t encode(std::size_t first, std::size_t last, std::size_t begin, const std::uint8_t* replaced, std::size_t count) {
+    std::uint8_t* const codes = &index_.codes(h_, j_, 0);
+    bool is_replaced[max_centroids]{};
+    for (std::size_t i = 0; i < count; ++i) is_replaced[replaced[i]] = true;
+    std::vector<std::uint32_t> left;
+    for (std::size_t t = first; t < last; t += 8) {
+      const std::size_t end = std::min(t + 8, last);
+      bool any = false;  // seldom: the least used centroids have few tokens
+      for (std::size_t u = t; u < end; ++u) any |= is_replaced[codes[u]];
+      for (std::size_t u = t; any && u < end; ++u)
+        if (is_replaced[codes[u]]) left.push_back(static_cast<std::uint32_t>(u));
+    }
+    const std::size_t many = left.size();
+    const auto write = [&](std::size_t token, std::uint8_t nearest, bool usable) { codes[token] = usable ? nearest : std::uint8_t{0}; };
+    search(
+        keys_.extent(0), [&](std::size_t t, float* y) { return load_new(t, y); },
+        [&](std::size_t t, std::uint8_t nearest, bool usable) { write(begin + t, nearest, usable); });
+    search(
+        many, [&](std::size_t i, float* y) { return load_old(left[i], codes[left[i]], y); },
+        [&](std::size_t i, std::uint8_t nearest, bool usable) { write(left[i], nearest, usable); });
+    return many;
+  }
+
+ private:
+  static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
+
+  /// Finds the nearest centroids of `count` rows. load(i, y) writes row i and says whether it can be used; found(i, nearest, usable) is
+  /// told each.
+  template <class Load, class Found>
+  void search(std::size_t count, const Load& load, const Found& found) {
+    nearest_search<Leaf> nearest(centroids_, index_.book.size(), width_, count);
+    std::uint8_t index[block_rows];
+    float squared_norm[block_rows];
+    bool usable[block_rows];
+    for (std::size_t first = 0; first < count; first += block_rows) {
+      const std::size_t rows = std::min(block_rows, count - first);
+      for (std::size_t r = 0; r < rows; ++r) {
+        usable[r] = load(first + r, tile_.row(r));
+        if (!usable[r]) tile_.clear(r, r + 1);
+        squared_norm[r] = Leaf::measure(tile_.row(r), width_).squared_norm;
+      }
+      nearest.find_rows(tile_, squared_norm, rows, index);
+      for (std::size_t r = 0; r < rows; ++r) found(first + r, index[r], usable[r]);
+    }
+  }
+
+  /// y of a new token. Returns whether its key is finite, and in the inner-product metric its norm.
+  bool load_new(std::size_t t, float* y) {
+    const float* const whole = load_row<Leaf>(kv_row<std::remove_cv_t<T>>{keys_.data + t * keys_.stride(0), 1}, keys_.extent(1), copy_);
+    return Leaf::all_finite(whole, keys_.extent(1)) && centre(whole + j_ * ds_, y);
+  }
+  /// The same of a token that has a code: if its key is not finite, 0.
+  bool load_old(std::size_t t, std::uint8_t code, float* y) {
+    const auto key = rows_.key(head_ + h_, t);
+    const std::size_t begin = code == 0 ? 0 : j_ * ds_, end = code == 0 ? keys_.extent(1) : begin + ds_;
+    for (std::size_t i = begin; i < end; ++i)
+      copy_[i] = index_.pairs.empty() ? static_cast<float>(key[index_.axes(i)]) : index_.pairs.of_key(key, h_, i);
+    return Leaf::all_finite(copy_ + begin, end - begin) && centre(copy_ + j_ * ds_, y);
+  }
+  bool centre(const float* part, float* y) {
+    Leaf::centre(part, &index_.book.mean(h_, j_ * ds_), ds_, y);
+    if (index_.book.metric() == key_metric::inner_product) return lift_to_sphere(y, ds_, index_.book.squared_radius(h_, j_));
+    return is_finite(Leaf::measure(y, ds_).largest);
+  }
+
+  const Rows& rows_;
+  std::size_t head_;
+  const pq_index_view<>& index_;
+  view<T, 2> keys_;
+  std::size_t h_, j_, ds_, width_;
+  float* centroids_;  // [width, c]
+  row_tile<Leaf> tile_;
+  alignas(cache_line_bytes) float row_[max_row_dim];
+  alignas(cache_line_bytes) float copy_[max_head_dim];
+};
+
+}  // namespace detail
+
+template <>
+struct kernel<op::renew_replaced, backend::host> {
+  /// A task is a head and subspace.
+  ///
+  /// @param keys  [h, n, d] keys of tokens [call.begin, call.begin + n), axes in order; the codes of tokens [call.first, call.last) are
+  /// known
+  /// @return how many codes were written
+  template <class P, class Rows, class T>
+  static std::uint64_t run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index,
+                           const replaced_centroids& call, view<T, 3> keys, std::size_t iterations) {
+    const std::size_t m = index.book.subspaces();
+    const buffer<std::size_t> written(index.kv_heads * m);
+    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
+      using leaf = detail::leaf<decltype(isa)>;
+      detail::run_tasks(policy, index.kv_heads * m, [&](std::size_t problem) {
+        const std::size_t h = problem / m, j = problem % m;
+        std::uint8_t replaced[max_centroids];
+        const std::size_t count = detail::replace_least_used(rows, head, index, call, h, j, replaced);
+        detail::replaced_training<leaf, Rows, T> training(rows, head, index, keys[h], h, j);
+        training.train(replaced, count, iterations);
+        written[problem] = keys.extent(1) + training.encode(call.first, std::min(call.begin, call.last), call.begin, replaced, count);
+      });
+    });
+    std::uint64_t all = 0;
+    for (std::size_t i = 0; i < written.size(); ++i) all += written[i];
+    return all;
+  }
+};
 
 template <>
 struct kernel<op::order_axes, backend::host> {

@@ -134,7 +134,7 @@ struct kernel<op::settle_prompt, backend::host> {
         for (std::size_t j = 0; j < call.outcomes.extent(1); ++j) learned = learned && call.outcomes(h, j) == 0;
     }
     slots.sequences(call.slot) = call.tried ? after_learning(call.after, learned, call.due_again) : call.after;
-    if (call.tried && learned) ++slots.statistics(call.slot).trainings;
+    if (call.tried && learned) ++slots.statistics(call.slot).trainings, slots.statistics(call.slot).codes_trained += call.codes;
     if (call.nonfinite.data == nullptr) return;
     slots.statistics(call.slot).nonfinite_keys += call.nonfinite(0);
     slots.statistics(call.slot).nonfinite_values += call.nonfinite(1);

@@ -72,12 +72,29 @@ struct nearest_leaf<isa::avx2> : nearest_leaf<isa::scalar> {
             sum[k][1] = _mm256_add_epi32(sum[k][1], _mm256_madd_epi16(rows1, centroid));
           }
         }
+        __m256i least0 = load(least + r), least1 = load(least + r + 8);
+        __m256i second0 = load(second + r), second1 = load(second + r + 8);
         for (std::size_t k = 0; k < together; ++k) {
           const __m256i number = _mm256_set1_epi32(static_cast<int>(first + x + k));
-          keep_two(sum[k][0], number, least + r, second + r);
-          keep_two(sum[k][1], number, least + r + 8, second + r + 8);
+          keep_two(sum[k][0], number, least0, second0);
+          keep_two(sum[k][1], number, least1, second1);
         }
+        store(least0, least + r), store(least1, least + r + 8);
+        store(second0, second + r), store(second1, second + r + 8);
       }
+  }
+
+  PQKV_TARGET_AVX2 static void values_of(const std::int32_t* block, const std::int32_t* pairs, const std::int32_t* start, std::size_t count,
+                                         std::size_t pair_count, const std::uint8_t* index, std::uint8_t mark, std::int32_t* out) {
+    for (std::size_t r = 0; r < block_rows; r += 8) {
+      const __m256i at = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(index + r)));
+      __m256i sum = _mm256_i32gather_epi32(start, at, 4);
+      for (std::size_t p = 0; p < pair_count; ++p) {
+        const __m256i centroid = _mm256_i32gather_epi32(pairs + p * count, at, 4);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(load(block + p * block_rows + r), centroid));
+      }
+      store(_mm256_or_si256(_mm256_and_si256(sum, _mm256_set1_epi32(~0xff)), _mm256_set1_epi32(mark)), out + r);
+    }
   }
 
   PQKV_TARGET_AVX2 static std::uint32_t close_calls(const std::int32_t* least, const std::int32_t* second, std::int32_t slack,
@@ -113,10 +130,14 @@ struct nearest_leaf<isa::avx2> : nearest_leaf<isa::scalar> {
     return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factor));
   }
 
-  PQKV_TARGET_AVX2 static PQKV_INLINE void keep_two(__m256i value, __m256i number, std::int32_t* least, std::int32_t* second) {
-    const __m256i marked = _mm256_or_si256(_mm256_and_si256(value, _mm256_set1_epi32(~0xff)), number), before = load(least);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(second), _mm256_min_epi32(load(second), _mm256_max_epi32(before, marked)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(least), _mm256_min_epi32(before, marked));
+  PQKV_TARGET_AVX2 static PQKV_INLINE void store(__m256i value, std::int32_t* to) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
+  }
+
+  PQKV_TARGET_AVX2 static PQKV_INLINE void keep_two(__m256i value, __m256i number, __m256i& least, __m256i& second) {
+    const __m256i marked = _mm256_or_si256(_mm256_and_si256(value, _mm256_set1_epi32(~0xff)), number);
+    second = _mm256_min_epi32(second, _mm256_max_epi32(least, marked));
+    least = _mm256_min_epi32(least, marked);
   }
 
   /// Transposes 8 rows by up to 16 coordinates in three steps.
