@@ -119,8 +119,8 @@ class pq_index {
     const auto keys = make_view<Space>(memory.data(), h, fresh, d);
     gather(policy, own, rows, which * h, stratified_sample{fresh, fresh, {}}, trained, keys);
     const replaced_centroids call{first, ranked, trained, {fresh, count, {train_params.seed, ~std::uint64_t{0}}}};
-    const std::uint64_t written = kernel<op::renew_replaced, typename P::backend_type>::run(policy, rows, which * h, own, call,
-                                                                                            as_const(keys), train_params.iterations);
+    std::uint64_t written = 0;
+    detail::run_operation<op::renew_replaced>(policy, rows, which * h, own, call, as_const(keys), train_params.iterations, written);
     recount(policy, which, first, ranked);
     return written;
   }

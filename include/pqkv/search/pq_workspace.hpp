@@ -17,7 +17,7 @@ struct encode_leaving {};     // run(policy, pq_index_view, rows, leaving): code
 struct gather_keys {};        // run(policy, rows, first head, sample, first token, axis_map, out [h, n, d])
 struct replace_centroids {};  // run(policy, rows, first head, index of one sequence, replaced_centroids)
 struct renew_codebook {};     // run(policy, rows, first head, index, replaced_centroids, keys [h, n, d], params, outcomes); host
-struct renew_replaced {};     // run(policy, rows, first head, index, replaced_centroids, keys [h, n, d], iterations): codes written; host
+struct renew_replaced {};     // run(policy, rows, first head, index, replaced_centroids, keys [h, n, d], iterations, codes written); host
 }  // namespace op
 
 /// The arguments of op::replace_centroids. In every head and subspace, the centroids that the fewest of the tokens [first, last) have as

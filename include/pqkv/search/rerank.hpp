@@ -115,8 +115,7 @@ void rerank(const P& policy, const two_stage_table<typename P::space_type>& tabl
             view<std::uint32_t, 1, typename P::space_type> counts, const rerank_params& params,
             view<std::uint8_t, 1, typename P::space_type> skipped = {}, const head_map<typename P::space_type>& map = {}) {
   require_ok(can_rerank(tables, codes, shortlist, lengths, ranges, indices, counts, params, skipped, map));
-  detail::run_operation<op::rerank>(policy, tables, codes, shortlist, lengths, ranges, indices, counts, params, skipped,
-                                                    map);
+  detail::run_operation<op::rerank>(policy, tables, codes, shortlist, lengths, ranges, indices, counts, params, skipped, map);
 }
 
 }  // namespace pqkv

@@ -42,6 +42,8 @@ struct kernel<op::deal_pairs, backend::cuda> : detail::absent_on_cuda<op::deal_p
 template <>
 struct kernel<op::renew_codebook, backend::cuda> : detail::absent_on_cuda<op::renew_codebook> {};
 template <>
+struct kernel<op::renew_replaced, backend::cuda> : detail::absent_on_cuda<op::renew_replaced> {};
+template <>
 struct kernel<op::sum_attended, backend::cuda> : detail::absent_on_cuda<op::sum_attended> {};
 template <>
 struct kernel<op::prefill_attention, backend::cuda> : detail::absent_on_cuda<op::prefill_attention> {};

@@ -284,28 +284,32 @@ struct kernel<op::renew_replaced, backend::host> {
   ///
   /// @param keys  [h, n, d] keys of tokens [call.begin, call.begin + n), axes in order; the codes of tokens [call.first, call.last) are
   /// known
-  /// @return how many codes were written
+  /// @param codes  how many codes were written; written
   template <class P, class Rows, class T>
-  static std::uint64_t run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index,
-                           const replaced_centroids& call, view<T, 3> keys, std::size_t iterations) {
-    const std::size_t m = index.book.subspaces();
-    const buffer<std::size_t> written(index.kv_heads * m);
-    isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-      using leaf = detail::leaf<decltype(isa)>;
-      detail::run_tasks(policy, index.kv_heads * m, [&](std::size_t problem) {
-        const std::size_t h = problem / m, j = problem % m;
-        std::uint8_t replaced[max_centroids];
-        const std::size_t count = detail::replace_least_used(rows, head, index, call, h, j, replaced);
-        detail::replaced_training<leaf, Rows, T> training(rows, head, index, keys[h], h, j);
-        training.train(replaced, count, iterations);
-        written[problem] = keys.extent(1) + training.encode(call.first, std::min(call.begin, call.last), call.begin, replaced, count);
-      });
-    });
-    std::uint64_t all = 0;
-    for (std::size_t i = 0; i < written.size(); ++i) all += written[i];
-    return all;
-  }
+  static void run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index, const replaced_centroids& call,
+                  view<T, 3> keys, std::size_t iterations, std::uint64_t& codes);
 };
+
+template <class P, class Rows, class T>
+void kernel<op::renew_replaced, backend::host>::run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index,
+                                                    const replaced_centroids& call, view<T, 3> keys, std::size_t iterations,
+                                                    std::uint64_t& codes) {
+  const std::size_t m = index.book.subspaces();
+  const buffer<std::size_t> written(index.kv_heads * m);
+  isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
+    using leaf = detail::leaf<decltype(isa)>;
+    detail::run_tasks(policy, index.kv_heads * m, [&](std::size_t problem) {
+      const std::size_t h = problem / m, j = problem % m;
+      std::uint8_t replaced[max_centroids];
+      const std::size_t count = detail::replace_least_used(rows, head, index, call, h, j, replaced);
+      detail::replaced_training<leaf, Rows, T> training(rows, head, index, keys[h], h, j);
+      training.train(replaced, count, iterations);
+      written[problem] = keys.extent(1) + training.encode(call.first, std::min(call.begin, call.last), call.begin, replaced, count);
+    });
+  });
+  codes = 0;
+  for (std::size_t i = 0; i < written.size(); ++i) codes += written[i];
+}
 
 template <>
 struct kernel<op::order_axes, backend::host> {

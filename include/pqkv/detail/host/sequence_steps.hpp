@@ -276,30 +276,36 @@ struct kernel<op::write_lists, backend::host> {
   }
 };
 
-// What an index does with rows in dense memory.
+// What an index does with rows in dense memory. Copies of half are floats, so that their axes can be weighted.
 PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<float>&, view<const leaving_tokens, 1>)
 PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<float>&, std::size_t, const pq_index_view<>&, const replaced_centroids&)
-PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<half>&, view<const leaving_tokens, 1>)
-PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<half>&, std::size_t, const pq_index_view<>&, const replaced_centroids&)
-PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<bfloat16>&, view<const leaving_tokens, 1>)
-PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<bfloat16>&, std::size_t, const pq_index_view<>&, const replaced_centroids&)
 PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<float>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
                     view<const float, 3>, const kmeans_params&, view<std::uint8_t, 2>)
-PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<half>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
-                    view<const half, 3>, const kmeans_params&, view<std::uint8_t, 2>)
-PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<bfloat16>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
-                    view<const bfloat16, 3>, const kmeans_params&, view<std::uint8_t, 2>)
+PQKV_HOST_OPERATION(op::renew_replaced, const strided_rows<float>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
+                    view<const float, 3>, std::size_t, std::uint64_t&)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<float>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
                     view<float, 3>)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<float>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
                     view<float, 3>)
+PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<half>&, view<const leaving_tokens, 1>)
+PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<half>&, std::size_t, const pq_index_view<>&, const replaced_centroids&)
+PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<half>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
+                    view<const float, 3>, const kmeans_params&, view<std::uint8_t, 2>)
+PQKV_HOST_OPERATION(op::renew_replaced, const strided_rows<half>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
+                    view<const float, 3>, std::size_t, std::uint64_t&)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<half>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
                     view<float, 3>)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<half>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
                     view<float, 3>)
+PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<bfloat16>&, view<const leaving_tokens, 1>)
+PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<bfloat16>&, std::size_t, const pq_index_view<>&, const replaced_centroids&)
+PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<bfloat16>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
+                    view<const bfloat16, 3>, const kmeans_params&, view<std::uint8_t, 2>)
+PQKV_HOST_OPERATION(op::renew_replaced, const strided_rows<bfloat16>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
+                    view<const bfloat16, 3>, std::size_t, std::uint64_t&)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<bfloat16>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
-                    view<float, 3>)
+                    view<bfloat16, 3>)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<bfloat16>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
-                    view<float, 3>)
+                    view<bfloat16, 3>)
 
 }  // namespace pqkv
