@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=5, help="of each seed")
     parser.add_argument("--questions", type=int, default=40, help="of each seed")
     parser.add_argument("--ratios", type=int, nargs="+", default=[10, 20, 40], help="one token in so many attends")
-    parser.add_argument("--text", type=pathlib.Path, nargs="*", default=[], help="files of running text; default: the system's licence texts")
+    parser.add_argument("--text", type=pathlib.Path, nargs="*", default=[], help="files or folders of running text; default: minillama-ask's own prose")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
