@@ -13,7 +13,7 @@ MAX_LINES = 400
 MAX_COLUMNS = 140
 SOURCES = {".hpp", ".cuh", ".h", ".cpp", ".cu", ".cmake", ".py", ".sh"}
 CPP = {".hpp", ".cuh", ".h", ".cpp", ".cu"}
-FOLDERS = ("include", "tests", "bench", "examples", "cmake", ".ci")
+FOLDERS = ("include", "tests", "bench", "examples", "cmake", "ports", ".ci")
 SIZED = ("include/", "tests/", "bench/", "examples/")
 VAGUE = re.compile(r"(^|_)(utils?|commons?|helpers?|misc|impl)($|_)")
 UNTESTED = {"pqkv", "version", "config", "cuda_extern"}
@@ -193,9 +193,10 @@ class tree:
     def versions(self):
         header = self.text.get("include/pqkv/version.hpp", "")
         version = ".".join(re.findall(r"version_(?:major|minor|patch) = (\d+);", header))
-        port = self.root / "vcpkg.json"
-        if port.exists() and json.loads(port.read_text(encoding="utf-8"))["version"] != version:
-            self.fault("version", "vcpkg.json", f"version differs from include/pqkv/version.hpp ({version})")
+        for name in ("vcpkg.json", "ports/pqkv/vcpkg.json"):
+            file = self.root / name
+            if file.exists() and json.loads(file.read_text(encoding="utf-8"))["version"] != version:
+                self.fault("version", name, f"version differs from include/pqkv/version.hpp ({version})")
         log = self.root / "CHANGELOG.md"
         if log.exists() and not re.search(rf"\b{re.escape(version)}\b", log.read_text(encoding="utf-8")):
             self.fault("version", "CHANGELOG.md", f"does not mention {version}")

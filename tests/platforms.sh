@@ -9,7 +9,7 @@
 # --mirror  where packages come from; default: the one in this machine's own list of sources. A suite of another distribution than this
 #           machine's needs it: tests/platforms.sh --mirror URL noble
 # --folder  where the systems are made, default: /var/tmp/pqkv_platforms, some 2 GB each; it must allow devices and programs
-# --commands  of demo, tests, all (tests/run.sh --all), compilers (tests/compile/warnings.sh with every compiler that the suite has),
+# --commands  of demo, tests, all (tests/run.sh --all), compilers (tests/compile/every_compiler.sh),
 #           by commas; default: demo,tests
 #
 # The repository's last commit is what is tested, in a fresh clone in each system. Needs root and debootstrap. Prints a line for each
