@@ -39,10 +39,10 @@ class speaker {
   /// @param last      no turn follows on this one
   /// @param reserved  room that the reply leaves
   reply take(const turn& asked, std::uint64_t seed, bool last, std::size_t reserved) {
-    std::vector<token_id> fed = std::exchange(unended_, {});
-    if (pending_) fed.insert(fed.begin(), *pending_);
+    std::vector<token_id> fed;
+    if (pending_) fed.push_back(*pending_);
     pending_.reset();
-    fed.insert(fed.end(), asked.tokens.begin(), asked.tokens.end());
+    for (const auto& more : {std::exchange(unended_, {}), asked.tokens}) fed.insert(fed.end(), more.begin(), more.end());
     if (!fed.empty()) feed(fed);
 
     const std::size_t most = std::min(settings_.tokens, room_ - used_ - reserved + (last ? 1 : 0));
