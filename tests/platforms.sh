@@ -75,6 +75,8 @@ make_system() {  # SUITE
   # A suite that is younger than this debootstrap is made as its distribution's newest that it knows.
   [ -e "/usr/share/debootstrap/scripts/$1" ] || case $mirror in *ubuntu*) script=(gutsy) ;; *) script=(sid) ;; esac
   debootstrap --variant=minbase "$1" "$at" "$mirror" "${script[@]}" >"$folder/$1-debootstrap.log" 2>&1 || return
+  # What this machine's apt is told about proxies, and about mirrors whose dates have passed.
+  apt-config dump 2>/dev/null | grep -E '^Acquire::(https?::Proxy|Check-Valid-Until|Check-Date) ' >"$at/etc/apt/apt.conf.d/90own" || true
   touch "$at/complete"
 }
 

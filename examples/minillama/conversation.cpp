@@ -42,7 +42,9 @@ class speaker {
     std::vector<token_id> fed;
     if (pending_) fed.push_back(*pending_);
     pending_.reset();
-    for (const auto& more : {std::exchange(unended_, {}), asked.tokens}) fed.insert(fed.end(), more.begin(), more.end());
+    fed.insert(fed.end(), unended_.begin(), unended_.end());
+    unended_.clear();
+    fed.insert(fed.end(), asked.tokens.begin(), asked.tokens.end());
     if (!fed.empty()) feed(fed);
 
     const std::size_t most = std::min(settings_.tokens, room_ - used_ - reserved + (last ? 1 : 0));
