@@ -82,7 +82,7 @@ if command -v pkg-config >/dev/null; then
   export PKG_CONFIG_PATH=$work/stage/opt/pqkv/share/pkgconfig
   [ "$(pkg-config --modversion pqkv)" = "$version" ] || fail "pkg-config: version $(pkg-config --modversion pqkv), not $version"
   read -ra flags <<<"$(pkg-config --cflags --libs pqkv)"
-  printf '#include <pqkv/search/top_k.hpp>\nint main() { return pqkv::version_major; }\n' >"$work/by_pkg_config.cpp"
+  printf '#include <pqkv/search/top_k.hpp>\n#include <pqkv/version.hpp>\nint main() { return pqkv::version_major; }\n' >"$work/by_pkg_config.cpp"
   "${CXX:-c++}" -std=c++20 "${flags[@]}" "$work/by_pkg_config.cpp" -o "$work/by_pkg_config" && "$work/by_pkg_config" || fail "pkg-config: ${flags[*]}"
   echo "package: pkg-config: built with ${flags[*]/$work/WORK}"
 else
