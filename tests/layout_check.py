@@ -197,6 +197,9 @@ class tree:
             file = self.root / name
             if file.exists() and json.loads(file.read_text(encoding="utf-8"))["version"] != version:
                 self.fault("version", name, f"version differs from include/pqkv/version.hpp ({version})")
+        citation = self.root / "CITATION.cff"
+        if citation.exists() and f"\nversion: {version}\n" not in citation.read_text(encoding="utf-8"):
+            self.fault("version", "CITATION.cff", f"version differs from include/pqkv/version.hpp ({version})")
         log = self.root / "CHANGELOG.md"
         if log.exists() and not re.search(rf"\b{re.escape(version)}\b", log.read_text(encoding="utf-8")):
             self.fault("version", "CHANGELOG.md", f"does not mention {version}")
