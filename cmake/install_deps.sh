@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs the packages that are missing for a purpose, on Debian 12, Ubuntu 24.04 and later. Calls apt only when something
-# is missing, with sudo when not root. Elsewhere it names what to install.
+# Installs the packages that are missing for a purpose, on Debian 12 and later and its kin. Calls apt only when something is missing,
+# with sudo when not root. Elsewhere it names what to install.
 #
 #   cmake/install_deps.sh demo | test | all
 set -euo pipefail
