@@ -61,18 +61,22 @@ each_header() {
     header_alone "$1" "$header" || { echo "in $header"; return 1; }
   done
 }
+build() {  # COMPILER PROGRAM FLAGS-AND-FILES...: a program of an earlier compiler does not stay
+  local compiler=$1 program=$2
+  shift 2
+  rm -f "$work/$program"
+  "$compiler" "${ours[@]}" "$@" tests/cases/*.cpp -o "$work/$program" -lpthread
+}
 same_digest() {  # COMPILER LEVEL
   local found
-  "$1" "${flags[@]}" "$2" "${ours[@]}" tests/property/canonical_digest.cpp tests/cases/*.cpp -o "$work/digest" -lpthread
-  found=$("$work/digest")
+  build "$1" digest "${flags[@]}" "$2" tests/property/canonical_digest.cpp && found=$("$work/digest") || return 1
   [ -n "$digest" ] || digest=$found
   echo "$found, expected $digest"
   [ "$found" = "$digest" ]
 }
 environments() {  # COMPILER
-  "$1" -std=c++20 -O3 "${ours[@]}" "${environment[@]}" tests/main.cpp tests/cases/*.cpp -o "$work/environments" -lpthread
-  "$work/environments" --no-colors
-  "$work/environments" --no-colors | grep -q 'test cases: *[1-9]'
+  build "$1" environments -std=c++20 -O3 "${environment[@]}" tests/main.cpp && "$work/environments" --no-colors >"$work/tests" || return 1
+  grep -q 'test cases: *[1-9]' "$work/tests"
 }
 
 for compiler in "${compilers[@]}"; do
