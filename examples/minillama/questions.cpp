@@ -125,9 +125,9 @@ std::string splice(const std::string& text, const std::vector<std::string>& piec
 
 /// The file itself, or a folder's regular files in sorted order.
 std::vector<std::filesystem::path> files_of(const std::filesystem::path& path) {
-  if (!std::filesystem::is_directory(path)) return {path};
-  std::vector<std::filesystem::path> files;
   std::error_code problem;
+  if (!std::filesystem::is_directory(path, problem)) return {path};
+  std::vector<std::filesystem::path> files;
   for (const auto& entry : std::filesystem::directory_iterator(path, problem))
     if (entry.is_regular_file() && !entry.is_symlink()) files.push_back(entry.path());
   if (problem) throw load_error(path.string(), "cannot be read as a folder: " + problem.message());

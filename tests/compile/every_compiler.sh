@@ -5,7 +5,7 @@
 #
 #   tests/compile/every_compiler.sh [--quick] [COMPILER...]
 #
-# For each: no warning at -O0, -Og, -O1, -O2 and -O3 in the headers (each alone at -O2, and the programs that use them at each level), and
+# For each: no warning at -O0, -Og, -O1, -O2 and -O3 in the programs that use the headers, nor in each header alone, and
 # at -O2 and -O3 none from headers of the system either (-isystem), since optimisers warn there too; the digest of canonical arithmetic is
 # everyone's; the tests of float environments pass at -O3. --quick: -O2 and -O3 alone, no header alone.
 # Prints a line for each check and exits with 1 when one failed. Needs doctest; it installs nothing.
