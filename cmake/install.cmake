@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Installs the headers and the CMake package that find_package(pqkv) reads.
+# Installs the headers, the CMake package that find_package(pqkv) reads, and pkg-config's file.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -16,4 +16,17 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/pqkvConfigVersion.cmake C
 install(FILES ${PROJECT_BINARY_DIR}/pqkvConfig.cmake ${PROJECT_BINARY_DIR}/pqkvConfigVersion.cmake
         ${CMAKE_CURRENT_LIST_DIR}/pqkvComponents.cmake ${CMAKE_CURRENT_LIST_DIR}/pqkvCompiled.cmake DESTINATION ${PQKV_PACKAGE_DIR})
 install(DIRECTORY ${CMAKE_CURRENT_LIST_DIR}/compiled DESTINATION ${PQKV_PACKAGE_DIR})
+# For pkg-config. Its prefix is found from where the file lies, so that an installation can be moved.
+file(RELATIVE_PATH PQKV_PC_PREFIX /${CMAKE_INSTALL_DATADIR}/pkgconfig /)
+string(REGEX REPLACE "/$" "" PQKV_PC_PREFIX "${PQKV_PC_PREFIX}")
+set(PQKV_PC_INCLUDEDIR "\${prefix}/${CMAKE_INSTALL_INCLUDEDIR}")
+if(IS_ABSOLUTE "${CMAKE_INSTALL_DATADIR}")
+  file(RELATIVE_PATH PQKV_PC_PREFIX "${CMAKE_INSTALL_DATADIR}/pkgconfig" "${CMAKE_INSTALL_PREFIX}")
+endif()
+if(IS_ABSOLUTE "${CMAKE_INSTALL_INCLUDEDIR}")
+  set(PQKV_PC_INCLUDEDIR "${CMAKE_INSTALL_INCLUDEDIR}")
+endif()
+configure_file(${CMAKE_CURRENT_LIST_DIR}/pqkv.pc.in ${PROJECT_BINARY_DIR}/pqkv.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/pqkv.pc DESTINATION ${CMAKE_INSTALL_DATADIR}/pkgconfig)
+
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/pqkv)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs the packages that are missing for a purpose, on Debian 12, Ubuntu 24.04 and later. Calls apt only when something
-# is missing, with sudo when not root. Elsewhere it names what to install.
+# Installs the packages that are missing for a purpose, on Debian 12 and later and its kin. Calls apt only when something is missing,
+# with sudo when not root. Elsewhere it names what to install.
 #
 #   cmake/install_deps.sh demo | test | all
 set -euo pipefail
 
 demo=(g++ cmake ninja-build libeigen3-dev nlohmann-json3-dev libcli11-dev libpcre2-dev)
-test=("${demo[@]}" doctest-dev libbenchmark-dev python3 git doxygen)
+test=("${demo[@]}" doctest-dev libbenchmark-dev python3 git doxygen pkgconf)
 case ${1:-} in
   demo) wanted=("${demo[@]}") ;;
   test) wanted=("${test[@]}") ;;
@@ -19,6 +19,7 @@ esac
 present() {
   case $1 in
     ninja-build) command -v ninja ;;
+    pkgconf) command -v pkg-config ;;
     clang-19) command -v clang++-19 ;;
     g++-aarch64-linux-gnu) command -v aarch64-linux-gnu-g++ ;;
     qemu-user-static) command -v qemu-aarch64-static ;;

@@ -4,8 +4,10 @@
 
     layout_check.py ROOT      prints one line a fault, exits with 1 when there is one
 """
+import fnmatch
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +15,7 @@ MAX_LINES = 400
 MAX_COLUMNS = 140
 SOURCES = {".hpp", ".cuh", ".h", ".cpp", ".cu", ".cmake", ".py", ".sh"}
 CPP = {".hpp", ".cuh", ".h", ".cpp", ".cu"}
-FOLDERS = ("include", "tests", "bench", "examples", "cmake", ".ci")
+FOLDERS = ("include", "tests", "bench", "examples", "cmake", "ports", ".ci")
 SIZED = ("include/", "tests/", "bench/", "examples/")
 VAGUE = re.compile(r"(^|_)(utils?|commons?|helpers?|misc|impl)($|_)")
 UNTESTED = {"pqkv", "version", "config", "cuda_extern"}
@@ -31,6 +33,14 @@ def source_files(root):
     for folder in FOLDERS:
         found += [path for path in (root / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     return sorted(path for path in found if path.suffix in SOURCES or path.name == "CMakeLists.txt" or path.parent.name == ".ci")
+
+
+def kept_files(root):
+    """What git would commit; every file where git does not know the folder."""
+    listed = subprocess.run(["git", "-C", root, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], capture_output=True, text=True)
+    if listed.returncode != 0:
+        return sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sorted(path for path in (root / name for name in listed.stdout.split("\0") if name) if path.is_file())
 
 
 def without_comments(text):
@@ -60,7 +70,8 @@ class tree:
 
     def check(self):
         for rule in (self.sizes, self.first_lines, self.names, self.unfinished, self.mirrored_tests, self.mirrored_backends,
-                     self.same_operations, self.macros, self.intrinsics, self.quiet, self.include_order, self.versions, self.root_files):
+                     self.same_operations, self.macros, self.intrinsics, self.quiet, self.include_order, self.versions, self.licences,
+                     self.root_files):
             rule()
         return self.faults
 
@@ -203,12 +214,29 @@ class tree:
     def versions(self):
         header = self.text.get("include/pqkv/version.hpp", "")
         version = ".".join(re.findall(r"version_(?:major|minor|patch) = (\d+);", header))
-        port = self.root / "vcpkg.json"
-        if port.exists() and json.loads(port.read_text(encoding="utf-8"))["version"] != version:
-            self.fault("version", "vcpkg.json", f"version differs from include/pqkv/version.hpp ({version})")
+        for name in ("vcpkg.json", "ports/pqkv/vcpkg.json"):
+            file = self.root / name
+            if file.exists() and json.loads(file.read_text(encoding="utf-8"))["version"] != version:
+                self.fault("version", name, f"version differs from include/pqkv/version.hpp ({version})")
+        citation = self.root / "CITATION.cff"
+        if citation.exists() and f"\nversion: {version}\n" not in citation.read_text(encoding="utf-8"):
+            self.fault("version", "CITATION.cff", f"version differs from include/pqkv/version.hpp ({version})")
         log = self.root / "CHANGELOG.md"
         if log.exists() and not re.search(rf"\b{re.escape(version)}\b", log.read_text(encoding="utf-8")):
             self.fault("version", "CHANGELOG.md", f"does not mention {version}")
+
+    def licences(self):
+        """Each file begins with the SPDX line or is named in the first table of docs/licences.md."""
+        page = self.root / "docs/licences.md"
+        if not page.is_file():
+            return
+        table = page.read_text(encoding="utf-8").split("\n## ")[1]
+        named = re.compile("|".join(fnmatch.translate(pattern) for row in table.splitlines() if row.startswith("| `")
+                                    for pattern in re.findall(r"`([^`]+)`", row.split("|")[1])))
+        for path in kept_files(self.root):
+            name = path.relative_to(self.root).as_posix()
+            if name not in self.text and name != "LICENSE" and not named.fullmatch(name) and not path.name.startswith("."):
+                self.fault("licence", name, "is in no row of docs/licences.md")
 
     def root_files(self):
         for name in ("LICENSE", "README.md", "CHANGELOG.md", "CMakePresets.json", "tests/run.sh", "examples/demo.sh", ".ci/run"):

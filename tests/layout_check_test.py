@@ -12,6 +12,8 @@ SCRIPT = "#!/usr/bin/env bash\n# SPDX-License-Identifier: Apache-2.0\n"
 VERSION = "inline constexpr int version_major = 0;\ninline constexpr int version_minor = 1;\ninline constexpr int version_patch = 0;\n"
 CLEAN = {
     "LICENSE": "", "README.md": "", "CMakePresets.json": "{}", "CHANGELOG.md": "0.1.0\n", "vcpkg.json": '{"version": "0.1.0"}',
+    "ports/pqkv/vcpkg.json": '{"version": "0.1.0"}', "CITATION.cff": "title: pqkv\nversion: 0.1.0\n",
+    "docs/licences.md": "# Licences\n\n## What is shipped\n\n| files |\n|---|\n| `*.md`, `*.json`, `CITATION.cff` |\n",
     "tests/run.sh": SCRIPT, "examples/demo.sh": SCRIPT, ".ci/run": SCRIPT,
     "include/pqkv/version.hpp": HEAD + VERSION,
     "include/pqkv/config.hpp": HEAD + "#define PQKV_HD\n",
@@ -64,6 +66,9 @@ FAULTS = {
     "include of itself": ("order", SCAN, HEAD + '#include "scan.hpp"\n'),
     "file outside the rooms": ("order", "include/pqkv/extras/thing.hpp", HEAD),
     "other version": ("version", "vcpkg.json", '{"version": "0.2.0"}'),
+    "file of no licence": ("licence", "docs/picture.svg", "<svg/>"),
+    "other version to cite": ("version", "CITATION.cff", "version: 0.2.0\n"),
+    "other version of the port": ("version", "ports/pqkv/vcpkg.json", '{"version": "0.2.0"}'),
     "changelog without the version": ("version", "CHANGELOG.md", "1.0.0\n"),
     "no demo": ("files", "examples/demo.sh", None),
 }

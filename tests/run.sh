@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds and tests everything; installs what is missing first (Debian 12, Ubuntu 24.04 and later).
+# Builds and tests everything; installs what is missing first with apt (docs/platforms.md: where it was run).
 #
 #   tests/run.sh         g++: all tests, consumers of the installed package, nvcc's compile of the CUDA files where nvcc is,
 #                        canonical bits of g++ and clang at baseline and native flags, the tests under address and

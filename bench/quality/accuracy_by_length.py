@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--codes", nargs="*", default=[], help="of pq, as in 2x6 4x8; default: the library's")
     parser.add_argument("--seed", type=count_of(0), default=21)
     parser.add_argument("--threads", type=count_of(1), default=os.cpu_count() or 1)
-    parser.add_argument("--text", type=pathlib.Path, nargs="+", default=[], help="running text; default: the licence texts of the system")
+    parser.add_argument("--text", type=pathlib.Path, nargs="+", default=[], help="files or folders of running text; default: minillama-ask's own prose")
     parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("accuracy_by_length.json"))
     parser.add_argument("--svg", type=pathlib.Path, help="also draw the figure")
     parser.add_argument("--fresh", action="store_true", help="run lengths again that the JSON file already has")

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=4, help="of each seed; an even number has as many needles as lists")
     parser.add_argument("--questions", type=int, default=20, help="of each seed")
     parser.add_argument("--ratios", type=int, nargs="+", default=[10, 40], help="one token in so many attends")
-    parser.add_argument("--text", type=pathlib.Path, nargs="*", default=[], help="files of running text; default: the system's licence texts")
+    parser.add_argument("--text", type=pathlib.Path, nargs="*", default=[], help="files or folders of running text; default: minillama-ask's own prose")
     args = parser.parse_args()
     records = measure(args)
     print(f"{'family':8} {'policy':12} {'at':>5} {'right':>9} {'interval, %':>12} {'of dense':>9} {'tokens':>7} {'rows, kB':>9} "

@@ -6,7 +6,7 @@
 
 Parts:
   selectors       every selector on needles and key-value lists, the example's own model      compared_selectors.py
-  real-selectors  the same on numbers in licence texts, the real model                        compared_selectors.py
+  real-selectors  the same on numbers in running text, the real model                         compared_selectors.py
   answers         answers that a real model keeps, by settings                                real_model.py
   divergence      how far its next-token distributions part from dense attention's            divergence.py
   first-turn      sessions that begin short, the example's own model                          first_turn.py
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the size's own")
     parser.add_argument("--ratios", type=int, nargs="+", help="one token in so many attends; in place of the size's own")
     parser.add_argument("--settings", nargs="+", help="of answers and divergence: only these")
-    parser.add_argument("--text", type=pathlib.Path, nargs="*", default=[], help="files of running text; default: the system's licence texts")
+    parser.add_argument("--text", type=pathlib.Path, nargs="*", default=[], help="files or folders of running text; default: minillama-ask's own prose")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
     args = parser.parse_args()
     check(args)

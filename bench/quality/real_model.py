@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=5, help="of each seed")
     parser.add_argument("--questions", type=int, default=40, help="of each seed")
     parser.add_argument("--ratios", type=int, nargs="+", default=[10, 20, 40], help="one token in so many attends")
-    parser.add_argument("--text", type=pathlib.Path, nargs="*", default=[], help="files of running text; default: the system's licence texts")
+    parser.add_argument("--text", type=pathlib.Path, nargs="*", default=[], help="files or folders of running text; default: minillama-ask's own prose")
     args = parser.parse_args()
     records = measure(args)
     print(f"{'setting':48} {'at':>5} {'of dense':>9} {'interval, %':>12} {'right':>9} {'rows, kB a token':>17}")

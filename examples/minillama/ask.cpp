@@ -132,7 +132,7 @@ int main(int argc, char** argv) {
   app.add_option("--length", o.length, "tokens of a context; default 16384 for --demo, else 8192; with --benchmark, what the model holds")
       ->check(count_range(1));
   app.add_option("--seed", o.evaluation.seed, "seed of contexts, questions and codebooks")->check(seed_number())->capture_default_str();
-  app.add_option("--text", o.text_files, "files of running text; default: the licence texts of the system");
+  app.add_option("--text", o.text_files, "files or folders of running text; default: prose of its own, the same everywhere");
   app.add_option("--path", o.evaluation.path, "auto, joint or scan: how scores are computed; the answers are the same")
       ->transform(one_of(path_names(), "auto|joint|scan"))
       ->default_str("auto");

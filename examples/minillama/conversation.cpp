@@ -39,9 +39,11 @@ class speaker {
   /// @param last      no turn follows on this one
   /// @param reserved  room that the reply leaves
   reply take(const turn& asked, std::uint64_t seed, bool last, std::size_t reserved) {
-    std::vector<token_id> fed = std::exchange(unended_, {});
-    if (pending_) fed.insert(fed.begin(), *pending_);
+    std::vector<token_id> fed;
+    if (pending_) fed.push_back(*pending_);
     pending_.reset();
+    fed.insert(fed.end(), unended_.begin(), unended_.end());
+    unended_.clear();
     fed.insert(fed.end(), asked.tokens.begin(), asked.tokens.end());
     if (!fed.empty()) feed(fed);
 

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "command_line.hpp"
+#include "prose.hpp"
 
 namespace minillama {
 namespace {
@@ -122,6 +123,19 @@ std::string splice(const std::string& text, const std::vector<std::string>& piec
   return out + text.substr(done);
 }
 
+/// The file itself, or a folder's regular files in sorted order.
+std::vector<std::filesystem::path> files_of(const std::filesystem::path& path) {
+  std::error_code problem;
+  if (!std::filesystem::is_directory(path, problem)) return {path};
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::directory_iterator(path, problem))
+    if (entry.is_regular_file() && !entry.is_symlink()) files.push_back(entry.path());
+  if (problem) throw load_error(path.string(), "cannot be read as a folder: " + problem.message());
+  if (files.empty()) throw load_error(path.string(), "no files in this folder");
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
 }  // namespace
 
 const char* name_of(context_kind kind) {
@@ -168,19 +182,13 @@ question_context make_context(context_kind kind, const std::string& text, std::s
   return context;
 }
 
-std::string load_text(std::vector<std::filesystem::path> files) {
-  if (files.empty()) {
-    const std::filesystem::path folder = "/usr/share/common-licenses";
-    std::error_code problem;
-    for (const auto& entry : std::filesystem::directory_iterator(folder, problem))
-      if (entry.is_regular_file() && !entry.is_symlink()) files.push_back(entry.path());
-    if (problem || files.empty()) throw load_error(folder.string(), "no licence texts here; name text files with --text");
-    std::sort(files.begin(), files.end());
-  }
+std::string load_text(const std::vector<std::filesystem::path>& files_and_folders) {
+  if (files_and_folders.empty()) return prose();
   std::string text;
-  for (const auto& file : files)
-    for (const char c : read_file(file))
-      if ((c >= ' ' && c <= '~') || c == '\n' || c == '\t') text += c;
+  for (const auto& path : files_and_folders)
+    for (const auto& file : files_of(path))
+      for (const char c : read_file(file))
+        if ((c >= ' ' && c <= '~') || c == '\n' || c == '\t') text += c;
   return text;
 }
 

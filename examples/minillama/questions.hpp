@@ -39,10 +39,9 @@ struct question_context {
 /// @throws std::invalid_argument when the length does not hold so many facts, the text is too short, or there are too few keys
 question_context make_context(context_kind kind, const std::string& text, std::size_t length, std::size_t questions, random_source& random);
 
-/// The files' ASCII, one after the other. Without files, the licence texts that every Debian and Ubuntu has in
-/// /usr/share/common-licenses (regular files, in sorted order).
+/// The files' ASCII, one after the other; of a folder its regular files, no links, in sorted order. prose() without any.
 ///
-/// @throws load_error when a file cannot be read
-std::string load_text(std::vector<std::filesystem::path> files);
+/// @throws load_error when a file or folder cannot be read, or a folder has no file
+std::string load_text(const std::vector<std::filesystem::path>& files_and_folders);
 
 }  // namespace minillama

@@ -28,6 +28,10 @@
 static_assert(sizeof(1.0) == sizeof(double),
               "pqkv: -fsingle-precision-constant would change which tokens are selected; build this file without it");
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#error "pqkv: MSVC is not supported; compile with g++ 12 or clang 14, or newer ones, on Linux (on Windows: under WSL)"
+#endif
+
 #if !defined(__cpp_concepts) || __cplusplus < 202002L
 #error "pqkv: needs C++20; compile with -std=c++20 or later"
 #endif

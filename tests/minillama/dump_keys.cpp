@@ -77,7 +77,7 @@ int main(int argc, char** argv) {
   app.add_option("--length", s.length, "tokens of the context")->check(count_range(1024, 1 << 20))->capture_default_str();
   app.add_option("--steps", s.steps, "decode steps whose queries are written")->check(count_range(1, 1 << 16))->capture_default_str();
   app.add_option("--seed", s.seed, "seed of the context")->check(CLI::NonNegativeNumber)->capture_default_str();
-  app.add_option("--text", s.text_files, "files of running text; default: the licence texts of the system");
+  app.add_option("--text", s.text_files, "files or folders of running text; default: prose of its own, the same everywhere");
   app.add_option("-t,--threads", s.threads, "threads")->check(count_range(1, 1024))->capture_default_str();
   return run_program(app, argc, argv, [&] {
     const model llama(s.model);

@@ -4,9 +4,12 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cctype>
 #include <set>
 
 #include "load_error.hpp"
+#include "prose.hpp"
 #include "text_cases.hpp"
 
 using namespace minillama;
@@ -112,4 +115,52 @@ TEST_CASE("text files are joined, and only ASCII is kept") {
   minillama_test::write_text(folder.path() / "b", "t\xc3\xb6wo\r\n");
   CHECK(load_text({folder.path() / "a", folder.path() / "b"}) == "one\ntwo\n");
   CHECK_THROWS_AS(load_text({folder.path() / "c"}), load_error);
+}
+
+TEST_CASE("a folder of texts is its regular files in sorted order") {
+  const minillama_test::temporary_directory folder;
+  minillama_test::write_text(folder.path() / "b", "two\n");
+  minillama_test::write_text(folder.path() / "a", "one\n");
+  std::filesystem::create_symlink(folder.path() / "b", folder.path() / "link");
+  std::filesystem::create_directory(folder.path() / "empty");
+  CHECK(load_text({folder.path()}) == "one\ntwo\n");
+  CHECK(load_text({folder.path() / "b", folder.path()}) == "two\none\ntwo\n");
+  CHECK_THROWS_AS(load_text({folder.path() / "empty"}), load_error);
+}
+
+TEST_CASE("the prose is the same bytes on every machine") {
+  const std::string& text = prose();
+  CHECK(load_text({}) == text);
+  CHECK(text.size() == 512 * 1024);
+  std::uint64_t sum = 14695981039346656037u;  // 64-bit FNV-1a
+  for (const char c : text) sum = (sum ^ static_cast<unsigned char>(c)) * 1099511628211u;
+  CHECK(sum == 12178824739875344365u);
+  std::size_t column = 0, longest = 0, others = 0;
+  for (const char c : text) {
+    others += c != '\n' && (c < ' ' || c > '~');
+    column = c == '\n' ? 0 : column + 1;
+    longest = std::max(longest, column);
+  }
+  CHECK(others == 0);
+  CHECK(longest <= 78);
+  CHECK(text.find_first_of("{}") == std::string::npos);
+}
+
+TEST_CASE("no key of a fact occurs in the prose") {
+  std::set<std::string> words;
+  for (std::uint64_t seed = 0; seed < 8; ++seed) {
+    random_source random(seed);
+    for (const question& asked : make_context(context_kind::numbers, prose(), 8192, 60, random).questions) {
+      const auto space = asked.key.find(' ');
+      words.insert({asked.key.substr(0, space), asked.key.substr(space + 1)});
+    }
+  }
+  CHECK(words.size() == 64);
+  for (const std::string& word : words) {
+    CAPTURE(word);
+    for (auto at = prose().find(word); at != std::string::npos; at = prose().find(word, at + 1)) {
+      const auto in_a_word = [](char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; };
+      CHECK((in_a_word(prose()[at - 1]) || in_a_word(prose()[at + word.size()])));
+    }
+  }
 }

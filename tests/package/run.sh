@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs pqkv from a configured build folder into a temporary prefix and builds consumers on it, examples/engine among them; then
-# builds the two consumers that take the source in, as a subdirectory and from a git repository. Each consumer's programs are run.
+# Installs pqkv from a configured build folder into a temporary prefix and builds consumers on it, examples/engine among them; then a
+# consumer by pkg-config of a moved installation, one of what vcpkg's port installs, and the two that take the source in, as a
+# subdirectory and from a git repository. Each consumer's programs are run.
 #
 #   tests/package/run.sh BUILD_DIR
 set -euo pipefail
@@ -74,6 +75,38 @@ else
   echo "package: cuda: no nvcc found, left out"
 fi
 refused "an unknown component" "there is no component 'metal'" -DWANTED_COMPONENT=metal
+
+# Where DESTDIR puts it is not where it was configured for.
+DESTDIR=$work/stage cmake --install "$build" --prefix /opt/pqkv >"$work/log" || { cat "$work/log"; fail "does not install with DESTDIR"; }
+if command -v pkg-config >/dev/null; then
+  export PKG_CONFIG_PATH=$work/stage/opt/pqkv/share/pkgconfig
+  [ "$(pkg-config --modversion pqkv)" = "$version" ] || fail "pkg-config: version $(pkg-config --modversion pqkv), not $version"
+  read -ra flags <<<"$(pkg-config --cflags --libs pqkv)"
+  printf '#include <pqkv/search/top_k.hpp>\n#include <pqkv/version.hpp>\nint main() { return pqkv::version_major; }\n' >"$work/by_pkg_config.cpp"
+  "${CXX:-c++}" -std=c++20 "${flags[@]}" "$work/by_pkg_config.cpp" -o "$work/by_pkg_config" && "$work/by_pkg_config" || fail "pkg-config: ${flags[*]}"
+  echo "package: pkg-config: built with ${flags[*]/$work/WORK}"
+else
+  echo "package: pkg-config: not found, left out"
+fi
+
+install_port() {  # FEATURES
+  cmake -DPORT="$root/ports/pqkv" -DWORK="$work/vcpkg" -DFEATURES="$1" -P "$here/vcpkg/install_port.cmake" >"$work/log" 2>&1 ||
+    { cat "$work/log"; fail "vcpkg: the port does not install with features $1"; }
+}
+install_port core
+refused "component cuda of a port without that feature" "component 'cuda' was left out when this package was made" \
+  -DWANTED_COMPONENT=cuda -DCMAKE_PREFIX_PATH="$work/vcpkg/packages"
+install_port "core;cuda"
+rm -rf "$work/installed"
+configure installed -DCMAKE_PREFIX_PATH="$work/vcpkg/packages" -DWANTED_VERSION="${version%.*}"
+grep -q "pqkv_DIR:PATH=$work/vcpkg/packages/share/pqkv" "$work/installed/CMakeCache.txt" || fail "vcpkg: another installation was found"
+cmake --build "$work/installed" --target consumer >"$work/log" 2>&1 && "$work/installed/consumer" || { cat "$work/log"; fail "vcpkg: no consumer"; }
+echo "package: vcpkg: the port installs, a consumer runs"
+if [ -n "$nvcc" ]; then
+  rm -rf "$work/cuda"
+  configure cuda -DCMAKE_PREFIX_PATH="$work/vcpkg/packages" -DCMAKE_CUDA_COMPILER="$nvcc" -DCMAKE_CUDA_ARCHITECTURES=90
+  echo "package: vcpkg: component cuda is found with its feature"
+fi
 
 configure subdirectory -DPQKV_SOURCE="$root"
 build_and_run subdirectory consumer

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // A file of fixed size as memory. Its room on the disk is reserved before the first byte is written, so a full disk is an error of the
 // constructor and never a later one. Unless the caller brings an open file it has no name: nobody can remove or shorten it, and it is gone
-// when the process ends, however that happens. For systems with POSIX files and mmap.
+// when the process ends, however that happens. For systems with POSIX files, mmap and posix_fallocate.
 //
 // A mapping cannot report errors. Reading past the end of a file that somebody has shortened, or from a failing disk, ends the process by a
 // signal (SIGBUS). check() detects a shortened file before that happens.
 #pragma once
+
+#if defined(_WIN32) || defined(__APPLE__)
+#error "pqkv: cache/mapped_file.hpp needs posix_fallocate, which only Linux has; on Windows build under WSL"
+#endif
 
 #include <fcntl.h>
 #include <sys/mman.h>
