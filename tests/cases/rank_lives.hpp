@@ -17,6 +17,7 @@
 #include <pqkv/scale/in_process.hpp>
 
 #include "inputs.hpp"
+#include "slot_bytes.hpp"
 
 namespace pqkv_cases {
 
@@ -36,6 +37,11 @@ class whole_player {
 
   void prefill(std::size_t slot, pqkv::view<const T, 3> keys, pqkv::view<const T, 3> values, pqkv::chunk which) {
     cache_.prefill(cpu_, slot, keys, values, which);
+  }
+  void copy_by_file(std::size_t from, std::size_t to) {
+    const std::vector<std::byte> file = saved(cpu_, cache_, from);
+    cache_.reset(to);
+    load(cpu_, cache_, to, file);
   }
   cache_type& cache() { return cache_; }
   const pqkv::exec::host<>& policy() const { return cpu_; }
@@ -62,6 +68,12 @@ class rank_player {
       for (std::size_t t = 0; t < own.size(); ++t)
         for (std::size_t i = 0; i < d; ++i) k(head, t, i) = keys(head, own[t], i), v(head, t, i) = values(head, own[t], i);
     cache_.prefill(cpu_, slot, k.view(), v.view(), n, which);
+  }
+  void copy_by_file(std::size_t from, std::size_t to) {
+    const std::vector<std::byte> file = saved(cpu_, cache_, from);
+    cache_.reset(cpu_, to);
+    file_source own[] = {{file}};
+    cache_.load(cpu_, to, own);
   }
   cache_type& cache() { return cache_; }
   const pqkv::exec::host<>& policy() const { return cpu_; }
@@ -115,6 +127,9 @@ struct life_script {
       } else if (kind == 4 || kind == 5) {
         n[slot] -= random.below(1 + n[slot] / (1 + random.below(8)));
         player.cache().truncate(player.policy(), slot, n[slot]);
+      } else if (kind == 6) {
+        player.copy_by_file(slot, other);
+        n[other] = n[slot];
       } else {
         all.push_back(step<T>(player, random, n, drawn));
       }

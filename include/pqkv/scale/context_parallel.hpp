@@ -10,7 +10,7 @@
 // 2023.
 #pragma once
 
-#include "context_state.hpp"
+#include "context_training.hpp"
 
 namespace pqkv::inline PQKV_MODE::scale {
 
@@ -19,10 +19,11 @@ namespace pqkv::inline PQKV_MODE::scale {
 /// A verb that one rank refuses is refused by all: that rank throws what is wrong, the others rank_error, and no slot changes. A rank that
 /// does not come makes the communicator's time limit end the call with communication_error.
 template <class Rows, class Communicator>
-class context_parallel : public context_state<Rows, Communicator> {
-  using state = context_state<Rows, Communicator>;
+class context_parallel : public context_training<Rows, Communicator> {
+  using state = context_training<Rows, Communicator>;
 
  public:
+  using state::at;
   using typename state::params;
   using typename state::value_type;
 
@@ -44,16 +45,16 @@ class context_parallel : public context_state<Rows, Communicator> {
   void prefill(const P& policy, std::size_t slot, view<K, 3> keys, view<V, 3> values, std::size_t n, chunk which = chunk::last) {
     agreement agreed("prefill");
     agreed.attempt([&] {
-      require_ok(can_prefill(slot, keys, values, n));
+      require_ok(this->can_prefill(slot, keys, values, n));
       agreed.same_number(slot), agreed.same_number(n), agreed.same_number(static_cast<std::uint64_t>(which));
       agreed.same(&at(slot), sizeof(sequence));
     });
-    ask_all(policy, agreed);
+    this->ask_all(policy, agreed);
     sequence after = at(slot).grown(static_cast<std::uint32_t>(n));
     after.prompt = after.n;
     after.prefilling = which == chunk::more ? 1 : 0;
-    agreed.attempt([&] { store(policy, slot, at(slot).n, keys, values); });
-    settle(policy, slot, after, learn(policy, agreed, slot, after));
+    agreed.attempt([&] { this->store(policy, slot, at(slot).n, keys, values); });
+    this->settle(policy, slot, after, this->learn(policy, agreed, slot, after));
   }
 
   /// Adds a step's tokens, as pqcache::append(). Every rank is given all of them and stores its own: the projections of a few new tokens
@@ -70,17 +71,17 @@ class context_parallel : public context_state<Rows, Communicator> {
     agreement agreed("append");
     agreed.attempt([&] {
       require_ok(this->admission().append(keys, values, step, [&](std::size_t) { return params_.capacity; }));
-      same_step(agreed, step, keys.extent(0));
+      this->same_step(agreed, step, keys.extent(0));
       std::size_t first = 0;
       for (std::size_t row = 0; row < step.rows(params_.batch); first += step.count(row), ++row) {
         const std::uint32_t slot = step.slot(row);
-        store_own(policy, slot, as_const(keys.slice(0, first, step.count(row))), as_const(values.slice(0, first, step.count(row))));
+        this->store_own(policy, slot, as_const(keys.slice(0, first, step.count(row))), as_const(values.slice(0, first, step.count(row))));
         const sequence after = at(slot).grown(at(slot).learned != 0 ? step.count(row) : 0);
         work_.slots.leaving(row) = this->local(leaving_between(slot, at(slot), after, rule_));
       }
       index_.view().encode(policy, rows_.view(), as_const(work_.slots.leaving.slice(0, 0, step.rows(params_.batch))));
     });
-    begin_step(policy, agreed);
+    this->begin_step(policy, agreed);
     for (std::size_t row = 0; row < step.rows(params_.batch); ++row) {
       index_.view().commit(work_.slots.leaving(row));
       sequence& now = work_.slots.sequences(step.slot(row));
@@ -101,9 +102,9 @@ class context_parallel : public context_state<Rows, Communicator> {
     agreement agreed("attend");
     agreed.attempt([&] {
       require_ok(this->admission().attend(query, out, lse, step));
-      same_step(agreed, step, query.extent(0));
+      this->same_step(agreed, step, query.extent(0));
     });
-    begin_step(policy, agreed);
+    this->begin_step(policy, agreed);
     for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
       const auto asked = as_floats(policy, query.slice(0, first, count));
       const step_plan<space::host> plan = select(policy, agreed, asked, step, first);
@@ -143,9 +144,9 @@ class context_parallel : public context_state<Rows, Communicator> {
     agreement agreed("retrieve");
     agreed.attempt([&] {
       require_ok(this->admission().retrieve(query, indices, counts, step, [&](std::size_t slot) { return this->retrieve_capacity(slot); }));
-      same_step(agreed, step, query.extent(0));
+      this->same_step(agreed, step, query.extent(0));
     });
-    begin_step(policy, agreed);
+    this->begin_step(policy, agreed);
     for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
       const auto asked = as_floats(policy, query.slice(0, first, count));
       const step_plan<space::host> plan = select(policy, agreed, asked, step, first);
@@ -174,7 +175,7 @@ class context_parallel : public context_state<Rows, Communicator> {
       require_ok(this->admission().truncate(slot, n));
       agreed.same_number(slot), agreed.same_number(n), agreed.same(&at(slot), sizeof(sequence));
     });
-    ask_all(policy, agreed);
+    this->ask_all(policy, agreed);
     sequence& now = work_.slots.sequences(slot);
     const sequence after = now.truncated(static_cast<std::uint32_t>(n));
     if (now.learned != 0) index_.view().forget(this->local(leaving_between(static_cast<std::uint32_t>(slot), after, now, rule_)), after);
@@ -191,7 +192,7 @@ class context_parallel : public context_state<Rows, Communicator> {
       require_ok(this->admission().slot("fork", "to", to));
       agreed.same_number(from), agreed.same_number(to), agreed.same(&at(from), sizeof(sequence)), agreed.same(&at(to), sizeof(sequence));
     });
-    ask_all(policy, agreed);
+    this->ask_all(policy, agreed);
     if (from == to) return;
     agreed.attempt([&] {
       slot_parts parts = rows_.parts();
@@ -200,7 +201,7 @@ class context_parallel : public context_state<Rows, Communicator> {
       work_.shares.sequences(to).n = at(to).n;
       kernel<op::copy_slot, typename P::backend_type>::run(policy, parts, work_.shares, from, to);
     });
-    if (at(to).n == 0) ask_all(policy, agreed);  // a copy into a slot that holds a sequence cannot fail
+    if (at(to).n == 0) this->ask_all(policy, agreed);  // a copy into a slot that holds a sequence cannot fail
     work_.slots.sequences(to) = at(from);
     merged_[to] = merged_[from];
   }
@@ -213,10 +214,57 @@ class context_parallel : public context_state<Rows, Communicator> {
       require_ok(this->admission().slot("reset", "slot", slot));
       agreed.same_number(slot);
     });
-    ask_all(policy, agreed);
+    this->ask_all(policy, agreed);
     work_.slots.sequences(slot) = {};
     index_.clear(policy, slot);
     merged_[slot] = 0;
+  }
+
+  /// Writes this rank's share of a slot: its codes, the codebooks and, on request, its rows. Every rank writes a file of its own; no
+  /// messages.
+  ///
+  /// @param sink  sink(const std::byte*, std::size_t), called for one piece after the other; what it throws ends the call
+  /// @throws value_error when `slot` is not below batch or is being prefilled; std::bad_alloc
+  /// @cost   reads what it writes once, through 1 MiB of memory
+  /// @source share_file.hpp has the layout
+  template <exec::policy P, class Sink>
+  void save(const P& policy, std::size_t slot, Sink&& sink, slot_contents contents = slot_contents::index_and_rows) const {
+    require_ok(this->admission().slot("save", "slot", slot));
+    require_ok(pqkv::detail::checks("save").that(at(slot).prefilling == 0, status::code::value, "slot", relation::required,
+                                                 "past its prompt: send chunk::last first", 0, 1));
+    const share_file_header header = this->header_of(at(slot), contents);
+    write_share(policy, sink, header, this->saved_parts(header.slot), slot);
+  }
+
+  /// Fills an empty slot from the files of save(), on all ranks together.
+  ///
+  /// @param sources   either one source, of this rank's own file, saved by as many ranks with the same block and run; or the sources of
+  ///                  all files of a cache over any number of ranks, in their order, of which this rank keeps the tokens that are its own.
+  ///                  A source is source(std::byte*, std::size_t) -> std::size_t: how many bytes it gave, 0 at the end
+  /// @param contents  what the files must hold
+  /// @throws value_error, capacity_error when a file is cut, altered, of another cache or of another save than the others'; rank_error,
+  ///         communication_error; std::bad_alloc. The slot then stays empty
+  /// @cost   one pass over the files, and the id lists' counting sort
+  template <exec::policy P, class Sources>
+  void load(const P& policy, std::size_t slot, Sources&& sources, slot_contents contents = slot_contents::index_and_rows) {
+    agreement agreed("load");
+    share_file_header header;
+    agreed.attempt([&] {
+      require_ok(this->admission().slot("load", "slot", slot));
+      require_ok(pqkv::detail::checks("load").that(at(slot).n == 0, status::code::value, "slot", relation::required,
+                                                   "empty: reset() it first", 0, 1));
+      const share_reader reader{layout_, ranks_.rank(), this->header_of({}, contents), rule_, params_.capacity};
+      crc32 books;
+      header = reader.read(
+          policy, sources, [&](const slot_file_header& file) { return this->saved_parts(file); }, slot, books);
+      agreed.same_number(slot), agreed.same_number(books.value()), agreed.same(&header.slot.at, sizeof(sequence));
+      const middle_range own = this->local(header.slot.at.middle(rule_));
+      if (header.slot.at.learned != 0) index_.recount(this->working(policy), slot, own.begin, own.end);
+      merged_[slot] = own.end;
+    });
+    this->ask_all(policy, agreed);
+    work_.slots.sequences(slot) = header.slot.at;
+    work_.slots.sequences(slot).longest = header.slot.at.n;
   }
 
   /// Trains codebooks that are due, on all ranks together, and merges new tokens into id lists. Call it between steps.
@@ -226,21 +274,24 @@ class context_parallel : public context_state<Rows, Communicator> {
   void maintain(const P& policy) {
     agreement agreed("maintain");
     agreed.same(work_.slots.sequences.data, params_.batch * sizeof(sequence));
-    ask_all(policy, agreed);
+    this->ask_all(policy, agreed);
     for (std::size_t slot = 0; slot < params_.batch; ++slot) {
       const sequence now = at(slot);
       if (is_learning_due(now, rule_, index_.shape().least_rows())) {
         work_.slots.sequences(slot) = now.without_index();
-        settle(policy, slot, now, learn(policy, agreed, slot, now));
+        this->settle(policy, slot, now, this->learn(policy, agreed, slot, now));
       } else if (now.learned != 0 && this->local(now.middle(rule_).end) - merged_[slot] >= params_.selector.tail_tokens) {
-        index_.merge(this->working(policy), slot);
-        merged_[slot] = this->local(now.middle(rule_).end);
+        agreed.attempt([&] {
+          index_.merge(this->working(policy), slot);
+          merged_[slot] = this->local(now.middle(rule_).end);
+        });
       }
     }
+    this->ask_all(policy, agreed);
   }
 
  private:
-  using state::at, state::params_, state::layout_, state::ranks_, state::rows_, state::index_, state::rule_, state::work_, state::merged_;
+  using state::params_, state::layout_, state::ranks_, state::rows_, state::index_, state::rule_, state::work_, state::merged_;
 
   /// A partial result in memory: [hq] sums, then [hq, d] outputs.
   template <class T>
@@ -254,117 +305,6 @@ class context_parallel : public context_state<Rows, Communicator> {
   }
   static partial_views<float> partial(float* out, float* lse, std::size_t hq, std::size_t d) {
     return {make_view(lse, hq), make_view(out, hq, d)};
-  }
-
-  /// Asks all ranks whether they go on.
-  template <class P>
-  void ask_all(const P& policy, const agreement& agreed) const {
-    static_assert(communicator_for<Communicator, P>,
-                  "pqkv: Communicator must model pqkv::scale::communicator_for (scale/communicator.hpp)");
-    agreed.settle(policy, ranks_, work_.votes);
-  }
-  /// The same for the verbs of a step, as agreement_mode says.
-  template <class P>
-  void begin_step(const P& policy, const agreement& agreed) const {
-    if (params_.agreement == agreement_mode::each_call) return ask_all(policy, agreed);
-    const vote own = agreed.own();
-    agreed.conclude(1, [&](std::size_t) { return own; });
-  }
-  void same_step(agreement& agreed, const cache_step& step, std::size_t tokens) const {
-    agreed.same_number(tokens);
-    for (std::size_t row = 0; row < step.rows(params_.batch); ++row) {
-      agreed.same_number(std::uint64_t{step.slot(row)} << 32 | step.count(row));
-      agreed.same(&at(step.slot(row)), sizeof(sequence));
-    }
-  }
-
-  template <class K, class V>
-  status can_prefill(std::size_t slot, const K& keys, const V& values, std::size_t n) const {
-    if (const status s = this->admission().prefill(slot, keys, values, params_.capacity); !s.ok()) return s;
-    const std::size_t before = at(slot).n, left = params_.capacity - before;
-    return pqkv::detail::checks("prefill")
-        .that(n <= left, status::code::capacity, "n", relation::at_most, "free tokens of the slot", left, n)
-        .extent("keys.extent(1)", keys.extent(1),
-                n <= left ? layout_.held(ranks_.rank(), before + n) - layout_.held(ranks_.rank(), before) : 0,
-                "this rank's tokens of the chunk, from layout()");
-  }
-
-  /// Stores this rank's rows [h, n, d] behind its tokens of a slot of `before` tokens.
-  template <class P, class K, class V>
-  void store(const P& policy, std::size_t slot, std::size_t before, view<K, 3> keys, view<V, 3> values) const {
-    kernel<op::store_tokens, typename P::backend_type>::run(
-        policy, rows_.view(),
-        stored_tokens<space::host>{slot * params_.kv_heads, layout_.held(ranks_.rank(), before), work_.slots.nonfinite[0]}, keys, values);
-  }
-  /// Stores those of a row's new tokens [count, h, d] that are this rank's.
-  template <class P, class K, class V>
-  void store_own(const P& policy, std::size_t slot, view<K, 3> keys, view<V, 3> values) const {
-    const auto by_head = [](auto rows) {
-      std::swap(rows.extents[0], rows.extents[1]);
-      std::swap(rows.strides[0], rows.strides[1]);
-      return rows;
-    };
-    const std::size_t n = at(slot).n, count = keys.extent(0);
-    for (std::size_t first = 0, last = 0; first < count; first = last) {
-      const std::size_t owner = layout_.owner(n + first);
-      for (last = first; last < count && layout_.owner(n + last) == owner;) ++last;
-      if (owner == ranks_.rank())
-        store(policy, slot, n + first, by_head(keys.slice(0, first, last - first)), by_head(values.slice(0, first, last - first)));
-    }
-  }
-
-  /// The outcome of training a slot: what op::settle_prompt is told.
-  struct learned_slot {
-    bool tried = false;
-    view<const std::uint8_t, 2> outcomes{};
-  };
-  /// Trains a slot's codebooks on the keys of all ranks, encodes and counts this rank's middle. Ends with a vote.
-  template <class P>
-  learned_slot learn(const P& policy, agreement& agreed, std::size_t slot, const sequence& now) {
-    const middle_range middle = now.middle(rule_);
-    const std::size_t first = middle.begin, h = params_.kv_heads;
-    const bool tries = now.prefilling == 0 && now.n >= first + index_.shape().least_rows();
-    ask_all(policy, agreed);  // before keys are gathered, so that a rank whose rows failed keeps no one waiting
-    if (!tries) return {};
-    const auto outcomes = work_.ranking.outcomes;
-    agreed.attempt([&] {
-      using T = copied_element<value_type>;
-      const stratified_sample sample = training_rows(params_.selector.train, now.n - first, index_.shape().coarse().centroids());
-      const buffer<T> memory(h * sample.count * params_.head_dim);
-      const auto keys = make_view(memory.data(), h, sample.count, params_.head_dim);
-      gather_sample(policy, ranks_, rows_.view(), slot * h, sample, first, layout_, keys, gathered_rows(h * params_.head_dim * sizeof(T)));
-      kmeans_params settings = params_.selector.train;
-      settings.rows_per_centroid = 0;
-      index_.learn(this->working(policy), slot, sampled_keys<T>{keys, slot * h}, 0, 0, sample.count, settings, outcomes);
-      for (std::size_t i = 0; i < outcomes.size(); ++i)
-        if (outcomes.data[i] != static_cast<std::uint8_t>(kmeans_outcome::trained)) return;
-      const middle_range own = this->local(middle);
-      encode(policy, slot, own);
-      index_.recount(this->working(policy), slot, own.begin, own.end);
-      merged_[slot] = own.end;
-    });
-    ask_all(policy, agreed);
-    return {true, as_const(outcomes)};
-  }
-  /// Rows of a rank that are gathered at once: messages of about 1 MiB.
-  static constexpr std::size_t gathered_rows(std::size_t row_bytes) { return std::max<std::size_t>(1, (std::size_t{1} << 20) / row_bytes); }
-
-  /// Encodes a range of this rank's tokens, in runs that are tasks of their own.
-  template <class P>
-  void encode(const P& policy, std::size_t slot, const middle_range& own) const {
-    constexpr std::uint32_t run = 1024;
-    const buffer<leaving_tokens> runs((own.size() + run - 1) / run);
-    for (std::size_t i = 0; i < runs.size(); ++i) {
-      const std::uint32_t begin = own.begin + static_cast<std::uint32_t>(i) * run;
-      runs[i] = {static_cast<std::uint32_t>(slot), begin, std::min(begin + run, own.end)};
-    }
-    index_.view().encode(policy, rows_.view(), as_const(make_view(runs.data(), runs.size())));
-  }
-  template <class P>
-  void settle(const P& policy, std::size_t slot, const sequence& after, const learned_slot& outcome) {
-    kernel<op::settle_prompt, typename P::backend_type>::run(
-        policy, work_.slots,
-        settled_prompt<space::host>{slot, after, outcome.tried, outcome.outcomes, {}, params_.selector.outgrown_at(after.n)});
   }
 
   template <class F>

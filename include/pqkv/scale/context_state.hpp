@@ -13,7 +13,7 @@
 #include "../search/pq_index.hpp"
 #include "../selector/pq.hpp"
 #include "exact_selection.hpp"
-#include "training_sample.hpp"
+#include "share_file.hpp"
 
 namespace pqkv::inline PQKV_MODE::scale {
 
@@ -127,6 +127,53 @@ class context_state {
   leaving_tokens local(const leaving_tokens& tokens) const { return {tokens.slot, local(tokens.first), local(tokens.last)}; }
 
   pqkv::detail::cache_checks<space::host> admission() const noexcept { return {params_, work_.slots.sequences.data, lists()}; }
+
+  /// Prompt rows that a rank is given must be those of its share.
+  template <class K, class V>
+  status can_prefill(std::size_t slot, const K& keys, const V& values, std::size_t n) const {
+    if (const status s = admission().prefill(slot, keys, values, params_.capacity); !s.ok()) return s;
+    const std::size_t before = at(slot).n, left = params_.capacity - before;
+    return pqkv::detail::checks("prefill")
+        .that(n <= left, status::code::capacity, "n", relation::at_most, "free tokens of the slot", left, n)
+        .extent("keys.extent(1)", keys.extent(1),
+                n <= left ? layout_.held(ranks_.rank(), before + n) - layout_.held(ranks_.rank(), before) : 0,
+                "this rank's tokens of the chunk, from layout()");
+  }
+
+  /// Adds to a vote which tokens a step has, and where their sequences stand.
+  void same_step(agreement& agreed, const cache_step& step, std::size_t tokens) const {
+    agreed.same_number(tokens);
+    for (std::size_t row = 0; row < step.rows(params_.batch); ++row) {
+      agreed.same_number(std::uint64_t{step.slot(row)} << 32 | step.count(row));
+      agreed.same(&at(step.slot(row)), sizeof(sequence));
+    }
+  }
+
+  /// The header of this rank's share of a saved slot, and what is in the file.
+  share_file_header header_of(const sequence& now, slot_contents contents) const {
+    const selector::pq_params& pq = params_.selector;
+    share_file_header header;
+    header.rank = static_cast<std::uint32_t>(ranks_.rank());
+    header.layout(layout_);
+    header.slot.contents = contents;
+    header.slot.kv_heads = static_cast<std::uint32_t>(params_.kv_heads);
+    header.slot.head_dim = static_cast<std::uint32_t>(params_.head_dim);
+    header.slot.element = pqkv::detail::element_number<value_type>();
+    header.slot.selector = {1, static_cast<std::uint32_t>(pq.subspaces), pq.bits, static_cast<std::uint32_t>(pq.metric), 0,
+                            0, static_cast<std::uint32_t>(pq.axes)};
+    if (contents == slot_contents::index_and_rows) header.slot.row_bytes = static_cast<std::uint32_t>(rows_.parts().part[0].token_bytes);
+    header.slot.at = now;
+    header.slot.middle_begin = now.middle(rule_).begin;
+    header.slot.middle_end = now.middle(rule_).end;
+    header.slot.payload_bytes = payload_bytes(header, saved_parts(header.slot));
+    return header;
+  }
+  slot_parts saved_parts(const slot_file_header& header) const {
+    slot_parts parts;
+    if (header.at.learned != 0) parts.add(index_.view().learnt_parts());
+    if (header.contents == slot_contents::index_and_rows) parts.add(rows_.parts());
+    return parts;
+  }
 
   /// Everything a rank works in besides rows and index.
   struct memory_of {
