@@ -3,8 +3,6 @@
 // alone: one thread for each rank plays it to its rank, and one plays it to the pqcache. Every answer is written down, and compared after.
 #pragma once
 
-#include <doctest/doctest.h>
-
 #include <algorithm>
 #include <cmath>
 #include <exception>

@@ -108,23 +108,14 @@ class context_parallel : public context_training<Rows, Communicator> {
     for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
       const auto asked = as_floats(policy, query.slice(0, first, count));
       const step_plan<space::host> plan = select(policy, agreed, asked, step, first);
-      const std::size_t hq = asked.extent(0), d = params_.head_dim;
-      const auto own = partial(work_.mail.template body<float>(), hq, d);
+      const partial_outputs partial{asked.extent(0), params_.head_dim, layout_.ranks};
       agreed.attempt([&] {
         const token_set<> tokens{as_const(plan.spans), as_const(found(plan).indices), as_const(plan.counts)};
         const mapped_store<decltype(rows_.view())> store{rows_.view(), map_of(plan), count * params_.kv_heads};
+        const auto own = partial.own(work_.mail);
         attention(this->working(policy), asked, store, tokens, own.out, own.lse, params_.softmax_scale);
       });
-      const std::size_t words = (hq * (d + 1) + 1) / 2;
-      work_.mail.exchange(policy, ranks_, agreed, words);
-      const auto result = partial(work_.out.data, work_.lse.data, hq, d);
-      for (std::size_t rank = 0; rank < layout_.ranks; ++rank) {
-        const auto part = partial(work_.mail.template body_of<float>(rank, words), hq, d);
-        if (rank == 0)
-          std::copy_n(part.out.data, hq * d, result.out.data), std::copy_n(part.lse.data, hq, result.lse.data);
-        else
-          merge(policy, result.out, result.lse, part.out, part.lse);
-      }
+      partial.merge_all(policy, ranks_, agreed, work_.mail, {flatten(work_.lse.slice(0, 0, count)), flatten(work_.out.slice(0, 0, count))});
       store_rows(policy, work_.out.slice(0, 0, count), out.slice(0, first, count));
       if (lse.data != nullptr) store_rows(policy, insert_axis<1>(work_.lse.slice(0, 0, count)), insert_axis<1>(lse.slice(0, first, count)));
     });
@@ -292,20 +283,6 @@ class context_parallel : public context_training<Rows, Communicator> {
 
  private:
   using state::params_, state::layout_, state::ranks_, state::rows_, state::index_, state::rule_, state::work_, state::merged_;
-
-  /// A partial result in memory: [hq] sums, then [hq, d] outputs.
-  template <class T>
-  struct partial_views {
-    view<T, 1> lse;
-    view<T, 2> out;
-  };
-  template <class T>
-  static partial_views<T> partial(T* at, std::size_t hq, std::size_t d) {
-    return {make_view(at, hq), make_view(at + hq, hq, d)};
-  }
-  static partial_views<float> partial(float* out, float* lse, std::size_t hq, std::size_t d) {
-    return {make_view(lse, hq), make_view(out, hq, d)};
-  }
 
   template <class F>
   void for_passes(std::size_t tokens, F f) const {

@@ -13,6 +13,7 @@
 #include "../search/pq_index.hpp"
 #include "../selector/pq.hpp"
 #include "exact_selection.hpp"
+#include "partial_outputs.hpp"
 #include "share_file.hpp"
 
 namespace pqkv::inline PQKV_MODE::scale {
@@ -223,8 +224,9 @@ class context_state {
     all.lse = make_view(memory.take<float>(hq), tokens, params_.query_heads);
     all.ranking = pq_workspace<>::place(memory, params_.selector.index_of(own), tokens, params_.query_heads, params_.selector.reduction);
     all.votes = memory.take<vote>(layout_.ranks);
-    const std::size_t partial = (hq * (d + 1) + 1) / 2, first = exact_selection::words(most, first_candidates(k, layout_.ranks));
-    all.mail.room = 1 + std::max({partial, hq, first, exact_selection::words(1, k)});
+    const std::size_t partial = partial_outputs{hq, d, layout_.ranks}.room(),
+                      first = exact_selection::words(most, first_candidates(k, layout_.ranks));
+    all.mail.room = std::max({partial, 1 + hq, 1 + first, 1 + exact_selection::words(1, k)});
     all.mail.own = memory.take<std::uint64_t>(all.mail.room);
     all.mail.all = memory.take<std::uint64_t>(layout_.ranks * all.mail.room);
     all.candidates = make_view(memory.take<std::uint64_t>(layout_.ranks * (k + 64)), layout_.ranks * (k + 64));
