@@ -93,6 +93,18 @@ TEST_CASE("context_parallel: ranks that make different calls are told so") {
   for (const std::string& what : thrown) CHECK(what.find("pqkv::truncate: the call must be the same on all ranks") == 0);
 }
 
+TEST_CASE("context_parallel: ranks with other parameters are told so by their first call") {
+  in_process_group group(2);
+  const auto thrown = run_ranks(2, [&](std::size_t rank) {
+    exchanged counts;
+    auto p = small();
+    p.budget.retrieve = 60 + rank;
+    player one(counted{{group, rank}, &counts}, p);
+    one.cache().maintain(cpu);
+  });
+  for (const std::string& what : thrown) CHECK(what.find("pqkv::maintain: the call must be the same on all ranks") == 0);
+}
+
 TEST_CASE("context_parallel: a rank that stays away ends the others' waiting") {
   const auto thrown = on_ranks(
       small(),

@@ -12,7 +12,7 @@ const pqkv::exec::host<> cpu;
 
 TEST_CASE("context_training: the gathered sample is that of all rows, on every rank") {
   random_source random(1);
-  for (const std::size_t ranks : {1, 3, 4}) {
+  for (const std::size_t ranks : std::initializer_list<std::size_t>{1, 3, 4}) {
     const std::size_t h = 2, d = 8, n = 300, first = 5, head = 3;
     rows<float> all(head + h, n, d);
     fill(all.view(), content::gaussian, random);
@@ -47,7 +47,7 @@ TEST_CASE("context_training: any number of ranks trains the same bits") {
   p.batch = 2, p.kv_heads = 2, p.query_heads = 2, p.head_dim = 16, p.capacity = 800;
   p.selector.subspaces = 2, p.selector.bits = 5, p.selector.train.rows_per_centroid = 9, p.block = 10;
   std::vector<float> first;
-  for (const std::size_t ranks : {1, 2, 5}) {
+  for (const std::size_t ranks : std::initializer_list<std::size_t>{1, 2, 5}) {
     pqkv::scale::in_process_group group(ranks);
     std::vector<std::vector<float>> books(ranks);
     const auto thrown = run_ranks(ranks, [&](std::size_t rank) {

@@ -11,7 +11,7 @@ const pqkv::exec::host<> cpu;
 }  // namespace
 
 TEST_CASE("in_process: gathers, reduces and exchanges, again and again") {
-  for (const std::size_t ranks : {1, 2, 5}) {
+  for (const std::size_t ranks : std::initializer_list<std::size_t>{1, 2, 5}) {
     in_process_group group(ranks);
     std::vector<std::size_t> wrong(ranks, 0);
     const auto thrown = run_ranks(ranks, [&](std::size_t rank) {

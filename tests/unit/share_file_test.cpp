@@ -93,7 +93,7 @@ TEST_CASE("share_file: as many ranks read their own files") {
 TEST_CASE("share_file: other numbers of ranks, and other layouts, read all files") {
   std::vector<answers> before, after;
   const files all = save_from(3, layout_of(8, 20), 1, before);
-  for (const std::size_t ranks : {1, 2, 3, 5}) {
+  for (const std::size_t ranks : std::initializer_list<std::size_t>{1, 2, 3, 5}) {
     const auto thrown = load_into(ranks, layout_of(5, ranks == 2 ? 100 : 0), std::vector<files>(ranks, all), after);
     CHECK(thrown == std::vector<std::string>(ranks));
     CHECK(joined(after) == joined(before));

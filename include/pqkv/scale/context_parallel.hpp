@@ -27,7 +27,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   using typename state::params;
   using typename state::value_type;
 
-  /// Takes all memory of this rank. No messages: the ranks compare their parameters in the first call.
+  /// Takes all memory of this rank. No messages: the ranks compare their parameters in every call's vote.
   /// @throws shape_error, value_error; std::bad_alloc
   template <exec::policy P>
   context_parallel(const P& policy, const Communicator& ranks, const params& p) : state(policy, ranks, p) {}
@@ -43,7 +43,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   template <exec::policy P, class K, class V>
   requires storage_scalar<K> && storage_scalar<V>
   void prefill(const P& policy, std::size_t slot, view<K, 3> keys, view<V, 3> values, std::size_t n, chunk which = chunk::last) {
-    agreement agreed("prefill");
+    agreement agreed = this->call("prefill");
     agreed.attempt([&] {
       require_ok(this->can_prefill(slot, keys, values, n));
       agreed.same_number(slot), agreed.same_number(n), agreed.same_number(static_cast<std::uint64_t>(which));
@@ -68,7 +68,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   template <exec::policy P, class K, class V>
   requires storage_scalar<K> && storage_scalar<V>
   void append(const P& policy, view<K, 3> keys, view<V, 3> values, const cache_step& step = {}) {
-    agreement agreed("append");
+    agreement agreed = this->call("append");
     agreed.attempt([&] {
       require_ok(this->admission().append(keys, values, step, [&](std::size_t) { return params_.capacity; }));
       this->same_step(agreed, step, keys.extent(0));
@@ -99,7 +99,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   template <exec::policy P, class Q, class O>
   requires storage_scalar<Q> && writable_scalar<O>
   void attend(const P& policy, view<Q, 3> query, view<O, 3> out, view<float, 2> lse = {}, const cache_step& step = {}) {
-    agreement agreed("attend");
+    agreement agreed = this->call("attend");
     agreed.attempt([&] {
       require_ok(this->admission().attend(query, out, lse, step));
       this->same_step(agreed, step, query.extent(0));
@@ -132,7 +132,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   requires storage_scalar<Q>
   void retrieve(const P& policy, view<Q, 3> query, view<std::int32_t, 3> indices, view<std::uint32_t, 2> counts,
                 const cache_step& step = {}) {
-    agreement agreed("retrieve");
+    agreement agreed = this->call("retrieve");
     agreed.attempt([&] {
       require_ok(this->admission().retrieve(query, indices, counts, step, [&](std::size_t slot) { return this->retrieve_capacity(slot); }));
       this->same_step(agreed, step, query.extent(0));
@@ -161,7 +161,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   /// Forgets all but the first n tokens of a slot, as pqcache::truncate(). @throws value_error, rank_error, communication_error
   template <exec::policy P>
   void truncate(const P& policy, std::size_t slot, std::size_t n) {
-    agreement agreed("truncate");
+    agreement agreed = this->call("truncate");
     agreed.attempt([&] {
       require_ok(this->admission().truncate(slot, n));
       agreed.same_number(slot), agreed.same_number(n), agreed.same(&at(slot), sizeof(sequence));
@@ -177,7 +177,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   /// Makes slot `to` a copy of slot `from` on every rank. @throws value_error, rank_error, communication_error; what the runner throws
   template <exec::policy P>
   void fork(const P& policy, std::size_t from, std::size_t to) {
-    agreement agreed("fork");
+    agreement agreed = this->call("fork");
     agreed.attempt([&] {
       require_ok(this->admission().slot("fork", "from", from));
       require_ok(this->admission().slot("fork", "to", to));
@@ -200,7 +200,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   /// Empties a slot. @throws value_error, rank_error, communication_error
   template <exec::policy P>
   void reset(const P& policy, std::size_t slot) {
-    agreement agreed("reset");
+    agreement agreed = this->call("reset");
     agreed.attempt([&] {
       require_ok(this->admission().slot("reset", "slot", slot));
       agreed.same_number(slot);
@@ -238,7 +238,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   /// @cost   one pass over the files, and the id lists' counting sort
   template <exec::policy P, class Sources>
   void load(const P& policy, std::size_t slot, Sources&& sources, slot_contents contents = slot_contents::index_and_rows) {
-    agreement agreed("load");
+    agreement agreed = this->call("load");
     share_file_header header;
     agreed.attempt([&] {
       require_ok(this->admission().slot("load", "slot", slot));
@@ -263,7 +263,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   ///         attends to everything
   template <exec::policy P>
   void maintain(const P& policy) {
-    agreement agreed("maintain");
+    agreement agreed = this->call("maintain");
     agreed.same(work_.slots.sequences.data, params_.batch * sizeof(sequence));
     this->ask_all(policy, agreed);
     for (std::size_t slot = 0; slot < params_.batch; ++slot) {

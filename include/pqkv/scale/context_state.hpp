@@ -43,6 +43,7 @@ struct context_params : cache_shape {  // capacity: tokens of a slot on all rank
   agreement_mode agreement = agreement_mode::each_call;
 };
 
+/// The part of a context-parallel cache that its verbs work on. Template parameters as in context_parallel.
 template <class Rows, class Communicator>
 class context_state {
  public:
@@ -113,6 +114,27 @@ class context_state {
     memory_ = make_owner<std::byte>(policy, count.used_bytes());
     arena memory(memory_);
     work_ = place(memory, policy);
+    settings_ = settings_sum();
+  }
+
+  /// A call whose vote says that this rank has these parameters.
+  agreement call(const char* function) const {
+    agreement made(function);
+    made.same_number(settings_);
+    return made;
+  }
+  /// A checksum over all that must be the same on every rank. Field by field: structs have padding.
+  std::uint32_t settings_sum() const {
+    crc32 sum;
+    const auto add = [&](auto... fields) { (sum.add(&fields, sizeof fields), ...); };
+    const selector::pq_params& pq = params_.selector;
+    add(params_.batch, params_.kv_heads, params_.query_heads, params_.head_dim, params_.capacity, params_.queries_at_once(),
+        params_.softmax_scale, params_.selection);
+    add(rule_.ratio, rule_.window_share, rule_.min_tokens, rule_.tokens, rule_.sinks, rule_.window, rule_.retrieve, rule_.frozen);
+    add(pq.subspaces, pq.bits, pq.axes, pq.metric, pq.reduction, pq.train.iterations, pq.train.seed, pq.train.rows_per_centroid,
+        pq.growth());
+    add(layout_.ranks, layout_.block, layout_.run, params_.selection_over_ranks, params_.agreement);
+    return sum.value();
   }
 
   /// The shape of this rank's share.
@@ -249,6 +271,7 @@ class context_state {
   Rows rows_;
   pq_index<> index_;
   flat_budget_rule rule_;
+  std::uint32_t settings_ = 0;
   owner<std::byte, space::host> memory_;
   memory_of work_{};
   buffer<std::uint32_t> merged_;  // [batch] places below this were in the id lists after the last merge

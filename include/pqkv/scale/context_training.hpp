@@ -100,7 +100,9 @@ class context_training : public context_state<Rows, Communicator> {
   void store(const P& policy, std::size_t slot, std::size_t before, view<K, 3> keys, view<V, 3> values) const {
     kernel<op::store_tokens, typename P::backend_type>::run(
         policy, rows_.view(),
-        stored_tokens<space::host>{slot * params_.kv_heads, layout_.held(ranks_.rank(), before), work_.slots.nonfinite[0]}, keys, values);
+        stored_tokens<space::host>{slot * params_.kv_heads, layout_.held(ranks_.rank(), before),
+                                   make_view(work_.slots.nonfinite.data, std::size_t{2})},
+        keys, values);
   }
   /// Stores those of a row's new tokens [count, h, d] that are this rank's.
   template <class P, class K, class V>
