@@ -190,7 +190,7 @@ class context_parallel : public context_training<Rows, Communicator> {
       parts.add(index_.view().parts());
       work_.shares.sequences(from).longest = this->local(at(from).longest);
       work_.shares.sequences(to).n = at(to).n;
-      kernel<op::copy_slot, typename P::backend_type>::run(policy, parts, work_.shares, from, to);
+      pqkv::detail::run_operation<op::copy_slot>(policy, parts, work_.shares, from, to);
     });
     if (at(to).n == 0) this->ask_all(policy, agreed);  // a copy into a slot that holds a sequence cannot fail
     work_.slots.sequences(to) = at(from);
@@ -353,7 +353,7 @@ class context_parallel : public context_training<Rows, Communicator> {
       all.run(this->working(policy), ranks_, agreed, work_.mail);
     }
     if (params_.selection == draft_selection::first_query && step.has_counts())
-      kernel<op::share_lists, typename P::backend_type>::run(policy, planned, plan, found(plan).indices);
+      pqkv::detail::run_operation<op::share_lists>(policy, planned, plan, found(plan).indices);
     return plan;
   }
 };

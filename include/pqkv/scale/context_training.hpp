@@ -98,11 +98,10 @@ class context_training : public context_state<Rows, Communicator> {
   /// Stores this rank's rows [h, n, d] behind its tokens of a slot of `before` tokens.
   template <class P, class K, class V>
   void store(const P& policy, std::size_t slot, std::size_t before, view<K, 3> keys, view<V, 3> values) const {
-    kernel<op::store_tokens, typename P::backend_type>::run(
-        policy, rows_.view(),
-        stored_tokens<space::host>{slot * params_.kv_heads, layout_.held(ranks_.rank(), before),
-                                   make_view(work_.slots.nonfinite.data, std::size_t{2})},
-        keys, values);
+    pqkv::detail::run_operation<op::store_tokens>(policy, rows_.view(),
+                                                  stored_tokens<space::host>{slot * params_.kv_heads, layout_.held(ranks_.rank(), before),
+                                                                             make_view(work_.slots.nonfinite.data, std::size_t{2})},
+                                                  keys, values);
   }
   /// Stores those of a row's new tokens [count, h, d] that are this rank's.
   template <class P, class K, class V>
@@ -170,7 +169,7 @@ class context_training : public context_state<Rows, Communicator> {
   }
   template <class P>
   void settle(const P& policy, std::size_t slot, const sequence& after, const learned_slot& outcome) {
-    kernel<op::settle_prompt, typename P::backend_type>::run(
+    pqkv::detail::run_operation<op::settle_prompt>(
         policy, work_.slots,
         settled_prompt<space::host>{slot, after, outcome.tried, outcome.outcomes, {}, params_.selector.outgrown_at(after.n)});
   }

@@ -68,7 +68,7 @@ template <exec::policy P>
 void sum_part(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index, view<const middle_range, 1> ranges,
               view<normaliser, 1> normalisers, const retrieve_params& params, const head_map<>& map = {}) {
   require_ok(can_sum_part(table, codes, index, ranges, normalisers, params, "sum_part", map));
-  kernel<op::sum_part, typename P::backend_type>::run(policy, table, codes, index, ranges, params, map, normalisers);
+  detail::run_operation<op::sum_part>(policy, table, codes, index, ranges, params, map, normalisers);
 }
 
 /// Writes `largest` of each normaliser; shapes, errors and cost as sum_part(). The maximum over places is that of all tokens.
@@ -77,7 +77,7 @@ void largest_part(const P& policy, distance_table_view<> table, codes_view<> cod
                   view<const middle_range, 1> ranges, view<normaliser, 1> normalisers, const retrieve_params& params,
                   const head_map<>& map = {}) {
   require_ok(can_sum_part(table, codes, index, ranges, normalisers, params, "largest_part", map));
-  kernel<op::largest_part, typename P::backend_type>::run(policy, table, codes, index, ranges, params, map, normalisers);
+  detail::run_operation<op::largest_part>(policy, table, codes, index, ranges, params, map, normalisers);
 }
 
 /// Selects each range's best tokens as retrieve() does, with probabilities normalised over the tokens of all places.
@@ -98,8 +98,8 @@ void retrieve_part(const P& policy, distance_table_view<> table, codes_view<> co
                  .extent("scores.extent(0)", scores.extent(0), lists.indices.extent(0), "lists, from lists.indices")
                  .extent("scores.extent(1)", scores.extent(1), lists.indices.extent(1), "k_max, from lists.indices")
                  .extent("scores.stride(1)", scores.stride(1), 1, "last axis contiguous"));
-  kernel<op::retrieve, typename P::backend_type>::run(policy, table, codes, index, ranges, lists.indices, lists.counts, params, {}, map, {},
-                                                      partial_ranking{normalisers, scores});
+  detail::run_operation<op::retrieve>(policy, table, codes, index, ranges, lists.indices, lists.counts, params, view<std::uint8_t, 1>{},
+                                      map, view<const attended_sum, 1>{}, partial_ranking{normalisers, scores});
 }
 
 }  // namespace pqkv

@@ -54,26 +54,42 @@ struct kernel<op::sum_part, backend::host> {
   template <class P>
   static void run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
                   view<const middle_range, 1> ranges, const retrieve_params& params, const head_map<>& map,
-                  view<normaliser, 1> normalisers) {
-    detail::for_part_items(policy, table, codes, index, ranges, params, map,
-                           [&](auto& scorer, std::size_t first, std::size_t q, const auto& items) {
-                             normaliser& own = normalisers(first + q);
-                             own.sum = scorer.part_of_sum(table, first, q, items, own.centre);
-                           });
-  }
+                  view<normaliser, 1> normalisers);
 };
+
+template <class P>
+void kernel<op::sum_part, backend::host>::run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
+                                              view<const middle_range, 1> ranges, const retrieve_params& params, const head_map<>& map,
+                                              view<normaliser, 1> normalisers) {
+  detail::for_part_items(policy, table, codes, index, ranges, params, map,
+                         [&](auto& scorer, std::size_t first, std::size_t q, const auto& items) {
+                           normaliser& own = normalisers(first + q);
+                           own.sum = scorer.part_of_sum(table, first, q, items, own.centre);
+                         });
+}
+
+PQKV_HOST_OPERATION(op::sum_part, distance_table_view<>, codes_view<>, cell_index_view<>, view<const middle_range, 1>,
+                    const retrieve_params&, const head_map<>&, view<normaliser, 1>)
 
 template <>
 struct kernel<op::largest_part, backend::host> {
   template <class P>
   static void run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
                   view<const middle_range, 1> ranges, const retrieve_params& params, const head_map<>& map,
-                  view<normaliser, 1> normalisers) {
-    detail::for_part_items(policy, table, codes, index, ranges, params, map,
-                           [&](auto& scorer, std::size_t first, std::size_t q, const auto& items) {
-                             normalisers(first + q).largest = scorer.part_of_largest(table, first, q, items);
-                           });
-  }
+                  view<normaliser, 1> normalisers);
 };
+
+template <class P>
+void kernel<op::largest_part, backend::host>::run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
+                                                  view<const middle_range, 1> ranges, const retrieve_params& params, const head_map<>& map,
+                                                  view<normaliser, 1> normalisers) {
+  detail::for_part_items(policy, table, codes, index, ranges, params, map,
+                         [&](auto& scorer, std::size_t first, std::size_t q, const auto& items) {
+                           normalisers(first + q).largest = scorer.part_of_largest(table, first, q, items);
+                         });
+}
+
+PQKV_HOST_OPERATION(op::largest_part, distance_table_view<>, codes_view<>, cell_index_view<>, view<const middle_range, 1>,
+                    const retrieve_params&, const head_map<>&, view<normaliser, 1>)
 
 }  // namespace pqkv

@@ -219,8 +219,7 @@ template <class P>
 void kernel<op::retrieve, backend::host>::run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
                                               view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
                                               view<std::uint32_t, 1> counts, const retrieve_params& params, view<std::uint8_t, 1> skipped,
-                                              const head_map<>& map, view<const attended_sum, 1> attended,
-                                              const partial_ranking& part) {
+                                              const head_map<>& map, view<const attended_sum, 1> attended, const partial_ranking& part) {
   check_arguments(codes, index, ranges, indices, params, map);
   const std::size_t h = ranges.extent(0), m = codes.extent(1), c = table.entries.extent(2), hq = table.entries.extent(0);
   const std::size_t lists = indices.extent(0), g = hq / lists, lists_per_head = lists / h, cells = index.empty() ? 0 : index.cells();
