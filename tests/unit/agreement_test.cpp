@@ -34,7 +34,7 @@ TEST_CASE("agreement: one refusal is everybody's, and the one who refused says w
 
 TEST_CASE("agreement: calls that differ are refused on every rank") {
   const auto thrown = call(9, 2);
-  CHECK(thrown[0] == "pqkv::test: the call must be the same on all ranks as on rank 0; another is that of rank, got 2");
+  CHECK(thrown[0] == "pqkv::test: the call must be the same on all ranks, that of rank 2 differs from that of rank 0");
   CHECK(thrown[1] == thrown[0]);
   CHECK(thrown[2] == thrown[0]);
 }

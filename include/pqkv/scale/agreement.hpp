@@ -54,11 +54,10 @@ class agreement {
     if (refusal_ != nullptr) std::rethrow_exception(refusal_);
 #endif
     for (std::size_t rank = 0; rank < ranks; ++rank)
-      if (votes(rank).refuses != 0) refused_by(rank);
+      if (votes(rank).refuses != 0) raise_refusal(rank);
     const vote first = votes(0);
     for (std::size_t rank = 1; rank < ranks; ++rank)
-      require_ok(pqkv::detail::checks(function_).that(votes(rank).call == first.call, status::code::value, "the call", relation::stated,
-                                                      "the same on all ranks as on rank 0; another is that of rank", 0, rank));
+      if (votes(rank).call != first.call) raise_difference(rank);
   }
 
   /// Exchanges votes alone, and concludes.
@@ -70,10 +69,20 @@ class agreement {
   }
 
  private:
-  [[noreturn]] void refused_by(std::size_t rank) const {
+  [[noreturn]] void raise_refusal(std::size_t rank) const {
     const std::string text = std::string("pqkv::") + function_ + ": rank " + std::to_string(rank) + " refused";
 #if PQKV_HAS_EXCEPTIONS
     throw rank_error(rank, text);
+#else
+    PQKV_ON_ERROR(text.c_str());
+    std::abort();
+#endif
+  }
+  [[noreturn]] void raise_difference(std::size_t rank) const {
+    const std::string text = std::string("pqkv::") + function_ + ": the call must be the same on all ranks, that of rank " +
+                             std::to_string(rank) + " differs from that of rank 0";
+#if PQKV_HAS_EXCEPTIONS
+    throw value_error(text);
 #else
     PQKV_ON_ERROR(text.c_str());
     std::abort();
