@@ -7,7 +7,7 @@
 set -euo pipefail
 
 demo=(g++ cmake ninja-build libeigen3-dev nlohmann-json3-dev libcli11-dev libpcre2-dev)
-test=("${demo[@]}" doctest-dev libbenchmark-dev python3 git doxygen pkgconf)
+test=("${demo[@]}" doctest-dev libbenchmark-dev libopenmpi-dev openmpi-bin python3 git doxygen pkgconf)
 case ${1:-} in
   demo) wanted=("${demo[@]}") ;;
   test) wanted=("${test[@]}") ;;
@@ -23,6 +23,8 @@ present() {
     clang-19) command -v clang++-19 ;;
     g++-aarch64-linux-gnu) command -v aarch64-linux-gnu-g++ ;;
     qemu-user-static) command -v qemu-aarch64-static ;;
+    libopenmpi-dev) command -v mpicxx ;;
+    openmpi-bin) command -v mpirun ;;
     g++ | cmake | python3 | git | doxygen) command -v "$1" ;;
     libeigen3-dev) header eigen3/Eigen/Core ;;
     nlohmann-json3-dev) header nlohmann/json.hpp ;;

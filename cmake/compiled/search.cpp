@@ -7,6 +7,7 @@
 
 #include <pqkv/detail/host/cell_index.hpp>
 #include <pqkv/detail/host/distance_table.hpp>
+#include <pqkv/detail/host/partial_ranking.hpp>
 #include <pqkv/detail/host/quantized_scan.hpp>
 #include <pqkv/detail/host/rerank.hpp>
 #include <pqkv/detail/host/retrieve.hpp>

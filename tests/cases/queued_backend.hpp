@@ -146,7 +146,7 @@ constexpr pqkv::appended_tokens<pqkv::space::host> to_host(const pqkv::appended_
 }
 template <class Space>
 constexpr pqkv::settled_prompt<pqkv::space::host> to_host(const pqkv::settled_prompt<Space>& call) {
-  return {call.slot, call.after, call.tried, to_host(call.outcomes), to_host(call.nonfinite), call.due_again};
+  return {call.slot, call.after, call.tried, to_host(call.outcomes), to_host(call.nonfinite), call.due_again, call.codes};
 }
 template <class Space>
 constexpr pqkv::truncated_tokens<pqkv::space::host> to_host(const pqkv::truncated_tokens<Space>& call) {

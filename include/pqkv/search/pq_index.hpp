@@ -136,6 +136,22 @@ class pq_index {
     merge_tails(policy, as_const(own.codes), own.index);
   }
 
+  /// Writes the tables of queries, whose axes it orders as the codebooks' if they are; `query` then becomes the ordered queries. Arguments
+  /// as in rank(), whose first step it is.
+  template <exec::policy P>
+  mutable_distance_table_view<Space> tabulate(const P& policy, pqkv::view<const float, 2, Space>& query, const head_map<Space>& map,
+                                              const pq_workspace<Space>& work) const {
+    const view_type own = view();
+    const auto table = part_of(work.table, query.extent(0));
+    if (!own.axes.is_identity()) {
+      const auto ordered = work.ordered.slice(0, 0, query.extent(0));
+      order(policy, query, own, map, ordered);
+      query = as_const(ordered);
+    }
+    inner_product_table(policy, query, own.book, table, map);
+    return table;
+  }
+
   /// The k best tokens of every range, by retrieve(). With a second stage, retrieve() gives a shortlist that the residual codes rank again.
   ///
   /// @param query    [rows * hq, d] float
@@ -151,14 +167,8 @@ class pq_index {
             const pq_workspace<Space>& work, pqkv::view<const attended_sum, 1, Space> attended = {}) const {
     const view_type own = view();
     const std::size_t hq = query.extent(0), lists = counts.extent(0);
-    const auto table = part_of(work.table, hq);
     const auto skipped = work.skipped.slice(0, 0, hq);
-    if (!own.axes.is_identity()) {
-      const auto ordered = work.ordered.slice(0, 0, hq);
-      order(policy, query, own, map, ordered);
-      query = as_const(ordered);
-    }
-    inner_product_table(policy, query, own.book, table, map);
+    const auto table = tabulate(policy, query, map, work);
     if constexpr (space::usable_from<Space, space::host>)
       if (!shape_.has_fine() && attended.data != nullptr)
         return retrieve(policy, table, as_const(own.codes), own.index, ranges, indices, counts, how, skipped, map, attended);

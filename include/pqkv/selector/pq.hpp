@@ -68,6 +68,14 @@ struct pq_params {
   /// `refresh`, or what stands for it.
   constexpr double growth() const { return refresh.value_or(trains_anew() ? 1.5 : renewal == renewal_scope::all_keys ? 1.1 : 1.05); }
 
+  /// The length at which a codebook trained on n tokens is due again; 0: never. Codebooks age, because later keys are distributed
+  /// differently. The lengths grow by a factor g, so all renewals together read g / (g - 1) times the last one's rows.
+  std::uint32_t outgrown_at(std::size_t n) const {
+    double next = 0;
+    pqkv::detail::in_float_environment([&] { next = std::ceil(growth() * static_cast<double>(n)); });
+    return growth() != 0 && next < 4294967295.0 ? static_cast<std::uint32_t>(next) : 0;
+  }
+
   /// The index for a cache of this shape.
   constexpr pq_index_shape index_of(const cache_shape& shape) const {
     return {shape.batch, shape.kv_heads,     shape.head_dim, subspaces, bits, shape.capacity,
@@ -222,7 +230,7 @@ class basic_pq {
     if constexpr (std::is_same_v<typename P::backend_type, backend::host>)
       for (std::size_t i = 0; i < outcomes.size(); ++i)
         if (outcomes.data[i] != static_cast<std::uint8_t>(kmeans_outcome::trained)) slots_[slot].iterations = 0;
-    return {true, as_const(outcomes), outgrown_at(n), h * m * (middle.end - first)};
+    return {true, as_const(outcomes), params_.outgrown_at(n), h * m * (middle.end - first)};
   }
 
   template <exec::policy P, class Rows>
@@ -322,20 +330,13 @@ class basic_pq {
         .at_most("selector.residual.shortlist", stage.shortlist, 1024, "times k");
   }
 
-  /// The length at which a codebook trained on n tokens is due again; 0: never. Codebooks age, because later keys are distributed
-  /// differently. The lengths grow by a factor g, so all renewals together read g / (g - 1) times the last one's rows.
-  std::uint32_t outgrown_at(std::size_t n) const {
-    double next = 0;
-    pqkv::detail::in_float_environment([&] { next = std::ceil(params_.growth() * static_cast<double>(n)); });
-    return params_.growth() != 0 && next < 4294967295.0 ? static_cast<std::uint32_t>(next) : 0;
-  }
   /// The length at which a slot's codebook was last trained or renewed, if it is to be renewed now; 0: it is to be trained. The inverse of
   /// outgrown_at(), so that forks and saved slots need to keep only one length.
   std::size_t renewable_from(const sequence& at) const {
     if (at.learned == 0 || at.learn_again == 0 || params_.growth() == 0 || params_.trains_anew()) return 0;
     std::size_t trained = 0;
     pqkv::detail::in_float_environment([&] { trained = static_cast<std::size_t>(static_cast<double>(at.learn_again) / params_.growth()); });
-    if (outgrown_at(trained + 1) == at.learn_again) ++trained;  // the quotient was rounded down: 33 / 1.1 is less than 30
+    if (params_.outgrown_at(trained + 1) == at.learn_again) ++trained;  // the quotient was rounded down: 33 / 1.1 is less than 30
     return at.n < 2 * trained ? trained : 0;
   }
   static constexpr pq_workspace<Space> place(arena& memory, const cache_shape& shape, const params& settings) {

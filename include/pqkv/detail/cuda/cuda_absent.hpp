@@ -5,6 +5,7 @@
 #include "../../exec/kernel.hpp"
 #include "../../prefill_attention.hpp"
 #include "../../quantize/residual.hpp"
+#include "../../search/partial_ranking.hpp"
 #include "../../search/pq_index.hpp"
 #include "../../search/quantized_scan.hpp"
 #include "../../search/rerank.hpp"
@@ -63,6 +64,10 @@ template <>
 struct kernel<op::bound_keys, backend::cuda> : detail::absent_on_cuda<op::bound_keys> {};
 template <>
 struct kernel<op::represent_blocks, backend::cuda> : detail::absent_on_cuda<op::represent_blocks> {};
+template <>
+struct kernel<op::sum_part, backend::cuda> : detail::absent_on_cuda<op::sum_part> {};
+template <>
+struct kernel<op::largest_part, backend::cuda> : detail::absent_on_cuda<op::largest_part> {};
 template <>
 struct kernel<op::quantize_table, backend::cuda> : detail::absent_on_cuda<op::quantize_table> {};
 template <>

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../../search/partial_ranking.hpp"
 #include "../../search/retrieve.hpp"
 #include "cell_index.hpp"
 #include "quantized_scan.hpp"
@@ -13,6 +14,23 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
+
+/// Scores listed tokens.
+/// @param positions  [count] of tokens.codes
+/// @param scores     [count], written
+template <class Scorer>
+void score_listed(const Scorer& scorer, const token_items& tokens, std::size_t m, const std::int32_t* positions, std::size_t count,
+                  float* scores) {
+  constexpr std::size_t at_once = 256;
+  std::uint8_t codes[max_quantized_subspaces * at_once];
+  for (std::size_t begin = 0; begin < count; begin += at_once) {
+    const std::size_t listed = std::min(at_once, count - begin);
+    for (std::size_t j = 0; j < m; ++j)
+      for (std::size_t i = 0; i < listed; ++i)
+        codes[j * at_once + i] = tokens.codes[j * tokens.stride + static_cast<std::size_t>(positions[begin + i])];
+    scorer.score(token_items{codes, at_once, listed}, scores + begin);
+  }
+}
 
 /// The prefilter's memory for one list.
 struct prefilter_scratch {
@@ -84,15 +102,7 @@ class logit_prefilter {
   template <class Scorer>
   void keep_best(const Scorer& scorer, std::size_t wanted, std::size_t open, float* scores, std::int32_t* chosen) {
     if (wanted == 0 || wanted == open) return;
-    constexpr std::size_t at_once = 256;
-    std::uint8_t codes[max_quantized_subspaces * at_once];
-    for (std::size_t begin = 0; begin < open; begin += at_once) {
-      const std::size_t count = std::min(at_once, open - begin);
-      for (std::size_t j = 0; j < m_; ++j)
-        for (std::size_t i = 0; i < count; ++i)
-          codes[j * at_once + i] = tokens_.codes[j * tokens_.stride + static_cast<std::size_t>(scratch_.positions[begin + i])];
-      scorer.score(token_items{codes, at_once, count}, scores + begin);
-    }
+    score_listed(scorer, tokens_, m_, scratch_.positions, open, scores);
     row_selection<Leaf, float> selection(scores, open);
     selection.emit(selection.threshold(wanted), 0, chosen, wanted);
     for (std::size_t i = 0; i < wanted; ++i) scratch_.positions[i] = scratch_.positions[chosen[i]];
@@ -123,7 +133,7 @@ struct kernel<op::retrieve, backend::host> {
   static void run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
                   view<const middle_range, 1> ranges, view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts,
                   const retrieve_params& params, view<std::uint8_t, 1> skipped, const head_map<>& map,
-                  view<const attended_sum, 1> attended = {});
+                  view<const attended_sum, 1> attended = {}, const partial_ranking& part = {});
 
  private:
   /// The query heads of one list.
@@ -132,6 +142,7 @@ struct kernel<op::retrieve, backend::host> {
     std::size_t first;
     std::uint8_t* skipped;         // or null
     const attended_sum* attended;  // or null
+    const normaliser* given;       // or null
   };
 
   /// Scratch of one list.
@@ -195,7 +206,7 @@ struct kernel<op::retrieve, backend::host> {
   template <class Scorer, class Items>
   static bool prepare(Scorer& scorer, const query_group& group, const Items& items, middle_range range, std::uint32_t k,
                       std::int32_t* out) {
-    scorer.prepare(group.table, group.first, items, range.size(), group.skipped, group.attended);
+    scorer.prepare(group.table, group.first, items, range.size(), group.skipped, group.attended, group.given);
     if (k == 0 || k == range.size()) {
       for (std::uint32_t i = 0; i < k; ++i) out[i] = static_cast<std::int32_t>(range.begin + i);
       return false;
@@ -208,7 +219,7 @@ template <class P>
 void kernel<op::retrieve, backend::host>::run(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index,
                                               view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
                                               view<std::uint32_t, 1> counts, const retrieve_params& params, view<std::uint8_t, 1> skipped,
-                                              const head_map<>& map, view<const attended_sum, 1> attended) {
+                                              const head_map<>& map, view<const attended_sum, 1> attended, const partial_ranking& part) {
   check_arguments(codes, index, ranges, indices, params, map);
   const std::size_t h = ranges.extent(0), m = codes.extent(1), c = table.entries.extent(2), hq = table.entries.extent(0);
   const std::size_t lists = indices.extent(0), g = hq / lists, lists_per_head = lists / h, cells = index.empty() ? 0 : index.cells();
@@ -247,8 +258,12 @@ void kernel<op::retrieve, backend::host>::run(const P& policy, distance_table_vi
       const detail::prefilter_scratch filter{sums + list * summed, positions + list * room, doubtful};
       std::int32_t* out = indices.data + list * indices.stride(0);
       std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
-      const query_group group{table, first, flags, attended.data == nullptr ? nullptr : &attended(first)};
+      const query_group group{table, first, flags, attended.data == nullptr ? nullptr : &attended(first),
+                              part.normalisers.data == nullptr ? nullptr : &part.normalisers(first)};
       counts(list) = select<leaf>(scorer, group, codes, index, head, ranges(row_head), params.path, own_scratch, filter, out);
+      if (part.scores.data != nullptr)
+        detail::score_listed(scorer, {codes.data + head * codes.stride(0), codes.stride(1), codes.extent(2)}, m, out, counts(list),
+                             part.scores.data + list * part.scores.stride(0));
       detail::pad(out, counts(list), indices.extent(1));
     });
   });
@@ -256,6 +271,6 @@ void kernel<op::retrieve, backend::host>::run(const P& policy, distance_table_vi
 
 PQKV_HOST_OPERATION(op::retrieve, distance_table_view<>, codes_view<>, cell_index_view<>, view<const middle_range, 1>,
                     view<std::int32_t, 2>, view<std::uint32_t, 1>, const retrieve_params&, view<std::uint8_t, 1>, const head_map<>&,
-                    view<const attended_sum, 1>)
+                    view<const attended_sum, 1>, const partial_ranking&)
 
 }  // namespace pqkv

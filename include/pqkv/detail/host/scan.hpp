@@ -142,22 +142,40 @@ class group_scorer {
   /// Prepares query heads [first, first + g) of the table. Writes to `skipped` (null or [g]) which of them have a non-finite entry.
   /// @param tokens    how many tokens all items stand for
   /// @param attended  null, or [g] sums of other tokens, over which the probabilities are normalised too
+  /// @param given     null, or [g] what the probabilities are normalised by; the items' own sum is then not computed
   template <class Items>
   void prepare(distance_table_view<> table, std::size_t first, const Items& items, std::uint64_t tokens, std::uint8_t* skipped,
-               const attended_sum* attended = nullptr) {
+               const attended_sum* attended = nullptr, const normaliser* given = nullptr) {
     for (std::size_t q = 0; q < g_; ++q) {
       const float* entries = table.entries.data + (first + q) * table.entries.stride(0);
-      bool finite = is_finite(table.bias(first + q)) || !uses_bias();
-      for (std::size_t j = 0; j < m_; ++j) finite &= Leaf::all_finite(entries + j * table.entries.stride(1), c_);
+      const bool finite = is_finite(table, first + q);
       if (skipped != nullptr) skipped[q] = finite ? 0 : 1;
       if (!finite)
         leave_out(q);
       else if (uses_logits())
         take_logits(q, entries, table.entries.stride(1), table.bias(first + q));
+      else if (given != nullptr)
+        take_given(q, entries, table.entries.stride(1), given[q]);
       else
         take_probabilities(q, entries, table.entries.stride(1), items, tokens, table.bias(first + q),
                            attended == nullptr ? attended_sum{} : attended[q]);
     }
+  }
+
+  /// The items' part of the normaliser of query head first + q, around `centre`; 0 if its table has a non-finite entry.
+  template <class Items>
+  std::uint64_t part_of_sum(distance_table_view<> table, std::size_t first, std::size_t q, const Items& items, float centre) {
+    if (!is_finite(table, first + q)) return 0;
+    subtract_maxima(q, table.entries.data + (first + q) * table.entries.stride(0), table.entries.stride(1), 0);
+    move_centre(q, centre);
+    return exponentiate(scratch_.shifted + q * m_ * c_, scratch_.entries + q * m_ * c_, items);
+  }
+  /// The largest sum over j of u_j of the items, for the same; -infinity without an item.
+  template <class Items>
+  float part_of_largest(distance_table_view<> table, std::size_t first, std::size_t q, const Items& items) {
+    if (!is_finite(table, first + q)) return float_from_bits(0xff800000u);
+    subtract_maxima(q, table.entries.data + (first + q) * table.entries.stride(0), table.entries.stride(1), 0);
+    return largest_sum(q, items);
   }
 
   /// @param scores  [items.n], written
@@ -220,6 +238,13 @@ class group_scorer {
  private:
   bool uses_logits() const { return reduction_ != group_reduction::probability_sum && reduction_ != group_reduction::probability_max; }
   bool uses_bias() const { return reduction_ == group_reduction::logit_max; }
+  /// Whether a query head's table has finite entries only, and the bias if it is used.
+  bool is_finite(distance_table_view<> table, std::size_t q) const {
+    bool finite = pqkv::is_finite(table.bias(q)) || !uses_bias();
+    for (std::size_t j = 0; j < m_; ++j)
+      finite &= Leaf::all_finite(table.entries.data + q * table.entries.stride(0) + j * table.entries.stride(1), c_);
+    return finite;
+  }
 
   /// Makes a query head contribute nothing: it adds 0, or loses every maximum.
   void leave_out(std::size_t q) {
@@ -238,27 +263,52 @@ class group_scorer {
                           const attended_sum& attended) {
     float* u = scratch_.shifted + q * m_ * c_;
     float* e = scratch_.entries + q * m_ * c_;
-    float zero = bias;  // the logit whose product is 1
+    float zero = subtract_maxima(q, entries, stride, bias);  // the logit whose product is 1
+    std::uint64_t z = exponentiate(u, e, items);
+    if (canonical::needs_recentring(z, tokens)) {
+      const float centre = canonical::recentring(largest_sum(q, items), scale_);
+      zero = canonical::add(zero, centre);
+      move_centre(q, centre);
+      z = exponentiate(u, e, items);
+    }
+    const bool beside = attended.weight != 0 && pqkv::is_finite(zero);  // without a finite bias nothing can be compared
+    scratch_.factor[q] = canonical::inverse_normaliser(beside ? z + attended.relative_to(zero, scale_) : z);
+    if (z == 0) leave_out(q);
+  }
+
+  void take_given(std::size_t q, const float* entries, std::size_t stride, const normaliser& given) {
+    if (given.sum == 0) return leave_out(q);
+    subtract_maxima(q, entries, stride, 0);
+    move_centre(q, given.centre);
+    Leaf::exponentials(scratch_.shifted + q * m_ * c_, m_ * c_, scale_, scratch_.entries + q * m_ * c_);
+    scratch_.factor[q] = canonical::inverse_normaliser(given.sum);
+  }
+
+  /// u = entries minus the largest of their subspace. Returns the bias plus these.
+  float subtract_maxima(std::size_t q, const float* entries, std::size_t stride, float bias) const {
+    float* u = scratch_.shifted + q * m_ * c_;
     for (std::size_t j = 0; j < m_; ++j) {
       const float* row = entries + j * stride;
       const float top = *std::max_element(row, row + c_);
       for (std::size_t x = 0; x < c_; ++x) u[j * c_ + x] = canonical::sub(row[x], top);
-      zero = canonical::add(zero, top);
+      bias = canonical::add(bias, top);
     }
-    std::uint64_t z = exponentiate(u, e, items);
-    if (canonical::needs_recentring(z, tokens)) {
-      float best = float_from_bits(0xff800000u);
-      items.template sums<Leaf>(u, m_, c_, [&](std::size_t, const float* logits, const std::uint32_t* weights, std::size_t count) {
-        best = canonical::max(Leaf::largest(logits, weights, count), best);
-      });
-      const float centre = canonical::recentring(best, scale_), shift = canonical::div(centre, static_cast<float>(m_));
-      zero = canonical::add(zero, centre);
-      for (std::size_t x = 0; x < m_ * c_; ++x) u[x] = canonical::sub(u[x], shift);
-      z = exponentiate(u, e, items);
-    }
-    const bool beside = attended.weight != 0 && is_finite(zero);  // without a finite bias nothing can be compared
-    scratch_.factor[q] = canonical::inverse_normaliser(beside ? z + attended.relative_to(zero, scale_) : z);
-    if (z == 0) leave_out(q);
+    return bias;
+  }
+  /// Subtracts A from the sums of u; 0 changes nothing.
+  void move_centre(std::size_t q, float centre) const {
+    float* u = scratch_.shifted + q * m_ * c_;
+    const float shift = canonical::div(centre, static_cast<float>(m_));
+    for (std::size_t x = 0; x < m_ * c_; ++x) u[x] = canonical::sub(u[x], shift);
+  }
+  template <class Items>
+  float largest_sum(std::size_t q, const Items& items) const {
+    float best = float_from_bits(0xff800000u);
+    items.template sums<Leaf>(scratch_.shifted + q * m_ * c_, m_, c_,
+                              [&](std::size_t, const float* logits, const std::uint32_t* weights, std::size_t count) {
+                                best = canonical::max(Leaf::largest(logits, weights, count), best);
+                              });
+    return best;
   }
 
   template <class Items>

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a rank of a context-parallel cache takes rows and learns from them. One codebook for all ranks: every rank gets the keys that one
+// rank with all tokens would train on, in the same order, so training gives the same bits everywhere and with any number of ranks.
+// context_parallel.hpp alone includes this file.
+#pragma once
+
+#include "context_state.hpp"
+
+namespace pqkv::inline PQKV_MODE::scale {
+
+/// Keys [h, n, d] as a store of rows, of which training reads keys alone. Head `first_head` of the store is head 0 here.
+template <class T>
+struct sampled_keys {
+  using value_type = T;
+
+  view<T, 3> keys;
+  std::size_t first_head = 0;
+
+  constexpr std::size_t head_dim() const { return keys.extent(2); }
+  constexpr kv_row<T> key(std::size_t head, std::size_t token) const { return row_of(keys, head - first_head, token); }
+  constexpr view<const T, 3> strided_keys(std::size_t head, std::size_t h, std::size_t first, std::size_t count) const {
+    return as_const(keys.slice(0, head - first_head, h).slice(1, first, count));
+  }
+};
+
+/// Gathers the sampled keys of all ranks.
+///
+/// @param rows    this rank's, by their place in its share; heads [first_head, first_head + h)
+/// @param sample  of the sequence's tokens from `first` on
+/// @param out     [h, sample.count, d], written on every rank
+/// @param piece   rows of a rank that are sent at once, at least 1
+/// @throws communication_error; std::bad_alloc
+/// @cost   sends the sample once to every rank; every rank's piece must be filled, so tokens that are dealt in turn take fewest messages
+template <class P, class Communicator, class Rows, class T>
+void gather_sample(const P& policy, Communicator& ranks, const Rows& rows, std::size_t first_head, const stratified_sample& sample,
+                   std::size_t first, const token_layout& layout, view<T, 3> out, std::size_t piece) {
+  const std::size_t h = out.extent(0), d = out.extent(2), row = h * d;
+  const buffer<T> own(piece * row), all(layout.ranks * piece * row);
+  const buffer<std::size_t> filled(layout.ranks);
+  for (std::size_t next = 0; next < sample.count;) {
+    // As many rows of the sample as fit: until a rank's piece is full.
+    std::fill(filled.begin(), filled.end(), std::size_t{0});
+    std::size_t end = next;
+    for (; end < sample.count; ++end) {
+      const std::size_t token = first + sample(end), owner = layout.owner(token);
+      if (filled[owner] == piece) break;
+      if (owner == ranks.rank()) {
+        const std::size_t place = layout.held(owner, token);
+        for (std::size_t head = 0; head < h; ++head) {
+          const auto key = rows.key(first_head + head, place);
+          for (std::size_t i = 0; i < d; ++i) own[filled[owner] * row + head * d + i] = static_cast<T>(key[i]);
+        }
+      }
+      ++filled[owner];
+    }
+    const std::size_t most = *std::max_element(filled.begin(), filled.end());
+    ranks.all_gather(policy, reinterpret_cast<const std::byte*>(own.data()), reinterpret_cast<std::byte*>(all.data()),
+                     most * row * sizeof(T));
+    std::fill(filled.begin(), filled.end(), std::size_t{0});
+    for (; next < end; ++next) {
+      const std::size_t owner = layout.owner(first + sample(next));
+      const T* const from = &all[(owner * most + filled[owner]++) * row];
+      for (std::size_t head = 0; head < h; ++head) std::copy_n(from + head * d, d, &out(head, next, 0));
+    }
+  }
+}
+
+/// The part of a context-parallel cache that changes rows and index. Template parameters as in context_parallel.
+template <class Rows, class Communicator>
+class context_training : public context_state<Rows, Communicator> {
+  using state = context_state<Rows, Communicator>;
+
+ public:
+  using state::at;
+  using typename state::params;
+  using typename state::value_type;
+
+ protected:
+  using state::params_, state::layout_, state::ranks_, state::rows_, state::index_, state::rule_, state::work_, state::merged_;
+
+  template <exec::policy P>
+  context_training(const P& policy, const Communicator& ranks, const params& p) : state(policy, ranks, p) {}
+
+  /// Asks all ranks whether they go on.
+  template <class P>
+  void ask_all(const P& policy, const agreement& agreed) const {
+    static_assert(communicator_for<Communicator, P>,
+                  "pqkv: Communicator must model pqkv::scale::communicator_for (scale/communicator.hpp)");
+    agreed.settle(policy, ranks_, work_.votes);
+  }
+  /// The same for the verbs of a step, as agreement_mode says.
+  template <class P>
+  void begin_step(const P& policy, const agreement& agreed) const {
+    if (params_.agreement == agreement_mode::each_call) return ask_all(policy, agreed);
+    const vote own = agreed.own();
+    agreed.conclude(1, [&](std::size_t) { return own; });
+  }
+  /// Stores this rank's rows [h, n, d] behind its tokens of a slot of `before` tokens.
+  template <class P, class K, class V>
+  void store(const P& policy, std::size_t slot, std::size_t before, view<K, 3> keys, view<V, 3> values) const {
+    pqkv::detail::run_operation<op::store_tokens>(policy, rows_.view(),
+                                                  stored_tokens<space::host>{slot * params_.kv_heads, layout_.held(ranks_.rank(), before),
+                                                                             make_view(work_.slots.nonfinite.data, std::size_t{2})},
+                                                  keys, values);
+  }
+  /// Stores those of a row's new tokens [count, h, d] that are this rank's.
+  template <class P, class K, class V>
+  void store_own(const P& policy, std::size_t slot, view<K, 3> keys, view<V, 3> values) const {
+    const auto by_head = [](auto rows) {
+      std::swap(rows.extents[0], rows.extents[1]);
+      std::swap(rows.strides[0], rows.strides[1]);
+      return rows;
+    };
+    const std::size_t n = at(slot).n, count = keys.extent(0);
+    for (std::size_t first = 0, last = 0; first < count; first = last) {
+      const std::size_t owner = layout_.owner(n + first);
+      for (last = first; last < count && layout_.owner(n + last) == owner;) ++last;
+      if (owner == ranks_.rank())
+        store(policy, slot, n + first, by_head(keys.slice(0, first, last - first)), by_head(values.slice(0, first, last - first)));
+    }
+  }
+
+  /// The outcome of training a slot: what op::settle_prompt is told.
+  struct learned_slot {
+    bool tried = false;
+    view<const std::uint8_t, 2> outcomes{};
+  };
+  /// Trains a slot's codebooks on the keys of all ranks, encodes and counts this rank's middle. Ends with a vote.
+  template <class P>
+  learned_slot learn(const P& policy, agreement& agreed, std::size_t slot, const sequence& now) {
+    const middle_range middle = now.middle(rule_);
+    const std::size_t first = middle.begin, h = params_.kv_heads;
+    const bool tries = now.prefilling == 0 && now.n >= first + index_.shape().least_rows();
+    ask_all(policy, agreed);  // before keys are gathered, so that a rank whose rows failed keeps no one waiting
+    if (!tries) return {};
+    const auto outcomes = work_.ranking.outcomes;
+    agreed.attempt([&] {
+      using T = copied_element<value_type>;
+      const stratified_sample sample = training_rows(params_.selector.train, now.n - first, index_.shape().coarse().centroids());
+      const buffer<T> memory(h * sample.count * params_.head_dim);
+      const auto keys = make_view(memory.data(), h, sample.count, params_.head_dim);
+      gather_sample(policy, ranks_, rows_.view(), slot * h, sample, first, layout_, keys, gathered_rows(h * params_.head_dim * sizeof(T)));
+      kmeans_params settings = params_.selector.train;
+      settings.rows_per_centroid = 0;
+      index_.learn(this->working(policy), slot, sampled_keys<T>{keys, slot * h}, 0, 0, sample.count, settings, outcomes);
+      for (std::size_t i = 0; i < outcomes.size(); ++i)
+        if (outcomes.data[i] != static_cast<std::uint8_t>(kmeans_outcome::trained)) return;
+      const middle_range own = this->local(middle);
+      encode(policy, slot, own);
+      index_.recount(this->working(policy), slot, own.begin, own.end);
+      merged_[slot] = own.end;
+    });
+    ask_all(policy, agreed);
+    return {true, as_const(outcomes)};
+  }
+  /// Rows of a rank that are gathered at once: messages of about 1 MiB.
+  static constexpr std::size_t gathered_rows(std::size_t row_bytes) { return std::max<std::size_t>(1, (std::size_t{1} << 20) / row_bytes); }
+
+  /// Encodes a range of this rank's tokens, in runs that are tasks of their own.
+  template <class P>
+  void encode(const P& policy, std::size_t slot, const middle_range& own) const {
+    constexpr std::uint32_t run = 1024;
+    const buffer<leaving_tokens> runs((own.size() + run - 1) / run);
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      const std::uint32_t begin = own.begin + static_cast<std::uint32_t>(i) * run;
+      runs[i] = {static_cast<std::uint32_t>(slot), begin, std::min(begin + run, own.end)};
+    }
+    index_.view().encode(policy, rows_.view(), as_const(make_view(runs.data(), runs.size())));
+  }
+  template <class P>
+  void settle(const P& policy, std::size_t slot, const sequence& after, const learned_slot& outcome) {
+    pqkv::detail::run_operation<op::settle_prompt>(
+        policy, work_.slots,
+        settled_prompt<space::host>{slot, after, outcome.tried, outcome.outcomes, {}, params_.selector.outgrown_at(after.n)});
+  }
+};
+
+}  // namespace pqkv::scale

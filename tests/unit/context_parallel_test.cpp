@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the random lives (property/context_parallel_test.cpp) do not do: refusals, which leave every rank as it was; ranks that stay away;
+// the local mode; messages that are saved by agreement_mode::with_exchange.
+#include <doctest/doctest.h>
+
+#include "cases/counting_communicator.hpp"
+#include "cases/rank_lives.hpp"
+
+namespace {
+using namespace pqkv_cases;
+using namespace pqkv::scale;
+using counted = counting_communicator<in_process>;
+using player = rank_player<float, counted>;
+const pqkv::exec::host<> cpu;
+constexpr std::size_t ranks = 3, h = 1, hq = 2, d = 16, n = 400;
+
+player::cache_type::params small() {
+  player::cache_type::params p;
+  p.kv_heads = h, p.query_heads = hq, p.head_dim = d, p.capacity = 420, p.block = 8;
+  p.budget.retrieve = 60, p.budget.window = 20;
+  p.selector.subspaces = 2, p.selector.bits = 4;
+  return p;
+}
+rows<float> drawn(std::size_t a, std::size_t b, std::uint64_t seed) {
+  random_source random(seed);
+  rows<float> made(a, b, d);
+  fill(made.view(), content::gaussian, random);
+  return made;
+}
+
+/// Runs task(player, rank, its exchanges) on three ranks whose slot 0 holds n tokens.
+template <class Task>
+std::vector<std::string> on_ranks(const player::cache_type::params& p, const Task& task,
+                                  std::chrono::milliseconds limit = std::chrono::seconds(30)) {
+  in_process_group group(ranks, limit);
+  const auto keys = drawn(h, n, 1), values = drawn(h, n, 2);
+  return run_ranks(ranks, [&](std::size_t rank) {
+    exchanged counts;
+    player one(counted{{group, rank}, &counts}, p);
+    one.prefill(0, keys.view(), values.view(), pqkv::chunk::last);
+    counts = {};
+    task(one, rank, counts);
+  });
+}
+/// What attend() answers now.
+rows<float> attended(player& one) {
+  const auto query = drawn(1, hq, 3);
+  rows<float> out(1, hq, d);
+  one.cache().attend(cpu, query.view(), out.view());
+  return out;
+}
+bool same(const rows<float>& a, const rows<float>& b) {
+  bool equal = true;
+  for (std::size_t q = 0; q < hq; ++q)
+    for (std::size_t i = 0; i < d; ++i) equal &= a.view()(0, q, i) == b.view()(0, q, i);
+  return equal;
+}
+}  // namespace
+
+TEST_CASE("context_parallel: a call that one rank refuses changes nothing on any") {
+  std::vector<int> unchanged(ranks, 0);
+  const auto thrown = on_ranks(small(), [&](player& one, std::size_t rank, exchanged&) {
+    const rows<float> before = attended(one);
+    const auto refused = [&](auto call) {
+      std::string what;
+      try {
+        call();
+      } catch (const rank_error& error) {
+        what = error.rank == 1 && rank != 1 ? "another" : "wrong";
+      } catch (const pqkv::shape_error&) {
+        what = rank == 1 ? "own" : "wrong";
+      } catch (const pqkv::value_error&) {
+        what = rank == 1 ? "own" : "wrong";
+      }
+      CHECK(what == (rank == 1 ? "own" : "another"));
+    };
+    const auto key = drawn(1, h, 4), wide = drawn(1, h + 1, 4), query = drawn(1, hq, 5), more = drawn(1, hq + 1, 5);
+    rows<float> out(1, hq, d);
+    refused([&] { one.cache().append(cpu, (rank == 1 ? wide : key).view(), key.view()); });
+    refused([&] { one.cache().attend(cpu, (rank == 1 ? more : query).view(), out.view()); });
+    refused([&] { one.cache().truncate(cpu, 0, rank == 1 ? n + 1 : 5); });
+    refused([&] { one.cache().fork(cpu, 0, rank == 1 ? 7 : 0); });
+    refused([&] { one.cache().reset(cpu, rank == 1 ? 7 : 0); });
+    unchanged[rank] = one.cache().size(0) == n && same(before, attended(one)) ? 1 : 0;
+  });
+  CHECK(thrown == std::vector<std::string>(ranks));
+  CHECK(unchanged == std::vector<int>(ranks, 1));
+}
+
+TEST_CASE("context_parallel: ranks that make different calls are told so") {
+  const auto thrown =
+      on_ranks(small(), [&](player& one, std::size_t rank, exchanged&) { one.cache().truncate(cpu, 0, rank == 2 ? 99 : 100); });
+  for (const std::string& what : thrown) CHECK(what.find("pqkv::truncate: the call must be the same on all ranks") == 0);
+}
+
+TEST_CASE("context_parallel: ranks with other parameters are told so by their first call") {
+  in_process_group group(2);
+  const auto thrown = run_ranks(2, [&](std::size_t rank) {
+    exchanged counts;
+    auto p = small();
+    p.budget.retrieve = 60 + rank;
+    player one(counted{{group, rank}, &counts}, p);
+    one.cache().maintain(cpu);
+  });
+  for (const std::string& what : thrown) CHECK(what.find("pqkv::maintain: the call must be the same on all ranks") == 0);
+}
+
+TEST_CASE("context_parallel: a rank that stays away ends the others' waiting") {
+  const auto thrown = on_ranks(
+      small(),
+      [&](player& one, std::size_t rank, exchanged&) {
+        if (rank != 0) attended(one);
+      },
+      std::chrono::milliseconds(300));
+  CHECK(thrown[0] == "");
+  CHECK(thrown[1] == "pqkv::in_process: all_gather: a rank did not come within 300 ms");
+  CHECK(thrown[2] == thrown[1]);
+}
+
+TEST_CASE("context_parallel: a slot that is full refuses on every rank, each with its own words") {
+  const auto thrown = on_ranks(small(), [&](player& one, std::size_t, exchanged&) {
+    const auto keys = drawn(21, h, 4);
+    const std::uint32_t count = 21;
+    pqkv::cache_step step;
+    step.counts = pqkv::make_view(&count, 1);
+    one.cache().append(cpu, keys.view(), keys.view(), step);
+  });
+  for (const std::string& what : thrown)
+    CHECK(what == "pqkv::append: step must be at most 420 (tokens of the slot then, capacity), got 421");
+}
+
+TEST_CASE("context_parallel: the local mode selects k on all ranks together, without a word about it") {
+  auto p = small();
+  p.selection_over_ranks = selection_mode::local;
+  std::vector<std::size_t> selected(ranks);
+  const auto thrown = on_ranks(p, [&](player& one, std::size_t rank, exchanged& counts) {
+    const auto query = drawn(1, hq, 3);
+    std::vector<std::int32_t> indices(n);
+    std::uint32_t size = 0;
+    one.cache().retrieve(cpu, query.view(), pqkv::make_view(indices.data(), 1, h, n), pqkv::make_view(&size, 1, 1));
+    selected[rank] = size;
+    CHECK(counts.gathers == 1);  // the vote
+    attended(one);
+    CHECK(counts.gathers == 3);  // a vote, partial outputs
+    CHECK(counts.reductions == 0);
+    CHECK(counts.gather_bytes == 8 + 8 + 8 + 4 * hq * (d + 1));
+  });
+  CHECK(thrown == std::vector<std::string>(ranks));
+  CHECK(selected == std::vector<std::size_t>(ranks, 20));
+}
+
+TEST_CASE("context_parallel: agreement with the exchange saves the votes of a step") {
+  auto p = small();
+  p.agreement = agreement_mode::with_exchange;
+  const auto thrown = on_ranks(p, [&](player& one, std::size_t, exchanged& counts) {
+    const auto key = drawn(1, h, 4);
+    one.cache().append(cpu, key.view(), key.view());
+    CHECK(counts.gathers == 0);
+    attended(one);
+    CHECK(counts.gathers == 2);
+    CHECK(counts.reductions == 1);
+  });
+  CHECK(thrown == std::vector<std::string>(ranks));
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// The exchange of candidates where it is hard: all of the best tokens on one rank, equal scores everywhere, and how many bytes go round.
+#include <doctest/doctest.h>
+
+#include "cases/counting_communicator.hpp"
+#include "cases/rank_lives.hpp"
+
+namespace {
+using namespace pqkv_cases;
+using counted = counting_communicator<pqkv::scale::in_process>;
+using player = rank_player<float, counted>;
+const pqkv::exec::host<> cpu;
+constexpr std::size_t ranks = 4, h = 2, hq = 4, d = 32, n = 1200, sinks = 4, window = 36, k = 400;
+
+player::cache_type::params settings(std::size_t run) {
+  player::cache_type::params p;
+  p.kv_heads = h, p.query_heads = hq, p.head_dim = d, p.capacity = n + 8;
+  p.budget.sinks = sinks, p.budget.window = window, p.budget.retrieve = k;
+  p.selector.subspaces = 4, p.selector.bits = 4, p.selector.refresh_iterations = 0;
+  p.block = 16, p.run = run;
+  return p;
+}
+
+/// Keys whose first `high` tokens are all better than the others for a query along the first axis.
+rows<float> slanted_keys(std::size_t high) {
+  random_source random(5);
+  rows<float> keys(h, n, d);
+  fill(keys.view(), content::gaussian, random);
+  for (std::size_t head = 0; head < h; ++head)
+    for (std::size_t t = 0; t < n; ++t) keys(head, t, 0) = t < high ? 30.0f : -30.0f;
+  return keys;
+}
+
+struct outcome {
+  std::vector<std::vector<std::int32_t>> lists;
+  std::vector<exchanged> counts;
+};
+/// Prefill and one retrieval, then one step of attention, of which the messages are counted.
+outcome select(std::size_t run, const rows<float>& keys, const rows<float>& query) {
+  auto p = settings(run);
+  pqkv::scale::in_process_group group(ranks);
+  std::vector<answers> parts(ranks);
+  outcome all;
+  all.counts.resize(ranks);
+  const auto thrown = run_ranks(ranks, [&](std::size_t rank) {
+    player one(counted{{group, rank}, &all.counts[rank]}, p);
+    one.prefill(0, keys.view(), keys.view(), pqkv::chunk::last);
+    std::vector<std::int32_t> indices(h * n);
+    std::vector<std::uint32_t> sizes(h);
+    one.cache().retrieve(cpu, query.view(), pqkv::make_view(indices.data(), 1, h, n), pqkv::make_view(sizes.data(), 1, h));
+    answer found;
+    for (std::size_t list = 0; list < h; ++list) found.lists.emplace_back(&indices[list * n], &indices[list * n] + sizes[list]);
+    parts[rank].push_back(found);
+    all.counts[rank] = {};
+    rows<float> out(1, hq, d);
+    one.cache().attend(cpu, query.view(), out.view());
+  });
+  REQUIRE(thrown == std::vector<std::string>(ranks));
+  for (std::size_t list = 0; list < h; ++list) all.lists.push_back(joined_list(parts, 0, list));
+  return all;
+}
+
+std::vector<std::vector<std::int32_t>> select_whole(const rows<float>& keys, const rows<float>& query) {
+  whole_player<float>::cache_type::params p{settings(0)};
+  p.budget = settings(0).budget, p.selector = settings(0).selector;
+  whole_player<float> one(p);
+  one.prefill(0, keys.view(), keys.view(), pqkv::chunk::last);
+  std::vector<std::int32_t> indices(h * n);
+  std::vector<std::uint32_t> sizes(h);
+  one.cache().retrieve(cpu, query.view(), pqkv::make_view(indices.data(), 1, h, n), pqkv::make_view(sizes.data(), 1, h));
+  std::vector<std::vector<std::int32_t>> lists;
+  for (std::size_t list = 0; list < h; ++list) lists.emplace_back(&indices[list * n], &indices[list * n] + sizes[list]);
+  return lists;
+}
+
+rows<float> a_query() {
+  random_source random(6);
+  rows<float> query(1, hq, d);
+  fill(query.view(), content::gaussian, random);
+  for (std::size_t q = 0; q < hq; ++q) query(0, q, 0) = 1;
+  return query;
+}
+
+/// Bytes of one rank's messages of one attend(), by the formulas of docs/scale.md: a vote; sums; the first candidates; partial outputs.
+std::size_t gathered_on_paper(std::size_t candidates) { return 8 + 8 + 8 * h * (candidates + 1) + 8 + 4 * hq * (d + 1); }
+constexpr std::size_t first = 2 * k / ranks + 64;
+}  // namespace
+
+TEST_CASE("exact_selection: candidates are ordered by score, then by position") {
+  using pqkv::scale::candidate_of;
+  CHECK(candidate_of(2, 9) < candidate_of(1, 3));
+  CHECK(candidate_of(1, 3) < candidate_of(1, 4));
+  CHECK(candidate_of(-0.0f, 3) < candidate_of(0.0f, 4));
+  CHECK(candidate_of(0.0f, 3) < candidate_of(-0.0f, 4));
+  CHECK(candidate_of(-1, 0) < candidate_of(NAN, 0));
+  CHECK(pqkv::scale::first_candidates(400, 4) == 264);
+  CHECK(pqkv::scale::first_candidates(100, 4) == 100);
+  CHECK(pqkv::scale::first_candidates(400, 1) == 400);
+}
+
+TEST_CASE("exact_selection: tokens dealt in turn take one exchange of candidates, and as many bytes as on paper") {
+  const auto keys = slanted_keys(n / 3), query = a_query();
+  const outcome found = select(0, keys, query);
+  CHECK(found.lists == select_whole(keys, query));
+  for (const exchanged& one : found.counts) {
+    CHECK(one.gathers == 3);
+    CHECK(one.gather_bytes == gathered_on_paper(first));
+    CHECK(one.reductions == 1);
+    CHECK(one.reduced_bytes == 8 * (hq + 1));
+    CHECK(one.all_to_alls == 0);
+  }
+}
+
+TEST_CASE("exact_selection: where one rank has all of the best, the lists are sent again") {
+  const auto keys = slanted_keys(n / 3), query = a_query();
+  const outcome found = select(n / ranks, keys, query);
+  CHECK(found.lists == select_whole(keys, query));
+  for (const exchanged& one : found.counts) {
+    CHECK(one.gathers > 3);
+    CHECK(one.gather_bytes == gathered_on_paper(first) + (one.gathers - 3) * 8 + 8 * h * (k + 1));
+  }
+}
+
+TEST_CASE("exact_selection: equal scores go to the lower positions, whoever holds them") {
+  rows<float> keys(h, n, d);
+  random_source random(7);
+  fill(keys.view(), content::duplicates, random);
+  for (std::size_t head = 0; head < h; ++head)
+    for (std::size_t t = 100; t < n; ++t)
+      for (std::size_t i = 0; i < d; ++i) keys(head, t, i) = 1;
+  const auto query = a_query();
+  for (const std::size_t run : {std::size_t{0}, n / ranks}) CHECK(select(run, keys, query).lists == select_whole(keys, query));
+}
