@@ -218,7 +218,7 @@ class basic_pq {
         settings.iterations = params_.refresh_iterations;
         const std::uint64_t codes = index_.renew_replaced(policy, slot, rows, first, middle.end, trained, n, settings);
         slots_[slot] = {settings.iterations, middle.end};
-        return {true, {}, outgrown_at(n), codes};
+        return {true, {}, params_.outgrown_at(n), codes};
       }
     if (trained > first) {
       settings.iterations = params_.refresh_iterations;
