@@ -118,7 +118,7 @@ constexpr const char* manners[] = {"without haste",
                                    "more slowly than before"};
 constexpr const char* states[] = {"clean",        "ready",  "out of order", "in good shape", "too heavy for one person", "almost new",
                                   "hard to find", "locked", "cold",         "worn but safe", "older than it looks",      "wet"};
-constexpr const char* numbers[] = {"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "a dozen", "about twenty"};
+constexpr const char* numerals[] = {"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "a dozen", "about twenty"};
 constexpr const char* reasons[] = {"because the light is better there", "since nobody else has the key", "so that nothing is lost",
                                    "because it saves a walk",           "since the floor is uneven",     "to keep the cost down",
                                    "because the law asks for it",       "so that others can rest",       "since the last accident",
@@ -176,7 +176,7 @@ const char* drawn_for(std::string_view slot, const subject& about, random_source
   if (slot == "time") return random.pick(times);
   if (slot == "manner") return random.pick(manners);
   if (slot == "state") return random.pick(states);
-  if (slot == "number") return random.pick(numbers);
+  if (slot == "number") return random.pick(numerals);
   if (slot == "reason") return random.pick(reasons);
   return about.title;  // {title}, {lower}
 }
