@@ -26,7 +26,8 @@ std::size_t right_after_growth(const model& llama, pool_runner& runner, const po
   std::size_t right = 0, asked = 0;
   for (const question& one : context.questions) {
     const std::size_t fact = context.text.find(one.value);
-    if (fact < prompt || fact > context.text.size() - 200) continue;  // in the prompt, or perhaps still in the window
+    // In the prompt, or perhaps in a window: that of streaming attention is a fifth of the tokens, which are bytes.
+    if (fact < prompt || fact > context.text.size() - context.text.size() / 4) continue;
     ++asked;
     char next = 0;
     for (const char c : one.text()) next = static_cast<char>(greedy(session.step(static_cast<std::uint8_t>(c))));

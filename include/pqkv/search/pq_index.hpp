@@ -120,7 +120,7 @@ class pq_index {
     gather(policy, own, rows, which * h, stratified_sample{fresh, fresh, {}}, trained, keys);
     const replaced_centroids call{first, ranked, trained, {fresh, count, {train_params.seed, ~std::uint64_t{0}}}};
     std::uint64_t written = 0;
-    detail::run_operation<op::renew_replaced>(policy, rows, which * h, own, call, as_const(keys), train_params.iterations, written);
+    detail::run_operation<op::renew_replaced>(policy, rows, which * h, own, call, as_const(keys), train_params.iterations, &written);
     recount(policy, which, first, ranked);
     return written;
   }

@@ -287,13 +287,13 @@ struct kernel<op::renew_replaced, backend::host> {
   /// @param codes  how many codes were written; written
   template <class P, class Rows, class T>
   static void run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index, const replaced_centroids& call,
-                  view<T, 3> keys, std::size_t iterations, std::uint64_t& codes);
+                  view<T, 3> keys, std::size_t iterations, std::uint64_t* codes);
 };
 
 template <class P, class Rows, class T>
 void kernel<op::renew_replaced, backend::host>::run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index,
                                                     const replaced_centroids& call, view<T, 3> keys, std::size_t iterations,
-                                                    std::uint64_t& codes) {
+                                                    std::uint64_t* codes) {
   const std::size_t m = index.book.subspaces();
   const buffer<std::size_t> written(index.kv_heads * m);
   isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
@@ -307,8 +307,8 @@ void kernel<op::renew_replaced, backend::host>::run(const P& policy, const Rows&
       written[problem] = keys.extent(1) + training.encode(call.first, std::min(call.begin, call.last), call.begin, replaced, count);
     });
   });
-  codes = 0;
-  for (std::size_t i = 0; i < written.size(); ++i) codes += written[i];
+  *codes = 0;
+  for (std::size_t i = 0; i < written.size(); ++i) *codes += written[i];
 }
 
 template <>

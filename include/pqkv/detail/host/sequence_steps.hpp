@@ -282,7 +282,7 @@ PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<float>&, std::size
 PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<float>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
                     view<const float, 3>, const kmeans_params&, view<std::uint8_t, 2>)
 PQKV_HOST_OPERATION(op::renew_replaced, const strided_rows<float>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
-                    view<const float, 3>, std::size_t, std::uint64_t&)
+                    view<const float, 3>, std::size_t, std::uint64_t*)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<float>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
                     view<float, 3>)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<float>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
@@ -292,7 +292,7 @@ PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<half>&, std::size_
 PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<half>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
                     view<const float, 3>, const kmeans_params&, view<std::uint8_t, 2>)
 PQKV_HOST_OPERATION(op::renew_replaced, const strided_rows<half>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
-                    view<const float, 3>, std::size_t, std::uint64_t&)
+                    view<const float, 3>, std::size_t, std::uint64_t*)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<half>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
                     view<float, 3>)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<half>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
@@ -302,7 +302,7 @@ PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<bfloat16>&, std::s
 PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<bfloat16>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
                     view<const bfloat16, 3>, const kmeans_params&, view<std::uint8_t, 2>)
 PQKV_HOST_OPERATION(op::renew_replaced, const strided_rows<bfloat16>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
-                    view<const bfloat16, 3>, std::size_t, std::uint64_t&)
+                    view<const bfloat16, 3>, std::size_t, std::uint64_t*)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<bfloat16>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
                     view<bfloat16, 3>)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<bfloat16>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
