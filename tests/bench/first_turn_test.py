@@ -25,9 +25,13 @@ prompt = int(value("--perplexity-prompt")) if grown else len(text) - int(value("
 one_by_one = grown and value("--perplexity-turn") == "1"
 recall = 0.8 if not grown else len(text) / 1000 + (0.5 if float(value("--refresh")) else 0.4)
 quality = dict(recall=dict(mean=recall), attention_mass=dict(mean=0.9 if grown else 1.0))
-statistics = dict(steps=len(text) - prompt, quality=quality, maintenance=dict(seconds=0.5, trainings=12 if grown else 0))
+statistics = dict(steps=len(text) - prompt, quality=quality, maintenance=dict(seconds=0.5, trainings=12 if grown else 0, codes=0))
+subspaces = int(value("--subspaces"))
+if grown:  # one and a half codes for each token, layer, KV head and subspace
+    statistics["maintenance"]["codes"] = len(text) * 3 // 2 * 4 * 2 * subspaces
 times = dict(prefill_seconds=1, index_seconds=1, decode_seconds=18 if one_by_one else 3)
-document = dict(statistics=statistics, times=times, prompt=dict(tokens=prompt), model=dict(layers=4))
+document = dict(statistics=statistics, times=times, prompt=dict(tokens=prompt), model=dict(layers=4, kv_heads=2),
+                settings=dict(subspaces=subspaces))
 pathlib.Path(value("--json")).write_text(json.dumps(document))
 '''
 
@@ -58,12 +62,12 @@ class first_turn(unittest.TestCase):
         got = self.run_script("--refresh", "1.5", "0", "--codes", "2x6")
         self.assertEqual(got.returncode, 0, got.stderr)
         self.assertTrue(all("--subspaces 2 --bits 6 " in call for call in self.calls()))
-        self.assertEqual(self.rows(got, "one prompt"), [["-", "100", "0.800", "1.000", "1.000", "1.000", "0.0", "5.0", "10.00"],
-                                                        ["-", "200", "0.800", "1.000", "1.000", "1.000", "0.0", "5.0", "10.00"]])
-        self.assertEqual(self.rows(got, "turns")[0], ["1.5", "100", "0.600", "0.750", "0.900", "0.900", "3.0", "5.0", "10.00"])
-        self.assertEqual(self.rows(got, "turns, mean")[0], ["1.5", "150", "0.650", "0.812", "0.900", "0.900", "3.0", "5.0", "10.00"])
+        self.assertEqual(self.rows(got, "one prompt"), [["-", "100", "0.800", "1.000", "1.000", "1.000", "0.0", "0.00", "5.0", "10.00"],
+                                                        ["-", "200", "0.800", "1.000", "1.000", "1.000", "0.0", "0.00", "5.0", "10.00"]])
+        self.assertEqual(self.rows(got, "turns")[0], ["1.5", "100", "0.600", "0.750", "0.900", "0.900", "3.0", "1.50", "5.0", "10.00"])
+        self.assertEqual(self.rows(got, "turns, mean")[0], ["1.5", "150", "0.650", "0.812", "0.900", "0.900", "3.0", "1.50", "5.0", "10.00"])
         self.assertEqual(self.rows(got, "turns, mean")[1][:4], ["0", "150", "0.550", "0.688"])
-        self.assertEqual(self.rows(got, "token by token")[0], ["1.5", "200", "0.700", "0.875", "0.900", "0.900", "3.0", "20.0", "2.50"])
+        self.assertEqual(self.rows(got, "token by token")[0], ["1.5", "200", "0.700", "0.875", "0.900", "0.900", "3.0", "1.50", "20.0", "2.50"])
         self.assertEqual(len(self.calls()), 2 + 2 * 3)
         one_by_one = [call for call in self.calls() if "--perplexity-prompt 10 --perplexity-turn 1 " in call]
         self.assertEqual(len(one_by_one), 2)
