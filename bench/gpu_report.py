@@ -141,8 +141,11 @@ def circumstances(of: results, checks: str | None) -> list[str]:
         rows.append(["checks", "not run"])
     else:
         lines = [line for line in checks.splitlines() if line and not line.startswith(" ")]
-        failed = [line.split(":")[0] for line in lines if ": passed" not in line]
-        rows.append(["checks", f"{len(lines) - len(failed)} of {len(lines)} programs of tests/cuda passed" + (f"; FAILED: {', '.join(failed)}" if failed else "")])
+        left_out = [line.split(":")[0] for line in lines if ": left out" in line]
+        failed = [line.split(":")[0] for line in lines if ": passed" not in line and ": left out" not in line]
+        ran = len(lines) - len(left_out)
+        rows.append(["checks", f"{ran - len(failed)} of {ran} programs of tests/cuda passed" + (f"; FAILED: {', '.join(failed)}" if failed else "")
+                     + (f"; left out: {', '.join(left_out)}" if left_out else "")])
     return table(["", ""], rows)
 
 

@@ -208,6 +208,12 @@ struct kernel<op::plan_step, backend::cuda> {
 };
 
 template <>
+struct kernel<op::rank_step, backend::cuda> {
+  template <class P>
+  static bool run(const P& policy, const ranked_step<space::device>& step);
+};
+
+template <>
 struct kernel<op::store_tokens, backend::cuda> {
   template <class P, class Rows, class K, class V, class From>
   static void run(const P& policy, const Rows& rows, const stored_tokens<space::device>& call, view<K, 3, From> keys,

@@ -54,6 +54,7 @@ template void kernel<op::fill_blocks, backend::cuda>::run(const cuda&, const blo
 template void kernel<op::abandon_blocks, backend::cuda>::run(const cuda&, const block_cache_view<eviction::lru, device>&);
 template void kernel<op::truncate_blocks, backend::cuda>::run(const cuda&, const block_cache_view<eviction::lfu, device>&,
                                                               view<const std::uint32_t, 1, device>);
+template bool kernel<op::rank_step, backend::cuda>::run(const cuda&, const ranked_step<device>&);
 template class pqcache<dense_rows<half, device>, selector::basic_pq<device>>;
 template class pqcache<dense_rows<half, device>, selector::full>;
 template class pqcache<paged_rows<half, device>, selector::streaming>;

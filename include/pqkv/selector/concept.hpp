@@ -128,6 +128,20 @@ void ask_selector(S& selector, const P& policy, view<const float, 2, Space> quer
   else if (listed)
     selector.select(policy, query, rows, map, as_const(plan.ranges), indices, plan.counts);
 }
+
+/// Plans a pass and has the selector fill its lists: in one step where the selector can, else one after the other.
+/// @param working  the policy with the cache's own scratch
+/// @return whether any query may have a list
+template <class S, class P, class Working, class Rows, class Space = typename P::space_type>
+bool plan_and_select(S& selector, const P& policy, const Working& working, view<const float, 2, Space> query, const Rows& rows,
+                     const head_map<Space>& map, const planned_queries<Space>& planned, const step_plan<Space>& plan,
+                     view<std::int32_t, 2, Space> indices) {
+  if constexpr (requires { selector.select_planned(policy, query, planned, plan, indices); })
+    if (selector.select_planned(policy, query, planned, plan, indices)) return true;
+  const bool listed = plan_step(policy, planned, plan);
+  ask_selector(selector, working, query, rows, map, planned, plan, indices, listed);
+  return listed;
+}
 }  // namespace detail
 
 }  // namespace pqkv

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <concepts>
 #include <optional>
 
 #include "../core/float_environment.hpp"
@@ -15,6 +16,23 @@
 #include "../search/rerank.hpp"
 #include "attended_sum.hpp"
 #include "concept.hpp"
+
+namespace pqkv::inline PQKV_MODE {
+namespace op {
+struct rank_step {};  // run(policy, ranked_step) -> whether it was done: op::plan_step and the selection in one launch; CUDA only
+}  // namespace op
+
+/// A pass of a step whose queries are to be planned and whose lists are to be filled.
+template <class Space>
+struct ranked_step {
+  planned_queries<Space> queries;
+  step_plan<Space> plan;                 // written
+  view<const float, 2, Space> query;     // [T * hq, d]
+  pq_index_view<Space> index;            // of all slots
+  view<std::int32_t, 2, Space> indices;  // [T * lists, k_max], written
+  retrieve_params how;
+};
+}  // namespace pqkv
 
 namespace pqkv::inline PQKV_MODE::selector {
 
@@ -240,6 +258,13 @@ class basic_pq {
                                                                 view<std::uint32_t, 1, Space> counts) {
     rank(policy, query, map, ranges, indices, counts);
   }
+  /// Plans a pass and selects, in one launch. Returns false, having done nothing, where that takes more than one.
+  template <exec::policy P>
+  requires std::same_as<typename P::backend_type, backend::cuda>
+  bool select_planned(const P& policy, view<const float, 2, Space> query, const planned_queries<Space>& planned,
+                      const step_plan<Space>& plan, view<std::int32_t, 2, Space> indices) const {
+    return detail::run_operation<op::rank_step>(policy, ranked_step<Space>{planned, plan, query, index_.view(), indices, ranked_by()});
+  }
   /// @param spans  what each query attends to besides, for normalisation::attended
   template <exec::policy P, class Rows>
   requires space::usable_from<Space, space::host>
@@ -300,9 +325,10 @@ class basic_pq {
   template <class P>
   void rank(const P& policy, view<const float, 2, Space> query, const head_map<Space>& map, view<const middle_range, 1, Space> ranges,
             view<std::int32_t, 2, Space> indices, view<std::uint32_t, 1, Space> counts, view<const attended_sum, 1, Space> attended = {}) {
-    index_.rank(policy, query, map, ranges, indices, counts,
-                {.head_dim = shape_.head_dim, .reduction = params_.reduction, .path = params_.path, .scale = shape_.softmax_scale},
-                params_.residual.shortlist, workspace(), attended);
+    index_.rank(policy, query, map, ranges, indices, counts, ranked_by(), params_.residual.shortlist, workspace(), attended);
+  }
+  retrieve_params ranked_by() const {
+    return {.head_dim = shape_.head_dim, .reduction = params_.reduction, .path = params_.path, .scale = shape_.softmax_scale};
   }
 
   static constexpr status can_use_device(const params& settings) noexcept {

@@ -323,16 +323,23 @@ struct kernel<op::attention, backend::cuda> {
       by_dims<4>(launch, query, store, tokens, parts, shape, splits);
     else
       by_dims<8>(launch, query, store, tokens, parts, shape, splits);
-    const auto merge = [&]<unsigned Slices>(std::integral_constant<unsigned, Slices>) {
-      const auto merged = detail::merge_kernel<Slices>;
+    const auto merge = [&]<unsigned Slices, unsigned Runs>(std::integral_constant<unsigned, Slices>,
+                                                           std::integral_constant<unsigned, Runs>) {
+      const auto merged = detail::merge_kernel<Slices, Runs>;
       launch("merge_kernel", merged,
              {dim3(static_cast<unsigned>(hq)), Slices * detail::merge_columns, 0, 1, launch.is_built_for_hopper(merged)}, parts,
              static_cast<unsigned>(splits), out, lse);
     };
+    const auto merge_slices = [&](auto slices) {
+      if (d > detail::merge_columns)
+        merge(slices, std::integral_constant<unsigned, 2>{});
+      else
+        merge(slices, std::integral_constant<unsigned, 1>{});
+    };
     if (splits > detail::max_splits / 4)
-      merge(std::integral_constant<unsigned, 4>{});
+      merge_slices(std::integral_constant<unsigned, 4>{});
     else
-      merge(std::integral_constant<unsigned, 1>{});
+      merge_slices(std::integral_constant<unsigned, 1>{});
   }
 
  private:

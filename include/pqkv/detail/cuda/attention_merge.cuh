@@ -30,11 +30,13 @@ inline constexpr unsigned merged_dims = 256,  // at most
     merge_columns = 128;                      // threads next to each other in a row, each for one or two dimensions
 
 /// One CTA for each query head. Each slice of its threads takes every Slices-th part and reads all of its parts before it uses the first.
-template <unsigned Slices>
+/// @tparam Runs  dimensions of a thread
+template <unsigned Slices, unsigned Runs>
 PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
     merge_kernel(attention_partials parts, unsigned splits, view<float, 2, space::device> out, view<float, 1, space::device> lse) {
   constexpr canonical::softmax_scale as_it_is{1.0f, -125.0f};
-  constexpr unsigned runs = merged_dims / merge_columns, own_parts = max_splits / 4;
+  constexpr unsigned runs = Runs, own_parts = max_splits / 4;
+  static_assert(Runs * merge_columns <= merged_dims);
   static_assert(own_parts * Slices >= max_splits || Slices == 1);
   const unsigned q = blockIdx.x, lane = threadIdx.x % 32, slice = threadIdx.x / merge_columns, column = threadIdx.x % merge_columns;
   block::release_dependents();

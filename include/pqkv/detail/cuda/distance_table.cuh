@@ -5,6 +5,7 @@
 #include "../../core/canonical.hpp"
 #include "../../search/distance_table.hpp"
 #include "block/cluster.cuh"
+#include "block/copy.cuh"
 #include "kernel.cuh"
 
 namespace pqkv::inline PQKV_MODE {
@@ -35,10 +36,16 @@ PQKV_HIDDEN __global__ void __launch_bounds__(max_centroids)
   }
   const std::size_t x = threadIdx.x;  // blockDim.x == c
   const float* centroid = &book.centroids(head, j, 0, x);
-  if constexpr (Entry == table_entry::inner_product)
-    table.entries(q, j, x) = canonical::dot(y, centroid, c, dims);
-  else
-    table.entries(q, j, x) = -canonical::squared_distance(y, centroid, c, dims);
+  float sum = 0;
+  block::for_strided<16>(centroid, c, dims, [&](std::size_t i, float of_centroid) {  // as canonical::dot or squared_distance
+    if constexpr (Entry == table_entry::inner_product) {
+      sum = canonical::fma(y[i], of_centroid, sum);
+    } else {
+      const float e = canonical::sub(y[i], of_centroid);
+      sum = canonical::fma(e, e, sum);
+    }
+  });
+  table.entries(q, j, x) = Entry == table_entry::inner_product ? sum : -sum;
 }
 
 template <table_entry Entry>

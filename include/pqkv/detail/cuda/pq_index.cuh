@@ -3,12 +3,16 @@
 // store that is not strided.
 #pragma once
 
+#include <algorithm>
+
 #include "../../core/canonical.hpp"
 #include "../../core/row.hpp"
 #include "../../search/pq_index.hpp"
 #include "block/cluster.cuh"
+#include "block/copy.cuh"
 #include "block/nearest.cuh"
 #include "block/reduce.cuh"
+#include "block/shared.cuh"
 #include "cell_index.cuh"
 #include "kernel.cuh"
 
@@ -23,17 +27,35 @@ class key_encoder {
     unsigned long long best[max_subspaces];
     std::uint8_t usable[max_subspaces];
   };
+  /// Bytes of a head's centroids in shared memory, 0 where a CTA reads them in device memory. @param room  what a CTA may have
+  static std::size_t shared_bytes(const codebook_view<space::device>& book, std::size_t room) {
+    const std::size_t bytes = block::shared_memory::bytes<float>(book.centroids.stride(0));
+    return bytes <= std::min<std::size_t>(room, tuning::encode_shared_bytes) ? bytes : 0;
+  }
+  /// Begins to copy a head's centroids into dynamic shared memory.
+  __device__ static const float* copy_centroids(const codebook_view<space::device>& book, std::size_t head) {
+    const unsigned count = static_cast<unsigned>(book.centroids.stride(0));
+    float* room = block::shared_memory().take<float>(count);
+    const float* from = &book.centroids(head, 0, 0, 0);
+#pragma unroll 1
+    for (unsigned i = 4 * threadIdx.x; i < count; i += 4 * blockDim.x) block::copy_async(block::shared_address(room + i), from + i, 16);
+    block::end_copies();
+    return room;
+  }
 
-  __device__ key_encoder(scratch& own, const codebook_view<space::device>& book, const axis_map& axes)
+  /// @param copied  what copy_centroids() returned: only keys of that head are encoded; null: centroids are read in device memory
+  __device__ key_encoder(scratch& own, const codebook_view<space::device>& book, const axis_map& axes, const float* copied = nullptr)
       : scratch_(own),
         book_(book),
         axes_(axes),
         m_(static_cast<unsigned>(book.subspaces())),
         ds_(static_cast<unsigned>(book.sub_dim())),
         width_(static_cast<unsigned>(book.row_dim())),
-        c_(static_cast<unsigned>(book.size())) {}
+        c_(static_cast<unsigned>(book.size())),
+        copied_(copied) {}
 
-  /// All threads, in whole warps, write the codes of token t. Thread 0 returns its cell, if cells fit in 32 bits.
+  /// All threads, in whole warps, write the codes of token t. Thread 0 returns its cell, if cells fit in 32 bits. A barrier must stand
+  /// between two calls.
   template <class T>
   __device__ std::uint32_t encode(std::size_t head, kv_row<T> key, const mutable_codes_view<space::device>& codes, std::size_t t) {
     const bool key_is_finite = stage(head, key);
@@ -46,10 +68,9 @@ class key_encoder {
   }
 
  private:
-  /// Computes the key minus the mean. Returns whether it is finite. Begins and ends with a barrier.
+  /// Computes the key minus the mean. Returns whether it is finite. Ends with a barrier.
   template <class T>
   __device__ bool stage(std::size_t head, kv_row<T> key) {
-    __syncthreads();  // the last key is no longer used
     bool finite = true;
     for (unsigned i = threadIdx.x; i < m_ * ds_; i += blockDim.x) {
       const float x = key[axes_(i)];
@@ -58,6 +79,7 @@ class key_encoder {
       scratch_.y[j * width_ + (i - j * ds_)] = canonical::sub(x, book_.mean(head, i));
     }
     if (threadIdx.x < m_) scratch_.best[threadIdx.x] = ~0ull, scratch_.usable[threadIdx.x] = 1;
+    block::wait_copies<0>();
     return __syncthreads_and(finite ? 1 : 0) != 0;
   }
   /// Computes the added coordinate of every subspace (see canonical::sphere_coordinate). Ends with a barrier.
@@ -85,13 +107,16 @@ class key_encoder {
     __syncthreads();
   }
   __device__ float distance(std::size_t head, unsigned j, unsigned x) const {
-    const float *y = scratch_.y + j * width_, *centroid = &book_.centroids(head, j, 0, x);
+    const float* y = scratch_.y + j * width_;
     float sum = 0;
-#pragma unroll 16
-    for (unsigned i = 0; i < width_; ++i) {  // loads run ahead of the sums
-      const float e = canonical::sub(y[i], centroid[std::size_t{i} * c_]);
+    const auto add = [&](std::size_t i, float of_centroid) {
+      const float e = canonical::sub(y[i], of_centroid);
       sum = canonical::fma(e, e, sum);
-    }
+    };
+    if (copied_ != nullptr)
+      block::for_strided<8>(copied_ + j * width_ * c_ + x, c_, width_, add);
+    else
+      block::for_strided<16>(&book_.centroids(head, j, 0, x), c_, width_, add);
     return sum;
   }
   __device__ std::uint8_t code(unsigned j, bool key_is_finite) const {
@@ -102,6 +127,7 @@ class key_encoder {
   const codebook_view<space::device>& book_;
   axis_map axes_;
   unsigned m_, ds_, width_, c_;
+  const float* copied_;  // [m, width, c]
 };
 
 /// grid.x: KV heads; grid.y: rows of a step; grid.z: CTAs that take a row's leaving tokens in turn.
@@ -113,8 +139,10 @@ __global__ void __launch_bounds__(max_centroids) encode_leaving_kernel(pq_index_
   const std::size_t head = std::size_t{tokens.slot} * index.kv_heads + blockIdx.x;
   const codebook_view<space::device> book = index.book;
   key_encoder encoder(scratch, book, index.axes);
-  for (std::uint32_t t = tokens.first + blockIdx.z; t < tokens.last; t += gridDim.z)
+  for (std::uint32_t t = tokens.first + blockIdx.z; t < tokens.last; t += gridDim.z) {
     encoder.encode(head, rows.key(head, t), index.codes, t);
+    __syncthreads();
+  }
 }
 
 /// @param tokens  about how many leave in all: decides how many CTAs share the work

@@ -40,17 +40,29 @@ struct indexed_range {
       : listed(held.merged < range_end ? held.merged : range_end), end(held.last < range_end ? held.last : range_end), last(held.last) {}
 };
 
-/// Like mark_cells(), without a barrier, for tokens that are in no list yet; key_of(cell) gives the key of their cell.
-/// @param part  this one of `parts`, which take Threads tokens each in turn
-template <unsigned Threads, class KeyOf, class Mark>
-__device__ void mark_tail(const block::scoring& call, std::size_t head, const indexed_range& held, block::threshold limit, KeyOf key_of,
-                          Mark mark, unsigned part, unsigned parts) {
-  const block::scored_items tokens = tokens_of(call, head);
-  for (std::uint32_t t = held.listed + part * Threads + threadIdx.x; t < held.end; t += parts * Threads) {
-    const std::uint32_t key = key_of(tokens.cell(t));
-    if (key >= limit.key) mark(t, key > limit.key);
+/// The tokens of a head that are in no list yet. A thread takes every Threads-th of them. It reads the cell of its first one at once, so
+/// that the read runs beside other work: most tails are no longer than that.
+template <unsigned Threads>
+class index_tail {
+ public:
+  /// @param part  this one of `parts`, which take Threads tokens each in turn
+  __device__ index_tail(const block::scoring& call, std::size_t head, const indexed_range& held, unsigned part = 0, unsigned parts = 1)
+      : tokens_(tokens_of(call, head)), first_(held.listed + part * Threads + threadIdx.x), end_(held.end), step_(parts * Threads) {
+    if (first_ < end_) cell_ = tokens_.cell(first_);
   }
-}
+  /// Like mark_cells(), without a barrier; key_of(cell) gives the key of a cell.
+  template <class KeyOf, class Mark>
+  __device__ void mark(block::threshold limit, KeyOf key_of, Mark mark) const {
+    for (std::uint32_t t = first_; t < end_; t += step_) {
+      const std::uint32_t key = key_of(t == first_ ? cell_ : tokens_.cell(t));
+      if (key >= limit.key) mark(t, key > limit.key);
+    }
+  }
+
+ private:
+  block::scored_items tokens_;
+  std::uint32_t first_, end_, step_, cell_ = 0;
+};
 
 /// Removes tokens that came after a range from a copy of the counts. By all threads, between barriers.
 template <unsigned Threads>
@@ -59,17 +71,16 @@ __device__ void uncount_later(const block::scoring& call, std::size_t head, cons
   for (std::uint32_t t = held.end + threadIdx.x; t < held.last; t += Threads) atomicSub(&counts[tokens.cell(t)], 1u);
 }
 
-/// Starts to copy the counts of a head's cells into shared memory; they are there once the thread's copies are complete.
-__device__ inline std::uint32_t* copy_counts(const cell_index_view<space::device>& index, std::size_t head, block::shared_memory& memory) {
-  const std::uint32_t cells = static_cast<std::uint32_t>(index.cells()), *from = &index.counts(head, 0);
-  std::uint32_t* counts = memory.take<std::uint32_t>(cells);
-  const bool by_four = reinterpret_cast<std::uintptr_t>(from) % 16 == 0;  // there are at least 16 cells, and their number is a power of two
-  for (std::uint32_t i = 4 * threadIdx.x; by_four && i < cells; i += 4 * blockDim.x)
-    block::copy_async(block::shared_address(counts + i), from + i, 16);
-  for (std::uint32_t i = threadIdx.x; !by_four && i < cells; i += blockDim.x)
-    block::copy_word_async(block::shared_address(counts + i), from + i);
+/// Starts to copy numbers into shared memory, aligned to 16 bytes; they are there once each thread's copies are complete. By some of a
+/// CTA's threads, so that other warps do not even compute the addresses: a launch of few instructions is bound by issuing them.
+/// @param thread, threads  which of them
+__device__ inline void copy_words(std::uint32_t* to, const std::uint32_t* from, std::uint32_t count, unsigned thread, unsigned threads) {
+  const std::uint32_t by_four = reinterpret_cast<std::uintptr_t>(from) % 16 == 0 ? count / 4 * 4 : 0;
+#pragma unroll 1
+  for (std::uint32_t i = 4 * thread; i < by_four; i += 4 * threads) block::copy_async(block::shared_address(to + i), from + i, 16);
+#pragma unroll 1
+  for (std::uint32_t i = by_four + thread; i < count; i += threads) block::copy_word_async(block::shared_address(to + i), from + i);
   block::end_copies();
-  return counts;
 }
 
 }  // namespace detail

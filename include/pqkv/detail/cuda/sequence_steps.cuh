@@ -106,10 +106,10 @@ __device__ void count_query(const slot_table<space::device>& slots, const Call& 
   add_to(of.selector_bytes, read.selector_bytes);
 }
 
-/// One CTA for each query token. It may begin while attention is still being merged, since it reads nothing of that; it ends after the
-/// merge, so later kernels are ordered behind both.
+/// One CTA for each query token, of as many warps as it has query heads if it can. It may begin while attention is still being merged,
+/// since it reads nothing of that; it ends after the merge, so later kernels are ordered behind both.
 template <class Call, class Traffic>
-PQKV_HIDDEN __global__ void __launch_bounds__(256)
+PQKV_HIDDEN __global__ void __launch_bounds__(1024)
     count_attended_kernel(slot_table<space::device> slots, Call call, Traffic traffic, unsigned hq, unsigned h) {
   block::release_dependents();
   count_query(slots, call, traffic, hq, h);
@@ -172,7 +172,12 @@ struct kernel<op::append_tokens, backend::cuda> {
     const std::size_t batch = call.slots.sequences.extent(0), count = call.step.rows(batch);
     const unsigned h = static_cast<unsigned>(rows.heads() / batch), all = static_cast<unsigned>(count);
     if (!call.step.has_counts()) {
-      launch("append_token_kernel", detail::append_token_kernel<Rows, Index, K, V, From>, {dim3(h, all), max_centroids}, rows, index, call,
+      const auto kernel = detail::append_token_kernel<Rows, Index, K, V, From>;
+      std::size_t centroid_bytes = 0;
+      if constexpr (!std::is_same_v<Index, no_index>)
+        centroid_bytes = detail::key_encoder::shared_bytes(index.book, launch.shared_limit(kernel));
+      const unsigned shares = keys.data != nullptr && !std::is_same_v<Index, no_index> ? 2 : 1;
+      launch("append_token_kernel", kernel, {dim3(h, all, shares), max_centroids, centroid_bytes}, rows, index, call, centroid_bytes != 0,
              keys, values);
       return;
     }
@@ -233,9 +238,10 @@ struct kernel<op::count_attended, backend::cuda> {
     if (tokens == 0) return;
     const detail::launcher launch(policy, call.attends ? "attend" : "retrieve");
     const auto kernel = detail::count_attended_kernel<attended_queries<space::device>, Traffic>;
+    const unsigned hq = static_cast<unsigned>(call.query.extent(0) / tokens), warps = std::clamp(hq, 1u, 32u);
     launch("count_attended_kernel", kernel,
-           {.grid = dim3(static_cast<unsigned>(tokens)), .threads = 256, .early = launch.is_built_for_hopper(kernel)}, slots, call, traffic,
-           static_cast<unsigned>(call.query.extent(0) / tokens), static_cast<unsigned>(call.plan.ranges.extent(0) / tokens));
+           {.grid = dim3(static_cast<unsigned>(tokens)), .threads = warps * 32, .early = launch.is_built_for_hopper(kernel)}, slots, call,
+           traffic, hq, static_cast<unsigned>(call.plan.ranges.extent(0) / tokens));
   }
 };
 

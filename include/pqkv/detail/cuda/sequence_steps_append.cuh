@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // How tokens get into a cache on the device. Rows are stored and tokens that leave the windows are encoded; only the last kernel of a call
 // writes the sequence, so all kernels before it see the same state. With one token a row it is one launch: each CTA of a row takes a ticket
-// once it has read the sequence, and the CTA with the last ticket writes it.
+// once it has read the sequence, and the CTA with the last ticket writes it. Some CTAs then store the new row while others encode the key
+// that leaves the window.
 #pragma once
 
 #include <type_traits>
@@ -125,33 +126,40 @@ __device__ inline bool has_room(const appended_tokens<space::device>& call, cons
 /// A CTA encodes the tokens that leave a window when one token comes, and adds them to the ranked tokens of one head.
 __device__ inline void join_ranked(const pq_index_view<space::device>& index, std::size_t head, std::uint32_t t, std::uint32_t cell) {
   if (threadIdx.x != 0 || index.index.empty()) return;
+  atomicAdd(&index.index.counts(head, cell), 1u);  // nobody else adds, but unlike ++ it does not wait for the old count
   grow_range(index.index, head, t, t + 1);
-  ++index.index.counts(head, cell);
 }
 
-/// grid.x: KV heads; grid.y: rows of a step, one token each.
+/// grid.x: KV heads; grid.y: rows of a step, one token each; grid.z: what a CTA does: with 2, the first stores and the second encodes, else
+/// one does both. The key that leaves is never the new one, since no window is empty.
+/// @param copies  whether there is shared memory for a head's centroids
 /// @param keys  [rows, h, d]; without data the rows are in the store already
 template <class Rows, class Index, class K, class V, class From>
-__global__ void __launch_bounds__(max_centroids)
-    append_token_kernel(Rows rows, Index index, appended_tokens<space::device> call, view<K, 3, From> keys, view<V, 3, From> values) {
+__global__ void __launch_bounds__(max_centroids) append_token_kernel(Rows rows, Index index, appended_tokens<space::device> call,
+                                                                     bool copies, view<K, 3, From> keys, view<V, 3, From> values) {
   block::release_dependents();
   const std::uint32_t row = blockIdx.y, slot = call.step.slot(row);
   if (slot >= call.slots.sequences.extent(0)) return;
+  const bool encodes = blockIdx.z + 1 == gridDim.z;
+  const std::size_t head = std::size_t{slot} * gridDim.x + blockIdx.x;
   slot_statistics& statistics = call.slots.statistics(slot);
   const sequence now = call.slots.sequences(slot);
+  const float* centroids = nullptr;
+  if constexpr (!std::is_same_v<Index, no_index>)
+    if (copies && encodes) centroids = key_encoder::copy_centroids(index.book, head);  // while the sequence is read
   if (!has_room(call, now, 1)) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) ++statistics.refused;
+    if (blockIdx.x == 0 && blockIdx.z == 0 && threadIdx.x == 0) ++statistics.refused;
+    block::wait_copies<0>();
     return;
   }
   const newest_copy<Rows> newest(rows, slot, now.n);
   __syncthreads();  // all threads have read the sequence
   bool is_last = false;
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == blockDim.x - 1) {  // in a warp with little else to do: the fence takes as long as a read
     __threadfence();
-    is_last = atomicAdd(&call.slots.tickets(row), 1u) + 1 == gridDim.x;  // so have all other CTAs of the row
+    is_last = atomicAdd(&call.slots.tickets(row), 1u) + 1 == gridDim.x * gridDim.z;  // so have all other CTAs of the row
   }
-  const std::size_t head = std::size_t{slot} * gridDim.x + blockIdx.x;
-  if (keys.data != nullptr) {
+  if (keys.data != nullptr && blockIdx.z == 0) {
     const std::size_t d = rows.head_dim();
     const bool key_is_finite = store_elements(row_of(keys, row, blockIdx.x), rows.key_slot(head, now.n), d, threadIdx.x, blockDim.x),
                value_is_finite = store_elements(row_of(values, row, blockIdx.x), rows.value_slot(head, now.n), d,
@@ -163,11 +171,15 @@ __global__ void __launch_bounds__(max_centroids)
   }
   if constexpr (!std::is_same_v<Index, no_index>) {
     __shared__ key_encoder::scratch scratch;
-    const leaving_tokens leaving = now.learned != 0 ? leaving_between(slot, now, now.grown(1), call.slots.rule) : leaving_tokens{};
+    const leaving_tokens leaving =
+        encodes && now.learned != 0 ? leaving_between(slot, now, now.grown(1), call.slots.rule) : leaving_tokens{};
     const codebook_view<space::device> book = index.book;
-    key_encoder encoder(scratch, book, index.axes);
-    for (std::uint32_t t = leaving.first; t < leaving.last; ++t)
+    key_encoder encoder(scratch, book, index.axes, centroids);
+    for (std::uint32_t t = leaving.first; t < leaving.last; ++t) {
+      if (t != leaving.first) __syncthreads();
       join_ranked(index, head, t, encoder.encode(head, newest.key(rows, head, t), index.codes, t));
+    }
+    block::wait_copies<0>();  // also where no key leaves
   }
   if (is_last) {
     if (keys.data != nullptr) newest.commit(rows);

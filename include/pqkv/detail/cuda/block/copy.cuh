@@ -2,6 +2,7 @@
 // Asynchronous copies from device memory into shared memory. From compute capability 8.0 on.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "../../../config.hpp"
@@ -23,6 +24,23 @@ __device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: 
 template <unsigned Groups>
 __device__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
+}
+
+/// Calls take(i, from[i * stride]) for i < count, ascending. Ahead loads are issued together: one after the other they would each wait for
+/// the L2 cache.
+template <unsigned Ahead, class Take>
+__device__ void for_strided(const float* from, std::size_t stride, std::size_t count, Take take) {
+  std::size_t i = 0;
+#pragma unroll 1
+  for (; i + Ahead <= count; i += Ahead) {
+    float next[Ahead];
+#pragma unroll
+    for (unsigned a = 0; a < Ahead; ++a) next[a] = from[(i + a) * stride];
+#pragma unroll
+    for (unsigned a = 0; a < Ahead; ++a) take(i + a, next[a]);
+  }
+#pragma unroll 1
+  for (; i < count; ++i) take(i, from[i * stride]);
 }
 
 }  // namespace pqkv::detail::block

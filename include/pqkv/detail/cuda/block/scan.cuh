@@ -99,8 +99,10 @@ struct scoring {
   /// What list `list` ranks, limited to what exists, since an error cannot be reported from here.
   __device__ middle_range range(unsigned list) const {
     const std::uint32_t n = static_cast<std::uint32_t>(codes.extent(2));
-    if (ranges.data == nullptr) return {0, n, 0};
-    middle_range r = ranges(row_head_of(list));
+    return ranges.data == nullptr ? middle_range{0, n, 0} : limited(ranges(row_head_of(list)));
+  }
+  __device__ middle_range limited(middle_range r) const {
+    const std::uint32_t n = static_cast<std::uint32_t>(codes.extent(2));
     r.end = r.end < n ? r.end : n;
     r.begin = r.begin < r.end ? r.begin : r.end;
     return r;

@@ -16,9 +16,14 @@ struct alignas(Pack * sizeof(float)) query_pack {
   float of[Pack];
 };
 
+/// The call's table, in device memory: the entries of query head `first + q` and subspace j.
+struct table_entries {
+  __device__ const float* operator()(const scoring& call, unsigned first, unsigned q, unsigned j) const { return call.row(first + q, j); }
+};
+
 /// Scores the items of a list for some or all of its query heads.
-/// @tparam Pack  query heads that share the read of an item's codes, and one look-up a subspace
-template <unsigned Threads, unsigned Pack>
+/// @tparam Pack  query heads that share the read of an item's codes, and one look-up a subspace; Entries says where the table is
+template <unsigned Threads, unsigned Pack, class Entries = table_entries>
 class list_scorer {
   static constexpr unsigned warps = Threads / 32;
   using pack = query_pack<Pack>;
@@ -39,8 +44,10 @@ class list_scorer {
   }
 
   /// @param from, queries  the list's query heads that this scorer takes; the scorer of the first ones also initialises the scores
-  __device__ list_scorer(const scoring& call, unsigned list, unsigned from, unsigned queries, scratch& own, shared_memory& memory)
+  __device__ list_scorer(const scoring& call, unsigned list, unsigned from, unsigned queries, scratch& own, shared_memory& memory,
+                         Entries entries = {})
       : call_(call),
+        rows_(entries),
         scratch_(own),
         first_(list * call.g + from),
         queries_(queries),
@@ -62,7 +69,7 @@ class list_scorer {
     const bool probabilities = uses_probabilities(call_.reduction);
     for (unsigned row = threadIdx.x / 32; row < padded_ * call_.m; row += warps) {
       const unsigned q = row / call_.m, j = row - q * call_.m, lane = threadIdx.x % 32;
-      const float lowest = float_from_bits(0xff800000u), *from = q < queries_ ? call_.row(first_ + q, j) : nullptr;
+      const float lowest = float_from_bits(0xff800000u), *from = q < queries_ ? rows_(call_, first_, q, j) : nullptr;
       float top = lowest;
       bool finite = from != nullptr;
       for (unsigned x = lane; x < call_.c; x += 32) {
@@ -308,7 +315,7 @@ class list_scorer {
 
   /// u = entry - row maximum of a query head's code. Recentring then shifts it by the largest sum of u over the items.
   __device__ float below_top(unsigned q, unsigned j, std::uint32_t code) const {
-    return canonical::sub(call_.row(first_ + q, j)[code], tops_[q * call_.m + j]);
+    return canonical::sub(rows_(call_, first_, q, j)[code], tops_[q * call_.m + j]);
   }
   /// Recomputes the exponentials of one query head with its shift.
   __device__ void shift_entries(unsigned q) {
@@ -379,6 +386,7 @@ class list_scorer {
   }
 
   const scoring& call_;
+  Entries rows_;
   scratch& scratch_;
   unsigned first_, queries_, padded_;  // first query head in the table; number of query heads; that number rounded up to whole packs
   bool begins_, ends_;                 // whether they include the list's first query head; the last one

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// The plan of a step, the tables of its queries and the selection of their tokens in one launch: each was a launch of its own, and they
+// waited for each other longer than they worked. Every CTA of a list makes the list's plan and table for itself.
+#pragma once
+
+#include "../../core/canonical.hpp"
+#include "../../selector/pq.hpp"
+#include "retrieve_fused.cuh"
+
+namespace pqkv::inline PQKV_MODE {
+namespace detail {
+
+/// Lists of a step that is not planned yet. A CTA makes the list's plan in one warp while the others copy what the list's table is made of
+/// into shared memory; the first CTA of each list writes the plan.
+template <unsigned Threads, unsigned Pack>
+struct planned_lists {
+  using pack = block::query_pack<Pack>;
+
+  planned_queries<space::device> queries;
+  step_plan<space::device> plan;
+  view<const float, 2, space::device> query;  // [T * hq, d]
+  codebook_view<space::device> book;
+  axis_map axes;
+  unsigned kv_heads, tokens, packs, d, ds;  // packs of a list's query heads; no division of 64 bits on the device
+
+  planned_lists(const ranked_step<space::device>& step, unsigned g)
+      : queries(step.queries),
+        plan(step.plan),
+        query(step.query),
+        book(step.index.book),
+        axes(step.index.axes),
+        kv_heads(static_cast<unsigned>(step.index.kv_heads)),
+        tokens(static_cast<unsigned>(step.plan.slots.extent(0))),
+        packs((g + Pack - 1) / Pack),
+        d(static_cast<unsigned>(book.head_dim())),
+        ds(static_cast<unsigned>(book.sub_dim())) {}
+
+  std::size_t shared_bytes(const block::scoring& call) const {
+    using block::shared_memory;
+    return shared_memory::bytes<float>(std::size_t{call.g} * call.m * call.c) + shared_memory::bytes<pack>(packs * d) +
+           shared_memory::bytes<std::uint32_t>(std::size_t{d} * call.c) + shared_memory::bytes<middle_range>(1);
+  }
+
+  /// The entries of a list's query heads, [g, m, c].
+  struct entries {
+    float* table;
+    pack* rows;                // [packs, d] the queries, whose axes are in order
+    std::uint32_t* centroids;  // [m, ds, c] bits of floats
+    middle_range* range;
+
+    __device__ const float* operator()(const block::scoring& call, unsigned, unsigned q, unsigned j) const {
+      return table + ((q * call.m + j) << call.bits);
+    }
+  };
+
+  struct one {
+    const planned_lists& all;
+    const block::scoring& call;
+    unsigned list, row_head, token;
+    bool writes, is_query;
+    step_token at;
+
+    __device__ one(const planned_lists& lists, const block::scoring& of, unsigned which, bool is_first)
+        : all(lists),
+          call(of),
+          list(which),
+          row_head(of.row_head_of(which)),
+          token(lists.tokens == 1 ? 0 : row_head / lists.kv_heads),
+          writes(is_first) {
+      const std::size_t batch = all.queries.sequences.extent(0);
+      at = locate(all.queries.step, batch, all.queries.first + token);
+      is_query = at.count != 0 && at.slot < batch;
+    }
+    __device__ std::size_t head() const { return std::size_t{is_query ? at.slot : 0} * all.kv_heads + (row_head - token * all.kv_heads); }
+
+    /// Begins to copy the list's queries and the head's centroids.
+    __device__ entries begin(block::shared_memory& memory) const {
+      entries own;
+      own.table = memory.take<float>(call.g * call.m * call.c);
+      own.rows = memory.take<pack>(all.packs * all.d);
+      own.centroids = memory.take<std::uint32_t>(all.d * call.c);
+      own.range = memory.take<middle_range>(1);
+      constexpr unsigned copiers = Threads / 4;
+      static_assert(copiers >= max_head_dim);
+      const unsigned copier = threadIdx.x % copiers;
+      if (threadIdx.x < copiers) {
+        const float* centroids = &all.book.centroids(head(), 0, 0, 0);
+        const std::size_t step = all.book.centroids.stride(1);
+#pragma unroll 1
+        for (unsigned j = 0; j < call.m; ++j)
+          copy_words(own.centroids + j * all.ds * call.c, reinterpret_cast<const std::uint32_t*>(centroids + j * step), all.ds * call.c,
+                     copier, copiers);
+      } else if (threadIdx.x < 2 * copiers && copier < all.d) {
+        const std::size_t place = all.axes(copier);
+#pragma unroll 1
+        for (unsigned q = 0; q < call.g; ++q)
+          block::copy_word_async(block::shared_address(&own.rows[q / Pack * all.d + copier].of[q % Pack]),
+                                 &all.query(list * call.g + q, place));
+        block::end_copies();
+      }
+      return own;
+    }
+    /// Makes the plan while the copies run, then the same numbers as inner_product_table(). Ends with a barrier.
+    __device__ void finish(const entries& own) const {
+      if (threadIdx.x >= Threads - 32) make_plan(own.range);
+      block::wait_copies<0>();
+      __syncthreads();
+#pragma unroll 1
+      for (unsigned i = threadIdx.x; i < all.packs * call.m << call.bits; i += Threads) {
+        const unsigned x = i & (call.c - 1), row = i >> call.bits, first = all.packs == 1 ? 0 : row / call.m, j = row - first * call.m;
+        const pack* y = own.rows + first * all.d + j * all.ds;
+        const std::uint32_t* centroid = own.centroids + j * all.ds * call.c + x;
+        float sum[Pack] = {};
+#pragma unroll 8
+        for (unsigned k = 0; k < all.ds; ++k) {
+          const float of_centroid = float_from_bits(centroid[k * call.c]);
+          const pack of_query = y[k];
+#pragma unroll
+          for (unsigned q = 0; q < Pack; ++q) sum[q] = canonical::fma(of_query.of[q], of_centroid, sum[q]);
+        }
+#pragma unroll
+        for (unsigned q = 0; q < Pack; ++q)
+          if (first * Pack + q < call.g) own.table[(((first * Pack + q) * call.m + j) << call.bits) + x] = sum[q];
+      }
+      __syncthreads();
+    }
+    /// The list's range, after finish().
+    __device__ middle_range range(const entries& own) const { return *own.range; }
+
+   private:
+    /// By one warp. The first CTA of a list writes the plan.
+    __device__ void make_plan(middle_range* found) const {
+      query_plan made{};
+      if (is_query) made = plan_query(all.queries.sequences(at.slot), all.queries.query(at), all.queries.rule, all.queries.covers);
+      if (!all.queries.has_own_list(at, token)) made.range = {};
+      if (threadIdx.x % 32 != 0) return;
+      *found = call.limited(made.range);
+      if (!writes) return;
+      all.plan.spans(list) = made.span;
+      if (list != row_head * call.lists_per_head) return;
+      all.plan.ranges(row_head) = made.range;
+      if (row_head == token * all.kv_heads) all.plan.slots(token) = is_query ? at.slot : 0;
+    }
+  };
+};
+
+}  // namespace detail
+
+template <>
+struct kernel<op::rank_step, backend::cuda> {
+  /// @return false, and nothing is enqueued, where the step needs more than one launch
+  template <class P>
+  static bool run(const P& policy, const ranked_step<space::device>& step) {
+    constexpr unsigned together = 4;
+    const std::size_t tokens = step.plan.slots.extent(0), hq = step.query.extent(0);
+    if (tokens == 0 || !detail::block::uses_probabilities(step.how.reduction)) return false;
+    const codebook_view<space::device> book = step.index.book;
+    const distance_table_view<space::device> no_table{
+        make_view<space::device>(static_cast<const float*>(nullptr), hq, book.subspaces(), book.size()), {}};
+    const head_map<space::device> map{as_const(step.plan.slots), static_cast<std::uint32_t>(step.index.kv_heads)};
+    detail::block::scoring call(no_table, as_const(step.index.codes), step.how.reduction, step.how.head_dim, step.how.scale, map);
+    call.path = step.how.path;
+    if (step.how.path != search_path::scan) call.index = step.index.index;
+    if (call.g == 1) return false;  // look-ups would be of one query head
+    const detail::list_items most(call);
+    const detail::launcher launch(policy, "rank_step");
+    const detail::planned_lists<detail::tuning::select_threads, together> lists(step, call.g);
+    return detail::retrieve_in_one<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, most.items, most.cells);
+  }
+};
+
+}  // namespace pqkv

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+// Retrieval of lists with few items (the cells of a joint-code index, or a short range) in one launch. Several CTAs share a list's tokens,
+// but each finds the threshold for itself, since the barriers of a cluster cost as much time as they save (docs/results_gpu.md, what
+// binds).
+#pragma once
+
+#include <algorithm>
+
+#include "../../search/retrieve.hpp"
+#include "block/bitmap.cuh"
+#include "block/cluster.cuh"
+#include "block/list_select.cuh"
+#include "block/reached_cells.cuh"
+#include "block/scan_scorer.cuh"
+#include "block/shared.cuh"
+#include "kernel.cuh"
+#include "retrieve_cells.cuh"
+#include "retrieve_lists.cuh"
+
+namespace pqkv::inline PQKV_MODE::detail {
+
+/// The tokens [begin, end) that one CTA of a list selects from, counted from the first of the list's range.
+struct token_share {
+  std::uint32_t begin, end;
+
+  __device__ token_share(std::uint32_t tokens, unsigned part, unsigned log_parts) {
+    const std::uint32_t share = ((tokens >> log_parts) + 32) / 32 * 32;
+    begin = share * part < tokens ? share * part : tokens;
+    end = tokens - begin < share ? tokens : begin + share;
+  }
+};
+
+/// Lists whose ranges and tables are in device memory.
+struct given_lists {
+  using entries = block::table_entries;
+
+  /// What a CTA knows of its list.
+  struct one {
+    const block::scoring& call;
+    unsigned list;
+
+    __device__ one(const given_lists&, const block::scoring& of, unsigned which, bool) : call(of), list(which) {}
+    __device__ std::size_t head() const { return call.head_of(list); }
+    /// Where the list's entries are. Copies may have begun that make them.
+    __device__ entries begin(block::shared_memory&) const { return {}; }
+    /// The entries and the range are complete behind it.
+    __device__ void finish(const entries&) const {}
+    __device__ middle_range range(const entries&) const { return call.range(list); }
+  };
+  std::size_t shared_bytes(const block::scoring&) const { return 0; }
+};
+
+/// Each list has 2^log_parts CTAs; the CTAs of all lists follow one another along grid.x, which has room for many. Each CTA finds the
+/// list's threshold and writes the selected tokens of its part.
+/// @param lists       where ranges and tables come from
+/// @param most_items  how many items the keys have room for
+/// @param most_lists  how many offsets of the id lists there is room for: all of an index, or 0
+/// @param words       of a bitmap of tokens, a multiple of 8; a part with more tokens goes through the bitmap in steps
+template <unsigned Threads, unsigned Pack, class Lists>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
+    retrieve_kernel(block::scoring call, Lists lists, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned most_lists,
+                    unsigned words, unsigned log_parts) {
+  using scorer_type = block::list_scorer<Threads, Pack, typename Lists::entries>;
+  __shared__ typename scorer_type::scratch scoring_scratch;
+  __shared__ union {
+    block::list_select<Threads> select;
+    block::reached_cells<Threads> reached;
+  } scratch;  // used at different times
+  __shared__ block::reduction<std::uint32_t, Threads> places;
+  __shared__ block::reduction<std::uint64_t, Threads> sums;
+  block::wait_for_last_kernel();  // its dependents are not released: attention that starts beside it takes longer than the start it saves
+  const unsigned list = blockIdx.x >> log_parts, part = blockIdx.x & ((1u << log_parts) - 1);
+  const typename Lists::one own_list(lists, call, list, part == 0);
+  const std::size_t head = own_list.head();
+  block::shared_memory memory;
+  const typename Lists::entries entries = own_list.begin(memory);
+  std::uint32_t *counts = nullptr, *offsets = most_lists != 0 ? memory.take<std::uint32_t>(most_lists) : nullptr;
+  constexpr unsigned copiers = Threads / 4;  // the first half of the threads is for what the list's tables are made of
+  const unsigned copier = threadIdx.x % copiers, copied = threadIdx.x / copiers;
+  if (!call.index.empty()) {
+    counts = memory.take<std::uint32_t>(call.index.cells());
+    if (copied == 2) copy_words(counts, &call.index.counts(head, 0), static_cast<std::uint32_t>(call.index.cells()), copier, copiers);
+    if (copied == 3 && offsets != nullptr) copy_words(offsets, &call.index.offsets(head, 0), most_lists, copier, copiers);
+  }
+  std::uint32_t *keys = memory.take<std::uint32_t>(most_items),
+                *bitmap = memory.take<std::uint32_t>(words + block::sparse_bitmap<Threads>::touched_words(words));
+  scorer_type scorer(call, list, 0, call.g, scoring_scratch, memory, entries);
+  const block::index_extent extent = call.extent_of(head);
+  own_list.finish(entries);
+  const middle_range range = own_list.range(entries);  // a load would run while the tables are staged
+  scorer.stage(part == 0 ? skipped : nullptr);
+  // A range that its index does not hold and that is too long to be scanned here breaks retrieve()'s contract. Nothing is then read or
+  // written out of bounds.
+  const bool are_cells = call.is_joint(range, extent) || range.size() > most_items;
+  const indexed_range held = are_cells ? indexed_range(extent, range.end) : indexed_range();
+  const index_tail<Threads> tail(call, head, held);
+  const token_share own(range.size(), part, log_parts);
+  const std::uint32_t k = out.selected(range);
+  if (part == 0) out.finish<Threads>(list, k);
+  std::int32_t* indices = out.list(list);
+  block::wait_copies<0>();
+  if (k == 0 || own.begin == own.end) return;
+  if (k == range.size()) {
+    for (std::uint32_t i = own.begin + threadIdx.x; i < own.end; i += Threads) indices[i] = static_cast<std::int32_t>(range.begin + i);
+    return;
+  }
+
+  block::scored_items items = call.items(range, head, are_cells);
+  if (are_cells) items.counts = counts;
+  const auto key_at = [&](std::uint32_t i) { return keys[i]; };
+  __syncthreads();  // tables and counts are there
+  if (held.last > held.end) {
+    uncount_later<Threads>(call, head, held, counts);
+    __syncthreads();
+  }
+  const std::uint32_t ceiling = scorer.prepare(items, range.size());
+  scorer.score(items, 0, items.n, keys);
+  __syncthreads();
+  const block::threshold limit =
+      scratch.select.find(items.n, k, ceiling, scratch.select.wide_shift, key_at, [&](std::uint32_t i) { return items.weight(i); });
+  const bool all_equal = scratch.select.takes_all_equal();
+  __syncthreads();
+  const auto has_tokens = [&](std::uint32_t i) { return items.counts[i] != 0; };
+  const auto list_at = [&](std::uint32_t i) {
+    return offsets != nullptr ? uint2{offsets[i], offsets[i + 1]} : uint2{call.index.offsets(head, i), call.index.offsets(head, i + 1)};
+  };
+  const std::uint32_t most_tokens = words * 32;
+
+  // Of the tokens whose score equals the threshold, the lowest positions are selected. If all of them are selected, or if all stand in one
+  // id list, the position where they end is known before any token is marked. They are then marked like tokens above the threshold.
+  std::uint32_t end_of_equal = 0xffffffffu;
+  bool is_cut = all_equal;
+  const std::int32_t* ids = call.index.ids.data + (are_cells ? head * call.index.ids.stride(0) : 0);
+  const bool are_collected = are_cells && items.n <= scratch.reached.most;
+  if (are_collected) {
+    scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, has_tokens, key_at, list_at);
+    if (!all_equal && scratch.reached.equal_lists == 1 && limit.of_equal <= scratch.reached.equal_length) {
+      const std::uint32_t last_equal = static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + limit.of_equal - 1]);
+      if (last_equal < held.listed) end_of_equal = last_equal + 1, is_cut = true;  // else some of them are not yet in the lists
+    }
+  }
+  const std::uint32_t listed_equal = end_of_equal < held.listed ? end_of_equal : held.listed;
+  if (are_collected && is_cut && k < range.size() / 32) {  // few tokens are selected
+    std::uint32_t before = 0;                              // selected tokens at lower positions
+    for (std::uint32_t first = own.begin; first < own.end; first += most_tokens) {
+      const std::uint32_t tokens = own.end - first < most_tokens ? own.end - first : most_tokens;
+      block::sparse_bitmap<Threads> selected(bitmap, bitmap + words, (tokens + 31) / 32);
+      __syncthreads();
+      std::uint32_t passed = 0;  // tokens of lower parts, counted by this thread
+      const auto mark = [&](std::uint32_t token) {
+        const std::uint32_t t = token - range.begin;
+        if (t - first < tokens) selected.mark(t - first);
+        if (t < own.begin) ++passed;
+      };
+      scratch.reached.for_tokens(ids, [&](std::uint32_t token, bool above) {
+        if (token < (above ? held.listed : listed_equal)) mark(token);
+      });
+      tail.mark(limit, key_at, [&](std::uint32_t token, bool above) {
+        if (above || token < end_of_equal) mark(token);
+      });
+      if (first == own.begin && first != 0) before = places.sum(passed);
+      __syncthreads();
+      before += selected.emit(places, before, static_cast<std::int32_t>(range.begin + first), indices, k);
+      __syncthreads();  // the bitmap is about to be reused
+    }
+    return;
+  }
+
+  std::uint64_t before = 0;  // marked tokens at lower positions
+  const std::uint32_t half = words / 2;
+  std::uint32_t *chosen = bitmap, *equal = bitmap + half;
+  for (std::uint32_t first = own.begin; first < own.end; first += half * 32) {
+    const std::uint32_t tokens = own.end - first < half * 32 ? own.end - first : half * 32, used = (tokens + 31) / 32;
+    std::uint64_t passed = 0;  // tokens of lower parts, counted by this thread
+    if (are_cells) {
+      for (std::uint32_t w = threadIdx.x; w < used; w += Threads) chosen[w] = equal[w] = 0;
+      __syncthreads();
+      const auto mark = [&](std::uint32_t token, bool above) {
+        const std::uint32_t t = token - range.begin;
+        if (t - first < tokens) atomicOr(&(above || is_cut ? chosen : equal)[(t - first) / 32], 1u << (t - first) % 32);
+        if (t < own.begin) passed += block::token_count(above || is_cut);
+      };
+      const auto mark_listed = [&](std::uint32_t token, bool above) {
+        if (token < (above ? held.listed : listed_equal)) mark(token, above);
+      };
+      if (are_collected)
+        scratch.reached.for_tokens(ids, mark_listed);
+      else
+        mark_cells<Threads>(scratch.reached, call, items.n, head, limit, has_tokens, key_at, list_at, mark_listed);
+      tail.mark(limit, key_at, [&](std::uint32_t token, bool above) {
+        if (above || token < end_of_equal) mark(token, above);
+      });
+    } else {
+      for (std::uint32_t i = threadIdx.x; first == own.begin && i < first; i += Threads)
+        if (keys[i] >= limit.key) passed += block::token_count(keys[i] > limit.key);
+      for (std::uint32_t i = threadIdx.x; i / 32 < used; i += Threads) {  // whole warps
+        const std::uint32_t key = i < tokens ? keys[first + i] : 0;
+        const unsigned aboves = __ballot_sync(block::all_lanes, i < tokens && key > limit.key),
+                       equals = __ballot_sync(block::all_lanes, i < tokens && key == limit.key);
+        if (i % 32 == 0) chosen[i / 32] = aboves, equal[i / 32] = equals;
+      }
+    }
+    if (first == own.begin && first != 0) before = sums.sum(passed);
+    __syncthreads();
+    block::bitmap_emission<Threads> emission(sums);
+    const std::uint64_t here = emission.count(chosen, are_cells && is_cut ? nullptr : equal, used);
+    emission.emit(before, limit.of_equal, static_cast<std::int32_t>(range.begin + first), indices, k);
+    before += here;
+    __syncthreads();  // the bitmaps are about to be reused
+  }
+}
+
+/// What the host knows of the lists of a call: whether some may use the index, and the most items that one can have. Ranges are on the
+/// device, so which list takes which path is decided there.
+struct list_items {
+  std::size_t cells, items;
+
+  /// Removes an index that no list can use from the call.
+  explicit list_items(block::scoring& call) {
+    const std::size_t n = call.codes.extent(2);
+    cells = call.index.empty() ? 0 : call.index.cells();
+    if (cells != 0 && resolve_path(call.path, cells, n) != search_path::joint) cells = 0;
+    if (cells == 0) call.index = {};
+    const std::size_t most_scanned = call.path == search_path::joint ? 0 : cells != 0 ? cells - 1 : n;
+    items = std::max(cells, most_scanned);
+  }
+};
+
+/// Launches retrieve_kernel if one launch can do it; else does nothing and returns false.
+/// @param items  the most that a list may have
+/// @param cells  of the index, 0 where no list uses it
+template <unsigned Pack, class Lists>
+bool retrieve_in_one(const launcher& launch, block::scoring call, const Lists& lists, const retrieved_lists& out, std::uint8_t* skipped,
+                     std::size_t items, std::size_t cells) {
+  using block::shared_memory;
+  if (items > tuning::fused_items || std::size_t{call.g} * call.m * call.c > tuning::fused_entries) return false;
+  constexpr unsigned threads = tuning::select_threads;
+  call.counts_own = true;
+  const std::size_t n = call.codes.extent(2);
+  const auto kernel = retrieve_kernel<threads, Pack, Lists>;
+  const std::size_t room = launch.shared_limit(kernel), of_lists = shared_memory::bytes<std::uint32_t>(cells + 1);
+  std::size_t fixed = lists.shared_bytes(call) + block::list_scorer<threads, Pack>::shared_bytes(call.g, call.m, call.c) +
+                      shared_memory::bytes<std::uint32_t>(items) + (call.index.empty() ? 0 : shared_memory::bytes<std::uint32_t>(cells));
+  if (fixed + tuning::fused_least_bitmaps > room) return false;
+  const bool has_offsets = cells != 0 && fixed + of_lists + 2 * tuning::fused_least_bitmaps <= room;
+  if (has_offsets) fixed += of_lists;
+  unsigned log_parts = 0;
+  while (2u << log_parts <= tuning::fused_parts && call.lists << (log_parts + 1) <= tuning::multiprocessors) ++log_parts;
+  const std::size_t wanted = 2 * ((n >> log_parts) / 32 + 2),                // bits for selected tokens and for equal ones
+      words = std::min(wanted, (room - fixed) / 160 * 32 - 32) / 8 * 8 + 8;  // 32 words need one word of `touched`
+  const std::size_t touched = block::sparse_bitmap<threads>::touched_words(static_cast<std::uint32_t>(words)),
+                    bitmap = shared_memory::bytes<std::uint32_t>(words + touched);
+  launch("retrieve_kernel", kernel,
+         {.grid = dim3(call.lists << log_parts),
+          .threads = threads,
+          .shared_bytes = fixed + bitmap,
+          .early = launch.is_built_for_hopper(kernel)},
+         call, lists, out, skipped, static_cast<unsigned>(items), static_cast<unsigned>(has_offsets ? cells + 1 : 0),
+         static_cast<unsigned>(words), log_parts);
+  return true;
+}
+
+}  // namespace pqkv::detail
