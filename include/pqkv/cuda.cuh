@@ -23,7 +23,7 @@
 #include "detail/cuda/memory.cuh"
 #include "detail/cuda/merge.cuh"
 #include "detail/cuda/pq_index.cuh"
-#include "detail/cuda/rank_step.cuh"
+#include "detail/cuda/pq_step.cuh"
 #include "detail/cuda/retrieve.cuh"
 #include "detail/cuda/scan.cuh"
 #include "detail/cuda/sequence_steps.cuh"

@@ -83,11 +83,11 @@ class report(folder_case):
         self.assertIn("| decode step, rows on the GPU, 2048 attended, n 32768 | not said |", page)
 
     def test_circumstances_and_what_did_not_go_well(self):
-        (self.path / "checks.txt").write_text("search: passed, 3 s: x\nseam: FAILED, exit code 1\n    seam: 1 differs\n")
+        (self.path / "checks.txt").write_text("search: passed, 3 s: x\nreal_keys: left out: no keys\nseam: FAILED, exit code 1\n    seam: 1 differs\n")
         page, _ = self.page({"run": {"date": "2026-01-02", "driver": "1.2", "nvcc": "13.0.1", "revision": "abc", "prefix": "retrieve"}}, machine,
                             line(joint, 1), {"name": "torch x", "refused": "no such kernel"}, {"failed": "top_k", "exit_code": 3},
                             {"left_out": "peers", "why": "not asked for"}, {"peer": "torch", "version": "9", "cuda": "13", "cudnn": 1})
-        for text in ("a GPU, 4 multi", "1.2; runtime 13.0, nvcc 13.0.1", "1 of 2 programs of tests/cuda passed; FAILED: seam", "torch 9, CUDA 13",
+        for text in ("a GPU, 4 multi", "1.2; runtime 13.0, nvcc 13.0.1", "1 of 2 programs of tests/cuda passed; FAILED: seam; left out: real_keys", "torch 9, CUDA 13",
                      "`torch x` was refused: no such kernel.", "`top_k` FAILED: exit code 3.", "`peers` was left out: not asked for.",
                      "begin with `retrieve` were taken"):
             self.assertIn(text, page)
