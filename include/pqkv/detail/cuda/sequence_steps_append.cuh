@@ -140,11 +140,11 @@ __global__ void __launch_bounds__(max_centroids) append_token_kernel(Rows rows, 
   block::release_dependents();
   const std::uint32_t row = blockIdx.y, slot = call.step.slot(row);
   if (slot >= call.slots.sequences.extent(0)) return;
-  const bool encodes = blockIdx.z + 1 == gridDim.z;
+  [[maybe_unused]] const bool encodes = blockIdx.z + 1 == gridDim.z;
   const std::size_t head = std::size_t{slot} * gridDim.x + blockIdx.x;
   slot_statistics& statistics = call.slots.statistics(slot);
   const sequence now = call.slots.sequences(slot);
-  const float* centroids = nullptr;
+  [[maybe_unused]] const float* centroids = nullptr;
   if constexpr (!std::is_same_v<Index, no_index>)
     if (copies && encodes) centroids = key_encoder::copy_centroids(index.book, head);  // while the sequence is read
   if (!has_room(call, now, 1)) {
