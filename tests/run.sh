@@ -5,12 +5,13 @@
 #   tests/run.sh         g++: all tests, consumers of the installed package, nvcc's compile of the CUDA files where nvcc is,
 #                        canonical bits of g++ and clang at baseline and native flags, the tests under address and
 #                        undefined-behaviour sanitizers, what threads share under the thread sanitizer. Operations and the
-#                        tests of canonical arithmetic are fully optimised, other tests are not; device code is where there is a device
+#                        tests of canonical arithmetic are fully optimised, other tests are not; device code is where there is a device;
+#                        tests of caches and of minillama that are the same under the sanitizers are run there alone
 #   tests/run.sh --all   the same, all fully optimised, all tests built by clang 19 too, the operations' tests for AArch64 under an
 #                        emulator, and the CUDA backend compiled for every architecture of tests/cuda/architectures.sh
 #
 # PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure, PQKV_TRAIN_PYTHON names the Python that tests the training
-# scripts. Exits with 0 when everything passed; the last line is ctest's own.
+# scripts, PQKV_FUZZ_SECONDS how long each reader of files is fuzzed (4; .ci/run: 60). Exits with 0 when everything passed; the last line is ctest's own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -67,7 +68,7 @@ quick=ON
 if [ $all = ON ]; then quick=OFF; fi
 build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" -DPQKV_BENCH_STARTS_ONLY=ON -DPQKV_QUICK_TESTS=$quick \
   ${PQKV_TRAIN_PYTHON:+"-DPQKV_TRAIN_PYTHON=$PQKV_TRAIN_PYTHON"}
-build asan --fresh "${sanitizing[@]}"
+build asan --fresh "${sanitizing[@]}" ${PQKV_FUZZ_SECONDS:+"-DPQKV_FUZZ_SECONDS=$PQKV_FUZZ_SECONDS"}
 build tsan
 if [ $all = ON ]; then
   build clang19
