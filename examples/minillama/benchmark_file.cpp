@@ -12,7 +12,7 @@
 namespace minillama {
 namespace {
 
-constexpr std::size_t most_answer_tokens = 1u << 20;
+constexpr std::size_t most_reply_tokens = 1u << 20;
 constexpr std::size_t most_answer_bytes = 256 << 10;  // metrics take memory of its product with the reply
 
 /// What LongBench does with a data set.
@@ -114,7 +114,7 @@ class set_reader {
     }
     if (request_.lengths) {
       const auto lengths = read_object(*request_.lengths);
-      made_.tokens = json_reader(*request_.lengths, lengths).whole(made_.dataset, 1, most_answer_tokens);
+      made_.tokens = json_reader(*request_.lengths, lengths).whole(made_.dataset, 1, most_reply_tokens);
     }
   }
 
@@ -159,7 +159,7 @@ class set_reader {
   std::filesystem::path source_ = "the program's template";
 };
 
-std::string text_of(const tokenizer& words, const std::vector<token_id>& all, std::size_t first, std::size_t last) {
+std::string text_of_tokens(const tokenizer& words, const std::vector<token_id>& all, std::size_t first, std::size_t last) {
   std::string text;
   for (std::size_t i = first; i < last; ++i) text += words.decode(all[i == 0 ? 0 : i - 1], all[i]);
   return text;
@@ -203,7 +203,7 @@ std::string shortened(const tokenizer& words, const std::string& text, std::size
   const auto tokens = words.encode(text, text_place::start);
   const std::size_t half = most / 2;
   if (tokens.size() <= most) return text;
-  return text_of(words, tokens, 0, half) + text_of(words, tokens, tokens.size() - half, tokens.size());
+  return text_of_tokens(words, tokens, 0, half) + text_of_tokens(words, tokens, tokens.size() - half, tokens.size());
 }
 
 }  // namespace minillama
