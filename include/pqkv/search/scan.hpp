@@ -66,7 +66,7 @@ PQKV_HD constexpr bool adds_logits(group_reduction reduction) {
 
 namespace detail {
 constexpr std::size_t scan_scratch_bytes(const op::scan::sizes& s) {
-  return s.query_heads * (3 * cache_line_bytes + 2 * s.subspaces * s.centroids * sizeof(float));
+  return s.query_heads * (4 * cache_line_bytes + 4 * s.subspaces * s.centroids * sizeof(float));
 }
 
 inline constexpr std::size_t scan_device_runs = 64;  // most parts of a list that CTAs of the CUDA policy share; not measured
