@@ -207,8 +207,12 @@ class group_scorer {
   void interleave(const float* from, std::size_t q, const bool* taken = nullptr) const {
     for (std::size_t i = 0; i < grouped_heads; ++i) {
       float* const out = grouped(q) + i;
-      const bool there = q + i < g_ && (taken == nullptr || taken[i]);
-      for (std::size_t x = 0; x < m_ * c_; ++x) out[x * grouped_heads] = there ? from[(q + i) * m_ * c_ + x] : 0.0f;
+      if (q + i < g_ && (taken == nullptr || taken[i])) {
+        const float* const row = from + (q + i) * m_ * c_;
+        for (std::size_t x = 0; x < m_ * c_; ++x) out[x * grouped_heads] = row[x];
+      } else {
+        for (std::size_t x = 0; x < m_ * c_; ++x) out[x * grouped_heads] = 0;
+      }
     }
   }
 
@@ -281,17 +285,17 @@ class group_scorer {
     float* u = scratch_.shifted + q * m_ * c_;
     for (std::size_t j = 0; j < m_; ++j) {
       const float* row = entries + j * stride;
-      const float top = *std::max_element(row, row + c_);
-      for (std::size_t x = 0; x < c_; ++x) u[j * c_ + x] = canonical::sub(row[x], top);
+      float top = row[0];
+      Leaf::tile_top(row, c_, top);
+      std::copy_n(row, c_, u + j * c_);
+      Leaf::tile_lower(u + j * c_, c_, top);
       bias = canonical::add(bias, top);
     }
     return bias;
   }
   /// Subtracts A from the sums of u; 0 changes nothing.
   void move_centre(std::size_t q, float centre) const {
-    float* u = scratch_.shifted + q * m_ * c_;
-    const float shift = canonical::div(centre, static_cast<float>(m_));
-    for (std::size_t x = 0; x < m_ * c_; ++x) u[x] = canonical::sub(u[x], shift);
+    Leaf::tile_lower(scratch_.shifted + q * m_ * c_, m_ * c_, canonical::div(centre, static_cast<float>(m_)));
   }
   template <class Items>
   float largest_sum(std::size_t q, const Items& items) const {
