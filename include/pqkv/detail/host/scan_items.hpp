@@ -54,24 +54,21 @@ struct token_items {
   template <class Leaf>
   void add_group_totals(const float* entries, std::size_t m, std::size_t c, std::uint64_t* z) const {
     group_tiles([&](std::size_t first, std::size_t count, float* values) {
-      Leaf::group_products(entries, m, c, codes + first, stride, count, values);
-      Leaf::group_total(values, count, z);
+      Leaf::group_total(entries, m, c, codes + first, stride, count, values, z);
     });
   }
   /// Raises best[q] to the largest sum of head q.
   template <class Leaf>
   void raise_group_largest(const float* entries, std::size_t m, std::size_t c, float* best) const {
     group_tiles([&](std::size_t first, std::size_t count, float* values) {
-      Leaf::group_sums(entries, m, c, codes + first, stride, count, values);
-      Leaf::group_largest(values, count, best);
+      Leaf::group_largest(entries, m, c, codes + first, stride, count, values, best);
     });
   }
   /// scores[t] = fma(product, factor[q], scores[t]) for the products of the four heads, q ascending.
   template <class Leaf>
   void add_group_scaled(const float* entries, const float* factor, std::size_t m, std::size_t c, float* scores) const {
     group_tiles([&](std::size_t first, std::size_t count, float* values) {
-      Leaf::group_products(entries, m, c, codes + first, stride, count, values);
-      Leaf::group_add_scaled(values, factor, count, scores + first);
+      Leaf::group_add_scaled(entries, m, c, codes + first, stride, count, values, factor, scores + first);
     });
   }
 

@@ -13,57 +13,54 @@ template <>
 struct group_leaf<isa::avx2> : group_leaf<isa::scalar> {
   using base = group_leaf<isa::scalar>;
 
-  PQKV_TARGET_AVX2 static void group_products(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
-                                              std::size_t n, float* out) {
+  PQKV_TARGET_AVX2 static void group_total(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
+                                           std::size_t n, float* partial, std::uint64_t* z) {
     const std::size_t whole = n / together * together;
-    look_up_all<look_up_step::multiply>(e, m, c, codes, stride, whole, out);
-    base::group_products(e, m, c, codes + whole, stride, n - whole, out + whole * grouped_heads);
-  }
-
-  PQKV_TARGET_AVX2 static void group_sums(const float* u, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
-                                          std::size_t n, float* out) {
-    const std::size_t whole = n / together * together;
-    look_up_all<look_up_step::add>(u, m, c, codes, stride, whole, out);
-    base::group_sums(u, m, c, codes + whole, stride, n - whole, out + whole * grouped_heads);
-  }
-
-  PQKV_TARGET_AVX2 static void group_total(const float* p, std::size_t n, std::uint64_t* z) {
-    // The bits of p * 2^40 + magic. The magic's own bits are subtracted at the end, modulo 2^64.
+    // The bits of p * 2^40 + magic are added up. The magic's own bits are subtracted at the end, modulo 2^64.
     const __m256d magic = _mm256_set1_pd(0x1.8p52);
-    __m256i even = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
-    std::size_t t = 0;
-    for (; t + 2 <= n; t += 2) {
-      even = _mm256_add_epi64(even, shifted(p + t * grouped_heads, magic));
-      odd = _mm256_add_epi64(odd, shifted(p + (t + 1) * grouped_heads, magic));
-    }
+    const looked_up of = begin<look_up_step::multiply>(e, m, c, codes, stride, whole, partial);
+    __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    if (of.subspaces == 4) add_fixed<4>(of, c, stride, whole, magic, sum);
+    if (of.subspaces == 2) add_fixed<2>(of, c, stride, whole, magic, sum);
+    if (of.subspaces == 1) add_fixed<1>(of, c, stride, whole, magic, sum);
     alignas(32) std::uint64_t lanes[grouped_heads];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_add_epi64(even, odd));
-    for (std::size_t q = 0; q < grouped_heads; ++q) z[q] += lanes[q] - t * __builtin_bit_cast(std::uint64_t, 0x1.8p52);
-    base::group_total(p + t * grouped_heads, n - t, z);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_add_epi64(sum[0], sum[1]));
+    for (std::size_t q = 0; q < grouped_heads; ++q) z[q] += lanes[q] - whole * __builtin_bit_cast(std::uint64_t, 0x1.8p52);
+    base::group_total(e, m, c, codes + whole, stride, n - whole, partial, z);
   }
 
-  PQKV_TARGET_AVX2 static void group_largest(const float* z, std::size_t n, float* best) {
+  PQKV_TARGET_AVX2 static void group_add_scaled(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
+                                                std::size_t n, float* partial, const float* r, float* scores) {
+    const std::size_t whole = n / together * together;
+    const looked_up of = begin<look_up_step::multiply>(e, m, c, codes, stride, whole, partial);
+    if (of.subspaces == 4) scale_and_add<4>(of, c, stride, whole, r, scores);
+    if (of.subspaces == 2) scale_and_add<2>(of, c, stride, whole, r, scores);
+    if (of.subspaces == 1) scale_and_add<1>(of, c, stride, whole, r, scores);
+    base::group_add_scaled(e, m, c, codes + whole, stride, n - whole, partial, r, scores + whole);
+  }
+
+  PQKV_TARGET_AVX2 static void group_largest(const float* u, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
+                                             std::size_t n, float* partial, float* best) {
+    const std::size_t whole = n / together * together;
+    const looked_up of = begin<look_up_step::add>(u, m, c, codes, stride, whole, partial);
     __m128 most = _mm_loadu_ps(best);
-    for (std::size_t t = 0; t < n; ++t) most = _mm_max_ps(_mm_loadu_ps(z + t * grouped_heads), most);
+    if (of.subspaces == 4) most = raise<4>(of, c, stride, whole, most);
+    if (of.subspaces == 2) most = raise<2>(of, c, stride, whole, most);
+    if (of.subspaces == 1) most = raise<1>(of, c, stride, whole, most);
     _mm_storeu_ps(best, most);
-  }
-
-  PQKV_TARGET_AVX2 static void group_add_scaled(const float* p, const float* r, std::size_t n, float* scores) {
-    std::size_t t = 0;
-    for (; t + 4 <= n; t += 4, p += 4 * grouped_heads) {
-      __m128 head0 = _mm_loadu_ps(p), head1 = _mm_loadu_ps(p + 4), head2 = _mm_loadu_ps(p + 8), head3 = _mm_loadu_ps(p + 12);
-      _MM_TRANSPOSE4_PS(head0, head1, head2, head3);
-      __m128 score = _mm_fmadd_ps(head0, _mm_set1_ps(r[0]), _mm_loadu_ps(scores + t));
-      score = _mm_fmadd_ps(head1, _mm_set1_ps(r[1]), score);
-      score = _mm_fmadd_ps(head2, _mm_set1_ps(r[2]), score);
-      _mm_storeu_ps(scores + t, _mm_fmadd_ps(head3, _mm_set1_ps(r[3]), score));
-    }
-    base::group_add_scaled(p, r, n - t, scores + t);
+    base::group_largest(u, m, c, codes + whole, stride, n - whole, partial, best);
   }
 
  private:
-  enum class look_up_step { multiply, add };
   static constexpr std::size_t together = 8;  // tokens, whose results are in registers
+
+  /// The subspaces that are still to be looked up, and the results of those before them.
+  struct looked_up {
+    const float* table;
+    const std::uint8_t* codes;
+    std::size_t subspaces;  // 1, 2 or 4
+    const float* partial;   // [n, 4], or null if there were none before
+  };
 
   template <look_up_step Step>
   PQKV_TARGET_AVX2 static PQKV_INLINE __m128 join(__m128 a, __m128 b) {
@@ -73,44 +70,91 @@ struct group_leaf<isa::avx2> : group_leaf<isa::scalar> {
       return _mm_add_ps(a, b);
   }
 
-  /// Four subspaces at a time: with 256 centroids their table has 16 KiB, and eight subspaces' would fill the first-level cache of most
-  /// CPUs. n is a multiple of `together`.
+  /// Looks up all subspaces but the last 1, 2 or 4. There are four at most at a time: with 256 centroids their table has 16 KiB, and that
+  /// of eight would fill the first-level cache of most CPUs. n is a multiple of `together`.
   template <look_up_step Step>
-  PQKV_TARGET_AVX2 static PQKV_INLINE void look_up_all(const float* table, std::size_t m, std::size_t c, const std::uint8_t* codes,
-                                                       std::size_t stride, std::size_t n, float* out) {
-    for (std::size_t j = 0; j < m;) {
-      const std::size_t left = m - j, count = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-      const float* const entries = table + j * c * grouped_heads;
-      const std::uint8_t* const planes = codes + j * stride;
-      if (count == 4) look_up<4, Step>(entries, c, planes, stride, n, j == 0, out);
-      if (count == 2) look_up<2, Step>(entries, c, planes, stride, n, j == 0, out);
-      if (count == 1) look_up<1, Step>(entries, c, planes, stride, n, j == 0, out);
-      j += count;
+  PQKV_TARGET_AVX2 static PQKV_INLINE looked_up begin(const float* table, std::size_t m, std::size_t c, const std::uint8_t* codes,
+                                                      std::size_t stride, std::size_t n, float* partial) {
+    looked_up of{table, codes, m, nullptr};
+    while (of.subspaces > 4 || of.subspaces == 3) {
+      const std::size_t count = of.subspaces > 4 ? 4 : 2;
+      if (count == 4) store<4, Step>(of, c, stride, n, partial);
+      if (count == 2) store<2, Step>(of, c, stride, n, partial);
+      of = {of.table + count * c * grouped_heads, of.codes + count * stride, of.subspaces - count, partial};
+    }
+    return of;
+  }
+
+  /// The results of eight tokens.
+  template <std::size_t Subspaces, look_up_step Step>
+  PQKV_TARGET_AVX2 static PQKV_INLINE void look_up(const looked_up& of, std::size_t c, std::size_t stride, std::size_t t,
+                                                   __m128 (&found)[together]) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < together; ++i) {
+      found[i] = _mm_loadu_ps(of.table + of.codes[t + i] * grouped_heads);
+      if (of.partial != nullptr) found[i] = join<Step>(_mm_loadu_ps(of.partial + (t + i) * grouped_heads), found[i]);
+    }
+#pragma GCC unroll 32
+    for (std::size_t at = together; at < Subspaces * together; ++at) {  // a single loop: g++ 12 unrolls only innermost loops early enough
+      const std::size_t j = at / together, i = at % together;
+      found[i] = join<Step>(found[i], _mm_loadu_ps(of.table + (j * c + of.codes[j * stride + t + i]) * grouped_heads));
     }
   }
 
   template <std::size_t Subspaces, look_up_step Step>
-  PQKV_TARGET_AVX2 static PQKV_INLINE void look_up(const float* table, std::size_t c, const std::uint8_t* codes, std::size_t stride,
-                                                   std::size_t n, bool first, float* out) {
-    for (std::size_t t = 0; t < n; t += together, out += together * grouped_heads) {
+  PQKV_TARGET_AVX2 static void store(const looked_up& of, std::size_t c, std::size_t stride, std::size_t n, float* out) {
+    for (std::size_t t = 0; t < n; t += together) {
       __m128 found[together];
+      look_up<Subspaces, Step>(of, c, stride, t, found);
 #pragma GCC unroll 8
-      for (std::size_t i = 0; i < together; ++i) {
-        found[i] = _mm_loadu_ps(table + codes[t + i] * grouped_heads);
-        if (!first) found[i] = join<Step>(_mm_loadu_ps(out + i * grouped_heads), found[i]);
-      }
-#pragma GCC unroll 4
-      for (std::size_t j = 1; j < Subspaces; ++j)
-#pragma GCC unroll 8
-        for (std::size_t i = 0; i < together; ++i)
-          found[i] = join<Step>(found[i], _mm_loadu_ps(table + (j * c + codes[j * stride + t + i]) * grouped_heads));
-#pragma GCC unroll 8
-      for (std::size_t i = 0; i < together; ++i) _mm_storeu_ps(out + i * grouped_heads, found[i]);
+      for (std::size_t i = 0; i < together; ++i) _mm_storeu_ps(out + (t + i) * grouped_heads, found[i]);
     }
   }
 
-  PQKV_TARGET_AVX2 static PQKV_INLINE __m256i shifted(const float* p, __m256d magic) {
-    return _mm256_castpd_si256(_mm256_fmadd_pd(_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_set1_pd(0x1p40), magic));
+  template <std::size_t Subspaces>
+  PQKV_TARGET_AVX2 static PQKV_INLINE void add_fixed(const looked_up& of, std::size_t c, std::size_t stride, std::size_t n, __m256d magic,
+                                                     __m256i (&sum)[2]) {
+    for (std::size_t t = 0; t < n; t += together) {
+      __m128 found[together];
+      look_up<Subspaces, look_up_step::multiply>(of, c, stride, t, found);
+#pragma GCC unroll 8
+      for (std::size_t i = 0; i < together; ++i) {
+        const __m256d shifted = _mm256_fmadd_pd(_mm256_cvtps_pd(found[i]), _mm256_set1_pd(0x1p40), magic);
+        sum[i % 2] = _mm256_add_epi64(sum[i % 2], _mm256_castpd_si256(shifted));
+      }
+    }
+  }
+
+  template <std::size_t Subspaces>
+  PQKV_TARGET_AVX2 static PQKV_INLINE void scale_and_add(const looked_up& of, std::size_t c, std::size_t stride, std::size_t n,
+                                                         const float* r, float* scores) {
+    const __m256 r0 = _mm256_broadcast_ss(r), r1 = _mm256_broadcast_ss(r + 1), r2 = _mm256_broadcast_ss(r + 2),
+                 r3 = _mm256_broadcast_ss(r + 3);
+    for (std::size_t t = 0; t < n; t += together) {
+      __m128 found[together];
+      look_up<Subspaces, look_up_step::multiply>(of, c, stride, t, found);
+      _MM_TRANSPOSE4_PS(found[0], found[1], found[2], found[3]);
+      _MM_TRANSPOSE4_PS(found[4], found[5], found[6], found[7]);
+      __m256 score = _mm256_fmadd_ps(both(found[0], found[4]), r0, _mm256_loadu_ps(scores + t));
+      score = _mm256_fmadd_ps(both(found[1], found[5]), r1, score);
+      score = _mm256_fmadd_ps(both(found[2], found[6]), r2, score);
+      _mm256_storeu_ps(scores + t, _mm256_fmadd_ps(both(found[3], found[7]), r3, score));
+    }
+  }
+
+  template <std::size_t Subspaces>
+  PQKV_TARGET_AVX2 static PQKV_INLINE __m128 raise(const looked_up& of, std::size_t c, std::size_t stride, std::size_t n, __m128 most) {
+    for (std::size_t t = 0; t < n; t += together) {
+      __m128 found[together];
+      look_up<Subspaces, look_up_step::add>(of, c, stride, t, found);
+#pragma GCC unroll 8
+      for (std::size_t i = 0; i < together; ++i) most = _mm_max_ps(found[i], most);
+    }
+    return most;
+  }
+
+  PQKV_TARGET_AVX2 static PQKV_INLINE __m256 both(__m128 low, __m128 high) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
   }
 };
 
