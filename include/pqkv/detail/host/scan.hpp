@@ -194,10 +194,10 @@ class group_scorer {
     if (z == 0) leave_out(q);
   }
 
-  /// Whether tokens are scored for several query heads at once. One head's scores would take as long, and three quarters would be unused.
+  /// Whether tokens are scored for several query heads at once.
   template <class Items>
   bool scores_groups(const Items& items) const {
-    if constexpr (std::is_same_v<Items, token_items>) return !uses_logits() && g_ > 1 && items.template grouped<Leaf>(c_);
+    if constexpr (std::is_same_v<Items, token_items>) return !uses_logits() && items.template grouped<Leaf>(g_, c_);
     return false;
   }
   float* grouped(std::size_t q) const { return scratch_.grouped + q * m_ * c_; }

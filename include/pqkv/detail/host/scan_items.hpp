@@ -45,10 +45,10 @@ struct token_items {
         Leaf::add_scaled(p, factor[q], count, scores + at);
       });
   }
-  /// Whether four query heads are scored together, from entries [m, c, 4].
+  /// Whether four query heads of g are scored together, from entries [m, c, 4].
   template <class Leaf>
-  bool grouped(std::size_t c) const {
-    return weights == nullptr && Leaf::prefers_groups(c);
+  bool grouped(std::size_t g, std::size_t c) const {
+    return weights == nullptr && Leaf::prefers_groups(g, c);
   }
   /// z[q] += the sum of F over the products of head q.
   template <class Leaf>

@@ -23,6 +23,7 @@
 #include "centroids/avx2.hpp"
 #include "centroids/avx512.hpp"
 #include "groups/avx2.hpp"
+#include "groups/avx512.hpp"
 #include "matrix/avx2.hpp"
 #include "matrix/avx512.hpp"
 #include "nearest/avx2.hpp"

@@ -42,8 +42,8 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
                                          std::size_t d, rows_ahead<T> ahead, float* out, std::size_t out_stride) {
     if (g == 1) return score_keys<1>(queries, stride, g, keys, count, d, ahead, out, out_stride);
     if (g == 2) return score_keys<2>(queries, stride, g, keys, count, d, ahead, out, out_stride);
-    score_keys<4>(queries, stride, std::min<std::size_t>(g, 4), keys, count, d, ahead, out, out_stride);
-    if (g > 4) score_keys<4>(queries + 4 * stride, stride, g - 4, keys, count, d, ahead, out + 4 * out_stride, out_stride);
+    for (std::size_t q = 0; q < g; q += 4)
+      score_keys<4>(queries + q * stride, stride, std::min<std::size_t>(g - q, 4), keys, count, d, ahead, out + q * out_stride, out_stride);
   }
 
   template <class T>
@@ -51,8 +51,9 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
                                         const T* const* values, std::size_t count, std::size_t d, rows_ahead<T> ahead) {
     if (g == 1) return add_values<1>(sums, stride, g, weights, weight_stride, values, count, d, ahead);
     if (g == 2) return add_values<2>(sums, stride, g, weights, weight_stride, values, count, d, ahead);
-    add_values<4>(sums, stride, std::min<std::size_t>(g, 4), weights, weight_stride, values, count, d, ahead);
-    if (g > 4) add_values<4>(sums + 4 * stride, stride, g - 4, weights + 4 * weight_stride, weight_stride, values, count, d, ahead);
+    for (std::size_t q = 0; q < g; q += 4)
+      add_values<4>(sums + q * stride, stride, std::min<std::size_t>(g - q, 4), weights + q * weight_stride, weight_stride, values, count,
+                    d, ahead);
   }
 
   PQKV_TARGET_AVX2 static bool tile_top(const float* x, std::size_t n, float& top) {

@@ -13,6 +13,10 @@ template <>
 struct group_leaf<isa::avx2> : group_leaf<isa::scalar> {
   using base = group_leaf<isa::scalar>;
 
+  // measured: retrieve() of 131072 tokens for 4 heads, 8 x 8 and 4 x 8 bits, in times of a gather for each head: 0.2 on a Zen 3 core,
+  // 0.5 and 0.6 on a Xeon of 2023; for 2 heads 0.4 and 0.8; for 1 head the same. 2026-11-30
+  static constexpr bool prefers_groups(std::size_t g, std::size_t) { return g > 1; }
+
   PQKV_TARGET_AVX2 static void group_total(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
                                            std::size_t n, float* partial, std::uint64_t* z) {
     const std::size_t whole = n / together * together;

@@ -19,8 +19,8 @@ struct group_leaf : group_leaf<typename Isa::fallback> {};
 
 template <>
 struct group_leaf<isa::scalar> {
-  /// Whether these kernels are faster than score_leaf's, a head at a time, for tables of c entries.
-  static constexpr bool prefers_groups(std::size_t) { return true; }
+  /// Whether these kernels are faster than score_leaf's, a head at a time, for g query heads and tables of c entries.
+  static constexpr bool prefers_groups(std::size_t, std::size_t) { return false; }
 
   /// z[q] += sum over t of F(p[t, q]), modulo 2^64; p[t, q] = e[0, code 0, q] * e[1, code 1, q] * ..., j ascending, each product rounded.
   ///
