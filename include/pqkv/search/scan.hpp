@@ -116,7 +116,8 @@ constexpr status can_scan(const Table& table, const Codes& codes, const Scores& 
 /// @param scale     of the logits; 0: 1 / sqrt(d)
 /// A query head whose table has a non-finite entry contributes nothing.
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
-/// @cost   reads codes g times per pass, two passes for the probabilities; scratch_bytes<op::scan>(); asynchronous on device policies
+/// @cost   reads codes g times per pass, or once for every four query heads where that is faster; two passes for the probabilities;
+///         scratch_bytes<op::scan>(); asynchronous on device policies
 /// @source PQCache section 3.3; exponentials of table entries instead of scores: docs/numerics.md
 template <exec::policy P>
 void scan(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,
