@@ -245,6 +245,7 @@ class group_scorer {
     }
     if (any) interleave(scratch_.entries, q);
   }
+  /// Recentres those of the four that `which` names, and computes their sums again.
   void recentre_group(std::size_t q, const token_items& items, const bool* which, float* zero, std::uint64_t* z, const bool* finite) const {
     float largest[grouped_heads];
     std::fill_n(largest, grouped_heads, float_from_bits(0xff800000u));
@@ -264,6 +265,7 @@ class group_scorer {
       if (which[i]) z[i] = again[i];
   }
 
+  /// scores[t] += the scaled products of every query head, ascending.
   void score_groups(const token_items& items, float* scores) const {
     for (std::size_t q = 0; q < g_; q += grouped_heads) {
       float factor[grouped_heads]{};

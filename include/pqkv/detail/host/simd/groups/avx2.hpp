@@ -13,8 +13,8 @@ template <>
 struct group_leaf<isa::avx2> : group_leaf<isa::scalar> {
   using base = group_leaf<isa::scalar>;
 
-  // measured: retrieve() of 131072 tokens for 4 heads, 8 x 8 and 4 x 8 bits, in times of a gather for each head: 0.2 on a Zen 3 core,
-  // 0.5 and 0.6 on a Xeon of 2023; for 2 heads 0.4 and 0.8; for 1 head the same. 2026-11-30
+  // measured: bench/retrieve.cpp with random tables, 131072 tokens, in times of a gather for each head. One Zen 3 core: 8 x 8 bits, 4 heads
+  // 0.2, 2 heads 0.4; 4 x 8 bits 0.2; 2 x 6 bits 0.3. A Xeon with VBMI: 0.5, 0.8; 0.6; 0.6. One head: the same. 2026-11-30
   static constexpr bool prefers_groups(std::size_t g, std::size_t) { return g > 1; }
 
   PQKV_TARGET_AVX2 static void group_total(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
