@@ -123,7 +123,7 @@ void add_policy(const char* policy, std::size_t steps, std::initializer_list<axe
 void add_all() {
   add_policy<pqkv::selector::full>("full", 12, {{131072, 1, 0, 0}});
   add_policy<pqkv::selector::pq>("pq", 64, {{131072, 0.1, 2, 6}, {131072, 0.05, 2, 6}, {131072, 0.1, 4, 8}, {131072, 0.025, 4, 8}});
-  add_policy<pqkv::selector::pq, compact_rows>("pq", 64, {{131072, 0.1, 4, 8}, {131072, 0.1, 8, 8}});
+  add_policy<pqkv::selector::pq, compact_rows>("pq", 64, {{131072, 0.1, 4, 8}, {131072, 0.1, 8, 8}, {131072, 0.05, 8, 8}});
   add_policy<pqkv::selector::oracle>("oracle", 12, {{131072, 0.1, 0, 0}});
   add_policy<pqkv::selector::streaming>("streaming", 64, {{131072, 0.1, 0, 0}});
 }

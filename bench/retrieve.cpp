@@ -65,6 +65,7 @@ void add_all() {
           if (!bench::is_scalar<Isa> || n == 131072) add({.n = n, .m = 2, .b = 6}, k, path);
     for (const auto path : {joint, scan}) add({.n = 131072, .m = 2, .b = 8}, 2048, path);
     add({.n = 131072, .m = 4, .b = 8}, 2048, scan);
+    add({.n = 131072, .m = 8, .b = 8}, 13107, scan);
     for (const std::size_t k : {2048u, 13107u})  // what the filter of logits is worth
       for (const bool filtered : {true, false})
         for (const auto& [m, b] : {std::pair{2u, 6u}, {4u, 8u}}) {

@@ -49,6 +49,15 @@ struct counted_memory {
 };
 }  // namespace
 
+TEST_CASE("owner: a block that holds large pages is zeroed and writable from end to end") {
+  const buffer<std::uint32_t> block((std::size_t{5} << 18) + 33);
+  std::uint32_t any = 0;
+  for (const std::uint32_t x : block) any |= x;
+  CHECK(any == 0);
+  for (std::uint32_t& x : block) x = 7;
+  CHECK((block[0] == 7 && block[block.size() - 1] == 7));
+}
+
 TEST_CASE("a block of any space is given back once, by whoever owns it last") {
   counted_memory first, second;
   counted_memory::released = 0;

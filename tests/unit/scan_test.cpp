@@ -50,13 +50,13 @@ search_problem small_problem(std::uint64_t seed, table_kind tables = table_kind:
 
 TEST_CASE("scan: every reduction equals the plain oracle to the bit on every instruction set") {
   random_source random(0x5ca9);
-  const std::size_t groups[] = {1, 2, 3, 4, 8};
+  const std::size_t groups[] = {1, 2, 3, 4, 5, 8};
   std::size_t problems = 0;
   for (const std::size_t m : {1u, 2u, 4u, 8u, 16u})
     for (unsigned bits = 4; bits <= 8; ++bits)
       for (const table_kind tables : every_table) {
         const search_shape shape{.h = 1 + random.below(3),
-                                 .g = groups[random.below(5)],
+                                 .g = groups[random.below(6)],
                                  .m = m,
                                  .bits = bits,
                                  .n = random.below(150),
@@ -87,7 +87,7 @@ TEST_CASE("scan: long rows, beyond a tile and with ragged ends, equal the plain 
     for (unsigned bits = 4; bits <= 8; ++bits)
       for (const std::size_t n : {128 + random.below(128), 2048 + random.below(200)}) {
         const search_shape shape{
-            .h = 1, .g = 1 + random.below(3), .m = m, .bits = bits, .n = n, .d = 64, .plane_padding = random.below(20)};
+            .h = 1, .g = 1 + random.below(6), .m = m, .bits = bits, .n = n, .d = 64, .plane_padding = random.below(20)};
         const search_problem problem(shape, every_table[random.below(5)], every_code[random.below(4)], random);
         const group_reduction reduction = reductions[random.below(3)];
         CAPTURE(m);

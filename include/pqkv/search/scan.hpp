@@ -66,7 +66,7 @@ PQKV_HD constexpr bool adds_logits(group_reduction reduction) {
 
 namespace detail {
 constexpr std::size_t scan_scratch_bytes(const op::scan::sizes& s) {
-  return s.query_heads * (3 * cache_line_bytes + 2 * s.subspaces * s.centroids * sizeof(float));
+  return s.query_heads * (4 * cache_line_bytes + 4 * s.subspaces * s.centroids * sizeof(float));
 }
 
 inline constexpr std::size_t scan_device_runs = 64;  // most parts of a list that CTAs of the CUDA policy share; not measured
@@ -116,7 +116,8 @@ constexpr status can_scan(const Table& table, const Codes& codes, const Scores& 
 /// @param scale     of the logits; 0: 1 / sqrt(d)
 /// A query head whose table has a non-finite entry contributes nothing.
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
-/// @cost   reads codes g times per pass, two passes for the probabilities; scratch_bytes<op::scan>(); asynchronous on device policies
+/// @cost   reads codes g times per pass, or once for every four query heads where that is faster; two passes for the probabilities;
+///         scratch_bytes<op::scan>(); asynchronous on device policies
 /// @source PQCache section 3.3; exponentials of table entries instead of scores: docs/numerics.md
 template <exec::policy P>
 void scan(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,

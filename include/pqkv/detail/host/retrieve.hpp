@@ -248,7 +248,7 @@ void kernel<op::retrieve, backend::host>::run(const P& policy, distance_table_vi
     using scorer_type = detail::group_scorer<leaf>;
     detail::run_tasks(policy, lists, [&](std::size_t list) {
       const std::size_t row_head = list / lists_per_head, head = map.head(row_head), first = list * g;
-      const detail::scorer_scratch own{tables.shifted + first * m * c, tables.entries + first * m * c, tables.factor + first};
+      const detail::scorer_scratch own = tables.from(first, m, c);
       scorer_type scorer(own, params.reduction, g, m, c, canonical::softmax_scale::of(params.head_dim, params.scale));
       std::uint64_t* own_bits = bits + list * (words + summary);
       const detail::cell_scratch scratch{

@@ -1,134 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores of a group of query heads on the host. scan() and retrieve() are both made of `group_scorer`: it prepares the tables of one list's
-// query heads once, then scores items. Items are tokens or the cells of a joint-code index. A token's table entries are looked up; the
-// products of cells are expanded from the table. Everything after that is the same SIMD code. A product has the same factors in the same
-// order for both kinds of items, so the two paths agree to the bit.
+// query heads once, then scores items (scan_items.hpp): tokens or the cells of a joint-code index. A product has the same factors in the
+// same order for both kinds of items, and for heads that are scored together, so all paths agree to the bit.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../search/scan.hpp"
 #include "quantized_scan.hpp"
+#include "scan_items.hpp"
 #include "simd/rows.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Tokens, or cells that each stand for several tokens, given by their codes in planes. A tile of products stays in the first-level cache.
-struct token_items {
-  static constexpr std::size_t tile = 2048;
-  const std::uint8_t* codes;
-  std::size_t stride, n;
-  const std::uint32_t* weights = nullptr;  // [n] how many tokens each item stands for; null: one
-
-  /// Calls use(i, values, weights, count) for every tile of products of entries [m, c]; i is the tile's first item.
-  template <class Leaf, class Use>
-  void products(const float* entries, std::size_t m, std::size_t c, Use use) const {
-    alignas(cache_line_bytes) float values[tile];
-    for (std::size_t first = 0; first < n; first += tile) {
-      const std::size_t count = std::min(tile, n - first);
-      Leaf::products(entries, m, c, codes + first, stride, count, values);
-      use(first, static_cast<const float*>(values), weights == nullptr ? nullptr : weights + first, count);
-    }
-  }
-  /// The sum of F over the products of entries [m, c].
-  template <class Leaf>
-  std::uint64_t total(const float* entries, std::size_t m, std::size_t c) const {
-    std::uint64_t z = 0;
-    products<Leaf>(entries, m, c, [&](std::size_t, const float* p, const std::uint32_t* weight, std::size_t count) {
-      z += Leaf::total(p, weight, count);
-    });
-    return z;
-  }
-  /// scores[t] = fma(product, factor[q], scores[t]) for the products of entries [g, m, c], q ascending.
-  template <class Leaf>
-  void add_scaled(const float* entries, const float* factor, std::size_t g, std::size_t m, std::size_t c, float* scores) const {
-    for (std::size_t q = 0; q < g; ++q)
-      products<Leaf>(entries + q * m * c, m, c, [&](std::size_t at, const float* p, const std::uint32_t*, std::size_t count) {
-        Leaf::add_scaled(p, factor[q], count, scores + at);
-      });
-  }
-  template <class Leaf, class Use>
-  void sums(const float* entries, std::size_t m, std::size_t c, Use use) const {
-    alignas(cache_line_bytes) float values[tile];
-    for (std::size_t first = 0; first < n; first += tile) {
-      const std::size_t count = std::min(tile, n - first);
-      Leaf::sums(entries, m, c, codes + first, stride, count, values);
-      use(first, static_cast<const float*>(values), weights == nullptr ? nullptr : weights + first, count);
-    }
-  }
-};
-
-/// All c^m cells in ascending order; each stands for weights[cell] tokens. The first code is the most significant digit.
-struct cell_items {
-  const std::uint32_t* weights;
-  std::uint64_t weight_sum;
-  std::size_t n;
-  float* values;  // [n], scratch
-
-  template <class Leaf, class Use>
-  void products(const float* entries, std::size_t m, std::size_t c, Use use) const {
-    expand_products<Leaf>(entries, m, c, values);
-    use(std::size_t{0}, static_cast<const float*>(values), weights, n);
-  }
-  template <class Leaf>
-  std::uint64_t total(const float* entries, std::size_t m, std::size_t c) const {
-    return Leaf::cell_total(grid<Leaf>(entries, 1, m, c), weights, weight_sum);
-  }
-  template <class Leaf>
-  void add_scaled(const float* entries, const float* factor, std::size_t g, std::size_t m, std::size_t c, float* scores) const {
-    for (std::size_t q = 0; q < g; q += cell_grid::most)
-      Leaf::add_cells(grid<Leaf>(entries + q * m * c, std::min(g - q, cell_grid::most), m, c), factor + q, scores);
-  }
-  template <class Leaf, class Use>
-  void sums(const float* entries, std::size_t m, std::size_t c, Use use) const {
-    expand(
-        entries, m, c, [](float prefix, const float* row, std::size_t count, float* out) { Leaf::offsets(prefix, row, count, out); },
-        values);
-    use(std::size_t{0}, static_cast<const float*>(values), weights, n);
-  }
-
- private:
-  template <class Leaf>
-  static void expand_products(const float* entries, std::size_t m, std::size_t c, float* out) {
-    expand(
-        entries, m, c, [](float prefix, const float* row, std::size_t count, float* to) { Leaf::multiples(prefix, row, count, to); }, out);
-  }
-  /// Extends one subspace after the other, in place. The block of a prefix is written behind all prefixes that are still to be read.
-  template <class Extend>
-  static void expand(const float* entries, std::size_t m, std::size_t c, Extend extend, float* out) {
-    std::copy_n(entries, c, out);
-    std::size_t width = c;
-    for (std::size_t j = 1; j < m; ++j, width *= c)
-      for (std::size_t prefix = width; prefix-- > 0;) extend(out[prefix], entries + j * c, c, out + prefix * c);
-  }
-  /// The products of entries [g, m, c], g up to cell_grid::most, as prefixes and rows. Prefixes of a long code go to `values`, which is
-  /// large enough: there are at least 16 times as many cells as prefixes.
-  template <class Leaf>
-  cell_grid grid(const float* entries, std::size_t g, std::size_t m, std::size_t c) const {
-    static constexpr float one = 1;
-    const std::size_t prefixes = n / c;
-    if (m == 1) return {g, prefixes, c, &one, 0, entries, c};
-    if (m == 2) return {g, prefixes, c, entries, m * c, entries + c, m * c};
-    for (std::size_t q = 0; q < g; ++q) expand_products<Leaf>(entries + q * m * c, m - 1, c, values + q * prefixes);
-    return {g, prefixes, c, values, prefixes, entries + (m - 1) * c, m * c};
-  }
-};
-
-/// Scratch of one list: two times g * m * c floats, and g floats.
+/// Scratch of some query heads: four times g * m * c floats, and g floats.
 struct scorer_scratch {
   float* shifted;  // u = table - maximum, or the table itself for logits
   float* entries;  // what items look up
+  float* grouped;  // the same for four query heads at a time: [g / 4 rounded up, m, c, 4]; from two heads on, this is at most 2 g * m * c
   float* factor;   // R, or the bias
 
   template <class Carver>
   static scorer_scratch carve(Carver& memory, std::size_t g, std::size_t m, std::size_t c) {
-    return {memory.template take<float>(g * m * c), memory.template take<float>(g * m * c), memory.template take<float>(g)};
+    return {memory.template take<float>(g * m * c), memory.template take<float>(g * m * c), memory.template take<float>(2 * g * m * c),
+            memory.template take<float>(g)};
+  }
+  /// That of the query heads from `first` on.
+  scorer_scratch from(std::size_t first, std::size_t m, std::size_t c) const {
+    return {shifted + first * m * c, entries + first * m * c, grouped + 2 * first * m * c, factor + first};
   }
 };
 
@@ -146,6 +52,12 @@ class group_scorer {
   template <class Items>
   void prepare(distance_table_view<> table, std::size_t first, const Items& items, std::uint64_t tokens, std::uint8_t* skipped,
                const attended_sum* attended = nullptr, const normaliser* given = nullptr) {
+    grouped_ = scores_groups(items);
+    if constexpr (std::is_same_v<Items, token_items>)
+      if (grouped_ && given == nullptr) {
+        for (std::size_t q = 0; q < g_; q += grouped_heads) take_group(table, first, q, items, tokens, skipped, attended);
+        return;
+      }
     for (std::size_t q = 0; q < g_; ++q) {
       const float* entries = table.entries.data + (first + q) * table.entries.stride(0);
       const bool finite = is_finite(table, first + q);
@@ -160,6 +72,7 @@ class group_scorer {
         take_probabilities(q, entries, table.entries.stride(1), items, tokens, table.bias(first + q),
                            attended == nullptr ? attended_sum{} : attended[q]);
     }
+    for (std::size_t q = 0; grouped_ && q < g_; q += grouped_heads) interleave(scratch_.entries, q);
   }
 
   /// The items' part of the normaliser of query head first + q, around `centre`; 0 if its table has a non-finite entry.
@@ -168,7 +81,7 @@ class group_scorer {
     if (!is_finite(table, first + q)) return 0;
     subtract_maxima(q, table.entries.data + (first + q) * table.entries.stride(0), table.entries.stride(1), 0);
     move_centre(q, centre);
-    return exponentiate(scratch_.shifted + q * m_ * c_, scratch_.entries + q * m_ * c_, items);
+    return exponentiate(q, items);
   }
   /// The largest sum over j of u_j of the items, for the same; -infinity without an item.
   template <class Items>
@@ -183,6 +96,8 @@ class group_scorer {
   void score(const Items& items, float* scores) const {
     const bool lowest = reduction_ == group_reduction::logit_max;
     std::fill_n(scores, items.n, lowest ? float_from_bits(0xff800000u) : 0.0f);
+    if constexpr (std::is_same_v<Items, token_items>)
+      if (grouped_ && scores_groups(items) && reduction_ == group_reduction::probability_sum) return score_groups(items, scores);
     if (reduction_ == group_reduction::probability_sum)
       return items.template add_scaled<Leaf>(scratch_.entries, scratch_.factor, g_, m_, c_, scores);
     for (std::size_t q = 0; q < g_; ++q) {
@@ -261,26 +176,109 @@ class group_scorer {
   template <class Items>
   void take_probabilities(std::size_t q, const float* entries, std::size_t stride, const Items& items, std::uint64_t tokens, float bias,
                           const attended_sum& attended) {
-    float* u = scratch_.shifted + q * m_ * c_;
-    float* e = scratch_.entries + q * m_ * c_;
     float zero = subtract_maxima(q, entries, stride, bias);  // the logit whose product is 1
-    std::uint64_t z = exponentiate(u, e, items);
+    std::uint64_t z = exponentiate(q, items);
     if (canonical::needs_recentring(z, tokens)) {
       const float centre = canonical::recentring(largest_sum(q, items), scale_);
       zero = canonical::add(zero, centre);
       move_centre(q, centre);
-      z = exponentiate(u, e, items);
+      z = exponentiate(q, items);
     }
+    set_factor(q, z, zero, attended);
+  }
+
+  /// @param z     the items' sum, around the logit `zero`
+  void set_factor(std::size_t q, std::uint64_t z, float zero, const attended_sum& attended) {
     const bool beside = attended.weight != 0 && pqkv::is_finite(zero);  // without a finite bias nothing can be compared
     scratch_.factor[q] = canonical::inverse_normaliser(beside ? z + attended.relative_to(zero, scale_) : z);
     if (z == 0) leave_out(q);
+  }
+
+  /// Whether tokens are scored for several query heads at once.
+  template <class Items>
+  bool scores_groups(const Items& items) const {
+    if constexpr (std::is_same_v<Items, token_items>) return !uses_logits() && items.template grouped<Leaf>(g_, c_);
+    return false;
+  }
+  float* grouped(std::size_t q) const { return scratch_.grouped + q * m_ * c_; }
+
+  /// Writes grouped(q) from the rows [m, c] of query heads q to q + 3; of heads that there are not, or that `taken` (null: all) leaves out,
+  /// zeros.
+  void interleave(const float* from, std::size_t q, const bool* taken = nullptr) const {
+    for (std::size_t i = 0; i < grouped_heads; ++i) {
+      float* const out = grouped(q) + i;
+      if (q + i < g_ && (taken == nullptr || taken[i])) {
+        const float* const row = from + (q + i) * m_ * c_;
+        for (std::size_t x = 0; x < m_ * c_; ++x) out[x * grouped_heads] = row[x];
+      } else {
+        for (std::size_t x = 0; x < m_ * c_; ++x) out[x * grouped_heads] = 0;
+      }
+    }
+  }
+
+  /// prepare() for query heads q to q + 3.
+  void take_group(distance_table_view<> table, std::size_t first, std::size_t q, const token_items& items, std::uint64_t tokens,
+                  std::uint8_t* skipped, const attended_sum* attended) {
+    const std::size_t count = std::min(grouped_heads, g_ - q);
+    bool finite[grouped_heads]{}, recentred[grouped_heads]{}, any = false;
+    float zero[grouped_heads]{};
+    std::uint64_t z[grouped_heads]{};
+    for (std::size_t i = 0; i < count; ++i) {
+      finite[i] = is_finite(table, first + q + i);
+      if (skipped != nullptr) skipped[q + i] = finite[i] ? 0 : 1;
+      if (!finite[i]) {
+        leave_out(q + i);
+        continue;
+      }
+      const float* entries = table.entries.data + (first + q + i) * table.entries.stride(0);
+      zero[i] = subtract_maxima(q + i, entries, table.entries.stride(1), table.bias(first + q + i));
+      exponentials(q + i);
+    }
+    interleave(scratch_.entries, q);
+    items.template add_group_totals<Leaf>(grouped(q), m_, c_, z);
+    for (std::size_t i = 0; i < count; ++i) any |= recentred[i] = finite[i] && canonical::needs_recentring(z[i], tokens);
+    if (any) recentre_group(q, items, recentred, zero, z, finite);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (!finite[i]) continue;
+      set_factor(q + i, z[i], zero[i], attended == nullptr ? attended_sum{} : attended[q + i]);
+      any |= z[i] == 0;
+    }
+    if (any) interleave(scratch_.entries, q);
+  }
+  /// Recentres those of the four that `which` names, and computes their sums again.
+  void recentre_group(std::size_t q, const token_items& items, const bool* which, float* zero, std::uint64_t* z, const bool* finite) const {
+    float largest[grouped_heads];
+    std::fill_n(largest, grouped_heads, float_from_bits(0xff800000u));
+    interleave(scratch_.shifted, q, finite);
+    items.template raise_group_largest<Leaf>(grouped(q), m_, c_, largest);
+    for (std::size_t i = 0; i < grouped_heads; ++i) {
+      if (!which[i]) continue;
+      const float centre = canonical::recentring(largest[i], scale_);
+      zero[i] = canonical::add(zero[i], centre);
+      move_centre(q + i, centre);
+      exponentials(q + i);
+    }
+    std::uint64_t again[grouped_heads]{};
+    interleave(scratch_.entries, q);
+    items.template add_group_totals<Leaf>(grouped(q), m_, c_, again);
+    for (std::size_t i = 0; i < grouped_heads; ++i)
+      if (which[i]) z[i] = again[i];
+  }
+
+  /// scores[t] += the scaled products of every query head, ascending.
+  void score_groups(const token_items& items, float* scores) const {
+    for (std::size_t q = 0; q < g_; q += grouped_heads) {
+      float factor[grouped_heads]{};
+      std::copy_n(scratch_.factor + q, std::min(grouped_heads, g_ - q), factor);
+      items.template add_group_scaled<Leaf>(grouped(q), factor, m_, c_, scores);
+    }
   }
 
   void take_given(std::size_t q, const float* entries, std::size_t stride, const normaliser& given) {
     if (given.sum == 0) return leave_out(q);
     subtract_maxima(q, entries, stride, 0);
     move_centre(q, given.centre);
-    Leaf::exponentials(scratch_.shifted + q * m_ * c_, m_ * c_, scale_, scratch_.entries + q * m_ * c_);
+    exponentials(q);
     scratch_.factor[q] = canonical::inverse_normaliser(given.sum);
   }
 
@@ -289,17 +287,17 @@ class group_scorer {
     float* u = scratch_.shifted + q * m_ * c_;
     for (std::size_t j = 0; j < m_; ++j) {
       const float* row = entries + j * stride;
-      const float top = *std::max_element(row, row + c_);
-      for (std::size_t x = 0; x < c_; ++x) u[j * c_ + x] = canonical::sub(row[x], top);
+      float top = row[0];
+      Leaf::tile_top(row, c_, top);
+      std::copy_n(row, c_, u + j * c_);
+      Leaf::tile_lower(u + j * c_, c_, top);
       bias = canonical::add(bias, top);
     }
     return bias;
   }
   /// Subtracts A from the sums of u; 0 changes nothing.
   void move_centre(std::size_t q, float centre) const {
-    float* u = scratch_.shifted + q * m_ * c_;
-    const float shift = canonical::div(centre, static_cast<float>(m_));
-    for (std::size_t x = 0; x < m_ * c_; ++x) u[x] = canonical::sub(u[x], shift);
+    Leaf::tile_lower(scratch_.shifted + q * m_ * c_, m_ * c_, canonical::div(centre, static_cast<float>(m_)));
   }
   template <class Items>
   float largest_sum(std::size_t q, const Items& items) const {
@@ -311,16 +309,20 @@ class group_scorer {
     return best;
   }
 
+  void exponentials(std::size_t q) const {
+    Leaf::exponentials(scratch_.shifted + q * m_ * c_, m_ * c_, scale_, scratch_.entries + q * m_ * c_);
+  }
   template <class Items>
-  std::uint64_t exponentiate(const float* u, float* e, const Items& items) const {
-    Leaf::exponentials(u, m_ * c_, scale_, e);
-    return items.template total<Leaf>(e, m_, c_);
+  std::uint64_t exponentiate(std::size_t q, const Items& items) const {
+    exponentials(q);
+    return items.template total<Leaf>(scratch_.entries + q * m_ * c_, m_, c_);
   }
 
   scorer_scratch scratch_;
   group_reduction reduction_;
   std::size_t g_, m_, c_;
   canonical::softmax_scale scale_;
+  bool grouped_ = false;  // whether scratch_.grouped has what items look up
 };
 
 }  // namespace detail
@@ -344,8 +346,8 @@ void kernel<op::scan, backend::host>::run(const P& policy, distance_table_view<>
   isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
     detail::run_tasks(policy, lists, [&](std::size_t list) {
       const std::size_t head = list / lists_per_head, first = list * g;
-      const detail::scorer_scratch own{all.shifted + first * m * c, all.entries + first * m * c, all.factor + first};
-      detail::group_scorer<detail::leaf<decltype(isa)>> scorer(own, reduction, g, m, c, canonical::softmax_scale::of(head_dim, scale));
+      detail::group_scorer<detail::leaf<decltype(isa)>> scorer(all.from(first, m, c), reduction, g, m, c,
+                                                               canonical::softmax_scale::of(head_dim, scale));
       const detail::token_items items{codes.data + head * codes.stride(0), codes.stride(1), n};
       scorer.prepare(table, first, items, n, nullptr);
       scorer.score(items, scores.data + list * scores.stride(0));

@@ -7,6 +7,7 @@
 #include "attention/scalar.hpp"
 #include "cells/scalar.hpp"
 #include "centroids/scalar.hpp"
+#include "groups/scalar.hpp"
 #include "matrix/scalar.hpp"
 #include "nearest/scalar.hpp"
 #include "rows/scalar.hpp"
@@ -21,6 +22,8 @@
 #include "cells/avx512.hpp"
 #include "centroids/avx2.hpp"
 #include "centroids/avx512.hpp"
+#include "groups/avx2.hpp"
+#include "groups/avx512.hpp"
 #include "matrix/avx2.hpp"
 #include "matrix/avx512.hpp"
 #include "nearest/avx2.hpp"
@@ -54,6 +57,7 @@ struct leaf : row_leaf<Isa>,
               centroid_leaf<Isa>,
               nearest_leaf<Isa>,
               score_leaf<Isa>,
+              group_leaf<Isa>,
               select_leaf<Isa>,
               shortlist_leaf<Isa>,
               sum_leaf<Isa>,

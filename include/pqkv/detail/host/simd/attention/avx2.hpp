@@ -42,8 +42,8 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
                                          std::size_t d, rows_ahead<T> ahead, float* out, std::size_t out_stride) {
     if (g == 1) return score_keys<1>(queries, stride, g, keys, count, d, ahead, out, out_stride);
     if (g == 2) return score_keys<2>(queries, stride, g, keys, count, d, ahead, out, out_stride);
-    score_keys<4>(queries, stride, std::min<std::size_t>(g, 4), keys, count, d, ahead, out, out_stride);
-    if (g > 4) score_keys<4>(queries + 4 * stride, stride, g - 4, keys, count, d, ahead, out + 4 * out_stride, out_stride);
+    for (std::size_t q = 0; q < g; q += 4)
+      score_keys<4>(queries + q * stride, stride, std::min<std::size_t>(g - q, 4), keys, count, d, ahead, out + q * out_stride, out_stride);
   }
 
   template <class T>
@@ -51,8 +51,9 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
                                         const T* const* values, std::size_t count, std::size_t d, rows_ahead<T> ahead) {
     if (g == 1) return add_values<1>(sums, stride, g, weights, weight_stride, values, count, d, ahead);
     if (g == 2) return add_values<2>(sums, stride, g, weights, weight_stride, values, count, d, ahead);
-    add_values<4>(sums, stride, std::min<std::size_t>(g, 4), weights, weight_stride, values, count, d, ahead);
-    if (g > 4) add_values<4>(sums + 4 * stride, stride, g - 4, weights + 4 * weight_stride, weight_stride, values, count, d, ahead);
+    for (std::size_t q = 0; q < g; q += 4)
+      add_values<4>(sums + q * stride, stride, std::min<std::size_t>(g - q, 4), weights + q * weight_stride, weight_stride, values, count,
+                    d, ahead);
   }
 
   PQKV_TARGET_AVX2 static bool tile_top(const float* x, std::size_t n, float& top) {
@@ -114,9 +115,8 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
     odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
   PQKV_TARGET_AVX2 static PQKV_INLINE void widened(const std::int8_t* row, __m256& low, __m256& high) {
-    const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row));
-    low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all));
-    high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(all, 8)));
+    low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row))));
+    high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + lanes))));
   }
   /// The first n of sixteen elements; the others are zeros.
   template <class T>
@@ -151,21 +151,50 @@ struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
       __m256 acc[8];
 #pragma GCC unroll 8
       for (std::size_t a = 0; a < 8; ++a) acc[a] = _mm256_setzero_ps();
-      for (std::size_t i = 0; i < d; i += pair) {
-        __m256 low{}, high{};
-#pragma GCC unroll 8
-        for (std::size_t a = 0; a < 8; ++a) {  // single loops: g++ 12 unrolls only innermost loops early enough
-          if (a % Q == 0) {
-            touch(ahead.keys[t + a / Q], i);
-            widened(keys[t + a / Q] + i, d - i, low, high);
-          }
-          acc[a] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + a % Q * stride + i), low, acc[a]);
-          acc[a] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + a % Q * stride + i + lanes), high, acc[a]);
-        }
-      }
+      std::size_t i = 0;
+      for (; i + pair <= d; i += pair) add_products<Q>(acc, queries + i, stride, keys + t, ahead.keys + t, i, pair);
+      if (i < d) add_products<Q>(acc, queries + i, stride, keys + t, ahead.keys + t, i, d - i);
       _mm256_store_ps(sums, lane_sums(acc));
       for (std::size_t q = 0; q < g; ++q)
         for (std::size_t r = 0; r < rows; ++r) out[q * out_stride + t + r] = sums[r * Q + q];
+    }
+  }
+
+  /// acc[r * Q + q] += products of n elements of key r and query q, from the i-th on. With n known, no element is copied, and acc stays in
+  /// registers.
+  template <std::size_t Q, class T>
+  PQKV_TARGET_AVX2 static PQKV_INLINE void add_products(__m256 (&acc)[8], const float* queries, std::size_t stride, const T* const* keys,
+                                                        const T* const* ahead, std::size_t i, std::size_t n) {
+    if constexpr (Q == 4) {  // the rows stay in registers; all eight pieces of queries would not find room beside the sums
+      __m256 low[2], high[2];
+#pragma GCC unroll 2
+      for (std::size_t r = 0; r < 2; ++r) {
+        touch(ahead[r], i);
+        widened(keys[r] + i, n, low[r], high[r]);
+      }
+#pragma GCC unroll 4
+      for (std::size_t q = 0; q < 4; ++q) {
+        const __m256 query = _mm256_loadu_ps(queries + q * stride);
+        acc[q] = _mm256_fmadd_ps(query, low[0], acc[q]);
+        acc[4 + q] = _mm256_fmadd_ps(query, low[1], acc[4 + q]);
+      }
+#pragma GCC unroll 4
+      for (std::size_t q = 0; q < 4; ++q) {
+        const __m256 query = _mm256_loadu_ps(queries + q * stride + lanes);
+        acc[q] = _mm256_fmadd_ps(query, high[0], acc[q]);
+        acc[4 + q] = _mm256_fmadd_ps(query, high[1], acc[4 + q]);
+      }
+    } else {
+      __m256 low{}, high{};
+#pragma GCC unroll 8
+      for (std::size_t a = 0; a < 8; ++a) {  // single loops: g++ 12 unrolls only innermost loops early enough
+        if (a % Q == 0) {
+          touch(ahead[a / Q], i);
+          widened(keys[a / Q] + i, n, low, high);
+        }
+        acc[a] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + a % Q * stride), low, acc[a]);
+        acc[a] = _mm256_fmadd_ps(_mm256_loadu_ps(queries + a % Q * stride + lanes), high, acc[a]);
+      }
     }
   }
 
