@@ -18,8 +18,14 @@ struct usage_error : std::runtime_error {
   usage_error(const std::string& option, const std::string& what) : std::runtime_error(option + ": " + what) {}
 };
 
-/// Check of options that count something: CLI11 alone would take -3 for a very large number.
-inline CLI::Range count_range(std::size_t least = 0, std::size_t most = std::size_t{1} << 31) { return {least, most}; }
+/// Check of options that count something: CLI11 alone would take -3 for a very large number. The help shows a lower bound if it is not 0,
+/// and an upper one if it was given.
+inline CLI::Validator count_range(std::size_t least = 0, std::size_t most = std::size_t{1} << 31) {
+  CLI::Validator check = CLI::Range(least, most);
+  const std::string from = std::to_string(least);
+  check.description(most != std::size_t{1} << 31 ? from + " to " + std::to_string(most) : least != 0 ? from + " or more" : "");
+  return check;
+}
 
 /// Check of a seed: a whole number of 64 bits.
 CLI::Validator seed_number();
