@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the programs share on a terminal: one line and exit code 2 for bad input, and a progress bar on stderr.
 #pragma once
+#include <signal.h>
+
 #include <CLI/CLI.hpp>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -61,7 +65,35 @@ std::string read_standard_input();
 /// Hands on what is left of the text. @throws load_error when standard output took less than was printed
 void finish_standard_output();
 
-/// Prints "label [#####     ] 52 %" on stderr, over itself, when stderr is a terminal; otherwise nothing.
+/// Another answer to Ctrl-C (SIGINT) while it exists. The first one is answered, the next has the system's default again. Where the program
+/// was started with SIGINT ignored, as by nohup, it stays ignored.
+class interrupt_handler {
+ public:
+  explicit interrupt_handler(void (*answer)(int));
+  interrupt_handler(const interrupt_handler&) = delete;
+  interrupt_handler& operator=(const interrupt_handler&) = delete;
+  ~interrupt_handler();
+
+ private:
+  struct sigaction before_ {};
+};
+
+/// Notes the first Ctrl-C while it exists, for a program that has something to report before it ends; the second one ends the program.
+class interrupt_watch {
+ public:
+  interrupt_watch();
+  static bool is_interrupted() noexcept;
+
+ private:
+  interrupt_handler handler_;
+};
+
+/// The user has interrupted the program, which has reported and ends: exit code 130.
+struct interrupted : std::exception {
+  const char* what() const noexcept override { return "interrupted"; }
+};
+
+/// Prints "label [#####     ] 52 %" on stderr, over itself, when stderr is a terminal; otherwise nothing. Ctrl-C clears the line too.
 class progress_bar {
  public:
   explicit progress_bar(std::string label);
@@ -74,6 +106,7 @@ class progress_bar {
   std::string label_;
   int shown_percent_ = -1;
   bool terminal_;
+  std::optional<interrupt_handler> clearing_;
 };
 
 }  // namespace minillama
