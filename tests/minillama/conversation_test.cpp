@@ -311,9 +311,9 @@ TEST_CASE("Ctrl-C is noted once while it is watched for") {
       ::raise(SIGINT);
       CHECK(interrupt_watch::is_interrupted());
       ::sigaction(SIGINT, nullptr, &now);
-      CHECK(now.sa_handler == SIG_DFL);  // a second one ends the program
+      CHECK((now.sa_handler == SIG_DFL));  // a second one ends the program
     }
   }
   ::sigaction(SIGINT, nullptr, &now);
-  CHECK(now.sa_handler == before.sa_handler);
+  CHECK((now.sa_handler == before.sa_handler));
 }
