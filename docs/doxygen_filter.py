@@ -13,7 +13,8 @@ from pathlib import Path
 # A declaration or an enumerator, then a comment; neither a preprocessor line nor a comment that has been marked already.
 behind_member = re.compile(r"^(\s*(?![#/])[^\"]*?[\w;,)\]}])(\s+)// (.*)$")
 
-link_to_header = re.compile(r"\]\((?:\.\./)*include/(pqkv/[\w/]+\.(?:hpp|cuh))\)")
+# Its text may be in backticks, which a reference would show.
+link_to_header = re.compile(r"\[`?([^][`]*)`?\]\((?:\.\./)*include/(pqkv/[\w/]+\.(?:hpp|cuh))\)")
 
 link_to_section = re.compile(r"\]\(((?:[\w.-]+/)*[\w-]+\.md)#[\w-]+\)")
 
@@ -30,7 +31,7 @@ def header(lines):
 
 def page(lines):
     for line in lines:
-        yield link_to_section.sub(r"](\1)", link_to_header.sub(r"](@ref \1)", line))
+        yield link_to_section.sub(r"](\1)", link_to_header.sub(r"[\1](@ref \2)", line))
 
 
 if __name__ == "__main__":

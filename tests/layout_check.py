@@ -70,7 +70,7 @@ class tree:
 
     def check(self):
         for rule in (self.sizes, self.first_lines, self.names, self.unfinished, self.mirrored_tests, self.mirrored_backends,
-                     self.same_operations, self.macros, self.intrinsics, self.quiet, self.include_order, self.versions, self.licences,
+                     self.same_operations, self.tables_of_pages, self.macros, self.intrinsics, self.quiet, self.include_order, self.versions, self.licences,
                      self.root_files):
             rule()
         return self.faults
@@ -136,6 +136,26 @@ class tree:
                 found[match[2]].setdefault(match[1], f"{name}:{line}")
         for operation in found["host"].keys() - found["cuda"].keys():
             self.fault("backends", found["host"][operation], f"{operation} is neither on CUDA nor in detail/cuda/cuda_absent.hpp")
+
+    def tables_of_pages(self):
+        """What stands in the pages' tables is what the headers have: operations, those that CUDA lacks, checks of functions on views."""
+        page = {}
+        for name in ("backends", "policies", "errors"):
+            path = self.root / "docs" / f"{name}.md"
+            page[name] = path.read_text(encoding="utf-8") if path.is_file() else ""
+        specialised = re.compile(r"\bkernel<(op::\w+), backend::(?:host|cuda)>")
+        absent = re.compile(r"\babsent_on_cuda<op::(\w+)>")
+        checks = re.compile(r"^/// The checks of [^\n]*\n(?:[^\n]*\n){0,2}?[a-z ]*\bstatus (can_\w+)\(", re.M)
+        for name in self.headers:
+            for line, match in self.each_match(specialised, name, self.code[name]):
+                if f"`{match[1]}`" not in page["backends"]:
+                    self.fault("tables", f"{name}:{line}", f"{match[1]} is not in the table of docs/backends.md")
+            for line, match in self.each_match(absent, name, self.code[name]):
+                if f"`{match[1]}`" not in page["policies"]:
+                    self.fault("tables", f"{name}:{line}", f"{match[1]} is not among what docs/policies.md says CUDA lacks")
+            for line, match in self.each_match(checks, name, self.text[name]):
+                if Path(name) in self.public and f"`{match[1]}`" not in page["errors"]:
+                    self.fault("tables", f"{name}:{line}", f"{match[1]} is not in the table of docs/errors.md")
 
     def macros(self):
         define = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)", re.M)

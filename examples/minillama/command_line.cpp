@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -16,6 +17,16 @@
 
 namespace minillama {
 namespace {
+
+constexpr char clear_line[] = "\r\x1b[K";
+
+volatile std::sig_atomic_t is_noted = 0;
+
+/// Of a signal whose default has been restored: the program ends by it.
+void clear_line_and_end(int signal) {
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, clear_line, sizeof clear_line - 1);
+  ::raise(signal);
+}
 
 /// Names in files are the file's: a line feed or an escape sequence in one must not reach the terminal.
 std::string one_line(std::string text) {
@@ -97,6 +108,9 @@ int run_program(CLI::App& arguments, int argc, char** argv, const std::function<
   arguments.allow_extras();  // refuse_extras() names them in the order in which they were given
   try {
     return parse_and_run(arguments, argc, argv, body);
+  } catch (const interrupted&) {
+    bad_input(arguments, "interrupted");
+    return 130;
   } catch (const std::bad_alloc&) {
     return bad_input(arguments, "not enough memory");
   } catch (const std::exception& error) {
@@ -130,7 +144,24 @@ void finish_standard_output() {
   if (std::fflush(stdout) != 0 || std::ferror(stdout)) throw load_error("standard output", "cannot be written");
 }
 
-progress_bar::progress_bar(std::string label) : label_(std::move(label)), terminal_(::isatty(STDERR_FILENO) == 1) {}
+interrupt_handler::interrupt_handler(void (*answer)(int)) {
+  ::sigaction(SIGINT, nullptr, &before_);
+  if (before_.sa_handler == SIG_IGN) return;
+  struct sigaction wanted {};
+  wanted.sa_handler = answer;
+  wanted.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
+  ::sigaction(SIGINT, &wanted, nullptr);
+}
+
+interrupt_handler::~interrupt_handler() { ::sigaction(SIGINT, &before_, nullptr); }
+
+interrupt_watch::interrupt_watch() : handler_([](int) { is_noted = 1; }) { is_noted = 0; }
+
+bool interrupt_watch::is_interrupted() noexcept { return is_noted != 0; }
+
+progress_bar::progress_bar(std::string label) : label_(std::move(label)), terminal_(::isatty(STDERR_FILENO) == 1) {
+  if (terminal_) clearing_.emplace(clear_line_and_end);
+}
 
 progress_report progress_bar::report() {
   if (!terminal_) return {};
@@ -145,7 +176,7 @@ progress_report progress_bar::report() {
 }
 
 progress_bar::~progress_bar() {
-  if (shown_percent_ >= 0) std::fputs("\r\x1b[K", stderr);
+  if (shown_percent_ >= 0) std::fputs(clear_line, stderr);
 }
 
 }  // namespace minillama

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the programs share on a terminal: one line and exit code 2 for bad input, and a progress bar on stderr.
 #pragma once
+#include <signal.h>
+
 #include <CLI/CLI.hpp>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -18,8 +22,14 @@ struct usage_error : std::runtime_error {
   usage_error(const std::string& option, const std::string& what) : std::runtime_error(option + ": " + what) {}
 };
 
-/// Check of options that count something: CLI11 alone would take -3 for a very large number.
-inline CLI::Range count_range(std::size_t least = 0, std::size_t most = std::size_t{1} << 31) { return {least, most}; }
+/// Check of options that count something: CLI11 alone would take -3 for a very large number. The help shows a lower bound if it is not 0,
+/// and an upper one if it was given.
+inline CLI::Validator count_range(std::size_t least = 0, std::size_t most = std::size_t{1} << 31) {
+  CLI::Validator check = CLI::Range(least, most);
+  const std::string from = std::to_string(least);
+  check.description(most != std::size_t{1} << 31 ? from + " to " + std::to_string(most) : least != 0 ? from + " or more" : "");
+  return check;
+}
 
 /// Check of a seed: a whole number of 64 bits.
 CLI::Validator seed_number();
@@ -55,7 +65,35 @@ std::string read_standard_input();
 /// Hands on what is left of the text. @throws load_error when standard output took less than was printed
 void finish_standard_output();
 
-/// Prints "label [#####     ] 52 %" on stderr, over itself, when stderr is a terminal; otherwise nothing.
+/// Another answer to Ctrl-C (SIGINT) while it exists. The first one is answered, the next has the system's default again. Where the program
+/// was started with SIGINT ignored, as by nohup, it stays ignored.
+class interrupt_handler {
+ public:
+  explicit interrupt_handler(void (*answer)(int));
+  interrupt_handler(const interrupt_handler&) = delete;
+  interrupt_handler& operator=(const interrupt_handler&) = delete;
+  ~interrupt_handler();
+
+ private:
+  struct sigaction before_ {};
+};
+
+/// Notes the first Ctrl-C while it exists, for a program that has something to report before it ends; the second one ends the program.
+class interrupt_watch {
+ public:
+  interrupt_watch();
+  static bool is_interrupted() noexcept;
+
+ private:
+  interrupt_handler handler_;
+};
+
+/// The user has interrupted the program, which has reported and ends: exit code 130.
+struct interrupted : std::exception {
+  const char* what() const noexcept override { return "interrupted"; }
+};
+
+/// Prints "label [#####     ] 52 %" on stderr, over itself, when stderr is a terminal; otherwise nothing. Ctrl-C clears the line too.
 class progress_bar {
  public:
   explicit progress_bar(std::string label);
@@ -68,6 +106,7 @@ class progress_bar {
   std::string label_;
   int shown_percent_ = -1;
   bool terminal_;
+  std::optional<interrupt_handler> clearing_;
 };
 
 }  // namespace minillama

@@ -51,6 +51,10 @@ class speaker {
     sampler picks({settings_.sampling.temperature, settings_.sampling.top_p, seed});
     reply given;
     while (given.tokens.size() < most) {
+      if (listening_.stopped && listening_.stopped()) {
+        given.ended = ending::interrupted;
+        break;
+      }
       if (pending_) feed({&*pending_, 1});
       if (settings_.keep == kept_logits::all) given.logits.insert(given.logits.end(), logits_.begin(), logits_.end());
       const token_id token = picks.pick(logits_);
@@ -65,7 +69,7 @@ class speaker {
       given.text += added;
       if (listening_.spoken) listening_.spoken(added);
     }
-    if (given.ended != ending::end_token && most < settings_.tokens) given.ended = ending::context_limit;
+    if (given.ended == ending::token_limit && most < settings_.tokens) given.ended = ending::context_limit;
     if (given.ended != ending::end_token && !last) unended_ = settings_.missing_end;
     if (listening_.finished) listening_.finished(given);
     return given;
@@ -111,7 +115,16 @@ std::string unescaped(const std::filesystem::path& file, std::size_t line_number
 }  // namespace
 
 const char* name_of(ending ended) {
-  return ended == ending::end_token ? "end token" : ended == ending::token_limit ? "token limit" : "context limit";
+  switch (ended) {
+    case ending::end_token:
+      return "end token";
+    case ending::token_limit:
+      return "token limit";
+    case ending::context_limit:
+      return "context limit";
+    default:
+      return "interrupted";
+  }
 }
 
 std::vector<std::string> read_turns(const std::filesystem::path& file) {
@@ -155,6 +168,7 @@ std::vector<reply> converse(session& at, std::size_t room, const model_config& c
       model_side.restart(logits_of_prompt, last_of_prompt);
     }
     replies.push_back(model_side.take(turns[i], seeds.next(), fresh || i + 1 == turns.size(), reserved_behind(turns, i, settings)));
+    if (replies.back().ended == ending::interrupted) break;
   }
   return replies;
 }

@@ -25,7 +25,7 @@ struct turn {
   std::vector<token_id> tokens;
 };
 
-enum class ending { end_token, token_limit, context_limit };
+enum class ending { end_token, token_limit, context_limit, interrupted };
 const char* name_of(ending ended);
 
 struct reply {
@@ -50,6 +50,7 @@ struct listener {
   std::function<void(token_id)> picked;            // each token, an end token included
   std::function<void(const std::string&)> spoken;  // what a token adds to the text
   std::function<void(const reply&)> finished;
+  std::function<bool()> stopped{};  // asked before each token: whether to end here. No turn follows then
 };
 
 /// Lines of a file of turns; in a line, \n is a line feed and \\ a backslash. Empty lines are left out.

@@ -23,7 +23,6 @@ namespace {
 
 using nlohmann::json;
 
-
 /// What a conversation starts from, and what messages call its source.
 struct input {
   std::string source;
@@ -208,18 +207,21 @@ void generate(const options& o) {
     auto replies = converse(*held.at, room, config, *words, prefilled->logits(), tokens.back(), turns, settings, held.observe, listening);
     return std::pair(std::move(replies), held.record());
   };
+  const interrupt_watch watch;
   const listener aloud{.picked = [&](token_id) { work.token_picked(); },
                        .spoken =
                            [](const std::string& text) {
                              std::fwrite(text.data(), 1, text.size(), stdout);
                              finish_standard_output();
                            },
-                       .finished = [](const reply&) { std::fputc('\n', stdout); }};
+                       .finished = [](const reply&) { std::fputc('\n', stdout); },
+                       .stopped = interrupt_watch::is_interrupted};
   const auto [replies, record] =
       hold(policy_asked, o.compare_full ? measured_session::turn::more_follow : measured_session::turn::last, o.quality, aloud);
   finish_standard_output();
   print_statistics(record, work.times(), tokens.size());
   if (record.quality) print_quality(*record.quality);
+  if (interrupt_watch::is_interrupted()) throw interrupted();  // a report of half a run is not written
 
   json& document = work.document();
   document["model"] = model_of(o, config);

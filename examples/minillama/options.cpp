@@ -87,9 +87,12 @@ void declare_policy(CLI::App& app, options& o) {
       ->check(count_range())
       ->excludes(ratio)
       ->group(group);
-  app.add_option("--window", o.policy.budget.window,
-                 "most recent tokens that always attend; default: a tenth of what the sinks leave, at least 16")
-      ->check(count_range())
+  auto* window = app.add_option("--window", o.policy.budget.window, "most recent tokens that always attend, in place of --window-share");
+  window->check(count_range())->group(group);
+  app.add_option("--window-share", o.policy.budget.window_share,
+                 "share of the tokens that attend, without sinks, that are the most recent ones, 0 to 1; at least 16 tokens")
+      ->capture_default_str()
+      ->excludes(window)
       ->group(group);
   app.add_option("--sink", o.policy.budget.sinks, "first tokens that always attend")
       ->check(count_range())

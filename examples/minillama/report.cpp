@@ -136,6 +136,7 @@ json settings_of(const options& o) {
           {"ratio", budget.retrieve ? json(nullptr) : json(budget.ratio)},
           {"retrieve", or_null(budget.retrieve)},
           {"window", or_null(budget.window)},
+          {"window_share", budget.window ? json(nullptr) : json(budget.window_share)},
           {"sinks", budget.sinks},
           {"min_tokens", budget.min_tokens},
           {"rows", name_of(o.policy.rows)},

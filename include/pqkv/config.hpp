@@ -30,10 +30,12 @@ static_assert(sizeof(1.0) == sizeof(double),
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #error "pqkv: MSVC is not supported; compile with g++ 12 or clang 14, or newer ones, on Linux (on Windows: under WSL)"
+#include <end of compilation: MSVC is not supported>  // a missing file ends it: the hundreds of errors that would follow say nothing
 #endif
 
 #if !defined(__cpp_concepts) || __cplusplus < 202002L
 #error "pqkv: needs C++20; compile with -std=c++20 or later"
+#include <end of compilation: C++20 is needed>  // as above
 #endif
 
 #if defined(__CUDACC__)

@@ -15,6 +15,8 @@
 
 namespace pqkv::inline PQKV_MODE {
 
+/// The KV cache of one layer, for `batch` sequences, with attention over sinks, window and the middle tokens that a selector chooses.
+///
 /// @tparam Rows      where keys and values are: dense_rows or paged_rows, in host or device memory; file_rows; tiered_rows in two memories
 /// @tparam Selector  selector::basic_pq, full, streaming, oracle, snapkv, h2o, sparq, quest, infllm, or one's own (selector/concept.hpp)
 template <class Rows = dense_rows<float>, class Selector = selector::basic_pq<typename Rows::space_type>>
@@ -90,8 +92,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     run<op::append_tokens>(working(policy), rows_.view(), selector_.index(),
                            appended_tokens<space_type>{work_.slots, step, keys.extent(0), rows_.room(0)}, keys, values);
   }
-  /// The same for tokens whose rows the engine has already written into its pages.
-  /// @param tokens  of the whole step
+  /// The same for `tokens` tokens, those of the whole step, whose rows the engine has already written into its pages.
   template <exec::policy P>
   void append(const P& policy, std::size_t tokens, const step_type& step) {
     begin<P>("append");
@@ -182,8 +183,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
 
   /// Makes slot `to` a copy of slot `from`: rows, index, statistics. Rows in an engine's pages are not copied: the engine lets both slots'
   /// tables name the same pages.
-  /// @throws value_error; what the runner throws where `to` is empty; on a device cuda_error
-  /// @cost   grows with the tokens of `from`. The runner's threads copy where `to` is empty, else this one: that must not fail
+  /// @throws value_error; if `to` is empty, what the runner throws; on a device cuda_error
+  /// @cost   grows with the tokens of `from`. Into an empty slot the runner copies, else this thread, since that must not fail
   template <exec::policy P>
   void fork(const P& policy, std::size_t from, std::size_t to) {
     begin<P>("fork");
@@ -238,8 +239,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
   ///
   /// @param source    source(std::byte*, std::size_t) -> std::size_t: how many bytes it gave, 0 at the end
   /// @param contents  what the file must hold; `index` when the rows are in the store already, as an engine's pages are
-  /// @throws value_error, capacity_error naming what does not fit, when the file is cut, altered or of another cache; std::bad_alloc. The
-  ///         slot then stays empty
+  /// @throws value_error, capacity_error: the file is truncated, altered or from a cache with other parameters (the message names what does
+  ///         not fit); std::bad_alloc. The slot then stays empty
   /// @cost   one pass over the file, and the id lists' counting sort
   template <exec::policy P, class Source>
   void load(const P& policy, std::size_t slot, Source&& source, slot_contents contents = slot_contents::index_and_rows) {
@@ -266,8 +267,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
 
   /// Does the work that must not happen inside a step: trains a codebook that now has enough keys, renews one that the sequence has
   /// outgrown (selector::pq_params::refresh), and merges new tokens into id lists. Call it between steps. On a device it waits.
-  /// @throws std::bad_alloc; what the runner throws; on a device cuda_error. Call it again then. Until then a slot is done, or as it was,
-  ///         or, if it was to be renewed, has no index and attends to everything
+  /// @throws std::bad_alloc; what the runner throws; on a device cuda_error. Call it again then: until that, each slot is done or
+  ///         unchanged, but one that was to be renewed has no index and attends to all its tokens
   template <exec::policy P>
   void maintain(const P& policy) {
     begin<P>("maintain");

@@ -145,7 +145,8 @@ class pqcache_state {
   /// The middle of a slot: the range that the next query ranks, and how many tokens it selects.
   middle_range middle(std::size_t slot) const requires is_on_host { return at(slot).middle(rule_); }
   const slot_statistics& statistics(std::size_t slot) const requires is_on_host { return work_.slots.statistics(slot); }
-  /// What the next query attends to: the ranges that it takes whole, and the range that it ranks. For engines that attend themselves.
+  /// What the next query does: the ranges that it attends to as a whole, and the range in which it ranks tokens. For engines that attend
+  /// themselves.
   query_plan plan_query(std::size_t slot) const requires is_on_host {
     return pqkv::plan_query(at(slot), asked_query{}, rule_, selector_.covers());
   }
@@ -174,10 +175,10 @@ class pqcache_state {
   }
   /// @}
 
-  /// Shows the selector some of a slot's queries, before the last chunk of prefill(). What it does with them is the selector's to say:
-  /// for pq a few hundred from all over the prompt are enough, and it keeps what it learned from them for every later training, after
-  /// truncate() too, until reset(); snapkv and h2o take those of consecutive tokens that end with the prompt's last; infllm needs all,
-  /// in order. A fork copies what the slot has been shown, and save() does where the slot has an index.
+  /// Shows the selector some of a slot's queries, before the last chunk of prefill(). Each selector uses them in its own way. pq needs a
+  /// few hundred from all over the prompt; what it learns from them counts in every later training, also after truncate(), until reset().
+  /// snapkv and h2o take the queries of consecutive tokens, the last of which is the prompt's last. infllm needs all of them, in order.
+  /// fork() copies what the slot has been shown, and so does save() if the slot has an index.
   ///
   /// @param queries  [n, hq, d] float, half or bfloat16, after rotary embedding, any strides; one that is not finite is left out
   /// @throws shape_error, value_error; also when the selector's settings make no use of queries; std::bad_alloc where it holds them (h2o)
@@ -343,8 +344,8 @@ class pqcache_state {
     if (header.contents == slot_contents::index_and_rows) parts.add(rows_.parts());
     return parts;
   }
-  /// Calls f(first byte, bytes, limit) for every run of bytes that a slot's file holds. Runs of codes have a limit, and only the middle's
-  /// are saved.
+  /// Calls f(first byte, bytes, limit) for every run of bytes that a slot's file holds. Runs of codes have a limit; of these only the codes
+  /// of the middle are saved.
   template <class F>
   void for_runs(std::size_t slot, const slot_file_header& header, F f) const {
     const slot_parts parts = saved_parts(header);

@@ -2,6 +2,7 @@
 # Compiles SOURCE with COMPILER and FLAGS and holds the outcome against what the file's comments say:
 #   // expect: SENTENCE   it is refused and the compiler's output holds SENTENCE, word for word; may stand several times;
 #                         SENTENCE | SENTENCE where compilers name the same thing in different words
+#   // errors: N          and the compiler names no more than N errors
 #   // flags: FLAG ...    further flags for this file
 # Without an expect line the file must compile. ONLY replaces -fsyntax-only for a compiler that does not know it.
 function(fail what)
@@ -9,13 +10,15 @@ function(fail what)
   message(FATAL_ERROR "compile case failed")
 endfunction()
 
-file(STRINGS ${SOURCE} lines REGEX "^// (expect|flags): ")
+file(STRINGS ${SOURCE} lines REGEX "^// (expect|errors|flags): ")
 set(sentences "")
 set(extra "")
 foreach(line IN LISTS lines)
   if(line MATCHES "^// expect: (.*)$")
     string(REPLACE ";" "\\;" sentence "${CMAKE_MATCH_1}")
     list(APPEND sentences "${sentence}")
+  elseif(line MATCHES "^// errors: (.*)$")
+    set(most_errors ${CMAKE_MATCH_1})
   elseif(line MATCHES "^// flags: (.*)$")
     separate_arguments(extra UNIX_COMMAND "${CMAKE_MATCH_1}")
   endif()
@@ -50,3 +53,10 @@ foreach(sentence IN LISTS sentences)
   endif()
   message(STATUS "refused: ${sentence}")
 endforeach()
+if(DEFINED most_errors)
+  string(REGEX MATCHALL "error:" errors "${output}")
+  list(LENGTH errors count)
+  if(count GREATER most_errors)
+    fail("refused with ${count} errors, at most ${most_errors} are expected:\n${output}")
+  endif()
+endif()

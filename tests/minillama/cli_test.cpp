@@ -112,8 +112,8 @@ TEST_CASE("options that make no sense are refused by name") {
   check_refused(tiny.run("-m \"" + tiny.path().string() + "\" -p a -t 0"), "--threads");
   check_refused(tiny.generate("-p a --retrieve 5 --ratio 0.1"), "--retrieve");
   check_refused(tiny.generate("-p a --window 0"), "budget.window");
-  check_refused(tiny.generate("-p a --ratio 1.5"), "budget.ratio");
-  check_refused(tiny.generate("-p a --ratio nan"), "budget.ratio");
+  for (const char* ratio : {"1.5", "nan"}) check_refused(tiny.generate(std::string("-p a --ratio ") + ratio), "budget.ratio");
+  for (const char* wrong : {"1.5", "0.5 --window 16"}) check_refused(tiny.generate(std::string("-p a --window-share ") + wrong), "window");
   CHECK(tiny.generate("-p a -n 2 --sink 64").code == 0);
   check_refused(tiny.generate("-p a --sink 64 --min-tokens 64"), "sinks + 1");
   check_refused(tiny.generate("-p a --bits 3"), "bits");

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "command_line.hpp"
 #include "comparison.hpp"
 #include "decoder.hpp"
 #include "footprint.hpp"
@@ -32,7 +33,7 @@ struct talker {
   }
 
   std::vector<reply> talk(const std::string& prompt, const std::vector<std::string>& texts, conversation_settings settings,
-                          std::size_t context, policy_name name = policy_name::full) {
+                          std::size_t context, policy_name name = policy_name::full, const listener& listening = {}) {
     std::vector<turn> turns;
     for (const std::string& text : texts) turns.push_back({text, byte_tokens(text)});
     const auto tokens = byte_tokens(prompt);
@@ -42,7 +43,7 @@ struct talker {
     policy.name = name;
     host_session at(*llama, runner, policy, prefilled, room,
                     settings.start == turn_start::fresh ? session_kind::forked : session_kind::single);
-    return converse(at, room, llama->config(), byte_tokenizer(), prefilled.logits, tokens.back(), turns, settings);
+    return converse(at, room, llama->config(), byte_tokenizer(), prefilled.logits, tokens.back(), turns, settings, {}, listening);
   }
 
   /// Checks that each token is the oracle's likeliest one behind the history, which grows by the reply.
@@ -284,4 +285,35 @@ TEST_CASE("the plan of a run's memory is what the run holds") {
   vast.hidden = vast.intermediate = vast.layers = std::size_t{1} << 24;
   CHECK_THROWS_AS(plan_float_weights(vast), std::length_error);
   CHECK_THROWS_AS(plan_footprint(vast, {}, {.prompt = std::size_t{1} << 40, .capacity = 1}, {}), std::length_error);
+}
+
+TEST_CASE("a conversation that is interrupted ends with the token that was being picked") {
+  talker one;
+  const conversation_settings settings{.tokens = 20};
+  std::size_t picked = 0;
+  const listener until_five{.picked = [&](token_id) { ++picked; }, .spoken{}, .finished{}, .stopped = [&] { return picked == 5; }};
+  const auto whole = one.talk("a prompt of some words", {"and a turn", "and another"}, settings, 200);
+  const auto cut = one.talk("a prompt of some words", {"and a turn", "and another"}, settings, 200, policy_name::full, until_five);
+  REQUIRE(whole.size() == 2);
+  REQUIRE(cut.size() == 1);
+  CHECK(cut[0].ended == ending::interrupted);
+  CHECK(cut[0].tokens == std::vector<token_id>(whole[0].tokens.begin(), whole[0].tokens.begin() + 5));
+}
+
+TEST_CASE("Ctrl-C is noted once while it is watched for") {
+  struct sigaction before {
+  }, now{};
+  ::sigaction(SIGINT, nullptr, &before);
+  {
+    const interrupt_watch watch;
+    CHECK_FALSE(interrupt_watch::is_interrupted());
+    if (before.sa_handler != SIG_IGN) {
+      ::raise(SIGINT);
+      CHECK(interrupt_watch::is_interrupted());
+      ::sigaction(SIGINT, nullptr, &now);
+      CHECK((now.sa_handler == SIG_DFL));  // a second one ends the program
+    }
+  }
+  ::sigaction(SIGINT, nullptr, &now);
+  CHECK((now.sa_handler == before.sa_handler));
 }

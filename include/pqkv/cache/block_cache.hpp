@@ -9,7 +9,7 @@
 //   the caller         copies the rows of what was admitted
 //   fill_blocks()      makes these slots `valid`: only now are they found. After a failed copy abandon_blocks() frees them instead
 //
-// Not for keys of an open domain: every block of the longest sequence has an entry of 8 bytes, or of 12 with tiny_lfu.
+// Not for keys from an unbounded set: every block of the longest sequence has an entry of 8 bytes, or of 12 with tiny_lfu.
 // Source: PQCache, SIGMOD 2025, for blocks, counts and offers.
 #pragma once
 
@@ -196,8 +196,8 @@ void abandon_blocks(const P& policy, const block_cache_view<E, typename P::space
   detail::run_operation<op::abandon_blocks>(policy, cache);
 }
 
-/// Drops every block, filling ones too, that has a token at or behind its sequence's length, and what the policy remembers of it: other
-/// tokens will be there. These are not counted as evictions.
+/// Drops every block, filling ones too, that has a token at or after the end of its sequence, and what the policy remembers of that block,
+/// because other tokens will take its place. These are not counted as evictions.
 ///
 /// @param lengths  [caches] uint32
 /// @throws shape_error; then nothing is changed

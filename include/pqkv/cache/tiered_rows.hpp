@@ -30,17 +30,17 @@ struct resident_tokens {
   std::uint32_t sinks = 0;            // tokens [0, sinks)
   std::uint32_t first = 0, last = 0;  // the newest: tokens [first, last), token t in row t modulo recent_tokens
   std::uint32_t unused = 0;
-  std::uint64_t slow_rows = 0;    // of one head, K and V, read from slow memory: copies, and what attention takes whole
+  std::uint64_t slow_rows = 0;    // read from slow memory for one head, K and V: for copies, and by attention outside the lists
   std::uint64_t near_misses = 0;  // of the block cache's misses, those that were among the newest
 
   PQKV_HD constexpr bool has(std::uint32_t token) const { return token < sinks || (token >= first && token < last); }
-  /// What is left when the sequence is cut to its first `length` tokens.
+  /// Leaves the copies that still count when the sequence is cut to its first `length` tokens.
   PQKV_HD constexpr void truncate(std::uint32_t length) {
     sinks = sinks < length ? sinks : length;
     last = last < length ? last : length;
     first = first < last ? first : last;
   }
-  /// How many of tokens [begin, end) are not among them.
+  /// How many of tokens [begin, end) have no such copy.
   PQKV_HD constexpr std::uint32_t missing(std::uint32_t begin, std::uint32_t end) const {
     begin = begin > sinks ? begin : sinks;
     if (begin >= end) return 0;
@@ -201,11 +201,11 @@ class tiered_rows {
 
   /// Sizes of fast memory, in tokens of a slot. Each token has rows of all KV heads.
   struct params {
-    typename Slow::params slow{};     // e.g. the file's folder
-    std::size_t sink_tokens = 32;     // copies of the first tokens
-    std::size_t recent_tokens = 512;  // copies of the newest tokens; with fewer than the window has, the rest of the window is read slowly
-    std::size_t cache_tokens = 4096;  // tokens in blocks of the middle; 0: none
-    std::size_t block_tokens = 16;    // B
+    typename Slow::params slow{};                     // e.g. the file's folder
+    std::size_t sink_tokens = 32;                     // copies of the first tokens
+    std::size_t recent_tokens = 512;                  // copies of the newest tokens; window tokens beyond these are read from slow memory
+    std::size_t cache_tokens = 4096;                  // tokens in blocks of the middle; 0: none
+    std::size_t block_tokens = 16;                    // B
     std::size_t admit_blocks = default_admit_blocks;  // offered in a step
   };
 
@@ -261,8 +261,8 @@ class tiered_rows {
     if constexpr (requires { slow_.ensure_readable(function); }) slow_.ensure_readable(function);
   }
 
-  /// The counts of a slot, without a wait. On a device they are as of the last attend() that has ended; while one ends, some may be newer
-  /// than others. @pre slot < batch
+  /// The counts of a slot, without waiting. On a device they are those of the last attend() that has ended; if one is just ending, some
+  /// counts may already include it. @pre slot < batch
   tier_statistics statistics(std::size_t slot) const {
     if constexpr (is_on_host)
       return tier_statistics::of(*tiers_.cache.one(slot).statistics, tiers_.residents(slot), tiers_.row_bytes());
@@ -270,9 +270,9 @@ class tiered_rows {
       return counts_[slot];
   }
 
-  /// pqcache calls these: before a pass attends, after the last pass, and when a call has failed. After a failed call on a device, what it
-  /// looked up counts in the next admission.
-  /// @throws fetch: what Slow throws; both: what the runner throws; on a device cuda_error
+  /// pqcache calls these: fetch() before a pass attends, admit() after the last pass, abandon() when a call has failed. If a call fails on
+  /// a device, its look-ups stay counted and take part in the next admission.
+  /// @throws fetch: what Slow throws; fetch and admit: what the runner throws; on a device cuda_error
   /// @{
   template <exec::policy P>
   void fetch(const P& policy, const fetched_tokens<Fast>& wanted) const {

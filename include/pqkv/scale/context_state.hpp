@@ -21,14 +21,14 @@ namespace pqkv::inline PQKV_MODE::scale {
 /// Which tokens the ranks attend to together.
 enum class selection_mode : std::uint8_t {
   exact,  // the set that one rank with all tokens would select, to the token; two or three exchanges
-  local   // each rank its best k / ranks, normalised over its own tokens; no exchange
+  local   // each rank attends to the best k / ranks of its own tokens, scored by these alone; no exchange
 };
 
 /// When ranks ask each other whether all of them make a call.
 enum class agreement_mode : std::uint8_t {
-  each_call,     // before every verb, by 8 bytes: a rank that refuses makes all refuse, and nothing changes
-  with_exchange  // append() asks nobody, and attend() only in the messages it sends anyway: for engines that have checked their calls. If a
-                 // rank then refuses an append(), the next attend() of all fails, and the slot must be reset
+  each_call,     // before every verb, by a message of 8 bytes: if one rank refuses, all do, and nothing changes
+  with_exchange  // append() does not ask, and attend() asks in the messages that it sends anyway. For engines that checked their calls:
+                 // if one rank refuses an append(), the next attend() fails on all ranks, and the slot must be reset
 };
 
 /// One cache of all ranks. Everything but `rows` must be the same on every rank.
@@ -38,7 +38,7 @@ struct context_params : cache_shape {  // capacity: tokens of a slot on all rank
   selector::pq_params selector{};  // codebooks are always trained anew (refresh_iterations is taken as 0)
   typename Rows::params rows{};
   std::size_t block = 128;  // new tokens go to the ranks in blocks of this many
-  std::size_t run = 0;      // of a sequence, the first ranks * run tokens lie in one run for each rank (token_layout)
+  std::size_t run = 0;      // the first ranks * run tokens of a sequence: each rank has a run of this many (token_layout)
   selection_mode selection_over_ranks = selection_mode::exact;
   agreement_mode agreement = agreement_mode::each_call;
 };
@@ -143,7 +143,7 @@ class context_state {
     own.capacity = std::max<std::size_t>(1, rank < layout.ranks && layout.block != 0 ? layout.held(rank, p.capacity) : 1);
     return own;
   }
-  /// A range of the sequence by places in this rank's share.
+  /// A range of the sequence, in positions of this rank's share.
   middle_range local(const middle_range& range) const { return {local(range.begin), local(range.end), range.retrieve}; }
   std::uint32_t local(std::uint32_t position) const { return static_cast<std::uint32_t>(layout_.held(ranks_.rank(), position)); }
   token_span local(const token_span& span) const { return {local(span.leading), local(span.window_begin), local(span.window_end)}; }

@@ -70,12 +70,13 @@ class pq_index {
     });
   }
 
-  /// Renews codebooks that were learnt from tokens [first, trained), when the sequence has n tokens: much cheaper than learn(). A share
-  /// (n - trained) / (n - first) of the centroids, those with the fewest tokens, is replaced by keys drawn from [trained, n)
-  /// (replaced_centroids). Then come train_params.iterations of k-means from there; the mean key and the order of axes stay. The rest is as
-  /// in learn().
+  /// Renews codebooks that were learnt from tokens [first, trained), now that the sequence has n tokens: much cheaper than learn(). Of the
+  /// centroids, the share (n - trained) / (n - first) with the fewest tokens is replaced by keys drawn from [trained, n)
+  /// (replaced_centroids). Then follow train_params.iterations of k-means; the mean key and the order of axes stay. The rest is as in
+  /// learn().
   /// @pre    the sequence has codebooks and tokens [first, ranked) their codes; first < trained <= n; no second stage
-  /// @cost   as learn() with so few iterations. On the host, unless a sample is trained on, the first of them costs an eighth (1 / share)
+  /// @cost   as learn() with so few iterations. On the host, if training uses every key and not a sample, the first iteration costs an
+  ///         eighth (1 / share)
   template <exec::policy P, class Rows>
   void renew(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t trained,
              std::size_t n, kmeans_params train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
@@ -98,12 +99,12 @@ class pq_index {
     });
   }
 
-  /// Renews codebooks as renew() does, but reads only keys that came since, and those whose centroid is replaced. The centroids to be
-  /// replaced are those with the fewest of the tokens [first, ranked). Then, train_params.iterations times, every token of [trained, n)
-  /// joins its nearest centroid, and each replaced centroid becomes the mean of its tokens if it has any. At the end the nearest centroids
-  /// of tokens [trained, n), and of those whose centroid was replaced, are their codes. The other centroids stay where they are and so do
-  /// the codes that name them: a replaced centroid may be nearer to such a key than its own, which is as near as it was.
-  /// A key with an element that is not finite is left out and gets code 0.
+  /// Renews codebooks as renew() does, but reads only the new keys and those whose centroid is replaced. The centroids with the fewest of
+  /// the tokens [first, ranked) are replaced. Then, train_params.iterations times, every token of [trained, n) joins its nearest centroid,
+  /// and each replaced centroid becomes the mean of its tokens if it has any. At the end tokens [trained, n), and those whose centroid was
+  /// replaced, get the codes of their nearest centroids. The other centroids do not move, and the codes that name them stay: for some of
+  /// these keys a replaced centroid may now be nearer, but their own is as near as before. A key with an element that is not finite is left
+  /// out and gets code 0.
   /// @pre    as renew()
   /// @return how many codes were written
   /// @cost   iterations + 1 times c distance terms for each coordinate of tokens [trained, n), of which it copies the keys; a pass over
@@ -136,8 +137,8 @@ class pq_index {
     merge_tails(policy, as_const(own.codes), own.index);
   }
 
-  /// Writes the tables of queries, whose axes it orders as the codebooks' if they are; `query` then becomes the ordered queries. Arguments
-  /// as in rank(), whose first step it is.
+  /// The first step of rank(), with the same arguments: writes the tables of queries. If the codebooks' axes are reordered, the queries'
+  /// axes are put in the same order first, and `query` becomes the reordered queries.
   template <exec::policy P>
   mutable_distance_table_view<Space> tabulate(const P& policy, pqkv::view<const float, 2, Space>& query, const head_map<Space>& map,
                                               const pq_workspace<Space>& work) const {

@@ -6,10 +6,10 @@
 //
 // The prompt: pqcache::observe() takes the queries of consecutive tokens, ending with the prompt's last; all of them, to follow the paper.
 // At the prompt's end their causal weights are summed and the best k of the middle are kept. A prompt that ends without any is refused.
-// A decode step: the softmax goes over what is attended to (sinks, kept tokens, window) and over the token that has just left the window,
-// which was attended to until now. These weights are added; then the best k of the kept tokens and of those that left are kept. Several
-// queries of a sequence are taken in order, each with what the one before it left; for this, a cache must use
-// draft_selection::each_query. A length is decided once: what is asked again at the same length is counted only the first time.
+// A decode step: the softmax goes over the tokens attended to (sinks, kept tokens, window) and the token that has just left the window,
+// which was attended to until then. These weights are added; then, of the kept tokens and those that left the window, the best k are kept.
+// Several queries of a sequence are handled in order, each after the decision of the one before; for this, a cache must use
+// draft_selection::each_query. Each length is decided once: asking again at the same length counts only the first time.
 //
 // If k grows, it is filled by tokens that leave the window later; what was dropped stays so. While the budget holds the whole middle,
 // nothing is dropped and weights are summed all the same. A cut restores what was kept at that length; weights given by queries that were
@@ -31,8 +31,8 @@
 namespace pqkv::inline PQKV_MODE::selector {
 
 /// Bytes that a step reads: keys of everything attended to and of the token that left; the scores of these tokens; and for every token of
-/// the middle when it was dropped. A query that is asked again at the same length, or of a slot that does not
-/// count yet, reads no keys, but is counted like the others.
+/// the middle when it was dropped. A query that is asked again at the same length, or in a slot that does not count yet, reads no keys, but
+/// is counted like the others.
 struct received_traffic {
   std::uint64_t kv_heads, key_bytes;
 

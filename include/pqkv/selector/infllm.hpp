@@ -4,10 +4,10 @@
 // most relevant blocks are taken whole. For comparison with other selectors, in host memory only: no CUDA kernel, no saved slots, and its
 // arithmetic is not canonical.
 //
-// Representatives need queries. A prompt's must be shown: pqcache::observe() with all of them, in order, before the prompt's last chunk;
-// else prefill() refuses the prompt. Those of later tokens are seen where attend() or retrieve() answers them. A block gets its
-// representatives once: at the end of the prompt if all of it has left the window by then, else at the first query that finds it so, from
-// the queries up to that one. blind_blocks() counts the blocks for which no query was seen.
+// Representatives need queries. A prompt's queries must all be shown to pqcache::observe(), in order, before the prompt's last chunk;
+// otherwise prefill() refuses the prompt. Queries of later tokens are seen when attend() or retrieve() answers them. A block gets its
+// representatives once, from the queries seen up to then: at the end of the prompt if the whole block has left the window, otherwise at the
+// first query after it has left. blind_blocks() counts the blocks for which no query was seen.
 //
 // Tokens that have left the window and fill no block yet come before all blocks, the newest first.
 //
@@ -150,12 +150,12 @@ class infllm {
   infllm_index index() const { return all_.index; }
   /// Queries of a slot's prompt that observe() was given; the prompt's last chunk is refused unless it is all of them.
   std::size_t observed(std::size_t slot) const { return all_.index.records(slot).observed; }
-  /// How often a block of a KV head got its representatives although not one of the queries that count for it was seen, since the slot was
-  /// empty. Such a block's first tokens represent it. More than 0 says that tokens were appended whose queries nobody asked.
+  /// How many blocks of a KV head got their representatives without a single query that counts for them, since the slot was empty. Such a
+  /// block is represented by its first tokens. A number above 0 means that tokens were appended whose queries were never asked.
   std::uint64_t blind_blocks(std::size_t slot) const { return all_.index.records(slot).blind_blocks; }
 
-  /// Reads the sums of representatives. What choosing these reads, once for each block, is not counted, like the training of other
-  /// selectors.
+  /// A query reads the sums of representatives. Choosing representatives, once for each block, reads keys too, but is not counted, like the
+  /// training of other selectors.
   struct block_traffic {
     std::uint64_t kv_heads, row_bytes;
     std::uint32_t length;
@@ -185,7 +185,8 @@ class infllm {
     one.observed += static_cast<std::uint32_t>(queries.extent(0));
   }
 
-  /// Notes the queries of a step, and represents the blocks that they find whole. A query counts from its own position on.
+  /// Notes the queries of a step, and represents the blocks that are whole in the middle for the first time. A query counts from its own
+  /// position on.
   template <exec::policy P, class Rows>
   void see(const P& policy, view<const float, 2> query, const Rows& rows, const planned_queries<space::host>& planned) {
     const std::size_t hq = shape_.query_heads, h = shape_.kv_heads, tokens = query.extent(0) / hq;
@@ -256,7 +257,7 @@ class infllm {
   }
 
  private:
-  /// Blocks [first, last) of a slot that a query is the first to find whole in the middle.
+  /// Blocks [first, last) of a slot that lie in the middle as a whole for the first time at this query.
   struct found_blocks {
     std::uint32_t slot = 0, first = 0, last = 0, middle_begin = 0, position = 0;
   };
@@ -270,7 +271,7 @@ class infllm {
 
   const params& settings() const { return all_.index.settings; }
   std::uint32_t block_length() const { return static_cast<std::uint32_t>(settings().block_tokens); }
-  /// The part of a middle that is in whole blocks, and how many of its tokens are selected beside those that are in none.
+  /// The part of a middle that consists of whole blocks, and how many tokens are selected there: tokens of the unfinished block come first.
   static constexpr middle_range in_blocks(const middle_range& middle, std::uint32_t length) {
     const std::uint32_t whole = middle.end - middle.end % length, end = whole > middle.begin ? whole : middle.begin;
     const std::uint32_t unfinished = middle.end - end, k = middle.selected();
@@ -297,7 +298,7 @@ class infllm {
     }
     return any;
   }
-  /// @param task  whose count of blind blocks is of KV head 0
+  /// @param task  the task of KV head 0; tasks of the other heads follow, each with its count of blind blocks
   void commit(const found_blocks& found, std::size_t task) const {
     if (found.first == found.last) return;
     infllm_index::record& one = all_.index.records(found.slot);

@@ -45,10 +45,11 @@ struct residual_stage {
   constexpr bool used() const { return subspaces != 0; }
 };
 
-/// The tokens over which a query head's probabilities add up to 1. A KV head's query heads share a list, so it decides how much each says.
+/// The tokens over which a query head's probabilities add up to 1. The query heads of a KV head share one list, so this decides how much
+/// weight each head has in it.
 enum class normalisation : std::uint8_t {
-  middle,   // the ranked tokens: every query head says as much
-  attended  // sinks and window too: a head that looks there says less. Host memory only, no second stage
+  middle,   // the ranked tokens: every query head has the same weight
+  attended  // sinks and window too: a head that attends mostly there has less weight. Host memory only, no second stage
 };
 
 /// What a renewal of a slot's codebook trains, and which keys it encodes anew.
@@ -73,12 +74,12 @@ struct pq_params {
   std::optional<overlap_model> overlap{};          // if given, the overlap rule decides L in place of train.iterations
   std::size_t overlap_most = overlap_model::most;  // the largest L that the rule may choose
   std::size_t tail_tokens = 256;                   // maintain() merges once at least this many tokens are not yet in the id lists
-  /// maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never. Not given: 1.05 over new keys,
-  /// 1.1 over all, and 1.5 where slots are trained anew, each of which costs more than the one before.
+  /// maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never. Not given: 1.05 if renewals are
+  /// of new keys, 1.1 if of all keys, and 1.5 if slots are trained anew, since each training costs more than the one before.
   std::optional<double> refresh{};
   renewal_scope renewal = renewal_scope::all_keys;
-  /// L of such a renewal (pq_index::renew), which begins from the codebook there is and keeps its order of axes. 0: trains anew as for a
-  /// prompt. So do slots that have doubled since, and those with a second stage.
+  /// L of such a renewal (pq_index::renew), which starts from the present codebook and keeps its order of axes. With 0 the slot is trained
+  /// anew, as for a prompt. So are slots that have doubled since their last training, and all slots with a second stage.
   std::size_t refresh_iterations = 1;
 
   /// Whether an outgrown codebook is always trained anew.
@@ -186,8 +187,9 @@ class basic_pq {
   std::size_t lists() const { return score_lists(params_.reduction, shape_.kv_heads, shape_.query_heads); }
   static constexpr coverage_rule covers() { return {coverage::everything, coverage::listed}; }
   std::size_t least_rows() const { return index_.shape().least_rows(); }
-  /// L of a slot's last training or renewal since its reset. 0 before any, for a codebook from a file, and after a training that failed
-  /// (unless it ran on a device, whose failures the host does not know). Under the overlap rule it depends on the prompt and the machine.
+  /// L of a slot's last training or renewal since its reset. It is 0 before the first one, for a codebook from a file, and after a training
+  /// that failed on the host (the host does not know of failures on a device). Under the overlap rule it depends on the prompt and the
+  /// machine.
   std::size_t iterations(std::size_t slot) const { return slots_[slot].iterations; }
   selector_signature signature() const {
     const pq_index_shape& s = index_.shape();
@@ -199,8 +201,8 @@ class basic_pq {
             s.has_fine() ? s.fine_bits : 0,
             static_cast<std::uint32_t>(s.axes)};
   }
-  /// How many KV heads got their own order of axes in a slot's last training. All of them did if observe() had been called under
-  /// axis_order::weighted_pairs; the others are cut as under rotary_halves.
+  /// How many KV heads got their own order of axes in a slot's last training: under axis_order::weighted_pairs all of them if observe() had
+  /// been called, else none. The other heads are cut as under rotary_halves.
   std::size_t weighted_heads(std::size_t slot) const {
     const auto dealt = index_.view().sequence(slot).pairs.is_dealt;
     std::size_t count = 0;

@@ -45,8 +45,8 @@ struct cell_scratch {
   std::uint8_t* codes;     // [m, cells] the codes of these cells
 };
 
-/// The cells that hold tokens, as a list of items. Most cells are empty with long codes, and real keys leave many empty with short ones.
-/// The product of a listed cell is looked up by its codes, as a token's is; it cannot be expanded from the cell before it.
+/// The cells that hold tokens, as a list of items. With long codes most cells are empty, and with short ones many are for real keys. The
+/// product of a listed cell is looked up by its codes, as for a token; extending the product of a shorter prefix needs all cells in order.
 template <class Leaf>
 class occupied_cells {
  public:
@@ -267,7 +267,7 @@ class cell_emission {
   const std::int32_t* cells_;
   const std::uint32_t* offsets_;
   std::uint32_t listed_;  // tokens below this are in the lists
-  bool has_void_ids_;     // whether the lists hold other ids too
+  bool has_void_ids_;     // whether the lists also hold ids of tokens that were cut off
 };
 
 /// The counts of a head's cells without the tokens from `end` on: the index's own, or a corrected copy in `earlier`, [cells].

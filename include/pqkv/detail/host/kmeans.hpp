@@ -24,7 +24,7 @@ static_assert(max_searched == max_centroids && max_row_dim == max_head_dim + 1);
 
 /// Nearest centroids that were found before some of the centroids changed.
 struct known_nearest {
-  const std::uint8_t* index = nullptr;    // [n] of every point, where 0 may stand for anything; null: nothing is known
+  const std::uint8_t* index = nullptr;    // [n] of each point; 0 can also mean that it is not known. Null: none is known
   const std::uint8_t* changed = nullptr;  // [count] the centroids that changed, ascending
   std::size_t count = 0;
 };
@@ -84,7 +84,7 @@ class kmeans_problem {
 
  private:
   static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
-  static constexpr int most_unknown = 4;          // rows of a block decided one by one; beyond it is searched. A guess that was not swept
+  static constexpr int most_unknown = 4;          // rows; a block with more of them is searched as a whole. Not tuned
   static constexpr std::size_t gather_lead = 16;  // 16 rows of 64 floats fill a page, past whose end the hardware does not prefetch
 
   void prefetch(std::size_t i) const { prefetch_token(rows_[i]); }
@@ -213,8 +213,8 @@ class kmeans_problem {
     }
   }
 
-  /// What is known of a block's rows. A bit of the result is set where it is nothing: the centroid changed, or the code is 0, which is also
-  /// that of a key with a number that is not finite.
+  /// Takes over what is known of a block's rows. A bit of the result is set where nothing is known: the row's centroid changed, or its code
+  /// is 0, which keys that are not finite have too.
   std::uint32_t look_up(const known_nearest& known, const bool* is_changed, std::size_t first, std::size_t rows,
                         std::uint8_t* before) const {
     std::uint32_t unknown = 0;

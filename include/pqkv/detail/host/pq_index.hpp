@@ -63,7 +63,7 @@ std::size_t replace_least_used(const Rows& rows, std::size_t head, const pq_inde
                                std::size_t h, std::size_t j, std::uint8_t (&replaced)[max_centroids]) {
   const std::size_t ds = index.book.sub_dim(), c = index.book.size();
   const std::uint8_t* const codes = &index.codes(h, j, 0);
-  std::uint32_t tokens[4][max_centroids]{};  // four counters each: one would wait for itself where neighbours have the same code
+  std::uint32_t tokens[4][max_centroids]{};  // four counters each: equal codes in a row would wait for each other's additions
   for (std::size_t t = call.first; t < call.last; ++t) ++tokens[t % 4][codes[t]];
   std::uint64_t rank[max_centroids];  // how many tokens, then the centroid's number
   for (std::size_t x = 0; x < c; ++x) rank[x] = (std::uint64_t{tokens[0][x]} + tokens[1][x] + tokens[2][x] + tokens[3][x]) << 8 | x;
@@ -109,9 +109,9 @@ void kernel<op::replace_centroids, backend::host>::run(const P& policy, const Ro
 
 template <>
 struct kernel<op::renew_codebook, backend::host> {
-  /// Replaces centroids, runs k-means from there and writes the codes of all keys, to the bits of the three operations one after the other.
-  /// A row's code says which of the kept centroids is nearest, so the first assignment compares it with that one and the replaced ones.
-  /// The last one, which is the encoding, reads rows that k-means has rounded already.
+  /// Replaces centroids, runs k-means from there and writes the codes of all keys: the same bits as from the three operations one after the
+  /// other. The first assignment is cheap, since a row's old code says which of the kept centroids is nearest: only the replaced ones are
+  /// compared with that one. The last assignment is also the encoding; it reads rows that k-means has already rounded.
   ///
   /// @param keys      [h, n, d] keys of tokens [call.first, call.last), axes in order; their codes must be known
   /// @param outcomes  [h, m], written. Codes are written where it is `trained`
@@ -207,7 +207,7 @@ class replaced_training {
     std::vector<std::uint32_t> left;
     for (std::size_t t = first; t < last; t += 8) {
       const std::size_t end = std::min(t + 8, last);
-      bool any = false;  // seldom: the least used centroids have few tokens
+      bool any = false;  // rarely true: the least used centroids have few tokens
       for (std::size_t u = t; u < end; ++u) any |= is_replaced[codes[u]];
       for (std::size_t u = t; any && u < end; ++u)
         if (is_replaced[codes[u]]) left.push_back(static_cast<std::uint32_t>(u));
@@ -246,12 +246,12 @@ class replaced_training {
     }
   }
 
-  /// y of a new token. Returns whether its key is finite, and in the inner-product metric its norm.
+  /// Writes the centred row of a new token to y. Returns whether its key is finite and, in the inner-product metric, its norm too.
   bool load_new(std::size_t t, float* y) {
     const float* const whole = load_row<Leaf>(kv_row<std::remove_cv_t<T>>{keys_.data + t * keys_.stride(0), 1}, keys_.extent(1), copy_);
     return Leaf::all_finite(whole, keys_.extent(1)) && centre(whole + j_ * ds_, y);
   }
-  /// The same of a token that has a code: if its key is not finite, 0.
+  /// The same for a token that has a code. Only code 0 may stand for a key that is not finite, so only then the whole key is looked at.
   bool load_old(std::size_t t, std::uint8_t code, float* y) {
     const auto key = rows_.key(head_ + h_, t);
     const std::size_t begin = code == 0 ? 0 : j_ * ds_, end = code == 0 ? keys_.extent(1) : begin + ds_;

@@ -48,7 +48,7 @@ struct prefilter_scratch {
 template <class Leaf>
 class logit_prefilter {
  public:
-  static constexpr std::size_t least_tokens = 2048;  // fewer tokens do not repay rounding the tables; a guess that was not swept
+  static constexpr std::size_t least_tokens = 2048;  // with fewer tokens, rounding the tables costs more than it saves. Not tuned
 
   static bool serves(std::size_t m, std::size_t tokens) { return m <= max_quantized_subspaces && tokens >= least_tokens; }
 

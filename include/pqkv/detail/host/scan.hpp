@@ -48,7 +48,7 @@ class group_scorer {
   /// Prepares query heads [first, first + g) of the table. Writes to `skipped` (null or [g]) which of them have a non-finite entry.
   /// @param tokens    how many tokens all items stand for
   /// @param attended  null, or [g] sums of other tokens, over which the probabilities are normalised too
-  /// @param given     null, or [g] what the probabilities are normalised by; the items' own sum is then not computed
+  /// @param given     null, or [g] normalisers of the probabilities; the items' own sums are then not computed
   template <class Items>
   void prepare(distance_table_view<> table, std::size_t first, const Items& items, std::uint64_t tokens, std::uint8_t* skipped,
                const attended_sum* attended = nullptr, const normaliser* given = nullptr) {
@@ -83,7 +83,7 @@ class group_scorer {
     move_centre(q, centre);
     return exponentiate(q, items);
   }
-  /// The largest sum over j of u_j of the items, for the same; -infinity without an item.
+  /// The largest sum over j of u_j among the items, around the same centre; -infinity if there are no items.
   template <class Items>
   float part_of_largest(distance_table_view<> table, std::size_t first, std::size_t q, const Items& items) {
     if (!is_finite(table, first + q)) return float_from_bits(0xff800000u);
@@ -282,7 +282,7 @@ class group_scorer {
     scratch_.factor[q] = canonical::inverse_normaliser(given.sum);
   }
 
-  /// u = entries minus the largest of their subspace. Returns the bias plus these.
+  /// u = entries minus the largest entry of their subspace. Returns the bias plus these largest entries.
   float subtract_maxima(std::size_t q, const float* entries, std::size_t stride, float bias) const {
     float* u = scratch_.shifted + q * m_ * c_;
     for (std::size_t j = 0; j < m_; ++j) {

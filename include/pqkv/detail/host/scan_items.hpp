@@ -11,7 +11,8 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// Tokens, or cells that each stand for several tokens, given by their codes in planes. A tile of products stays in the first-level cache.
+/// Items to score: tokens, or cells that each stand for several tokens, given by planes of codes. A tile of products fits in the
+/// first-level cache.
 struct token_items {
   static constexpr std::size_t tile = 2048;
   const std::uint8_t* codes;
@@ -127,7 +128,8 @@ struct cell_items {
     expand(
         entries, m, c, [](float prefix, const float* row, std::size_t count, float* to) { Leaf::multiples(prefix, row, count, to); }, out);
   }
-  /// Extends one subspace after the other, in place. The block of a prefix is written behind all prefixes that are still to be read.
+  /// Extends the prefixes by one subspace after the other, in place. Prefixes are taken from the last to the first, so that a prefix's
+  /// products are written where no other one is still to be read.
   template <class Extend>
   static void expand(const float* entries, std::size_t m, std::size_t c, Extend extend, float* out) {
     std::copy_n(entries, c, out);

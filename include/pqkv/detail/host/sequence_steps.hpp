@@ -162,8 +162,8 @@ struct kernel<op::truncate_tokens, backend::host> {
 
 template <>
 struct kernel<op::copy_slot, backend::host> {
-  /// If `to` is empty the runner copies, and a failed copy leaves `to` empty. If `to` holds a sequence, the copy must not fail: this thread
-  /// makes it.
+  /// If `to` is empty, the runner copies, and after a failed copy `to` is empty still. If `to` holds a sequence, the copy must not fail, so
+  /// this thread makes it.
   template <class P>
   static void run(const P& policy, const slot_parts& parts, const slot_table<space::host>& slots, std::size_t from, std::size_t to);
 };
@@ -261,7 +261,7 @@ struct kernel<op::write_lists, backend::host> {
     const std::size_t lists = indices.extent(1);
     for (std::size_t i = 0; i < indices.extent(0); ++i) {
       const step_token token = locate(queries.step, queries.sequences.extent(0), queries.first + i);
-      const bool is_asked = token.count != 0 && token.slot < queries.sequences.extent(0);  // a query behind the last row is not asked
+      const bool is_asked = token.count != 0 && token.slot < queries.sequences.extent(0);  // a query after the last row has no slot
       const middle_range whole =
           is_asked ? whole_middle(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers) : middle_range{};
       for (std::size_t list = 0; list < lists; ++list) {

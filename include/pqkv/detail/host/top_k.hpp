@@ -131,7 +131,7 @@ class row_selection {
   }
 
  private:
-  // room: scores kept at a time; tile: scores read between two checks of how many are kept. Chosen, not swept.
+  // room: scores kept at a time; tile: scores read between two checks of how many are kept. Not tuned.
   static constexpr std::size_t room = 12288, tile = 2048, least_sample = 1024, most_sample = 8192;
 
   static std::uint64_t count(const T* scores, std::size_t n, std::uint32_t key) {

@@ -138,7 +138,7 @@ struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
     return _mm512_add_ps(_mm512_maskz_shuffle_f32x4(all16, a, b, 0x44), _mm512_maskz_shuffle_f32x4(all16, a, b, 0xee));
   }
 
-  /// Q queries with 16 / Q keys at a time. Queries behind the g-th are computed, but their results are not stored.
+  /// Q queries with 16 / Q keys at a time. Queries after the g-th are computed too, but their results are not stored.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX512 static PQKV_INLINE void score_keys(const float* queries, std::size_t stride, std::size_t g, const T* const* keys,
                                                         std::size_t count, std::size_t d, rows_ahead<T> ahead, float* out,
