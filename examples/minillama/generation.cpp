@@ -45,7 +45,8 @@ std::vector<token_id> read_ids(const std::string& file, std::size_t vocabulary) 
   return ids;
 }
 
-/// The prompt's text; in a chat it opens what the user says, and the first turn goes on with it.
+/// The prompt's text; in a chat it opens what the user says, and the first turn goes on with it. With -p '' the model begins by itself,
+/// from its begin token; an empty file is refused, as it is seldom meant.
 input read_input(const options& o, const model_config& config, const tokenizer& words) {
   const chat_template* chat = o.chat ? &chat_template_named("--chat", *o.chat) : nullptr;
   input in;
@@ -58,12 +59,15 @@ input read_input(const options& o, const model_config& config, const tokenizer& 
     in.source = "standard input", text = read_standard_input();
   else
     in.source = *o.prompt_file, text = read_file(*o.prompt_file);
-  if (!o.ids_file && text.empty()) throw load_error(in.source, "prompt: is empty");
+  const bool begins_itself = !o.ids_file && text.empty() && in.source == "-p";
+  if (!o.ids_file && text.empty() && !begins_itself) throw load_error(in.source, "prompt: is empty");
 
   const bool open = chat && !o.turns.empty();  // the first turn is a question behind the prompt
   if (chat) text = chat->user_open + text + (open ? "" : chat->user_close);
   in.prompt = o.ids_file ? read_ids(*o.ids_file, config.vocabulary) : words.encode(text, text_place::start);
-  if (in.prompt.empty()) throw load_error(in.source, "prompt: is empty");
+  if (in.prompt.empty() && begins_itself && words.begin_token()) in.prompt.push_back(*words.begin_token());
+  if (in.prompt.empty())
+    throw load_error(in.source, begins_itself ? "prompt: is empty, and the tokenizer has no begin token" : "prompt: is empty");
   for (const std::string& said : o.turns) {
     std::string whole = said;
     if (chat) {

@@ -89,7 +89,7 @@ TEST_CASE("the context is a limit: text stops there, a longer prompt is refused"
 
 TEST_CASE("a prompt that is empty, absent or not readable is refused") {
   const bench tiny;
-  check_refused(tiny.generate("-p ''"), "-p: prompt: is empty");
+  check_refused(tiny.generate("-p ''"), "-p: prompt: is empty, and the tokenizer has no begin token");
   check_refused(tiny.generate(""), "standard input: prompt: is empty");
   check_refused(tiny.generate("-f -"), "standard input: prompt: is empty");
   check_refused(tiny.generate("<&-"), "standard input: cannot be read: Bad file descriptor");

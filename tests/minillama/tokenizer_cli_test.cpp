@@ -69,6 +69,12 @@ TEST_CASE("a tokenizer beside a directory: any bytes are a prompt, and its token
   CHECK(spoken.at("turns").at(0).at("tokens").size() == 1);
   for (const auto& token : spoken.at("turns").at(0).at("reply").at("tokens")) CHECK(token.get<std::size_t>() < vocabulary);
 
+  const auto reply = [](const nlohmann::json& run) { return run.at("turns").at(0).at("reply").at("tokens"); };
+  const auto of_nothing = document("-p ''");
+  CHECK(of_nothing.at("prompt").at("tokens") == 1);  // begin
+  write_text(tiny.path() / "ids", "1\n");
+  CHECK(reply(document("--token-ids \"" + (tiny.path() / "ids").string() + "\"")) == reply(of_nothing));
+
   write_text(tiny.path() / "prompt", "ab\xff\xfe\xc3");  // no UTF-8: three raw bytes
   CHECK(document("-f \"" + (tiny.path() / "prompt").string() + "\"").at("prompt").at("tokens") == 5);
 
