@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../../config.hpp"
+#include "../../core/owner.hpp"
 #include "simd/leaf.hpp"
 
 namespace pqkv::inline PQKV_MODE::detail {
