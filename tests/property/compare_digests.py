@@ -4,8 +4,8 @@
 
 The program prints a hash over canonical results, so a difference means that some compiler contracted, reordered or
 replaced an operation. The flag sets are those that have been seen to do it: native instructions at -O2 and -O3, and no
-optimisation at all. nvcc compiles what is the host's of a file in a way of its own. --few takes the sets that leave a compiler
-the most freedom and the least.
+optimisation at all. nvcc compiles what is the host's of a file in a way of its own. --few takes the set that leaves a compiler
+the most freedom; the program as it was built is then compiled without optimisation.
 """
 import argparse
 import os
@@ -14,7 +14,7 @@ import sys
 import tempfile
 
 FLAG_SETS = (("-O2",), ("-O2", "-march=native"), ("-O3", "-march=native", "-ffp-contract=fast"), ("-O0",))
-FEW_FLAG_SETS = FLAG_SETS[2:]
+FEW_FLAG_SETS = FLAG_SETS[2:3]
 NVCC_FLAG_SETS = (("-O2",), ("-O3", "--use_fast_math", "-Xcompiler=-march=native,-ffp-contract=fast"))
 
 
@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--include", nargs="+", default=[])
     parser.add_argument("--compilers", nargs="*", default=[])
     parser.add_argument("--nvcc", help="nvcc, which takes the program for a .cu file")
-    parser.add_argument("--few", action="store_true", help="half of the flag sets; tests/run.sh --all takes all")
+    parser.add_argument("--few", action="store_true", help="one of the flag sets; tests/run.sh --all takes all")
     parser.add_argument("--sources", nargs="*", default=[], help="further files the program is made of")
     options = parser.parse_args()
 
