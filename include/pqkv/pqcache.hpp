@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The cache of one layer, with `batch` slots; each slot holds one sequence of its own length. Attention reads three kinds of tokens: sinks,
 // window, and the middle tokens that a selector chooses, by default product quantization. The verbs are those of serving engines: prefill,
-// append, attend (or retrieve, for engines that attend themselves), truncate, fork, reset, maintain. One class serves every memory: where
-// the rows are decides which policies it takes.
+// append, attend (or retrieve, for engines that attend themselves), truncate, fork, reset, maintain. The same class serves host and device
+// memory: the memory of its rows decides which policies the verbs take.
 //
 // All memory is taken at construction; no step allocates. Only training allocates, on the host, between steps. Every verb computes first
 // and commits last: a call that throws leaves every slot as it was and can be repeated. On a device, steps only enqueue work and read each
@@ -44,15 +44,15 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// The same in host memory.
   explicit pqcache(const params& p) requires is_on_host : state(exec::host<isa::scalar>{}, p) {}
 
-  /// Stores a prompt's keys and values in an empty slot, whole or in chunks. After the last chunk the selector builds its index. What
-  /// follows a prompt, for example a second turn, goes through append().
+  /// Stores a prompt's keys and values in an empty slot, whole or in chunks. After the last chunk the selector builds its index. Tokens
+  /// after the prompt, for example those of a second turn, go through append().
   ///
   /// @param slot    below batch; empty, or in the middle of a chunked prefill
   /// @param keys    [h, n, d] float, half or bfloat16, any strides, after rotary embedding
   /// @param values  [h, n, d]
   /// @throws shape_error, value_error, capacity_error; std::bad_alloc; on a device cuda_error
-  /// @cost   one copy of the rows; with the last chunk the selector's training. Cannot be captured, since the shapes are the prompt's; on a
-  ///         device the first chunk waits for the stream to learn whether the slot is empty
+  /// @cost   one copy of the rows; the last chunk also pays for the selector's training. Cannot be part of a captured step, since its
+  ///         shapes depend on the prompt; on a device the first chunk waits for the stream to learn whether the slot is empty
   template <exec::policy P, class K, class V, class Space>
   requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, chunk which = chunk::last) {
@@ -76,13 +76,13 @@ class pqcache : public pqcache_state<Rows, Selector> {
   }
 
   /// Adds a step's tokens. When a new token finds the window full, the window's oldest token is first encoded and moved to the middle.
-  /// Several tokens of a row have the same effect as one after the other.
+  /// Several tokens of a row have the same effect as appending them one by one.
   ///
   /// @param keys    [tokens, h, d] float, half or bfloat16, any strides, in the order of the step's rows
   /// @param values  [tokens, h, d]
   /// @param step    which slots, and how many tokens each; default: one token for every slot
-  /// @throws shape_error, value_error, capacity_error; what the runner throws. On a device only the device knows each length, so tokens
-  ///         that do not fit are refused there and counted (statistics)
+  /// @throws shape_error, value_error, capacity_error; what the runner throws. A device cache knows the lengths only on the device, so
+  ///         tokens that do not fit are refused there and counted in the statistics
   /// @cost   one row copied for each token and, per token that leaves the window, h * d * c distance terms
   template <exec::policy P, class K, class V, class Space>
   requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
@@ -106,7 +106,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// first; each query attends to the tokens up to its own. Each query has its own selection.
   ///
   /// @param query  [tokens, hq, d] float, half or bfloat16, after rotary embedding, any strides
-  /// @param out    [tokens, hq, d] float, half or bfloat16, any strides, written; zeros for a row of more queries than its slot has tokens
+  /// @param out    [tokens, hq, d] float, half or bfloat16, any strides, written; zeros for a row with more queries than tokens
   /// @param lse    [tokens, hq] float, written if given: log-sum-exp over the tokens attended
   /// @param step   as in append()
   /// @throws shape_error, value_error; capacity_error when the policy's own scratch is too small. `out` is then unspecified
@@ -152,7 +152,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   }
 
   /// Forgets all but the first n tokens of a slot, for example a rejected draft. Later selections have the same bits as if the other tokens
-  /// had never come, except that a codebook trained with them stays. Cut to 0, the slot is as after reset() but keeps its statistics.
+  /// had never come, except that a codebook trained with them stays. A slot cut to 0 keeps its statistics.
   /// @throws value_error
   /// @cost   grows with the tokens that leave the middle; id lists are not touched
   template <exec::policy P>
@@ -184,7 +184,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// Makes slot `to` a copy of slot `from`: rows, index, statistics. Rows in an engine's pages are not copied: the engine lets both slots'
   /// tables name the same pages.
   /// @throws value_error; if `to` is empty, what the runner throws; on a device cuda_error
-  /// @cost   grows with the tokens of `from`. Into an empty slot the runner copies, else this thread, since that must not fail
+  /// @cost   grows with the tokens of `from`. The runner copies into an empty slot; else this thread does, as that must not fail
   template <exec::policy P>
   void fork(const P& policy, std::size_t from, std::size_t to) {
     begin<P>("fork");
@@ -215,7 +215,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// Writes a slot's codebooks and codes to a sink and, on request, its keys and values.
   ///
   /// @param sink  sink(const std::byte*, std::size_t), called for one piece after the other; what it throws ends the call
-  /// @throws value_error when `slot` is not below batch or is being prefilled, or wanted rows are an engine's; std::bad_alloc
+  /// @throws value_error when `slot` is not below batch or is being prefilled, or for rows in an engine's pages; std::bad_alloc
   /// @cost   reads what it writes once, through 1 MiB of host memory
   /// @source cache/slot_file.hpp has the layout
   template <exec::policy P, class Sink>
@@ -267,8 +267,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
 
   /// Does the work that must not happen inside a step: trains a codebook that now has enough keys, renews one that the sequence has
   /// outgrown (selector::pq_params::refresh), and merges new tokens into id lists. Call it between steps. On a device it waits.
-  /// @throws std::bad_alloc; what the runner throws; on a device cuda_error. Call it again then: until that, each slot is done or
-  ///         unchanged, but one that was to be renewed has no index and attends to all its tokens
+  /// @throws std::bad_alloc; what the runner throws; on a device cuda_error. Call it again after an error. Until then each slot is either
+  ///         done or unchanged, except that a slot in the middle of a renewal has no index and attends to all its tokens
   template <exec::policy P>
   void maintain(const P& policy) {
     begin<P>("maintain");
@@ -309,7 +309,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   static decltype(auto) run(const P& policy, const Argument&... argument) {
     return detail::run_operation<Op>(policy, argument...);
   }
-  /// The policy with the cache's own scratch, unless the caller brings some, and its runner's type hidden.
+  /// The policy with its runner's type erased, and with the cache's own scratch unless the caller brought some.
   template <class P>
   auto working(const P& policy) const {
     auto own = detail::erased(policy);
@@ -344,7 +344,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     if constexpr (!is_on_host) known_[call.slot] = call.after;
   }
 
-  /// Queries as contiguous floats: the caller's memory where it is that already, else a copy.
+  /// Queries as contiguous floats: the caller's own memory if it holds them in that form, otherwise a copy.
   template <class P, class Q, class Space>
   view_of<const float, 2> as_floats(const P& policy, view<Q, 3, Space> query) {
     if constexpr (std::is_same_v<std::remove_const_t<Q>, float>)

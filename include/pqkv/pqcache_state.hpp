@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a pqcache is made of, where its sequences stand, and the checks of its verbs: everything that changes no sequence. The verbs that do
-// are in pqcache.hpp, which alone includes this file.
+// The part of a pqcache that changes no sequence: its members, the state of its sequences, and the argument checks of its verbs. The verbs
+// that change sequences are in pqcache.hpp, the only file that includes this one.
 #pragma once
 
 #include <algorithm>
@@ -19,11 +19,11 @@ namespace pqkv::inline PQKV_MODE {
 
 namespace detail {
 
-/// Everything a cache works in besides rows and index, taken from one block of memory.
+/// All memory of a cache besides rows and index, taken from one block.
 template <class Space>
 struct cache_memory {
   slot_table<Space> slots;
-  view<slot_statistics, 1, Space> counted;         // [batch] counts of a call of several passes, until it is done
+  view<slot_statistics, 1, Space> counted;         // [batch] counts of a call in several passes, until it ends
   view<std::uint32_t, 1, Space> prompt_nonfinite;  // [2]
   step_plan<Space> plan;                           // of queries_at_once() query tokens
   view<std::int32_t, 2, Space> indices;            // [lists of these tokens, k_max]
@@ -68,7 +68,7 @@ class pqcache_state {
   using step_type = basic_step<space_type>;
   template <class T, std::size_t Rank>
   using view_of = view<T, Rank, space_type>;
-  /// Whether the host can read where sequences stand without waiting.
+  /// Whether the host can read the sequences' states without waiting for a device.
   static constexpr bool is_on_host = space::usable_from<space_type, space::host>;
 
   /// Shape of the cache, and the settings of budget, rows and selector.
@@ -127,26 +127,26 @@ class pqcache_state {
   const params& parameters() const { return params_; }
   /// The selector, which can tell for example how many iterations trained a slot's codebook.
   const Selector& selection() const { return selector_; }
-  /// Where the rows are.
+  /// The store of keys and values.
   const Rows& rows() const { return rows_; }
   Rows& rows() { return rows_; }
-  /// Lists of a slot: h, or hq under the reduction `none`.
+  /// Lists of selected tokens for one query token: h, or hq under the reduction `none`.
   std::size_t lists() const { return selector_.lists(); }
   /// Keys and values by absolute position, [batch * h, capacity, d]; slot b's head is b * h + head. For measurements and engines
   /// that attend themselves.
   auto store() const { return rows_.store(); }
 
-  /// Where a slot stands. @pre slot < batch, here and below
+  /// The state of a slot's sequence: its length, and whether it has an index. @pre slot < batch, here and below
   /// @{
   const sequence& at(std::size_t slot) const requires is_on_host { return work_.slots.sequences(slot); }
   std::size_t size(std::size_t slot) const requires is_on_host { return at(slot).n; }
-  /// s, w and k of a slot at present. The window holds fewer than w tokens until it has filled.
+  /// s, w and k of a slot at its present length. The window holds fewer than w tokens until it is full.
   token_budget budget(std::size_t slot) const requires is_on_host { return at(slot).budget(rule_); }
   /// The middle of a slot: the range that the next query ranks, and how many tokens it selects.
   middle_range middle(std::size_t slot) const requires is_on_host { return at(slot).middle(rule_); }
   const slot_statistics& statistics(std::size_t slot) const requires is_on_host { return work_.slots.statistics(slot); }
-  /// What the next query does: the ranges that it attends to as a whole, and the range in which it ranks tokens. For engines that attend
-  /// themselves.
+  /// The plan of the slot's next query: the ranges that it attends to as a whole, and the range in which it ranks tokens. For engines that
+  /// attend themselves.
   query_plan plan_query(std::size_t slot) const requires is_on_host {
     return pqkv::plan_query(at(slot), asked_query{}, rule_, selector_.covers());
   }
@@ -176,12 +176,13 @@ class pqcache_state {
   /// @}
 
   /// Shows the selector some of a slot's queries, before the last chunk of prefill(). Each selector uses them in its own way. pq needs a
-  /// few hundred from all over the prompt; what it learns from them counts in every later training, also after truncate(), until reset().
+  /// few hundred, spread over the whole prompt; every later training uses what it learnt from them, also after truncate(), until reset().
   /// snapkv and h2o take the queries of consecutive tokens, the last of which is the prompt's last. infllm needs all of them, in order.
   /// fork() copies what the slot has been shown, and so does save() if the slot has an index.
   ///
-  /// @param queries  [n, hq, d] float, half or bfloat16, after rotary embedding, any strides; one that is not finite is left out
-  /// @throws shape_error, value_error; also when the selector's settings make no use of queries; std::bad_alloc where it holds them (h2o)
+  /// @param queries  [n, hq, d] float, half or bfloat16, after rotary embedding, any strides; a query that is not finite is left out
+  /// @throws shape_error, value_error; also when the selector's settings make no use of queries; std::bad_alloc where the selector stores
+  ///         them (h2o)
   /// @cost   n * hq * d additions or copies in the calling thread
   template <exec::policy P, class Q, class Space>
   requires is_on_host && storage_scalar<Q> && std::same_as<typename P::space_type, space_type> && reachable_from<Space, P>
@@ -242,7 +243,7 @@ class pqcache_state {
   /// @}
 
  protected:
-  /// Grids have the query heads as their second axis, which CUDA limits.
+  /// The second axis of the kernels' grids counts query heads, and CUDA limits that axis to 65535.
   static status can_enqueue(const params& p) noexcept {
     return detail::checks("pqcache").at_most("step_queries", p.queries_at_once(), 65535 / p.query_heads,
                                              "query tokens at once, batch unless given, times hq at most 65535 on a device");
@@ -261,7 +262,7 @@ class pqcache_state {
     else
       return p.kv_heads;
   }
-  /// Scratch of a selection or of the attention after it, whichever is more, with every list as long as the longest slot.
+  /// Bytes of scratch for a step: the larger of those for selection and for attention. Every list may be as long as a slot's capacity.
   template <class P>
   static std::size_t step_scratch_bytes(const P& policy, const params& p) {
     const std::size_t hq = p.queries_at_once() * p.query_heads;
@@ -280,8 +281,9 @@ class pqcache_state {
     return found;
   }
 
-  /// Calls f(first, count, where to count) for parts of the queries, each as large as the memory for a pass. On the host, several passes
-  /// count in a separate place, so that a call which fails in one of them has counted nothing. On a device passes are only enqueued.
+  /// Cuts the query tokens into passes of at most queries_at_once() and calls f(first, count, slots) for each; f counts in
+  /// slots.statistics. On the host, a call of several passes counts in separate memory first, so that a call which fails leaves the
+  /// statistics unchanged. On a device passes are only enqueued.
   template <class F>
   void for_passes(std::size_t tokens, F f) const {
     const std::size_t most = params_.queries_at_once();
@@ -295,16 +297,16 @@ class pqcache_state {
       for (std::size_t slot = 0; aside && slot < params_.batch; ++slot) work_.slots.statistics(slot) += work_.counted(slot);
   }
 
-  /// Where a slot stands, as the host knows it. On a device this is as of the last prefill, fork, reset or maintain: steps do not update
-  /// it.
+  /// The state of a slot's sequence, as far as the host knows it. For a device cache that is the state after the last prefill, fork, reset
+  /// or maintain: steps do not update it.
   const sequence& known(std::size_t slot) const noexcept {
     if constexpr (is_on_host)
       return work_.slots.sequences(slot);
     else
       return known_[slot];
   }
-  /// Call before the host relies on where a slot of a device stands: the host has not seen the steps enqueued or replayed since the last
-  /// look.
+  /// Reads a slot's state from the device, if there is one. Call it before the host relies on known(): the host does not see what enqueued
+  /// or replayed steps change.
   template <class P>
   void look_at(const P& policy, std::size_t slot) {
     if constexpr (!is_on_host)
@@ -344,8 +346,8 @@ class pqcache_state {
     if (header.contents == slot_contents::index_and_rows) parts.add(rows_.parts());
     return parts;
   }
-  /// Calls f(first byte, bytes, limit) for every run of bytes that a slot's file holds. Runs of codes have a limit; of these only the codes
-  /// of the middle are saved.
+  /// Calls f(first byte, bytes, limit) for every run of bytes that a slot's file holds. A run of codes has a limit above 0, which every
+  /// code must be below; only the codes of the middle are in the file.
   template <class F>
   void for_runs(std::size_t slot, const slot_file_header& header, F f) const {
     const slot_parts parts = saved_parts(header);
@@ -372,7 +374,7 @@ class pqcache_state {
             work_.plan.ranges.slice(0, 0, tokens * params_.kv_heads), work_.plan.counts.slice(0, 0, tokens * lists)};
   }
   view_of<std::int32_t, 2> found(const step_plan<space_type>& plan) const { return work_.indices.slice(0, 0, plan.counts.extent(0)); }
-  /// Which slots the queries of a pass belong to; empty where they are all slots in order.
+  /// Maps the queries of a pass to their slots; empty if the queries are those of all slots in order.
   head_map<space_type> map_of(const step_plan<space_type>& plan, const step_type& step, std::size_t first) const {
     if (step.is_in_order() && first == 0 && plan.slots.extent(0) == params_.batch) return {};
     return {as_const(plan.slots), static_cast<std::uint32_t>(params_.kv_heads)};
@@ -392,7 +394,7 @@ class pqcache_state {
   flat_budget_rule rule_;
   owner<std::byte, space_type> memory_;
   detail::cache_memory<space_type> work_{};
-  buffer<sequence> known_;  // the host's copy of where a device's sequences stand
+  buffer<sequence> known_;  // the host's copy of the states of a device's sequences
 };
 
 }  // namespace pqkv

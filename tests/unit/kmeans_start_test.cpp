@@ -132,7 +132,7 @@ void check_from_anywhere(std::uint64_t seed, std::size_t& filled, std::size_t& r
 
 }  // namespace
 
-TEST_CASE("L iterations and L2 more from what they gave are L + L2 iterations to the bit") {
+TEST_CASE("k-means: L iterations, then L2 more from their result, give the bits of L + L2 iterations") {
   std::size_t going_on = 0;
   for (std::uint64_t seed = 0; seed < pqkv_cases::problems(40); ++seed) {
     check_continued<float>(seed, going_on);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // A cache's rows in two memories. All rows are in slow memory, which is large: a file under the host's memory, or pinned host memory under
-// a device's. Fast memory is small and has copies of those that attention reads most: sinks, the newest tokens, and the blocks of the
+// a device's. Fast memory is small and has copies of the rows that attention reads most: sinks, the newest tokens, and the blocks of the
 // middle that a block cache chooses. Attention reads each row from where it is, so its result has the same bits as with one memory.
 //
-// A step: fetch() updates the copies of sinks and newest tokens and asks the block cache for the selected ones; attention reads; admit()
-// lets blocks enter and copies their rows. pqcache makes these calls. Everything else that reads or writes rows (a prompt, training, a
-// fork, a saved slot) uses slow memory, which always has every row. On a device all of it is kernels of fixed shape, so a captured step can
-// be replayed while the sequences grow.
+// A step has three parts: fetch() updates the copies of sinks and newest tokens and looks up the selected tokens in the block cache;
+// attention reads; admit() lets blocks enter the cache and copies their rows. pqcache makes these calls. Everything else that reads or
+// writes rows (a prompt, training, a fork, a saved slot) uses slow memory, which always has every row. On a device each part is made of
+// kernels whose launch shapes are fixed, so a captured step can be replayed while the sequences grow.
 //
 // Not for a slow memory that attention cannot read directly. Source: PQCache, SIGMOD 2025.
 #pragma once
@@ -25,22 +25,22 @@ struct admit_rows {};     // run(policy, tiers, sequences): after it has read
 struct truncate_rows {};  // run(policy, tiers, truncated_tokens): drops copies of tokens that were cut
 }  // namespace op
 
-/// Which copies of a slot are in fast memory besides its blocks, and what was read from slow memory.
+/// Which sinks and newest tokens of a slot have copies in fast memory, and how much was read from slow memory.
 struct resident_tokens {
   std::uint32_t sinks = 0;            // tokens [0, sinks)
-  std::uint32_t first = 0, last = 0;  // the newest: tokens [first, last), token t in row t modulo recent_tokens
+  std::uint32_t first = 0, last = 0;  // newest tokens [first, last); token t is in row t modulo recent_tokens
   std::uint32_t unused = 0;
   std::uint64_t slow_rows = 0;    // read from slow memory for one head, K and V: for copies, and by attention outside the lists
-  std::uint64_t near_misses = 0;  // of the block cache's misses, those that were among the newest
+  std::uint64_t near_misses = 0;  // misses of the block cache whose tokens were among the newest
 
   PQKV_HD constexpr bool has(std::uint32_t token) const { return token < sinks || (token >= first && token < last); }
-  /// Leaves the copies that still count when the sequence is cut to its first `length` tokens.
+  /// Forgets the copies of tokens that are cut off when the sequence is cut to its first `length` tokens.
   PQKV_HD constexpr void truncate(std::uint32_t length) {
     sinks = sinks < length ? sinks : length;
     last = last < length ? last : length;
     first = first < last ? first : last;
   }
-  /// How many of tokens [begin, end) have no such copy.
+  /// How many of tokens [begin, end) have no copy among sinks and newest tokens.
   PQKV_HD constexpr std::uint32_t missing(std::uint32_t begin, std::uint32_t end) const {
     begin = begin > sinks ? begin : sinks;
     if (begin >= end) return 0;
@@ -49,11 +49,11 @@ struct resident_tokens {
   }
 };
 
-/// The sinks and newest tokens that fast memory lacks for a sequence of so many tokens.
+/// The sinks and newest tokens that must be copied to fast memory, for a sequence of a given length.
 struct resident_update {
-  resident_tokens after{};                   // once they have been copied
-  std::uint32_t sinks_begin = 0, sinks = 0;  // copy `sinks` tokens from this one on
-  std::uint32_t older_begin = 0, older = 0;  // newest tokens that came back when the sequence was cut
+  resident_tokens after{};                   // the state once they have been copied
+  std::uint32_t sinks_begin = 0, sinks = 0;  // copy tokens [sinks_begin, sinks_begin + sinks)
+  std::uint32_t older_begin = 0, older = 0;  // tokens that are among the newest again, since the sequence was cut
   std::uint32_t newer_begin = 0, newer = 0;
 
   /// @param sink_room, recent_room  tokens that fast memory has room for
@@ -97,8 +97,9 @@ struct tier_statistics {
   }
 };
 
-/// Rows in pinned host memory as a device's kernels read and write them. Unlike strided_rows it gives no strided keys: a bus is slow, so
-/// training copies what it reads again and again. A step that appends one token to a slot writes its copy in device memory too.
+/// Rows in pinned host memory, read and written by a device's kernels. Unlike strided_rows it offers no strided keys: the bus is slow, so
+/// training copies the keys it reads many times to device memory first. A step that appends one token to a slot also writes the token's
+/// copy in device memory.
 template <storage_scalar T>
 struct bus_rows {
   using value_type = T;
@@ -117,7 +118,8 @@ struct bus_rows {
   PQKV_HD constexpr row_slot<T> value_slot(std::size_t head, std::size_t token) const { return all.value_slot(head, token); }
 };
 
-/// The two memories as attention sees them: it gets a row from fast memory if it is there, else from slow memory. Heads are batch * h.
+/// Both memories as one store for attention: a row is read from fast memory if it has a copy there, otherwise from slow memory. Heads are
+/// batch * h.
 ///
 /// @tparam Space, Slow  the spaces of fast and slow memory
 template <storage_scalar T, eviction_policy Eviction, class Space = space::host, class Slow = Space>
@@ -129,8 +131,8 @@ struct tiered_store {
   view<T, 3, Space> sinks, recent, blocks;         // [batch * h, sink, recent, cached tokens, row]: K and V side by side
   view<resident_tokens, 1, Space> residents;       // [batch]
   block_cache_view<Eviction, Space> cache;         // [batch]
-  view<std::uint32_t, 1, Space> tickets;           // [batch] zeros: how many CTAs of a slot have read its residents
-  view<tier_statistics, 1, space::pinned> counts;  // [batch] of a device: statistics as of the last step, for the host
+  view<std::uint32_t, 1, Space> tickets;           // [batch] how many CTAs of a slot have read its residents; 0 between launches
+  view<tier_statistics, 1, space::pinned> counts;  // [batch] on a device only: statistics after the last step, which the host reads
   std::uint32_t kv_heads = 1;
 
   PQKV_HD constexpr std::size_t heads() const { return slow.heads(); }
@@ -149,16 +151,16 @@ struct tiered_store {
   PQKV_HD T* recent_row(std::size_t head, std::uint32_t token) const {
     return &recent(head, token % static_cast<std::uint32_t>(recent.extent(1)), 0);
   }
-  /// Where a copy of the i-th token of an update goes.
+  /// The row of fast memory for a copy of the i-th token of an update.
   PQKV_HD T* resident_row(const resident_update& update, std::size_t head, std::uint32_t i) const {
     const std::uint32_t token = update.token(i);
     return update.is_sink(i) ? &sinks(head, token, 0) : recent_row(head, token);
   }
-  /// What fast memory lacks for a sequence of so many tokens.
+  /// The copies that fast memory lacks for a sequence of `length` tokens.
   PQKV_HD resident_update update_of(const resident_tokens& now, std::uint32_t length) const {
     return resident_update::of(now, length, static_cast<std::uint32_t>(sinks.extent(1)), static_cast<std::uint32_t>(recent.extent(1)));
   }
-  /// How many of tokens [first, last) of one block of a slot are in slow memory alone.
+  /// How many of the block's tokens within [first, last) are in slow memory only.
   PQKV_HD std::uint32_t slow_tokens(const one_block_cache<Eviction>& one, const resident_tokens& resident, std::uint32_t block,
                                     std::uint32_t first, std::uint32_t last) const {
     if (one.found(block) >= 0) return 0;
@@ -181,8 +183,8 @@ struct tiered_store {
 
 /// A cache's rows in slow memory, and copies of some in fast memory. Not thread-safe; its views end with it.
 ///
-/// @tparam Slow      where all rows are: under the host's memory file_rows, or dense_rows for comparison; under a device's memory
-///                   dense_rows<T, space::pinned>
+/// @tparam Slow      the store of all rows: with fast memory on the host file_rows, or dense_rows for comparison; on a device dense_rows<T,
+///                   space::pinned>
 /// @tparam Fast      the space of fast memory: the host's or the device's
 /// @tparam Eviction  which block leaves: eviction::lfu, lru, tiny_lfu
 template <class Slow = file_rows<float>, class Fast = space::host, eviction_policy Eviction = eviction::lfu>
@@ -218,7 +220,7 @@ class tiered_rows {
                              .at_most("rows.cache_tokens", p.cache_tokens, 2147483647.0, "tokens of blocks in fast memory");
     return sizes.ok() ? can_block_cache(blocks_of(shape, p)) : sizes;
   }
-  /// Bytes of fast memory, and of slow memory if it is memory: Slow::required_bytes() says how many.
+  /// Bytes of fast memory, plus Slow::required_bytes(), which is 0 for files.
   static std::size_t required_bytes(const cache_shape& shape, const params& p) {
     arena count;
     place(count, shape, p);
@@ -261,8 +263,8 @@ class tiered_rows {
     if constexpr (requires { slow_.ensure_readable(function); }) slow_.ensure_readable(function);
   }
 
-  /// The counts of a slot, without waiting. On a device they are those of the last attend() that has ended; if one is just ending, some
-  /// counts may already include it. @pre slot < batch
+  /// The counts of a slot, without waiting for a device. Those of a device are from the last attend() that has ended; if another is just
+  /// ending, some counts may already include it. @pre slot < batch
   tier_statistics statistics(std::size_t slot) const {
     if constexpr (is_on_host)
       return tier_statistics::of(*tiers_.cache.one(slot).statistics, tiers_.residents(slot), tiers_.row_bytes());
@@ -270,8 +272,8 @@ class tiered_rows {
       return counts_[slot];
   }
 
-  /// pqcache calls these: fetch() before a pass attends, admit() after the last pass, abandon() when a call has failed. If a call fails on
-  /// a device, its look-ups stay counted and take part in the next admission.
+  /// pqcache calls these: fetch() before a pass attends, admit() after the last pass, abandon() when a call has failed. After a call that
+  /// failed on a device, its look-ups stay counted, and the next admission takes them into account.
   /// @throws fetch: what Slow throws; fetch and admit: what the runner throws; on a device cuda_error
   /// @{
   template <exec::policy P>
@@ -344,7 +346,7 @@ class tiered_rows {
 
   Slow slow_;
   owner<std::byte, Fast> memory_;
-  owner<tier_statistics, space::pinned> counts_;  // of a device
+  owner<tier_statistics, space::pinned> counts_;  // on a device only
   tiers_type tiers_{};
 };
 

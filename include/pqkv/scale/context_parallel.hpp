@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// One cache over several ranks: processes, machines or threads that each hold a share of every sequence's tokens (token_layout.hpp), with
-// its rows, codes and index. All ranks make the same calls. A step's queries attend to sinks, retrieved middle and window of the whole
-// sequence: each rank attends to its share, and the partial outputs are merged by their log-sum-exps. With selection_mode::exact the ranks
-// attend to the tokens that one pqcache with everything would, to the token.
+// One cache over several ranks. A rank is a process, machine or thread that holds a share of every sequence's tokens (token_layout.hpp),
+// with their rows, codes and index. All ranks make the same calls. A step's queries attend to sinks, retrieved middle and window of the
+// whole sequence: each rank attends to its share, and the partial outputs are merged by their log-sum-exps. With selection_mode::exact the
+// ranks attend to exactly the tokens that one pqcache with all tokens would attend to.
 //
 // Opt-in: include it after pqkv.hpp. Not for a sequence that fits one rank: every layer of a step costs messages (docs/scale.md).
 // Host memory; one call at a time on each rank. A second stage, normalisation over attended tokens and weighted axes are refused.
@@ -16,8 +16,8 @@ namespace pqkv::inline PQKV_MODE::scale {
 
 /// @tparam Rows          where this rank's keys and values are: dense_rows in host memory
 /// @tparam Communicator  models communicator_for the policies of all calls; copied
-/// A verb that one rank refuses is refused by all: that rank throws what is wrong, the others rank_error, and no slot changes. A rank that
-/// does not come makes the communicator's time limit end the call with communication_error.
+/// If one rank refuses a verb, all do: that rank throws the error, the others throw rank_error, and no slot changes. If a rank never makes
+/// the call, the others' call ends at the communicator's time limit with communication_error.
 template <class Rows, class Communicator>
 class context_parallel : public context_training<Rows, Communicator> {
   using state = context_training<Rows, Communicator>;
@@ -27,7 +27,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   using typename state::params;
   using typename state::value_type;
 
-  /// Takes all memory of this rank. No messages: the ranks compare their parameters in every call's vote.
+  /// Takes all memory of this rank. Sends no messages: the ranks compare their parameters in the vote that begins every later call.
   /// @throws shape_error, value_error; std::bad_alloc
   template <exec::policy P>
   context_parallel(const P& policy, const Communicator& ranks, const params& p) : state(policy, ranks, p) {}
@@ -35,11 +35,12 @@ class context_parallel : public context_training<Rows, Communicator> {
   /// Stores a prompt, whole or in chunks; after the last chunk all ranks train one codebook together.
   ///
   /// @param slot    below batch; empty, or in the middle of a chunked prefill
-  /// @param keys    [h, own, d] of this rank's tokens among the chunk's, in order: own = layout().held(rank, after) - held(rank, before)
+  /// @param keys    [h, own, d] those tokens of the chunk that this rank holds, in order: own = layout().held(rank, length after) -
+  ///                held(rank, length before)
   /// @param values  [h, own, d]
   /// @param n       tokens of the chunk on all ranks
   /// @throws shape_error, value_error, capacity_error, rank_error, communication_error; std::bad_alloc
-  /// @cost   as pqcache::prefill() of the share; the training sample goes to every rank, which trains on all of it
+  /// @cost   as pqcache::prefill() for the share; the whole training sample is sent to every rank, and each rank trains on it
   template <exec::policy P, class K, class V>
   requires storage_scalar<K> && storage_scalar<V>
   void prefill(const P& policy, std::size_t slot, view<K, 3> keys, view<V, 3> values, std::size_t n, chunk which = chunk::last) {
@@ -57,14 +58,14 @@ class context_parallel : public context_training<Rows, Communicator> {
     this->settle(policy, slot, after, this->learn(policy, agreed, slot, after));
   }
 
-  /// Adds a step's tokens, as pqcache::append(). Every rank is given all of them and stores its own: the projections of a few new tokens
-  /// are usually computed everywhere.
+  /// Adds a step's tokens, as pqcache::append(). Every rank is given all of them and stores those that it holds: usually every rank has
+  /// computed the keys and values of a step's few tokens anyway.
   ///
   /// @param keys    [tokens, h, d], the same on all ranks
   /// @param values  [tokens, h, d]
   /// @param step    which slots, and how many tokens each
   /// @throws shape_error, value_error, capacity_error, rank_error, communication_error
-  /// @cost   on a token's rank as pqcache::append(); one exchange of 8 bytes, or none (agreement_mode)
+  /// @cost   on the rank that stores the token, as pqcache::append(); one exchange of 8 bytes, or none (agreement_mode)
   template <exec::policy P, class K, class V>
   requires storage_scalar<K> && storage_scalar<V>
   void append(const P& policy, view<K, 3> keys, view<V, 3> values, const cache_step& step = {}) {
@@ -95,7 +96,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   /// @param out    [tokens, hq, d] written, the same on all ranks
   /// @param lse    [tokens, hq] float, written if given
   /// @throws shape_error, value_error, rank_error, communication_error; `out` is then unspecified
-  /// @cost   selection and attention of the share; messages as docs/scale.md lists them; no allocation in the library's part
+  /// @cost   selection and attention of the share; the messages that docs/scale.md lists; the library allocates nothing
   template <exec::policy P, class Q, class O>
   requires storage_scalar<Q> && writable_scalar<O>
   void attend(const P& policy, view<Q, 3> query, view<O, 3> out, view<float, 2> lse = {}, const cache_step& step = {}) {
@@ -121,7 +122,7 @@ class context_parallel : public context_training<Rows, Communicator> {
     });
   }
 
-  /// This rank's part of the middle tokens that attend() would read. The ranks' lists together are the selection.
+  /// This rank's part of the middle tokens that attend() would read. The lists of all ranks together are the whole selection.
   ///
   /// @param query    as in attend()
   /// @param indices  [tokens, lists, k_max] int32, written: positions in the whole sequence, ascending, then -1; layout().held(rank,
@@ -211,8 +212,8 @@ class context_parallel : public context_training<Rows, Communicator> {
     merged_[slot] = 0;
   }
 
-  /// Writes this rank's share of a slot: its codes, the codebooks and, on request, its rows. Every rank writes a file of its own; no
-  /// messages.
+  /// Writes this rank's share of a slot: its codes, the codebooks and, on request, its rows. Every rank writes a file of its own and sends
+  /// no messages.
   ///
   /// @param sink  sink(const std::byte*, std::size_t), called for one piece after the other; what it throws ends the call
   /// @throws value_error when `slot` is not below batch or is being prefilled; std::bad_alloc
@@ -229,12 +230,13 @@ class context_parallel : public context_training<Rows, Communicator> {
 
   /// Fills an empty slot from the files of save(), on all ranks together.
   ///
-  /// @param sources   either one source, of this rank's own file, saved by as many ranks with the same block and run; or the sources of
-  ///                  all files of a cache over any number of ranks, in their order, of which this rank keeps the tokens that are its own.
-  ///                  A source is source(std::byte*, std::size_t) -> std::size_t: how many bytes it gave, 0 at the end
+  /// @param sources   either one source, for the file that this rank saved in a cache of as many ranks with the same `block` and `run`; or
+  ///                  one source for each file of a cache of any number of ranks, in the order of the ranks: this rank then keeps the
+  ///                  tokens that it holds. A source is source(std::byte*, std::size_t) -> std::size_t: how many bytes it gave, 0 at the
+  ///                  end
   /// @param contents  what the files must hold
-  /// @throws value_error, capacity_error when a file is cut, altered, of another cache or of another save than the others'; rank_error,
-  ///         communication_error; std::bad_alloc. The slot then stays empty
+  /// @throws value_error, capacity_error when a file is truncated, altered, or from another cache or another save than the others;
+  ///         rank_error, communication_error; std::bad_alloc. The slot then stays empty
   /// @cost   one pass over the files, and the id lists' counting sort
   template <exec::policy P, class Sources>
   void load(const P& policy, std::size_t slot, Sources&& sources, slot_contents contents = slot_contents::index_and_rows) {
@@ -289,7 +291,7 @@ class context_parallel : public context_training<Rows, Communicator> {
     const std::size_t most = params_.queries_at_once();
     for (std::size_t first = 0; first < tokens; first += most) f(first, std::min(most, tokens - first));
   }
-  /// Queries as contiguous floats: the caller's memory where it is that already, else a copy.
+  /// Queries as contiguous floats: the caller's own memory if it holds them in that form, otherwise a copy.
   template <class P, class Q>
   view<const float, 2> as_floats(const P& policy, view<Q, 3> query) const {
     if constexpr (std::is_same_v<std::remove_const_t<Q>, float>)
@@ -306,7 +308,8 @@ class context_parallel : public context_training<Rows, Communicator> {
   }
   token_lists<> found(const step_plan<space::host>& plan) const { return {work_.indices.slice(0, 0, plan.counts.extent(0)), plan.counts}; }
 
-  /// Plans a pass of queries for the whole sequences, and fills this rank's part of their lists. The plan's spans become the share's.
+  /// Plans a pass of queries over the whole sequences, and fills this rank's part of their lists. The plan's spans are converted to
+  /// positions in this rank's share.
   template <class P>
   step_plan<space::host> select(const P& policy, agreement& agreed, view<const float, 2> query, const cache_step& step, std::size_t first) {
     const std::size_t tokens = query.extent(0) / params_.query_heads, lists = tokens * this->lists(), h = tokens * params_.kv_heads;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a rank of a context-parallel cache is made of: its share of rows and codes, where the whole sequences stand, memory for messages,
-// and the checks of its verbs. The verbs are in context_parallel.hpp, which alone includes this file.
+// The part of a context-parallel cache that its verbs work on: this rank's share of rows and codes, the states of the whole sequences,
+// memory for messages, and argument checks. The verbs are in context_parallel.hpp, the only file that includes this one.
 #pragma once
 
 #include <algorithm>
@@ -20,25 +20,25 @@ namespace pqkv::inline PQKV_MODE::scale {
 
 /// Which tokens the ranks attend to together.
 enum class selection_mode : std::uint8_t {
-  exact,  // the set that one rank with all tokens would select, to the token; two or three exchanges
+  exact,  // exactly the tokens that one rank with all tokens would select; two or three exchanges
   local   // each rank attends to the best k / ranks of its own tokens, scored by these alone; no exchange
 };
 
-/// When ranks ask each other whether all of them make a call.
+/// When the ranks check that all of them make the same call and that none refuses it.
 enum class agreement_mode : std::uint8_t {
   each_call,     // before every verb, by a message of 8 bytes: if one rank refuses, all do, and nothing changes
-  with_exchange  // append() does not ask, and attend() asks in the messages that it sends anyway. For engines that checked their calls:
+  with_exchange  // append() has no check; the messages that attend() sends anyway carry its check. For engines that checked their calls:
                  // if one rank refuses an append(), the next attend() fails on all ranks, and the slot must be reset
 };
 
-/// One cache of all ranks. Everything but `rows` must be the same on every rank.
+/// The parameters of one cache over all ranks. Everything but `rows` must be the same on every rank.
 template <class Rows>
 struct context_params : cache_shape {  // capacity: tokens of a slot on all ranks together
   budget_rule budget{};
   selector::pq_params selector{};  // codebooks are always trained anew (refresh_iterations is taken as 0)
   typename Rows::params rows{};
   std::size_t block = 128;  // new tokens go to the ranks in blocks of this many
-  std::size_t run = 0;      // the first ranks * run tokens of a sequence: each rank has a run of this many (token_layout)
+  std::size_t run = 0;      // of the first ranks * run tokens of a sequence, each rank holds `run` successive ones (token_layout)
   selection_mode selection_over_ranks = selection_mode::exact;
   agreement_mode agreement = agreement_mode::each_call;
 };
@@ -80,7 +80,7 @@ class context_state {
   const pq_index<>& index() const { return index_; }
   std::size_t lists() const { return score_lists(params_.selector.reduction, params_.kv_heads, params_.query_heads); }
 
-  /// Where the whole sequence of a slot stands; the same on every rank. @pre slot < batch
+  /// The state of a slot's whole sequence; the same on every rank. @pre slot < batch
   /// @{
   const sequence& at(std::size_t slot) const { return work_.slots.sequences(slot); }
   std::size_t size(std::size_t slot) const { return at(slot).n; }
@@ -117,13 +117,13 @@ class context_state {
     settings_ = settings_sum();
   }
 
-  /// A call whose vote says that this rank has these parameters.
+  /// Begins a call: a vote that carries a checksum of this rank's parameters.
   agreement call(const char* function) const {
     agreement made(function);
     made.same_number(settings_);
     return made;
   }
-  /// A checksum over all that must be the same on every rank. Field by field: structs have padding.
+  /// A checksum over all parameters that must be the same on every rank. Fields are added one by one, since structs have padding.
   std::uint32_t settings_sum() const {
     crc32 sum;
     const auto add = [&](auto... fields) { (sum.add(&fields, sizeof fields), ...); };
@@ -151,7 +151,7 @@ class context_state {
 
   pqkv::detail::cache_checks<space::host> admission() const noexcept { return {params_, work_.slots.sequences.data, lists()}; }
 
-  /// Prompt rows that a rank is given must be those of its share.
+  /// The checks of prefill(): a rank must be given as many rows as it holds of the chunk's tokens.
   template <class K, class V>
   status can_prefill(std::size_t slot, const K& keys, const V& values, std::size_t n) const {
     if (const status s = admission().prefill(slot, keys, values, params_.capacity); !s.ok()) return s;
@@ -163,7 +163,7 @@ class context_state {
                 "this rank's tokens of the chunk, from layout()");
   }
 
-  /// Adds to a vote which tokens a step has, and where their sequences stand.
+  /// Adds a step's slots and counts, and the states of their sequences, to what the ranks compare.
   void same_step(agreement& agreed, const cache_step& step, std::size_t tokens) const {
     agreed.same_number(tokens);
     for (std::size_t row = 0; row < step.rows(params_.batch); ++row) {
@@ -172,7 +172,7 @@ class context_state {
     }
   }
 
-  /// The header of this rank's share of a saved slot, and what is in the file.
+  /// The header of the file with this rank's share of a slot; it says what the file holds.
   share_file_header header_of(const sequence& now, slot_contents contents) const {
     const selector::pq_params& pq = params_.selector;
     share_file_header header;
@@ -198,9 +198,9 @@ class context_state {
     return parts;
   }
 
-  /// Everything a rank works in besides rows and index.
+  /// All memory of a rank besides rows and index.
   struct memory_of {
-    slot_table<space::host> slots, shares;  // whole sequences; lengths of this rank's share, while a slot is copied
+    slot_table<space::host> slots, shares;  // the whole sequences; this rank's shares of them, while a slot is copied
     step_plan<space::host> plan;            // of queries_at_once() query tokens
     view<middle_range, 1> own_ranges;       // [tokens * h]
     view<std::int32_t, 2> indices;          // [tokens * lists, k_max]
@@ -257,7 +257,7 @@ class context_state {
     all.scratch = memory.take<std::byte>(all.scratch_bytes);
     return all;
   }
-  /// The policy with the cache's own scratch, unless the caller brings some.
+  /// The policy, with the cache's own scratch unless the caller brought some.
   template <class P>
   P working(const P& policy) const {
     P own = policy;
@@ -274,7 +274,7 @@ class context_state {
   std::uint32_t settings_ = 0;
   owner<std::byte, space::host> memory_;
   memory_of work_{};
-  buffer<std::uint32_t> merged_;  // [batch] places below this were in the id lists after the last merge
+  buffer<std::uint32_t> merged_;  // [batch] after the last merge, the id lists held this rank's tokens below this place
 };
 
 }  // namespace pqkv::scale

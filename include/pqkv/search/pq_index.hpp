@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything that product quantization keeps for a batch of sequences, as one value: codebooks, codes, the joint-code index and, on
-// request, codebooks and codes of residuals. Each sequence's share is learnt from its keys, grows as tokens leave the window, and can be
-// cut, copied and ranked. It can be in any memory space. Its parts can be used alone (quantize/, search/).
-// Source: PQCache, SIGMOD 2025, sections 3.2 and 3.3.
+// Everything that product quantization stores for a batch of sequences, as one object: codebooks, codes, the joint-code index and, on
+// request, codebooks and codes of residuals. The data of a sequence are learnt from its keys, grow as tokens leave the window, and can be
+// cut, copied and used for ranking. It can be in any memory space. Its parts can be used alone (quantize/, search/). Source: PQCache,
+// SIGMOD 2025, sections 3.2 and 3.3.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +37,7 @@ class pq_index {
     const buffer<std::uint8_t> digits(shape.subspaces * shape.cells());
     cell_index::write_cell_codes(shape.coarse(), digits.data());
     copy_bytes(policy, const_cast<std::uint8_t*>(view().index.cell_codes.data), digits.data(), digits.size());
-    sync(policy);  // the digits are in host memory, which ends here
+    sync(policy);  // the digits are in host memory that is freed here
   }
 
   const pq_index_shape& shape() const { return shape_; }
@@ -47,14 +47,15 @@ class pq_index {
     return view_type::place(memory, shape_);
   }
 
-  /// Trains a sequence's codebooks on tokens [first, n), then encodes and counts tokens [first, ranked). The old index is overwritten:
-  /// nobody may use it until the outcomes are known. On a device the call only enqueues.
+  /// Trains a sequence's codebooks on tokens [first, n), then encodes tokens [first, ranked) and counts them in their cells. The old index
+  /// is overwritten: no query may use the index until the outcomes are known. On a device the call only enqueues.
   ///
   /// @param rows      keys of all sequences (cache/kv_store.hpp)
   /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; the index can be used if all of them are `trained`
   /// @throws std::bad_alloc; on a device capacity_error when the policy's scratch is too small, cuda_error
-  /// @cost   train(), and c distance terms for each coordinate of every key. Keys that are not strided or whose axes are reordered are
-  ///         copied: the sample, and if that is not all of them the rest 4096 at a time; with a second stage, all of them
+  /// @cost   train(), and for every coordinate of every key c distance terms. Keys that are not strided or whose axes are reordered are
+  ///         copied first: the training sample at once, and for encoding, unless the sample has all keys, 4096 keys at a time; with a
+  ///         second stage all keys at once
   template <exec::policy P, class Rows>
   void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
              const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
@@ -72,18 +73,18 @@ class pq_index {
 
   /// Renews codebooks that were learnt from tokens [first, trained), now that the sequence has n tokens: much cheaper than learn(). Of the
   /// centroids, the share (n - trained) / (n - first) with the fewest tokens is replaced by keys drawn from [trained, n)
-  /// (replaced_centroids). Then follow train_params.iterations of k-means; the mean key and the order of axes stay. The rest is as in
+  /// (replaced_centroids). Then k-means runs for train_params.iterations; the mean key and the order of axes stay. Everything else is as in
   /// learn().
   /// @pre    the sequence has codebooks and tokens [first, ranked) their codes; first < trained <= n; no second stage
-  /// @cost   as learn() with so few iterations. On the host, if training uses every key and not a sample, the first iteration costs an
-  ///         eighth (1 / share)
+  /// @cost   as learn() with as many iterations. On the host, if training uses every key and not a sample, the first iteration costs only
+  ///         the share of replaced centroids
   template <exec::policy P, class Rows>
   void renew(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t trained,
              std::size_t n, kmeans_params train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
     const view_type own = view().sequence(which);
     const std::size_t h = shape_.kv_heads, m = shape_.subspaces, ds = own.book.sub_dim();
     const std::uint64_t fresh = n - trained, replaced = own.book.size() * fresh / (n - first);
-    encode_copies(policy, which, rows, ranked, n);  // the window counts too: nobody reads these codes until its tokens leave
+    encode_copies(policy, which, rows, ranked, n);  // the window's keys too: their codes are read only after they leave
     const replaced_centroids call{first, n, trained, {fresh, replaced, {train_params.seed, ~std::uint64_t{0}}}};
     train_params.start = kmeans_start::given;
     const pqkv::view<const float, 3, Space> offset{own.book.mean.data, {h, m, ds}, {own.book.mean.stride(0), ds, 1}};
@@ -103,12 +104,11 @@ class pq_index {
   /// the tokens [first, ranked) are replaced. Then, train_params.iterations times, every token of [trained, n) joins its nearest centroid,
   /// and each replaced centroid becomes the mean of its tokens if it has any. At the end tokens [trained, n), and those whose centroid was
   /// replaced, get the codes of their nearest centroids. The other centroids do not move, and the codes that name them stay: for some of
-  /// these keys a replaced centroid may now be nearer, but their own is as near as before. A key with an element that is not finite is left
-  /// out and gets code 0.
+  /// their keys a replaced centroid may now be nearer, but the distance to their own centroid has not changed. A key with an element that
+  /// is not finite is left out and gets code 0.
   /// @pre    as renew()
   /// @return how many codes were written
-  /// @cost   iterations + 1 times c distance terms for each coordinate of tokens [trained, n), of which it copies the keys; a pass over
-  ///         all codes
+  /// @cost   iterations + 1 times c distance terms for each coordinate of tokens [trained, n), whose keys are copied; a pass over all codes
   template <exec::policy P, class Rows>
   requires space::usable_from<Space, space::host> std::uint64_t renew_replaced(const P& policy, std::size_t which, const Rows& rows,
                                                                                std::size_t first, std::size_t ranked, std::size_t trained,
@@ -137,8 +137,8 @@ class pq_index {
     merge_tails(policy, as_const(own.codes), own.index);
   }
 
-  /// The first step of rank(), with the same arguments: writes the tables of queries. If the codebooks' axes are reordered, the queries'
-  /// axes are put in the same order first, and `query` becomes the reordered queries.
+  /// The first step of rank(), with the same arguments: computes the queries' tables. If the codebooks' axes are reordered, the queries'
+  /// axes are put in the same order first, and `query` is set to the reordered queries.
   template <exec::policy P>
   mutable_distance_table_view<Space> tabulate(const P& policy, pqkv::view<const float, 2, Space>& query, const head_map<Space>& map,
                                               const pq_workspace<Space>& work) const {
@@ -160,7 +160,7 @@ class pq_index {
   /// @param ranges   [rows * h]
   /// @param indices  [lists, k_max] int32, written as by retrieve()
   /// @param counts   [lists] uint32, written
-  /// @param attended  [rows * hq], or empty: sums of the tokens that each query attends to besides (retrieve); not for the second stage
+  /// @param attended  [rows * hq], or empty: sums over the unranked tokens that each query attends to (retrieve()); not with a second stage
   template <exec::policy P>
   void rank(const P& policy, pqkv::view<const float, 2, Space> query, const head_map<Space>& map,
             pqkv::view<const middle_range, 1, Space> ranges, pqkv::view<std::int32_t, 2, Space> indices,
@@ -198,7 +198,7 @@ class pq_index {
     if (!own.index.empty()) merge_tails(policy, as_const(own.codes), own.index);
   }
 
-  /// Empties a sequence's joint-code index. Its codebook stays in memory, but nobody may use it before the sequence is learnt again.
+  /// Empties a sequence's joint-code index. Its codebook stays in memory, but must not be used before learn() has been called again.
   template <exec::policy P>
   void clear(const P& policy, std::size_t which) const {
     const view_type own = view().sequence(which);
@@ -209,7 +209,7 @@ class pq_index {
     zero(policy, own.index.merged);
     zero(policy, own.index.last);
   }
-  /// Forgets the queries that a sequence's heads have seen, and the order of axes they led to.
+  /// Forgets what a sequence's heads were shown of queries, and the order of axes that was derived from it.
   template <exec::policy P>
   void clear_axes(const P& policy, std::size_t which) const {
     const view_type own = view().sequence(which);
@@ -243,7 +243,7 @@ class pq_index {
     return {table.entries.slice(0, 0, query_heads), table.bias.slice(0, 0, query_heads)};
   }
 
-  /// The type of copies of keys whose axes are in order.
+  /// The element type of copied keys.
   template <class Rows>
   using copy_of = std::conditional_t<space::usable_from<Space, space::host>, ordered_element<copied_element<typename Rows::value_type>>,
                                      copied_element<typename Rows::value_type>>;
@@ -256,7 +256,7 @@ class pq_index {
     detail::run_operation<op::gather_keys>(policy, rows, head, sample, begin, own.axes, out);
   }
 
-  /// Encodes tokens [begin, end) of a sequence, begin <= end, which are copied in runs.
+  /// Encodes tokens [begin, end) of a sequence, begin <= end, by copying runs of their keys.
   template <exec::policy P, class Rows>
   void encode_copies(const P& policy, std::size_t which, const Rows& rows, std::size_t begin, std::size_t end) const {
     const view_type own = view().sequence(which);
@@ -268,11 +268,11 @@ class pq_index {
       gather(policy, own, rows, which * h, stratified_sample{count, count, {}}, begin, keys);
       pqkv::encode(policy, as_const(keys), own.book, own.codes.slice(2, begin, count));
     }
-    sync(policy);  // the copies end here
+    sync(policy);  // the copies are freed here
   }
 
-  /// Learns from tokens [first, n) with what training does to the coarse codebook: fit(keys [h, rows, d], params). It returns whether it
-  /// has encoded the keys too.
+  /// Learns from tokens [first, n). The caller's fit(keys [h, rows, d], params) trains the coarse codebook, and returns whether it has
+  /// encoded the keys too.
   template <exec::policy P, class Rows, class Fit>
   void learn_rows(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
                   const kmeans_params& params, pqkv::view<std::uint8_t, 2, Space> outcomes, const Fit& fit) const {
@@ -307,7 +307,7 @@ class pq_index {
       if (has_failed<P>(coarse_outcomes)) return;
       encode_copies(policy, which, rows, first, ranked);
     }
-    sync(policy);  // the copies end here
+    sync(policy);  // the copies are freed here
     recount(policy, which, first, ranked);
   }
 

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection by blocks with representative keys, as InfLLM does it. Every block of tokens has a few representatives: the keys that the
-// queries behind them looked at most. A block's relevance to a query is the sum of the query's inner products with the representatives. The
-// most relevant blocks are taken whole. For comparison with other selectors, in host memory only: no CUDA kernel, no saved slots, and its
-// arithmetic is not canonical.
+// Selection by blocks with representative keys, as InfLLM does it. Every block of tokens has a few representatives: those of its keys to
+// which the queries of following tokens gave the highest scores. A block's relevance to a query is the sum of the query's inner products
+// with the representatives. The most relevant blocks are taken whole. It is meant for comparison with other selectors. It has no CUDA
+// kernels, cannot save slots, and its arithmetic is not canonical.
 //
 // Representatives need queries. A prompt's queries must all be shown to pqcache::observe(), in order, before the prompt's last chunk;
-// otherwise prefill() refuses the prompt. Queries of later tokens are seen when attend() or retrieve() answers them. A block gets its
-// representatives once, from the queries seen up to then: at the end of the prompt if the whole block has left the window, otherwise at the
-// first query after it has left. blind_blocks() counts the blocks for which no query was seen.
+// otherwise prefill() refuses the prompt. Queries of later tokens are recorded by attend() and retrieve(). A block gets its representatives
+// once, from the queries recorded up to then: at the end of the prompt if the whole block has left the window by then, otherwise at the
+// first query after it has left. blind_blocks() counts the blocks that got representatives without any query.
 //
-// Tokens that have left the window and fill no block yet come before all blocks, the newest first.
+// Tokens that have left the window but do not fill a block yet are selected before all blocks, the newest first.
 //
-// Where this differs from the paper: the window is the budget's and not local_tokens, and k counts tokens, those of the unfinished block
-// included, so that methods are compared at equal tokens. Keys and queries are as the cache has them, at their own positions; the paper
-// gives all tokens outside the window one distance. Each KV head has its own list; the published code sums relevance over all heads of a
-// layer. It also scores representatives by softmax weights; here the paper's inner products decide.
-// Source: Xiao, Zhang, Han, Xiao, Lin, Zhang, Liu, Sun, "InfLLM: Training-free long-context extrapolation for LLMs with an efficient
-// context memory", NeurIPS 2024.
+// Differences from the paper: the window is that of the budget, not local_tokens, and k counts tokens, including those of the unfinished
+// block, so that methods are compared at equal tokens. Keys and queries have the rotary embedding of their own positions; the paper treats
+// all tokens outside the window as equally far away. Each KV head has its own list; the published code sums relevance over all heads of a
+// layer. The published code also scores representatives by softmax weights; here the paper's inner products decide. Source: Xiao, Zhang,
+// Han, Xiao, Lin, Zhang, Liu, Sun, "InfLLM: Training-free long-context extrapolation for LLMs with an efficient context memory", NeurIPS
+// 2024.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,8 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
-/// run(policy, rows, index, tasks, f): task i is f(i, worker), where worker.choose() makes the row of a block.
+/// run(policy, rows, index, tasks, f): calls f(i, worker) for every task i; worker.choose() chooses a block's representatives and writes
+/// their sum.
 struct represent_blocks {};
 }  // namespace op
 
@@ -38,28 +39,28 @@ namespace selector {
 struct infllm_params {
   std::size_t block_tokens = 128;
   std::size_t representatives = 4;  // keys of a block
-  std::size_t local_tokens = 4096;  // how many queries behind a token count for its representative score; fewer where fewer were seen
-  /// How the relevances for a group's query heads become one: their sum, as the paper's code has it for all heads. `none` gives each query
-  /// head its own list. Representatives are chosen for a KV head in any case, by the sum over its group.
+  std::size_t local_tokens = 4096;  // how many queries after a token score it as a representative; fewer if fewer were recorded
+  /// How the relevances of a block to a group's query heads are reduced to one: by default their sum, as in the published code. `none`
+  /// gives each query head its own list. Representatives are always chosen per KV head, by the sum over its group.
   group_reduction reduction = group_reduction::logit_sum;
 
   static constexpr std::size_t most_block_tokens = 4096, most_representatives = 64;
 };
 
-/// Tokens [first, last) of one head that are a block.
+/// One block of one head: tokens [first, last).
 struct block_keys {
   std::size_t head;
   std::uint32_t first, last;
-  std::uint32_t last_query;  // the newest query that counts
+  std::uint32_t last_query;  // position of the newest query that may score the keys
   float* out;                // [d], written: the sum of the representatives; NaNs where no key is finite
 };
 
 /// What infllm keeps of every slot.
 struct infllm_index {
-  /// What is known of one slot.
+  /// The record of one slot.
   struct record {
     std::uint32_t observed = 0;      // queries of the prompt that observe() was given
-    std::uint32_t seen = 0;          // one past the newest query that was seen
+    std::uint32_t seen = 0;          // one past the newest query that was recorded
     std::uint32_t represented = 0;   // blocks that have representatives
     std::uint32_t is_learned = 0;    // 1: the prompt is over
     std::uint64_t blind_blocks = 0;  // as infllm::blind_blocks() says
@@ -67,7 +68,7 @@ struct infllm_index {
 
   view<float, 3> blocks;       // [batch * h, blocks, d] sums of representatives
   view<float, 3> queries;      // [batch * h, capacity, d] by position, the sum over each group's query heads
-  view<std::uint8_t, 2> seen;  // [batch * h, capacity] 1: there is such a query
+  view<std::uint8_t, 2> seen;  // [batch * h, capacity] 1: the query of this position was recorded
   view<record, 1> records;     // [batch]
   std::size_t kv_heads = 0;
   infllm_params settings{};
@@ -75,7 +76,8 @@ struct infllm_index {
   template <class P, class Rows>
   void encode(const P&, const Rows&, view<const leaving_tokens, 1>) const noexcept {}
   void commit(const leaving_tokens&) const noexcept {}
-  /// Blocks of which a token is in the window again lose their representatives, and queries of tokens that are no more are forgotten.
+  /// After a cut: blocks with a token that is in the window again lose their representatives, and the queries of tokens that were cut off
+  /// are forgotten.
   void forget(const leaving_tokens& tokens, const sequence& after) const noexcept {
     record& one = records(tokens.slot);
     one.represented = std::min(one.represented, tokens.first / static_cast<std::uint32_t>(settings.block_tokens));
@@ -86,7 +88,7 @@ struct infllm_index {
   }
   slot_parts parts() const noexcept { return {}; }  // infllm::copied() copies a slot
 
-  /// Notes the query of a token, [hq, d]. Heads of it that are not finite are left out.
+  /// Records the query of a token, [hq, d]. Query heads with an element that is not finite are left out.
   template <class Q>
   void note(std::size_t slot, std::size_t position, view<Q, 2> query) const noexcept {
     const std::size_t g = query.extent(0) / kv_heads, d = query.extent(1);
@@ -104,7 +106,7 @@ struct infllm_index {
     }
     records(slot).seen = std::max(records(slot).seen, static_cast<std::uint32_t>(position + 1));
   }
-  /// The tokens of a whole block that are in the middle.
+  /// A block that has left the window, without those of its tokens that are sinks.
   block_keys block_of(std::size_t head, std::size_t block, std::uint32_t middle_begin, std::uint32_t last_query) const {
     const auto length = static_cast<std::uint32_t>(settings.block_tokens), first = static_cast<std::uint32_t>(block) * length;
     return {head, std::max(first, std::min(middle_begin, first + length)), first + length, last_query, &blocks(head, block, 0)};
@@ -150,8 +152,9 @@ class infllm {
   infllm_index index() const { return all_.index; }
   /// Queries of a slot's prompt that observe() was given; the prompt's last chunk is refused unless it is all of them.
   std::size_t observed(std::size_t slot) const { return all_.index.records(slot).observed; }
-  /// How many blocks of a KV head got their representatives without a single query that counts for them, since the slot was empty. Such a
-  /// block is represented by its first tokens. A number above 0 means that tokens were appended whose queries were never asked.
+  /// How many blocks, counted per KV head since the slot was empty, got their representatives without any query that could score their
+  /// keys. Such a block is represented by its first tokens. A number above 0 means that tokens were appended whose queries were never given
+  /// to attend() or retrieve().
   std::uint64_t blind_blocks(std::size_t slot) const { return all_.index.records(slot).blind_blocks; }
 
   /// A query reads the sums of representatives. Choosing representatives, once for each block, reads keys too, but is not counted, like the
@@ -170,7 +173,7 @@ class infllm {
     return pqkv::detail::checks("observe").that(all_.index.records(slot).is_learned == 0, status::code::value, "slot", relation::required,
                                                 "empty or in the middle of its prompt: attend() sees later queries itself", 0, 1);
   }
-  /// Notes the next queries [n, hq, d] of a slot's prompt.
+  /// Records the next queries [n, hq, d] of a slot's prompt.
   /// @pre can_observe_in(slot)
   /// @throws capacity_error when there are more queries than a slot has tokens
   template <exec::policy P, class Q>
@@ -185,8 +188,8 @@ class infllm {
     one.observed += static_cast<std::uint32_t>(queries.extent(0));
   }
 
-  /// Notes the queries of a step, and represents the blocks that are whole in the middle for the first time. A query counts from its own
-  /// position on.
+  /// Records the queries of a step, and chooses representatives for the blocks that are completely in the middle for the first time. A
+  /// query can score the keys of blocks represented at its own position or later.
   template <exec::policy P, class Rows>
   void see(const P& policy, view<const float, 2> query, const Rows& rows, const planned_queries<space::host>& planned) {
     const std::size_t hq = shape_.query_heads, h = shape_.kv_heads, tokens = query.extent(0) / hq;
@@ -202,7 +205,7 @@ class infllm {
     for (std::size_t i = 0; i < tokens; ++i) commit(found(i), i * h);
   }
 
-  /// Represents the blocks of a prompt.
+  /// Chooses the representatives of a prompt's blocks.
   /// @throws value_error when observe() was not given the queries of the prompt's tokens
   template <exec::policy P, class Rows>
   learning<space::host> learn(const P& policy, std::size_t slot, const Rows& rows, const sequence& at, middle_range middle) {
@@ -215,7 +218,7 @@ class infllm {
                                     middle.begin, at.n - 1};
     detail::run_operation<op::represent_blocks>(policy, rows, all_.index, h, [&](std::size_t head, auto& worker) {
       std::uint32_t blind = 0;
-      for (std::uint32_t block = found.last; block-- > 0;)  // from behind: the worker slides its window of queries
+      for (std::uint32_t block = found.last; block-- > 0;)  // the last block first, since the worker slides its window of queries
         blind += worker.choose(all_.index.block_of(slot * h + head, block, found.middle_begin, found.position)) ? 0 : 1;
       all_.blind(head) = blind;
     });
@@ -257,7 +260,7 @@ class infllm {
   }
 
  private:
-  /// Blocks [first, last) of a slot that lie in the middle as a whole for the first time at this query.
+  /// Blocks [first, last) of a slot, which are completely in the middle for the first time at this query.
   struct found_blocks {
     std::uint32_t slot = 0, first = 0, last = 0, middle_begin = 0, position = 0;
   };
@@ -271,13 +274,14 @@ class infllm {
 
   const params& settings() const { return all_.index.settings; }
   std::uint32_t block_length() const { return static_cast<std::uint32_t>(settings().block_tokens); }
-  /// The part of a middle that consists of whole blocks, and how many tokens are selected there: tokens of the unfinished block come first.
+  /// The part of a middle that consists of whole blocks, and how many tokens are selected there. Tokens of the unfinished block are
+  /// selected first and count towards k.
   static constexpr middle_range in_blocks(const middle_range& middle, std::uint32_t length) {
     const std::uint32_t whole = middle.end - middle.end % length, end = whole > middle.begin ? whole : middle.begin;
     const std::uint32_t unfinished = middle.end - end, k = middle.selected();
     return {middle.begin, end, k > unfinished ? k - unfinished : 0};
   }
-  /// Notes the queries; says whether there is any block to represent.
+  /// Records the queries. Returns whether any block needs representatives.
   bool find_blocks(view<const float, 2> query, const planned_queries<space::host>& planned, view<found_blocks, 1> found) const {
     const std::size_t hq = shape_.query_heads;
     bool any = false;
@@ -290,7 +294,7 @@ class infllm {
       const std::uint32_t position = now.n - token.count + token.index;
       const middle_range middle = now.at(planned.query(token).planned_length(now)).middle(planned.rule);
       std::uint32_t first = all_.index.records(token.slot).represented;
-      if (i > 0 && token.index > 0) first = found(i - 1).last;  // the token before it
+      if (i > 0 && token.index > 0) first = found(i - 1).last;  // continues where the slot's previous token ended
       const std::uint32_t last = std::max(first, middle.end / static_cast<std::uint32_t>(settings().block_tokens));
       found(i) = {token.slot, first, last, middle.begin, position};
       pqkv::detail::in_float_environment([&] { all_.index.note(token.slot, position, query.slice(0, i * hq, hq)); });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection by product quantization, the library's own method: search/pq_index.hpp as a selector. A slot with too few keys has no codebook
-// yet; it attends to everything until maintain() can train one. With two stages, it needs the codebooks of both.
-// Source: PQCache, SIGMOD 2025.
+// Selection by product quantization, the library's own method: a selector around search/pq_index.hpp. A slot with too few keys has no
+// codebook yet; it attends to everything until maintain() can train one. A slot with two stages of codes needs enough keys for both
+// codebooks. Source: PQCache, SIGMOD 2025.
 #pragma once
 
 #include <algorithm>
@@ -19,10 +19,10 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
-struct rank_step {};  // run(policy, ranked_step) -> whether it was done: op::plan_step and the selection in one launch; CUDA only
+struct rank_step {};  // run(policy, ranked_step): op::plan_step and the selection in one launch, CUDA only; returns whether it did that
 }  // namespace op
 
-/// A pass of a step whose queries are to be planned and whose lists are to be filled.
+/// The arguments of op::rank_step: one pass of a step, its queries to plan and its lists to fill.
 template <class Space>
 struct ranked_step {
   planned_queries<Space> queries;
@@ -74,21 +74,22 @@ struct pq_params {
   std::optional<overlap_model> overlap{};          // if given, the overlap rule decides L in place of train.iterations
   std::size_t overlap_most = overlap_model::most;  // the largest L that the rule may choose
   std::size_t tail_tokens = 256;                   // maintain() merges once at least this many tokens are not yet in the id lists
-  /// maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never. Not given: 1.05 if renewals are
-  /// of new keys, 1.1 if of all keys, and 1.5 if slots are trained anew, since each training costs more than the one before.
+  /// maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never. If not given: 1.05 when renewals
+  /// are of new keys, 1.1 when they are of all keys, and 1.5 when slots are trained anew, which costs more.
   std::optional<double> refresh{};
   renewal_scope renewal = renewal_scope::all_keys;
-  /// L of such a renewal (pq_index::renew), which starts from the present codebook and keeps its order of axes. With 0 the slot is trained
-  /// anew, as for a prompt. So are slots that have doubled since their last training, and all slots with a second stage.
+  /// L of a renewal (pq_index::renew). A renewal starts from the present codebook and keeps its order of axes. With 0 the slot is trained
+  /// anew instead, as for a prompt; so are slots that have doubled since their last training, and all slots with a second stage.
   std::size_t refresh_iterations = 1;
 
   /// Whether an outgrown codebook is always trained anew.
   constexpr bool trains_anew() const { return refresh_iterations == 0 || residual.used(); }
-  /// `refresh`, or what stands for it.
+  /// `refresh`, or its default.
   constexpr double growth() const { return refresh.value_or(trains_anew() ? 1.5 : renewal == renewal_scope::all_keys ? 1.1 : 1.05); }
 
   /// The length at which a codebook trained on n tokens is due again; 0: never. Codebooks age, because later keys are distributed
-  /// differently. The lengths grow by a factor g, so all renewals together read g / (g - 1) times the last one's rows.
+  /// differently. Each renewal reads growth() times the rows of the one before, so all together read g / (g - 1) times the rows of the
+  /// last, g = growth().
   std::uint32_t outgrown_at(std::size_t n) const {
     double next = 0;
     pqkv::detail::in_float_environment([&] { next = std::ceil(growth() * static_cast<double>(n)); });
@@ -102,7 +103,7 @@ struct pq_params {
   }
 };
 
-/// The bytes that ranking reads, besides the attended rows.
+/// Computes how many bytes ranking reads: attention's rows are counted elsewhere.
 struct pq_traffic {
   std::uint64_t cells, subspaces, fine_subspaces, shortlist, kv_heads, book_bytes;
   search_path path;
@@ -202,7 +203,7 @@ class basic_pq {
             static_cast<std::uint32_t>(s.axes)};
   }
   /// How many KV heads got their own order of axes in a slot's last training: under axis_order::weighted_pairs all of them if observe() had
-  /// been called, else none. The other heads are cut as under rotary_halves.
+  /// been called before, otherwise none. The axes of the other heads are split as under rotary_halves.
   std::size_t weighted_heads(std::size_t slot) const {
     const auto dealt = index_.view().sequence(slot).pairs.is_dealt;
     std::size_t count = 0;
@@ -221,8 +222,8 @@ class basic_pq {
             params_.path};
   }
 
-  /// Trains on all rows but the sinks, the window's included, and encodes the middle. A slot that has outgrown its codebook by less than a
-  /// factor of two has it renewed instead (pq_params::refresh_iterations, renewal).
+  /// Trains on the rows of middle and window, and encodes the middle. If the slot has grown by less than a factor of two since its last
+  /// training, its codebook is renewed instead (pq_params::refresh_iterations, renewal).
   template <exec::policy P, class Rows>
   learning<Space> learn(const P& policy, std::size_t slot, const Rows& rows, const sequence& at, middle_range middle) {
     const std::size_t n = at.n, first = middle.begin;
@@ -260,14 +261,14 @@ class basic_pq {
                                                                 view<std::uint32_t, 1, Space> counts) {
     rank(policy, query, map, ranges, indices, counts);
   }
-  /// Plans a pass and selects, in one launch. Returns false, having done nothing, where that takes more than one.
+  /// Plans a pass and selects, in one launch. Returns false and does nothing if one launch is not enough.
   template <exec::policy P>
   requires std::same_as<typename P::backend_type, backend::cuda>
   bool select_planned(const P& policy, view<const float, 2, Space> query, const planned_queries<Space>& planned,
                       const step_plan<Space>& plan, view<std::int32_t, 2, Space> indices) const {
     return detail::run_operation<op::rank_step>(policy, ranked_step<Space>{planned, plan, query, index_.view(), indices, ranked_by()});
   }
-  /// @param spans  what each query attends to besides, for normalisation::attended
+  /// @param spans  the sinks and window that each query attends to, for normalisation::attended
   template <exec::policy P, class Rows>
   requires space::usable_from<Space, space::host>
   void select(const P& policy, view<const float, 2, Space> query, const Rows& rows, const head_map<Space>& map,
@@ -294,7 +295,7 @@ class basic_pq {
       detail::run_operation<op::observe_queries>(policy, queries, index_.view().sequence(slot).pairs);
   }
 
-  /// Merges newer tokens into the id lists if there are many.
+  /// Merges the tokens that the id lists lack into them, once there are pq_params::tail_tokens of them.
   template <exec::policy P>
   void maintain(const P& policy, std::size_t slot, const sequence& at, middle_range middle) {
     std::uint32_t& merged = slots_[slot].merged;
@@ -309,7 +310,7 @@ class basic_pq {
     index_.clear_axes(policy, slot);
     slots_[slot] = {};
   }
-  /// Copies what the host keeps of a slot.
+  /// Copies the selector's host-side record of a slot.
   void copied(std::size_t from, std::size_t to) noexcept { slots_[to] = slots_[from]; }
   /// Rebuilds the id lists of a loaded slot from its codes.
   template <exec::policy P>
@@ -358,8 +359,8 @@ class basic_pq {
         .at_most("selector.residual.shortlist", stage.shortlist, 1024, "times k");
   }
 
-  /// The length at which a slot's codebook was last trained or renewed, if it is to be renewed now; 0: it is to be trained. The inverse of
-  /// outgrown_at(), so that forks and saved slots need to keep only one length.
+  /// If a slot's codebook is to be renewed now, the length at which it was last trained or renewed; 0 if it is to be trained. Computed by
+  /// inverting outgrown_at(), so that forks and saved slots need to keep only one length.
   std::size_t renewable_from(const sequence& at) const {
     if (at.learned == 0 || at.learn_again == 0 || params_.growth() == 0 || params_.trains_anew()) return 0;
     std::size_t trained = 0;

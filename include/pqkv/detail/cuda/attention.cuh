@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on the device. A CTA takes a part of a list's tokens for up to eight query heads; attention_merge.cuh merges the parts. Rows of
-// 16-bit numbers and of 8-bit integers go through matrix products, and every warp has its own ring of tokens. Rows of floats would lose
-// precision that way: they go through fused multiply-adds, with eight or more lanes for a token. Agrees with the host within rounding.
-// Sources: online softmax: Milakov and Gimelshein 2018; splits over tokens: FlashDecoding.
+// 16-bit numbers and of 8-bit integers are multiplied by matrix products, and every warp has its own ring buffer of tokens. Rows of floats
+// would lose precision that way: they are multiplied by fused multiply-adds, with eight or more lanes for a token. Results agree with the
+// host's within rounding. Sources: online softmax: Milakov and Gimelshein 2018; splits over tokens: FlashDecoding.
 #pragma once
 
 #include "../../attention.hpp"
@@ -19,13 +19,13 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Query heads of a list, lists of a KV head, and the softmax's scale.
+/// Query heads per list, lists per KV head, and the softmax's scale.
 struct attention_shape {
   unsigned g, lists_per_head;
   canonical::softmax_scale scale;
 };
 
-/// The store behind a map of heads: a kernel looks up the map once and not for every token.
+/// The store without its map of heads, and the mapped number of a head: a kernel looks up the map once and not for every token.
 /// @{
 template <class Store>
 __device__ const Store& mapped(const Store& store) {
@@ -149,8 +149,8 @@ __global__ void __launch_bounds__(Warps * 32)
   }
 }
 
-/// The elements of a row that one of `Lanes` lanes holds: Dims / 8 runs of eight, zeros from d on. They keep their stored form until they
-/// are used: taking a loaded word apart would wait for the load.
+/// The elements of a row that one of `Lanes` lanes holds: Dims / 8 runs of eight, zeros from d on. They are converted to float only when
+/// they are used, since a conversion right after the load would wait for it.
 template <unsigned Lanes, unsigned Dims, class T>
 struct lane_row {
   static constexpr unsigned run = 8, pack_size = 16 / sizeof(T), packs = run / pack_size;
@@ -162,7 +162,7 @@ struct lane_row {
   pack all[Dims / pack_size];
 
   __device__ float operator[](unsigned i) const { return static_cast<float>(all[i / pack_size].element[i % pack_size]); }
-  /// Which element of the row (*this)[i] is.
+  /// The number in the row of element (*this)[i].
   __device__ static unsigned index(unsigned i) { return (i / run * Lanes + threadIdx.x % Lanes) * run + i % run; }
 
   __device__ void load(kv_row<T> row, unsigned d) {
@@ -373,7 +373,7 @@ struct kernel<op::attention, backend::cuda> {
   static void by_dims(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
                       const token_set<space::device>& tokens, const detail::attention_partials& parts, const detail::attention_shape& shape,
                       std::size_t splits) {
-    constexpr unsigned dims = Queries > 4 ? 8 : 16;  // of a lane: as many as fit in registers for all query heads
+    constexpr unsigned dims = Queries > 4 ? 8 : 16;  // elements of a lane: as many as fit in registers for all query heads
     if (parts.d <= 64)
       go<Queries, 8, 8>(launch, query, store, tokens, parts, shape, splits);
     else if (parts.d <= 128)

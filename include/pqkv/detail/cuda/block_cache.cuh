@@ -2,8 +2,8 @@
 // Block caches on the device. The host knows the shapes of all launches; everything else is read on the device. So a captured step can be
 // replayed while caches and sequences change.
 //
-// Admission, in order: one CTA takes one cache. It finds offers among the blocks with a count, and victims among the slots; both are the
-// lowest of many numbers. A barrier of the CTA separates each two steps.
+// Admission, in order: one CTA takes one cache. It chooses the blocks to offer among those that were looked up, and the slots to empty;
+// both choices are a search for the lowest of many numbers. A barrier of the CTA separates the steps.
 #pragma once
 
 #include <algorithm>
@@ -24,10 +24,10 @@ struct lowest_scratch {
   std::uint64_t* orders;    // [wanted]
   std::uint32_t* numbers;   // [wanted]
   std::uint32_t* in_digit;  // [256] how many numbers have each digit
-  std::uint32_t* found;     // [3] the digit, how many numbers are below it, how many have it; at the end, how many were kept
+  std::uint32_t* found;     // [3] the digit, how many numbers have a lower one, how many have it; at the end, how many were found
 };
 
-/// Finds the digit that the remaining-th lowest number has; 256 if there are fewer numbers. By the first warp.
+/// Finds the digit of the `remaining`-th lowest number; 256 if there are fewer numbers. Called by the first warp.
 __device__ inline void find_digit(const lowest_scratch& scratch, unsigned remaining) {
   constexpr unsigned each = 8;
   const unsigned lane = threadIdx.x % 32;
@@ -43,16 +43,16 @@ __device__ inline void find_digit(const lowest_scratch& scratch, unsigned remain
   scratch.found[2] = scratch.in_digit[digit];
 }
 
-/// Finds the `wanted` lowest of order(0) ... order(n - 1). These are distinct, except that `never` may occur often and is not taken. By all
-/// threads of the CTA.
+/// Finds the `wanted` lowest of order(0) ... order(n - 1). All numbers differ, except for `never`, which may occur often and is not found.
+/// Called by all threads of the CTA.
 ///
-/// @param sorted  [wanted] in shared memory, written: the i of the lowest, lowest first
+/// @param sorted  [wanted] in shared memory, written: the indices i of the lowest numbers, lowest number first
 /// @return how many it found
 /// @source radix selection: Alabi, Blanchard, Gordon, Steinbach, ACM Journal of Experimental Algorithmics, 2012
 template <class Order>
 __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const lowest_scratch& scratch, std::uint32_t* sorted) {
   constexpr std::uint64_t never = ~std::uint64_t{0};
-  constexpr unsigned kept = 4;  // numbers of a thread that it reads once: each is behind a chain of loads, and asked for up to nine times
+  constexpr unsigned kept = 4;  // numbers a thread keeps: up to nine passes use each, and reading one takes a chain of loads
   if (n == 0 || wanted == 0) return 0;
   std::uint64_t own[kept];
 #pragma unroll
@@ -60,7 +60,7 @@ __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const
     const unsigned i = k * blockDim.x + threadIdx.x;
     own[k] = i < n ? order(i) : never;
   }
-  const auto for_numbers = [&](auto take) {  // take(i, order): but those of `never`
+  const auto for_numbers = [&](auto take) {  // calls take(i, order) for all numbers but `never`
 #pragma unroll
     for (unsigned k = 0; k < kept; ++k)
       if (own[k] != never) take(k * blockDim.x + threadIdx.x, own[k]);
@@ -110,9 +110,10 @@ __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const
   return count;
 }
 
-/// Looks up the tokens of one list that fall to CTA `run` of `runs`. Neighbouring lanes with tokens of one block count it together.
-/// @param place  place(i, row) is told the row of token i, or -1
-/// @param miss   miss(token) is told of every token that is not there
+/// Looks up the tokens of one list that are the share of CTA `run` of `runs`. Lanes of a warp whose tokens are in the same block count them
+/// with one atomic addition.
+/// @param place  place(i, row) is called with the row of the i-th token in fast memory, or -1
+/// @param miss   miss(token) is called for every token that is not there
 template <class E, class Token, class Place, class Miss>
 __device__ void lookup_list(const one_block_cache<E>& one, std::uint32_t count, unsigned run, unsigned runs, Token token_at, Place place,
                             Miss miss) {
@@ -175,8 +176,8 @@ struct admit_memory {
   }
 };
 
-/// One CTA for each cache. It may begin before the kernels ahead of it have ended, if whatever looks up tokens has ended, and it ends
-/// behind them: attention reads no more than whether a row is in fast memory, and rows are copied later.
+/// One CTA for each cache. It may run while earlier kernels of the stream still run, once all look-ups have ended, and it ends after those
+/// kernels. That is safe: attention only reads whether a row is in fast memory, and newly admitted rows are copied later.
 template <class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
     admit_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
@@ -215,7 +216,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
   }
   __syncthreads();
 
-  // The slots that may be emptied, lowest first, and which newcomer takes which of them.
+  // The slots that may be emptied, the first to leave first, and which newcomer takes which slot.
   const unsigned waited = step.waited;
   const unsigned slots = block_lowest(
       one.capacity, waited, [&](unsigned slot) { return one.leave_order(slot, first); }, scratch, own.slots);
@@ -238,7 +239,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
   block::wait_for_last_kernel();
 }
 
-/// @param begins_early  whether nothing that has to be waited for stands between the last look-up and this launch
+/// @param begins_early  whether this kernel may start before the kernels between the last look-up and this launch have ended
 template <class E>
 void launch_admission(const launcher& launch, const block_cache_view<E, space::device>& cache,
                       view<const std::uint32_t, 1, space::device> lengths, bool begins_early) {
@@ -270,7 +271,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) abandon_blocks_kernel(block_c
   if (threadIdx.x == 0) one.progress->touched = one.progress->admitted = 0;
 }
 
-/// A CTA drops the blocks of one cache that have a token at or behind `length`.
+/// A CTA drops the blocks of one cache that have a token at position `length` or later.
 template <class E>
 __device__ void truncate_one(const one_block_cache<E>& one, std::uint32_t length) {
   for (unsigned slot = threadIdx.x; slot < one.capacity; slot += blockDim.x)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // k-means on the device. A cluster of CTAs takes one problem (a head and subspace) through all iterations, so one launch trains a codebook.
 // Every iteration reads the rows from the caller's memory, assigns them by the canonical distance (after a shortlist by matrix products
-// where dimension and layout allow it), and sums them in fixed point, where order does not matter: the bits are the host's.
+// where dimension and layout allow it), and sums them in fixed point, where the order of additions does not matter. So the centroids have
+// the same bits as the host's.
 #pragma once
 
 #include "../../quantize/kmeans.hpp"
@@ -39,7 +40,7 @@ class kmeans_problem_part {
     };
   };
 
-  /// Dynamic shared memory: a tile of rows, or the centroids as operands; and the CTA's own sums if they fit.
+  /// Bytes of dynamic shared memory: for a tile of rows or for the centroids as operands, and for the CTA's own sums if they fit.
   static constexpr std::size_t shared_bytes(std::size_t width, std::size_t c, bool sums_in_shared) {
     if constexpr (quick)
       return quick_rows<T, Groups>::shared_bytes(c, sums_in_shared);
@@ -100,7 +101,7 @@ class kmeans_problem_part {
   }
   __device__ float element(std::size_t t, unsigned e) const { return canonical::sub(static_cast<float>(points_(t, e)), offset_[e]); }
   __device__ float radius() const { return float_from_bits(memory_.state->radius); }
-  /// Loads rows row_at(0) to row_at(count - 1) into the tile, without the added coordinate.
+  /// Loads the rows numbered row_at(0) to row_at(count - 1) into the tile, without the coordinate that lift() adds.
   template <class RowAt>
   __device__ void load(unsigned count, RowAt row_at) {
     __syncthreads();
@@ -127,7 +128,8 @@ class kmeans_problem_part {
     __syncthreads();
   }
 
-  /// Gathers the sample's usable rows in ascending order, and the largest of their numbers. Each member takes one run of the sample.
+  /// Lists the sample's usable rows in ascending order, and finds the largest of their elements and norms. Each CTA of the team takes one
+  /// run of the sample.
   __device__ void gather_rows(const stratified_sample& sample) {
     const std::uint32_t all = static_cast<std::uint32_t>(sample.count), share = (all / team_.size() + tile_rows) / tile_rows * tile_rows,
                         begin = share * team_.rank() < all ? share * team_.rank() : all, end = all - begin < share ? all : begin + share;
@@ -146,7 +148,7 @@ class kmeans_problem_part {
         const float square = on_sphere_ ? norm(threadIdx.x) : 0.0f;
         const std::uint32_t most = largest_magnitude(y_ + threadIdx.x, stride, ds_);
         const bool usable = most < 0x7f800000u && is_finite(square);
-        memory_.owner[first + threadIdx.x] = usable ? 1 : 0;  // holds, for now, whether the row is used
+        memory_.owner[first + threadIdx.x] = usable ? 1 : 0;  // until the first assignment: whether the row is used
         if (!usable) continue;
         ++mine;
         largest = most > largest ? most : largest;
@@ -192,8 +194,8 @@ class kmeans_problem_part {
     __syncthreads();
   }
 
-  /// Walks a random permutation of the rows and takes each that differs from all taken so far, in batches of as many rows as are still
-  /// missing. The first member does it alone. The caller's centroids are written only if there are at least c rows.
+  /// Goes through the rows in random order and takes each row that differs from all taken so far, in batches of as many rows as are still
+  /// missing. The team's first CTA does it alone. The caller's centroids are written only if there are at least c rows.
   __device__ void draw_initial(random_stream draws) {
     unsigned found = 0;
     for (std::uint32_t step = 0; team_.rank() == 0 && used_ >= c_ && step < used_ && found < c_;) {
@@ -235,7 +237,7 @@ class kmeans_problem_part {
     team_.sync();
   }
 
-  /// Assigns this member's tiles and adds their rows to the sums.
+  /// Assigns the rows of this CTA's tiles and adds them to the sums.
   __device__ void assign(unsigned parity) {
     bool moved = false;
     for (std::uint32_t first = team_.rank() * tile_rows; first < used_; first += team_.size() * tile_rows) {
@@ -329,7 +331,7 @@ class kmeans_problem_part {
   const float* offset_;
   float* centroids_;  // [width, c]
   kmeans_memory memory_;
-  unsigned c_, ds_, width_;  // width: ds, or ds + 1 on the sphere
+  unsigned c_, ds_, width_;  // width: ds, or ds + 1 with the coordinate of lift()
   bool on_sphere_;
   std::uint32_t used_ = 0;
   float scale_ = 1;

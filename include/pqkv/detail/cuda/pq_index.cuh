@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The index of product quantization on the device: codes of keys that leave windows, with one CTA for each key; and copies of keys from a
-// store that is not strided.
+// The index of product quantization on the device: encodes the keys of tokens that leave windows, with one CTA for each key; replaces
+// centroids; and copies keys out of stores that are not strided.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,8 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// A CTA encodes keys one after the other; a thread takes a centroid of some subspace. The codes are those of encode().
+/// A CTA encodes keys one after the other; each thread computes the distance to a centroid of one of the subspaces. The codes are those of
+/// encode().
 class key_encoder {
  public:
   struct scratch {
@@ -27,7 +28,7 @@ class key_encoder {
     unsigned long long best[max_subspaces];
     std::uint8_t usable[max_subspaces];
   };
-  /// Bytes of a head's centroids in shared memory, 0 where a CTA reads them in device memory. @param room  what a CTA may have
+  /// Bytes of shared memory for a head's centroids; 0 if a CTA reads them from device memory. @param room how many bytes a CTA may have
   static std::size_t shared_bytes(const codebook_view<space::device>& book, std::size_t room) {
     const std::size_t bytes = block::shared_memory::bytes<float>(book.centroids.stride(0));
     return bytes <= std::min<std::size_t>(room, tuning::encode_shared_bytes) ? bytes : 0;
@@ -43,7 +44,7 @@ class key_encoder {
     return room;
   }
 
-  /// @param copied  what copy_centroids() returned: only keys of that head are encoded; null: centroids are read in device memory
+  /// @param copied  what copy_centroids() returned: then only keys of that head can be encoded; null: centroids are read from device memory
   __device__ key_encoder(scratch& own, const codebook_view<space::device>& book, const axis_map& axes, const float* copied = nullptr)
       : scratch_(own),
         book_(book),
@@ -54,8 +55,8 @@ class key_encoder {
         c_(static_cast<unsigned>(book.size())),
         copied_(copied) {}
 
-  /// All threads, in whole warps, write the codes of token t. Thread 0 returns its cell, if cells fit in 32 bits. A barrier must stand
-  /// between two calls.
+  /// All threads, in whole warps, write the codes of token t. Thread 0 returns the token's cell, if cells fit in 32 bits. A barrier must
+  /// stand between two calls.
   template <class T>
   __device__ std::uint32_t encode(std::size_t head, kv_row<T> key, const mutable_codes_view<space::device>& codes, std::size_t t) {
     const bool key_is_finite = stage(head, key);
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(max_centroids) encode_leaving_kernel(pq_index_
   }
 }
 
-/// @param tokens  about how many leave in all: decides how many CTAs share the work
+/// @param tokens  an estimate of how many tokens leave in all; it decides how many CTAs share the work
 template <class Rows, class Leaving>
 void encode_leaving(const launcher& launch, const pq_index_view<space::device>& index, const Rows& rows, const Leaving& leaving,
                     std::size_t count, std::size_t tokens) {
@@ -157,10 +158,11 @@ void encode_leaving(const launcher& launch, const pq_index_view<space::device>& 
          index, rows, leaving);
 }
 
-/// What happens to the last encoded tokens of a sequence.
+/// Whether encoded tokens at the end of a sequence begin to be ranked, or are ranked no more.
 enum class ranking { begins, ends };
 
-/// Adds tokens to the ranked tokens of every head of their sequence, or removes them. By a CTA of whole warps; ends with a barrier.
+/// Adds tokens to the ranked tokens of every head of their sequence, or removes them. Called by all threads of a CTA of whole warps; ends
+/// with a barrier.
 template <ranking Change>
 __device__ void change_ranking(const pq_index_view<space::device>& index, const leaving_tokens& tokens) {
   if (index.index.empty() || tokens.size() == 0) return;
@@ -188,8 +190,8 @@ __global__ void __launch_bounds__(256) gather_keys_kernel(Rows rows, std::size_t
   for (std::size_t e = threadIdx.x % 32; e < out.extent(2); e += 32) out(head, i, e) = static_cast<T>(key[axes(e)]);
 }
 
-/// grid.x: subspaces; grid.y: heads. A thread takes a centroid, finds how many centroids come before it in the order of
-/// op::replace_centroids and, if it is to be replaced, reads its key.
+/// grid.x: subspaces; grid.y: heads. A thread takes a centroid, finds its place in the order in which op::replace_centroids replaces
+/// centroids and, if it is to be replaced, reads the key that takes its place.
 template <class Rows>
 __global__ void __launch_bounds__(max_centroids)
     replace_centroids_kernel(Rows rows, std::size_t first_head, pq_index_view<space::device> index, replaced_centroids call) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on the host. A list of tokens is cut into parts of at most attention_part_tokens. A task is one part for up to 8 query heads,
-// which share each K and V row: one sequence with few heads keeps every core busy, and so does a batch of sequences of unequal lengths.
-// Within a part, the softmax is online over tiles of 32 tokens. While a tile's row is read, the same row of the next tile is prefetched.
-// Each tile's weighted values are summed separately first, which keeps float sums over 10^5 tokens accurate. Parts are merged in ascending
-// order. Where they begin depends on the list's length alone, so threads and other sequences change no bit.
+// which share each K and V row. So one sequence with few heads still gives every core work, and so does a batch of sequences of unequal
+// lengths. Within a part, the softmax is online over tiles of 32 tokens. While a tile's row is read, the same row of the next tile is
+// prefetched. Each tile's weighted values are summed separately first, which keeps float sums over 10^5 tokens accurate. Parts are merged
+// in ascending order. Their boundaries depend on the list's length alone, so the number of threads and the other sequences change no bit of
+// the result.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +35,7 @@ class attended_tokens {
   std::size_t operator[](std::size_t i) const {
     return i < span_.leading ? i : i < listed_ ? static_cast<std::size_t>(indices_[i - span_.leading]) : span_.window_begin + (i - listed_);
   }
-  /// Where a part begins: at the start of a tile. The lengths of parts differ by one tile at most.
+  /// The first token of a part, which is also the first of a tile. The lengths of parts differ by one tile at most.
   std::size_t begin(std::size_t part) const {
     const std::size_t tiles = (size() + attention_tile_tokens - 1) / attention_tile_tokens;
     return std::min(size(), part * tiles / parts() * attention_tile_tokens);
@@ -72,8 +73,7 @@ class attention_part {
   }
 
   void run(std::size_t first, std::size_t last, sum_type& sum) {
-    tile tiles[2]{};  // fill() writes all that is read; the zeros are for compilers that do not see this and would warn in the caller's
-                      // build
+    tile tiles[2]{};  // the zeros silence compiler warnings in the caller's build; fill() writes all that is read
     std::size_t now = 0;
     fill(tiles[0], first, last);
     touch(tiles[0]);
@@ -147,7 +147,8 @@ class attention_part {
     if constexpr (!has_scales) add_strided(now, sum);
   }
 
-  /// Turns logits into weights. Rows with scales: keys' scales multiply the logits before, values' scales the weights after.
+  /// Turns logits into weights. If rows have scales, a key's scale multiplies its logit before the softmax, and a value's scale its weight
+  /// after it.
   void weigh(const tile& now, sum_type& sum) {
     if constexpr (has_scales) {
       alignas(cache_line_bytes) float of_keys[attention_tile_tokens], of_values[attention_tile_tokens];
@@ -213,7 +214,7 @@ struct attention_call {
 
   std::size_t lists() const { return tokens.spans.extent(0); }
   std::size_t group() const { return query.extent(0) / lists(); }
-  std::size_t shares() const { return (group() + attention_max_queries - 1) / attention_max_queries; }  // groups of a list's query heads
+  std::size_t shares() const { return (group() + attention_max_queries - 1) / attention_max_queries; }  // parts of a list's query heads
   std::size_t partial_floats() const { return attention_row_floats(store.head_dim()) + 2; }
 
   /// The query heads of one share of a list: the number of the first, and how many.
@@ -294,7 +295,7 @@ void kernel<op::attention, backend::host>::run(const P& policy, view<const float
     const std::size_t lists = call.lists(), shares = call.shares();
     std::size_t parts = 0;
     for (std::size_t list = 0; list < lists; ++list) parts += detail::attended_tokens(tokens, list).parts();
-    if (parts == lists || !exec::runs_whole_call<typename P::runner_type>) {  // such a runner's calls share no memory for partial sums
+    if (parts == lists || !exec::runs_whole_call<typename P::runner_type>) {  // a slice runner's calls cannot share memory for partial sums
       detail::run_tasks(policy, lists * shares, [&](std::size_t task) { call.whole(task / shares, task % shares); });
       return;
     }

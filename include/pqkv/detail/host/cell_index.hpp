@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The joint-code index on the host, one task for each head; and the joint path of retrieve(): the threshold of the cells, and their tokens.
+// The joint-code index on the host, one task for each head; and the joint path of retrieve(): it finds the threshold score of the cells,
+// then lists the tokens of the cells above it.
 #pragma once
 
 #include <algorithm>
@@ -36,8 +37,8 @@ struct cell_digits {
 /// Scratch of the joint path for one list. The scorer has its own.
 struct cell_scratch {
   float* scores;           // [cells]
-  float* values;           // [cells + select_slack] products, later scores of cells
-  std::uint32_t* picks;    // [cells + select_slack] weights, later places of cells
+  float* values;           // [cells + select_slack] products; later the scores that a selection keeps
+  std::uint32_t* picks;    // [cells + select_slack] their weights; later the places of the picked cells
   std::uint64_t* bits;     // one bit for each token
   std::uint64_t* summary;  // one bit for each word of `bits`
   std::int32_t* cells;     // [cells + select_slack] numbers of the cells that hold tokens
@@ -45,8 +46,9 @@ struct cell_scratch {
   std::uint8_t* codes;     // [m, cells] the codes of these cells
 };
 
-/// The cells that hold tokens, as a list of items. With long codes most cells are empty, and with short ones many are for real keys. The
-/// product of a listed cell is looked up by its codes, as for a token; extending the product of a shorter prefix needs all cells in order.
+/// Lists the cells that hold tokens, as items. With long codes most cells are empty, and real keys leave many empty even with short codes.
+/// The product of a listed cell is computed from look-ups by its codes, as for a token. When all cells are scored in order, products of
+/// shared prefixes save look-ups.
 template <class Leaf>
 class occupied_cells {
  public:
@@ -54,7 +56,7 @@ class occupied_cells {
   occupied_cells(cell_index_view<> index, const std::uint32_t* counts, const cell_scratch& scratch) : index_(index), scratch_(scratch) {
     if (index.cells() >= least) count_ = Leaf::keep_occupied(counts, index.cells(), scratch.cells, scratch.weights);
   }
-  /// Whether so few cells are occupied that skipping the others is worth the look-ups.
+  /// Whether so few cells hold tokens that skipping the empty ones saves more than the extra look-ups cost.
   bool sparse() const { return index_.cells() >= least && count_ <= index_.cells() / dense; }
 
   token_items items() const {
@@ -84,7 +86,7 @@ selection_threshold cell_threshold(const float* scores, const std::uint32_t* wei
     return Leaf::weight_at_least(x, w, count, key_type::bound(key));
   };
   key_interval interval{0, std::uint64_t{key_type::top} + 1, tokens, 0};
-  constexpr std::size_t least = 1024, step = 16;  // fewest cells that are worth a sample; one cell in so many is sampled
+  constexpr std::size_t least = 1024, step = 16;  // sample from this many cells on; one cell of each `step` is sampled
   if (n >= least) {
     const std::size_t size = n / step;
     double total = 0, squares = 0;
@@ -115,8 +117,8 @@ selection_threshold cell_threshold(const float* scores, const std::uint32_t* wei
   return interval.threshold(k);
 }
 
-/// Puts token positions below `size` in order, with one bit for each. For a list much shorter than the bitmap, a summary records the words
-/// that are used: clearing and reading then cost as much as the list is long, not as n is.
+/// Sorts token positions below `size` by setting one bit for each. For a list much shorter than the bitmap, a summary records which words
+/// of the bitmap are used, so that clearing and reading take time proportional to the list and not to n.
 template <class Leaf>
 class token_bitmap {
  public:
@@ -197,7 +199,7 @@ class cell_emission {
       if (of_equal == all_equal || canonical::order_key(scratch_.scores[place]) != threshold.key) mark(tokens, place, all_equal);
     }
     std::size_t count = tokens.emit(range_.begin, out, k);
-    // Tokens that are not yet in the lists lie behind all those that are.
+    // Tokens that are not yet in the id lists have higher positions than all those that are.
     constexpr std::uint32_t at_once = 256;
     float scores[at_once];
     const std::uint32_t last = std::min(index_.last(head_), range_.end);
@@ -217,7 +219,7 @@ class cell_emission {
  private:
   std::size_t cell(std::size_t place) const { return cells_ == nullptr ? place : static_cast<std::size_t>(cells_[place]); }
 
-  /// Finds the places of the cells at or above the threshold, empty cells included.
+  /// Writes to `picks` the places of the cells with scores at or above the threshold, empty cells included.
   std::size_t pick(std::uint32_t key) {
     auto* picks = reinterpret_cast<std::int32_t*>(scratch_.picks);
     if (key != 0) return Leaf::emit_at_least(scratch_.scores, n_, select_key<float>::bound(key), 0, picks, n_ + select_slack);
@@ -225,7 +227,7 @@ class cell_emission {
     return n_;
   }
 
-  /// Marks the first `wanted` tokens in the id lists of cells whose score equals the threshold; returns how many there were.
+  /// Marks the first `wanted` tokens in the id lists of cells whose score equals the threshold; returns how many it marked.
   std::size_t mark_equal(token_bitmap<Leaf>& tokens, std::uint32_t key, std::uint64_t wanted, std::size_t picked, std::int32_t* out) {
     std::size_t equal = 0, one = 0;
     for (std::size_t i = 0; i < picked; ++i) {
@@ -266,11 +268,12 @@ class cell_emission {
   std::size_t n_;
   const std::int32_t* cells_;
   const std::uint32_t* offsets_;
-  std::uint32_t listed_;  // tokens below this are in the lists
-  bool has_void_ids_;     // whether the lists also hold ids of tokens that were cut off
+  std::uint32_t listed_;  // tokens below this are in the id lists
+  bool has_void_ids_;     // whether the id lists also hold tokens that were cut off
 };
 
-/// The counts of a head's cells without the tokens from `end` on: the index's own, or a corrected copy in `earlier`, [cells].
+/// How many tokens below `end` each cell of a head has. Returns the index's own counts if they hold no later token, otherwise a corrected
+/// copy in `earlier` [cells].
 inline const std::uint32_t* counts_up_to(cell_index_view<> index, codes_view<> codes, std::size_t head, std::uint32_t end,
                                          std::uint32_t* earlier) {
   const std::uint32_t* const counts = &index.counts(head, 0);
@@ -326,8 +329,8 @@ void kernel<op::merge_tails, backend::host>::run(const P& policy, codes_view<> c
   const std::size_t cells = index.cells();
   policy.runner.run(codes.extent(0), [&](std::size_t head) {
     if (index.merged(head) == index.last(head)) return;
-    // While tokens are sorted, each offset holds where the next id of its cell goes, stored one place ahead. After the sort the offsets
-    // are where the lists begin.
+    // During the counting sort, offset[cell + 1] is the place of the cell's next id. So after the sort offset[cell + 1] is the end of the
+    // cell's list, and offset[cell] its beginning.
     std::uint32_t* offset = &index.offsets(head, 0);
     offset[0] = 0;
     std::uint32_t total = 0;

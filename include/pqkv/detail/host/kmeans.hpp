@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // k-means on the host. A task is one problem (a head and subspace). Rows are visited in ascending order, assigned by the canonical
-// distance, and summed in fixed point. For the search, rows are centred and rounded to 16 bits once; afterwards only rows whose cluster is
-// in doubt or changes are read from the caller's memory.
+// distance, and summed in fixed point. Rows are centred and rounded to 16 bits once, in the first iteration. Later iterations search these
+// copies; they read from the caller's memory only the rows whose nearest centroid the copies cannot decide or whose cluster changes.
 #pragma once
 
 #include <algorithm>
@@ -22,9 +22,9 @@ namespace detail {
 
 static_assert(max_searched == max_centroids && max_row_dim == max_head_dim + 1);
 
-/// Nearest centroids that were found before some of the centroids changed.
+/// The points' nearest centroids, as they were before some of the centroids changed.
 struct known_nearest {
-  const std::uint8_t* index = nullptr;    // [n] of each point; 0 can also mean that it is not known. Null: none is known
+  const std::uint8_t* index = nullptr;    // [n] for each point its nearest centroid; 0 can also mean: not known. Null: none is known
   const std::uint8_t* changed = nullptr;  // [count] the centroids that changed, ascending
   std::size_t count = 0;
 };
@@ -43,7 +43,7 @@ class kmeans_problem {
         ds_(points.extent(1)),
         width_(ds_ + (squared_radius != nullptr ? 1 : 0)) {}
 
-  /// @param known  of the given centroids; it saves time and changes no bit. Not used with a squared radius, which moves all points
+  /// @param known  nearest centroids of the points; saves time and changes no bit. Not used with a squared radius, which moves all points
   kmeans_outcome run(const kmeans_params& params, std::uint64_t stream, const known_nearest& known = {}) {
     gather_rows(training_rows(params, points_.extent(0), c_));
     const bool begun = params.start == kmeans_start::given ? used_ >= c_ : draw_initial({params.seed, stream});
@@ -60,10 +60,11 @@ class kmeans_problem {
     return kmeans_outcome::trained;
   }
 
-  /// Writes every point's nearest centroid after run(). That is what encoding finds, but it reads the rounded rows that are here already.
+  /// After run(), writes every point's nearest centroid. These are the codes that encode() finds, but faster, from the rounded rows that
+  /// run() has stored.
   ///
   /// @param index  [n]
-  /// @return false, and nothing is written, if run() did not look at every point
+  /// @return false, and nothing is written, if run() did not train on every point
   bool write_nearest(std::uint8_t* index) {
     if (used_ != points_.extent(0)) return false;
     nearest_search<Leaf> nearest(centroids_, c_, width_, used_);
@@ -84,7 +85,7 @@ class kmeans_problem {
 
  private:
   static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
-  static constexpr int most_unknown = 4;          // rows; a block with more of them is searched as a whole. Not tuned
+  static constexpr int most_unknown = 4;          // rows without a known centroid; with more, a block is searched as a whole. Not tuned
   static constexpr std::size_t gather_lead = 16;  // 16 rows of 64 floats fill a page, past whose end the hardware does not prefetch
 
   void prefetch(std::size_t i) const { prefetch_token(rows_[i]); }
@@ -94,8 +95,8 @@ class kmeans_problem {
     for (std::size_t e = 0; e < ds_; e += cache_line_bytes / sizeof(T)) __builtin_prefetch(row + e);
   }
 
-  // A block of rows of 64 coordinates fills a page, and the hardware does not prefetch past the end of a page. Prefetching gives 1.14x at
-  // 131072 rows and nothing at 16384.
+  // A block of rows of 64 coordinates fills a page, and the hardware does not prefetch past the end of a page. With this prefetch training
+  // is 1.14 times as fast at 131072 rows, and as fast as without at 16384.
   // measured: bench/kmeans, Zen 5, 2026-11
   void prefetch_block(std::size_t b) const {
     if ((b + 1) * block_size_ > block_.size()) return;
@@ -145,7 +146,7 @@ class kmeans_problem {
     sum_ = buffer<std::int64_t>(c_ * width_);
   }
 
-  /// Walks a random permutation of the rows and takes each that differs from all taken so far, until there are c. If there are fewer
+  /// Goes through the rows in random order and takes each row that differs from all taken so far, until there are c. If there are fewer
   /// distinct rows, they are repeated in turn. The caller's centroids are written only if there are at least c rows.
   bool draw_initial(random_stream draws) {
     if (used_ < c_) return false;
@@ -213,8 +214,8 @@ class kmeans_problem {
     }
   }
 
-  /// Takes over what is known of a block's rows. A bit of the result is set where nothing is known: the row's centroid changed, or its code
-  /// is 0, which keys that are not finite have too.
+  /// Copies the known centroids of a block's rows to `before`. Returns a bit for each row, set if its nearest centroid is not known: its
+  /// centroid has changed, or its code is 0, which keys that are not finite have too.
   std::uint32_t look_up(const known_nearest& known, const bool* is_changed, std::size_t first, std::size_t rows,
                         std::uint8_t* before) const {
     std::uint32_t unknown = 0;
@@ -225,7 +226,7 @@ class kmeans_problem {
     return unknown;
   }
 
-  /// The rows of one block that must be read again, one bit each.
+  /// The rows of one block that must be read from the caller's memory again, as bits.
   struct reread {
     std::size_t first = 0;
     std::uint32_t open = 0, moved = 0;  // rows not yet decided; rows whose cluster has changed
@@ -251,7 +252,7 @@ class kmeans_problem {
       }
       for (std::uint32_t left = now.open | now.moved; left != 0; left &= left - 1)
         prefetch(first + static_cast<std::size_t>(__builtin_ctz(left)));
-      settle(nearest, found[turn ^ 1]);  // of the block before: its prefetched rows are in a near cache by now
+      settle(nearest, found[turn ^ 1]);  // the block before this one: its prefetched rows have arrived in a cache by now
     }
     settle(nearest, found[0]);
     settle(nearest, found[1]);
@@ -321,8 +322,8 @@ class kmeans_problem {
   float* squared_radius_;                  // null: squared L2
   std::size_t c_, ds_, width_, used_ = 0;  // width: ds, or ds + 1 on the sphere
   float largest_ = 0, squared_norm_ = 0;   // the largest |y_i| and |y|^2
-  float scale_ = 1;                        // of the fixed-point sums
-  float norm_ = 0, block_scale_ = 0;       // norm_: at least every |y|; block_scale_: of the rounded blocks
+  float scale_ = 1;                        // scale of the fixed-point sums
+  float norm_ = 0, block_scale_ = 0;       // an upper bound of every |y|; the scale of the rounded rows in block_
   std::size_t block_size_ = 0;
   bool changed_ = false;
   buffer<std::int32_t> block_;  // [rows / block_rows][block_size]

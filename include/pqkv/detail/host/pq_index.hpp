@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The index of product quantization on the host: codes of the tokens that leave windows, with one task for each head of each sequence; and
-// copies of keys from a store that is not strided.
+// The index of product quantization on the host: encodes the tokens that leave windows, with one task for each head of each sequence;
+// renews codebooks; and copies keys out of stores that are not strided.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ void kernel<op::gather_keys, backend::host>::run(const P& policy, const Rows& ro
                                                  std::size_t first, const Axes& axes, view<T, 3> out) {
   const std::size_t d = out.extent(2);
   detail::run_tasks(policy, out.extent(0), [&](std::size_t h) {  // a row of integers is multiplied by its scale, a pair by its weight
-    constexpr std::size_t lead = 16;                             // rows: the hardware does not prefetch past the end of a page
+    constexpr std::size_t lead = 16;                             // rows ahead: the hardware does not prefetch past the end of a page
     std::uint16_t place[max_head_dim];
     const float* weight = nullptr;
     if constexpr (std::is_same_v<Axes, axis_map>) {
@@ -63,9 +63,9 @@ std::size_t replace_least_used(const Rows& rows, std::size_t head, const pq_inde
                                std::size_t h, std::size_t j, std::uint8_t (&replaced)[max_centroids]) {
   const std::size_t ds = index.book.sub_dim(), c = index.book.size();
   const std::uint8_t* const codes = &index.codes(h, j, 0);
-  std::uint32_t tokens[4][max_centroids]{};  // four counters each: equal codes in a row would wait for each other's additions
+  std::uint32_t tokens[4][max_centroids]{};  // four counters for a code: equal codes in succession would wait for one counter
   for (std::size_t t = call.first; t < call.last; ++t) ++tokens[t % 4][codes[t]];
-  std::uint64_t rank[max_centroids];  // how many tokens, then the centroid's number
+  std::uint64_t rank[max_centroids];  // upper bits: how many tokens; lowest 8 bits: the centroid's number
   for (std::size_t x = 0; x < c; ++x) rank[x] = (std::uint64_t{tokens[0][x]} + tokens[1][x] + tokens[2][x] + tokens[3][x]) << 8 | x;
   std::partial_sort(rank, rank + call.fresh.count, rank + c);
   std::size_t count = 0;
@@ -109,9 +109,9 @@ void kernel<op::replace_centroids, backend::host>::run(const P& policy, const Ro
 
 template <>
 struct kernel<op::renew_codebook, backend::host> {
-  /// Replaces centroids, runs k-means from there and writes the codes of all keys: the same bits as from the three operations one after the
-  /// other. The first assignment is cheap, since a row's old code says which of the kept centroids is nearest: only the replaced ones are
-  /// compared with that one. The last assignment is also the encoding; it reads rows that k-means has already rounded.
+  /// Replaces centroids, runs k-means from the result and writes the codes of all keys, with the same bits as the three operations one
+  /// after the other. The first assignment is cheap: a row's old code names the nearest of the kept centroids, so only the replaced
+  /// centroids are compared with that one. Encoding is cheap too: it reads the rows that k-means has already rounded.
   ///
   /// @param keys      [h, n, d] keys of tokens [call.first, call.last), axes in order; their codes must be known
   /// @param outcomes  [h, m], written. Codes are written where it is `trained`
@@ -167,11 +167,11 @@ class replaced_training {
         centroids_(&index.book.centroids(h, j, 0, 0)),
         tile_(width_) {}
 
-  /// Moves the replaced centroids to the means of the new tokens that they are nearest to.
+  /// In each iteration, moves every replaced centroid to the mean of the new tokens whose nearest centroid it is, if there are any.
   void train(const std::uint8_t* replaced, std::size_t count, std::size_t iterations) {
     if (count == 0) return;
     const std::size_t c = index_.book.size();
-    std::uint8_t place[max_centroids];  // in `replaced`, or `count`
+    std::uint8_t place[max_centroids];  // of each centroid in `replaced`; `count` if it is not there
     std::fill_n(place, c, static_cast<std::uint8_t>(count));
     for (std::size_t i = 0; i < count; ++i) place[replaced[i]] = static_cast<std::uint8_t>(i);
     float largest = 0;
@@ -198,8 +198,8 @@ class replaced_training {
     }
   }
 
-  /// Writes the codes of the new tokens, of which `begin` is the first, and of tokens [first, last) that named a replaced centroid. Returns
-  /// how many these were.
+  /// Writes the codes of the new tokens, the first of which is token `begin`, and of those tokens of [first, last) whose code names a
+  /// replaced centroid. Returns how many of [first, last) it wrote.
   std::size_t encode(std::size_t first, std::size_t last, std::size_t begin, const std::uint8_t* replaced, std::size_t count) {
     std::uint8_t* const codes = &index_.codes(h_, j_, 0);
     bool is_replaced[max_centroids]{};
@@ -226,8 +226,8 @@ class replaced_training {
  private:
   static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
 
-  /// Finds the nearest centroids of `count` rows. load(i, y) writes row i and says whether it can be used; found(i, nearest, usable) is
-  /// told each.
+  /// Finds the nearest centroids of `count` rows. load(i, y) writes row i to y and returns whether the row can be used; found(i, nearest,
+  /// usable) is called with each result.
   template <class Load, class Found>
   void search(std::size_t count, const Load& load, const Found& found) {
     nearest_search<Leaf> nearest(centroids_, index_.book.size(), width_, count);
@@ -251,7 +251,7 @@ class replaced_training {
     const float* const whole = load_row<Leaf>(kv_row<std::remove_cv_t<T>>{keys_.data + t * keys_.stride(0), 1}, keys_.extent(1), copy_);
     return Leaf::all_finite(whole, keys_.extent(1)) && centre(whole + j_ * ds_, y);
   }
-  /// The same for a token that has a code. Only code 0 may stand for a key that is not finite, so only then the whole key is looked at.
+  /// The same for a token that has a code. A key that is not finite has code 0, so the whole key is read only if the code is 0.
   bool load_old(std::size_t t, std::uint8_t code, float* y) {
     const auto key = rows_.key(head_ + h_, t);
     const std::size_t begin = code == 0 ? 0 : j_ * ds_, end = code == 0 ? keys_.extent(1) : begin + ds_;
@@ -284,7 +284,7 @@ struct kernel<op::renew_replaced, backend::host> {
   ///
   /// @param keys  [h, n, d] keys of tokens [call.begin, call.begin + n), axes in order; the codes of tokens [call.first, call.last) are
   /// known
-  /// @param codes  how many codes were written; written
+  /// @param codes  written: how many codes were written
   template <class P, class Rows, class T>
   static void run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index, const replaced_centroids& call,
                   view<T, 3> keys, std::size_t iterations, std::uint64_t* codes);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores of a group of query heads on the host. scan() and retrieve() are both made of `group_scorer`: it prepares the tables of one list's
 // query heads once, then scores items (scan_items.hpp): tokens or the cells of a joint-code index. A product has the same factors in the
-// same order for both kinds of items, and for heads that are scored together, so all paths agree to the bit.
+// same order for tokens and for cells, and whether heads are scored together or one by one. So all paths give the same bits.
 #pragma once
 
 #include <algorithm>
@@ -20,10 +20,10 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Scratch of some query heads: four times g * m * c floats, and g floats.
+/// Scratch for g query heads: 4 g m c + g floats.
 struct scorer_scratch {
   float* shifted;  // u = table - maximum, or the table itself for logits
-  float* entries;  // what items look up
+  float* entries;  // the numbers that an item's codes look up
   float* grouped;  // the same for four query heads at a time: [g / 4 rounded up, m, c, 4]; from two heads on, this is at most 2 g * m * c
   float* factor;   // R, or the bias
 
@@ -32,7 +32,7 @@ struct scorer_scratch {
     return {memory.template take<float>(g * m * c), memory.template take<float>(g * m * c), memory.template take<float>(2 * g * m * c),
             memory.template take<float>(g)};
   }
-  /// That of the query heads from `first` on.
+  /// The scratch of the query heads from `first` on.
   scorer_scratch from(std::size_t first, std::size_t m, std::size_t c) const {
     return {shifted + first * m * c, entries + first * m * c, grouped + 2 * first * m * c, factor + first};
   }
@@ -46,8 +46,8 @@ class group_scorer {
       : scratch_(scratch), reduction_(reduction), g_(g), m_(m), c_(c), scale_(scale) {}
 
   /// Prepares query heads [first, first + g) of the table. Writes to `skipped` (null or [g]) which of them have a non-finite entry.
-  /// @param tokens    how many tokens all items stand for
-  /// @param attended  null, or [g] sums of other tokens, over which the probabilities are normalised too
+  /// @param tokens    how many tokens the items stand for in all
+  /// @param attended  null, or [g] sums over other attended tokens, which are added to the normalisers
   /// @param given     null, or [g] normalisers of the probabilities; the items' own sums are then not computed
   template <class Items>
   void prepare(distance_table_view<> table, std::size_t first, const Items& items, std::uint64_t tokens, std::uint8_t* skipped,
@@ -75,7 +75,7 @@ class group_scorer {
     for (std::size_t q = 0; grouped_ && q < g_; q += grouped_heads) interleave(scratch_.entries, q);
   }
 
-  /// The items' part of the normaliser of query head first + q, around `centre`; 0 if its table has a non-finite entry.
+  /// The items' part of the normaliser of query head first + q, with exponents relative to `centre`; 0 if its table has a non-finite entry.
   template <class Items>
   std::uint64_t part_of_sum(distance_table_view<> table, std::size_t first, std::size_t q, const Items& items, float centre) {
     if (!is_finite(table, first + q)) return 0;
@@ -83,7 +83,7 @@ class group_scorer {
     move_centre(q, centre);
     return exponentiate(q, items);
   }
-  /// The largest sum over j of u_j among the items, around the same centre; -infinity if there are no items.
+  /// The largest sum over j of u_j among the items; -infinity if there are no items or the table has a non-finite entry.
   template <class Items>
   float part_of_largest(distance_table_view<> table, std::size_t first, std::size_t q, const Items& items) {
     if (!is_finite(table, first + q)) return float_from_bits(0xff800000u);
@@ -128,9 +128,9 @@ class group_scorer {
 
   bool adds_logits() const { return pqkv::adds_logits(reduction_); }
 
-  /// Rounds the sum of the group's tables to integers; only for reductions that adds_logits(). The bound is the distance to the canonical
-  /// scores. Let A be the sum, over query heads and subspaces, of the largest magnitude. The canonical score rounds m + g - 2 times, and
-  /// the summed table once for each subspace.
+  /// Rounds the sum of the group's tables to integers; only for reductions that adds_logits(). The bound limits the difference from the
+  /// canonical scores. Let A be the sum, over query heads and subspaces, of the largest magnitude of an entry. The canonical score rounds m
+  /// + g - 2 times, and the summed table once for each subspace.
   /// @param entries  [m, c], written
   table_quantization quantize_group(std::uint16_t* entries) const {
     double magnitude = 0;
@@ -153,7 +153,7 @@ class group_scorer {
  private:
   bool uses_logits() const { return reduction_ != group_reduction::probability_sum && reduction_ != group_reduction::probability_max; }
   bool uses_bias() const { return reduction_ == group_reduction::logit_max; }
-  /// Whether a query head's table has finite entries only, and the bias if it is used.
+  /// Whether all entries of a query head's table are finite, and its bias too if the reduction uses it.
   bool is_finite(distance_table_view<> table, std::size_t q) const {
     bool finite = pqkv::is_finite(table.bias(q)) || !uses_bias();
     for (std::size_t j = 0; j < m_; ++j)
@@ -161,7 +161,7 @@ class group_scorer {
     return finite;
   }
 
-  /// Makes a query head contribute nothing: it adds 0, or loses every maximum.
+  /// Makes a query head contribute nothing: 0 to a sum or to a maximum of probabilities, -infinity to a maximum of logits.
   void leave_out(std::size_t q) {
     const float nothing = uses_bias() ? float_from_bits(0xff800000u) : 0.0f;
     std::fill_n(scratch_.entries + q * m_ * c_, m_ * c_, nothing);
@@ -187,7 +187,7 @@ class group_scorer {
     set_factor(q, z, zero, attended);
   }
 
-  /// @param z     the items' sum, around the logit `zero`
+  /// @param z     the items' sum of exponentials relative to the logit `zero`
   void set_factor(std::size_t q, std::uint64_t z, float zero, const attended_sum& attended) {
     const bool beside = attended.weight != 0 && pqkv::is_finite(zero);  // without a finite bias nothing can be compared
     scratch_.factor[q] = canonical::inverse_normaliser(beside ? z + attended.relative_to(zero, scale_) : z);
@@ -202,8 +202,8 @@ class group_scorer {
   }
   float* grouped(std::size_t q) const { return scratch_.grouped + q * m_ * c_; }
 
-  /// Writes grouped(q) from the rows [m, c] of query heads q to q + 3; of heads that there are not, or that `taken` (null: all) leaves out,
-  /// zeros.
+  /// Writes grouped(q) from the rows [m, c] of query heads q to q + 3, with zeros for heads that do not exist or that `taken` leaves out
+  /// (null: all are taken).
   void interleave(const float* from, std::size_t q, const bool* taken = nullptr) const {
     for (std::size_t i = 0; i < grouped_heads; ++i) {
       float* const out = grouped(q) + i;
@@ -245,7 +245,7 @@ class group_scorer {
     }
     if (any) interleave(scratch_.entries, q);
   }
-  /// Recentres those of the four that `which` names, and computes their sums again.
+  /// Recentres those of query heads q to q + 3 that `which` marks, and computes their sums again.
   void recentre_group(std::size_t q, const token_items& items, const bool* which, float* zero, std::uint64_t* z, const bool* finite) const {
     float largest[grouped_heads];
     std::fill_n(largest, grouped_heads, float_from_bits(0xff800000u));
@@ -295,7 +295,7 @@ class group_scorer {
     }
     return bias;
   }
-  /// Subtracts A from the sums of u; 0 changes nothing.
+  /// Lowers every sum over j of u_j by `centre`: each u_j by its m-th part.
   void move_centre(std::size_t q, float centre) const {
     Leaf::tile_lower(scratch_.shifted + q * m_ * c_, m_ * c_, canonical::div(centre, static_cast<float>(m_)));
   }
@@ -322,7 +322,7 @@ class group_scorer {
   group_reduction reduction_;
   std::size_t g_, m_, c_;
   canonical::softmax_scale scale_;
-  bool grouped_ = false;  // whether scratch_.grouped has what items look up
+  bool grouped_ = false;  // whether items look up scratch_.grouped in place of scratch_.entries
 };
 
 }  // namespace detail

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What changes sequences on the host. Work that can fail (the runner's, a selector's) comes first and writes only behind the ends of the
-// sequences. The commit that follows runs in the calling thread and cannot fail.
+// The operations that change sequences, on the host. Work that can fail (in the runner or the selector) comes first and writes only past
+// the ends of the sequences. Then the sequences are updated in the calling thread, which cannot fail.
 #pragma once
 
 #include <cstring>
@@ -14,7 +14,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Converts one row. Returns whether it is finite once stored.
+/// Converts one row to the stored type. Returns whether all stored elements are finite.
 template <class Isa, class From, class To>
 bool store_row(kv_row<From> from, row_slot<To> to, std::size_t d) {
   bool finite = true;
@@ -53,7 +53,7 @@ struct kernel<op::store_tokens, backend::host> {
 template <class P, class Rows, class K, class V, class From>
 void kernel<op::store_tokens, backend::host>::run(const P& policy, const Rows& rows, const stored_tokens<space::host>& call,
                                                   view<K, 3, From> keys, view<V, 3, From> values) {
-  constexpr std::size_t run_tokens = 512;  // for each task: a prompt with few heads still uses every thread
+  constexpr std::size_t run_tokens = 512;  // tokens of a task: a prompt with few heads still uses every thread
   const auto store = [](auto... of) { return detail::store_row<typename P::isa_type>(of...); };
   const std::size_t n = keys.extent(1), runs = (n + run_tokens - 1) / run_tokens;
   detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
@@ -71,7 +71,7 @@ void kernel<op::store_tokens, backend::host>::run(const P& policy, const Rows& r
 
 template <>
 struct kernel<op::append_tokens, backend::host> {
-  /// @param keys, values  [tokens, h, d]; without data: the rows are in the store already
+  /// @param keys, values  [tokens, h, d]; views without data if the rows are in the store already
   template <class P, class Rows, class Index, class K, class V, class From>
   static void run(const P& policy, const Rows& rows, const Index& index, const appended_tokens<space::host>& call, view<K, 3, From> keys,
                   view<V, 3, From> values);
@@ -82,7 +82,8 @@ struct kernel<op::append_tokens, backend::host> {
                     view<V, 3, From> values, std::size_t h, std::size_t count) {
     const auto& slots = call.slots;
     const auto stored = [](auto... of) { return detail::store_row<typename P::isa_type>(of...); };
-    // A task is one head of one row. Rows of K and V come in the order of tokens, so each row of the step begins where the last one ended.
+    // A task is one head of one row. The tokens of all rows follow each other in K and V, so each row of the step begins where the row
+    // before it ends.
     detail::run_tasks(policy, count * h, [&](std::size_t task) {
       const std::size_t row = task / h, head = task % h;
       std::size_t first = 0;
@@ -162,8 +163,8 @@ struct kernel<op::truncate_tokens, backend::host> {
 
 template <>
 struct kernel<op::copy_slot, backend::host> {
-  /// If `to` is empty, the runner copies, and after a failed copy `to` is empty still. If `to` holds a sequence, the copy must not fail, so
-  /// this thread makes it.
+  /// If `to` is empty, the runner copies, and `to` is still empty if that fails. If `to` holds a sequence, the copy must not fail, so the
+  /// calling thread makes it.
   template <class P>
   static void run(const P& policy, const slot_parts& parts, const slot_table<space::host>& slots, std::size_t from, std::size_t to);
 };
@@ -245,7 +246,7 @@ struct kernel<op::share_lists, backend::host> {
       const step_token token = locate(queries.step, queries.sequences.extent(0), queries.first + i);
       if (queries.has_own_list(token, i)) continue;
       for (std::size_t list = 0; list < lists; ++list) {
-        const std::size_t to = i * lists + list, from = to - lists;  // the token before has the row's list already
+        const std::size_t to = i * lists + list, from = to - lists;  // the token before already has the row's list
         plan.counts(to) = plan.counts(from);
         for (std::size_t k = 0; k < plan.counts(from); ++k) found(to, k) = found(from, k);
       }
@@ -267,7 +268,7 @@ struct kernel<op::write_lists, backend::host> {
       for (std::size_t list = 0; list < lists; ++list) {
         const std::size_t row = i * lists + list, room = indices.extent(2);
         const std::size_t all = whole.size() != 0 ? whole.size() : is_asked ? plan.counts(row) : 0;
-        const std::size_t listed = all < room ? all : room;  // on the host, checks have already refused too little room
+        const std::size_t listed = all < room ? all : room;  // never cut: calls with too little room were refused
         counts(i, list) = static_cast<std::uint32_t>(listed);
         for (std::size_t k = 0; k < room; ++k)
           indices(i, list, k) = k >= listed ? -1 : whole.size() != 0 ? static_cast<std::int32_t>(whole.begin + k) : found(row, k);
@@ -276,7 +277,7 @@ struct kernel<op::write_lists, backend::host> {
   }
 };
 
-// What an index does with rows in dense memory. Copies of half are floats, so that their axes can be weighted.
+// The index operations on rows in dense memory. Keys in half are copied as floats, so that their axes can be weighted.
 PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<float>&, view<const leaving_tokens, 1>)
 PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<float>&, std::size_t, const pq_index_view<>&, const replaced_centroids&)
 PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<float>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,

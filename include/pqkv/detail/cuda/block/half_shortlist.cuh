@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Finds the centroids that may be nearest to rows of float, half or bfloat16, by matrix products in half. Rows are centred, scaled and
-// rounded to half on their way into the products, centroids once for all rows. The value compared is <y, c> - |c|^2 / 2. Its error has a
-// bound that is known for each row, so every centroid that may have the least canonical distance is within that bound of the best: usually
-// there is one, sometimes two, between which the caller decides by the canonical distance. One product instead of two or three, and rows of
-// any type, for a bound that is some hundred times that of exact products: about one normal row in a hundred has two candidates.
-// Rows are the products' A: a row's values are then spread over four lanes. From compute capability 8.0 on.
+// rounded to half when they are loaded into registers; centroids are rounded once, for all rows. Centroids are compared by v = <y, c> -
+// |c|^2 / 2. For each row the error of v has a known bound, so every centroid that may have the least canonical distance is within that
+// bound of the largest v. Usually that is one centroid; if there are two, the caller decides by the canonical distance: about one normally
+// distributed row in a hundred. Exact values would take two or three products in place of one. Rows are operand A of the products, so four
+// lanes hold the values of a row. From compute capability 8.0 on.
 #pragma once
 
 #include <cfloat>
@@ -25,15 +25,15 @@ __device__ inline void multiply_half(float (&d)[4], const std::uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c.x), "f"(c.y), "f"(c.z), "f"(c.w));
 }
 
-/// To about 2^-22; 0 for numbers below 2^-126. Not canonical.
+/// The square root, with a relative error of about 2^-22; 0 for numbers below 2^-126. Not canonical.
 __device__ inline float sqrt_near(float x) {
   float r;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
 
-/// What is known of a row y before its search: |y|^2, rounded up to 15 bits after the leading one, and in the lowest 8 bits the share of
-/// |y| that rounding to half changes, in steps of 2^-18. That share is at most 2^-11.
+/// Two measures of a row y that find() needs, in 32 bits: |y|^2, rounded up to 15 bits after the leading one; and, in the lowest 8 bits,
+/// the relative error of y rounded to half, |y - z| / |y|, in steps of 2^-18. That error is at most 2^-11.
 struct row_measure {
   static constexpr float step = 0x1p-18f;
   std::uint32_t bits;
@@ -42,9 +42,9 @@ struct row_measure {
   __device__ float share() const { return static_cast<float>(bits & 0xffu) * step; }
 };
 
-/// Sums over the elements of a row y, of which four lanes have a quarter each.
+/// Sums over the elements of a row y. Four lanes have a quarter of the row each.
 struct row_summary {
-  std::uint32_t most;      // the bits of the largest |y_e|: those of infinity, or larger, if one is not finite
+  std::uint32_t most;      // the bits of the largest |y_e|; at least the bits of infinity if an element is not finite
   float square, residual;  // |y|^2; |y - z|^2, where z is y rounded to the 11 bits that half keeps
 
   __device__ void add(float y) {
@@ -63,7 +63,7 @@ struct row_summary {
       residual += __shfl_xor_sync(all_lanes, residual, step);
     }
   }
-  /// Both sums have at most 150 roundings, 2^-16 together.
+  /// Each sum has at most 150 roundings, a relative error below 2^-16; the factors 1.001 and 1.00002 allow for it.
   __device__ row_measure measure() const {
     const float share = sqrtf(canonical::div(residual, square)) * (1.001f / row_measure::step) + 1.0f;  // a NaN for a row of zeros
     const std::uint32_t steps = static_cast<std::uint32_t>(share < 255.0f ? share : 255.0f);
@@ -71,19 +71,19 @@ struct row_summary {
   }
 };
 
-/// @tparam T       the rows' type, for their way in: pieces of 16 bytes
+/// @tparam T       the rows' type; rows are loaded in pieces of 16 bytes
 /// @tparam Groups  ds / 32: 1, 2 or 4
 template <class T, unsigned Groups>
 class half_shortlist {
-  static constexpr unsigned tiles = Groups > 2 ? 1 : 2, steps = 2 * Groups;  // products of 16 rows; of 16 coordinates
+  static constexpr unsigned tiles = Groups > 2 ? 1 : 2, steps = 2 * Groups;  // tiles of 16 rows; steps of 16 coordinates
 
  public:
   static constexpr unsigned ds = Groups * 32, slots = 2 * tiles;  // rows of which a lane has a quarter
   static constexpr unsigned tile_rows = slots * 8;
-  static constexpr unsigned of_piece = 16 / sizeof(T), pieces = ds / 4 / of_piece;  // elements; of a lane's quarter of a row
+  static constexpr unsigned of_piece = 16 / sizeof(T), pieces = ds / 4 / of_piece;  // elements of a piece; pieces of a lane's part of a row
   static constexpr std::size_t rows_of_warp = std::size_t{slots} * pieces * 32;     // uint4 that a warp's rows take in shared memory
 
-  /// Bounds of one set of centroids, in shared memory: largest |c'|^2, |kappa|^2 and |bias| of find(), as bits.
+  /// Bounds over one set of centroids, in shared memory: the bits of the largest |c'|^2, |kappa|^2 and |bias|; find() defines these.
   struct bounds {
     std::uint32_t norm, residual, bias;
   };
@@ -99,7 +99,7 @@ class half_shortlist {
 
   /// The row of the tile whose outcome this lane gets; tile_rows or more if it gets none.
   __device__ static unsigned own_row() { return threadIdx.x % 4 * 8 + threadIdx.x % 32 / 4; }
-  /// The lane whose own_row() is row `slot` of those that this lane has a quarter of.
+  /// This lane has a quarter of `slots` rows. Returns the lane whose own_row() is number `slot` of these.
   __device__ static int owner_lane(unsigned slot) { return static_cast<int>((threadIdx.x % 32 & ~3u) + slot); }
   /// The first element of a piece of this lane's quarter of a row.
   __device__ static unsigned element(unsigned piece) { return (piece * 4 + threadIdx.x % 4) * of_piece; }
@@ -116,7 +116,7 @@ class half_shortlist {
     }
   }
 
-  /// Adds a piece, centred, to what is known of its row.
+  /// Centres a piece and adds its elements to the sums of its row.
   /// @param offset  mu, from the piece's first element on
   __device__ static void add(row_summary& to, const uint4& piece, const float* offset) {
     float x[of_piece];
@@ -125,18 +125,18 @@ class half_shortlist {
     for (unsigned e = 0; e < of_piece; ++e) to.add(canonical::sub(x[e], offset[e]));
   }
 
-  /// The CTA learns what all rows have in common. Ends with a barrier.
+  /// Sets what all rows share: their scale and the scaled mean. By all threads of the CTA; ends with a barrier.
   /// @param offset   mu [ds]
   /// @param farthest at least every |mu_e|
   /// @param largest  at least every |x_e - mu_e|
   template <unsigned Threads>
   __device__ void scale_rows(const float* offset, float farthest, float largest) {
-    const int own = 14 - exponent(largest), most = 126 - exponent(farthest);  // neither a row nor scaled mu may overflow
+    const int own = 14 - exponent(largest), most = 126 - exponent(farthest);  // neither a scaled row nor the scaled mean may overflow
     exponent_ = own < most ? own : most;
     exponent_ = exponent_ < 50 ? exponent_ : 50;
     scale_ = canonical::power_of_two(exponent_);
     for (unsigned at = threadIdx.x; at < ds; at += Threads) {
-      // Beside each other: the elements that a lane converts together, element(piece) and those after it.
+      // Stored side by side: the elements that a lane converts together, element(piece) and those after it.
       const unsigned e = of_piece == 4 ? at : at / 32 * 32 + at % 16 / 4 * 8 + at % 32 / 16 * 4 + at % 4;
       reinterpret_cast<float*>(minus_offset_)[at] = -canonical::mul(offset[e], scale_);
     }
@@ -199,8 +199,8 @@ class half_shortlist {
     if (!(largest < 0x1p65f)) sums_ = float_from_bits(0x7f800000u);  // beyond the range of the scales everything is a candidate
   }
 
-  /// Copies a tile of rows into the warp's shared memory, uint4 [slots, pieces, 32]. A lane reads back only what it copied itself, but in
-  /// tile_element().
+  /// Copies a tile of rows into the warp's shared memory, uint4 [slots, pieces, 32]. A lane reads back only what it copied itself, except
+  /// in tile_element().
   /// @param row_at  pointer to the row of a slot
   template <class RowAt>
   __device__ static void copy(uint4* shared, RowAt row_at) {
@@ -213,18 +213,18 @@ class half_shortlist {
     }
     end_copies();
   }
-  static constexpr unsigned tile_step = 32 / (4 * of_piece) * 32 * of_piece;  // elements from one to the 32nd after it in a tile
+  static constexpr unsigned tile_step = 32 / (4 * of_piece) * 32 * of_piece;  // from an element of a tile to the 32nd after it
   /// Element e of the row that lane `owner` owns, in a tile that is in shared memory.
   __device__ static const T* tile_element(const uint4* shared, unsigned owner, unsigned e) {
     const uint4* piece = shared + (owner % 4 * pieces + e / (4 * of_piece)) * 32 + owner / 4 * 4 + e / of_piece % 4;
     return reinterpret_cast<const T*>(piece) + e % of_piece;
   }
 
-  /// Rows as operands.
+  /// A lane's part of a tile's rows, as operands of the products.
   struct rows {
     std::uint32_t word[tiles][steps][4];
   };
-  /// Waits for this lane's part of a tile.
+  /// Waits for this lane's part of a tile; then centres, scales and rounds it.
   __device__ void take(const uint4* shared, rows& to) const {
     wait_copies<0>();
 #pragma unroll
@@ -248,15 +248,15 @@ class half_shortlist {
   }
 
   struct outcome {
-    unsigned first, second;  // candidates, in any order; meaningless beyond `count`
+    unsigned first, second;  // candidates, in any order; undefined from `count` on
     unsigned count;          // 3 or more: any centroid may be the nearest
   };
 
   /// Finds the candidates of row own_row(). By all lanes.
   ///
-  /// Let s and t be the scales of rows and centroids, powers of two, h and c' what s y and t c are rounded to, rho = y - h / s and
-  /// kappa = c - c' / t what that leaves out, |rho| <= r and |kappa| <= q. The bias is s t (|c|^2 / 2 - <c, kappa>), which is
-  /// s / t (|c'|^2 - |t kappa|^2) / 2. Then
+  /// Let s and t, powers of two, be the scales of rows and centroids, let h and c' be s y and t c rounded to half, and let rho = y - h / s
+  /// and kappa = c - c' / t be the rounding errors, with |rho| <= r and |kappa| <= q. The bias is s t (|c|^2 / 2 - <c, kappa>), which is s
+  /// / t (|c'|^2 - |t kappa|^2) / 2. Then
   ///   v = <h, c'> - bias = s t (<y, c> - |c|^2 / 2 - <rho, y> + <rho, y - c> - <y - c, kappa> + <rho, kappa>) + sums,
   /// where <rho, y> is the same for all centroids, and `sums` is the rounding of the products: each instruction truncates 18 addends of at
   /// most |h| |c'| + |bias|, and the bias and the threshold below are rounded once. So with D = |y - c|^2, v / (s t) is, up to that common
@@ -264,12 +264,12 @@ class half_shortlist {
   /// The canonical distance is D (1 +- k), k = (ds + 3) 2^-24. Let b have the largest v, and let w have the least canonical distance. Then
   /// D_w <= D_b (1 + 2.001 k), and therefore
   ///   v_b - v_w <= s t (1.01 k D_b + 2.02 (r + q) sqrt(D_b) + 2 r q) + 2 sums,
-  /// the slack: w is among the centroids whose v is not further from the best. For D_b there is v_b itself, whose shift is at most r |y|:
+  /// the slack: w is among the centroids whose v is at most the slack below v_b. For D_b there is v_b itself, whose shift is at most r |y|:
   ///   D_b <= A + 2 (r + q) sqrt(D_b),  A = |y|^2 - 2 v_b / (s t) + 2 r |y| + 2 r q + 2 sums / (s t),
   ///   sqrt(D_b) <= (r + q) + sqrt(A + (r + q)^2).
-  /// A larger v_b gives a larger threshold v_b - slack, so centroids may be compared with the best of those seen so far.
-  /// Below, lengths are in units of 1 / s, and tau = t / s. Added to r: what half cannot hold, at most 2^-24 a coordinate in these units,
-  /// and squares that were flushed to 0 when the row was measured. That is more than what underflow can do to the canonical distance.
+  /// A larger v_b gives a larger threshold v_b - slack, so centroids may be compared with the best of those seen so far. In the code
+  /// lengths are in units of 1 / s, and tau = t / s. r also allows for underflow: in half, at most 2^-24 a coordinate in these units, and
+  /// of squares when the row was measured. That is more than underflow can change the canonical distance.
   __device__ outcome find(const rows& x, row_measure measure) const {
     constexpr float flushed = 0x1p-59f, floor = 0x1p-24f * (ds == 32 ? 5.7f : ds == 64 ? 8.1f : 11.4f);
     const float y = scale_ * fmaf(sqrt_near(measure.square()), 1.0001f, flushed),
@@ -303,12 +303,13 @@ class half_shortlist {
  private:
   __host__ __device__ static constexpr unsigned chunks(std::size_t c) { return c < 32 ? 1 : static_cast<unsigned>(c / 32); }
   __device__ static int exponent(float magnitude) { return static_cast<int>(float_bits(magnitude) >> 23 & 0xffu) - 127; }
-  /// The first of two elements that a lane has at step `step` of the products: the first two, or at `pair` 2 the other two.
+  /// A lane has two pairs of elements at a step of the products. The first element of the first pair (`pair` 0), or of the second (`pair`
+  /// 2).
   __device__ static unsigned of_step(unsigned step, unsigned pair) {
     constexpr unsigned here = of_piece / 4;
     return element(step / here) + step % here * 4 + pair;
   }
-  /// Candidates among 32 centroids, for the row of a lane: own_above().
+  /// The candidates among 32 centroids for a lane's own row, in the bit order of own_above().
   struct candidates {
     std::uint32_t bits;
     unsigned chunk;
@@ -323,7 +324,7 @@ class half_shortlist {
     }
   };
 
-  /// Values of 32 centroids: of tile t, centroids 8 i + 2 (lane % 4) + j, rows of slot 2 t + k in value[t][i][2 k + j].
+  /// Computes v of 32 centroids: value[t][i][2 k + j] belongs to the row of slot 2 t + k and to centroid 8 i + 2 (lane % 4) + j.
   __device__ void multiply(const rows& x, unsigned chunk, float (&value)[tiles][4][4]) const {
     const unsigned lane = threadIdx.x % 32;
     const uint4* operands = operands_ + chunk * 4 * Groups * 32 + lane;
@@ -366,9 +367,9 @@ class half_shortlist {
     return fmaxf(odd ? most[1] : most[0], __shfl_xor_sync(all_lanes, odd ? most[0] : most[1], 1));
   }
 
-  /// A bit for each centroid whose value of row own_row() is above that lane's threshold; `candidates` says which.
+  /// A bit for each centroid whose value for row own_row() is above that row's threshold; see `candidates` for the order of the bits.
   __device__ static std::uint32_t own_above(const float (&value)[tiles][4][4], float threshold) {
-    std::uint32_t of_tile[2] = {};  // a byte for each slot, the first one highest; in it the first value highest
+    std::uint32_t of_tile[2] = {};  // a byte for each slot, the first slot highest; in a byte the bit of the first value is highest
 #pragma unroll
     for (unsigned s = 0; s < slots; ++s) {
       const float of_row = __shfl_sync(all_lanes, threshold, owner_lane(s));
@@ -386,8 +387,8 @@ class half_shortlist {
   }
 
   uint4* operands_;       // [max(c, 32) / 8, Groups, 32]
-  float4* minus_bias_;    // [max(c, 32) / 8, 4]: of two centroids, twice
-  float4* minus_offset_;  // [steps, 4]: of the four elements that a lane has at a step
+  float4* minus_bias_;    // [max(c, 32) / 8, 4]: the negative biases of two centroids, stored twice
+  float4* minus_offset_;  // [steps, 4]: -s mu of the four elements that a lane has at a step
   bounds& bounds_;
   unsigned c_;
   int exponent_ = 0;                // of scale_

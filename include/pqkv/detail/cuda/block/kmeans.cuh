@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory of one k-means problem, and a fast path for rows in pieces of 16 bytes. Warps look at these rows once, then assign and sum
-// them in every iteration; they need no barrier until all rows are done. Matrix products shortlist the nearest centroids. A row with two
-// candidates waits until its warp has many such rows; the canonical distance decides them together.
+// The memory of one k-means problem, and a fast path for rows that can be read in pieces of 16 bytes. Warps measure these rows once, then
+// assign and sum them in every iteration, without a barrier until all rows are done. Matrix products shortlist the nearest centroids. A row
+// with two candidates is put aside until its warp has many such rows; then the canonical distance decides them together.
 #pragma once
 
 #include "../../../core/canonical.hpp"
@@ -28,7 +28,7 @@ struct kmeans_state {
 /// Scratch of one problem.
 struct kmeans_memory {
   std::uint32_t *rows, *order, *count;  // [sample], [sample], [c]
-  float *distance, *taken;              // [sample], in quick_rows the bits of a row_measure; [c, width]
+  float *distance, *taken;              // [sample] (in quick_rows: the bits of a row_measure); [c, width]
   std::int64_t* sum;                    // [c, width]
   std::uint8_t* owner;                  // [sample]
   kmeans_state* state;
@@ -66,21 +66,21 @@ __device__ inline void add_to_sum(std::int64_t* to, std::int64_t term) {
   atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(term));
 }
 
-/// The rows of one problem, as one CTA of its team sees them.
+/// The rows of one problem, and the work that one CTA of the problem's team does on them.
 /// @tparam Groups  ds / 32
 template <class T, unsigned Groups>
 class quick_rows {
   using list = block::half_shortlist<T, Groups>;
   using sums = block::shared_sums<list::ds>;
   static constexpr unsigned ds = list::ds, threads = kmeans_tile::threads, warps = threads / 32, tile_rows = list::tile_rows,
-                            decided_together = 16;  // rows with two candidates: each takes two lanes
+                            decided_together = 16;  // rows with two candidates that a warp decides at once, with two lanes for each
 
  public:
   struct scratch {
     typename list::bounds bounds;
-    std::uint32_t count[max_centroids];  // changes in the sizes of the clusters
+    std::uint32_t count[max_centroids];  // by how much the clusters' sizes have changed
   };
-  /// Rows with two candidates, which wait until a warp has many of them.
+  /// Rows with two candidates that are put aside until a warp has many of them.
   struct waiting_rows {
     struct entry {
       std::uint32_t row;
@@ -116,7 +116,7 @@ class quick_rows {
     for (unsigned x = threadIdx.x; x < c_; x += threads) scratch_.count[x] = 0;
   }
 
-  /// Looks at rows [begin, end) of the sample. Writes owner[i], whether row i is finite, and order[i], its row_measure.
+  /// Measures rows [begin, end) of the sample. Writes whether row i is finite to owner[i], and its row_measure to order[i].
   /// @return  the largest |y_e| of the finite rows that this thread saw, as bits
   __device__ std::uint32_t look(const stratified_sample& sample, std::uint32_t begin, std::uint32_t end) const {
     std::uint32_t largest = 0;
@@ -149,20 +149,21 @@ class quick_rows {
     return largest;
   }
 
-  /// Before the first assign().
+  /// Sets the scale of the rows. Call it before the first assign().
   /// @param largest  at least every |y_e|
   __device__ void scale(float largest) {
     list_.template scale_rows<threads>(offset_, float_from_bits(largest_magnitude(offset_, 1, ds)), largest);
   }
 
-  /// Assigns every row to its nearest centroid and adds the changes to the problem's counts and sums. All threads of the team call it. None
-  /// may have written centroids since the team's last barrier. The sums are complete after the caller's next barrier.
+  /// Assigns every row to its nearest centroid and adds the changes to the problem's counts and sums. All threads of the team call it. A
+  /// barrier of the team must stand between the last write to the centroids and this call, and another between this call and the first use
+  /// of the sums.
   /// @param largest  at least every |y_e| and every coordinate of a centroid
   /// @return  whether a row of this thread changed its cluster
   __device__ bool assign(const block::cluster_team& team, std::uint32_t used, const float* centroids, bool initial, float scale,
                          float largest) {
     list_.template stage<threads>(centroids, largest);
-    constexpr std::uint32_t turns_a_flush = sums::most_terms / (tile_rows * warps) - 1;  // less those that wait
+    constexpr std::uint32_t turns_a_flush = sums::most_terms / (tile_rows * warps) - 1;  // one less, for the rows that were put aside
     const std::uint32_t step = team.size() * warps * tile_rows, begin = (team.rank() * warps + warp()) * tile_rows,
                         turns = (used + step - 1) / step;
     const auto place = [&](std::uint32_t turn) {
@@ -203,10 +204,11 @@ class quick_rows {
       const unsigned may_wait = turn + 1 < turns ? decided_together - 1 : 0;
       for (bool in_tile = true;; in_tile = false) {
         any |= moved;
-        __syncwarp();  // lanes read of the tile what others copied
+        __syncwarp();  // lanes read pieces of the tile that other lanes copied
         settle(own, moved, in_tile, initial, scale);
         __syncwarp();
-        // No copy in the last turn. Nobody would wait for it before the next call's copy, and two copies to one place have no order.
+        // The last turn starts no copy. Nothing would wait for it before the next call copies to the same place, and two such copies may
+        // end in any order.
         if (in_tile && turn + 1 < turns) fetch(next.token);
         if (waiting <= may_wait) break;
         const unsigned count = waiting < decided_together ? waiting : decided_together;
@@ -231,13 +233,13 @@ class quick_rows {
   }
 
  private:
-  /// A row of a lane: its place among the training rows and among the points, and its clusters.
+  /// The row of a lane: its number among the training rows (i) and among the points (token), its new cluster and the one before.
   struct member {
     std::uint32_t i, token;
     unsigned owner, before;
   };
 
-  /// What is known of a row before its turn.
+  /// The number and measure of the row that a lane gets in the next turn.
   struct upcoming {
     std::uint32_t token;
     block::row_measure measure;
@@ -250,7 +252,7 @@ class quick_rows {
     return {memory_.rows[i < used ? i : 0], {i < used ? float_bits(memory_.distance[i]) : 0}};
   }
 
-  /// A warp decides rows [first, first + count) of those that wait, count <= decided_together; lane 2 r gets row r.
+  /// A warp decides rows [first, first + count) of those put aside, count <= decided_together; lane 2 r returns the r-th of them.
   __device__ member decide(unsigned first, unsigned count, const float* centroids) const {
     __syncwarp();
     const typename waiting_rows::entry entry = waiting_[first + (lane() / 2 < count ? lane() / 2 : 0)];
@@ -276,15 +278,16 @@ class quick_rows {
     return own;
   }
 
-  /// A warp records the rows of those lanes whose row `moved`, and moves them between the sums. Lanes take coordinates.
-  /// @param in_tile  whether the rows are those of the tile, and not of `token` in device memory
+  /// For the lanes whose row has `moved`, a warp records the new cluster and moves the row from one sum to the other; each lane adds some
+  /// of the coordinates.
+  /// @param in_tile  whether to read the rows from the tile; otherwise from device memory, by their `token`
   __device__ void settle(const member& own, bool moved, bool in_tile, bool initial, float scale) {
     if (moved) {
       memory_.owner[own.i] = static_cast<std::uint8_t>(own.owner);
       atomicAdd(&scratch_.count[own.owner], 1u);
       if (!initial) atomicSub(&scratch_.count[own.before], 1u);
     }
-    constexpr unsigned at_once = 4;  // rows whose loads are in flight together
+    constexpr unsigned at_once = 4;  // rows that are loaded at the same time
     unsigned which = __ballot_sync(block::all_lanes, moved);
     if (which == 0) return;
     float mean[Groups];
@@ -340,7 +343,7 @@ class quick_rows {
       for (unsigned g = 0; g < Groups; ++g) add_to_sum(at + g * 32, term[g]);
     }
   }
-  /// Adds what this CTA has gathered to the problem's sums and counts. Begins and ends with a barrier.
+  /// Adds this CTA's sums and counts to those of the problem. Begins and ends with a barrier.
   __device__ void flush() {
     __syncthreads();
     for (unsigned at = threadIdx.x; sums_in_shared_ && at < c_ * ds; at += threads) {

@@ -10,7 +10,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// The numbers of `Pack` query heads, which one look-up reads together.
+/// One number for each of `Pack` query heads; one look-up reads them together.
 template <unsigned Pack>
 struct alignas(Pack * sizeof(float)) query_pack {
   float of[Pack];
@@ -22,7 +22,7 @@ struct table_entries {
 };
 
 /// Scores the items of a list for some or all of its query heads.
-/// @tparam Pack  query heads that share the read of an item's codes, and one look-up a subspace; Entries says where the table is
+/// @tparam Pack  number of query heads that share each read of an item's codes and each look-up in a subspace
 template <unsigned Threads, unsigned Pack, class Entries = table_entries>
 class list_scorer {
   static constexpr unsigned warps = Threads / 32;
@@ -43,7 +43,7 @@ class list_scorer {
            shared_memory::bytes<std::uint32_t>(padded);
   }
 
-  /// @param from, queries  the list's query heads that this scorer takes; the scorer of the first ones also initialises the scores
+  /// @param from, queries  the scorer takes query heads [from, from + queries) of the list; that with `from` 0 initialises the scores
   __device__ list_scorer(const scoring& call, unsigned list, unsigned from, unsigned queries, scratch& own, shared_memory& memory,
                          Entries entries = {})
       : call_(call),
@@ -64,7 +64,7 @@ class list_scorer {
   }
 
   /// Stores the exponential of every table entry, or the entry itself where the reduction sums logits; writes `skipped` if given. A warp
-  /// takes a row. Complete after the caller's next barrier.
+  /// takes a row of the table. Call a barrier before the entries are used.
   __device__ void stage(std::uint8_t* skipped) {
     const bool probabilities = uses_probabilities(call_.reduction);
     for (unsigned row = threadIdx.x / 32; row < padded_ * call_.m; row += warps) {
@@ -99,8 +99,8 @@ class list_scorer {
     }
   }
 
-  /// After stage(): computes the normalisers and returns an upper bound of the scores' order keys, a close one for probabilities. Ends with
-  /// a barrier.
+  /// After stage(): computes the normalisers and returns an upper bound of the scores' order keys, which is close for probabilities. Ends
+  /// with a barrier.
   /// @param tokens  how many tokens the items stand for in all
   __device__ std::uint32_t prepare(const scored_items& items, std::uint32_t tokens) {
     if (uses_probabilities(call_.reduction)) add_up<false>(items, 0, items.n);
@@ -108,12 +108,12 @@ class list_scorer {
     return scratch_.ceiling;
   }
 
-  /// The steps of prepare() where many CTAs share the items. Each CTA sums its own items, [begin, end); total() is then its part of Z.
+  /// The steps of prepare() where many CTAs share the items. Each CTA sums its own items, [begin, end); total() then returns its part of Z.
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) { add_up<true>(items, begin, end); }
   __device__ std::uint64_t total(unsigned q) const { return total_[q]; }
   /// Sets Z to the sum of all parts. One CTA calls this, then, after a barrier, complete().
   __device__ void give_total(unsigned q, std::uint64_t z) { total_[q] = z, highest_[q] = 0; }
-  /// This CTA alone recentres the query heads that need it, over all items, and writes the numbers after its last barrier.
+  /// One CTA recentres the query heads that need it, over all items, and writes `numbers`; a barrier must follow.
   __device__ void complete(const scored_items& items, std::uint32_t tokens, head_numbers* numbers) {
     complete(items, tokens);
     for (unsigned q = threadIdx.x; q < queries_; q += Threads)
@@ -136,7 +136,7 @@ class list_scorer {
   }
 
   /// Writes scores[i - begin], the score of item i, for begin <= i < end; as an order key where Score is an unsigned 32-bit type. A thread
-  /// writes items begin + threadIdx.x and every Threads-th after it. If the query heads come in several parts it reads these too.
+  /// writes items begin + threadIdx.x and every Threads-th after it. Scores of the list's earlier query heads are continued.
   template <class Score>
   __device__ void score(const scored_items& items, std::uint32_t begin, std::uint32_t end, Score* scores) const {
     switch (call_.reduction) {
@@ -165,7 +165,7 @@ class list_scorer {
     return usable;
   }
 
-  /// Calls take(i, value) for this thread's items of [begin, end): value has, for each query head of a group, what item i looks up.
+  /// Calls take(i, value) for this thread's items of [begin, end): value has, for each query head of a pack, the product or sum of entries.
   /// @param begin  a multiple of c where the items are cells
   template <bool Products, class Take>
   __device__ void for_items(const scored_items& items, std::uint32_t begin, std::uint32_t end, unsigned group, Take take) const {
@@ -220,8 +220,8 @@ class list_scorer {
   }
 
   /// Computes Z and the largest product of every query head over [begin, end). Ends with a barrier.
-  /// @tparam Shared  whether CTAs share the items. Then nothing is recentred and the largest product is not needed. The sum in two parts is
-  ///                 faster there. Where a CTA has the whole list it needs more registers than it saves time
+  /// @tparam Shared  whether CTAs share the items. Then nothing is recentred, the largest product is not needed, and summing each product
+  ///                 as two integers is faster. With the whole list in one CTA this needs too many registers
   // measured: retrieve/joint, n 131072, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 16.6 us, in parts 17.2; retrieve/scan 44.4, 43.5
   template <bool Shared>
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) {
@@ -262,7 +262,7 @@ class list_scorer {
     }
   }
 
-  /// Completes what add_up() began. Ends with a barrier.
+  /// Turns the sums of add_up() into factors, recentring query heads where that is needed. Ends with a barrier.
   __device__ void complete(const scored_items& items, std::uint32_t tokens) {
     if (!settle(tokens)) return;
     for (unsigned q = 0; q < queries_; ++q)
@@ -271,12 +271,12 @@ class list_scorer {
     settle(0);
   }
 
-  /// Computes factors and the bound from the sums of add_up(). Returns whether some query head must be recentred; the first row of each
-  /// such head is marked. The first warp works for all; ends with a barrier.
+  /// Computes factors and the bound from the sums of add_up(). Returns whether some query head must be recentred; finite_ of each such
+  /// head's first row is then `recentred`. The first warp does the work; ends with a barrier.
   __device__ bool settle(std::uint32_t tokens) {
     if (threadIdx.x < 32) {
       const bool probabilities = uses_probabilities(call_.reduction);
-      // No step of a score falls when an operand grows, rounding included. So the largest operands give an upper bound.
+      // Every operation of a score, rounding included, is monotone in its operands. So the largest operands give an upper bound.
       float bound = first_score(call_.reduction);
       bool again = false;
       for (unsigned first = 0; first < queries_; first += 32) {
@@ -313,7 +313,7 @@ class list_scorer {
     return scratch_.again != 0;
   }
 
-  /// u = entry - row maximum of a query head's code. Recentring then shifts it by the largest sum of u over the items.
+  /// u = entry - row maximum, for one code of one query head. Recentring subtracts a shift from it.
   __device__ float below_top(unsigned q, unsigned j, std::uint32_t code) const {
     return canonical::sub(rows_(call_, first_, q, j)[code], tops_[q * call_.m + j]);
   }
@@ -359,7 +359,7 @@ class list_scorer {
     return canonical::add(score, value);
   }
 
-  /// Between two parts of the query heads, a score of either type holds a float.
+  /// The score of an item so far. Until the last query head is added, an unsigned score holds the bits of a float.
   __device__ static float so_far(float score) { return score; }
   __device__ static float so_far(std::uint32_t score) { return float_from_bits(score); }
   template <bool Products>
@@ -389,7 +389,7 @@ class list_scorer {
   Entries rows_;
   scratch& scratch_;
   unsigned first_, queries_, padded_;  // first query head in the table; number of query heads; that number rounded up to whole packs
-  bool begins_, ends_;                 // whether they include the list's first query head; the last one
+  bool begins_, ends_;                 // whether the list's first query head is among them; whether the last one is
   pack* entries_;                      // [padded / Pack, m, c]
   float *tops_, *factor_, *shift_;     // [padded, m]; [padded] R, or the bias; [padded] shift of each u, where recentred
   std::uint32_t* finite_;              // [padded, m]
