@@ -138,12 +138,12 @@ def speed(measured: results) -> list[str]:
 def page(measured: results, rows: list[dict[str, Any]], figures: str) -> str:
     first, met, short, missing = targets(rows, measured)
     lines = ["# Results of the host kernels", "",
-             "Written by `bench/report.py` from one run's files; no number here was typed. Every time is a median; ratios with a rival are",
-             "medians of rounds in which both ran in turns, in one process. The GPU has [a page of its own](results_gpu.md). How to repeat it:", "", "```sh",
+             "Written by `bench/report.py` from the files of one run; no number here was typed by hand. Every time is a median. A ratio with a rival",
+             "is the median over rounds in which both ran by turns in one process. [Another page](results_gpu.md) is about the GPU. To repeat it:", "", "```sh",
              "bench/run.sh results --benchmark_repetitions=5", "bench/peers/run.sh results", "python3 bench/report.py results docs/results.md", "```", "",
              *circumstances(measured), f"Of {met + short + missing} targets {met} are met, {short} are not, {missing} were not measured.", "",
              "## Ceilings", "", *ceilings(measured), "## Targets", "",
-             "Shares are of the ceiling that binds, measured in the same process; the widest instruction set decides, all are shown.", "", *first,
+             "A share is that of the ceiling that limits the kernel, measured in the same process. The widest instruction set decides; all are shown.", "", *first,
              *([f"![Shares of ceilings, by instruction set]({figures}ceilings.svg)", ""] if has_shares(rows, measured) else []),
              "## Rivals", "", *rivals(rows, measured), "## What binds, what was tried", "", *notes(rows),
              "## A step by context length", "", "One layer: 8 KV heads, 32 query heads, head dimension 128, bfloat16; append, attend, maintain.", "",
