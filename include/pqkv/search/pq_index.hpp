@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Everything that product quantization stores for a batch of sequences, as one object: codebooks, codes, the joint-code index and, on
 // request, codebooks and codes of residuals. The data of a sequence are learnt from its keys, grow as tokens leave the window, and can be
-// cut, copied and used for ranking. It can be in any memory space. Its parts can be used alone (quantize/, search/). Source: PQCache,
-// SIGMOD 2025, sections 3.2 and 3.3.
+// cut, copied and used for ranking. It can be in any memory space. Its parts can be used alone (quantize/, search/).
+// Source: PQCache, SIGMOD 2025, sections 3.2 and 3.3.
 #pragma once
 
 #include <algorithm>
@@ -76,8 +76,8 @@ class pq_index {
   /// (replaced_centroids). Then k-means runs for train_params.iterations; the mean key and the order of axes stay. Everything else is as in
   /// learn().
   /// @pre    the sequence has codebooks and tokens [first, ranked) their codes; first < trained <= n; no second stage
-  /// @cost   as learn() with as many iterations. On the host, if training uses every key and not a sample, the first iteration costs only
-  ///         the share of replaced centroids
+  /// @cost   as learn() with as many iterations. On the host, if training uses every key and not a sample, the first iteration compares
+  ///         most keys with the replaced centroids only
   template <exec::policy P, class Rows>
   void renew(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t trained,
              std::size_t n, kmeans_params train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
@@ -209,7 +209,7 @@ class pq_index {
     zero(policy, own.index.merged);
     zero(policy, own.index.last);
   }
-  /// Forgets what a sequence's heads were shown of queries, and the order of axes that was derived from it.
+  /// Forgets the queries that were shown for a sequence's heads, and the order of axes derived from them.
   template <exec::policy P>
   void clear_axes(const P& policy, std::size_t which) const {
     const view_type own = view().sequence(which);

@@ -14,9 +14,9 @@
 // Differences from the paper: the window is that of the budget, not local_tokens, and k counts tokens, including those of the unfinished
 // block, so that methods are compared at equal tokens. Keys and queries have the rotary embedding of their own positions; the paper treats
 // all tokens outside the window as equally far away. Each KV head has its own list; the published code sums relevance over all heads of a
-// layer. The published code also scores representatives by softmax weights; here the paper's inner products decide. Source: Xiao, Zhang,
-// Han, Xiao, Lin, Zhang, Liu, Sun, "InfLLM: Training-free long-context extrapolation for LLMs with an efficient context memory", NeurIPS
-// 2024.
+// layer. The published code also scores representatives by softmax weights; here the paper's inner products decide.
+// Source: Xiao, Zhang, Han, Xiao, Lin, Zhang, Liu, Sun, "InfLLM: Training-free long-context extrapolation for LLMs with an efficient
+// context memory", NeurIPS 2024.
 #pragma once
 
 #include <algorithm>

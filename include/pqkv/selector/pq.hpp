@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Selection by product quantization, the library's own method: a selector around search/pq_index.hpp. A slot with too few keys has no
 // codebook yet; it attends to everything until maintain() can train one. A slot with two stages of codes needs enough keys for both
-// codebooks. Source: PQCache, SIGMOD 2025.
+// codebooks.
+// Source: PQCache, SIGMOD 2025.
 #pragma once
 
 #include <algorithm>
@@ -79,7 +80,7 @@ struct pq_params {
   std::optional<double> refresh{};
   renewal_scope renewal = renewal_scope::all_keys;
   /// L of a renewal (pq_index::renew). A renewal starts from the present codebook and keeps its order of axes. With 0 the slot is trained
-  /// anew instead, as for a prompt; so are slots that have doubled since their last training, and all slots with a second stage.
+  /// anew instead, as for a prompt; so are slots that have doubled since their last training or renewal, and all slots with a second stage.
   std::size_t refresh_iterations = 1;
 
   /// Whether an outgrown codebook is always trained anew.
@@ -223,7 +224,7 @@ class basic_pq {
   }
 
   /// Trains on the rows of middle and window, and encodes the middle. If the slot has grown by less than a factor of two since its last
-  /// training, its codebook is renewed instead (pq_params::refresh_iterations, renewal).
+  /// training or renewal, its codebook is renewed instead (pq_params::refresh_iterations, renewal).
   template <exec::policy P, class Rows>
   learning<Space> learn(const P& policy, std::size_t slot, const Rows& rows, const sequence& at, middle_range middle) {
     const std::size_t n = at.n, first = middle.begin;

@@ -2,7 +2,8 @@
 // Attention on the device. A CTA takes a part of a list's tokens for up to eight query heads; attention_merge.cuh merges the parts. Rows of
 // 16-bit numbers and of 8-bit integers are multiplied by matrix products, and every warp has its own ring buffer of tokens. Rows of floats
 // would lose precision that way: they are multiplied by fused multiply-adds, with eight or more lanes for a token. Results agree with the
-// host's within rounding. Sources: online softmax: Milakov and Gimelshein 2018; splits over tokens: FlashDecoding.
+// host's within rounding.
+// Sources: online softmax: Milakov and Gimelshein 2018; splits over tokens: FlashDecoding.
 #pragma once
 
 #include "../../attention.hpp"

@@ -17,7 +17,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// One problem, as one CTA of its team sees it.
+/// One CTA's part of the work on one problem; a team of CTAs shares the problem.
 /// @tparam Groups  ds / 32 where quick_rows can take the rows, or 0
 template <class T, class Space, unsigned Groups>
 class kmeans_problem_part {
@@ -264,7 +264,7 @@ class kmeans_problem_part {
     team_.sync();
   }
 
-  /// A thread has one coordinate and one class of centroids, so no two threads add to the same sum.
+  /// Each pair of a coordinate and a centroid belongs to one thread, so no two threads add to the same sum.
   __device__ void add_tile(unsigned here) {
     unsigned lanes = 1;
     while (lanes < width_ && lanes < threads) lanes *= 2;

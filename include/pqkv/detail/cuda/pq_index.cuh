@@ -28,7 +28,7 @@ class key_encoder {
     unsigned long long best[max_subspaces];
     std::uint8_t usable[max_subspaces];
   };
-  /// Bytes of shared memory for a head's centroids; 0 if a CTA reads them from device memory. @param room how many bytes a CTA may have
+  /// Bytes of shared memory for a head's centroids; 0 if a CTA reads them from device memory. @param room  how many bytes a CTA may have
   static std::size_t shared_bytes(const codebook_view<space::device>& book, std::size_t room) {
     const std::size_t bytes = block::shared_memory::bytes<float>(book.centroids.stride(0));
     return bytes <= std::min<std::size_t>(room, tuning::encode_shared_bytes) ? bytes : 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The joint-code index on the host, one task for each head; and the joint path of retrieve(): it finds the threshold score of the cells,
-// then lists the tokens of the cells above it.
+// The joint-code index on the host, one task for each head; and the joint path of retrieve(): it finds the threshold score, then lists the
+// tokens of the cells at or above it.
 #pragma once
 
 #include <algorithm>

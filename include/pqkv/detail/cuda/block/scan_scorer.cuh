@@ -22,7 +22,7 @@ struct table_entries {
 };
 
 /// Scores the items of a list for some or all of its query heads.
-/// @tparam Pack  number of query heads that share each read of an item's codes and each look-up in a subspace
+/// @tparam Pack  query heads that share each read of an item's codes and each look-up; Entries says where the table is
 template <unsigned Threads, unsigned Pack, class Entries = table_entries>
 class list_scorer {
   static constexpr unsigned warps = Threads / 32;
