@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decides which blocks of a sequence stay in fast memory while a selector asks for different tokens in every step. A block is
+// Decides which blocks of a sequence have their rows in fast memory, while a selector selects different tokens in every step. A block is
 // `block_tokens` consecutive tokens. The cache holds no rows: it says which slot of fast memory holds which block, and what to copy where;
-// the caller copies. Nothing allocates after construction. On a device a step only enqueues kernels of fixed shape.
+// the caller copies. Nothing allocates after construction. On a device a step only enqueues kernels, whose launch shapes are fixed.
 //
 // A step, in this order:
 //   lookup_blocks()    says where each selected token is, and counts the selected tokens of each block
@@ -9,7 +9,7 @@
 //   the caller         copies the rows of what was admitted
 //   fill_blocks()      makes these slots `valid`: only now are they found. After a failed copy abandon_blocks() frees them instead
 //
-// Not for keys from an unbounded set: every block of the longest sequence has an entry of 8 bytes, or of 12 with tiny_lfu.
+// It is not a general cache for any set of keys: every block of the longest sequence has an entry of 8 bytes, or of 12 with tiny_lfu.
 // Source: PQCache, SIGMOD 2025, for blocks, counts and offers.
 #pragma once
 
@@ -58,7 +58,7 @@ constexpr status can_block_cache(const block_cache_shape& shape) noexcept {
       .at_most("admit_blocks", shape.admit_blocks, 1024, "blocks offered in a step");
 }
 
-/// Block caches over memory of a block_cache or of the caller. A small value that is passed to kernels; a copy of it means the same caches.
+/// Block caches over memory of a block_cache or of the caller. It is small and passed to kernels by value; copies refer to the same caches.
 template <eviction_policy Eviction = eviction::lfu, class Space = space::host>
 struct block_cache_view {
   using eviction_type = Eviction;
@@ -110,7 +110,7 @@ struct block_cache_view {
 /// The tokens that a step selected: lists for queries, and the sequence of each query.
 template <class Space>
 struct block_lookup {
-  view<const std::int32_t, 2, Space> indices;     // [lists, k_max] positions; in ascending order each block is looked up once
+  view<const std::int32_t, 2, Space> indices;     // [lists, k_max] positions; if they ascend, each block is looked up once
   view<const std::uint32_t, 1, Space> counts;     // [lists] how many positions each list has
   view<const std::uint32_t, 1, Space> sequences;  // [queries] the sequence of each query; empty: query i is of sequence i
   std::size_t caches_of_sequence = 1;             // 1, or the number of KV heads where each has its own cache
@@ -148,7 +148,7 @@ constexpr status can_lookup_blocks(const block_cache_view<E, Space>& cache, cons
       .extent("places.stride(1)", places.data == nullptr || lists == 0 ? 1 : places.stride(1), 1, "last axis contiguous");
 }
 
-/// Says where selected tokens are in fast memory, and counts them for the admission that ends the step. A step may make several calls.
+/// Finds where selected tokens are in fast memory, and counts them for the admission at the end of the step. A step may make several calls.
 ///
 /// @param cache   [caches]
 /// @param tokens  positions below the shape's tokens (not checked: hot path)
@@ -170,9 +170,10 @@ constexpr status can_have_lengths(const char* function, const block_cache_view<E
 }
 
 /// Ends a step's lookups. In each cache it offers the `admit_blocks` blocks with the highest counts (ties: the lower block), but never a
-/// block without a selected token. Offered blocks that have a slot rise in the policy's order; the best of them rises highest. The others
-/// enter, best first. They take empty slots, lowest first, then the slots of the blocks lowest in that order. No block leaves in the step
-/// that offers it. Afterwards one(c).admitted says what to copy; then call fill_blocks().
+/// block without a selected token. Offered blocks that have a slot move up in the policy's order; the one with the highest count moves
+/// highest. Offered blocks without a slot enter, that with the highest count first. They take empty slots, lowest first, then the slots of
+/// the blocks lowest in that order. No block leaves in the step that offers it. Afterwards one(c).admitted says what to copy; then call
+/// fill_blocks().
 ///
 /// @param lengths  [caches] uint32, tokens of each sequence whose rows are final. A block with other tokens is offered but does not enter
 /// @throws shape_error; then nothing is changed
@@ -190,7 +191,8 @@ void fill_blocks(const P& policy, const block_cache_view<E, typename P::space_ty
   detail::run_operation<op::fill_blocks>(policy, cache);
 }
 
-/// Ends the step without those rows, for example after a failed copy. Filling slots become empty and counts are forgotten; statistics stay.
+/// Ends the step without the admitted rows, for example after a failed copy. Filling slots become empty and counts are forgotten;
+/// statistics stay.
 template <exec::policy P, eviction_policy E>
 void abandon_blocks(const P& policy, const block_cache_view<E, typename P::space_type>& cache) {
   detail::run_operation<op::abandon_blocks>(policy, cache);

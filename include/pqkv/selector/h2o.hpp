@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// H2O, for comparison: the tokens that have received the most attention so far, the heavy hitters, are kept; what is dropped never returns.
-// Host memory only. A fork works; save() and load() do not.
+// H2O, for comparison: the tokens that have received the most attention so far, the heavy hitters, are kept; a token that has been dropped
+// is never selected again. Host memory only. A fork works; save() and load() do not.
 //
 //   score[h, t] = sum over all queries seen so far, of all query heads of KV head h, of the softmax weight that t received
 //
 // The prompt: pqcache::observe() takes the queries of consecutive tokens, ending with the prompt's last; all of them, to follow the paper.
-// At the prompt's end their causal weights are summed and the best k of the middle are kept. A prompt that ends without any is refused.
-// A decode step: the softmax goes over the tokens attended to (sinks, kept tokens, window) and the token that has just left the window,
-// which was attended to until then. These weights are added; then, of the kept tokens and those that left the window, the best k are kept.
-// Several queries of a sequence are handled in order, each after the decision of the one before; for this, a cache must use
-// draft_selection::each_query. Each length is decided once: asking again at the same length counts only the first time.
+// At the prompt's end their causal weights are summed and the best k of the middle are kept. A prompt that ends without any is refused. A
+// decode step: the softmax is over the tokens attended to (sinks, kept tokens, window) and the token that has just left the window, which
+// was attended to until then. The weights are added to the scores; then the best k of the kept tokens and of those that left the window are
+// kept. Several queries of a sequence are handled in order, each after the one before has decided which tokens to keep; for this, a cache
+// must use draft_selection::each_query. At each length this is decided once: if queries are repeated at the same length, only the first
+// ones count.
 //
-// If k grows, it is filled by tokens that leave the window later; what was dropped stays so. While the budget holds the whole middle,
-// nothing is dropped and weights are summed all the same. A cut restores what was kept at that length; weights given by queries that were
-// cut off stay. A slot that began without a prompt counts from the first maintain() on.
+// If k grows, only tokens that leave the window later fill it; dropped tokens stay dropped. While the budget holds the whole middle,
+// nothing is dropped, but weights are summed. A cut restores the tokens that were kept at that length; weights from queries that were cut
+// off stay in the scores. A slot that began without a prompt counts from the first maintain() on.
 //
 // Source: Zhang et al., "H2O: Heavy-hitter oracle for efficient generative inference of large language models", NeurIPS 2023. The sum over
 // the group of query heads is ours, for models with grouped queries. The window is the paper's share of recent tokens,
@@ -30,9 +31,9 @@
 
 namespace pqkv::inline PQKV_MODE::selector {
 
-/// Bytes that a step reads: keys of everything attended to and of the token that left; the scores of these tokens; and for every token of
-/// the middle when it was dropped. A query that is asked again at the same length, or in a slot that does not count yet, reads no keys, but
-/// is counted like the others.
+/// Bytes that a step reads: keys of everything attended to and of the token that left; the scores of these tokens; and, for every token of
+/// the middle, the length at which it was dropped. A query that is asked again at the same length, or in a slot that does not count yet,
+/// reads no keys, but is counted like the others.
 struct received_traffic {
   std::uint64_t kv_heads, key_bytes;
 
@@ -79,7 +80,7 @@ class h2o : public defaults {
 
   static constexpr status can_observe(const params&) noexcept { return {}; }
   status can_observe_in(std::size_t slot) const noexcept { return can_observe_slot(kept_.slots(slot)); }
-  /// Holds the queries until the prompt ends. @pre can_observe(), and the shapes of pqcache_state::observe() @throws std::bad_alloc
+  /// Stores the queries until the prompt ends. @pre can_observe(), and the shapes of pqcache_state::observe() @throws std::bad_alloc
   template <exec::policy P, class Q>
   void observe(const P&, std::size_t slot, view<Q, 3> queries) {
     const std::size_t n = queries.extent(0), h = shape_.kv_heads, g = shape_.query_heads / h, d = shape_.head_dim;
@@ -104,7 +105,7 @@ class h2o : public defaults {
     buffer<std::uint32_t> tokens(std::max<std::size_t>(middle.size(), 1));
     if (at.prompt != 0) sum_prompt(policy, slot, rows, at.n, make_view(sums.data(), h, std::size_t{at.n}));
     kept_.keep(slot, 0, middle.end);
-    const bool drops = at.prompt != 0;  // without a prompt nothing has been seen yet: the next query decides
+    const bool drops = at.prompt != 0;  // without a prompt there are no scores yet: the next query decides
     now = {1, drops ? at.n : at.n - 1, 0, now.observed};
     shown_[slot].reset();
     const kept_query end{slot, middle.begin, middle.end, at.n, drops ? middle.retrieve : middle.size(), true};
@@ -115,7 +116,7 @@ class h2o : public defaults {
     return {true, {}};
   }
 
-  /// Adds the step's weights, then decides. Called for every query, also where no list is wanted.
+  /// Adds the weights of the step's queries, then decides which tokens to keep. Called for every query, even if no list is needed.
   template <exec::policy P, kv_store Rows>
   void select(const P& policy, view<const float, 2> query, const Rows& rows, const head_map<>& map, view<const token_span, 1> spans,
               view<const middle_range, 1> ranges, view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts) {
@@ -139,7 +140,7 @@ class h2o : public defaults {
     }
   }
 
-  /// The attention that a token has received. For tests and for looking into a decision. @pre slot < batch, head < h, token below n
+  /// The attention that a token has received. For tests and for debugging. @pre slot < batch, head < h, token below n
   double score(std::size_t slot, std::size_t head, std::size_t token) const { return kept_.scores(slot * shape_.kv_heads + head, token); }
   void clear(const auto&, std::size_t slot) {
     kept_.slots(slot) = {};
@@ -158,12 +159,12 @@ class h2o : public defaults {
     observed_chunk(std::size_t count, std::size_t size) : tokens(count), rows(count * size) {}
     observed_chunk(const observed_chunk&) = delete;
     observed_chunk& operator=(const observed_chunk&) = delete;
-    /// A loop, since a chain of many chunks would otherwise nest as many calls.
+    /// Frees the chain in a loop: otherwise the destructors of many chunks would nest.
     ~observed_chunk() {
       while (before && before.use_count() == 1) before = std::move(before->before);
     }
   };
-  /// What select() works in.
+  /// The memory of one select().
   struct step_memory {
     view<std::uint32_t, 2> tokens;  // [h, capacity]
     view<std::uint32_t, 1> counts;  // [h]
@@ -217,12 +218,12 @@ class h2o : public defaults {
                          as_const(work.counts)};
     call.rows_per_token = g;
     received_attention(policy, call, rows, work.sums, shape_.softmax_scale);
-    // Nothing below can fail, so a call that failed before has counted nothing.
+    // Nothing below can fail, so a call that fails has changed no score.
     kept_slot& now = kept_.slots(asked.slot);
     pqkv::detail::in_float_environment([&] {
       for (std::size_t head = 0; head < h; ++head) {
         double* const scores = &kept_.scores(asked.slot * h + head, 0);
-        std::fill(scores + now.decided, scores + asked.length, 0.0);  // tokens that are new since
+        std::fill(scores + now.decided, scores + asked.length, 0.0);  // tokens that came since the last decision
         for (std::uint32_t i = 0; i < work.counts(head); ++i) scores[work.tokens(head, i)] += work.sums(head, i);
       }
     });

@@ -81,13 +81,13 @@ PQKV_HIDDEN __global__ void __launch_bounds__(1024)
     if (counts[i] != 0) atomicAdd(&index.counts(head, i), counts[i]);
 }
 
-/// Once tokens [first, last) are counted, one thread extends the head's range, or begins it if there was none.
+/// After tokens [first, last) have been counted, one thread extends the head's range of tokens, or begins it if there was none.
 __device__ inline void grow_range(const mutable_cell_index_view<space::device>& index, std::size_t head, std::uint32_t first,
                                   std::uint32_t last) {
   if (index.first(head) == index.last(head)) index.first(head) = index.merged(head) = first;
   index.last(head) = last;
 }
-/// The same once tokens from `first` on have been taken out.
+/// The reverse: after tokens from `first` on have been removed from the counts, one thread cuts the range.
 __device__ inline void cut_range(const mutable_cell_index_view<space::device>& index, std::size_t head, std::uint32_t first) {
   index.last(head) = first;
   if (index.merged(head) > first) index.merged(head) = first;
@@ -101,7 +101,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) grow_range_kernel(Index index
   grow_range(index, head, first, last);
 }
 
-/// The tokens that run `run` sorts of a head's range; a multiple of 32 except at the end. Empty where every token is in the lists already.
+/// The tokens that run `run` sorts of a head's range; a multiple of 32 except at the end. Empty if every token is in the id lists already.
 struct sorted_run {
   std::size_t first, last;
 
@@ -162,7 +162,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   }
 }
 
-/// One warp for each run. It takes 32 tokens at a time and ranks each among those of the same cell.
+/// One warp for each run. It takes 32 tokens at a time and numbers those of the same cell in token order.
 /// @tparam InShared  whether a run's places fit in shared memory
 /// @param places  for each cell, the place of the run's next token
 template <bool InShared, class Cell>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection from long lists of tokens, whose scores are not written to memory. The scores of a sample give a bracket around the threshold.
-// The CTAs that share a list score its tokens: they set bits for tokens above the bracket or at its ends, and keep those inside. The last
-// CTA to finish finds the exact threshold among the few that were kept and writes the list. If the sample misled, that CTA scores the whole
-// list again.
+// Selects from many tokens without writing their scores to memory. The scores of a sample give a bracket around the threshold. The CTAs
+// that share a list score its tokens: they set bits for tokens above the bracket or at its ends, and keep those inside. The last CTA to
+// finish finds the exact threshold among the few that were kept and writes the list. If the sample misled, that CTA scores the whole list
+// again.
 // Source: the sample and bracket of block/bracket.cuh.
 #pragma once
 
@@ -27,9 +27,9 @@ struct list_filter {
 /// The scratch of a call.
 struct filter_memory {
   list_filter* filters;                        // [lists]
-  view<std::uint32_t, 3, space::device> maps;  // [lists, 2, words] both bits set: above the bracket; first: high end; second: low end
+  view<std::uint32_t, 3, space::device> maps;  // [lists, 2, words] both bits: above the bracket; first: at its high end; second: low end
   view<uint2, 2, space::device> kept;          // [lists, most kept] key and token of those inside the bracket
-  view<std::uint32_t, 2, space::device> keys;  // [lists, n] for lists whose bracket misleads
+  view<std::uint32_t, 2, space::device> keys;  // [lists, n] all scores, for lists whose bracket does not hold the threshold
 
   filter_memory(arena& memory, std::size_t lists, std::size_t n)
       : filters(memory.take<list_filter>(lists)),
@@ -49,7 +49,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const unsigned list = blockIdx.x;
   const block::scored_items items = call.items(list);
   const std::uint32_t k = out.selected(call.range(list));
-  // Without a sample every token counts as inside. If those are more than can be kept, the last CTA decides alone.
+  // Without a sample the bracket is open, so every token is inside. If these are too many to keep, the list's last CTA selects alone.
   const bool all_are_kept = items.n <= own.kept.extent(1) / 2, has_room = call.m <= max_subspaces;
   static_assert(retrieve_device_kept(0) / 2 >= sampled);  // only lists with more tokens than that are sampled
   const std::uint32_t samples = all_are_kept || !has_room || k == 0 || k == items.n ? 0 : sampled;
@@ -79,7 +79,7 @@ struct filtered_list {
   block::reduction<std::uint64_t, Threads> sums;
 
   /// Writes the list. If the bracket does not hold the threshold, writes nothing and returns false.
-  /// @param bitmap  [2, words] in shared memory; a list with more tokens goes through it in parts
+  /// @param bitmap  [2, words] in shared memory; a list with more tokens is processed in parts
   __device__ bool write(const list_filter& found, unsigned which, const filter_memory& own, std::uint32_t n, std::uint32_t k,
                         std::int32_t first, std::int32_t* out, std::uint32_t* bitmap, std::uint32_t words) {
     const std::uint32_t kept = found.inside, most_kept = static_cast<std::uint32_t>(own.kept.extent(1));
@@ -89,7 +89,7 @@ struct filtered_list {
     const bool is_high = rest <= found.at_high;
     rest -= is_high ? 0 : found.at_high;
     const bool is_low = !is_high && rest > kept;
-    block::threshold limit{is_high ? 0xffffffffu : 0, is_low ? rest - kept : rest};  // inside the bracket: none, or all
+    block::threshold limit{is_high ? 0xffffffffu : 0, is_low ? rest - kept : rest};  // of those inside, none or all are selected
     if (!is_high && !is_low)
       limit = select.find(
           kept, rest, found.limits.high, block::list_select<Threads>::shift_of(found.limits.low, found.limits.high),
@@ -135,7 +135,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const block::scored_items items = call.items(list);
   const auto run = shape.of(items, blockIdx.x);
   if (blockIdx.x == 0) out.finish<Threads>(list, k);
-  // Earlier kernels may still write to scratch. Kernels after this one must be ordered behind those too, so this one waits.
+  // Earlier kernels may still write to scratch, and kernels after this one must run after those too. So this one waits for them.
   if (k == 0 || k == range.size()) block::wait_for_last_kernel();
   if (k == 0) return;
   if (k == range.size()) {
@@ -194,7 +194,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     atomicAdd(&of_cta.at_low, at_low);
   }
   __syncthreads();
-  if (run.begin == run.end) block::wait_for_last_kernel();  // for the zeros it writes
+  if (run.begin == run.end) block::wait_for_last_kernel();  // which writes the zeros that are added to below
   bool is_last = false;
   if (threadIdx.x == 0) {
     atomicAdd(&found.above, of_cta.above);
@@ -207,7 +207,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   if (__syncthreads_or(is_last ? 1 : 0) == 0) return;
   __threadfence();
   const list_filter complete = found;
-  std::uint32_t* bitmap = block::shared_memory(memory).take<std::uint32_t>(2 * words);  // the exponentials' memory, no longer needed
+  std::uint32_t* bitmap = block::shared_memory(memory).take<std::uint32_t>(2 * words);  // reuses the memory of the exponentials
   if (writer.write(complete, list, own, items.n, k, static_cast<std::int32_t>(first_token), out.list(list), bitmap, words)) return;
   std::uint32_t* all = &own.keys(list, 0);
   score_items<Threads, Pack>(call, shape, list, items, memory, true, 0, items.n, all);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Retrieval of lists with few items (the cells of a joint-code index, or a short range) in one launch. Several CTAs share a list's tokens,
-// but each finds the threshold for itself, since the barriers of a cluster cost as much time as they save (docs/results_gpu.md, what
-// binds).
+// but each computes the threshold itself: sharing that work needs the barriers of a cluster, which cost as much time as they save
+// (docs/results_gpu.md, "What binds").
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// The tokens [begin, end) that one CTA of a list selects from, counted from the first of the list's range.
+/// The tokens from which one CTA of a list selects: [begin, end), counted from the beginning of the list's range.
 struct token_share {
   std::uint32_t begin, end;
 
@@ -34,28 +34,28 @@ struct token_share {
 struct given_lists {
   using entries = block::table_entries;
 
-  /// What a CTA knows of its list.
+  /// The list of one CTA.
   struct one {
     const block::scoring& call;
     unsigned list;
 
     __device__ one(const given_lists&, const block::scoring& of, unsigned which, bool) : call(of), list(which) {}
     __device__ std::size_t head() const { return call.head_of(list); }
-    /// Where the list's entries are. Copies may have begun that make them.
+    /// Returns where the table entries of the list will be. Other kinds of lists start copying here what the entries are computed from.
     __device__ entries begin(block::shared_memory&) const { return {}; }
-    /// The entries and the range are complete behind it.
+    /// After this call the entries and the range can be used.
     __device__ void finish(const entries&) const {}
     __device__ middle_range range(const entries&) const { return call.range(list); }
   };
   std::size_t shared_bytes(const block::scoring&) const { return 0; }
 };
 
-/// Each list has 2^log_parts CTAs; the CTAs of all lists follow one another along grid.x, which has room for many. Each CTA finds the
-/// list's threshold and writes the selected tokens of its part.
-/// @param lists       where ranges and tables come from
+/// Each list has 2^log_parts CTAs; the CTAs of all lists follow one another along grid.x, the axis that CUDA limits least. Each CTA finds
+/// the list's threshold and writes the selected tokens of its part.
+/// @param lists       gives each list's range and table
 /// @param most_items  how many items the keys have room for
-/// @param most_lists  how many offsets of the id lists there is room for: all of an index, or 0
-/// @param words       of a bitmap of tokens, a multiple of 8; a part with more tokens goes through the bitmap in steps
+/// @param most_lists  room for offsets of the id lists: all of an index, or 0
+/// @param words       size of the bitmap of tokens, a multiple of 8; a part with more tokens is processed in several steps
 template <unsigned Threads, unsigned Pack, class Lists>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     retrieve_kernel(block::scoring call, Lists lists, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned most_lists,
@@ -68,14 +68,14 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   } scratch;  // used at different times
   __shared__ block::reduction<std::uint32_t, Threads> places;
   __shared__ block::reduction<std::uint64_t, Threads> sums;
-  block::wait_for_last_kernel();  // its dependents are not released: attention that starts beside it takes longer than the start it saves
+  block::wait_for_last_kernel();  // releases no dependents: attention beside this kernel loses more time than it gains
   const unsigned list = blockIdx.x >> log_parts, part = blockIdx.x & ((1u << log_parts) - 1);
   const typename Lists::one own_list(lists, call, list, part == 0);
   const std::size_t head = own_list.head();
   block::shared_memory memory;
   const typename Lists::entries entries = own_list.begin(memory);
   std::uint32_t *counts = nullptr, *offsets = most_lists != 0 ? memory.take<std::uint32_t>(most_lists) : nullptr;
-  constexpr unsigned copiers = Threads / 4;  // the first half of the threads is for what the list's tables are made of
+  constexpr unsigned copiers = Threads / 4;  // the first half of the threads loads what the tables are computed from
   const unsigned copier = threadIdx.x % copiers, copied = threadIdx.x / copiers;
   if (!call.index.empty()) {
     counts = memory.take<std::uint32_t>(call.index.cells());
@@ -87,7 +87,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   scorer_type scorer(call, list, 0, call.g, scoring_scratch, memory, entries);
   const block::index_extent extent = call.extent_of(head);
   own_list.finish(entries);
-  const middle_range range = own_list.range(entries);  // a load would run while the tables are staged
+  const middle_range range = own_list.range(entries);  // read here, so that the load overlaps with stage()
   scorer.stage(part == 0 ? skipped : nullptr);
   // A range that its index does not hold and that is too long to be scanned here breaks retrieve()'s contract. Nothing is then read or
   // written out of bounds.
@@ -136,7 +136,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, has_tokens, key_at, list_at);
     if (!all_equal && scratch.reached.equal_lists == 1 && limit.of_equal <= scratch.reached.equal_length) {
       const std::uint32_t last_equal = static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + limit.of_equal - 1]);
-      if (last_equal < held.listed) end_of_equal = last_equal + 1, is_cut = true;  // else some of them are not yet in the lists
+      if (last_equal < held.listed) end_of_equal = last_equal + 1, is_cut = true;  // otherwise some are not yet in the id lists
     }
   }
   const std::uint32_t listed_equal = end_of_equal < held.listed ? end_of_equal : held.listed;
@@ -210,8 +210,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   }
 }
 
-/// What the host knows of the lists of a call: whether some may use the index, and the most items that one can have. Ranges are on the
-/// device, so which list takes which path is decided there.
+/// Bounds for the lists of a call, from what the host knows: the cells of the index if some list may use it, and the most items of any
+/// list. Ranges are in device memory, so each list's path is chosen there.
 struct list_items {
   std::size_t cells, items;
 
@@ -226,7 +226,7 @@ struct list_items {
   }
 };
 
-/// Launches retrieve_kernel if one launch can do it; else does nothing and returns false.
+/// Launches retrieve_kernel and returns true, if one launch can do the whole call; otherwise does nothing and returns false.
 /// @param items  the most that a list may have
 /// @param cells  of the index, 0 where no list uses it
 template <unsigned Pack, class Lists>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What changes sequences on the device, and the counts of their statistics. Every kernel reads where a sequence stands from device memory,
+// The operations that change sequences and their statistics, on the device. Every kernel reads the sequences' lengths from device memory,
 // so a captured step can be replayed while the sequences grow.
 #pragma once
 
@@ -87,7 +87,7 @@ __device__ void count_query(const slot_table<space::device>& slots, const Call& 
     for (std::size_t e = threadIdx.x % 32; e < call.query.extent(1); e += 32) finite &= is_finite(call.query(q, e));
     if (__all_sync(block::all_lanes, finite) == 0 && threadIdx.x % 32 == 0) atomicAdd(&nonfinite, 1u);
   }
-  std::uint64_t attended = 0;  // complete in the first warp alone
+  std::uint64_t attended = 0;  // only the first warp has the complete sum
   for (std::size_t list = threadIdx.x; call.attends && threadIdx.x < 32 && list < call.lists; list += 32)
     attended += attended_tokens_of(call.plan.spans(i * call.lists + list)) + call.plan.counts(i * call.lists + list);
   attended = block::warp_sum(attended);
@@ -106,8 +106,8 @@ __device__ void count_query(const slot_table<space::device>& slots, const Call& 
   add_to(of.selector_bytes, read.selector_bytes);
 }
 
-/// One CTA for each query token, of as many warps as it has query heads if it can. It may begin while attention is still being merged,
-/// since it reads nothing of that; it ends after the merge, so later kernels are ordered behind both.
+/// One CTA for each query token, with one warp for each query head if a CTA can have as many. It may begin while attention is still being
+/// merged, since it does not read attention's results. It ends after the merge, so later kernels run after both.
 template <class Call, class Traffic>
 PQKV_HIDDEN __global__ void __launch_bounds__(1024)
     count_attended_kernel(slot_table<space::device> slots, Call call, Traffic traffic, unsigned hq, unsigned h) {
@@ -116,8 +116,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(1024)
   block::wait_for_last_kernel();
 }
 
-/// grid.x: lists; grid.y: query tokens. A query without its own list gets the list of its row's first query, or of the first one in this
-/// plan.
+/// grid.x: lists; grid.y: query tokens. A query without its own list gets the list of its row's first query, or, if that query is in an
+/// earlier pass, of the plan's first query.
 template <class Queries, class Plan>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
     share_lists_kernel(Queries queries, Plan plan, view<std::int32_t, 2, space::device> found) {
@@ -130,14 +130,15 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   if (threadIdx.x == 0) plan.counts(to) = count;
 }
 
-/// grid.x: lists; grid.y: query tokens. Writes the lists of retrieve(): whole middles in full, every list cut to the room in `indices`.
+/// grid.x: lists; grid.y: query tokens. Writes the lists of retrieve(). A middle that is selected as a whole is listed in full. Every list
+/// is cut to the length of `indices`.
 template <class Queries, class Plan>
 PQKV_HIDDEN __global__ void __launch_bounds__(256)
     write_lists_kernel(Queries queries, Plan plan, view<const std::int32_t, 2, space::device> found,
                        view<std::int32_t, 3, space::device> indices, view<std::uint32_t, 2, space::device> counts) {
   const std::size_t i = blockIdx.y, list = blockIdx.x, row = i * gridDim.x + list, batch = queries.sequences.extent(0);
   const step_token token = locate(queries.step, batch, queries.first + i);
-  const bool is_asked = token.count != 0 && token.slot < batch;  // a query behind the last row gets empty lists
+  const bool is_asked = token.count != 0 && token.slot < batch;  // a query after the last row gets empty lists
   const middle_range whole =
       is_asked ? whole_middle(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers) : middle_range{};
   const std::size_t listed = whole.size() != 0 ? whole.size()
@@ -164,7 +165,7 @@ struct kernel<op::store_tokens, backend::cuda> {
 template <>
 struct kernel<op::append_tokens, backend::cuda> {
   /// @param index  pq_index_view or no_index
-  /// @param keys, values  [tokens, h, d]; without data: the rows are in the store already
+  /// @param keys, values  [tokens, h, d]; views without data if the rows are in the store already
   template <class P, class Rows, class Index, class K, class V, class From>
   static void run(const P& policy, const Rows& rows, const Index& index, const appended_tokens<space::device>& call, view<K, 3, From> keys,
                   view<V, 3, From> values) {

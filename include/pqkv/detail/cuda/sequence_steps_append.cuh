@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// How tokens get into a cache on the device. Rows are stored and tokens that leave the windows are encoded; only the last kernel of a call
-// writes the sequence, so all kernels before it see the same state. With one token a row it is one launch: each CTA of a row takes a ticket
-// once it has read the sequence, and the CTA with the last ticket writes it. Some CTAs then store the new row while others encode the key
-// that leaves the window.
+// Appends tokens to a cache on the device: stores the new rows and encodes the tokens that leave the windows. Only the last kernel of a
+// call writes the sequences, so all kernels before it see the same state. With one token a row it is one launch: each CTA of a row takes a
+// ticket once it has read the sequence, and the CTA with the last ticket writes it. Some CTAs then store the new row while others encode
+// the key that leaves the window.
 #pragma once
 
 #include <type_traits>
@@ -63,7 +63,7 @@ __device__ void store_token(const Rows& rows, std::size_t head, std::size_t t, k
   if (lane == 0 && bad_value) bad(1u);
 }
 
-/// What a step that appends token n to a slot does besides: nothing, where rows are in one memory.
+/// The copy in fast memory of a token that a step appends. Does nothing if all rows are in one memory.
 template <class Rows>
 struct newest_copy {
   __device__ newest_copy(const Rows&, std::size_t, std::uint32_t) {}
@@ -73,8 +73,8 @@ struct newest_copy {
   __device__ void commit(const Rows&) const {}
 };
 
-/// Where rows are in host memory: the new row's copy joins the newest tokens in device memory if these reach up to it. Keys that are there
-/// are read there, except the one whose place the new row takes.
+/// For rows in host memory: the new row is also copied to the newest tokens in device memory, if these end just before it. Keys that have a
+/// copy there are read from the copy, except the key whose place the new row takes.
 template <class T>
 struct newest_copy<bus_rows<T>> {
   std::size_t slot;
@@ -82,7 +82,7 @@ struct newest_copy<bus_rows<T>> {
   resident_tokens now;
   bool joins;
 
-  /// Before the barrier behind which the slot's last CTA may commit.
+  /// Must come before the barrier after which the slot's last CTA may commit.
   __device__ newest_copy(const bus_rows<T>& rows, std::size_t of, std::uint32_t token)
       : slot(of), n(token), room(static_cast<std::uint32_t>(rows.recent.extent(1))), now(rows.residents(of)), joins(now.last == token) {}
   __device__ T* row(const bus_rows<T>& rows, std::size_t head, std::uint32_t t) const { return &rows.recent(head, t % room, 0); }
@@ -123,15 +123,15 @@ __device__ inline bool has_room(const appended_tokens<space::device>& call, cons
   return now.prefilling == 0 && std::uint64_t{now.n} + count <= call.capacity;
 }
 
-/// A CTA encodes the tokens that leave a window when one token comes, and adds them to the ranked tokens of one head.
+/// Adds token t, which has left the window and been encoded, to the ranked tokens of one head.
 __device__ inline void join_ranked(const pq_index_view<space::device>& index, std::size_t head, std::uint32_t t, std::uint32_t cell) {
   if (threadIdx.x != 0 || index.index.empty()) return;
-  atomicAdd(&index.index.counts(head, cell), 1u);  // nobody else adds, but unlike ++ it does not wait for the old count
+  atomicAdd(&index.index.counts(head, cell), 1u);  // atomic only because, unlike ++, it does not wait for the old count
   grow_range(index.index, head, t, t + 1);
 }
 
-/// grid.x: KV heads; grid.y: rows of a step, one token each; grid.z: what a CTA does: with 2, the first stores and the second encodes, else
-/// one does both. The key that leaves is never the new one, since no window is empty.
+/// grid.x: KV heads; grid.y: rows of a step, one token each; grid.z: with 2, the first CTA stores and the second encodes; with 1, one CTA
+/// does both. The key that leaves is never the new one, since no window is empty.
 /// @param copies  whether there is shared memory for a head's centroids
 /// @param keys  [rows, h, d]; without data the rows are in the store already
 template <class Rows, class Index, class K, class V, class From>
@@ -155,9 +155,9 @@ __global__ void __launch_bounds__(max_centroids) append_token_kernel(Rows rows, 
   const newest_copy<Rows> newest(rows, slot, now.n);
   __syncthreads();  // all threads have read the sequence
   bool is_last = false;
-  if (threadIdx.x == blockDim.x - 1) {  // in a warp with little else to do: the fence takes as long as a read
+  if (threadIdx.x == blockDim.x - 1) {  // in a warp with little else to do, since the fence takes as long as a read of memory
     __threadfence();
-    is_last = atomicAdd(&call.slots.tickets(row), 1u) + 1 == gridDim.x * gridDim.z;  // so have all other CTAs of the row
+    is_last = atomicAdd(&call.slots.tickets(row), 1u) + 1 == gridDim.x * gridDim.z;  // then all other CTAs of the row have read it too
   }
   if (keys.data != nullptr && blockIdx.z == 0) {
     const std::size_t d = rows.head_dim();
@@ -188,12 +188,13 @@ __global__ void __launch_bounds__(max_centroids) append_token_kernel(Rows rows, 
   }
 }
 
-/// What a step with several tokens a row does with one row. Each kernel of the step computes the same.
+/// One row of a step with several tokens a row: its slot, its tokens, and whether they are taken. Each kernel of the step computes it
+/// again.
 struct appended_row {
   std::uint32_t slot = 0, count = 0;
-  std::uint64_t first = 0;  // number of its first token in the step; counts are not checked and may be anything
+  std::uint64_t first = 0;  // number of its first token in the step; 64 bits, since counts are unchecked
   sequence now{};
-  bool has_tokens = false, is_taken = false;  // whether it is for a slot that exists; whether there is room for the tokens
+  bool has_tokens = false, is_taken = false;  // whether it has tokens for an existing slot; whether these fit
 
   /// By whole warps.
   __device__ appended_row(const appended_tokens<space::device>& call, std::uint32_t row) {

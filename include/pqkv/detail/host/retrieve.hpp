@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From table to selected tokens on the host. A task is one list, from its table to its indices.
+// Retrieval on the host: from the queries' tables to the selected tokens. One task computes one list.
 #pragma once
 
 #include <algorithm>
@@ -39,9 +39,10 @@ struct prefilter_scratch {
   std::size_t room;         // the most candidates that are worth scoring canonically
 };
 
-/// A prefilter for the scan path, for reductions that add logits. One table of 16-bit integers stands for the tables of the whole group, so
-/// a token costs m look-ups of integers instead of g * m look-ups of floats. The k-th largest integer sum and the stated error leave few
-/// tokens in doubt. Only these are scored canonically, so the selected set is that of the canonical scores.
+/// A prefilter for the scan path, for reductions that add logits. The tables of the whole group are added to one table of 16-bit integers,
+/// so a token costs m look-ups of integers instead of g * m look-ups of floats. From the k-th largest integer sum and the bound of the
+/// rounding error, most tokens are known to be selected or not. Only the others are scored canonically, so the selected set is that of the
+/// canonical scores.
 ///
 /// The probability reductions have no such filter. Their scores need the normaliser, a sum of canonical products over all tokens; once
 /// every product is computed, a filter saves little. logit_max would need a sum for each query head.
@@ -55,8 +56,8 @@ class logit_prefilter {
   logit_prefilter(const token_items& tokens, std::size_t m, std::size_t c, const prefilter_scratch& scratch)
       : tokens_(tokens), m_(m), c_(c), scratch_(scratch) {}
 
-  /// Writes first + position, ascending, for the k best of the tokens; 0 < k < n. If the error leaves too many tokens in doubt, writes
-  /// nothing and returns false.
+  /// Writes first + position, ascending, for the k best of the tokens; 0 < k < n. If too many tokens would have to be scored canonically,
+  /// writes nothing and returns false.
   ///
   /// Let v be a token's integer sum, whose score is within `bound` of offset + step * v, and K a sum that at least k tokens reach. The k-th
   /// best score is then at least offset + step * K - bound, so a token with v < K - 2 bound / step is not selected. At most k tokens reach
@@ -108,7 +109,7 @@ class logit_prefilter {
     for (std::size_t i = 0; i < wanted; ++i) scratch_.positions[i] = scratch_.positions[chosen[i]];
   }
 
-  /// Merges the first `added` positions into the certain ones, from the back.
+  /// Merges the first `added` positions into the tokens that are certain to be selected, beginning at the end of both.
   void merge(std::size_t certain, std::size_t added, std::int32_t first, std::int32_t* out) const {
     while (added != 0) {
       const std::int32_t last = first + scratch_.positions[added - 1];
@@ -148,7 +149,7 @@ struct kernel<op::retrieve, backend::host> {
   /// Scratch of one list.
   struct list_scratch {
     detail::cell_scratch cells;
-    std::uint32_t* earlier;  // [cells] counts at an earlier length
+    std::uint32_t* earlier;  // [cells] counts of the tokens below the end of the range
   };
 
   static void check_arguments(codes_view<> codes, cell_index_view<> index, view<const middle_range, 1> ranges,
@@ -202,7 +203,7 @@ struct kernel<op::retrieve, backend::host> {
     return static_cast<std::uint32_t>(selection.emit(selection.threshold(k), static_cast<std::int32_t>(range.begin), out, k));
   }
 
-  /// Prepares the scorer. If every token of the range, or none, is selected, writes `out` and returns false.
+  /// Prepares the scorer and returns true. If every token of the range or none is selected, writes `out` and returns false instead.
   template <class Scorer, class Items>
   static bool prepare(Scorer& scorer, const query_group& group, const Items& items, middle_range range, std::uint32_t k,
                       std::int32_t* out) {

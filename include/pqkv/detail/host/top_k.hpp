@@ -18,7 +18,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Unsigned keys in the order of the scores. A key between `bottom` and `top` corresponds to a score that others can be compared with.
+/// Unsigned keys in the order of the scores. Keys from `bottom` to `top` are those of numbers and infinities.
 template <class T>
 struct select_key;
 template <>
@@ -56,8 +56,8 @@ struct key_interval {
     else
       high = key, at_high = at_key;
   }
-  /// A key inside the interval: in even turns where k would be if the items were evenly distributed, in odd turns the middle. So two cuts
-  /// at least halve the interval.
+  /// A key inside the interval: in even turns the key that would be the k-th if keys were evenly distributed in the interval, in odd turns
+  /// the middle. So two cuts at least halve the interval.
   std::uint64_t next(unsigned turn, std::uint64_t k) const {
     const std::uint64_t width = high - low;
     if (turn % 2 != 0) return low + width / 2;
@@ -138,14 +138,14 @@ class row_selection {
     return key == 0 ? n : Leaf::count_at_least(scores, n, key_type::bound(key));
   }
 
-  /// Narrows the interval to what a sample suggests. If the sample was right, this decides it.
+  /// Cuts the interval to the bracket that a sample suggests. If the bracket holds the k-th score, this decides the interval.
   void bracket(key_interval& interval, std::uint64_t k) {
     const std::size_t size = std::clamp(n_ / 64, least_sample, most_sample), step = n_ / size;
     // One score out of every step, at a varying place, so that a period in the row cannot mislead the sample.
     std::uint32_t draw = 1;
     for (std::size_t i = 0; i < size; ++i, draw = draw * 1664525u + 1013904223u)
       kept_[i] = scores_[i * step + (std::uint64_t{draw} * step >> 32)];
-    // Four standard deviations of the rank, and up to one more if that saves cuts.
+    // The bracket reaches four standard deviations of the rank to each side, or up to five if that saves cuts.
     const double part = static_cast<double>(k) / static_cast<double>(n_), rank = part * static_cast<double>(size);
     const double deviation = std::sqrt(rank * (1 - part)) + 1;
     const auto at_least = [&](std::uint32_t key) { return count(kept_, size, key); };
@@ -174,7 +174,7 @@ class row_selection {
     if (key > interval.low && key < interval.high) interval.cut(key, count(scores_, n_, static_cast<std::uint32_t>(key)), k);
   }
 
-  /// Keeps the scores with keys in [low, high); low must be at least the bottom. Gives up when there are more than `room`.
+  /// Copies the scores with keys in [low, high) to scratch; low must be at least `bottom`. Stops when there are more than `room`.
   interval_counts keep(std::uint64_t low, std::uint64_t high) {
     const T from = key_type::bound(static_cast<std::uint32_t>(low)), to = key_type::bound(static_cast<std::uint32_t>(high));
     interval_counts all;
@@ -186,7 +186,7 @@ class row_selection {
     return all;
   }
 
-  /// Decides the interval; all its scores have been kept.
+  /// Decides the interval among the kept scores, which are all of the interval's scores.
   void refine(key_interval& interval, std::uint64_t k, std::size_t kept) const {
     const std::uint64_t above = interval.at_high;
     narrow<T>(interval, k, 0, [&](std::uint32_t key) { return above + count(kept_, kept, key); });

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of up to eight query heads to the tokens of one warp, by matrix products. Tokens pass through a ring in shared memory, 16 at a
-// time; the next ones load while some are in use. Rows 0 to 7 of an operand hold the upper part of each float, rows 8 to 15 the rest. So
-// the padding of a small group to 16 rows pays for the precision of float queries and weights. Queries split into bfloat16 have a third
-// part, of eight more bits, with its own products.
+// Attention of up to eight query heads to the tokens of one warp, by matrix products. The warp copies rows to a ring buffer in shared
+// memory, for tiles of 16 tokens; the next tiles load while one is in use. A product has room for 16 rows of queries or weights. Rows 0 to
+// 7 hold the upper bits of each float, rows 8 to 15 the rest, so that floats keep their precision without a second product. For bfloat16
+// rows a query is split into three parts of eight bits each, and the third part has its own products.
 // Sources: online softmax: Milakov and Gimelshein 2018; token gather by cp.async: FlashInfer's paged decode.
 #pragma once
 
@@ -16,7 +16,7 @@
 namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// The exponent of a head's largest query element. The query is divided by this power of two, because half has few exponents. Four lanes
-/// take a head, each some of its elements.
+/// share a head; each has some of its elements.
 template <unsigned Steps>
 __device__ int exponent_of_head(const float (&element)[Steps][4]) {
   float largest = 0;
@@ -30,15 +30,16 @@ __device__ int exponent_of_head(const float (&element)[Steps][4]) {
   return exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
 }
 
-/// The running softmax of eight query heads, and their weighted values, distributed over a warp: a lane works for head lane / 4.
+/// The running softmax of eight query heads, and the weighted sums of their values, distributed over a warp: a lane works for head lane /
+/// 4.
 template <unsigned Dims>
 struct warp_softmax {
   float top = float_from_bits(0xff800000u), total = 0;  // total: the sum of the weights of this lane's tokens
   bool broken = false;                                  // whether a logit was not finite
   float sum[Dims / 8][4] = {};
 
-  /// Turns four logits (in units of log2) into weights. They are of tokens 2 (lane % 4) and the next, and of the two tokens 8 further on.
-  /// Tokens from `left` on get weight 0.
+  /// Turns four logits (in units of log2) into weights. With t = 2 (lane % 4), the logits are those of tokens t, t + 1, t + 8 and t + 9 of
+  /// the tile. Tokens from `left` on get weight 0.
   /// @param shift  the largest weight is 2^shift
   __device__ void weigh(float (&z)[4], std::uint32_t left, float shift) {
     const unsigned first = threadIdx.x % 4 * 2;
@@ -81,17 +82,17 @@ struct warp_softmax {
 /// One warp takes tiles of 16 tokens, which start at `begin + 16 * (warp + i * warps)`, up to `end`. They pass through a ring of stages:
 /// some rows load while one tile is in use.
 /// @param token_at  the token at a place in the list
-/// @param prepare   called once the first rows have been asked for
-/// @param fill      (stage, token, left): asks for the rows of a tile, whose first `left` tokens count. This lane finds the row of `token`:
-///                  its K if it is below lane 16, else its V
-/// @param use       (stage, left): uses a tile that has loaded
+/// @param prepare   called after the copies of the first rows have been started
+/// @param fill      (stage, token, left): starts copying the rows of a tile, of which only the first `left` tokens are used. Lanes 0 to 15
+///                  find the K row of their `token`, the other lanes its V row
+/// @param use       (stage, left): attends to a tile whose rows have been copied
 template <unsigned Stages, class TokenAt, class Prepare, class Fill, class Use>
 __device__ void use_through_ring(std::uint32_t begin, std::uint32_t end, unsigned warp, unsigned warps, TokenAt token_at, Prepare prepare,
                                  Fill fill, Use use) {
   constexpr std::uint32_t tokens = 16;
   const std::uint32_t step = tokens * warps, of_lane = threadIdx.x % tokens;
   std::uint32_t at = begin + warp * tokens;
-  // A token is looked up one turn before its row is asked for; the tokens of the first turns are looked up together.
+  // The position of a token is read one turn before the copy of its row starts; those of the first turns are read together.
   const auto token_of = [&](std::uint32_t i) -> std::size_t { return token_at(i < end ? i : at); };
   std::size_t of_turn[Stages];
 #pragma unroll
@@ -206,7 +207,7 @@ class attention_warp {
   /// The place of chunk `chunk` of row `row` in a stage. The same chunk of eight rows falls into eight different banks.
   __device__ static unsigned place(unsigned row, unsigned chunk) { return row * row_bytes + ((chunk ^ (row % 8)) * 16); }
 
-  /// Asks for the first `left` of 16 tokens; the others become zeros. @param token  the one that this lane finds
+  /// Starts copying the rows of the first `left` of 16 tokens; the others become zeros. @param token the token whose row this lane finds
   template <class Store>
   __device__ void fill(unsigned stage, const Store& store, std::size_t kv_head, std::size_t token, std::uint32_t left) const {
     const kv_row<T> row = lane() < tokens ? store.key(kv_head, token) : store.value(kv_head, token);
@@ -233,7 +234,7 @@ class attention_warp {
     }
   }
 
-  /// Uses one tile, whose first `left` tokens count.
+  /// Attends to the first `left` tokens of one tile.
   __device__ void use(unsigned stage, std::uint32_t left) {
     const std::uint32_t base = address_ + stage * stage_bytes;
     float logit[2][4] = {}, least[2][4] = {};
