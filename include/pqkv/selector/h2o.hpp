@@ -5,12 +5,13 @@
 //   score[h, t] = sum over all queries seen so far, of all query heads of KV head h, of the softmax weight that t received
 //
 // The prompt: pqcache::observe() takes the queries of consecutive tokens, ending with the prompt's last; all of them, to follow the paper.
-// At the prompt's end their causal weights are summed and the best k of the middle are kept. A prompt that ends without any is refused. A
-// decode step: the softmax is over the tokens attended to (sinks, kept tokens, window) and the token that has just left the window, which
+// At the prompt's end their causal weights are summed and the best k of the middle are kept. A prompt that ends without any is refused.
+// A decode step: the softmax is over the tokens attended to (sinks, kept tokens, window) and the token that has just left the window, which
 // was attended to until then. The weights are added to the scores; then the best k of the kept tokens and of those that left the window are
-// kept. Several queries of a sequence are handled in order, each after the one before has decided which tokens to keep; for this, a cache
-// must use draft_selection::each_query. At each length this is decided once: if queries are repeated at the same length, only the first
-// ones count.
+// kept.
+// Several queries of a sequence are handled in order, each after the one before has decided which tokens to keep; for this, a cache must
+// use draft_selection::each_query. At each length this is decided once: if queries are repeated at the same length, only the first ones
+// count.
 //
 // If k grows, only tokens that leave the window later fill it; dropped tokens stay dropped. While the budget holds the whole middle,
 // nothing is dropped, but weights are summed. A cut restores the tokens that were kept at that length; weights from queries that were cut
