@@ -183,8 +183,8 @@ struct tiered_store {
 
 /// A cache's rows in slow memory, and copies of some in fast memory. Not thread-safe; its views end with it.
 ///
-/// @tparam Slow      the store of all rows: file_rows if fast memory is the host's, or dense_rows for comparison; dense_rows<T,
-///                   space::pinned> if it is a device's
+/// @tparam Slow      the store of all rows. If fast memory is the host's: file_rows, or dense_rows for comparison. If it is a device's:
+///                   dense_rows<T, space::pinned>
 /// @tparam Fast      the space of fast memory: the host's or the device's
 /// @tparam Eviction  which block leaves: eviction::lfu, lru, tiny_lfu
 template <class Slow = file_rows<float>, class Fast = space::host, eviction_policy Eviction = eviction::lfu>

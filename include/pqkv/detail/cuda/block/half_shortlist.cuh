@@ -255,8 +255,8 @@ class half_shortlist {
   /// Finds the candidates of row own_row(). By all lanes.
   ///
   /// Let s and t, powers of two, be the scales of rows and centroids, let h and c' be s y and t c rounded to half, and let rho = y - h / s
-  /// and kappa = c - c' / t be the rounding errors, with |rho| <= r and |kappa| <= q. The bias is s t (|c|^2 / 2 - <c, kappa>), which is s
-  /// / t (|c'|^2 - |t kappa|^2) / 2. Then
+  /// and kappa = c - c' / t be the rounding errors, with |rho| <= r and |kappa| <= q. The bias is s t (|c|^2 / 2 - <c, kappa>), or in
+  /// other words s / t (|c'|^2 - |t kappa|^2) / 2. Then
   ///   v = <h, c'> - bias = s t (<y, c> - |c|^2 / 2 - <rho, y> + <rho, y - c> - <y - c, kappa> + <rho, kappa>) + sums,
   /// where <rho, y> is the same for all centroids, and `sums` is the rounding of the products: each instruction truncates 18 addends of at
   /// most |h| |c'| + |bias|, and the bias and the threshold below are rounded once. So with D = |y - c|^2, v / (s t) is, up to that common
