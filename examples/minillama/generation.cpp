@@ -59,7 +59,7 @@ input read_input(const options& o, const model_config& config, const tokenizer& 
     in.source = "standard input", text = read_standard_input();
   else
     in.source = *o.prompt_file, text = read_file(*o.prompt_file);
-  const bool begins_itself = !o.ids_file && text.empty() && in.source == "-p";
+  const bool begins_itself = !o.ids_file && !o.prompt_file && o.prompt && o.prompt->empty();
   if (!o.ids_file && text.empty() && !begins_itself) throw load_error(in.source, "prompt: is empty");
 
   const bool open = chat && !o.turns.empty();  // the first turn is a question behind the prompt

@@ -36,7 +36,7 @@ if(NOT MINILLAMA_HAS_CUDA)
 endif()
 
 set(minillama_nvcc_flags -std=c++20 -O3 -Xcompiler=-Wall,-Wextra ${MINILLAMA_NVCC_ARCHITECTURE})
-if(PQKV_QUICK_TESTS AND NOT EXISTS /dev/nvidia0)  # tests/run.sh without a GPU: what cannot run must compile, for one device, in a fifth of the time
+if(PQKV_QUICK_TESTS AND NOT EXISTS /dev/nvidia0)  # as in tests/cuda: what cannot run here must compile, for one device and quickly
   set(minillama_nvcc_flags -std=c++20 -Xcompiler=-Wall,-Wextra -arch=sm_90)
   execute_process(COMMAND ${PQKV_NVCC} --help OUTPUT_VARIABLE nvcc_help)
   if(nvcc_help MATCHES "--Ofast-compile")  # of CUDA 12.9 and later
