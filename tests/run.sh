@@ -6,8 +6,9 @@
 #                        canonical bits of g++ and clang at baseline and native flags, the tests under address and
 #                        undefined-behaviour sanitizers, what threads share under the thread sanitizer. Operations and the
 #                        tests of canonical arithmetic are fully optimised, other tests are not; device code is where there is a device;
-#                        tests of caches and of minillama that are the same under the sanitizers are run there alone
-#   tests/run.sh --all   the same, all fully optimised, all tests built by clang 19 too, the operations' tests for AArch64 under an
+#                        tests of caches and of minillama that are the same under the sanitizers are run there alone, tests that start
+#                        minillama only elsewhere; the sanitizers do not check each pointer for null and alignment, but in operations
+#   tests/run.sh --all   the same without these exceptions, all fully optimised, all tests built by clang 19 too, the operations' tests for AArch64 under an
 #                        emulator, and the CUDA backend compiled for every architecture of tests/cuda/architectures.sh
 #
 # PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure, PQKV_TRAIN_PYTHON names the Python that tests the training
@@ -20,7 +21,7 @@ all=OFF
 for argument in "$@"; do
   case $argument in
     --all) all=ON ;;
-    -h | --help) sed -n '3,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '3,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "tests/run.sh: unknown argument $argument; --help lists them" >&2; exit 2 ;;
   esac
 done
@@ -69,7 +70,7 @@ quick=ON
 if [ $all = ON ]; then quick=OFF; fi
 build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" -DPQKV_BENCH_STARTS_ONLY=ON -DPQKV_QUICK_TESTS=$quick \
   ${PQKV_TRAIN_PYTHON:+"-DPQKV_TRAIN_PYTHON=$PQKV_TRAIN_PYTHON"}
-build asan --fresh "${sanitizing[@]}" ${PQKV_FUZZ_SECONDS:+"-DPQKV_FUZZ_SECONDS=$PQKV_FUZZ_SECONDS"}
+build asan --fresh -DPQKV_QUICK_TESTS=$quick "${sanitizing[@]}" ${PQKV_FUZZ_SECONDS:+"-DPQKV_FUZZ_SECONDS=$PQKV_FUZZ_SECONDS"}
 build tsan
 if [ $all = ON ]; then
   build clang19
@@ -79,7 +80,7 @@ if [ $all = ON ]; then
     tests/cuda/architectures.sh
   fi
 else
-  left_out+=("optimised tests but for canonical arithmetic's, all tests built by clang 19, other CUDA architectures than sm_90 (--all has them)")
+  left_out+=("sanitizers in programs' tests, optimised tests but for canonical arithmetic's, all tests built by clang 19, other CUDA architectures than sm_90 (--all has them)")
 fi
 [[ $(ctest --preset release -N) == *' train.smoke'* ]] ||
   left_out+=("training: no Python with PyTorch 2.6, numpy and safetensors (PQKV_TRAIN_PYTHON names one)")

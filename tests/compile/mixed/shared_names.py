@@ -13,6 +13,7 @@ Names of the standard library's templates are in both, and are counted only.
 import re
 import subprocess
 import sys
+import tempfile
 
 LIBRARY = "4pqkv"  # in a mangled name
 # Instructions that are encoded by VEX or EVEX are named v... (verr and its like are no code of programs); masks have names of their own.
@@ -32,12 +33,16 @@ def weak_names(path):
 
 def functions_with_avx(path):
     """Mangled names of functions, all kinds, that hold an AVX instruction."""
-    found, name = set(), None
-    for line in output("objdump", "-d", "--no-show-raw-insn", path).splitlines():
-        if begin := re.match(r"[0-9a-f]+ <(.+)>:$", line):
-            name = begin[1]
-        elif name not in found and AVX.search(line):
-            found.add(name)
+    found = set()
+    with tempfile.NamedTemporaryFile("w", suffix=".ld") as script, tempfile.NamedTemporaryFile(suffix=".o") as merged:
+        script.write("SECTIONS { .text : { *(.text*) } }")  # objdump takes seconds where every function has a section of its own
+        script.flush()
+        output("ld", "-r", "--force-group-allocation", "-T", script.name, path, "-o", merged.name)
+        functions = output("objdump", "-d", "--no-show-raw-insn", merged.name).split("\n\n")
+    for function in functions:
+        begin = re.match(r"[0-9a-f]+ <(.+)>:\n", function)
+        if begin and AVX.search(function, begin.end()):
+            found.add(begin[1])
     return found
 
 
