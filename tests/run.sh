@@ -8,8 +8,8 @@
 #                        tests of canonical arithmetic are fully optimised, other tests are not; device code is where there is a device;
 #                        tests of caches and of minillama that are the same under the sanitizers are run there alone, tests that start
 #                        minillama only elsewhere; the sanitizers do not check each pointer for null and alignment, but in operations
-#   tests/run.sh --all   the same without these exceptions, all fully optimised, all tests built by clang 19 too, the operations' tests for AArch64 under an
-#                        emulator, and the CUDA backend compiled for every architecture of tests/cuda/architectures.sh
+#   tests/run.sh --all   the same without these exceptions, all fully optimised, all tests built by clang 19 too, the operations' tests for
+#                        AArch64 under an emulator, and the CUDA backend compiled for every architecture of tests/cuda/architectures.sh
 #
 # PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure, PQKV_TRAIN_PYTHON names the Python that tests the training
 # scripts, PQKV_FUZZ_SECONDS says how long each reader of files is fuzzed (4 unless given; .ci/run gives 60). Exits with 0 when everything
