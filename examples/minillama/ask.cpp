@@ -120,7 +120,7 @@ void refuse_beside_cuda(const ask_options& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Asks a small Llama questions about long contexts, under several attention policies.", "minillama-ask");
+  CLI::App app("Asks a small Llama about long contexts, under several attention policies.", "minillama-ask");
   ask_options o;
   app.add_option("-m,--model", o.model_directory,
                  "Hugging Face directory: config.json, model.safetensors, tokenizer.json unless tokens are bytes")

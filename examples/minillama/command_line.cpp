@@ -12,8 +12,11 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <memory>
 #include <pqkv/version.hpp>
 #include <string_view>
+
+#include "help_format.hpp"
 
 namespace minillama {
 namespace {
@@ -79,7 +82,9 @@ int parse_and_run(CLI::App& arguments, int argc, char** argv, const std::functio
     refuse_extras(arguments);
     code = body();
   } catch (const CLI::CallForHelp&) {
-    std::fputs(arguments.help().c_str(), stdout);
+    std::string help = arguments.help();
+    for (std::size_t at; (at = help.find("\n\n\n")) != std::string::npos;) help.erase(at, 1);  // one empty line between groups
+    std::fputs(help.c_str(), stdout);
   } catch (const CLI::CallForVersion& version) {
     std::printf("%s\n", version.what());
   }
@@ -105,6 +110,8 @@ int run_program(CLI::App& arguments, int argc, char** argv, const std::function<
   const std::string version =
       std::to_string(pqkv::version_major) + "." + std::to_string(pqkv::version_minor) + "." + std::to_string(pqkv::version_patch);
   arguments.set_version_flag("--version", arguments.get_name() + " of pqkv " + version, "print the version and end");
+  arguments.set_help_flag("-h,--help", "print this help and end");
+  arguments.formatter(std::make_shared<help_format>(columns_of_standard_output()));
   arguments.allow_extras();  // refuse_extras() names them in the order in which they were given
   try {
     return parse_and_run(arguments, argc, argv, body);

@@ -100,9 +100,10 @@ void print_table(const std::vector<interview>& interviews) {
                 s.tokens_per_second(), s.tokens_per_second() / interviews.front().statistics().tokens_per_second());
   }
   std::printf(
-      "tokens attended: sinks, window and retrieved, of each KV head, in each layer and step. recall: share of the exact top-k found.\n"
-      "mass: share of the softmax weight attended to, mean over heads, of the worst head, and of the worst retrieval head (one where\n"
-      "the exact top-k reaches 0.9). Recall and mass are means over the steps that yielded answer bytes.\n");
+      "tokens attended: sinks, window and retrieved, of each KV head, in each layer and step. recall: share of the\n"
+      "exact top-k found. mass: share of the softmax weight attended to, mean over heads, of the worst head, and of\n"
+      "the worst retrieval head (one where the exact top-k reaches 0.9). Recall and mass are means over the steps that\n"
+      "yielded answer bytes.\n");
 }
 
 }  // namespace minillama

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <chrono>
+#include <sstream>
 
 #include "../cases/sanitized.hpp"
 #include "program.hpp"
@@ -36,6 +37,23 @@ TEST_CASE("--version is one line on standard output, without a model") {
   CHECK(tiny.run("--version").out == "minillama of pqkv 0.1.0\n");
   CHECK(tiny.run("--version", MINILLAMA_ASK_PROGRAM).out == "minillama-ask of pqkv 0.1.0\n");
   CHECK(tiny.run("--version").code == 0);
+}
+
+TEST_CASE("--help has at most 80 columns where standard output is no terminal, and breaks between words") {
+  const bench tiny;
+  for (const char* program : {MINILLAMA_PROGRAM, MINILLAMA_ASK_PROGRAM}) {
+    const outcome help = tiny.run("--help", program);
+    CHECK(help.code == 0);
+    std::size_t longest = 0;
+    std::istringstream lines(help.out);
+    for (std::string line; std::getline(lines, line);) longest = std::max(longest, line.size());
+    CHECK(longest <= 80);
+    CHECK(longest > 70);
+    CHECK(help.out.find("\n  -m, --model TEXT           Hugging Face directory") != std::string::npos);
+    CHECK(help.out.find("\n  -t, --threads N            threads of the host (1 to 1024; default ") != std::string::npos);
+  }
+  CHECK(tiny.run("--help").out.find("file of token numbers, between blanks, in place of\n" + std::string(29, ' ') +
+                                    "the prompt's text (not with --chat, --file)\n") != std::string::npos);
 }
 
 TEST_CASE("a word behind one dash is an unknown option, not a bundle of short ones") {

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs pqkv from a configured build folder into a temporary prefix and builds consumers on it, examples/engine among them; then a
-# consumer by pkg-config of a moved installation, what cpack makes, a consumer of what vcpkg's port installs, and the two that take the source in, as a
-# subdirectory and from a git repository. Each consumer's programs are run.
+# Installs pqkv from a configured build folder into a temporary prefix and builds consumers on it, examples/engine among them; then one
+# by pkg-config of a moved installation, one of what vcpkg's port installs, and the two that take the source in, as a subdirectory and
+# from a git repository. Each consumer's programs are run. What cpack makes is compared with the installation.
 #
 #   tests/package/run.sh BUILD_DIR
 set -euo pipefail
