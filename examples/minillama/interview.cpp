@@ -93,7 +93,7 @@ void print_table(const std::vector<interview>& interviews) {
     };
     const auto measured = [&](int width, double value) { return cell(width, 3, q.steps ? std::optional(value) : std::nullopt); };
     using selected = selection_bytes;
-    std::printf("%-16s %4zu/%4zu %9.0f | %8.0f %s %s | %s %s %s %s | %8.1f %5.1fx\n", one.who().label.c_str(), one.right(),
+    std::printf("%-16s %4zu/%-4zu %9.0f | %8.0f %s %s | %s %s %s %s | %8.1f %5.1fx\n", one.who().label.c_str(), one.right(),
                 one.answers().size(), s.per_step(s.tokens_attended) / layers, s.per_step(s.attended_bytes) / kilobyte,
                 kilobytes(&selected::index).c_str(), kilobytes(&selected::selector).c_str(), measured(7, q.recall).c_str(),
                 measured(6, q.mass).c_str(), measured(6, q.worst_mass).c_str(), cell(6, 3, q.worst_retrieval_mass).c_str(),

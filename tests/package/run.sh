@@ -105,6 +105,18 @@ else
   echo "package: cpack: no dpkg-deb, the Debian package was not opened"
 fi
 
+# A tag's archive has the tracked files alone, and no .git. What it installs is the same.
+if git -C "$root" ls-files --error-unmatch CMakeLists.txt >/dev/null 2>&1; then
+  mkdir "$work/archive"
+  (cd "$root" && git ls-files -z | tar c --null -T -) | tar x -C "$work/archive"
+  cmake -S "$work/archive" -B "$work/archive/build" -DPQKV_BUILD_TESTS=OFF -DPQKV_BUILD_BENCH=OFF -DPQKV_BUILD_EXAMPLES=OFF >"$work/log" 2>&1 &&
+    cmake --install "$work/archive/build" --prefix "$work/archive/prefix" >"$work/log" 2>&1 || { cat "$work/log"; fail "a tag's archive does not install"; }
+  diff -r "$work/prefix" "$work/archive/prefix" || fail "a tag's archive installs something else"
+  echo "package: archive of the tracked files: installs the same"
+else
+  echo "package: archive: no git repository, left out"
+fi
+
 install_port() {  # FEATURES
   cmake -DPORT="$root/ports/pqkv" -DWORK="$work/vcpkg" -DFEATURES="$1" -P "$here/vcpkg/install_port.cmake" >"$work/log" 2>&1 ||
     { cat "$work/log"; fail "vcpkg: the port does not install with features $1"; }
