@@ -73,8 +73,8 @@ def step(measured: results) -> Any:
 
 def ceilings(measured: results) -> Any:
     rows = read(pathlib.Path(__file__).with_name("targets.json"))["rows"]
-    bars = [(row["what"], measure["at_least"], values_of(measure, measured)) for row in rows for measure in row["measures"]
-            if measure.get("unit") == "share"]
+    bars = [(f"{row['what']}\n{measure['target']}".replace(", ", ",\n"), measure["at_least"], values_of(measure, measured)) for row in rows
+            for measure in row["measures"] if measure.get("unit") == "share"]
     bars = [(what, target, {isa: value for isa, value in values.items() if isa != "scalar"}) for what, target, values in bars]
     bars = [bar for bar in bars if bar[2]]
     if not bars:
@@ -91,7 +91,7 @@ def ceilings(measured: results) -> Any:
     axes.invert_yaxis()
     axes.set_xlabel("share of the ceiling that binds, %")
     tidy(axes)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
 
