@@ -81,7 +81,7 @@ std::size_t interview::right() const {
 
 void print_table(const std::vector<interview>& interviews) {
   std::printf("%-16s %9s %9s | %24s | %7s %6s %6s %6s | %8s %6s\n", "", "", "tokens", "KV kB read per token", "", "mass", "mass", "mass",
-              "decode", "against");
+              "decode", "times");
   std::printf("%-16s %9s %9s | %8s %7s %7s | %7s %6s %6s %6s | %8s %6s\n", "policy", "right", "attended", "rows", "index", "select",
               "recall", "mean", "worst", "retr.", "tokens/s", interviews.empty() ? "" : interviews.front().who().label.c_str());
   for (const interview& one : interviews) {
