@@ -15,7 +15,7 @@ from matplotlib import pyplot
 
 import step_lines
 from measured import axis, refuse
-from plot import save, tidy
+from plot import beside_size, save, tidy
 
 policies = {"dense": ("dense attention", "#000000", "o"), "pq_2x6": ("pq, 2 x 6 bits, 2048 tokens", "#D55E00", "^"),
             "pq_4x8_int8": ("pq, 4 x 8 bits, 8-bit rows of as many bytes", "#0072B2", "s")}
@@ -39,19 +39,23 @@ def main() -> None:
     if not lines:
         refuse(f"{sys.argv[1]}: no decode step is in it")
     device = next(one["device"] for one in results if "device" in one)
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=beside_size, layout="constrained")
     for policy, line in lines.items():
         label, colour, mark = policies[policy]
         axes.plot(list(line), list(line.values()), color=colour, marker=mark, markersize=4, linewidth=1.5, label=label)
+    rival = [one for one in results if one.get("name", "").startswith("torch sdpa cudnn/dense/h:")]
+    if rival:
+        axes.plot([int(axis(one["name"], "n") or 0) for one in rival], [one["cold"]["us"] for one in rival], linestyle="none", marker="X", markersize=8,
+                  color="#777777", label="cuDNN, dense attention alone")
     lengths = sorted({n for line in lines.values() for n in line})
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [step_lines.name_of_length(n) for n in lengths])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("context, tokens")
-    axes.set_ylabel(f"decode step of one layer on an {device}, us")
+    axes.set_ylabel(f"decode step of one layer, {device}, us")
     tidy(axes)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", borderaxespad=0)
     save(figure, pathlib.Path(sys.argv[2]))
 
 

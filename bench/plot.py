@@ -24,6 +24,7 @@ from measured import isas, read, refuse, results, values_of
 # Colours of Okabe and Ito, which colour-blind readers tell apart; the mark says it once more.
 looks = {"full": ("#000000", "o"), "pq_tenth": ("#0072B2", "s"), "pq_2048": ("#D55E00", "^")}
 isa_colours = {"avx2": "#56B4E9", "avx512": "#0072B2", "avx512_vbmi": "#009E73", "avx512_bf16": "#CC79A7", "neon": "#E69F00"}
+beside_size = (5.2, 3.6)  # inches: the README shows two figures beside each other, at which text of this size can be read
 matplotlib.rcParams.update({"svg.hashsalt": "pqkv", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10})
 
 
@@ -42,37 +43,38 @@ def step(measured: results) -> Any:
     lines = step_lines.lines_of(measured)
     if not lines:
         return None
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=beside_size, layout="constrained")
+    crossings = step_lines.crossings(lines)
     for (policy, threads), line in lines.items():
         colour, mark = looks.get(policy, ("#777777", "x"))
+        label = step_lines.label(policy, threads)
+        crossing = crossings.get((policy, threads))
+        if crossing is not None and crossing > min(line):
+            label += f": ahead of dense from {crossing:,.0f}"
+            before = max(n for n in line if n <= crossing)
+            axes.plot([crossing], [line[before] * 1e3], marker="o", markersize=12, fillstyle="none", color=colour, linestyle="none")
         axes.plot(list(line), [seconds * 1e3 for seconds in line.values()], "-" if threads == 1 else "--", color=colour, marker=mark, markersize=4,
-                  linewidth=1.5, label=step_lines.label(policy, threads))
-    for (policy, threads), crossing in step_lines.crossings(lines).items():
-        line = lines[policy, threads]
-        if crossing is None or crossing <= min(line):
-            continue
-        before = max(n for n in line if n <= crossing)
-        height = line[before] * 1e3
-        axes.plot([crossing], [height], marker="o", markersize=12, fillstyle="none", color=looks.get(policy, ("#777777", "x"))[0], linestyle="none")
-        if threads == 1:
-            axes.annotate(f"faster than dense from {crossing:,.0f}", (crossing, height), textcoords="offset points",
-                          xytext=(8, -16 if policy == "pq_tenth" else 22), fontsize=8, color=looks.get(policy, ("#777777", "x"))[0])
+                  linewidth=1.5, label=label)
     lengths = sorted({n for line in lines.values() for n in line})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(lengths, [step_lines.name_of_length(n) for n in lengths])
+    named = lengths[::2] if len(lengths) > 8 else lengths
+    axes.set_xticks(named, [step_lines.name_of_length(n) for n in named])
     axes.minorticks_off()
     axes.set_xlabel("context, tokens")
     axes.set_ylabel("decode step of one layer, ms")
+    axes.yaxis.set_major_formatter("{x:g}")
+    every = [seconds * 1e3 for line in lines.values() for seconds in line.values()]
+    axes.set_ylim(min(every) * 0.7, max(every) * 60)  # room for the legend above the lines
     tidy(axes)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", borderaxespad=0)
     return figure
 
 
 def ceilings(measured: results) -> Any:
     rows = read(pathlib.Path(__file__).with_name("targets.json"))["rows"]
-    bars = [(row["what"], measure["at_least"], values_of(measure, measured)) for row in rows for measure in row["measures"]
-            if measure.get("unit") == "share"]
+    bars = [(f"{row['what']}\n{measure['target']}".replace(", ", ",\n"), measure["at_least"], values_of(measure, measured)) for row in rows
+            for measure in row["measures"] if measure.get("unit") == "share"]
     bars = [(what, target, {isa: value for isa, value in values.items() if isa != "scalar"}) for what, target, values in bars]
     bars = [bar for bar in bars if bar[2]]
     if not bars:
@@ -89,7 +91,7 @@ def ceilings(measured: results) -> Any:
     axes.invert_yaxis()
     axes.set_xlabel("share of the ceiling that binds, %")
     tidy(axes)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The demonstration: installs what is missing (Debian, Ubuntu), builds the example decoder for this machine and lets it
-# answer ten questions about a long text, with all of its tokens attended and with a fraction of them.
+# The demonstration: installs what is missing (Debian, Ubuntu), builds the
+# example decoder for this machine and lets it answer ten questions about a long
+# text, with all of its tokens attended and with a fraction of them.
 #
 #   examples/demo.sh [--length TOKENS] [any other option of minillama-ask]
 #
-# --length is the length of the text, --seed another text with other questions, --threads the threads of the host. The program is then
-# build/demo/examples/minillama/minillama-ask, whose --help has the other options.
+# --length is the length of the text, --seed another text with other questions,
+# --threads the threads of the host. The program is then
+# build/demo/examples/minillama/minillama-ask; its --help has the other options.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=$root/build/demo

@@ -23,6 +23,8 @@ INTRINSICS = re.compile(r"\b_mm(?:256|512)?_\w+|\b__m(?:128|256|512)\w*\b|\bv(?:
 PRINTING = re.compile(r"#\s*include\s*<(?:iostream|print)>|\bstd::(?:cout|cerr|clog)\b|\bf?printf\s*\(|\bstd::exit\s*\(")
 UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
 
+FENCED = re.compile(r"^( *)```.*?^\1```", re.M | re.S)
+
 # Includes run one way: a file may include what stands in its own line or above.
 ROOMS = ("config version", "core", "exec", "simd", "quantize", "search", "cache", "merge attention prefill_attention", "selector", "pqcache_state", "pqcache", "preset", "scale", "adapt", "pqkv cuda_extern cuda device_pqcache")
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names.split()}
@@ -49,6 +51,12 @@ def without_comments(text):
     return pattern.sub(lambda match: match[0] if match[0].startswith('"') else re.sub(r"[^\n]", " ", match[0]), text)
 
 
+def section_of(title):
+    """The name by which Markdown's readers link to a section."""
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title.replace("`", "").replace("*", ""))
+    return re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
+
+
 class tree:
     def __init__(self, root):
         self.root = Path(root)
@@ -71,7 +79,7 @@ class tree:
     def check(self):
         for rule in (self.sizes, self.first_lines, self.names, self.unfinished, self.mirrored_tests, self.mirrored_backends,
                      self.same_operations, self.tables_of_pages, self.macros, self.intrinsics, self.quiet, self.include_order, self.versions, self.licences,
-                     self.root_files):
+                     self.links, self.root_files):
             rule()
         return self.faults
 
@@ -257,6 +265,19 @@ class tree:
             name = path.relative_to(self.root).as_posix()
             if name not in self.text and name != "LICENSE" and not named.fullmatch(name) and not path.name.startswith("."):
                 self.fault("licence", name, "is in no row of docs/licences.md")
+
+    def links(self):
+        """What a Markdown page links to inside the repository is there, sections included."""
+        pages = {path: FENCED.sub("", path.read_text(encoding="utf-8")) for path in kept_files(self.root) if path.suffix == ".md"}
+        sections = {path.resolve(): {section_of(title) for title in re.findall(r"^#+ (.+)$", text, re.M)} for path, text in pages.items()}
+        for path, text in pages.items():
+            for link in re.findall(r"\]\(([^)\s]+)\)", text):
+                place, _, section = link.partition("#")
+                target = (path.parent / place).resolve() if place else path.resolve()
+                if "://" in link or link.startswith("mailto:"):
+                    continue
+                if not target.exists() or (section and target in sections and section not in sections[target]):
+                    self.fault("link", path.relative_to(self.root).as_posix(), f"{link} leads nowhere")
 
     def root_files(self):
         for name in ("LICENSE", "README.md", "CHANGELOG.md", "CMakePresets.json", "tests/run.sh", "examples/demo.sh", ".ci/run"):

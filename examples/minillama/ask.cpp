@@ -46,7 +46,8 @@ int run_evaluation(const ask_options& o, engine& computing, const model_config& 
                       std::to_string(settings.questions) + " are fewer than the " + std::to_string(settings.contexts) + " contexts");
   settings.check = o.check_paths ? path_check::both : path_check::none;
   if (o.answers_only) settings.measure = measured_by::answers;
-  const auto json = o.json_file ? std::optional<output_file>(*o.json_file) : std::nullopt;
+  std::optional<output_file> json;
+  if (o.json_file) json.emplace(*o.json_file);
   const evaluation result = evaluate(computing, config, examining, runner, text, settings);
   if (json) json->write(text_of(result.json));  // wrong answers may be no UTF-8
   print_table(result.interviews);
@@ -61,7 +62,8 @@ int run_evaluation(const ask_options& o, engine& computing, const model_config& 
 int ask_benchmark(const ask_options& o, engine& computing, const model_config& config, const tokenizer& words, const benchmark& set) {
   const chat_template* chat = o.chat.empty() ? chat_template_of(words) : &chat_template_named("--chat", o.chat);
   const auto prompts = prompts_of(set, *o.benchmark_file, config, words, chat, o.length);
-  const auto json = o.json_file ? std::optional<output_file>(*o.json_file) : std::nullopt;
+  std::optional<output_file> json;
+  if (o.json_file) json.emplace(*o.json_file);
   const auto results = run_benchmark(computing, config, words, set, prompts, contestants_of(o.evaluation));
   if (json) json->write(text_of(json_of(set, *o.benchmark_file, prompts, results)));
   print_table(results);
@@ -118,7 +120,7 @@ void refuse_beside_cuda(const ask_options& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Asks a small Llama questions about long contexts, under several attention policies.", "minillama-ask");
+  CLI::App app("Asks a small Llama about long contexts, under several attention policies.", "minillama-ask");
   ask_options o;
   app.add_option("-m,--model", o.model_directory,
                  "Hugging Face directory: config.json, model.safetensors, tokenizer.json unless tokens are bytes")

@@ -12,8 +12,11 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <memory>
 #include <pqkv/version.hpp>
 #include <string_view>
+
+#include "help_format.hpp"
 
 namespace minillama {
 namespace {
@@ -22,7 +25,7 @@ constexpr char clear_line[] = "\r\x1b[K";
 
 volatile std::sig_atomic_t is_noted = 0;
 
-/// Of a signal whose default has been restored: the program ends by it.
+/// Of a signal that is answered as before by now: the program ends by it.
 void clear_line_and_end(int signal) {
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, clear_line, sizeof clear_line - 1);
   ::raise(signal);
@@ -79,7 +82,9 @@ int parse_and_run(CLI::App& arguments, int argc, char** argv, const std::functio
     refuse_extras(arguments);
     code = body();
   } catch (const CLI::CallForHelp&) {
-    std::fputs(arguments.help().c_str(), stdout);
+    std::string help = arguments.help();
+    for (std::size_t at; (at = help.find("\n\n\n")) != std::string::npos;) help.erase(at, 1);  // one empty line between groups
+    std::fputs(help.c_str(), stdout);
   } catch (const CLI::CallForVersion& version) {
     std::printf("%s\n", version.what());
   }
@@ -105,11 +110,13 @@ int run_program(CLI::App& arguments, int argc, char** argv, const std::function<
   const std::string version =
       std::to_string(pqkv::version_major) + "." + std::to_string(pqkv::version_minor) + "." + std::to_string(pqkv::version_patch);
   arguments.set_version_flag("--version", arguments.get_name() + " of pqkv " + version, "print the version and end");
+  arguments.set_help_flag("-h,--help", "print this help and end");
+  arguments.formatter(std::make_shared<help_format>(columns_of_standard_output()));
   arguments.allow_extras();  // refuse_extras() names them in the order in which they were given
   try {
     return parse_and_run(arguments, argc, argv, body);
-  } catch (const interrupted&) {
-    bad_input(arguments, "interrupted");
+  } catch (const interrupted& ended) {
+    bad_input(arguments, ended.what());
     return 130;
   } catch (const std::bad_alloc&) {
     return bad_input(arguments, "not enough memory");
@@ -144,16 +151,29 @@ void finish_standard_output() {
   if (std::fflush(stdout) != 0 || std::ferror(stdout)) throw load_error("standard output", "cannot be written");
 }
 
-interrupt_handler::interrupt_handler(void (*answer)(int)) {
+interrupt_handler* interrupt_handler::innermost_ = nullptr;
+
+interrupt_handler::interrupt_handler(void (*answer)(int)) : outer_(innermost_), answer_(answer) {
   ::sigaction(SIGINT, nullptr, &before_);
+  innermost_ = this;
   if (before_.sa_handler == SIG_IGN) return;
   struct sigaction wanted {};
-  wanted.sa_handler = answer;
-  wanted.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
+  wanted.sa_handler = step_back_and_answer;
+  wanted.sa_flags = SA_RESTART;
   ::sigaction(SIGINT, &wanted, nullptr);
 }
 
-interrupt_handler::~interrupt_handler() { ::sigaction(SIGINT, &before_, nullptr); }
+interrupt_handler::~interrupt_handler() {
+  ::sigaction(SIGINT, &before_, nullptr);
+  innermost_ = outer_;
+}
+
+void interrupt_handler::step_back_and_answer(int signal) {
+  const interrupt_handler& answering = *innermost_;
+  innermost_ = answering.outer_;
+  ::sigaction(SIGINT, &answering.before_, nullptr);
+  answering.answer_(signal);
+}
 
 interrupt_watch::interrupt_watch() : handler_([](int) { is_noted = 1; }) { is_noted = 0; }
 

@@ -65,8 +65,8 @@ std::string read_standard_input();
 /// Hands on what is left of the text. @throws load_error when standard output took less than was printed
 void finish_standard_output();
 
-/// Another answer to Ctrl-C (SIGINT) while it exists. The first one is answered, the next has the system's default again. Where the program
-/// was started with SIGINT ignored, as by nohup, it stays ignored.
+/// Another answer to Ctrl-C (SIGINT) while it exists. The first one is answered, the next is answered as before it was made. Where the
+/// program was started with SIGINT ignored, as by nohup, it stays ignored.
 class interrupt_handler {
  public:
   explicit interrupt_handler(void (*answer)(int));
@@ -75,6 +75,11 @@ class interrupt_handler {
   ~interrupt_handler();
 
  private:
+  static void step_back_and_answer(int signal);
+
+  static interrupt_handler* innermost_;
+  interrupt_handler* const outer_;
+  void (*const answer_)(int);
   struct sigaction before_ {};
 };
 
@@ -89,8 +94,8 @@ class interrupt_watch {
 };
 
 /// The user has interrupted the program, which has reported and ends: exit code 130.
-struct interrupted : std::exception {
-  const char* what() const noexcept override { return "interrupted"; }
+struct interrupted : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 /// Prints "label [#####     ] 52 %" on stderr, over itself, when stderr is a terminal; otherwise nothing. Ctrl-C clears the line too.

@@ -85,8 +85,8 @@ input read_input(const options& o, const model_config& config, const tokenizer& 
 /// What every run has: the model, its threads, and the document that it writes at its end.
 class run {
  public:
-  explicit run(const options& o)
-      : file_(o.json_file ? std::optional<output_file>(*o.json_file) : std::nullopt), start_(wall_clock::now()), runner_(o.threads) {
+  explicit run(const options& o) : start_(wall_clock::now()), runner_(o.threads) {
+    if (o.json_file) file_.emplace(*o.json_file);
     document_["pqkv"] =
         std::to_string(pqkv::version_major) + "." + std::to_string(pqkv::version_minor) + "." + std::to_string(pqkv::version_patch);
     document_["settings"] = settings_of(o);
@@ -117,6 +117,10 @@ class run {
 
   void finish() const {
     if (file_) file_->write(text_of(document_));
+  }
+  /// Ends an interrupted run: a report of half of it is not written.
+  [[noreturn]] void give_up() const {
+    throw interrupted(file_ ? "interrupted; " + file_->path().string() + ": nothing was written" : "interrupted");
   }
 
  private:
@@ -225,7 +229,7 @@ void generate(const options& o) {
   finish_standard_output();
   print_statistics(record, work.times(), tokens.size());
   if (record.quality) print_quality(*record.quality);
-  if (interrupt_watch::is_interrupted()) throw interrupted();  // a report of half a run is not written
+  if (interrupt_watch::is_interrupted()) work.give_up();
 
   json& document = work.document();
   document["model"] = model_of(o, config);

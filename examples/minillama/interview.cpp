@@ -81,7 +81,7 @@ std::size_t interview::right() const {
 
 void print_table(const std::vector<interview>& interviews) {
   std::printf("%-16s %9s %9s | %24s | %7s %6s %6s %6s | %8s %6s\n", "", "", "tokens", "KV kB read per token", "", "mass", "mass", "mass",
-              "decode", "against");
+              "decode", "times");
   std::printf("%-16s %9s %9s | %8s %7s %7s | %7s %6s %6s %6s | %8s %6s\n", "policy", "right", "attended", "rows", "index", "select",
               "recall", "mean", "worst", "retr.", "tokens/s", interviews.empty() ? "" : interviews.front().who().label.c_str());
   for (const interview& one : interviews) {
@@ -93,16 +93,17 @@ void print_table(const std::vector<interview>& interviews) {
     };
     const auto measured = [&](int width, double value) { return cell(width, 3, q.steps ? std::optional(value) : std::nullopt); };
     using selected = selection_bytes;
-    std::printf("%-16s %4zu/%4zu %9.0f | %8.0f %s %s | %s %s %s %s | %8.1f %5.1fx\n", one.who().label.c_str(), one.right(),
+    std::printf("%-16s %4zu/%-4zu %9.0f | %8.0f %s %s | %s %s %s %s | %8.1f %5.1fx\n", one.who().label.c_str(), one.right(),
                 one.answers().size(), s.per_step(s.tokens_attended) / layers, s.per_step(s.attended_bytes) / kilobyte,
                 kilobytes(&selected::index).c_str(), kilobytes(&selected::selector).c_str(), measured(7, q.recall).c_str(),
                 measured(6, q.mass).c_str(), measured(6, q.worst_mass).c_str(), cell(6, 3, q.worst_retrieval_mass).c_str(),
                 s.tokens_per_second(), s.tokens_per_second() / interviews.front().statistics().tokens_per_second());
   }
   std::printf(
-      "tokens attended: sinks, window and retrieved, of each KV head, in each layer and step. recall: share of the exact top-k found.\n"
-      "mass: share of the softmax weight attended to, mean over heads, of the worst head, and of the worst retrieval head (one where\n"
-      "the exact top-k reaches 0.9). Recall and mass are means over the steps that yielded answer bytes.\n");
+      "tokens attended: sinks, window and retrieved, of each KV head, in each layer and step. recall: share of the\n"
+      "exact top-k found. mass: share of the softmax weight attended to, mean over heads, of the worst head, and of\n"
+      "the worst retrieval head (one where the exact top-k reaches 0.9). Recall and mass are means over the steps that\n"
+      "yielded answer bytes.\n");
 }
 
 }  // namespace minillama

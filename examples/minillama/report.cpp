@@ -104,7 +104,7 @@ void print_quality(const quality_summary& quality) {
 void print_comparison(std::span<const reply_comparison> compared, const session_record& full) {
   std::fprintf(stderr, "full, for comparison  %10.1f tokens/s decoded, %.0f bytes of rows read/token\n",
                full.statistics.tokens_per_second(), full.statistics.per_step(full.statistics.attended_bytes));
-  std::fprintf(stderr, "policy's logits against full's, both behind the same tokens, up to the token at which the texts part:\n");
+  std::fprintf(stderr, "logits of the policy against full's, token by token, up to where the texts part:\n");
   for (std::size_t turn = 0; turn < compared.size(); ++turn) {
     const reply_comparison& one = compared[turn];
     if (!one.same_before) {

@@ -7,7 +7,8 @@
 #
 # For each: no warning at -O0, -Og, -O1, -O2 and -O3 in the programs that use the headers, nor in each header alone, and
 # at -O2 and -O3 none from headers of the system either (-isystem), since optimisers warn there too; the digest of canonical arithmetic is
-# everyone's; the tests of float environments pass at -O3. --quick: -O2 and -O3 alone, no header alone.
+# everyone's; the tests of float environments pass at -O3, and the code of the host's operations has no float arithmetic outside of them at
+# -O2 and -O3 (environment_code.py). --quick: -O2 and -O3 alone, no header alone.
 # Prints a line for each check and exits with 1 when one failed. Needs doctest; it installs nothing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -80,6 +81,13 @@ environments() {  # COMPILER
   grep -q 'test cases: *[1-9]' "$work/tests"
 }
 
+environment_code() {  # COMPILER LEVEL
+  for file in cmake/compiled/{attention,index,quantize,search}.cpp; do
+    "$1" -std=c++20 "$2" -DPQKV_COMPILED -Iinclude -S "$file" -o "$work/code.s" && python3 -B tests/compile/environment_code.py "$work/code.s" ||
+      { echo "in $file"; return 1; }
+  done
+}
+
 for compiler in "${compilers[@]}"; do
   echo "== $("$compiler" --version | head -n 1)"
   if [ $alone = yes ]; then check "each public header alone" each_header "$compiler"; fi
@@ -92,6 +100,7 @@ for compiler in "${compilers[@]}"; do
   done
   for level in -O0 -O3; do check "digest at $level" same_digest "$compiler" "$level"; done
   check "float environments at -O3" environments "$compiler"
+  for level in -O2 -O3; do check "code of float environments at $level" environment_code "$compiler" "$level"; done
 done
 echo "${#compilers[@]} compilers, digest $digest, $([ $failed = 0 ] && echo no fault || echo FAULTS)"
 exit $failed

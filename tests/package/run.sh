@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs pqkv from a configured build folder into a temporary prefix and builds consumers on it, examples/engine among them; then a
-# consumer by pkg-config of a moved installation, one of what vcpkg's port installs, and the two that take the source in, as a
-# subdirectory and from a git repository. Each consumer's programs are run.
+# Installs pqkv from a configured build folder into a temporary prefix and builds consumers on it, examples/engine among them; then one
+# by pkg-config of a moved installation, one of what vcpkg's port installs, and the two that take the source in, as a subdirectory and
+# from a git repository. Each consumer's programs are run. What cpack makes is compared with the installation.
 #
 #   tests/package/run.sh BUILD_DIR
 set -euo pipefail
@@ -88,6 +88,34 @@ if command -v pkg-config >/dev/null; then
   echo "package: pkg-config: built with ${flags[*]/$work/WORK}"
 else
   echo "package: pkg-config: not found, left out"
+fi
+
+# cpack's archive and Debian package hold what an installation does, the latter with its licence where Debian looks for it.
+cpack --config "$build/CPackConfig.cmake" -G "TGZ;DEB" -B "$work/cpack" >"$work/log" 2>&1 || { cat "$work/log"; fail "cpack"; }
+tar xzf "$work/cpack/pqkv-$version.tar.gz" -C "$work/cpack"
+diff -r "$work/prefix" "$work/cpack/pqkv-$version" || fail "cpack: the archive is not what is installed"
+debian=$work/cpack/libpqkv-dev_${version}_all.deb
+[ -f "$debian" ] || fail "cpack: no $debian"
+if command -v dpkg-deb >/dev/null; then
+  dpkg-deb -x "$debian" "$work/debian"
+  cmp -s "$root/LICENSE" "$work/debian/usr/share/doc/libpqkv-dev/copyright" || fail "cpack: the Debian package has no copyright"
+  rm -r "$work/debian/usr/share/doc"
+  diff -r "$work/prefix" "$work/debian/usr" || fail "cpack: the Debian package is not what is installed"
+  echo "package: cpack: an archive, $(dpkg-deb --show --showformat='${Package} ${Version} ${Architecture}' "$debian")"
+else
+  echo "package: cpack: no dpkg-deb, the Debian package was not opened"
+fi
+
+# A tag's archive has the tracked files alone, and no .git. What it installs is the same.
+if git -C "$root" ls-files --error-unmatch CMakeLists.txt >/dev/null 2>&1; then
+  mkdir "$work/archive"
+  (cd "$root" && git ls-files -z | tar c --null -T -) | tar x -C "$work/archive"
+  cmake -S "$work/archive" -B "$work/archive/build" -DPQKV_BUILD_TESTS=OFF -DPQKV_BUILD_BENCH=OFF -DPQKV_BUILD_EXAMPLES=OFF >"$work/log" 2>&1 &&
+    cmake --install "$work/archive/build" --prefix "$work/archive/prefix" >"$work/log" 2>&1 || { cat "$work/log"; fail "a tag's archive does not install"; }
+  diff -r "$work/prefix" "$work/archive/prefix" || fail "a tag's archive installs something else"
+  echo "package: archive of the tracked files: installs the same"
+else
+  echo "package: archive: no git repository, left out"
 fi
 
 install_port() {  # FEATURES
