@@ -7,7 +7,7 @@
 set -euo pipefail
 
 demo=(g++ cmake ninja-build libeigen3-dev nlohmann-json3-dev libcli11-dev libpcre2-dev)
-test=("${demo[@]}" doctest-dev libbenchmark-dev libopenmpi-dev openmpi-bin python3 git doxygen pkgconf)
+test=("${demo[@]}" doctest-dev libbenchmark-dev libopenmpi-dev openmpi-bin python3 git doxygen pkgconf clang libclang-rt-dev)
 case ${1:-} in
   demo) wanted=("${demo[@]}") ;;
   test) wanted=("${test[@]}") ;;
@@ -19,6 +19,8 @@ esac
 present() {
   case $1 in
     ninja-build) command -v ninja ;;
+    clang) command -v clang++ || command -v clang++-{14..22} ;;
+    libclang-rt-dev) compgen -G "/usr/lib/llvm-*/lib/clang/*/lib/*/libclang_rt.asan*" ;;
     pkgconf) command -v pkg-config ;;
     clang-19) command -v clang++-19 ;;
     g++-aarch64-linux-gnu) command -v aarch64-linux-gnu-g++ ;;
