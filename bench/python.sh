@@ -14,4 +14,4 @@ if [ ! -x "$folder/bin/pip" ]; then
   python3 -m venv "$folder" >&2 || { echo "python.sh: no venv; Debian calls it python3-venv" >&2; exit 1; }
 fi
 "$folder/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: "$@" >&2
-echo "$PWD/$folder/bin/python"
+echo "$(cd "$folder" && pwd)/bin/python"
