@@ -72,6 +72,7 @@ struct scoring {
   canonical::softmax_scale scale{};
   std::uint64_t* totals{};  // [hq, scan_device_runs] scratch: Z of each run of items
   head_numbers* numbers{};  // [hq] scratch
+  const normaliser* given{};  // [hq] over the tokens of several places, of which this is one; null: over the list's items
 
   scoring(distance_table_view<space::device> of, codes_view<space::device> from, group_reduction how, std::size_t head_dim,
           float logit_scale = 0, const head_map<space::device>& heads = {})
