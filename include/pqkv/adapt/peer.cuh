@@ -38,8 +38,17 @@ struct peer_mail {
   std::uint64_t limit_ns;
   std::size_t words;  // of a message
   unsigned parts, ranks, rank;
+  bool advances = true;  // whether this exchange numbers the messages, or another one of the same parts that always comes later
   unsigned part = 0;
   std::uint32_t number = 0;  // of this message, from 1
+
+  /// The same exchange, numbered by another one, which follows it in every step.
+  peer_mail before(const peer_mail& later) const {
+    peer_mail numbered = *this;
+    numbered.sent = later.sent;
+    numbered.advances = false;
+    return numbered;
+  }
 
   __device__ peer_mail open(unsigned which) const {
     peer_mail opened = *this;
@@ -65,7 +74,7 @@ struct peer_mail {
         if (tries % 1024 == 1023 && is_late(begin)) break;
     }
     __syncthreads();
-    if (threadIdx.x == 0) sent[part] = number;
+    if (threadIdx.x == 0 && advances) sent[part] = number;
   }
 
  private:

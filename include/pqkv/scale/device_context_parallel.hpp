@@ -319,19 +319,17 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   template <class P>
   step_plan<space_type> select(const P& policy, const agreement& agreed, view_of<const float, 2> query, const step_type& step,
                                std::size_t first) {
-    const std::size_t tokens = query.extent(0) / params_.query_heads, hq = query.extent(0);
-    const step_plan<space_type> plan = plan_of(tokens);
+    const std::size_t hq = query.extent(0);
+    const step_plan<space_type> plan = plan_of(hq / params_.query_heads);
     const auto planning = planned(agreed, plan, step, first);
     const head_map<space_type> map = map_of(plan, step, first);
-    run<op::plan_share>(policy, planning);
-    const mutable_distance_table_view<space_type> table = index_.tabulate(policy, query, map, work_.ranking);
     const pq_index_view<space_type> index = index_.view();
     const retrieve_params how{.head_dim = params_.head_dim,
                               .reduction = params_.selector.reduction,
                               .path = params_.selector.path,
                               .scale = params_.softmax_scale};
     const std::size_t lists = plan.counts.extent(0);
-    const ranked_share<space_type> call{table,
+    const ranked_share<space_type> call{work_.ranking.table_of(hq),
                                         as_const(index.codes),
                                         index.index,
                                         map,
@@ -344,17 +342,24 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
                                         this->share(),
                                         work_.k};
     const P working = this->working(policy);
-    if (params_.selection_over_ranks == selection_mode::local) {
-      pqkv::retrieve(working, table, as_const(index.codes), index.index, as_const(planning.own), call.found.indices, plan.counts, how, {},
-                     map);
-    } else {
-      using ranking = ranked_share<space_type>;
-      if (needs_normalisers(how.reduction))
-        this->template do_stages<op::agree_normalisers>(working, call, std::tuple(mails_.sums, mails_.centred), ranking::sum_words(hq),
-                                                        ranking::centred_words(hq));
-      run<op::retrieve_share>(working, call);
-      this->template do_stages<op::choose_tokens>(working, call, std::tuple(mails_.candidates), ranking::candidate_words(lists, work_.k));
+    const bool is_exact = params_.selection_over_ranks == selection_mode::exact;
+    bool is_ranked = false;
+    if constexpr (state::travels_in_kernels)
+      is_ranked = pqkv::detail::run_operation<op::rank_share>(working, planning, call, index, query, mails_.sums, mails_.centred);
+    if (!is_ranked) {
+      run<op::plan_share>(policy, planning);
+      index_.tabulate(policy, query, map, work_.ranking);
+      if (is_exact && needs_normalisers(how.reduction))
+        this->template do_stages<op::agree_normalisers>(working, call, std::tuple(mails_.sums, mails_.centred),
+                                                        ranked_share<space_type>::sum_words(hq), ranked_share<space_type>::centred_words(hq));
+      if (is_exact)
+        run<op::retrieve_share>(working, call);
+      else
+        pqkv::retrieve(working, call.table, call.codes, call.index, call.own, call.found.indices, plan.counts, how, {}, map);
     }
+    if (is_exact)
+      this->template do_stages<op::choose_tokens>(working, call, std::tuple(mails_.candidates),
+                                                  ranked_share<space_type>::candidate_words(lists, work_.k));
     if (params_.selection == draft_selection::first_query && step.has_counts())
       run<op::share_lists>(policy, planning.queries, plan, call.found.indices);
     return plan;

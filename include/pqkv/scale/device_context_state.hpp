@@ -19,6 +19,7 @@ namespace pqkv::inline PQKV_MODE::scale {
 ///   typename kernel_mail                   as gathered_mail
 ///   mail(words, channels) -> kernel_mail   takes memory for one exchange of a step, whose message has so many words, and so many parts with
 ///                                          a CTA each; the same calls on every rank
+///   kernel_mail::before(later)             the same, numbered by an exchange that follows it in every step
 template <class C>
 concept carries_mail_in_kernels = requires {
   typename C::kernel_mail;
@@ -77,9 +78,9 @@ class device_context_state : public context_base<Rows, Communicator> {
     work_ = place(memory, policy);
     if constexpr (travels_in_kernels) {
       const std::size_t hq = work_.normalisers.extent(0), all = work_.plan.counts.extent(0);
-      mails_.sums = ranks_.mail(1 + ranked_share<space_type>::sum_words(hq), all);
-      mails_.centred = ranks_.mail(1 + ranked_share<space_type>::centred_words(hq), all);
       mails_.candidates = ranks_.mail(1 + ranked_share<space_type>::candidate_words(all, work_.k), all);
+      mails_.sums = ranks_.mail(1 + ranked_share<space_type>::sum_words(hq), all).before(mails_.candidates);
+      mails_.centred = ranks_.mail(1 + ranked_share<space_type>::centred_words(hq), all).before(mails_.candidates);
       mails_.partial = ranks_.mail(1 + merged_shares<space_type>::words(hq, params_.head_dim), hq);
     }
   }

@@ -16,6 +16,9 @@ struct append_share {};       // run(policy, rows, index, appended_tokens, token
 struct truncate_share {};     // run(policy, index, truncated_tokens, token_share): op::truncate_tokens of a share
 struct gather_share {};       // run(policy, rows, first head, sample, first token, token_share, out [h, n, d]): zeros for others' keys
 struct retrieve_share {};     // run(policy, ranked_share): the best of the share, by the normalisers of all ranks
+struct rank_share {};         // run(policy, planned_share, ranked_share, index, query, mail, mail) -> bool: op::plan_share, the queries' tables,
+                              // op::agree_normalisers and op::retrieve_share in one launch, where messages travel in kernels. False, and
+                              // nothing is enqueued, where one launch is not enough
 struct write_share_lists {};  // run(policy, planned_share, found, indices, counts): the results of retrieve()
 /// run(policy, ranked_share, mail, mail, first stage, last stage): normalisers over the tokens of all ranks. Stage 0 writes each query
 /// head's sum, and its largest sum of u where the sum has too few bits; stage 1 reads them, and writes those sums around the centre of all

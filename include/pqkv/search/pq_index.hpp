@@ -158,7 +158,7 @@ class pq_index {
   mutable_distance_table_view<Space> tabulate(const P& policy, pqkv::view<const float, 2, Space>& query, const head_map<Space>& map,
                                               const pq_workspace<Space>& work) const {
     const view_type own = view();
-    const auto table = part_of(work.table, query.extent(0));
+    const auto table = work.table_of(query.extent(0));
     if (!own.axes.is_identity()) {
       const auto ordered = work.ordered.slice(0, 0, query.extent(0));
       order(policy, query, own, map, ordered);

@@ -65,9 +65,9 @@ struct with_nccl {
 struct with_peers {
   using ranks = pqkv::scale::peer_ranks;
   static constexpr const char* name = "peer";
-  ranks all;
+  ranks& all;  // never freed: memory that another process has opened must not be
 
-  explicit with_peers(const forked_ranks& meeting) : all(meeting, std::size_t{64} << 20, std::chrono::seconds(20)) {}
+  explicit with_peers(const forked_ranks& meeting) : all(*new ranks(meeting, std::size_t{512} << 20, std::chrono::seconds(20))) {}
   ranks communicator() const { return all; }
 };
 

@@ -33,6 +33,7 @@ struct token_share {
 /// Lists whose ranges and tables are in device memory.
 struct given_lists {
   using entries = block::table_entries;
+  static constexpr bool is_shared = false;
 
   /// The list of one CTA.
   struct one {
@@ -46,6 +47,10 @@ struct given_lists {
     /// After this call the entries and the range can be used.
     __device__ void finish(const entries&) const {}
     __device__ middle_range range(const entries&) const { return call.range(list); }
+    template <class Scorer>
+    __device__ std::uint32_t prepare(const entries&, Scorer& scorer, const block::scored_items& items, const middle_range& range) const {
+      return scorer.prepare(items, range.size());
+    }
   };
   std::size_t shared_bytes(const block::scoring&) const { return 0; }
 };
@@ -99,21 +104,25 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   if (part == 0) out.finish<Threads>(list, k);
   std::int32_t* indices = out.list(list);
   block::wait_copies<0>();
+  block::scored_items items = call.items(range, head, are_cells);
+  if (are_cells) items.counts = counts;
+  std::uint32_t ceiling = 0;
+  const auto prepare = [&] {
+    __syncthreads();  // tables and counts are there
+    if (held.last > held.end) {
+      uncount_later<Threads>(call, head, held, counts);
+      __syncthreads();
+    }
+    ceiling = own_list.prepare(entries, scorer, items, range);
+  };
+  if constexpr (Lists::is_shared) prepare();  // other ranks wait for this one's sums, even if it selects nothing
   if (k == 0 || own.begin == own.end) return;
   if (k == range.size()) {
     for (std::uint32_t i = own.begin + threadIdx.x; i < own.end; i += Threads) indices[i] = static_cast<std::int32_t>(range.begin + i);
     return;
   }
-
-  block::scored_items items = call.items(range, head, are_cells);
-  if (are_cells) items.counts = counts;
+  if constexpr (!Lists::is_shared) prepare();
   const auto key_at = [&](std::uint32_t i) { return keys[i]; };
-  __syncthreads();  // tables and counts are there
-  if (held.last > held.end) {
-    uncount_later<Threads>(call, head, held, counts);
-    __syncthreads();
-  }
-  const std::uint32_t ceiling = scorer.prepare(items, range.size());
   scorer.score(items, 0, items.n, keys);
   __syncthreads();
   const block::threshold limit =

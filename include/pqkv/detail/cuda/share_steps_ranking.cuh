@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "block/list_select.cuh"
+#include "pq_step.cuh"
 #include "retrieve.cuh"
 #include "share_steps.cuh"
 
@@ -148,6 +149,103 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   __syncthreads();
   if (stages.has(2)) agreement.take_centred(second);
 }
+
+/// Query heads of one list, and whether the CTA writes what all CTAs of the list compute.
+struct list_heads {
+  unsigned first, count;
+  bool writes;
+};
+
+/// Adds up the sums of all ranks inside a kernel whose CTAs have all items of a list: several CTAs may have the same list.
+template <class Mail>
+struct sums_over_ranks {
+  Mail first, second;
+  list_heads heads;
+  normaliser* kept;  // [hq] written for later kernels
+  canonical::softmax_scale scale;
+
+  template <class Scorer>
+  __device__ void add_sums(Scorer& scorer, const block::scored_items& items, std::uint32_t tokens) const {
+    bool any = false;
+    for (unsigned q = threadIdx.x; q < heads.count; q += blockDim.x) {
+      any |= canonical::needs_recentring(scorer.total(q), tokens);
+      write(first, 2 * (heads.first + q), scorer.total(q));
+      write(first, 2 * (heads.first + q) + 1, 0);
+    }
+    if (__syncthreads_or(any ? 1 : 0) != 0)
+      for (unsigned q = 0; q < heads.count; ++q) {
+        if (!canonical::needs_recentring(scorer.total(q), tokens)) continue;
+        const std::uint32_t key = scorer.largest(items, q);
+        if (threadIdx.x == 0) write(first, 2 * (heads.first + q) + 1, key);
+      }
+    if (heads.writes) first.post();
+    first.await();
+    for (unsigned q = threadIdx.x; q < heads.count; q += blockDim.x) {
+      std::uint64_t z = 0;
+      for (unsigned rank = 0; rank < first.ranks; ++rank) z += first.word(rank, 1 + 2 * (heads.first + q));
+      scorer.set_total(q, z);
+      if (heads.writes) kept[heads.first + q] = {z, 0, 0};
+    }
+    __syncthreads();
+  }
+  __device__ std::uint32_t best_of_all(unsigned q, std::uint32_t) const {
+    std::uint64_t best = 0;
+    for (unsigned rank = 0; rank < first.ranks; ++rank) {
+      const std::uint64_t key = first.word(rank, 2 + 2 * (heads.first + q));
+      best = key > best ? key : best;
+    }
+    return static_cast<std::uint32_t>(best);
+  }
+  template <class Scorer, class IsRecentred>
+  __device__ void add_centred(Scorer& scorer, const IsRecentred& is_recentred) const {
+    for (unsigned q = threadIdx.x; q < heads.count; q += blockDim.x)
+      if (is_recentred(q)) write(second, heads.first + q, scorer.total(q));
+    if (heads.writes) second.post();
+    second.await();
+    for (unsigned q = threadIdx.x; q < heads.count; q += blockDim.x) {
+      if (!is_recentred(q)) continue;
+      std::uint64_t z = 0;
+      for (unsigned rank = 0; rank < second.ranks; ++rank) z += second.word(rank, 1 + heads.first + q);
+      scorer.set_total(q, z);
+      if (heads.writes) kept[heads.first + q] = {z, canonical::recentring(canonical::from_order_key(best_of_all(q, 0)), scale), 0};
+    }
+    __syncthreads();
+  }
+
+ private:
+  __device__ void write(const Mail& mail, std::size_t i, std::uint64_t number) const {
+    for (unsigned target = 0; heads.writes && target < mail.targets(); ++target) mail.to(target)[1 + i] = number;
+  }
+};
+
+/// Where a rank's tokens are, for planned_lists.
+template <class Mail>
+struct ranked_places {
+  share_places share;
+  scale::selection_mode mode;
+  Mail sums, centred;
+  normaliser* kept;
+  float* table;  // [hq, m, c] written for later kernels
+  canonical::softmax_scale scale;
+
+  __device__ middle_range local(const middle_range& range) const {
+    middle_range own = share.local(range);
+    own.retrieve = listed_of_share(range.retrieve, mode, share);
+    return own;
+  }
+  __device__ token_span local(const token_span& span) const { return share.local(span); }
+  __device__ void keep_table(const float* from, unsigned first, unsigned count, unsigned entries) const {
+    for (unsigned i = threadIdx.x; i < count * entries; i += blockDim.x) table[first * entries + i] = from[i];
+  }
+  /// @param tokens  of the whole sequence that are ranked
+  template <class Scorer>
+  __device__ std::uint32_t prepare(Scorer& scorer, const block::scored_items& items, const middle_range& range, std::uint32_t tokens,
+                                   const list_heads& heads) const {
+    if (tokens == 0 || mode == scale::selection_mode::local) return scorer.prepare(items, range.size());
+    const unsigned list = heads.first / heads.count;
+    return scorer.prepare(items, tokens, sums_over_ranks<Mail>{sums.open(list), centred.open(list), heads, kept, scale});
+  }
+};
 
 /// A candidate's order: of equal scores the lower position first.
 __device__ inline std::uint64_t candidate_word(std::uint32_t score_key, std::uint32_t position) {
@@ -352,6 +450,24 @@ struct kernel<op::agree_normalisers, backend::cuda> {
             .shared_bytes = all.table_bytes(),
             .early = all.is_early_after_first() && detail::follows_kernel<Mail>(stages)},
            scoring, all.shape(), call.whole, call.normalisers.data, sums, centred, stages);
+  }
+};
+
+template <>
+struct kernel<op::rank_share, backend::cuda> {
+  template <class P, class Mail>
+  static bool run(const P& policy, const scale::planned_share<space::device>& plan, const scale::ranked_share<space::device>& call,
+                  const pq_index_view<space::device>& index, view<const float, 2, space::device> query, const Mail& sums,
+                  const Mail& centred) {
+    const ranked_step<space::device> step{plan.queries, plan.plan, query, index, call.found.indices, call.how};
+    const detail::ranked_places<Mail> places{detail::share_places(call.share),
+                                             plan.mode,
+                                             sums,
+                                             centred,
+                                             call.normalisers.data,
+                                             const_cast<float*>(call.table.entries.data),
+                                             canonical::softmax_scale::of(call.how.head_dim, call.how.scale)};
+    return detail::rank_step_in_one(policy, step, places);
   }
 };
 
