@@ -50,8 +50,8 @@ library=$(ls "$nccl"/lib/libnccl.so* "$nccl"/lib/*/libnccl.so* 2>/dev/null | hea
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 compile() {  # PROGRAM SOURCE
-  "$nvcc" -std=c++20 -O3 -arch="${PQKV_CUDA_ARCH:-sm_90}" -Iinclude -Itests -isystem "$nccl/include" "$2" -o "$build/$1" "$library" \
-    -Xlinker "-rpath=$(dirname "$library")" >"$build/$1.log" 2>&1 && return
+  "$nvcc" -std=c++20 -O3 -arch="${PQKV_CUDA_ARCH:-sm_90}" -Iinclude -Itests -isystem "$nccl/include" "$2" -o "$build/$1" \
+    -Xlinker "$library" -Xlinker "-rpath=$(dirname "$library")" >"$build/$1.log" 2>&1 && return
   printf 'gpu_scale.sh: %s does not compile:\n%s\n' "$2" "$(cat "$build/$1.log")" >&2
   return 1
 }

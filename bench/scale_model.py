@@ -3,14 +3,17 @@
 """A model on paper of one layer's decode step over several ranks: bytes from the formulas of include/pqkv/scale/, the time of a rank's own
 work from the medians in docs/results_gpu.md, the network from its options. Prints the tables of docs/scale.md.
 
-    scale_model.py [--hop 3] [--bandwidth 50] [--tokens 1048576 8388607]
+    scale_model.py [--hop 3] [--bandwidth 50] [--tokens 1048576 8388607] [--measured FILE]
 
 --hop        us of one message between two ranks; an exchange takes it log2(ranks) times (assumed)
 --bandwidth  GB/s that a rank receives (assumed)
+--measured   prints instead what bench/gpu_scale.sh measured on two GPUs, beside the model: with one GPU's steps of that file for a rank's
+             own work, and a hop and bandwidth fitted to nothing, those of the options
 
 What tests check: the bytes (tests/unit/exact_selection_test.cpp, context_parallel_test.cpp). What nothing checks: the times.
 """
 import argparse
+import json
 import math
 import re
 from pathlib import Path
@@ -71,11 +74,44 @@ def merge(net):
     net.gather(piece)
 
 
-def exact(net):
+def exact_exchanges(net):
     net.add(2 * WORD * (HQ + 1))  # all_reduce of the normalisers
     some = 2 * K // net.ranks + 64
     net.gather(VOTE + H * WORD * (1 + (K if net.ranks == 1 else min(K, some))))
     merge(net)
+
+
+def measured_on_two(path, model):
+    """Prints the tables of a file of bench/gpu_scale.sh."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if "name" in record:
+            found[record["name"].removeprefix("rank_step/")] = record["cold"]["us"]
+    lengths = sorted({int(name.rsplit("n:", 1)[1]) for name in found if name.startswith(("peer/exact", "nccl/exact"))})
+    cell = lambda us, digits=1: "-" if us is None else f"{us:.{digits}f} us"
+    print("| codes, tokens | one GPU, all | one GPU, half | peers: exact | of half | model | peers: local | NCCL: exact | NCCL: local |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for codes in ("pq_2x6", "pq_4x8"):
+        for n in lengths:
+            get = lambda how, tokens=n: found.get(f"{how}/{codes}/n:{tokens}")
+            half, exact = get("one_gpu", n // 2), get("peer/exact")
+            ratio = "-" if half is None or exact is None else f"{exact / half:.2f}"
+            predicted = None if half is None else half + model(2, exact_exchanges)
+            print(f"| {codes}, {n} | {cell(get('one_gpu'))} | {cell(half)} | {cell(exact)} | {ratio} | {cell(predicted)} | "
+                  f"{cell(get('peer/local'))} | {cell(get('nccl/exact'))} | {cell(get('nccl/local'))} |")
+    print("\n| tokens | dense, two GPUs | of exact, pq_2x6 | of exact, pq_4x8 | model: half of one GPU's, and merging |")
+    print("|---|---|---|---|---|")
+    for n in lengths:
+        dense = found.get(f"peer/dense/n:{n}")
+        times = [found.get(f"peer/exact/{codes}/n:{n}") for codes in ("pq_2x6", "pq_4x8")]
+        ratios = ["-" if dense is None or us is None else f"{dense / us:.1f} x" for us in times]
+        read = 2 * H * (n // 2) * D * 2 / 4.1e6  # us at 4.1 TB/s, what attention reaches in docs/results_gpu.md
+        print(f"| {n} | {cell(dense, 0)} | {ratios[0]} | {ratios[1]} | {cell(read + model(2, merge), 0)} |")
+    print("\n| exchanges of one layer alone | measured | model |")
+    print("|---|---|---|")
+    for how, what in (("peer", "peers, 3 messages, each a kernel of its own"), ("nccl", "NCCL, 4 all_gathers")):
+        print(f"| {what} | {cell(found.get(f'{how}/exchanges/k:{K}'))} | {cell(model(2, exact_exchanges))} |")
 
 
 def main():
@@ -83,6 +119,7 @@ def main():
     options.add_argument("--hop", type=float, default=3)
     options.add_argument("--bandwidth", type=float, default=50)
     options.add_argument("--tokens", type=int, nargs="+", default=[1048576, 8388607])
+    options.add_argument("--measured", type=Path)
     given = options.parse_args()
     found = measured(Path(__file__).parent.parent / "docs" / "results_gpu.md")
 
@@ -91,11 +128,13 @@ def main():
         exchange(net)
         return net
 
+    if given.measured:
+        return measured_on_two(given.measured, lambda ranks, exchange: over(ranks, exchange).us())
     print(f"Assumed: {given.hop:g} us a hop, {given.bandwidth:g} GB/s a rank. No votes (agreement_mode::with_exchange).\n")
     print("| ranks | exact: exchanges, received a layer | local: exchanges, received a layer |")
     print("|---|---|---|")
     for ranks in (2, 8, 64, 512):
-        cells = [f"{net.exchanges}, {net.received / 1024:.1f} KiB, {net.us():.1f} us" for net in (over(ranks, exact), over(ranks, merge))]
+        cells = [f"{net.exchanges}, {net.received / 1024:.1f} KiB, {net.us():.1f} us" for net in (over(ranks, exact_exchanges), over(ranks, merge))]
         print(f"| {ranks} | {cells[0]} | {cells[1]} |")
     for codes in ("pq_2x6", "pq_4x8"):
         print(f"\n| tokens, {codes} | ranks | exact | local | dense |")
@@ -103,7 +142,7 @@ def main():
         for tokens in given.tokens:
             for ranks in (1, 2, 8, 64, 512):
                 own, dense = own_work(found, codes, tokens / ranks), own_work(found, "dense", tokens / ranks)
-                with_exact, alone = over(ranks, exact).us() if ranks > 1 else 0, over(ranks, merge).us() if ranks > 1 else 0
+                with_exact, alone = over(ranks, exact_exchanges).us() if ranks > 1 else 0, over(ranks, merge).us() if ranks > 1 else 0
                 print(f"| {tokens} | {ranks} | {own + with_exact:.0f} us | {own + alone:.0f} us | {dense + alone:.0f} us |")
 
 
