@@ -174,7 +174,7 @@ void dense(const process& own, pqkv::scale::peer_ranks communicator, std::size_t
   const pqkv::device_buffer<std::uint32_t> disagreed(1, nullptr);
   const step_inputs in;
   using merged = pqkv::scale::merged_shares<device>;
-  const auto mail = communicator.mail(1 + merged::words(hq, d), hq);
+  const auto mail = communicator.mail(1 + merged::kernel_words(hq, d), hq);
   const auto matrix = [](const pqkv::device_buffer<float>& of) { return pqkv::make_view<device>(of.data(), hq, d); };
   const auto column = [](const pqkv::device_buffer<float>& of) { return pqkv::make_view<device>(of.data(), hq); };
   const pqkv::device_buffer<std::byte> message(64 * 8, nullptr);

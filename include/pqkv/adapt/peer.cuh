@@ -7,8 +7,9 @@
 // these may be waiting for its messages.
 //
 // A message has parts, each written and awaited by one CTA, and two places in every rank's memory, which take turns: a rank writes a part
-// for the third time only after it has got every rank's second, and no rank sends its second before it has read the first.
-// Source: the flags of NCCL's low-latency protocols, and NVSHMEM's put with signal.
+// for the third time only after it has got every rank's second, and no rank sends its second before it has read the first. Numbers of 32
+// bits travel with their message's number in one store of 64, so that they need neither a fence nor a flag; other words have a flag.
+// Source: NCCL's low-latency protocol, and NVSHMEM's put with signal.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -56,10 +57,50 @@ struct peer_mail {
     opened.number = sent[which] + 1;
     return opened;
   }
+  /// The same with a number that the caller counts.
+  __device__ peer_mail open(unsigned which, std::uint32_t of_caller) const {
+    peer_mail opened = *this;
+    opened.part = which;
+    opened.number = of_caller;
+    opened.advances = false;
+    return opened;
+  }
   __device__ unsigned targets() const { return ranks; }
   __device__ std::uint64_t* to(unsigned target) const { return inbox[target] + (number % 2 * ranks + rank) * words; }
   __device__ std::uint64_t word(unsigned r, std::size_t i) const { return __ldcg(from(r) + i); }
   __device__ float value(unsigned r, std::size_t i) const { return __ldcg(reinterpret_cast<const float*>(from(r) + 1) + i); }
+  /// Sends a number to the other ranks, at an index of its own; take() waits for it. Not for words that post() sends.
+  __device__ void give(std::size_t i, std::uint32_t value) const {
+    for (unsigned target = 0; target < ranks; ++target)
+      if (target != rank) give_to(target, i, value);
+  }
+  /// The same, to this rank's other CTAs too.
+  __device__ void give_all(std::size_t i, std::uint32_t value) const {
+    for (unsigned target = 0; target < ranks; ++target) give_to(target, i, value);
+  }
+  /// What a rank gave.
+  __device__ std::uint32_t take(unsigned r, std::size_t i) const {
+    std::uint64_t begin = 0;
+    for (unsigned tries = 0;; ++tries) {
+      const std::uint64_t found = look(r, i);
+      if (found >> 32 == number) return static_cast<std::uint32_t>(found);
+      if (tries % 1024 == 1023 && is_late(begin)) return 0;
+    }
+  }
+  /// The same for `i`, i + step, ... below `end`, whose loads are issued together.
+  template <unsigned Count>
+  __device__ void take(unsigned r, std::size_t i, std::size_t step, std::size_t end, std::uint32_t (&values)[Count]) const {
+    std::uint64_t found[Count];
+#pragma unroll
+    for (unsigned a = 0; a < Count; ++a) found[a] = i + a * step < end ? look(r, i + a * step) : std::uint64_t{number} << 32;
+#pragma unroll
+    for (unsigned a = 0; a < Count; ++a)
+      values[a] = found[a] >> 32 == number ? static_cast<std::uint32_t>(found[a]) : take(r, i + a * step);
+  }
+  /// Counts the message whose numbers this CTA has taken. By all threads, after a barrier.
+  __device__ void taken() const {
+    if (threadIdx.x == 0) sent[part] = number;
+  }
   __device__ void post() const {
     __syncthreads();
     if (threadIdx.x >= ranks) return;
@@ -78,6 +119,14 @@ struct peer_mail {
   }
 
  private:
+  __device__ void give_to(unsigned target, std::size_t i, std::uint32_t value) const {
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(to(target) + i), "l"(std::uint64_t{number} << 32 | value) : "memory");
+  }
+  __device__ std::uint64_t look(unsigned r, std::size_t i) const {
+    std::uint64_t found;
+    asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(found) : "l"(from(r) + i) : "memory");
+    return found;
+  }
   __device__ const std::uint64_t* from(unsigned r) const { return inbox[rank] + (number % 2 * ranks + r) * words; }
   __device__ static std::uint32_t load(const std::uint32_t* flag) {
     std::uint32_t value;
@@ -105,7 +154,10 @@ PQKV_HIDDEN __global__ void __launch_bounds__(512)
   const peer_mail mail = given.open(blockIdx.x);
   const std::size_t words = (bytes + 7) / 8, share = (words + gridDim.x - 1) / gridDim.x, begin = share * blockIdx.x,
                     end = begin + share < words ? begin + share : words;
+  const bool is_aligned =
+      ((reinterpret_cast<std::uintptr_t>(own) | reinterpret_cast<std::uintptr_t>(all) | stride | bytes) & 7u) == 0;
   const auto read = [&](const std::byte* from, std::size_t word) {
+    if (is_aligned) return reinterpret_cast<const std::uint64_t*>(from)[word];
     std::uint64_t value = 0;
     for (std::size_t i = 0; i < 8 && word * 8 + i < bytes; ++i)
       value |= static_cast<std::uint64_t>(from[word * 8 + i]) << 8 * i;
@@ -127,7 +179,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(512)
     } else {
       for (unsigned rank = 0; rank < mail.ranks; ++rank) {
         const std::uint64_t one = mail.word(rank, i);
-        for (std::size_t byte = 0; byte < 8 && i * 8 + byte < bytes; ++byte)
+        if (is_aligned) reinterpret_cast<std::uint64_t*>(all + rank * stride)[i] = one;
+        for (std::size_t byte = 0; !is_aligned && byte < 8 && i * 8 + byte < bytes; ++byte)
           all[rank * stride + i * 8 + byte] = static_cast<std::byte>(one >> 8 * byte);
       }
     }

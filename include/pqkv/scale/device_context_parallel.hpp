@@ -345,7 +345,9 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     const bool is_exact = params_.selection_over_ranks == selection_mode::exact;
     bool is_ranked = false;
     if constexpr (state::travels_in_kernels)
-      is_ranked = pqkv::detail::run_operation<op::rank_share>(working, planning, call, index, query, mails_.sums, mails_.centred);
+      if (!is_exact || this->ranks_in_one_ != 0)
+        is_ranked = pqkv::detail::run_operation<op::rank_share>(working, planning, call, index, query, mails_.counts, mails_.candidates,
+                                                                work_.numbers, work_.tickets);
     if (!is_ranked) {
       run<op::plan_share>(policy, planning);
       index_.tabulate(policy, query, map, work_.ranking);
@@ -356,10 +358,10 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
         run<op::retrieve_share>(working, call);
       else
         pqkv::retrieve(working, call.table, call.codes, call.index, call.own, call.found.indices, plan.counts, how, {}, map);
+      if (is_exact)
+        this->template do_stages<op::choose_tokens>(working, call, std::tuple(mails_.candidates),
+                                                    ranked_share<space_type>::candidate_words(lists, work_.k));
     }
-    if (is_exact)
-      this->template do_stages<op::choose_tokens>(working, call, std::tuple(mails_.candidates),
-                                                  ranked_share<space_type>::candidate_words(lists, work_.k));
     if (params_.selection == draft_selection::first_query && step.has_counts())
       run<op::share_lists>(policy, planning.queries, plan, call.found.indices);
     return plan;

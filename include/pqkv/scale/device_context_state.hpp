@@ -76,12 +76,18 @@ class device_context_state : public context_base<Rows, Communicator> {
     memory_ = make_owner<std::byte>(policy, count.used_bytes());
     arena memory(memory_);
     work_ = place(memory, policy);
+    // A smaller share than those of the others may have no index: what can be ranked in one launch must be the same on all ranks.
+    cache_shape least = local_shape(params_, layout_, 0);
+    for (std::size_t rank = 1; rank < layout_.ranks; ++rank)
+      least.capacity = std::min(least.capacity, local_shape(params_, layout_, rank).capacity);
+    ranks_in_one_ = params_.selector.index_of(least).cells();
     if constexpr (travels_in_kernels) {
       const std::size_t hq = work_.normalisers.extent(0), all = work_.plan.counts.extent(0);
-      mails_.candidates = ranks_.mail(1 + ranked_share<space_type>::candidate_words(all, work_.k), all);
-      mails_.sums = ranks_.mail(1 + ranked_share<space_type>::sum_words(hq), all).before(mails_.candidates);
-      mails_.centred = ranks_.mail(1 + ranked_share<space_type>::centred_words(hq), all).before(mails_.candidates);
-      mails_.partial = ranks_.mail(1 + merged_shares<space_type>::words(hq, params_.head_dim), hq);
+      mails_.candidates = ranks_.mail(ranked_share<space_type>::candidate_words(all, 2 * work_.k), all);
+      if (ranks_in_one_ != 0) mails_.counts = ranks_.mail(ranked_share<space_type>::count_words(all, ranks_in_one_), all);
+      mails_.sums = ranks_.mail(2 * ranked_share<space_type>::sum_words(hq), all).before(mails_.candidates);
+      mails_.centred = ranks_.mail(2 * ranked_share<space_type>::centred_words(hq), all).before(mails_.candidates);
+      mails_.partial = ranks_.mail(1 + merged_shares<space_type>::kernel_words(hq, params_.head_dim), hq);
     }
   }
 
@@ -182,6 +188,7 @@ class device_context_state : public context_base<Rows, Communicator> {
     std::size_t k;  // the most that a list can retrieve: room for candidates in a message
     vote* votes;    // [ranks + 1], this rank's own last
     std::uint32_t* disagreed;
+    std::uint32_t *numbers, *tickets;  // [tokens * lists] of op::rank_share
     mailbox mail;  // where messages do not travel in kernels
     std::byte* scratch;
     std::size_t scratch_bytes;
@@ -215,6 +222,8 @@ class device_context_state : public context_base<Rows, Communicator> {
         pq_workspace<space_type>::place(memory, params_.selector.index_of(own), tokens, params_.query_heads, params_.selector.reduction);
     all.votes = memory.take<vote>(layout_.ranks + 1);
     all.disagreed = memory.take<std::uint32_t>(1);
+    all.numbers = memory.take<std::uint32_t>(most);
+    all.tickets = memory.take<std::uint32_t>(most);
     if constexpr (!travels_in_kernels) {
       using ranking = ranked_share<space_type>;
       all.mail.room = 1 + std::max({ranking::sum_words(hq), ranking::candidate_words(most, all.k), merged_shares<space_type>::words(hq, d)});
@@ -237,7 +246,7 @@ class device_context_state : public context_base<Rows, Communicator> {
   /// The mails of a step's operations, if they travel in kernels.
   template <class C>
   struct kernel_mails {
-    typename C::kernel_mail sums, centred, candidates, partial;
+    typename C::kernel_mail counts, sums, centred, candidates, partial;
   };
   struct no_mails {
     gathered_mail sums, centred, candidates, partial;
@@ -255,6 +264,7 @@ class device_context_state : public context_base<Rows, Communicator> {
   owner<std::byte, space_type> memory_;
   memory_of work_{};
   decltype(mails_of<Communicator>()) mails_{};
+  std::size_t ranks_in_one_ = 0;  // cells of every rank's index if op::rank_share can select over all ranks
   buffer<sequence> known_;        // the host's copy of the sequences' states
   buffer<std::uint32_t> merged_;  // [batch] after the last merge, the id lists held this rank's tokens below this place
 };

@@ -16,9 +16,10 @@ struct append_share {};       // run(policy, rows, index, appended_tokens, token
 struct truncate_share {};     // run(policy, index, truncated_tokens, token_share): op::truncate_tokens of a share
 struct gather_share {};       // run(policy, rows, first head, sample, first token, token_share, out [h, n, d]): zeros for others' keys
 struct retrieve_share {};     // run(policy, ranked_share): the best of the share, by the normalisers of all ranks
-struct rank_share {};         // run(policy, planned_share, ranked_share, index, query, mail, mail) -> bool: op::plan_share, the queries' tables,
-                              // op::agree_normalisers and op::retrieve_share in one launch, where messages travel in kernels. False, and
-                              // nothing is enqueued, where one launch is not enough
+/// run(policy, planned_share, ranked_share, index, query, mail, mail, numbers, tickets) -> bool: all from the plan to the chosen tokens in
+/// one launch, where messages travel in kernels. The ranks exchange how many tokens each cell has, which gives every rank the normalisers
+/// and the threshold of all, and then the tokens at the threshold. False, and nothing is enqueued, where one launch is not enough.
+struct rank_share {};
 struct write_share_lists {};  // run(policy, planned_share, found, indices, counts): the results of retrieve()
 /// run(policy, ranked_share, mail, mail, first stage, last stage): normalisers over the tokens of all ranks. Stage 0 writes each query
 /// head's sum, and its largest sum of u where the sum has too few bits; stage 1 reads them, and writes those sums around the centre of all
@@ -41,7 +42,7 @@ struct merge_shares {
 namespace pqkv::inline PQKV_MODE::scale {
 
 /// One exchange's messages in memory, where a communicator's all_gather() carries them between two stages. A message is a vote, which stays
-/// from exchange to exchange, and a body. A communicator whose messages travel inside kernels has a type of its own with these members.
+/// from exchange to exchange, and a body. A communicator whose messages travel inside kernels has a type of its own (adapt/peer.cuh).
 struct gathered_mail {
   static constexpr bool travels_in_kernels = false;
 
@@ -52,15 +53,9 @@ struct gathered_mail {
 
   /// What a CTA uses for its part of the message, once the kernels before this one have ended.
   PQKV_HD constexpr gathered_mail open(unsigned) const { return *this; }
-  /// Where a word of this rank's message is to be written: in `targets()` places.
-  PQKV_HD constexpr unsigned targets() const { return 1; }
-  PQKV_HD constexpr std::uint64_t* to(unsigned) const { return own; }
   /// A word, or a float behind the vote, of what rank r sent.
   PQKV_HD constexpr std::uint64_t word(unsigned r, std::size_t i) const { return all[r * words + i]; }
   PQKV_HD float value(unsigned r, std::size_t i) const { return reinterpret_cast<const float*>(all + r * words + 1)[i]; }
-  /// This rank's part is written; the same part of every rank's message is awaited. By all threads of a CTA.
-  PQKV_HD constexpr void post() const {}
-  PQKV_HD constexpr void await() const {}
 };
 
 /// The arguments of op::plan_share.
@@ -90,10 +85,13 @@ struct ranked_share {
   token_share share;
   std::size_t k;  // room for candidates of a list in a message
 
-  /// Words of the bodies of messages: sums, sums around a centre, and candidates, where a list has how many and each.
+  /// Words of the bodies of gathered messages: sums, sums around a centre, and candidates, where a list has how many and each. Messages that
+  /// travel in kernels have two for each of these numbers.
   static constexpr std::size_t sum_words(std::size_t query_heads) { return 2 * query_heads; }
   static constexpr std::size_t centred_words(std::size_t query_heads) { return query_heads; }
   static constexpr std::size_t candidate_words(std::size_t lists, std::size_t k) { return lists * (k + 1); }
+  /// Of op::rank_share's first message: the counts of cells.
+  static constexpr std::size_t count_words(std::size_t lists, std::size_t cells) { return lists * cells; }
 };
 
 /// The arguments of op::merge_shares. A message has the log-sum-exps [rows], then the outputs [rows, d], as floats.
@@ -106,7 +104,9 @@ struct merged_shares {
   std::uint64_t vote = 0;
   std::uint32_t* disagreed = nullptr;  // set to 1 if the ranks' votes differ
 
+  /// Words of a gathered message's body; of a message that travels in kernels, an element in each.
   static constexpr std::size_t words(std::size_t rows, std::size_t d) { return (rows * (d + 1) + 1) / 2; }
+  static constexpr std::size_t kernel_words(std::size_t rows, std::size_t d) { return rows * (d + 1); }
 };
 
 }  // namespace pqkv::scale

@@ -14,10 +14,11 @@ namespace detail {
 /// Lists of a step that is not planned yet. A CTA makes the list's plan in one warp while the others copy what the list's table is made of
 /// into shared memory; the first CTA of each list writes the plan.
 ///
-/// @tparam Places  where the sequences' tokens are among the cache's rows: whole_sequence, or a rank's share of them
+/// @tparam Places  where the sequences' tokens are among the cache's rows: whole_sequence, or a rank's share of them; and whether the lists
+///                 of all ranks are selected together
 template <unsigned Threads, unsigned Pack, class Places = whole_sequence>
 struct planned_lists {
-  static constexpr bool is_shared = !std::is_same_v<Places, whole_sequence>;
+  static constexpr bool exchanges = Places::exchanges;
   using pack = block::query_pack<Pack>;
 
   planned_queries<space::device> queries;
@@ -63,16 +64,21 @@ struct planned_lists {
     const planned_lists& all;
     const block::scoring& call;
     unsigned list, row_head, token;
+    unsigned parts;
     bool writes, is_query;
+    std::uint32_t number = 0;  // of this exchange
     step_token at;
 
-    __device__ one(const planned_lists& lists, const block::scoring& of, unsigned which, bool is_first)
+    /// @param part  of the CTAs of a list
+    __device__ one(const planned_lists& lists, const block::scoring& of, unsigned which, unsigned part, unsigned all_parts)
         : all(lists),
           call(of),
           list(which),
           row_head(of.row_head_of(which)),
           token(lists.tokens == 1 ? 0 : row_head / lists.kv_heads),
-          writes(is_first) {
+          parts(all_parts),
+          writes(part == 0) {
+      if constexpr (exchanges) number = all.places.numbers[list] + 1;
       const std::size_t batch = all.queries.sequences.extent(0);
       at = locate(all.queries.step, batch, all.queries.first + token);
       is_query = at.count != 0 && at.slot < batch;
@@ -107,10 +113,13 @@ struct planned_lists {
       return own;
     }
     /// Makes the plan while the copies run, then the same numbers as inner_product_table(). Ends with a barrier.
-    __device__ void finish(const entries& own) const {
+    /// @param planned  called in between by all threads, with the list's range: all copies are there
+    template <class Planned>
+    __device__ void finish(const entries& own, Planned planned) const {
       if (threadIdx.x >= Threads - 32) make_plan(own.range);
       block::wait_copies<0>();
       __syncthreads();
+      planned(*own.range);
 #pragma unroll 1
       for (unsigned i = threadIdx.x; i < all.packs * call.m << call.bits; i += Threads) {
         const unsigned x = i & (call.c - 1), row = i >> call.bits, first = all.packs == 1 ? 0 : row / call.m, j = row - first * call.m;
@@ -129,19 +138,15 @@ struct planned_lists {
           if (first * Pack + q < call.g) own.table[(((first * Pack + q) * call.m + j) << call.bits) + x] = sum[q];
       }
       __syncthreads();
-      if constexpr (is_shared)
-        if (writes) all.places.keep_table(own.table, list * call.g, call.g, call.m * call.c);
+    }
+    __device__ void finish(const entries& own) const {
+      finish(own, [](const middle_range&) {});
     }
     /// The list's range, after finish().
     __device__ middle_range range(const entries& own) const { return *own.range; }
-    /// Finds the normalisers, with those of other ranks where `places` exchanges them.
-    template <class Scorer>
-    __device__ std::uint32_t prepare(const entries& own, Scorer& scorer, const block::scored_items& items, const middle_range& range) const {
-      if constexpr (is_shared)
-        return all.places.prepare(scorer, items, range, own.range[1].size(), {list * call.g, call.g, writes});
-      else
-        return scorer.prepare(items, range.size());
-    }
+    /// Where the ranges of all ranks are one.
+    __device__ middle_range whole(const entries& own) const { return own.range[1]; }
+    __device__ auto exchange() const { return all.places.template exchange<Threads>(list, writes, number, parts); }
 
    private:
     /// By one warp. The first CTA of a list writes the plan.

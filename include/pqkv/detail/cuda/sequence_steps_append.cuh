@@ -26,6 +26,7 @@ __device__ inline void add_to(std::uint64_t& counter, std::uint64_t more) {
 /// Where a sequence's tokens are among the rows that a cache has of it: all of them, in order. A cache that has some of them gives another
 /// type with these members (share_steps.cuh).
 struct whole_sequence {
+  static constexpr bool exchanges = false;  // whether lists are ranked together with other ranks
   __device__ bool owns(std::uint32_t) const { return true; }
   template <class T>
   __device__ T local(const T& tokens) const {

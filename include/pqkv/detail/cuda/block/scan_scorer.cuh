@@ -21,16 +21,6 @@ struct table_entries {
   __device__ const float* operator()(const scoring& call, unsigned first, unsigned q, unsigned j) const { return call.row(first + q, j); }
 };
 
-/// The place of all items, where there is but one. Several places add up sums here, and take the best item of all of them
-/// (share_steps_ranking.cuh).
-struct one_place {
-  template <class Scorer>
-  __device__ void add_sums(Scorer&, const scored_items&, std::uint32_t) const {}
-  __device__ std::uint32_t best_of_all(unsigned, std::uint32_t best) const { return best; }
-  template <class Scorer, class IsRecentred>
-  __device__ void add_centred(Scorer&, const IsRecentred&) const {}
-};
-
 /// Scores the items of a list for some or all of its query heads.
 /// @tparam Pack  query heads that share each read of an item's codes and each look-up; Entries says where the table is
 template <unsigned Threads, unsigned Pack, class Entries = table_entries>
@@ -111,21 +101,17 @@ class list_scorer {
 
   /// After stage(): computes the normalisers and returns an upper bound of the scores' order keys, which is close for probabilities. Ends
   /// with a barrier.
-  /// @param tokens  how many tokens the items of all places stand for
-  /// @param places  adds up the sums of several places; one_place where there is but this one
-  template <class Places = one_place>
-  __device__ std::uint32_t prepare(const scored_items& items, std::uint32_t tokens, const Places& places = {}) {
+  /// @param tokens  how many tokens the items stand for in all
+  __device__ std::uint32_t prepare(const scored_items& items, std::uint32_t tokens) {
     if (is_given()) resume(nullptr);
     if (uses_probabilities(call_.reduction)) add_up<false>(items, 0, items.n);
-    complete(items, tokens, places);
+    complete(items, tokens);
     return scratch_.ceiling;
   }
 
   /// The steps of prepare() where many CTAs share the items. Each CTA sums its own items, [begin, end); total() then returns its part of Z.
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) { add_up<true>(items, begin, end); }
   __device__ std::uint64_t total(unsigned q) const { return total_[q]; }
-  /// Sets Z to the sum over all places; the largest product stays that of this one.
-  __device__ void set_total(unsigned q, std::uint64_t z) { total_[q] = z; }
   /// Sets Z to the sum of all parts. One CTA calls this, then, after a barrier, complete().
   __device__ void give_total(unsigned q, std::uint64_t z) { total_[q] = z, highest_[q] = 0; }
   /// One CTA recentres the query heads that need it, over all items, and writes `numbers`; a barrier must follow.
@@ -293,14 +279,11 @@ class list_scorer {
   }
 
   /// Turns the sums of add_up() into factors, recentring query heads where that is needed. Ends with a barrier.
-  template <class Places = one_place>
-  __device__ void complete(const scored_items& items, std::uint32_t tokens, const Places& places = {}) {
-    places.add_sums(*this, items, tokens);
+  __device__ void complete(const scored_items& items, std::uint32_t tokens) {
     if (!settle(tokens)) return;
     for (unsigned q = 0; q < queries_; ++q)
-      if (finite_[q * call_.m] == recentred) recentre(places.best_of_all(q, best_sum(items, q)), q);
+      if (finite_[q * call_.m] == recentred) recentre(items, q);
     add_up<false>(items, 0, items.n);
-    places.add_centred(*this, [&](unsigned q) { return finite_[q * call_.m] == recentred; });
     settle(0);
   }
 
@@ -374,8 +357,9 @@ class list_scorer {
     __syncthreads();
     return best;
   }
-  /// Derives the shift of one query head from its best item, and recomputes the exponentials. Ends with a barrier.
-  __device__ void recentre(std::uint32_t best, unsigned q) {
+  /// Finds the best item of one query head, derives the shift from it, and recomputes the exponentials. Ends with a barrier.
+  __device__ void recentre(const scored_items& items, unsigned q) {
+    const std::uint32_t best = best_sum(items, q);
     if (threadIdx.x == 0) shift_[q] = call_.recentring_shift(best);
     __syncthreads();
     shift_entries(q);
