@@ -8,4 +8,7 @@
 #include "scale/device_context_parallel.hpp"
 
 #include "detail/cuda/share_steps.cuh"
-#include "detail/cuda/share_steps_ranking.cuh"
+#include "detail/cuda/share_steps_agreement.cuh"
+#include "detail/cuda/share_steps_choice.cuh"
+#include "detail/cuda/share_steps_in_one.cuh"
+#include "detail/cuda/share_steps_merging.cuh"

@@ -111,8 +111,7 @@ struct kernel<op::append_share, backend::host> {
           detail::store_row<isa::scalar>(row_of(keys, first + i, head), rows.key_slot(slot * h + head, to), rows.head_dim());
           detail::store_row<isa::scalar>(row_of(values, first + i, head), rows.value_slot(slot * h + head, to), rows.head_dim());
         }
-      const leaving_tokens leaving =
-          share.local(leaving_between(slot, now, now.grown(now.learned != 0 ? count : 0), call.slots.rule));
+      const leaving_tokens leaving = share.local(leaving_between(slot, now, now.grown(now.learned != 0 ? count : 0), call.slots.rule));
       index.encode(policy, rows, make_view(&leaving, 1));
       index.commit(leaving);
       now = now.grown(count);
@@ -146,8 +145,7 @@ struct kernel<op::gather_share, backend::host> {
       for (std::size_t i = 0; i < out.extent(1); ++i) {
         const std::size_t token = first + sample(i);
         for (std::size_t e = 0; e < out.extent(2); ++e)
-          out(h, i, e) =
-              static_cast<T>(share.owns(token) ? rows.key(head + h, share.local(static_cast<std::uint32_t>(token)))[e] : 0.0f);
+          out(h, i, e) = static_cast<T>(share.owns(token) ? rows.key(head + h, share.local(static_cast<std::uint32_t>(token)))[e] : 0.0f);
       }
   }
 };
@@ -271,7 +269,10 @@ struct kernel<op::write_share_lists, backend::host> {
       const middle_range whole = call.share.local(
           is_asked ? whole_middle(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers) : middle_range{});
       for (std::size_t list = 0; list < lists; ++list) {
-        const std::size_t row = i * lists + list, all = whole.size() != 0 ? whole.size() : is_asked ? call.plan.counts(row) : 0,
+        const std::size_t row = i * lists + list,
+                          all = whole.size() != 0 ? whole.size()
+                                : is_asked        ? call.plan.counts(row)
+                                                  : 0,
                           listed = std::min(all, room);
         counts(i, list) = static_cast<std::uint32_t>(listed);
         for (std::size_t k = 0; k < room; ++k) {

@@ -39,8 +39,8 @@ struct process {
   /// The largest of all ranks' numbers.
   float slowest(float us) const {
     float all[pqkv::scale::most_peers] = {};
-    pqkv_cases::forked_ranks(group, rank).all_gather(0, reinterpret_cast<const std::byte*>(&us), reinterpret_cast<std::byte*>(all),
-                                                      sizeof us);
+    pqkv_cases::forked_ranks(group, rank)
+        .all_gather(0, reinterpret_cast<const std::byte*>(&us), reinterpret_cast<std::byte*>(all), sizeof us);
     return *std::max_element(all, all + group.size());
   }
 };
@@ -122,7 +122,8 @@ void one_gpu(const process& own, const codes& of, std::size_t n) {
     cache.prefill(own.policy(), 0, rows_of(keys_of(0, n), n), rows_of(values_of(0, n), n));
     pqkv::sync(own.policy());
     const step_inputs in;
-    measure_together(own, name, true, 1, [&](const cuda& on) { in.step(on, cache); }, nobody);
+    measure_together(
+        own, name, true, 1, [&](const cuda& on) { in.step(on, cache); }, nobody);
   }
   own.group.meet();
 }
@@ -163,9 +164,9 @@ void dense(const process& own, pqkv::scale::peer_ranks communicator, std::size_t
   {
     const auto keys = keys_of(own.rank, share), values = values_of(own.rank, share);
     const pqkv::device_buffer<std::uint32_t> nonfinite(2, nullptr);
-    pqkv::detail::run_operation<pqkv::op::store_tokens>(
-        own.policy(), view, pqkv::stored_tokens<device>{0, 0, pqkv::make_view<device>(nonfinite.data(), 2)}, rows_of(keys, share),
-        rows_of(values, share));
+    pqkv::detail::run_operation<pqkv::op::store_tokens>(own.policy(), view,
+                                                        pqkv::stored_tokens<device>{0, 0, pqkv::make_view<device>(nonfinite.data(), 2)},
+                                                        rows_of(keys, share), rows_of(values, share));
     pqkv::sync(own.policy());
   }
   const pqkv::device_buffer<pqkv::token_span> spans = upload(std::vector<pqkv::token_span>(h, {static_cast<std::uint32_t>(share), 0, 0}));
@@ -185,8 +186,8 @@ void dense(const process& own, pqkv::scale::peer_ranks communicator, std::size_t
         pqkv::attention(cuda{on.stream, pqkv::arena(scratch)}, pqkv::as_const(matrix(in.query)), view, all, matrix(own_out),
                         column(own_lse));
         pqkv::detail::run_operation<pqkv::op::merge_shares>(
-            on, merged{pqkv::as_const(matrix(own_out)), pqkv::as_const(column(own_lse)), matrix(out), column(lse), 0, disagreed.data()}, mail,
-            0u, 1u);
+            on, merged{pqkv::as_const(matrix(own_out)), pqkv::as_const(column(own_lse)), matrix(out), column(lse), 0, disagreed.data()},
+            mail, 0u, 1u);
       },
       [&](const cuda& on) { communicator.all_gather(on, message.data(), message.data() + 64, 8); });
   communicator.finish(own.policy());
@@ -255,7 +256,8 @@ void name_all() {
     }
     is_wanted(named("rank_step/peer/dense", {{"n", n}}));
   }
-  for (const codes& of : every_code) is_wanted(named(std::string("rank_step/one_gpu/") + of.name, {{"n", lengths[std::size(lengths) - 1]}}));
+  for (const codes& of : every_code)
+    is_wanted(named(std::string("rank_step/one_gpu/") + of.name, {{"n", lengths[std::size(lengths) - 1]}}));
 }
 }  // namespace
 

@@ -62,9 +62,9 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     after.prompt = after.n;
     after.prefilling = which == chunk::more ? 1 : 0;
     zero_bytes(policy, work_.prompt_nonfinite.data, 2 * sizeof(std::uint32_t));
-    run<op::store_tokens>(
-        policy, rows_.view(),
-        stored_tokens<space_type>{slot * params_.kv_heads, layout_.held(ranks_.rank(), before), work_.prompt_nonfinite}, keys, values);
+    run<op::store_tokens>(policy, rows_.view(),
+                          stored_tokens<space_type>{slot * params_.kv_heads, layout_.held(ranks_.rank(), before), work_.prompt_nonfinite},
+                          keys, values);
     learn(policy, slot, after, work_.prompt_nonfinite);
   }
 
@@ -146,10 +146,9 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
       agreed.same_number(slot), agreed.same_number(n), agreed.same(&known_[slot], sizeof(sequence));
     });
     this->ask_all(policy, agreed);
-    run<op::truncate_share>(policy, index_.view(),
-                            truncated_tokens<space_type>{
-                                work_.slots, {}, {}, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(n)},
-                            this->share());
+    run<op::truncate_share>(
+        policy, index_.view(),
+        truncated_tokens<space_type>{work_.slots, {}, {}, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(n)}, this->share());
     known_[slot] = known_[slot].truncated(static_cast<std::uint32_t>(n));
     merged_[slot] = std::min(merged_[slot], this->local(known_[slot].middle(rule_).end));
   }
@@ -231,8 +230,8 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   }
 
  private:
-  using state::known_, state::layout_, state::mails_, state::merged_, state::params_, state::ranks_, state::rows_, state::rule_;
   using state::index_, state::work_;
+  using state::known_, state::layout_, state::mails_, state::merged_, state::params_, state::ranks_, state::rows_, state::rule_;
 
   template <class Op, class P, class... Argument>
   static decltype(auto) run(const P& policy, const Argument&... argument) {
@@ -353,7 +352,8 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
       index_.tabulate(policy, query, map, work_.ranking);
       if (is_exact && needs_normalisers(how.reduction))
         this->template do_stages<op::agree_normalisers>(working, call, std::tuple(mails_.sums, mails_.centred),
-                                                        ranked_share<space_type>::sum_words(hq), ranked_share<space_type>::centred_words(hq));
+                                                        ranked_share<space_type>::sum_words(hq),
+                                                        ranked_share<space_type>::centred_words(hq));
       if (is_exact)
         run<op::retrieve_share>(working, call);
       else
@@ -388,8 +388,9 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
       if (is_flat(out)) results = out, is_copied = false;
     const bool copies_sums = lse.data != nullptr && !is_flat(lse);
     if (lse.data != nullptr && !copies_sums) sums = lse;
-    const merged_shares<space_type> call{as_const(own_out), as_const(own_lse), flatten(results), flatten(sums),
-                                         __builtin_bit_cast(std::uint64_t, agreed.own()), work_.disagreed};
+    const merged_shares<space_type> call{
+        as_const(own_out), as_const(own_lse), flatten(results), flatten(sums), __builtin_bit_cast(std::uint64_t, agreed.own()),
+        work_.disagreed};
     this->template do_stages<op::merge_shares>(policy, call, std::tuple(mails_.partial), merged_shares<space_type>::words(rows, d));
     if (is_copied) store_rows(policy, results, out);
     if (copies_sums) store_rows(policy, insert_axis<1>(sums), insert_axis<1>(lse));

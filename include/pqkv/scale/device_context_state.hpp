@@ -17,7 +17,8 @@ namespace pqkv::inline PQKV_MODE::scale {
 /// A communicator whose messages travel inside kernels, over memory that every rank's device reaches (adapt/peer.cuh):
 ///
 ///   typename kernel_mail                   as gathered_mail
-///   mail(words, channels) -> kernel_mail   takes memory for one exchange of a step, whose message has so many words, and so many parts with
+///   mail(words, channels) -> kernel_mail   takes memory for one exchange of a step, whose message has so many words, and so many parts
+///   with
 ///                                          a CTA each; the same calls on every rank
 ///   kernel_mail::before(later)             the same, numbered by an exchange that follows it in every step
 template <class C>
@@ -109,15 +110,17 @@ class device_context_state : public context_base<Rows, Communicator> {
     std::uint32_t disagreed = 0;
     buffer<vote> votes(ranks);
     copy_bytes(policy, work_.votes + ranks, &own, sizeof own);
-    ranks_.all_gather(policy, reinterpret_cast<const std::byte*>(work_.votes + ranks), reinterpret_cast<std::byte*>(work_.votes), sizeof own);
+    ranks_.all_gather(policy, reinterpret_cast<const std::byte*>(work_.votes + ranks), reinterpret_cast<std::byte*>(work_.votes),
+                      sizeof own);
     copy_bytes(policy, votes.data(), work_.votes, votes.size_bytes());
     copy_bytes(policy, &disagreed, work_.disagreed, sizeof disagreed);
     wait(policy);
+    if (disagreed != 0) {
+      zero_bytes(policy, work_.disagreed, sizeof disagreed);
+      require_ok(pqkv::detail::checks("attend").that(false, status::code::value, "calls", relation::required,
+                                                     "the same on all ranks: those of an earlier step were not", 0, 0));
+    }
     agreed.conclude(ranks, [&](std::size_t rank) { return votes[rank]; });
-    if (disagreed == 0) return;
-    zero_bytes(policy, work_.disagreed, sizeof disagreed);
-    require_ok(pqkv::detail::checks("attend").that(false, status::code::value, "calls", relation::required,
-                                                   "the same on all ranks; those of an earlier step were not", 0, 0));
   }
   /// The same for the verbs of a step, as agreement_mode says.
   template <class P>
@@ -175,21 +178,21 @@ class device_context_state : public context_base<Rows, Communicator> {
 
   /// All memory of a rank besides rows and index.
   struct memory_of {
-    slot_table<space_type> slots, shares;         // the whole sequences; this rank's shares of them, while a slot is copied
-    view_of<std::uint32_t, 1> prompt_nonfinite;   // [2]
-    step_plan<space_type> plan;                   // of queries_at_once() query tokens
-    view_of<middle_range, 1> own_ranges;          // [tokens * h]
-    view_of<std::int32_t, 2> indices;             // [tokens * lists, k_max]
-    view_of<float, 2> scores;                     // the same
-    view_of<normaliser, 1> normalisers;           // [tokens * hq]
-    view_of<float, 3> query, out;                 // [tokens, hq, d]
-    view_of<float, 2> lse;                        // [tokens, hq]
+    slot_table<space_type> slots, shares;        // the whole sequences; this rank's shares of them, while a slot is copied
+    view_of<std::uint32_t, 1> prompt_nonfinite;  // [2]
+    step_plan<space_type> plan;                  // of queries_at_once() query tokens
+    view_of<middle_range, 1> own_ranges;         // [tokens * h]
+    view_of<std::int32_t, 2> indices;            // [tokens * lists, k_max]
+    view_of<float, 2> scores;                    // the same
+    view_of<normaliser, 1> normalisers;          // [tokens * hq]
+    view_of<float, 3> query, out;                // [tokens, hq, d]
+    view_of<float, 2> lse;                       // [tokens, hq]
     pq_workspace<space_type> ranking;
     std::size_t k;  // the most that a list can retrieve: room for candidates in a message
     vote* votes;    // [ranks + 1], this rank's own last
     std::uint32_t* disagreed;
     std::uint32_t *numbers, *tickets;  // [tokens * lists] of op::rank_share
-    mailbox mail;  // where messages do not travel in kernels
+    mailbox mail;                      // where messages do not travel in kernels
     std::byte* scratch;
     std::size_t scratch_bytes;
   };
@@ -226,7 +229,8 @@ class device_context_state : public context_base<Rows, Communicator> {
     all.tickets = memory.take<std::uint32_t>(most);
     if constexpr (!travels_in_kernels) {
       using ranking = ranked_share<space_type>;
-      all.mail.room = 1 + std::max({ranking::sum_words(hq), ranking::candidate_words(most, all.k), merged_shares<space_type>::words(hq, d)});
+      all.mail.room =
+          1 + std::max({ranking::sum_words(hq), ranking::candidate_words(most, all.k), merged_shares<space_type>::words(hq, d)});
       all.mail.own = memory.take<std::uint64_t>(all.mail.room);
       all.mail.all = memory.take<std::uint64_t>(layout_.ranks * all.mail.room);
     }

@@ -11,11 +11,11 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
-struct plan_share {};         // run(policy, planned_share)
-struct append_share {};       // run(policy, rows, index, appended_tokens, token_share, K, V): op::append_tokens of a share
-struct truncate_share {};     // run(policy, index, truncated_tokens, token_share): op::truncate_tokens of a share
-struct gather_share {};       // run(policy, rows, first head, sample, first token, token_share, out [h, n, d]): zeros for others' keys
-struct retrieve_share {};     // run(policy, ranked_share): the best of the share, by the normalisers of all ranks
+struct plan_share {};      // run(policy, planned_share)
+struct append_share {};    // run(policy, rows, index, appended_tokens, token_share, K, V): op::append_tokens of a share
+struct truncate_share {};  // run(policy, index, truncated_tokens, token_share): op::truncate_tokens of a share
+struct gather_share {};    // run(policy, rows, first head, sample, first token, token_share, out [h, n, d]): zeros for others' keys
+struct retrieve_share {};  // run(policy, ranked_share): the best of the share, by the normalisers of all ranks
 /// run(policy, planned_share, ranked_share, index, query, mail, mail, numbers, tickets) -> bool: all from the plan to the chosen tokens in
 /// one launch, where messages travel in kernels. The ranks exchange how many tokens each cell has, which gives every rank the normalisers
 /// and the threshold of all, and then the tokens at the threshold. False, and nothing is enqueued, where one launch is not enough.
@@ -45,6 +45,7 @@ namespace pqkv::inline PQKV_MODE::scale {
 /// from exchange to exchange, and a body. A communicator whose messages travel inside kernels has a type of its own (adapt/peer.cuh).
 struct gathered_mail {
   static constexpr bool travels_in_kernels = false;
+  using message = gathered_mail;
 
   std::uint64_t* own = nullptr;        // [words]
   const std::uint64_t* all = nullptr;  // [ranks, words]
@@ -62,12 +63,12 @@ struct gathered_mail {
 template <class Space>
 struct planned_share {
   planned_queries<Space> queries;
-  step_plan<Space> plan;              // written: spans by their places in the share, ranges of the whole sequences, counts 0
-  view<middle_range, 1, Space> own;   // [T * h] written: the ranges by their places in the share, and how many tokens are listed
+  step_plan<Space> plan;             // written: spans by their places in the share, ranges of the whole sequences, counts 0
+  view<middle_range, 1, Space> own;  // [T * h] written: the ranges by their places in the share, and how many tokens are listed
   token_share share;
   selection_mode mode;
-  std::uint64_t vote = 0;             // of this rank
-  std::uint64_t* vote_to = nullptr;   // written if given
+  std::uint64_t vote = 0;            // of this rank
+  std::uint64_t* vote_to = nullptr;  // written if given
 };
 
 /// The ranking of T query tokens, as a rank sees it.
@@ -85,8 +86,8 @@ struct ranked_share {
   token_share share;
   std::size_t k;  // room for candidates of a list in a message
 
-  /// Words of the bodies of gathered messages: sums, sums around a centre, and candidates, where a list has how many and each. Messages that
-  /// travel in kernels have two for each of these numbers.
+  /// Words of the bodies of gathered messages: sums, sums around a centre, and candidates, where a list has how many and each. Messages
+  /// that travel in kernels have two for each of these numbers.
   static constexpr std::size_t sum_words(std::size_t query_heads) { return 2 * query_heads; }
   static constexpr std::size_t centred_words(std::size_t query_heads) { return query_heads; }
   static constexpr std::size_t candidate_words(std::size_t lists, std::size_t k) { return lists * (k + 1); }

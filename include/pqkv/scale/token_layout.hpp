@@ -50,7 +50,9 @@ struct token_share {
   PQKV_HD constexpr token_span local(const token_span& span) const {
     return {local(span.leading), local(span.window_begin), local(span.window_end)};
   }
-  PQKV_HD constexpr leaving_tokens local(const leaving_tokens& tokens) const { return {tokens.slot, local(tokens.first), local(tokens.last)}; }
+  PQKV_HD constexpr leaving_tokens local(const leaving_tokens& tokens) const {
+    return {tokens.slot, local(tokens.first), local(tokens.last)};
+  }
   /// @}
 };
 

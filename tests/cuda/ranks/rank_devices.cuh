@@ -53,8 +53,7 @@ struct with_nccl {
     ncclUniqueId id{}, all[pqkv::scale::most_peers];
     if (meeting.rank() == 0) ncclGetUniqueId(&id);
     meeting.all_gather(0, reinterpret_cast<const std::byte*>(&id), reinterpret_cast<std::byte*>(all), sizeof id);
-    const ncclResult_t result =
-        ncclCommInitRank(&comm, static_cast<int>(meeting.size()), all[0], static_cast<int>(meeting.rank()));
+    const ncclResult_t result = ncclCommInitRank(&comm, static_cast<int>(meeting.size()), all[0], static_cast<int>(meeting.rank()));
     if (result != ncclSuccess) throw pqkv::scale::communication_error(ncclGetErrorString(result));
   }
   with_nccl(const with_nccl&) = delete;

@@ -53,7 +53,7 @@ struct planned_lists {
     float* table;
     pack* rows;                // [packs, d] the queries, whose axes are in order
     std::uint32_t* centroids;  // [m, ds, c] bits of floats
-    middle_range* range;  // [2] of the rows; of the whole sequence
+    middle_range* range;       // [2] of the rows; of the whole sequence
 
     __device__ const float* operator()(const block::scoring& call, unsigned, unsigned q, unsigned j) const {
       return table + ((q * call.m + j) << call.bits);

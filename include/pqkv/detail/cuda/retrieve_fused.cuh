@@ -59,8 +59,8 @@ struct given_lists {
 /// @param words       size of the bitmap of tokens, a multiple of 8; a part with more tokens is processed in several steps
 template <unsigned Threads, unsigned Pack, class Lists>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    retrieve_kernel(block::scoring call, Lists lists, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned most_lists,
-                    unsigned words, unsigned log_parts) {
+    retrieve_kernel(block::scoring call, const __grid_constant__ Lists lists, retrieved_lists out, std::uint8_t* skipped,
+                    unsigned most_items, unsigned most_lists, unsigned words, unsigned log_parts) {
   using scorer_type = block::list_scorer<Threads, Pack, typename Lists::entries>;
   __shared__ typename scorer_type::scratch scoring_scratch;
   __shared__ union {
@@ -89,7 +89,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const block::index_extent extent = call.extent_of(head);
   if constexpr (Lists::exchanges)
     own_list.finish(entries, [&](const middle_range& own) {  // its counts are under way to other ranks while tables are computed
-      if (own_list.whole(entries).size() == 0) return;  // on all ranks
+      if (own_list.whole(entries).size() == 0) return;       // on all ranks
       const indexed_range held(extent, own.end);
       if (held.last > held.end) {
         uncount_later<Threads>(call, head, held, counts);
@@ -150,7 +150,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   };
   const auto has_tokens = [&](std::uint32_t i) {
     if constexpr (Lists::exchanges)
-      return items.counts[i] != 0 && list_at(i).x != list_at(i).y;  // the counts are those of all ranks
+      return items.counts[i] != 0 && keys[i] >= limit.key && list_at(i).x != list_at(i).y;  // the counts are those of all ranks
     else
       return items.counts[i] != 0;
   };
@@ -264,7 +264,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     before += here;
     __syncthreads();  // the bitmaps are about to be reused
   }
-  count_listed(static_cast<std::uint32_t>(before));
+  count_listed(static_cast<std::uint32_t>(before >> 32));
 }
 
 /// Bounds for the lists of a call, from what the host knows: the cells of the index if some list may use it, and the most items of any

@@ -60,7 +60,8 @@ PQKV_HIDDEN __global__ void settle_prompt_kernel(Slots slots, Call call) {
 
 /// One CTA for each row.
 template <class Index, class Places>
-PQKV_HIDDEN __global__ void __launch_bounds__(256) truncate_tokens_kernel(Index index, truncated_tokens<space::device> call, Places places) {
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
+    truncate_tokens_kernel(Index index, truncated_tokens<space::device> call, Places places) {
   const std::uint32_t slot = call.slot_of(blockIdx.x), length = call.length_of(blockIdx.x);
   if (slot >= call.slots.sequences.extent(0)) return;
   const sequence now = call.slots.sequences(slot);

@@ -175,8 +175,8 @@ __global__ void __launch_bounds__(max_centroids)
     const std::size_t d = rows.head_dim();
     const std::uint32_t to = places.local(now.n);
     const bool key_is_finite = store_elements(row_of(keys, row, blockIdx.x), rows.key_slot(head, to), d, threadIdx.x, blockDim.x),
-               value_is_finite = store_elements(row_of(values, row, blockIdx.x), rows.value_slot(head, to), d,
-                                                blockDim.x - 1 - threadIdx.x, blockDim.x);  // another warp
+               value_is_finite = store_elements(row_of(values, row, blockIdx.x), rows.value_slot(head, to), d, blockDim.x - 1 - threadIdx.x,
+                                                blockDim.x);  // another warp
     newest.store(rows, head, row_of(keys, row, blockIdx.x), row_of(values, row, blockIdx.x));
     const bool bad_key = __syncthreads_and(key_is_finite ? 1 : 0) == 0, bad_value = __syncthreads_and(value_is_finite ? 1 : 0) == 0;
     if (threadIdx.x == 0 && bad_key) add_to(statistics.nonfinite_keys, 1);
@@ -237,7 +237,8 @@ __global__ void __launch_bounds__(256)
   const unsigned warps = blockDim.x / 32;
   for (std::uint32_t i = blockIdx.z * warps + threadIdx.x / 32; i < row.count; i += gridDim.z * warps)
     if (places.owns(row.now.n + i))
-      store_token(rows, head, places.local(row.now.n + i), row_of(keys, row.first + i, blockIdx.x), row_of(values, row.first + i, blockIdx.x),
+      store_token(rows, head, places.local(row.now.n + i), row_of(keys, row.first + i, blockIdx.x),
+                  row_of(values, row.first + i, blockIdx.x),
                   [&](unsigned which) { add_to(which == 0 ? statistics.nonfinite_keys : statistics.nonfinite_values, 1); });
 }
 

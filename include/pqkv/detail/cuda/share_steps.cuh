@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Steps of sequences that several ranks share: plans, rows and lists of a rank's share. Ranking is in share_steps_ranking.cuh.
+// Steps of sequences that several ranks share: plans, rows and lists of a rank's share. What ranks decide together is in the files beside
+// this one.
 #pragma once
 
 #include "../../scale/share_steps.hpp"
@@ -109,12 +110,15 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   const bool is_asked = token.count != 0 && token.slot < batch;
   const middle_range whole = places.local(
       is_asked ? whole_middle(queries.sequences(token.slot), queries.query(token), queries.rule, queries.covers) : middle_range{});
-  const std::size_t listed = whole.size() != 0 ? whole.size() : is_asked ? call.plan.counts(row) : 0, room = indices.extent(2),
-                    count = listed < room ? listed : room;
+  const std::size_t listed = whole.size() != 0 ? whole.size()
+                             : is_asked        ? call.plan.counts(row)
+                                               : 0,
+                    room = indices.extent(2), count = listed < room ? listed : room;
   if (threadIdx.x == 0) counts(i, list) = static_cast<std::uint32_t>(count);
   for (std::size_t k = threadIdx.x; k < room; k += blockDim.x) {
-    const std::uint32_t place =
-        k >= count ? 0u : whole.size() != 0 ? whole.begin + static_cast<std::uint32_t>(k) : static_cast<std::uint32_t>(found(row, k));
+    const std::uint32_t place = k >= count          ? 0u
+                                : whole.size() != 0 ? whole.begin + static_cast<std::uint32_t>(k)
+                                                    : static_cast<std::uint32_t>(found(row, k));
     indices(i, list, k) = k < count ? static_cast<std::int32_t>(places.position(place)) : -1;
   }
 }
@@ -169,8 +173,7 @@ struct kernel<op::write_share_lists, backend::cuda> {
   template <class P>
   static void run(const P& policy, const scale::planned_share<space::device>& call, view<const std::int32_t, 2, space::device> found,
                   const view<std::int32_t, 3, space::device>& indices, const view<std::uint32_t, 2, space::device>& counts) {
-    detail::launcher(policy, "retrieve")("write_share_lists_kernel",
-                                         detail::write_share_lists_kernel<scale::planned_share<space::device>>,
+    detail::launcher(policy, "retrieve")("write_share_lists_kernel", detail::write_share_lists_kernel<scale::planned_share<space::device>>,
                                          {dim3(static_cast<unsigned>(indices.extent(1)), static_cast<unsigned>(indices.extent(0))), 256},
                                          call, detail::share_places(call.share), found, indices, counts);
   }

@@ -99,8 +99,8 @@ struct scoring {
   bool counts_own = false;        // whether the kernel has its own copy of the counts, in which tokens behind the range are not counted
   unsigned lists{}, g{}, m{}, c{}, bits{}, lists_per_head{};
   canonical::softmax_scale scale{};
-  std::uint64_t* totals{};  // [hq, scan_device_runs] scratch: Z of each run of items
-  head_numbers* numbers{};  // [hq] scratch
+  std::uint64_t* totals{};    // [hq, scan_device_runs] scratch: Z of each run of items
+  head_numbers* numbers{};    // [hq] scratch
   const normaliser* given{};  // [hq] over the tokens of several places, of which this is one; null: over the list's items
 
   scoring(distance_table_view<space::device> of, codes_view<space::device> from, group_reduction how, std::size_t head_dim,
