@@ -47,10 +47,13 @@ done
 library=$(ls "$nccl"/lib/libnccl.so* "$nccl"/lib/*/libnccl.so* 2>/dev/null | head -n 1 || true)
 [ -n "$library" ] || refuse "no libnccl.so under $nccl/lib" 1
 
+split=''
+if "$nvcc" --help | grep -q -- --split-compile; then split=--split-compile=0; fi  # several threads optimise one program
+
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 compile() {  # PROGRAM SOURCE
-  "$nvcc" -std=c++20 -O3 -arch="${PQKV_CUDA_ARCH:-sm_90}" -Iinclude -Itests -isystem "$nccl/include" "$2" -o "$build/$1" \
+  "$nvcc" -std=c++20 -O3 $split -arch="${PQKV_CUDA_ARCH:-sm_90}" -Iinclude -Itests -isystem "$nccl/include" "$2" -o "$build/$1" \
     -Xlinker "$library" -Xlinker "-rpath=$(dirname "$library")" >"$build/$1.log" 2>&1 && return
   printf 'gpu_scale.sh: %s does not compile:\n%s\n' "$2" "$(cat "$build/$1.log")" >&2
   return 1

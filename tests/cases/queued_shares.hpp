@@ -38,7 +38,7 @@ constexpr ranked_share<space::host> to_host(const ranked_share<Space>& call) {
 template <class Space>
 constexpr merged_shares<space::host> to_host(const merged_shares<Space>& call) {
   using pqkv_cases::to_host;
-  return {to_host(call.own_out), to_host(call.own_lse), to_host(call.out), to_host(call.lse), call.vote, call.disagreed};
+  return {to_host(call.out), to_host(call.lse), call.vote, call.disagreed};
 }
 template <class T, class Space>
 constexpr sampled_keys<T> to_host(const sampled_keys<T, Space>& keys) {
@@ -239,11 +239,10 @@ struct kernel<op::choose_tokens, backend::host> {
 template <>
 struct kernel<op::merge_shares, backend::host> {
   template <class P>
-  static void run(const P&, const scale::merged_shares<space::host>& call, const scale::gathered_mail& mail, unsigned stage, unsigned) {
-    if (stage == 0) return;  // attention has written the message
+  static void run(const P&, const scale::merged_shares<space::host>& call, const scale::gathered_mail& mail) {
     const std::size_t rows = call.out.extent(0), d = call.out.extent(1);
-    for (unsigned rank = 1; rank < mail.ranks; ++rank)
-      if (mail.word(rank, 0) != mail.word(0, 0)) *call.disagreed = 1;
+    for (unsigned rank = 0; rank < mail.ranks; ++rank)
+      if (mail.word(rank, 0) != call.vote) *call.disagreed = 1;
     std::vector<float> other(d);
     for (std::size_t q = 0; q < rows; ++q) {
       call.lse(q) = mail.value(0, q);

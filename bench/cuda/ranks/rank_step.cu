@@ -171,7 +171,7 @@ void dense(const process& own, pqkv::scale::peer_ranks communicator, std::size_t
   }
   const pqkv::device_buffer<pqkv::token_span> spans = upload(std::vector<pqkv::token_span>(h, {static_cast<std::uint32_t>(share), 0, 0}));
   const pqkv::device_buffer<std::byte> scratch(device_bytes<pqkv::op::attention>({hq, hq, d, share}), nullptr);
-  const pqkv::device_buffer<float> own_out(hq * d, nullptr), own_lse(hq, nullptr), out(hq * d, nullptr), lse(hq, nullptr);
+  const pqkv::device_buffer<float> out(hq * d, nullptr), lse(hq, nullptr);
   const pqkv::device_buffer<std::uint32_t> disagreed(1, nullptr);
   const step_inputs in;
   using merged = pqkv::scale::merged_shares<device>;
@@ -183,11 +183,8 @@ void dense(const process& own, pqkv::scale::peer_ranks communicator, std::size_t
       own, name, false, 1,
       [&](const cuda& on) {
         const pqkv::token_set<device> all{pqkv::make_view<device>(std::as_const(spans).data(), h), {}, {}};
-        pqkv::attention(cuda{on.stream, pqkv::arena(scratch)}, pqkv::as_const(matrix(in.query)), view, all, matrix(own_out),
-                        column(own_lse));
-        pqkv::detail::run_operation<pqkv::op::merge_shares>(
-            on, merged{pqkv::as_const(matrix(own_out)), pqkv::as_const(column(own_lse)), matrix(out), column(lse), 0, disagreed.data()},
-            mail, 0u, 1u);
+        pqkv::detail::run_operation<pqkv::op::attend_share>(cuda{on.stream, pqkv::arena(scratch)}, pqkv::as_const(matrix(in.query)), view,
+                                                            all, 0.0f, merged{matrix(out), column(lse), 0, disagreed.data()}, mail);
       },
       [&](const cuda& on) { communicator.all_gather(on, message.data(), message.data() + 64, 8); });
   communicator.finish(own.policy());

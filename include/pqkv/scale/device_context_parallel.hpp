@@ -375,23 +375,22 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     const token_set<space_type> attended{as_const(plan.spans), as_const(found(plan).indices), as_const(plan.counts)};
     view_of<float, 3> results = work_.out.slice(0, 0, tokens);
     view_of<float, 2> sums = work_.lse.slice(0, 0, tokens);
-    view_of<float, 2> own_out = flatten(results);
-    view_of<float, 1> own_lse = flatten(sums);
-    if constexpr (!state::travels_in_kernels) {
-      float* const body = work_.mail.template body<float>();
-      own_lse = make_view<space_type>(body, rows);
-      own_out = make_view<space_type>(body + rows, rows, d);
-    }
-    attention(this->working(policy), query, store, attended, own_out, own_lse, params_.softmax_scale);
     bool is_copied = true;
     if constexpr (std::is_same_v<O, float> && std::is_same_v<Space, space_type>)
       if (is_flat(out)) results = out, is_copied = false;
     const bool copies_sums = lse.data != nullptr && !is_flat(lse);
     if (lse.data != nullptr && !copies_sums) sums = lse;
-    const merged_shares<space_type> call{
-        as_const(own_out), as_const(own_lse), flatten(results), flatten(sums), __builtin_bit_cast(std::uint64_t, agreed.own()),
-        work_.disagreed};
-    this->template do_stages<op::merge_shares>(policy, call, std::tuple(mails_.partial), merged_shares<space_type>::words(rows, d));
+    const merged_shares<space_type> call{flatten(results), flatten(sums), __builtin_bit_cast(std::uint64_t, agreed.own()), work_.disagreed};
+    if constexpr (state::travels_in_kernels) {
+      run<op::attend_share>(this->working(policy), query, store, attended, params_.softmax_scale, call, mails_.partial);
+    } else {
+      float* const body = work_.mail.template body<float>();
+      const auto own_lse = make_view<space_type>(body, rows);
+      const auto own_out = make_view<space_type>(body + rows, rows, d);
+      attention(this->working(policy), query, store, attended, own_out, own_lse, params_.softmax_scale);
+      this->gather(policy, merged_shares<space_type>::words(rows, d));
+      run<op::merge_shares>(policy, call, this->gathered(merged_shares<space_type>::words(rows, d)));
+    }
     if (is_copied) store_rows(policy, results, out);
     if (copies_sums) store_rows(policy, insert_axis<1>(sums), insert_axis<1>(lse));
   }

@@ -159,21 +159,24 @@ class device_context_state : public context_base<Rows, Communicator> {
     if constexpr (travels_in_kernels) {
       std::apply([&](const auto&... in_kernels) { pqkv::detail::run_operation<Op>(policy, call, in_kernels..., 0u, exchanges); }, mail);
     } else {
-      const std::size_t lengths[] = {1 + words...};
-      const auto gathered = [&](std::size_t of) {
-        return gathered_mail{work_.mail.own, work_.mail.all, lengths[of], static_cast<unsigned>(layout_.ranks),
-                             static_cast<unsigned>(ranks_.rank())};
-      };
+      const std::size_t lengths[] = {words...};
       for (unsigned stage = 0; stage <= exchanges; ++stage) {
         if constexpr (exchanges == 2)
-          pqkv::detail::run_operation<Op>(policy, call, gathered(0), gathered(1), stage, stage);
+          pqkv::detail::run_operation<Op>(policy, call, gathered(lengths[0]), gathered(lengths[1]), stage, stage);
         else
-          pqkv::detail::run_operation<Op>(policy, call, gathered(0), stage, stage);
-        if (stage < exchanges)
-          ranks_.all_gather(policy, reinterpret_cast<const std::byte*>(work_.mail.own), reinterpret_cast<std::byte*>(work_.mail.all),
-                            lengths[stage] * sizeof *work_.mail.own);
+          pqkv::detail::run_operation<Op>(policy, call, gathered(lengths[0]), stage, stage);
+        if (stage < exchanges) gather(policy, lengths[stage]);
       }
     }
+  }
+  /// Messages with a body of so many words, where they do not travel in kernels.
+  gathered_mail gathered(std::size_t words) const {
+    return {work_.mail.own, work_.mail.all, 1 + words, static_cast<unsigned>(layout_.ranks), static_cast<unsigned>(ranks_.rank())};
+  }
+  template <class P>
+  void gather(const P& policy, std::size_t words) const {
+    ranks_.all_gather(policy, reinterpret_cast<const std::byte*>(work_.mail.own), reinterpret_cast<std::byte*>(work_.mail.all),
+                      (1 + words) * sizeof *work_.mail.own);
   }
 
   /// All memory of a rank besides rows and index.

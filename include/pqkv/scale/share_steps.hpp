@@ -32,10 +32,10 @@ struct agree_normalisers {
 struct choose_tokens {
   static constexpr unsigned exchanges = 1;
 };
-/// run(policy, merged_shares, mail, first stage, last stage): stage 0 writes this rank's partial outputs, stage 1 merges those of all.
-struct merge_shares {
-  static constexpr unsigned exchanges = 1;
-};
+struct merge_shares {};  // run(policy, merged_shares, mail): merges the gathered partial outputs of all ranks
+/// run(policy, query, store, token_set, scale, merged_shares, mail): attention whose last kernel exchanges and merges the partial outputs,
+/// where messages travel in kernels.
+struct attend_share {};
 }  // namespace op
 }  // namespace pqkv
 
@@ -98,10 +98,8 @@ struct ranked_share {
 /// The arguments of op::merge_shares. A message has the log-sum-exps [rows], then the outputs [rows, d], as floats.
 template <class Space>
 struct merged_shares {
-  view<const float, 2, Space> own_out;  // [rows, d] this rank's; where mail is gathered, these two are in the message already
-  view<const float, 1, Space> own_lse;  // [rows]
-  view<float, 2, Space> out;            // [rows, d] written, the same on every rank
-  view<float, 1, Space> lse;            // [rows] written
+  view<float, 2, Space> out;  // [rows, d] written, the same on every rank
+  view<float, 1, Space> lse;  // [rows] written
   std::uint64_t vote = 0;
   std::uint32_t* disagreed = nullptr;  // set to 1 if the ranks' votes differ
 

@@ -187,17 +187,22 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
         if (are_collected)
           scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, has_tokens, key_at, list_at);
       }
-      end_of_equal = exchange.end_of_equal(limit.of_equal, bitmap, words);
       is_cut = true;
     }
     if (own.begin == own.end) return;
   }
-  const std::uint32_t listed_equal = end_of_equal < held.listed ? end_of_equal : held.listed;
+  const bool is_sparse = are_collected && is_cut && k < range.size() / 32;  // few tokens are selected
+  const auto find_end_of_equal = [&] {
+    if constexpr (Lists::exchanges)  // counts are read by nobody any more where all lists are collected
+      end_of_equal = own_list.exchange().end_of_equal(limit.of_equal, are_collected ? counts : bitmap, are_collected ? items.n : words);
+  };
+  if (Lists::exchanges && !all_equal && !is_sparse) find_end_of_equal();
+  std::uint32_t listed_equal = end_of_equal < held.listed ? end_of_equal : held.listed;
   const auto count_listed = [&](std::uint32_t listed) {  // the last part of a rank's share knows how many it has
     if (Lists::exchanges && threadIdx.x == 0 && own.end == range.size()) out.counts(list) = listed < room ? listed : room;
   };
-  if (are_collected && is_cut && k < range.size() / 32) {  // few tokens are selected
-    std::uint32_t before = 0;                              // selected tokens at lower positions
+  if (is_sparse) {
+    std::uint32_t before = 0;  // selected tokens at lower positions
     for (std::uint32_t first = own.begin; first < own.end; first += most_tokens) {
       const std::uint32_t tokens = own.end - first < most_tokens ? own.end - first : most_tokens;
       block::sparse_bitmap<Threads> selected(bitmap, bitmap + words, (tokens + 31) / 32);
@@ -208,12 +213,29 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
         if (t - first < tokens) selected.mark(t - first);
         if (t < own.begin) ++passed;
       };
+      // Tokens above the threshold are marked while the positions of those at it are under way.
+      const bool equal_later = Lists::exchanges && !all_equal && first == own.begin;
       scratch.reached.for_tokens(ids, [&](std::uint32_t token, bool above) {
-        if (token < (above ? held.listed : listed_equal)) mark(token);
+        if (token < (above ? held.listed : equal_later ? 0u : listed_equal)) mark(token);
       });
       tail.mark(limit, key_at, [&](std::uint32_t token, bool above) {
-        if (above || token < end_of_equal) mark(token);
+        if (above || (!equal_later && token < end_of_equal)) mark(token);
       });
+      if (equal_later) {
+        find_end_of_equal();
+        listed_equal = end_of_equal < held.listed ? end_of_equal : held.listed;
+        const auto mark_equal = [&](std::uint32_t token, bool above) {
+          if (!above && token < listed_equal) mark(token);
+        };
+        if (scratch.reached.equal_lists > 1)
+          scratch.reached.for_tokens(ids, mark_equal);
+        else if (scratch.reached.equal_lists == 1)
+          for (std::uint32_t i = threadIdx.x; i < scratch.reached.equal_length; i += Threads)
+            mark_equal(static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + i]), false);
+        tail.mark(limit, key_at, [&](std::uint32_t token, bool above) {
+          if (!above && token < end_of_equal) mark(token);
+        });
+      }
       if (first == own.begin && first != 0) before = places.sum(passed);
       __syncthreads();
       before += selected.emit(places, before, static_cast<std::int32_t>(range.begin + first), indices, room);
