@@ -7,8 +7,8 @@ work from the medians in docs/results_gpu.md, the network from its options. Prin
 
 --hop        us of one message between two ranks; an exchange takes it log2(ranks) times (assumed)
 --bandwidth  GB/s that a rank receives (assumed)
---measured   prints instead what bench/gpu_scale.sh measured on two GPUs, beside the model: with one GPU's steps of that file for a rank's
-             own work, and a hop and bandwidth fitted to nothing, those of the options
+--measured   prints instead what bench/gpu_scale.sh measured on two GPUs, beside the model with the steps of one GPU in that file as a rank's
+             own work; hop and bandwidth are those of the options, fitted to nothing
 
 What tests check: the bytes (tests/unit/exact_selection_test.cpp, context_parallel_test.cpp). What nothing checks: the times.
 """
@@ -83,35 +83,55 @@ def exact_exchanges(net):
 
 def measured_on_two(path, model):
     """Prints the tables of a file of bench/gpu_scale.sh."""
-    found = {}
+    found = {"cold": {}, "warm": {}}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if "name" in record:
-            found[record["name"].removeprefix("rank_step/")] = record["cold"]["us"]
-    lengths = sorted({int(name.rsplit("n:", 1)[1]) for name in found if name.startswith(("peer/exact", "nccl/exact"))})
-    cell = lambda us, digits=1: "-" if us is None else f"{us:.{digits}f} us"
-    print("| codes, tokens | one GPU, all | one GPU, half | peers: exact | of half | model | peers: local | NCCL: exact | NCCL: local |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for codes in ("pq_2x6", "pq_4x8"):
-        for n in lengths:
-            get = lambda how, tokens=n: found.get(f"{how}/{codes}/n:{tokens}")
-            half, exact = get("one_gpu", n // 2), get("peer/exact")
-            ratio = "-" if half is None or exact is None else f"{exact / half:.2f}"
-            predicted = None if half is None else half + model(2, exact_exchanges)
-            print(f"| {codes}, {n} | {cell(get('one_gpu'))} | {cell(half)} | {cell(exact)} | {ratio} | {cell(predicted)} | "
-                  f"{cell(get('peer/local'))} | {cell(get('nccl/exact'))} | {cell(get('nccl/local'))} |")
-    print("\n| tokens | dense, two GPUs | of exact, pq_2x6 | of exact, pq_4x8 | model: half of one GPU's, and merging |")
-    print("|---|---|---|---|---|")
+            name = record["name"].removeprefix("rank_step/")
+            found["cold"][name], found["warm"][name] = record["cold"]["us"], record["us"]
+    lengths = sorted({int(name.rsplit("n:", 1)[1]) for name in found["cold"] if name.startswith(("peer/exact", "nccl/exact"))})
+
+    def cell(us, digits=1):
+        return "-" if us is None else f"{us:.{digits}f} us"
+
+    def ratio(of, to):
+        return "-" if of is None or to is None else f"{of / to:.2f}"
+
+    for caches, times in found.items():
+        print(f"\n| caches {caches}: codes, tokens | one GPU, all | one GPU, half | peers: exact | of half | of it exchanging | peers: local "
+              "| NCCL: exact | of half | NCCL: local |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
+        for codes in ("pq_2x6", "pq_4x8"):
+            for n in lengths:
+                half, alone = times.get(f"one_gpu/{codes}/n:{n // 2}"), times.get(f"alone/exact/{codes}/n:{n // 2}")
+                peer, nccl = times.get(f"peer/exact/{codes}/n:{n}"), times.get(f"nccl/exact/{codes}/n:{n}")
+                exchanging = None if peer is None or alone is None else peer - alone
+                print(f"| {codes}, {n} | {cell(times.get(f'one_gpu/{codes}/n:{n}'))} | {cell(half)} | {cell(peer)} | {ratio(peer, half)} | "
+                      f"{cell(exchanging)} | {cell(times.get(f'peer/local/{codes}/n:{n}'))} | {cell(nccl)} | {ratio(nccl, half)} | "
+                      f"{cell(times.get(f'nccl/local/{codes}/n:{n}'))} |")
+    cold = found["cold"]
+    print("\n| caches cold: tokens | dense, two GPUs | of exact, pq_2x6 | of exact, pq_4x8 |")
+    print("|---|---|---|---|")
     for n in lengths:
-        dense = found.get(f"peer/dense/n:{n}")
-        times = [found.get(f"peer/exact/{codes}/n:{n}") for codes in ("pq_2x6", "pq_4x8")]
-        ratios = ["-" if dense is None or us is None else f"{dense / us:.1f} x" for us in times]
+        dense = cold.get(f"peer/dense/n:{n}")
+        print(f"| {n} | {cell(dense, 0)} | {ratio(dense, cold.get(f'peer/exact/pq_2x6/n:{n}'))} | "
+              f"{ratio(dense, cold.get(f'peer/exact/pq_4x8/n:{n}'))} |")
+    print("\n| caches cold: step, tokens | measured, peers | measured, NCCL | model |")
+    print("|---|---|---|---|")
+    for n in lengths:
+        for codes in ("pq_2x6", "pq_4x8"):
+            half = cold.get(f"one_gpu/{codes}/n:{n // 2}")
+            for mode, exchange in (("exact", exact_exchanges), ("local", merge)):
+                predicted = None if half is None else half + model(2, exchange)
+                print(f"| {mode}, {codes}, {n} | {cell(cold.get(f'peer/{mode}/{codes}/n:{n}'))} | "
+                      f"{cell(cold.get(f'nccl/{mode}/{codes}/n:{n}'))} | {cell(predicted)} |")
         read = 2 * H * (n // 2) * D * 2 / 4.1e6  # us at 4.1 TB/s, what attention reaches in docs/results_gpu.md
-        print(f"| {n} | {cell(dense, 0)} | {ratios[0]} | {ratios[1]} | {cell(read + model(2, merge), 0)} |")
-    print("\n| exchanges of one layer alone | measured | model |")
+        print(f"| dense, {n} | {cell(cold.get(f'peer/dense/n:{n}'))} | - | {cell(read + model(2, merge))} |")
+    print("\n| messages of one exact step alone, each a launch of its own | caches warm | caches cold |")
     print("|---|---|---|")
-    for how, what in (("peer", "peers, 3 messages, each a kernel of its own"), ("nccl", "NCCL, 4 all_gathers")):
-        print(f"| {what} | {cell(found.get(f'{how}/exchanges/k:{K}'))} | {cell(model(2, exact_exchanges))} |")
+    for how, what in (("peer", "peers, 3 all_gathers"), ("nccl", "NCCL, 4 all_gathers")):
+        name = f"{how}/exchanges/k:{K}"
+        print(f"| {what} | {cell(found['warm'].get(name))} | {cell(cold.get(name))} |")
 
 
 def main():

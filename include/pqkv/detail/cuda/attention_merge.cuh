@@ -35,6 +35,8 @@ struct stored_output {
   view<float, 2, space::device> out;
   view<float, 1, space::device> lse;  // or without data
 
+  /// What a CTA needs of it for query head q, read before the results are there.
+  __device__ const stored_output& open(std::size_t) const { return *this; }
   /// @param value  value(i): output i of query head q; sum(): its log-sum-exp. By all threads of a CTA
   template <class Value, class Sum>
   __device__ void write(std::size_t q, std::size_t d, Value value, Sum sum) const {
@@ -56,6 +58,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
   block::release_dependents();
   block::wait_for_last_kernel();
   __shared__ float shrink[max_splits], of_slice[Slices][runs * merge_columns], highest_of_all, total_of_all;
+  const auto& opened = output.open(q);
   const auto for_parts = [&](auto take) {  // take(r, a, part, dimension): number a of this slice, run r of dimensions
 #pragma unroll
     for (unsigned r = 0; r < runs; ++r)
@@ -112,7 +115,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
                ? float_from_bits(0xff800000u)
                : static_cast<float>(static_cast<double>(highest_of_all) * 0.69314718055994530942 + log(static_cast<double>(total)));
   };
-  output.write(q, parts.d, value, sum_of_all);
+  opened.write(q, parts.d, value, sum_of_all);
 }
 
 }  // namespace pqkv::detail

@@ -33,23 +33,28 @@ struct merged_output {
   scale::merged_shares<space::device> call;
   Mail given;
 
-  template <class Value, class Sum>
-  __device__ void write(std::size_t q, std::size_t d, Value value, Sum sum) const {
-    const auto mail = given.open(static_cast<unsigned>(q));
-    const std::size_t first = 1 + q * (d + 1);
-    const std::uint32_t vote = static_cast<std::uint32_t>(call.vote >> 32);
-    const float own_lse = sum();
-    if (threadIdx.x == 0) mail.give(first, float_bits(own_lse));
-    for (std::size_t i = threadIdx.x; i < d; i += blockDim.x) mail.give(first + 1 + i, float_bits(value(i)));
-    if (q == 0 && threadIdx.x == 0) mail.give(0, vote);
-    merge_ranks(
-        call, mail.ranks, q, [&](unsigned rank) { return rank == mail.rank ? own_lse : float_from_bits(mail.take(rank, first)); },
-        [&](unsigned rank, std::size_t i) { return rank == mail.rank ? value(i) : float_from_bits(mail.take(rank, first + 1 + i)); });
-    for (unsigned rank = 0; q == 0 && threadIdx.x == 0 && rank < mail.ranks; ++rank)
-      if (rank != mail.rank && mail.take(rank, 0) != vote) *call.disagreed = 1;
-    __syncthreads();
-    mail.taken();
-  }
+  struct opened {
+    const scale::merged_shares<space::device>& call;
+    typename Mail::message mail;
+
+    template <class Value, class Sum>
+    __device__ void write(std::size_t q, std::size_t d, Value value, Sum sum) const {
+      const std::size_t first = 1 + q * (d + 1);
+      const std::uint32_t vote = static_cast<std::uint32_t>(call.vote >> 32);
+      const float own_lse = sum();
+      if (threadIdx.x == 0) mail.give(first, float_bits(own_lse));
+      for (std::size_t i = threadIdx.x; i < d; i += blockDim.x) mail.give(first + 1 + i, float_bits(value(i)));
+      if (q == 0 && threadIdx.x == 0) mail.give(0, vote);
+      merge_ranks(
+          call, mail.ranks, q, [&](unsigned rank) { return rank == mail.rank ? own_lse : float_from_bits(mail.take(rank, first)); },
+          [&](unsigned rank, std::size_t i) { return rank == mail.rank ? value(i) : float_from_bits(mail.take(rank, first + 1 + i)); });
+      for (unsigned rank = 0; q == 0 && threadIdx.x == 0 && rank < mail.ranks; ++rank)
+        if (rank != mail.rank && mail.take(rank, 0) != vote) *call.disagreed = 1;
+      __syncthreads();
+      mail.taken();
+    }
+  };
+  __device__ opened open(std::size_t q) const { return {call, given.open(static_cast<unsigned>(q))}; }
 };
 
 /// One CTA for each query head, whose messages are in memory.
