@@ -169,29 +169,32 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
       if (last_equal < held.listed) end_of_equal = last_equal + 1, is_cut = true;  // otherwise some are not yet in the id lists
     }
   }
-  [[maybe_unused]] std::uint32_t own_equal = 0;
-  if constexpr (Lists::exchanges) {  // counts are needed no more once the lists are collected
+  if constexpr (Lists::exchanges) {
     if (!all_equal) {
       const auto is_equal = [&](std::uint32_t token) { return keys[tokens_of(call, head).cell(token)] == limit.key; };
-      std::uint32_t listed = scratch.reached.equal_lists == 0 ? 0 : scratch.reached.equal_length, open = held.listed, last = held.end;
-      if (scratch.reached.equal_lists > 1) {  // rare; their ids are not in order, so all tokens are looked at
+      const auto exchange = own_list.exchange();
+      if (part != 0) {  // the first part's CTA sends this rank's
+      } else if (are_collected && scratch.reached.equal_lists <= 1) {
+        const std::uint32_t listed = scratch.reached.equal_lists == 0 ? 0 : scratch.reached.equal_length;
+        exchange.send_equal(places, limit.of_equal, ids + scratch.reached.equal_begin, listed, held.listed, held.end, is_equal);
+      } else {  // rare: several cells with the same score, so the ids are not in order. All tokens are looked at, one after the other
         __syncthreads();
         const block::threshold lowest = scratch.select.find(
             range.size(), limit.of_equal, 0xffffffffu, 22, [](std::uint32_t i) { return ~i; },
             [&](std::uint32_t i) { return is_equal(range.begin + i) ? 1u : 0u; });
-        listed = 0, open = range.begin;
-        last = ~lowest.key < range.size() ? range.begin + ~lowest.key + 1 : range.end;
-        scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, has_tokens, key_at, list_at);
+        const std::uint32_t last = ~lowest.key < range.size() ? range.begin + ~lowest.key + 1 : range.end;
+        exchange.send_equal(places, limit.of_equal, ids, 0, range.begin, last, is_equal);
+        if (are_collected)
+          scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, has_tokens, key_at, list_at);
       }
-      own_equal = own_list.exchange().own_equal(places, limit.of_equal, ids + scratch.reached.equal_begin, listed, open, last, is_equal,
-                                                counts, items.n);
       is_cut = true;
     }
     if (own.begin == own.end) return;
   }
   const bool is_sparse = are_collected && is_cut && k < range.size() / 32;  // few tokens are selected
   const auto find_end_of_equal = [&] {
-    if constexpr (Lists::exchanges) end_of_equal = own_list.exchange().end_of_equal(limit.of_equal, own_equal, counts, items.n);
+    if constexpr (Lists::exchanges)  // counts are read by nobody any more where all lists are collected
+      end_of_equal = own_list.exchange().end_of_equal(limit.of_equal, are_collected ? counts : bitmap, are_collected ? items.n : words);
   };
   if (Lists::exchanges && !all_equal && !is_sparse) find_end_of_equal();
   std::uint32_t listed_equal = end_of_equal < held.listed ? end_of_equal : held.listed;

@@ -49,73 +49,50 @@ class list_exchange {
           if (i + a * Threads < cells) counts[i + a * Threads] += more[a];
       }
   }
-  /// Finds the positions of up to `most` of this rank's tokens whose score equals the threshold, ascending, and sends them. Every CTA of
-  /// the list finds them, which is faster than to wait for another one.
+  /// Sends the positions of up to `most` of this rank's tokens whose score equals the threshold, ascending.
   /// @param ids, count  tokens that equal it, ascending, of which those below `first` count
   /// @param first, last  more of these tokens are in [first, last), where is_equal(token) says which
-  /// @param copy        [room] shared memory; if it has room for `most`, this rank's positions are left there
-  /// @return how many; only if they are in `copy`
   template <class IsEqual>
-  __device__ std::uint32_t own_equal(block::reduction<std::uint32_t, Threads>& scratch, std::uint32_t most, const std::int32_t* ids,
-                                     std::uint32_t count, std::uint32_t first, std::uint32_t last, IsEqual is_equal, std::uint32_t* copy,
-                                     std::uint32_t room) const {
-    const bool is_kept = most <= room;
-    if (!sends_ && !is_kept) return 0;
-    std::uint32_t found = 0;
-    const auto put = [&](std::uint32_t place, std::uint32_t token) {
-      const std::uint32_t position = places_.position(token);
-      if (is_kept) copy[place] = position;
-      if (sends_ && is_kept) equal_.give(first_word() + 1 + place, position);
-      if (sends_ && !is_kept) equal_.give_all(first_word() + 1 + place, position);
-    };
-    count = count < most ? count : most;
-    for (std::uint32_t begin = 0; begin < count; begin += Threads) {
-      const std::uint32_t i = begin + threadIdx.x, token = i < count ? static_cast<std::uint32_t>(ids[i]) : first;
-      if (token < first) put(i, token);  // those from `first` on are the last ones
-      found += static_cast<std::uint32_t>(__syncthreads_count(token < first ? 1 : 0));
-    }
-    for (std::uint32_t begin = first; begin < last && found < most; begin += Threads) {
-      const std::uint32_t token = begin + threadIdx.x;
-      const bool is_one = token < last && is_equal(token);
+  __device__ void send_equal(block::reduction<std::uint32_t, Threads>& scratch, std::uint32_t most, const std::int32_t* ids,
+                             std::uint32_t count, std::uint32_t first, std::uint32_t last, IsEqual is_equal) const {
+    std::uint32_t sent = 0;
+    const auto add = [&](bool is_one, std::uint32_t token) {
       std::uint32_t here = 0;
-      const std::uint32_t place = found + scratch.prefix(is_one ? 1u : 0u, here);
-      if (is_one && place < most) put(place, token);
-      found += here;
+      const std::uint32_t place = sent + scratch.prefix(is_one ? 1u : 0u, here);
+      if (is_one && place < most) equal_.give_all(first_word() + 1 + place, places_.position(token));
+      sent += here;
+    };
+    for (std::uint32_t begin = 0; begin < count && sent < most; begin += Threads) {
+      const std::uint32_t i = begin + threadIdx.x, token = i < count ? static_cast<std::uint32_t>(ids[i]) : first;
+      add(token < first, token);
     }
-    found = found < most ? found : most;
-    if (threadIdx.x == 0 && sends_ && is_kept) equal_.give(first_word(), found);
-    if (threadIdx.x == 0 && sends_ && !is_kept) equal_.give_all(first_word(), found);
-    return found;
+    for (std::uint32_t begin = first; begin < last && sent < most; begin += Threads) {
+      const std::uint32_t token = begin + threadIdx.x;
+      add(token < last && is_equal(token), token);
+    }
+    if (threadIdx.x == 0) equal_.give_all(first_word(), sent < most ? sent : most);
   }
-  /// The place of this rank's first token whose position is behind the `wanted` lowest of those that all ranks have found.
-  /// @param own   what own_equal() returned, with the same `copy`
-  __device__ std::uint32_t end_of_equal(std::uint32_t wanted, std::uint32_t own, std::uint32_t* copy, std::uint32_t room) const {
+  /// The place of this rank's first token whose position is behind the `wanted` lowest of those that all ranks have sent.
+  /// @param copy  [room] shared memory
+  __device__ std::uint32_t end_of_equal(std::uint32_t wanted, std::uint32_t* copy, std::uint32_t room) const {
     __shared__ std::uint32_t end, counts[most_ranks];
-    const bool is_kept = wanted <= room;
-    if (threadIdx.x < most_ranks) {
-      const bool is_taken = threadIdx.x < equal_.ranks && (threadIdx.x != equal_.rank || !is_kept);
-      counts[threadIdx.x] = is_taken ? equal_.take(threadIdx.x, first_word()) : threadIdx.x == equal_.rank ? own : 0;
-    }
+    if (threadIdx.x < most_ranks) counts[threadIdx.x] = threadIdx.x < equal_.ranks ? equal_.take(threadIdx.x, first_word()) : 0;
     if (threadIdx.x == 0) end = 0xffffffffu;
     __syncthreads();
-    std::uint32_t count[most_ranks], begin[most_ranks], total = is_kept ? own : 0;
+    std::uint32_t count[most_ranks], begin[most_ranks], total = 0;
 #pragma unroll
     for (unsigned rank = 0; rank < most_ranks; ++rank) {
-      const bool is_there = is_kept && rank == equal_.rank;
+      begin[rank] = total;
       count[rank] = counts[rank];
-      begin[rank] = is_there ? 0 : total;
-      total += is_there ? 0 : count[rank];
+      total += count[rank];
     }
     const auto sent = [&](unsigned rank, std::uint32_t i) { return equal_.take(rank, first_word() + 1 + i); };
     const bool fits = total <= room;
 #pragma unroll
     for (unsigned rank = 0; rank < most_ranks; ++rank)
-      for (std::uint32_t i = threadIdx.x; fits && !(is_kept && rank == equal_.rank) && i < count[rank]; i += Threads)
-        copy[begin[rank] + i] = sent(rank, i);
+      for (std::uint32_t i = threadIdx.x; fits && i < count[rank]; i += Threads) copy[begin[rank] + i] = sent(rank, i);
     __syncthreads();
-    const auto position_at = [&](unsigned rank, std::uint32_t first, std::uint32_t i) {
-      return fits || (is_kept && rank == equal_.rank) ? copy[first + i] : sent(rank, i);
-    };
+    const auto position_at = [&](unsigned rank, std::uint32_t first, std::uint32_t i) { return fits ? copy[first + i] : sent(rank, i); };
 #pragma unroll
     for (unsigned rank = 0; rank < most_ranks; ++rank)
       for (std::uint32_t i = threadIdx.x; i < count[rank]; i += Threads) {
