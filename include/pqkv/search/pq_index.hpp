@@ -126,6 +126,21 @@ class pq_index {
     return written;
   }
 
+  /// Encodes tokens [begin, end) of a sequence, begin <= end, by copying runs of their keys.
+  template <exec::policy P, class Rows>
+  void encode_copies(const P& policy, std::size_t which, const Rows& rows, std::size_t begin, std::size_t end) const {
+    const view_type own = view().sequence(which);
+    const std::size_t h = shape_.kv_heads, d = shape_.head_dim, run = std::min<std::size_t>(end - begin, 4096);
+    const auto memory = make_owner<copy_of<Rows>>(policy, h * run * d);
+    for (; begin < end; begin += run) {
+      const std::size_t count = std::min(run, end - begin);
+      const auto keys = make_view<Space>(memory.data(), h, count, d);
+      gather(policy, own, rows, which * h, stratified_sample{count, count, {}}, begin, keys);
+      pqkv::encode(policy, as_const(keys), own.book, own.codes.slice(2, begin, count));
+    }
+    sync(policy);  // the copies are freed here
+  }
+
   /// Builds a sequence's joint-code index from the codes of tokens [first, ranked).
   template <exec::policy P>
   void recount(const P& policy, std::size_t which, std::size_t first, std::size_t ranked) const {
@@ -143,7 +158,7 @@ class pq_index {
   mutable_distance_table_view<Space> tabulate(const P& policy, pqkv::view<const float, 2, Space>& query, const head_map<Space>& map,
                                               const pq_workspace<Space>& work) const {
     const view_type own = view();
-    const auto table = part_of(work.table, query.extent(0));
+    const auto table = work.table_of(query.extent(0));
     if (!own.axes.is_identity()) {
       const auto ordered = work.ordered.slice(0, 0, query.extent(0));
       order(policy, query, own, map, ordered);
@@ -254,21 +269,6 @@ class pq_index {
     if constexpr (space::usable_from<Space, space::host>)
       if (!own.pairs.empty()) return detail::run_operation<op::gather_keys>(policy, rows, head, sample, begin, own.pairs, out);
     detail::run_operation<op::gather_keys>(policy, rows, head, sample, begin, own.axes, out);
-  }
-
-  /// Encodes tokens [begin, end) of a sequence, begin <= end, by copying runs of their keys.
-  template <exec::policy P, class Rows>
-  void encode_copies(const P& policy, std::size_t which, const Rows& rows, std::size_t begin, std::size_t end) const {
-    const view_type own = view().sequence(which);
-    const std::size_t h = shape_.kv_heads, d = shape_.head_dim, run = std::min<std::size_t>(end - begin, 4096);
-    const auto memory = make_owner<copy_of<Rows>>(policy, h * run * d);
-    for (; begin < end; begin += run) {
-      const std::size_t count = std::min(run, end - begin);
-      const auto keys = make_view<Space>(memory.data(), h, count, d);
-      gather(policy, own, rows, which * h, stratified_sample{count, count, {}}, begin, keys);
-      pqkv::encode(policy, as_const(keys), own.book, own.codes.slice(2, begin, count));
-    }
-    sync(policy);  // the copies are freed here
   }
 
   /// Learns from tokens [first, n). The caller's fit(keys [h, rows, d], params) trains the coarse codebook, and returns whether it has

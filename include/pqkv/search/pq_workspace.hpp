@@ -69,6 +69,11 @@ struct pq_workspace {
   view<float, 2, Space> ordered;                         // [queries, d], or empty where axes are contiguous
   view<attended_sum, 1, Space> attended;                 // [queries], host memory only
 
+  /// The tables of the first `query_heads`.
+  constexpr mutable_distance_table_view<Space> table_of(std::size_t query_heads) const {
+    return {table.entries.slice(0, 0, query_heads), table.bias.slice(0, 0, query_heads)};
+  }
+
   /// @param rows         query tokens that are ranked at once
   /// @param query_heads  hq of one query token
   static constexpr pq_workspace place(arena& memory, const pq_index_shape& shape, std::size_t rows, std::size_t query_heads,

@@ -310,6 +310,11 @@ struct kernel<op::attention, backend::cuda> {
   template <class P, class Store>
   static void run(const P& policy, view<const float, 2, space::device> query, const Store& store, const token_set<space::device>& tokens,
                   view<float, 2, space::device> out, view<float, 1, space::device> lse, float scale) {
+    run_into(policy, query, store, tokens, scale, detail::stored_output{out, lse});
+  }
+  template <class P, class Store, class Output>
+  static void run_into(const P& policy, view<const float, 2, space::device> query, const Store& store,
+                       const token_set<space::device>& tokens, float scale, const Output& output) {
     static_assert(std::is_trivially_copyable_v<Store>, "pqkv: a kv_store goes into kernels by value; make it trivially copyable");
     const detail::launcher launch(policy, "attention");
     const std::size_t hq = query.extent(0), d = store.head_dim(), splits = detail::attention_device_splits(hq);
@@ -326,16 +331,14 @@ struct kernel<op::attention, backend::cuda> {
       by_dims<8>(launch, query, store, tokens, parts, shape, splits);
     const auto merge = [&]<unsigned Slices, unsigned Runs>(std::integral_constant<unsigned, Slices>,
                                                            std::integral_constant<unsigned, Runs>) {
-      const auto merged = detail::merge_kernel<Slices, Runs>;
+      const auto merged = detail::merge_kernel<Slices, Runs, Output>;
       launch("merge_kernel", merged,
              {dim3(static_cast<unsigned>(hq)), Slices * detail::merge_columns, 0, 1, launch.is_built_for_hopper(merged)}, parts,
-             static_cast<unsigned>(splits), out, lse);
+             static_cast<unsigned>(splits), output);
     };
     const auto merge_slices = [&](auto slices) {
-      if (d > detail::merge_columns)
-        merge(slices, std::integral_constant<unsigned, 2>{});
-      else
-        merge(slices, std::integral_constant<unsigned, 1>{});
+      d > detail::merge_columns ? merge(slices, std::integral_constant<unsigned, 2>{})
+                                : merge(slices, std::integral_constant<unsigned, 1>{});
     };
     if (splits > detail::max_splits / 4)
       merge_slices(std::integral_constant<unsigned, 4>{});

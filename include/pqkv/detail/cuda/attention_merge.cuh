@@ -29,11 +29,27 @@ static_assert(attention_device_splits(1) <= max_splits);
 inline constexpr unsigned merged_dims = 256,  // at most
     merge_columns = 128;                      // threads next to each other in a row, each for one or two dimensions
 
+/// Where attention's results go: to memory. Another type with this member may use them further before they are stored
+/// (share_steps_merging.cuh).
+struct stored_output {
+  view<float, 2, space::device> out;
+  view<float, 1, space::device> lse;  // or without data
+
+  /// What a CTA needs of it for query head q, read before the results are there.
+  __device__ const stored_output& open(std::size_t) const { return *this; }
+  /// @param value  value(i): output i of query head q; sum(): its log-sum-exp. By all threads of a CTA
+  template <class Value, class Sum>
+  __device__ void write(std::size_t q, std::size_t d, Value value, Sum sum) const {
+    for (std::size_t i = threadIdx.x; i < d; i += blockDim.x) out(q, i) = value(i);
+    if (threadIdx.x == 0 && lse.data != nullptr) lse(q) = sum();
+  }
+};
+
 /// One CTA for each query head. Each slice of its threads takes every Slices-th part and reads all of its parts before it uses the first.
 /// @tparam Runs  dimensions of a thread
-template <unsigned Slices, unsigned Runs>
+template <unsigned Slices, unsigned Runs, class Output>
 PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
-    merge_kernel(attention_partials parts, unsigned splits, view<float, 2, space::device> out, view<float, 1, space::device> lse) {
+    merge_kernel(attention_partials parts, unsigned splits, const __grid_constant__ Output output) {
   constexpr canonical::softmax_scale as_it_is{1.0f, -125.0f};
   constexpr unsigned runs = Runs, own_parts = max_splits / 4;
   static_assert(Runs * merge_columns <= merged_dims);
@@ -42,6 +58,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
   block::release_dependents();
   block::wait_for_last_kernel();
   __shared__ float shrink[max_splits], of_slice[Slices][runs * merge_columns], highest_of_all, total_of_all;
+  const auto& opened = output.open(q);
   const auto for_parts = [&](auto take) {  // take(r, a, part, dimension): number a of this slice, run r of dimensions
 #pragma unroll
     for (unsigned r = 0; r < runs; ++r)
@@ -86,17 +103,19 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
   for (unsigned r = 0; r < runs; ++r) of_slice[slice][r * merge_columns + column] = sum[r];
   __syncthreads();
   const float total = total_of_all;
-  for (std::size_t i = threadIdx.x; i < parts.d; i += Slices * merge_columns) {
+  const auto value = [&](std::size_t i) {
     float all = 0;
 #pragma unroll
     for (unsigned s = 0; s < Slices; ++s) all += of_slice[s][i];
-    out(q, i) = !is_finite(total) ? total : total == 0 ? 0.0f : all / total;
-  }
-  if (threadIdx.x == 0 && lse.data != nullptr)
-    lse(q) = !is_finite(total) ? total
-             : total == 0
-                 ? float_from_bits(0xff800000u)
-                 : static_cast<float>(static_cast<double>(highest_of_all) * 0.69314718055994530942 + log(static_cast<double>(total)));
+    return !is_finite(total) ? total : total == 0 ? 0.0f : all / total;
+  };
+  const auto sum_of_all = [&] {
+    return !is_finite(total) ? total
+           : total == 0
+               ? float_from_bits(0xff800000u)
+               : static_cast<float>(static_cast<double>(highest_of_all) * 0.69314718055994530942 + log(static_cast<double>(total)));
+  };
+  opened.write(q, parts.d, value, sum_of_all);
 }
 
 }  // namespace pqkv::detail

@@ -6,14 +6,19 @@
 #include "../../core/canonical.hpp"
 #include "../../selector/pq.hpp"
 #include "retrieve_fused.cuh"
+#include "sequence_steps_append.cuh"
 
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Lists of a step that is not planned yet. A CTA makes the list's plan in one warp while the others copy what the list's table is made of
 /// into shared memory; the first CTA of each list writes the plan.
-template <unsigned Threads, unsigned Pack>
+///
+/// @tparam Places  where the sequences' tokens are among the cache's rows: whole_sequence, or a rank's share of them; and whether the lists
+///                 of all ranks are selected together
+template <unsigned Threads, unsigned Pack, class Places = whole_sequence>
 struct planned_lists {
+  static constexpr bool exchanges = Places::exchanges;
   using pack = block::query_pack<Pack>;
 
   planned_queries<space::device> queries;
@@ -21,14 +26,16 @@ struct planned_lists {
   view<const float, 2, space::device> query;  // [T * hq, d]
   codebook_view<space::device> book;
   axis_map axes;
+  Places places;
   unsigned kv_heads, tokens, packs, d, ds;  // packs of a list's query heads; no division of 64 bits on the device
 
-  planned_lists(const ranked_step<space::device>& step, unsigned g)
+  planned_lists(const ranked_step<space::device>& step, unsigned g, const Places& of = {})
       : queries(step.queries),
         plan(step.plan),
         query(step.query),
         book(step.index.book),
         axes(step.index.axes),
+        places(of),
         kv_heads(static_cast<unsigned>(step.index.kv_heads)),
         tokens(static_cast<unsigned>(step.plan.slots.extent(0))),
         packs((g + Pack - 1) / Pack),
@@ -38,7 +45,7 @@ struct planned_lists {
   std::size_t shared_bytes(const block::scoring& call) const {
     using block::shared_memory;
     return shared_memory::bytes<float>(std::size_t{call.g} * call.m * call.c) + shared_memory::bytes<pack>(packs * d) +
-           shared_memory::bytes<std::uint32_t>(std::size_t{d} * call.c) + shared_memory::bytes<middle_range>(1);
+           shared_memory::bytes<std::uint32_t>(std::size_t{d} * call.c) + shared_memory::bytes<middle_range>(2);
   }
 
   /// The entries of a list's query heads, [g, m, c].
@@ -46,7 +53,7 @@ struct planned_lists {
     float* table;
     pack* rows;                // [packs, d] the queries, whose axes are in order
     std::uint32_t* centroids;  // [m, ds, c] bits of floats
-    middle_range* range;
+    middle_range* range;       // [2] of the rows; of the whole sequence
 
     __device__ const float* operator()(const block::scoring& call, unsigned, unsigned q, unsigned j) const {
       return table + ((q * call.m + j) << call.bits);
@@ -57,16 +64,21 @@ struct planned_lists {
     const planned_lists& all;
     const block::scoring& call;
     unsigned list, row_head, token;
+    unsigned parts;
     bool writes, is_query;
+    std::uint32_t number = 0;  // of this exchange
     step_token at;
 
-    __device__ one(const planned_lists& lists, const block::scoring& of, unsigned which, bool is_first)
+    /// @param part  of the CTAs of a list
+    __device__ one(const planned_lists& lists, const block::scoring& of, unsigned which, unsigned part, unsigned all_parts)
         : all(lists),
           call(of),
           list(which),
           row_head(of.row_head_of(which)),
           token(lists.tokens == 1 ? 0 : row_head / lists.kv_heads),
-          writes(is_first) {
+          parts(all_parts),
+          writes(part == 0) {
+      if constexpr (exchanges) number = all.places.numbers[list] + 1;
       const std::size_t batch = all.queries.sequences.extent(0);
       at = locate(all.queries.step, batch, all.queries.first + token);
       is_query = at.count != 0 && at.slot < batch;
@@ -79,7 +91,7 @@ struct planned_lists {
       own.table = memory.take<float>(call.g * call.m * call.c);
       own.rows = memory.take<pack>(all.packs * all.d);
       own.centroids = memory.take<std::uint32_t>(all.d * call.c);
-      own.range = memory.take<middle_range>(1);
+      own.range = memory.take<middle_range>(2);
       constexpr unsigned copiers = Threads / 4;
       static_assert(copiers >= max_head_dim);
       const unsigned copier = threadIdx.x % copiers;
@@ -101,10 +113,13 @@ struct planned_lists {
       return own;
     }
     /// Makes the plan while the copies run, then the same numbers as inner_product_table(). Ends with a barrier.
-    __device__ void finish(const entries& own) const {
+    /// @param planned  called in between by all threads, with the list's range: all copies are there
+    template <class Planned>
+    __device__ void finish(const entries& own, Planned planned) const {
       if (threadIdx.x >= Threads - 32) make_plan(own.range);
       block::wait_copies<0>();
       __syncthreads();
+      planned(*own.range);
 #pragma unroll 1
       for (unsigned i = threadIdx.x; i < all.packs * call.m << call.bits; i += Threads) {
         const unsigned x = i & (call.c - 1), row = i >> call.bits, first = all.packs == 1 ? 0 : row / call.m, j = row - first * call.m;
@@ -124,8 +139,14 @@ struct planned_lists {
       }
       __syncthreads();
     }
+    __device__ void finish(const entries& own) const {
+      finish(own, [](const middle_range&) {});
+    }
     /// The list's range, after finish().
     __device__ middle_range range(const entries& own) const { return *own.range; }
+    /// Where the ranges of all ranks are one.
+    __device__ middle_range whole(const entries& own) const { return own.range[1]; }
+    __device__ auto exchange() const { return all.places.template exchange<Threads>(list, writes, number, parts); }
 
    private:
     /// By one warp. The first CTA of a list writes the plan.
@@ -134,9 +155,10 @@ struct planned_lists {
       if (is_query) made = plan_query(all.queries.sequences(at.slot), all.queries.query(at), all.queries.rule, all.queries.covers);
       if (!all.queries.has_own_list(at, token)) made.range = {};
       if (threadIdx.x % 32 != 0) return;
-      *found = call.limited(made.range);
+      found[0] = call.limited(all.places.local(made.range));
+      found[1] = made.range;
       if (!writes) return;
-      all.plan.spans(list) = made.span;
+      all.plan.spans(list) = all.places.local(made.span);
       if (list != row_head * call.lists_per_head) return;
       all.plan.ranges(row_head) = made.range;
       if (row_head == token * all.kv_heads) all.plan.slots(token) = is_query ? at.slot : 0;
@@ -146,26 +168,34 @@ struct planned_lists {
 
 }  // namespace detail
 
+namespace detail {
+/// Ranks a step in one launch. @return false, and nothing is enqueued, where it needs more than one
+template <class P, class Places>
+bool rank_step_in_one(const P& policy, const ranked_step<space::device>& step, const Places& places) {
+  constexpr unsigned together = 4;
+  const std::size_t tokens = step.plan.slots.extent(0), hq = step.query.extent(0);
+  if (tokens == 0 || !block::uses_probabilities(step.how.reduction)) return false;
+  const codebook_view<space::device> book = step.index.book;
+  const distance_table_view<space::device> no_table{
+      make_view<space::device>(static_cast<const float*>(nullptr), hq, book.subspaces(), book.size()), {}};
+  const head_map<space::device> map{as_const(step.plan.slots), static_cast<std::uint32_t>(step.index.kv_heads)};
+  block::scoring call(no_table, as_const(step.index.codes), step.how.reduction, step.how.head_dim, step.how.scale, map);
+  call.path = step.how.path;
+  if (step.how.path != search_path::scan) call.index = step.index.index;
+  if (call.g == 1) return false;  // look-ups would be of one query head
+  const list_items most(call);
+  const launcher launch(policy, "rank_step");
+  const planned_lists<tuning::select_threads, together, Places> lists(step, call.g, places);
+  return retrieve_in_one<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, most.items, most.cells);
+}
+}  // namespace detail
+
 template <>
 struct kernel<op::rank_step, backend::cuda> {
   /// @return false, and nothing is enqueued, where the step needs more than one launch
   template <class P>
   static bool run(const P& policy, const ranked_step<space::device>& step) {
-    constexpr unsigned together = 4;
-    const std::size_t tokens = step.plan.slots.extent(0), hq = step.query.extent(0);
-    if (tokens == 0 || !detail::block::uses_probabilities(step.how.reduction)) return false;
-    const codebook_view<space::device> book = step.index.book;
-    const distance_table_view<space::device> no_table{
-        make_view<space::device>(static_cast<const float*>(nullptr), hq, book.subspaces(), book.size()), {}};
-    const head_map<space::device> map{as_const(step.plan.slots), static_cast<std::uint32_t>(step.index.kv_heads)};
-    detail::block::scoring call(no_table, as_const(step.index.codes), step.how.reduction, step.how.head_dim, step.how.scale, map);
-    call.path = step.how.path;
-    if (step.how.path != search_path::scan) call.index = step.index.index;
-    if (call.g == 1) return false;  // look-ups would be of one query head
-    const detail::list_items most(call);
-    const detail::launcher launch(policy, "rank_step");
-    const detail::planned_lists<detail::tuning::select_threads, together> lists(step, call.g);
-    return detail::retrieve_in_one<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, most.items, most.cells);
+    return detail::rank_step_in_one(policy, step, detail::whole_sequence{});
   }
 };
 

@@ -33,13 +33,14 @@ struct token_share {
 /// Lists whose ranges and tables are in device memory.
 struct given_lists {
   using entries = block::table_entries;
+  static constexpr bool exchanges = false;
 
   /// The list of one CTA.
   struct one {
     const block::scoring& call;
     unsigned list;
 
-    __device__ one(const given_lists&, const block::scoring& of, unsigned which, bool) : call(of), list(which) {}
+    __device__ one(const given_lists&, const block::scoring& of, unsigned which, unsigned, unsigned) : call(of), list(which) {}
     __device__ std::size_t head() const { return call.head_of(list); }
     /// Returns where the table entries of the list will be. Other kinds of lists start copying here what the entries are computed from.
     __device__ entries begin(block::shared_memory&) const { return {}; }
@@ -58,8 +59,8 @@ struct given_lists {
 /// @param words       size of the bitmap of tokens, a multiple of 8; a part with more tokens is processed in several steps
 template <unsigned Threads, unsigned Pack, class Lists>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    retrieve_kernel(block::scoring call, Lists lists, retrieved_lists out, std::uint8_t* skipped, unsigned most_items, unsigned most_lists,
-                    unsigned words, unsigned log_parts) {
+    retrieve_kernel(block::scoring call, const __grid_constant__ Lists lists, retrieved_lists out, std::uint8_t* skipped,
+                    unsigned most_items, unsigned most_lists, unsigned words, unsigned log_parts) {
   using scorer_type = block::list_scorer<Threads, Pack, typename Lists::entries>;
   __shared__ typename scorer_type::scratch scoring_scratch;
   __shared__ union {
@@ -70,7 +71,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   __shared__ block::reduction<std::uint64_t, Threads> sums;
   block::wait_for_last_kernel();  // releases no dependents: attention beside this kernel loses more time than it gains
   const unsigned list = blockIdx.x >> log_parts, part = blockIdx.x & ((1u << log_parts) - 1);
-  const typename Lists::one own_list(lists, call, list, part == 0);
+  const typename Lists::one own_list(lists, call, list, part, 1u << log_parts);
   const std::size_t head = own_list.head();
   block::shared_memory memory;
   const typename Lists::entries entries = own_list.begin(memory);
@@ -86,43 +87,72 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
                 *bitmap = memory.take<std::uint32_t>(words + block::sparse_bitmap<Threads>::touched_words(words));
   scorer_type scorer(call, list, 0, call.g, scoring_scratch, memory, entries);
   const block::index_extent extent = call.extent_of(head);
-  own_list.finish(entries);
+  if constexpr (Lists::exchanges)
+    own_list.finish(entries, [&](const middle_range& own) {  // its counts are under way to other ranks while tables are computed
+      if (own_list.whole(entries).size() == 0) return;       // on all ranks
+      const indexed_range held(extent, own.end);
+      if (held.last > held.end) {
+        uncount_later<Threads>(call, head, held, counts);
+        __syncthreads();
+      }
+      own_list.exchange().send_counts(counts, static_cast<std::uint32_t>(call.index.cells()));
+    });
+  else
+    own_list.finish(entries);
   const middle_range range = own_list.range(entries);  // read here, so that the load overlaps with stage()
   scorer.stage(part == 0 ? skipped : nullptr);
   // A range that its index does not hold and that is too long to be scanned here breaks retrieve()'s contract. Nothing is then read or
   // written out of bounds.
-  const bool are_cells = call.is_joint(range, extent) || range.size() > most_items;
+  const bool are_cells = Lists::exchanges || call.is_joint(range, extent) || range.size() > most_items;
   const indexed_range held = are_cells ? indexed_range(extent, range.end) : indexed_range();
   const index_tail<Threads> tail(call, head, held);
   const token_share own(range.size(), part, log_parts);
-  const std::uint32_t k = out.selected(range);
-  if (part == 0) out.finish<Threads>(list, k);
+  std::uint32_t k = 0, ranked = range.size();  // how many are selected, of how many
+  if constexpr (Lists::exchanges) {
+    k = own_list.whole(entries).selected(), ranked = own_list.whole(entries).size();
+    if (threadIdx.x == 0 && range.size() == 0) out.counts(list) = 0;  // otherwise by the CTA of the last part
+  } else {
+    k = out.selected(range);
+    if (part == 0) out.finish<Threads>(list, k);
+  }
+  const std::uint32_t room = Lists::exchanges ? out.room() : k;
   std::int32_t* indices = out.list(list);
   block::wait_copies<0>();
-  if (k == 0 || own.begin == own.end) return;
-  if (k == range.size()) {
-    for (std::uint32_t i = own.begin + threadIdx.x; i < own.end; i += Threads) indices[i] = static_cast<std::int32_t>(range.begin + i);
-    return;
+  if constexpr (Lists::exchanges) {  // the other ranks wait for this one's messages, even if it selects nothing
+    if (ranked == 0) return;         // on all ranks
+    __syncthreads();
+    own_list.exchange().add_counts(counts, static_cast<std::uint32_t>(call.index.cells()));
+  } else {
+    if (k == 0 || own.begin == own.end) return;
+    if (k == range.size()) {
+      for (std::uint32_t i = own.begin + threadIdx.x; i < own.end; i += Threads) indices[i] = static_cast<std::int32_t>(range.begin + i);
+      return;
+    }
   }
 
   block::scored_items items = call.items(range, head, are_cells);
   if (are_cells) items.counts = counts;
   const auto key_at = [&](std::uint32_t i) { return keys[i]; };
   __syncthreads();  // tables and counts are there
-  if (held.last > held.end) {
+  if (!Lists::exchanges && held.last > held.end) {
     uncount_later<Threads>(call, head, held, counts);
     __syncthreads();
   }
-  const std::uint32_t ceiling = scorer.prepare(items, range.size());
+  const std::uint32_t ceiling = scorer.prepare(items, ranked);
   scorer.score(items, 0, items.n, keys);
   __syncthreads();
   const block::threshold limit =
       scratch.select.find(items.n, k, ceiling, scratch.select.wide_shift, key_at, [&](std::uint32_t i) { return items.weight(i); });
   const bool all_equal = scratch.select.takes_all_equal();
   __syncthreads();
-  const auto has_tokens = [&](std::uint32_t i) { return items.counts[i] != 0; };
   const auto list_at = [&](std::uint32_t i) {
     return offsets != nullptr ? uint2{offsets[i], offsets[i + 1]} : uint2{call.index.offsets(head, i), call.index.offsets(head, i + 1)};
+  };
+  const auto has_tokens = [&](std::uint32_t i) {
+    if constexpr (Lists::exchanges)
+      return items.counts[i] != 0 && keys[i] >= limit.key && list_at(i).x != list_at(i).y;  // the counts are those of all ranks
+    else
+      return items.counts[i] != 0;
   };
   const std::uint32_t most_tokens = words * 32;
 
@@ -134,14 +164,45 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   const bool are_collected = are_cells && items.n <= scratch.reached.most;
   if (are_collected) {
     scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, has_tokens, key_at, list_at);
-    if (!all_equal && scratch.reached.equal_lists == 1 && limit.of_equal <= scratch.reached.equal_length) {
+    if (!Lists::exchanges && !all_equal && scratch.reached.equal_lists == 1 && limit.of_equal <= scratch.reached.equal_length) {
       const std::uint32_t last_equal = static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + limit.of_equal - 1]);
       if (last_equal < held.listed) end_of_equal = last_equal + 1, is_cut = true;  // otherwise some are not yet in the id lists
     }
   }
-  const std::uint32_t listed_equal = end_of_equal < held.listed ? end_of_equal : held.listed;
-  if (are_collected && is_cut && k < range.size() / 32) {  // few tokens are selected
-    std::uint32_t before = 0;                              // selected tokens at lower positions
+  if constexpr (Lists::exchanges) {
+    if (!all_equal) {
+      const auto is_equal = [&](std::uint32_t token) { return keys[tokens_of(call, head).cell(token)] == limit.key; };
+      const auto exchange = own_list.exchange();
+      if (part != 0) {  // the first part's CTA sends this rank's
+      } else if (are_collected && scratch.reached.equal_lists <= 1) {
+        const std::uint32_t listed = scratch.reached.equal_lists == 0 ? 0 : scratch.reached.equal_length;
+        exchange.send_equal(places, limit.of_equal, ids + scratch.reached.equal_begin, listed, held.listed, held.end, is_equal);
+      } else {  // rare: several cells with the same score, so the ids are not in order. All tokens are looked at, one after the other
+        __syncthreads();
+        const block::threshold lowest = scratch.select.find(
+            range.size(), limit.of_equal, 0xffffffffu, 22, [](std::uint32_t i) { return ~i; },
+            [&](std::uint32_t i) { return is_equal(range.begin + i) ? 1u : 0u; });
+        const std::uint32_t last = ~lowest.key < range.size() ? range.begin + ~lowest.key + 1 : range.end;
+        exchange.send_equal(places, limit.of_equal, ids, 0, range.begin, last, is_equal);
+        if (are_collected)
+          scratch.reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), 0, items.n, limit, has_tokens, key_at, list_at);
+      }
+      is_cut = true;
+    }
+    if (own.begin == own.end) return;
+  }
+  const bool is_sparse = are_collected && is_cut && k < range.size() / 32;  // few tokens are selected
+  const auto find_end_of_equal = [&] {
+    if constexpr (Lists::exchanges)  // counts are read by nobody any more where all lists are collected
+      end_of_equal = own_list.exchange().end_of_equal(limit.of_equal, are_collected ? counts : bitmap, are_collected ? items.n : words);
+  };
+  if (Lists::exchanges && !all_equal && !is_sparse) find_end_of_equal();
+  std::uint32_t listed_equal = end_of_equal < held.listed ? end_of_equal : held.listed;
+  const auto count_listed = [&](std::uint32_t listed) {  // the last part of a rank's share knows how many it has
+    if (Lists::exchanges && threadIdx.x == 0 && own.end == range.size()) out.counts(list) = listed < room ? listed : room;
+  };
+  if (is_sparse) {
+    std::uint32_t before = 0;  // selected tokens at lower positions
     for (std::uint32_t first = own.begin; first < own.end; first += most_tokens) {
       const std::uint32_t tokens = own.end - first < most_tokens ? own.end - first : most_tokens;
       block::sparse_bitmap<Threads> selected(bitmap, bitmap + words, (tokens + 31) / 32);
@@ -152,18 +213,35 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
         if (t - first < tokens) selected.mark(t - first);
         if (t < own.begin) ++passed;
       };
+      // Tokens above the threshold are marked while the positions of those at it are under way.
+      const bool equal_later = Lists::exchanges && !all_equal && first == own.begin;
       scratch.reached.for_tokens(ids, [&](std::uint32_t token, bool above) {
-        if (token < (above ? held.listed : listed_equal)) mark(token);
+        if (token < (above ? held.listed : equal_later ? 0u : listed_equal)) mark(token);
       });
       tail.mark(limit, key_at, [&](std::uint32_t token, bool above) {
-        if (above || token < end_of_equal) mark(token);
+        if (above || (!equal_later && token < end_of_equal)) mark(token);
       });
+      if (equal_later) {
+        find_end_of_equal();
+        listed_equal = end_of_equal < held.listed ? end_of_equal : held.listed;
+        const auto mark_equal = [&](std::uint32_t token, bool above) {
+          if (!above && token < listed_equal) mark(token);
+        };
+        if (scratch.reached.equal_lists > 1)
+          scratch.reached.for_tokens(ids, mark_equal);
+        else if (scratch.reached.equal_lists == 1)
+          for (std::uint32_t i = threadIdx.x; i < scratch.reached.equal_length; i += Threads)
+            mark_equal(static_cast<std::uint32_t>(ids[scratch.reached.equal_begin + i]), false);
+        tail.mark(limit, key_at, [&](std::uint32_t token, bool above) {
+          if (!above && token < end_of_equal) mark(token);
+        });
+      }
       if (first == own.begin && first != 0) before = places.sum(passed);
       __syncthreads();
-      before += selected.emit(places, before, static_cast<std::int32_t>(range.begin + first), indices, k);
+      before += selected.emit(places, before, static_cast<std::int32_t>(range.begin + first), indices, room);
       __syncthreads();  // the bitmap is about to be reused
     }
-    return;
+    return count_listed(before);
   }
 
   std::uint64_t before = 0;  // marked tokens at lower positions
@@ -204,10 +282,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     __syncthreads();
     block::bitmap_emission<Threads> emission(sums);
     const std::uint64_t here = emission.count(chosen, are_cells && is_cut ? nullptr : equal, used);
-    emission.emit(before, limit.of_equal, static_cast<std::int32_t>(range.begin + first), indices, k);
+    emission.emit(before, limit.of_equal, static_cast<std::int32_t>(range.begin + first), indices, room);
     before += here;
     __syncthreads();  // the bitmaps are about to be reused
   }
+  count_listed(static_cast<std::uint32_t>(before >> 32));
 }
 
 /// Bounds for the lists of a call, from what the host knows: the cells of the index if some list may use it, and the most items of any

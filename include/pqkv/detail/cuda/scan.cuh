@@ -70,6 +70,11 @@ __device__ void settle_list(const block::scoring& call, scan_shape shape, unsign
     scorer.stage(skipped);
     if (!is_complete) block::wait_for_last_kernel();
     is_complete = true;
+    if (call.given != nullptr) {
+      scorer.resume(nullptr);
+      rank(scorer);
+      continue;
+    }
     for (unsigned q = threadIdx.x; q < queries && block::uses_probabilities(call.reduction); q += Threads) {
       const std::uint64_t* of_runs = call.totals + (std::size_t{list} * call.g + first + q) * scan_device_runs;
       std::uint64_t z = 0;
@@ -148,9 +153,12 @@ class spread_launches {
   std::size_t table_bytes() const { return scorer_type::shared_bytes(shape_.chunk, call_.m, call_.c); }
 
   void normalisers() const {
-    if (uses_normalisers())
-      launch_("normaliser_kernel", normaliser_kernel<threads, Pack>,
-              {dim3(shape_.runs, ceil_div(call_.g, shape_.chunk), call_.lists), threads, table_bytes()}, call_, shape_);
+    if (uses_normalisers() && call_.given == nullptr) sums();
+  }
+  /// The sums of each run of items alone.
+  void sums() const {
+    launch_("normaliser_kernel", normaliser_kernel<threads, Pack>,
+            {dim3(shape_.runs, ceil_div(call_.g, shape_.chunk), call_.lists), threads, table_bytes()}, call_, shape_);
   }
   /// Launches everything up to the scores. @param scores  [lists, items], written
   void scores(view<float, 2, space::device> scores, std::uint8_t* skipped) const {

@@ -16,6 +16,34 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
+/// The launches of append().
+/// @param index  pq_index_view or no_index
+/// @param keys, values  [tokens, h, d]; views without data if the rows are in the store already
+template <class P, class Rows, class Index, class K, class V, class From, class Places>
+void append_step(const P& policy, const Rows& rows, const Index& index, const appended_tokens<space::device>& call, view<K, 3, From> keys,
+                 view<V, 3, From> values, const Places& places) {
+  const launcher launch(policy, "append");
+  const std::size_t batch = call.slots.sequences.extent(0), count = call.step.rows(batch);
+  const unsigned h = static_cast<unsigned>(rows.heads() / batch), all = static_cast<unsigned>(count);
+  if (!call.step.has_counts()) {
+    const auto kernel = append_token_kernel<Rows, Index, K, V, From, Places>;
+    std::size_t centroid_bytes = 0;
+    if constexpr (!std::is_same_v<Index, no_index>) centroid_bytes = key_encoder::shared_bytes(index.book, launch.shared_limit(kernel));
+    const unsigned shares = keys.data != nullptr && !std::is_same_v<Index, no_index> ? 2 : 1;
+    launch("append_token_kernel", kernel, {dim3(h, all, shares), max_centroids, centroid_bytes}, rows, index, call, centroid_bytes != 0,
+           keys, values, places);
+    return;
+  }
+  const std::size_t warps = 8, a_row = count == 0 ? 1 : call.tokens / count / warps + 1;
+  if (keys.data != nullptr)
+    launch("store_step_kernel", store_step_kernel<Rows, K, V, From, Places>,
+           {dim3(h, all, static_cast<unsigned>(std::min<std::size_t>(a_row, 64))), static_cast<unsigned>(warps * 32)}, rows, call, keys,
+           values, places);
+  if constexpr (!std::is_same_v<Index, no_index>)
+    encode_leaving(launch, index, rows, step_leaving<Places>{call, places}, count, call.tokens);
+  launch("commit_step_kernel", commit_step_kernel<Index, Places>, {dim3(all), 256}, index, call, places);
+}
+
 /// Records the outcome of a prompt or a training. One thread.
 template <class Slots, class Call>
 PQKV_HIDDEN __global__ void settle_prompt_kernel(Slots slots, Call call) {
@@ -31,8 +59,9 @@ PQKV_HIDDEN __global__ void settle_prompt_kernel(Slots slots, Call call) {
 }
 
 /// One CTA for each row.
-template <class Index>
-PQKV_HIDDEN __global__ void __launch_bounds__(256) truncate_tokens_kernel(Index index, truncated_tokens<space::device> call) {
+template <class Index, class Places>
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
+    truncate_tokens_kernel(Index index, truncated_tokens<space::device> call, Places places) {
   const std::uint32_t slot = call.slot_of(blockIdx.x), length = call.length_of(blockIdx.x);
   if (slot >= call.slots.sequences.extent(0)) return;
   const sequence now = call.slots.sequences(slot);
@@ -42,7 +71,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) truncate_tokens_kernel(Index 
   }
   const sequence after = now.truncated(length);
   if constexpr (!std::is_same_v<Index, no_index>)
-    if (now.learned != 0) change_ranking<ranking::ends>(index, leaving_between(slot, after, now, call.slots.rule));
+    if (now.learned != 0) change_ranking<ranking::ends>(index, places.local(leaving_between(slot, after, now, call.slots.rule)));
   __syncthreads();  // all threads have read the sequence
   if (threadIdx.x == 0) call.slots.sequences(slot) = after;
 }
@@ -164,32 +193,10 @@ struct kernel<op::store_tokens, backend::cuda> {
 
 template <>
 struct kernel<op::append_tokens, backend::cuda> {
-  /// @param index  pq_index_view or no_index
-  /// @param keys, values  [tokens, h, d]; views without data if the rows are in the store already
   template <class P, class Rows, class Index, class K, class V, class From>
   static void run(const P& policy, const Rows& rows, const Index& index, const appended_tokens<space::device>& call, view<K, 3, From> keys,
                   view<V, 3, From> values) {
-    const detail::launcher launch(policy, "append");
-    const std::size_t batch = call.slots.sequences.extent(0), count = call.step.rows(batch);
-    const unsigned h = static_cast<unsigned>(rows.heads() / batch), all = static_cast<unsigned>(count);
-    if (!call.step.has_counts()) {
-      const auto kernel = detail::append_token_kernel<Rows, Index, K, V, From>;
-      std::size_t centroid_bytes = 0;
-      if constexpr (!std::is_same_v<Index, no_index>)
-        centroid_bytes = detail::key_encoder::shared_bytes(index.book, launch.shared_limit(kernel));
-      const unsigned shares = keys.data != nullptr && !std::is_same_v<Index, no_index> ? 2 : 1;
-      launch("append_token_kernel", kernel, {dim3(h, all, shares), max_centroids, centroid_bytes}, rows, index, call, centroid_bytes != 0,
-             keys, values);
-      return;
-    }
-    const std::size_t warps = 8, a_row = count == 0 ? 1 : call.tokens / count / warps + 1;
-    if (keys.data != nullptr)
-      launch("store_step_kernel", detail::store_step_kernel<Rows, K, V, From>,
-             {dim3(h, all, static_cast<unsigned>(std::min<std::size_t>(a_row, 64))), static_cast<unsigned>(warps * 32)}, rows, call, keys,
-             values);
-    if constexpr (!std::is_same_v<Index, no_index>)
-      detail::encode_leaving(launch, index, rows, detail::step_leaving{call}, count, call.tokens);
-    launch("commit_step_kernel", detail::commit_step_kernel<Index>, {dim3(all), 256}, index, call);
+    detail::append_step(policy, rows, index, call, keys, values, detail::whole_sequence{});
   }
 };
 
@@ -207,8 +214,8 @@ template <>
 struct kernel<op::truncate_tokens, backend::cuda> {
   template <class P, class Index>
   static void run(const P& policy, const Index& index, const truncated_tokens<space::device>& call) {
-    detail::launcher(policy, "truncate")("truncate_tokens_kernel", detail::truncate_tokens_kernel<Index>,
-                                         {dim3(static_cast<unsigned>(call.rows())), 256}, index, call);
+    detail::launcher(policy, "truncate")("truncate_tokens_kernel", detail::truncate_tokens_kernel<Index, detail::whole_sequence>,
+                                         {dim3(static_cast<unsigned>(call.rows())), 256}, index, call, detail::whole_sequence{});
   }
 };
 

@@ -23,6 +23,17 @@ __device__ inline void add_to(std::uint64_t& counter, std::uint64_t more) {
   if (more != 0) atomicAdd(reinterpret_cast<unsigned long long*>(&counter), static_cast<unsigned long long>(more));
 }
 
+/// Where a sequence's tokens are among the rows that a cache has of it: all of them, in order. A cache that has some of them gives another
+/// type with these members (share_steps.cuh).
+struct whole_sequence {
+  static constexpr bool exchanges = false;  // whether lists are ranked together with other ranks
+  __device__ bool owns(std::uint32_t) const { return true; }
+  template <class T>
+  __device__ T local(const T& tokens) const {
+    return tokens;
+  }
+};
+
 /// Converts elements thread, thread + threads, ... of a row. Returns whether they are finite once stored.
 template <class From, class To>
 __device__ bool store_elements(kv_row<From> from, row_slot<To> to, std::size_t d, unsigned thread, unsigned threads) {
@@ -134,9 +145,10 @@ __device__ inline void join_ranked(const pq_index_view<space::device>& index, st
 /// does both. The key that leaves is never the new one, since no window is empty.
 /// @param copies  whether there is shared memory for a head's centroids
 /// @param keys  [rows, h, d]; without data the rows are in the store already
-template <class Rows, class Index, class K, class V, class From>
-__global__ void __launch_bounds__(max_centroids) append_token_kernel(Rows rows, Index index, appended_tokens<space::device> call,
-                                                                     bool copies, view<K, 3, From> keys, view<V, 3, From> values) {
+template <class Rows, class Index, class K, class V, class From, class Places>
+__global__ void __launch_bounds__(max_centroids)
+    append_token_kernel(Rows rows, Index index, appended_tokens<space::device> call, bool copies, view<K, 3, From> keys,
+                        view<V, 3, From> values, Places places) {
   block::release_dependents();
   const std::uint32_t row = blockIdx.y, slot = call.step.slot(row);
   if (slot >= call.slots.sequences.extent(0)) return;
@@ -159,11 +171,12 @@ __global__ void __launch_bounds__(max_centroids) append_token_kernel(Rows rows, 
     __threadfence();
     is_last = atomicAdd(&call.slots.tickets(row), 1u) + 1 == gridDim.x * gridDim.z;  // then all other CTAs of the row have read it too
   }
-  if (keys.data != nullptr && blockIdx.z == 0) {
+  if (keys.data != nullptr && blockIdx.z == 0 && places.owns(now.n)) {
     const std::size_t d = rows.head_dim();
-    const bool key_is_finite = store_elements(row_of(keys, row, blockIdx.x), rows.key_slot(head, now.n), d, threadIdx.x, blockDim.x),
-               value_is_finite = store_elements(row_of(values, row, blockIdx.x), rows.value_slot(head, now.n), d,
-                                                blockDim.x - 1 - threadIdx.x, blockDim.x);  // another warp
+    const std::uint32_t to = places.local(now.n);
+    const bool key_is_finite = store_elements(row_of(keys, row, blockIdx.x), rows.key_slot(head, to), d, threadIdx.x, blockDim.x),
+               value_is_finite = store_elements(row_of(values, row, blockIdx.x), rows.value_slot(head, to), d, blockDim.x - 1 - threadIdx.x,
+                                                blockDim.x);  // another warp
     newest.store(rows, head, row_of(keys, row, blockIdx.x), row_of(values, row, blockIdx.x));
     const bool bad_key = __syncthreads_and(key_is_finite ? 1 : 0) == 0, bad_value = __syncthreads_and(value_is_finite ? 1 : 0) == 0;
     if (threadIdx.x == 0 && bad_key) add_to(statistics.nonfinite_keys, 1);
@@ -172,7 +185,7 @@ __global__ void __launch_bounds__(max_centroids) append_token_kernel(Rows rows, 
   if constexpr (!std::is_same_v<Index, no_index>) {
     __shared__ key_encoder::scratch scratch;
     const leaving_tokens leaving =
-        encodes && now.learned != 0 ? leaving_between(slot, now, now.grown(1), call.slots.rule) : leaving_tokens{};
+        encodes && now.learned != 0 ? places.local(leaving_between(slot, now, now.grown(1), call.slots.rule)) : leaving_tokens{};
     const codebook_view<space::device> book = index.book;
     key_encoder encoder(scratch, book, index.axes, centroids);
     for (std::uint32_t t = leaving.first; t < leaving.last; ++t) {
@@ -214,35 +227,39 @@ struct appended_row {
 };
 
 /// grid.x: KV heads; grid.y: rows of a step; grid.z: CTAs that take a row's tokens in turn, a warp for each token.
-template <class Rows, class K, class V, class From>
+template <class Rows, class K, class V, class From, class Places>
 __global__ void __launch_bounds__(256)
-    store_step_kernel(Rows rows, appended_tokens<space::device> call, view<K, 3, From> keys, view<V, 3, From> values) {
+    store_step_kernel(Rows rows, appended_tokens<space::device> call, view<K, 3, From> keys, view<V, 3, From> values, Places places) {
   const appended_row row(call, blockIdx.y);
   if (!row.is_taken) return;
   slot_statistics& statistics = call.slots.statistics(row.slot);
   const std::size_t head = std::size_t{row.slot} * gridDim.x + blockIdx.x;
   const unsigned warps = blockDim.x / 32;
   for (std::uint32_t i = blockIdx.z * warps + threadIdx.x / 32; i < row.count; i += gridDim.z * warps)
-    store_token(rows, head, row.now.n + i, row_of(keys, row.first + i, blockIdx.x), row_of(values, row.first + i, blockIdx.x),
-                [&](unsigned which) { add_to(which == 0 ? statistics.nonfinite_keys : statistics.nonfinite_values, 1); });
+    if (places.owns(row.now.n + i))
+      store_token(rows, head, places.local(row.now.n + i), row_of(keys, row.first + i, blockIdx.x),
+                  row_of(values, row.first + i, blockIdx.x),
+                  [&](unsigned which) { add_to(which == 0 ? statistics.nonfinite_keys : statistics.nonfinite_values, 1); });
 }
 
 /// The tokens that leave the window of each row's sequence in a step.
+template <class Places>
 struct step_leaving {
   appended_tokens<space::device> call;
-  __device__ leaving_tokens operator()(std::uint32_t row) const { return appended_row(call, row).leaving(call.slots.rule); }
+  Places places;
+  __device__ leaving_tokens operator()(std::uint32_t row) const { return places.local(appended_row(call, row).leaving(call.slots.rule)); }
 };
 
 /// One CTA for each row: the encoded tokens join the ranked ones, then the sequence grows.
-template <class Index>
-PQKV_HIDDEN __global__ void __launch_bounds__(256) commit_step_kernel(Index index, appended_tokens<space::device> call) {
+template <class Index, class Places>
+PQKV_HIDDEN __global__ void __launch_bounds__(256) commit_step_kernel(Index index, appended_tokens<space::device> call, Places places) {
   const appended_row row(call, blockIdx.x);
   if (!row.has_tokens) return;
   if (!row.is_taken) {
     if (threadIdx.x == 0) call.slots.statistics(row.slot).refused += row.count;
     return;
   }
-  if constexpr (!std::is_same_v<Index, no_index>) change_ranking<ranking::begins>(index, row.leaving(call.slots.rule));
+  if constexpr (!std::is_same_v<Index, no_index>) change_ranking<ranking::begins>(index, places.local(row.leaving(call.slots.rule)));
   __syncthreads();  // all threads have read the sequence
   if (threadIdx.x == 0) call.slots.sequences(row.slot) = row.now.grown(row.count);
 }

@@ -46,6 +46,35 @@ __device__ inline float first_score(group_reduction reduction) {
   return reduction == group_reduction::logit_max ? float_from_bits(0xff800000u) : 0.0f;
 }
 
+/// The score with one query head's value more.
+__device__ inline float add_query(group_reduction reduction, float score, float value, float factor) {
+  switch (reduction) {
+    case group_reduction::probability_sum:
+      return canonical::fma(value, factor, score);
+    case group_reduction::probability_max:
+      return canonical::max(canonical::mul(value, factor), score);
+    case group_reduction::logit_max:
+      return canonical::max(canonical::add(value, factor), score);
+    case group_reduction::logit_sum:
+    case group_reduction::none:
+      break;
+  }
+  return canonical::add(score, value);
+}
+
+/// The score of an item so far. Until the last query head is added, an unsigned score holds the bits of a float.
+__device__ inline float so_far(float score) { return score; }
+__device__ inline float so_far(std::uint32_t score) { return float_from_bits(score); }
+template <bool Products>
+__device__ void store_score(float* to, float score, bool) {
+  *to = score;
+}
+template <bool Products>
+__device__ void store_score(std::uint32_t* to, float score, bool is_last) {
+  // A sum of probabilities is not negative, so its order key is its bits with the highest bit set.
+  *to = !is_last ? float_bits(score) : Products ? float_bits(score) | 0x80000000u : canonical::order_key(score);
+}
+
 /// The numbers of one query head that come from passes over all items.
 struct head_numbers {
   float factor;  // R, or the bias
@@ -70,8 +99,9 @@ struct scoring {
   bool counts_own = false;        // whether the kernel has its own copy of the counts, in which tokens behind the range are not counted
   unsigned lists{}, g{}, m{}, c{}, bits{}, lists_per_head{};
   canonical::softmax_scale scale{};
-  std::uint64_t* totals{};  // [hq, scan_device_runs] scratch: Z of each run of items
-  head_numbers* numbers{};  // [hq] scratch
+  std::uint64_t* totals{};    // [hq, scan_device_runs] scratch: Z of each run of items
+  head_numbers* numbers{};    // [hq] scratch
+  const normaliser* given{};  // [hq] over the tokens of several places, of which this is one; null: over the list's items
 
   scoring(distance_table_view<space::device> of, codes_view<space::device> from, group_reduction how, std::size_t head_dim,
           float logit_scale = 0, const head_map<space::device>& heads = {})

@@ -103,6 +103,7 @@ class list_scorer {
   /// with a barrier.
   /// @param tokens  how many tokens the items stand for in all
   __device__ std::uint32_t prepare(const scored_items& items, std::uint32_t tokens) {
+    if (is_given()) resume(nullptr);
     if (uses_probabilities(call_.reduction)) add_up<false>(items, 0, items.n);
     complete(items, tokens);
     return scratch_.ceiling;
@@ -120,14 +121,17 @@ class list_scorer {
       numbers[first_ + q] = finite_[q * call_.m] == recentred ? head_numbers{factor_[q], shift_[q], 1} : head_numbers{factor_[q], 0.0f, 0};
   }
   /// Every CTA calls this after its stage(); then it can score any items. Begins and ends with a barrier.
+  /// @param numbers  of complete(); not read where the call has its normalisers
   __device__ void resume(const head_numbers* numbers) {
     __syncthreads();
+    if (!uses_probabilities(call_.reduction)) return;  // stage() has set the factors
     bool any = false;
     for (unsigned q = threadIdx.x; q < queries_; q += Threads) {
-      factor_[q] = numbers[first_ + q].factor;
-      shift_[q] = numbers[first_ + q].shift;
-      finite_[q * call_.m] = numbers[first_ + q].is_recentred != 0 ? recentred : finite_[q * call_.m];
-      any |= numbers[first_ + q].is_recentred != 0;
+      const head_numbers own = is_given() ? numbers_of(call_.given[first_ + q]) : numbers[first_ + q];
+      factor_[q] = own.factor;
+      shift_[q] = own.shift;
+      finite_[q * call_.m] = own.is_recentred != 0 ? recentred : finite_[q * call_.m];
+      any |= own.is_recentred != 0;
     }
     if (__syncthreads_or(any ? 1 : 0) == 0) return;
     for (unsigned q = 0; q < queries_; ++q)
@@ -152,8 +156,20 @@ class list_scorer {
     }
   }
 
+  /// The order key of the largest sum of u among the items, for one query head: that of -infinity without items; 0 if its table is not
+  /// finite. All threads get it; ends with a barrier.
+  __device__ std::uint32_t largest(const scored_items& items, unsigned q) {
+    const std::uint32_t best = best_sum(items, q), none = canonical::order_key(float_from_bits(0xff800000u));
+    return !is_usable(q) ? 0u : best > none ? best : none;
+  }
+
  private:
   static constexpr std::uint32_t recentred = 2;  // a value in finite_
+
+  __device__ bool is_given() const { return call_.given != nullptr && uses_probabilities(call_.reduction); }
+  __device__ head_numbers numbers_of(const normaliser& of) const {
+    return {canonical::inverse_normaliser(of.sum), canonical::div(of.centre, static_cast<float>(call_.m)), of.centre != 0 ? 1u : 0u};
+  }
 
   __device__ float& entry_of(unsigned q, unsigned j, unsigned x) {
     return entries_[((q / Pack * call_.m + j) << call_.bits) + x].of[q % Pack];
@@ -287,9 +303,9 @@ class list_scorer {
         } else if (probabilities) {
           const std::uint64_t z = total_[q];
           most = float_from_bits(highest_[q]);
-          factor = canonical::inverse_normaliser(z);
+          factor = is_given() ? factor_[q] : canonical::inverse_normaliser(z);
           factor_[q] = factor;
-          if (usable && canonical::needs_recentring(z, tokens)) {
+          if (usable && !is_given() && canonical::needs_recentring(z, tokens)) {
             finite_[q * call_.m] = recentred;
             again = true;
           }
@@ -324,8 +340,8 @@ class list_scorer {
       entry_of(q, j, x) = canonical::exponential(canonical::sub(below_top(q, j, x), shift_[q]), call_.scale);
     }
   }
-  /// Finds the best item of one query head, derives the shift from it, and recomputes the exponentials. Ends with a barrier.
-  __device__ void recentre(const scored_items& items, unsigned q) {
+  /// The order key of the largest sum of u among the items; 0 without items. All threads get it; ends with a barrier.
+  __device__ std::uint32_t best_sum(const scored_items& items, unsigned q) {
     std::uint32_t best = 0;
     for (std::uint32_t i = threadIdx.x; i < items.n; i += Threads) {
       if (items.weight(i) == 0) continue;
@@ -338,39 +354,18 @@ class list_scorer {
     if (threadIdx.x % 32 == 0) scratch_.tops[0][threadIdx.x / 32] = best;
     __syncthreads();
     best = __reduce_max_sync(all_lanes, threadIdx.x % 32 < warps ? scratch_.tops[0][threadIdx.x % 32] : 0);
+    __syncthreads();
+    return best;
+  }
+  /// Finds the best item of one query head, derives the shift from it, and recomputes the exponentials. Ends with a barrier.
+  __device__ void recentre(const scored_items& items, unsigned q) {
+    const std::uint32_t best = best_sum(items, q);
     if (threadIdx.x == 0) shift_[q] = call_.recentring_shift(best);
     __syncthreads();
     shift_entries(q);
     __syncthreads();
   }
 
-  __device__ static float add_query(group_reduction reduction, float score, float value, float factor) {
-    switch (reduction) {
-      case group_reduction::probability_sum:
-        return canonical::fma(value, factor, score);
-      case group_reduction::probability_max:
-        return canonical::max(canonical::mul(value, factor), score);
-      case group_reduction::logit_max:
-        return canonical::max(canonical::add(value, factor), score);
-      case group_reduction::logit_sum:
-      case group_reduction::none:
-        break;
-    }
-    return canonical::add(score, value);
-  }
-
-  /// The score of an item so far. Until the last query head is added, an unsigned score holds the bits of a float.
-  __device__ static float so_far(float score) { return score; }
-  __device__ static float so_far(std::uint32_t score) { return float_from_bits(score); }
-  template <bool Products>
-  __device__ static void store(float* to, float score, bool) {
-    *to = score;
-  }
-  template <bool Products>
-  __device__ static void store(std::uint32_t* to, float score, bool is_last) {
-    // A sum of probabilities is not negative, so its order key is its bits with the highest bit set.
-    *to = !is_last ? float_bits(score) : Products ? float_bits(score) | 0x80000000u : canonical::order_key(score);
-  }
   template <group_reduction Reduction, class Score>
   __device__ void score_by(const scored_items& items, std::uint32_t begin, std::uint32_t end, Score* scores) const {
     constexpr bool products = Reduction == group_reduction::probability_sum || Reduction == group_reduction::probability_max;
@@ -380,7 +375,7 @@ class list_scorer {
         float score = is_first ? first_score(Reduction) : so_far(scores[i - begin]);
 #pragma unroll
         for (unsigned q = 0; q < Pack; ++q) score = add_query(Reduction, score, value.of[q], factor_[group * Pack + q]);
-        store<products>(&scores[i - begin], score, is_last);
+        store_score<products>(&scores[i - begin], score, is_last);
       });
     }
   }

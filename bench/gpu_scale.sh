@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds, checks and times context_parallel on two GPUs of this machine; needs nvcc, g++, python3 and NCCL, no network.
+#
+#   bench/gpu_scale.sh FOLDER [NAME_PREFIX] [--no-checks]     e.g. bench/gpu_scale.sh results rank_step/peer
+#
+# FOLDER/scale.json        a JSON line for the run and for each measurement of bench/cuda/ranks/rank_step.cu
+# FOLDER/scale_checks.txt  what tests/cuda/ranks/context_parallel.cu printed
+# FOLDER/scale.md          the table of docs/scale.md, measured beside the model on paper, by bench/scale_model.py
+#
+# NCCL is looked for in PQKV_NCCL (a folder with include/ and lib/), in python3's nvidia.nccl, and in /usr/local and /usr. PQKV_CUDA_ARCH
+# names the devices' architecture, sm_90 unless given. Exits with 0 when all passed and was measured, 1 after a failure, 2 for bad
+# arguments, 77 where there are fewer than two GPUs.
+set -euo pipefail
+
+refuse() {  # SENTENCE [exit code]
+  echo "gpu_scale.sh: $1" >&2
+  exit "${2:-2}"
+}
+say() { echo "== $1 ($SECONDS s)" >&2; }
+
+folder='' prefix='' with_checks=1
+for argument in "$@"; do
+  case $argument in
+    -h | --help) sed -n '3,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --no-checks) with_checks=0 ;;
+    -*) refuse "unknown option $argument; --help lists them" ;;
+    *)
+      if [ -z "$folder" ]; then folder=$argument
+      elif [ -z "$prefix" ]; then prefix=$argument
+      else refuse "one argument too many: $argument"; fi
+      ;;
+  esac
+done
+[ -n "$folder" ] || refuse "no FOLDER given; --help says more"
+nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || refuse "no nvcc, neither in PATH nor in /usr/local/cuda/bin" 1
+mkdir -p "$folder" || refuse "$folder: cannot be made" 1
+out=$(cd "$folder" && pwd)
+cd "$(dirname "$0")/.."
+
+nccl=''
+python_nccl=$(python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null || true)
+for root in "${PQKV_NCCL:-}" "$python_nccl" /usr/local /usr; do
+  if [ -n "$root" ] && [ -f "$root/include/nccl.h" ]; then nccl=$root; break; fi
+done
+[ -n "$nccl" ] || refuse "no NCCL: no nccl.h in PQKV_NCCL, python3's nvidia.nccl, /usr/local or /usr" 1
+library=$(ls "$nccl"/lib/libnccl.so* "$nccl"/lib/*/libnccl.so* 2>/dev/null | head -n 1 || true)
+[ -n "$library" ] || refuse "no libnccl.so under $nccl/lib" 1
+
+split=''
+if "$nvcc" --help | grep -q -- --split-compile; then split=--split-compile=0; fi  # several threads optimise one program
+
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+compile() {  # PROGRAM SOURCE
+  "$nvcc" -std=c++20 -O3 $split -arch="${PQKV_CUDA_ARCH:-sm_90}" -Iinclude -Itests -isystem "$nccl/include" "$2" -o "$build/$1" \
+    -Xlinker "$library" -Xlinker "-rpath=$(dirname "$library")" >"$build/$1.log" 2>&1 && return
+  printf 'gpu_scale.sh: %s does not compile:\n%s\n' "$2" "$(cat "$build/$1.log")" >&2
+  return 1
+}
+say "two programs, NCCL of $nccl"
+compile rank_step bench/cuda/ranks/rank_step.cu &
+first=$!
+if [ $with_checks = 1 ]; then compile check tests/cuda/ranks/context_parallel.cu || { wait; exit 1; }; fi
+wait $first || exit 1
+
+failed=0
+if [ $with_checks = 1 ]; then
+  say checks
+  timeout 400 "$build/check" >"$out/scale_checks.txt" 2>&1 || failed=$?
+  cat "$out/scale_checks.txt" >&2
+  [ $failed != 77 ] || exit 77
+fi
+say "rank_step $prefix"
+json=$out/scale.json.part
+driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader -i 0 2>/dev/null | grep -xE "[0-9.]+" || echo unknown)
+printf '{"run": {"date": "%s", "driver": "%s", "revision": "%s", "prefix": "%s"}}\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$driver" \
+  "$(git describe --always --dirty --abbrev=9 2>/dev/null || echo unknown)" "$prefix" >"$json"
+status=0
+timeout 400 "$build/rank_step" ${prefix:+"$prefix"} >>"$json" || status=$?
+[ $status != 77 ] || exit 77
+if [ $status != 0 ]; then
+  echo "gpu_scale.sh: rank_step ended with exit code $status" >&2
+  failed=1
+fi
+mv "$json" "$out/scale.json"
+python3 -B bench/scale_model.py --measured "$out/scale.json" >"$out/scale.md" || failed=1
+cat "$out/scale.md"
+[ $failed = 0 ] || exit 1

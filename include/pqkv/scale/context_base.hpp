@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// What context-parallel caches in host memory and on devices have in common: their parameters, the checks of these, and which tokens of a
+// sequence a rank holds. context_state.hpp and device_context_state.hpp alone include this file.
+#pragma once
+
+#include <algorithm>
+
+#include "../cache/budget.hpp"
+#include "../cache/kv_store.hpp"
+#include "../cache/sequence.hpp"
+#include "../core/checksum.hpp"
+#include "../selector/pq.hpp"
+#include "agreement.hpp"
+#include "token_layout.hpp"
+
+namespace pqkv::inline PQKV_MODE::scale {
+
+/// Which tokens the ranks attend to together.
+enum class selection_mode : std::uint8_t {
+  exact,  // exactly the tokens that one rank with all tokens would select; two or three exchanges
+  local   // each rank attends to the best k / ranks of its own tokens, scored by these alone; no exchange
+};
+
+/// When the ranks check that all of them make the same call and that none refuses it.
+enum class agreement_mode : std::uint8_t {
+  each_call,     // before every verb, by a message of 8 bytes: if one rank refuses, all do, and nothing changes
+  with_exchange  // append() has no check; the messages that attend() sends anyway carry its check. For engines that checked their calls:
+                 // if one rank refuses an append(), the next attend() fails on all ranks, and the slot must be reset
+};
+
+/// The parameters of one cache over all ranks. Everything but `rows` must be the same on every rank.
+template <class Rows>
+struct context_params : cache_shape {  // capacity: tokens of a slot on all ranks together
+  budget_rule budget{};
+  selector::pq_params selector{};  // codebooks are always trained anew (refresh_iterations is taken as 0)
+  typename Rows::params rows{};
+  std::size_t block = 128;  // new tokens go to the ranks in blocks of this many
+  std::size_t run = 0;      // of the first ranks * run tokens of a sequence, each rank holds `run` successive ones (token_layout)
+  selection_mode selection_over_ranks = selection_mode::exact;
+  agreement_mode agreement = agreement_mode::each_call;
+};
+
+/// Keys [h, n, d] as a store of rows, of which training reads keys alone. Head `first_head` of the store is head 0 here.
+template <class T, class Space = space::host>
+struct sampled_keys {
+  using value_type = T;
+
+  view<T, 3, Space> keys;
+  std::size_t first_head = 0;
+
+  PQKV_HD constexpr std::size_t head_dim() const { return keys.extent(2); }
+  PQKV_HD constexpr kv_row<T> key(std::size_t head, std::size_t token) const { return row_of(keys, head - first_head, token); }
+  constexpr view<const T, 3, Space> strided_keys(std::size_t head, std::size_t h, std::size_t first, std::size_t count) const {
+    return as_const(keys.slice(0, head - first_head, h).slice(1, first, count));
+  }
+};
+
+/// The part of a context-parallel cache that knows its parameters. Template parameters as in context_parallel.
+template <class Rows, class Communicator>
+class context_base {
+ public:
+  using value_type = typename Rows::value_type;
+  using params = context_params<Rows>;
+
+  /// The checks of the constructor.
+  static status can_construct(const params& p, std::size_t ranks, std::size_t rank) noexcept {
+    const token_layout layout{ranks, p.block, p.run};
+    if (const status s = can_cache(p); !s.ok()) return s;
+    if (const status s = can_budget(p.budget, "context_parallel"); !s.ok()) return s;
+    if (const status s = can_lay_out(layout, "context_parallel"); !s.ok()) return s;
+    if (const status s = Rows::can_construct(local_shape(p, layout, rank), p.rows); !s.ok()) return s;
+    if (const status s = selector::basic_pq<typename Rows::space_type>::can_construct(p, p.selector); !s.ok()) return s;
+    return pqkv::detail::checks("context_parallel")
+        .that(rank < ranks, status::code::value, "ranks.rank()", relation::below, "ranks.size()", ranks, rank)
+        .at_most("selector.residual.subspaces", p.selector.residual.subspaces, 0, "no second stage over several ranks")
+        .that(p.selector.over == normalisation_of_ranks, status::code::value, "selector.over", relation::required,
+              "normalisation::middle over several ranks", 0, 1)
+        .that(!p.selector.overlap, status::code::value, "selector.overlap", relation::required,
+              "empty: its L depends on a machine's speed, and ranks must train alike", 0, 1)
+        .that(p.selector.axes != axis_order::weighted_pairs, status::code::value, "selector.axes", relation::required,
+              "contiguous or rotary_halves over several ranks", 1, 2);
+  }
+
+  /// The parameters of the constructor.
+  const params& parameters() const { return params_; }
+  /// Which rank holds which tokens.
+  const token_layout& layout() const { return layout_; }
+  std::size_t lists() const { return score_lists(params_.selector.reduction, params_.kv_heads, params_.query_heads); }
+
+ protected:
+  static constexpr selector::normalisation normalisation_of_ranks = selector::normalisation::middle;
+  static constexpr selector::coverage_rule covers() { return selector::pq::covers(); }
+
+  /// @throws shape_error, value_error
+  context_base(const Communicator& ranks, const params& p)
+      : params_((require_ok(can_construct(p, ranks.size(), ranks.rank())), p)),
+        layout_{ranks.size(), p.block, p.run},
+        ranks_(ranks),
+        rule_(p.budget.flat()) {
+    params_.selector.refresh_iterations = 0;
+    settings_ = settings_sum();
+  }
+
+  /// Begins a call: a vote that carries a checksum of this rank's parameters.
+  agreement call(const char* function) const {
+    agreement made(function);
+    made.same_number(settings_);
+    return made;
+  }
+  /// A checksum over all parameters that must be the same on every rank. Fields are added one by one, since structs have padding.
+  std::uint32_t settings_sum() const {
+    crc32 sum;
+    const auto add = [&](auto... fields) { (sum.add(&fields, sizeof fields), ...); };
+    const selector::pq_params& pq = params_.selector;
+    add(params_.batch, params_.kv_heads, params_.query_heads, params_.head_dim, params_.capacity, params_.queries_at_once(),
+        params_.softmax_scale, params_.selection);
+    add(rule_.ratio, rule_.window_share, rule_.min_tokens, rule_.tokens, rule_.sinks, rule_.window, rule_.retrieve, rule_.frozen);
+    add(pq.subspaces, pq.bits, pq.axes, pq.metric, pq.reduction, pq.train.iterations, pq.train.seed, pq.train.rows_per_centroid,
+        pq.growth());
+    add(layout_.ranks, layout_.block, layout_.run, params_.selection_over_ranks, params_.agreement);
+    return sum.value();
+  }
+
+  /// The shape of this rank's share.
+  static cache_shape local_shape(const params& p, const token_layout& layout, std::size_t rank) noexcept {
+    cache_shape own = p;
+    own.capacity = std::max<std::size_t>(1, rank < layout.ranks && layout.block != 0 ? layout.held(rank, p.capacity) : 1);
+    return own;
+  }
+  token_share share() const { return {layout_, ranks_.rank()}; }
+  /// A position or a range of the sequence, in places of this rank's share.
+  template <class T>
+  T local(const T& what) const {
+    return share().local(what);
+  }
+
+  params params_;
+  token_layout layout_;
+  mutable Communicator ranks_;
+  flat_budget_rule rule_;
+  std::uint32_t settings_ = 0;
+};
+
+}  // namespace pqkv::scale

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+// A cache over the devices of this machine, 1 and 2 ranks, each a process with a device of its own, over NCCL and over peers: random lives
+// against one cache on the host that holds everything (the same lists to the token, outputs within the rounding of merge()), and a decode
+// step with its exchanges captured in one CUDA graph, replayed while the sequence grows. Head parallel: each rank a pqcache with its heads.
+// Ends with 77 where there is no GPU; with one GPU only one rank is run.
+//
+//   context_parallel [LIVES]      needs libnccl: bench/gpu_scale.sh builds and runs it
+#include <cstdlib>
+#include <exception>
+#include <string>
+
+#include "../cache_life.cuh"
+#include "cases/device_rank_player.hpp"
+#include "cases/rank_params.hpp"
+#include "rank_devices.cuh"
+
+namespace {
+using namespace pqkv_cases;
+using pqkv::exec::cuda;
+
+/// Runs task(rank's device, its communicator, rank), and prints what it throws.
+template <class With, class Task>
+int as_rank(const forked_group& group, std::size_t rank, const Task& task) {
+  try {
+    const rank_device gpu(rank);
+    const forked_ranks meeting(group, rank);
+    const With with(meeting);
+    const int code = task(gpu, with.communicator());
+    cudaDeviceSynchronize();
+    group.meet();  // nobody's memory ends before all are done
+    return code;
+  } catch (const std::exception& error) {
+    std::printf("rank %zu: %s\n", rank, error.what());
+    std::fflush(stdout);
+    return 1;
+  }
+}
+
+/// Answers as bytes in shared memory, and back.
+class answer_bytes {
+ public:
+  answer_bytes(std::byte* at, std::size_t room) : at_(at), end_(at + room) {}
+  void write(const answers& all) {
+    put(all.size());
+    for (const answer& one : all) {
+      put(one.lists.size());
+      for (const auto& list : one.lists) put(list);
+      put(one.out), put(one.lse);
+    }
+  }
+  answers read() {
+    answers all(get());
+    for (answer& one : all) {
+      one.lists.resize(get());
+      for (auto& list : one.lists) get(list);
+      get(one.out), get(one.lse);
+    }
+    return all;
+  }
+
+ private:
+  void move(void* to, const void* from, std::size_t bytes) {
+    if (static_cast<std::size_t>(end_ - at_) < bytes) throw std::length_error("answer_bytes: no room");
+    if (bytes != 0) std::memcpy(to, from, bytes);
+    at_ += bytes;
+  }
+  void put(std::size_t number) { move(at_, &number, sizeof number); }
+  std::size_t get() {
+    std::size_t number = 0;
+    move(&number, at_, sizeof number);
+    return number;
+  }
+  template <class T>
+  void put(const std::vector<T>& all) {
+    put(all.size());
+    move(at_, all.data(), all.size() * sizeof(T));
+  }
+  template <class T>
+  void get(std::vector<T>& all) {
+    all.resize(get());
+    move(all.data(), at_, all.size() * sizeof(T));
+  }
+  std::byte *at_, *end_;
+};
+
+template <class T, class With>
+void lives(std::size_t ranks, std::size_t count, std::uint64_t seed, verdict& all) {
+  using player = device_rank_player<T, cuda, typename With::ranks>;
+  struct life {
+    typename player::cache_type::params params;
+    life_script script;
+  };
+  random_source random(seed);
+  std::vector<life> drawn;
+  for (std::size_t i = 0; i < count; ++i) {
+    auto p = random_rank_params<typename player::cache_type>(random);
+    if (i % 4 == 1) p.capacity += 3000;  // lists that several CTAs share
+    const content what = every_content[random.below(4)];
+    const std::size_t lists = pqkv::score_lists(p.selector.reduction, p.kv_heads, p.query_heads);
+    drawn.push_back({p, {p.batch, p.kv_heads, p.query_heads, p.head_dim, lists, p.capacity, 14, what, random.bits()}});
+  }
+  const std::size_t room = std::size_t{64} << 20;
+  const forked_group group(ranks, room * count);
+  const int code = group.run([&](std::size_t rank) {
+    return as_rank<With>(group, rank, [&](const rank_device& gpu, const typename With::ranks& communicator) {
+      for (std::size_t i = 0; i < count; ++i) {
+        player one(gpu.policy(), communicator, drawn[i].params);
+        answer_bytes(group.result(rank) + i * room, room).write(drawn[i].script.template play<T>(one));
+      }
+      return 0;
+    });
+  });
+  all.check(code == 0, "%s, %zu ranks: a rank ended with %d", With::name, ranks, code);
+  if (code != 0) return;
+  std::size_t listed = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    whole_player<T> whole(whole_params<typename whole_player<T>::cache_type>(drawn[i].params));
+    const answers expected = drawn[i].script.template play<T>(whole);
+    std::vector<answers> parts;
+    for (std::size_t rank = 0; rank < ranks; ++rank) parts.push_back(answer_bytes(group.result(rank) + i * room, room).read());
+    const float bound = drawn[i].script.what == content::offset ? 2e-3f : 5e-5f;
+    for (std::size_t step = 0; step < expected.size(); ++step) {
+      for (std::size_t list = 0; list < expected[step].lists.size(); ++list) {
+        all.check(joined_list(parts, step, list) == expected[step].lists[list], "%s, %zu ranks, life %zu, step %zu, list %zu differs",
+                  With::name, ranks, i, step, list);
+        listed += expected[step].lists[list].empty() ? 0 : 1;
+      }
+      for (std::size_t rank = 0; rank < ranks; ++rank) {
+        const answer& got = parts[rank][step];
+        all.check(distance(got.out, parts[0][step].out) == 0, "%s, life %zu, step %zu: ranks differ", With::name, i, step);
+        all.check(distance(got.out, expected[step].out) < bound && distance(got.lse, expected[step].lse) < bound,
+                  "%s, %zu ranks, life %zu, step %zu: outputs are %g apart, bound %g", With::name, ranks, i, step,
+                  static_cast<double>(distance(got.out, expected[step].out)), static_cast<double>(bound));
+      }
+    }
+  }
+  all.check(listed > 20 * count / 4, "%s: only %zu lists were not empty", With::name, listed);
+}
+
+/// The inputs of decode steps, the same on every rank.
+struct step_inputs {
+  std::size_t h, hq, d;
+  rows<pqkv::bfloat16> keys, values;
+  std::vector<rows<float>> k, v, q;
+
+  step_inputs(std::size_t kv_heads, std::size_t query_heads, std::size_t dims, std::size_t prompt, std::size_t steps)
+      : h(kv_heads), hq(query_heads), d(dims), keys(h, prompt, d), values(h, prompt, d) {
+    random_source random(77);
+    fill(keys.view(), content::gaussian, random), fill(values.view(), content::gaussian, random);
+    for (std::size_t i = 0; i < steps; ++i) {
+      k.emplace_back(1, h, d), v.emplace_back(1, h, d), q.emplace_back(1, hq, d);
+      fill(k.back().view(), content::gaussian, random), fill(v.back().view(), content::gaussian, random);
+      fill(q.back().view(), content::gaussian, random);
+    }
+  }
+};
+std::vector<float> flat(pqkv::view<const float, 3> from) { return {from.data, from.data + from.size()}; }
+
+/// One graph with append, attend and all exchanges, replayed; the outputs of every step, and after the last one retrieve()'s lists.
+template <class With>
+void captured(std::size_t ranks, unsigned subspaces, unsigned bits, pqkv::scale::selection_mode mode, verdict& all) {
+  using T = pqkv::bfloat16;
+  using cache_type = pqkv::scale::context_parallel<pqkv::dense_rows<T, device>, typename With::ranks>;
+  constexpr std::size_t h = 2, hq = 8, d = 64, prompt = 20000, steps = 150, room = 2000;
+  const step_inputs in(h, hq, d, prompt, steps);
+  const auto settings = [&](auto p) {
+    p.kv_heads = h, p.query_heads = hq, p.head_dim = d, p.capacity = prompt + steps;
+    p.budget.retrieve = room, p.budget.window = 32;
+    p.selector.subspaces = subspaces, p.selector.bits = bits;
+    p.selector.train.iterations = 3, p.selector.train.rows_per_centroid = 16;
+    p.selector.refresh_iterations = 0;
+    return p;
+  };
+  const std::size_t outputs = steps * hq * d;
+  const forked_group group(ranks, outputs * sizeof(float) + h * (room + 1) * sizeof(std::int32_t));
+  const int code = group.run([&](std::size_t rank) {
+    return as_rank<With>(group, rank, [&](const rank_device& gpu, const typename With::ranks& communicator) {
+      const cuda policy = gpu.policy();
+      auto p = settings(typename cache_type::params{});
+      p.agreement = pqkv::scale::agreement_mode::with_exchange;
+      p.selection_over_ranks = mode;
+      p.run = prompt / ranks;
+      cache_type cache(policy, communicator, p);
+      const std::size_t own = cache.layout().held(rank, prompt), first = rank * p.run;
+      const auto share = [&](const rows<T>& of) {
+        std::vector<T> made;
+        for (std::size_t head = 0; head < h; ++head)
+          for (std::size_t t = first; t < first + own; ++t)
+            for (std::size_t i = 0; i < d; ++i) made.push_back(of.view()(head, t, i));
+        return made;
+      };
+      const placed_array<T, cuda> keys(policy, share(in.keys)), values(policy, share(in.values));
+      cache.prefill(policy, 0, keys.const_view(h, own, d), values.const_view(h, own, d), prompt);
+      const placed_array<float, cuda> k(policy, h * d), v(policy, h * d), q(policy, hq * d), out(policy, hq * d);
+      pqkv::sync(policy);
+      const captured_step graph(gpu.stream(), [&] {
+        cache.append(policy, k.const_view(1, h, d), v.const_view(1, h, d));
+        cache.attend(policy, q.const_view(1, hq, d), out.view(1, hq, d));
+      });
+      float* const results = reinterpret_cast<float*>(group.result(rank));
+      for (std::size_t step = 0; step < steps; ++step) {
+        k.write(flat(in.k[step].view())), v.write(flat(in.v[step].view())), q.write(flat(in.q[step].view()));
+        graph.launch();
+        communicator.finish(policy);
+        const std::vector<float> got = out.read();
+        std::memcpy(results + step * hq * d, got.data(), got.size() * sizeof(float));
+        if (step % 64 == 63) cache.maintain(policy);
+      }
+      const placed_array<std::int32_t, cuda> lists(policy, h * room);
+      const placed_array<std::uint32_t, cuda> counts(policy, h);
+      cache.retrieve(policy, q.const_view(1, hq, d), lists.view(1, h, room), counts.view(1, h));
+      communicator.finish(policy);
+      const std::vector<std::int32_t> listed = lists.read();
+      const std::vector<std::uint32_t> sizes = counts.read();
+      std::memcpy(results + outputs, listed.data(), listed.size() * sizeof(std::int32_t));
+      std::memcpy(results + outputs + h * room, sizes.data(), sizes.size() * sizeof(std::uint32_t));
+      return cache.size(policy, 0) == prompt + steps ? 0 : 3;
+    });
+  });
+  all.check(code == 0, "%s, %zu ranks, captured, %u x %u bits: a rank ended with %d", With::name, ranks, subspaces, bits, code);
+  if (code != 0) return;
+  using whole_cache = pqkv::pqcache<pqkv::dense_rows<T>>;
+  const pqkv::exec::host<> cpu;
+  whole_cache whole(settings(typename whole_cache::params{}));
+  whole.prefill(cpu, 0, in.keys.view(), in.values.view());
+  rows<float> out(1, hq, d);
+  float apart = 0;
+  for (std::size_t step = 0; step < steps; ++step) {
+    whole.append(cpu, in.k[step].view(), in.v[step].view());
+    whole.attend(cpu, in.q[step].view(), out.view());
+    for (std::size_t rank = 0; rank < ranks; ++rank) {
+      const float* const got = reinterpret_cast<const float*>(group.result(rank)) + step * hq * d;
+      apart = std::max(apart, distance({got, got + hq * d}, flat(pqkv::as_const(out.view()))));
+    }
+    if (step % 64 == 63) whole.maintain(cpu);
+  }
+  std::vector<std::int32_t> wanted(h * room);
+  std::vector<std::uint32_t> sizes(h);
+  whole.retrieve(cpu, in.q.back().view(), pqkv::make_view(wanted.data(), 1, h, room), pqkv::make_view(sizes.data(), 1, h));
+  if (mode == pqkv::scale::selection_mode::exact) {
+    all.check(apart < 1e-4f, "%s, %zu ranks, captured, %u x %u bits: outputs are %g apart", With::name, ranks, subspaces, bits,
+              static_cast<double>(apart));
+    for (std::size_t head = 0; head < h; ++head) {
+      std::vector<std::int32_t> joined;
+      for (std::size_t rank = 0; rank < ranks; ++rank) {
+        const auto* const results = reinterpret_cast<const std::int32_t*>(group.result(rank)) + outputs;
+        joined.insert(joined.end(), results + head * room, results + head * room + results[h * room + head]);
+      }
+      std::sort(joined.begin(), joined.end());
+      all.check(joined == std::vector<std::int32_t>(&wanted[head * room], &wanted[head * room] + sizes[head]),
+                "%s, %zu ranks, captured, %u x %u bits: head %zu's list differs", With::name, ranks, subspaces, bits, head);
+    }
+  } else {
+    all.check(apart < 1.0f, "%s, %zu ranks, local: outputs are %g apart", With::name, ranks, static_cast<double>(apart));
+  }
+}
+
+/// Each rank has a pqcache with its KV heads, and attends for its query heads; nothing is exchanged.
+void head_parallel(std::size_t ranks, verdict& all) {
+  using T = pqkv::bfloat16;
+  using cache_type = pqkv::device_pqcache<T>;
+  constexpr std::size_t h = 4, hq = 16, d = 64, prompt = 6000, steps = 20;
+  const step_inputs in(h, hq, d, prompt, steps);
+  const auto settings = [&](auto p, std::size_t heads) {
+    p.kv_heads = heads, p.query_heads = heads * (hq / h), p.head_dim = d, p.capacity = prompt + steps;
+    p.budget.retrieve = 500;
+    p.selector.train.iterations = 3;
+    return p;
+  };
+  const std::size_t own = h / ranks, own_hq = hq / ranks;
+  const forked_group group(ranks, steps * own_hq * d * sizeof(float));
+  const int code = group.run([&](std::size_t rank) {
+    try {
+      const rank_device gpu(rank);
+      const cuda policy = gpu.policy();
+      cache_type cache(policy, settings(cache_type::params{}, own));
+      const auto part = [&](const auto& of, std::size_t axis, std::size_t first, std::size_t count) {
+        const auto cut = of.view().slice(axis, first, count);
+        std::vector<std::remove_cvref_t<decltype(cut(0, 0, 0))>> made;
+        for (std::size_t a = 0; a < cut.extent(0); ++a)
+          for (std::size_t b = 0; b < cut.extent(1); ++b)
+            for (std::size_t i = 0; i < d; ++i) made.push_back(cut(a, b, i));
+        return made;
+      };
+      const placed_array<T, cuda> keys(policy, part(in.keys, 0, rank * own, own)), values(policy, part(in.values, 0, rank * own, own));
+      cache.prefill(policy, 0, keys.const_view(own, prompt, d), values.const_view(own, prompt, d));
+      const placed_array<float, cuda> k(policy, own * d), v(policy, own * d), q(policy, own_hq * d), out(policy, own_hq * d);
+      for (std::size_t step = 0; step < steps; ++step) {
+        k.write(part(in.k[step], 1, rank * own, own)), v.write(part(in.v[step], 1, rank * own, own));
+        q.write(part(in.q[step], 1, rank * own_hq, own_hq));
+        cache.append(policy, k.const_view(1, own, d), v.const_view(1, own, d));
+        cache.attend(policy, q.const_view(1, own_hq, d), out.view(1, own_hq, d));
+        const std::vector<float> got = out.read();
+        std::memcpy(reinterpret_cast<float*>(group.result(rank)) + step * own_hq * d, got.data(), got.size() * sizeof(float));
+      }
+      return 0;
+    } catch (const std::exception& error) {
+      std::printf("rank %zu: %s\n", rank, error.what());
+      return 1;
+    }
+  });
+  all.check(code == 0, "head parallel, %zu ranks: a rank ended with %d", ranks, code);
+  if (code != 0) return;
+  const pqkv::exec::host<> cpu;
+  using host_cache = pqkv::pqcache<pqkv::dense_rows<T>>;
+  for (std::size_t rank = 0; rank < ranks; ++rank) {  // the same code on the host, with the same views
+    host_cache part(settings(host_cache::params{}, own));
+    part.prefill(cpu, 0, in.keys.view().slice(0, rank * own, own), in.values.view().slice(0, rank * own, own));
+    rows<float> out(1, own_hq, d);
+    for (std::size_t step = 0; step < steps; ++step) {
+      part.append(cpu, in.k[step].view().slice(1, rank * own, own), in.v[step].view().slice(1, rank * own, own));
+      part.attend(cpu, in.q[step].view().slice(1, rank * own_hq, own_hq), out.view());
+      const float* const got = reinterpret_cast<const float*>(group.result(rank)) + step * own_hq * d;
+      const float apart = distance({got, got + own_hq * d}, flat(pqkv::as_const(out.view())));
+      all.check(apart < 1e-4f, "head parallel, %zu ranks, step %zu: rank %zu is %g apart", ranks, step, rank, static_cast<double>(apart));
+    }
+  }
+}
+
+template <class With>
+void all_of(std::size_t ranks, std::size_t count, verdict& all) {
+  using pqkv::scale::selection_mode;
+  captured<With>(ranks, 2, 6, selection_mode::exact, all);
+  captured<With>(ranks, 4, 8, selection_mode::exact, all);
+  captured<With>(ranks, 2, 6, selection_mode::local, all);
+  lives<float, With>(ranks, count, 41 + ranks, all);
+  lives<pqkv::bfloat16, With>(ranks, count / 2, 51 + ranks, all);
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::size_t devices = count_devices(), count = argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 24;
+  if (devices == 0) return std::puts("no CUDA device"), 77;
+  bool passed = true;
+  for (std::size_t ranks = 1; ranks <= 2 && ranks <= devices; ++ranks) {
+    verdict peer("context_parallel over peers"), nccl("context_parallel over NCCL"), heads("head parallel");
+    all_of<with_peers>(ranks, count, peer);
+    all_of<with_nccl>(ranks, count, nccl);
+    head_parallel(ranks, heads);
+    passed = peer.passed() && passed;
+    passed = nccl.passed() && passed;
+    passed = heads.passed() && passed;
+  }
+  return passed ? 0 : 1;
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ranks of several devices for tests and benchmarks: a process for each, and its communicator, NCCL's or that of peers.
+#pragma once
+
+#include <pqkv/adapt/nccl.cuh>
+#include <pqkv/adapt/peer.cuh>
+#include <pqkv/device_context_parallel.cuh>
+
+#include <cstdio>
+
+#include "cases/forked_ranks.hpp"
+
+namespace pqkv_cases {
+
+/// Counts devices in a process of its own, since a process that has seen a device must not be forked.
+inline std::size_t count_devices() {
+  const forked_group one(1, sizeof(int));
+  one.run([&](std::size_t) {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+    std::memcpy(one.result(0), &count, sizeof count);
+    return 0;
+  });
+  int count = 0;
+  std::memcpy(&count, one.result(0), sizeof count);
+  return static_cast<std::size_t>(count);
+}
+
+/// Makes device `rank` current, with a stream of its own.
+class rank_device {
+ public:
+  explicit rank_device(std::size_t rank) {
+    pqkv::detail::check_cuda(cudaSetDevice(static_cast<int>(rank)), "rank_device", "cudaSetDevice");
+    pqkv::detail::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "rank_device", "cudaStreamCreateWithFlags");
+  }
+  rank_device(const rank_device&) = delete;
+  rank_device& operator=(const rank_device&) = delete;
+  ~rank_device() { cudaStreamDestroy(stream_); }
+  pqkv::exec::cuda policy() const { return {stream_, {}}; }
+  cudaStream_t stream() const { return stream_; }
+
+ private:
+  cudaStream_t stream_{};
+};
+
+/// What makes a rank's communicator.
+struct with_nccl {
+  using ranks = pqkv::scale::nccl_ranks;
+  static constexpr const char* name = "nccl";
+  ncclComm_t comm{};
+
+  explicit with_nccl(const forked_ranks& meeting) {
+    ncclUniqueId id{}, all[pqkv::scale::most_peers];
+    if (meeting.rank() == 0) ncclGetUniqueId(&id);
+    meeting.all_gather(0, reinterpret_cast<const std::byte*>(&id), reinterpret_cast<std::byte*>(all), sizeof id);
+    const ncclResult_t result = ncclCommInitRank(&comm, static_cast<int>(meeting.size()), all[0], static_cast<int>(meeting.rank()));
+    if (result != ncclSuccess) throw pqkv::scale::communication_error(ncclGetErrorString(result));
+  }
+  with_nccl(const with_nccl&) = delete;
+  with_nccl& operator=(const with_nccl&) = delete;
+  ~with_nccl() { ncclCommDestroy(comm); }
+  ranks communicator() const { return ranks(comm, std::chrono::seconds(20)); }
+};
+struct with_peers {
+  using ranks = pqkv::scale::peer_ranks;
+  static constexpr const char* name = "peer";
+  ranks& all;  // never freed: memory that another process has opened must not be
+
+  explicit with_peers(const forked_ranks& meeting) : all(*new ranks(meeting, std::size_t{512} << 20, std::chrono::seconds(20))) {}
+  ranks communicator() const { return all; }
+};
+
+}  // namespace pqkv_cases

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the random lives (property/queued_context_parallel_test.cpp) do not do with a context_parallel in device memory: a captured step
+// that is replayed, steps that neither wait nor allocate, the local mode, refusals, and steps in which the ranks' calls differ. Run by the
+// backend that queues.
+#include <doctest/doctest.h>
+
+#include "cases/device_rank_player.hpp"
+#include "cases/queued_shares.hpp"
+
+namespace {
+using namespace pqkv_cases;
+using namespace pqkv::scale;
+using player = device_rank_player<float, queued_policy, queued_ranks>;
+constexpr std::size_t ranks = 2, h = 1, hq = 2, d = 16, n = 300;
+
+player::cache_type::params small() {
+  player::cache_type::params p;
+  p.kv_heads = h, p.query_heads = hq, p.head_dim = d, p.capacity = 340, p.block = 8;
+  p.budget.retrieve = 40, p.budget.window = 20;
+  p.selector.subspaces = 2, p.selector.bits = 4;
+  return p;
+}
+rows<float> drawn(std::size_t a, std::size_t b, std::uint64_t seed) {
+  random_source random(seed);
+  rows<float> made(a, b, d);
+  fill(made.view(), content::gaussian, random);
+  return made;
+}
+std::vector<float> flat(const rows<float>& of, std::size_t count) { return {of.view().data, of.view().data + count * d}; }
+
+/// Runs task(player, its queue, rank) on two ranks whose slot 0 holds n tokens.
+template <class Task>
+std::vector<std::string> on_ranks(const player::cache_type::params& p, const Task& task) {
+  in_process_group group(ranks, std::chrono::seconds(5));
+  const auto keys = drawn(h, n, 1), values = drawn(h, n, 2);
+  return run_ranks(ranks, [&](std::size_t rank) {
+    queue work;
+    player one({&work, {}}, queued_ranks(group, rank), p);
+    one.prefill(0, keys.view(), values.view(), pqkv::chunk::last);
+    task(one, work, rank);
+  });
+}
+/// The memory of a step's inputs and outputs.
+struct step_memory {
+  queued_array<float> k, v, q, out;
+  explicit step_memory(const queued_policy& policy) : k(policy, h * d), v(policy, h * d), q(policy, hq * d), out(policy, hq * d) {}
+  void enqueue(const queued_policy& policy, player::cache_type& cache) const {
+    cache.append(policy, k.const_view(1, h, d), v.const_view(1, h, d));
+    cache.attend(policy, q.const_view(1, hq, d), out.view(1, hq, d));
+  }
+};
+}  // namespace
+
+TEST_CASE("context_parallel in device memory: a captured step is replayed while the sequence grows, without a wait or an allocation") {
+  auto p = small();
+  p.agreement = agreement_mode::with_exchange;
+  pqkv::pqcache<>::params whole_params{p};
+  whole_params.budget = p.budget, whole_params.selector = p.selector;
+  pqkv::pqcache<> whole(whole_params);
+  const pqkv::exec::host<> cpu;
+  whole.prefill(cpu, 0, drawn(h, n, 1).view(), drawn(h, n, 2).view());
+  constexpr std::size_t steps = 30;
+  std::vector<std::vector<float>> outputs[ranks];
+  std::size_t lengths[ranks] = {};
+  const auto thrown = on_ranks(p, [&](player& one, queue& work, std::size_t rank) {
+    const queued_policy policy = one.policy();
+    const step_memory memory(policy);
+    const std::size_t syncs = work.syncs(), allocations = work.allocations();
+    work.begin_capture();
+    memory.enqueue(policy, one.device_cache());
+    const work_list graph = work.end_capture();
+    CHECK(work.syncs() == syncs);
+    CHECK(work.allocations() == allocations);
+    for (std::size_t step = 0; step < steps; ++step) {
+      memory.k.write(flat(drawn(1, h, 10 + step), h)), memory.v.write(flat(drawn(1, h, 50 + step), h));
+      memory.q.write(flat(drawn(1, hq, 90 + step), hq));
+      work.launch(graph);
+      outputs[rank].push_back(memory.out.read());
+    }
+    lengths[rank] = one.device_cache().size(policy, 0);
+  });
+  CHECK(thrown == std::vector<std::string>(ranks));
+  for (std::size_t step = 0; step < steps; ++step) {
+    rows<float> out(1, hq, d);
+    whole.append(cpu, drawn(1, h, 10 + step).view(), drawn(1, h, 50 + step).view());
+    whole.attend(cpu, drawn(1, hq, 90 + step).view(), out.view());
+    for (const auto& of_rank : outputs) REQUIRE(distance(of_rank[step], flat(out, hq)) < 2e-5f);
+  }
+  for (const std::size_t length : lengths) CHECK(length == n + steps);
+}
+
+TEST_CASE("context_parallel in device memory: the local mode selects k on all ranks together") {
+  auto p = small();
+  p.selection_over_ranks = selection_mode::local;
+  std::uint32_t selected[ranks] = {};
+  const auto thrown = on_ranks(p, [&](player& one, queue&, std::size_t rank) {
+    std::vector<std::int32_t> indices(n);
+    const std::uint32_t slot = 0, count = 1;
+    pqkv::cache_step step;
+    step.slots = pqkv::make_view(&slot, 1), step.counts = pqkv::make_view(&count, 1);
+    one.retrieve(one.policy(), drawn(1, hq, 3).view(), pqkv::make_view(indices.data(), 1, h, n), pqkv::make_view(&selected[rank], 1, h),
+                 step);
+  });
+  CHECK(thrown == std::vector<std::string>(ranks));
+  for (const std::uint32_t of_rank : selected) CHECK(of_rank == 20);
+}
+
+TEST_CASE("context_parallel in device memory: a call that one rank refuses changes nothing on any") {
+  const auto thrown = on_ranks(small(), [&](player& one, queue&, std::size_t rank) {
+    const auto refused = [&](auto call) {
+      std::string what;
+      try {
+        call();
+      } catch (const rank_error& error) {
+        what = error.rank == 1 && rank != 1 ? "another" : "wrong";
+      } catch (const std::invalid_argument&) {
+        what = rank == 1 ? "own" : "wrong";
+      }
+      CHECK(what == (rank == 1 ? "own" : "another"));
+    };
+    const queued_policy policy = one.policy();
+    player::cache_type& cache = one.device_cache();
+    const queued_array<float> k(policy, 2 * h * d), q(policy, 2 * hq * d), out(policy, hq * d);
+    refused([&] { cache.append(policy, k.const_view(1, rank == 1 ? 2 : 1, d), k.const_view(1, rank == 1 ? 2 : 1, d)); });
+    refused([&] { cache.attend(policy, q.const_view(1, rank == 1 ? 2 * hq : hq, d), out.view(1, hq, d)); });
+    refused([&] { cache.truncate(policy, 0, rank == 1 ? n + 1 : 5); });
+    refused([&] { cache.fork(policy, 0, rank == 1 ? 7 : 0); });
+    refused([&] { cache.reset(policy, rank == 1 ? 7 : 0); });
+    CHECK(cache.size(policy, 0) == n);
+    CHECK(cache.middle(policy, 0).end == n - 20);
+  });
+  CHECK(thrown == std::vector<std::string>(ranks));
+}
+
+TEST_CASE("context_parallel in device memory: steps that differ are reported by the next call that waits") {
+  in_process_group group(ranks, std::chrono::seconds(5));
+  const auto thrown = run_ranks(ranks, [&](std::size_t rank) {
+    queue work;
+    auto p = small();
+    p.agreement = agreement_mode::with_exchange;
+    p.selector.train.seed = rank;
+    player one({&work, {}}, queued_ranks(group, rank), p);
+    const step_memory memory(one.policy());
+    memory.enqueue(one.policy(), one.device_cache());  // neither waits nor throws
+    one.device_cache().maintain(one.policy());
+  });
+  for (const std::string& what : thrown) CHECK(what.find("pqkv::attend: calls must be the same on all ranks") == 0);
+}
