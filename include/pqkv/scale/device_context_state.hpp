@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <tuple>
 
 #include "../attention.hpp"
 #include "../cache/cache_checks.hpp"
