@@ -159,7 +159,9 @@ __device__ inline peer_message peer_mail::open(unsigned part, std::uint32_t numb
 namespace detail {
 enum class peer_exchange { gather, sum, maximum, transpose };
 
-/// Carries a piece of a buffer: each CTA some of its bytes, in words. @param words  of the piece; a multiple of 4 bytes at the end is cut
+/// Carries a piece of a buffer, a share of its words by each CTA.
+/// @param stride  from one rank's bytes to the next's in `all`, or in `own` where ranks get different ones
+/// @param bytes   of the piece of one rank
 template <peer_exchange What>
 PQKV_HIDDEN __global__ void __launch_bounds__(512) peer_exchange_kernel(const __grid_constant__ peer_mail given, const std::byte* own,
                                                                         std::byte* all, std::size_t stride, std::size_t bytes) {
@@ -208,7 +210,9 @@ class peer_ranks {
 
   /// Takes memory of the current device, and tells the other ranks where it is.
   /// @param meeting  a communicator of host memory, with one rank for each of these: mpi_ranks, or in_process for threads. Used here alone
-  /// @param bytes    for mail; a cache takes about 4 ranks * (k + d) * 8 bytes for each list of a query token
+  /// @param bytes    for mail, a quarter of it for these three collectives; a cache takes about 32 * ranks * (k + cells / 2) for each list
+  /// of
+  ///                 a query token, with the most k of its capacity and the cells of its joint-code index, or 0
   /// @param limit    how long a rank waits for the others in one exchange
   /// @throws value_error; communication_error when a rank does not come, when devices do not reach each other, and for CUDA's errors
   template <class Meeting>
