@@ -15,9 +15,10 @@ target_link_libraries(pqkv_mpi_tests PRIVATE pqkv_test_base pqkv::compiled MPI::
 pqkv_own_target(pqkv_mpi_tests)
 target_compile_options(pqkv_mpi_tests PRIVATE ${quick_flags})
 
-# Open MPI refuses root and more ranks than cores unless it is told, and should give its core away while it waits.
+# Open MPI refuses root and more ranks than cores unless it is told, and should give its core away while it waits. OMPI_MCA_rmaps is of
+# version 4, PRTE_MCA_rmaps of version 5.
 set(mpi_environment OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
-    OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_base_warn_component_unused=0)
+    PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_base_warn_component_unused=0)
 foreach(ranks 2 4)
   add_test(NAME mpi.lives_${ranks} COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:pqkv_mpi_tests>)
   set_tests_properties(mpi.lives_${ranks} PROPERTIES LABELS mpi ENVIRONMENT "${mpi_environment}" PROCESSORS 2 TIMEOUT 300

@@ -72,7 +72,7 @@ class api_pages(unittest.TestCase):
             for page in (Path(root) / "docs").glob("*.md"):
                 names = {page.stem, page.stem.replace("_", "__")}  # Doxygen 1.9 and later ones
                 self.assertTrue([name for name in names if list((Path(folder) / "html").glob(f"md_docs_*{name}.html"))], page)
-            self.assertRegex(front, r'href="md_[^"]*dataflow\.html"')
+            self.assertRegex(front, r'href="md_[^"]*integrating\.html"')
             for header in (Path(root) / "include/pqkv").rglob("*.hpp"):
                 if "detail" not in header.parts:
                     self.assertIn(f"<name>{header.name}</name>", xml)
