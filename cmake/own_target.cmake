@@ -13,6 +13,8 @@ function(pqkv_own_target target)
   endif()
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     target_compile_options(${target} PRIVATE -Wno-restrict)  # g++ 12 sees overlaps in std::string's operator+ that are not there
+  elseif(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 14)
+    target_compile_options(${target} PRIVATE -Wno-dangling-reference)  # g++ 13 takes any function of a temporary for one that returns it
   endif()
   target_compile_definitions(${target} PRIVATE $<$<CONFIG:Debug>:PQKV_CHECKED>)
   if(PQKV_SANITIZE AND PQKV_BUILD_TESTS)
