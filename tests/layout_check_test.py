@@ -40,6 +40,7 @@ FAULTS = {
     "no purpose": ("head", SCAN, "// SPDX-License-Identifier: Apache-2.0\n#pragma once\n"),
     "link to no file": ("link", "README.md", "[a page](docs/absent.md)\n"),
     "link to no section": ("link", "README.md", "[what is here](docs/licences.md#what-is-here)\n"),
+    "link to a section without its page": ("link", "README.md", "# A title\n\n[above](#a-title)\n"),
     "link to no section of its own": ("link", "README.md", "# A title\n\n[above](#the-title)\n"),
     "vague file": ("name", "tests/test_utils.hpp", HEAD),
     "vague folder": ("name", "bench/helpers/scan.cpp", HEAD),
