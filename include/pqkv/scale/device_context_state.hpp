@@ -256,6 +256,7 @@ class device_context_state : public context_base<Rows, Communicator> {
   struct kernel_mails {
     typename C::kernel_mail counts, sums, centred, candidates, partial;
   };
+  /// The same if a communicator carries gathered messages.
   struct no_mails {
     gathered_mail sums, centred, candidates, partial;
   };

@@ -119,12 +119,19 @@ template <>
 struct kernel<op::retrieve, backend::cuda> {
   static constexpr std::size_t scratch_bytes(const op::retrieve::sizes& sizes) { return detail::retrieve_device_scratch_bytes(sizes); }
 
+  template <class P>
+  static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
+                  cell_index_view<space::device> index, view<const middle_range, 1, space::device> ranges,
+                  view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts, const retrieve_params& params,
+                  view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map) {
+    run(policy, table, codes, index, ranges, indices, counts, params, skipped, map, nullptr);
+  }
   /// @param given  null, or [hq] normalisers of the probabilities over the tokens of several places, of which this is one
   template <class P>
   static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
                   cell_index_view<space::device> index, view<const middle_range, 1, space::device> ranges,
                   view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts, const retrieve_params& params,
-                  view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map, const normaliser* given = nullptr) {
+                  view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map, const normaliser* given) {
     detail::block::scoring call(table, codes, params.reduction, params.head_dim, params.scale, map);
     call.ranges = ranges;
     call.path = params.path;
