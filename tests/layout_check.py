@@ -6,6 +6,7 @@
 """
 import fnmatch
 import json
+import os
 import re
 import subprocess
 import sys
@@ -28,6 +29,20 @@ FENCED = re.compile(r"^( *)```.*?^\1```", re.M | re.S)
 # Includes run one way: a file may include what stands in its own line or above.
 ROOMS = ("config version", "core", "exec", "simd", "quantize", "search", "cache", "merge attention prefill_attention", "selector", "pqcache_state", "pqcache", "preset", "scale", "adapt", "pqkv cuda_extern cuda device_pqcache device_context_parallel")
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names.split()}
+
+# Names of the standard library and the header that gives each: compilers differ in what their headers bring along.
+STANDARD = {header: re.compile(r"\bstd::(?:" + names + ")") for header, names in {
+    "algorithm": r"(?:ranges::)?(?:sort|stable_sort|nth_element|min|max|clamp|find|find_if|copy|copy_n|fill|fill_n|all_of|any_of|none_of|count_if"
+                 r"|min_element|max_element|transform|reverse|rotate|remove_if|lower_bound|upper_bound|is_sorted)\(",
+    "array": r"array<", "atomic": r"(?:atomic<|memory_order)", "bit": r"(?:bit_cast|popcount|countr_zero|bit_width|bit_ceil)\b",
+    "charconv": r"(?:from|to)_chars\(", "chrono": r"chrono::", "cmath": r"(?:exp|log|log2|sqrt|pow|isfinite|floor|ceil|lround)\(",
+    "cstdint": r"u?int(?:8|16|32|64|ptr)_t\b", "cstdio": r"(?:f|sn)?printf\(|std::fopen\(", "cstdlib": r"(?:getenv|strtoul|strtod|abort)\(",
+    "cstring": r"(?:memcpy|memset|memcmp|memmove|strlen|strcmp)\(", "exception": r"(?:exception_ptr|current_exception|rethrow_exception)\b",
+    "filesystem": r"filesystem::", "fstream": r"[io]?fstream\b", "functional": r"function<", "iostream": r"(?:cout|cerr|cin)\b",
+    "limits": r"numeric_limits<", "map": r"(?:multi)?map<", "memory": r"(?:unique_ptr|shared_ptr|make_unique|make_shared)<", "mutex": r"(?:mutex|lock_guard|unique_lock)\b",
+    "numeric": r"(?:accumulate|iota|reduce)\(", "optional": r"(?:optional<|nullopt\b)", "random": r"(?:mt19937|uniform_int_distribution|uniform_real_distribution|normal_distribution)",
+    "set": r"(?:multi)?set<", "span": r"span[<(]", "sstream": r"[io]?stringstream\b", "stdexcept": r"(?:runtime_error|invalid_argument|logic_error|length_error|out_of_range)\b",
+    "string": r"(?:string|to_string)\b", "string_view": r"string_view\b", "thread": r"(?:thread|this_thread)\b", "vector": r"vector<"}.items()}
 
 
 def source_files(root):
@@ -78,7 +93,7 @@ class tree:
 
     def check(self):
         for rule in (self.sizes, self.first_lines, self.names, self.unfinished, self.mirrored_tests, self.mirrored_backends,
-                     self.same_operations, self.tables_of_pages, self.macros, self.intrinsics, self.quiet, self.include_order, self.versions, self.licences,
+                     self.same_operations, self.tables_of_pages, self.macros, self.intrinsics, self.quiet, self.include_order, self.standard_headers, self.versions, self.licences,
                      self.links, self.root_files):
             rule()
         return self.faults
@@ -222,6 +237,29 @@ class tree:
                 if "/detail/" in used and "/detail/" not in name and not front:
                     self.fault("order", f"{name}:{line}", f"includes its backend {used}; only front pages do")
         self.acyclic(graph)
+
+    def standard_headers(self):
+        """Every file gets the standard headers that it uses, by itself or by way of the project's own."""
+        include = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"]', re.M)
+        bases = ("include", "tests", "examples", "examples/minillama", "bench")
+        own, given = {}, {}
+        for name, code in self.code.items():
+            own[name], given[name] = set(), set()
+            for match in include.finditer(code):
+                places = [(Path(name).parent / match[1]), *(Path(base) / match[1] for base in bases)]
+                found = next((place for place in (os.path.normpath(place) for place in places) if place in self.code), None)
+                (own if found else given)[name].add(found or match[1])
+        for name, code in self.code.items():
+            reached, waiting = {name}, [name]
+            while waiting:
+                new = own[waiting.pop()] - reached
+                reached |= new
+                waiting += new
+            headers = set().union(*(given[each] for each in reached))
+            for header, used in STANDARD.items():
+                match = None if header in headers else used.search(code)
+                if match:
+                    self.fault("standard", f"{name}:{code.count(chr(10), 0, match.start()) + 1}", f"uses {match[0].rstrip('<([')} without <{header}>")
 
     def acyclic(self, graph):
         state = {}

@@ -21,6 +21,7 @@ from typing import Any, Callable
 
 import numpy as np
 
+import ggml_attention
 from library import library
 from rows import bfloat16, clustered, normal, widened
 from timing import circumstances, contest, measure, record, repeated, side
@@ -41,6 +42,8 @@ try:
     import tensor_operations
 except ImportError:
     torch = None
+
+ggml = ggml_attention.installed()
 
 n, d, g, k = 131072, 128, 4, 2048
 heads = 8
@@ -254,6 +257,33 @@ def attention(ours: library) -> contest:
     return contest("dense decode attention of 8 KV heads, 32 query heads", {"h": heads, "g": g, "n": n, "d": d}, sides, check)
 
 
+def ggml_contest(ours: library) -> contest:
+    tokens, none = n // 10, np.empty((heads, 1), np.int32)
+    values = normal(61, heads, n * 2 * d).reshape(heads, n, 2, d)
+    rows = {"float16": values.astype(np.float16), "bfloat16": bfloat16(values)}
+    del values
+    queries, outs, sides = normal(62, heads * g, d), {}, {}
+    for kind, stored in rows.items():
+        half, name = int(kind == "float16"), "ours" if kind == "float16" else "ours, bfloat16"
+        outs[kind] = np.empty((heads * g, d), np.float32)
+        call = ours.bound("listed_attention", stored, half, heads, n, d, g, none, 0, queries, outs[kind])
+        sides[name] = side(f"pqkv::attention, dense, {kind}", repeated(call))
+    generator = np.random.default_rng(63)
+    some = np.stack([np.sort(generator.choice(n, tokens, replace=False)) for _ in range(heads)]).astype(np.int32)
+    call = ours.bound("listed_attention", rows["float16"], 1, heads, n, d, g, some, tokens, queries, np.empty((heads * g, d), np.float32))
+    sides["ours, a tenth"] = side("pqkv::attention over a tenth of the tokens, chosen before, float16", repeated(call))
+    theirs = {kind: ggml_attention.attention(ggml, kind, stored, queries) for kind, stored in rows.items()} if ggml else {}
+    for kind, attention_of in theirs.items():
+        sides[f"ggml, {kind}"] = side(f"ggml_flash_attn_ext, {kind}, of {ggml.name}", repeated(attention_of.run))
+
+    def check() -> str:
+        if not theirs:
+            return "no rival"
+        error = max(float(np.abs(outs[kind] - other.read()).max() / np.abs(outs[kind]).max()) for kind, other in theirs.items())
+        return expect(error < 0.05, f"largest difference {error:.1e} of the largest output")
+    return contest("decode attention of 8 KV heads, 32 query heads, beside ggml's", {"h": heads, "g": g, "n": n, "d": d}, sides, check)
+
+
 def decode_step(ours: library) -> contest:
     sinks, retrieved, budget = 32, 6553, n // 10
     window, rounds_at_most = budget - sinks - retrieved, 4096
@@ -287,7 +317,7 @@ def decode_step(ours: library) -> contest:
 
 
 contests = {"kmeans": kmeans, "encode": encode, "scan": scan, "retrieve": retrieve, "retrieve_heads": retrieve_heads, "top_k": top_k, "attention": attention,
-            "decode_step": decode_step}
+            "ggml": ggml_contest, "decode_step": decode_step}
 
 
 def main() -> None:
@@ -303,6 +333,7 @@ def main() -> None:
     kept = None
     for name, module in (("faiss", faiss), ("scikit-learn", sklearn), ("torch", torch)):
         versions[name] = module.__version__ if module else "not installed"
+    versions["ggml"] = ggml.name if ggml else "not installed"
     settings = {"rounds": 3 if args.quick else 9, "least_seconds": 0.005 if args.quick else 0.03}
     kept = record(args.json, settings, circumstances(versions), args.fresh)
     for name in args.only:
@@ -311,7 +342,7 @@ def main() -> None:
             continue
         print(name, file=sys.stderr, flush=True)
         kept.keep(name, measure(contests[name](ours), settings["rounds"], settings["least_seconds"]))
-    for name, module in (("faiss", faiss), ("scikit-learn", sklearn), ("torch", torch)):
+    for name, module in (("faiss", faiss), ("scikit-learn", sklearn), ("torch", torch), ("ggml", ggml)):
         if module is None:
             kept.leave_out(name, "not installed")
 

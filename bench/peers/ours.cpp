@@ -253,6 +253,22 @@ int ours_attention(const void* rows, std::size_t h, std::size_t n, std::size_t d
   });
 }
 
+/// The same over k tokens of each KV head, indices [h, k] ascending, of rows in half (1) or bfloat16 (0); k 0: all tokens.
+int ours_listed_attention(const void* rows, std::size_t is_half, std::size_t h, std::size_t n, std::size_t d, std::size_t g,
+                          const std::int32_t* indices, std::size_t k, const float* query, float* out) {
+  return guarded([&] {
+    const std::uint32_t leading = k == 0 ? static_cast<std::uint32_t>(n) : 0;
+    const std::vector<pqkv::token_span> spans(h, {leading, 0, 0});
+    const std::vector<std::uint32_t> counts(h, static_cast<std::uint32_t>(k));
+    pqkv::token_set<> chosen{make_view(spans.data(), h), {}, {}};
+    if (k != 0) chosen.indices = make_view(indices, h, k), chosen.counts = make_view(counts.data(), h);
+    const auto attend = [&](const auto* stored) {
+      pqkv::attention(cpu, make_view(query, h * g, d), pqkv::interleaved_kv(stored, h, n, d), chosen, make_view(out, h * g, d));
+    };
+    is_half != 0 ? attend(static_cast<const pqkv::half*>(rows)) : attend(static_cast<const bfloat16*>(rows));
+  });
+}
+
 /// keys and values [h, n, d] bfloat16; retrieved 0: dense. Null when it failed.
 void* ours_layer(const void* keys, const void* values, std::size_t h, std::size_t n, std::size_t d, std::size_t g, std::size_t sinks,
                  std::size_t window, std::size_t retrieved, std::size_t room) {

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The same work by pqkv and by its rivals, interleaved in one process, one thread each: faiss, scikit-learn, torch, numpy and
-# std::nth_element. Writes DIR/peers.json; installs what is missing first, Python packages into build/peers.
+# The same work by pqkv and by its rivals, interleaved in one process, one thread each: faiss, scikit-learn, torch, numpy,
+# std::nth_element, and ggml where examples/llama_cpp/run.sh has built llama.cpp (or PQKV_GGML names a folder with libggml-cpu.so). Writes
+# DIR/peers.json; installs what is missing first, Python packages into build/peers.
 #
 #   bench/peers/run.sh DIR [--quick] [--fresh] [--only NAME ...]     e.g. bench/peers/run.sh results
 #
@@ -9,7 +10,7 @@
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ "${1:0:1}" = - ]; then
-  sed -n '3,8s/^# \{0,1\}//p' "$0" >&2
+  sed -n '3,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 mkdir -p "$1"

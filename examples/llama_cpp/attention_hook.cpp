@@ -58,8 +58,12 @@ void check_kind(const ggml_tensor* attention) {
 
 }  // namespace
 
-attention_hook::attention_hook(const cache_settings& settings, int layers, std::size_t threads, std::function<bool()> stopped)
-    : settings_(settings), threads_(threads), stopped_(std::move(stopped)), layers_wanted_(static_cast<std::size_t>(layers)) {
+attention_hook::attention_hook(std::vector<cache_settings> variants, int layers, std::size_t threads, std::function<bool()> stopped)
+    : variants_(std::move(variants)),
+      threads_(threads),
+      stopped_(std::move(stopped)),
+      layers_wanted_(static_cast<std::size_t>(layers)),
+      committed_(variants_.front().shape.batch) {
   layers_.reserve(layers_wanted_);
 }
 
@@ -79,7 +83,7 @@ bool attention_hook::on_node(ggml_tensor* node, bool ask, void* hook) {
 /// numbers are in place, later their memory may be another tensor's.
 bool attention_hook::wants(const ggml_tensor* node) {
   if (expected_ == expected::nothing || failed_ || interrupted_) return false;
-  if (node->op == GGML_OP_FLASH_ATTN_EXT) return true;
+  if (node->op == GGML_OP_FLASH_ATTN_EXT) return !is_local(node);
   if (node->op != GGML_OP_SET_ROWS || node->src[1]->type != GGML_TYPE_I64) return false;
   pqkv::require_ok(pqkv::detail::can_reach(node->src[1], 1, sizeof(std::int64_t), "attention_hook"));
   const ggml_tensor* cache = root_of(node);
@@ -88,6 +92,13 @@ bool attention_hook::wants(const ggml_tensor* node) {
   const auto* cells = static_cast<const std::int64_t*>(node->src[1]->data);
   found->cells.assign(cells, cells + node->src[1]->ne[0]);
   return false;
+}
+
+bool attention_hook::is_local(const ggml_tensor* attention) {
+  const ggml_tensor* keys = root_of(attention->src[1]);
+  if (static_cast<std::size_t>(keys->ne[1]) == global_cells_) return false;
+  if (std::find(local_.begin(), local_.end(), keys) == local_.end()) local_.push_back(keys);
+  return true;
 }
 
 void attention_hook::take(ggml_tensor* attention) {
@@ -100,14 +111,23 @@ void attention_hook::take(ggml_tensor* attention) {
   ++times_.calls;
   if (expected_ == expected::prompt) {
     const stopwatch running(times_.taking);
-    const std::size_t n = here.cache->size() + count;
-    if (n > prompt_tokens_) throw std::logic_error("more tokens were decoded than expect_prompt() was told");
-    here.cache->prefill(keys, values, n == prompt_tokens_ ? pqkv::chunk::last : pqkv::chunk::more);
-  } else {
-    const stopwatch running(times_.attending);
-    here.cache->append(keys, values);
-    here.cache->attend(pqkv::swap_axes<0, 1>(pqkv::ggml_view<const float, 3>(query)), pqkv::ggml_view<float, 3>(attention));
+    return take_prompt(here, keys, values);
   }
+  const stopwatch running(times_.attending);
+  layer_cache& cache = answering(here);
+  if (cache.size(slots_.front()) != committed_[slots_.front()])
+    refuse(here.keys, "comes twice in a step: layers that share keys and values are not known here");
+  const step_rows rows{.slots = pqkv::make_view(std::as_const(slots_).data(), slots_.size()),
+                       .counts = pqkv::make_view(std::as_const(counts_).data(), counts_.size())};
+  cache.append(keys, values, rows);
+  cache.attend(pqkv::swap_axes<0, 1>(pqkv::ggml_view<const float, 3>(query)), pqkv::ggml_view<float, 3>(attention), rows);
+}
+
+void attention_hook::take_prompt(layer& here, row_view keys, row_view values) {
+  const std::size_t n = here.caches.front()->size(prompt_slot_) + keys.extent(1);
+  if (n > prompt_tokens_) refuse(here.keys, "brings more tokens than the prompt has; layers that share keys and values are not known here");
+  for (const auto& cache : here.caches)
+    cache->prefill(prompt_slot_, keys, values, n == prompt_tokens_ ? pqkv::chunk::last : pqkv::chunk::more);
 }
 
 /// The layers come in the order of the first graph; afterwards a layer is known by the tensor of its cache.
@@ -116,12 +136,15 @@ attention_hook::layer& attention_hook::layer_of(const ggml_tensor* attention) {
   for (layer& known : layers_)
     if (known.keys == keys) return known;
   check_kind(attention);
-  cache_settings settings = settings_;
-  settings.shape.kv_heads = static_cast<std::size_t>(attention->src[1]->ne[2]);
-  settings.shape.query_heads = static_cast<std::size_t>(attention->src[0]->ne[2]);
-  settings.shape.head_dim = static_cast<std::size_t>(attention->src[0]->ne[0]);
-  settings.shape.softmax_scale = settings_of(attention).scale;
-  layers_.push_back({keys, make_layer_cache(settings, threads_)});
+  layer made{.keys = keys};
+  for (cache_settings settings : variants_) {
+    settings.shape.kv_heads = static_cast<std::size_t>(attention->src[1]->ne[2]);
+    settings.shape.query_heads = static_cast<std::size_t>(attention->src[0]->ne[2]);
+    settings.shape.head_dim = static_cast<std::size_t>(attention->src[0]->ne[0]);
+    settings.shape.softmax_scale = settings_of(attention).scale;
+    made.caches.push_back(make_layer_cache(settings, threads_));
+  }
+  layers_.push_back(std::move(made));
   return layers_.back();
 }
 
@@ -145,12 +168,17 @@ row_view attention_hook::rows_of(row_view cache, const std::vector<std::int64_t>
   return rows;
 }
 
-void attention_hook::expect_prompt(std::size_t tokens) {
+void attention_hook::expect_prompt(std::size_t slot, std::size_t tokens) {
   expected_ = expected::prompt;
-  prompt_tokens_ = committed_ + tokens;
+  prompt_slot_ = slot;
+  prompt_tokens_ = tokens;
 }
 
-void attention_hook::expect_steps() { expected_ = expected::steps; }
+void attention_hook::expect_step(std::vector<std::uint32_t> slots, std::vector<std::uint32_t> counts) {
+  expected_ = expected::steps;
+  slots_ = std::move(slots);
+  counts_ = std::move(counts);
+}
 
 bool attention_hook::finish(bool succeeded) {
   const bool well = succeeded && !failed_ && !std::exchange(interrupted_, false);
@@ -159,47 +187,85 @@ bool attention_hook::finish(bool succeeded) {
     if (failed_) std::rethrow_exception(std::exchange(failed_, nullptr));
     return false;
   }
-  if (layers_.size() != layers_wanted_)
-    throw std::invalid_argument("of the model's " + std::to_string(layers_wanted_) + " layers " + std::to_string(layers_.size()) +
-                                " have attention that pqkv can take over; is flash attention on?");
-  committed_ = layers_.front().cache->size();
-  if (expected_ == expected::steps) {
-    const stopwatch running(times_.between);
-    for (layer& each : layers_) each.cache->maintain();
+  if (expected_ == expected::nothing) return true;
+  check_layers();
+  if (expected_ == expected::prompt) {
+    committed_[prompt_slot_] = layers_.front().caches.front()->size(prompt_slot_);
+    return true;
   }
+  for (std::size_t i = 0; i < slots_.size(); ++i) committed_[slots_[i]] += counts_[i];
+  const stopwatch running(times_.between);
+  for (layer& each : layers_) answering(each).maintain();
   return true;
+}
+
+void attention_hook::check_layers() const {
+  if (layers_.empty() || layers_.size() + local_.size() != layers_wanted_)
+    throw std::invalid_argument("of the model's " + std::to_string(layers_wanted_) + " layers " + std::to_string(layers_.size()) +
+                                " have attention to all tokens that pqkv can take over, and " + std::to_string(local_.size()) +
+                                " a sliding window; is flash attention on?");
 }
 
 /// A prompt that broke off starts again; a step is taken back.
 void attention_hook::roll_back() {
-  if (expected_ == expected::prompt) return reset();
+  if (expected_ == expected::prompt) return reset(prompt_slot_);
+  if (expected_ == expected::nothing) return;
   for (layer& each : layers_)
-    if (each.cache->size() > committed_) each.cache->truncate(committed_);
+    for (const std::uint32_t slot : slots_)
+      if (answering(each).size(slot) > committed_[slot]) answering(each).truncate(slot, committed_[slot]);
 }
 
-void attention_hook::truncate(std::size_t n) {
-  for (layer& each : layers_) each.cache->truncate(n);
-  committed_ = n;
+void attention_hook::truncate(std::size_t slot, std::size_t n) {
+  for (layer& each : layers_)
+    for (const auto& cache : each.caches)
+      if (cache->size(slot) > n) cache->truncate(slot, n);
+  committed_[slot] = n;
 }
 
-void attention_hook::reset() {
-  for (layer& each : layers_) each.cache->reset();
-  committed_ = 0;
+void attention_hook::fork(std::size_t from, std::size_t to) {
+  for (layer& each : layers_)
+    for (const auto& cache : each.caches) cache->fork(from, to);
+  committed_[to] = committed_[from];
+}
+
+void attention_hook::reset(std::size_t slot) {
+  for (layer& each : layers_)
+    for (const auto& cache : each.caches) cache->reset(slot);
+  committed_[slot] = 0;
+}
+
+void attention_hook::save(std::size_t slot, std::FILE* file) const {
+  for (const layer& each : layers_) answering(each).save(slot, file);
+}
+
+void attention_hook::load(std::size_t slot, std::FILE* file, std::size_t tokens) {
+  try {
+    for (const layer& each : layers_) {
+      answering(each).load(slot, file);
+      if (answering(each).size(slot) != tokens) throw std::runtime_error("the session file's layers have other lengths than its tokens");
+    }
+  } catch (...) {
+    reset(slot);
+    throw;
+  }
+  committed_[slot] = tokens;
 }
 
 double attention_hook::attended_tokens() const {
   double tokens = 0, steps = 0;
-  for (const layer& each : layers_) {
-    const pqkv::slot_statistics counted = each.cache->statistics();
-    tokens += static_cast<double>(counted.tokens_attended);
-    steps += static_cast<double>(counted.steps);
-  }
+  for (const layer& each : layers_)
+    for (std::size_t slot = 0; slot < committed_.size(); ++slot) {
+      const pqkv::slot_statistics counted = answering(each).statistics(slot);
+      tokens += static_cast<double>(counted.tokens_attended);
+      steps += static_cast<double>(counted.steps);
+    }
   return steps == 0 ? 0 : tokens / steps;
 }
 
 std::size_t attention_hook::bytes() const {
   std::size_t bytes = 0;
-  for (const layer& each : layers_) bytes += each.cache->bytes();
+  for (const layer& each : layers_)
+    for (const auto& cache : each.caches) bytes += cache->bytes();
   return bytes;
 }
 

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdio>
 #include <memory>
+#include <stdexcept>
 
+#include <pqkv/adapt/ggml.hpp>
 #include <pqkv/pqkv.hpp>
 
 #include "thread_pool.hpp"
@@ -24,18 +27,25 @@ struct cache_settings {
 /// What llama.cpp writes into its own cache: half by default, so that both attend to the same bits.
 using row_view = pqkv::view<const pqkv::half, 3>;
 
-/// A cache of one sequence. Keys and values are [h, n, d], queries and outputs [n, hq, d].
+/// Which slots a step is for, and how many tokens of each, in the batch's order.
+using step_rows = pqkv::cache_step;
+
+/// A cache of some sequences, each in a slot of its own. Keys and values are [h, n, d], queries and outputs [n, hq, d].
 class layer_cache {
  public:
   virtual ~layer_cache() = default;
-  virtual void prefill(row_view keys, row_view values, pqkv::chunk which) = 0;
-  virtual void append(row_view keys, row_view values) = 0;
-  virtual void attend(pqkv::view<const float, 3> query, pqkv::view<float, 3> out) = 0;
+  virtual void prefill(std::size_t slot, row_view keys, row_view values, pqkv::chunk which) = 0;
+  virtual void append(row_view keys, row_view values, const step_rows& rows) = 0;
+  virtual void attend(pqkv::view<const float, 3> query, pqkv::view<float, 3> out, const step_rows& rows) = 0;
   virtual void maintain() = 0;
-  virtual void truncate(std::size_t n) = 0;
-  virtual void reset() = 0;
-  virtual std::size_t size() const = 0;
-  virtual pqkv::slot_statistics statistics() const = 0;
+  virtual void truncate(std::size_t slot, std::size_t n) = 0;
+  virtual void fork(std::size_t from, std::size_t to) = 0;
+  virtual void reset(std::size_t slot) = 0;
+  /// Writes a slot to a file, or fills an empty one from it. @throws what the cache throws; std::runtime_error where the disk refuses
+  virtual void save(std::size_t slot, std::FILE* file) const = 0;
+  virtual void load(std::size_t slot, std::FILE* file) = 0;
+  virtual std::size_t size(std::size_t slot) const = 0;
+  virtual pqkv::slot_statistics statistics(std::size_t slot) const = 0;
   virtual std::size_t bytes() const = 0;
 };
 
@@ -54,33 +64,35 @@ class selecting_cache final : public layer_cache {
     return p;
   }
 
-  void prefill(row_view keys, row_view values, pqkv::chunk which) override { cache_.prefill(cpu_, 0, keys, values, which); }
-  void append(row_view keys, row_view values) override {
-    const std::uint32_t slot = 0, count = static_cast<std::uint32_t>(keys.extent(1));
-    cache_.append(cpu_, by_token(keys), by_token(values), step_of(slot, count));
+  void prefill(std::size_t slot, row_view keys, row_view values, pqkv::chunk which) override {
+    cache_.prefill(cpu_, slot, keys, values, which);
   }
-  void attend(pqkv::view<const float, 3> query, pqkv::view<float, 3> out) override {
-    const std::uint32_t slot = 0, count = static_cast<std::uint32_t>(query.extent(0));
-    cache_.attend(cpu_, query, out, {}, step_of(slot, count));
+  void append(row_view keys, row_view values, const step_rows& rows) override {
+    cache_.append(cpu_, pqkv::swap_axes<0, 1>(keys), pqkv::swap_axes<0, 1>(values), rows);
+  }
+  void attend(pqkv::view<const float, 3> query, pqkv::view<float, 3> out, const step_rows& rows) override {
+    cache_.attend(cpu_, query, out, {}, rows);
   }
   void maintain() override { cache_.maintain(cpu_); }
-  void truncate(std::size_t n) override { cache_.truncate(cpu_, 0, n); }
-  void reset() override { cache_.reset(cpu_, 0); }
-  std::size_t size() const override { return cache_.size(0); }
-  pqkv::slot_statistics statistics() const override { return cache_.statistics(0); }
+  void truncate(std::size_t slot, std::size_t n) override { cache_.truncate(cpu_, slot, n); }
+  void fork(std::size_t from, std::size_t to) override { cache_.fork(cpu_, from, to); }
+  void reset(std::size_t slot) override { cache_.reset(cpu_, slot); }
+  void save(std::size_t slot, std::FILE* file) const override {
+    cache_.save(cpu_, slot, [file](const std::byte* bytes, std::size_t count) {
+      if (std::fwrite(bytes, 1, count, file) != count) throw std::runtime_error("the session file cannot be written");
+    });
+  }
+  void load(std::size_t slot, std::FILE* file) override {
+    cache_.load(cpu_, slot, [file](std::byte* bytes, std::size_t count) { return std::fread(bytes, 1, count, file); });
+  }
+  std::size_t size(std::size_t slot) const override { return cache_.size(slot); }
+  pqkv::slot_statistics statistics(std::size_t slot) const override { return cache_.statistics(slot); }
   std::size_t bytes() const override {
     const pqkv::memory_plan plan = cache_type::plan(cache_.parameters());
     return plan.kv_bytes + plan.index_bytes + plan.scratch_bytes;
   }
 
  private:
-  static row_view by_token(const row_view& rows) {
-    return {rows.data, {rows.extent(1), rows.extent(0), rows.extent(2)}, {rows.stride(1), rows.stride(0), rows.stride(2)}};
-  }
-  static pqkv::cache_step step_of(const std::uint32_t& slot, const std::uint32_t& count) {
-    return {.slots = pqkv::make_view(&slot, 1), .counts = pqkv::make_view(&count, 1)};
-  }
-
   pqkv::exec::host<pqkv::isa::best, thread_pool&> cpu_;
   cache_type cache_;
 };

@@ -31,6 +31,19 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+/// What was read of the file the last time, or reads it now and writes it down. @returns whether Ctrl-C did not come
+bool read_text(engine& e, const std::string& session, std::span<const llama_token> tokens) {
+  if (!std::ifstream(session).good()) {
+    if (!e.read(tokens)) return false;
+    e.save(session, tokens);
+    return true;
+  }
+  const std::vector<llama_token> known = e.load(session);
+  if (!std::equal(known.begin(), known.end(), tokens.begin(), tokens.end()))
+    throw std::runtime_error("the session file " + session + " is of another text; remove it, or name another");
+  return true;
+}
+
 /// Reads the tokens and prints the model's answer. @returns its text, or nothing after Ctrl-C
 std::optional<std::string> answer(const model& file, engine& e, std::span<const llama_token> tokens, std::size_t most) {
   const auto start = std::chrono::steady_clock::now();
@@ -66,14 +79,18 @@ std::optional<std::string> answer(const model& file, engine& e, std::span<const 
   return text;
 }
 
-int talk(const model& file, const options& o, const std::string& first) {
+int talk(const model& file, const options& o, const std::string& text, const std::string& first) {
   std::vector<model::message> messages;
   if (!o.system.empty()) messages.push_back({"system", o.system});
   messages.push_back({"user", first});
   std::string so_far, next = o.raw ? first : file.chat_text(messages, true);
   if (next.empty()) throw std::runtime_error("the model's file has no chat template; --raw gives it the text as it is");
-  std::vector<llama_token> tokens = file.tokens_of(next, true);
-  engine e(file, o.engine_of(o.chat ? file.trained_tokens() : tokens.size() + o.answer));
+  // A session has the text of the file; the question comes after it.
+  const std::size_t cut = o.session.empty() ? 0 : next.find(text) + text.size();
+  const std::vector<llama_token> read_first = cut == 0 ? std::vector<llama_token>() : file.tokens_of(next.substr(0, cut), true);
+  std::vector<llama_token> tokens = file.tokens_of(next.substr(cut), cut == 0);
+  engine e(file, o.engine_of(o.chat ? file.trained_tokens() : read_first.size() + tokens.size() + o.answer));
+  if (cut != 0 && !read_text(e, o.session, read_first)) return interrupted;
   for (;;) {
     const auto said = answer(file, e, tokens, o.answer);
     if (!said) return interrupted;
@@ -96,15 +113,14 @@ int run(const options& o) {
     return 0;
   }
   const model file(o.model);
-  std::string text = o.file.empty() ? "" : text_of_file(o.file);
-  if (!o.prompt.empty()) text += (text.empty() ? "" : "\n\n") + o.prompt;
-  if (!o.bench.empty()) {
-    if (text.empty()) throw usage_error("--bench takes its tokens from -f FILE or -p TEXT");
-    return bench(file, o, file.tokens_of(text, true));
-  }
-  if (!o.compare) return talk(file, o, text);
-  const std::string chat = o.raw ? "" : file.chat_text({{"user", text}}, true);
-  return compare(file, o, file.tokens_of(chat.empty() ? text : chat, true));
+  const std::string text = o.file.empty() ? "" : text_of_file(o.file);
+  if (!o.bench.empty()) return bench(file, o, file.tokens_of(text, true));
+  if (!o.quality.empty()) return quality(file, o, text);
+  if (o.check) return check(file, o, file.tokens_of(text, true));
+  const std::string asked = text.empty() ? o.prompt : o.prompt.empty() ? text : text + "\n\n" + o.prompt;
+  if (!o.compare) return talk(file, o, text, asked);
+  const std::string chat = o.raw ? "" : file.chat_text({{"user", asked}}, true);
+  return compare(file, o, file.tokens_of(chat.empty() ? asked : chat, true));
 }
 
 }  // namespace

@@ -40,14 +40,14 @@ struct distance {
   double mean() const { return count == 0 ? 0 : sum / static_cast<double>(count); }
 };
 
+}  // namespace
+
 engine_settings without_pqkv(engine_settings settings, ggml_type cache_type, bool flash_attention) {
-  settings.pqkv.reset();
+  settings.variants.clear();
   settings.cache_type = cache_type;
   settings.flash_attention = flash_attention;
   return settings;
 }
-
-}  // namespace
 
 int compare(const model& file, const options& o, std::span<const llama_token> prompt) {
   const engine_settings settings = o.engine_of(prompt.size() + o.answer);
@@ -80,47 +80,61 @@ int compare(const model& file, const options& o, std::span<const llama_token> pr
   return differing == 0 ? 0 : 3;
 }
 
+namespace {
+/// Seconds of o.steps steps of every sequence, or nothing after Ctrl-C.
+std::optional<double> seconds_of_steps(engine& e, const options& o, std::span<const llama_token> text) {
+  std::vector<llama_token> tokens(o.sequences);
+  const double begin = now(o.threads);
+  for (std::size_t i = 0; i < o.steps; ++i) {
+    for (std::size_t sequence = 0; sequence < o.sequences; ++sequence) tokens[sequence] = text[(i + 7 * sequence) % text.size()];
+    if (!e.read_each(tokens)) return {};
+  }
+  return now(o.threads) - begin;
+}
+
+/// Seconds of reading the prompt, which all sequences then have.
+std::optional<double> seconds_of_prompt(engine& e, const options& o, std::span<const llama_token> prompt) {
+  const double begin = now(o.threads);
+  if (!e.read(prompt)) return {};
+  const double seconds = now(o.threads) - begin;
+  for (std::size_t sequence = 1; sequence < o.sequences; ++sequence) e.fork(0, sequence);
+  return seconds;
+}
+}  // namespace
+
 int bench(const model& file, const options& o, std::span<const llama_token> text) {
-  std::printf(
-      "tokens/s of decoding, median of %zu rounds of %zu tokens, %zu thread%s, %s; llama.cpp's cache in %s; first: seconds to the first "
-      "token\n",
-      o.rounds, o.steps, o.threads, o.threads == 1 ? "" : "s", o.threads == 1 ? "by its time on the CPU" : "by the clock",
-      ggml_type_name(o.cache_type));
-  std::printf("%8s %9s %9s %7s %9s %9s %7s %10s %10s %10s\n", "prompt", "llama.cpp", "pqkv", "times", "first", "first", "times", "attended",
-              "attention", "maintain");
+  std::printf("tokens/s of decoding %zu sequence%s, median of %zu rounds of %zu steps, %zu thread%s, %s; llama.cpp's cache in %s\n",
+              o.sequences, o.sequences == 1 ? "" : "s", o.rounds, o.steps, o.threads, o.threads == 1 ? "" : "s",
+              o.threads == 1 ? "by its time on the CPU" : "by the clock", ggml_type_name(o.cache_type));
+  std::printf("first: seconds to the first token. taking, attention, maintain: pqkv's part of reading a prompt, and of a step\n");
+  std::printf("%8s %9s %9s %7s %9s %9s %7s %8s %10s %10s %10s\n", "prompt", "llama.cpp", "pqkv", "times", "first", "first", "times",
+              "taking", "attended", "attention", "maintain");
   for (const std::size_t length : o.bench) {
-    const engine_settings settings = o.engine_of(length + o.steps + 1);
+    engine_settings settings = o.engine_of(length + o.steps * (o.rounds + 1));
+    settings.sequences = o.sequences;
     engine ours(file, settings), plain(file, without_pqkv(settings, o.cache_type, true));
     std::vector<llama_token> prompt(length);
     for (std::size_t i = 0; i < length; ++i) prompt[i] = text[i % text.size()];
-    const double start = now(o.threads);
-    if (!plain.read(prompt)) return interrupted;
-    const double plain_first = now(o.threads) - start;
-    if (!ours.read(prompt)) return interrupted;
-    const double our_first = now(o.threads) - start - plain_first;
+    const auto plain_first = seconds_of_prompt(plain, o, prompt), our_first = seconds_of_prompt(ours, o, prompt);
+    if (!plain_first || !our_first) return interrupted;
+    const double taking = ours.hook()->times().taking / *our_first;
     std::vector<double> plain_rate, our_rate, share, between;
-    const auto seconds_of = [&](engine& e) {
-      const double begin = now(o.threads);
-      bool well = true;
-      for (std::size_t i = 0; well && i < o.steps; ++i) well = e.read(text[i % text.size()]);
-      const double seconds = now(o.threads) - begin;
-      e.truncate(length);
-      return well ? seconds : -1;
-    };
-    if (seconds_of(plain) < 0 || seconds_of(ours) < 0) return interrupted;  // graphs and caches warm
+    if (!seconds_of_steps(plain, o, text) || !seconds_of_steps(ours, o, text)) return interrupted;  // graphs and caches warm
     for (std::size_t round = 0; round < o.rounds; ++round) {
-      const double theirs = seconds_of(plain);
+      const auto theirs = seconds_of_steps(plain, o, text);
       ours.hook()->clear_times();
-      const double mine = seconds_of(ours);
-      if (theirs < 0 || mine < 0) return interrupted;
-      plain_rate.push_back(static_cast<double>(o.steps) / theirs);
-      our_rate.push_back(static_cast<double>(o.steps) / mine);
-      share.push_back(ours.hook()->times().attending / mine);
-      between.push_back(ours.hook()->times().between / mine);
+      const auto mine = seconds_of_steps(ours, o, text);
+      if (!theirs || !mine) return interrupted;
+      const double tokens = static_cast<double>(o.steps * o.sequences);
+      plain_rate.push_back(tokens / *theirs);
+      our_rate.push_back(tokens / *mine);
+      share.push_back(ours.hook()->times().attending / *mine);
+      between.push_back(ours.hook()->times().between / *mine);
     }
     const double a = middle_of(plain_rate), b = middle_of(our_rate);
-    std::printf("%8zu %9.2f %9.2f %6.2fx %8.2fs %8.2fs %6.3fx %10.0f %9.1f%% %9.1f%%\n", length, a, b, b / a, plain_first, our_first,
-                our_first / plain_first, ours.hook()->attended_tokens(), 100 * middle_of(share), 100 * middle_of(between));
+    std::printf("%8zu %9.2f %9.2f %6.2fx %8.2fs %8.2fs %6.3fx %7.1f%% %10.0f %9.1f%% %9.1f%%\n", length, a, b, b / a, *plain_first,
+                *our_first, *our_first / *plain_first, 100 * taking, ours.hook()->attended_tokens(), 100 * middle_of(share),
+                100 * middle_of(between));
     std::fflush(stdout);
   }
   return 0;

@@ -27,11 +27,17 @@ const char* const usage =
     --cache-type T   of llama.cpp's cache: f16; where it runs as it is bf16, f32, q8_0 too
     --no-flash       without flash attention; with --policy none alone
 
+    --session FILE   keep what was read of -f FILE there, and read it from there the next time
+
     --compare        the same greedy text as unmodified llama.cpp? Compares the logits of N tokens
     --bench N,N,...  decode speed after prompts of these lengths, beside unmodified llama.cpp
+    --quality N,...  after prompts of these lengths: answers about numbers in the text, and perplexity of what follows; dense, pq, streaming
+    --check          copies, marks, sessions and steps of several sequences, each against the plain way
     --write-f32 FILE the model with its weights as 32-bit floats, for --compare: their rounding is then the attention's alone
-    --steps N        tokens a round of --bench (32)
+    --steps N        tokens a round of --bench (32); tokens of --quality's perplexity
     --rounds N       rounds of --bench, the two taking turns (5)
+    --sequences N    of --bench, decoded together (1)
+    --needles N      numbers in the text of --quality (10)
 )";
 
 namespace {
@@ -100,6 +106,16 @@ options read_options(int count, char** words) {
       o.compare = true;
     else if (option == "--bench")
       o.bench = lengths(option, word());
+    else if (option == "--quality")
+      o.quality = lengths(option, word());
+    else if (option == "--check")
+      o.check = true;
+    else if (option == "--session")
+      o.session = word();
+    else if (option == "--sequences")
+      o.sequences = natural(1, 64);
+    else if (option == "--needles")
+      o.needles = natural(1, 100);
     else if (option == "--write-f32")
       o.floats = word();
     else if (option == "--steps")
@@ -132,9 +148,12 @@ options read_options(int count, char** words) {
   if (o.model.empty()) throw usage_error("-m MODEL.gguf is needed");
   if (!o.floats.empty()) return o;
   if (o.bench.empty() && o.prompt.empty() && o.file.empty()) throw usage_error("-p TEXT or -f FILE is needed");
+  if (o.file.empty() && (!o.quality.empty() || !o.bench.empty() || o.check))
+    throw usage_error("--bench, --quality and --check take their tokens from -f FILE");
+  if (!o.session.empty() && o.file.empty()) throw usage_error("--session keeps what was read of -f FILE, which is missing");
   if (o.compare && o.chat) throw usage_error("--compare and --chat do not go together");
-  if ((o.compare || !o.bench.empty()) && !o.which)
-    throw usage_error("--compare and --bench set pqkv beside llama.cpp; --policy none is llama.cpp");
+  if ((o.compare || o.check || !o.bench.empty() || !o.quality.empty()) && !o.which)
+    throw usage_error("--compare, --bench, --quality and --check set pqkv beside llama.cpp; --policy none is llama.cpp");
   return o;
 }
 
@@ -144,7 +163,7 @@ engine_settings options::engine_of(std::size_t wanted_context) const {
   settings.threads = threads;
   settings.cache_type = bench.empty() && !compare ? cache_type : GGML_TYPE_F16;
   settings.flash_attention = flash_attention;
-  if (which) settings.pqkv = {*which, {}, budget, pq};
+  if (which) settings.variants = {{*which, {}, budget, pq}};
   return settings;
 }
 

@@ -17,16 +17,16 @@ struct usage_error : std::invalid_argument {
 };
 
 struct options {
-  std::string model, prompt, file, system, floats;
+  std::string model, prompt, file, system, floats, session;
   std::size_t answer = 128, context = 0, threads = 1;
   std::optional<policy> which = policy::pq;  // none: llama.cpp as it is
   pqkv::budget_rule budget;
   pqkv::selector::pq::params pq;
   ggml_type cache_type = GGML_TYPE_F16;
   bool flash_attention = true, raw = false, chat = false, help = false;
-  bool compare = false;
-  std::vector<std::size_t> bench;  // lengths of prompts
-  std::size_t steps = 32, rounds = 5;
+  bool compare = false, check = false;
+  std::vector<std::size_t> bench, quality;  // lengths of prompts
+  std::size_t steps = 32, rounds = 5, sequences = 1, needles = 10;
 
   /// For the engine; `context` tokens where the command line does not say.
   engine_settings engine_of(std::size_t wanted_context) const;

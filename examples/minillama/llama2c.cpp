@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <string_view>
 #include <vector>
 
 #include "load_error.hpp"

@@ -3,6 +3,7 @@
 #include "safetensors.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>

@@ -143,6 +143,15 @@ class peers(unittest.TestCase):
             for i, wanted in enumerate(plain(q, n)):
                 self.assertAlmostEqual(out[q * d + i], wanted, places=2)
 
+        halves = (ctypes.c_uint16 * len(both))(*(struct.unpack("<H", struct.pack("<e", x))[0] for x in both))
+        chosen, all_tokens = (ctypes.c_int32 * h)(17, 150), (ctypes.c_int32 * (h * n))(*[t for _ in range(h) for t in range(n)])
+        for rows, is_half in ((halves, 1), (bfloat16(both), 0)):
+            for indices, k in ((all_tokens, 0), (all_tokens, n), (chosen, 1)):
+                self.done(lib.ours_listed_attention(rows, size(is_half), size(h), size(n), size(d), size(g), indices, size(k), floats(query), out))
+                for q in range(h * g):
+                    for i, wanted in enumerate(values[(q // g * n + chosen[q // g]) * d:][:d] if k == 1 else plain(q, n)):
+                        self.assertAlmostEqual(out[q * d + i], wanted, places=2)
+
         key, value = exact(generator, h * d), exact(generator, h * d)
         for retrieved in (0, n):  # dense, and a budget above all tokens
             layer = ctypes.c_void_p(lib.ours_layer(bfloat16(keys), bfloat16(values), size(h), size(n), size(d), size(g), size(8), size(16),

@@ -4,6 +4,7 @@
 #include "hugging_face_tokenizer.hpp"
 
 #include <algorithm>
+#include <cstdio>
 #include <random>
 
 #include "tokenizer_file.hpp"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The programs with tokenizers, as a user runs them: llama2.c's beside a directory, its checkpoint, a directory's own tokenizer.json, with
 // which models are spoken to as their chat templates say, and what of them is refused.
+#include <cstdio>
 #include <limits>
 
 #include "pre_tokenizer.hpp"

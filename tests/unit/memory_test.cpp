@@ -3,6 +3,7 @@
 // overlap too, zeroed where it is asked for and nowhere else.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <new>

@@ -3,6 +3,7 @@
 // threads. They meet at a barrier with a time limit, and read each other's buffers.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>

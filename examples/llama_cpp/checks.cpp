@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an engine does with sequences, each in two ways that must give the same logits.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <random>
+
+#include "measurements.hpp"
+
+namespace llama_example {
+namespace {
+constexpr int interrupted = 130, differs = 4;
+constexpr std::size_t more_tokens = 24;
+
+struct stopped {};
+
+using logits_type = std::vector<float>;
+
+logits_type logits_of(const engine& e, std::size_t sequence = 0) {
+  const auto found = e.logits(sequence);
+  return {found.begin(), found.end()};
+}
+
+double farthest(const logits_type& a, const logits_type& b) {
+  double most = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) most = std::max(most, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
+  return std::isfinite(most) && a.size() == b.size() ? most : 1e30;
+}
+
+void read(engine& e, std::span<const llama_token> tokens, std::size_t sequence = 0) {
+  if (!e.read(tokens, sequence)) throw stopped{};
+}
+
+/// One by one, as a model answers.
+logits_type read_singly(engine& e, std::span<const llama_token> tokens) {
+  for (const llama_token token : tokens)
+    if (!e.read(token)) throw stopped{};
+  return logits_of(e);
+}
+
+class report {
+ public:
+  void same(const char* what, const logits_type& a, const logits_type& b, double at_most = 0) {
+    const double far = farthest(a, b);
+    std::printf("%-7s %-52s %.4f of a logit, at most %.4f\n", far <= at_most ? "ok" : "DIFFERS", what, far, at_most);
+    std::fflush(stdout);
+    if (!(far <= at_most)) differing_ = true;
+  }
+  int outcome() const { return differing_ ? differs : 0; }
+
+ private:
+  bool differing_ = false;
+};
+}  // namespace
+
+namespace {
+/// The tokens of a check: a prompt, and two continuations.
+struct parts {
+  std::span<const llama_token> prompt, first, second;
+};
+
+/// Logits of the same sequences, read in different ways.
+struct ways {
+  logits_type first_singly, second_singly, first_in_four, again_in_four, second_in_four, second_at_once;
+};
+
+ways ways_of(const model& file, const engine_settings& settings, const parts& tokens) {
+  ways found;
+  engine alone(file, settings), e(file, settings);
+  read(alone, tokens.prompt);
+  const auto start = alone.mark();
+  found.first_singly = read_singly(alone, tokens.first);
+  alone.go_back(start);
+  found.second_singly = read_singly(alone, tokens.second);
+  read(e, tokens.prompt);
+  for (const std::size_t to : {1u, 2u, 3u}) e.fork(0, to);
+  for (std::size_t i = 0; i < more_tokens; ++i)
+    if (!e.read_each(std::vector<llama_token>{tokens.first[i], tokens.second[i], tokens.first[i], tokens.second[i]})) throw stopped{};
+  found.first_in_four = logits_of(e, 0), found.again_in_four = logits_of(e, 2), found.second_in_four = logits_of(e, 1);
+  e.truncate(0, 1);
+  read(e, tokens.prompt, 1);
+  read(e, tokens.second, 1);
+  found.second_at_once = logits_of(e, 1);
+  return found;
+}
+
+/// Places to go back to, and files: the same kernels over the same numbers.
+void check_returns(const model& file, const engine_settings& settings, const parts& tokens, report& found) {
+  engine alone(file, settings), other(file, settings);
+  read(alone, tokens.prompt);
+  const auto start = alone.mark();
+  const logits_type once = read_singly(alone, tokens.first);
+  alone.go_back(start);
+  found.same("back to a mark, the same tokens again", read_singly(alone, tokens.first), once);
+
+  const std::string path =
+      (std::filesystem::temp_directory_path() / ("llama_pqkv_check_" + std::to_string(std::random_device()()))).string();
+  alone.go_back(start);
+  alone.save(path, tokens.prompt);
+  const std::vector<llama_token> known = other.load(path, 2);
+  std::filesystem::remove(path);
+  if (!std::equal(known.begin(), known.end(), tokens.prompt.begin(), tokens.prompt.end()))
+    throw std::runtime_error("a session file has other tokens");
+  read(alone, tokens.first), read(other, tokens.first, 2);
+  found.same("a session file in another engine, another sequence", logits_of(other, 2), logits_of(alone));
+
+  if (llama_model_n_swa(file.get()) == 0) {
+    alone.truncate(tokens.prompt.size());
+    read(alone, tokens.first);
+    found.same("truncated, the same tokens again", logits_of(alone), logits_of(other, 2));
+  }
+}
+}  // namespace
+
+int check(const model& file, const options& o, std::span<const llama_token> text) {
+  const std::size_t length = std::min<std::size_t>(1500, file.trained_tokens() / 2);
+  if (text.size() < length + 2 * more_tokens)
+    throw usage_error("--check needs a text of at least " + std::to_string(length + 2 * more_tokens) + " tokens");
+  const parts tokens{text.first(length), text.subspan(length, more_tokens), text.subspan(length + more_tokens, more_tokens)};
+  engine_settings settings = o.engine_of(length + 4 * more_tokens);
+  settings.sequences = 4;
+  report found;
+  try {
+    // llama.cpp multiplies a batch in another order than a token, so its own logits change too: by so much is right.
+    const ways usual = ways_of(file, without_pqkv(settings, o.cache_type, true), tokens), ours = ways_of(file, settings, tokens);
+    const auto allowed = [](const logits_type& a, const logits_type& b) { return 1e-3 + 2 * farthest(a, b); };
+    found.same("two copies in a step of four, the same tokens", ours.first_in_four, ours.again_in_four, 1e-3);
+    found.same("a copy in a step of four, and alone", ours.first_in_four, ours.first_singly,
+               allowed(usual.first_in_four, usual.first_singly));
+    found.same("another copy, with other tokens, and alone", ours.second_in_four, ours.second_singly,
+               allowed(usual.second_in_four, usual.second_singly));
+    found.same("an emptied sequence, read anew at once, and singly", ours.second_at_once, ours.second_singly,
+               allowed(usual.second_at_once, usual.second_singly));
+    check_returns(file, settings, tokens, found);
+  } catch (stopped) {
+    return interrupted;
+  }
+  return found.outcome();
+}
+
+}  // namespace llama_example
