@@ -81,12 +81,12 @@ int compare(const model& file, const options& o, std::span<const llama_token> pr
 }
 
 namespace {
-/// Seconds of o.steps steps of every sequence, or nothing after Ctrl-C.
-std::optional<double> seconds_of_steps(engine& e, const options& o, std::span<const llama_token> text) {
-  std::vector<llama_token> tokens(o.sequences);
+/// Seconds of o.steps steps of the first `sequences` sequences, or nothing after Ctrl-C.
+std::optional<double> seconds_of_steps(engine& e, const options& o, std::size_t sequences, std::span<const llama_token> text) {
+  std::vector<llama_token> tokens(sequences);
   const double begin = now(o.threads);
   for (std::size_t i = 0; i < o.steps; ++i) {
-    for (std::size_t sequence = 0; sequence < o.sequences; ++sequence) tokens[sequence] = text[(i + 7 * sequence) % text.size()];
+    for (std::size_t sequence = 0; sequence < sequences; ++sequence) tokens[sequence] = text[(i + 7 * sequence) % text.size()];
     if (!e.read_each(tokens)) return {};
   }
   return now(o.threads) - begin;
@@ -100,17 +100,39 @@ std::optional<double> seconds_of_prompt(engine& e, const options& o, std::span<c
   for (std::size_t sequence = 1; sequence < o.sequences; ++sequence) e.fork(0, sequence);
   return seconds;
 }
+
+/// Decodes in turns and prints a line. @returns false after Ctrl-C
+bool bench_steps(engine& plain, engine& ours, const options& o, std::size_t length, std::size_t sequences,
+                 std::span<const llama_token> text) {
+  std::vector<double> plain_rate, our_rate, share, between;
+  if (!seconds_of_steps(plain, o, sequences, text) || !seconds_of_steps(ours, o, sequences, text)) return false;  // graphs and caches warm
+  for (std::size_t round = 0; round < o.rounds; ++round) {
+    const auto theirs = seconds_of_steps(plain, o, sequences, text);
+    ours.hook()->clear_times();
+    const auto mine = seconds_of_steps(ours, o, sequences, text);
+    if (!theirs || !mine) return false;
+    const double tokens = static_cast<double>(o.steps * sequences);
+    plain_rate.push_back(tokens / *theirs);
+    our_rate.push_back(tokens / *mine);
+    share.push_back(ours.hook()->times().attending / *mine);
+    between.push_back(ours.hook()->times().between / *mine);
+  }
+  const double a = middle_of(plain_rate), b = middle_of(our_rate);
+  std::printf("%8zu %9zu %9.2f %9.2f %6.2fx %10.0f %9.1f%% %8.1f%%\n", length, sequences, a, b, b / a, ours.hook()->attended_tokens(),
+              100 * middle_of(share), 100 * middle_of(between));
+  std::fflush(stdout);
+  return true;
+}
 }  // namespace
 
 int bench(const model& file, const options& o, std::span<const llama_token> text) {
-  std::printf("tokens/s of decoding %zu sequence%s, median of %zu rounds of %zu steps, %zu thread%s, %s; llama.cpp's cache in %s\n",
-              o.sequences, o.sequences == 1 ? "" : "s", o.rounds, o.steps, o.threads, o.threads == 1 ? "" : "s",
-              o.threads == 1 ? "by its time on the CPU" : "by the clock", ggml_type_name(o.cache_type));
-  std::printf("first: seconds to the first token. taking, attention, maintain: pqkv's part of reading a prompt, and of a step\n");
-  std::printf("%8s %9s %9s %7s %9s %9s %7s %8s %10s %10s %10s\n", "prompt", "llama.cpp", "pqkv", "times", "first", "first", "times",
-              "taking", "attended", "attention", "maintain");
+  std::printf("tokens/s of decoding, median of %zu rounds of %zu steps, %zu thread%s, %s; llama.cpp's cache in %s\n", o.rounds, o.steps,
+              o.threads, o.threads == 1 ? "" : "s", o.threads == 1 ? "by its time on the CPU" : "by the clock",
+              ggml_type_name(o.cache_type));
+  std::printf("%8s %9s %9s %9s %7s %10s %10s %9s\n", "prompt", "sequences", "llama.cpp", "pqkv", "times", "attended", "attention",
+              "maintain");
   for (const std::size_t length : o.bench) {
-    engine_settings settings = o.engine_of(length + o.steps * (o.rounds + 1));
+    engine_settings settings = o.engine_of(length + 2 * o.steps * (o.rounds + 1));
     settings.sequences = o.sequences;
     engine ours(file, settings), plain(file, without_pqkv(settings, o.cache_type, true));
     std::vector<llama_token> prompt(length);
@@ -118,23 +140,10 @@ int bench(const model& file, const options& o, std::span<const llama_token> text
     const auto plain_first = seconds_of_prompt(plain, o, prompt), our_first = seconds_of_prompt(ours, o, prompt);
     if (!plain_first || !our_first) return interrupted;
     const double taking = ours.hook()->times().taking / *our_first;
-    std::vector<double> plain_rate, our_rate, share, between;
-    if (!seconds_of_steps(plain, o, text) || !seconds_of_steps(ours, o, text)) return interrupted;  // graphs and caches warm
-    for (std::size_t round = 0; round < o.rounds; ++round) {
-      const auto theirs = seconds_of_steps(plain, o, text);
-      ours.hook()->clear_times();
-      const auto mine = seconds_of_steps(ours, o, text);
-      if (!theirs || !mine) return interrupted;
-      const double tokens = static_cast<double>(o.steps * o.sequences);
-      plain_rate.push_back(tokens / *theirs);
-      our_rate.push_back(tokens / *mine);
-      share.push_back(ours.hook()->times().attending / *mine);
-      between.push_back(ours.hook()->times().between / *mine);
-    }
-    const double a = middle_of(plain_rate), b = middle_of(our_rate);
-    std::printf("%8zu %9.2f %9.2f %6.2fx %8.2fs %8.2fs %6.3fx %7.1f%% %10.0f %9.1f%% %9.1f%%\n", length, a, b, b / a, *plain_first,
-                *our_first, *our_first / *plain_first, 100 * taking, ours.hook()->attended_tokens(), 100 * middle_of(share),
-                100 * middle_of(between));
+    if (!bench_steps(plain, ours, o, length, 1, text)) return interrupted;
+    if (o.sequences > 1 && !bench_steps(plain, ours, o, length, o.sequences, text)) return interrupted;
+    std::printf("%8zu to the first token: llama.cpp %.2f s, pqkv %.2f s, %.3f times as long; pqkv's own part %.1f %%\n", length,
+                *plain_first, *our_first, *our_first / *plain_first, 100 * taking);
     std::fflush(stdout);
   }
   return 0;

@@ -17,7 +17,7 @@ engine_settings without_pqkv(engine_settings settings, ggml_type cache_type, boo
 int compare(const model& file, const options& o, std::span<const llama_token> prompt);
 
 /// Tokens a second after prompts of o.bench tokens, taken from `text` over and over; llama.cpp and pqkv take turns.
-/// With o.sequences, as many copies of the prompt are decoded together; the rate is of all of them.
+/// One copy of the prompt, then o.sequences copies together; the rate is of all of them.
 /// @returns 0, or 130 after Ctrl-C
 int bench(const model& file, const options& o, std::span<const llama_token> text);
 

@@ -36,7 +36,7 @@ const char* const usage =
     --write-f32 FILE the model with its weights as 32-bit floats, for --compare: their rounding is then the attention's alone
     --steps N        tokens a round of --bench (32); tokens of --quality's perplexity
     --rounds N       rounds of --bench, the two taking turns (5)
-    --sequences N    of --bench, decoded together (1)
+    --sequences N    copies that --bench decodes together, after one alone (1)
     --needles N      numbers in the text of --quality (10)
 )";
 

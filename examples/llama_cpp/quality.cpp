@@ -64,14 +64,12 @@ struct prompt_type {
 /// A prompt of `length` tokens at most, with the facts in it; as a user's message where the model has a template for it.
 prompt_type prompt_of(const model& file, const options& o, const std::string& text, std::size_t length, const std::vector<needle>& facts) {
   const std::size_t in_all = file.tokens_of(text, true).size();
-  std::size_t room = length;
-  for (const needle& each : facts) room -= std::min(room, file.tokens_of(each.fact() + "\n\n", false).size());
   if (in_all < length + o.steps + 64)
     throw usage_error("--quality " + std::to_string(length) + " needs a text of more tokens than the " + std::to_string(in_all) +
                       " of the one given with -f");
   prompt_type prompt;
   const auto chat = [&](const std::string& message) { return o.raw ? std::string() : file.chat_text({{"user", message}}, true); };
-  for (std::size_t bytes = text.size() * room / in_all;; bytes -= std::min(bytes, text.size() / in_all * 32)) {
+  for (std::size_t bytes = text.size() * length / in_all;; bytes -= std::min(bytes, text.size() / in_all * 32)) {
     if (bytes == 0) throw usage_error("--needles: that many facts do not fit into " + std::to_string(length) + " tokens");
     const std::string told = with_facts(text, bytes, facts), asked = chat(told);
     const std::size_t cut = asked.empty() ? told.size() : asked.find(told) + told.size();
@@ -146,7 +144,7 @@ void measure(const model& file, engine& e, const prompt_type& prompt, const std:
 int quality(const model& file, const options& o, const std::string& text) {
   std::vector<contestant> contestants{{"dense, llama.cpp", {}}};
   std::vector<cache_settings> variants;
-  const std::pair<policy, const char*> policies[] = {{policy::pq, "pq"}, {policy::oracle, "oracle"}, {policy::streaming, "streaming"}};
+  const std::pair<policy, const char*> policies[] = {{policy::pq, "pq"}, {policy::streaming, "streaming"}};
   for (const auto& [which, name] : policies)
     for (const double ratio : {0.2, 0.1}) {
       contestants.push_back({std::string(name) + (ratio > 0.15 ? ", 1/5" : ", 1/10"), variants.size()});

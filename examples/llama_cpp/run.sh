@@ -8,6 +8,9 @@
 #   examples/llama_cpp/run.sh --compare          200 greedy tokens beside unmodified llama.cpp's, everything attended; also with the
 #                                                model's weights as floats, where nothing but the attention rounds
 #   examples/llama_cpp/run.sh --bench N,N,...    decode speed after prompts of N tokens, the two taking turns
+#   examples/llama_cpp/run.sh --quality N,N,...  answers about numbers in a text of N tokens, and perplexity of what follows, by policy
+#   examples/llama_cpp/run.sh --check            copies, places to go back to, sessions, steps of several sequences
+#   examples/llama_cpp/run.sh --gemma ...        any of these with Gemma 3 270M, a base model: it continues a text
 #
 # What follows is handed to the program: --bench 4096 --ratio 0.2. Everything lies in the cache folder of examples/models (PQKV_MODELS);
 # CXX and CC name other compilers. The first time takes 10 minutes and 1 GB on two cores, most of it llama.cpp's own build.
@@ -19,8 +22,14 @@ case ${1:-} in
 esac
 
 # The scripts in there lock the folder, so this one comes first.
-name=smollm2-135m-instruct
-model=$("$root/examples/models/smollm2.sh").gguf
+if [ "${1:-}" = --gemma ]; then
+  shift
+  name=gemma3-270m
+  model=$("$root/examples/models/gemma3.sh")
+else
+  name=smollm2-135m-instruct
+  model=$("$root/examples/models/smollm2.sh").gguf
+fi
 # shellcheck source-path=SCRIPTDIR source=../models/package_cache.sh
 . "$root/examples/models/package_cache.sh"
 
@@ -90,7 +99,7 @@ case ${1:-} in
     head -c 6000 "$text" >"$scratch/short"
     floats=$cache/$name-f32.gguf
     if [ ! -f "$floats" ]; then
-      need_space 600
+      need_space 1200
       "$program/llama_pqkv" -m "$model" --write-f32 "$scratch/floats" >&2 && mv "$scratch/floats" "$floats"
     fi
     for weights in "$floats" "$model"; do
@@ -104,10 +113,15 @@ case ${1:-} in
       done
     done
     ;;
-  --bench)
+  --bench | --quality | --check)
+    cat "$root"/docs/{dataflow,integrating,layouts,quality,backends,faq,policies,numerics,scale,memory,errors}.md >"$text"
     "$program/llama_pqkv" -m "$model" -f "$text" "$@"
     ;;
   *)
+    if [ "$name" = gemma3-270m ]; then
+      "$program/llama_pqkv" -m "$model" -f "$text" -p "The lighthouse keeper of Arnholm is called" -n 40 --raw "$@"
+      exit
+    fi
     printf 'And what is her dog called?\n' | "$program/llama_pqkv" -m "$model" -f "$text" \
       -p "What is the lighthouse keeper of Arnholm called? Answer in one sentence." -n 60 --chat "$@"
     ;;
