@@ -90,6 +90,44 @@ tail -n +$((lines / 3)) "$scratch/pages" >"$scratch/second"
   head -c 12000 "$scratch/second"
 } >"$text"
 
+refused() {  # EXIT-CODE WHAT-IT-SAYS OPTION...: what cannot work ends in one line that says why
+  local code=0 wanted=$1 says=$2
+  shift 2
+  "$program/llama_pqkv" -m "$model" -f "$text" -p "Summarize the text." -n 8 "$@" >"$scratch/out" 2>"$scratch/err" || code=$?
+  if [ "$code" = "$wanted" ] && grep -q -- "$says" "$scratch/err" && [ "$(grep -c '^llama_pqkv: ' "$scratch/err")" = 1 ]; then
+    printf 'ok      refused: %s\n' "$(sed -n 's/^llama_pqkv: //p' "$scratch/err" | cut -c1-100)"
+  else
+    printf 'WRONG   %s: exit code %s, expected %s and "%s"\n' "$*" "$code" "$wanted" "$says"
+    cat "$scratch/err"
+    wrong=4
+  fi
+}
+check_refusals() {
+  wrong=0
+  printf 'no model\n' >"$scratch/no.gguf"
+  printf 'no session\n' >"$scratch/no.session"
+  refused 1 "that the model was trained for" -c 1000000
+  refused 1 "do not fit into a context" -c 256
+  refused 1 "reads llama.cpp's cache as f16" --cache-type q8_0
+  refused 1 "flash attention, which is off" --no-flash
+  refused 2 "-t takes a number from 1 to" -t 100000
+  refused 2 "--ratio takes a number from" --ratio 2
+  refused 1 "cannot load the model" -m "$scratch/no.gguf"
+  refused 1 "was not written by this program\|ends early" --session "$scratch/no.session"
+  refused 1 "cannot be written" --session "$scratch/no/folder"
+  refused 1 "cannot read" -f "$scratch/no.text"
+  # Ctrl-C while the prompt is read: a code of its own, and no session that is half written.
+  local code=0
+  timeout --preserve-status -s INT 1 "$program/llama_pqkv" -m "$model" -f "$text" -p x --session "$scratch/session" >/dev/null 2>&1 || code=$?
+  if [ "$code" = 130 ] && ! ls "$scratch"/session* >/dev/null 2>&1; then
+    printf 'ok      Ctrl-C while a prompt is read: exit code 130, no session file\n'
+  else
+    printf 'WRONG   Ctrl-C while a prompt is read: exit code %s, %s\n' "$code" "$(ls "$scratch" | tr '\n' ' ')"
+    wrong=4
+  fi
+  return $wrong
+}
+
 case ${1:-} in
   --prepare)
     printf '%s\n%s\n' "$program/llama_pqkv" "$model"
@@ -116,6 +154,7 @@ case ${1:-} in
   --bench | --quality | --check)
     cat "$root"/docs/{dataflow,integrating,layouts,quality,backends,faq,policies,numerics,scale,memory,errors}.md >"$text"
     "$program/llama_pqkv" -m "$model" -f "$text" "$@"
+    [ "$1" != --check ] || check_refusals
     ;;
   *)
     if [ "$name" = gemma3-270m ]; then
