@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cstring>
 #include <map>
+#include <sstream>
 #include <thread>
 
 namespace llama_example {
@@ -42,11 +43,18 @@ const char* const usage =
 
 namespace {
 template <class T>
+std::string text_of(T value) {
+  std::ostringstream text;
+  text << value;
+  return text.str();
+}
+
+template <class T>
 T number(const std::string& option, const std::string& word, T least, T most) {
   T value{};
   const auto [end, fault] = std::from_chars(word.data(), word.data() + word.size(), value);
   if (fault != std::errc{} || end != word.data() + word.size() || !(value >= least && value <= most))
-    throw usage_error(option + " takes a number from " + std::to_string(least) + " to " + std::to_string(most) + ", got '" + word + "'");
+    throw usage_error(option + " takes a number from " + text_of(least) + " to " + text_of(most) + ", got '" + word + "'");
   return value;
 }
 

@@ -93,7 +93,7 @@ tail -n +$((lines / 3)) "$scratch/pages" >"$scratch/second"
 refused() {  # EXIT-CODE WHAT-IT-SAYS OPTION...: what cannot work ends in one line that says why
   local code=0 wanted=$1 says=$2
   shift 2
-  "$program/llama_pqkv" -m "$model" -f "$text" -p "Summarize the text." -n 8 "$@" >"$scratch/out" 2>"$scratch/err" || code=$?
+  "$program/llama_pqkv" -m "$model" -f "$scratch/short" -p "Summarize the text." -n 8 "$@" >"$scratch/out" 2>"$scratch/err" || code=$?
   if [ "$code" = "$wanted" ] && grep -q -- "$says" "$scratch/err" && [ "$(grep -c '^llama_pqkv: ' "$scratch/err")" = 1 ]; then
     printf 'ok      refused: %s\n' "$(sed -n 's/^llama_pqkv: //p' "$scratch/err" | cut -c1-100)"
   else
@@ -104,6 +104,7 @@ refused() {  # EXIT-CODE WHAT-IT-SAYS OPTION...: what cannot work ends in one li
 }
 check_refusals() {
   wrong=0
+  head -c 6000 "$text" >"$scratch/short"
   printf 'no model\n' >"$scratch/no.gguf"
   printf 'no session\n' >"$scratch/no.session"
   refused 1 "that the model was trained for" -c 1000000
@@ -118,7 +119,7 @@ check_refusals() {
   refused 1 "cannot read" -f "$scratch/no.text"
   # Ctrl-C while the prompt is read: a code of its own, and no session that is half written.
   local code=0
-  timeout --preserve-status -s INT 1 "$program/llama_pqkv" -m "$model" -f "$text" -p x --session "$scratch/session" >/dev/null 2>&1 || code=$?
+  timeout --preserve-status -s INT 1 "$program/llama_pqkv" -m "$model" -f "$scratch/short" -p x --session "$scratch/session" >/dev/null 2>&1 || code=$?
   if [ "$code" = 130 ] && ! ls "$scratch"/session* >/dev/null 2>&1; then
     printf 'ok      Ctrl-C while a prompt is read: exit code 130, no session file\n'
   else
