@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ggml's flash attention on the CPU, as llama.cpp calls it in a decode step: through ctypes, from an installed llama.cpp."""
+"""ggml's flash attention on the CPU, one query of each head, without a mask: through ctypes, from an installed llama.cpp. Its context grows a
+little with every run, by ggml's work buffer; the room for that is enough for thousands."""
 from __future__ import annotations
 
 import ctypes

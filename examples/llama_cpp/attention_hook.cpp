@@ -15,12 +15,13 @@ namespace llama_example {
 namespace {
 class stopwatch {
  public:
-  explicit stopwatch(double& seconds) : seconds_(seconds) {}
-  ~stopwatch() { seconds_ += thread_seconds() - start_; }
+  stopwatch(double& seconds, std::size_t threads) : seconds_(seconds), threads_(threads), start_(seconds_of_work(threads)) {}
+  ~stopwatch() { seconds_ += seconds_of_work(threads_) - start_; }
 
  private:
   double& seconds_;
-  double start_ = thread_seconds();
+  std::size_t threads_;
+  double start_;
 };
 
 /// The tensor that a view, whether or not of views, looks into.
@@ -53,7 +54,7 @@ void check_kind(const ggml_tensor* attention) {
   if (attention->src[4] != nullptr) refuse(keys, "has learned sinks, which pqkv does not compute");
   if (root_of(attention->src[2]) == keys) refuse(keys, "keeps keys and values in one tensor (MLA), which this example does not read");
   if (attention->src[1]->ne[0] != attention->src[2]->ne[0]) refuse(keys, "has values of another width than its keys");
-  if (attention->src[1]->ne[3] != 1) refuse(keys, "has a stream for each sequence; make the context with one sequence, or with kv_unified");
+  if (attention->src[1]->ne[3] != 1) refuse(keys, "has a stream for each sequence; llama_context_params::kv_unified must be true");
 }
 
 }  // namespace
@@ -110,13 +111,13 @@ void attention_hook::take(ggml_tensor* attention) {
   const row_view values = rows_of(pqkv::ggml_view<const pqkv::half, 3>(attention->src[2]), cells, gathered_values_);
   ++times_.calls;
   if (expected_ == expected::prompt) {
-    const stopwatch running(times_.taking);
+    const stopwatch running(times_.taking, threads_.threads());
     return take_prompt(here, keys, values);
   }
-  const stopwatch running(times_.attending);
+  const stopwatch running(times_.attending, threads_.threads());
   layer_cache& cache = answering(here);
   if (cache.size(slots_.front()) != committed_[slots_.front()])
-    refuse(here.keys, "comes twice in a step: layers that share keys and values are not known here");
+    refuse(here.keys, "comes twice in a step: layers that share keys and values are not supported");
   const step_rows rows{.slots = pqkv::make_view(std::as_const(slots_).data(), slots_.size()),
                        .counts = pqkv::make_view(std::as_const(counts_).data(), counts_.size())};
   cache.append(keys, values, rows);
@@ -124,8 +125,10 @@ void attention_hook::take(ggml_tensor* attention) {
 }
 
 void attention_hook::take_prompt(layer& here, row_view keys, row_view values) {
-  const std::size_t n = here.caches.front()->size(prompt_slot_) + keys.extent(1);
-  if (n > prompt_tokens_) refuse(here.keys, "brings more tokens than the prompt has; layers that share keys and values are not known here");
+  if (here.caches.front()->size(prompt_slot_) != committed_[prompt_slot_])
+    refuse(here.keys, "comes twice in a batch: layers that share keys and values are not supported");
+  const std::size_t n = committed_[prompt_slot_] + keys.extent(1);
+  if (n > prompt_tokens_) throw std::logic_error("more tokens were decoded than expect_prompt() was told");
   for (const auto& cache : here.caches)
     cache->prefill(prompt_slot_, keys, values, n == prompt_tokens_ ? pqkv::chunk::last : pqkv::chunk::more);
 }
@@ -188,14 +191,20 @@ bool attention_hook::finish(bool succeeded) {
     return false;
   }
   if (expected_ == expected::nothing) return true;
-  check_layers();
-  if (expected_ == expected::prompt) {
-    committed_[prompt_slot_] = layers_.front().caches.front()->size(prompt_slot_);
-    return true;
+  try {
+    check_layers();
+    if (expected_ == expected::steps) {
+      const stopwatch running(times_.between, threads_.threads());
+      for (layer& each : layers_) answering(each).maintain();
+    }
+  } catch (...) {
+    roll_back();
+    throw;
   }
-  for (std::size_t i = 0; i < slots_.size(); ++i) committed_[slots_[i]] += counts_[i];
-  const stopwatch running(times_.between);
-  for (layer& each : layers_) answering(each).maintain();
+  if (expected_ == expected::prompt)
+    committed_[prompt_slot_] = layers_.front().caches.front()->size(prompt_slot_);
+  else
+    for (std::size_t i = 0; i < slots_.size(); ++i) committed_[slots_[i]] += counts_[i];
   return true;
 }
 
@@ -223,8 +232,13 @@ void attention_hook::truncate(std::size_t slot, std::size_t n) {
 }
 
 void attention_hook::fork(std::size_t from, std::size_t to) {
-  for (layer& each : layers_)
-    for (const auto& cache : each.caches) cache->fork(from, to);
+  try {
+    for (layer& each : layers_)
+      for (const auto& cache : each.caches) cache->fork(from, to);
+  } catch (...) {
+    reset(to);
+    throw;
+  }
   committed_[to] = committed_[from];
 }
 
@@ -251,15 +265,25 @@ void attention_hook::load(std::size_t slot, std::FILE* file, std::size_t tokens)
   committed_[slot] = tokens;
 }
 
-double attention_hook::attended_tokens() const {
-  double tokens = 0, steps = 0;
+void attention_hook::clear_times() {
+  times_ = {};
+  before_ = counted();
+}
+
+attention_hook::counts_type attention_hook::counted() const {
+  counts_type all;
   for (const layer& each : layers_)
     for (std::size_t slot = 0; slot < committed_.size(); ++slot) {
-      const pqkv::slot_statistics counted = answering(each).statistics(slot);
-      tokens += static_cast<double>(counted.tokens_attended);
-      steps += static_cast<double>(counted.steps);
+      const pqkv::slot_statistics found = answering(each).statistics(slot);
+      all.tokens += static_cast<double>(found.tokens_attended);
+      all.steps += static_cast<double>(found.steps);
     }
-  return steps == 0 ? 0 : tokens / steps;
+  return all;
+}
+
+double attention_hook::attended_tokens() const {
+  const counts_type now = counted();
+  return now.steps == before_.steps ? 0 : (now.tokens - before_.tokens) / (now.steps - before_.steps);
 }
 
 std::size_t attention_hook::bytes() const {

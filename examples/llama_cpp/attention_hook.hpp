@@ -6,8 +6,8 @@
 //   a prompt  llama.cpp attends; the rows it has just written into its cache go into ours, layer by layer. The last rows train the index
 //   a step    the rows go into ours, our attention runs, and its output replaces llama.cpp's
 //
-// While steps are answered here, llama.cpp's own cache needs no more than the step's own tokens: engine.cpp empties it. Its attention then
-// runs over one block of 256 cells, all but a few of them masked. Layers with a sliding window stay llama.cpp's own: their cache is
+// While steps are answered here, llama.cpp's own cache needs no more than the step's own tokens: engine.cpp empties it, but for the windows
+// of layers that have one. Its attention then runs over few cells. Layers with a sliding window stay llama.cpp's own: their cache is
 // another one, of fewer cells, and never longer than window and batch.
 #pragma once
 
@@ -23,7 +23,7 @@
 
 namespace llama_example {
 
-/// Where the time of the callbacks goes, in seconds of the calling thread on a CPU.
+/// Where the time of the callbacks goes, in seconds (seconds_of_work()).
 struct hook_times {
   double taking = 0;     // rows of a prompt, and training
   double attending = 0;  // steps: append and attend
@@ -68,9 +68,14 @@ class attention_hook {
   void save(std::size_t slot, std::FILE* file) const;
   void load(std::size_t slot, std::FILE* file, std::size_t tokens);
   std::size_t size(std::size_t slot) const { return committed_[slot]; }
+  /// Whether the chosen variant has exactly the slot's first n tokens.
+  bool has_all(std::size_t slot, std::size_t n) const {
+    return committed_[slot] == n && (layers_.empty() || answering(layers_.front()).size(slot) == n);
+  }
   std::size_t layers() const { return layers_.size(); }
   const hook_times& times() const { return times_; }
-  void clear_times() { times_ = {}; }
+  /// Times and attended_tokens() count from here on.
+  void clear_times();
   /// Tokens attended by a KV head in a step, mean over the chosen variant's layers, slots and steps.
   double attended_tokens() const;
   std::size_t bytes() const;
@@ -88,6 +93,10 @@ class attention_hook {
   };
 
   bool wants(const ggml_tensor* node);
+  struct counts_type {
+    double tokens = 0, steps = 0;
+  };
+  counts_type counted() const;
   bool is_local(const ggml_tensor* attention);
   void take(ggml_tensor* attention);
   void take_prompt(layer& here, row_view keys, row_view values);
@@ -113,6 +122,7 @@ class attention_hook {
   bool interrupted_ = false;
   std::exception_ptr failed_;
   hook_times times_;
+  counts_type before_;  // when the times were cleared
 };
 
 }  // namespace llama_example

@@ -11,22 +11,14 @@
 
 namespace llama_example {
 namespace {
-constexpr int interrupted = 130, differs = 4;
+constexpr int differs = 4;
 constexpr std::size_t more_tokens = 24;
-
-struct stopped {};
 
 using logits_type = std::vector<float>;
 
 logits_type logits_of(const engine& e, std::size_t sequence = 0) {
   const auto found = e.logits(sequence);
   return {found.begin(), found.end()};
-}
-
-double farthest(const logits_type& a, const logits_type& b) {
-  double most = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) most = std::max(most, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
-  return std::isfinite(most) && a.size() == b.size() ? most : 1e30;
 }
 
 void read(engine& e, std::span<const llama_token> tokens, std::size_t sequence = 0) {

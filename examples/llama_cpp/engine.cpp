@@ -82,9 +82,6 @@ std::string model::chat_text(const std::vector<message>& messages, bool assistan
 }
 
 namespace {
-/// Tokens that llama.cpp's cache of a sequence keeps beyond a sliding window.
-constexpr std::size_t spare_tokens = 64;
-
 std::size_t padded(std::size_t cells) { return (cells + 255) / 256 * 256; }
 
 /// Takes what a batch that failed may have left in llama.cpp's cache.
@@ -96,7 +93,11 @@ void remove_after(llama_memory_t memory, std::span<const std::size_t> sizes, std
 }  // namespace
 
 engine::engine(const model& file, const engine_settings& settings)
-    : model_(file), size_(settings.sequences), logits_row_(settings.sequences, -1), batch_(settings.batch) {
+    : model_(file),
+      size_(settings.sequences),
+      logits_row_(settings.sequences, -1),
+      released_(settings.sequences, 0),
+      batch_(settings.batch) {
   if (settings.context > file.trained_tokens())
     throw std::invalid_argument("a context of " + std::to_string(settings.context) + " tokens is more than the " +
                                 std::to_string(file.trained_tokens()) + " that the model was trained for");
@@ -123,9 +124,10 @@ engine::engine(const model& file, const engine_settings& settings)
     hook_ = std::make_unique<attention_hook>(of_layer, file.layers(), settings.threads, [] { return stop_asked.load(); });
     variant_ = 0;
     policy_ = settings.variants.front().which;
-    // One prompt at a time is in llama.cpp's cache, beside the windows of all; more cells than its other cache has, to tell them apart.
-    const std::size_t windows = window_ == 0 ? 0 : settings.sequences * (window_ + spare_tokens);
-    cells = std::max(capacity_ + padded(windows), window_ == 0 ? 0 : padded(window_ * settings.sequences + settings.batch) + 256);
+    // One prompt at a time is in llama.cpp's cache, beside the windows of all. It gets more cells than the cache of the windows, which
+    // tells the two kinds of layers apart.
+    const std::size_t windows = window_ == 0 ? 0 : window_ * settings.sequences + settings.batch;
+    cells = capacity_ + (window_ == 0 ? 0 : padded(windows) + 256);
     params.kv_unified = true;
     params.cb_eval = attention_hook::on_node;
     params.cb_eval_user_data = hook_.get();
@@ -138,8 +140,8 @@ engine::engine(const model& file, const engine_settings& settings)
 
 void engine::check_room(std::size_t sequence, std::size_t tokens) const {
   if (tokens > capacity_ - size_[sequence])
-    throw std::length_error(std::to_string(tokens) + " tokens more than the " + std::to_string(size_[sequence]) +
-                            " that were read do not fit into a context of " + std::to_string(capacity_));
+    throw std::length_error("the context has room for " + std::to_string(capacity_) + " tokens; " + std::to_string(size_[sequence]) +
+                            " are read, and " + std::to_string(tokens) + " more do not fit");
 }
 
 bool engine::read(std::span<const llama_token> tokens, std::size_t sequence) {
@@ -204,12 +206,8 @@ bool engine::decode(std::span<const row> rows) {
     batch.logits[i] = each.has_logits;
     if (each.has_logits) logits_row_[each.sequence] = static_cast<int>(i);
   }
-  if (answers())
-    for (std::size_t sequence = 0; sequence < more.size(); ++sequence) {
-      const std::size_t before = size_[sequence], kept = window_ == 0 ? 0 : window_ + spare_tokens;
-      if (more[sequence] == 0 || before <= kept || hook_->takes_prompt()) continue;
-      llama_memory_seq_rm(memory, static_cast<llama_seq_id>(sequence), 0, static_cast<llama_pos>(before - kept));
-    }
+  for (std::size_t sequence = 0; sequence < more.size(); ++sequence)
+    if (more[sequence] != 0) check_answering(sequence);
   const int outcome = llama_decode(context_.get(), batch);
   llama_batch_free(batch);
   bool well = outcome == 0;
@@ -222,7 +220,11 @@ bool engine::decode(std::span<const row> rows) {
     }
   }
   if (well) {
-    for (std::size_t sequence = 0; sequence < more.size(); ++sequence) size_[sequence] += more[sequence];
+    for (std::size_t sequence = 0; sequence < more.size(); ++sequence) {
+      if (more[sequence] == 0) continue;
+      size_[sequence] += more[sequence];
+      if (answers() && !hook_->takes_prompt()) forget_attended(sequence);
+    }
     return true;
   }
   remove_after(memory, size_, more);
@@ -231,11 +233,28 @@ bool engine::decode(std::span<const row> rows) {
                            " tokens");
 }
 
+/// pqkv has what llama.cpp has of the sequence, so that llama.cpp needs its windows alone.
+void engine::forget_attended(std::size_t sequence) {
+  const auto id = static_cast<llama_seq_id>(sequence);
+  if (window_ == 0)
+    llama_memory_seq_rm(llama_get_memory(context_.get()), id, -1, -1);
+  else if (size_[sequence] > window_)
+    llama_memory_seq_rm(llama_get_memory(context_.get()), id, 0, static_cast<llama_pos>(size_[sequence] - window_));
+  released_[sequence] = 1;
+}
+
+void engine::check_answering(std::size_t sequence) const {
+  if (!hook_ || hook_->takes_prompt()) return;
+  if (variant_ ? !hook_->has_all(sequence, size_[sequence]) : released_[sequence] != 0)
+    throw std::logic_error("who answers was changed after steps: go_back() to a mark before them first");
+}
+
 /// pqkv has the prompt's keys and values now: llama.cpp's own go, but those in sliding windows.
 void engine::release(std::size_t sequence) {
   const mark_type here = mark(sequence);
   llama_memory_seq_rm(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence), -1, -1);
   put_windows(here, sequence);
+  released_[sequence] = 1;
 }
 
 void engine::put_windows(const mark_type& from, std::size_t sequence) {
@@ -246,7 +265,8 @@ void engine::put_windows(const mark_type& from, std::size_t sequence) {
 }
 
 std::span<const float> engine::logits(std::size_t sequence) const {
-  const float* found = llama_get_logits_ith(context_.get(), logits_row_[sequence]);
+  const float* found = logits_row_[sequence] < 0 ? nullptr : llama_get_logits_ith(context_.get(), logits_row_[sequence]);
+  if (found == nullptr) throw std::logic_error("no token of sequence " + std::to_string(sequence) + " was read yet");
   return {found, static_cast<std::size_t>(llama_vocab_n_tokens(llama_model_get_vocab(model_.get())))};
 }
 
@@ -257,9 +277,10 @@ llama_token engine::best_token(std::size_t sequence) const {
 
 void engine::fork(std::size_t from, std::size_t to) {
   if (size_[to] != 0) throw std::invalid_argument("sequence " + std::to_string(to) + " is not empty: truncate it to 0 before fork()");
-  llama_memory_seq_cp(llama_get_memory(context_.get()), static_cast<llama_seq_id>(from), static_cast<llama_seq_id>(to), -1, -1);
   if (hook_) hook_->fork(from, to);
+  llama_memory_seq_cp(llama_get_memory(context_.get()), static_cast<llama_seq_id>(from), static_cast<llama_seq_id>(to), -1, -1);
   size_[to] = size_[from];
+  released_[to] = released_[from];
 }
 
 void engine::truncate(std::size_t n, std::size_t sequence) {
@@ -271,6 +292,7 @@ void engine::truncate(std::size_t n, std::size_t sequence) {
   llama_memory_seq_rm(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence), n == 0 ? -1 : static_cast<llama_pos>(n), -1);
   if (hook_) n == 0 ? hook_->reset(sequence) : hook_->truncate(sequence, n);
   size_[sequence] = n;
+  if (n == 0) released_[sequence] = 0;
 }
 
 engine::mark_type engine::mark(std::size_t sequence) const {
@@ -285,6 +307,9 @@ engine::mark_type engine::mark(std::size_t sequence) const {
 }
 
 void engine::go_back(const mark_type& to, std::size_t sequence) {
+  if (to.n > size_[sequence])
+    throw std::invalid_argument("the mark is at token " + std::to_string(to.n) + ", and the sequence has " +
+                                std::to_string(size_[sequence]));
   llama_memory_seq_rm(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence), static_cast<llama_pos>(to.n), -1);
   put_windows(to, sequence);
   if (hook_) hook_->truncate(sequence, to.n);

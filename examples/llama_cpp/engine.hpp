@@ -76,7 +76,7 @@ class engine {
   bool read(llama_token token) { return read(std::span(&token, 1)); }
   /// A step of several sequences: token i is for sequence i. @returns and @throws as read()
   bool read_each(std::span<const llama_token> tokens);
-  /// After the last token that was read; after read_each(), of that sequence.
+  /// After the last token that was read; after read_each(), of that sequence. @throws std::logic_error when none was read
   std::span<const float> logits(std::size_t sequence = 0) const;
   llama_token best_token(std::size_t sequence = 0) const;
 
@@ -90,10 +90,12 @@ class engine {
     std::vector<std::uint8_t> windows{};  // llama.cpp's cache of layers with a sliding window
   };
   mark_type mark(std::size_t sequence = 0) const;
+  /// @throws std::invalid_argument for a mark behind the sequence's end
   void go_back(const mark_type& to, std::size_t sequence = 0);
 
-  /// Who answers steps from now on: one of the settings' variants, or nothing for llama.cpp, which must still have all tokens: prompts only
-  /// stay in its cache while it answers.
+  /// Who answers steps from now on: one of the settings' variants, or nothing for llama.cpp itself. A prompt stays in llama.cpp's cache
+  /// only if llama.cpp answers when it is read. A change needs go_back() to a mark that was made before any step: reading then throws
+  /// std::logic_error.
   void answer_by(std::optional<std::size_t> variant);
 
   /// Writes a sequence to a file, its tokens too, by way of a file beside it. @throws std::runtime_error where the disk refuses
@@ -113,9 +115,11 @@ class engine {
     bool has_logits;
   };
   bool answers() const { return hook_ && variant_; }
+  void check_answering(std::size_t sequence) const;
   void check_room(std::size_t sequence, std::size_t tokens) const;
   bool decode(std::span<const row> rows);
   void release(std::size_t sequence);
+  void forget_attended(std::size_t sequence);
   void put_windows(const mark_type& from, std::size_t sequence);
 
   struct free_context {
@@ -125,7 +129,8 @@ class engine {
   std::unique_ptr<attention_hook> hook_;  // outlives the context, which calls it
   std::unique_ptr<llama_context, free_context> context_;
   std::vector<std::size_t> size_;  // tokens of each sequence
-  std::vector<int> logits_row_;    // of each sequence in the last batch
+  std::vector<int> logits_row_;    // of each sequence in the last batch; -1: none
+  std::vector<char> released_;     // whether llama.cpp has forgotten tokens of a sequence
   std::size_t capacity_ = 0, batch_ = 0, window_ = 0;
   std::optional<std::size_t> variant_;
   policy policy_ = policy::full;  // of the first variant

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One attention layer's cache, whatever selects: the policy is chosen on the command line, so the selector's type is behind an interface.
+// One attention layer's cache, with any of the four policies: the policy is chosen on the command line, so the selector's type is behind an
+// interface.
 #pragma once
 
 #include <cstddef>

@@ -13,12 +13,18 @@
 
 namespace llama_example {
 namespace {
-constexpr int interrupted = 130;
-
 /// The first Ctrl-C ends what is being computed, a second one the program.
 extern "C" void on_interrupt(int) {
   stop_asked = true;
   std::signal(SIGINT, SIG_DFL);
+}
+
+/// @param flags  SA_RESTART: reading and writing go on afterwards; 0: they end
+void on_interrupt_do(int flags) {
+  struct sigaction action {};
+  action.sa_handler = on_interrupt;
+  action.sa_flags = flags;
+  sigaction(SIGINT, &action, nullptr);
 }
 
 std::string text_of_file(const std::string& path) {
@@ -79,11 +85,20 @@ std::optional<std::string> answer(const model& file, engine& e, std::span<const 
   return text;
 }
 
+/// What a template adds behind an answer: the end of the assistant's turn, then the next message. Templates may trim answers.
+std::string text_after(const std::string& all, std::string answer) {
+  const char* const blanks = " \t\r\n";
+  answer.erase(0, std::min(answer.find_first_not_of(blanks), answer.size()));
+  answer.erase(answer.find_last_not_of(blanks) + 1);
+  return all.substr(all.rfind(answer) + answer.size());
+}
+
 int talk(const model& file, const options& o, const std::string& text, const std::string& first) {
   std::vector<model::message> messages;
   if (!o.system.empty()) messages.push_back({"system", o.system});
   messages.push_back({"user", first});
   std::string so_far, next = o.raw ? first : file.chat_text(messages, true);
+  if (first.empty()) throw usage_error("the text of -f and -p is empty");
   if (next.empty()) throw std::runtime_error("the model's file has no chat template; --raw gives it the text as it is");
   // A session has the text of the file; the question comes after it.
   const std::size_t cut = o.session.empty() ? 0 : next.find(text) + text.size();
@@ -96,13 +111,14 @@ int talk(const model& file, const options& o, const std::string& text, const std
     if (!said) return interrupted;
     if (!o.chat) return 0;
     messages.push_back({"assistant", *said});
-    const std::size_t known = o.raw ? 0 : file.chat_text(messages, false).size();
     std::string line;
     std::fprintf(stderr, "> ");
-    if (!std::getline(std::cin, line)) return stop_asked ? interrupted : 0;
+    on_interrupt_do(0);  // Ctrl-C ends the waiting
+    const bool asked = static_cast<bool>(std::getline(std::cin, line));
+    on_interrupt_do(SA_RESTART);
+    if (!asked) return stop_asked ? interrupted : 0;
     messages.push_back({"user", line});
-    // What the template adds after the answer: the end of the assistant's turn is among it where the answer broke off.
-    next = o.raw ? line : file.chat_text(messages, true).substr(known);
+    next = o.raw ? line : text_after(file.chat_text(messages, true), *said);
     tokens = file.tokens_of(next, false);
   }
 }
@@ -128,7 +144,7 @@ int run(const options& o) {
 
 int main(int count, char** words) {
   using namespace llama_example;
-  std::signal(SIGINT, on_interrupt);
+  on_interrupt_do(SA_RESTART);
   try {
     const options o = read_options(count, words);
     if (o.help) {
@@ -141,6 +157,6 @@ int main(int count, char** words) {
     return 2;
   } catch (const std::exception& fault) {
     std::fprintf(stderr, "llama_pqkv: %s\n", fault.what());
-    return 1;
+    return stop_asked ? interrupted : 1;
   }
 }

@@ -2,22 +2,14 @@
 #include "measurements.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 
 #include "thread_clock.hpp"
 
 namespace llama_example {
 namespace {
-constexpr int interrupted = 130;
-
-/// Of one thread the time on a CPU, so that other programs on the machine do not count; of several the time that passes.
-double now(std::size_t threads) {
-  if (threads == 1) return thread_seconds();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 double middle_of(std::vector<double> numbers) {
   std::sort(numbers.begin(), numbers.end());
   const std::size_t n = numbers.size();
@@ -30,8 +22,7 @@ struct distance {
   std::size_t count = 0;
 
   double add(std::span<const float> a, std::span<const float> b) {
-    double most = 0;
-    for (std::size_t i = 0; i < a.size(); ++i) most = std::max(most, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
+    const double most = farthest(a, b);
     largest = std::max(largest, most);
     sum += most;
     ++count;
@@ -41,6 +32,16 @@ struct distance {
 };
 
 }  // namespace
+
+double farthest(std::span<const float> a, std::span<const float> b) {
+  double most = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double apart = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+    if (!(apart <= most)) most = apart;  // a NaN too
+    if (std::isnan(most)) break;
+  }
+  return a.size() == b.size() ? most : std::numeric_limits<double>::quiet_NaN();
+}
 
 engine_settings without_pqkv(engine_settings settings, ggml_type cache_type, bool flash_attention) {
   settings.variants.clear();
@@ -84,19 +85,19 @@ namespace {
 /// Seconds of o.steps steps of the first `sequences` sequences, or nothing after Ctrl-C.
 std::optional<double> seconds_of_steps(engine& e, const options& o, std::size_t sequences, std::span<const llama_token> text) {
   std::vector<llama_token> tokens(sequences);
-  const double begin = now(o.threads);
+  const double begin = seconds_of_work(o.threads);
   for (std::size_t i = 0; i < o.steps; ++i) {
     for (std::size_t sequence = 0; sequence < sequences; ++sequence) tokens[sequence] = text[(i + 7 * sequence) % text.size()];
     if (!e.read_each(tokens)) return {};
   }
-  return now(o.threads) - begin;
+  return seconds_of_work(o.threads) - begin;
 }
 
 /// Seconds of reading the prompt, which all sequences then have.
 std::optional<double> seconds_of_prompt(engine& e, const options& o, std::span<const llama_token> prompt) {
-  const double begin = now(o.threads);
+  const double begin = seconds_of_work(o.threads);
   if (!e.read(prompt)) return {};
-  const double seconds = now(o.threads) - begin;
+  const double seconds = seconds_of_work(o.threads) - begin;
   for (std::size_t sequence = 1; sequence < o.sequences; ++sequence) e.fork(0, sequence);
   return seconds;
 }

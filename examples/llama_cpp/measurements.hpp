@@ -8,6 +8,13 @@
 
 namespace llama_example {
 
+/// Exit code after Ctrl-C, and what is thrown to get there.
+inline constexpr int interrupted = 130;
+struct stopped {};
+
+/// The largest difference of two logit vectors; NaN when one has a NaN, or another length.
+double farthest(std::span<const float> a, std::span<const float> b);
+
 /// The same for llama.cpp as it is.
 engine_settings without_pqkv(engine_settings settings, ggml_type cache_type, bool flash_attention);
 

@@ -25,8 +25,8 @@ const char* const usage =
     --sinks N        first tokens that always attend
     --window N       last tokens that always attend
     --codes MxB      pq: M codes of B bits a key
-    --cache-type T   of llama.cpp's cache: f16; where it runs as it is bf16, f32, q8_0 too
-    --no-flash       without flash attention; with --policy none alone
+    --cache-type T   of llama.cpp's cache: f16; with --policy none also bf16, f32, q8_0
+    --no-flash       without flash attention; only with --policy none
 
     --session FILE   keep what was read of -f FILE there, and read it from there the next time
 
@@ -34,7 +34,7 @@ const char* const usage =
     --bench N,N,...  decode speed after prompts of these lengths, beside unmodified llama.cpp
     --quality N,...  after prompts of these lengths: answers about numbers in the text, and perplexity of what follows; dense, pq, streaming
     --check          copies, marks, sessions and steps of several sequences, each against the plain way
-    --write-f32 FILE the model with its weights as 32-bit floats, for --compare: their rounding is then the attention's alone
+    --write-f32 FILE the model with its weights as 32-bit floats, for --compare: differences then come from the attention only
     --steps N        tokens a round of --bench (32); tokens of --quality's perplexity
     --rounds N       rounds of --bench, the two taking turns (5)
     --sequences N    copies that --bench decodes together, after one alone (1)
@@ -158,7 +158,8 @@ options read_options(int count, char** words) {
   if (o.bench.empty() && o.prompt.empty() && o.file.empty()) throw usage_error("-p TEXT or -f FILE is needed");
   if (o.file.empty() && (!o.quality.empty() || !o.bench.empty() || o.check))
     throw usage_error("--bench, --quality and --check take their tokens from -f FILE");
-  if (!o.session.empty() && o.file.empty()) throw usage_error("--session keeps what was read of -f FILE, which is missing");
+  if (!o.session.empty() && (o.file.empty() || o.prompt.empty()))
+    throw usage_error("--session keeps what was read of -f FILE; -p TEXT is the question that follows. Both are needed");
   if (o.compare && o.chat) throw usage_error("--compare and --chat do not go together");
   if ((o.compare || o.check || !o.bench.empty() || !o.quality.empty()) && !o.which)
     throw usage_error("--compare, --bench, --quality and --check set pqkv beside llama.cpp; --policy none is llama.cpp");

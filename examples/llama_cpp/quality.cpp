@@ -10,10 +10,7 @@
 
 namespace llama_example {
 namespace {
-constexpr int interrupted = 130;
 constexpr std::size_t answer_tokens = 20;
-
-struct stopped {};
 
 /// Who answers: llama.cpp, or a variant of the engine's.
 struct contestant {

@@ -102,13 +102,24 @@ refused() {  # EXIT-CODE WHAT-IT-SAYS OPTION...: what cannot work ends in one li
     wrong=4
   fi
 }
+stopped() {  # WHEN OPTION...
+  local code=0 when=$1
+  shift
+  timeout --preserve-status -s INT 3 "$program/llama_pqkv" -m "$model" "$@" >/dev/null 2>&1 || code=$?
+  if [ "$code" = 130 ] && ! ls "$scratch"/session* >/dev/null 2>&1; then
+    printf 'ok      Ctrl-C %s: exit code 130, no session file\n' "$when"
+  else
+    printf 'WRONG   Ctrl-C %s: exit code %s, %s\n' "$when" "$code" "$(ls "$scratch" | tr '\n' ' ')"
+    wrong=4
+  fi
+}
 check_refusals() {
   wrong=0
   head -c 6000 "$text" >"$scratch/short"
   printf 'no model\n' >"$scratch/no.gguf"
   printf 'no session\n' >"$scratch/no.session"
   refused 1 "that the model was trained for" -c 1000000
-  refused 1 "do not fit into a context" -c 256
+  refused 1 "more do not fit" -c 256
   refused 1 "reads llama.cpp's cache as f16" --cache-type q8_0
   refused 1 "flash attention, which is off" --no-flash
   refused 2 "-t takes a number from 1 to" -t 100000
@@ -117,15 +128,13 @@ check_refusals() {
   refused 1 "was not written by this program\|ends early" --session "$scratch/no.session"
   refused 1 "cannot be written" --session "$scratch/no/folder"
   refused 1 "cannot read" -f "$scratch/no.text"
-  # Ctrl-C while the prompt is read: a code of its own, and no session that is half written.
-  local code=0
-  timeout --preserve-status -s INT 1 "$program/llama_pqkv" -m "$model" -f "$scratch/short" -p x --session "$scratch/session" >/dev/null 2>&1 || code=$?
-  if [ "$code" = 130 ] && ! ls "$scratch"/session* >/dev/null 2>&1; then
-    printf 'ok      Ctrl-C while a prompt is read: exit code 130, no session file\n'
-  else
-    printf 'WRONG   Ctrl-C while a prompt is read: exit code %s, %s\n' "$code" "$(ls "$scratch" | tr '\n' ' ')"
-    wrong=4
-  fi
+  # Ctrl-C: a code of its own, and no session that is half written.
+  head -c 20000 "$text" >"$scratch/long"
+  stopped "while a prompt is read" -f "$scratch/long" -p x --session "$scratch/session"
+  stopped "while it answers" -p "Once upon a time" --raw -n 4000
+  "$program/llama_pqkv" -m "$model" -f "$scratch/short" -p x --raw -n 1 --session "$scratch/session" >/dev/null 2>&1
+  printf '\001' | dd of="$scratch/session" bs=1 seek=200 conv=notrunc status=none
+  refused 1 "is damaged" -p x --raw --session "$scratch/session"
   return $wrong
 }
 

@@ -5,13 +5,16 @@
 #include <cstring>
 #include <filesystem>
 
+#include <pqkv/core/checksum.hpp>
+
 #include "engine.hpp"
 
 namespace llama_example {
 namespace {
 struct session_header {
-  char magic[8] = {'p', 'q', 'k', 'v', 's', 'e', 's', '1'};
-  std::uint64_t tokens = 0, window_bytes = 0, layers = 0, policy = 0;
+  char magic[8] = {'p', 'q', 'k', 'v', 's', 'e', 's', '2'};
+  std::uint64_t tokens = 0, window_bytes = 0, layers = 0, policy = 0, model_parameters = 0, model_bytes = 0;
+  std::uint32_t checksum = 0, reserved = 0;  // of tokens and windows; each layer has its own
 };
 
 struct close_file {
@@ -24,6 +27,13 @@ void put(std::FILE* file, const void* data, std::size_t bytes) {
 }
 void get(std::FILE* file, void* data, std::size_t bytes) {
   if (std::fread(data, 1, bytes, file) != bytes) throw std::runtime_error("the session file ends early");
+}
+
+std::uint32_t checksum_of(std::span<const llama_token> tokens, std::span<const std::uint8_t> windows) {
+  pqkv::crc32 sum;
+  sum.add(tokens.data(), tokens.size_bytes());
+  sum.add(windows.data(), windows.size());
+  return sum.value();
 }
 
 [[noreturn]] void refuse(const std::string& path, const std::string& what) {
@@ -45,6 +55,8 @@ void engine::save(const std::string& path, std::span<const llama_token> tokens, 
       session_header header;
       header.tokens = tokens.size(), header.window_bytes = here.windows.size(), header.layers = hook_->layers();
       header.policy = static_cast<std::uint64_t>(policy_);
+      header.model_parameters = llama_model_n_params(model_.get()), header.model_bytes = llama_model_size(model_.get());
+      header.checksum = checksum_of(tokens, here.windows);
       put(file.get(), &header, sizeof header);
       put(file.get(), tokens.data(), tokens.size_bytes());
       put(file.get(), here.windows.data(), here.windows.size());
@@ -65,8 +77,11 @@ std::vector<llama_token> engine::load(const std::string& path, std::size_t seque
   if (!hook_) {
     std::size_t count = 0;
     if (llama_state_seq_load_file(context_.get(), path.c_str(), static_cast<llama_seq_id>(sequence), tokens.data(), tokens.size(),
-                                  &count) == 0)
+                                  &count) == 0) {
+      // A part may have been read.
+      llama_memory_seq_rm(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence), -1, -1);
       refuse(path, "is not one that llama.cpp reads, for this model and context");
+    }
     tokens.resize(count);
     size_[sequence] = count;
     return tokens;
@@ -75,6 +90,7 @@ std::vector<llama_token> engine::load(const std::string& path, std::size_t seque
     const llama_token any = 0;
     if (!read(std::span(&any, 1), sequence)) throw std::runtime_error("stopped while a session was loaded");
     truncate(0, sequence);
+    logits_row_[sequence] = -1;  // of no token that counts
   }
   file_handle file(std::fopen(path.c_str(), "rb"));
   if (!file) refuse(path, "cannot be read");
@@ -83,7 +99,9 @@ std::vector<llama_token> engine::load(const std::string& path, std::size_t seque
   get(file.get(), &header, sizeof header);
   if (std::memcmp(header.magic, expected.magic, sizeof header.magic) != 0) refuse(path, "was not written by this program");
   if (header.policy != static_cast<std::uint64_t>(policy_)) refuse(path, "was written with another --policy");
-  if (header.layers != hook_->layers()) refuse(path, "is of a model with another number of layers");
+  if (header.layers != hook_->layers() || header.model_parameters != llama_model_n_params(model_.get()) ||
+      header.model_bytes != llama_model_size(model_.get()))
+    refuse(path, "is of another model");
   if (header.tokens > capacity_)
     refuse(path, "has " + std::to_string(header.tokens) + " tokens, and the context is " + std::to_string(capacity_));
   if ((header.window_bytes != 0) != (window_ != 0) || header.window_bytes > std::filesystem::file_size(path))
@@ -92,6 +110,7 @@ std::vector<llama_token> engine::load(const std::string& path, std::size_t seque
   get(file.get(), tokens.data(), tokens.size() * sizeof(llama_token));
   mark_type windows{.n = header.tokens, .windows = std::vector<std::uint8_t>(header.window_bytes)};
   get(file.get(), windows.windows.data(), windows.windows.size());
+  if (checksum_of(tokens, windows.windows) != header.checksum) refuse(path, "is damaged: its checksum is another");
   try {
     hook_->load(sequence, file.get(), tokens.size());
     put_windows(windows, sequence);
@@ -101,6 +120,7 @@ std::vector<llama_token> engine::load(const std::string& path, std::size_t seque
     throw;
   }
   size_[sequence] = tokens.size();
+  released_[sequence] = 1;
   return tokens;
 }
 
