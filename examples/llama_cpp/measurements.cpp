@@ -93,13 +93,28 @@ std::optional<double> seconds_of_steps(engine& e, const options& o, std::size_t 
   return seconds_of_work(o.threads) - begin;
 }
 
-/// Seconds of reading the prompt, which all sequences then have.
+/// Seconds of reading the prompt into an empty engine, or nothing after Ctrl-C.
 std::optional<double> seconds_of_prompt(engine& e, const options& o, std::span<const llama_token> prompt) {
+  e.truncate(0);
+  if (e.hook()) e.hook()->clear_times();
   const double begin = seconds_of_work(o.threads);
   if (!e.read(prompt)) return {};
-  const double seconds = seconds_of_work(o.threads) - begin;
-  for (std::size_t sequence = 1; sequence < o.sequences; ++sequence) e.fork(0, sequence);
-  return seconds;
+  return seconds_of_work(o.threads) - begin;
+}
+
+/// Reads the prompt in turns, and prints a line; all sequences have it then. @returns false after Ctrl-C
+bool bench_prompts(engine& plain, engine& ours, const options& o, std::span<const llama_token> prompt) {
+  std::vector<double> theirs, mine, times, taking;
+  for (std::size_t round = 0; round < o.prompts; ++round) {
+    const auto a = seconds_of_prompt(plain, o, prompt), b = seconds_of_prompt(ours, o, prompt);
+    if (!a || !b) return false;
+    theirs.push_back(*a), mine.push_back(*b), times.push_back(*b / *a), taking.push_back(ours.hook()->times().taking / *b);
+  }
+  std::printf("%8zu to the first token, median of %zu: llama.cpp %.2f s, pqkv %.2f s, %.3f times as long; pqkv's own part %.1f %%\n",
+              prompt.size(), o.prompts, middle_of(theirs), middle_of(mine), middle_of(times), 100 * middle_of(taking));
+  std::fflush(stdout);
+  for (std::size_t sequence = 1; sequence < o.sequences; ++sequence) plain.fork(0, sequence), ours.fork(0, sequence);
+  return true;
 }
 
 /// Decodes in turns and prints a line. @returns false after Ctrl-C
@@ -138,14 +153,9 @@ int bench(const model& file, const options& o, std::span<const llama_token> text
     engine ours(file, settings), plain(file, without_pqkv(settings, o.cache_type, true));
     std::vector<llama_token> prompt(length);
     for (std::size_t i = 0; i < length; ++i) prompt[i] = text[i % text.size()];
-    const auto plain_first = seconds_of_prompt(plain, o, prompt), our_first = seconds_of_prompt(ours, o, prompt);
-    if (!plain_first || !our_first) return interrupted;
-    const double taking = ours.hook()->times().taking / *our_first;
+    if (!bench_prompts(plain, ours, o, prompt)) return interrupted;
     if (!bench_steps(plain, ours, o, length, 1, text)) return interrupted;
     if (o.sequences > 1 && !bench_steps(plain, ours, o, length, o.sequences, text)) return interrupted;
-    std::printf("%8zu to the first token: llama.cpp %.2f s, pqkv %.2f s, %.3f times as long; pqkv's own part %.1f %%\n", length,
-                *plain_first, *our_first, *our_first / *plain_first, 100 * taking);
-    std::fflush(stdout);
   }
   return 0;
 }

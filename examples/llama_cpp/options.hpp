@@ -26,7 +26,7 @@ struct options {
   bool flash_attention = true, raw = false, chat = false, help = false;
   bool compare = false, check = false;
   std::vector<std::size_t> bench, quality;  // lengths of prompts
-  std::size_t steps = 32, rounds = 5, sequences = 1, needles = 10;
+  std::size_t steps = 32, rounds = 5, prompts = 1, sequences = 1, needles = 10;
 
   /// For the engine; `context` tokens where the command line does not say.
   engine_settings engine_of(std::size_t wanted_context) const;
