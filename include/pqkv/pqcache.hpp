@@ -118,10 +118,10 @@ class pqcache : public pqcache_state<Rows, Selector> {
     require_ok(this->can_attend(query, out, lse, step));
     detail::tier_step<Rows, P> tiers(policy, rows_);
     this->for_passes(query.extent(0), [&](std::size_t first, std::size_t count, const slot_table<space_type>& counted) {
-      const auto asked = as_floats(policy, query.slice(0, first, count));
+      const auto asked = detail::as_floats(policy, query.slice(0, first, count), work_.query);
       const step_plan<space_type> plan = select(policy, asked, step, first);
       tiers.fetch(fetched_tokens<space_type>{plan, as_const(found(plan))});
-      attend_planned(policy, asked, plan, map_of(plan, step, first), out.slice(0, first, count),
+      attend_planned(policy, asked, plan, plan.map(step, first, params_.batch), out.slice(0, first, count),
                      lse.data == nullptr ? lse : lse.slice(0, first, count));
       count_attended(policy, counted, asked, plan, step, first, true);
     });
@@ -143,7 +143,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     begin<P>("retrieve");
     require_ok(this->can_retrieve(query, indices, counts, step));
     this->for_passes(query.extent(0), [&](std::size_t first, std::size_t count, const slot_table<space_type>& counted) {
-      const auto asked = as_floats(policy, query.slice(0, first, count));
+      const auto asked = detail::as_floats(policy, query.slice(0, first, count), work_.query);
       const step_plan<space_type> plan = select(policy, asked, step, first);
       run<op::write_lists>(policy, queries_of(step, first), plan, as_const(found(plan)), indices.slice(0, first, count),
                            counts.slice(0, first, count));
@@ -287,7 +287,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
 
  private:
   using state::admission, state::known, state::known_, state::params_, state::rows_, state::rule_, state::selector_, state::work_;
-  using state::found, state::map_of, state::plan_of, state::queries_of;
+  using state::found, state::queries_of;
 
   template <class P>
   static constexpr void check_policy() {
@@ -323,9 +323,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
 
   template <class P>
   void end_prefill(const P& policy, std::size_t slot, std::size_t n, chunk which) {
-    sequence after = known(slot).grown(static_cast<std::uint32_t>(n));
-    after.prompt = after.n;
-    after.prefilling = which == chunk::more ? 1 : 0;
+    const sequence after = known(slot).prefilled(static_cast<std::uint32_t>(n), which);
     if (after.prefilling != 0 || after.n == 0)
       settle(policy, {slot, after, false, {}, work_.prompt_nonfinite});
     else
@@ -344,23 +342,13 @@ class pqcache : public pqcache_state<Rows, Selector> {
     if constexpr (!is_on_host) known_[call.slot] = call.after;
   }
 
-  /// Queries as contiguous floats: the caller's own memory if it holds them in that form, otherwise a copy.
-  template <class P, class Q, class Space>
-  view_of<const float, 2> as_floats(const P& policy, view<Q, 3, Space> query) {
-    if constexpr (std::is_same_v<std::remove_const_t<Q>, float>)
-      if (is_flat(query)) return flatten(view_of<const float, 3>(as_const(query)));
-    const auto copy = work_.query.slice(0, 0, query.extent(0));
-    store_rows(policy, query, copy);
-    return as_const(flatten(copy));
-  }
-
   /// Plans a pass and fills its lists of selected tokens.
   template <class P>
   step_plan<space_type> select(const P& policy, view_of<const float, 2> query, const step_type& step, std::size_t first) {
-    const step_plan<space_type> plan = plan_of(query.extent(0) / params_.query_heads);
+    const step_plan<space_type> plan = work_.plan.of(query.extent(0) / params_.query_heads);
     const auto planned = queries_of(step, first);
-    const bool listed = detail::plan_and_select(selector_, policy, working(policy), query, rows_.view(), map_of(plan, step, first), planned,
-                                                plan, found(plan));
+    const bool listed = detail::plan_and_select(selector_, policy, working(policy), query, rows_.view(),
+                                                plan.map(step, first, params_.batch), planned, plan, found(plan));
     if (listed && params_.selection == draft_selection::first_query && step.has_counts())
       run<op::share_lists>(policy, planned, plan, found(plan));
     return plan;

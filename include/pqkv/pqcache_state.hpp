@@ -36,12 +36,7 @@ struct cache_memory {
     const std::size_t batch = shape.batch, tokens = shape.queries_at_once(), hq = shape.query_heads, d = shape.head_dim;
     const auto of = [&]<class T>(T, std::size_t size) { return make_view<Space>(memory.take<T>(size), size); };
     cache_memory all;
-    all.slots = {of(sequence{}, batch),
-                 of(slot_statistics{}, batch),
-                 of(std::uint32_t{}, batch),
-                 of(leaving_tokens{}, batch),
-                 make_view<Space>(memory.take<std::uint32_t>(2 * batch), 2, batch),
-                 rule};
+    all.slots = slot_table<Space>::place(memory, batch, rule);
     all.counted = of(slot_statistics{}, batch);
     all.prompt_nonfinite = of(std::uint32_t{}, 2);
     all.plan = {of(std::uint32_t{}, tokens), of(token_span{}, tokens * lists), of(middle_range{}, tokens * shape.kv_heads),
@@ -56,6 +51,20 @@ struct cache_memory {
     return all;
   }
 };
+
+/// The second axis of the kernels' grids counts query heads, and CUDA limits that axis to 65535. @pre can_cache(shape)
+inline status can_enqueue(const cache_shape& shape, const char* function) noexcept {
+  return checks(function).at_most("step_queries", shape.queries_at_once(), 65535 / shape.query_heads,
+                                  "query tokens at once, batch unless given, times hq at most 65535 on a device");
+}
+
+/// Bytes of scratch for a step: the larger of those for selection and for attention. Every list may be as long as a slot's capacity.
+template <class Selector, class P>
+std::size_t step_scratch_bytes(const P& policy, const cache_shape& shape, const typename Selector::params& settings) {
+  const std::size_t hq = shape.queries_at_once() * shape.query_heads;
+  return std::max(Selector::scratch_bytes(policy, shape, settings),
+                  scratch_bytes<op::attention>(policy, {hq, hq, shape.head_dim, shape.capacity}));
+}
 
 }  // namespace detail
 
@@ -82,7 +91,7 @@ class pqcache_state {
   static status can_construct(const params& p) noexcept {
     if (const status s = can_cache(p); !s.ok()) return s;
     if constexpr (!is_on_host)
-      if (const status g = can_enqueue(p); !g.ok()) return g;
+      if (const status g = detail::can_enqueue(p, "pqcache"); !g.ok()) return g;
     if (const status b = can_budget(p.budget, "pqcache"); !b.ok()) return b;
     if (const status r = Rows::can_construct(p, p.rows); !r.ok()) return r;
     if (const status q = Selector::can_construct(p, p.selector); !q.ok()) return q;
@@ -243,11 +252,6 @@ class pqcache_state {
   /// @}
 
  protected:
-  /// The second axis of the kernels' grids counts query heads, and CUDA limits that axis to 65535.
-  static status can_enqueue(const params& p) noexcept {
-    return detail::checks("pqcache").at_most("step_queries", p.queries_at_once(), 65535 / p.query_heads,
-                                             "query tokens at once, batch unless given, times hq at most 65535 on a device");
-  }
   static status can_hold_bytes(std::size_t bytes) noexcept {
     constexpr std::size_t most = static_cast<std::size_t>(-1) / 4;
     return detail::checks("pqcache").that(bytes < most, status::code::capacity, "params", relation::at_most, "bytes of the cache", most,
@@ -262,11 +266,9 @@ class pqcache_state {
     else
       return p.kv_heads;
   }
-  /// Bytes of scratch for a step: the larger of those for selection and for attention. Every list may be as long as a slot's capacity.
   template <class P>
   static std::size_t step_scratch_bytes(const P& policy, const params& p) {
-    const std::size_t hq = p.queries_at_once() * p.query_heads;
-    return std::max(Selector::scratch_bytes(policy, p, p.selector), scratch_bytes<op::attention>(policy, {hq, hq, p.head_dim, p.capacity}));
+    return detail::step_scratch_bytes<Selector>(policy, p, p.selector);
   }
   template <class P>
   static detail::cache_memory<space_type> place(arena& memory, const P& policy, const params& p, std::size_t lists) {
@@ -283,7 +285,7 @@ class pqcache_state {
 
   /// Cuts the query tokens into passes of at most queries_at_once() and calls f(first, count, slots) for each; f counts in
   /// slots.statistics. On the host, a call of several passes counts in separate memory first, so that a call which fails leaves the
-  /// statistics unchanged. On a device passes are only enqueued.
+  /// statistics unchanged.
   template <class F>
   void for_passes(std::size_t tokens, F f) const {
     const std::size_t most = params_.queries_at_once();
@@ -292,7 +294,7 @@ class pqcache_state {
     if (aside) slots.statistics = work_.counted;
     if constexpr (is_on_host)
       for (std::size_t slot = 0; aside && slot < params_.batch; ++slot) work_.counted(slot) = {};
-    for (std::size_t first = 0; first < tokens; first += most) f(first, std::min(most, tokens - first), slots);
+    detail::for_passes(tokens, most, [&](std::size_t first, std::size_t count) { f(first, count, slots); });
     if constexpr (is_on_host)
       for (std::size_t slot = 0; aside && slot < params_.batch; ++slot) work_.slots.statistics(slot) += work_.counted(slot);
   }
@@ -368,17 +370,7 @@ class pqcache_state {
   planned_queries<space_type> queries_of(const step_type& step, std::size_t first) const {
     return {as_const(work_.slots.sequences), step, first, rule_, selector_.covers(), params_.selection};
   }
-  step_plan<space_type> plan_of(std::size_t tokens) const {
-    const std::size_t lists = selector_.lists();
-    return {work_.plan.slots.slice(0, 0, tokens), work_.plan.spans.slice(0, 0, tokens * lists),
-            work_.plan.ranges.slice(0, 0, tokens * params_.kv_heads), work_.plan.counts.slice(0, 0, tokens * lists)};
-  }
   view_of<std::int32_t, 2> found(const step_plan<space_type>& plan) const { return work_.indices.slice(0, 0, plan.counts.extent(0)); }
-  /// Maps the queries of a pass to their slots; empty if the queries are those of all slots in order.
-  head_map<space_type> map_of(const step_plan<space_type>& plan, const step_type& step, std::size_t first) const {
-    if (step.is_in_order() && first == 0 && plan.slots.extent(0) == params_.batch) return {};
-    return {as_const(plan.slots), static_cast<std::uint32_t>(params_.kv_heads)};
-  }
   /// The rows as attention reads them.
   auto attended_rows() const {
     if constexpr (rows_of_tiers<Rows>)

@@ -69,6 +69,12 @@ TEST_CASE("sequence: nothing of an empty one, nothing in the middle of a prompt 
   CHECK(middle(half, rule).size() == 0);
   half.prefilling = 0;
   CHECK(middle(half, rule).size() == 93);
+  const sequence begun = sequence{}.prefilled(40, pqkv::chunk::more), whole = begun.prefilled(60, pqkv::chunk::last);
+  CHECK(begun.prefilling == 1);
+  CHECK(begun.prompt == 40);
+  CHECK(whole.prefilling == 0);
+  CHECK(whole.prompt == 100);
+  CHECK(whole.longest == 100);
 }
 
 TEST_CASE("sequence: random rules and growth keep every token in one class, and none returns to the window") {

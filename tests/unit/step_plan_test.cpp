@@ -230,6 +230,35 @@ TEST_CASE("step plan: a pass of any queries plans each as if it were alone, for 
   }
 }
 
+TEST_CASE("step plan: memory for fewer tokens is the first part, and queries of all slots in order need no map") {
+  constexpr std::size_t batch = 3, h = 2, lists = 4;
+  std::vector<std::uint32_t> slots(5), counts(5 * lists), named{2, 0, 1};
+  std::vector<pqkv::token_span> spans(5 * lists);
+  std::vector<pqkv::middle_range> ranges(5 * h);
+  const pqkv::step_plan<pqkv::space::host> all{pqkv::make_view(slots), pqkv::make_view(spans), pqkv::make_view(ranges),
+                                               pqkv::make_view(counts)};
+  const auto plan = all.of(batch);
+  CHECK(plan.slots.extent(0) == batch);
+  CHECK(plan.spans.extent(0) == batch * lists);
+  CHECK(plan.ranges.extent(0) == batch * h);
+  CHECK(plan.counts.extent(0) == batch * lists);
+  CHECK(plan.counts.data == counts.data());
+  CHECK(plan.map({}, 0, batch).empty());
+  CHECK(plan.map({}, 0, batch + 1).slots.data == slots.data());
+  CHECK(plan.map({}, 1, batch).slots.data == slots.data());
+  cache_step step;
+  step.slots = pqkv::make_view(std::as_const(named));
+  CHECK(plan.map(step, 0, batch).slots.extent(0) == batch);
+  CHECK(plan.map(step, 0, batch).kv_heads == h);
+}
+
+TEST_CASE("step plan: cutting queries into passes leaves none out") {
+  std::vector<std::size_t> passes;
+  pqkv::detail::for_passes(7, 3, [&](std::size_t first, std::size_t count) { passes.insert(passes.end(), {first, count}); });
+  CHECK(passes == std::vector<std::size_t>{0, 3, 3, 3, 6, 1});
+  pqkv::detail::for_passes(0, 3, [](std::size_t, std::size_t) { FAIL("there are no queries"); });
+}
+
 TEST_CASE("step plan: a slot is trained once it has the rows, and after a failure not in every step") {
   const pqkv::budget_rule rule{.sinks = 4, .window = 10, .retrieve = 5};
   const auto due = [&](const sequence& s) { return pqkv::is_learning_due(s, rule.flat(), 16); };

@@ -148,4 +148,18 @@ void store_rows(const P& policy, view<T, 3, From> from, view<U, 3, To> to, view<
   detail::run_operation<op::store_rows>(policy, from, to, nonfinite);
 }
 
+namespace detail {
+/// Queries [tokens, hq, d] as contiguous floats [tokens * hq, d]: the caller's own memory if it holds them in that form, otherwise a copy.
+/// @param copies  [at least tokens, hq, d] memory for that
+template <exec::policy P, class Q, class From>
+view<const float, 2, typename P::space_type> as_floats(const P& policy, view<Q, 3, From> query,
+                                                       view<float, 3, typename P::space_type> copies) {
+  if constexpr (std::is_same_v<std::remove_const_t<Q>, float>)
+    if (is_flat(query)) return flatten(view<const float, 3, typename P::space_type>(as_const(query)));
+  const auto copy = copies.slice(0, 0, query.extent(0));
+  store_rows(policy, query, copy);
+  return as_const(flatten(copy));
+}
+}  // namespace detail
+
 }  // namespace pqkv

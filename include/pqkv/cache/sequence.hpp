@@ -115,6 +115,14 @@ struct sequence {
     return then;
   }
 
+  /// The sequence with `count` more tokens of its prompt.
+  PQKV_HD constexpr sequence prefilled(std::uint32_t count, chunk which) const {
+    sequence then = grown(count);
+    then.prompt = then.n;
+    then.prefilling = which == chunk::more ? 1 : 0;
+    return then;
+  }
+
   /// The sequence as it was with `length` tokens. If it has no index and was waiting for more tokens than that, it waits no longer.
   PQKV_HD constexpr sequence at(std::uint32_t length) const {
     sequence then = *this;

@@ -4,6 +4,7 @@
 // a device they only enqueue. The device reads where a sequence stands, so a captured step can be replayed while the sequences grow.
 #pragma once
 
+#include "../core/arena.hpp"
 #include "../core/slot_parts.hpp"
 #include "step_plan.hpp"
 
@@ -28,6 +29,16 @@ struct slot_table {
   view<leaving_tokens, 1, Space> leaving;      // [batch] scratch: the tokens that leave in a step
   view<std::uint32_t, 2, Space> nonfinite;     // [2, batch] scratch: rows of keys, of values
   flat_budget_rule rule;
+
+  static constexpr slot_table place(arena& memory, std::size_t batch, const flat_budget_rule& rule) {
+    const auto of = [&]<class T>(T, std::size_t size) { return make_view<Space>(memory.take<T>(size), size); };
+    return {of(sequence{}, batch),
+            of(slot_statistics{}, batch),
+            of(std::uint32_t{}, batch),
+            of(leaving_tokens{}, batch),
+            make_view<Space>(memory.take<std::uint32_t>(2 * batch), 2, batch),
+            rule};
+  }
 };
 
 /// The arguments of op::store_tokens.

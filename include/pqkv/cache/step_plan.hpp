@@ -138,6 +138,18 @@ struct step_plan {
   view<token_span, 1, Space> spans;      // [T * lists]
   view<middle_range, 1, Space> ranges;   // [T * h]
   view<std::uint32_t, 1, Space> counts;  // [T * lists] zeros
+
+  /// Memory for the plan of fewer tokens. @pre tokens <= T, T != 0
+  constexpr step_plan of(std::size_t tokens) const {
+    const auto part = [&](const auto& all) { return all.slice(0, 0, all.extent(0) / slots.extent(0) * tokens); };
+    return {part(slots), part(spans), part(ranges), part(counts)};
+  }
+  /// Maps the queries to their slots; empty if they are those of all slots in order. @pre T != 0
+  /// @param first  the first of them in the step
+  constexpr head_map<Space> map(const basic_step<Space>& step, std::size_t first, std::size_t batch) const {
+    if (step.is_in_order() && first == 0 && slots.extent(0) == batch) return {};
+    return {as_const(slots), static_cast<std::uint32_t>(ranges.extent(0) / slots.extent(0))};
+  }
 };
 
 /// What attention to T query tokens is about to read, for rows that are fetched (cache/tiered_rows.hpp).
@@ -167,6 +179,12 @@ concept rows_of_tiers = requires(const Rows& rows) {
 };
 
 namespace detail {
+/// Cuts the query tokens of a step into passes of at most `most`, and calls f(first, count) for each.
+template <class F>
+void for_passes(std::size_t tokens, std::size_t most, F f) {
+  for (std::size_t first = 0; first < tokens; first += most) f(first, tokens - first < most ? tokens - first : most);
+}
+
 /// One call of attend(), as its rows see it. If the call fails, no block enters fast memory.
 template <class Rows, class P>
 class tier_step {
