@@ -34,7 +34,7 @@ class device_rank_player {
     cache_.prefill(policy_, slot, there_k.const_view(h, own, d), there_v.const_view(h, own, d), n, which);
     pqkv::sync(policy_);  // the copies end here
   }
-  void copy_by_file(std::size_t from, std::size_t to) { cache_.fork(policy_, from, to); }
+  void copy_by_file(std::size_t from, std::size_t to) { copy_by_own_file(policy_, cache_, from, to); }
 
   device_rank_player& cache() { return *this; }
   const Policy& policy() const { return policy_; }

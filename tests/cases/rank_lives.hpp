@@ -49,6 +49,15 @@ class whole_player {
   cache_type cache_;
 };
 
+/// Copies a slot of a context_parallel: each rank saves it, and reads its own file.
+template <class Policy, class Cache>
+void copy_by_own_file(const Policy& policy, Cache& cache, std::size_t from, std::size_t to) {
+  const std::vector<std::byte> file = saved(policy, cache, from);
+  cache.reset(policy, to);
+  file_source own[] = {{file}};
+  cache.load(policy, to, own);
+}
+
 /// Plays to one rank.
 template <class T, class Communicator = pqkv::scale::in_process>
 class rank_player {
@@ -67,12 +76,7 @@ class rank_player {
         for (std::size_t i = 0; i < d; ++i) k(head, t, i) = keys(head, own[t], i), v(head, t, i) = values(head, own[t], i);
     cache_.prefill(cpu_, slot, k.view(), v.view(), n, which);
   }
-  void copy_by_file(std::size_t from, std::size_t to) {
-    const std::vector<std::byte> file = saved(cpu_, cache_, from);
-    cache_.reset(cpu_, to);
-    file_source own[] = {{file}};
-    cache_.load(cpu_, to, own);
-  }
+  void copy_by_file(std::size_t from, std::size_t to) { copy_by_own_file(cpu_, cache_, from, to); }
   cache_type& cache() { return cache_; }
   const pqkv::exec::host<>& policy() const { return cpu_; }
 

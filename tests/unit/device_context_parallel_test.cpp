@@ -142,6 +142,8 @@ TEST_CASE("context_parallel in device memory: steps that differ are reported by 
     player one({&work, {}}, queued_ranks(group, rank), p);
     const step_memory memory(one.policy());
     memory.enqueue(one.policy(), one.device_cache());  // neither waits nor throws
+    CHECK_THROWS_WITH_AS(saved(one.policy(), one.device_cache(), 0), doctest::Contains("calls must be the same on all ranks"),
+                         pqkv::value_error);
     one.device_cache().maintain(one.policy());
   });
   for (const std::string& what : thrown) CHECK(what.find("pqkv::attend: calls must be the same on all ranks") == 0);

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// What context-parallel caches in host memory and on devices have in common: their parameters, the checks of these, and which tokens of a
-// sequence a rank holds. context_state.hpp and device_context_state.hpp alone include this file.
+// What context-parallel caches in host memory and on devices have in common: their parameters, the checks of these, which tokens of a
+// sequence a rank holds, and this rank's rows, index and memory of a step. context_calls.hpp alone includes this file, and share_steps.hpp,
+// which needs the parameters.
 #pragma once
 
 #include <algorithm>
 
+#include "../core/checksum.hpp"
 #include "../cache/budget.hpp"
 #include "../cache/kv_store.hpp"
 #include "../cache/sequence.hpp"
-#include "../core/checksum.hpp"
+#include "../pqcache.hpp"
+#include "../search/partial_ranking.hpp"
+#include "../search/pq_index.hpp"
 #include "../selector/pq.hpp"
 #include "agreement.hpp"
 #include "token_layout.hpp"
@@ -55,12 +59,34 @@ struct sampled_keys {
   }
 };
 
-/// The part of a context-parallel cache that knows its parameters. Template parameters as in context_parallel.
+/// All memory of a rank besides rows, index and messages, taken from one block.
+template <class Space>
+struct context_memory : pqkv::detail::cache_memory<Space> {
+  slot_table<Space> shares;                 // this rank's shares of the sequences, while a slot is copied
+  view<middle_range, 1, Space> own_ranges;  // [tokens * h]
+  view<float, 2, Space> scores;             // [tokens * lists, k_max]
+  view<normaliser, 1, Space> normalisers;   // [tokens * hq]
+  pq_workspace<Space> ranking;
+  vote* votes;               // [ranks + 1], this rank's own last
+  std::uint32_t* disagreed;  // of a device: 1 if the votes of a step differed
+  std::size_t scratch_bytes;
+};
+
+/// The part of a context-parallel cache that knows its parameters and has its memory. Template parameters as in context_parallel.
 template <class Rows, class Communicator>
 class context_base {
  public:
   using value_type = typename Rows::value_type;
   using params = context_params<Rows>;
+  /// The memory space of rows, index and steps.
+  using space_type = typename Rows::space_type;
+  using step_type = basic_step<space_type>;
+  template <class T, std::size_t Rank>
+  using view_of = view<T, Rank, space_type>;
+  /// Whether the host can read the sequences' states without waiting for a device.
+  static constexpr bool is_on_host = std::is_same_v<space_type, space::host>;
+  static_assert(is_on_host || std::is_same_v<space_type, space::device>,
+                "pqkv: the rows of a context_parallel are in host or in device memory");
 
   /// The checks of the constructor.
   static status can_construct(const params& p, std::size_t ranks, std::size_t rank) noexcept {
@@ -68,6 +94,8 @@ class context_base {
     if (const status s = can_cache(p); !s.ok()) return s;
     if (const status s = can_budget(p.budget, "context_parallel"); !s.ok()) return s;
     if (const status s = can_lay_out(layout, "context_parallel"); !s.ok()) return s;
+    if constexpr (!is_on_host)
+      if (const status s = pqkv::detail::can_enqueue(p, "context_parallel"); !s.ok()) return s;
     if (const status s = Rows::can_construct(local_shape(p, layout, rank), p.rows); !s.ok()) return s;
     if (const status s = selector::basic_pq<typename Rows::space_type>::can_construct(p, p.selector); !s.ok()) return s;
     return pqkv::detail::checks("context_parallel")
@@ -85,21 +113,31 @@ class context_base {
   const params& parameters() const { return params_; }
   /// Which rank holds which tokens.
   const token_layout& layout() const { return layout_; }
+  /// This rank's keys and values.
+  const Rows& rows() const { return rows_; }
+  Rows& rows() { return rows_; }
+  /// This rank's codebooks, codes and cells.
+  const pq_index<space_type>& index() const { return index_; }
+  /// Lists of selected tokens for one query token: h, or hq under the reduction `none`.
   std::size_t lists() const { return score_lists(params_.selector.reduction, params_.kv_heads, params_.query_heads); }
 
  protected:
   static constexpr selector::normalisation normalisation_of_ranks = selector::normalisation::middle;
   static constexpr selector::coverage_rule covers() { return selector::pq::covers(); }
 
-  /// @throws shape_error, value_error
-  context_base(const Communicator& ranks, const params& p)
-      : params_((require_ok(can_construct(p, ranks.size(), ranks.rank())), p)),
+  /// @throws shape_error, value_error; std::bad_alloc; on a device cuda_error
+  template <exec::policy P>
+  context_base(const P& policy, const Communicator& ranks, const params& p)
+      : params_(checked(p, ranks.size(), ranks.rank())),
         layout_{ranks.size(), p.block, p.run},
         ranks_(ranks),
-        rule_(p.budget.flat()) {
-    params_.selector.refresh_iterations = 0;
-    settings_ = settings_sum();
-  }
+        rule_(p.budget.flat()),
+        rows_(policy, local_shape(p, layout_, ranks.rank()), p.rows),
+        index_(policy, params_.selector.index_of(local_shape(p, layout_, ranks.rank()))),
+        work_(take_memory(policy, memory_, [&](arena& memory) { return place(memory, policy); })),
+        known_(is_on_host ? 0 : p.batch),
+        merged_(p.batch),
+        settings_(settings_sum()) {}
 
   /// Begins a call: a vote that carries a checksum of this rank's parameters.
   agreement call(const char* function) const {
@@ -121,6 +159,12 @@ class context_base {
     return sum.value();
   }
 
+  /// The parameters as this class keeps them.
+  static params checked(params p, std::size_t ranks, std::size_t rank) {
+    require_ok(can_construct(p, ranks, rank));
+    p.selector.refresh_iterations = 0;
+    return p;
+  }
   /// The shape of this rank's share.
   static cache_shape local_shape(const params& p, const token_layout& layout, std::size_t rank) noexcept {
     cache_shape own = p;
@@ -134,10 +178,70 @@ class context_base {
     return share().local(what);
   }
 
+  /// The most tokens that a list can retrieve, on all ranks together.
+  std::size_t most_retrieved() const { return std::clamp<std::size_t>(params_.budget.at(params_.capacity).retrieve, 1, params_.capacity); }
+  retrieve_params how_to_retrieve() const {
+    return {.head_dim = params_.head_dim,
+            .reduction = params_.selector.reduction,
+            .path = params_.selector.path,
+            .scale = params_.softmax_scale};
+  }
+  /// The tokens that a pass of queries lists, by their places in this rank's share.
+  token_lists<space_type> found(const step_plan<space_type>& plan) const {
+    return {work_.indices.slice(0, 0, plan.counts.extent(0)), plan.counts};
+  }
+  planned_queries<space_type> queries_of(const step_type& step, std::size_t first) const {
+    return {as_const(work_.slots.sequences), step, first, rule_, covers(), params_.selection};
+  }
+
+  /// Takes one block for what taken(arena&) takes from an arena, and returns its result.
+  template <class P, class Taken>
+  static auto take_memory(const P& policy, owner<std::byte, space_type>& block, const Taken& taken) {
+    arena count;
+    taken(count);
+    block = make_owner<std::byte>(policy, count.used_bytes());
+    arena memory(block);
+    return taken(memory);
+  }
+  template <class P>
+  context_memory<space_type> place(arena& memory, const P& policy) const {
+    using selector_type = selector::basic_pq<space_type>;
+    const cache_shape own = local_shape(params_, layout_, ranks_.rank());
+    const std::size_t tokens = params_.queries_at_once(), h = tokens * params_.kv_heads, hq = tokens * params_.query_heads,
+                      most = tokens * lists(), k_max = std::min(most_retrieved(), own.capacity),
+                      scratch = pqkv::detail::step_scratch_bytes<selector_type>(policy, own, params_.selector);
+    context_memory<space_type> all{};
+    static_cast<pqkv::detail::cache_memory<space_type>&>(all) =
+        pqkv::detail::cache_memory<space_type>::place(memory, params_, rule_, lists(), k_max, scratch);
+    all.shares = slot_table<space_type>::place(memory, params_.batch, rule_);
+    all.own_ranges = make_view<space_type>(memory.take<middle_range>(h), h);
+    all.scores = make_view<space_type>(memory.take<float>(most * k_max), most, k_max);
+    all.normalisers = make_view<space_type>(memory.take<normaliser>(hq), hq);
+    all.ranking =
+        pq_workspace<space_type>::place(memory, params_.selector.index_of(own), tokens, params_.query_heads, params_.selector.reduction);
+    all.votes = memory.take<vote>(layout_.ranks + 1);
+    all.disagreed = memory.take<std::uint32_t>(1);
+    all.scratch_bytes = scratch;
+    return all;
+  }
+  /// The policy, with the cache's own scratch unless the caller brought some.
+  template <class P>
+  P working(const P& policy) const {
+    P own = policy;
+    if (own.scratch.counting() && work_.scratch_bytes != 0) own.scratch = arena(work_.scratch, work_.scratch_bytes);
+    return own;
+  }
+
   params params_;
   token_layout layout_;
   mutable Communicator ranks_;
   flat_budget_rule rule_;
+  Rows rows_;
+  pq_index<space_type> index_;
+  owner<std::byte, space_type> memory_;
+  context_memory<space_type> work_;
+  buffer<sequence> known_;        // [batch] the host's copy of the states of a device's sequences
+  buffer<std::uint32_t> merged_;  // [batch] after the last merge, the id lists held this rank's tokens below this place
   std::uint32_t settings_ = 0;
 };
 

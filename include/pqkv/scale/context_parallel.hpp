@@ -44,18 +44,9 @@ class context_parallel : public context_training<Rows, Communicator> {
   template <exec::policy P, class K, class V>
   requires storage_scalar<K> && storage_scalar<V>
   void prefill(const P& policy, std::size_t slot, view<K, 3> keys, view<V, 3> values, std::size_t n, chunk which = chunk::last) {
-    agreement agreed = this->call("prefill");
-    agreed.attempt([&] {
-      require_ok(this->can_prefill(slot, keys, values, n));
-      agreed.same_number(slot), agreed.same_number(n), agreed.same_number(static_cast<std::uint64_t>(which));
-      agreed.same(&at(slot), sizeof(sequence));
-    });
-    this->ask_all(policy, agreed);
-    sequence after = at(slot).grown(static_cast<std::uint32_t>(n));
-    after.prompt = after.n;
-    after.prefilling = which == chunk::more ? 1 : 0;
+    agreement agreed = this->begin_prefill(policy, slot, keys, values, n, which);
     agreed.attempt([&] { this->store(policy, slot, at(slot).n, keys, values); });
-    this->settle(policy, slot, after, this->learn(policy, agreed, slot, after));
+    this->settle(policy, this->learn(policy, agreed, slot, at(slot).prefilled(static_cast<std::uint32_t>(n), which)));
   }
 
   /// Adds a step's tokens, as pqcache::append(). Every rank is given all of them and stores those that it holds: usually every rank has
@@ -100,23 +91,19 @@ class context_parallel : public context_training<Rows, Communicator> {
   template <exec::policy P, class Q, class O>
   requires storage_scalar<Q> && writable_scalar<O>
   void attend(const P& policy, view<Q, 3> query, view<O, 3> out, view<float, 2> lse = {}, const cache_step& step = {}) {
-    agreement agreed = this->call("attend");
-    agreed.attempt([&] {
-      require_ok(this->admission().attend(query, out, lse, step));
-      this->same_step(agreed, step, query.extent(0));
-    });
-    this->begin_step(policy, agreed);
-    for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
-      const auto asked = as_floats(policy, query.slice(0, first, count));
+    agreement agreed = this->begin_attend(policy, query, out, lse, step);
+    pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
+      const auto asked = pqkv::detail::as_floats(policy, query.slice(0, first, count), work_.query);
       const step_plan<space::host> plan = select(policy, agreed, asked, step, first);
       const partial_outputs partial{asked.extent(0), params_.head_dim, layout_.ranks};
       agreed.attempt([&] {
-        const token_set<> tokens{as_const(plan.spans), as_const(found(plan).indices), as_const(plan.counts)};
-        const mapped_store<decltype(rows_.view())> store{rows_.view(), map_of(plan), count * params_.kv_heads};
-        const auto own = partial.own(work_.mail);
+        const token_set<> tokens{as_const(plan.spans), as_const(this->found(plan).indices), as_const(plan.counts)};
+        const mapped_store<decltype(rows_.view())> store{rows_.view(), plan.map(step, first, params_.batch), count * params_.kv_heads};
+        const auto own = partial.own(exchange_.mail);
         attention(this->working(policy), asked, store, tokens, own.out, own.lse, params_.softmax_scale);
       });
-      partial.merge_all(policy, ranks_, agreed, work_.mail, {flatten(work_.lse.slice(0, 0, count)), flatten(work_.out.slice(0, 0, count))});
+      partial.merge_all(policy, ranks_, agreed, exchange_.mail,
+                        {flatten(work_.lse.slice(0, 0, count)), flatten(work_.out.slice(0, 0, count))});
       store_rows(policy, work_.out.slice(0, 0, count), out.slice(0, first, count));
       if (lse.data != nullptr) store_rows(policy, insert_axis<1>(work_.lse.slice(0, 0, count)), insert_axis<1>(lse.slice(0, first, count)));
     });
@@ -133,25 +120,21 @@ class context_parallel : public context_training<Rows, Communicator> {
   requires storage_scalar<Q>
   void retrieve(const P& policy, view<Q, 3> query, view<std::int32_t, 3> indices, view<std::uint32_t, 2> counts,
                 const cache_step& step = {}) {
-    agreement agreed = this->call("retrieve");
-    agreed.attempt([&] {
-      require_ok(this->admission().retrieve(query, indices, counts, step, [&](std::size_t slot) { return this->retrieve_capacity(slot); }));
-      this->same_step(agreed, step, query.extent(0));
-    });
-    this->begin_step(policy, agreed);
-    for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
-      const auto asked = as_floats(policy, query.slice(0, first, count));
+    agreement agreed = this->begin_retrieve(policy, query, indices, counts, step);
+    pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
+      const auto asked = pqkv::detail::as_floats(policy, query.slice(0, first, count), work_.query);
       const step_plan<space::host> plan = select(policy, agreed, asked, step, first);
       for (std::size_t i = 0; i < count; ++i) {
         const step_token token = locate(step, params_.batch, first + i);
-        const middle_range whole = this->local(whole_middle(at(token.slot), queries_of(step, first).query(token), rule_, this->covers()));
+        const middle_range whole =
+            this->local(whole_middle(at(token.slot), this->queries_of(step, first).query(token), rule_, this->covers()));
         for (std::size_t list = 0; list < indices.extent(1); ++list) {
           const std::size_t row = i * indices.extent(1) + list, listed = whole.size() != 0 ? whole.size() : plan.counts(row);
           counts(first + i, list) = static_cast<std::uint32_t>(listed);
           for (std::size_t k = 0; k < indices.extent(2); ++k) {
             const std::size_t place = k >= listed         ? 0
                                       : whole.size() != 0 ? whole.begin + k
-                                                          : static_cast<std::size_t>(found(plan).indices(row, k));
+                                                          : static_cast<std::size_t>(this->found(plan).indices(row, k));
             indices(first + i, list, k) = k < listed ? static_cast<std::int32_t>(layout_.position(ranks_.rank(), place)) : -1;
           }
         }
@@ -162,12 +145,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   /// Forgets all but the first n tokens of a slot, as pqcache::truncate(). @throws value_error, rank_error, communication_error
   template <exec::policy P>
   void truncate(const P& policy, std::size_t slot, std::size_t n) {
-    agreement agreed = this->call("truncate");
-    agreed.attempt([&] {
-      require_ok(this->admission().truncate(slot, n));
-      agreed.same_number(slot), agreed.same_number(n), agreed.same(&at(slot), sizeof(sequence));
-    });
-    this->ask_all(policy, agreed);
+    this->begin_truncate(policy, slot, n);
     sequence& now = work_.slots.sequences(slot);
     const sequence after = now.truncated(static_cast<std::uint32_t>(n));
     if (now.learned != 0) index_.view().forget(this->local(leaving_between(static_cast<std::uint32_t>(slot), after, now, rule_)), after);
@@ -178,13 +156,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   /// Makes slot `to` a copy of slot `from` on every rank. @throws value_error, rank_error, communication_error; what the runner throws
   template <exec::policy P>
   void fork(const P& policy, std::size_t from, std::size_t to) {
-    agreement agreed = this->call("fork");
-    agreed.attempt([&] {
-      require_ok(this->admission().slot("fork", "from", from));
-      require_ok(this->admission().slot("fork", "to", to));
-      agreed.same_number(from), agreed.same_number(to), agreed.same(&at(from), sizeof(sequence)), agreed.same(&at(to), sizeof(sequence));
-    });
-    this->ask_all(policy, agreed);
+    agreement agreed = this->begin_fork(policy, from, to);
     if (from == to) return;
     agreed.attempt([&] {
       slot_parts parts = rows_.parts();
@@ -201,63 +173,10 @@ class context_parallel : public context_training<Rows, Communicator> {
   /// Empties a slot. @throws value_error, rank_error, communication_error
   template <exec::policy P>
   void reset(const P& policy, std::size_t slot) {
-    agreement agreed = this->call("reset");
-    agreed.attempt([&] {
-      require_ok(this->admission().slot("reset", "slot", slot));
-      agreed.same_number(slot);
-    });
-    this->ask_all(policy, agreed);
+    this->begin_reset(policy, slot);
     work_.slots.sequences(slot) = {};
     index_.clear(policy, slot);
     merged_[slot] = 0;
-  }
-
-  /// Writes this rank's share of a slot: its codes, the codebooks and, on request, its rows. Every rank writes a file of its own and sends
-  /// no messages.
-  ///
-  /// @param sink  sink(const std::byte*, std::size_t), called for one piece after the other; what it throws ends the call
-  /// @throws value_error when `slot` is not below batch or is being prefilled; std::bad_alloc
-  /// @cost   reads what it writes once, through 1 MiB of memory
-  /// @source share_file.hpp has the layout
-  template <exec::policy P, class Sink>
-  void save(const P& policy, std::size_t slot, Sink&& sink, slot_contents contents = slot_contents::index_and_rows) const {
-    require_ok(this->admission().slot("save", "slot", slot));
-    require_ok(pqkv::detail::checks("save").that(at(slot).prefilling == 0, status::code::value, "slot", relation::required,
-                                                 "past its prompt: send chunk::last first", 0, 1));
-    const share_file_header header = this->header_of(at(slot), contents);
-    write_share(policy, sink, header, this->saved_parts(header.slot), slot);
-  }
-
-  /// Fills an empty slot from the files of save(), on all ranks together.
-  ///
-  /// @param sources   either one source, for the file that this rank saved in a cache of as many ranks with the same `block` and `run`; or
-  ///                  one source for each file of a cache of any number of ranks, in the order of the ranks: this rank then keeps the
-  ///                  tokens that it holds. A source is source(std::byte*, std::size_t) -> std::size_t: how many bytes it gave, 0 at the
-  ///                  end
-  /// @param contents  what the files must hold
-  /// @throws value_error, capacity_error when a file is truncated, altered, or from another cache or another save than the others;
-  ///         rank_error, communication_error; std::bad_alloc. The slot then stays empty
-  /// @cost   one pass over the files, and the id lists' counting sort
-  template <exec::policy P, class Sources>
-  void load(const P& policy, std::size_t slot, Sources&& sources, slot_contents contents = slot_contents::index_and_rows) {
-    agreement agreed = this->call("load");
-    share_file_header header;
-    agreed.attempt([&] {
-      require_ok(this->admission().slot("load", "slot", slot));
-      require_ok(pqkv::detail::checks("load").that(at(slot).n == 0, status::code::value, "slot", relation::required,
-                                                   "empty: reset() it first", 0, 1));
-      const share_reader reader{layout_, ranks_.rank(), this->header_of({}, contents), rule_, params_.capacity};
-      crc32 books;
-      header = reader.read(
-          policy, sources, [&](const slot_file_header& file) { return this->saved_parts(file); }, slot, books);
-      agreed.same_number(slot), agreed.same_number(books.value()), agreed.same(&header.slot.at, sizeof(sequence));
-      const middle_range own = this->local(header.slot.at.middle(rule_));
-      if (header.slot.at.learned != 0) index_.recount(this->working(policy), slot, own.begin, own.end);
-      merged_[slot] = own.end;
-    });
-    this->ask_all(policy, agreed);
-    work_.slots.sequences(slot) = header.slot.at;
-    work_.slots.sequences(slot).longest = header.slot.at.n;
   }
 
   /// Trains codebooks that are due, on all ranks together, and merges new tokens into id lists. Call it between steps.
@@ -265,14 +184,12 @@ class context_parallel : public context_training<Rows, Communicator> {
   ///         attends to everything
   template <exec::policy P>
   void maintain(const P& policy) {
-    agreement agreed = this->call("maintain");
-    agreed.same(work_.slots.sequences.data, params_.batch * sizeof(sequence));
-    this->ask_all(policy, agreed);
+    agreement agreed = this->begin_maintain(policy);
     for (std::size_t slot = 0; slot < params_.batch; ++slot) {
       const sequence now = at(slot);
       if (is_learning_due(now, rule_, index_.shape().least_rows())) {
         work_.slots.sequences(slot) = now.without_index();
-        this->settle(policy, slot, now, this->learn(policy, agreed, slot, now));
+        this->settle(policy, this->learn(policy, agreed, slot, now));
       } else if (now.learned != 0 && this->local(now.middle(rule_).end) - merged_[slot] >= params_.selector.tail_tokens) {
         agreed.attempt([&] {
           index_.merge(this->working(policy), slot);
@@ -284,49 +201,25 @@ class context_parallel : public context_training<Rows, Communicator> {
   }
 
  private:
+  using state::exchange_;
   using state::params_, state::layout_, state::ranks_, state::rows_, state::index_, state::rule_, state::work_, state::merged_;
-
-  template <class F>
-  void for_passes(std::size_t tokens, F f) const {
-    const std::size_t most = params_.queries_at_once();
-    for (std::size_t first = 0; first < tokens; first += most) f(first, std::min(most, tokens - first));
-  }
-  /// Queries as contiguous floats: the caller's own memory if it holds them in that form, otherwise a copy.
-  template <class P, class Q>
-  view<const float, 2> as_floats(const P& policy, view<Q, 3> query) const {
-    if constexpr (std::is_same_v<std::remove_const_t<Q>, float>)
-      if (is_flat(query)) return flatten(as_const(query));
-    const auto copy = work_.query.slice(0, 0, query.extent(0));
-    store_rows(policy, query, copy);
-    return as_const(flatten(copy));
-  }
-  planned_queries<space::host> queries_of(const cache_step& step, std::size_t first) const {
-    return {as_const(work_.slots.sequences), step, first, rule_, this->covers(), params_.selection};
-  }
-  head_map<> map_of(const step_plan<space::host>& plan) const {
-    return {as_const(plan.slots), static_cast<std::uint32_t>(params_.kv_heads)};
-  }
-  token_lists<> found(const step_plan<space::host>& plan) const { return {work_.indices.slice(0, 0, plan.counts.extent(0)), plan.counts}; }
 
   /// Plans a pass of queries over the whole sequences, and fills this rank's part of their lists. The plan's spans are converted to
   /// positions in this rank's share.
   template <class P>
   step_plan<space::host> select(const P& policy, agreement& agreed, view<const float, 2> query, const cache_step& step, std::size_t first) {
-    const std::size_t tokens = query.extent(0) / params_.query_heads, lists = tokens * this->lists(), h = tokens * params_.kv_heads;
-    const step_plan<space::host> plan{work_.plan.slots.slice(0, 0, tokens), work_.plan.spans.slice(0, 0, lists),
-                                      work_.plan.ranges.slice(0, 0, h), work_.plan.counts.slice(0, 0, lists)};
-    const auto planned = queries_of(step, first);
+    const step_plan<space::host> plan = work_.plan.of(query.extent(0) / params_.query_heads);
+    const std::size_t lists = plan.counts.extent(0), h = plan.ranges.extent(0);
+    const auto planned = this->queries_of(step, first);
     const bool listed = plan_step(policy, planned, plan);
     for (std::size_t list = 0; list < lists; ++list) plan.spans(list) = this->local(plan.spans(list));
     if (!listed) return plan;
     const auto own = work_.own_ranges.slice(0, 0, h);
     for (std::size_t head = 0; head < h; ++head) own(head) = this->local(plan.ranges(head));
-    const retrieve_params how{.head_dim = params_.head_dim,
-                              .reduction = params_.selector.reduction,
-                              .path = params_.selector.path,
-                              .scale = params_.softmax_scale};
+    const retrieve_params how = this->how_to_retrieve();
+    const head_map<> map = plan.map(step, first, params_.batch);
     mutable_distance_table_view<> table{};
-    agreed.attempt([&] { table = index_.tabulate(policy, query, map_of(plan), work_.ranking); });
+    agreed.attempt([&] { table = index_.tabulate(policy, query, map, work_.ranking); });
     const pq_index_view<> index = index_.view();
     if (params_.selection_over_ranks == selection_mode::local) {
       const std::size_t rank = ranks_.rank(), ranks = layout_.ranks;
@@ -335,28 +228,28 @@ class context_parallel : public context_training<Rows, Communicator> {
         own(head).retrieve = static_cast<std::uint32_t>(k * (rank + 1) / ranks - k * rank / ranks);
       }
       agreed.attempt([&] {
-        pqkv::retrieve(this->working(policy), table, as_const(index.codes), index.index, as_const(own), found(plan).indices, plan.counts,
-                       how, {}, map_of(plan));
+        pqkv::retrieve(this->working(policy), table, as_const(index.codes), index.index, as_const(own), this->found(plan).indices,
+                       plan.counts, how, {}, map);
       });
     } else {
       const exact_selection all{table,
                                 as_const(index.codes),
                                 index.index,
-                                map_of(plan),
+                                map,
                                 as_const(plan.ranges),
                                 own,
-                                found(plan),
+                                this->found(plan),
                                 work_.scores.slice(0, 0, lists),
                                 work_.normalisers.slice(0, 0, query.extent(0)),
-                                work_.thresholds.slice(0, 0, lists),
-                                work_.candidates,
-                                work_.is_open.slice(0, 0, lists),
+                                exchange_.thresholds.slice(0, 0, lists),
+                                exchange_.candidates,
+                                exchange_.is_open.slice(0, 0, lists),
                                 how,
                                 layout_};
-      all.run(this->working(policy), ranks_, agreed, work_.mail);
+      all.run(this->working(policy), ranks_, agreed, exchange_.mail);
     }
     if (params_.selection == draft_selection::first_query && step.has_counts())
-      pqkv::detail::run_operation<op::share_lists>(policy, planned, plan, found(plan).indices);
+      pqkv::detail::run_operation<op::share_lists>(policy, planned, plan, this->found(plan).indices);
     return plan;
   }
 };

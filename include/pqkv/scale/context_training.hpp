@@ -66,20 +66,6 @@ class context_training : public context_state<Rows, Communicator> {
   template <exec::policy P>
   context_training(const P& policy, const Communicator& ranks, const params& p) : state(policy, ranks, p) {}
 
-  /// Asks all ranks whether they go on.
-  template <class P>
-  void ask_all(const P& policy, const agreement& agreed) const {
-    static_assert(communicator_for<Communicator, P>,
-                  "pqkv: Communicator must model pqkv::scale::communicator_for (scale/communicator.hpp)");
-    agreed.settle(policy, ranks_, work_.votes);
-  }
-  /// The same for the verbs of a step, as agreement_mode says.
-  template <class P>
-  void begin_step(const P& policy, const agreement& agreed) const {
-    if (params_.agreement == agreement_mode::each_call) return ask_all(policy, agreed);
-    const vote own = agreed.own();
-    agreed.conclude(1, [&](std::size_t) { return own; });
-  }
   /// Stores this rank's rows [h, n, d] behind its tokens of a slot of `before` tokens.
   template <class P, class K, class V>
   void store(const P& policy, std::size_t slot, std::size_t before, view<K, 3> keys, view<V, 3> values) const {
@@ -105,19 +91,15 @@ class context_training : public context_state<Rows, Communicator> {
     }
   }
 
-  /// The outcome of training a slot: what op::settle_prompt is told.
-  struct learned_slot {
-    bool tried = false;
-    view<const std::uint8_t, 2> outcomes{};
-  };
   /// Trains a slot's codebooks on the keys of all ranks, encodes and counts this rank's middle. Ends with a vote.
+  /// @return how the slot is to be settled
   template <class P>
-  learned_slot learn(const P& policy, agreement& agreed, std::size_t slot, const sequence& now) {
+  settled_prompt<space::host> learn(const P& policy, agreement& agreed, std::size_t slot, const sequence& now) {
     const middle_range middle = now.middle(rule_);
     const std::size_t first = middle.begin, h = params_.kv_heads;
     const bool tries = now.prefilling == 0 && now.n >= first + index_.shape().least_rows();
-    ask_all(policy, agreed);  // before keys are gathered, so that a rank whose rows failed keeps no one waiting
-    if (!tries) return {};
+    this->ask_all(policy, agreed);  // before keys are gathered, so that a rank whose rows failed keeps no one waiting
+    if (!tries) return {slot, now, false, {}, {}};
     const auto outcomes = work_.ranking.outcomes;
     agreed.attempt([&] {
       using T = copied_element<value_type>;
@@ -135,8 +117,8 @@ class context_training : public context_state<Rows, Communicator> {
       index_.recount(this->working(policy), slot, own.begin, own.end);
       merged_[slot] = own.end;
     });
-    ask_all(policy, agreed);
-    return {true, as_const(outcomes)};
+    this->ask_all(policy, agreed);
+    return {slot, now, true, as_const(outcomes), {}, params_.selector.outgrown_at(now.n)};
   }
   /// Rows of a rank that are gathered at once: messages of about 1 MiB.
   static constexpr std::size_t gathered_rows(std::size_t row_bytes) { return std::max<std::size_t>(1, (std::size_t{1} << 20) / row_bytes); }
@@ -151,12 +133,6 @@ class context_training : public context_state<Rows, Communicator> {
       runs[i] = {static_cast<std::uint32_t>(slot), begin, std::min(begin + run, own.end)};
     }
     index_.view().encode(policy, rows_.view(), as_const(make_view(runs.data(), runs.size())));
-  }
-  template <class P>
-  void settle(const P& policy, std::size_t slot, const sequence& after, const learned_slot& outcome) {
-    pqkv::detail::run_operation<op::settle_prompt>(
-        policy, work_.slots,
-        settled_prompt<space::host>{slot, after, outcome.tried, outcome.outcomes, {}, params_.selector.outgrown_at(after.n)});
   }
 };
 

@@ -3,7 +3,7 @@
 // replayed while the sequences grow. The communicator's calls are on the policy's stream, or its messages travel inside the kernels
 // (adapt/peer.cuh). Needs the CUDA backend: <pqkv/device_context_parallel.cuh> includes both.
 //
-// Not here: files (save, load), and the shared merging of many ranks' outputs: every rank receives every rank's outputs.
+// Not here: the shared merging of many ranks' outputs. Every rank receives every rank's outputs.
 #pragma once
 
 #include <tuple>
@@ -15,17 +15,16 @@ namespace pqkv::inline PQKV_MODE::scale {
 
 /// The cache of one layer over several ranks, each with a share of every sequence's tokens in the memory of its device.
 ///
-/// If one rank refuses prefill(), truncate(), fork(), reset() or maintain(), all do, as on the host; these calls wait for the device. So do
-/// append() and attend() under agreement_mode::each_call. Under with_exchange these two never wait: the votes travel with the partial
-/// outputs, and if they differed, the next call that waits throws value_error. A rank that refuses a step under with_exchange enqueues
-/// nothing, and the others' step ends at the communicator's time limit.
+/// If one rank refuses prefill(), truncate(), fork(), reset(), load() or maintain(), all do, as on the host; these calls wait for the
+/// device, and so does save(). So do append() and attend() under agreement_mode::each_call. Under with_exchange these two never wait: the
+/// votes travel with the partial outputs, and if they differed, the next call that waits throws value_error. A rank that refuses a step
+/// under with_exchange enqueues nothing, and the others' step ends at the communicator's time limit.
 template <class Rows, class Communicator>
 requires(!space::usable_from<typename Rows::space_type, space::host>) class context_parallel<Rows, Communicator>
     : public device_context_state<Rows, Communicator> {
   using state = device_context_state<Rows, Communicator>;
 
  public:
-  using state::at;
   using typename state::params;
   using typename state::space_type;
   using typename state::step_type;
@@ -49,23 +48,13 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, std::size_t n,
                chunk which = chunk::last) {
-    agreement agreed = this->call("prefill");
-    agreed.attempt([&] {
-      this->look_at(policy, slot);
-      require_ok(can_prefill(slot, keys, values, n));
-      agreed.same_number(slot), agreed.same_number(n), agreed.same_number(static_cast<std::uint64_t>(which));
-      agreed.same(&known_[slot], sizeof(sequence));
-    });
-    this->ask_all(policy, agreed);
-    const std::size_t before = known_[slot].n;
-    sequence after = known_[slot].grown(static_cast<std::uint32_t>(n));
-    after.prompt = after.n;
-    after.prefilling = which == chunk::more ? 1 : 0;
+    this->begin_prefill(policy, slot, keys, values, n, which);
     zero_bytes(policy, work_.prompt_nonfinite.data, 2 * sizeof(std::uint32_t));
-    run<op::store_tokens>(policy, rows_.view(),
-                          stored_tokens<space_type>{slot * params_.kv_heads, layout_.held(ranks_.rank(), before), work_.prompt_nonfinite},
-                          keys, values);
-    learn(policy, slot, after, work_.prompt_nonfinite);
+    run<op::store_tokens>(
+        policy, rows_.view(),
+        stored_tokens<space_type>{slot * params_.kv_heads, layout_.held(ranks_.rank(), known_[slot].n), work_.prompt_nonfinite}, keys,
+        values);
+    learn(policy, slot, known_[slot].prefilled(static_cast<std::uint32_t>(n), which), work_.prompt_nonfinite);
   }
 
   /// Adds a step's tokens. Every rank is given all of them and stores those that it holds.
@@ -81,7 +70,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     agreement agreed = this->call("append");
     agreed.attempt([&] {
       require_ok(this->admission().append(keys, values, step, [](std::size_t) { return std::size_t{0}; }));
-      agreed.same_number(keys.extent(0));
+      this->same_step(agreed, step, keys.extent(0));
     });
     this->begin_step(policy, agreed);
     run<op::append_share>(this->working(policy), rows_.view(), index_.view(),
@@ -98,16 +87,11 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   template <exec::policy P, class Q, class O, class Space>
   requires storage_scalar<Q> && writable_scalar<O> && reachable_from<Space, P>
   void attend(const P& policy, view<Q, 3, Space> query, view<O, 3, Space> out, view_of<float, 2> lse = {}, const step_type& step = {}) {
-    agreement agreed = this->call("attend");
-    agreed.attempt([&] {
-      require_ok(this->admission().attend(query, out, lse, step));
-      agreed.same_number(query.extent(0));
-    });
-    this->begin_step(policy, agreed);
-    for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
-      const auto asked = as_floats(policy, query.slice(0, first, count));
+    const agreement agreed = this->begin_attend(policy, query, out, lse, step);
+    pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
+      const auto asked = pqkv::detail::as_floats(policy, query.slice(0, first, count), work_.query);
       const step_plan<space_type> plan = select(policy, agreed, asked, step, first);
-      attend_planned(policy, agreed, asked, plan, map_of(plan, step, first), out.slice(0, first, count),
+      attend_planned(policy, agreed, asked, plan, plan.map(step, first, params_.batch), out.slice(0, first, count),
                      lse.data == nullptr ? lse : lse.slice(0, first, count));
     });
   }
@@ -121,31 +105,19 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   requires storage_scalar<Q> && reachable_from<Space, P>
   void retrieve(const P& policy, view<Q, 3, Space> query, view_of<std::int32_t, 3> indices, view_of<std::uint32_t, 2> counts,
                 const step_type& step = {}) {
-    agreement agreed = this->call("retrieve");
-    agreed.attempt([&] {
-      require_ok(this->admission().retrieve(query, indices, counts, step, [](std::size_t) { return std::size_t{0}; }));
-      agreed.same_number(query.extent(0));
-    });
-    this->begin_step(policy, agreed);
-    for_passes(query.extent(0), [&](std::size_t first, std::size_t count) {
-      const auto asked = as_floats(policy, query.slice(0, first, count));
+    const agreement agreed = this->begin_retrieve(policy, query, indices, counts, step);
+    pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
+      const auto asked = pqkv::detail::as_floats(policy, query.slice(0, first, count), work_.query);
       const step_plan<space_type> plan = select(policy, agreed, asked, step, first);
-      run<op::write_share_lists>(policy, planned(agreed, plan, step, first), as_const(found(plan).indices), indices.slice(0, first, count),
-                                 counts.slice(0, first, count));
+      run<op::write_share_lists>(policy, planned(agreed, plan, step, first), as_const(this->found(plan).indices),
+                                 indices.slice(0, first, count), counts.slice(0, first, count));
     });
   }
 
   /// Forgets all but the first n tokens of a slot. Waits. @throws value_error, rank_error, communication_error
   template <exec::policy P>
   void truncate(const P& policy, std::size_t slot, std::size_t n) {
-    agreement agreed = this->call("truncate");
-    agreed.attempt([&] {
-      this->look_at(policy, slot);
-      require_ok(this->admission().truncate(slot, n));
-      require_ok(pqkv::detail::checks("truncate").at_most("n", n, known_[slot].n, "tokens of the slot"));
-      agreed.same_number(slot), agreed.same_number(n), agreed.same(&known_[slot], sizeof(sequence));
-    });
-    this->ask_all(policy, agreed);
+    this->begin_truncate(policy, slot, n);
     run<op::truncate_share>(
         policy, index_.view(),
         truncated_tokens<space_type>{work_.slots, {}, {}, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(n)}, this->share());
@@ -168,14 +140,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   /// Makes slot `to` a copy of slot `from` on every rank. Waits. @throws value_error, rank_error, communication_error, cuda_error
   template <exec::policy P>
   void fork(const P& policy, std::size_t from, std::size_t to) {
-    agreement agreed = this->call("fork");
-    agreed.attempt([&] {
-      require_ok(this->admission().slot("fork", "from", from));
-      require_ok(this->admission().slot("fork", "to", to));
-      this->look_at(policy, from);
-      agreed.same_number(from), agreed.same_number(to), agreed.same(&known_[from], sizeof(sequence));
-    });
-    this->ask_all(policy, agreed);
+    this->begin_fork(policy, from, to);
     if (from == to) return;
     slot_parts parts = rows_.parts();
     parts.add(index_.view().parts());
@@ -192,12 +157,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   /// Empties a slot. Waits. @throws value_error, rank_error, communication_error
   template <exec::policy P>
   void reset(const P& policy, std::size_t slot) {
-    agreement agreed = this->call("reset");
-    agreed.attempt([&] {
-      require_ok(this->admission().slot("reset", "slot", slot));
-      agreed.same_number(slot);
-    });
-    this->ask_all(policy, agreed);
+    this->begin_reset(policy, slot);
     zero_bytes(policy, &work_.slots.sequences.data[slot], sizeof(sequence));
     zero_bytes(policy, &work_.slots.statistics.data[slot], sizeof(slot_statistics));
     index_.clear(policy, slot);
@@ -209,17 +169,13 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   /// @throws rank_error, communication_error, cuda_error; value_error when the calls of an earlier step differed
   template <exec::policy P>
   void maintain(const P& policy) {
-    agreement agreed = this->call("maintain");
-    copy_bytes(policy, known_.data(), work_.slots.sequences.data, known_.size_bytes());
-    this->wait(policy);
-    agreed.same(known_.data(), known_.size_bytes());
-    this->ask_all(policy, agreed);
+    const agreement agreed = this->begin_maintain(policy);
     for (std::size_t slot = 0; slot < params_.batch; ++slot) {
       const sequence now = known_[slot];
       const std::uint32_t end = this->local(now.middle(rule_).end);
       merged_[slot] = std::min(merged_[slot], end);
       if (is_learning_due(now, rule_, index_.shape().least_rows())) {
-        settle(policy, {slot, now.without_index(), false, {}, {}});
+        this->settle(policy, {slot, now.without_index(), false, {}, {}});
         learn(policy, slot, now, {});
       } else if (now.learned != 0 && end - merged_[slot] >= params_.selector.tail_tokens) {
         index_.merge(this->working(policy), slot);
@@ -230,30 +186,19 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   }
 
  private:
-  using state::index_, state::work_;
+  using state::exchange_, state::index_, state::work_;
   using state::known_, state::layout_, state::mails_, state::merged_, state::params_, state::ranks_, state::rows_, state::rule_;
 
   template <class Op, class P, class... Argument>
   static decltype(auto) run(const P& policy, const Argument&... argument) {
     return pqkv::detail::run_operation<Op>(policy, argument...);
   }
-  template <class K, class V>
-  status can_prefill(std::size_t slot, const K& keys, const V& values, std::size_t n) const {
-    if (const status s = this->admission().prefill(slot, keys, values, params_.capacity); !s.ok()) return s;
-    const std::size_t before = known_[slot].n, left = params_.capacity - before;
-    return pqkv::detail::checks("prefill")
-        .that(n <= left, status::code::capacity, "n", relation::at_most, "free tokens of the slot", left, n)
-        .extent("keys.extent(1)", keys.extent(1),
-                n <= left ? layout_.held(ranks_.rank(), before + n) - layout_.held(ranks_.rank(), before) : 0,
-                "this rank's tokens of the chunk, from layout()");
-  }
-
   /// Trains a slot's codebooks on the keys of all ranks if there are enough, encodes and counts this rank's middle, and sets the sequence.
   template <class P>
   void learn(const P& policy, std::size_t slot, const sequence& now, view_of<std::uint32_t, 1> nonfinite) {
     const middle_range middle = now.middle(rule_);
     const std::size_t first = middle.begin, h = params_.kv_heads;
-    if (now.prefilling != 0 || now.n < first + index_.shape().least_rows()) return settle(policy, {slot, now, false, {}, nonfinite});
+    if (now.prefilling != 0 || now.n < first + index_.shape().least_rows()) return this->settle(policy, {slot, now, false, {}, nonfinite});
     using T = copied_element<value_type>;
     const stratified_sample sample = training_rows(params_.selector.train, now.n - first, index_.shape().coarse().centroids());
     const auto memory = make_owner<T>(policy, h * sample.count * params_.head_dim);
@@ -268,50 +213,18 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     index_.encode_copies(policy, slot, rows_.view(), own.begin, own.end);
     index_.recount(this->working(policy), slot, own.begin, own.end);
     merged_[slot] = own.end;
-    settle(policy, {slot, now, true, as_const(work_.ranking.outcomes), nonfinite, params_.selector.outgrown_at(now.n)});
+    this->settle(policy, {slot, now, true, as_const(work_.ranking.outcomes), nonfinite, params_.selector.outgrown_at(now.n)});
     this->wait(policy);  // the sample ends here
-  }
-  template <class P>
-  void settle(const P& policy, const settled_prompt<space_type>& call) {
-    run<op::settle_prompt>(policy, work_.slots, call);
-    known_[call.slot] = call.after;
-  }
-
-  template <class F>
-  void for_passes(std::size_t tokens, F f) const {
-    const std::size_t most = params_.queries_at_once();
-    for (std::size_t first = 0; first < tokens; first += most) f(first, std::min(most, tokens - first));
-  }
-  /// Queries as contiguous floats: the caller's own memory if it holds them in that form, otherwise a copy.
-  template <class P, class Q, class Space>
-  view_of<const float, 2> as_floats(const P& policy, view<Q, 3, Space> query) const {
-    if constexpr (std::is_same_v<std::remove_const_t<Q>, float>)
-      if (is_flat(query)) return flatten(view_of<const float, 3>(as_const(query)));
-    const auto copy = work_.query.slice(0, 0, query.extent(0));
-    store_rows(policy, query, copy);
-    return as_const(flatten(copy));
-  }
-  step_plan<space_type> plan_of(std::size_t tokens) const {
-    const std::size_t lists = this->lists();
-    return {work_.plan.slots.slice(0, 0, tokens), work_.plan.spans.slice(0, 0, tokens * lists),
-            work_.plan.ranges.slice(0, 0, tokens * params_.kv_heads), work_.plan.counts.slice(0, 0, tokens * lists)};
-  }
-  token_lists<space_type> found(const step_plan<space_type>& plan) const {
-    return {work_.indices.slice(0, 0, plan.counts.extent(0)), plan.counts};
-  }
-  head_map<space_type> map_of(const step_plan<space_type>& plan, const step_type& step, std::size_t first) const {
-    if (step.is_in_order() && first == 0 && plan.slots.extent(0) == params_.batch) return {};
-    return {as_const(plan.slots), static_cast<std::uint32_t>(params_.kv_heads)};
   }
   planned_share<space_type> planned(const agreement& agreed, const step_plan<space_type>& plan, const step_type& step,
                                     std::size_t first) const {
-    return {{as_const(work_.slots.sequences), step, first, rule_, this->covers(), params_.selection},
+    return {this->queries_of(step, first),
             plan,
             work_.own_ranges.slice(0, 0, plan.ranges.extent(0)),
             this->share(),
             params_.selection_over_ranks,
             __builtin_bit_cast(std::uint64_t, agreed.own()),
-            state::travels_in_kernels ? nullptr : work_.mail.own};
+            state::travels_in_kernels ? nullptr : exchange_.mail.own};
   }
 
   /// Plans a pass of queries over the whole sequences, and fills this rank's part of their lists.
@@ -319,34 +232,31 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   step_plan<space_type> select(const P& policy, const agreement& agreed, view_of<const float, 2> query, const step_type& step,
                                std::size_t first) {
     const std::size_t hq = query.extent(0);
-    const step_plan<space_type> plan = plan_of(hq / params_.query_heads);
+    const step_plan<space_type> plan = work_.plan.of(hq / params_.query_heads);
     const auto planning = planned(agreed, plan, step, first);
-    const head_map<space_type> map = map_of(plan, step, first);
+    const head_map<space_type> map = plan.map(step, first, params_.batch);
     const pq_index_view<space_type> index = index_.view();
-    const retrieve_params how{.head_dim = params_.head_dim,
-                              .reduction = params_.selector.reduction,
-                              .path = params_.selector.path,
-                              .scale = params_.softmax_scale};
-    const std::size_t lists = plan.counts.extent(0);
+    const retrieve_params how = this->how_to_retrieve();
+    const std::size_t lists = plan.counts.extent(0), k = this->most_retrieved();
     const ranked_share<space_type> call{work_.ranking.table_of(hq),
                                         as_const(index.codes),
                                         index.index,
                                         map,
                                         as_const(plan.ranges),
                                         as_const(planning.own),
-                                        found(plan),
+                                        this->found(plan),
                                         work_.scores.slice(0, 0, lists),
                                         work_.normalisers.slice(0, 0, hq),
                                         how,
                                         this->share(),
-                                        work_.k};
+                                        k};
     const P working = this->working(policy);
     const bool is_exact = params_.selection_over_ranks == selection_mode::exact;
     bool is_ranked = false;
     if constexpr (state::travels_in_kernels)
       if (!is_exact || this->ranks_in_one_ != 0)
         is_ranked = pqkv::detail::run_operation<op::rank_share>(working, planning, call, index, query, mails_.counts, mails_.candidates,
-                                                                work_.numbers, work_.tickets);
+                                                                exchange_.numbers, exchange_.tickets);
     if (!is_ranked) {
       run<op::plan_share>(policy, planning);
       index_.tabulate(policy, query, map, work_.ranking);
@@ -360,7 +270,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
         pqkv::retrieve(working, call.table, call.codes, call.index, call.own, call.found.indices, plan.counts, how, {}, map);
       if (is_exact)
         this->template do_stages<op::choose_tokens>(working, call, std::tuple(mails_.candidates),
-                                                    ranked_share<space_type>::candidate_words(lists, work_.k));
+                                                    ranked_share<space_type>::candidate_words(lists, k));
     }
     if (params_.selection == draft_selection::first_query && step.has_counts())
       run<op::share_lists>(policy, planning.queries, plan, call.found.indices);
@@ -372,7 +282,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
                       const head_map<space_type>& map, view<O, 3, Space> out, view_of<float, 2> lse) {
     const std::size_t tokens = plan.slots.extent(0), rows = query.extent(0), d = params_.head_dim;
     const mapped_store<decltype(rows_.view())> store{rows_.view(), map, tokens * params_.kv_heads};
-    const token_set<space_type> attended{as_const(plan.spans), as_const(found(plan).indices), as_const(plan.counts)};
+    const token_set<space_type> attended{as_const(plan.spans), as_const(this->found(plan).indices), as_const(plan.counts)};
     view_of<float, 3> results = work_.out.slice(0, 0, tokens);
     view_of<float, 2> sums = work_.lse.slice(0, 0, tokens);
     bool is_copied = true;
@@ -384,7 +294,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     if constexpr (state::travels_in_kernels) {
       run<op::attend_share>(this->working(policy), query, store, attended, params_.softmax_scale, call, mails_.partial);
     } else {
-      float* const body = work_.mail.template body<float>();
+      float* const body = exchange_.mail.template body<float>();
       const auto own_lse = make_view<space_type>(body, rows);
       const auto own_out = make_view<space_type>(body + rows, rows, d);
       attention(this->working(policy), query, store, attended, own_out, own_lse, params_.softmax_scale);

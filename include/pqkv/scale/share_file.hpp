@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A rank's share of a saved slot: a header that says whose share of what it is, then the parts as in cache/slot_file.hpp, then a checksum.
-// Any number of ranks can read the shares of all ranks: each keeps the tokens that are its own.
+// Any number of ranks can read the shares of all ranks: each keeps the tokens that are its own. Shares in host memory and on devices have
+// the same files.
 //
 //   bytes 0..7     "pqkvpart"
 //   8..39          version, ranks, rank, 4 zeros, block, run
@@ -64,7 +65,7 @@ void write_share(const P& policy, Sink& sink, const share_file_header& header, c
   file.finish();
 }
 
-/// Reads shares into one rank's memory.
+/// Reads shares into one rank's memory, in the policy's space.
 struct share_reader {
   token_layout layout;       // of the reading cache
   std::size_t rank;          // that reads
@@ -76,7 +77,7 @@ struct share_reader {
   /// @param parts_of  parts_of(slot_file_header) -> slot_parts of this rank's memory
   /// @param books     gets the bytes of the codebooks
   /// @return the last file's header
-  /// @throws value_error, capacity_error
+  /// @throws value_error, capacity_error; on a device cuda_error. What the slot's memory holds is then unspecified
   template <class P, class Sources, class PartsOf>
   share_file_header read(const P& policy, Sources& sources, const PartsOf& parts_of, std::size_t slot, crc32& books) const {
     const std::size_t files = static_cast<std::size_t>(std::distance(std::begin(sources), std::end(sources)));
@@ -93,13 +94,17 @@ struct share_reader {
       require_ok(pqkv::detail::checks("load").that(header.slot.payload_bytes == payload_bytes(header, parts), status::code::value,
                                                    "file.payload_bytes", relation::equal, "bytes of such a share",
                                                    payload_bytes(header, parts), header.slot.payload_bytes));
+      crc32 own_books;
       for (std::size_t i = 0; i < parts.count; ++i)
-        for (std::size_t run = 0; run < parts.part[i].segments; ++run)
-          read_run(file, header, parts.part[i], parts.part[i].segment(slot, run), at == 0, piece, books);
+        for (std::size_t run = 0; run < parts.part[i].segments; ++run) {
+          read_fixed(policy, file, parts.part[i], parts.part[i].segment(slot, run), at == 0, piece, own_books);
+          read_tokens(policy, file, header, parts.part[i], parts.part[i].segment(slot, run), piece);
+        }
+      if (at == 0) books = own_books;
+      refuse_unless(own_books.value() == books.value(), "with the codebooks of the first");
       file.finish();
       ++at;
     }
-    static_cast<void>(policy);
     return header;
   }
 
@@ -115,7 +120,7 @@ struct share_reader {
         all.that(header.rank < header.ranks, status::code::value, "file.rank", relation::below, "file.ranks", header.ranks, header.rank));
     slot_file_header as_first = header.slot;
     as_first.payload_bytes = first.slot.payload_bytes;
-    if (files == 1)
+    if (files == 1 && header.ranks != 1)  // one file of several; where one rank wrote, its file is all there are
       all.that(header.layout() == layout && header.rank == rank, status::code::value, "sources", relation::required,
                "the files of all ranks that wrote, in order, where this cache shares tokens otherwise", 0, 0);
     else
@@ -128,38 +133,68 @@ struct share_reader {
     require_ok(pqkv::detail::can_load_header(header.slot, wanted.slot, rule, capacity));
   }
 
-  /// Reads one run of a part. What does not grow with tokens is taken from the first file and compared in the others.
+  static void refuse_unless(bool holds, const char* what) {
+    require_ok(pqkv::detail::checks("load").that(holds, status::code::value, "file", relation::required, what, 0, 0));
+  }
+  /// Reads `bytes` bytes of a part into the piece.
   template <class File>
-  void read_run(File& file, const share_file_header& header, const slot_part& part, std::byte* to, bool is_first,
-                const buffer<std::byte>& piece, crc32& books) const {
-    const auto refuse_unless = [](bool holds, const char* what) {
-      require_ok(pqkv::detail::checks("load").that(holds, status::code::value, "file", relation::required, what, 0, 0));
-    };
+  static void read_piece(File& file, const slot_part& part, const buffer<std::byte>& piece, std::size_t bytes, const char* what) {
+    file.read(piece.data(), bytes);
+    for (std::size_t i = 0; part.limit != 0 && i < bytes; ++i) refuse_unless(std::to_integer<std::size_t>(piece[i]) < part.limit, what);
+  }
+
+  /// Reads what does not grow with tokens of a run. All files have the same, so it is taken from the first one.
+  template <class P, class File>
+  static void read_fixed(const P& policy, File& file, const slot_part& part, std::byte* to, bool is_first, const buffer<std::byte>& piece,
+                         crc32& books) {
     for (std::size_t done = 0; done < part.fixed_bytes; done += piece.size()) {
       const std::size_t bytes = std::min(part.fixed_bytes - done, piece.size());
-      file.read(piece.data(), bytes);
-      for (std::size_t i = 0; part.limit != 0 && i < bytes; ++i)
-        refuse_unless(std::to_integer<std::size_t>(piece[i]) < part.limit, "with numbers below their limit");
-      refuse_unless(is_first || std::memcmp(to + done, piece.data(), bytes) == 0, "with the codebooks of the first");
-      std::memcpy(to + done, piece.data(), bytes);
-      if (is_first) books.add(piece.data(), bytes);
+      read_piece(file, part, piece, bytes, "with numbers below their limit");
+      books.add(piece.data(), bytes);
+      if (!is_first) continue;
+      copy_bytes(policy, to + done, piece.data(), bytes);
+      sync(policy);
     }
+  }
+
+  /// Reads the tokens of a run, and keeps those of this rank.
+  template <class P, class File>
+  void read_tokens(const P& policy, File& file, const share_file_header& header, const slot_part& part, std::byte* to,
+                   const buffer<std::byte>& piece) const {
     if (part.token_bytes == 0) return;
     const middle_range places = saved_places(header, part);
     const std::size_t at_once = std::max<std::size_t>(1, piece.size() / part.token_bytes);
-    const token_layout written = header.layout();
     for (std::size_t begin = places.begin; begin < places.end; begin += at_once) {
       const std::size_t count = std::min<std::size_t>(at_once, places.end - begin);
-      file.read(piece.data(), count * part.token_bytes);
-      for (std::size_t i = 0; part.limit != 0 && i < count * part.token_bytes; ++i)
-        refuse_unless(std::to_integer<std::size_t>(piece[i]) < part.limit, "with codes below c");
-      for (std::size_t i = 0; i < count; ++i) {
-        const std::size_t position = written.position(header.rank, begin + i);
-        if (layout.owner(position) == rank)
-          std::memcpy(to + layout.held(rank, position) * part.token_bytes, piece.data() + i * part.token_bytes, part.token_bytes);
+      read_piece(file, part, piece, count * part.token_bytes, "with codes below c");
+      for (std::size_t i = 0; i < count;) {
+        const kept_tokens kept = tokens_from(header, begin + i, begin + count);
+        if (kept.is_own)
+          copy_bytes(policy, to + kept.place * part.token_bytes, piece.data() + i * part.token_bytes, kept.count * part.token_bytes);
+        i += kept.count;
       }
+      sync(policy);
     }
   }
+
+  /// Tokens that follow one another in a file: this rank's, at `place` of its share and behind; or those of other ranks.
+  struct kept_tokens {
+    std::size_t count, place;
+    bool is_own;
+  };
+  /// The longest such tokens among those at places [from, end) of a file's share.
+  kept_tokens tokens_from(const share_file_header& header, std::size_t from, std::size_t end) const {
+    const token_layout written = header.layout();
+    const auto place_of = [&](std::size_t at) {
+      const std::size_t position = written.position(header.rank, at);
+      return layout.owner(position) == rank ? layout.held(rank, position) : nowhere;
+    };
+    const std::size_t place = place_of(from);
+    std::size_t count = 1;
+    while (from + count < end && place_of(from + count) == (place == nowhere ? nowhere : place + count)) ++count;
+    return {count, place, place != nowhere};
+  }
+  static constexpr std::size_t nowhere = static_cast<std::size_t>(-1);
 };
 
 }  // namespace pqkv::scale

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A cache over the devices of this machine, 1 and 2 ranks, each a process with a device of its own, over NCCL and over peers: random lives
 // against one cache on the host that holds everything (the same lists to the token, outputs within the rounding of merge()), and a decode
-// step with its exchanges captured in one CUDA graph, replayed while the sequence grows. Head parallel: each rank a pqcache with its heads.
-// Ends with 77 where there is no GPU; with one GPU only one rank is run.
+// step with its exchanges captured in one CUDA graph, replayed while the sequence grows. Slots are saved and loaded in these lives, and
+// what the GPUs saved is loaded on the host. Head parallel: each rank a pqcache with its heads. Ends with 77 where there is no GPU; with
+// one GPU only one rank is run.
 //
 //   context_parallel [LIVES]      needs libnccl: bench/gpu_scale.sh builds and runs it
 #include <cstdlib>
@@ -154,6 +155,7 @@ struct step_inputs {
     }
   }
 };
+constexpr std::size_t file_room = std::size_t{16} << 20;
 std::vector<float> flat(pqkv::view<const float, 3> from) { return {from.data, from.data + from.size()}; }
 
 /// One graph with append, attend and all exchanges, replayed; the outputs of every step, and after the last one retrieve()'s lists.
@@ -172,7 +174,8 @@ void captured(std::size_t ranks, unsigned subspaces, unsigned bits, pqkv::scale:
     return p;
   };
   const std::size_t outputs = steps * hq * d;
-  const forked_group group(ranks, outputs * sizeof(float) + h * (room + 1) * sizeof(std::int32_t));
+  const std::size_t answer_size = outputs * sizeof(float) + h * (room + 1) * sizeof(std::int32_t);
+  const forked_group group(ranks, answer_size + sizeof(std::size_t) + file_room);
   const int code = group.run([&](std::size_t rank) {
     return as_rank<With>(group, rank, [&](const rank_device& gpu, const typename With::ranks& communicator) {
       const cuda policy = gpu.policy();
@@ -214,6 +217,11 @@ void captured(std::size_t ranks, unsigned subspaces, unsigned bits, pqkv::scale:
       const std::vector<std::uint32_t> sizes = counts.read();
       std::memcpy(results + outputs, listed.data(), listed.size() * sizeof(std::int32_t));
       std::memcpy(results + outputs + h * room, sizes.data(), sizes.size() * sizeof(std::uint32_t));
+      const std::vector<std::byte> file = saved(policy, cache, 0);
+      const std::size_t bytes = file.size();
+      if (bytes > file_room) throw std::length_error("no room for the file");
+      std::memcpy(group.result(rank) + answer_size, &bytes, sizeof bytes);
+      std::memcpy(group.result(rank) + answer_size + sizeof bytes, file.data(), bytes);
       return cache.size(policy, 0) == prompt + steps ? 0 : 3;
     });
   });
@@ -250,6 +258,23 @@ void captured(std::size_t ranks, unsigned subspaces, unsigned bits, pqkv::scale:
       all.check(joined == std::vector<std::int32_t>(&wanted[head * room], &wanted[head * room] + sizes[head]),
                 "%s, %zu ranks, captured, %u x %u bits: head %zu's list differs", With::name, ranks, subspaces, bits, head);
     }
+    std::vector<std::vector<std::byte>> files(ranks);
+    std::vector<file_source> sources;
+    for (std::size_t rank = 0; rank < ranks; ++rank) {
+      const std::byte* const from = group.result(rank) + answer_size;
+      std::size_t bytes = 0;
+      std::memcpy(&bytes, from, sizeof bytes);
+      files[rank].assign(from + sizeof bytes, from + sizeof bytes + bytes);
+      sources.push_back({files[rank]});
+    }
+    using host_cache = pqkv::scale::context_parallel<pqkv::dense_rows<T>, pqkv::scale::in_process>;
+    pqkv::scale::in_process_group alone(1);
+    host_cache here(cpu, pqkv::scale::in_process(alone, 0), settings(typename host_cache::params{}));
+    here.load(cpu, 0, sources);
+    std::vector<std::int32_t> loaded(h * room);
+    here.retrieve(cpu, in.q.back().view(), pqkv::make_view(loaded.data(), 1, h, room), pqkv::make_view(sizes.data(), 1, h));
+    all.check(loaded == wanted, "%s, %zu ranks, captured, %u x %u bits: the host loads another slot than the GPUs saved", With::name, ranks,
+              subspaces, bits);
   } else {
     all.check(apart < 1.0f, "%s, %zu ranks, local: outputs are %g apart", With::name, ranks, static_cast<double>(apart));
   }
