@@ -256,7 +256,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     if constexpr (state::travels_in_kernels)
       if (!is_exact || this->ranks_in_one_ != 0)
         is_ranked = pqkv::detail::run_operation<op::rank_share>(working, planning, call, index, query, mails_.counts, mails_.candidates,
-                                                                exchange_.numbers, exchange_.tickets);
+                                                                exchange_.numbers);
     if (!is_ranked) {
       run<op::plan_share>(policy, planning);
       index_.tabulate(policy, query, map, work_.ranking);

@@ -89,14 +89,13 @@ class device_context_state : public context_calls<Rows, Communicator> {
 
   /// Memory for messages, and for what selects from them.
   struct exchange_of {
-    std::uint32_t *numbers, *tickets;  // [tokens * lists] of op::rank_share
-    mailbox mail;                      // where messages do not travel in kernels
+    std::uint32_t* numbers;  // [tokens * lists, rank_share_parts] of op::rank_share
+    mailbox mail;            // where messages do not travel in kernels
   };
   exchange_of place(arena& memory) const {
     const std::size_t hq = work_.normalisers.extent(0), most = work_.plan.counts.extent(0);
     exchange_of all{};
-    all.numbers = memory.take<std::uint32_t>(most);
-    all.tickets = memory.take<std::uint32_t>(most);
+    all.numbers = memory.take<std::uint32_t>(most * rank_share_parts);
     if constexpr (!travels_in_kernels) {
       using ranking = ranked_share<space_type>;
       all.mail.room = 1 + std::max({ranking::sum_words(hq), ranking::candidate_words(most, this->most_retrieved()),

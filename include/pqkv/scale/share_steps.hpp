@@ -16,9 +16,9 @@ struct append_share {};    // run(policy, rows, index, appended_tokens, token_sh
 struct truncate_share {};  // run(policy, index, truncated_tokens, token_share): op::truncate_tokens of a share
 struct gather_share {};    // run(policy, rows, first head, sample, first token, token_share, out [h, n, d]): zeros for others' keys
 struct retrieve_share {};  // run(policy, ranked_share): the best of the share, by the normalisers of all ranks
-/// run(policy, planned_share, ranked_share, index, query, mail, mail, numbers, tickets) -> bool: all from the plan to the chosen tokens in
-/// one launch, where messages travel in kernels. The ranks exchange how many tokens each cell has, which gives every rank the normalisers
-/// and the threshold of all, and then the tokens at the threshold. False, and nothing is enqueued, where one launch is not enough.
+/// run(policy, planned_share, ranked_share, index, query, mail, mail, numbers) -> bool: all from the plan to the chosen tokens in one
+/// launch, where messages travel in kernels. The ranks exchange how many tokens each cell has, which gives every rank the normalisers and
+/// the threshold of all, and then the tokens at the threshold. False, and nothing is enqueued, where one launch is not enough.
 struct rank_share {};
 struct write_share_lists {};  // run(policy, planned_share, found, indices, counts): the results of retrieve()
 /// run(policy, ranked_share, mail, mail, first stage, last stage): normalisers over the tokens of all ranks. Stage 0 writes each query
@@ -40,6 +40,8 @@ struct attend_share {};
 }  // namespace pqkv
 
 namespace pqkv::inline PQKV_MODE::scale {
+
+inline constexpr unsigned rank_share_parts = 8;  // CTAs of a list, at most, that count op::rank_share's exchanges
 
 /// One exchange's messages in memory, where a communicator's all_gather() carries them between two stages. A message is a vote, which stays
 /// from exchange to exchange, and a body. A communicator whose messages travel inside kernels has a type of its own (adapt/peer.cuh).

@@ -96,6 +96,12 @@ void lives(std::size_t ranks, std::size_t count, std::uint64_t seed, verdict& al
   for (std::size_t i = 0; i < count; ++i) {
     auto p = random_rank_params<typename player::cache_type>(random);
     if (i % 4 == 1) p.capacity += 3000;  // lists that several CTAs share
+    if (i % 8 == 5) {                    // so many tokens that lists are filtered, and their scores kept for the other ranks
+      p.capacity += 40000;
+      p.budget.ratio = 0.02;
+      p.selector.subspaces = 4, p.selector.bits = 6, p.selector.path = pqkv::search_path::automatic;
+      p.selector.reduction = pqkv::group_reduction::probability_sum;
+    }
     const content what = every_content[random.below(4)];
     const std::size_t lists = pqkv::score_lists(p.selector.reduction, p.kv_heads, p.query_heads);
     drawn.push_back({p, {p.batch, p.kv_heads, p.query_heads, p.head_dim, lists, p.capacity, 14, what, random.bits()}});

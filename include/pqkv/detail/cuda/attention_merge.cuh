@@ -113,7 +113,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
     return !is_finite(total) ? total
            : total == 0
                ? float_from_bits(0xff800000u)
-               : static_cast<float>(static_cast<double>(highest_of_all) * 0.69314718055994530942 + log(static_cast<double>(total)));
+               : static_cast<float>((static_cast<double>(highest_of_all) + static_cast<double>(log2f(total))) * 0.69314718055994530942);
   };
   opened.write(q, parts.d, value, sum_of_all);
 }

@@ -63,22 +63,22 @@ struct planned_lists {
   struct one {
     const planned_lists& all;
     const block::scoring& call;
-    unsigned list, row_head, token;
-    unsigned parts;
+    unsigned list, row_head, token, part, parts;
     bool writes, is_query;
     std::uint32_t number = 0;  // of this exchange
     step_token at;
 
-    /// @param part  of the CTAs of a list
-    __device__ one(const planned_lists& lists, const block::scoring& of, unsigned which, unsigned part, unsigned all_parts)
+    /// @param own_part  of the CTAs of a list
+    __device__ one(const planned_lists& lists, const block::scoring& of, unsigned which, unsigned own_part, unsigned all_parts)
         : all(lists),
           call(of),
           list(which),
           row_head(of.row_head_of(which)),
           token(lists.tokens == 1 ? 0 : row_head / lists.kv_heads),
+          part(own_part),
           parts(all_parts),
-          writes(part == 0) {
-      if constexpr (exchanges) number = all.places.numbers[list] + 1;
+          writes(own_part == 0) {
+      if constexpr (exchanges) number = all.places.next_number(list, part);
       const std::size_t batch = all.queries.sequences.extent(0);
       at = locate(all.queries.step, batch, all.queries.first + token);
       is_query = at.count != 0 && at.slot < batch;
@@ -92,24 +92,20 @@ struct planned_lists {
       own.rows = memory.take<pack>(all.packs * all.d);
       own.centroids = memory.take<std::uint32_t>(all.d * call.c);
       own.range = memory.take<middle_range>(2);
-      constexpr unsigned copiers = Threads / 4;
-      static_assert(copiers >= max_head_dim);
-      const unsigned copier = threadIdx.x % copiers;
-      if (threadIdx.x < copiers) {
-        const float* centroids = &all.book.centroids(head(), 0, 0, 0);
-        const std::size_t step = all.book.centroids.stride(1);
-#pragma unroll 1
-        for (unsigned j = 0; j < call.m; ++j)
-          copy_words(own.centroids + j * all.ds * call.c, reinterpret_cast<const std::uint32_t*>(centroids + j * step), all.ds * call.c,
-                     copier, copiers);
-      } else if (threadIdx.x < 2 * copiers && copier < all.d) {
-        const std::size_t place = all.axes(copier);
+      static_assert(Threads >= max_head_dim);
+      if (threadIdx.x < all.d) {
+        const std::size_t place = all.axes(threadIdx.x);
 #pragma unroll 1
         for (unsigned q = 0; q < call.g; ++q)
-          block::copy_word_async(block::shared_address(&own.rows[q / Pack * all.d + copier].of[q % Pack]),
+          block::copy_word_async(block::shared_address(&own.rows[q / Pack * all.d + threadIdx.x].of[q % Pack]),
                                  &all.query(list * call.g + q, place));
-        block::end_copies();
       }
+      const float* centroids = &all.book.centroids(head(), 0, 0, 0);
+      const std::size_t step = all.book.centroids.stride(1);
+#pragma unroll 1
+      for (unsigned j = 0; j < call.m; ++j)
+        copy_words<Threads>(own.centroids + j * all.ds * call.c, reinterpret_cast<const std::uint32_t*>(centroids + j * step),
+                            all.ds * call.c);
       return own;
     }
     /// Makes the plan while the copies run, then the same numbers as inner_product_table(). Ends with a barrier.
@@ -120,22 +116,25 @@ struct planned_lists {
       block::wait_copies<0>();
       __syncthreads();
       planned(*own.range);
+      constexpr unsigned together = Pack / 2;  // query heads of a thread: with half of a pack, more threads have work
+      using some = block::query_pack<together>;
 #pragma unroll 1
-      for (unsigned i = threadIdx.x; i < all.packs * call.m << call.bits; i += Threads) {
-        const unsigned x = i & (call.c - 1), row = i >> call.bits, first = all.packs == 1 ? 0 : row / call.m, j = row - first * call.m;
-        const pack* y = own.rows + first * all.d + j * all.ds;
+      for (unsigned i = threadIdx.x; i < 2 * all.packs * call.m << call.bits; i += Threads) {
+        const unsigned x = i & (call.c - 1), row = i >> call.bits, of_part = row / call.m, j = row - of_part * call.m,
+                       first = of_part * together;
+        const some* y = reinterpret_cast<const some*>(own.rows + of_part / 2 * all.d + j * all.ds) + of_part % 2;
         const std::uint32_t* centroid = own.centroids + j * all.ds * call.c + x;
-        float sum[Pack] = {};
-#pragma unroll 8
+        float sum[together] = {};
+#pragma unroll 16
         for (unsigned k = 0; k < all.ds; ++k) {
           const float of_centroid = float_from_bits(centroid[k * call.c]);
-          const pack of_query = y[k];
+          const some of_query = y[2 * k];
 #pragma unroll
-          for (unsigned q = 0; q < Pack; ++q) sum[q] = canonical::fma(of_query.of[q], of_centroid, sum[q]);
+          for (unsigned q = 0; q < together; ++q) sum[q] = canonical::fma(of_query.of[q], of_centroid, sum[q]);
         }
 #pragma unroll
-        for (unsigned q = 0; q < Pack; ++q)
-          if (first * Pack + q < call.g) own.table[(((first * Pack + q) * call.m + j) << call.bits) + x] = sum[q];
+        for (unsigned q = 0; q < together; ++q)
+          if (first + q < call.g) own.table[(((first + q) * call.m + j) << call.bits) + x] = sum[q];
       }
       __syncthreads();
     }
@@ -146,7 +145,8 @@ struct planned_lists {
     __device__ middle_range range(const entries& own) const { return *own.range; }
     /// Where the ranges of all ranks are one.
     __device__ middle_range whole(const entries& own) const { return own.range[1]; }
-    __device__ auto exchange() const { return all.places.template exchange<Threads>(list, writes, number, parts); }
+    __device__ auto exchange() const { return all.places.template exchange<Threads>(list, part, parts, number); }
+    __device__ void count_exchange() const { all.places.count(list, part, parts, number); }
 
    private:
     /// By one warp. The first CTA of a list writes the plan.
@@ -185,7 +185,7 @@ bool rank_step_in_one(const P& policy, const ranked_step<space::device>& step, c
   if (call.g == 1) return false;  // look-ups would be of one query head
   const list_items most(call);
   const launcher launch(policy, "rank_step");
-  const planned_lists<tuning::select_threads, together, Places> lists(step, call.g, places);
+  const planned_lists<tuning::fused_threads, together, Places> lists(step, call.g, places);
   return retrieve_in_one<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, most.items, most.cells);
 }
 }  // namespace detail

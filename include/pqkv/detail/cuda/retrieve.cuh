@@ -83,7 +83,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   mark_cells<Threads>(
       reached, call, (items.n / 32 + gridDim.x) / gridDim.x * 32, head, limits[list],
       [&](std::uint32_t i) { return cell_at(i) < items.n && items.weight(cell_at(i)) != 0; },
-      [&](std::uint32_t i) { return key_of(cell_at(i)); },
+      [&](std::uint32_t i) { return cell_at(i) < items.n ? key_of(cell_at(i)) : 0u; },
       [&](std::uint32_t i) {
         return uint2{call.index.offsets(head, cell_at(i)), call.index.offsets(head, cell_at(i) + 1)};
       },
@@ -126,6 +126,17 @@ struct kernel<op::retrieve, backend::cuda> {
                   view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map) {
     run(policy, table, codes, index, ranges, indices, counts, params, skipped, map, nullptr);
   }
+  /// After run() with given normalisers and the same scratch: the selected tokens' scores, [lists, n] by their place in a list's range. Not
+  /// there for lists all of whose tokens are selected. Without data where lists may have been selected in another way.
+  static view<const std::uint32_t, 2, space::device> kept_keys(arena scratch, detail::block::scoring call) {
+    const std::size_t n = call.codes.extent(2);
+    const detail::list_items most(call);
+    if (most.cells != 0 || call.given == nullptr || !detail::needs_spreading(call, most.items)) return {};
+    arena memory =
+        detail::device_scratch(scratch, scratch_bytes({.lists = call.lists, .query_heads = call.query_heads(), .tokens = n}), "retrieve");
+    call.carve(memory);
+    return as_const(detail::filter_memory(memory, call.lists, n).keys);
+  }
   /// @param given  null, or [hq] normalisers of the probabilities over the tokens of several places, of which this is one
   template <class P>
   static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
@@ -143,9 +154,7 @@ struct kernel<op::retrieve, backend::cuda> {
           .lists = call.lists, .query_heads = call.query_heads(), .tokens = codes.extent(2), .cells = most.cells};
       return detail::device_scratch(policy.scratch, scratch_bytes(sizes), "retrieve");
     };
-    const bool is_short =
-        most.items <= detail::tuning::fused_items && std::size_t{call.g} * call.m * call.c <= detail::tuning::fused_entries;
-    if (!is_short) memory();  // a lack of scratch is reported before anything uses a device
+    if (detail::needs_spreading(call, most.items)) memory();  // a lack of scratch is reported before anything uses a device
     const detail::launcher launch(policy, "retrieve");
     const detail::retrieved_lists out{indices, counts};
     const auto go = [&](auto pack) {
@@ -169,7 +178,11 @@ struct kernel<op::retrieve, backend::cuda> {
                          std::uint8_t* skipped, std::size_t usual_items, std::size_t cells) {
     const std::size_t n = call.codes.extent(2), lists = call.lists, words = n / 32 + 1;
     call.carve(memory);
-    if (cells == 0) return detail::filter_lists<Pack>(launch, call, out, skipped, {memory, lists, n});
+    if (cells == 0) {
+      detail::filter_memory own(memory, lists, n);
+      own.keeps_keys = call.given != nullptr;
+      return detail::filter_lists<Pack>(launch, call, out, skipped, own);
+    }
     const std::size_t most_items = std::max(n, usual_items);
     const auto scores = make_view<space::device>(memory.take<float>(lists * most_items), lists, most_items);
     auto* limits = memory.take<detail::block::threshold>(lists);

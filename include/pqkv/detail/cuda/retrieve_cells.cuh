@@ -19,8 +19,9 @@ template <unsigned Threads, class HasTokens, class KeyAt, class ListAt, class Ma
 __device__ void mark_cells(block::reached_cells<Threads>& reached, const block::scoring& call, std::uint32_t cells, std::size_t head,
                            block::threshold limit, HasTokens has_tokens, KeyAt key_at, ListAt list_at, Mark mark) {
   for (std::uint32_t base = 0; base < cells; base += reached.most) {
-    reached.collect(static_cast<std::uint32_t>(call.index.ids.extent(1)), base, cells, limit, has_tokens, key_at, list_at);
-    reached.for_tokens(&call.index.ids(head, 0), mark);
+    const std::uint32_t room = static_cast<std::uint32_t>(call.index.ids.extent(1));
+    reached.collect(room, base, cells, limit, has_tokens, key_at, list_at);
+    reached.for_tokens(&call.index.ids(head, 0), room, base, limit, key_at, list_at, mark);
     __syncthreads();
   }
 }
@@ -50,6 +51,8 @@ class index_tail {
       : tokens_(tokens_of(call, head)), first_(held.listed + part * Threads + threadIdx.x), end_(held.end), step_(parts * Threads) {
     if (first_ < end_) cell_ = tokens_.cell(first_);
   }
+  /// The cell of any token.
+  __device__ std::uint32_t cell(std::uint32_t token) const { return token == first_ && token < end_ ? cell_ : tokens_.cell(token); }
   /// Like mark_cells(), without a barrier; key_of(cell) gives the key of a cell.
   template <class KeyOf, class Mark>
   __device__ void mark(block::threshold limit, KeyOf key_of, Mark mark) const {
@@ -71,15 +74,14 @@ __device__ void uncount_later(const block::scoring& call, std::size_t head, cons
   for (std::uint32_t t = held.end + threadIdx.x; t < held.last; t += Threads) atomicSub(&counts[tokens.cell(t)], 1u);
 }
 
-/// Starts to copy numbers into shared memory, aligned to 16 bytes; they are there once each thread's copies are complete. By some of a
-/// CTA's threads, so that other warps do not even compute the addresses: a launch of few instructions is bound by issuing them.
-/// @param thread, threads  which of them
-__device__ inline void copy_words(std::uint32_t* to, const std::uint32_t* from, std::uint32_t count, unsigned thread, unsigned threads) {
+/// Starts to copy numbers into shared memory, aligned to 16 bytes; they are there once each thread's copies are complete.
+template <unsigned Threads>
+__device__ void copy_words(std::uint32_t* to, const std::uint32_t* from, std::uint32_t count) {
   const std::uint32_t by_four = reinterpret_cast<std::uintptr_t>(from) % 16 == 0 ? count / 4 * 4 : 0;
 #pragma unroll 1
-  for (std::uint32_t i = 4 * thread; i < by_four; i += 4 * threads) block::copy_async(block::shared_address(to + i), from + i, 16);
+  for (std::uint32_t i = 4 * threadIdx.x; i < by_four; i += 4 * Threads) block::copy_async(block::shared_address(to + i), from + i, 16);
 #pragma unroll 1
-  for (std::uint32_t i = by_four + thread; i < count; i += threads) block::copy_word_async(block::shared_address(to + i), from + i);
+  for (std::uint32_t i = by_four + threadIdx.x; i < count; i += Threads) block::copy_word_async(block::shared_address(to + i), from + i);
   block::end_copies();
 }
 

@@ -30,6 +30,7 @@ struct filter_memory {
   view<std::uint32_t, 3, space::device> maps;  // [lists, 2, words] both bits: above the bracket; first: at its high end; second: low end
   view<uint2, 2, space::device> kept;          // [lists, most kept] key and token of those inside the bracket
   view<std::uint32_t, 2, space::device> keys;  // [lists, n] all scores, for lists whose bracket does not hold the threshold
+  bool keeps_keys = false;  // whether `keys` is to have the selected tokens' scores of every list, unless all its tokens are selected
 
   filter_memory(arena& memory, std::size_t lists, std::size_t n)
       : filters(memory.take<list_filter>(lists)),
@@ -167,6 +168,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
                      lowers = __ballot_sync(block::all_lanes, live && (key > limits.high || key == low_end));
       if (lane == a) upper = uppers, lower = lowers;
       if (live && key > limits.low && key < limits.high) insides |= 1u << a;
+      if (own.keeps_keys && live && key >= limits.low) own.keys(list, begin + i) = key;
     }
     const std::uint32_t word = (begin + threadIdx.x / 32 * turns * 32) / 32 + lane;
     if (lane < turns && word * 32 < end) own.maps(list, 0, word) = upper, own.maps(list, 1, word) = lower;

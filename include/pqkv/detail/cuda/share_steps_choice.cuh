@@ -56,6 +56,16 @@ struct candidate_mail {
       for (unsigned a = 0; a < Count; ++a) found[a] = i + a * step < end ? key(rank, i + a * step) : 0;
     }
   }
+  /// The same of positions.
+  template <unsigned Count>
+  __device__ void positions(unsigned rank, std::uint32_t i, std::uint32_t step, std::uint32_t end, std::uint32_t (&found)[Count]) const {
+    if constexpr (Mail::travels_in_kernels) {
+      mail.take(rank, first + 1 + most + i, step, first + 1 + most + end, found);
+    } else {
+#pragma unroll
+      for (unsigned a = 0; a < Count; ++a) found[a] = i + a * step < end ? position(rank, i + a * step) : 0;
+    }
+  }
   __device__ std::uint32_t position(unsigned rank, std::uint32_t i) const {
     if constexpr (Mail::travels_in_kernels)
       return mail.take(rank, first + 1 + most + i);
@@ -63,6 +73,28 @@ struct candidate_mail {
       return static_cast<std::uint32_t>(mail.word(rank, first + 1 + i));
   }
 };
+
+/// Writes a list's candidates, whose scores are known. By one CTA.
+/// @param keys   of the list's tokens, by their place in its range, which begins at `first`
+template <unsigned Threads, class Mail>
+__device__ void send_known(const retrieved_lists& found, const share_places& places, const candidate_mail<Mail>& mail,
+                           const std::uint32_t* keys, std::uint32_t first) {
+  constexpr unsigned at_once = 2;
+  const unsigned list = blockIdx.x;
+  const std::uint32_t count = found.counts(list);
+  if (threadIdx.x == 0) mail.send_count(count);
+  for (std::uint32_t begin = threadIdx.x; begin < count; begin += at_once * Threads) {
+    std::uint32_t token[at_once], key[at_once];
+#pragma unroll
+    for (unsigned a = 0; a < at_once; ++a)
+      token[a] = static_cast<std::uint32_t>(found.list(list)[begin + a * Threads < count ? begin + a * Threads : begin]);
+#pragma unroll
+    for (unsigned a = 0; a < at_once; ++a) key[a] = keys[token[a] - first];
+#pragma unroll
+    for (unsigned a = 0; a < at_once; ++a)
+      if (begin + a * Threads < count) mail.send(begin + a * Threads, key[a], places.position(token[a]));
+  }
+}
 
 inline constexpr unsigned candidate_tile = 2048;  // tokens whose codes are in shared memory at a time
 
@@ -87,11 +119,20 @@ __device__ void send_candidates(const block::scoring& call, scan_shape shape, co
       const std::uint32_t i = a * Threads + threadIdx.x;
       token[a] = i < here ? found.list(list)[first + i] : 0;
     }
-#pragma unroll 4
-    for (unsigned j = 0; j < call.m; ++j)
+    constexpr unsigned planes = 4;  // whose codes are read together
+    for (unsigned first_plane = 0; first_plane < call.m; first_plane += planes) {
+      std::uint8_t code[planes][at_once];
 #pragma unroll
-      for (unsigned a = 0; a < at_once; ++a)
-        copied[j * candidate_tile + a * Threads + threadIdx.x] = codes[j * stride + static_cast<std::uint32_t>(token[a])];
+      for (unsigned p = 0; p < planes; ++p)
+#pragma unroll
+        for (unsigned a = 0; a < at_once; ++a)
+          if (first_plane + p < call.m) code[p][a] = codes[(first_plane + p) * stride + static_cast<std::uint32_t>(token[a])];
+#pragma unroll
+      for (unsigned p = 0; p < planes; ++p)
+#pragma unroll
+        for (unsigned a = 0; a < at_once; ++a)
+          if (first_plane + p < call.m) copied[(first_plane + p) * candidate_tile + a * Threads + threadIdx.x] = code[p][a];
+    }
     __syncthreads();
     const block::scored_items sample{copied, candidate_tile, nullptr, here, call.m, call.bits};
     score_items<Threads, Pack>(call, shape, list, sample, memory, first == 0, 0, here, keys);
@@ -105,62 +146,97 @@ __device__ void send_candidates(const block::scoring& call, scan_shape shape, co
   }
 }
 
-/// Keeps those of a list's tokens that are among the k best candidates of all ranks. By one CTA.
-/// @param cached  how many candidates' keys shared memory has room for; further ones are read again
+/// The candidates of all ranks for one list, one rank's behind the other's. Their keys and positions are copied into shared memory, once;
+/// those for which it has no room are read again each time.
 template <unsigned Threads, class Mail>
-__device__ void keep_chosen(const retrieved_lists& found, std::uint32_t k, const candidate_mail<Mail>& mail, std::uint32_t cached) {
+class all_candidates {
+ public:
+  /// Bytes of dynamic shared memory.
+  static std::size_t shared_bytes(std::size_t ranks, std::size_t room) {
+    return 2 * block::shared_memory::bytes<std::uint32_t>(room) + block::shared_memory::bytes<std::uint32_t>(ranks);
+  }
+  /// Waits for how many candidates each rank has. @param room  of how many candidates the keys and positions are copied
+  __device__ all_candidates(const candidate_mail<Mail>& mail, std::uint32_t room) : mail_(mail), room_(room) {
+    block::shared_memory memory;
+    keys_ = memory.take<std::uint32_t>(room), positions_ = memory.take<std::uint32_t>(room);
+    counts_ = memory.take<std::uint32_t>(mail.mail.ranks);
+    for (unsigned rank = threadIdx.x; rank < mail.mail.ranks; rank += Threads) counts_[rank] = mail.count(rank);
+    __syncthreads();
+    for (unsigned rank = 0; rank < mail.mail.ranks; ++rank) {
+      if (rank == mail.mail.rank) own_begin_ = total_;
+      total_ += counts_[rank];
+    }
+  }
+  __device__ std::uint32_t total() const { return total_; }
+  /// The number of this rank's first candidate.
+  __device__ std::uint32_t own_begin() const { return own_begin_; }
+  /// Copies them. @return the thread's highest key and its lowest one, inverted. A barrier must follow
+  __device__ uint2 copy() {
+    constexpr unsigned at_once = 2;
+    uint2 ends{0, 0};
+    std::uint32_t begin = 0;
+    for (unsigned rank = 0; rank < mail_.mail.ranks; ++rank) {
+      const std::uint32_t count = counts_[rank];
+      for (std::uint32_t i = threadIdx.x; i < count; i += at_once * Threads) {
+        std::uint32_t key[at_once], position[at_once];
+        mail_.keys(rank, i, Threads, count, key);
+        mail_.positions(rank, i, Threads, count, position);
+#pragma unroll
+        for (unsigned a = 0; a < at_once; ++a) {
+          const std::uint32_t at = begin + i + a * Threads;
+          if (i + a * Threads >= count) continue;
+          if (at < room_) keys_[at] = key[a], positions_[at] = position[a];
+          ends.x = key[a] > ends.x ? key[a] : ends.x;
+          ends.y = ~key[a] > ends.y ? ~key[a] : ends.y;
+        }
+      }
+      begin += count;
+    }
+    return ends;
+  }
+  __device__ std::uint32_t key(std::uint32_t i) const {
+    return i < room_ ? keys_[i] : at(i, [&](unsigned rank, std::uint32_t j) { return mail_.key(rank, j); });
+  }
+  __device__ std::uint32_t position(std::uint32_t i) const {
+    return i < room_ ? positions_[i] : at(i, [&](unsigned rank, std::uint32_t j) { return mail_.position(rank, j); });
+  }
+
+ private:
+  template <class Read>
+  __device__ std::uint32_t at(std::uint32_t i, Read read) const {
+    unsigned rank = 0;
+    for (; i >= counts_[rank]; ++rank) i -= counts_[rank];
+    return read(rank, i);
+  }
+
+  const candidate_mail<Mail>& mail_;
+  std::uint32_t room_, total_ = 0, own_begin_ = 0;
+  std::uint32_t *keys_, *positions_, *counts_;  // counts: [ranks]
+};
+
+/// Keeps those of a list's tokens that are among the k best candidates of all ranks. By one CTA.
+/// @param room  of all_candidates
+template <unsigned Threads, class Mail>
+__device__ void keep_chosen(const retrieved_lists& found, std::uint32_t k, const candidate_mail<Mail>& mail, std::uint32_t room) {
   __shared__ block::list_select<Threads> select;
   __shared__ block::reduction<std::uint32_t, Threads> sums;
-  const unsigned list = blockIdx.x, ranks = mail.mail.ranks;
-  std::uint32_t total = 0, own_begin = 0;
-  for (unsigned rank = 0; rank < ranks; ++rank) {
-    if (rank == mail.mail.rank) own_begin = total;
-    total += mail.count(rank);
-  }
-  if (total <= k) return;  // all are kept
-  // The candidates of all ranks, one rank behind the other.
-  const auto at = [&](std::uint32_t i, auto read) {
-    unsigned rank = 0;
-    for (std::uint32_t count = 0; i >= (count = mail.count(rank)); ++rank) i -= count;
-    return read(rank, i);
-  };
-  const auto position_at = [&](std::uint32_t i) { return at(i, [&](unsigned rank, std::uint32_t j) { return mail.position(rank, j); }); };
-  std::uint32_t* const keys = block::shared_memory().take<std::uint32_t>(cached);
-  std::uint32_t high = 0, low = 0;  // low: inverted
-  std::uint32_t begin = 0;
-  for (unsigned rank = 0; rank < ranks; ++rank) {
-    constexpr unsigned at_once = 2;
-    const std::uint32_t count = mail.count(rank);
-    for (std::uint32_t i = threadIdx.x; i < count; i += at_once * Threads) {
-      std::uint32_t found[at_once];
-      mail.keys(rank, i, Threads, count, found);
-#pragma unroll
-      for (unsigned a = 0; a < at_once; ++a) {
-        const std::uint32_t at_a = i + a * Threads;
-        if (at_a >= count) continue;
-        if (begin + at_a < cached) keys[begin + at_a] = found[a];
-        high = found[a] > high ? found[a] : high;
-        low = ~found[a] > low ? ~found[a] : low;
-      }
-    }
-    begin += count;
-  }
-  high = sums.max(high);
-  low = ~sums.max(low);
-  const auto key_at = [&](std::uint32_t i) {
-    return i < cached ? keys[i] : at(i, [&](unsigned rank, std::uint32_t j) { return mail.key(rank, j); });
-  };
-  const block::threshold limit =
-      select.find(total, k, high, block::list_select<Threads>::shift_of(low, high), key_at, [](std::uint32_t) { return 1u; });
+  all_candidates<Threads, Mail> all(mail, room);
+  if (all.total() <= k) return;  // all are kept
+  const uint2 ends = all.copy();
+  const std::uint32_t high = sums.max(ends.x), low = ~sums.max(ends.y);
+  const block::threshold limit = select.find(
+      all.total(), k, high, block::list_select<Threads>::shift_of(low, high), [&](std::uint32_t i) { return all.key(i); },
+      [](std::uint32_t) { return 1u; });
   const bool all_equal = select.takes_all_equal();
   __syncthreads();
   std::uint32_t last = 0xffffffffu;  // the highest position that is selected among equal scores
   if (!all_equal)
     last = ~select
                 .find(
-                    total, limit.of_equal, 0xffffffffu, 22, [&](std::uint32_t i) { return ~position_at(i); },
-                    [&](std::uint32_t i) { return key_at(i) == limit.key ? 1u : 0u; })
+                    all.total(), limit.of_equal, 0xffffffffu, 22, [&](std::uint32_t i) { return ~all.position(i); },
+                    [&](std::uint32_t i) { return all.key(i) == limit.key ? 1u : 0u; })
                 .key;
+  const unsigned list = blockIdx.x;
   const std::uint32_t count = found.counts(list);
   std::int32_t* const tokens = found.list(list);
   std::uint32_t kept = 0;
@@ -169,8 +245,8 @@ __device__ void keep_chosen(const retrieved_lists& found, std::uint32_t k, const
     std::int32_t token = 0;
     bool is_kept = false;
     if (i < count) {
-      const std::uint32_t key = key_at(own_begin + i);
-      is_kept = key > limit.key || (key == limit.key && (all_equal || position_at(own_begin + i) <= last));
+      const std::uint32_t key = all.key(all.own_begin() + i);
+      is_kept = key > limit.key || (key == limit.key && (all_equal || all.position(all.own_begin() + i) <= last));
       token = tokens[i];
     }
     std::uint32_t here = 0;
@@ -182,17 +258,26 @@ __device__ void keep_chosen(const retrieved_lists& found, std::uint32_t k, const
   if (threadIdx.x == 0) found.counts(list) = kept;
 }
 
-/// One CTA for each list. @param most  room for candidates of a list in a message
+/// One CTA for each list.
+/// @param keys  the tokens' scores where retrieve() has kept them
+/// @param most  room for candidates of a list in a message
 template <unsigned Threads, unsigned Pack, class Mail>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     choose_kernel(block::scoring call, scan_shape shape, view<const middle_range, 1, space::device> whole, retrieved_lists found,
-                  share_places places, const __grid_constant__ Mail given, std::uint32_t most, std::uint32_t cached, stage_range stages) {
+                  share_places places, view<const std::uint32_t, 2, space::device> keys, const __grid_constant__ Mail given,
+                  std::uint32_t most, std::uint32_t cached, stage_range stages) {
   block::release_dependents();
   block::wait_for_last_kernel();
   const middle_range range = whole(call.row_head_of(blockIdx.x));
   if (range.size() == 0) return;  // on every rank
   const candidate_mail<typename Mail::message> mail(given.open(blockIdx.x), blockIdx.x, most);
-  if (stages.has(0)) send_candidates<Threads, Pack>(call, shape, found, places, mail, block::shared_memory());
+  if (stages.has(0)) {
+    const middle_range own = call.range(blockIdx.x);
+    if (keys.data != nullptr && found.selected(own) != own.size())
+      send_known<Threads>(found, places, mail, &keys(blockIdx.x, 0), own.begin);
+    else
+      send_candidates<Threads, Pack>(call, shape, found, places, mail, block::shared_memory());
+  }
   __syncthreads();
   if (stages.has(1)) keep_chosen<Threads>(found, range.selected() < most ? range.selected() : most, mail, cached);
   if constexpr (Mail::travels_in_kernels) {
@@ -218,33 +303,34 @@ struct kernel<op::choose_tokens, backend::cuda> {
   template <class P, class Mail>
   static void run(const P& policy, const scale::ranked_share<space::device>& call, const Mail& mail, unsigned first, unsigned last) {
     detail::block::scoring scoring = detail::scoring_of(call);
+    const auto keys = kernel<op::retrieve, backend::cuda>::kept_keys(policy.scratch, scoring);
     scoring.index = {};  // listed tokens are scored by their codes
     const detail::launcher launch(policy, "choose_tokens");
     if (detail::spread_launches<4>::takes(launch, scoring))
-      go<4>(launch, scoring, call, mail, {first, last});
+      go<4>(launch, scoring, call, keys, mail, {first, last});
     else
-      go<1>(launch, scoring, call, mail, {first, last});
+      go<1>(launch, scoring, call, keys, mail, {first, last});
   }
 
  private:
   template <unsigned Pack, class Mail>
   static void go(const detail::launcher& launch, const detail::block::scoring& scoring, const scale::ranked_share<space::device>& call,
-                 const Mail& mail, detail::stage_range stages) {
+                 view<const std::uint32_t, 2, space::device> keys, const Mail& mail, detail::stage_range stages) {
     using detail::block::shared_memory;
     constexpr unsigned threads = detail::tuning::select_threads;
     const detail::spread_launches<Pack> all(launch, scoring, scoring.codes.extent(2));
     const auto kernel = detail::choose_kernel<threads, Pack, Mail>;
     const std::size_t tile = shared_memory::bytes<std::uint32_t>(detail::candidate_tile) +
                              shared_memory::bytes<std::uint8_t>(scoring.m * detail::candidate_tile) + all.table_bytes();
-    const std::size_t room = launch.shared_limit(kernel),
-                      cached = std::min(call.share.layout.ranks * call.k, room / sizeof(std::uint32_t) - 64);
+    const std::size_t room = launch.shared_limit(kernel), ranks = call.share.layout.ranks,
+                      cached = std::min(ranks * call.k, (room / sizeof(std::uint32_t) - ranks) / 2 - 64);
     launch("choose_kernel", kernel,
            {.grid = dim3(scoring.lists),
             .threads = threads,
-            .shared_bytes = std::max(tile, shared_memory::bytes<std::uint32_t>(cached)),
+            .shared_bytes = std::max(tile, detail::all_candidates<threads, Mail>::shared_bytes(ranks, cached)),
             .early = all.is_early_after_first() && detail::follows_kernel<Mail>(stages)},
            scoring, all.shape(), call.whole, detail::retrieved_lists{call.found.indices, call.found.counts},
-           detail::share_places(call.share), mail, static_cast<std::uint32_t>(call.k), static_cast<std::uint32_t>(cached), stages);
+           detail::share_places(call.share), keys, mail, static_cast<std::uint32_t>(call.k), static_cast<std::uint32_t>(cached), stages);
   }
 };
 

@@ -11,34 +11,22 @@ namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// How the CTAs of one list, which all compute its threshold, exchange with those of other ranks: the counts of their cells, which give
-/// every rank the threshold of all, and then the tokens at the threshold, of which the lowest positions are selected. The numbers of
-/// messages are counted here, since several CTAs read one.
+/// every rank the threshold of all, and then the tokens at the threshold, of which the lowest positions are selected.
 template <unsigned Threads, class Message>
 class list_exchange {
  public:
-  __device__ list_exchange(const Message& counts, const Message& equal, const share_places& places, unsigned list, bool sends,
-                           std::uint32_t* numbers, std::uint32_t* tickets, unsigned parts, std::size_t room)
-      : counts_(counts),
-        equal_(equal),
-        places_(places),
-        list_(list),
-        sends_(sends),
-        numbers_(numbers),
-        tickets_(tickets),
-        parts_(parts),
-        room_(room) {}
+  __device__ list_exchange(const Message& counts, const Message& equal, const share_places& places, unsigned list, unsigned part,
+                           unsigned parts, std::size_t room)
+      : counts_(counts), equal_(equal), places_(places), list_(list), part_(part), parts_(parts), room_(room) {}
 
-  /// Sends the counts of this rank's tokens in each cell.
+  /// Sends the counts of this rank's tokens in each cell; each CTA of the list sends a part of them.
   __device__ void send_counts(const std::uint32_t* counts, std::uint32_t cells) const {
-    for (std::uint32_t i = threadIdx.x; sends_ && i < cells; i += Threads) counts_.give(std::size_t{list_} * cells + i, counts[i]);
+    for (std::uint32_t i = part_ * Threads + threadIdx.x; i < cells; i += parts_ * Threads)
+      counts_.give(std::size_t{list_} * cells + i, counts[i]);
   }
   /// Adds the counts of the other ranks. A barrier must follow.
   __device__ void add_counts(std::uint32_t* counts, std::uint32_t cells) const {
-    if (threadIdx.x == Threads - 1) {  // this CTA's threads have all read the number
-      __threadfence();
-      if (atomicAdd(&tickets_[list_], 1u) + 1 == parts_) tickets_[list_] = 0, numbers_[list_] = counts_.number;
-    }
-    constexpr unsigned at_once = 4;
+    constexpr unsigned at_once = 8;
     const std::size_t begin = std::size_t{list_} * cells;
     for (unsigned rank = 0; rank < counts_.ranks; ++rank)
       for (std::uint32_t i = threadIdx.x; rank != counts_.rank && i < cells; i += at_once * Threads) {
@@ -49,62 +37,58 @@ class list_exchange {
           if (i + a * Threads < cells) counts[i + a * Threads] += more[a];
       }
   }
-  /// Sends the positions of up to `most` of this rank's tokens whose score equals the threshold, ascending.
+  /// Sends the positions of this rank's tokens whose score equals the threshold, ascending: `most` numbers, the last ones `none` if there
+  /// are fewer tokens.
   /// @param ids, count  tokens that equal it, ascending, of which those below `first` count
   /// @param first, last  more of these tokens are in [first, last), where is_equal(token) says which
   template <class IsEqual>
   __device__ void send_equal(block::reduction<std::uint32_t, Threads>& scratch, std::uint32_t most, const std::int32_t* ids,
                              std::uint32_t count, std::uint32_t first, std::uint32_t last, IsEqual is_equal) const {
     std::uint32_t sent = 0;
-    const auto add = [&](bool is_one, std::uint32_t token) {
-      std::uint32_t here = 0;
-      const std::uint32_t place = sent + scratch.prefix(is_one ? 1u : 0u, here);
-      if (is_one && place < most) equal_.give_all(first_word() + 1 + place, places_.position(token));
-      sent += here;
-    };
-    for (std::uint32_t begin = 0; begin < count && sent < most; begin += Threads) {
+    count = count < most ? count : most;
+    for (std::uint32_t begin = 0; begin < count; begin += Threads) {
       const std::uint32_t i = begin + threadIdx.x, token = i < count ? static_cast<std::uint32_t>(ids[i]) : first;
-      add(token < first, token);
+      if (token < first) send(i, places_.position(token));  // those from `first` on are the last ones
+      sent += static_cast<std::uint32_t>(__syncthreads_count(token < first ? 1 : 0));
     }
     for (std::uint32_t begin = first; begin < last && sent < most; begin += Threads) {
       const std::uint32_t token = begin + threadIdx.x;
-      add(token < last && is_equal(token), token);
+      const bool is_one = token < last && is_equal(token);
+      std::uint32_t here = 0;
+      const std::uint32_t place = sent + scratch.prefix(is_one ? 1u : 0u, here);
+      if (is_one && place < most) send(place, places_.position(token));
+      sent += here;
     }
-    if (threadIdx.x == 0) equal_.give_all(first_word(), sent < most ? sent : most);
+    for (std::uint32_t i = sent + threadIdx.x; i < most; i += Threads) send(i, none);
   }
   /// The place of this rank's first token whose position is behind the `wanted` lowest of those that all ranks have sent.
-  /// @param copy  [room] shared memory
+  /// @param wanted  `most` of every rank's send_equal()
+  /// @param copy    [room] shared memory
   __device__ std::uint32_t end_of_equal(std::uint32_t wanted, std::uint32_t* copy, std::uint32_t room) const {
-    __shared__ std::uint32_t end, counts[most_ranks];
-    if (threadIdx.x < most_ranks) counts[threadIdx.x] = threadIdx.x < equal_.ranks ? equal_.take(threadIdx.x, first_word()) : 0;
+    __shared__ std::uint32_t end;
     if (threadIdx.x == 0) end = 0xffffffffu;
+    const bool fits = wanted <= room / equal_.ranks;
+    const auto sent = [&](unsigned rank, std::uint32_t i) { return equal_.take(rank, first_word() + i); };
+#pragma unroll 1
+    for (std::uint32_t i = threadIdx.x; fits && i < wanted; i += Threads)
+#pragma unroll 1
+      for (unsigned rank = 0; rank < equal_.ranks; ++rank) copy[rank * wanted + i] = sent(rank, i);
     __syncthreads();
-    std::uint32_t count[most_ranks], begin[most_ranks], total = 0;
-#pragma unroll
-    for (unsigned rank = 0; rank < most_ranks; ++rank) {
-      begin[rank] = total;
-      count[rank] = counts[rank];
-      total += count[rank];
-    }
-    const auto sent = [&](unsigned rank, std::uint32_t i) { return equal_.take(rank, first_word() + 1 + i); };
-    const bool fits = total <= room;
-#pragma unroll
-    for (unsigned rank = 0; rank < most_ranks; ++rank)
-      for (std::uint32_t i = threadIdx.x; fits && i < count[rank]; i += Threads) copy[begin[rank] + i] = sent(rank, i);
-    __syncthreads();
-    const auto position_at = [&](unsigned rank, std::uint32_t first, std::uint32_t i) { return fits ? copy[first + i] : sent(rank, i); };
-#pragma unroll
-    for (unsigned rank = 0; rank < most_ranks; ++rank)
-      for (std::uint32_t i = threadIdx.x; i < count[rank]; i += Threads) {
-        const std::uint32_t position = position_at(rank, begin[rank], i);
+    const auto position_at = [&](unsigned rank, std::uint32_t i) { return fits ? copy[rank * wanted + i] : sent(rank, i); };
+#pragma unroll 1
+    for (std::uint32_t i = threadIdx.x; i < wanted; i += Threads)
+#pragma unroll 1
+      for (unsigned rank = 0; rank < equal_.ranks; ++rank) {
+        const std::uint32_t position = position_at(rank, i);
+        if (position == none) continue;
         std::uint32_t below = i;  // of all ranks' positions, how many are lower
-#pragma unroll
-        for (unsigned other = 0; other < most_ranks; ++other) {
-          if (other == rank || count[other] == 0) continue;
-          std::uint32_t low = 0, high = count[other];
+#pragma unroll 1
+        for (unsigned other = 0; other < equal_.ranks; ++other) {
+          std::uint32_t low = 0, high = other == rank ? 0 : wanted;
+#pragma unroll 1
           while (low < high) {
             const std::uint32_t middle = (low + high) / 2;
-            if (position_at(other, begin[other], middle) < position)
+            if (position_at(other, middle) < position)
               low = middle + 1;
             else
               high = middle;
@@ -118,15 +102,13 @@ class list_exchange {
   }
 
  private:
-  static constexpr unsigned most_ranks = 8;
-  __device__ std::size_t first_word() const { return std::size_t{list_} * (room_ + 1); }
+  static constexpr std::uint32_t none = 0xffffffffu;  // above every position
+  __device__ std::size_t first_word() const { return std::size_t{list_} * room_; }
+  __device__ void send(std::uint32_t i, std::uint32_t position) const { equal_.give_all(first_word() + i, position); }
 
   Message counts_, equal_;
   const share_places& places_;
-  unsigned list_;
-  bool sends_;
-  std::uint32_t *numbers_, *tickets_;
-  unsigned parts_;
+  unsigned list_, part_, parts_;
   std::size_t room_;
 };
 
@@ -149,15 +131,22 @@ struct exact_places {
   static constexpr bool exchanges = true;
   share_places share;
   Mail counts, equal;
-  std::uint32_t *numbers, *tickets;  // [lists] messages exchanged so far; zeros
-  std::size_t room;                  // for a list's tokens in a message of `equal`
+  std::uint32_t* numbers;  // [lists, scale::rank_share_parts] messages exchanged so far, counted by each CTA of a list for itself
+  std::size_t room;        // for a list's tokens in a message of `equal`
 
   __device__ middle_range local(const middle_range& range) const { return share.local(range); }
   __device__ token_span local(const token_span& span) const { return share.local(span); }
+  __device__ std::uint32_t next_number(unsigned list, unsigned part) const { return numbers[list * scale::rank_share_parts + part] + 1; }
+  /// Counts the exchange, once the CTA's threads have all called next_number(). A later launch may have more CTAs for a list: this one also
+  /// counts for those of them that have its number modulo `parts`.
+  __device__ void count(unsigned list, unsigned part, unsigned parts, std::uint32_t number) const {
+    const unsigned own = part + threadIdx.x * parts;
+    if (own < scale::rank_share_parts) numbers[list * scale::rank_share_parts + own] = number;
+  }
   template <unsigned Threads>
-  __device__ list_exchange<Threads, typename Mail::message> exchange(unsigned list, bool sends, std::uint32_t number,
-                                                                     unsigned parts) const {
-    return {counts.open(list, number), equal.open(list, number), share, list, sends, numbers, tickets, parts, room};
+  __device__ list_exchange<Threads, typename Mail::message> exchange(unsigned list, unsigned part, unsigned parts,
+                                                                     std::uint32_t number) const {
+    return {counts.open(list, number), equal.open(list, number), share, list, part, parts, room};
   }
 };
 
@@ -168,17 +157,18 @@ struct kernel<op::rank_share, backend::cuda> {
   template <class P, class Mail>
   static bool run(const P& policy, const scale::planned_share<space::device>& plan, const scale::ranked_share<space::device>& call,
                   const pq_index_view<space::device>& index, view<const float, 2, space::device> query, const Mail& counts,
-                  const Mail& equal, std::uint32_t* numbers, std::uint32_t* tickets) {
+                  const Mail& equal, std::uint32_t* numbers) {
+    static_assert(scale::rank_share_parts >= detail::tuning::fused_parts);
     const ranked_step<space::device> step{plan.queries, plan.plan, query, index, call.found.indices, call.how};
     if (call.index.cells() > most_cells) return false;
     if (plan.mode == scale::selection_mode::local)
       return detail::rank_step_in_one(policy, step, detail::local_places{detail::share_places(call.share)});
     return detail::rank_step_in_one(policy, step,
-                                    detail::exact_places<Mail>{detail::share_places(call.share), counts, equal, numbers, tickets, call.k});
+                                    detail::exact_places<Mail>{detail::share_places(call.share), counts, equal, numbers, call.k});
   }
 
  private:
-  static constexpr std::size_t most_cells = detail::block::reached_cells<detail::tuning::select_threads>::most;  // collected at once
+  static constexpr std::size_t most_cells = detail::block::reached_cells<detail::tuning::fused_threads>::most;  // collected at once
 };
 
 }  // namespace pqkv

@@ -13,10 +13,10 @@ namespace pqkv::inline PQKV_MODE::detail::block {
 
 template <unsigned Threads>
 class list_select {
-  static constexpr unsigned bins = Threads, log_bins = 10,  // a bin a thread
-      most_candidates = 256;                                // in a bin; with more, finer bins are made
+  static constexpr unsigned log_bins = 10, bins = 1u << log_bins, own_bins = bins / Threads,
+                            most_candidates = 256;  // in a bin; with more, finer bins are made
   // measured: retrieve/scan, n 1048576, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 149 us, 185 with up to 1024 compared at once
-  static_assert(bins == 1u << log_bins);
+  static_assert(own_bins * Threads == bins);
 
  public:
   static constexpr unsigned wide_shift = 17;  // 64 bins for each power of two, so 16 powers of two below the bound
@@ -36,18 +36,24 @@ class list_select {
     std::uint32_t high = ceiling;  // keys above it are selected; k is what remains to be found from here down
     for (;;) {
       const auto place = [&](std::uint32_t key) { return key <= high ? (high - key) >> shift : bins; };
-      weights_[threadIdx.x] = 0;
+#pragma unroll
+      for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
       if (threadIdx.x == 0) bin_ = bins, count_ = 0;
       __syncthreads();
-#pragma unroll 4
-      for (std::uint32_t i = threadIdx.x; i < items; i += Threads) {
-        const std::uint32_t weight = weight_at(i), bin = place(key_at(i));
-        if (weight != 0 && bin < bins) atomicAdd(&weights_[bin], weight);
-      }
+      for_items(items, key_at, weight_at, [&](std::uint32_t key, std::uint32_t weight) {
+        const std::uint32_t bin = place(key);
+        if (bin < bins) atomicAdd(&weights_[bin], weight);
+      });
       __syncthreads();
-      std::uint32_t total = 0;
-      const std::uint32_t own = weights_[threadIdx.x], above = prefix_.prefix(own, total);
-      if (above < k && k - above <= own) bin_ = threadIdx.x, rest_ = k - above;
+      std::uint32_t total = 0, own[own_bins], sum = 0;
+#pragma unroll
+      for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = weights_[threadIdx.x * own_bins + b];
+      std::uint32_t above = prefix_.prefix(sum, total);
+#pragma unroll
+      for (unsigned b = 0; b < own_bins; ++b) {
+        if (above < k && k - above <= own[b]) bin_ = threadIdx.x * own_bins + b, rest_ = k - above;
+        above += own[b];
+      }
       __syncthreads();
       if (total < k) {  // the threshold is below all bins: new bins for all lower keys
         k -= total;
@@ -67,12 +73,11 @@ class list_select {
         __syncthreads();
         return {high, k};
       }
-      for (std::uint32_t i = threadIdx.x; i < items; i += Threads) {
-        const std::uint32_t key = key_at(i), weight = weight_at(i);
-        if (weight == 0 || place(key) != 0) continue;
+      for_items(items, key_at, weight_at, [&](std::uint32_t key, std::uint32_t weight) {
+        if (place(key) != 0) return;
         const std::uint32_t at = atomicAdd(&count_, 1u);
         if (at < most_candidates) candidates_[at] = {key, weight};
-      }
+      });
       __syncthreads();
       if (count_ <= most_candidates) return decide(k);
       shift = shift > log_bins ? shift - log_bins : 0;
@@ -88,8 +93,27 @@ class list_select {
     std::uint32_t key, weight;
   };
 
+  /// Calls take(key, weight) for this thread's items of positive weight. Several are read before the first is used.
+  template <class KeyAt, class WeightAt, class Take>
+  __device__ static void for_items(std::uint32_t items, KeyAt key_at, WeightAt weight_at, Take take) {
+    constexpr unsigned at_once = 4;
+    std::uint32_t first = threadIdx.x;
+#pragma unroll 1
+    for (; first + (at_once - 1) * Threads < items; first += at_once * Threads) {
+      std::uint32_t key[at_once], weight[at_once];
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a) weight[a] = weight_at(first + a * Threads), key[a] = key_at(first + a * Threads);
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a)
+        if (weight[a] != 0) take(key[a], weight[a]);
+    }
+#pragma unroll 1
+    for (; first < items; first += Threads)
+      if (const std::uint32_t weight = weight_at(first); weight != 0) take(key_at(first), weight);
+  }
   /// The threshold of the k largest candidates. Each thread has one candidate and compares it with all.
   __device__ threshold decide(std::uint32_t k) {
+    static_assert(most_candidates <= Threads);
     const std::uint32_t count = count_;
     if (threadIdx.x < count) {
       const std::uint32_t key = candidates_[threadIdx.x].key;
@@ -109,7 +133,7 @@ class list_select {
     return limit;
   }
 
-  std::uint32_t weights_[bins];
+  alignas(16) std::uint32_t weights_[bins];
   candidate candidates_[most_candidates];
   std::uint32_t bin_, rest_, count_;  // at the end, the threshold
   bool all_equal_;

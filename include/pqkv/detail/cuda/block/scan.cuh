@@ -62,17 +62,19 @@ __device__ inline float add_query(group_reduction reduction, float score, float 
   return canonical::add(score, value);
 }
 
-/// The score of an item so far. Until the last query head is added, an unsigned score holds the bits of a float.
+/// The score of an item so far. Until the last query head is added, an unsigned score holds the bits of a float. store_score() returns what
+/// an unsigned score is set to, otherwise 0.
 __device__ inline float so_far(float score) { return score; }
 __device__ inline float so_far(std::uint32_t score) { return float_from_bits(score); }
 template <bool Products>
-__device__ void store_score(float* to, float score, bool) {
+__device__ std::uint32_t store_score(float* to, float score, bool) {
   *to = score;
+  return 0;
 }
 template <bool Products>
-__device__ void store_score(std::uint32_t* to, float score, bool is_last) {
+__device__ std::uint32_t store_score(std::uint32_t* to, float score, bool is_last) {
   // A sum of probabilities is not negative, so its order key is its bits with the highest bit set.
-  *to = !is_last ? float_bits(score) : Products ? float_bits(score) | 0x80000000u : canonical::order_key(score);
+  return *to = !is_last ? float_bits(score) : Products ? float_bits(score) | 0x80000000u : canonical::order_key(score);
 }
 
 /// The numbers of one query head that come from passes over all items.
@@ -116,6 +118,14 @@ struct scoring {
   }
 
   unsigned query_heads() const { return lists * g; }
+  /// Whether this is the usual call: codes of two subspaces, probabilities summed over the query heads of a KV head.
+  bool is_usual() const { return m == 2 && reduction == group_reduction::probability_sum && lists_per_head == 1 && given == nullptr; }
+  /// The same call, where the compiler knows that it is the usual one.
+  __device__ scoring as_usual() const {
+    scoring own = *this;
+    own.m = 2, own.reduction = group_reduction::probability_sum, own.lists_per_head = 1, own.given = nullptr;
+    return own;
+  }
   void carve(arena& memory) {
     totals = memory.take<std::uint64_t>(query_heads() * scan_device_runs);
     numbers = memory.take<head_numbers>(query_heads());

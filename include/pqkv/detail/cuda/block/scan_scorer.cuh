@@ -4,6 +4,8 @@
 // over the device.
 #pragma once
 
+#include <type_traits>
+
 #include "reduce.cuh"
 #include "scan.cuh"
 #include "shared.cuh"
@@ -32,15 +34,14 @@ class list_scorer {
  public:
   struct scratch {
     std::uint64_t sums[Pack][warps];
-    std::uint32_t tops[Pack][warps], ceiling, again;
+    std::uint32_t tops[warps];
   };
 
   /// Bytes of dynamic shared memory for this many query heads.
   __host__ __device__ static constexpr std::size_t shared_bytes(std::size_t queries, std::size_t m, std::size_t c) {
     const std::size_t padded = (queries + Pack - 1) / Pack * Pack;
     return shared_memory::bytes<float>(padded * m * c) + 2 * shared_memory::bytes<float>(padded * m) +
-           2 * shared_memory::bytes<float>(padded) + shared_memory::bytes<std::uint64_t>(padded) +
-           shared_memory::bytes<std::uint32_t>(padded);
+           2 * shared_memory::bytes<float>(padded) + shared_memory::bytes<std::uint64_t>(padded);
   }
 
   /// @param from, queries  the scorer takes query heads [from, from + queries) of the list; that with `from` 0 initialises the scores
@@ -60,7 +61,6 @@ class list_scorer {
     factor_ = memory.take<float>(padded_);
     shift_ = memory.take<float>(padded_);
     total_ = memory.take<std::uint64_t>(padded_);
-    highest_ = memory.take<std::uint32_t>(padded_);
   }
 
   /// Stores the exponential of every table entry, or the entry itself where the reduction sums logits; writes `skipped` if given. A warp
@@ -70,20 +70,26 @@ class list_scorer {
     for (unsigned row = threadIdx.x / 32; row < padded_ * call_.m; row += warps) {
       const unsigned q = row / call_.m, j = row - q * call_.m, lane = threadIdx.x % 32;
       const float lowest = float_from_bits(0xff800000u), *from = q < queries_ ? rows_(call_, first_, q, j) : nullptr;
-      float top = lowest;
+      constexpr unsigned most = max_centroids / 32;
+      float top = lowest, entry[most];
       bool finite = from != nullptr;
-      for (unsigned x = lane; x < call_.c; x += 32) {
-        const float entry = from != nullptr ? from[x] : lowest;
-        finite &= is_finite(entry);
-        top = canonical::max(entry, top);
-        entry_of(q, j, x) = entry;
+#pragma unroll
+      for (unsigned a = 0; a < most; ++a) entry[a] = a * 32 + lane < call_.c && from != nullptr ? from[a * 32 + lane] : lowest;
+#pragma unroll
+      for (unsigned a = 0; a < most; ++a) {
+        if (a * 32 + lane >= call_.c) continue;
+        finite &= is_finite(entry[a]);
+        top = canonical::max(entry[a], top);
       }
       for (int step = 16; step > 0; step /= 2) top = canonical::max(__shfl_xor_sync(all_lanes, top, step), top);
       finite = __all_sync(all_lanes, finite) != 0;
       if (lane == 0) tops_[row] = top, finite_[row] = finite ? 1 : 0;
-      for (unsigned x = lane; probabilities && x < call_.c; x += 32) {  // a row that is not finite makes every product of its query head 0
-        float& entry = entry_of(q, j, x);
-        entry = finite ? canonical::exponential(canonical::sub(entry, top), call_.scale) : 0.0f;
+#pragma unroll
+      for (unsigned a = 0; a < most; ++a) {
+        if (a * 32 + lane >= call_.c) continue;
+        if (probabilities)  // a row that is not finite makes every product of its query head 0
+          entry[a] = finite ? canonical::exponential(canonical::sub(entry[a], top), call_.scale) : 0.0f;
+        entry_of(q, j, a * 32 + lane) = entry[a];
       }
     }
     __syncthreads();
@@ -99,21 +105,20 @@ class list_scorer {
     }
   }
 
-  /// After stage(): computes the normalisers and returns an upper bound of the scores' order keys, which is close for probabilities. Ends
-  /// with a barrier.
+  /// After stage() and a barrier: computes the normalisers. Ends with a barrier.
   /// @param tokens  how many tokens the items stand for in all
-  __device__ std::uint32_t prepare(const scored_items& items, std::uint32_t tokens) {
-    if (is_given()) resume(nullptr);
-    if (uses_probabilities(call_.reduction)) add_up<false>(items, 0, items.n);
+  __device__ void prepare(const scored_items& items, std::uint32_t tokens) {
+    if (!uses_probabilities(call_.reduction)) return;  // stage() has set the factors
+    if (is_given()) return resume(nullptr);
+    add_up<false>(items, 0, items.n);
     complete(items, tokens);
-    return scratch_.ceiling;
   }
 
   /// The steps of prepare() where many CTAs share the items. Each CTA sums its own items, [begin, end); total() then returns its part of Z.
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) { add_up<true>(items, begin, end); }
   __device__ std::uint64_t total(unsigned q) const { return total_[q]; }
   /// Sets Z to the sum of all parts. One CTA calls this, then, after a barrier, complete().
-  __device__ void give_total(unsigned q, std::uint64_t z) { total_[q] = z, highest_[q] = 0; }
+  __device__ void give_total(unsigned q, std::uint64_t z) { total_[q] = z; }
   /// One CTA recentres the query heads that need it, over all items, and writes `numbers`; a barrier must follow.
   __device__ void complete(const scored_items& items, std::uint32_t tokens, head_numbers* numbers) {
     complete(items, tokens);
@@ -141,8 +146,9 @@ class list_scorer {
 
   /// Writes scores[i - begin], the score of item i, for begin <= i < end; as an order key where Score is an unsigned 32-bit type. A thread
   /// writes items begin + threadIdx.x and every Threads-th after it. Scores of the list's earlier query heads are continued.
+  /// @return the thread's largest key of an item that is not an empty cell; 0 if scores are not keys, or not complete yet
   template <class Score>
-  __device__ void score(const scored_items& items, std::uint32_t begin, std::uint32_t end, Score* scores) const {
+  __device__ std::uint32_t score(const scored_items& items, std::uint32_t begin, std::uint32_t end, Score* scores) const {
     switch (call_.reduction) {
       case group_reduction::probability_sum:
         return score_by<group_reduction::probability_sum>(items, begin, end, scores);
@@ -154,6 +160,7 @@ class list_scorer {
       case group_reduction::none:
         return score_by<group_reduction::logit_sum>(items, begin, end, scores);
     }
+    return 0;
   }
 
   /// The order key of the largest sum of u among the items, for one query head: that of -infinity without items; 0 if its table is not
@@ -181,7 +188,8 @@ class list_scorer {
     return usable;
   }
 
-  /// Calls take(i, value) for this thread's items of [begin, end): value has, for each query head of a pack, the product or sum of entries.
+  /// Calls take(i, weight, value) for this thread's items of [begin, end): value has, for each query head of a pack, the product or sum of
+  /// entries. Several items' entries are read before take() is called for the first.
   /// @param begin  a multiple of c where the items are cells
   template <bool Products, class Take>
   __device__ void for_items(const scored_items& items, std::uint32_t begin, std::uint32_t end, unsigned group, Take take) const {
@@ -195,8 +203,23 @@ class list_scorer {
     const std::uint32_t first = begin + threadIdx.x;
     if (items.are_cells() && call_.m == 2) {  // the usual case; the lower digit of all cells of a thread is the same
       const pack lower = table[call_.c + (threadIdx.x & (call_.c - 1))];
-#pragma unroll 4
-      for (std::uint32_t i = first; i < end; i += Threads) take(i, join(table[i >> call_.bits], lower));
+      const auto take_some = [&]<unsigned Count>(std::uint32_t base, std::integral_constant<unsigned, Count>) {
+        pack upper[Count];
+        std::uint32_t weight[Count];
+#pragma unroll
+        for (unsigned a = 0; a < Count; ++a) {
+          upper[a] = table[(base + a * Threads) >> call_.bits];
+          weight[a] = items.counts[base + a * Threads];
+        }
+#pragma unroll
+        for (unsigned a = 0; a < Count; ++a) take(base + a * Threads, weight[a], join(upper[a], lower));
+      };
+      constexpr unsigned at_once = 4;
+      std::uint32_t base = first;
+#pragma unroll 1
+      for (; base + (at_once - 1) * Threads < end; base += at_once * Threads) take_some(base, std::integral_constant<unsigned, at_once>{});
+#pragma unroll 1
+      for (; base < end; base += Threads) take_some(base, std::integral_constant<unsigned, 1>{});
       return;
     }
     if (items.are_cells()) {
@@ -204,7 +227,7 @@ class list_scorer {
       for (std::uint32_t i = first; i < end; i += Threads) {
         pack value = table[items.code(0, i)];
         for (unsigned j = 1; j < call_.m; ++j) value = join(value, table[(j << call_.bits) + items.code(j, i)]);
-        take(i, value);
+        take(i, items.counts[i], value);
       }
       return;
     }
@@ -231,22 +254,20 @@ class list_scorer {
       }
 #pragma unroll
       for (unsigned a = 0; a < at_once; ++a)
-        if (base + a * Threads < end) take(base + a * Threads, value[a]);
+        if (base + a * Threads < end) take(base + a * Threads, 1u, value[a]);
     }
   }
 
-  /// Computes Z and the largest product of every query head over [begin, end). Ends with a barrier.
-  /// @tparam Shared  whether CTAs share the items. Then nothing is recentred, the largest product is not needed, and summing each product
-  ///                 as two integers is faster. With the whole list in one CTA this needs too many registers
+  /// Computes Z of every query head over [begin, end). Ends with a barrier.
+  /// @tparam Shared  whether CTAs share the items: then summing each product as two integers is faster. In a CTA that has the whole list it
+  ///                 is a quarter more instructions, and slower
   // measured: retrieve/joint, n 131072, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 16.6 us, in parts 17.2; retrieve/scan 44.4, 43.5
   template <bool Shared>
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) {
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (unsigned group = 0; group < padded_ / Pack; ++group) {
       std::uint64_t z[Pack] = {};
-      std::uint32_t top[Pack] = {};
-      for_items<true>(items, begin, end, group, [&](std::uint32_t i, const pack& product) {
-        const std::uint32_t weight = items.weight(i);
+      for_items<true>(items, begin, end, group, [&](std::uint32_t, std::uint32_t weight, const pack& product) {
 #pragma unroll
         for (unsigned q = 0; q < Pack; ++q) {  // the product of an empty cell may be anything: its weight is 0
           if constexpr (Shared) {
@@ -256,23 +277,15 @@ class list_scorer {
                     static_cast<std::uint64_t>(std::int64_t{parts.lower} * times);
           } else {
             z[q] += canonical::to_fixed(product.of[q]) * weight;
-            const std::uint32_t bits = weight != 0 ? float_bits(product.of[q]) : 0;
-            top[q] = bits > top[q] ? bits : top[q];
           }
         }
       });
       const std::uint64_t of_warp = warp_sums(z);
       if (lane % (32 / Pack) == 0) scratch_.sums[lane / (32 / Pack)][warp] = of_warp;
-#pragma unroll
-      for (unsigned q = 0; q < Pack; ++q) {
-        top[q] = __reduce_max_sync(all_lanes, top[q]);
-        if (lane == q) scratch_.tops[q][warp] = top[q];
-      }
       __syncthreads();
       if (warp < Pack) {
         const std::uint64_t sum = warp_sum(lane < warps ? scratch_.sums[warp][lane] : 0);
-        const std::uint32_t most = __reduce_max_sync(all_lanes, lane < warps ? scratch_.tops[warp][lane] : 0);
-        if (lane == 0) total_[group * Pack + warp] = sum, highest_[group * Pack + warp] = most;
+        if (lane == 0) total_[group * Pack + warp] = sum;
       }
       __syncthreads();
     }
@@ -287,46 +300,18 @@ class list_scorer {
     settle(0);
   }
 
-  /// Computes factors and the bound from the sums of add_up(). Returns whether some query head must be recentred; finite_ of each such
-  /// head's first row is then `recentred`. The first warp does the work; ends with a barrier.
+  /// Computes factors from the sums of add_up(). Returns whether some query head must be recentred; finite_ of each such head's first row
+  /// is then `recentred`. Ends with a barrier.
   __device__ bool settle(std::uint32_t tokens) {
-    if (threadIdx.x < 32) {
-      const bool probabilities = uses_probabilities(call_.reduction);
-      // Every operation of a score, rounding included, is monotone in its operands. So the largest operands give an upper bound.
-      float bound = first_score(call_.reduction);
-      bool again = false;
-      for (unsigned first = 0; first < queries_; first += 32) {
-        const unsigned q = first + threadIdx.x;
-        const bool usable = is_usable(q);
-        float most = 0, factor = 0;
-        if (q >= queries_) {  // a lane without a query head
-        } else if (probabilities) {
-          const std::uint64_t z = total_[q];
-          most = float_from_bits(highest_[q]);
-          factor = is_given() ? factor_[q] : canonical::inverse_normaliser(z);
-          factor_[q] = factor;
-          if (usable && !is_given() && canonical::needs_recentring(z, tokens)) {
-            finite_[q * call_.m] = recentred;
-            again = true;
-          }
-        } else {
-          most = nothing(call_.reduction);
-          if (usable) most = tops_[q * call_.m];
-          for (unsigned j = 1; usable && j < call_.m; ++j) most = canonical::add(most, tops_[q * call_.m + j]);
-          factor = factor_[q];
-        }
-        const unsigned here = queries_ - first < 32 ? queries_ - first : 32;
-        for (unsigned i = 0; i < here; ++i)
-          bound = add_query(call_.reduction, bound, __shfl_sync(all_lanes, most, static_cast<int>(i)),
-                            __shfl_sync(all_lanes, factor, static_cast<int>(i)));
-      }
-      again = __any_sync(all_lanes, again) != 0;
-      const std::uint32_t key = canonical::order_key(bound);
-      // Infinities of both signs add up to a NaN, which bounds nothing.
-      if (threadIdx.x == 0) scratch_.ceiling = key != 0 ? key : 0xffffffffu, scratch_.again = again ? 1 : 0;
+    bool again = false;
+    for (unsigned q = threadIdx.x; uses_probabilities(call_.reduction) && q < queries_; q += Threads) {
+      const std::uint64_t z = total_[q];
+      factor_[q] = canonical::inverse_normaliser(z);
+      if (!canonical::needs_recentring(z, tokens) || !is_usable(q)) continue;
+      finite_[q * call_.m] = recentred;
+      again = true;
     }
-    __syncthreads();
-    return scratch_.again != 0;
+    return __syncthreads_or(again ? 1 : 0) != 0;
   }
 
   /// u = entry - row maximum, for one code of one query head. Recentring subtracts a shift from it.
@@ -351,9 +336,9 @@ class list_scorer {
       best = key > best ? key : best;
     }
     best = __reduce_max_sync(all_lanes, best);
-    if (threadIdx.x % 32 == 0) scratch_.tops[0][threadIdx.x / 32] = best;
+    if (threadIdx.x % 32 == 0) scratch_.tops[threadIdx.x / 32] = best;
     __syncthreads();
-    best = __reduce_max_sync(all_lanes, threadIdx.x % 32 < warps ? scratch_.tops[0][threadIdx.x % 32] : 0);
+    best = __reduce_max_sync(all_lanes, threadIdx.x % 32 < warps ? scratch_.tops[threadIdx.x % 32] : 0);
     __syncthreads();
     return best;
   }
@@ -367,17 +352,23 @@ class list_scorer {
   }
 
   template <group_reduction Reduction, class Score>
-  __device__ void score_by(const scored_items& items, std::uint32_t begin, std::uint32_t end, Score* scores) const {
+  __device__ std::uint32_t score_by(const scored_items& items, std::uint32_t begin, std::uint32_t end, Score* scores) const {
     constexpr bool products = Reduction == group_reduction::probability_sum || Reduction == group_reduction::probability_max;
+    std::uint32_t largest = 0;
     for (unsigned group = 0; group < padded_ / Pack; ++group) {
       const bool is_first = begins_ && group == 0, is_last = ends_ && group + 1 == padded_ / Pack;
-      for_items<products>(items, begin, end, group, [&](std::uint32_t i, const pack& value) {
+      float factor[Pack];
+#pragma unroll
+      for (unsigned q = 0; q < Pack; ++q) factor[q] = factor_[group * Pack + q];
+      for_items<products>(items, begin, end, group, [&](std::uint32_t i, std::uint32_t weight, const pack& value) {
         float score = is_first ? first_score(Reduction) : so_far(scores[i - begin]);
 #pragma unroll
-        for (unsigned q = 0; q < Pack; ++q) score = add_query(Reduction, score, value.of[q], factor_[group * Pack + q]);
-        store_score<products>(&scores[i - begin], score, is_last);
+        for (unsigned q = 0; q < Pack; ++q) score = add_query(Reduction, score, value.of[q], factor[q]);
+        const std::uint32_t key = store_score<products>(&scores[i - begin], score, is_last);
+        if (is_last && weight != 0) largest = key > largest ? key : largest;
       });
     }
+    return largest;
   }
 
   const scoring& call_;
@@ -389,7 +380,6 @@ class list_scorer {
   float *tops_, *factor_, *shift_;     // [padded, m]; [padded] R, or the bias; [padded] shift of each u, where recentred
   std::uint32_t* finite_;              // [padded, m]
   std::uint64_t* total_;               // [padded] Z
-  std::uint32_t* highest_;             // [padded] largest product, as bits
 };
 
 }  // namespace pqkv::detail::block
