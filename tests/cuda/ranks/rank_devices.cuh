@@ -26,11 +26,13 @@ inline std::size_t count_devices() {
   return static_cast<std::size_t>(count);
 }
 
-/// Makes device `rank` current, with a stream of its own.
+/// Makes device `rank` current, with a stream of its own. Where there are fewer devices, ranks share them.
 class rank_device {
  public:
   explicit rank_device(std::size_t rank) {
-    pqkv::detail::check_cuda(cudaSetDevice(static_cast<int>(rank)), "rank_device", "cudaSetDevice");
+    int count = 1;
+    pqkv::detail::check_cuda(cudaGetDeviceCount(&count), "rank_device", "cudaGetDeviceCount");
+    pqkv::detail::check_cuda(cudaSetDevice(static_cast<int>(rank) % count), "rank_device", "cudaSetDevice");
     pqkv::detail::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "rank_device", "cudaStreamCreateWithFlags");
   }
   rank_device(const rank_device&) = delete;
