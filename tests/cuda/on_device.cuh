@@ -166,7 +166,10 @@ class verdict {
     ++cases_;
     if (holds || ++failures_ > 5) return;
     std::printf("%s: ", what_);
-    std::printf(format, arguments...);
+    if constexpr (sizeof...(arguments) == 0)
+      std::fputs(format, stdout);
+    else
+      std::printf(format, arguments...);
     std::printf("\n");
   }
   /// Prints the line of the count; true when nothing failed and there was something to fail.
