@@ -118,7 +118,11 @@ int check(const model& file, const options& o, std::span<const llama_token> text
     // llama.cpp multiplies a batch in another order than a token, so its own logits change too: by so much is right.
     const ways usual = ways_of(file, without_pqkv(settings, o.cache_type, true), tokens), ours = ways_of(file, settings, tokens);
     const auto allowed = [](const logits_type& a, const logits_type& b) { return 1e-3 + 2 * farthest(a, b); };
-    found.same("two copies in a step of four, the same tokens", ours.first_in_four, ours.again_in_four, 1e-3);
+    // Copies have the same numbers, but for layers with a window: llama.cpp adds those in the order of its cells, in 16 bits.
+    const bool in_order = llama_model_n_swa(file.get()) == 0;
+    found.same(
+        "two copies in a step of four, the same tokens", ours.first_in_four, ours.again_in_four,
+        in_order ? 1e-3 : std::max(allowed(usual.first_in_four, usual.first_singly), allowed(usual.second_in_four, usual.second_singly)));
     found.same("a copy in a step of four, and alone", ours.first_in_four, ours.first_singly,
                allowed(usual.first_in_four, usual.first_singly));
     found.same("another copy, with other tokens, and alone", ours.second_in_four, ours.second_singly,
