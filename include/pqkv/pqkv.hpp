@@ -74,6 +74,7 @@
 #include "detail/host/oracle.hpp"
 #include "detail/host/partial_ranking.hpp"
 #include "detail/host/pq_index.hpp"
+#include "detail/host/pq_index_learn.hpp"
 #include "detail/host/prefill_attention.hpp"
 #include "detail/host/quantized_scan.hpp"
 #include "detail/host/quest.hpp"

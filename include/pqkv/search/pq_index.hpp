@@ -53,9 +53,9 @@ class pq_index {
   /// @param rows      keys of all sequences (cache/kv_store.hpp)
   /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; the index can be used if all of them are `trained`
   /// @throws std::bad_alloc; on a device capacity_error when the policy's scratch is too small, cuda_error
-  /// @cost   train(), and for every coordinate of every key c distance terms. Keys that are not strided or whose axes are reordered are
-  ///         copied first: the training sample at once, and for encoding, unless the sample has all keys, 4096 keys at a time; with a
-  ///         second stage all keys at once
+  /// @cost   train(), and for every coordinate of every key c distance terms; on the host, if training uses every key and not a sample,
+  ///         about half of that. Keys that are not strided or whose axes are reordered are copied first: the training sample at once, and
+  ///         for encoding, unless the sample has all keys, 4096 keys at a time; with a second stage all keys at once
   template <exec::policy P, class Rows>
   void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
              const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
@@ -66,6 +66,11 @@ class pq_index {
                                               training_rows(train_params, n - first, shape_.coarse().centroids()), first, shape_.subspaces,
                                               own.pairs);
     learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
+      if constexpr (space::usable_from<Space, space::host>)
+        if (!shape_.has_fine() && sees_all(keys, params, n - first)) {
+          detail::run_operation<op::learn_codebook>(policy, own, first, keys, params, outcomes);
+          return true;
+        }
       train(policy, keys, own.book, outcomes.slice(1, 0, shape_.subspaces), params);
       return false;
     });
@@ -90,7 +95,7 @@ class pq_index {
     const pqkv::view<const float, 3, Space> offset{own.book.mean.data, {h, m, ds}, {own.book.mean.stride(0), ds, 1}};
     learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
       if constexpr (space::usable_from<Space, space::host>)
-        if (keys.extent(1) == training_rows(params, n - first, own.book.size()).count && keys.extent(1) == n - first) {
+        if (sees_all(keys, params, n - first)) {
           detail::run_operation<op::renew_codebook>(policy, rows, which * h, own, call, keys, params, outcomes.slice(1, 0, m));
           return true;
         }
@@ -309,6 +314,12 @@ class pq_index {
     }
     sync(policy);  // the copies are freed here
     recount(policy, which, first, ranked);
+  }
+
+  /// Whether these are the keys of all `count` tokens, and training is of every one.
+  template <class Keys>
+  bool sees_all(const Keys& keys, const kmeans_params& params, std::size_t count) const {
+    return keys.extent(1) == count && training_rows(params, count, shape_.coarse().centroids()).count == count;
   }
 
   template <exec::policy P, class Keys>

@@ -107,47 +107,6 @@ void kernel<op::replace_centroids, backend::host>::run(const P& policy, const Ro
   });
 }
 
-template <>
-struct kernel<op::renew_codebook, backend::host> {
-  /// Replaces centroids, runs k-means from the result and writes the codes of all keys, with the same bits as the three operations one
-  /// after the other. The first assignment is cheap: a row's old code names the nearest of the kept centroids, so only the replaced
-  /// centroids are compared with that one. Encoding is cheap too: it reads the rows that k-means has already rounded.
-  ///
-  /// @param keys      [h, n, d] keys of tokens [call.first, call.last), axes in order; their codes must be known
-  /// @param outcomes  [h, m], written. Codes are written where it is `trained`
-  template <class P, class Rows, class T>
-  static void run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index, const replaced_centroids& call,
-                  view<T, 3> keys, const kmeans_params& params, view<std::uint8_t, 2> outcomes);
-};
-
-template <class P, class Rows, class T>
-void kernel<op::renew_codebook, backend::host>::run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index,
-                                                    const replaced_centroids& call, view<T, 3> keys, const kmeans_params& params,
-                                                    view<std::uint8_t, 2> outcomes) {
-  const std::size_t h = index.kv_heads, m = index.book.subspaces();
-  const view<T, 4> points = split_subspaces(keys, m);
-  const buffer<std::uint8_t> is_encoded(h * m);
-  isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-    using leaf = detail::leaf<decltype(isa)>;
-    detail::run_tasks(policy, h * m, [&](std::size_t problem) {
-      const std::size_t i = problem / m, j = problem % m;
-      std::uint8_t replaced[max_centroids];
-      const std::size_t count = detail::replace_least_used(rows, head, index, call, i, j, replaced);
-      float* radius = index.book.metric() == key_metric::inner_product ? &index.book.squared_radius(i, j) : nullptr;
-      detail::kmeans_problem<leaf, std::remove_cv_t<T>> lloyd(points[i][j], &index.book.mean(i, j * index.book.sub_dim()),
-                                                              &index.book.centroids(i, j, 0, 0), index.book.size(), radius);
-      std::uint8_t* const codes = &index.codes(i, j, call.first);
-      const kmeans_outcome outcome = lloyd.run(params, problem + 1, {codes, replaced, count});
-      outcomes(i, j) = static_cast<std::uint8_t>(outcome);
-      is_encoded[problem] = static_cast<std::uint8_t>(outcome == kmeans_outcome::trained && lloyd.write_nearest(codes));
-    });
-  });
-  for (std::size_t i = 0; i < h; ++i)  // a key that k-means left out has code 0 in every subspace
-    if (std::find(&is_encoded[i * m], &is_encoded[i * m] + m, 0) != &is_encoded[i * m] + m)
-      kernel<op::encode, backend::host>::run(policy, keys.slice(0, i, 1), index.book.slice(i, 1),
-                                             index.codes.slice(0, i, 1).slice(2, call.first, keys.extent(1)));
-}
-
 namespace detail {
 
 /// op::renew_replaced in one head and subspace. Rows are centred and, for inner products, lifted to the sphere.

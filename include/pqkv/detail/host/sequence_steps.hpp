@@ -277,6 +277,12 @@ struct kernel<op::write_lists, backend::host> {
   }
 };
 
+PQKV_HOST_OPERATION(op::learn_codebook, const pq_index_view<>&, std::size_t, view<const float, 3>, const kmeans_params&,
+                    view<std::uint8_t, 2>)
+PQKV_HOST_OPERATION(op::learn_codebook, const pq_index_view<>&, std::size_t, view<const half, 3>, const kmeans_params&,
+                    view<std::uint8_t, 2>)
+PQKV_HOST_OPERATION(op::learn_codebook, const pq_index_view<>&, std::size_t, view<const bfloat16, 3>, const kmeans_params&,
+                    view<std::uint8_t, 2>)
 // The index operations on rows in dense memory. Keys in half are copied as floats, so that their axes can be weighted.
 PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<float>&, view<const leaving_tokens, 1>)
 PQKV_HOST_OPERATION(op::replace_centroids, const strided_rows<float>&, std::size_t, const pq_index_view<>&, const replaced_centroids&)
