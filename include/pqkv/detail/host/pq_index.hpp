@@ -57,10 +57,11 @@ void kernel<op::gather_keys, backend::host>::run(const P& policy, const Rows& ro
 
 namespace detail {
 
-/// op::replace_centroids in one head and subspace. Returns how many were replaced; their numbers are in `replaced`, ascending.
+/// op::replace_centroids in one head and subspace. Returns how many were replaced; their numbers are in
+/// `replaced` [max_centroids], ascending.
 template <class Rows>
 std::size_t replace_least_used(const Rows& rows, std::size_t head, const pq_index_view<>& index, const replaced_centroids& call,
-                               std::size_t h, std::size_t j, std::uint8_t (&replaced)[max_centroids]) {
+                               std::size_t h, std::size_t j, std::uint8_t* replaced) {
   const std::size_t ds = index.book.sub_dim(), c = index.book.size();
   const std::uint8_t* const codes = &index.codes(h, j, 0);
   std::uint32_t tokens[4][max_centroids]{};  // four counters for a code: equal codes in succession would wait for one counter

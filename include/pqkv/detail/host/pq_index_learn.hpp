@@ -20,10 +20,10 @@ namespace detail {
 ///
 /// @param keys      [h, n, d], axes in order
 /// @param outcomes  [h, m], written
-/// @param begin     begin(i, j, codes, search) with the codes of that head and subspace, which calls search(known_nearest)
-template <class P, class T, class Begin>
+/// @param known     [h * m] nearest centroids of the keys, where they are known; null: none are
+template <class P, class T>
 void fit_and_encode(const P& policy, const pq_index_view<>& index, std::size_t first, view<T, 3> keys, const kmeans_params& params,
-                    view<std::uint8_t, 2> outcomes, const Begin& begin) {
+                    view<std::uint8_t, 2> outcomes, const known_nearest* known) {
   const std::size_t h = index.kv_heads, m = index.book.subspaces();
   const view<T, 4> points = split_subspaces(keys, m);
   const buffer<std::uint8_t> is_encoded(h * m);
@@ -31,15 +31,12 @@ void fit_and_encode(const P& policy, const pq_index_view<>& index, std::size_t f
     using leaf = detail::leaf<decltype(isa)>;
     run_tasks(policy, h * m, [&](std::size_t problem) {
       const std::size_t i = problem / m, j = problem % m;
-      std::uint8_t* const codes = &index.codes(i, j, first);
-      begin(i, j, codes, [&](const known_nearest& known) {
-        float* radius = index.book.metric() == key_metric::inner_product ? &index.book.squared_radius(i, j) : nullptr;
-        kmeans_problem<leaf, std::remove_cv_t<T>> lloyd(points[i][j], &index.book.mean(i, j * index.book.sub_dim()),
-                                                        &index.book.centroids(i, j, 0, 0), index.book.size(), radius, params);
-        const kmeans_outcome outcome = lloyd.run(problem + 1, known);
-        outcomes(i, j) = static_cast<std::uint8_t>(outcome);
-        is_encoded[problem] = static_cast<std::uint8_t>(outcome == kmeans_outcome::trained && lloyd.write_nearest(codes));
-      });
+      float* radius = index.book.metric() == key_metric::inner_product ? &index.book.squared_radius(i, j) : nullptr;
+      kmeans_problem<leaf, std::remove_cv_t<T>> lloyd(points[i][j], &index.book.mean(i, j * index.book.sub_dim()),
+                                                      &index.book.centroids(i, j, 0, 0), index.book.size(), radius, params);
+      const kmeans_outcome outcome = lloyd.run(problem + 1, known == nullptr ? known_nearest{} : known[problem]);
+      outcomes(i, j) = static_cast<std::uint8_t>(outcome);
+      is_encoded[problem] = static_cast<std::uint8_t>(outcome == kmeans_outcome::trained && lloyd.write_nearest(&index.codes(i, j, first)));
     });
   });
   for (std::size_t i = 0; i < h; ++i)  // a key that k-means left out has code 0 in every subspace
@@ -66,8 +63,7 @@ template <class P, class T>
 void kernel<op::learn_codebook, backend::host>::run(const P& policy, const pq_index_view<>& index, std::size_t first, view<T, 3> keys,
                                                     const kmeans_params& params, view<std::uint8_t, 2> outcomes) {
   kernel<op::mean_row, backend::host>::run(policy, keys, training_rows(params, keys.extent(1), index.book.size()), index.book.mean);
-  detail::fit_and_encode(policy, index, first, keys, params, outcomes,
-                         [](std::size_t, std::size_t, const std::uint8_t*, const auto& search) { search({}); });
+  detail::fit_and_encode(policy, index, first, keys, params, outcomes, nullptr);
 }
 
 template <>
@@ -87,12 +83,15 @@ template <class P, class Rows, class T>
 void kernel<op::renew_codebook, backend::host>::run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index,
                                                     const replaced_centroids& call, view<T, 3> keys, const kmeans_params& params,
                                                     view<std::uint8_t, 2> outcomes) {
-  detail::fit_and_encode(policy, index, call.first, keys, params, outcomes,
-                         [&](std::size_t i, std::size_t j, const std::uint8_t* codes, const auto& search) {
-                           std::uint8_t replaced[max_centroids];
-                           const std::size_t count = detail::replace_least_used(rows, head, index, call, i, j, replaced);
-                           search({codes, replaced, count});
-                         });
+  const std::size_t m = index.book.subspaces(), problems = index.kv_heads * m;
+  const buffer<std::uint8_t> replaced(problems * max_centroids);
+  const buffer<detail::known_nearest> known(problems);
+  detail::run_tasks(policy, problems, [&](std::size_t problem) {
+    std::uint8_t* const own = replaced.data() + problem * max_centroids;
+    const std::size_t i = problem / m, j = problem % m;
+    known[problem] = {&index.codes(i, j, call.first), own, detail::replace_least_used(rows, head, index, call, i, j, own)};
+  });
+  detail::fit_and_encode(policy, index, call.first, keys, params, outcomes, known.data());
 }
 
 }  // namespace pqkv
