@@ -8,7 +8,7 @@
 #include "../../cache/kv_store.hpp"
 #include "../../cache/sequence_steps.hpp"
 #include "../../exec/host.hpp"
-#include "pq_index.hpp"
+#include "pq_index_learn.hpp"
 #include "simd/rows.hpp"
 
 namespace pqkv::inline PQKV_MODE {
