@@ -222,6 +222,33 @@ TEST_CASE("store: a prompt's rows of several runs of tokens stand where they sho
   CHECK(untouched == 3 * (n + 20) + 2 * 20);
 }
 
+TEST_CASE("store: every half is stored as the half of its float, signalling NaNs too, and counted if it is not finite") {
+  const std::size_t n = 65536 / d;
+  rows<pqkv::half> keys(1, n, d), values(1, n, d);
+  rows<pqkv::half> from(1, n, d, layout::transposed), dense(1, n, d);  // of one row, elements are apart and side by side
+  std::size_t not_finite = 0;
+  for (std::size_t t = 0; t < n; ++t) {
+    bool finite = true;
+    for (std::size_t e = 0; e < d; ++e) {
+      from(0, t, e).bits = dense(0, t, e).bits = static_cast<std::uint16_t>(t * d + e);
+      finite = finite && std::isfinite(float(dense(0, t, e)));
+    }
+    not_finite += finite ? 0 : 1;
+  }
+  std::vector<std::uint32_t> bad(2);
+  const pqkv::strided_rows<pqkv::half> store{keys.view(), values.view()};
+  on_host<pqkv::op::store_tokens>::run(host<>{}, store, {0, 0, pqkv::make_view(bad.data(), 2)}, from.view(), dense.view());
+  CHECK(not_finite == 2 * 1024 / d);  // the largest exponent, with either sign
+  CHECK(bad == std::vector<std::uint32_t>(2, static_cast<std::uint32_t>(not_finite)));
+  std::size_t wrong = 0;
+  for (std::size_t t = 0; t < n; ++t)
+    for (std::size_t e = 0; e < d; ++e) {
+      const std::uint16_t wanted = pqkv::half(float(dense(0, t, e))).bits;
+      wrong += keys(0, t, e).bits != wanted || values(0, t, e).bits != wanted ? 1 : 0;
+    }
+  CHECK(wrong == 0);
+}
+
 TEST_CASE("settle: a prompt stands as it is said to, learned where every outcome is a success, and what it brought is counted") {
   table t;
   t.statistics[1].nonfinite_keys = 5;

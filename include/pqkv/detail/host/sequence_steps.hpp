@@ -14,16 +14,39 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
+/// One element as it is stored. Half to half does not go through float, for which not every level has instructions. Either way a signalling
+/// NaN becomes quiet.
+template <class To, class From>
+To stored_as(From x) {
+  if constexpr (std::is_same_v<To, half> && std::is_same_v<From, half>) {
+    x.bits = static_cast<std::uint16_t>((x.bits & 0x7fffu) > 0x7c00u ? x.bits | 0x200u : x.bits);
+    return x;
+  } else {
+    return static_cast<To>(static_cast<float>(x));
+  }
+}
+
+template <class T>
+bool is_stored_finite(T x) {
+  if constexpr (std::is_same_v<T, half>)
+    return (x.bits & 0x7c00u) != 0x7c00u;
+  else
+    return is_finite(static_cast<float>(x));
+}
+
 /// Converts one row to the stored type. Returns whether all stored elements are finite.
 template <class Isa, class From, class To>
 bool store_row(kv_row<From> from, row_slot<To> to, std::size_t d) {
-  bool finite = true;
-  for (std::size_t i = 0; i < d; ++i) {
-    const To stored = static_cast<To>(static_cast<float>(from.data[i * from.stride]));
-    finite &= is_finite(static_cast<float>(stored));  // a finite float may overflow in half
-    to.data[i * to.stride] = stored;
-  }
-  return finite;
+  const auto store = [&](std::size_t from_stride, std::size_t to_stride) {
+    unsigned infinite = 0;
+    for (std::size_t i = 0; i < d; ++i) {
+      const To stored = stored_as<To>(from.data[i * from_stride]);
+      infinite |= is_stored_finite(stored) ? 0u : 1u;  // a finite float may overflow in half
+      to.data[i * to_stride] = stored;
+    }
+    return infinite == 0;
+  };
+  return from.stride == 1 && to.stride == 1 ? store(1, 1) : store(from.stride, to.stride);
 }
 
 /// Stores a row as 8-bit integers and a scale. Returns whether it is finite.
