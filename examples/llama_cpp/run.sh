@@ -11,6 +11,7 @@
 #   examples/llama_cpp/run.sh --quality N,N,...  answers about numbers in a text of N tokens, and perplexity of what follows, by policy
 #   examples/llama_cpp/run.sh --check            copies, places to go back to, sessions, steps of several sequences
 #   examples/llama_cpp/run.sh --gemma ...        any of these with Gemma 3 270M, a base model: it continues a text
+#   examples/llama_cpp/run.sh --without-gqa ...  any of these with SmolLM2 where every query head has a copy of its KV head
 #
 # What follows is handed to the program: --bench 4096 --ratio 0.2. Everything lies in the cache folder of examples/models (PQKV_MODELS);
 # CXX and CC name other compilers. The first time takes 10 minutes and 1 GB on two cores, most of it llama.cpp's own build.
@@ -22,13 +23,18 @@ case ${1:-} in
 esac
 
 # The scripts in there lock the folder, so this one comes first.
-if [ "${1:-}" = --gemma ]; then
+name=smollm2-135m-instruct grouped=
+case ${1:-} in
+  --gemma)
+    shift
+    name=gemma3-270m
+    model=$("$root/examples/models/gemma3.sh")
+    ;;
+  *) model=$("$root/examples/models/smollm2.sh").gguf ;;
+esac
+if [ "${1:-}" = --without-gqa ]; then
   shift
-  name=gemma3-270m
-  model=$("$root/examples/models/gemma3.sh")
-else
-  name=smollm2-135m-instruct
-  model=$("$root/examples/models/smollm2.sh").gguf
+  name=smollm2-135m-without-gqa grouped=$model
 fi
 # shellcheck source-path=SCRIPTDIR source=../models/package_cache.sh
 . "$root/examples/models/package_cache.sh"
@@ -71,6 +77,14 @@ if [ "$(cat "$installed/.made-from" 2>/dev/null)" != "$stamp" ]; then
       cmake --build "$scratch/build" --parallel "$(nproc)" && rm -rf "$installed" && cmake --install "$scratch/build"
   } >"$cache/llama.cpp.log" 2>&1 || fail 1 "llama.cpp could not be built, see $cache/llama.cpp.log"
   printf '%s\n' "$stamp" >"$installed/.made-from"
+fi
+if [ -n "$grouped" ]; then
+  model=$cache/$name.gguf
+  if [ ! -f "$model" ]; then
+    need_space 200
+    environment convert "${conversion_packages[@]}"
+    "$python" "$root/examples/models/without_gqa.py" "$grouped" "$scratch/without_gqa" && mv "$scratch/without_gqa" "$model"
+  fi
 fi
 say "building llama_pqkv"
 {
