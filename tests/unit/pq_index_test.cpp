@@ -125,6 +125,22 @@ void check_learning(const Policy& policy, std::size_t fine, bool opaque, pqkv::k
 }
 }  // namespace
 
+TEST_CASE("pq_index: learning without tokens to encode writes no codes, and takes more rows than a sequence can hold") {
+  const pq_index_shape shape{2, h, d, 2, 4, 40};
+  const pqkv::pq_index<> index(cpu, shape);
+  const auto keys = make_rows<float>(content::clustered, h, 200, d, 3);
+  std::vector<std::uint8_t> outcomes(h * 2, 9);
+  index.learn(cpu, 0, pqkv::strided_rows<float>{{const_cast<float*>(keys.view().data), {h, 200, d}, {200 * d, d, 1}}, {}}, 0, 0, 200,
+              {.iterations = 3, .seed = 1, .rows_per_centroid = 0}, pqkv::make_view(outcomes.data(), h, 2));
+  CHECK(outcomes == std::vector<std::uint8_t>(h * 2, 0));
+  const auto codes = index.view().codes;
+  bool is_zero = true;
+  for (std::size_t i = 0; i < codes.extent(0); ++i)
+    for (std::size_t j = 0; j < codes.extent(1); ++j)
+      for (std::size_t t = 0; t < codes.extent(2); ++t) is_zero = is_zero && codes(i, j, t) == 0;
+  CHECK(is_zero);
+}
+
 TEST_CASE("pq index: what its shape comes to") {
   CHECK(shape_of(3, 0).heads() == 6);
   CHECK(shape_of(3, 0).cells() == 256);

@@ -51,6 +51,7 @@ class pq_index {
   /// is overwritten: no query may use the index until the outcomes are known. On a device the call only enqueues.
   ///
   /// @param rows      keys of all sequences (cache/kv_store.hpp)
+  /// @param ranked    `first`: only trains and writes no codes; n may then exceed the sequence's capacity
   /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; the index can be used if all of them are `trained`
   /// @throws std::bad_alloc; on a device capacity_error when the policy's scratch is too small, cuda_error
   /// @cost   train(), and for every coordinate of every key c distance terms; on the host, if training uses every key and not a sample,
@@ -67,7 +68,7 @@ class pq_index {
                                               own.pairs);
     learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
       if constexpr (space::usable_from<Space, space::host>)
-        if (!shape_.has_fine() && sees_all(keys, params, n - first)) {
+        if (ranked != first && !shape_.has_fine() && sees_all(keys, params, n - first)) {
           detail::run_operation<op::learn_codebook>(policy, own, first, keys, params, outcomes);
           return true;
         }
