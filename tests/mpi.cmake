@@ -19,10 +19,11 @@ target_compile_options(pqkv_mpi_tests PRIVATE ${quick_flags})
 # version 4, PRTE_MCA_rmaps of version 5.
 set(mpi_environment OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
     PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_base_warn_component_unused=0)
-foreach(ranks 2 4)
-  add_test(NAME mpi.lives_${ranks} COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:pqkv_mpi_tests>)
-  set_tests_properties(mpi.lives_${ranks} PROPERTIES LABELS mpi ENVIRONMENT "${mpi_environment}" PROCESSORS 2 TIMEOUT 300
-                       PASS_REGULAR_EXPRESSION "${ranks} ranks select as one, [1-9]")
+# mpirun ends with 0 only if every process does: no regular expression here, with which ctest would not look at that. A process fails, too,
+# where it does not meet as many ranks as it is told.
+foreach(ranks 1 2 3 4 8)
+  add_test(NAME mpi.lives_${ranks} COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:pqkv_mpi_tests> ${ranks})
+  set_tests_properties(mpi.lives_${ranks} PROPERTIES LABELS mpi ENVIRONMENT "${mpi_environment}" PROCESSORS 2 TIMEOUT 300)
 endforeach()
 if(PQKV_BUILD_EXAMPLES)
   add_executable(example_two_processes ${PROJECT_SOURCE_DIR}/examples/two_processes/main.cpp)
@@ -30,6 +31,5 @@ if(PQKV_BUILD_EXAMPLES)
   pqkv_own_target(example_two_processes)
   target_compile_options(example_two_processes PRIVATE ${quick_flags})
   add_test(NAME examples.two_processes COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} 2 $<TARGET_FILE:example_two_processes>)
-  set_tests_properties(examples.two_processes PROPERTIES LABELS mpi ENVIRONMENT "${mpi_environment}" PROCESSORS 2 TIMEOUT 300
-                       PASS_REGULAR_EXPRESSION "2 of 2 questions")
+  set_tests_properties(examples.two_processes PROPERTIES LABELS mpi ENVIRONMENT "${mpi_environment}" PROCESSORS 2 TIMEOUT 300)
 endif()

@@ -86,6 +86,26 @@ class rank_player {
   cache_type cache_;
 };
 
+/// What a step's queries are answered. @param most  room for the tokens of a list
+template <class Player>
+answer ask(Player& player, pqkv::view<const float, 3> query, std::size_t lists, std::size_t most, const pqkv::cache_step& step) {
+  const std::size_t tokens = query.extent(0), hq = query.extent(1), all = tokens * lists;
+  std::vector<std::int32_t> indices(all * most);
+  std::vector<std::uint32_t> sizes(all);
+  rows<float> out(tokens, hq, query.extent(2));
+  answer found;
+  found.lse.resize(tokens * hq);
+  player.cache().retrieve(player.policy(), query, pqkv::make_view(indices.data(), tokens, lists, most),
+                          pqkv::make_view(sizes.data(), tokens, lists), step);
+  for (std::size_t list = 0; list < all; ++list) {
+    const auto first = indices.begin() + static_cast<std::ptrdiff_t>(list * most);
+    found.lists.emplace_back(first, first + static_cast<std::ptrdiff_t>(sizes[list]));
+  }
+  player.cache().attend(player.policy(), query, out.view(), pqkv::make_view(found.lse.data(), tokens, hq), step);
+  found.out.assign(out.view().data, out.view().data + query.size());
+  return found;
+}
+
 /// A life: what happens, from its seed.
 struct life_script {
   std::size_t batch, h, hq, d, lists, capacity, events;
@@ -155,27 +175,13 @@ struct life_script {
     step.counts = pqkv::make_view(std::as_const(counts));
     const auto keys = drawn(tokens, h, what), values = drawn(tokens, h, content::gaussian);
     player.cache().append(player.policy(), keys.view(), values.view(), step);
-    rows<float> query(tokens, hq, d), out(tokens, hq, d);
+    rows<float> query(tokens, hq, d);
     fill(query.view(), content::gaussian, random);
     const float loud = random.below(4) == 0 ? 8.0f : 1.0f;  // steep: products far below the table's maxima
     for (std::size_t t = 0; t < tokens; ++t)
       for (std::size_t q = 0; q < hq; ++q)
         for (std::size_t i = 0; i < d; ++i) query(t, q, i) *= loud;
-    answer found;
-    found.lse.resize(tokens * hq);
-    std::vector<std::int32_t> indices(tokens * lists * capacity);
-    std::vector<std::uint32_t> sizes(tokens * lists);
-    player.cache().retrieve(player.policy(), query.view(), pqkv::make_view(indices.data(), tokens, lists, capacity),
-                            pqkv::make_view(sizes.data(), tokens, lists), step);
-    for (std::size_t list = 0; list < tokens * lists; ++list) {
-      const auto first = indices.begin() + static_cast<std::ptrdiff_t>(list * capacity);
-      found.lists.emplace_back(first, first + static_cast<std::ptrdiff_t>(sizes[list]));
-    }
-    player.cache().attend(player.policy(), query.view(), out.view(), pqkv::make_view(found.lse.data(), tokens, hq), step);
-    for (std::size_t t = 0; t < tokens; ++t)
-      for (std::size_t q = 0; q < hq; ++q)
-        for (std::size_t i = 0; i < d; ++i) found.out.push_back(out(t, q, i));
-    return found;
+    return ask(player, pqkv::as_const(query.view()), lists, capacity, step);
   }
 };
 

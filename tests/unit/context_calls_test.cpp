@@ -62,20 +62,10 @@ void prefill(auto& one, std::size_t slot, std::size_t count, std::uint64_t seed,
 /// This rank's lists of the next query of a slot, and the output.
 answer asked(auto& one, std::uint32_t slot) {
   const auto query = drawn(1, hq, 9);
-  rows<float> out(1, hq, d);
-  std::vector<std::int32_t> indices(h * most);
-  std::vector<std::uint32_t> sizes(h);
   const std::uint32_t count = 1;
   pqkv::cache_step step;
   step.slots = pqkv::make_view(&slot, 1), step.counts = pqkv::make_view(&count, 1);
-  answer found;
-  found.lse.resize(hq);
-  one.cache().retrieve(one.policy(), query.view(), pqkv::make_view(indices.data(), 1, h, most), pqkv::make_view(sizes.data(), 1, h), step);
-  one.cache().attend(one.policy(), query.view(), out.view(), pqkv::make_view(found.lse.data(), 1, hq), step);
-  for (std::size_t list = 0; list < h; ++list) found.lists.emplace_back(&indices[list * most], &indices[list * most] + sizes[list]);
-  for (std::size_t q = 0; q < hq; ++q)
-    for (std::size_t i = 0; i < d; ++i) found.out.push_back(out(0, q, i));
-  return found;
+  return ask(one, pqkv::as_const(query.view()), h, most, step);
 }
 bool same(const answer& a, const answer& b) { return a.lists == b.lists && a.out == b.out && a.lse == b.lse; }
 void load_from(auto& one, std::size_t slot, const files& given) {

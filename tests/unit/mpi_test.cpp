@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // A program for mpirun: context-parallel lives over processes. Every rank plays the same scripts to its share and to a pqcache that holds
 // everything, and compares: its list must be the part of the whole list that is its own, its output the whole output within the rounding
-// of merge(). Then the collectives' errors. Prints one line on rank 0; a rank that finds a fault says so and exits with 1.
+// of merge(). Then a refusal, files that other numbers of ranks load, and the collectives' errors. Prints one line on rank 0; a rank that
+// finds a fault says so and exits with 1.
+//
+//   mpirun -n RANKS pqkv_mpi_tests RANKS
 #include <pqkv/adapt/mpi.hpp>
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "cases/rank_lives.hpp"
 
@@ -50,6 +54,82 @@ const char* play_lives(const mpi_ranks& ranks, std::size_t& listed) {
   return nullptr;
 }
 
+using player = rank_player<float, mpi_ranks>;
+constexpr std::size_t h = 2, hq = 4, d = 16, n = 333;
+
+template <class Params>
+Params settings(std::size_t block) {
+  Params p;
+  p.kv_heads = h, p.query_heads = hq, p.head_dim = d, p.capacity = 400;
+  p.budget.ratio = 0.2, p.selector.subspaces = 2, p.selector.bits = 4, p.selector.refresh_iterations = 0;
+  if constexpr (requires { p.block; }) p.block = block;
+  return p;
+}
+rows<float> drawn(std::size_t a, std::size_t b, std::uint64_t seed) {
+  random_source random(seed);
+  rows<float> made(a, b, d);
+  fill(made.view(), content::clustered, random);
+  return made;
+}
+void prefill(auto& one) {
+  const auto keys = drawn(h, n, 1), values = drawn(h, n, 2);
+  one.prefill(0, keys.view(), values.view(), pqkv::chunk::last);
+}
+answers asked(auto& one) {
+  const auto query = drawn(1, hq, 3);
+  return {ask(one, pqkv::as_const(query.view()), h, 400, {})};
+}
+
+/// The last rank's truncate() is wrong: it says why, the others name it, and nothing has changed.
+const char* refusal(const mpi_ranks& ranks) {
+  player one(ranks, settings<player::cache_type::params>(8));
+  prefill(one);
+  const answers before = asked(one);
+  const std::size_t last = ranks.size() - 1;
+  const char* fault = "no refusal";
+  try {
+    one.cache().truncate(cpu, 0, ranks.rank() == last ? n + 1 : 5);
+  } catch (const rank_error& error) {
+    fault = ranks.rank() != last && error.rank == last ? nullptr : "another rank's refusal";
+  } catch (const pqkv::value_error&) {
+    fault = ranks.rank() == last ? nullptr : "a refusal where the call was right";
+  }
+  if (fault != nullptr) return fault;
+  const answers after = asked(one);
+  return one.cache().size(0) == n && after[0].lists == before[0].lists && after[0].out == before[0].out ? nullptr
+                                                                                                        : "a refusal changed a slot";
+}
+
+/// All ranks save; those with even and with odd numbers are then two groups, each of which loads all files into a cache of another layout.
+const char* load_by_others(mpi_ranks ranks, MPI_Comm comm) {
+  player one(ranks, settings<player::cache_type::params>(8));
+  prefill(one);
+  const std::vector<std::byte> file = saved(cpu, one.cache(), 0);
+  std::uint64_t bytes = file.size();
+  std::vector<std::uint64_t> sizes(ranks.size());
+  ranks.all_gather(cpu, reinterpret_cast<const std::byte*>(&bytes), reinterpret_cast<std::byte*>(sizes.data()), sizeof bytes);
+  const std::size_t room = *std::max_element(sizes.begin(), sizes.end());
+  std::vector<std::byte> own(file), all(ranks.size() * room);
+  own.resize(room);
+  ranks.all_gather(cpu, own.data(), all.data(), room);
+  std::vector<std::vector<std::byte>> files;
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) files.emplace_back(&all[rank * room], &all[rank * room] + sizes[rank]);
+  std::vector<file_source> sources;
+  for (const auto& each : files) sources.push_back({each});
+
+  MPI_Comm group;
+  MPI_Comm_split(comm, static_cast<int>(ranks.rank() % 2), 0, &group);
+  const mpi_ranks others(group);
+  player other(others, settings<player::cache_type::params>(5));
+  other.cache().load(cpu, 0, sources);
+  whole_player<float> whole(settings<whole_player<float>::cache_type::params>(0));
+  prefill(whole);
+  std::size_t listed = 0;
+  const char* const fault = fault_of(asked(other), asked(whole), other.cache().layout(), others.rank(), listed);
+  MPI_Comm_free(&group);
+  return fault == nullptr && listed == 0 ? "nothing was loaded" : fault;
+}
+
 const char* exchange_pieces(mpi_ranks ranks) {
   const std::size_t size = ranks.size();
   std::vector<std::uint64_t> to(size), from(size);
@@ -87,9 +167,11 @@ int main(int argc, char** argv) {
   MPI_Comm_dup(MPI_COMM_WORLD, &late);
   const mpi_ranks ranks(own);
   std::size_t listed = 0;
-  const char* fault = nullptr;
+  const char* fault = argc == 2 && std::strtoul(argv[1], nullptr, 10) == ranks.size() ? nullptr : "not as many ranks as the argument says";
   try {
-    fault = play_lives(ranks, listed);
+    if (fault == nullptr) fault = play_lives(ranks, listed);
+    if (fault == nullptr) fault = refusal(ranks);
+    if (fault == nullptr) fault = load_by_others(ranks, own);
     if (fault == nullptr) fault = exchange_pieces(ranks);
     if (fault == nullptr) fault = time_limit(late);
   } catch (const std::exception& error) {
@@ -100,6 +182,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "rank %zu: %s\n", ranks.rank(), fault);
     MPI_Abort(MPI_COMM_WORLD, 1);
   }
+  if (listed == 0) std::fprintf(stderr, "rank %zu: no tokens of its own were compared\n", ranks.rank());
   if (ranks.rank() == 0) std::printf("%zu ranks select as one, %zu tokens of rank 0 compared\n", ranks.size(), listed);
   MPI_Barrier(MPI_COMM_WORLD);
   MPI_Finalize();
