@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A decode step of one layer on two GPUs, each with half of the tokens, append and attend with all exchanges in one CUDA graph, over peers
 // and over NCCL, exact and local; beside it one GPU's step on all tokens and on half of them, the same step on one rank that exchanges with
-// nobody, dense context-parallel attention, and the exchanges alone. 8 KV heads, 32 query heads, head dimension 128, bfloat16; 2048 tokens
-// retrieved or more, 64 sinks, 960 window tokens: the layer of docs/scale.md, with keys around 512 directions a head.
+// nobody and retrieves as many tokens as both or as one of them, dense context-parallel attention, and the exchanges alone. 8 KV heads, 32
+// query heads, head dimension 128, bfloat16; 2048 tokens retrieved or more, 64 sinks, 960 window tokens: the layer of docs/scale.md, with
+// keys around 512 directions a head.
 //
 // Before each timed step the caches are flushed, and an exchange that is not timed lets all GPUs begin together. Times are of the slower
 // rank. One JSON line each, as bench/cuda; the cold time is the one of docs/results_gpu.md.
@@ -102,10 +103,10 @@ struct step_inputs {
 };
 
 template <class Params>
-Params settings(const codes& of, std::size_t n) {
+Params settings(const codes& of, std::size_t n, std::size_t k = retrieved) {
   Params p{};
   p.kv_heads = h, p.query_heads = hq, p.head_dim = d, p.capacity = n + room;
-  p.budget.sinks = sinks, p.budget.window = window, p.budget.retrieve = retrieved;
+  p.budget.sinks = sinks, p.budget.window = window, p.budget.retrieve = k;
   p.selector.subspaces = of.subspaces, p.selector.bits = of.bits;
   p.selector.train = {.iterations = 10, .seed = 1, .rows_per_centroid = 256};
   return p;
@@ -131,12 +132,12 @@ void one_gpu(const process& own, const codes& of, std::size_t n) {
 /// n tokens over all ranks.
 template <class Ranks>
 void over_ranks(const process& own, const char* how, const Ranks& communicator, const codes& of, std::size_t n,
-                pqkv::scale::selection_mode mode, bool alone = false) {
+                pqkv::scale::selection_mode mode, bool alone = false, std::size_t k = retrieved) {
   const char* const selected = mode == pqkv::scale::selection_mode::exact ? "exact" : "local";
   const std::string name = named(std::string("rank_step/") + how + "/" + selected + "/" + of.name, {{"n", n}});
   if (!is_wanted(name)) return;
   using cache_type = pqkv::scale::context_parallel<pqkv::dense_rows<stored, device>, Ranks>;
-  auto p = settings<typename cache_type::params>(of, n);
+  auto p = settings<typename cache_type::params>(of, n, k);
   p.selection_over_ranks = mode;
   p.agreement = pqkv::scale::agreement_mode::with_exchange;
   p.run = n / communicator.size();
@@ -228,7 +229,10 @@ void measure_rank(const pqkv_cases::forked_group& group, std::size_t rank) {
     for (const codes& of : every_code) {
       one_gpu(own, of, n / 2);
       if (n == lengths[std::size(lengths) - 1]) one_gpu(own, of, n);
-      if (rank == 0) over_ranks(own, "alone", nobody_else.communicator(), of, n / 2, selection_mode::exact, true);
+      if (rank == 0) {
+        over_ranks(own, "alone", nobody_else.communicator(), of, n / 2, selection_mode::exact, true);
+        over_ranks(own, "alone_half", nobody_else.communicator(), of, n / 2, selection_mode::exact, true, retrieved / ranks);
+      }
       group.meet();
       for (const selection_mode mode : {selection_mode::exact, selection_mode::local}) {
         over_ranks(own, "peer", peers.communicator(), of, n, mode);
@@ -247,7 +251,8 @@ void name_all() {
   for (const std::size_t n : lengths) {
     for (const codes& of : every_code) {
       is_wanted(named(std::string("rank_step/one_gpu/") + of.name, {{"n", n / 2}}));
-      is_wanted(named(std::string("rank_step/alone/exact/") + of.name, {{"n", n / 2}}));
+      for (const char* how : {"alone", "alone_half"})
+        is_wanted(named(std::string("rank_step/") + how + "/exact/" + of.name, {{"n", n / 2}}));
       for (const char* mode : modes)
         for (const char* how : {"peer", "nccl"}) is_wanted(named(std::string("rank_step/") + how + "/" + mode + "/" + of.name, {{"n", n}}));
     }
