@@ -102,16 +102,23 @@ std::optional<double> seconds_of_prompt(engine& e, const options& o, std::span<c
   return seconds_of_work(o.threads) - begin;
 }
 
-/// Reads the prompt in turns, and prints a line; all sequences have it then. @returns false after Ctrl-C
-bool bench_prompts(engine& plain, engine& ours, const options& o, std::span<const llama_token> prompt) {
-  std::vector<double> theirs, mine, times, taking;
+/// Reads the prompt in turns, and prints a line; all sequences have it then. A second llama.cpp takes turns too: what it differs by from
+/// the first is what this measurement cannot tell. @returns false after Ctrl-C
+bool bench_prompts(engine& plain, engine& again, engine& ours, const options& o, std::span<const llama_token> prompt) {
+  std::vector<double> theirs, mine, times, noise, taking;
   for (std::size_t round = 0; round < o.prompts; ++round) {
-    const auto a = seconds_of_prompt(plain, o, prompt), b = seconds_of_prompt(ours, o, prompt);
-    if (!a || !b) return false;
-    theirs.push_back(*a), mine.push_back(*b), times.push_back(*b / *a), taking.push_back(ours.hook()->times().taking / *b);
+    engine& first = round % 2 == 0 ? plain : again;
+    engine& last = round % 2 == 0 ? again : plain;
+    const auto a = seconds_of_prompt(first, o, prompt), b = seconds_of_prompt(ours, o, prompt), c = seconds_of_prompt(last, o, prompt);
+    if (!a || !b || !c) return false;
+    const double mean = (*a + *c) / 2;
+    theirs.push_back(mean), mine.push_back(*b), times.push_back(*b / mean), taking.push_back(ours.hook()->times().taking / *b);
+    noise.push_back(round % 2 == 0 ? *c / *a : *a / *c);
   }
-  std::printf("%8zu to the first token, median of %zu: llama.cpp %.2f s, pqkv %.2f s, %.3f times as long; pqkv's own part %.1f %%\n",
-              prompt.size(), o.prompts, middle_of(theirs), middle_of(mine), middle_of(times), 100 * middle_of(taking));
+  std::printf(
+      "%8zu to the first token, median of %zu: llama.cpp %.2f s, pqkv %.2f s, %.3f times as long, pqkv's own part %.1f %%; a second\n"
+      "         llama.cpp %.3f times the first\n",
+      prompt.size(), o.prompts, middle_of(theirs), middle_of(mine), middle_of(times), 100 * middle_of(taking), middle_of(noise));
   std::fflush(stdout);
   for (std::size_t sequence = 1; sequence < o.sequences; ++sequence) plain.fork(0, sequence), ours.fork(0, sequence);
   return true;
@@ -150,10 +157,11 @@ int bench(const model& file, const options& o, std::span<const llama_token> text
   for (const std::size_t length : o.bench) {
     engine_settings settings = o.engine_of(length + 2 * o.steps * (o.rounds + 1));
     settings.sequences = o.sequences;
-    engine ours(file, settings), plain(file, without_pqkv(settings, o.cache_type, true));
+    const engine_settings unmodified = without_pqkv(settings, o.cache_type, true);
+    engine ours(file, settings), plain(file, unmodified), again(file, unmodified);
     std::vector<llama_token> prompt(length);
     for (std::size_t i = 0; i < length; ++i) prompt[i] = text[i % text.size()];
-    if (!bench_prompts(plain, ours, o, prompt)) return interrupted;
+    if (!bench_prompts(plain, again, ours, o, prompt)) return interrupted;
     if (!bench_steps(plain, ours, o, length, 1, text)) return interrupted;
     if (o.sequences > 1 && !bench_steps(plain, ours, o, length, o.sequences, text)) return interrupted;
   }

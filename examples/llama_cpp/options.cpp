@@ -37,7 +37,7 @@ const char* const usage =
     --write-f32 FILE the model with its weights as 32-bit floats, for --compare: differences then come from the attention only
     --steps N        tokens a round of --bench (32); tokens of --quality's perplexity
     --rounds N       rounds of --bench, the two taking turns (5)
-    --prompts N      times that --bench reads a prompt, the two taking turns (1)
+    --prompts N      times that --bench reads a prompt, in turns with llama.cpp and a second llama.cpp (1)
     --sequences N    copies that --bench decodes together, after one alone (1)
     --needles N      numbers in the text of --quality (10)
 )";
