@@ -82,7 +82,7 @@ void measure_all() {
   using enum pqkv::search_path;
   for (const std::size_t n : {131072u, 1048576u})
     for (const std::size_t k : {2048u, 16384u}) measure_paths({8, 2, 6, n, k}, {joint, scan});
-  measure_paths({8, 4, 8, 131072, 2048}, {scan});
+  for (const std::size_t n : {32768u, 131072u, 1048576u}) measure_paths({8, 4, 8, n, 2048}, {scan});
   measure_paths({128, 2, 6, 131072, 2048}, {joint});
 }
 }  // namespace

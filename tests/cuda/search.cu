@@ -312,19 +312,19 @@ void compare_shapes(workload& work, random_source& random, verdicts& all) {
 
 /// Lengths at which every path of the device is taken: one launch or many, one CTA or a cluster, keys in shared memory or not.
 void compare_long(workload& work, random_source& random, verdicts& all) {
-  const search_shape long_shapes[] = {{8, 4, 2, 6, 131072, 128}, {2, 1, 2, 4, 20000, 64},
-                                      {2, 4, 2, 7, 70000, 128},  {1, 4, 2, 8, 300000, 128},
-                                      {2, 8, 4, 4, 300000, 128}, {1, 4, 4, 8, 400000, 128},
-                                      {1, 32, 16, 8, 5000, 128}, {1, 2, 2, 6, 1048576, 64},
-                                      {9, 8, 2, 7, 300000, 128}};  // 72 lists under `none`: a CTA each, in two steps
+  const search_shape long_shapes[] = {
+      {8, 4, 2, 6, 131072, 128}, {2, 1, 2, 4, 20000, 64},   {2, 4, 2, 7, 70000, 128},  {1, 4, 2, 8, 300000, 128},
+      {2, 8, 4, 4, 300000, 128}, {1, 4, 4, 8, 400000, 128}, {1, 32, 16, 8, 5000, 128}, {1, 2, 2, 6, 1048576, 64},
+      {3, 5, 4, 8, 50001, 128},  {2, 8, 8, 6, 40003, 64},   {9, 8, 2, 7, 300000, 128}};  // 72 lists under `none`: a CTA each, in two steps
   const search_shape small_shapes[] = {{1, 2, 2, 6, 66000, 128},  {1, 1, 2, 4, 20000, 64}, {1, 32, 16, 8, 5000, 128},
                                        {1, 2, 2, 8, 66000, 128},  {1, 2, 4, 4, 20000, 64}, {1, 2, 4, 8, 40000, 128},
                                        {1, 1, 2, 8, 300000, 128}, {2, 2, 2, 7, 20000, 64}};
   const std::span<const group_reduction> reductions(every_reduction);
   std::size_t turn = 0;
-  for (const search_shape& shape : work.small() ? std::span<const search_shape>(small_shapes) : std::span<const search_shape>(long_shapes))
+  for (search_shape shape : work.small() ? std::span<const search_shape>(small_shapes) : std::span<const search_shape>(long_shapes))
     for (std::size_t round = 0; round < (work.rounds() + 1) / 2; ++round) {
       if (!work.another()) continue;
+      shape.plane_padding = round == 0 ? 0 : random.below(9);  // planes whose words are aligned, or not
       const table_kind tables = round == 0 ? table_kind::smooth : every_table[random.below(std::size(every_table))];
       search_problem problem(shape, tables, every_code[round == 0 ? 0 : random.below(4)], random);
       for (std::size_t head = 0; head < shape.h; ++head) {

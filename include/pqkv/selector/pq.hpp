@@ -263,6 +263,7 @@ class basic_pq {
     rank(policy, query, map, ranges, indices, counts);
   }
   /// Plans a pass and selects, in one launch. Returns false and does nothing if one launch is not enough.
+  /// @param policy  with scratch for retrieve()
   template <exec::policy P>
   requires std::same_as<typename P::backend_type, backend::cuda>
   bool select_planned(const P& policy, view<const float, 2, Space> query, const planned_queries<Space>& planned,

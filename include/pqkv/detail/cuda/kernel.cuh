@@ -55,31 +55,59 @@ struct launcher {
     bool early = false;    // may start before the kernel ahead of it has ended; it must then wait for that kernel itself
   };
 
+  /// How many clusters of the launch the current device can run at a time. Allows clusters of more than 8 CTAs.
+  template <class... Parameter>
+  unsigned resident_clusters(const char* name, void (*kernel)(Parameter...), const shape& launch) const {
+    allow_shared_memory(name, kernel, launch);
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1), function,
+               name);
+    const configuration made(launch, stream);
+    int count = 0;
+    check_cuda(cudaOccupancyMaxActiveClusters(&count, reinterpret_cast<const void*>(kernel), &made.config), function, name);
+    return static_cast<unsigned>(count);
+  }
+
   /// An empty grid launches nothing.
   template <class... Parameter, class... Argument>
   void operator()(const char* name, void (*kernel)(Parameter...), const shape& launch, Argument... arguments) const {
     if (launch.grid.x == 0 || launch.grid.y == 0 || launch.grid.z == 0) return;
+    allow_shared_memory(name, kernel, launch);
+    const configuration made(launch, stream);
+    check_cuda(cudaLaunchKernelEx(&made.config, kernel, static_cast<Parameter>(arguments)...), function, name);
+  }
+
+ private:
+  struct configuration {
+    cudaLaunchAttribute attributes[2]{};
+    cudaLaunchConfig_t config{};
+
+    configuration(const shape& launch, cudaStream_t stream) {
+      unsigned count = 0;
+      if (launch.early) {
+        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+      }
+      if (launch.cluster > 1) {
+        attributes[count].id = cudaLaunchAttributeClusterDimension;
+        attributes[count++].val.clusterDim = {launch.cluster, 1, 1};
+      }
+      config.gridDim = launch.grid;
+      config.blockDim = dim3(launch.threads);
+      config.dynamicSmemBytes = launch.shared_bytes;
+      config.stream = stream;
+      config.attrs = attributes;
+      config.numAttrs = count;
+    }
+    configuration(const configuration&) = delete;
+    configuration& operator=(const configuration&) = delete;
+  };
+  template <class... Parameter>
+  void allow_shared_memory(const char* name, void (*kernel)(Parameter...), const shape& launch) const {
     constexpr std::size_t always_there = 4 * 1024;  // 48 KB are available without a request, including what kernels declare statically
     if (launch.shared_bytes > always_there)
       check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(launch.shared_bytes)),
                  function, name);
-    cudaLaunchAttribute attribute{};
-    if (launch.early) {
-      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-      attribute.val.programmaticStreamSerializationAllowed = 1;
-    } else {
-      attribute.id = cudaLaunchAttributeClusterDimension;
-      attribute.val.clusterDim = {launch.cluster, 1, 1};
-    }
-    cudaLaunchConfig_t config{};
-    config.gridDim = launch.grid;
-    config.blockDim = dim3(launch.threads);
-    config.dynamicSmemBytes = launch.shared_bytes;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = launch.early || launch.cluster > 1 ? 1 : 0;
-    check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameter>(arguments)...), function, name);
   }
 };
 

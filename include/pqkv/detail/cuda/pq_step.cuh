@@ -5,6 +5,8 @@
 
 #include "../../core/canonical.hpp"
 #include "../../selector/pq.hpp"
+#include "retrieve_cluster.cuh"
+#include "retrieve_filter.cuh"
 #include "retrieve_fused.cuh"
 #include "sequence_steps_append.cuh"
 
@@ -18,7 +20,7 @@ namespace detail {
 ///                 of all ranks are selected together
 template <unsigned Threads, unsigned Pack, class Places = whole_sequence>
 struct planned_lists {
-  static constexpr bool exchanges = Places::exchanges;
+  static constexpr bool exchanges = Places::exchanges, plans = true;
   using pack = block::query_pack<Pack>;
 
   planned_queries<space::device> queries;
@@ -45,7 +47,11 @@ struct planned_lists {
   std::size_t shared_bytes(const block::scoring& call) const {
     using block::shared_memory;
     return shared_memory::bytes<float>(std::size_t{call.g} * call.m * call.c) + shared_memory::bytes<pack>(packs * d) +
-           shared_memory::bytes<std::uint32_t>(std::size_t{d} * call.c) + shared_memory::bytes<middle_range>(2);
+           shared_memory::bytes<middle_range>(2);
+  }
+  /// Of the centroids, which are needed until the tables are there.
+  std::size_t centroid_bytes(const block::scoring& call) const {
+    return block::shared_memory::bytes<std::uint32_t>(std::size_t{d} * call.c);
   }
 
   /// The entries of a list's query heads, [g, m, c].
@@ -85,12 +91,12 @@ struct planned_lists {
     }
     __device__ std::size_t head() const { return std::size_t{is_query ? at.slot : 0} * all.kv_heads + (row_head - token * all.kv_heads); }
 
-    /// Begins to copy the list's queries and the head's centroids.
-    __device__ entries begin(block::shared_memory& memory) const {
+    /// Begins to copy the list's queries and the head's centroids. @param centroids_at  memory for the centroids; null: to be taken
+    __device__ entries begin(block::shared_memory& memory, std::uint32_t* centroids_at = nullptr) const {
       entries own;
       own.table = memory.take<float>(call.g * call.m * call.c);
       own.rows = memory.take<pack>(all.packs * all.d);
-      own.centroids = memory.take<std::uint32_t>(all.d * call.c);
+      own.centroids = centroids_at != nullptr ? centroids_at : memory.take<std::uint32_t>(all.d * call.c);
       own.range = memory.take<middle_range>(2);
       static_assert(Threads >= max_head_dim);
       if (threadIdx.x < all.d) {
@@ -169,33 +175,58 @@ struct planned_lists {
 }  // namespace detail
 
 namespace detail {
-/// Ranks a step in one launch. @return false, and nothing is enqueued, where it needs more than one
-template <class P, class Places>
-bool rank_step_in_one(const P& policy, const ranked_step<space::device>& step, const Places& places) {
-  constexpr unsigned together = 4;
-  const std::size_t tokens = step.plan.slots.extent(0), hq = step.query.extent(0);
-  if (tokens == 0 || !block::uses_probabilities(step.how.reduction)) return false;
+/// A step's call of retrieve(), whose tables are not there yet.
+inline block::scoring planned_call(const ranked_step<space::device>& step) {
   const codebook_view<space::device> book = step.index.book;
   const distance_table_view<space::device> no_table{
-      make_view<space::device>(static_cast<const float*>(nullptr), hq, book.subspaces(), book.size()), {}};
+      make_view<space::device>(static_cast<const float*>(nullptr), step.query.extent(0), book.subspaces(), book.size()), {}};
   const head_map<space::device> map{as_const(step.plan.slots), static_cast<std::uint32_t>(step.index.kv_heads)};
   block::scoring call(no_table, as_const(step.index.codes), step.how.reduction, step.how.head_dim, step.how.scale, map);
   call.path = step.how.path;
   if (step.how.path != search_path::scan) call.index = step.index.index;
-  if (call.g == 1) return false;  // look-ups would be of one query head
+  return call;
+}
+/// Whether a step can be planned and ranked in one launch: without query heads together, look-ups would be of one query head.
+inline bool can_plan_in_one(const ranked_step<space::device>& step, const block::scoring& call) {
+  return step.plan.slots.extent(0) != 0 && block::uses_probabilities(step.how.reduction) && call.g > 1;
+}
+
+/// Ranks a step in one launch, by the cells of an index or a short range. @return false, and nothing is enqueued, where it needs more
+template <class P, class Places>
+bool rank_step_in_one(const P& policy, const ranked_step<space::device>& step, const Places& places) {
+  constexpr unsigned together = 4;
+  block::scoring call = planned_call(step);
+  if (!can_plan_in_one(step, call)) return false;
   const list_items most(call);
   const launcher launch(policy, "rank_step");
   const planned_lists<tuning::fused_threads, together, Places> lists(step, call.g, places);
   return retrieve_in_one<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, most.items, most.cells);
 }
+/// The same by the tokens of long ranges. @param policy  with scratch for retrieve()
+template <class P>
+bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& step) {
+  constexpr unsigned together = 4;
+  block::scoring call = planned_call(step);
+  if (!can_plan_in_one(step, call)) return false;
+  const list_items most(call);
+  if (most.cells != 0) return false;
+  const std::size_t n = call.codes.extent(2);
+  arena memory = device_scratch(
+      policy.scratch, retrieve_device_scratch_bytes({.lists = call.lists, .query_heads = call.query_heads(), .tokens = n}), "rank_step");
+  const launcher launch(policy, "rank_step");
+  const planned_lists<tuning::cluster_threads, together> lists(step, call.g);
+  return rank_in_clusters<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr,
+                                    filter_memory(memory, call.lists, n).keys);
+}
 }  // namespace detail
 
 template <>
 struct kernel<op::rank_step, backend::cuda> {
+  /// @param policy  with scratch for retrieve()
   /// @return false, and nothing is enqueued, where the step needs more than one launch
   template <class P>
   static bool run(const P& policy, const ranked_step<space::device>& step) {
-    return detail::rank_step_in_one(policy, step, detail::whole_sequence{});
+    return detail::rank_step_in_one(policy, step, detail::whole_sequence{}) || detail::rank_step_in_clusters(policy, step);
   }
 };
 

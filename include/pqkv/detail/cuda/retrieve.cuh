@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From table to selected tokens on the device, in one of three ways. Few items (the cells of a joint-code index, or a short range):
-// retrieve_fused.cuh. Many tokens: retrieve_filter.cuh. Many cells: scores go to scratch, and one cluster selects from each list.
+// retrieve_fused.cuh. Many tokens: retrieve_cluster.cuh or retrieve_filter.cuh. Many cells: scores go to scratch, and one cluster selects
+// from each list.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include "block/select.cuh"
 #include "block/shared.cuh"
 #include "retrieve_cells.cuh"
+#include "retrieve_cluster.cuh"
 #include "retrieve_filter.cuh"
 #include "retrieve_fused.cuh"
 #include "retrieve_lists.cuh"
@@ -181,6 +183,8 @@ struct kernel<op::retrieve, backend::cuda> {
     if (cells == 0) {
       detail::filter_memory own(memory, lists, n);
       own.keeps_keys = call.given != nullptr;
+      if constexpr (Pack > 1)
+        if (detail::rank_in_clusters<Pack>(launch, call, detail::given_lists{}, out, skipped, own.keys)) return;
       return detail::filter_lists<Pack>(launch, call, out, skipped, own);
     }
     const std::size_t most_items = std::max(n, usual_items);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selects from many tokens without writing their scores to memory. The scores of a sample give a bracket around the threshold. The CTAs
-// that share a list score its tokens: they set bits for tokens above the bracket or at its ends, and keep those inside. The last CTA to
-// finish finds the exact threshold among the few that were kept and writes the list. If the sample misled, that CTA scores the whole list
-// again.
+// Selects from many tokens without writing their scores to memory, where retrieve_cluster.cuh does not: by logits, for one query head, with
+// given normalisers, on devices before compute capability 9.0, or with tables that are too large. The scores of a sample give a bracket
+// around the threshold. The CTAs that share a list score its tokens: they set bits for tokens above the bracket or at its ends, and keep
+// those inside. The last CTA to finish finds the exact threshold among the few that were kept and writes the list. If the sample misled,
+// that CTA scores the whole list again.
 // Source: the sample and bracket of block/bracket.cuh.
 #pragma once
 
@@ -45,7 +46,6 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     bracket_kernel(block::scoring call, scan_shape shape, retrieved_lists out, std::uint8_t* skipped, filter_memory own) {
   constexpr unsigned sampled = block::bracket_sample;
   __shared__ block::list_select<Threads> select;
-  __shared__ block::reduction<std::uint32_t, Threads> counts;
   block::release_dependents();
   const unsigned list = blockIdx.x;
   const block::scored_items items = call.items(list);
@@ -66,7 +66,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   settle_list<Threads, Pack>(call, shape, list, skipped, memory, [&](const auto& scorer) { scorer.score(sample, 0, samples, keys); });
   __syncthreads();
   block::bracket limits{0, 0xffffffffu};
-  if (samples != 0) limits = block::bracket_of_sample(select, counts, keys, items.n, k, 0, static_cast<std::uint32_t>(own.kept.extent(1)));
+  if (samples != 0) limits = block::bracket_of_sample(select, keys, {items.n, k, static_cast<std::uint32_t>(own.kept.extent(1))}, 0);
   if (threadIdx.x == 0) own.filters[list] = {limits, 0, 0, 0, 0, 0};
 }
 

@@ -30,27 +30,6 @@ struct token_share {
   }
 };
 
-/// Lists whose ranges and tables are in device memory.
-struct given_lists {
-  using entries = block::table_entries;
-  static constexpr bool exchanges = false;
-
-  /// The list of one CTA.
-  struct one {
-    const block::scoring& call;
-    unsigned list;
-
-    __device__ one(const given_lists&, const block::scoring& of, unsigned which, unsigned, unsigned) : call(of), list(which) {}
-    __device__ std::size_t head() const { return call.head_of(list); }
-    /// Returns where the table entries of the list will be. Other kinds of lists start copying here what the entries are computed from.
-    __device__ entries begin(block::shared_memory&) const { return {}; }
-    /// After this call the entries and the range can be used.
-    __device__ void finish(const entries&) const {}
-    __device__ middle_range range(const entries&) const { return call.range(list); }
-  };
-  std::size_t shared_bytes(const block::scoring&) const { return 0; }
-};
-
 enum class call_case { any, usual };  // of block::scoring::is_usual()
 
 /// Each list has 2^log_parts CTAs; the CTAs of all lists follow one another along grid.x, the axis that CUDA limits least. Each CTA finds
@@ -338,8 +317,9 @@ bool retrieve_in_one(const launcher& launch, block::scoring call, const Lists& l
   if constexpr (Pack > 1)
     if (call.is_usual()) kernel = retrieve_kernel<threads, Pack, call_case::usual, Lists>;
   const std::size_t room = launch.shared_limit(kernel), of_lists = shared_memory::bytes<std::uint32_t>(cells + 1);
-  std::size_t fixed = lists.shared_bytes(call) + block::list_scorer<threads, Pack>::shared_bytes(call.g, call.m, call.c) +
-                      shared_memory::bytes<std::uint32_t>(items) + (call.index.empty() ? 0 : shared_memory::bytes<std::uint32_t>(cells));
+  std::size_t fixed = lists.shared_bytes(call) + lists.centroid_bytes(call) +
+                      block::list_scorer<threads, Pack>::shared_bytes(call.g, call.m, call.c) + shared_memory::bytes<std::uint32_t>(items) +
+                      (call.index.empty() ? 0 : shared_memory::bytes<std::uint32_t>(cells));
   if (fixed + tuning::fused_least_bitmaps > room) return false;
   const bool has_offsets = cells != 0 && fixed + of_lists + 2 * tuning::fused_least_bitmaps <= room;
   if (has_offsets) fixed += of_lists;

@@ -4,9 +4,9 @@
 
 namespace pqkv::inline PQKV_MODE::detail::tuning {
 
-inline constexpr unsigned encode_tile_tokens = 32;     // not measured: 4 threads a token; tile and centroids fit in 48 KB at d = 256
-inline constexpr unsigned encode_few_tokens = 32;      // up to here a CTA is a token: what a decode step encodes
-inline constexpr unsigned encode_few_threads = 128;    // not measured
+inline constexpr unsigned encode_tile_tokens = 32;       // not measured: 4 threads a token; tile and centroids fit in 48 KB at d = 256
+inline constexpr unsigned encode_few_tokens = 32;        // up to here a CTA is a token: what a decode step encodes
+inline constexpr unsigned encode_few_threads = 128;      // not measured
 inline constexpr unsigned encode_shared_bytes = 131072;  // most centroids that a CTA copies to encode one key of a step
 inline constexpr unsigned encode_run_tokens = 2048;    // tokens that a CTA of the matrix products encodes with one staging of the centroids
 inline constexpr unsigned encode_run_threads = 256;    // two CTAs a multiprocessor
@@ -19,14 +19,19 @@ inline constexpr unsigned spread_other_bytes = 73728;  // for everything else th
 inline constexpr unsigned spread_least_items = 2048;   // not measured: items of a CTA of a shared list
 inline constexpr unsigned filter_tile_tokens = 8192;   // scores in a CTA's shared memory
 inline constexpr unsigned filter_bitmap_words = 16384;  // two of them in shared memory: 524288 tokens at a time
-inline constexpr unsigned select_threads = 1024;        // not measured
-inline constexpr unsigned select_cluster = 8;           // the largest portable cluster
-inline constexpr unsigned select_cached_keys = 32768;   // 128 KB of a CTA's shared memory; further keys are computed again
-inline constexpr unsigned bracket_keys = 262144;        // longest row that is selected by a bracket: 64 KB of bitmaps for one CTA
+// measured: retrieve/scan of bench/cuda/retrieve.cu, 8 lists, 4 x 8 bits, n 131072, k 2048, H200, 2026-11: 256 and 512 threads 48.5 and
+// 33.7 us; 512 and 1024 threads 29.8 and 60.3 us: with 64 registers a thread the look-ups spill
+inline constexpr unsigned cluster_threads = 512;
+inline constexpr unsigned cluster_kept = 8192;         // not measured: most tokens of a CTA near the threshold
+inline constexpr unsigned cluster_copied = 24576;      // not measured: least room for a list's tokens near the threshold, of all CTAs
+inline constexpr unsigned select_threads = 1024;       // not measured
+inline constexpr unsigned select_cluster = 8;          // the largest portable cluster
+inline constexpr unsigned select_cached_keys = 32768;  // 128 KB of a CTA's shared memory; further keys are computed again
+inline constexpr unsigned bracket_keys = 262144;       // longest row that is selected by a bracket: 64 KB of bitmaps for one CTA
 // measured: retrieve/joint of bench/cuda/retrieve.cu, 8 lists, n 131072, k 2048, H200, 2026-11: 256, 512, 1024 threads 20.6, 16.2, 16.7 us
 // before loops read several items at once, after that 512, 1024 threads 13.8, 13.9 us; k 16384 22.1, 20.0 us
 inline constexpr unsigned fused_threads = 512;
-inline constexpr unsigned fused_items = 16400;          // cells or tokens that one CTA scores alone
+inline constexpr unsigned fused_items = 16400;  // cells or tokens that one CTA scores alone
 // measured: retrieve/joint of bench/cuda/retrieve.cu, 8 lists, H100, 2026-11; 1, 2, 4, 8, 16 parts: n 131072, k 16384 29.5, 25.8, 23.9,
 // 22.9, 22.7 us; n 1048576, k 2048 20.7, 16.6, 15.9, 15.6, 15.5 us
 inline constexpr unsigned fused_parts = 8;              // most CTAs that share a list's tokens

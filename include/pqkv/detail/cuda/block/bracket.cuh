@@ -29,37 +29,36 @@ PQKV_HD inline std::uint32_t sample_place(std::uint32_t which, std::uint32_t n) 
   return which * stride + (which * 0x9e3779b1u >> 16) % stride;
 }
 
-/// The bracket: order statistics of a sample, four deviations below and above the one that is looked for, or less if what can be kept
-/// limits it. With room for a sixteenth of the keys it is three deviations at least. With less, the bracket misses one time in ten for k
-/// near half of random keys. All threads call it after a barrier; it ends with one.
-/// @param sample     [bracket_sample] keys, at sample_place() of n
-/// @param lowest     the bracket's lower end if all keys may be needed
-/// @param most_kept  how many keys inside the bracket can be kept
-template <unsigned Threads>
-__device__ bracket bracket_of_sample(list_select<Threads>& select, reduction<std::uint32_t, Threads>& counts, const std::uint32_t* sample,
-                                     std::uint32_t n, std::uint32_t k, std::uint32_t lowest, std::uint32_t most_kept) {
-  std::uint32_t top = 0;
-#pragma unroll
-  for (unsigned s = 0; s < bracket_sample / Threads; ++s) {
-    const std::uint32_t key = sample[s * Threads + threadIdx.x];
-    top = key > top ? key : top;
+/// Which order statistics of a sample are a bracket's ends: four deviations below and above the one that is looked for, or less if what can
+/// be kept limits it. With room for a sixteenth of the keys it is three deviations at least. With less, the bracket misses one time in ten
+/// for k near half of random keys.
+struct bracket_ranks {
+  std::uint32_t low = 0, high = 0;  // from the largest key, 1 is the first; 0: the bracket is open at this end
+
+  bracket_ranks() = default;
+  /// @param n, k       the k-th largest of n keys is looked for
+  /// @param most_kept  how many keys inside the bracket can be kept
+  __device__ bracket_ranks(std::uint32_t n, std::uint32_t k, std::uint32_t most_kept) {
+    const float share = static_cast<float>(bracket_sample), part = static_cast<float>(k) / static_cast<float>(n),
+                widest = 0.4f * static_cast<float>(most_kept) * share / static_cast<float>(n),
+                deviations = 4.0f * sqrtf(share * part * (1 - part)) + 2, half = deviations < widest ? deviations : widest;
+    low = static_cast<std::uint32_t>(share * part + half) + 1;
+    if (low > bracket_sample) low = 0;
+    high = share * part > half ? static_cast<std::uint32_t>(share * part - half) : 0;
   }
-  top = counts.max(top);
-  const float share = static_cast<float>(bracket_sample), part = static_cast<float>(k) / static_cast<float>(n),
-              widest = 0.4f * static_cast<float>(most_kept) * share / static_cast<float>(n),
-              deviations = 4.0f * sqrtf(share * part * (1 - part)) + 2, half = deviations < widest ? deviations : widest;
-  const std::uint32_t low_rank = static_cast<std::uint32_t>(share * part + half) + 1,
-                      high_rank = share * part > half ? static_cast<std::uint32_t>(share * part - half) : 0;
-  const auto key_of_rank = [&](std::uint32_t rank) {
-    return select
-        .find(
-            bracket_sample, rank, top, select.wide_shift, [&](std::uint32_t i) { return sample[i]; }, [](std::uint32_t) { return 1u; })
-        .key;
-  };
-  bracket limits{lowest, 0xffffffffu};
-  if (low_rank <= bracket_sample) limits.low = key_of_rank(low_rank);
-  if (high_rank != 0) limits.high = key_of_rank(high_rank);
-  return limits;
+};
+
+/// The bracket of a sample. All threads call it after a barrier; it ends with one.
+/// @param sample  [bracket_sample] keys, at sample_place() of n
+/// @param lowest  the bracket's lower end if it is open there
+template <unsigned Threads>
+__device__ bracket bracket_of_sample(list_select<Threads>& select, const std::uint32_t* sample, const bracket_ranks& ranks,
+                                     std::uint32_t lowest) {
+  std::uint32_t own[bracket_sample / Threads];
+#pragma unroll
+  for (unsigned s = 0; s < bracket_sample / Threads; ++s) own[s] = sample[s * Threads + threadIdx.x];
+  const uint2 keys = select.find_two(own, {ranks.low != 0 ? ranks.low : bracket_sample, ranks.high != 0 ? ranks.high : 1}, sample);
+  return {ranks.low != 0 ? keys.x : lowest, ranks.high != 0 ? keys.y : 0xffffffffu};
 }
 
 template <unsigned Threads>
@@ -163,7 +162,7 @@ class bracket_select {
     if (threadIdx.x == 0) kept_ = 0;
     __syncthreads();
     const std::uint32_t lowest = canonical::order_key(float_from_bits(0xff800000u));  // below it are only NaNs
-    return bracket_of_sample(select_, counts_, key_, n, k, lowest, most_kept);
+    return bracket_of_sample(select_, key_, {n, k, most_kept}, lowest);
   }
 
   // Inline PTX: under --use_fast_math the operators would treat subnormal numbers as 0.

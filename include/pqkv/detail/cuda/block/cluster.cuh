@@ -16,8 +16,6 @@ __device__ inline void release_dependents() {
 }
 __device__ inline void wait_for_last_kernel() { NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.wait;" ::: "memory");)) }
 
-inline constexpr unsigned largest_team = 8;  // the largest portable cluster
-
 class cluster_team {
  public:
   /// @param size  CTAs along grid.x that share a row; the launch's cluster dimension

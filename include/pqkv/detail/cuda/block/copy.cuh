@@ -6,10 +6,9 @@
 #include <cstdint>
 
 #include "../../../config.hpp"
+#include "shared.cuh"
 
 namespace pqkv::inline PQKV_MODE::detail::block {
-
-__device__ inline std::uint32_t shared_address(const void* shared) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)); }
 
 /// Copies 16 bytes from device memory. If `wanted` is 0 instead of 16, nothing is read and zeros are written.
 __device__ inline void copy_async(std::uint32_t shared, const void* from, std::uint32_t wanted) {

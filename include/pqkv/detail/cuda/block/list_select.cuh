@@ -45,10 +45,7 @@ class list_select {
         if (bin < bins) atomicAdd(&weights_[bin], weight);
       });
       __syncthreads();
-      std::uint32_t total = 0, own[own_bins], sum = 0;
-#pragma unroll
-      for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = weights_[threadIdx.x * own_bins + b];
-      std::uint32_t above = prefix_.prefix(sum, total);
+      std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
 #pragma unroll
       for (unsigned b = 0; b < own_bins; ++b) {
         if (above < k && k - above <= own[b]) bin_ = threadIdx.x * own_bins + b, rest_ = k - above;
@@ -85,6 +82,51 @@ class list_select {
     }
   }
 
+  /// The keys of two ranks among unweighted items, Count of each thread, from one histogram between the smallest and the largest key. All
+  /// threads call it after a barrier; it ends with one.
+  /// @param ranks  each at least 1 and at most the number of items
+  /// @param all    the same keys, in shared memory
+  template <unsigned Count>
+  __device__ uint2 find_two(const std::uint32_t (&keys)[Count], uint2 ranks, const std::uint32_t* all) {
+    const key_range range = range_of(keys);
+    unsigned shift = shift_of(range.low, range.high);
+    shift = shift < wide_shift ? shift : wide_shift;
+#pragma unroll
+    for (unsigned i = 0; i < Count; ++i)
+      if (const std::uint32_t bin = (range.high - keys[i]) >> shift; bin < bins) atomicAdd(&weights_[bin], 1u);
+    __syncthreads();
+    std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) {
+      if (above < ranks.x && ranks.x - above <= own[b]) ends_[0] = {threadIdx.x * own_bins + b, ranks.x - above};
+      if (above < ranks.y && ranks.y - above <= own[b]) ends_[1] = {threadIdx.x * own_bins + b, ranks.y - above};
+      above += own[b];
+    }
+    __syncthreads();
+    const rank_bin first = ends_[0], second = ends_[1];
+    if (shift == 0) {
+      __syncthreads();
+      return {range.high - first.bin, range.high - second.bin};
+    }
+#pragma unroll
+    for (unsigned i = 0; i < Count; ++i) {
+      const std::uint32_t bin = (range.high - keys[i]) >> shift;
+      if (bin == first.bin) collect(0, keys[i]);
+      if (bin == second.bin) collect(1, keys[i]);
+    }
+    __syncthreads();
+    if (first.bin < bins && counts_[0] <= few && second.bin < bins && counts_[1] <= few) return decide_two();
+    uint2 found{0, 0};
+#pragma unroll 1
+    for (unsigned which = 0; which < 2; ++which) {
+      const auto key_at = [&](std::uint32_t i) { return all[i]; };
+      const threshold limit =
+          find(Count * Threads, which == 0 ? ranks.x : ranks.y, range.high, wide_shift, key_at, [](std::uint32_t) { return 1u; });
+      (which == 0 ? found.x : found.y) = limit.key;
+    }
+    return found;
+  }
+
   /// After find(): whether all items that equal the threshold are selected.
   __device__ bool takes_all_equal() const { return all_equal_; }
 
@@ -92,6 +134,66 @@ class list_select {
   struct candidate {
     std::uint32_t key, weight;
   };
+
+  /// Reads this thread's bins. Returns the weight of all bins above them; `total` becomes that of all.
+  __device__ std::uint32_t own_weights(std::uint32_t (&own)[own_bins], std::uint32_t& total) {
+    std::uint32_t sum = 0;
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = weights_[threadIdx.x * own_bins + b];
+    return prefix_.prefix(sum, total);
+  }
+
+  static constexpr unsigned few = most_candidates / 2;  // in each of two bins
+  struct key_range {
+    std::uint32_t low, high;
+  };
+  struct rank_bin {
+    std::uint32_t bin, rest;
+  };
+
+  /// The smallest and the largest key. Clears what find_two() needs; ends with a barrier.
+  template <unsigned Count>
+  __device__ key_range range_of(const std::uint32_t (&keys)[Count]) {
+    std::uint32_t low = keys[0], high = keys[0];
+#pragma unroll
+    for (unsigned i = 1; i < Count; ++i) {
+      low = keys[i] < low ? keys[i] : low;
+      high = keys[i] > high ? keys[i] : high;
+    }
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
+    if (threadIdx.x == 0) range_ = {0xffffffffu, 0}, ends_[0] = ends_[1] = {bins, 0}, counts_[0] = counts_[1] = 0;
+    __syncthreads();
+    low = __reduce_min_sync(all_lanes, low);
+    high = __reduce_max_sync(all_lanes, high);
+    if (threadIdx.x % 32 == 0) atomicMin(&range_.low, low), atomicMax(&range_.high, high);
+    __syncthreads();
+    return range_;
+  }
+  __device__ void collect(unsigned which, std::uint32_t key) {
+    const std::uint32_t at = atomicAdd(&counts_[which], 1u);
+    if (at < few) candidates_[which * few + at] = {key, 1};
+  }
+  /// The keys of both ranks among the candidates of each. Half of the threads have one candidate of a rank each.
+  __device__ uint2 decide_two() {
+    static_assert(2 * few <= Threads);
+    const unsigned which = threadIdx.x / few, own = threadIdx.x % few;
+    if (which < 2 && own < counts_[which]) {
+      const std::uint32_t key = candidates_[threadIdx.x].key, count = counts_[which], rest = ends_[which].rest;
+      std::uint32_t above = 0, reached = 0;
+#pragma unroll 8
+      for (std::uint32_t i = 0; i < count; ++i) {
+        const std::uint32_t other = candidates_[which * few + i].key;
+        above += other > key ? 1 : 0;
+        reached += other >= key ? 1 : 0;
+      }
+      if (above < rest && rest <= reached) found_[which] = key;
+    }
+    __syncthreads();
+    const uint2 keys{found_[0], found_[1]};
+    __syncthreads();
+    return keys;
+  }
 
   /// Calls take(key, weight) for this thread's items of positive weight. Several are read before the first is used.
   template <class KeyAt, class WeightAt, class Take>
@@ -137,6 +239,9 @@ class list_select {
   candidate candidates_[most_candidates];
   std::uint32_t bin_, rest_, count_;  // at the end, the threshold
   bool all_equal_;
+  key_range range_;   // these are find_two()'s
+  rank_bin ends_[2];  // the bin of each rank, and the rank in it
+  std::uint32_t counts_[2], found_[2];
   reduction<std::uint32_t, Threads> prefix_;
 };
 

@@ -119,6 +119,18 @@ class list_scorer {
   __device__ std::uint64_t total(unsigned q) const { return total_[q]; }
   /// Sets Z to the sum of all parts. One CTA calls this, then, after a barrier, complete().
   __device__ void give_total(unsigned q, std::uint64_t z) { total_[q] = z; }
+  /// Sets the totals of a pack of query heads to sums over the CTA. Ends with a barrier.
+  __device__ void set_totals(unsigned group, const std::uint64_t (&z)[Pack]) {
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const std::uint64_t of_warp = warp_sums(z);
+    if (lane % (32 / Pack) == 0) scratch_.sums[lane / (32 / Pack)][warp] = of_warp;
+    __syncthreads();
+    if (warp < Pack) {
+      const std::uint64_t sum = warp_sum(lane < warps ? scratch_.sums[warp][lane] : 0);
+      if (lane == 0) total_[group * Pack + warp] = sum;
+    }
+    __syncthreads();
+  }
   /// One CTA recentres the query heads that need it, over all items, and writes `numbers`; a barrier must follow.
   __device__ void complete(const scored_items& items, std::uint32_t tokens, head_numbers* numbers) {
     complete(items, tokens);
@@ -170,6 +182,18 @@ class list_scorer {
     return !is_usable(q) ? 0u : best > none ? best : none;
   }
 
+  /// Whether a query head takes part: its table is finite.
+  __device__ bool is_usable(unsigned q) const {
+    if (q >= queries_) return false;
+    bool usable = call_.reduction != group_reduction::logit_max || is_finite(call_.table.bias(first_ + q));
+    for (unsigned j = 0; j < call_.m; ++j) usable &= finite_[q * call_.m + j] != 0;
+    return usable;
+  }
+  /// What stage() stores, [packs, m, c], and the factors of the query heads, [packs * Pack].
+  __device__ const query_pack<Pack>* entries() const { return entries_; }
+  __device__ const float* factors() const { return factor_; }
+  __device__ unsigned packs() const { return padded_ / Pack; }
+
  private:
   static constexpr std::uint32_t recentred = 2;  // a value in finite_
 
@@ -180,12 +204,6 @@ class list_scorer {
 
   __device__ float& entry_of(unsigned q, unsigned j, unsigned x) {
     return entries_[((q / Pack * call_.m + j) << call_.bits) + x].of[q % Pack];
-  }
-  __device__ bool is_usable(unsigned q) const {
-    if (q >= queries_) return false;
-    bool usable = call_.reduction != group_reduction::logit_max || is_finite(call_.table.bias(first_ + q));
-    for (unsigned j = 0; j < call_.m; ++j) usable &= finite_[q * call_.m + j] != 0;
-    return usable;
   }
 
   /// Calls take(i, weight, value) for this thread's items of [begin, end): value has, for each query head of a pack, the product or sum of
@@ -264,7 +282,6 @@ class list_scorer {
   // measured: retrieve/joint, n 131072, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 16.6 us, in parts 17.2; retrieve/scan 44.4, 43.5
   template <bool Shared>
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) {
-    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (unsigned group = 0; group < padded_ / Pack; ++group) {
       std::uint64_t z[Pack] = {};
       for_items<true>(items, begin, end, group, [&](std::uint32_t, std::uint32_t weight, const pack& product) {
@@ -280,14 +297,7 @@ class list_scorer {
           }
         }
       });
-      const std::uint64_t of_warp = warp_sums(z);
-      if (lane % (32 / Pack) == 0) scratch_.sums[lane / (32 / Pack)][warp] = of_warp;
-      __syncthreads();
-      if (warp < Pack) {
-        const std::uint64_t sum = warp_sum(lane < warps ? scratch_.sums[warp][lane] : 0);
-        if (lane == 0) total_[group * Pack + warp] = sum;
-      }
-      __syncthreads();
+      set_totals(group, z);
     }
   }
 

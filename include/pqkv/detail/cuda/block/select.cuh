@@ -22,7 +22,8 @@ struct threshold {
 template <unsigned Threads>
 class radix_select {
   static constexpr unsigned bins = 2048, own_bins = bins / Threads, warps = Threads / 32,
-                            copies = 2;  // of a histogram: scores crowd in few bins, and lanes that add to one bin wait for each other
+                            copies = 2;   // of a histogram: scores crowd in few bins, and lanes that add to one bin wait for each other
+  static constexpr unsigned at_once = 8;  // members whose histograms are read together
   static_assert(own_bins * Threads == bins);
 
  public:
@@ -56,11 +57,13 @@ class radix_select {
       }
       if (team.size() > 1) {
         team.sync();
+        for (unsigned base = 0; base < team.size(); base += at_once)
 #pragma unroll
-        for (unsigned b = 0; b < own_bins; ++b)
+          for (unsigned b = 0; b < own_bins; ++b)
 #pragma unroll
-          for (unsigned rank = 0; rank < largest_team; ++rank)
-            if (rank < team.size() && rank != team.rank()) own[b] += team.remote(histogram, rank)[bins - 1 - (threadIdx.x * own_bins + b)];
+            for (unsigned rank = base; rank < base + at_once; ++rank)
+              if (rank < team.size() && rank != team.rank())
+                own[b] += team.remote(histogram, rank)[bins - 1 - (threadIdx.x * own_bins + b)];
       }
 #pragma unroll
       for (unsigned b = 0; b < own_bins; ++b) sum += own[b];

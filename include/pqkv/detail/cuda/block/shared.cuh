@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "../../../config.hpp"
 
@@ -29,5 +30,23 @@ class shared_memory {
  private:
   unsigned char* next_;
 };
+
+/// The address that PTX has for shared memory.
+__device__ inline std::uint32_t shared_address(const void* shared) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)); }
+__device__ inline void store_shared_byte(std::uint32_t address, unsigned value) {
+  asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+/// Without a branch.
+__device__ inline void store_shared_if(bool holds, std::uint32_t address, uint2 value) {
+  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %0, 0;\n @p st.shared.v2.u32 [%1], {%2, %3};\n}" ::"r"(holds ? 1 : 0), "r"(address),
+               "r"(value.x), "r"(value.y)
+               : "memory");
+}
+/// @return what was there before
+__device__ inline std::uint32_t add_shared(std::uint32_t address, std::uint32_t value) {
+  std::uint32_t before;
+  asm volatile("atom.shared.add.u32 %0, [%1], %2;" : "=r"(before) : "r"(address), "r"(value) : "memory");
+  return before;
+}
 
 }  // namespace pqkv::detail::block

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+// One CTA of many looks up a list's tokens in a table of exponentials. A thread takes eight consecutive tokens, whose codes of one subspace
+// are one load. The table stands in shared memory several times, interleaved: with eight copies of four query heads, the eight lanes that
+// shared memory serves together read different banks whatever their codes are. In one copy, random codes meet in the same banks.
+#pragma once
+
+#include "scan_scorer.cuh"
+
+namespace pqkv::inline PQKV_MODE::detail::block {
+
+/// Whether each of eight positions is in the range [lead, end), as bits.
+__device__ inline unsigned live_positions(std::uint32_t position, std::uint32_t lead, std::uint32_t end) {
+  const unsigned before = position < lead ? lead - position : 0, left = position < end ? end - position : 0;
+  return (left < 8 ? (1u << left) - 1 : 0xffu) & 0xffu << before;
+}
+
+/// The tokens of a list by position. The first token of the range has position `lead`, so that the codes of eight tokens from a multiple of
+/// eight on are one aligned word of each plane, if the planes are a multiple of eight bytes apart.
+struct token_positions {
+  const std::uint8_t* codes;
+  std::size_t stride;
+  std::uint32_t lead, end;  // the positions of the range are [lead, end)
+
+  __device__ explicit token_positions(const scored_items& items)
+      : stride(items.stride), lead(static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(items.codes) % 8)), end(lead + items.n) {
+    codes = items.codes - lead;
+  }
+  __device__ unsigned live(std::uint32_t position) const { return live_positions(position, lead, end); }
+  /// The codes of eight positions in the planes from j on; those outside the range are 0.
+  template <unsigned Planes>
+  __device__ void read(unsigned j, std::uint32_t position, uint2 (&words)[Planes]) const {
+    const std::uint8_t* plane = codes + j * stride + position;
+    unsigned there = live(position);
+    if (there == 0xff && stride % 8 == 0) {
+#pragma unroll
+      for (unsigned a = 0; a < Planes; ++a) words[a] = __ldcg(reinterpret_cast<const uint2*>(plane + a * stride));
+      return;
+    }
+#pragma unroll
+    for (unsigned a = 0; a < Planes; ++a) words[a] = {0, 0};
+#pragma unroll 1
+    for (; there != 0; there &= there - 1) {
+      const unsigned at = static_cast<unsigned>(__ffs(static_cast<int>(there))) - 1;
+#pragma unroll
+      for (unsigned a = 0; a < Planes; ++a) {
+        const std::uint32_t code = std::uint32_t{__ldcg(plane + a * stride + at)} << at % 4 * 8;
+        (at < 4 ? words[a].x : words[a].y) |= code;
+      }
+    }
+  }
+};
+
+template <unsigned Pack>
+__device__ query_pack<Pack> load_shared_pack(std::uint32_t address) {
+  static_assert(Pack == 4);
+  query_pack<Pack> entry;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(entry.of[0]), "=f"(entry.of[1]), "=f"(entry.of[2]), "=f"(entry.of[3])
+               : "r"(address));
+  return entry;
+}
+
+/// Where the exponentials of a list are, for one lane. Passed by value to functions that are not inlined: their loops then have all
+/// registers to themselves, and each is in the kernel once.
+template <unsigned Pack>
+struct lookup_table {
+  using pack = query_pack<Pack>;
+  std::uint32_t own;             // shared address of the lane's copy of the first entry
+  std::uint32_t step, row_step;  // bytes to the next entry, and to the next row
+  unsigned m, packs;
+
+  __device__ std::uint32_t row(unsigned group, unsigned j) const { return own + (group * m + j) * row_step; }
+  __device__ pack at(std::uint32_t of_row, unsigned code) const { return load_shared_pack<Pack>(of_row + code * step); }
+  /// The products of one token in one pack of query heads. @param codes  of the token, planes `stride` apart
+  __device__ pack product(const std::uint8_t* codes, std::size_t stride, unsigned group) const {
+    pack value{};
+#pragma unroll 2
+    for (unsigned j = 0; j < m; ++j) {
+      const pack entry = at(row(group, j), __ldcg(codes + j * stride));
+#pragma unroll
+      for (unsigned q = 0; q < Pack; ++q) value.of[q] = j == 0 ? entry.of[q] : canonical::mul(value.of[q], entry.of[q]);
+    }
+    return value;
+  }
+};
+
+/// A number for each query head of a pack.
+template <unsigned Pack>
+struct pack_sums {
+  std::uint64_t of[Pack];
+};
+
+/// Loops over a list's tokens.
+/// @tparam M  number of subspaces, with probability_sum as the reduction; or 0 for any number and reduction
+template <unsigned Threads, unsigned Pack, unsigned M>
+class token_loops {
+  using pack = query_pack<Pack>;
+  using table_type = lookup_table<Pack>;
+
+ public:
+  static constexpr unsigned at_once = 8, tile = at_once * Threads;  // tokens of a thread; positions that the CTA takes in one turn
+  using pack_sums = block::pack_sums<Pack>;
+
+  /// A thread's sums of F of the products over the positions [begin, end) in one pack of query heads.
+  __device__ __noinline__ static pack_sums sum(table_type table, token_positions tokens, std::uint32_t begin, std::uint32_t end,
+                                               unsigned group) {
+    pack_sums z{};
+    const std::uint32_t first = begin + at_once * threadIdx.x;
+    codes next(tokens, first < end ? first : tokens.end);
+    entries ahead;
+    ahead.read(table, tokens, first, group, next, 0);
+#pragma unroll 1
+    for (std::uint32_t position = first; position < end; position += tile) {
+      const codes now = next;
+      const std::uint32_t following = position + tile < end ? position + tile : tokens.end;
+      next = codes(tokens, following);
+      std::int32_t upper[Pack] = {}, lower[Pack] = {};  // of eight tokens, below 2^26
+#pragma unroll
+      for (unsigned part = 0; part < parts; ++part) {
+        pack value[of_part];
+        ahead.multiply(value);
+        if (part + 1 < parts)
+          ahead.read(table, tokens, position, group, now, part + 1);
+        else
+          ahead.read(table, tokens, following, group, next, 0);
+#pragma unroll
+        for (unsigned q = 0; q < Pack; ++q)
+#pragma unroll
+          for (unsigned a = 0; a < of_part; ++a) {
+            const canonical::fixed_parts fixed = canonical::to_fixed_parts(value[a].of[q]);
+            upper[q] += fixed.upper, lower[q] += fixed.lower;
+          }
+      }
+      if (const unsigned live = tokens.live(position); live != 0xff) {
+        add_each(table, tokens, position, live, group, z);
+        continue;
+      }
+#pragma unroll
+      for (unsigned q = 0; q < Pack; ++q)
+        z.of[q] += (static_cast<std::uint64_t>(std::int64_t{upper[q]}) << 22) + static_cast<std::uint64_t>(std::int64_t{lower[q]});
+    }
+    return z;
+  }
+
+  /// Calls take(position, keys) for the positions [begin, end), eight at a time, with the order keys of their scores; of positions outside
+  /// the range these are any numbers. All threads call it equally often, at last with positions behind `end`. Returns `take`.
+  /// @param factors  shared address of [packs * Pack] R of each query head
+  template <class Take>
+  __device__ __noinline__ static Take for_scores(table_type table, token_positions tokens, std::uint32_t begin, std::uint32_t end,
+                                                 group_reduction reduction, std::uint32_t factors, Take take) {
+    const std::uint32_t first = begin + at_once * threadIdx.x;
+    codes next(tokens, first < end ? first : tokens.end);
+    entries ahead;
+    ahead.read(table, tokens, first < end ? first : tokens.end, 0, next, 0);
+#pragma unroll 1
+    for (std::uint32_t base = begin; base < end; base += tile) {
+      const std::uint32_t position = base + at_once * threadIdx.x, own = position < end ? position : tokens.end,
+                          following = position + tile < end ? position + tile : tokens.end;
+      const codes now = next;
+      next = codes(tokens, following);
+      float score[at_once] = {};
+#pragma unroll 1
+      for (unsigned group = 0; group < table.packs; ++group) {
+        const bool is_last = group + 1 == table.packs;
+        const pack factor = load_shared_pack<Pack>(factors + group * static_cast<unsigned>(sizeof(pack)));
+#pragma unroll
+        for (unsigned part = 0; part < parts; ++part) {
+          pack value[of_part];
+          ahead.multiply(value);
+          if (part + 1 < parts)
+            ahead.read(table, tokens, own, group, now, part + 1);
+          else
+            ahead.read(table, tokens, is_last ? following : own, is_last ? 0 : group + 1, codes(now, next, is_last), 0);
+#pragma unroll
+          for (unsigned a = 0; a < of_part; ++a)
+            score[part * of_part + a] =
+                with_pack(M != 0 ? group_reduction::probability_sum : reduction, score[part * of_part + a], value[a], factor);
+        }
+      }
+      std::uint32_t keys[at_once];
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a) keys[a] = key_of(score[a]);
+      take(position, keys);
+    }
+    return take;
+  }
+
+  /// A score of probabilities is not negative, so its order key is its bits with the highest bit set.
+  __device__ static std::uint32_t key_of(float score) { return float_bits(score) | 0x80000000u; }
+  __device__ static float with_pack(group_reduction reduction, float score, const pack& value, const pack& factor) {
+#pragma unroll
+    for (unsigned q = 0; q < Pack; ++q)
+      score = reduction == group_reduction::probability_sum ? add_query(group_reduction::probability_sum, score, value.of[q], factor.of[q])
+                                                            : add_query(group_reduction::probability_max, score, value.of[q], factor.of[q]);
+    return score;
+  }
+
+ private:
+  // A thread has the entries of a few tokens ahead, so that looking up and calculating overlap.
+  static constexpr unsigned planes = M == 0 ? 1 : M, of_part = M == 0 ? 4 : 8 / M, parts = at_once / of_part;
+
+  /// The codes of eight tokens, read ahead: of all subspaces if their number is known, or of the first.
+  struct codes {
+    uint2 of[planes];
+    __device__ codes(const token_positions& tokens, std::uint32_t position) { tokens.read(0, position, of); }
+    /// One of two, by value: references would put both into memory.
+    __device__ codes(const codes& first, const codes& second, bool is_second) {
+#pragma unroll
+      for (unsigned j = 0; j < planes; ++j) {
+        of[j].x = is_second ? second.of[j].x : first.of[j].x;
+        of[j].y = is_second ? second.of[j].y : first.of[j].y;
+      }
+    }
+  };
+  __device__ static unsigned code_of(const uint2& words, unsigned a) { return __byte_perm(a < 4 ? words.x : words.y, 0, 0x4440 + a % 4); }
+  __device__ static void join(pack& value, const pack& entry) {
+#pragma unroll
+    for (unsigned q = 0; q < Pack; ++q) value.of[q] = canonical::mul(value.of[q], entry.of[q]);
+  }
+
+  /// The entries of a part's tokens in all subspaces if their number is known; otherwise their products.
+  struct entries {
+    pack of[planes][of_part];
+
+    __device__ void read(const table_type& table, const token_positions& tokens, std::uint32_t position, unsigned group, const codes& from,
+                         unsigned part) {
+#pragma unroll
+      for (unsigned j = 0; j < planes; ++j)
+#pragma unroll
+        for (unsigned a = 0; a < of_part; ++a) of[j][a] = table.at(table.row(group, j), code_of(from.of[j], part * of_part + a));
+      if constexpr (M == 0) {
+#pragma unroll 1
+        for (unsigned j = 1; j < table.m; ++j) {
+          uint2 own[1];
+          tokens.read(j, position, own);
+#pragma unroll
+          for (unsigned a = 0; a < of_part; ++a) join(of[0][a], table.at(table.row(group, j), code_of(own[0], part * of_part + a)));
+        }
+      }
+    }
+    __device__ void multiply(pack (&value)[of_part]) const {
+#pragma unroll
+      for (unsigned a = 0; a < of_part; ++a) {
+        value[a] = of[0][a];
+#pragma unroll
+        for (unsigned j = 1; j < planes; ++j) join(value[a], of[j][a]);
+      }
+    }
+  };
+  /// Adds the tokens of eight positions that are in the range.
+  __device__ static void add_each(const table_type& table, const token_positions& tokens, std::uint32_t position, unsigned live,
+                                  unsigned group, pack_sums& z) {
+#pragma unroll 1
+    for (; live != 0; live &= live - 1) {
+      const unsigned at = static_cast<unsigned>(__ffs(static_cast<int>(live))) - 1;
+      const pack value = table.product(tokens.codes + position + at, tokens.stride, group);
+#pragma unroll
+      for (unsigned q = 0; q < Pack; ++q) z.of[q] += canonical::to_fixed(value.of[q]);
+    }
+  }
+};
+
+/// The products and scores of a list's tokens, from the exponentials that a list_scorer has staged.
+template <unsigned Threads, unsigned Pack>
+class token_lookups {
+  using pack = query_pack<Pack>;
+  template <unsigned M>
+  using loops = token_loops<Threads, Pack, M>;
+
+ public:
+  static constexpr unsigned at_once = loops<0>::at_once;
+
+  /// @param copies  [packs, m, c, 2^log_copies]
+  __device__ token_lookups(const scoring& call, unsigned packs, pack* copies, unsigned log_copies)
+      : copies_(copies), count_((packs * call.m) << call.bits << log_copies), log_copies_(log_copies) {
+    constexpr unsigned size = sizeof(pack);
+    table_ = {shared_address(copies) + size * (threadIdx.x & ((1u << log_copies) - 1)), size << log_copies, size << log_copies << call.bits,
+              call.m, packs};
+  }
+
+  /// Between barriers.
+  __device__ void copy(const pack* entries) const {
+#pragma unroll 4
+    for (unsigned i = threadIdx.x; i < count_; i += Threads) copies_[i] = entries[i >> log_copies_];
+  }
+  /// As token_loops has them.
+  /// @{
+  __device__ pack_sums<Pack> sum(const token_positions& tokens, std::uint32_t begin, std::uint32_t end, unsigned group) const {
+    if (table_.m == 4) return loops<4>::sum(table_, tokens, begin, end, group);
+    if (table_.m == 2) return loops<2>::sum(table_, tokens, begin, end, group);
+    return loops<0>::sum(table_, tokens, begin, end, group);
+  }
+  template <class Take>
+  __device__ Take for_scores(const token_positions& tokens, std::uint32_t begin, std::uint32_t end, group_reduction reduction,
+                             const float* factors, Take take) const {
+    if (reduction == group_reduction::probability_sum) {
+      if (table_.m == 4) return loops<4>::for_scores(table_, tokens, begin, end, reduction, shared_address(factors), take);
+      if (table_.m == 2) return loops<2>::for_scores(table_, tokens, begin, end, reduction, shared_address(factors), take);
+    }
+    return loops<0>::for_scores(table_, tokens, begin, end, reduction, shared_address(factors), take);
+  }
+  __device__ pack product(const std::uint8_t* codes, std::size_t stride, unsigned group) const {
+    return table_.product(codes, stride, group);
+  }
+  /// @}
+  /// for_scores() with less code, for what is rare.
+  template <class Take>
+  __device__ Take for_scores_slowly(const token_positions& tokens, std::uint32_t begin, std::uint32_t end, group_reduction reduction,
+                                    const float* factors, Take take) const {
+    return loops<0>::for_scores(table_, tokens, begin, end, reduction, shared_address(factors), take);
+  }
+  /// The order key of a token's score. @param first  its products in the first pack
+  __device__ std::uint32_t score_one(const pack& first, const std::uint8_t* codes, std::size_t stride, group_reduction reduction,
+                                     const float* factors) const {
+    float score = 0;
+#pragma unroll 1
+    for (unsigned group = 0; group < table_.packs; ++group)
+      score = loops<0>::with_pack(reduction, score, group == 0 ? first : product(codes, stride, group),
+                                  *reinterpret_cast<const pack*>(factors + group * Pack));
+    return loops<0>::key_of(score);
+  }
+
+ private:
+  pack* copies_;
+  unsigned count_, log_copies_;
+  lookup_table<Pack> table_;
+};
+
+}  // namespace pqkv::detail::block

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// Selects from many tokens in one launch, by a cluster of CTAs for each list. Every CTA looks up its tokens twice: for the normalisers, and
+// for the scores, which it compares with a bracket around the threshold. Between these steps the CTAs exchange a few numbers through each
+// other's shared memory: sums, the scores of a sample, the tokens inside the bracket. Each then finds the exact threshold by itself and
+// writes its part of the list. If the sample misled, the scores go to scratch and the cluster selects by radix.
+//
+// For probabilities of several query heads, from compute capability 9.0 on. Everything else: retrieve_filter.cuh.
+// Source: the sample and bracket of block/bracket.cuh.
+#pragma once
+
+#include "retrieve_cluster_steps.cuh"
+#include "kernel.cuh"
+#include "retrieve_lists.cuh"
+
+namespace pqkv::inline PQKV_MODE {
+namespace detail {
+
+/// grid.x: CTAs of a cluster; grid.y: lists.
+/// @param keys  [lists, n] scratch
+template <unsigned Threads, unsigned Pack, class Lists>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
+    cluster_kernel(const __grid_constant__ block::scoring call, const __grid_constant__ Lists lists,
+                   const __grid_constant__ cluster_shape shape, retrieved_lists out, std::uint8_t* skipped,
+                   view<std::uint32_t, 2, space::device> keys) {
+  using ranking_type = cluster_ranking<Threads, Pack, Lists>;
+  __shared__ typename ranking_type::scratch scratch;
+  if (shape.ctas > 1) block::cluster_team(shape.ctas).arrive();
+  block::wait_for_last_kernel();
+  const unsigned list = blockIdx.y;
+  ranking_type ranking(call, lists, shape, list, scratch, block::shared_memory());
+  const block::cluster_team& team = ranking.team();
+  const middle_range range = ranking.stage(skipped);
+  const std::uint32_t k = out.selected(range);
+  if (team.rank() == 0) out.finish<Threads>(list, k);
+  if (k == 0 || k == range.size()) {
+    for (std::uint32_t i = team.rank() * Threads + threadIdx.x; i < k; i += team.size() * Threads)
+      out.list(list)[i] = static_cast<std::int32_t>(range.begin + i);
+    if (team.size() > 1) team.wait();
+    return;
+  }
+  ranking.normalise(k);
+  const block::bracket limits = ranking.find_bracket();
+  ranking.compare(limits);
+  if (!ranking.write(limits, k, out.list(list))) ranking.write_by_radix(k, &keys(list, 0), out.list(list));
+}
+
+/// Launches cluster_kernel and returns true, if it takes the call; otherwise does nothing and returns false.
+/// @param keys  [lists, n] scratch
+template <unsigned Pack, class Lists>
+bool rank_in_clusters(const launcher& launch, const block::scoring& call, const Lists& lists, const retrieved_lists& out,
+                      std::uint8_t* skipped, view<std::uint32_t, 2, space::device> keys) {
+  constexpr unsigned threads = tuning::cluster_threads;
+  using ranking_type = cluster_ranking<threads, Pack, Lists>;
+  const auto kernel = cluster_kernel<threads, Pack, Lists>;
+  if (Pack == 1 || call.given != nullptr || !block::uses_probabilities(call.reduction) || !launch.is_built_for_hopper(kernel)) return false;
+  const std::size_t n = call.codes.extent(2), room = launch.shared_limit(kernel);
+  cluster_shape shape{.ctas = cluster_shape::most_ctas, .log_copies = 3, .kept = tuning::cluster_kept, .copied = 0, .words = 0};
+  while (shape.ctas > 1 && shape.ctas * call.lists > tuning::multiprocessors) --shape.ctas;
+  for (;; --shape.ctas) {
+    shape.words = cluster_shape::share(static_cast<std::uint32_t>(n) + 8, shape.ctas) / 32;
+    const std::size_t other = ranking_type::other_bytes(call, lists, shape.ctas, shape.words);
+    const auto needed = [&] {
+      return other + ranking_type::table_bytes(call, lists, shape.log_copies) + ranking_type::kept_bytes(shape.kept);
+    };
+    while (needed() > room && shape.kept > block::bracket_sample) shape.kept -= 256;
+    while (needed() > room && shape.log_copies > 0) --shape.log_copies;
+    if (needed() > room) return false;
+    shape.copied = static_cast<unsigned>(ranking_type::table_bytes(call, lists, shape.log_copies) / sizeof(std::uint32_t));
+    const launcher::shape how{
+        .grid = dim3(shape.ctas, call.lists), .threads = threads, .shared_bytes = needed(), .cluster = shape.ctas, .early = true};
+    if (shape.ctas > 1 && launch.resident_clusters("cluster_kernel", kernel, how) < call.lists) continue;
+    launch("cluster_kernel", kernel, how, call, lists, shape, out, skipped, keys);
+    return true;
+  }
+}
+
+}  // namespace detail
+}  // namespace pqkv
