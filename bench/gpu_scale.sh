@@ -5,7 +5,7 @@
 #   bench/gpu_scale.sh FOLDER [NAME_PREFIX] [--no-checks]     e.g. bench/gpu_scale.sh results rank_step/peer
 #
 # FOLDER/scale.json        a JSON line for the run and for each measurement of bench/cuda/ranks/rank_step.cu
-# FOLDER/scale_checks.txt  what tests/cuda/ranks/context_parallel.cu printed
+# FOLDER/scale_checks.txt  what tests/cuda/ranks/context_parallel.cu and examples/two_processes/two_gpus.cu printed
 # FOLDER/scale.md          the table of docs/scale.md, measured beside the model on paper, by bench/scale_model.py
 #
 # NCCL is looked for in PQKV_NCCL (a folder with include/ and lib/), in python3's nvidia.nccl, and in /usr/local and /usr. PQKV_CUDA_ARCH
@@ -58,18 +58,24 @@ compile() {  # PROGRAM SOURCE
   printf 'gpu_scale.sh: %s does not compile:\n%s\n' "$2" "$(cat "$build/$1.log")" >&2
   return 1
 }
-say "two programs, NCCL of $nccl"
+say "programs, NCCL of $nccl"
 compile rank_step bench/cuda/ranks/rank_step.cu &
 first=$!
-if [ $with_checks = 1 ]; then compile check tests/cuda/ranks/context_parallel.cu || { wait; exit 1; }; fi
+if [ $with_checks = 1 ]; then
+  compile two_gpus examples/two_processes/two_gpus.cu &
+  second=$!
+  compile check tests/cuda/ranks/context_parallel.cu || { wait; exit 1; }
+  wait $second || { wait; exit 1; }
+fi
 wait $first || exit 1
 
 failed=0
 if [ $with_checks = 1 ]; then
   say checks
   timeout 400 "$build/check" >"$out/scale_checks.txt" 2>&1 || failed=$?
-  cat "$out/scale_checks.txt" >&2
   [ $failed != 77 ] || exit 77
+  timeout 120 "$build/two_gpus" >>"$out/scale_checks.txt" 2>&1 || failed=1
+  cat "$out/scale_checks.txt" >&2
 fi
 say "rank_step $prefix"
 json=$out/scale.json.part

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A context whose tokens lie on two GPUs: main.cpp's facts, here with a thread and a device for each half. A decode step is captured once,
-// exchanges included, and replayed. Then a question is asked whose answer one GPU holds, and another whose answer the other holds: both
-// GPUs get both answers.
+// A context twice as long as either of two GPUs can hold, as main.cpp's, here with a thread and a device for each half. Memory is taken on
+// both GPUs until little is free; then one cache of the whole context does not fit. A decode step is captured once, exchanges included, and
+// replayed. Then a question is asked whose answer one GPU holds, and another whose answer the other holds: both GPUs get both answers.
 //
 //   nvcc -std=c++20 -O3 -arch=sm_90 -Iinclude examples/two_processes/two_gpus.cu -o two_gpus      exit code 77 with fewer than two GPUs
 #include <pqkv/adapt/peer.cuh>
@@ -20,8 +20,10 @@ namespace {
 using device = pqkv::space::device;
 using shared_cache = pqkv::scale::context_parallel<pqkv::dense_rows<float, device>, pqkv::scale::peer_ranks>;
 
-constexpr std::size_t gpus = 2, h = 4, hq = 8, d = 64, n = 65536;
-constexpr std::size_t facts[] = {20000, 50000};  // one on each GPU
+constexpr std::size_t gpus = 2, h = 4, hq = 8, d = 64, n = 262144, chunk = 32768;
+constexpr std::size_t facts[] = {80000, 200000};  // one on each GPU
+constexpr std::size_t room =
+    std::size_t{448} << 20;  // bytes that stay free on each GPU; the keys and values of the whole context take 512 MiB
 
 void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
@@ -41,6 +43,32 @@ void copy(const std::vector<float>& from, const pqkv::device_buffer<float>& to, 
   check(cudaStreamSynchronize(stream));
 }
 
+template <class Params>
+Params settings() {
+  Params params;
+  params.kv_heads = h, params.query_heads = hq, params.head_dim = d, params.capacity = n + 64;
+  params.budget.tokens = 1024;
+  params.selector.subspaces = 4, params.selector.bits = 6;
+  params.selector.train.rows_per_centroid = 64;
+  return params;
+}
+/// Takes the current device's memory but for `room`, and shows that the whole context does not fit that.
+pqkv::device_buffer<std::byte> limit_memory(const pqkv::exec::cuda& gpu, std::size_t rank) {
+  std::size_t free_bytes = 0, all_bytes = 0;
+  check(cudaMemGetInfo(&free_bytes, &all_bytes));
+  if (free_bytes < room) throw std::runtime_error("the device has less free memory than the example leaves");
+  pqkv::device_buffer<std::byte> taken(free_bytes - room, gpu.stream);
+  try {
+    using one_cache = pqkv::device_pqcache<float>;
+    const one_cache whole(gpu, settings<one_cache::params>());
+  } catch (const pqkv::cuda_error&) {
+    static_cast<void>(cudaGetLastError());  // it was reported
+    std::printf("GPU %zu with %zu MiB free: no room for %zu tokens\n", rank, room >> 20, n);
+    return taken;
+  }
+  throw std::runtime_error("the whole context fits one GPU: nothing is shown");
+}
+
 /// What each GPU's thread does. @return how far its answers are from the facts' values
 float answer(pqkv::scale::in_process_group& threads, std::size_t rank) {
   check(cudaSetDevice(static_cast<int>(rank)));
@@ -50,28 +78,29 @@ float answer(pqkv::scale::in_process_group& threads, std::size_t rank) {
   const pqkv::scale::in_process meeting(threads, rank);
   const pqkv::scale::peer_ranks ranks(meeting, std::size_t{64} << 20);  // with more than one host: pqkv::scale::nccl_ranks(comm)
 
-  shared_cache::params params;
-  params.kv_heads = h, params.query_heads = hq, params.head_dim = d, params.capacity = n + 64;
-  params.budget.tokens = 1024;
-  params.selector.subspaces = 4, params.selector.bits = 6;
-  params.selector.train.rows_per_centroid = 64;
+  const pqkv::device_buffer<std::byte> taken = limit_memory(gpu, rank);
+  auto params = settings<shared_cache::params>();
   params.run = n / gpus;                                          // the first half of the context to the first GPU
   params.agreement = pqkv::scale::agreement_mode::with_exchange;  // a step then waits for nothing on the host
   shared_cache cache(gpu, ranks, params);
 
-  std::vector<float> keys(h * params.run * d), values(h * params.run * d);
-  for (std::size_t head = 0; head < h; ++head)
-    for (std::size_t i = 0; i < params.run; ++i) {
-      const std::size_t t = cache.layout().position(rank, i), row = (head * params.run + i) * d;
-      write_key(head, t, &keys[row]);
-      for (std::size_t e = 0; e < d; ++e) values[row + e] = value_of(t);
-    }
+  std::vector<float> keys(h * chunk * d), values(h * chunk * d);
   const pqkv::device_buffer<float> own_keys(keys.size(), stream), own_values(keys.size(), stream), k(h * d, stream), v(h * d, stream),
       q(hq * d, stream), out(hq * d, stream);
-  copy(keys, own_keys, stream), copy(values, own_values, stream);
   meeting.all_gather(pqkv::exec::host<>{}, "", nullptr, 0);  // nobody allocates while another GPU waits
-  cache.prefill(gpu, 0, pqkv::make_view<device>(own_keys.data(), h, params.run, d),
-                pqkv::make_view<device>(own_values.data(), h, params.run, d), n);
+  for (std::size_t first = 0; first < n; first += chunk) {
+    const std::size_t before = cache.layout().held(rank, first), own = cache.layout().held(rank, first + chunk) - before;
+    for (std::size_t head = 0; head < h; ++head)
+      for (std::size_t i = 0; i < own; ++i) {
+        const std::size_t t = cache.layout().position(rank, before + i), row = (head * own + i) * d;
+        write_key(head, t, &keys[row]);
+        for (std::size_t e = 0; e < d; ++e) values[row + e] = value_of(t);
+      }
+    copy(keys, own_keys, stream), copy(values, own_values, stream);
+    cache.prefill(gpu, 0, pqkv::make_view<device>(own_keys.data(), h, own, d), pqkv::make_view<device>(own_values.data(), h, own, d), chunk,
+                  first + chunk == n ? pqkv::chunk::last : pqkv::chunk::more);
+    pqkv::sync(gpu);  // the next chunk overwrites these keys
+  }
 
   cudaGraph_t graph;
   cudaGraphExec_t step;
