@@ -21,6 +21,9 @@ struct counting_communicator {
 
   std::size_t rank() const { return ranks.rank(); }
   std::size_t size() const { return ranks.size(); }
+  void reserve(std::size_t sent, std::size_t received) {
+    if constexpr (requires { ranks.reserve(sent, received); }) ranks.reserve(sent, received);
+  }
   template <class P>
   void all_gather(const P& policy, const std::byte* own, std::byte* all, std::size_t bytes) {
     ++counts->gathers;

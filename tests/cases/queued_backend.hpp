@@ -241,6 +241,7 @@ template <>
 struct kernel<op::copy_bytes, pqkv_cases::queued_backend> {
   static void run(const pqkv_cases::queued_policy& policy, void* to, const void* from, std::size_t bytes) {
     policy.stream->refuse_in_capture("copy_bytes");
+    if (!policy.stream->holds(to) || !policy.stream->holds(from)) policy.stream->note_wait();
     policy.stream->push([=] { std::memmove(to, from, bytes); });
   }
 };

@@ -79,14 +79,32 @@ class queue {
     (capturing_ ? recorded_ : pending_).add(work);
     ++pushed_;
   }
+  /// Work that waits for other ranks. As long as it is pending, only finish() may wait for the queue.
+  template <class F>
+  void push_exchange(const F& work) {
+    push(work);
+    exchanges_ = true;
+  }
   /// Runs what is pending, in order; what comes after something that throws is dropped.
   void sync() {
+    note_wait();
+    finish();
+  }
+  /// The same, as a communicator does it, which stops waiting after its time limit.
+  void finish() {
     refuse_in_capture("sync");
     ++syncs_;
+    exchanges_ = false;
     if (pending_.empty()) return;
     const opened now(*this);
     pending_.run();
   }
+  /// To be called where a device may wait for the queue: in a copy from or to host memory, and where memory is taken or given back.
+  void note_wait() { waits_for_ranks_ += exchanges_ ? 1 : 0; }
+  /// Waits other than finish() that an absent rank would have made endless.
+  std::size_t waits_for_ranks() const { return waits_for_ranks_; }
+  /// The k-th allocation from now on (1: the next) throws std::bad_alloc, once; 0: none does.
+  void fail_allocation(std::size_t k) { until_failure_ = k; }
 
   void begin_capture() {
     refuse_in_capture("begin_capture");
@@ -107,6 +125,8 @@ class queue {
   /// Zeroed memory of whole pages, a page without rights on either side.
   pqkv::memory_block allocate(std::size_t bytes) {
     refuse_in_capture("allocate");
+    note_wait();
+    if (until_failure_ != 0 && --until_failure_ == 0) throw std::bad_alloc();
     const std::size_t size = (bytes + page() - 1) / page() * page(), mapped = size + 2 * page();
     void* const base = ::mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED) throw std::bad_alloc();
@@ -169,15 +189,16 @@ class queue {
   /// Waits for nothing: work that is pending on memory given back is stopped when it runs.
   static void release(std::byte* data) noexcept {
     const tag of = *reinterpret_cast<const tag*>(data - page());
+    of.owner->note_wait();
     auto& blocks = of.owner->blocks_;
     blocks.erase(std::find_if(blocks.begin(), blocks.end(), [&](const block& one) { return one.data == data; }));
     ::munmap(data - page(), of.bytes + 2 * page());
   }
 
   work_list pending_, recorded_;
-  bool capturing_ = false;
+  bool capturing_ = false, exchanges_ = false;
   std::vector<block> blocks_;
-  std::size_t pushed_ = 0, syncs_ = 0, allocations_ = 0;
+  std::size_t pushed_ = 0, syncs_ = 0, allocations_ = 0, waits_for_ranks_ = 0, until_failure_ = 0;
 };
 
 }  // namespace pqkv_cases

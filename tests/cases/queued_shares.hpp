@@ -54,15 +54,16 @@ class queued_ranks {
   queued_ranks(pqkv::scale::in_process_group& group, std::size_t rank) : ranks_(group, rank) {}
   std::size_t rank() const { return ranks_.rank(); }
   std::size_t size() const { return ranks_.size(); }
+  void finish(const queued_policy& policy) const { policy.stream->finish(); }
 
   void all_gather(const queued_policy& policy, const std::byte* own, std::byte* all, std::size_t bytes) const {
-    policy.stream->push([=, ranks = ranks_] { ranks.all_gather(pqkv::exec::host<>{}, own, all, bytes); });
+    policy.stream->push_exchange([=, ranks = ranks_] { ranks.all_gather(pqkv::exec::host<>{}, own, all, bytes); });
   }
   void all_reduce(const queued_policy& policy, std::uint64_t* numbers, std::size_t count, pqkv::scale::reduction how) const {
-    policy.stream->push([=, ranks = ranks_] { ranks.all_reduce(pqkv::exec::host<>{}, numbers, count, how); });
+    policy.stream->push_exchange([=, ranks = ranks_] { ranks.all_reduce(pqkv::exec::host<>{}, numbers, count, how); });
   }
   void all_to_all(const queued_policy& policy, const std::byte* to, std::byte* from, std::size_t bytes) const {
-    policy.stream->push([=, ranks = ranks_] { ranks.all_to_all(pqkv::exec::host<>{}, to, from, bytes); });
+    policy.stream->push_exchange([=, ranks = ranks_] { ranks.all_to_all(pqkv::exec::host<>{}, to, from, bytes); });
   }
 
  private:

@@ -2,6 +2,7 @@
 // One codebook for all ranks: the sample that ranks gather, and the bits that they train, do not depend on how many ranks there are.
 #include <doctest/doctest.h>
 
+#include "cases/allocation_count.hpp"
 #include "cases/rank_lives.hpp"
 
 namespace {
@@ -29,7 +30,8 @@ TEST_CASE("context_training: the gathered sample is that of all rows, on every r
       rows<float> out(h, count, d);
       pqkv::scale::in_process member(group, rank);
       const auto store = pqkv::strided_kv(own.view(), own.view());
-      pqkv::scale::gather_sample(cpu, member, store, head, sample, first, layout, out.view(), piece);
+      pqkv::scale::gather_sample(cpu, member, store, head, sample, first, layout, out.view(),
+                                 pqkv::scale::gathered_pieces<float>(ranks, piece, h * d));
       for (std::size_t i = 0; i < h; ++i)
         for (std::size_t t = 0; t < count; ++t)
           for (std::size_t e = 0; e < d; ++e) wrong[rank] += out(i, t, e) != all(head + i, first + sample(t), e);
@@ -63,4 +65,52 @@ TEST_CASE("context_training: any number of ranks trains the same bits") {
     for (const auto& book : books) CHECK(book == first);
   }
   CHECK(first.size() == 2 * 16 * 32 + 2 * 16);
+}
+
+TEST_CASE("context_training: a rank without memory for training makes all refuse") {
+  constexpr std::size_t ranks = 3, h = 2, d = 16, n = 400;
+  player::cache_type::params p;
+  p.kv_heads = h, p.query_heads = 2, p.head_dim = d, p.capacity = n;
+  p.selector.subspaces = 2, p.selector.bits = 4, p.selector.train.iterations = 2, p.block = 8;
+  random_source random(3);
+  rows<pqkv::half> keys(h, n, d);
+  fill(keys.view(), content::gaussian, random);
+  std::size_t refusals = 0;
+  for (std::size_t k = 1, failed = ranks; failed != 0; ++k) {
+    std::vector<int> own(ranks, 0), others(ranks, 0);  // who had no memory, and who was told so
+    pqkv::scale::in_process_group group(ranks, std::chrono::seconds(5));
+    const auto thrown = run_ranks(ranks, [&](std::size_t rank) {
+      const pqkv::scale::in_process member(group, rank);
+      const auto meet = [&] { member.all_gather(cpu, "", nullptr, 0); };
+      player::cache_type cache(cpu, member, p);
+      const std::size_t held = cache.layout().held(rank, n);
+      rows<pqkv::half> part(h, held, d);
+      for (std::size_t head = 0; head < h; ++head)
+        for (std::size_t i = 0; i < held; ++i)
+          for (std::size_t e = 0; e < d; ++e) part(head, i, e) = keys(head, cache.layout().position(rank, i), e);
+      const auto prefill = [&] { cache.prefill(cpu, 0, part.view(), part.view(), n); };
+      meet();
+      if (rank == 0) fail_allocation(k);
+      meet();
+      try {
+        prefill();
+      } catch (const std::bad_alloc&) {
+        own[rank] = 1;
+      } catch (const pqkv::scale::rank_error&) {
+        others[rank] = 1;
+      }
+      meet();
+      if (rank == 0) fail_allocation(0);
+      meet();
+      if (own[rank] + others[rank] == 0) return;
+      CHECK(cache.size(0) == 0);
+      prefill();
+      CHECK(cache.at(0).learned != 0);
+    });
+    for (const std::string& what : thrown) REQUIRE(what == "");
+    failed = static_cast<std::size_t>(std::count(own.begin(), own.end(), 1));
+    CHECK(failed + static_cast<std::size_t>(std::count(others.begin(), others.end(), 1)) == (failed != 0 ? ranks : 0));
+    refusals += failed;
+  }
+  CHECK(refusals >= 12);  // of each rank: the sample, two pieces and their sizes
 }

@@ -132,6 +132,84 @@ TEST_CASE("context_parallel in device memory: a call that one rank refuses chang
   CHECK(thrown == std::vector<std::string>(ranks));
 }
 
+TEST_CASE("context_parallel in device memory: what waits for other ranks waits by the communicator's finish() alone") {
+  auto p = small();
+  p.batch = 2, p.agreement = agreement_mode::with_exchange, p.selector.refresh = 1.1;
+  const auto thrown = on_ranks(p, [&](player& one, queue& work, std::size_t rank) {
+    const queued_policy policy = one.policy();
+    player::cache_type& cache = one.device_cache();
+    const step_memory memory(policy);
+    const std::uint32_t slot = 0, count = 1;
+    const queued_array<std::uint32_t> slots(policy, std::vector<std::uint32_t>{slot}), counts(policy, std::vector<std::uint32_t>{count});
+    const std::size_t before = work.waits_for_ranks();
+    const auto verb = [&](auto call) {  // behind a step, whose messages are still to come
+      cache.attend(policy, memory.q.const_view(1, hq, d), memory.out.view(1, hq, d), {}, {slots.const_view(1), counts.const_view(1)});
+      call();
+      CHECK(work.waits_for_ranks() == before);
+      work.finish();
+    };
+    verb([&] { cache.maintain(policy); });
+    for (int step = 0; step < 35; ++step)
+      cache.append(policy, memory.k.const_view(1, h, d), memory.v.const_view(1, h, d), {slots.const_view(1), counts.const_view(1)});
+    verb([&] { cache.maintain(policy); });  // trains
+    std::vector<std::byte> file;
+    verb([&] { file = saved(policy, cache, 0); });
+    verb([&] {
+      file_source own[] = {{file}};
+      cache.load(policy, 1, own);
+    });
+    verb([&] { cache.truncate(policy, 1, 100); });
+    verb([&] { CHECK(cache.size(policy, 1) == 100); });
+    verb([&] { cache.reset(policy, 1); });
+    verb([&] { cache.fork(policy, 0, 1); });
+    verb([&] { cache.reset(policy, 1); });
+    const std::size_t own = cache.layout().held(rank, 200);
+    const queued_array<float> keys(policy, h * own * d);
+    verb([&] { cache.prefill(policy, 1, keys.const_view(h, own, d), keys.const_view(h, own, d), 200); });
+  });
+  CHECK(thrown == std::vector<std::string>(ranks));
+}
+
+TEST_CASE("context_parallel in device memory: a rank without memory for training makes all refuse") {
+  auto p = small();
+  p.batch = 2;
+  for (std::size_t k = 1, refusals = 0;; ++k) {
+    std::size_t failed[ranks] = {};
+    const auto thrown = on_ranks(p, [&](player& one, queue& work, std::size_t rank) {
+      const queued_policy policy = one.policy();
+      player::cache_type& cache = one.device_cache();
+      const std::size_t own = cache.layout().held(rank, n);
+      std::vector<float> part;
+      const auto all = drawn(h, n, 1);
+      for (std::size_t i = 0; i < own; ++i)
+        for (std::size_t e = 0; e < d; ++e) part.push_back(all.view()(0, cache.layout().position(rank, i), e));
+      const queued_array<float> keys(policy, part);
+      const auto prefill = [&] { cache.prefill(policy, 1, keys.const_view(h, own, d), keys.const_view(h, own, d), n); };
+      if (rank == 1) work.fail_allocation(k);
+      try {
+        prefill();
+      } catch (const std::bad_alloc&) {
+        failed[rank] = rank == 1 ? 1 : 2;
+      } catch (const rank_error& error) {
+        failed[rank] = rank == 0 && error.rank == 1 ? 1 : 2;
+      }
+      work.fail_allocation(0);
+      if (failed[rank] == 0) return;
+      CHECK(cache.size(policy, 1) == 0);
+      prefill();
+      CHECK(cache.middle(policy, 1).end == n - 20);
+    });
+    CHECK(thrown == std::vector<std::string>(ranks));
+    CHECK(failed[0] == failed[1]);
+    CHECK(failed[0] < 2);
+    refusals += failed[0];
+    if (failed[0] == 0) {
+      CHECK(refusals >= 2);  // the sample, and copies for encoding
+      break;
+    }
+  }
+}
+
 TEST_CASE("context_parallel in device memory: steps that differ are reported by the next call that waits") {
   in_process_group group(ranks, std::chrono::seconds(5));
   const auto thrown = run_ranks(ranks, [&](std::size_t rank) {

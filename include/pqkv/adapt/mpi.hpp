@@ -41,6 +41,11 @@ class mpi_ranks {
   }
   std::size_t rank() const { return rank_; }
   std::size_t size() const { return size_; }
+  /// Takes memory for calls that send and receive up to so many bytes. @throws std::bad_alloc
+  void reserve(std::size_t sent, std::size_t received) const {
+    if (memory_->sent.size() < sent) memory_->sent = buffer<std::byte>(sent);
+    if (memory_->received.size() < received) memory_->received = buffer<std::byte>(received);
+  }
 
   /// @throws communication_error, here and below; value_error when a message has 2 GiB or more; std::bad_alloc where it is the longest yet
   template <class P>
@@ -90,8 +95,7 @@ class mpi_ranks {
     static_assert(space::usable_from<typename P::space_type, space::host>,
                   "pqkv: mpi_ranks carries host memory; for devices see adapt/nccl.cuh");
     if (memory_->gave_up != 0) detail::raise_communication("mpi_ranks", call, "an earlier call gave up");
-    if (memory_->sent.size() < sent) memory_->sent = buffer<std::byte>(sent);
-    if (memory_->received.size() < received) memory_->received = buffer<std::byte>(received);
+    reserve(sent, received);
     if (sent != 0) std::memcpy(memory_->sent.data(), from, sent);
     MPI_Request request;
     check(begin(request), call);

@@ -30,13 +30,16 @@ class agreement {
   void same(const void* data, std::size_t bytes) { sum_.add(data, bytes); }
   void same_number(std::uint64_t number) { sum_.add(&number, sizeof number); }
 
-  /// Does work of this rank that may throw. After a failure further work is left out; the vote then says so.
+  /// Does work of this rank that may throw. After a failure further work is left out; the vote then says so. A communication_error leaves
+  /// at once, since the others can no longer be asked.
   template <class Work>
   void attempt(Work&& work) {
     if (refusal_ != nullptr) return;
 #if PQKV_HAS_EXCEPTIONS
     try {
       work();
+    } catch (const communication_error&) {
+      throw;
     } catch (...) {
       refusal_ = std::current_exception();
     }

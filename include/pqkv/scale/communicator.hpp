@@ -40,6 +40,14 @@ struct rank_error : std::runtime_error {
 ///   all_to_all(policy, to, from, bytes)       piece r of `to` [size, bytes] goes to rank r; piece r of `from` [size, bytes] comes from it
 ///
 /// Every call throws communication_error when it cannot end. It must have a time limit: a rank that died must not stop the others for ever.
+///
+/// Two more are called where a communicator has them:
+///
+///   finish(policy)            waits for the stream with the time limit, in place of sync(). On a device a cache calls it before anything
+///   else
+///                             that may wait for an exchange: copies from and to host memory, allocations
+///   reserve(sent, received)   takes memory for calls that send and receive up to so many bytes on this rank, which then throw no
+///                             std::bad_alloc: a cache calls it where all ranks can still refuse together
 template <class C, class P>
 concept communicator_for = exec::policy<P> &&
     requires(C& all, const P& policy, const std::byte* own, std::byte* received, std::uint64_t* numbers, std::size_t count) {

@@ -136,6 +136,7 @@ class context_base {
         index_(policy, params_.selector.index_of(local_shape(p, layout_, ranks.rank()))),
         work_(take_memory(policy, memory_, [&](arena& memory) { return place(memory, policy); })),
         known_(is_on_host ? 0 : p.batch),
+        votes_(is_on_host ? 0 : layout_.ranks),
         merged_(p.batch),
         settings_(settings_sum()) {}
 
@@ -241,6 +242,7 @@ class context_base {
   owner<std::byte, space_type> memory_;
   context_memory<space_type> work_;
   buffer<sequence> known_;        // [batch] the host's copy of the states of a device's sequences
+  buffer<vote> votes_;            // [ranks] the host's copy of a device's votes
   buffer<std::uint32_t> merged_;  // [batch] after the last merge, the id lists held this rank's tokens below this place
   std::uint32_t settings_ = 0;
 };

@@ -108,7 +108,7 @@ class context_calls : public context_base<Rows, Communicator> {
 
  protected:
   using base::covers, base::known_, base::layout_, base::local, base::params_, base::ranks_, base::rule_;
-  using base::index_, base::merged_, base::rows_, base::work_;
+  using base::index_, base::merged_, base::rows_, base::votes_, base::work_;
 
   template <exec::policy P>
   context_calls(const P& policy, const Communicator& ranks, const params& p) : base(policy, ranks, p) {}
@@ -130,6 +130,10 @@ class context_calls : public context_base<Rows, Communicator> {
     return {params_, is_on_host ? work_.slots.sequences.data : known_.data(), lists()};
   }
 
+  /// Takes the communicator's memory for messages of up to so many bytes, if it has some of its own.
+  void reserve_messages(std::size_t sent, std::size_t received) const {
+    if constexpr (requires { ranks_.reserve(sent, received); }) ranks_.reserve(sent, received);
+  }
   /// Asks all ranks whether they go on. Waits on a device.
   template <class P>
   void ask_all(const P& policy, const agreement& agreed) const {
@@ -141,16 +145,17 @@ class context_calls : public context_base<Rows, Communicator> {
       const std::size_t ranks = layout_.ranks;
       const vote own = agreed.own();
       std::uint32_t disagreed = 0;
-      buffer<vote> votes(ranks);
+      wait(policy);
       copy_bytes(policy, work_.votes + ranks, &own, sizeof own);
       ranks_.all_gather(policy, reinterpret_cast<const std::byte*>(work_.votes + ranks), reinterpret_cast<std::byte*>(work_.votes),
                         sizeof own);
-      copy_bytes(policy, votes.data(), work_.votes, votes.size_bytes());
+      wait(policy);
+      copy_bytes(policy, votes_.data(), work_.votes, votes_.size_bytes());
       copy_bytes(policy, &disagreed, work_.disagreed, sizeof disagreed);
       wait(policy);
       if (disagreed != 0) zero_bytes(policy, work_.disagreed, sizeof disagreed);
       refuse_if(disagreed != 0);
-      agreed.conclude(ranks, [&](std::size_t rank) { return votes[rank]; });
+      agreed.conclude(ranks, [&](std::size_t rank) { return votes_[rank]; });
     }
   }
   /// The same for the verbs of a step, as agreement_mode says.
@@ -160,7 +165,9 @@ class context_calls : public context_base<Rows, Communicator> {
     const vote own = agreed.own();
     agreed.conclude(1, [&](std::size_t) { return own; });
   }
-  /// Waits for the stream, as the communicator does it if it has a time limit of its own.
+  /// Waits for the stream, as the communicator does it if it has a time limit of its own. To be called before a copy from or to host memory
+  /// and before device memory is taken or freed: where that memory is not page-locked, CUDA itself waits for the stream, for ever if a rank
+  /// stays away.
   template <class P>
   void wait(const P& policy) const {
     if constexpr (requires { ranks_.finish(policy); })
@@ -244,6 +251,7 @@ class context_calls : public context_base<Rows, Communicator> {
     agreement agreed = this->call("maintain");
     agreed.attempt([&] {
       if constexpr (!is_on_host) {
+        wait(policy);
         copy_bytes(policy, known_.data(), work_.slots.sequences.data, known_.size_bytes());
         wait(policy);
       }
@@ -277,6 +285,7 @@ class context_calls : public context_base<Rows, Communicator> {
         std::is_same_v<typename P::space_type, space_type>,
         "pqkv: the policy's memory is not the cache's: a cache of host rows takes a host policy, one of device rows a device policy");
     T found;
+    if constexpr (!is_on_host) wait(policy);
     copy_bytes(policy, &found, from, sizeof found);
     wait(policy);
     return found;

@@ -40,7 +40,10 @@ class context_state : public context_calls<Rows, Communicator> {
 
   template <exec::policy P>
   context_state(const P& policy, const Communicator& ranks, const params& p)
-      : base(policy, ranks, p), exchange_(this->take_memory(policy, exchange_memory_, [&](arena& memory) { return place(memory); })) {}
+      : base(policy, ranks, p), exchange_(this->take_memory(policy, exchange_memory_, [&](arena& memory) { return place(memory); })) {
+    const std::size_t bytes = exchange_.mail.room * sizeof *exchange_.mail.own;
+    this->reserve_messages(bytes, layout_.ranks * bytes);
+  }
 
   /// Memory for messages, and for what selects from them.
   struct exchange_of {

@@ -8,20 +8,32 @@
 
 namespace pqkv::inline PQKV_MODE::scale {
 
+/// Memory for rows on their way: it is taken before any rank waits for another.
+template <class T>
+struct gathered_pieces {
+  std::size_t piece = 0;       // rows of a rank that are sent at once
+  buffer<T> own, all;          // [piece, row], [ranks, piece, row]
+  buffer<std::size_t> filled;  // [ranks]
+
+  gathered_pieces() = default;
+  /// @param row  elements of a row. @throws std::bad_alloc
+  gathered_pieces(std::size_t ranks, std::size_t rows, std::size_t row)
+      : piece(rows), own(rows * row), all(ranks * rows * row), filled(ranks) {}
+};
+
 /// Gathers the sampled keys of all ranks.
 ///
 /// @param rows    this rank's, by their place in its share; heads [first_head, first_head + h)
 /// @param sample  of the sequence's tokens from `first` on
 /// @param out     [h, sample.count, d], written on every rank
-/// @param piece   rows of a rank that are sent at once, at least 1
-/// @throws communication_error; std::bad_alloc
+/// @param memory  for rows of h * d elements; a piece is at least 1
+/// @throws communication_error
 /// @cost   sends the sample once to every rank; every rank's piece must be filled, so tokens that are dealt in turn take fewest messages
 template <class P, class Communicator, class Rows, class T>
 void gather_sample(const P& policy, Communicator& ranks, const Rows& rows, std::size_t first_head, const stratified_sample& sample,
-                   std::size_t first, const token_layout& layout, view<T, 3> out, std::size_t piece) {
+                   std::size_t first, const token_layout& layout, view<T, 3> out, const gathered_pieces<T>& memory) {
   const std::size_t h = out.extent(0), d = out.extent(2), row = h * d;
-  const buffer<T> own(piece * row), all(layout.ranks * piece * row);
-  const buffer<std::size_t> filled(layout.ranks);
+  const auto& [piece, own, all, filled] = memory;
   for (std::size_t next = 0; next < sample.count;) {
     // As many rows of the sample as fit: until a rank's piece is full.
     std::fill(filled.begin(), filled.end(), std::size_t{0});
@@ -98,15 +110,24 @@ class context_training : public context_state<Rows, Communicator> {
     const middle_range middle = now.middle(rule_);
     const std::size_t first = middle.begin, h = params_.kv_heads;
     const bool tries = now.prefilling == 0 && now.n >= first + index_.shape().least_rows();
-    this->ask_all(policy, agreed);  // before keys are gathered, so that a rank whose rows failed keeps no one waiting
+    using T = copied_element<value_type>;
+    const stratified_sample sample =
+        tries ? training_rows(params_.selector.train, now.n - first, index_.shape().coarse().centroids()) : stratified_sample{};
+    const std::size_t row = h * params_.head_dim;
+    buffer<T> memory;
+    gathered_pieces<T> pieces;
+    agreed.attempt([&] {
+      if (!tries) return;
+      memory = buffer<T>(sample.count * row);
+      pieces = gathered_pieces<T>(layout_.ranks, gathered_rows(row * sizeof(T)), row);
+      this->reserve_messages(pieces.own.size_bytes(), pieces.all.size_bytes());
+    });
+    this->ask_all(policy, agreed);  // before keys are gathered, so that a rank whose rows or memory failed keeps no one waiting
     if (!tries) return {slot, now, false, {}, {}};
+    const auto keys = make_view(memory.data(), h, sample.count, params_.head_dim);
+    gather_sample(policy, ranks_, rows_.view(), slot * h, sample, first, layout_, keys, pieces);
     const auto outcomes = work_.ranking.outcomes;
     agreed.attempt([&] {
-      using T = copied_element<value_type>;
-      const stratified_sample sample = training_rows(params_.selector.train, now.n - first, index_.shape().coarse().centroids());
-      const buffer<T> memory(h * sample.count * params_.head_dim);
-      const auto keys = make_view(memory.data(), h, sample.count, params_.head_dim);
-      gather_sample(policy, ranks_, rows_.view(), slot * h, sample, first, layout_, keys, gathered_rows(h * params_.head_dim * sizeof(T)));
       kmeans_params settings = params_.selector.train;
       settings.rows_per_centroid = 0;
       index_.learn(this->working(policy), slot, sampled_keys<T>{keys, slot * h}, 0, 0, sample.count, settings, outcomes);

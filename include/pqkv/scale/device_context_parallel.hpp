@@ -48,13 +48,13 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, std::size_t n,
                chunk which = chunk::last) {
-    this->begin_prefill(policy, slot, keys, values, n, which);
+    agreement agreed = this->begin_prefill(policy, slot, keys, values, n, which);
     zero_bytes(policy, work_.prompt_nonfinite.data, 2 * sizeof(std::uint32_t));
     run<op::store_tokens>(
         policy, rows_.view(),
         stored_tokens<space_type>{slot * params_.kv_heads, layout_.held(ranks_.rank(), known_[slot].n), work_.prompt_nonfinite}, keys,
         values);
-    learn(policy, slot, known_[slot].prefilled(static_cast<std::uint32_t>(n), which), work_.prompt_nonfinite);
+    learn(policy, agreed, slot, known_[slot].prefilled(static_cast<std::uint32_t>(n), which), work_.prompt_nonfinite);
   }
 
   /// Adds a step's tokens. Every rank is given all of them and stores those that it holds.
@@ -169,16 +169,16 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   /// @throws rank_error, communication_error, cuda_error; value_error when the calls of an earlier step differed
   template <exec::policy P>
   void maintain(const P& policy) {
-    const agreement agreed = this->begin_maintain(policy);
+    agreement agreed = this->begin_maintain(policy);
     for (std::size_t slot = 0; slot < params_.batch; ++slot) {
       const sequence now = known_[slot];
       const std::uint32_t end = this->local(now.middle(rule_).end);
       merged_[slot] = std::min(merged_[slot], end);
       if (is_learning_due(now, rule_, index_.shape().least_rows())) {
         this->settle(policy, {slot, now.without_index(), false, {}, {}});
-        learn(policy, slot, now, {});
+        learn(policy, agreed, slot, now, {});
       } else if (now.learned != 0 && end - merged_[slot] >= params_.selector.tail_tokens) {
-        index_.merge(this->working(policy), slot);
+        agreed.attempt([&] { index_.merge(this->working(policy), slot); });
         merged_[slot] = end;
       }
     }
@@ -186,6 +186,10 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   }
 
  private:
+  // The keys of a training. A member: where an exchange fails, freeing them would wait for the stream, so they stay until the next
+  // training.
+  owner<std::uint64_t, space_type> sample_;
+
   using state::exchange_, state::index_, state::work_;
   using state::known_, state::layout_, state::mails_, state::merged_, state::params_, state::ranks_, state::rows_, state::rule_;
 
@@ -194,27 +198,39 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     return pqkv::detail::run_operation<Op>(policy, argument...);
   }
   /// Trains a slot's codebooks on the keys of all ranks if there are enough, encodes and counts this rank's middle, and sets the sequence.
+  /// Votes before the keys are combined and at the end, so that a rank without memory keeps no one waiting.
   template <class P>
-  void learn(const P& policy, std::size_t slot, const sequence& now, view_of<std::uint32_t, 1> nonfinite) {
+  void learn(const P& policy, agreement& agreed, std::size_t slot, const sequence& now, view_of<std::uint32_t, 1> nonfinite) {
     const middle_range middle = now.middle(rule_);
     const std::size_t first = middle.begin, h = params_.kv_heads;
     if (now.prefilling != 0 || now.n < first + index_.shape().least_rows()) return this->settle(policy, {slot, now, false, {}, nonfinite});
     using T = copied_element<value_type>;
     const stratified_sample sample = training_rows(params_.selector.train, now.n - first, index_.shape().coarse().centroids());
-    const auto memory = make_owner<T>(policy, h * sample.count * params_.head_dim);
-    const auto keys = make_view<space_type>(memory.data(), h, sample.count, params_.head_dim);
+    const std::size_t bytes = h * sample.count * params_.head_dim * sizeof(T),
+                      words = (bytes + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t);
+    agreed.attempt([&] {
+      this->wait(policy);
+      sample_ = make_owner<std::uint64_t>(policy, words);
+    });
+    this->ask_all(policy, agreed);
+    const auto keys = make_view<space_type>(reinterpret_cast<T*>(sample_.data()), h, sample.count, params_.head_dim);
     run<op::gather_share>(policy, rows_.view(), slot * h, sample, first, this->share(), keys);
-    ranks_.all_reduce(policy, reinterpret_cast<std::uint64_t*>(memory.data()), memory.size_bytes() / sizeof(std::uint64_t), reduction::sum);
+    ranks_.all_reduce(policy, sample_.data(), words, reduction::sum);
+    this->wait(policy);
     kmeans_params settings = params_.selector.train;
     settings.rows_per_centroid = 0;
-    index_.learn(this->working(policy), slot, sampled_keys<T, space_type>{keys, slot * h}, 0, 0, sample.count, settings,
-                 work_.ranking.outcomes);
     const middle_range own = this->local(middle);
-    index_.encode_copies(policy, slot, rows_.view(), own.begin, own.end);
-    index_.recount(this->working(policy), slot, own.begin, own.end);
+    agreed.attempt([&] {
+      index_.learn(this->working(policy), slot, sampled_keys<T, space_type>{keys, slot * h}, 0, 0, sample.count, settings,
+                   work_.ranking.outcomes);
+      index_.encode_copies(policy, slot, rows_.view(), own.begin, own.end);
+      index_.recount(this->working(policy), slot, own.begin, own.end);
+    });
+    this->ask_all(policy, agreed);
     merged_[slot] = own.end;
     this->settle(policy, {slot, now, true, as_const(work_.ranking.outcomes), nonfinite, params_.selector.outgrown_at(now.n)});
-    this->wait(policy);  // the sample ends here
+    this->wait(policy);
+    sample_ = {};
   }
   planned_share<space_type> planned(const agreement& agreed, const step_plan<space_type>& plan, const step_type& step,
                                     std::size_t first) const {

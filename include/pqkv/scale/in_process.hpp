@@ -31,6 +31,7 @@ class in_process_group {
     const void* data = nullptr;
     std::size_t bytes = 0;
     const char* call = "";
+    std::vector<std::uint64_t> result;  // of the rank's all_reduce
   };
 
   /// Waits until every rank has come. @throws communication_error, in every rank, when one does not
@@ -72,6 +73,11 @@ class in_process {
   }
   std::size_t rank() const { return rank_; }
   std::size_t size() const { return group_->size(); }
+  /// Takes memory for sums of up to so many bytes. @throws std::bad_alloc
+  void reserve(std::size_t sent, std::size_t) const {
+    auto& result = group_->posts_[rank_].result;
+    if (result.size() * sizeof result[0] < sent) result.resize((sent + sizeof result[0] - 1) / sizeof result[0]);
+  }
 
   template <class P>
   void all_gather(const P&, const void* own, void* all, std::size_t bytes) const {
@@ -87,7 +93,9 @@ class in_process {
   }
   template <class P>
   void all_reduce(const P&, std::uint64_t* numbers, std::size_t count, reduction how) const {
-    std::vector<std::uint64_t> result(count);
+    reserve(count * sizeof *numbers, 0);
+    std::uint64_t* const result = group_->posts_[rank_].result.data();
+    std::fill_n(result, count, std::uint64_t{0});
     exchange(how == reduction::sum ? "all_reduce of sums" : "all_reduce of maxima", numbers, count * sizeof *numbers, [&] {
       for (std::size_t from = 0; from < size(); ++from) {
         const auto* const theirs = static_cast<const std::uint64_t*>(group_->posts_[from].data);
@@ -95,7 +103,7 @@ class in_process {
           result[i] = how == reduction::sum ? result[i] + theirs[i] : result[i] > theirs[i] ? result[i] : theirs[i];
       }
     });
-    std::copy(result.begin(), result.end(), numbers);
+    std::copy_n(result, count, numbers);
   }
 
  private:
@@ -106,7 +114,8 @@ class in_process {
   /// @param read  reads the others' buffers, while nobody changes one
   template <class Read>
   void exchange(const char* call, const void* own, std::size_t bytes, Read read) const {
-    group_->posts_[rank_] = {own, bytes, call};
+    auto& mine = group_->posts_[rank_];
+    mine.data = own, mine.bytes = bytes, mine.call = call;
     group_->meet(call);
     bool same = true;
     for (const auto& post : group_->posts_) same &= post.bytes == bytes && std::strcmp(post.call, call) == 0;
