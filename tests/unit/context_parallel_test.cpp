@@ -4,6 +4,8 @@
 #include <doctest/doctest.h>
 
 #include "cases/counting_communicator.hpp"
+#include "cases/plain_attention.hpp"
+#include "cases/plain_search.hpp"
 #include "cases/rank_lives.hpp"
 
 namespace {
@@ -147,6 +149,58 @@ TEST_CASE("context_parallel: the local mode selects k on all ranks together, wit
   });
   CHECK(thrown == std::vector<std::string>(ranks));
   CHECK(selected == std::vector<std::size_t>(ranks, 20));
+}
+
+TEST_CASE(
+    "context_parallel: the local mode's lists are the best of each share by plain scores, and its output is plain attention to them") {
+  auto p = small();
+  p.selection_over_ranks = selection_mode::local;
+  p.budget.retrieve = 61;  // 20, 20 and 21
+  p.selector.axes = pqkv::axis_order::contiguous;
+  const auto query = drawn(1, hq, 3);
+  std::vector<std::vector<std::size_t>> selected(ranks);
+  std::vector<std::vector<float>> outputs(ranks);
+  std::size_t sinks = 0, window = 0;
+  const auto thrown = on_ranks(p, [&](player& one, std::size_t rank, exchanged&) {
+    const auto own = one.cache().index().view().sequence(0);
+    const pqkv::scale::token_layout& layout = one.cache().layout();
+    const pqkv::middle_range middle = one.cache().middle(0);
+    const std::size_t begin = layout.held(rank, middle.begin), end = layout.held(rank, middle.end), m = 2, c = 16, k = 61;
+    std::vector<float> entries;
+    for (std::size_t q = 0; q < hq; ++q)
+      for (std::size_t j = 0; j < m; ++j)
+        for (std::size_t x = 0; x < c; ++x) {
+          float sum = 0;
+          for (std::size_t i = 0; i < d / m; ++i) sum = std::fma(query.view()(0, q, j * (d / m) + i), own.book.centroids(0, j, i, x), sum);
+          entries.push_back(sum);
+        }
+    const std::vector<float> bias(hq, 0.0f);
+    plain_notes notes;
+    const plain_list list{pqkv::make_view(std::as_const(entries).data(), hq, m, c),
+                          pqkv::make_view(bias.data(), hq),
+                          pqkv::as_const(own.codes)[0],
+                          begin,
+                          end,
+                          d};
+    std::vector<std::int32_t> wanted = plain_top_k(plain_scores(list, notes), k * (rank + 1) / ranks - k * rank / ranks);
+    for (std::int32_t& t : wanted) t = static_cast<std::int32_t>(layout.position(rank, begin + static_cast<std::size_t>(t)));
+    const answer found = ask(one, pqkv::as_const(query.view()), h, n, {});
+    CHECK(found.lists[0] == wanted);
+    selected[rank].assign(wanted.begin(), wanted.end());
+    outputs[rank] = found.out;
+    if (rank == 0) sinks = middle.begin, window = middle.end;
+  });
+  CHECK(thrown == std::vector<std::string>(ranks));
+  std::vector<std::size_t> attended;
+  for (std::size_t t = 0; t < n; ++t)
+    if (t < sinks || t >= window) attended.push_back(t);
+  for (const auto& of_rank : selected) attended.insert(attended.end(), of_rank.begin(), of_rank.end());
+  CHECK(attended.size() == sinks + 20 + 61);
+  const auto keys = drawn(h, n, 1), values = drawn(h, n, 2);
+  for (std::size_t q = 0; q < hq; ++q) {
+    const plain_result plain = plain_attention(&query.view()(0, q, 0), pqkv::strided_kv(keys.view(), values.view()), 0, attended);
+    for (const auto& out : outputs) CHECK(relative_error(&out[q * d], plain.out) < 1e-5);
+  }
 }
 
 TEST_CASE("context_parallel: agreement with the exchange saves the votes of a step") {
