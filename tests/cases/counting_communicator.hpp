@@ -11,7 +11,10 @@ namespace pqkv_cases {
 
 /// Exchanges, and the bytes of this rank's own messages in them.
 struct exchanged {
-  std::size_t gathers = 0, gather_bytes = 0, reductions = 0, reduced_bytes = 0, all_to_alls = 0;
+  std::size_t gathers = 0, gather_bytes = 0, reductions = 0, reduced_bytes = 0, all_to_alls = 0, all_to_all_bytes = 0;
+
+  std::size_t exchanges() const { return gathers + reductions + all_to_alls; }
+  std::size_t bytes() const { return gather_bytes + reduced_bytes + all_to_all_bytes; }
 };
 
 template <class Communicator>
@@ -24,6 +27,11 @@ struct counting_communicator {
   void reserve(std::size_t sent, std::size_t received) {
     if constexpr (requires { ranks.reserve(sent, received); }) ranks.reserve(sent, received);
   }
+  template <class P>
+  void finish(const P& policy) requires requires(const Communicator& all) {
+    all.finish(policy);
+  }
+  { ranks.finish(policy); }
   template <class P>
   void all_gather(const P& policy, const std::byte* own, std::byte* all, std::size_t bytes) {
     ++counts->gathers;
@@ -39,6 +47,7 @@ struct counting_communicator {
   template <class P>
   void all_to_all(const P& policy, const std::byte* to, std::byte* from, std::size_t bytes) {
     ++counts->all_to_alls;
+    counts->all_to_all_bytes += size() * bytes;
     ranks.all_to_all(policy, to, from, bytes);
   }
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the random lives (property/context_parallel_test.cpp) do not do: refusals, which leave every rank as it was; ranks that stay away;
-// the local mode; messages that are saved by agreement_mode::with_exchange.
+// the local mode; messages that are saved by agreement_mode::with_exchange; caches with a part of the heads each.
 #include <doctest/doctest.h>
 
 #include "cases/counting_communicator.hpp"
@@ -215,4 +215,54 @@ TEST_CASE("context_parallel: agreement with the exchange saves the votes of a st
     CHECK(counts.reductions == 1);
   });
   CHECK(thrown == std::vector<std::string>(ranks));
+}
+
+TEST_CASE("head parallel: caches with a part of the heads each are one cache with all heads, to the bit") {
+  constexpr std::size_t heads = 4, queries = 8, tokens = 300, steps = 5, m = 2, values_of_a_part = 12;
+  random_source random(8);
+  rows<float> pool(heads, values_of_a_part, d), keys(heads, tokens, d), values(heads, tokens, d);
+  fill(pool.view(), content::gaussian, random), fill(values.view(), content::gaussian, random);
+  // Fewer values than centroids: training takes them all, so that no codebook depends on the rows that are drawn first for a head's number.
+  for (std::size_t head = 0; head < heads; ++head)
+    for (std::size_t t = 0; t < tokens; ++t)
+      for (std::size_t j = 0; j < m; ++j) {
+        const std::size_t value = random.below(values_of_a_part);
+        for (std::size_t i = j * d / m; i < (j + 1) * d / m; ++i) keys(head, t, i) = pool(head, value, i);
+      }
+  const auto settings = [&](std::size_t kv_heads) {
+    whole_player<float>::cache_type::params p;
+    p.kv_heads = kv_heads, p.query_heads = kv_heads * queries / heads, p.head_dim = d, p.capacity = tokens + steps;
+    p.budget.retrieve = 60, p.budget.window = 20;
+    p.selector.subspaces = m, p.selector.bits = 4, p.selector.axes = pqkv::axis_order::contiguous;
+    return p;
+  };
+  whole_player<float> whole(settings(heads));
+  whole.prefill(0, keys.view(), values.view(), pqkv::chunk::last);
+  answers expected;
+  const auto query_of = [](std::size_t step) { return drawn(1, queries, 100 + step); };
+  const auto key_of = [&](std::size_t step) {
+    rows<float> key(1, heads, d);
+    for (std::size_t head = 0; head < heads; ++head)
+      for (std::size_t i = 0; i < d; ++i) key(0, head, i) = pool(head, step, i);
+    return key;
+  };
+  for (std::size_t step = 0; step < steps; ++step) {
+    whole.cache().append(cpu, key_of(step).view(), key_of(step).view());
+    expected.push_back(ask(whole, pqkv::as_const(query_of(step).view()), heads, tokens, {}));
+    CHECK(expected.back().lists[heads - 1].size() == 60);
+  }
+  for (const std::size_t parts : std::initializer_list<std::size_t>{2, 4})
+    for (std::size_t part = 0; part < parts; ++part) {
+      const std::size_t own = heads / parts, first = part * own, hq_of_part = queries / parts;
+      whole_player<float> one(settings(own));
+      one.prefill(0, keys.view().slice(0, first, own), values.view().slice(0, first, own), pqkv::chunk::last);
+      for (std::size_t step = 0; step < steps; ++step) {
+        const auto key = key_of(step), query = query_of(step);
+        one.cache().append(cpu, key.view().slice(1, first, own), key.view().slice(1, first, own));
+        const answer got = ask(one, pqkv::as_const(query.view().slice(1, part * hq_of_part, hq_of_part)), own, tokens, {});
+        for (std::size_t head = 0; head < own; ++head) CHECK(got.lists[head] == expected[step].lists[first + head]);
+        const auto from = expected[step].out.begin() + static_cast<std::ptrdiff_t>(part * hq_of_part * d);
+        CHECK(std::equal(got.out.begin(), got.out.end(), from));
+      }
+    }
 }

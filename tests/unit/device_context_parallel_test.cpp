@@ -4,8 +4,10 @@
 // backend that queues.
 #include <doctest/doctest.h>
 
+#include "cases/counting_communicator.hpp"
 #include "cases/device_rank_player.hpp"
 #include "cases/queued_shares.hpp"
+#include "cases/step_bytes.hpp"
 
 namespace {
 using namespace pqkv_cases;
@@ -130,6 +132,31 @@ TEST_CASE("context_parallel in device memory: a call that one rank refuses chang
     CHECK(cache.middle(policy, 0).end == n - 20);
   });
   CHECK(thrown == std::vector<std::string>(ranks));
+}
+
+TEST_CASE("context_parallel in device memory: a step over gathered messages sends what the model on paper says, in both modes") {
+  using counted = device_rank_player<float, queued_policy, counting_communicator<queued_ranks>>;
+  for (const step_bytes& of : every_step_bytes)
+    for (const auto mode : {selection_mode::exact, selection_mode::local}) {
+      random_source random(9);
+      rows<float> all(of.h, step_bytes_tokens, of.d);
+      fill(all.view(), content::gaussian, random);
+      in_process_group group(of.ranks);
+      const auto thrown = run_ranks(of.ranks, [&](std::size_t rank) {
+        queue work;
+        exchanged counts;
+        counted one({&work, {}}, {{group, rank}, &counts}, params_of<counted::cache_type::params>(of, mode));
+        one.prefill(0, all.view(), all.view(), pqkv::chunk::last);
+        const queued_array<float> query(one.policy(), std::vector<float>(of.hq * of.d, 0.1f)), out(one.policy(), of.hq * of.d);
+        counts = {};
+        one.device_cache().attend(one.policy(), query.const_view(1, of.hq, of.d), out.view(1, of.hq, of.d));
+        const sent_in_a_step expected = mode == selection_mode::exact ? of.nccl_exact : of.nccl_local;
+        CHECK(counts.exchanges() == expected.exchanges);
+        CHECK(counts.bytes() == expected.bytes);
+        work.finish();
+      });
+      CHECK(thrown == std::vector<std::string>(of.ranks));
+    }
 }
 
 TEST_CASE("context_parallel in device memory: what waits for other ranks waits by the communicator's finish() alone") {

@@ -4,6 +4,7 @@
 
 #include "cases/counting_communicator.hpp"
 #include "cases/rank_lives.hpp"
+#include "cases/step_bytes.hpp"
 
 namespace {
 using namespace pqkv_cases;
@@ -130,4 +131,41 @@ TEST_CASE("exact_selection: equal scores go to the lower positions, whoever hold
       for (std::size_t i = 0; i < d; ++i) keys(head, t, i) = 1;
   const auto query = a_query();
   for (const std::size_t run : {std::size_t{0}, n / ranks}) CHECK(select(run, keys, query).lists == select_whole(keys, query));
+}
+
+TEST_CASE("exact_selection: a step sends what the model on paper says, in both modes") {
+  for (const step_bytes& of : every_step_bytes)
+    for (const auto mode : {pqkv::scale::selection_mode::exact, pqkv::scale::selection_mode::local}) {
+      random_source random(9);
+      rows<float> all(of.h, step_bytes_tokens, of.d), asked(1, of.hq, of.d);
+      fill(all.view(), content::gaussian, random), fill(asked.view(), content::gaussian, random);
+      pqkv::scale::in_process_group group(of.ranks);
+      const auto thrown = run_ranks(of.ranks, [&](std::size_t rank) {
+        exchanged counts;
+        player one(counted{{group, rank}, &counts}, params_of<player::cache_type::params>(of, mode));
+        one.prefill(0, all.view(), all.view(), pqkv::chunk::last);
+        counts = {};
+        rows<float> out(1, of.hq, of.d);
+        one.cache().attend(cpu, asked.view(), out.view());
+        const sent_in_a_step expected = mode == pqkv::scale::selection_mode::exact ? of.host_exact : of.host_local;
+        CHECK(counts.exchanges() == expected.exchanges);
+        CHECK(counts.bytes() == expected.bytes);
+      });
+      CHECK(thrown == std::vector<std::string>(of.ranks));
+    }
+}
+
+TEST_CASE("exact_selection: sums with too few bits take two reductions more") {
+  random_source random(10);
+  rows<float> query(1, hq, d);
+  fill(query.view(), content::gaussian, random);
+  for (std::size_t q = 0; q < hq; ++q)
+    for (std::size_t i = 0; i < d; ++i) query(0, q, i) *= 30;  // products far below the table's maxima
+  const auto keys = slanted_keys(n / 3);
+  const outcome found = select(0, keys, query);
+  CHECK(found.lists == select_whole(keys, query));
+  for (const exchanged& one : found.counts) {
+    CHECK(one.reductions == 3);
+    CHECK(one.reduced_bytes == 3 * 8 * (hq + 1));
+  }
 }

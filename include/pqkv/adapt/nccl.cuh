@@ -18,7 +18,7 @@ namespace pqkv::inline PQKV_MODE::scale {
 /// The ranks of an NCCL communicator. Copyable; the communicator must outlive it.
 class nccl_ranks {
  public:
-  /// @param comm   not used by other streams meanwhile
+  /// @param comm   no other stream may use it while this object does
   /// @param limit  how long finish() waits
   /// @throws communication_error
   explicit nccl_ranks(ncclComm_t comm, std::chrono::milliseconds limit = std::chrono::seconds(60)) : comm_(comm), limit_(limit) {
@@ -50,7 +50,7 @@ class nccl_ranks {
   }
 
   /// Waits for the stream, in place of sync(): also for errors of other ranks, and only so long. After communication_error the program
-  /// calls ncclCommAbort(); what is on the stream ends with it.
+  /// calls ncclCommAbort(), before it frees device memory; what is on the stream ends with it.
   void finish(const exec::cuda& policy) const {
     const auto end = std::chrono::steady_clock::now() + limit_;
     for (;;) {

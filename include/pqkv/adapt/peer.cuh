@@ -3,12 +3,13 @@
 // kernels write their messages straight into the other devices' memory, raise a flag behind them, and wait for the flags of the others: a
 // decode step has no kernel that only carries messages. Opt-in. Not between hosts: see adapt/nccl.cuh.
 //
-// Better a process for each rank than a thread: a thread that allocates or frees memory may wait for the devices of other threads, and
-// these may be waiting for its messages.
+// Better a process for each rank than a thread: a call that allocates or frees memory may wait for another thread's device, whose kernels
+// wait for a message that this thread has not sent yet.
 //
-// A message has parts, each written and awaited by one CTA, and two places in every rank's memory, which take turns: a rank writes a part
-// for the third time only after it has got every rank's second, and no rank sends its second before it has read the first. Numbers of 32
-// bits travel with their message's number in one store of 64, so that they need neither a fence nor a flag; other words have a flag.
+// A message has parts, each written and awaited by one CTA, and two places in every rank's memory, which take turns. A rank reuses a place
+// only for the message after next. By then it has received the other ranks' answers to the message between, which each sent after reading the
+// place. Numbers of 32 bits travel with their message's number in one store of 64, so that they need neither a fence nor a flag; other words
+// have a flag.
 // Source: NCCL's low-latency protocol, and NVSHMEM's put with signal.
 #pragma once
 
@@ -210,9 +211,8 @@ class peer_ranks {
 
   /// Takes memory of the current device, and tells the other ranks where it is.
   /// @param meeting  a communicator of host memory, with one rank for each of these: mpi_ranks, or in_process for threads. Used here alone
-  /// @param bytes    for mail, a quarter of it for these three collectives; a cache takes about 32 * ranks * (k + cells / 2) for each list
-  /// of
-  ///                 a query token, with the most k of its capacity and the cells of its joint-code index, or 0
+  /// @param bytes    for mail, a quarter of it for these three collectives; for each list of a query token a cache takes about
+  ///                 32 * ranks * (k + cells / 2), with the most k of its capacity and the cells of its joint-code index, or 0
   /// @param limit    how long a rank waits for the others in one exchange
   /// @throws value_error; communication_error when a rank does not come, when devices do not reach each other, and for CUDA's errors
   template <class Meeting>
@@ -281,7 +281,8 @@ class peer_ranks {
     carry<detail::peer_exchange::transpose>(policy, to, from, bytes, bytes);
   }
 
-  /// Waits for the stream, in place of sync(). @throws communication_error when a rank did not come in time: the communicator cannot be
+  /// Waits for the stream, in place of sync(), which does not report late ranks: after the time limit kernels go on with wrong
+  /// numbers. @throws communication_error when a rank did not come in time: the communicator cannot be
   /// used any more
   void finish(const exec::cuda& policy) const {
     std::uint32_t late = 0;

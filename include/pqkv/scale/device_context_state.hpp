@@ -16,9 +16,8 @@ namespace pqkv::inline PQKV_MODE::scale {
 /// A communicator whose messages travel inside kernels, over memory that every rank's device reaches (adapt/peer.cuh):
 ///
 ///   typename kernel_mail                   as gathered_mail
-///   mail(words, channels) -> kernel_mail   takes memory for one exchange of a step, whose message has so many words, and so many parts
-///   with
-///                                          a CTA each; the same calls on every rank
+///   mail(words, channels) -> kernel_mail   takes memory for one exchange of a step, whose message has so many words and is split into
+///                                          parts, one for each CTA; the same calls on every rank
 ///   kernel_mail::before(later)             the same, numbered by an exchange that follows it in every step
 template <class C>
 concept carries_mail_in_kernels = requires {

@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // A cache over the devices of this machine, 1 and 2 ranks, each a process with a device of its own, over NCCL and over peers: random lives
 // against one cache on the host that holds everything (the same lists to the token, outputs within the rounding of merge()), and a decode
-// step with its exchanges captured in one CUDA graph, replayed while the sequence grows. Slots are saved and loaded in these lives, and
-// what the GPUs saved is loaded on the host. Head parallel: each rank a pqcache with its heads. Ends with 77 where there is no GPU. With
-// one GPU, two ranks share it by turns, over peers; NCCL then refuses two ranks.
+// step with its exchanges captured in one CUDA graph, replayed while the sequence grows; in local mode against as many ranks on the host.
+// Slots are saved and loaded in these lives, and what the GPUs saved is loaded on the host. A rank that stays away. Head parallel: each
+// rank a pqcache with its heads. Ends with 77 where there is no GPU. With one GPU, two ranks share it by turns, over peers; NCCL then
+// refuses two ranks.
 //
 //   context_parallel [LIVES]      needs libnccl: bench/gpu_scale.sh builds and runs it
+#include <chrono>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <string>
 
 #include "../cache_life.cuh"
+#include "answer_bytes.cuh"
 #include "cases/device_rank_player.hpp"
 #include "cases/rank_params.hpp"
 #include "rank_devices.cuh"
@@ -36,53 +40,6 @@ int as_rank(const forked_group& group, std::size_t rank, const Task& task) {
     return 1;
   }
 }
-
-/// Answers as bytes in shared memory, and back.
-class answer_bytes {
- public:
-  answer_bytes(std::byte* at, std::size_t room) : at_(at), end_(at + room) {}
-  void write(const answers& all) {
-    put(all.size());
-    for (const answer& one : all) {
-      put(one.lists.size());
-      for (const auto& list : one.lists) put(list);
-      put(one.out), put(one.lse);
-    }
-  }
-  answers read() {
-    answers all(get());
-    for (answer& one : all) {
-      one.lists.resize(get());
-      for (auto& list : one.lists) get(list);
-      get(one.out), get(one.lse);
-    }
-    return all;
-  }
-
- private:
-  void move(void* to, const void* from, std::size_t bytes) {
-    if (static_cast<std::size_t>(end_ - at_) < bytes) throw std::length_error("answer_bytes: no room");
-    if (bytes != 0) std::memcpy(to, from, bytes);
-    at_ += bytes;
-  }
-  void put(std::size_t number) { move(at_, &number, sizeof number); }
-  std::size_t get() {
-    std::size_t number = 0;
-    move(&number, at_, sizeof number);
-    return number;
-  }
-  template <class T>
-  void put(const std::vector<T>& all) {
-    put(all.size());
-    move(at_, all.data(), all.size() * sizeof(T));
-  }
-  template <class T>
-  void get(std::vector<T>& all) {
-    all.resize(get());
-    move(all.data(), at_, all.size() * sizeof(T));
-  }
-  std::byte *at_, *end_;
-};
 
 template <class T, class With>
 void lives(std::size_t ranks, std::size_t count, std::uint64_t seed, verdict& all) {
@@ -233,8 +190,41 @@ void captured(std::size_t ranks, unsigned subspaces, unsigned bits, pqkv::scale:
   });
   all.check(code == 0, "%s, %zu ranks, captured, %u x %u bits: a rank ended with %d", With::name, ranks, subspaces, bits, code);
   if (code != 0) return;
-  using whole_cache = pqkv::pqcache<pqkv::dense_rows<T>>;
   const pqkv::exec::host<> cpu;
+  const auto output_of = [&](std::size_t rank, std::size_t step) {
+    const float* const got = reinterpret_cast<const float*>(group.result(rank)) + step * hq * d;
+    return std::vector<float>(got, got + hq * d);
+  };
+  const auto list_of = [&](std::size_t rank, std::size_t head) {
+    const auto* const results = reinterpret_cast<const std::int32_t*>(group.result(rank)) + outputs;
+    return std::vector<std::int32_t>(results + head * room, results + head * room + results[h * room + head]);
+  };
+  std::vector<std::int32_t> wanted(h * room);
+  std::vector<std::uint32_t> sizes(h);
+  if (mode == pqkv::scale::selection_mode::local) {  // each rank's list, and the output of all, are those of a rank on the host
+    pqkv::scale::in_process_group threads(ranks);
+    for (const std::string& thrown : run_ranks(ranks, [&](std::size_t rank) {
+           auto p = settings(typename rank_player<T>::cache_type::params{});
+           p.selection_over_ranks = mode, p.run = prompt / ranks;
+           rank_player<T> one({threads, rank}, p);
+           one.prefill(0, in.keys.view(), in.values.view(), pqkv::chunk::last);
+           for (std::size_t step = 0; step < steps; ++step) {
+             rows<float> out(1, hq, d);
+             one.cache().append(cpu, in.k[step].view(), in.v[step].view());
+             one.cache().attend(cpu, in.q[step].view(), out.view());
+             const float apart = distance(output_of(rank, step), flat(pqkv::as_const(out.view())));
+             if (!(apart < 1e-4f))
+               throw std::runtime_error("step " + std::to_string(step) + ": outputs are " + std::to_string(apart) + " apart");
+             if (step % 64 == 63) one.cache().maintain(cpu);
+           }
+           const answer last = ask(one, pqkv::as_const(in.q.back().view()), h, room, {});
+           for (std::size_t head = 0; head < h; ++head)
+             if (last.lists[head] != list_of(rank, head)) throw std::runtime_error("head " + std::to_string(head) + "'s list differs");
+         }))
+      all.check(thrown.empty(), "%s, %zu ranks, local: %s", With::name, ranks, thrown.c_str());
+    return;
+  }
+  using whole_cache = pqkv::pqcache<pqkv::dense_rows<T>>;
   whole_cache whole(settings(typename whole_cache::params{}));
   whole.prefill(cpu, 0, in.keys.view(), in.values.view());
   rows<float> out(1, hq, d);
@@ -242,48 +232,74 @@ void captured(std::size_t ranks, unsigned subspaces, unsigned bits, pqkv::scale:
   for (std::size_t step = 0; step < steps; ++step) {
     whole.append(cpu, in.k[step].view(), in.v[step].view());
     whole.attend(cpu, in.q[step].view(), out.view());
-    for (std::size_t rank = 0; rank < ranks; ++rank) {
-      const float* const got = reinterpret_cast<const float*>(group.result(rank)) + step * hq * d;
-      apart = std::max(apart, distance({got, got + hq * d}, flat(pqkv::as_const(out.view()))));
-    }
+    for (std::size_t rank = 0; rank < ranks; ++rank)
+      apart = std::max(apart, distance(output_of(rank, step), flat(pqkv::as_const(out.view()))));
     if (step % 64 == 63) whole.maintain(cpu);
   }
-  std::vector<std::int32_t> wanted(h * room);
-  std::vector<std::uint32_t> sizes(h);
   whole.retrieve(cpu, in.q.back().view(), pqkv::make_view(wanted.data(), 1, h, room), pqkv::make_view(sizes.data(), 1, h));
-  if (mode == pqkv::scale::selection_mode::exact) {
-    all.check(apart < 1e-4f, "%s, %zu ranks, captured, %u x %u bits: outputs are %g apart", With::name, ranks, subspaces, bits,
-              static_cast<double>(apart));
-    for (std::size_t head = 0; head < h; ++head) {
-      std::vector<std::int32_t> joined;
-      for (std::size_t rank = 0; rank < ranks; ++rank) {
-        const auto* const results = reinterpret_cast<const std::int32_t*>(group.result(rank)) + outputs;
-        joined.insert(joined.end(), results + head * room, results + head * room + results[h * room + head]);
-      }
-      std::sort(joined.begin(), joined.end());
-      all.check(joined == std::vector<std::int32_t>(&wanted[head * room], &wanted[head * room] + sizes[head]),
-                "%s, %zu ranks, captured, %u x %u bits: head %zu's list differs", With::name, ranks, subspaces, bits, head);
-    }
-    std::vector<std::vector<std::byte>> files(ranks);
-    std::vector<file_source> sources;
+  all.check(apart < 1e-4f, "%s, %zu ranks, captured, %u x %u bits: outputs are %g apart", With::name, ranks, subspaces, bits,
+            static_cast<double>(apart));
+  for (std::size_t head = 0; head < h; ++head) {
+    std::vector<std::int32_t> joined;
     for (std::size_t rank = 0; rank < ranks; ++rank) {
-      const std::byte* const from = group.result(rank) + answer_size;
-      std::size_t bytes = 0;
-      std::memcpy(&bytes, from, sizeof bytes);
-      files[rank].assign(from + sizeof bytes, from + sizeof bytes + bytes);
-      sources.push_back({files[rank]});
+      const auto part = list_of(rank, head);
+      joined.insert(joined.end(), part.begin(), part.end());
     }
-    using host_cache = pqkv::scale::context_parallel<pqkv::dense_rows<T>, pqkv::scale::in_process>;
-    pqkv::scale::in_process_group alone(1);
-    host_cache here(cpu, pqkv::scale::in_process(alone, 0), settings(typename host_cache::params{}));
-    here.load(cpu, 0, sources);
-    std::vector<std::int32_t> loaded(h * room);
-    here.retrieve(cpu, in.q.back().view(), pqkv::make_view(loaded.data(), 1, h, room), pqkv::make_view(sizes.data(), 1, h));
-    all.check(loaded == wanted, "%s, %zu ranks, captured, %u x %u bits: the host loads another slot than the GPUs saved", With::name, ranks,
-              subspaces, bits);
-  } else {
-    all.check(apart < 1.0f, "%s, %zu ranks, local: outputs are %g apart", With::name, ranks, static_cast<double>(apart));
+    std::sort(joined.begin(), joined.end());
+    all.check(joined == std::vector<std::int32_t>(&wanted[head * room], &wanted[head * room] + sizes[head]),
+              "%s, %zu ranks, captured, %u x %u bits: head %zu's list differs", With::name, ranks, subspaces, bits, head);
   }
+  std::vector<std::vector<std::byte>> files(ranks);
+  std::vector<file_source> sources;
+  for (std::size_t rank = 0; rank < ranks; ++rank) {
+    const std::byte* const from = group.result(rank) + answer_size;
+    std::size_t bytes = 0;
+    std::memcpy(&bytes, from, sizeof bytes);
+    files[rank].assign(from + sizeof bytes, from + sizeof bytes + bytes);
+    sources.push_back({files[rank]});
+  }
+  using host_cache = pqkv::scale::context_parallel<pqkv::dense_rows<T>, pqkv::scale::in_process>;
+  pqkv::scale::in_process_group alone(1);
+  host_cache here(cpu, pqkv::scale::in_process(alone, 0), settings(typename host_cache::params{}));
+  here.load(cpu, 0, sources);
+  std::vector<std::int32_t> loaded(h * room);
+  here.retrieve(cpu, in.q.back().view(), pqkv::make_view(loaded.data(), 1, h, room), pqkv::make_view(sizes.data(), 1, h));
+  all.check(loaded == wanted, "%s, %zu ranks, captured, %u x %u bits: the host loads another slot than the GPUs saved", With::name, ranks,
+            subspaces, bits);
+}
+
+/// Rank 1 stays away from a maintain(): rank 0 gives up after the communicator's time limit.
+template <class With>
+void absent(verdict& all) {
+  using cache_type = pqkv::scale::context_parallel<pqkv::dense_rows<float, device>, typename With::ranks>;
+  const forked_group group(2, 1);
+  const int code = group.run([&](std::size_t rank) {
+    const rank_device gpu(rank);
+    const forked_ranks meeting(group, rank);
+    With with(meeting, std::chrono::seconds(1));
+    typename cache_type::params p;
+    p.kv_heads = 1, p.query_heads = 1, p.head_dim = 64, p.capacity = 100;
+    std::unique_ptr<cache_type> cache(new cache_type(gpu.policy(), with.communicator(), p));
+    group.meet();
+    cache->maintain(gpu.policy());  // NCCL connects the ranks at the first exchange, and waits for that
+    group.meet();
+    int result = 0;
+    if (rank == 0) {
+      const auto begin = std::chrono::steady_clock::now();
+      try {
+        cache->maintain(gpu.policy());
+        result = 4;
+      } catch (const pqkv::scale::communication_error&) {
+        result = std::chrono::steady_clock::now() - begin < std::chrono::seconds(5) ? 0 : 5;
+      }
+    }
+    group.meet();
+    with.abandon();
+    cache.reset();
+    group.meet();
+    return result;
+  });
+  all.check(code == 0, "%s: a rank that stays away: a rank ended with %d", With::name, code);
 }
 
 /// Each rank has a pqcache with its KV heads, and attends for its query heads; nothing is exchanged.
@@ -354,6 +370,7 @@ void all_of(std::size_t ranks, std::size_t count, verdict& all) {
   captured<With>(ranks, 2, 6, selection_mode::exact, all);
   captured<With>(ranks, 4, 8, selection_mode::exact, all);
   captured<With>(ranks, 2, 6, selection_mode::local, all);
+  if (ranks == 2) absent<With>(all);
   lives<float, With>(ranks, count, 41 + ranks, all);
   lives<pqkv::bfloat16, With>(ranks, count / 2, 51 + ranks, all);
 }

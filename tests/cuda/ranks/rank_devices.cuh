@@ -50,8 +50,9 @@ struct with_nccl {
   using ranks = pqkv::scale::nccl_ranks;
   static constexpr const char* name = "nccl";
   ncclComm_t comm{};
+  std::chrono::milliseconds limit;
 
-  explicit with_nccl(const forked_ranks& meeting) {
+  explicit with_nccl(const forked_ranks& meeting, std::chrono::milliseconds waits = std::chrono::seconds(20)) : limit(waits) {
     ncclUniqueId id{}, all[pqkv::scale::most_peers];
     if (meeting.rank() == 0) ncclGetUniqueId(&id);
     meeting.all_gather(0, reinterpret_cast<const std::byte*>(&id), reinterpret_cast<std::byte*>(all), sizeof id);
@@ -60,16 +61,25 @@ struct with_nccl {
   }
   with_nccl(const with_nccl&) = delete;
   with_nccl& operator=(const with_nccl&) = delete;
-  ~with_nccl() { ncclCommDestroy(comm); }
-  ranks communicator() const { return ranks(comm, std::chrono::seconds(20)); }
+  ~with_nccl() {
+    if (comm != nullptr) ncclCommDestroy(comm);
+  }
+  ranks communicator() const { return ranks(comm, limit); }
+  /// After an exchange that failed: what is on the stream ends, and the communicator with it.
+  void abandon() {
+    ncclCommAbort(comm);
+    comm = nullptr;
+  }
 };
 struct with_peers {
   using ranks = pqkv::scale::peer_ranks;
   static constexpr const char* name = "peer";
   ranks& all;  // never freed: memory that another process has opened must not be
 
-  explicit with_peers(const forked_ranks& meeting) : all(*new ranks(meeting, std::size_t{512} << 20, std::chrono::seconds(20))) {}
+  explicit with_peers(const forked_ranks& meeting, std::chrono::milliseconds waits = std::chrono::seconds(20))
+      : all(*new ranks(meeting, std::size_t{512} << 20, waits)) {}
   ranks communicator() const { return all; }
+  void abandon() {}  // its kernels have given up by themselves
 };
 
 }  // namespace pqkv_cases
