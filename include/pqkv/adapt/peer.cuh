@@ -7,9 +7,9 @@
 // wait for a message that this thread has not sent yet.
 //
 // A message has parts, each written and awaited by one CTA, and two places in every rank's memory, which take turns. A rank reuses a place
-// only for the message after next. By then it has received the other ranks' answers to the message between, which each sent after reading the
-// place. Numbers of 32 bits travel with their message's number in one store of 64, so that they need neither a fence nor a flag; other words
-// have a flag.
+// only for the message after next. By then it has received the other ranks' answers to the message between, which each sent after reading
+// the place. Numbers of 32 bits travel with their message's number in one store of 64, so that they need neither a fence nor a flag; other
+// words have a flag.
 // Source: NCCL's low-latency protocol, and NVSHMEM's put with signal.
 #pragma once
 
