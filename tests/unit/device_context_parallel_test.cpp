@@ -231,7 +231,7 @@ TEST_CASE("context_parallel in device memory: a rank without memory for training
     CHECK(failed[0] < 2);
     refusals += failed[0];
     if (failed[0] == 0) {
-      CHECK(refusals >= 2);  // the sample, and copies for encoding
+      CHECK(refusals == 1);  // all memory is taken at once, and before any rank waits for another
       break;
     }
   }

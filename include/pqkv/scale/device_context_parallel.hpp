@@ -186,9 +186,8 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   }
 
  private:
-  // The keys of a training. A member: where an exchange fails, freeing them would wait for the stream, so they stay until the next
-  // training.
-  owner<std::uint64_t, space_type> sample_;
+  // Memory of a training. A member: where an exchange fails, freeing it would wait for the stream, so it stays until the next training.
+  owner<std::byte, space_type> training_;
 
   using state::exchange_, state::index_, state::work_;
   using state::known_, state::layout_, state::mails_, state::merged_, state::params_, state::ranks_, state::rows_, state::rule_;
@@ -198,7 +197,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     return pqkv::detail::run_operation<Op>(policy, argument...);
   }
   /// Trains a slot's codebooks on the keys of all ranks if there are enough, encodes and counts this rank's middle, and sets the sequence.
-  /// Votes before the keys are combined and at the end, so that a rank without memory keeps no one waiting.
+  /// Takes all memory before it asks the others, so that a rank without memory keeps no one waiting, and frees it after the last message.
   template <class P>
   void learn(const P& policy, agreement& agreed, std::size_t slot, const sequence& now, view_of<std::uint32_t, 1> nonfinite) {
     const middle_range middle = now.middle(rule_);
@@ -206,31 +205,34 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     if (now.prefilling != 0 || now.n < first + index_.shape().least_rows()) return this->settle(policy, {slot, now, false, {}, nonfinite});
     using T = copied_element<value_type>;
     const stratified_sample sample = training_rows(params_.selector.train, now.n - first, index_.shape().coarse().centroids());
-    const std::size_t bytes = h * sample.count * params_.head_dim * sizeof(T),
-                      words = (bytes + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t);
+    const middle_range own = this->local(middle);
+    struct copies {
+      view_of<T, 3> keys, ordered, run;
+    } made{};
     agreed.attempt([&] {
       this->wait(policy);
-      sample_ = make_owner<std::uint64_t>(policy, words);
+      made = this->take_memory(policy, training_, [&](arena& memory) -> copies {
+        const auto rows = [&](std::size_t count) {
+          return make_view<space_type>(memory.take<T>(h * count * params_.head_dim), h, count, params_.head_dim);
+        };
+        return {rows(sample.count), rows(sample.count), rows(std::min<std::size_t>(own.size(), index_.most_copied))};
+      });
     });
     this->ask_all(policy, agreed);
-    const auto keys = make_view<space_type>(reinterpret_cast<T*>(sample_.data()), h, sample.count, params_.head_dim);
-    run<op::gather_share>(policy, rows_.view(), slot * h, sample, first, this->share(), keys);
-    ranks_.all_reduce(policy, sample_.data(), words, reduction::sum);
+    run<op::gather_share>(policy, rows_.view(), slot * h, sample, first, this->share(), made.keys);
+    ranks_.all_reduce(policy, reinterpret_cast<std::uint64_t*>(made.keys.data), made.keys.size() * sizeof(T) / sizeof(std::uint64_t),
+                      reduction::sum);
     this->wait(policy);
     kmeans_params settings = params_.selector.train;
     settings.rows_per_centroid = 0;
-    const middle_range own = this->local(middle);
-    agreed.attempt([&] {
-      index_.learn(this->working(policy), slot, sampled_keys<T, space_type>{keys, slot * h}, 0, 0, sample.count, settings,
-                   work_.ranking.outcomes);
-      index_.encode_copies(policy, slot, rows_.view(), own.begin, own.end);
-      index_.recount(this->working(policy), slot, own.begin, own.end);
-    });
-    this->ask_all(policy, agreed);
+    index_.train_in(this->working(policy), slot, sampled_keys<T, space_type>{made.keys, slot * h}, made.ordered, settings,
+                    work_.ranking.outcomes);
+    index_.encode_in(policy, slot, rows_.view(), own.begin, own.end, made.run);
+    index_.recount(this->working(policy), slot, own.begin, own.end);
     merged_[slot] = own.end;
     this->settle(policy, {slot, now, true, as_const(work_.ranking.outcomes), nonfinite, params_.selector.outgrown_at(now.n)});
     this->wait(policy);
-    sample_ = {};
+    training_ = {};
   }
   planned_share<space_type> planned(const agreement& agreed, const step_plan<space_type>& plan, const step_type& step,
                                     std::size_t first) const {

@@ -132,19 +132,39 @@ class pq_index {
     return written;
   }
 
+  /// Trains a sequence's codebooks on tokens [0, count) of `rows`, and does no more: for a caller with its own memory. Takes none.
+  /// @param ordered  [h, count, d] scratch for keys whose axes are put in order
+  template <exec::policy P, class Rows, class T>
+  void train_in(const P& policy, std::size_t which, const Rows& rows, pqkv::view<T, 3, Space> ordered, const kmeans_params& params,
+                pqkv::view<std::uint8_t, 2, Space> outcomes) const {
+    const view_type own = view().sequence(which);
+    const std::uint64_t count = ordered.extent(1);
+    gather(policy, own, rows, which * shape_.kv_heads, stratified_sample{count, count, {}}, 0, ordered);
+    train(policy, as_const(ordered), own.book, outcomes.slice(1, 0, shape_.subspaces), params);
+  }
+
   /// Encodes tokens [begin, end) of a sequence, begin <= end, by copying runs of their keys.
   template <exec::policy P, class Rows>
   void encode_copies(const P& policy, std::size_t which, const Rows& rows, std::size_t begin, std::size_t end) const {
-    const view_type own = view().sequence(which);
-    const std::size_t h = shape_.kv_heads, d = shape_.head_dim, run = std::min<std::size_t>(end - begin, 4096);
+    const std::size_t h = shape_.kv_heads, d = shape_.head_dim, run = std::min(end - begin, most_copied);
     const auto memory = make_owner<copy_of<Rows>>(policy, h * run * d);
-    for (; begin < end; begin += run) {
-      const std::size_t count = std::min(run, end - begin);
-      const auto keys = make_view<Space>(memory.data(), h, count, d);
-      gather(policy, own, rows, which * h, stratified_sample{count, count, {}}, begin, keys);
+    encode_in(policy, which, rows, begin, end, make_view<Space>(memory.data(), h, run, d));
+    sync(policy);  // the copies are freed here
+  }
+  /// The most keys that encode_copies() copies at once.
+  static constexpr std::size_t most_copied = 4096;
+  /// The same in memory of the caller's: takes none, and does not wait. @param run  [h, keys at once, d], at least one key if any is
+  /// encoded
+  template <exec::policy P, class Rows, class T>
+  void encode_in(const P& policy, std::size_t which, const Rows& rows, std::size_t begin, std::size_t end,
+                 pqkv::view<T, 3, Space> run) const {
+    const view_type own = view().sequence(which);
+    for (; begin < end; begin += std::min(run.extent(1), end - begin)) {
+      const std::size_t count = std::min(run.extent(1), end - begin);
+      const auto keys = make_view<Space>(run.data, shape_.kv_heads, count, shape_.head_dim);
+      gather(policy, own, rows, which * shape_.kv_heads, stratified_sample{count, count, {}}, begin, keys);
       pqkv::encode(policy, as_const(keys), own.book, own.codes.slice(2, begin, count));
     }
-    sync(policy);  // the copies are freed here
   }
 
   /// Builds a sequence's joint-code index from the codes of tokens [first, ranked).
