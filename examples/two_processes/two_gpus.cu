@@ -21,9 +21,8 @@ using device = pqkv::space::device;
 using shared_cache = pqkv::scale::context_parallel<pqkv::dense_rows<float, device>, pqkv::scale::peer_ranks>;
 
 constexpr std::size_t gpus = 2, h = 4, hq = 8, d = 64, n = 262144, chunk = 32768;
-constexpr std::size_t facts[] = {80000, 200000};  // one on each GPU
-constexpr std::size_t room =
-    std::size_t{448} << 20;  // bytes that stay free on each GPU; the keys and values of the whole context take 512 MiB
+constexpr std::size_t facts[] = {80000, 200000};      // one on each GPU
+constexpr std::size_t room = std::size_t{448} << 20;  // bytes that stay free on each GPU: the whole context's rows take 512 MiB
 
 void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
