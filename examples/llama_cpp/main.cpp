@@ -86,22 +86,27 @@ std::optional<std::string> answer(const model& file, engine& e, std::span<const 
 }
 
 /// What a template adds behind an answer: the end of the assistant's turn, then the next message. Templates may trim answers.
-std::string text_after(const std::string& all, std::string answer) {
+/// @param before  the text that was answered, with which `all` begins
+std::string text_after(const std::string& all, const std::string& before, std::string answer) {
   const char* const blanks = " \t\r\n";
   answer.erase(0, std::min(answer.find_first_not_of(blanks), answer.size()));
   answer.erase(answer.find_last_not_of(blanks) + 1);
-  return all.substr(all.rfind(answer) + answer.size());
+  const std::size_t at = all.starts_with(before) ? all.find(answer, before.size()) : std::string::npos;
+  if (at == std::string::npos)
+    throw std::runtime_error("the model's chat template changes what it has written before; --raw gives it every line as it is");
+  return all.substr(at + answer.size());
 }
 
 int talk(const model& file, const options& o, const std::string& text, const std::string& first) {
   std::vector<model::message> messages;
   if (!o.system.empty()) messages.push_back({"system", o.system});
   messages.push_back({"user", first});
-  std::string so_far, next = o.raw ? first : file.chat_text(messages, true);
+  std::string next = o.raw ? first : file.chat_text(messages, true);
   if (first.empty()) throw usage_error("the text of -f and -p is empty");
   if (next.empty()) throw std::runtime_error("the model's file has no chat template; --raw gives it the text as it is");
   // A session has the text of the file; the question comes after it.
-  const std::size_t cut = o.session.empty() ? 0 : next.find(text) + text.size();
+  const std::size_t begin = o.session.empty() ? 0 : next.find(text), cut = o.session.empty() ? 0 : begin + text.size();
+  if (begin == std::string::npos) throw std::runtime_error("the model's chat template changes the text of -f; --raw leaves it as it is");
   const std::vector<llama_token> read_first = cut == 0 ? std::vector<llama_token>() : file.tokens_of(next.substr(0, cut), true);
   std::vector<llama_token> tokens = file.tokens_of(next.substr(cut), cut == 0);
   engine e(file, o.engine_of(o.chat ? file.trained_tokens() : read_first.size() + tokens.size() + o.answer));
@@ -110,6 +115,7 @@ int talk(const model& file, const options& o, const std::string& text, const std
     const auto said = answer(file, e, tokens, o.answer);
     if (!said) return interrupted;
     if (!o.chat) return 0;
+    const std::string before = o.raw ? "" : file.chat_text(messages, true);
     messages.push_back({"assistant", *said});
     std::string line;
     std::fprintf(stderr, "> ");
@@ -118,7 +124,7 @@ int talk(const model& file, const options& o, const std::string& text, const std
     on_interrupt_do(SA_RESTART);
     if (!asked) return stop_asked ? interrupted : 0;
     messages.push_back({"user", line});
-    next = o.raw ? line : text_after(file.chat_text(messages, true), *said);
+    next = o.raw ? line : text_after(file.chat_text(messages, true), before, *said);
     tokens = file.tokens_of(next, false);
   }
 }

