@@ -83,7 +83,8 @@ ways ways_of(const model& file, const engine_settings& settings, const parts& to
   return found;
 }
 
-/// Ctrl-C in the middle of a batch: it is taken back, in every layer of both caches.
+/// Ctrl-C in the middle of a batch: it is taken back, in every layer of both caches. Another thread asks for it, as a signal would; where
+/// that came too late, once more with half the wait.
 void check_stop(engine& e, const engine::mark_type& start, std::span<const llama_token> tokens) {
   for (auto wait = std::chrono::milliseconds(60); wait.count() != 0; wait /= 2) {
     std::thread hand([&] {
