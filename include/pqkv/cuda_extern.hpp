@@ -154,13 +154,31 @@ template <>
 struct kernel<op::gather_keys, backend::cuda> {
   template <class P, class Rows, class T>
   static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
-                  const axis_map& axes, view<T, 3, space::device> out);
+                  const pair_axes<space::device>& axes, view<T, 3, space::device> out);
+};
+
+template <>
+struct kernel<op::observe_queries, backend::cuda> {
+  template <class P, class T>
+  static void run(const P& policy, view<T, 3, space::device> queries, const pair_axes<space::device>& axes);
+};
+
+template <>
+struct kernel<op::deal_pairs, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::deal_pairs::sizes& sizes) { return deal_pairs_device_scratch_bytes(sizes); }
+
+  template <class P, class Rows>
+  static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
+                  std::size_t subspaces, const pair_axes<space::device>& axes);
 };
 
 template <>
 struct kernel<op::order_axes, backend::cuda> {
   template <class P>
   static void run(const P& policy, view<const float, 2, space::device> rows, const axis_map& axes, view<float, 2, space::device> out);
+  template <class P>
+  static void run(const P& policy, view<const float, 2, space::device> queries, const pair_axes<space::device>& axes,
+                  const head_map<space::device>& map, std::size_t heads, view<float, 2, space::device> out);
 };
 
 template <>

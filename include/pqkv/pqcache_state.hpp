@@ -194,7 +194,7 @@ class pqcache_state {
   ///         them (h2o)
   /// @cost   n * hq * d additions or copies in the calling thread
   template <exec::policy P, class Q, class Space>
-  requires is_on_host && storage_scalar<Q> && std::same_as<typename P::space_type, space_type> && reachable_from<Space, P>
+  requires storage_scalar<Q> && std::same_as<typename P::space_type, space_type> && reachable_from<Space, P>
   void observe(const P& policy, std::size_t slot, view<Q, 3, Space> queries) {
     require_ok(can_observe(slot, queries));
     selector_.observe(policy, slot, view_of<Q, 3>(queries));

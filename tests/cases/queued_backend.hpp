@@ -69,10 +69,13 @@ constexpr pqkv::basic_distance_table_view<T> to_host(const pqkv::basic_distance_
   return {to_host(table.entries), to_host(table.bias)};
 }
 template <class Space>
+constexpr pqkv::pair_axes<> to_host(const pqkv::pair_axes<Space>& axes) {
+  return {to_host(axes.energy), to_host(axes.weight), to_host(axes.source), to_host(axes.is_dealt), axes.otherwise};
+}
+template <class Space>
 constexpr pqkv::pq_index_view<> to_host(const pqkv::pq_index_view<Space>& index) {
-  return {
-      to_host(index.book), to_host(index.codes), to_host(index.index), to_host(index.fine_book), to_host(index.fine_codes), index.kv_heads,
-      index.axes};
+  return {to_host(index.book),       to_host(index.codes), to_host(index.index), to_host(index.fine_book),
+          to_host(index.fine_codes), index.kv_heads,       index.axes,           to_host(index.pairs)};
 }
 
 // Stores.

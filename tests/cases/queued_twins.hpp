@@ -83,6 +83,7 @@ class queued_twins {
       return token_major ? pqkv::view<const float, 3>{v.data, {h, n, d}, {d, h * d, 1}} : pqkv::as_const(v);
     };
     const pqkv::view<const float, 3> k = as_heads(keys.view()), v = as_heads(values.view());
+    observe(slot);
     const queued_array<float> device_keys(dev_, std::vector<float>(k.data, k.data + k.size()));
     const queued_array<float> device_values(dev_, std::vector<float>(v.data, v.data + v.size()));
     const auto moved = [](pqkv::view<const float, 3> like, const float* data) {
@@ -105,6 +106,22 @@ class queued_twins {
       }
     }
     pqkv::sync(dev_);  // the prompt's rows end here
+  }
+
+  /// Shows both caches some queries of the prompt, where their selector looks at any; not every time.
+  void observe(std::size_t slot) {
+    if constexpr (requires { p_.selector.axes; }) {
+      if (p_.selector.axes != pqkv::axis_order::weighted_pairs || random_.below(5) == 0) return;
+      const std::size_t n = 1 + random_.below(20), hq = p_.query_heads, d = p_.head_dim;
+      rows<float> queries = make_rows<float>(what_, n, hq, d, random_.bits());
+      if (random_.below(4) == 0) queries.view().data[random_.below(n * hq * d)] = nonfinite(random_.below(3));
+      const pqkv::view<const float, 3> q = pqkv::as_const(queries.view());
+      const queued_array<float> there(dev_, std::vector<float>(q.data, q.data + q.size()));
+      here_.observe(cpu_, slot, q);
+      there_.observe(dev_, slot, there.const_view(n, hq, d));
+      pqkv::sync(dev_);  // the queries end here
+      observed += n;
+    }
   }
 
   /// Random rows in any order, 0 to 16 tokens each; now and then more than a slot has room for.
@@ -212,7 +229,7 @@ class queued_twins {
     }
   }
 
-  std::size_t checked = 0, ranked = 0, refusals = 0;
+  std::size_t checked = 0, ranked = 0, refusals = 0, observed = 0;
 
  private:
   typename device_cache::params of_device(const typename host_cache::params& p) {

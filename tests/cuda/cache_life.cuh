@@ -107,6 +107,7 @@ class life {
         keys[row * d + i] = row % n < distinct ? shaped(row / n, i) : keys[(row / n * n + row % n % distinct) * d + i];
         values[row * d + i] = random_.gaussian();
       }
+    observe(slot, 1 + n / 4);
     for (std::size_t first = 0, c = 0; first < n; ++c) {
       const std::size_t count = c + 1 >= chunks ? n - first : n / chunks;
       const auto part = [&](std::vector<float>& rows) { return pqkv::make_view(rows.data(), h, n, d).slice(1, first, count); };
@@ -117,6 +118,22 @@ class life {
       device_.prefill(gpu_, slot, key.view(), value.view(), which);
       pqkv::sync(gpu_);
       first += count;
+    }
+  }
+
+  /// Shows both caches queries of the prompt where their axes are weighted. Coordinates differ in size, one query is not finite.
+  void observe(std::size_t slot, std::size_t n) {
+    if constexpr (requires { p_.selector.axes; }) {
+      if (p_.selector.axes != pqkv::axis_order::weighted_pairs) return;
+      std::vector<float> queries(n * p_.query_heads * p_.head_dim);
+      for (std::size_t i = 0; i < queries.size(); ++i) queries[i] = random_.gaussian() * static_cast<float>(1 + i % p_.head_dim % 7);
+      queries[random_.below(static_cast<std::uint32_t>(queries.size()))] = INFINITY;
+      const auto shown = pqkv::make_view(queries.data(), n, p_.query_heads, p_.head_dim);
+      host_.observe(cpu, slot, shown);
+      const on_device<float, 3> there(shown);
+      cudaDeviceSynchronize();
+      device_.observe(gpu_, slot, there.view());
+      pqkv::sync(gpu_);
     }
   }
 

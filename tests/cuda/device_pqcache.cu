@@ -42,6 +42,7 @@ host_cache::params settings(int which) {
   host_cache::params p = base(1 + which % 3, 2, which % 2 == 0 ? 4 : 2, which % 4 == 3 ? 64 : 128, 6000);
   p.selector.subspaces = 2, p.selector.bits = 6;
   if (which % 3 == 1) p.selector.axes = pqkv::axis_order::contiguous;
+  if (which == 3 || which == 8 || which == 9) p.selector.axes = pqkv::axis_order::weighted_pairs;
   if (which == 1) p.selector.path = search_path::scan;
   if (which == 2) p.selector.bits = 4;
   if (which == 3) p.selector.subspaces = 4, p.selector.bits = 8;
@@ -133,6 +134,7 @@ void quantized_lives(workload& work, verdict& all) {
     if (!work.another()) continue;
     on_host::params p = base<on_host>(3, 2, 4, d, 6000);
     if (d == 128) p.selector.subspaces = 4, p.selector.bits = 8;
+    if (d != 64) p.selector.axes = pqkv::axis_order::weighted_pairs;
     ragged_life<life<on_host, on_gpu>>(p, 300 + d, "a life of 8-bit rows", work, all, listed);
   }
 }

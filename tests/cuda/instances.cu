@@ -41,9 +41,15 @@ template void kernel<op::merge, backend::cuda>::run(const cuda&, view<float, 2, 
                                                     view<const float, 2, device>, view<const float, 1, device>);
 template void kernel<op::decode, backend::cuda>::run(const cuda&, codes_view<device>, codebook_view<device>, view<half, 3, device>);
 template void kernel<op::gather_keys, backend::cuda>::run(const cuda&, const strided_rows<half, device>&, std::size_t,
-                                                          const stratified_sample&, std::size_t, const axis_map&, view<half, 3, device>);
+                                                          const stratified_sample&, std::size_t, const pair_axes<device>&,
+                                                          view<half, 3, device>);
+template void kernel<op::observe_queries, backend::cuda>::run(const cuda&, view<const half, 3, device>, const pair_axes<device>&);
+template void kernel<op::deal_pairs, backend::cuda>::run(const cuda&, const strided_rows<half, device>&, std::size_t,
+                                                         const stratified_sample&, std::size_t, std::size_t, const pair_axes<device>&);
 template void kernel<op::order_axes, backend::cuda>::run(const cuda&, view<const float, 2, device>, const axis_map&,
-                                                          view<float, 2, device>);
+                                                         view<float, 2, device>);
+template void kernel<op::order_axes, backend::cuda>::run(const cuda&, view<const float, 2, device>, const pair_axes<device>&,
+                                                         const head_map<device>&, std::size_t, view<float, 2, device>);
 template void kernel<op::encode_leaving, backend::cuda>::run(const cuda&, const pq_index_view<device>&, const strided_rows<half, device>&,
                                                              view<const leaving_tokens, 1, device>);
 template void kernel<op::lookup_blocks, backend::cuda>::run(const cuda&, const block_cache_view<eviction::lfu, device>&,

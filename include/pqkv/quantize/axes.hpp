@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "../core/arena.hpp"
+#include "../core/canonical.hpp"
 #include "../core/error.hpp"
 #include "../core/scalar.hpp"
 #include "../core/view.hpp"
@@ -16,15 +17,30 @@
 namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct order_axes {};       // run(policy, rows [n, d], axis_map, out [n, d]): out[r, i] = rows[r, map(i)]
+                            // run(policy, queries [n, d], pair_axes, head_map, heads, out [n, d]): each query by its head's order
 struct observe_queries {};  // run(policy, queries [n, hq, d], pair_axes): adds their squares to the energies of the KV heads
-struct deal_pairs {};       // run(policy, rows, first head, sample, first token, subspaces, pair_axes): orders of heads with energy
+/// run(policy, rows, first head, sample, first token, subspaces, pair_axes): the orders of heads with energy.
+struct deal_pairs {
+  /// What scratch_bytes() must know.
+  struct sizes {
+    std::size_t heads, head_dim;
+  };
+};
 }  // namespace op
+
+namespace detail {
+/// 64-bit words for what op::deal_pairs sums on a device.
+constexpr std::size_t deal_pairs_device_words(const op::deal_pairs::sizes& s) { return s.heads * (3 * s.head_dim + 2); }
+constexpr std::size_t deal_pairs_device_scratch_bytes(const op::deal_pairs::sizes& s) {
+  return cache_line_bytes + deal_pairs_device_words(s) * sizeof(std::uint64_t);
+}
+}  // namespace detail
 
 /// The order in which a row's coordinates are cut into subspaces. Any order gives right answers; a good one finds more.
 enum class axis_order : std::uint8_t {
   contiguous,     // in their stored order: for models that rotate neighbours (2 i, 2 i + 1), and for keys without rotary embedding
   rotary_halves,  // for models that rotate i with i + d / 2, as Llama in Hugging Face's layout: each pair is in one subspace
-  weighted_pairs  // the same pairs, dealt to the subspaces by what they add to a score and weighted by it: see pair_axes. Host memory only
+  weighted_pairs  // the same pairs, dealt to the subspaces by what they add to a score and weighted by it: see pair_axes
 };
 
 /// Where the coordinates of an ordered row come from; passed to kernels by value.
@@ -56,15 +72,15 @@ struct axis_map {
 struct square_sum {
   std::uint64_t whole = 0, fraction = 0;
 
-  constexpr void add(float x) {
+  PQKV_HD constexpr void add(float x) {
     const double exact = static_cast<double>(x) * static_cast<double>(x), square = exact < 0x1p40 ? exact : 0x1p40;  // 48 bits: no rounding
     const auto upper = static_cast<std::uint64_t>(square);
     const auto lower = static_cast<std::uint64_t>((square - static_cast<double>(upper)) * 0x1p64);
     fraction += lower;
     whole += upper + (fraction < lower ? 1 : 0);
   }
-  constexpr bool is_zero() const { return whole == 0 && fraction == 0; }
-  constexpr float value() const { return static_cast<float>(static_cast<double>(whole) + static_cast<double>(fraction) * 0x1p-64); }
+  PQKV_HD constexpr bool is_zero() const { return whole == 0 && fraction == 0; }
+  PQKV_HD constexpr float value() const { return static_cast<float>(static_cast<double>(whole) + static_cast<double>(fraction) * 0x1p-64); }
 };
 
 /// Orders and weights of axis_order::weighted_pairs for each head. Let e_i be the sum of squares of the head's queries at coordinate i,
@@ -81,7 +97,7 @@ struct pair_axes {
   view<float, 2, Space> weight{};           // [h, d] the weight of the key's coordinate at place i
   view<std::uint8_t, 2, Space> source{};    // [h, d] the number of that coordinate
   view<std::uint8_t, 1, Space> is_dealt{};  // [h] 1: the head has an order of its own
-  axis_map otherwise{};
+  axis_map otherwise{};                     // for heads without an order of their own; for all of them if these arrays are empty
 
   static constexpr pair_axes place(arena& memory, std::size_t heads, const axis_map& otherwise) {
     const std::size_t d = otherwise.head_dim;
@@ -95,14 +111,45 @@ struct pair_axes {
     return {energy.slice(0, first, count), weight.slice(0, first, count), source.slice(0, first, count), is_dealt.slice(0, first, count),
             otherwise};
   }
+  /// Whether a head has an order of its own.
+  PQKV_HD constexpr bool has_own_order(std::size_t head) const { return !empty() && is_dealt(head) != 0; }
   /// The element at place i of a head's ordered key.
   template <class Row>
-  constexpr float of_key(const Row& key, std::size_t head, std::size_t i) const {
-    return is_dealt(head) != 0 ? key[source(head, i)] * weight(head, i) : key[otherwise(i)];
+  PQKV_HD float of_key(const Row& key, std::size_t head, std::size_t i) const {
+    return has_own_order(head) ? canonical::mul(key[source(head, i)], weight(head, i)) : key[otherwise(i)];
   }
   /// The element at place i of an ordered query [d] of the head's group.
-  constexpr float of_query(const float* query, std::size_t head, std::size_t i) const {
-    return is_dealt(head) != 0 ? query[source(head, i)] / weight(head, i) : query[otherwise(i)];
+  PQKV_HD float of_query(const float* query, std::size_t head, std::size_t i) const {
+    return has_own_order(head) ? canonical::div(query[source(head, i)], weight(head, i)) : query[otherwise(i)];
+  }
+};
+
+/// Where a head's order is written, [d] each.
+struct pair_axes_row {
+  std::uint8_t* source;
+  float* weight;
+};
+
+/// What op::deal_pairs computes of a head, in the order in which every backend computes it: e_i / mean e and a thousandth, the place of a
+/// pair, and its weight.
+struct pair_dealing {
+  /// @param first, second  energies of the pair's coordinates; mean: of the head's coordinates, above 0
+  PQKV_HD static float share(float first, float second, float mean) {
+    return canonical::add(canonical::div(canonical::mul(0.5f, canonical::add(first, second)), mean), 1e-3f);
+  }
+  /// The power of two nearest sqrt(x), for a normal number x above 0: 2^s where 2^(2 s - 1) <= x < 2^(2 s + 1).
+  PQKV_HD static float nearest_root(float x) {
+    const int exponent = static_cast<int>(float_bits(x) >> 23) - 127;  // 2^exponent <= x
+    return canonical::power_of_two((exponent + 1) >> 1);
+  }
+  /// Writes the pair with this rank to its subspace.
+  PQKV_HD static void place(const pair_axes_row& row, std::size_t d, std::size_t m, std::size_t rank, std::size_t pair, float share) {
+    const std::size_t pairs = d / 2, run = pairs / m;  // of a subspace
+    const std::size_t turn = rank / m, j = turn % 2 == 0 ? rank % m : m - 1 - rank % m;
+    const std::size_t lower = j * 2 * run + turn, upper = lower + run;
+    row.source[lower] = static_cast<std::uint8_t>(pair);
+    row.source[upper] = static_cast<std::uint8_t>(pair + pairs);
+    row.weight[lower] = row.weight[upper] = nearest_root(share);
   }
 };
 

@@ -61,11 +61,10 @@ class pq_index {
   void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
              const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
     const view_type own = view().sequence(which);
-    if constexpr (space::usable_from<Space, space::host>)
-      if (!own.pairs.empty())
-        detail::run_operation<op::deal_pairs>(policy, rows, which * shape_.kv_heads,
-                                              training_rows(train_params, n - first, shape_.coarse().centroids()), first, shape_.subspaces,
-                                              own.pairs);
+    if (!own.pairs.empty())
+      detail::run_operation<op::deal_pairs>(policy, rows, which * shape_.kv_heads,
+                                            training_rows(train_params, n - first, shape_.coarse().centroids()), first, shape_.subspaces,
+                                            own.pairs);
     learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
       if constexpr (space::usable_from<Space, space::host>)
         if (ranked != first && !shape_.has_fine() && sees_all(keys, params, n - first)) {
@@ -122,7 +121,7 @@ class pq_index {
   const {
     const view_type own = view().sequence(which);
     const std::uint64_t h = shape_.kv_heads, d = shape_.head_dim, fresh = n - trained, count = own.book.size() * fresh / (n - first);
-    const auto memory = make_owner<copy_of<Rows>>(policy, h * fresh * d);
+    const auto memory = make_owner<ordered_element<copied_element<typename Rows::value_type>>>(policy, h * fresh * d);
     const auto keys = make_view<Space>(memory.data(), h, fresh, d);
     gather(policy, own, rows, which * h, stratified_sample{fresh, fresh, {}}, trained, keys);
     const replaced_centroids call{first, ranked, trained, {fresh, count, {train_params.seed, ~std::uint64_t{0}}}};
@@ -147,9 +146,11 @@ class pq_index {
   template <exec::policy P, class Rows>
   void encode_copies(const P& policy, std::size_t which, const Rows& rows, std::size_t begin, std::size_t end) const {
     const std::size_t h = shape_.kv_heads, d = shape_.head_dim, run = std::min(end - begin, most_copied);
-    const auto memory = make_owner<copy_of<Rows>>(policy, h * run * d);
-    encode_in(policy, which, rows, begin, end, make_view<Space>(memory.data(), h, run, d));
-    sync(policy);  // the copies are freed here
+    with_copied_element<Rows>([&]<class T>(copy_type<T>) {
+      const auto memory = make_owner<T>(policy, h * run * d);
+      encode_in(policy, which, rows, begin, end, make_view<Space>(memory.data(), h, run, d));
+      sync(policy);  // the copies are freed here
+    });
   }
   /// The most keys that encode_copies() copies at once.
   static constexpr std::size_t most_copied = 4096;
@@ -276,25 +277,30 @@ class pq_index {
   template <class P>
   static void order(const P& policy, pqkv::view<const float, 2, Space> query, const view_type& own, const head_map<Space>& map,
                     pqkv::view<float, 2, Space> out) {
-    if constexpr (space::usable_from<Space, space::host>)
-      if (!own.pairs.empty()) return detail::run_operation<op::order_axes>(policy, query, own.pairs, map, own.book.heads(), out);
+    if (!own.pairs.empty()) return detail::run_operation<op::order_axes>(policy, query, own.pairs, map, own.book.heads(), out);
     detail::run_operation<op::order_axes>(policy, query, own.axes, out);
   }
   static mutable_distance_table_view<Space> part_of(const mutable_distance_table_view<Space>& table, std::size_t query_heads) {
     return {table.entries.slice(0, 0, query_heads), table.bias.slice(0, 0, query_heads)};
   }
 
-  /// The element type of copied keys.
-  template <class Rows>
-  using copy_of = std::conditional_t<space::usable_from<Space, space::host>, ordered_element<copied_element<typename Rows::value_type>>,
-                                     copied_element<typename Rows::value_type>>;
+  template <class T>
+  struct copy_type {};
+  /// Calls f(copy_type<T>{}) with the element type of copied keys. In host memory one type does for weighted axes and others; on a device,
+  /// halves train faster than floats.
+  template <class Rows, class F>
+  void with_copied_element(const F& f) const {
+    using plain = copied_element<typename Rows::value_type>;
+    using weighted = ordered_element<plain>;
+    if constexpr (!space::usable_from<Space, space::host> && !std::is_same_v<plain, weighted>)
+      if (shape_.axes != axis_order::weighted_pairs) return f(copy_type<plain>{});
+    f(copy_type<weighted>{});
+  }
 
   template <exec::policy P, class Rows, class T>
   static void gather(const P& policy, const view_type& own, const Rows& rows, std::size_t head, const stratified_sample& sample,
                      std::size_t begin, const pqkv::view<T, 3, Space>& out) {
-    if constexpr (space::usable_from<Space, space::host>)
-      if (!own.pairs.empty()) return detail::run_operation<op::gather_keys>(policy, rows, head, sample, begin, own.pairs, out);
-    detail::run_operation<op::gather_keys>(policy, rows, head, sample, begin, own.axes, out);
+    detail::run_operation<op::gather_keys>(policy, rows, head, sample, begin, own.pairs, out);
   }
 
   /// Learns from tokens [first, n). The caller's fit(keys [h, rows, d], params) trains the coarse codebook, and returns whether it has
@@ -302,7 +308,6 @@ class pq_index {
   template <exec::policy P, class Rows, class Fit>
   void learn_rows(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
                   const kmeans_params& params, pqkv::view<std::uint8_t, 2, Space> outcomes, const Fit& fit) const {
-    using T = copy_of<Rows>;
     const view_type own = view().sequence(which);
     const std::size_t h = shape_.kv_heads, d = shape_.head_dim, m = shape_.subspaces, head = which * h, all = n - first;
     const auto coarse_outcomes = outcomes.slice(1, 0, m), fine_outcomes = outcomes.slice(1, m, shape_.fine_subspaces);
@@ -320,21 +325,23 @@ class pq_index {
     const stratified_sample sample = training_rows(params, all, shape_.coarse().centroids());
     const bool copies_all = shape_.has_fine() || sample.count == all;
     const std::size_t count = copies_all ? all : static_cast<std::size_t>(sample.count);
-    const auto memory = make_owner<T>(policy, h * count * d);
-    const auto keys = make_view<Space>(memory.data(), h, count, d);
-    if (copies_all) {
-      gather(policy, own, rows, head, stratified_sample{all, all, {}}, first, keys);
-      if (!learn_from(as_const(keys), params)) return;
-    } else {
-      kmeans_params of_sample = params;
-      of_sample.rows_per_centroid = 0;
-      gather(policy, own, rows, head, sample, first, keys);
-      fit(as_const(keys), of_sample);
-      if (has_failed<P>(coarse_outcomes)) return;
-      encode_copies(policy, which, rows, first, ranked);
-    }
-    sync(policy);  // the copies are freed here
-    recount(policy, which, first, ranked);
+    with_copied_element<Rows>([&]<class T>(copy_type<T>) {
+      const auto memory = make_owner<T>(policy, h * count * d);
+      const auto keys = make_view<Space>(memory.data(), h, count, d);
+      if (copies_all) {
+        gather(policy, own, rows, head, stratified_sample{all, all, {}}, first, keys);
+        if (!learn_from(as_const(keys), params)) return;
+      } else {
+        kmeans_params of_sample = params;
+        of_sample.rows_per_centroid = 0;
+        gather(policy, own, rows, head, sample, first, keys);
+        fit(as_const(keys), of_sample);
+        if (has_failed<P>(coarse_outcomes)) return;
+        encode_copies(policy, which, rows, first, ranked);
+      }
+      sync(policy);  // the copies are freed here
+      recount(policy, which, first, ranked);
+    });
   }
 
   /// Whether these are the keys of all `count` tokens, and training is of every one.

@@ -20,7 +20,7 @@ struct pq_index_view {
   mutable_residual_codes_view<Space> fine_codes;  // or empty
   std::size_t kv_heads = 0;                       // h of one sequence
   axis_map axes{};                                // how the coordinates of keys and queries are ordered before the codebooks see them
-  pair_axes<Space> pairs{};                       // the order of each head, for weighted_pairs; or empty
+  pair_axes<Space> pairs{};                       // the order of each head, for weighted_pairs; otherwise `axes` for all
 
   static constexpr pq_index_view place(arena& memory, const pq_index_shape& shape) {
     pq_index_view all;
@@ -33,6 +33,7 @@ struct pq_index_view {
     }
     all.kv_heads = shape.kv_heads;
     all.axes = shape.axis_places();
+    all.pairs.otherwise = all.axes;
     if (shape.axes == axis_order::weighted_pairs) all.pairs = pair_axes<Space>::place(memory, shape.heads(), all.axes);
     return all;
   }

@@ -14,7 +14,7 @@ namespace pqkv::inline PQKV_MODE {
 
 namespace op {
 struct encode_leaving {};     // run(policy, pq_index_view, rows, leaving): codes of the tokens that leave each sequence's window
-struct gather_keys {};        // run(policy, rows, first head, sample, first token, axis_map, out [h, n, d])
+struct gather_keys {};        // run(policy, rows, first head, sample, first token, pair_axes of these heads, out [h, n, d])
 struct replace_centroids {};  // run(policy, rows, first head, index of one sequence, replaced_centroids)
 struct learn_codebook {};     // run(policy, index of one sequence, first token, keys [h, n, d], params, outcomes); host
 struct renew_codebook {};     // run(policy, rows, first head, index, replaced_centroids, keys [h, n, d], params, outcomes); host

@@ -165,7 +165,9 @@ class basic_pq {
         policy, {shape.kv_heads * index.subspaces, shape.capacity, coarse.row_dim(), coarse.centroids(), settings.train});
     const std::size_t merging =
         index.cells() == 0 ? 0 : pqkv::scratch_bytes<op::merge_tails>(policy, {shape.kv_heads, shape.capacity, index.cells()});
-    const std::size_t most = std::max({first, training, merging});
+    const std::size_t dealing =
+        settings.axes == axis_order::weighted_pairs ? pqkv::scratch_bytes<op::deal_pairs>(policy, {shape.kv_heads, shape.head_dim}) : 0;
+    const std::size_t most = std::max({first, training, merging, dealing});
     if constexpr (space::usable_from<Space, space::host>) {
       if (settings.residual.used())
         return std::max(most,
@@ -205,7 +207,7 @@ class basic_pq {
   }
   /// How many KV heads got their own order of axes in a slot's last training: under axis_order::weighted_pairs all of them if observe() had
   /// been called before, otherwise none. The axes of the other heads are split as under rotary_halves.
-  std::size_t weighted_heads(std::size_t slot) const {
+  std::size_t weighted_heads(std::size_t slot) const requires space::usable_from<Space, space::host> {
     const auto dealt = index_.view().sequence(slot).pairs.is_dealt;
     std::size_t count = 0;
     for (std::size_t head = 0; head < dealt.size(); ++head) count += dealt(head);
@@ -293,8 +295,7 @@ class basic_pq {
   /// Adds queries [n, hq, d] of a slot for its next training. @pre can_observe(), and the shapes of pqcache_state::observe()
   template <exec::policy P, class Q>
   void observe(const P& policy, std::size_t slot, view<Q, 3, Space> queries) {
-    if constexpr (space::usable_from<Space, space::host>)
-      detail::run_operation<op::observe_queries>(policy, queries, index_.view().sequence(slot).pairs);
+    detail::run_operation<op::observe_queries>(policy, queries, index_.view().sequence(slot).pairs);
   }
 
   /// Merges the tokens that the id lists lack into them, once there are pq_params::tail_tokens of them.
@@ -341,8 +342,6 @@ class basic_pq {
         .that(settings.over == normalisation::middle, status::code::value, "selector.over", relation::required,
               "normalisation::middle on a device", 0, 1)
         .at_most("selector.residual.subspaces", settings.residual.subspaces, 0, "no second stage on a device")
-        .that(settings.axes != axis_order::weighted_pairs, status::code::value, "selector.axes", relation::required,
-              "contiguous or rotary_halves: no weighted_pairs on a device", 1, 2)
         .that(settings.renewal == renewal_scope::all_keys, status::code::value, "selector.renewal", relation::required,
               "renewal_scope::all_keys on a device", 0, 1)
         .that(!settings.overlap, status::code::value, "selector.overlap", relation::required, "empty: no overlap rule on a device", 0, 1);

@@ -37,10 +37,6 @@ struct absent_on_cuda {
 }  // namespace detail
 
 template <>
-struct kernel<op::observe_queries, backend::cuda> : detail::absent_on_cuda<op::observe_queries> {};
-template <>
-struct kernel<op::deal_pairs, backend::cuda> : detail::absent_on_cuda<op::deal_pairs> {};
-template <>
 struct kernel<op::learn_codebook, backend::cuda> : detail::absent_on_cuda<op::learn_codebook> {};
 template <>
 struct kernel<op::renew_codebook, backend::cuda> : detail::absent_on_cuda<op::renew_codebook> {};

@@ -8,6 +8,7 @@
 #include "../../core/canonical.hpp"
 #include "../../core/row.hpp"
 #include "../../search/pq_index.hpp"
+#include "axes.cuh"
 #include "block/cluster.cuh"
 #include "block/copy.cuh"
 #include "block/nearest.cuh"
@@ -45,7 +46,8 @@ class key_encoder {
   }
 
   /// @param copied  what copy_centroids() returned: then only keys of that head can be encoded; null: centroids are read from device memory
-  __device__ key_encoder(scratch& own, const codebook_view<space::device>& book, const axis_map& axes, const float* copied = nullptr)
+  __device__ key_encoder(scratch& own, const codebook_view<space::device>& book, const pair_axes<space::device>& axes,
+                         const float* copied = nullptr)
       : scratch_(own),
         book_(book),
         axes_(axes),
@@ -74,7 +76,7 @@ class key_encoder {
   __device__ bool stage(std::size_t head, kv_row<T> key) {
     bool finite = true;
     for (unsigned i = threadIdx.x; i < m_ * ds_; i += blockDim.x) {
-      const float x = key[axes_(i)];
+      const float x = axes_.of_key(key, head, i);
       finite &= is_finite(x);
       const unsigned j = i / ds_;
       scratch_.y[j * width_ + (i - j * ds_)] = canonical::sub(x, book_.mean(head, i));
@@ -126,7 +128,7 @@ class key_encoder {
 
   scratch& scratch_;
   const codebook_view<space::device>& book_;
-  axis_map axes_;
+  const pair_axes<space::device>& axes_;
   unsigned m_, ds_, width_, c_;
   const float* copied_;  // [m, width, c]
 };
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(max_centroids) encode_leaving_kernel(pq_index_
   const leaving_tokens tokens = leaving(blockIdx.y);
   const std::size_t head = std::size_t{tokens.slot} * index.kv_heads + blockIdx.x;
   const codebook_view<space::device> book = index.book;
-  key_encoder encoder(scratch, book, index.axes);
+  key_encoder encoder(scratch, book, index.pairs);
   for (std::uint32_t t = tokens.first + blockIdx.z; t < tokens.last; t += gridDim.z) {
     encoder.encode(head, rows.key(head, t), index.codes, t);
     __syncthreads();
@@ -182,12 +184,12 @@ __device__ void change_ranking(const pq_index_view<space::device>& index, const 
 /// One warp for each row.
 template <class Rows, class T>
 __global__ void __launch_bounds__(256) gather_keys_kernel(Rows rows, std::size_t first_head, stratified_sample sample, std::size_t first,
-                                                          axis_map axes, view<T, 3, space::device> out) {
+                                                          pair_axes<space::device> axes, view<T, 3, space::device> out) {
   const std::size_t row = (std::size_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32, n = out.extent(1);
   if (row >= out.extent(0) * n) return;
   const std::size_t head = row / n, i = row - head * n;
   const auto key = rows.key(first_head + head, first + sample(i));
-  for (std::size_t e = threadIdx.x % 32; e < out.extent(2); e += 32) out(head, i, e) = static_cast<T>(key[axes(e)]);
+  for (std::size_t e = threadIdx.x % 32; e < out.extent(2); e += 32) out(head, i, e) = static_cast<T>(axes.of_key(key, head, e));
 }
 
 /// grid.x: subspaces; grid.y: heads. A thread takes a centroid, finds its place in the order in which op::replace_centroids replaces
@@ -210,7 +212,7 @@ __global__ void __launch_bounds__(max_centroids)
   float y[max_head_dim + 1];
   bool finite = true;
   for (std::size_t e = 0; e < ds; ++e) {
-    y[e] = canonical::sub(key[index.axes(j * ds + e)], index.book.mean(head, j * ds + e));
+    y[e] = canonical::sub(index.pairs.of_key(key, head, j * ds + e), index.book.mean(head, j * ds + e));
     finite &= is_finite(y[e]);
   }
   if (index.book.metric() == key_metric::inner_product) {
@@ -248,13 +250,23 @@ struct kernel<op::order_axes, backend::cuda> {
            {.grid = dim3(static_cast<unsigned>(rows.extent(0))), .threads = 128, .early = launch.is_built_for_hopper(kernel)}, rows, axes,
            out);
   }
+  /// @param heads  of the index
+  template <class P>
+  static void run(const P& policy, view<const float, 2, space::device> queries, const pair_axes<space::device>& axes,
+                  const head_map<space::device>& map, std::size_t heads, view<float, 2, space::device> out) {
+    const detail::launcher launch(policy, "order_axes");
+    const auto kernel = detail::order_queries_kernel;
+    launch("order_queries_kernel", kernel,
+           {.grid = dim3(static_cast<unsigned>(queries.extent(0))), .threads = 128, .early = launch.is_built_for_hopper(kernel)}, queries,
+           axes, map, static_cast<unsigned>(queries.extent(0) / map.heads(heads)), out);
+  }
 };
 
 template <>
 struct kernel<op::gather_keys, backend::cuda> {
   template <class P, class Rows, class T>
   static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
-                  const axis_map& axes, view<T, 3, space::device> out) {
+                  const pair_axes<space::device>& axes, view<T, 3, space::device> out) {
     detail::launcher(policy, "gather_keys")("gather_keys_kernel", detail::gather_keys_kernel<Rows, T>,
                                             {dim3(detail::ceil_div(out.extent(0) * out.extent(1), 8)), 256}, rows, head, sample, first,
                                             axes, out);

@@ -186,9 +186,10 @@ inline block::scoring planned_call(const ranked_step<space::device>& step) {
   if (step.how.path != search_path::scan) call.index = step.index.index;
   return call;
 }
-/// Whether a step can be planned and ranked in one launch: without query heads together, look-ups would be of one query head.
+/// Whether a step can be planned and ranked in one launch: without query heads together, look-ups would be of one query head. Weighted
+/// axes differ by head; a launch of their own puts queries in order.
 inline bool can_plan_in_one(const ranked_step<space::device>& step, const block::scoring& call) {
-  return step.plan.slots.extent(0) != 0 && block::uses_probabilities(step.how.reduction) && call.g > 1;
+  return step.index.pairs.empty() && step.plan.slots.extent(0) != 0 && block::uses_probabilities(step.how.reduction) && call.g > 1;
 }
 
 /// Ranks a step in one launch, by the cells of an index or a short range. @return false, and nothing is enqueued, where it needs more

@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(max_centroids)
     const leaving_tokens leaving =
         encodes && now.learned != 0 ? places.local(leaving_between(slot, now, now.grown(1), call.slots.rule)) : leaving_tokens{};
     const codebook_view<space::device> book = index.book;
-    key_encoder encoder(scratch, book, index.axes, centroids);
+    key_encoder encoder(scratch, book, index.pairs, centroids);
     for (std::uint32_t t = leaving.first; t < leaving.last; ++t) {
       if (t != leaving.first) __syncthreads();
       join_ranked(index, head, t, encoder.encode(head, newest.key(rows, head, t), index.codes, t));

@@ -37,6 +37,8 @@ struct kernel<op::observe_queries, backend::host> {
 
 template <>
 struct kernel<op::deal_pairs, backend::host> {
+  static constexpr std::size_t scratch_bytes(const op::deal_pairs::sizes&) { return 0; }
+
   /// @param head    first of the rows' heads; `axes` has these heads only
   /// @param sample  of the tokens from `first` on: the rows that training uses
   template <class P, class Rows>
@@ -62,10 +64,8 @@ struct kernel<op::deal_pairs, backend::host> {
     for (std::size_t i = 0; i < d; ++i) sum = canonical::add(sum, axes.energy(h, i).value());
     const float mean = canonical::div(sum, static_cast<float>(d));
     if (!(mean > 0)) return false;
-    for (std::size_t i = 0; i < d / 2; ++i) {
-      const float both = canonical::mul(0.5f, canonical::add(axes.energy(h, i).value(), axes.energy(h, i + d / 2).value()));
-      weight[i] = canonical::add(canonical::div(both, mean), 1e-3f);
-    }
+    for (std::size_t i = 0; i < d / 2; ++i)
+      weight[i] = pair_dealing::share(axes.energy(h, i).value(), axes.energy(h, i + d / 2).value(), mean);
     return true;
   }
   /// For each coordinate, the sum of squares of the sampled keys minus their mean. Keys that are not finite are left out, as in training.
@@ -112,26 +112,16 @@ struct kernel<op::deal_pairs, backend::host> {
     each(squares_of{mean.data(), squares.data()});
     for (std::size_t i = 0; i < d; ++i) spread[i] = squares[i].value();
   }
-  /// The power of two nearest sqrt(x), for a normal number x above 0: 2^s where 2^(2 s - 1) <= x < 2^(2 s + 1).
-  static float nearest_root(float x) {
-    const int exponent = static_cast<int>(float_bits(x) >> 23) - 127;  // 2^exponent <= x
-    return canonical::power_of_two((exponent + 1) >> 1);
-  }
   static void deal(const pair_axes<>& axes, std::size_t h, std::size_t d, std::size_t m, const numbers& weight, const numbers& spread) {
-    const std::size_t pairs = d / 2, run = pairs / m;  // of a subspace
+    const std::size_t pairs = d / 2;
     numbers matter{};
     std::array<std::uint8_t, max_head_dim> order{};
     std::iota(order.begin(), order.begin() + pairs, std::uint8_t{0});
     for (std::size_t i = 0; i < pairs; ++i) matter[i] = canonical::mul(canonical::add(spread[i], spread[i + pairs]), weight[i]);
     std::sort(order.begin(), order.begin() + pairs,
               [&](std::uint8_t a, std::uint8_t b) { return matter[a] != matter[b] ? matter[a] > matter[b] : a < b; });
-    for (std::size_t rank = 0; rank < pairs; ++rank) {
-      const std::size_t turn = rank / m, j = turn % 2 == 0 ? rank % m : m - 1 - rank % m, pair = order[rank];
-      const std::size_t lower = j * 2 * run + turn, upper = lower + run;
-      axes.source(h, lower) = static_cast<std::uint8_t>(pair);
-      axes.source(h, upper) = static_cast<std::uint8_t>(pair + pairs);
-      axes.weight(h, lower) = axes.weight(h, upper) = nearest_root(weight[pair]);
-    }
+    const pair_axes_row row{&axes.source(h, 0), &axes.weight(h, 0)};
+    for (std::size_t rank = 0; rank < pairs; ++rank) pair_dealing::place(row, d, m, rank, order[rank], weight[order[rank]]);
   }
 };
 

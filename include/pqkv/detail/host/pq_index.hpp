@@ -16,27 +16,21 @@ namespace pqkv::inline PQKV_MODE {
 
 template <>
 struct kernel<op::gather_keys, backend::host> {
-  /// @param axes  axis_map, or pair_axes of these heads
-  template <class P, class Rows, class Axes, class T>
-  static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first, const Axes& axes,
-                  view<T, 3> out);
+  template <class P, class Rows, class T>
+  static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
+                  const pair_axes<>& axes, view<T, 3> out);
 };
 
-template <class P, class Rows, class Axes, class T>
+template <class P, class Rows, class T>
 void kernel<op::gather_keys, backend::host>::run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample,
-                                                 std::size_t first, const Axes& axes, view<T, 3> out) {
+                                                 std::size_t first, const pair_axes<>& axes, view<T, 3> out) {
   const std::size_t d = out.extent(2);
   detail::run_tasks(policy, out.extent(0), [&](std::size_t h) {  // a row of integers is multiplied by its scale, a pair by its weight
     constexpr std::size_t lead = 16;                             // rows ahead: the hardware does not prefetch past the end of a page
     std::uint16_t place[max_head_dim];
-    const float* weight = nullptr;
-    if constexpr (std::is_same_v<Axes, axis_map>) {
-      for (std::size_t e = 0; e < d; ++e) place[e] = static_cast<std::uint16_t>(axes(e));
-    } else {
-      const bool is_dealt = axes.is_dealt(h) != 0;
-      if (is_dealt) weight = &axes.weight(h, 0);
-      for (std::size_t e = 0; e < d; ++e) place[e] = static_cast<std::uint16_t>(is_dealt ? axes.source(h, e) : axes.otherwise(e));
-    }
+    const bool has_own_order = axes.has_own_order(h);
+    const float* const weight = has_own_order ? &axes.weight(h, 0) : nullptr;
+    for (std::size_t e = 0; e < d; ++e) place[e] = static_cast<std::uint16_t>(has_own_order ? axes.source(h, e) : axes.otherwise(e));
     for (std::size_t i = 0; i < out.extent(1); ++i) {
       const auto key = rows.key(head + h, first + sample(i));
       if (i + lead < out.extent(1)) {
@@ -76,8 +70,7 @@ std::size_t replace_least_used(const Rows& rows, std::size_t head, const pq_inde
     bool finite = true;
     for (std::size_t e = 0; e < ds; ++e) {
       const std::size_t place = j * ds + e;
-      const float element = index.pairs.empty() ? key[index.axes(place)] : index.pairs.of_key(key, h, place);
-      y[e] = canonical::sub(element, index.book.mean(h, place));
+      y[e] = canonical::sub(index.pairs.of_key(key, h, place), index.book.mean(h, place));
       finite &= is_finite(y[e]);
     }
     if (index.book.metric() == key_metric::inner_product) finite &= lift_to_sphere(y, ds, index.book.squared_radius(h, j));
@@ -215,8 +208,7 @@ class replaced_training {
   bool load_old(std::size_t t, std::uint8_t code, float* y) {
     const auto key = rows_.key(head_ + h_, t);
     const std::size_t begin = code == 0 ? 0 : j_ * ds_, end = code == 0 ? keys_.extent(1) : begin + ds_;
-    for (std::size_t i = begin; i < end; ++i)
-      copy_[i] = index_.pairs.empty() ? static_cast<float>(key[index_.axes(i)]) : index_.pairs.of_key(key, h_, i);
+    for (std::size_t i = begin; i < end; ++i) copy_[i] = index_.pairs.of_key(key, h_, i);
     return Leaf::all_finite(copy_ + begin, end - begin) && centre(copy_ + j_ * ds_, y);
   }
   bool centre(const float* part, float* y) {
@@ -327,10 +319,7 @@ void kernel<op::encode_leaving, backend::host>::run(const P& policy, const pq_in
     for (std::size_t first = tokens.first; first < tokens.last; first += at_once) {
       const auto keys = make_view(copy, std::size_t{1}, std::min<std::size_t>(at_once, tokens.last - first), d);
       const stratified_sample all{keys.extent(1), keys.extent(1), {}};
-      if (index.pairs.empty())
-        kernel<op::gather_keys, backend::host>::run(here, rows, head, all, first, index.axes, keys);
-      else
-        kernel<op::gather_keys, backend::host>::run(here, rows, head, all, first, index.pairs.heads(head, 1), keys);
+      kernel<op::gather_keys, backend::host>::run(here, rows, head, all, first, index.pairs.heads(head, 1), keys);
       encode(here, index, head, first, as_const(keys));
     }
   });

@@ -313,8 +313,6 @@ PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<float>&, std::size_t,
                     view<const float, 3>, const kmeans_params&, view<std::uint8_t, 2>)
 PQKV_HOST_OPERATION(op::renew_replaced, const strided_rows<float>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
                     view<const float, 3>, std::size_t, std::uint64_t*)
-PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<float>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
-                    view<float, 3>)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<float>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
                     view<float, 3>)
 PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<half>&, view<const leaving_tokens, 1>)
@@ -323,8 +321,6 @@ PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<half>&, std::size_t, 
                     view<const float, 3>, const kmeans_params&, view<std::uint8_t, 2>)
 PQKV_HOST_OPERATION(op::renew_replaced, const strided_rows<half>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
                     view<const float, 3>, std::size_t, std::uint64_t*)
-PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<half>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
-                    view<float, 3>)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<half>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
                     view<float, 3>)
 PQKV_HOST_OPERATION(op::encode_leaving, const pq_index_view<>&, const strided_rows<bfloat16>&, view<const leaving_tokens, 1>)
@@ -333,8 +329,6 @@ PQKV_HOST_OPERATION(op::renew_codebook, const strided_rows<bfloat16>&, std::size
                     view<const bfloat16, 3>, const kmeans_params&, view<std::uint8_t, 2>)
 PQKV_HOST_OPERATION(op::renew_replaced, const strided_rows<bfloat16>&, std::size_t, const pq_index_view<>&, const replaced_centroids&,
                     view<const bfloat16, 3>, std::size_t, std::uint64_t*)
-PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<bfloat16>&, std::size_t, const stratified_sample&, std::size_t, const axis_map&,
-                    view<bfloat16, 3>)
 PQKV_HOST_OPERATION(op::gather_keys, const strided_rows<bfloat16>&, std::size_t, const stratified_sample&, std::size_t, const pair_axes<>&,
                     view<bfloat16, 3>)
 
