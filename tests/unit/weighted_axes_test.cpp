@@ -274,5 +274,7 @@ TEST_CASE("weighted axes: refusals name what is wrong and change nothing") {
   there.kv_heads = 1, there.query_heads = 1, there.head_dim = 16, there.capacity = 100;
   CHECK(device_cache::can_construct(there).ok());
   there.selector.axes = axis_order::weighted_pairs;
-  CHECK(device_cache::can_construct(there).parameter == std::string("selector.axes"));
+  CHECK(device_cache::can_construct(there).ok());
+  there.selector.over = pqkv::selector::normalisation::attended;
+  CHECK(device_cache::can_construct(there).parameter == std::string("selector.over"));
 }

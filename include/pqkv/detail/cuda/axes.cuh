@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The order of a key's axes on the device: queries are observed, pairs of coordinates are dealt to the subspaces by their weight, and
-// queries are put in that order. All sums are of integers, so they have the host's bits whatever the order of the terms.
+// The order of a key's axes on the device: queries are observed, and pairs of coordinates are dealt to the subspaces by their weight. All
+// sums are of integers, so they have the host's bits whatever the order of the terms.
 #pragma once
 
 #include "../../core/canonical.hpp"
@@ -8,9 +8,7 @@
 #include "../../core/random.hpp"
 #include "../../quantize/axes.hpp"
 #include "../../quantize/shape.hpp"
-#include "../../search/head_map.hpp"
 #include "arena.cuh"
-#include "block/cluster.cuh"
 #include "block/reduce.cuh"
 #include "kernel.cuh"
 #include "memory.cuh"
@@ -192,16 +190,6 @@ __global__ void __launch_bounds__(max_head_dim / 2) PQKV_HIDDEN
   for (unsigned other = 0; other < pairs; ++other)
     rank += matter[other] > matter[pair] || (matter[other] == matter[pair] && other < pair) ? 1 : 0;
   pair_dealing::place({&axes.source(head, 0), &axes.weight(head, 0)}, d, subspaces, rank, pair, share);
-}
-
-/// One CTA for each query.
-__global__ void __launch_bounds__(128) PQKV_HIDDEN
-    order_queries_kernel(view<const float, 2, space::device> queries, pair_axes<space::device> axes, head_map<space::device> map,
-                         unsigned group, view<float, 2, space::device> out) {
-  block::release_dependents();
-  block::wait_for_last_kernel();
-  const std::size_t r = blockIdx.x, head = map.head(r / group);
-  for (std::size_t i = threadIdx.x; i < queries.extent(1); i += blockDim.x) out(r, i) = axes.of_query(&queries(r, 0), head, i);
 }
 
 }  // namespace detail

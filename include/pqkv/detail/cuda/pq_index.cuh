@@ -232,6 +232,16 @@ PQKV_HIDDEN __global__ void __launch_bounds__(128)
   for (std::size_t i = threadIdx.x; i < rows.extent(1); i += blockDim.x) out(blockIdx.x, i) = rows(blockIdx.x, axes(i));
 }
 
+/// One CTA for each query.
+__global__ void __launch_bounds__(128) PQKV_HIDDEN
+    order_queries_kernel(view<const float, 2, space::device> queries, pair_axes<space::device> axes, head_map<space::device> map,
+                         unsigned group, view<float, 2, space::device> out) {
+  block::release_dependents();
+  block::wait_for_last_kernel();
+  const std::size_t r = blockIdx.x, head = map.head(r / group);
+  for (std::size_t i = threadIdx.x; i < queries.extent(1); i += blockDim.x) out(r, i) = axes.of_query(&queries(r, 0), head, i);
+}
+
 /// The leaving tokens of each row, given by a view.
 struct listed_leaving {
   view<const leaving_tokens, 1, space::device> all;
