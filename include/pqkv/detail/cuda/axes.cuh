@@ -163,7 +163,8 @@ struct square_pass {
 };
 
 /// One CTA for each head: a thread takes a pair and counts how many matter more.
-__global__ void __launch_bounds__(max_head_dim / 2) PQKV_HIDDEN
+template <unsigned Threads>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     deal_pairs_kernel(key_moments moments, pair_axes<space::device> axes, unsigned subspaces) {
   __shared__ float energy[max_head_dim], matter[max_head_dim / 2], mean;
   const std::size_t head = blockIdx.x;
@@ -223,7 +224,7 @@ struct kernel<op::deal_pairs, backend::cuda> {
     launch("measure_keys_kernel", measure_keys_kernel<largest_pass, Rows>, whole, rows, head, sample, first, moments);
     launch("measure_keys_kernel", measure_keys_kernel<sum_pass, Rows>, whole, rows, head, sample, first, moments);
     launch("measure_keys_kernel", measure_keys_kernel<square_pass, Rows>, whole, rows, head, sample, first, moments);
-    launch("deal_pairs_kernel", deal_pairs_kernel, {dim3(static_cast<unsigned>(h)), max_head_dim / 2}, moments, axes,
+    launch("deal_pairs_kernel", deal_pairs_kernel<max_head_dim / 2>, {dim3(static_cast<unsigned>(h)), max_head_dim / 2}, moments, axes,
            static_cast<unsigned>(subspaces));
   }
 };

@@ -233,7 +233,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(128)
 }
 
 /// One CTA for each query.
-__global__ void __launch_bounds__(128) PQKV_HIDDEN
+template <unsigned Threads>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     order_queries_kernel(view<const float, 2, space::device> queries, pair_axes<space::device> axes, head_map<space::device> map,
                          unsigned group, view<float, 2, space::device> out) {
   block::release_dependents();
@@ -265,7 +266,7 @@ struct kernel<op::order_axes, backend::cuda> {
   static void run(const P& policy, view<const float, 2, space::device> queries, const pair_axes<space::device>& axes,
                   const head_map<space::device>& map, std::size_t heads, view<float, 2, space::device> out) {
     const detail::launcher launch(policy, "order_axes");
-    const auto kernel = detail::order_queries_kernel;
+    const auto kernel = detail::order_queries_kernel<128>;
     launch("order_queries_kernel", kernel,
            {.grid = dim3(static_cast<unsigned>(queries.extent(0))), .threads = 128, .early = launch.is_built_for_hopper(kernel)}, queries,
            axes, map, static_cast<unsigned>(queries.extent(0) / map.heads(heads)), out);
