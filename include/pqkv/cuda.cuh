@@ -22,6 +22,7 @@
 #include "detail/cuda/kv_store.cuh"
 #include "detail/cuda/memory.cuh"
 #include "detail/cuda/merge.cuh"
+#include "detail/cuda/oracle.cuh"
 #include "detail/cuda/pq_index.cuh"
 #include "detail/cuda/pq_step.cuh"
 #include "detail/cuda/retrieve.cuh"

@@ -151,6 +151,25 @@ struct kernel<op::merge, backend::cuda> {
 };
 
 template <>
+struct kernel<op::exact_scores, backend::cuda> {
+  static constexpr std::size_t scratch_bytes(const op::exact_scores::sizes& sizes) {
+    return detail::exact_scores_device_scratch_bytes(sizes);
+  }
+
+  template <class P, class Store>
+  static void run(const P& policy, view<const float, 2, space::device> query, const Store& store,
+                  view<const middle_range, 1, space::device> ranges, group_reduction reduction, view<float, 2, space::device> scores,
+                  float softmax_scale);
+};
+
+template <>
+struct kernel<op::list_best, backend::cuda> {
+  template <class P>
+  static void run(const P& policy, view<const float, 2, space::device> scores, view<const middle_range, 1, space::device> ranges,
+                  view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts);
+};
+
+template <>
 struct kernel<op::gather_keys, backend::cuda> {
   template <class P, class Rows, class T>
   static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,
@@ -165,7 +184,7 @@ struct kernel<op::observe_queries, backend::cuda> {
 
 template <>
 struct kernel<op::deal_pairs, backend::cuda> {
-  static constexpr std::size_t scratch_bytes(const op::deal_pairs::sizes& sizes) { return deal_pairs_device_scratch_bytes(sizes); }
+  static constexpr std::size_t scratch_bytes(const op::deal_pairs::sizes& sizes) { return detail::deal_pairs_device_scratch_bytes(sizes); }
 
   template <class P, class Rows>
   static void run(const P& policy, const Rows& rows, std::size_t head, const stratified_sample& sample, std::size_t first,

@@ -33,6 +33,11 @@ template void kernel<op::retrieve, backend::cuda>::run(const cuda&, distance_tab
                                                        cell_index_view<device>, view<const middle_range, 1, device>,
                                                        view<std::int32_t, 2, device>, view<std::uint32_t, 1, device>,
                                                        const retrieve_params&, view<std::uint8_t, 1, device>, const head_map<device>&);
+template void kernel<op::exact_scores, backend::cuda>::run(const cuda&, view<const float, 2, device>, const strided_store<half, device>&,
+                                                           view<const middle_range, 1, device>, group_reduction, view<float, 2, device>,
+                                                           float);
+template void kernel<op::list_best, backend::cuda>::run(const cuda&, view<const float, 2, device>, view<const middle_range, 1, device>,
+                                                        view<std::int32_t, 2, device>, view<std::uint32_t, 1, device>);
 template void kernel<op::store_rows, backend::cuda>::run(const cuda&, view<const float, 3, space::pinned>, view<half, 3, device>,
                                                          view<std::uint32_t, 1, device>);
 template void kernel<op::attention, backend::cuda>::run(const cuda&, view<const float, 2, device>, const strided_store<bfloat16, device>&,

@@ -137,6 +137,9 @@ TEST_CASE("queued lives: product quantization, bfloat16") { lives<pqkv::bfloat16
 TEST_CASE("queued lives: product quantization, half") { lives<pqkv::half, host_pq, device_pq>(23, 16 / looked_at_step, true); }
 TEST_CASE("queued lives: dense attention") { lives<float, pqkv::selector::full>(24, 8 / looked_at_step, false); }
 TEST_CASE("queued lives: sinks and window alone") { lives<pqkv::bfloat16, pqkv::selector::streaming>(25, 8 / looked_at_step, false); }
+TEST_CASE("queued lives: exact scores") {
+  lives<float, pqkv::selector::oracle, pqkv::selector::basic_oracle<pqkv::space::device>>(28, 12 / looked_at_step, true);
+}
 TEST_CASE("queued lives: rows in pinned memory, least frequently used") {
   lives<pqkv::bfloat16, host_pq, device_pq, device_tiers<pqkv::eviction::lfu>>(26, 16 / looked_at_step, true);
 }

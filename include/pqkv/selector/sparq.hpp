@@ -99,7 +99,7 @@ class sparq : public defaults {
         .at_most("selector.coordinates", settings.coordinates.value_or(1), shape.head_dim, "d");
   }
   static constexpr std::size_t index_bytes(const cache_shape& shape, const params& settings) {
-    return token_scores::required_bytes(shape, settings.reduction);
+    return token_scores<>::required_bytes(shape, settings.reduction);
   }
   template <exec::policy P>
   static constexpr std::size_t scratch_bytes(const P& policy, const cache_shape& shape, const params&) {
@@ -131,7 +131,7 @@ class sparq : public defaults {
  private:
   cache_shape shape_;
   params params_;
-  token_scores scores_;
+  token_scores<> scores_;
 };
 
 }  // namespace selector

@@ -11,7 +11,6 @@
 #include "../../search/rerank.hpp"
 #include "../../selector/attended_sum.hpp"
 #include "../../selector/infllm.hpp"
-#include "../../selector/oracle.hpp"
 #include "../../selector/quest.hpp"
 #include "../../selector/received_attention.hpp"
 #include "../../selector/sparq.hpp"
@@ -52,8 +51,6 @@ template <>
 struct kernel<op::encode_residual, backend::cuda> : detail::absent_on_cuda<op::encode_residual> {};
 template <>
 struct kernel<op::residual_rows, backend::cuda> : detail::absent_on_cuda<op::residual_rows> {};
-template <>
-struct kernel<op::exact_scores, backend::cuda> : detail::absent_on_cuda<op::exact_scores> {};
 template <>
 struct kernel<op::received_attention, backend::cuda> : detail::absent_on_cuda<op::received_attention> {};
 template <>

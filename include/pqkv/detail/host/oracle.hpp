@@ -8,6 +8,7 @@
 #include "../../exec/host.hpp"
 #include "../../selector/oracle.hpp"
 #include "simd/rows.hpp"
+#include "top_k.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 
@@ -89,6 +90,22 @@ void kernel<op::exact_scores, backend::host>::run(const P& policy, view<const fl
     });
   });
 }
+
+template <>
+struct kernel<op::list_best, backend::host> {
+  template <class P>
+  static void run(const P& policy, view<const float, 2> scores, view<const middle_range, 1> ranges, view<std::int32_t, 2> indices,
+                  view<std::uint32_t, 1> counts) {
+    for (std::size_t list = 0; list < counts.extent(0); ++list) {
+      const middle_range range = ranges(list / (counts.extent(0) / ranges.extent(0)));
+      counts(list) = range.selected();
+      if (counts(list) == 0) continue;
+      const auto out = indices.slice(0, list, 1).slice(1, 0, counts(list));
+      kernel<op::top_k, backend::host>::run(policy, scores.slice(0, list, 1).slice(1, 0, range.size()), out);
+      for (std::size_t i = 0; i < counts(list); ++i) out(0, i) += static_cast<std::int32_t>(range.begin);
+    }
+  }
+};
 
 PQKV_HOST_OPERATION(op::exact_scores, view<const float, 2>, const strided_store<float>&, view<const middle_range, 1>, group_reduction,
                     view<float, 2>, float)
