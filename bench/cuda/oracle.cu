@@ -14,7 +14,7 @@ using namespace bench;
 void measure_all() {
   constexpr std::size_t h = 8, g = 4, d = 128, n = 131072, k = 2048;
   const std::string name = named("exact_selection", {{"h", h}, {"g", g}, {"d", d}, {"n", n}, {"k", k}});
-  if (!is_any_wanted({name})) return;
+  if (!is_any_wanted(std::vector<std::string>{name})) return;
   const pqkv::device_buffer<pqkv::bfloat16> keys = normals<pqkv::bfloat16>(h * n * d);
   const pqkv::device_buffer<float> query = normals<float>(h * g * d), scores(h * n, nullptr);
   const pqkv::device_buffer<std::int32_t> indices(h * k, nullptr);

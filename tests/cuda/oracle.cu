@@ -106,7 +106,8 @@ void compare_lists(std::size_t h, std::size_t per_head, std::size_t n, random_so
   }
 }
 
-/// Keys and queries are whole numbers, so that logits are exact, and the sums of a group's.
+/// Keys and queries are whole numbers, so that logits are exact, and the sums of a group's. Rows of integers have 127 first, so that their
+/// scale is 1.
 template <class Rows, class DeviceRows>
 void compare_caches(std::size_t d, random_source& random, verdict& all) {
   using host_cache = pqkv::pqcache<Rows, pqkv::selector::oracle>;
@@ -123,6 +124,8 @@ void compare_caches(std::size_t d, random_source& random, verdict& all) {
   const auto whole = [&](std::size_t size) {
     std::vector<float> x(size);
     for (float& element : x) element = static_cast<float>(random.below(7)) - 3;
+    if constexpr (std::is_same_v<Rows, pqkv::quantized_rows<>>)
+      for (std::size_t row = 0; row < size; row += d) x[row] = 127;
     return x;
   };
   const auto shown = [](std::vector<float>& x, std::size_t a, std::size_t b, std::size_t c) { return pqkv::make_view(x.data(), a, b, c); };
