@@ -39,7 +39,7 @@ template <unsigned Lanes, class T>
 struct scored_row : lane_row<Lanes, 8, T> {};
 template <unsigned Lanes>
 struct scored_row<Lanes, scaled_int8> {
-  std::int8_t element[8];
+  alignas(8) std::int8_t element[8];
   float scale;
 
   __device__ float operator[](unsigned i) const { return static_cast<float>(element[i]) * scale; }
@@ -205,7 +205,8 @@ struct kernel<op::exact_scores, backend::cuda> {
     else
       score_keys<32>(launch, query, store, call, lists);
     launch("exact_reduction_kernel", detail::exact_reduction_kernel<256>,
-           {dim3(static_cast<unsigned>(parts), static_cast<unsigned>(lists)), 256, call.g * sizeof(float2)}, call, store.tokens(), scores);
+           {dim3(static_cast<unsigned>(parts), static_cast<unsigned>(lists)), 256, detail::block::shared_memory::bytes<float2>(call.g)},
+           call, store.tokens(), scores);
   }
 
  private:
