@@ -120,6 +120,21 @@ class peer_message {
     for (unsigned a = 0; a < Count; ++a)
       values[a] = found[a] >> 32 == number ? static_cast<std::uint32_t>(found[a]) : take(r, i + a * step);
   }
+  /// The same of several ranks: place(a).rank and place(a).word say which, or a rank that does not exist for none.
+  template <unsigned Count, class Place>
+  __device__ void take(Place place, std::uint32_t (&values)[Count]) const {
+    std::uint64_t found[Count];
+#pragma unroll
+    for (unsigned a = 0; a < Count; ++a) {
+      const auto at = place(a);
+      found[a] = at.rank < ranks ? look(at.rank, at.word) : std::uint64_t{number} << 32;
+    }
+#pragma unroll
+    for (unsigned a = 0; a < Count; ++a) {
+      const auto at = place(a);
+      values[a] = found[a] >> 32 == number ? static_cast<std::uint32_t>(found[a]) : take(at.rank, at.word);
+    }
+  }
   /// Counts the message whose numbers this CTA has taken. By all threads, after a barrier.
   __device__ void taken() const {
     if (threadIdx.x == 0 && advances_) mail_.sent[part] = number;

@@ -82,6 +82,55 @@ class list_select {
     }
   }
 
+  /// find() for unweighted items whose keys have no known bound, also where many are equal. Each histogram reaches from the lowest to the
+  /// highest key that can be the threshold.
+  template <class KeyAt>
+  __device__ threshold find_within(std::uint32_t items, std::uint32_t k, KeyAt key_at) {
+    const auto one = [](std::uint32_t) { return 1u; };
+    std::uint32_t low = 0, high = 0xffffffffu, count = items;  // the threshold is one of `count` keys in [low, high]
+    for (;;) {
+      const key_range range = range_within(items, key_at, low, high);
+      if (range.low >= range.high) {  // they are equal, or there are none
+        if (threadIdx.x == 0) all_equal_ = count <= k;
+        __syncthreads();
+        return {range.high, k};
+      }
+      const unsigned shift = shift_of(range.low, range.high);
+      for_items(items, key_at, one, [&](std::uint32_t key, std::uint32_t) {
+        if (key >= range.low && key <= range.high) atomicAdd(&weights_[(range.high - key) >> shift], 1u);
+      });
+      __syncthreads();
+      std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
+#pragma unroll
+      for (unsigned b = 0; b < own_bins; ++b) {
+        if (above < k && k - above <= own[b]) bin_ = threadIdx.x * own_bins + b, rest_ = k - above;
+        above += own[b];
+      }
+      __syncthreads();
+      if (total < k) {
+        if (threadIdx.x == 0) all_equal_ = true;
+        __syncthreads();
+        return {0, k};
+      }
+      k = rest_, count = weights_[bin_];
+      high = range.high - (bin_ << shift);
+      low = high - range.low < 1u << shift ? range.low : high - (1u << shift) + 1;
+      if (shift == 0) {
+        if (threadIdx.x == 0) all_equal_ = count == k;
+        __syncthreads();
+        return {high, k};
+      }
+      if (count <= most_candidates) {
+        for_items(items, key_at, one, [&](std::uint32_t key, std::uint32_t) {
+          if (key >= low && key <= high) candidates_[atomicAdd(&count_, 1u)] = {key, 1};
+        });
+        __syncthreads();
+        return decide(k);
+      }
+      __syncthreads();
+    }
+  }
+
   /// The keys of two ranks among unweighted items, Count of each thread, from one histogram between the smallest and the largest key. All
   /// threads call it after a barrier; it ends with one.
   /// @param ranks  each at least 1 and at most the number of items
@@ -151,6 +200,27 @@ class list_select {
     std::uint32_t bin, rest;
   };
 
+  /// The smallest and the largest key in [low, high]. Clears what find_within() needs; ends with a barrier.
+  template <class KeyAt>
+  __device__ key_range range_within(std::uint32_t items, KeyAt key_at, std::uint32_t low, std::uint32_t high) {
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
+    if (threadIdx.x == 0) range_ = {0xffffffffu, 0}, count_ = 0;
+    __syncthreads();
+    std::uint32_t lowest = 0xffffffffu, highest = 0;
+    for_items(
+        items, key_at, [](std::uint32_t) { return 1u; },
+        [&](std::uint32_t key, std::uint32_t) {
+          if (key < low || key > high) return;
+          lowest = key < lowest ? key : lowest;
+          highest = key > highest ? key : highest;
+        });
+    lowest = __reduce_min_sync(all_lanes, lowest);
+    highest = __reduce_max_sync(all_lanes, highest);
+    if (threadIdx.x % 32 == 0) atomicMin(&range_.low, lowest), atomicMax(&range_.high, highest);
+    __syncthreads();
+    return range_;
+  }
   /// The smallest and the largest key. Clears what find_two() needs; ends with a barrier.
   template <unsigned Count>
   __device__ key_range range_of(const std::uint32_t (&keys)[Count]) {
@@ -239,7 +309,7 @@ class list_select {
   candidate candidates_[most_candidates];
   std::uint32_t bin_, rest_, count_;  // at the end, the threshold
   bool all_equal_;
-  key_range range_;   // these are find_two()'s
+  key_range range_;   // this and the rest are find_two()'s; this is find_within()'s too
   rank_bin ends_[2];  // the bin of each rank, and the rank in it
   std::uint32_t counts_[2], found_[2];
   reduction<std::uint32_t, Threads> prefix_;
