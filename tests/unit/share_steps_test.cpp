@@ -61,7 +61,8 @@ TEST_CASE("share_steps: room for tokens inside a bracket") {
     CHECK(kept >= before);
     before = kept;
   }
-  // At 1 M tokens and k = 2048 a sample's eighth key is looked for, with a deviation of 2.8: 13.3 on each side: 3405 tokens, 0.4 of the room.
+  // At 1 M tokens and k = 2048 a sample's eighth key is looked for, with a deviation of 2.8: 13.3 on each side: 3405 tokens, 0.4 of the
+  // room.
   CHECK(token_message::of(4, 1 << 20, 2048).kept == 8513);
 }
 

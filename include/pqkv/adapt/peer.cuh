@@ -227,7 +227,8 @@ class peer_ranks {
   /// Takes memory of the current device, and tells the other ranks where it is.
   /// @param meeting  a communicator of host memory, with one rank for each of these: mpi_ranks, or in_process for threads. Used here alone
   /// @param bytes    for mail, a quarter of it for these three collectives; for each list of a query token a cache takes about
-  ///                 32 * ranks * (k + cells / 2), with the most k of its capacity and the cells of its joint-code index, or 0
+  ///                 32 * ranks * (k + cells / 2), with the most k of its capacity and the cells of its joint-code index, or 0; without
+  ///                 an index up to 16 * ranks * (30000 + 100 * query heads of the list) more (scale::token_message)
   /// @param limit    how long a rank waits for the others in one exchange
   /// @throws value_error; communication_error when a rank does not come, when devices do not reach each other, and for CUDA's errors
   template <class Meeting>

@@ -18,9 +18,9 @@ inline std::vector<std::size_t> sampled_tokens(const pqkv::scale::token_layout& 
     const std::size_t first = layout.held(rank, begin), own = layout.held(rank, end) - first, from = all * before / (end - begin),
                       count = all * (before + own) / (end - begin) - from;
     for (std::size_t i = 0; i < count; ++i)
-      positions.push_back(layout.position(
-          rank, first + pqkv::detail::block::sample_place(static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(count),
-                                                          static_cast<std::uint32_t>(own))));
+      positions.push_back(
+          layout.position(rank, first + pqkv::detail::block::sample_place(static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(count),
+                                                                          static_cast<std::uint32_t>(own))));
     before += own;
   }
   return positions;
@@ -95,7 +95,8 @@ void misled(std::size_t ranks, verdict& all) {
     std::vector<answers> parts;
     for (std::size_t rank = 0; rank < ranks; ++rank) parts.push_back(answer_bytes(group.result(rank) + i * room, room).read());
     all.check(wanted.lists[0].size() == drawn[i].k && joined_list(parts, 0, 0) == wanted.lists[0],
-              "%s, %zu ranks, misled, best %d, k %zu: the list differs", With::name, ranks, static_cast<int>(drawn[i].are_best), drawn[i].k);
+              "%s, %zu ranks, misled, best %d, k %zu: the list differs", With::name, ranks, static_cast<int>(drawn[i].are_best),
+              drawn[i].k);
   }
 }
 

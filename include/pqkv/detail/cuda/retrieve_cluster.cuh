@@ -53,13 +53,14 @@ template <class Ranking, class Kernel, class Lists, class... More>
 bool launch_clusters(const launcher& launch, const char* name, Kernel kernel, const block::scoring& call, const Lists& lists, std::size_t n,
                      unsigned other_parts, const More&... more) {
   const std::size_t room = launch.shared_limit(kernel);
-  cluster_shape shape{.ctas = cluster_shape::most_ctas, .log_copies = 3, .kept = tuning::cluster_kept, .copied = 0, .words = 0};
+  cluster_shape shape{.ctas = cluster_shape::most_ctas, .log_copies = 0, .kept = 0, .copied = 0, .words = 0};
   while (shape.ctas > 1 && shape.ctas * call.lists > tuning::multiprocessors) --shape.ctas;
   for (;; --shape.ctas) {
+    shape.log_copies = 3, shape.kept = tuning::cluster_kept;
     shape.words = cluster_shape::share(static_cast<std::uint32_t>(n) + 8, shape.ctas) / 32;
     const std::size_t other = Ranking::other_bytes(call, lists, shape.ctas + other_parts, shape.words);
     const auto needed = [&] { return other + Ranking::table_bytes(call, lists, shape.log_copies) + Ranking::kept_bytes(shape.kept); };
-    while (needed() > room && shape.kept > block::bracket_sample) shape.kept -= 256;
+    while (needed() > room && shape.kept > cluster_shape::least_kept(shape.ctas)) shape.kept -= 256;
     while (needed() > room && shape.log_copies > 0) --shape.log_copies;
     if (needed() > room) return false;
     shape.copied = static_cast<unsigned>(Ranking::table_bytes(call, lists, shape.log_copies) / sizeof(std::uint32_t));

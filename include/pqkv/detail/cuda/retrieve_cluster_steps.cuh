@@ -25,6 +25,8 @@ struct cluster_shape {
   unsigned copied;      // keys of all CTAs' kept tokens that the memory of the table has room for
   unsigned words;       // of each bitmap
 
+  /// Of a list as long as the sample, a CTA can keep all its tokens.
+  static constexpr unsigned least_kept(unsigned of_ctas) { return of_ctas == 1 ? block::bracket_sample : block::bracket_sample / 2 + 512; }
   /// The positions of one CTA: whole warps' tiles.
   __host__ __device__ static std::uint32_t share(std::uint32_t tokens, unsigned of_ctas) {
     constexpr std::uint32_t granule = 256;
@@ -69,7 +71,7 @@ class cluster_ranking {
     return std::max(least, shared_memory::bytes<block::query_pack<Pack>>((packs_of(call.g) * call.m * call.c) << log_copies));
   }
   static constexpr std::size_t kept_bytes(std::size_t kept) {
-    return std::max({shared_memory::bytes<uint2>(kept), shared_memory::bytes<std::uint32_t>(sampled), sizeof(radix_type)});
+    return std::max(shared_memory::bytes<uint2>(kept), shared_memory::bytes<std::uint32_t>(sampled));
   }
   /// Dynamic shared memory but for the table's copies and the kept tokens.
   /// @param parts  CTAs of the list, on all ranks
@@ -221,8 +223,9 @@ class cluster_ranking {
     __syncthreads();
     const std::uint32_t first = begin_ < tokens_.lead ? 0 : begin_ - tokens_.lead, last = end_ < tokens_.lead ? 0 : end_ - tokens_.lead;
     lookups_.for_scores_slowly(tokens_, begin_, end_, call_.reduction, scorer_.factors(), storing{end_, tokens_.lead, tokens_.end, keys});
-    team_.sync();  // kept tokens, in whose memory the selection is, are no longer read
-    radix_type& radix = *reinterpret_cast<radix_type*>(kept_);
+    team_.sync();  // the table's copies, in whose memory the selection is, are no longer read
+    static_assert(sizeof(radix_type) <= tuning::cluster_copied * sizeof(std::uint32_t));
+    radix_type& radix = *reinterpret_cast<radix_type*>(copied_);
     const auto key_at = [&](std::uint32_t i) { return keys[first + i]; };
     const block::threshold limit = radix.find(team_, last - first, k, key_at, [](std::uint32_t) { return 1u; });
     radix.emit(team_, last - first, limit, key_at, static_cast<std::int32_t>(range_.begin + first), out, k);
@@ -266,7 +269,7 @@ class cluster_ranking {
   /// Whether the list has more tokens than can be kept.
   __device__ bool has_sample() const {
     if constexpr (Ranks::is_shared) return ranks_.has_sample();
-    return items_.n > shape_.kept || items_.n > shape_.copied;
+    return items_.n > shape_.kept && items_.n > sampled;  // up to `sampled`, a CTA's part has room in cluster_shape::least_kept()
   }
   /// How many tokens inside the bracket can be kept, of all CTAs.
   __device__ std::uint32_t most_inside() const {

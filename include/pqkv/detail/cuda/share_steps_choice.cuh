@@ -278,8 +278,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
       send_candidates<Threads, Pack>(call, shape, found, places, mail, block::shared_memory());
   }
   __syncthreads();
-  if (stages.has(1))
-    keep_chosen<Threads>(blockIdx.x, found, range.selected() < most ? range.selected() : most, mail, cached, select, sums);
+  if (stages.has(1)) keep_chosen<Threads>(blockIdx.x, found, range.selected() < most ? range.selected() : most, mail, cached, select, sums);
   if constexpr (Mail::travels_in_kernels) {
     __syncthreads();
     mail.mail.taken();

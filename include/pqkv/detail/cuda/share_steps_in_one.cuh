@@ -129,8 +129,7 @@ class list_exchange {
                                        const std::uint32_t* copy, std::uint32_t room) const {
     std::uint32_t own = 0;
     for (std::uint32_t i = threadIdx.x; i < wanted; i += Threads) {
-      const std::uint32_t position =
-          has_room(wanted, room) ? copy[equal_.rank * wanted + i] : equal_.take(equal_.rank, first_word() + i);
+      const std::uint32_t position = has_room(wanted, room) ? copy[equal_.rank * wanted + i] : equal_.take(equal_.rank, first_word() + i);
       own += position != none && places_.local(position) < end ? 1 : 0;
     }
     return scratch.sum(own);

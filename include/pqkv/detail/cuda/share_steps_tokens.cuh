@@ -327,8 +327,8 @@ bool rank_share_in_clusters(const P& policy, ranked_step<space::device> step, co
   const std::size_t n = call.codes.extent(2);
   arena memory = device_scratch(
       policy.scratch, retrieve_device_scratch_bytes({.lists = call.lists, .query_heads = call.query_heads(), .tokens = n}), "rank_share");
-  return launch_clusters<ranking_type>(launch, "share_cluster_kernel", kernel, call, lists_type(step, call.g, places),
-                                       std::max(n, longest), scale::token_message::parts * (places.tokens.ranks - 1),
+  return launch_clusters<ranking_type>(launch, "share_cluster_kernel", kernel, call, lists_type(step, call.g, places), std::max(n, longest),
+                                       scale::token_message::parts * (places.tokens.ranks - 1),
                                        retrieved_lists{step.indices, step.plan.counts}, filter_memory(memory, call.lists, n).keys);
 }
 
@@ -352,11 +352,11 @@ struct kernel<op::rank_share, backend::cuda> {
     const std::uint32_t k = static_cast<std::uint32_t>(call.k);
     if (mails.cells != 0)
       return mails.cells <= most_cells &&
-             detail::rank_step_in_one(
-                 policy, step, detail::exact_places<Mail>{share, mails.counts, mails.candidates, mails.numbers, call.k});
+             detail::rank_step_in_one(policy, step,
+                                      detail::exact_places<Mail>{share, mails.counts, mails.candidates, mails.numbers, call.k});
     return mails.message.kept != 0 &&
-           detail::rank_share_in_clusters(
-               policy, step, detail::token_places<Mail>{share, mails.tokens, mails.candidates, mails.message, k}, mails.longest);
+           detail::rank_share_in_clusters(policy, step, detail::token_places<Mail>{share, mails.tokens, mails.candidates, mails.message, k},
+                                          mails.longest);
   }
 
  private:

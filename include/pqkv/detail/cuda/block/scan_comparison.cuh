@@ -45,10 +45,9 @@ struct bracket_place {
   __device__ threshold limit() const { return {is_high ? 0xffffffffu : 0, is_low ? of_low : rest}; }
   /// How many of some CTAs' tokens are above the threshold and at it, but for those inside if the threshold is there, as token_count().
   __device__ std::uint64_t marked(const bracket_counts& of) const {
-    return std::uint64_t{of.above + (is_high ? 0 : of.at_high) + (is_low ? of.inside : 0)} << 32 |
-           (is_high  ? of.at_high
-            : is_low ? of.at_low
-                     : 0);
+    return std::uint64_t{of.above + (is_high ? 0 : of.at_high) + (is_low ? of.inside : 0)} << 32 | (is_high  ? of.at_high
+                                                                                                    : is_low ? of.at_low
+                                                                                                             : 0);
   }
 };
 
