@@ -44,29 +44,39 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   if (!ranking.write(k, out.list(list))) ranking.write_by_radix(k, &keys(list, 0), out.list(list));
 }
 
+/// Divides the shared memory of a CTA. Returns how much it needs, or 0 if `room` is too little.
+/// @param shape        ctas is given, the rest is written
+/// @param n            the most tokens of a list
+/// @param other_parts  CTAs of a list on other ranks
+template <class Ranking, class Lists>
+std::size_t divide_memory(cluster_shape& shape, const block::scoring& call, const Lists& lists, std::size_t n, unsigned other_parts,
+                          std::size_t room) {
+  shape.log_copies = 3, shape.kept = tuning::cluster_kept;
+  shape.words = cluster_shape::share(static_cast<std::uint32_t>(n) + 8, shape.ctas) / 32;
+  const std::size_t other = Ranking::other_bytes(call, lists, shape.ctas + other_parts, shape.words);
+  const auto needed = [&] { return other + Ranking::table_bytes(call, lists, shape.log_copies) + Ranking::kept_bytes(shape.kept); };
+  while (needed() > room && shape.kept > cluster_shape::least_kept(shape.ctas)) shape.kept -= 256;
+  while (needed() > room && shape.log_copies > 0) --shape.log_copies;
+  shape.copied = static_cast<unsigned>(Ranking::table_bytes(call, lists, shape.log_copies) / sizeof(std::uint32_t));
+  return needed() > room ? 0 : needed();
+}
+
 /// Launches a kernel of cluster_ranking for all lists, with (call, lists, shape, more...), and returns true. Returns false, and nothing is
 /// enqueued, where a CTA has too little shared memory.
-/// @tparam Ranking      what the kernel's CTAs are
-/// @param n             the most tokens of a list
-/// @param other_parts   CTAs of a list on other ranks
+/// @tparam Ranking  what the kernel's CTAs are
 template <class Ranking, class Kernel, class Lists, class... More>
 bool launch_clusters(const launcher& launch, const char* name, Kernel kernel, const block::scoring& call, const Lists& lists, std::size_t n,
                      unsigned other_parts, const More&... more) {
   const std::size_t room = launch.shared_limit(kernel);
-  cluster_shape shape{.ctas = cluster_shape::most_ctas, .log_copies = 0, .kept = 0, .copied = 0, .words = 0};
+  cluster_shape shape{};
+  shape.ctas = cluster_shape::most_ctas;
   while (shape.ctas > 1 && shape.ctas * call.lists > tuning::multiprocessors) --shape.ctas;
   for (;; --shape.ctas) {
-    shape.log_copies = 3, shape.kept = tuning::cluster_kept;
-    shape.words = cluster_shape::share(static_cast<std::uint32_t>(n) + 8, shape.ctas) / 32;
-    const std::size_t other = Ranking::other_bytes(call, lists, shape.ctas + other_parts, shape.words);
-    const auto needed = [&] { return other + Ranking::table_bytes(call, lists, shape.log_copies) + Ranking::kept_bytes(shape.kept); };
-    while (needed() > room && shape.kept > cluster_shape::least_kept(shape.ctas)) shape.kept -= 256;
-    while (needed() > room && shape.log_copies > 0) --shape.log_copies;
-    if (needed() > room) return false;
-    shape.copied = static_cast<unsigned>(Ranking::table_bytes(call, lists, shape.log_copies) / sizeof(std::uint32_t));
+    const std::size_t bytes = divide_memory<Ranking>(shape, call, lists, n, other_parts, room);
+    if (bytes == 0) return false;
     const launcher::shape how{.grid = dim3(shape.ctas, call.lists),
                               .threads = Ranking::list_threads,
-                              .shared_bytes = needed(),
+                              .shared_bytes = bytes,
                               .cluster = shape.ctas,
                               .early = true};
     if (shape.ctas > 1 && launch.resident_clusters(name, kernel, how) < call.lists) continue;

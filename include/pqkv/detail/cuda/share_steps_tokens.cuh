@@ -6,6 +6,8 @@
 // its own best by radix, and the ranks choose among these as share_steps_choice.cuh does.
 #pragma once
 
+#include <algorithm>
+
 #include "pq_step.cuh"
 #include "share_steps_choice.cuh"
 #include "share_steps_in_one.cuh"
@@ -325,10 +327,17 @@ bool rank_share_in_clusters(const P& policy, ranked_step<space::device> step, co
   const auto kernel = share_cluster_kernel<threads, together, lists_type, Mail>;
   if (!can_plan_in_one(step, call) || !launch.is_built_for_hopper(kernel)) return false;
   const std::size_t n = call.codes.extent(2);
+  const lists_type lists(step, call.g, places);
+  const unsigned other_parts = scale::token_message::parts * (places.tokens.ranks - 1);
+  // Devices of one kind differ in how large their clusters can be, but all ranks must decide alike: by clusters that every device can run.
+  cluster_shape least{};
+  least.ctas = std::clamp(tuning::multiprocessors / 2 / call.lists, 1u, tuning::select_cluster);
+  longest = (longest + 127) / 128 * 128;  // at least any rank's n
+  if (divide_memory<ranking_type>(least, call, lists, longest, other_parts + cluster_shape::most_ctas, launch.shared_limit(kernel)) == 0)
+    return false;
   arena memory = device_scratch(
       policy.scratch, retrieve_device_scratch_bytes({.lists = call.lists, .query_heads = call.query_heads(), .tokens = n}), "rank_share");
-  return launch_clusters<ranking_type>(launch, "share_cluster_kernel", kernel, call, lists_type(step, call.g, places), std::max(n, longest),
-                                       scale::token_message::parts * (places.tokens.ranks - 1),
+  return launch_clusters<ranking_type>(launch, "share_cluster_kernel", kernel, call, lists, longest, other_parts,
                                        retrieved_lists{step.indices, step.plan.counts}, filter_memory(memory, call.lists, n).keys);
 }
 
