@@ -28,16 +28,10 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   block::wait_for_last_kernel();
   const unsigned list = blockIdx.y;
   ranking_type ranking(call, lists, shape, list, scratch, block::shared_memory());
-  const block::cluster_team& team = ranking.team();
   const middle_range range = ranking.stage(skipped);
   const std::uint32_t k = out.selected(range);
-  if (team.rank() == 0) out.finish<Threads>(list, k);
-  if (k == 0 || k == range.size()) {
-    for (std::uint32_t i = team.rank() * Threads + threadIdx.x; i < k; i += team.size() * Threads)
-      out.list(list)[i] = static_cast<std::int32_t>(range.begin + i);
-    if (team.size() > 1) team.wait();
-    return;
-  }
+  if (ranking.team().rank() == 0) out.finish<Threads>(list, k);
+  if (k == 0 || k == range.size()) return ranking.write_all(k, out.list(list));
   ranking.normalise(k);
   const block::bracket limits = ranking.find_bracket();
   ranking.compare(limits);

@@ -128,6 +128,12 @@ class cluster_ranking {
     end_ = tokens_.end - begin_ < share ? tokens_.end : begin_ + share;
     return range_;
   }
+  /// Ends a list of the range's first tokens: of all, or of none.
+  __device__ void write_all(std::uint32_t count, std::int32_t* out) const {
+    for (std::uint32_t i = team_.rank() * Threads + threadIdx.x; i < count; i += team_.size() * Threads)
+      out[i] = static_cast<std::int32_t>(range_.begin + i);
+    if (team_.size() > 1) team_.wait();  // for arrive() at the kernel's beginning
+  }
   /// Computes R of each query head.
   __device__ void normalise(std::uint32_t k) {
     k_ = k;

@@ -296,16 +296,12 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   block::wait_for_last_kernel();
   const unsigned list = blockIdx.y;
   ranking_type ranking(call, lists, shape, list, scratch, block::shared_memory());
-  const block::cluster_team& team = ranking.team();
   const middle_range range = ranking.stage();
   const std::uint32_t k = ranking.whole().selected();
   if (k == 0 || k == ranking.whole().size()) {  // on every rank
     const std::uint32_t count = k == 0 ? 0 : range.size();
     ranking.finish(count, out);
-    for (std::uint32_t i = team.rank() * Threads + threadIdx.x; i < count; i += team.size() * Threads)
-      out.list(list)[i] = static_cast<std::int32_t>(range.begin + i);
-    if (team.size() > 1) team.wait();
-    return;
+    return ranking.write_all(count, out.list(list));
   }
   ranking.normalise(k);
   const block::bracket limits = ranking.find_bracket();

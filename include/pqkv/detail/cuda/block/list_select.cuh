@@ -45,13 +45,7 @@ class list_select {
         if (bin < bins) atomicAdd(&weights_[bin], weight);
       });
       __syncthreads();
-      std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
-#pragma unroll
-      for (unsigned b = 0; b < own_bins; ++b) {
-        if (above < k && k - above <= own[b]) bin_ = threadIdx.x * own_bins + b, rest_ = k - above;
-        above += own[b];
-      }
-      __syncthreads();
+      const std::uint32_t total = find_bin(k);
       if (total < k) {  // the threshold is below all bins: new bins for all lower keys
         k -= total;
         if (high >> shift < bins) {  // there are no lower keys: fewer than k items in all
@@ -100,13 +94,7 @@ class list_select {
         if (key >= range.low && key <= range.high) atomicAdd(&weights_[(range.high - key) >> shift], 1u);
       });
       __syncthreads();
-      std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
-#pragma unroll
-      for (unsigned b = 0; b < own_bins; ++b) {
-        if (above < k && k - above <= own[b]) bin_ = threadIdx.x * own_bins + b, rest_ = k - above;
-        above += own[b];
-      }
-      __syncthreads();
+      const std::uint32_t total = find_bin(k);
       if (total < k) {
         if (threadIdx.x == 0) all_equal_ = true;
         __syncthreads();
@@ -190,6 +178,18 @@ class list_select {
 #pragma unroll
     for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = weights_[threadIdx.x * own_bins + b];
     return prefix_.prefix(sum, total);
+  }
+
+  /// Finds the bin of the item of rank k, and the rank in it, and returns the weight of all bins. Ends with a barrier.
+  __device__ std::uint32_t find_bin(std::uint32_t k) {
+    std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) {
+      if (above < k && k - above <= own[b]) bin_ = threadIdx.x * own_bins + b, rest_ = k - above;
+      above += own[b];
+    }
+    __syncthreads();
+    return total;
   }
 
   static constexpr unsigned few = most_candidates / 2;  // in each of two bins
