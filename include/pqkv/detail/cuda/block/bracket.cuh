@@ -29,12 +29,6 @@ PQKV_HD inline std::uint32_t sample_place(std::uint32_t which, std::uint32_t n) 
   return which * stride + (which * 0x9e3779b1u >> 16) % stride;
 }
 
-/// The same where the sample has `of` keys, at most n: also where that is not many more.
-PQKV_HD inline std::uint32_t sample_place(std::uint32_t which, std::uint32_t of, std::uint32_t n) {
-  const std::uint32_t stride = n / of;
-  return which * stride + which * (n - stride * of) / of + (which * 0x9e3779b1u >> 16) % stride;
-}
-
 /// Which order statistics of a sample are a bracket's ends: four deviations below and above the one that is looked for, or less if what can
 /// be kept limits it. With room for a sixteenth of the keys it is three deviations at least. With less, the bracket misses one time in ten
 /// for k near half of random keys.

@@ -76,49 +76,6 @@ class list_select {
     }
   }
 
-  /// find() for unweighted items whose keys have no known bound, also where many are equal. Each histogram reaches from the lowest to the
-  /// highest key that can be the threshold.
-  template <class KeyAt>
-  __device__ threshold find_within(std::uint32_t items, std::uint32_t k, KeyAt key_at) {
-    const auto one = [](std::uint32_t) { return 1u; };
-    std::uint32_t low = 0, high = 0xffffffffu, count = items;  // the threshold is one of `count` keys in [low, high]
-    for (;;) {
-      const key_range range = range_within(items, key_at, low, high);
-      if (range.low >= range.high) {  // they are equal, or there are none
-        if (threadIdx.x == 0) all_equal_ = count <= k;
-        __syncthreads();
-        return {range.high, k};
-      }
-      const unsigned shift = shift_of(range.low, range.high);
-      for_items(items, key_at, one, [&](std::uint32_t key, std::uint32_t) {
-        if (key >= range.low && key <= range.high) atomicAdd(&weights_[(range.high - key) >> shift], 1u);
-      });
-      __syncthreads();
-      const std::uint32_t total = find_bin(k);
-      if (total < k) {
-        if (threadIdx.x == 0) all_equal_ = true;
-        __syncthreads();
-        return {0, k};
-      }
-      k = rest_, count = weights_[bin_];
-      high = range.high - (bin_ << shift);
-      low = high - range.low < 1u << shift ? range.low : high - (1u << shift) + 1;
-      if (shift == 0) {
-        if (threadIdx.x == 0) all_equal_ = count == k;
-        __syncthreads();
-        return {high, k};
-      }
-      if (count <= most_candidates) {
-        for_items(items, key_at, one, [&](std::uint32_t key, std::uint32_t) {
-          if (key >= low && key <= high) candidates_[atomicAdd(&count_, 1u)] = {key, 1};
-        });
-        __syncthreads();
-        return decide(k);
-      }
-      __syncthreads();
-    }
-  }
-
   /// The keys of two ranks among unweighted items, Count of each thread, from one histogram between the smallest and the largest key. All
   /// threads call it after a barrier; it ends with one.
   /// @param ranks  each at least 1 and at most the number of items
@@ -164,6 +121,49 @@ class list_select {
     return found;
   }
 
+  /// find() for unweighted items whose keys have no known bound, also where many are equal. Each histogram reaches from the lowest to the
+  /// highest key that can be the threshold.
+  template <class KeyAt>
+  __device__ threshold find_within(std::uint32_t items, std::uint32_t k, KeyAt key_at) {
+    const auto one = [](std::uint32_t) { return 1u; };
+    std::uint32_t low = 0, high = 0xffffffffu, count = items;  // the threshold is one of `count` keys in [low, high]
+    for (;;) {
+      const key_range range = range_within(items, key_at, low, high);
+      if (range.low >= range.high) {  // they are equal, or there are none
+        if (threadIdx.x == 0) all_equal_ = count <= k;
+        __syncthreads();
+        return {range.high, k};
+      }
+      const unsigned shift = shift_of(range.low, range.high);
+      for_items(items, key_at, one, [&](std::uint32_t key, std::uint32_t) {
+        if (key >= range.low && key <= range.high) atomicAdd(&weights_[(range.high - key) >> shift], 1u);
+      });
+      __syncthreads();
+      const std::uint32_t total = find_bin(k);
+      if (total < k) {
+        if (threadIdx.x == 0) all_equal_ = true;
+        __syncthreads();
+        return {0, k};
+      }
+      k = rest_, count = weights_[bin_];
+      high = range.high - (bin_ << shift);
+      low = high - range.low < 1u << shift ? range.low : high - (1u << shift) + 1;
+      if (shift == 0) {
+        if (threadIdx.x == 0) all_equal_ = count == k;
+        __syncthreads();
+        return {high, k};
+      }
+      if (count <= most_candidates) {
+        for_items(items, key_at, one, [&](std::uint32_t key, std::uint32_t) {
+          if (key >= low && key <= high) candidates_[atomicAdd(&count_, 1u)] = {key, 1};
+        });
+        __syncthreads();
+        return decide(k);
+      }
+      __syncthreads();
+    }
+  }
+
   /// After find(): whether all items that equal the threshold are selected.
   __device__ bool takes_all_equal() const { return all_equal_; }
 
@@ -200,7 +200,26 @@ class list_select {
     std::uint32_t bin, rest;
   };
 
-  /// The smallest and the largest key in [low, high]. Clears what find_within() needs; ends with a barrier.
+  /// The smallest and the largest key. Clears what find_two() needs; ends with a barrier.
+  template <unsigned Count>
+  __device__ key_range range_of(const std::uint32_t (&keys)[Count]) {
+    std::uint32_t low = keys[0], high = keys[0];
+#pragma unroll
+    for (unsigned i = 1; i < Count; ++i) {
+      low = keys[i] < low ? keys[i] : low;
+      high = keys[i] > high ? keys[i] : high;
+    }
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
+    if (threadIdx.x == 0) range_ = {0xffffffffu, 0}, ends_[0] = ends_[1] = {bins, 0}, counts_[0] = counts_[1] = 0;
+    __syncthreads();
+    low = __reduce_min_sync(all_lanes, low);
+    high = __reduce_max_sync(all_lanes, high);
+    if (threadIdx.x % 32 == 0) atomicMin(&range_.low, low), atomicMax(&range_.high, high);
+    __syncthreads();
+    return range_;
+  }
+  /// The smallest and the largest key in [low, high]. Clears what find_within() needs; uses what find_two() has. Ends with a barrier.
   template <class KeyAt>
   __device__ key_range range_within(std::uint32_t items, KeyAt key_at, std::uint32_t low, std::uint32_t high) {
 #pragma unroll
@@ -218,25 +237,6 @@ class list_select {
     lowest = __reduce_min_sync(all_lanes, lowest);
     highest = __reduce_max_sync(all_lanes, highest);
     if (threadIdx.x % 32 == 0) atomicMin(&range_.low, lowest), atomicMax(&range_.high, highest);
-    __syncthreads();
-    return range_;
-  }
-  /// The smallest and the largest key. Clears what find_two() needs; ends with a barrier.
-  template <unsigned Count>
-  __device__ key_range range_of(const std::uint32_t (&keys)[Count]) {
-    std::uint32_t low = keys[0], high = keys[0];
-#pragma unroll
-    for (unsigned i = 1; i < Count; ++i) {
-      low = keys[i] < low ? keys[i] : low;
-      high = keys[i] > high ? keys[i] : high;
-    }
-#pragma unroll
-    for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
-    if (threadIdx.x == 0) range_ = {0xffffffffu, 0}, ends_[0] = ends_[1] = {bins, 0}, counts_[0] = counts_[1] = 0;
-    __syncthreads();
-    low = __reduce_min_sync(all_lanes, low);
-    high = __reduce_max_sync(all_lanes, high);
-    if (threadIdx.x % 32 == 0) atomicMin(&range_.low, low), atomicMax(&range_.high, high);
     __syncthreads();
     return range_;
   }
@@ -309,7 +309,7 @@ class list_select {
   candidate candidates_[most_candidates];
   std::uint32_t bin_, rest_, count_;  // at the end, the threshold
   bool all_equal_;
-  key_range range_;   // this and the rest are find_two()'s; this is find_within()'s too
+  key_range range_;   // these are find_two()'s
   rank_bin ends_[2];  // the bin of each rank, and the rank in it
   std::uint32_t counts_[2], found_[2];
   reduction<std::uint32_t, Threads> prefix_;

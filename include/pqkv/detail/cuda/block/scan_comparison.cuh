@@ -10,6 +10,12 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
+/// As sample_place() of block/bracket.cuh, where the sample has `of` keys, at most n: also if n is not many more.
+PQKV_HD inline std::uint32_t sample_place(std::uint32_t which, std::uint32_t of, std::uint32_t n) {
+  const std::uint32_t stride = n / of;
+  return which * stride + which * (n - stride * of) / of + (which * 0x9e3779b1u >> 16) % stride;
+}
+
 /// What the CTAs of a list tell each other after they have compared their tokens with the bracket.
 struct bracket_counts {
   std::uint32_t above, at_high, inside, at_low;
