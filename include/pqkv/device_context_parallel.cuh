@@ -12,3 +12,4 @@
 #include "detail/cuda/share_steps_choice.cuh"
 #include "detail/cuda/share_steps_in_one.cuh"
 #include "detail/cuda/share_steps_merging.cuh"
+#include "detail/cuda/share_steps_tokens.cuh"

@@ -6,6 +6,7 @@
 #include <pqkv/pqkv.hpp>
 #include <pqkv/scale/share_steps.hpp>
 
+#include <cstdint>
 #include <vector>
 
 using pqkv::scale::gathered_mail;
@@ -31,6 +32,38 @@ TEST_CASE("share_steps: words of messages") {
   CHECK(ranking::count_words(8, 4096) == 32768);
   CHECK(merged::words(3, 16) == 26);  // 3 * 17 floats, two in a word
   CHECK(merged::kernel_words(3, 16) == 51);
+}
+
+TEST_CASE("share_steps: the parts of a message of a list that is ranked by tokens follow one another") {
+  using pqkv::scale::token_message;
+  const token_message message = token_message::of(4, 1 << 20, 2048);
+  CHECK(message.totals(0) == 0);
+  CHECK(message.totals(1) == 16 * 4 * 2);  // 64 bits for each query head of each CTA
+  CHECK(message.sample() == 3 * 128);
+  CHECK(message.counts() == message.sample() + 4096);
+  CHECK(message.keys() == message.counts() + 5);
+  CHECK(message.words() == message.keys() + message.kept);
+  CHECK(token_message{}.kept == 0);
+}
+
+TEST_CASE("share_steps: room for tokens inside a bracket") {
+  using pqkv::scale::token_message;
+  CHECK(token_message::of(4, 500, 100).samples == 0);  // all tokens have room
+  CHECK(token_message::of(4, 500, 100).kept == 500);
+  CHECK(token_message::of(4, 4096, 4096).samples == 0);
+  CHECK(token_message::of(4, 4096, 4096).kept == 4096);
+  CHECK(token_message::of(4, 4097, 1).samples == 4096);
+  CHECK(token_message::of(4, 4097, 1).kept == 4096);
+  CHECK(token_message::of(4, std::size_t{1} << 23, 1 << 20).kept == token_message::most_kept);
+  std::uint32_t before = 0;
+  for (std::size_t k = 1; k <= 1 << 20; k *= 2) {  // more for more retrieved tokens, up to half of all
+    const std::uint32_t kept = token_message::of(4, 1 << 20, k).kept;
+    CHECK(kept >= before);
+    before = kept;
+  }
+  // At 1 M tokens and k = 2048 a sample's eighth key is looked for, with a deviation of 2.8: 13.3 on each side: 3405 tokens, 0.4 of the
+  // room.
+  CHECK(token_message::of(4, 1 << 20, 2048).kept == 8513);
 }
 
 TEST_CASE("share_steps: a share's places are those of its layout") {

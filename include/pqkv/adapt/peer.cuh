@@ -120,6 +120,21 @@ class peer_message {
     for (unsigned a = 0; a < Count; ++a)
       values[a] = found[a] >> 32 == number ? static_cast<std::uint32_t>(found[a]) : take(r, i + a * step);
   }
+  /// The same of several ranks: place(a).rank and place(a).word say which, or a rank that does not exist for none.
+  template <unsigned Count, class Place>
+  __device__ void take(Place place, std::uint32_t (&values)[Count]) const {
+    std::uint64_t found[Count];
+#pragma unroll
+    for (unsigned a = 0; a < Count; ++a) {
+      const auto at = place(a);
+      found[a] = at.rank < ranks ? look(at.rank, at.word) : std::uint64_t{number} << 32;
+    }
+#pragma unroll
+    for (unsigned a = 0; a < Count; ++a) {
+      const auto at = place(a);
+      values[a] = found[a] >> 32 == number ? static_cast<std::uint32_t>(found[a]) : take(at.rank, at.word);
+    }
+  }
   /// Counts the message whose numbers this CTA has taken. By all threads, after a barrier.
   __device__ void taken() const {
     if (threadIdx.x == 0 && advances_) mail_.sent[part] = number;
@@ -212,7 +227,8 @@ class peer_ranks {
   /// Takes memory of the current device, and tells the other ranks where it is.
   /// @param meeting  a communicator of host memory, with one rank for each of these: mpi_ranks, or in_process for threads. Used here alone
   /// @param bytes    for mail, a quarter of it for these three collectives; for each list of a query token a cache takes about
-  ///                 32 * ranks * (k + cells / 2), with the most k of its capacity and the cells of its joint-code index, or 0
+  ///                 32 * ranks * (k + cells / 2), with the most k of its capacity and the cells of its joint-code index, or 0; without
+  ///                 an index up to 16 * ranks * (30000 + 100 * query heads of the list) more (scale::token_message)
   /// @param limit    how long a rank waits for the others in one exchange
   /// @throws value_error; communication_error when a rank does not come, when devices do not reach each other, and for CUDA's errors
   template <class Meeting>

@@ -272,9 +272,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     const bool is_exact = params_.selection_over_ranks == selection_mode::exact;
     bool is_ranked = false;
     if constexpr (state::travels_in_kernels)
-      if (!is_exact || this->ranks_in_one_ != 0)
-        is_ranked = pqkv::detail::run_operation<op::rank_share>(working, planning, call, index, query, mails_.counts, mails_.candidates,
-                                                                exchange_.numbers);
+      is_ranked = pqkv::detail::run_operation<op::rank_share>(working, planning, call, index, query, this->rank_share_mail());
     if (!is_ranked) {
       run<op::plan_share>(policy, planning);
       index_.tabulate(policy, query, map, work_.ranking);

@@ -44,17 +44,34 @@ class device_context_state : public context_calls<Rows, Communicator> {
       : base(policy, ranks, p), exchange_(this->take_memory(policy, exchange_memory_, [&](arena& memory) { return place(memory); })) {
     // A smaller share than those of the others may have no index: what can be ranked in one launch must be the same on all ranks.
     cache_shape least = local_shape(params_, layout_, 0);
-    for (std::size_t rank = 1; rank < layout_.ranks; ++rank)
-      least.capacity = std::min(least.capacity, local_shape(params_, layout_, rank).capacity);
+    longest_ = least.capacity;
+    for (std::size_t rank = 1; rank < layout_.ranks; ++rank) {
+      const std::size_t capacity = local_shape(params_, layout_, rank).capacity;
+      least.capacity = std::min(least.capacity, capacity), longest_ = std::max(longest_, capacity);
+    }
     ranks_in_one_ = params_.selector.index_of(least).cells();
     if constexpr (travels_in_kernels) {
       const std::size_t hq = work_.normalisers.extent(0), all = work_.plan.counts.extent(0), k = this->most_retrieved();
       mails_.candidates = ranks_.mail(ranked_share<space_type>::candidate_words(all, 2 * k), all);
+      if (ranks_by_tokens()) {
+        message_ = token_message::of(params_.query_heads / params_.kv_heads, params_.capacity, k);
+        mails_.tokens = ranks_.mail(all * message_.words(), all);
+      }
       if (ranks_in_one_ != 0) mails_.counts = ranks_.mail(ranked_share<space_type>::count_words(all, ranks_in_one_), all);
       mails_.sums = ranks_.mail(2 * ranked_share<space_type>::sum_words(hq), all).before(mails_.candidates);
       mails_.centred = ranks_.mail(2 * ranked_share<space_type>::centred_words(hq), all).before(mails_.candidates);
       mails_.partial = ranks_.mail(1 + merged_shares<space_type>::kernel_words(hq, params_.head_dim), hq);
     }
+  }
+
+  /// Whether op::rank_share may select over all ranks token by token.
+  bool ranks_by_tokens() const {
+    return params_.selection_over_ranks == selection_mode::exact && ranks_in_one_ == 0 && needs_normalisers(params_.selector.reduction) &&
+           params_.query_heads > params_.kv_heads;
+  }
+  auto rank_share_mail() const {
+    return rank_share_mails<decltype(mails_.candidates)>{mails_.counts, mails_.candidates, mails_.tokens, exchange_.numbers,
+                                                         ranks_in_one_, message_,          longest_};
   }
 
   /// Does all stages of an operation, with an exchange after each but the last.
@@ -108,7 +125,7 @@ class device_context_state : public context_calls<Rows, Communicator> {
   /// The mails of a step's operations, if they travel in kernels.
   template <class C>
   struct kernel_mails {
-    typename C::kernel_mail counts, sums, centred, candidates, partial;
+    typename C::kernel_mail counts, tokens, sums, centred, candidates, partial;
   };
   /// The same if a communicator carries gathered messages.
   struct no_mails {
@@ -125,6 +142,8 @@ class device_context_state : public context_calls<Rows, Communicator> {
   owner<std::byte, space_type> exchange_memory_;
   exchange_of exchange_;
   decltype(mails_of<Communicator>()) mails_{};
+  std::size_t longest_ = 0;       // tokens of a rank's share, at most
+  token_message message_;         // of a list that op::rank_share ranks by tokens
   std::size_t ranks_in_one_ = 0;  // cells of every rank's index if op::rank_share can select over all ranks
 };
 

@@ -4,6 +4,9 @@
 // step can be captured. Operations that need the other ranks come in stages: between two stages the ranks exchange one message.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
 #include "../cache/sequence_steps.hpp"
 #include "../search/partial_ranking.hpp"
 #include "../search/pq_index_view.hpp"
@@ -16,9 +19,10 @@ struct append_share {};    // run(policy, rows, index, appended_tokens, token_sh
 struct truncate_share {};  // run(policy, index, truncated_tokens, token_share): op::truncate_tokens of a share
 struct gather_share {};    // run(policy, rows, first head, sample, first token, token_share, out [h, n, d]): zeros for others' keys
 struct retrieve_share {};  // run(policy, ranked_share): the best of the share, by the normalisers of all ranks
-/// run(policy, planned_share, ranked_share, index, query, mail, mail, numbers) -> bool: all from the plan to the chosen tokens in one
-/// launch, where messages travel in kernels. The ranks exchange how many tokens each cell has, which gives every rank the normalisers and
-/// the threshold of all, and then the tokens at the threshold. False, and nothing is enqueued, where one launch is not enough.
+/// run(policy, planned_share, ranked_share, index, query, rank_share_mails) -> bool: all from the plan to the chosen tokens in one launch,
+/// where messages travel in kernels. By cells, the ranks exchange how many tokens each cell has, which gives every rank the normalisers and
+/// the threshold of all, and then the tokens at the threshold. By tokens, they exchange what token_message has. False, and nothing is
+/// enqueued, where one launch is not enough.
 struct rank_share {};
 struct write_share_lists {};  // run(policy, planned_share, found, indices, counts): the results of retrieve()
 /// run(policy, ranked_share, mail, mail, first stage, last stage): normalisers over the tokens of all ranks. Stage 0 writes each query
@@ -95,6 +99,46 @@ struct ranked_share {
   static constexpr std::size_t candidate_words(std::size_t lists, std::size_t k) { return lists * (k + 1); }
   /// Of op::rank_share's first message: the counts of cells.
   static constexpr std::size_t count_words(std::size_t lists, std::size_t cells) { return lists * cells; }
+};
+
+/// What the ranks exchange of one list that op::rank_share ranks token by token: the totals of each query head, from which come the
+/// normalisers, up to three times; the keys of a sample of all ranks' tokens, which gives a bracket around the threshold; how many tokens
+/// are where about the bracket; and the keys of those inside. By the words of a message that travels in kernels.
+struct token_message {
+  static constexpr std::uint32_t parts = 16, sampled = 4096, most_kept = 24576, counted = 5, rounds = 3;
+  std::uint32_t group = 0;    // query heads of a list
+  std::uint32_t samples = 0;  // keys of the sample: 0 if lists are never longer
+  std::uint32_t kept = 0;     // room for keys of tokens inside the bracket; 0: lists are not ranked in this way
+
+  /// @param capacity, k  tokens of a sequence, and the most that a list retrieves, on all ranks
+  static token_message of(std::size_t query_heads, std::size_t capacity, std::size_t k) {
+    token_message made;
+    made.group = static_cast<std::uint32_t>(query_heads);
+    made.samples = capacity > sampled ? sampled : 0;
+    // The bracket is to be four deviations of the sample wide on each side; by tokens, it may use 0.4 of the room for each.
+    const double n = static_cast<double>(capacity), part = std::min(0.5, static_cast<double>(k) / n),
+                 half = 4 * std::sqrt(sampled * part * (1 - part)) + 2, room = half * n / sampled / 0.4;
+    made.kept = static_cast<std::uint32_t>(std::min(n, std::clamp<double>(room, sampled, most_kept)));
+    return made;
+  }
+  /// Words of a list's message, and where in it each thing is.
+  /// @{
+  PQKV_HD constexpr std::uint32_t words() const { return keys() + kept; }
+  PQKV_HD constexpr std::uint32_t totals(unsigned round) const { return round * parts * group * 2; }
+  PQKV_HD constexpr std::uint32_t sample() const { return totals(rounds); }
+  PQKV_HD constexpr std::uint32_t counts() const { return sample() + samples; }
+  PQKV_HD constexpr std::uint32_t keys() const { return counts() + counted; }
+  /// @}
+};
+
+/// The messages of op::rank_share.
+template <class Mail>
+struct rank_share_mails {
+  Mail counts, candidates, tokens;
+  std::uint32_t* numbers;  // [lists, rank_share_parts] by cells: messages exchanged so far
+  std::size_t cells;       // of every rank's index; 0: by tokens
+  token_message message;   // of a list in `tokens`
+  std::size_t longest;     // the most tokens of any rank's share
 };
 
 /// The arguments of op::merge_shares. A message has the log-sum-exps [rows], then the outputs [rows, d], as floats.

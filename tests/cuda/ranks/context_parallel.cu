@@ -17,29 +17,12 @@
 #include "answer_bytes.cuh"
 #include "cases/device_rank_player.hpp"
 #include "cases/rank_params.hpp"
+#include "misled_sample.cuh"
 #include "rank_devices.cuh"
 
 namespace {
 using namespace pqkv_cases;
 using pqkv::exec::cuda;
-
-/// Runs task(rank's device, its communicator, rank), and prints what it throws.
-template <class With, class Task>
-int as_rank(const forked_group& group, std::size_t rank, const Task& task) {
-  try {
-    const rank_device gpu(rank);
-    const forked_ranks meeting(group, rank);
-    const With with(meeting);
-    const int code = task(gpu, with.communicator());
-    cudaDeviceSynchronize();
-    group.meet();  // nobody's memory ends before all are done
-    return code;
-  } catch (const std::exception& error) {
-    std::printf("rank %zu: %s\n", rank, error.what());
-    std::fflush(stdout);
-    return 1;
-  }
-}
 
 template <class T, class With>
 void lives(std::size_t ranks, std::size_t count, std::uint64_t seed, verdict& all) {
@@ -370,6 +353,8 @@ void all_of(std::size_t ranks, std::size_t count, verdict& all) {
   captured<With>(ranks, 2, 6, selection_mode::exact, all);
   captured<With>(ranks, 4, 8, selection_mode::exact, all);
   captured<With>(ranks, 2, 6, selection_mode::local, all);
+  captured<With>(ranks, 4, 8, selection_mode::local, all);
+  if constexpr (std::is_same_v<With, with_peers>) misled<With>(ranks, all);  // over NCCL, ranks draw no sample
   if (ranks == 2) absent<With>(all);
   lives<float, With>(ranks, count, 41 + ranks, all);
   lives<pqkv::bfloat16, With>(ranks, count / 2, 51 + ranks, all);

@@ -7,6 +7,7 @@
 #include <pqkv/device_context_parallel.cuh>
 
 #include <cstdio>
+#include <exception>
 
 #include "cases/forked_ranks.hpp"
 
@@ -81,5 +82,23 @@ struct with_peers {
   ranks communicator() const { return all; }
   void abandon() {}  // its kernels have given up by themselves
 };
+
+/// Runs task(rank's device, its communicator, rank), and prints what it throws.
+template <class With, class Task>
+int as_rank(const forked_group& group, std::size_t rank, const Task& task) {
+  try {
+    const rank_device gpu(rank);
+    const forked_ranks meeting(group, rank);
+    const With with(meeting);
+    const int code = task(gpu, with.communicator());
+    cudaDeviceSynchronize();
+    group.meet();  // nobody's memory ends before all are done
+    return code;
+  } catch (const std::exception& error) {
+    std::printf("rank %zu: %s\n", rank, error.what());
+    std::fflush(stdout);
+    return 1;
+  }
+}
 
 }  // namespace pqkv_cases

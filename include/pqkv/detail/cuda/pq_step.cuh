@@ -204,8 +204,8 @@ bool rank_step_in_one(const P& policy, const ranked_step<space::device>& step, c
   return retrieve_in_one<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, most.items, most.cells);
 }
 /// The same by the tokens of long ranges. @param policy  with scratch for retrieve()
-template <class P>
-bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& step) {
+template <class P, class Places>
+bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& step, const Places& places) {
   constexpr unsigned together = 4;
   block::scoring call = planned_call(step);
   if (!can_plan_in_one(step, call)) return false;
@@ -215,7 +215,7 @@ bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& st
   arena memory = device_scratch(
       policy.scratch, retrieve_device_scratch_bytes({.lists = call.lists, .query_heads = call.query_heads(), .tokens = n}), "rank_step");
   const launcher launch(policy, "rank_step");
-  const planned_lists<tuning::cluster_threads, together> lists(step, call.g);
+  const planned_lists<tuning::cluster_threads, together, Places> lists(step, call.g, places);
   return rank_in_clusters<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr,
                                     filter_memory(memory, call.lists, n).keys);
 }
@@ -227,7 +227,8 @@ struct kernel<op::rank_step, backend::cuda> {
   /// @return false, and nothing is enqueued, where the step needs more than one launch
   template <class P>
   static bool run(const P& policy, const ranked_step<space::device>& step) {
-    return detail::rank_step_in_one(policy, step, detail::whole_sequence{}) || detail::rank_step_in_clusters(policy, step);
+    return detail::rank_step_in_one(policy, step, detail::whole_sequence{}) ||
+           detail::rank_step_in_clusters(policy, step, detail::whole_sequence{});
   }
 };
 

@@ -25,6 +25,8 @@ struct cluster_shape {
   unsigned copied;      // keys of all CTAs' kept tokens that the memory of the table has room for
   unsigned words;       // of each bitmap
 
+  /// Of a list as long as the sample, a CTA can keep all its tokens.
+  static constexpr unsigned least_kept(unsigned of_ctas) { return of_ctas == 1 ? block::bracket_sample : block::bracket_sample / 2 + 512; }
   /// The positions of one CTA: whole warps' tiles.
   __host__ __device__ static std::uint32_t share(std::uint32_t tokens, unsigned of_ctas) {
     constexpr std::uint32_t granule = 256;
@@ -32,9 +34,17 @@ struct cluster_shape {
   }
 };
 
+/// A list's tokens are all here. Its CTAs exchange nothing with other devices.
+struct one_rank {
+  static constexpr bool is_shared = false;
+  PQKV_HD static constexpr unsigned other_parts() { return 0; }
+};
+
 /// One CTA of a list. Lists gives the list's range and table, as it does to retrieve_kernel.
-template <unsigned Threads, unsigned Pack, class Lists>
+/// @tparam Ranks  one_rank, or how the CTA exchanges with those of other ranks, which have more of the list's tokens
+template <unsigned Threads, unsigned Pack, class Lists, class Ranks = one_rank>
 class cluster_ranking {
+ protected:
   using scorer_type = block::list_scorer<Threads, Pack, typename Lists::entries>;
   using lookups_type = block::token_lookups<Threads, Pack>;
   using radix_type = block::radix_select<Threads>;
@@ -44,6 +54,7 @@ class cluster_ranking {
   static constexpr unsigned sampled = block::bracket_sample;
 
  public:
+  static constexpr unsigned list_threads = Threads;
   struct scratch {
     typename scorer_type::scratch scoring;
     block::list_select<Threads> select;
@@ -60,27 +71,29 @@ class cluster_ranking {
     return std::max(least, shared_memory::bytes<block::query_pack<Pack>>((packs_of(call.g) * call.m * call.c) << log_copies));
   }
   static constexpr std::size_t kept_bytes(std::size_t kept) {
-    return std::max({shared_memory::bytes<uint2>(kept), shared_memory::bytes<std::uint32_t>(sampled), sizeof(radix_type)});
+    return std::max(shared_memory::bytes<uint2>(kept), shared_memory::bytes<std::uint32_t>(sampled));
   }
   /// Dynamic shared memory but for the table's copies and the kept tokens.
-  static constexpr std::size_t other_bytes(const block::scoring& call, const Lists& lists, unsigned ctas, unsigned words) {
+  /// @param parts  CTAs of the list, on all ranks
+  static constexpr std::size_t other_bytes(const block::scoring& call, const Lists& lists, unsigned parts, unsigned words) {
     return lists.shared_bytes(call) + scorer_type::shared_bytes(call.g, call.m, call.c) +
-           shared_memory::bytes<std::uint64_t>(ctas * call.g) + shared_memory::bytes<block::head_numbers>(call.g) +
+           shared_memory::bytes<std::uint64_t>(parts * call.g) + shared_memory::bytes<block::head_numbers>(call.g) +
            2 * shared_memory::bytes<std::uint32_t>(words);
   }
 
   __device__ cluster_ranking(const block::scoring& call, const Lists& lists, const cluster_shape& shape, unsigned list, scratch& own,
-                             shared_memory memory)
+                             shared_memory memory, const Ranks& ranks = {})
       : call_(call),
         shape_(shape),
         own_(own),
+        ranks_(ranks),
         team_(shape.ctas),
         list_(list),
         copied_(memory.take<std::uint32_t>(shape.copied)),
         of_list_(lists, call, list, team_.rank(), shape.ctas),
         entries_(of_list_.begin(memory, copied_)),
         scorer_(call, list, 0, call.g, own.scoring, memory, entries_),
-        totals_(memory.take<std::uint64_t>(shape.ctas * call.g)),
+        totals_(memory.take<std::uint64_t>((shape.ctas + ranks.other_parts()) * call.g)),
         numbers_(memory.take<block::head_numbers>(call.g)),
         upper_(memory.take<std::uint32_t>(shape.words)),
         lower_(memory.take<std::uint32_t>(shape.words)),
@@ -107,6 +120,7 @@ class cluster_ranking {
       __syncthreads();
       range_ = call_.ranges.data == nullptr ? call_.range(list_) : call_.limited(*reinterpret_cast<const middle_range*>(own_.range));
     }
+    ranked_ = range_.size();
     items_ = call_.items(range_, of_list_.head(), false);
     tokens_ = block::token_positions(items_);
     const std::uint32_t share = cluster_shape::share(tokens_.end, team_.size());
@@ -114,16 +128,22 @@ class cluster_ranking {
     end_ = tokens_.end - begin_ < share ? tokens_.end : begin_ + share;
     return range_;
   }
+  /// Ends a list of the range's first tokens: of all, or of none.
+  __device__ void write_all(std::uint32_t count, std::int32_t* out) const {
+    for (std::uint32_t i = team_.rank() * Threads + threadIdx.x; i < count; i += team_.size() * Threads)
+      out[i] = static_cast<std::int32_t>(range_.begin + i);
+    if (team_.size() > 1) team_.wait();  // for arrive() at the kernel's beginning
+  }
   /// Computes R of each query head.
   __device__ void normalise(std::uint32_t k) {
     k_ = k;
     sum();
     if (team_.size() > 1) team_.wait();  // for arrive() at the kernel's beginning: the others' shared memory may be written from here on
-    share_totals();
+    share_totals(0);
     bool any = false;
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
       const std::uint64_t z = total(q);
-      const bool is_short = canonical::needs_recentring(z, range_.size()) && scorer_.is_usable(q);
+      const bool is_short = canonical::needs_recentring(z, ranked_) && scorer_.is_usable(q);
       numbers_[q] = {canonical::inverse_normaliser(z), 0.0f, is_short ? 1u : 0u};
       any |= is_short;
     }
@@ -136,15 +156,18 @@ class cluster_ranking {
     if (!has_sample()) return {0, 0xffffffffu};
     std::uint32_t* keys = reinterpret_cast<std::uint32_t*>(kept_);
     const unsigned first = sample_begin(team_.rank()), count = sample_begin(team_.rank() + 1) - first;
+    std::uint32_t* const own_keys = keys + sample_of_rank_.first;
     for (unsigned i = threadIdx.x; i < count; i += Threads) {
       const std::uint8_t* codes = sample_codes(first + i);
       const std::uint32_t key = lookups_.score_one(i < Threads ? sample_ : lookups_.product(codes, items_.stride, 0), codes, items_.stride,
                                                    call_.reduction, scorer_.factors());
 #pragma unroll 4
-      for (unsigned rank = 0; rank < team_.size(); ++rank) *team_.remote(&keys[first + i], rank) = key;
+      for (unsigned rank = 0; rank < team_.size(); ++rank) *team_.remote(&own_keys[first + i], rank) = key;
+      if constexpr (Ranks::is_shared) ranks_.send_sampled(sample_of_rank_.first + first + i, key);
     }
+    if constexpr (Ranks::is_shared) ranks_.template take_sample<Threads>(keys);
     team_.sync();
-    return block::bracket_of_sample(own_.select, keys, ranks_, 0);
+    return block::bracket_of_sample(own_.select, keys, sought_, 0);
   }
 
   /// Compares the own tokens with the bracket: two bits a token, and the tokens inside.
@@ -177,31 +200,21 @@ class cluster_ranking {
 
   /// Selects the list's tokens and writes this CTA's. If the bracket does not hold the threshold, writes nothing and returns false: in
   /// all CTAs of the list.
-  __device__ bool write(const block::bracket& limits, std::uint32_t k, std::int32_t* out) {
-    // Lane r has the counts of CTA r, in every warp.
-    const unsigned lane = threadIdx.x % 32;
-    const block::bracket_counts of_lane = lane < team_.size() ? own_.of_members[lane] : block::bracket_counts{};
-    const block::bracket_counts before = of_lane.up_to(team_.rank()), all = of_lane.up_to(team_.size());
-    const bool has_room = __all_sync(block::all_lanes, of_lane.inside <= shape_.kept) != 0;
-    if (!has_room || all.inside > shape_.copied || all.above >= k || k - all.above > all.at_high + all.inside + all.at_low) return false;
-    std::uint32_t rest = k - all.above;
-    const bool is_high = rest <= all.at_high, is_low = !is_high && rest - all.at_high > all.inside;
-    rest -= is_high ? 0 : all.at_high;
-    block::threshold limit{is_high ? 0xffffffffu : 0, is_low ? rest - all.inside : rest};  // of those inside, none or all are selected
-    std::uint64_t marked = std::uint64_t{before.above + (is_high ? 0 : before.at_high) + (is_low ? before.inside : 0)} << 32 |
-                           (is_high  ? before.at_high
-                            : is_low ? before.at_low
-                                     : 0);  // in earlier CTAs
-    if (!is_high && !is_low) {
-      limit = threshold_inside(limits, of_lane.inside, all.inside, rest);
-      std::uint64_t inside = 0;
-      for (std::uint32_t i = threadIdx.x; i < before.inside; i += Threads)
-        if (copied_[i] >= limit.key) inside += block::token_count(copied_[i] > limit.key);
-      if (before.inside != 0) marked += own_.sums.sum(inside);
+  __device__ bool write(std::uint32_t k, std::int32_t* out) {
+    const block::bracket_counts of_lane = counts_of_lane(), before = of_lane.up_to(team_.rank()), all = of_lane.up_to(team_.size());
+    if (!kept_all(of_lane) || all.inside > shape_.copied || !all.holds(k)) return false;
+    const block::bracket_place place(all, k);
+    block::threshold limit = place.limit();
+    std::uint64_t marked = place.marked(before);  // in earlier CTAs
+    if (place.is_inside()) {
+      copy_inside(of_lane);
+      __syncthreads();
+      limit = threshold_inside(all.inside, place.rest);
+      marked += reached(limit, before.inside);
     }
     if (team_.size() > 1) team_.arrive();  // from here on this CTA reads nothing of the others
     block::release_dependents();
-    mark(limit, is_high, is_low);
+    mark(limit, place);
     block::bitmap_emission<Threads> emission(own_.sums);
     emission.count(upper_, lower_, words());
     emission.emit(marked, limit.of_equal, first_token(), out, k);
@@ -216,14 +229,19 @@ class cluster_ranking {
     __syncthreads();
     const std::uint32_t first = begin_ < tokens_.lead ? 0 : begin_ - tokens_.lead, last = end_ < tokens_.lead ? 0 : end_ - tokens_.lead;
     lookups_.for_scores_slowly(tokens_, begin_, end_, call_.reduction, scorer_.factors(), storing{end_, tokens_.lead, tokens_.end, keys});
-    team_.sync();  // kept tokens, in whose memory the selection is, are no longer read
-    radix_type& radix = *reinterpret_cast<radix_type*>(kept_);
+    team_.sync();  // the table's copies, in whose memory the selection is, are no longer read
+    static_assert(sizeof(radix_type) <= tuning::cluster_copied * sizeof(std::uint32_t));
+    radix_type& radix = *reinterpret_cast<radix_type*>(copied_);
     const auto key_at = [&](std::uint32_t i) { return keys[first + i]; };
     const block::threshold limit = radix.find(team_, last - first, k, key_at, [](std::uint32_t) { return 1u; });
     radix.emit(team_, last - first, limit, key_at, static_cast<std::int32_t>(range_.begin + first), out, k);
   }
 
- private:
+ protected:
+  /// A rank's part of the sample.
+  struct sample_part {
+    unsigned first, count;
+  };
   __device__ std::uint32_t words() const { return (end_ - begin_ + 31) / 32; }
   __device__ std::int32_t first_token() const { return static_cast<std::int32_t>(range_.begin + begin_ - tokens_.lead); }
 
@@ -237,31 +255,45 @@ class cluster_ranking {
     }
   }
   /// Gives this CTA's numbers of scorer_.total() to all CTAs of the list. Meanwhile looks up the first tokens of the sample.
-  __device__ void share_totals() {
+  /// @param round  how often it was called before
+  __device__ void share_totals(unsigned round) {
     for (unsigned i = threadIdx.x; i < team_.size() * call_.g; i += Threads) {
       const unsigned rank = i / call_.g, q = i - rank * call_.g;
       *team_.remote(&totals_[team_.rank() * call_.g + q], rank) = scorer_.total(q);
     }
+    if constexpr (Ranks::is_shared) ranks_.template send_totals<Threads>(round, call_.g, [&](unsigned q) { return scorer_.total(q); });
     if (team_.size() > 1) team_.arrive();
     if (has_sample()) {  // while the others' sums are under way
-      ranks_ = {items_.n, k_, shape_.copied};
+      sought_ = {ranked_, k_, most_inside()};
       const unsigned which = sample_begin(team_.rank()) + threadIdx.x;
       if (which < sample_begin(team_.rank() + 1)) sample_ = lookups_.product(sample_codes(which), items_.stride, 0);
     }
-    if (team_.size() > 1)
-      team_.wait();
-    else
-      __syncthreads();
+    if constexpr (Ranks::is_shared) ranks_.template take_totals<Threads>(round, call_.g, totals_ + team_.size() * call_.g);
+    if (team_.size() > 1) team_.wait();
+    if (Ranks::is_shared || team_.size() == 1) __syncthreads();
   }
   /// Whether the list has more tokens than can be kept.
-  __device__ bool has_sample() const { return items_.n > shape_.kept || items_.n > shape_.copied; }
-  /// A CTA's first token of the sample.
-  __device__ unsigned sample_begin(unsigned rank) const { return sampled * rank / team_.size(); }
-  __device__ const std::uint8_t* sample_codes(unsigned which) const { return items_.codes + block::sample_place(which, items_.n); }
+  __device__ bool has_sample() const {
+    if constexpr (Ranks::is_shared) return ranks_.has_sample();
+    return items_.n > shape_.kept && items_.n > sampled;  // up to `sampled`, a CTA's part has room in cluster_shape::least_kept()
+  }
+  /// How many tokens inside the bracket can be kept, of all CTAs.
+  __device__ std::uint32_t most_inside() const {
+    if constexpr (Ranks::is_shared) return ranks_.most_inside();
+    return shape_.copied;
+  }
+  /// A CTA's first token of this rank's part of the sample.
+  __device__ unsigned sample_begin(unsigned rank) const { return sample_of_rank_.count * rank / team_.size(); }
+  __device__ const std::uint8_t* sample_codes(unsigned which) const {
+    if constexpr (Ranks::is_shared) return items_.codes + block::sample_place(which, sample_of_rank_.count, items_.n);
+    return items_.codes + block::sample_place(which, items_.n);
+  }
+  /// CTAs of the list, on all ranks.
+  __device__ unsigned parts() const { return team_.size() + ranks_.other_parts(); }
   __device__ std::uint64_t total(unsigned q) const {
     std::uint64_t z = 0;
 #pragma unroll 8
-    for (unsigned rank = 0; rank < team_.size(); ++rank) z += totals_[rank * call_.g + q];
+    for (unsigned part = 0; part < parts(); ++part) z += totals_[part * call_.g + q];
     return z;
   }
   /// Normalises the query heads anew that need it, around the best token of the list.
@@ -275,51 +307,66 @@ class cluster_ranking {
     }
     __syncthreads();
     team_.sync();  // all CTAs have read the sums
-    share_totals();
+    share_totals(1);
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
       if (numbers_[q].is_recentred == 0) continue;
       std::uint64_t best = 0;
-      for (unsigned rank = 0; rank < team_.size(); ++rank) {
-        const std::uint64_t of_rank = totals_[rank * call_.g + q];
-        best = of_rank > best ? of_rank : best;
+      for (unsigned part = 0; part < parts(); ++part) {
+        const std::uint64_t of_part = totals_[part * call_.g + q];
+        best = of_part > best ? of_part : best;
       }
       numbers_[q].shift = call_.recentring_shift(static_cast<std::uint32_t>(best));
     }
     scorer_.resume(numbers_ - std::size_t{list_} * call_.g);
     sum();
     team_.sync();  // all CTAs have read the largest sums
-    share_totals();
+    share_totals(2);
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) numbers_[q].factor = canonical::inverse_normaliser(total(q));
   }
 
-  /// Copies the keys inside the bracket from all CTAs, in their order, and selects among them. A warp copies from one CTA at a time.
-  /// @param of_lane  lane r: how many CTA r has; inside: how many there are
-  __device__ block::threshold threshold_inside(const block::bracket& limits, std::uint32_t of_lane, std::uint32_t inside, std::uint32_t k) {
-    const std::uint32_t first = block::warp_prefix(of_lane);
+  /// What each CTA of the list has found, in the lane of its number, in every warp.
+  __device__ block::bracket_counts counts_of_lane() const {
+    const unsigned lane = threadIdx.x % 32;
+    return lane < team_.size() ? own_.of_members[lane] : block::bracket_counts{};
+  }
+  __device__ bool kept_all(const block::bracket_counts& of_lane) const {
+    return __all_sync(block::all_lanes, of_lane.inside <= shape_.kept) != 0;
+  }
+  /// Copies the keys inside the bracket from all CTAs, in their order. A warp copies from one CTA at a time. A barrier must follow.
+  __device__ void copy_inside(const block::bracket_counts& of_lane) {
+    const std::uint32_t first = block::warp_prefix(of_lane.inside);
     for (unsigned rank = threadIdx.x / 32; rank < team_.size(); rank += Threads / 32) {
-      const std::uint32_t count = __shfl_sync(block::all_lanes, of_lane, static_cast<int>(rank));
+      const std::uint32_t count = __shfl_sync(block::all_lanes, of_lane.inside, static_cast<int>(rank));
       std::uint32_t* to = copied_ + __shfl_sync(block::all_lanes, first, static_cast<int>(rank));
       const uint2* from = team_.remote(kept_, rank);
 #pragma unroll 8
       for (std::uint32_t i = threadIdx.x % 32; i < count; i += 32) to[i] = from[i].x;
     }
-    __syncthreads();
-    return own_.select.find(
-        inside, k, limits.high, block::list_select<Threads>::shift_of(limits.low, limits.high), [&](std::uint32_t i) { return copied_[i]; },
-        [](std::uint32_t) { return 1u; });
+  }
+  /// The k-th largest of the copied keys.
+  __device__ block::threshold threshold_inside(std::uint32_t inside, std::uint32_t k) {
+    return own_.select.find_within(inside, k, [&](std::uint32_t i) { return copied_[i]; });
+  }
+  /// How many of the first copied keys are above the threshold, and how many equal it, as block::token_count().
+  __device__ std::uint64_t reached(const block::threshold& limit, std::uint32_t first) {
+    if (first == 0) return 0;
+    std::uint64_t own = 0;
+    for (std::uint32_t i = threadIdx.x; i < first; i += Threads)
+      if (copied_[i] >= limit.key) own += block::token_count(copied_[i] > limit.key);
+    return own_.sums.sum(own);
   }
   /// Turns the bits of a comparison into those of selected tokens, and of tokens that equal the threshold. Ends with a barrier.
-  __device__ void mark(const block::threshold& limit, bool is_high, bool is_low) {
+  __device__ void mark(const block::threshold& limit, const block::bracket_place& place) {
     for (std::uint32_t w = threadIdx.x; w < words(); w += Threads) {
       const std::uint32_t upper = upper_[w], lower = lower_[w];
-      upper_[w] = is_high ? upper & lower : upper;
-      lower_[w] = is_high ? upper & ~lower : is_low ? lower & ~upper : 0;
+      upper_[w] = place.is_high ? upper & lower : upper;
+      lower_[w] = place.is_high ? upper & ~lower : place.is_low ? lower & ~upper : 0;
     }
     __syncthreads();
-    for (std::uint32_t i = threadIdx.x; !is_high && i < own_.found.inside; i += Threads) {
+    for (std::uint32_t i = threadIdx.x; !place.is_high && i < own_.found.inside; i += Threads) {
       const uint2 token = kept_[i];
-      const std::uint32_t place = token.y - begin_;
-      if (token.x >= limit.key) atomicOr(&(token.x > limit.key ? upper_ : lower_)[place / 32], 1u << place % 32);
+      const std::uint32_t at = token.y - begin_;
+      if (token.x >= limit.key) atomicOr(&(token.x > limit.key ? upper_ : lower_)[at / 32], 1u << at % 32);
     }
     __syncthreads();
   }
@@ -327,6 +374,7 @@ class cluster_ranking {
   const block::scoring& call_;
   const cluster_shape& shape_;
   scratch& own_;
+  Ranks ranks_;
   block::cluster_team team_;
   unsigned list_;
   std::uint32_t* copied_;  // [copied] keys; before, the copies of the table
@@ -342,8 +390,10 @@ class cluster_ranking {
   lookups_type lookups_;
   uint2* kept_;                       // [kept] key and position; at first the keys of the sample
   block::query_pack<Pack> sample_{};  // products of this thread's first token of the sample, in the first pack
-  block::bracket_ranks ranks_;
+  block::bracket_ranks sought_;
+  sample_part sample_of_rank_{0, sampled};
   std::uint32_t begin_ = 0, end_ = 0;  // positions
+  std::uint32_t ranked_ = 0;           // tokens of all ranks
   std::uint32_t k_ = 0;
 };
 

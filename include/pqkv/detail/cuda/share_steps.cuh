@@ -45,9 +45,15 @@ struct share_places {
     return {local(span.leading), local(span.window_begin), local(span.window_end)};
   }
   __device__ leaving_tokens local(const leaving_tokens& tokens) const { return {tokens.slot, local(tokens.first), local(tokens.last)}; }
+  /// The share of another rank.
+  __device__ share_places of(std::uint32_t other) const {
+    share_places theirs = *this;
+    theirs.rank = other, theirs.first_of_round = cut(std::size_t{other} * block);
+    return theirs;
+  }
 
  private:
-  static std::uint32_t cut(std::size_t number) { return number < 0xffffffffu ? static_cast<std::uint32_t>(number) : 0xffffffffu; }
+  PQKV_HD static std::uint32_t cut(std::size_t number) { return number < 0xffffffffu ? static_cast<std::uint32_t>(number) : 0xffffffffu; }
   __device__ static std::uint32_t least(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
 };
 

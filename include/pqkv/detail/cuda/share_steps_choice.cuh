@@ -77,10 +77,9 @@ struct candidate_mail {
 /// Writes a list's candidates, whose scores are known. By one CTA.
 /// @param keys   of the list's tokens, by their place in its range, which begins at `first`
 template <unsigned Threads, class Mail>
-__device__ void send_known(const retrieved_lists& found, const share_places& places, const candidate_mail<Mail>& mail,
+__device__ void send_known(unsigned list, const retrieved_lists& found, const share_places& places, const candidate_mail<Mail>& mail,
                            const std::uint32_t* keys, std::uint32_t first) {
   constexpr unsigned at_once = 2;
-  const unsigned list = blockIdx.x;
   const std::uint32_t count = found.counts(list);
   if (threadIdx.x == 0) mail.send_count(count);
   for (std::uint32_t begin = threadIdx.x; begin < count; begin += at_once * Threads) {
@@ -217,9 +216,8 @@ class all_candidates {
 /// Keeps those of a list's tokens that are among the k best candidates of all ranks. By one CTA.
 /// @param room  of all_candidates
 template <unsigned Threads, class Mail>
-__device__ void keep_chosen(const retrieved_lists& found, std::uint32_t k, const candidate_mail<Mail>& mail, std::uint32_t room) {
-  __shared__ block::list_select<Threads> select;
-  __shared__ block::reduction<std::uint32_t, Threads> sums;
+__device__ void keep_chosen(unsigned list, const retrieved_lists& found, std::uint32_t k, const candidate_mail<Mail>& mail,
+                            std::uint32_t room, block::list_select<Threads>& select, block::reduction<std::uint32_t, Threads>& sums) {
   all_candidates<Threads, Mail> all(mail, room);
   if (all.total() <= k) return;  // all are kept
   const uint2 ends = all.copy();
@@ -236,7 +234,6 @@ __device__ void keep_chosen(const retrieved_lists& found, std::uint32_t k, const
                     all.total(), limit.of_equal, 0xffffffffu, 22, [&](std::uint32_t i) { return ~all.position(i); },
                     [&](std::uint32_t i) { return all.key(i) == limit.key ? 1u : 0u; })
                 .key;
-  const unsigned list = blockIdx.x;
   const std::uint32_t count = found.counts(list);
   std::int32_t* const tokens = found.list(list);
   std::uint32_t kept = 0;
@@ -266,6 +263,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     choose_kernel(block::scoring call, scan_shape shape, view<const middle_range, 1, space::device> whole, retrieved_lists found,
                   share_places places, view<const std::uint32_t, 2, space::device> keys, const __grid_constant__ Mail given,
                   std::uint32_t most, std::uint32_t cached, stage_range stages) {
+  __shared__ block::list_select<Threads> select;
+  __shared__ block::reduction<std::uint32_t, Threads> sums;
   block::release_dependents();
   block::wait_for_last_kernel();
   const middle_range range = whole(call.row_head_of(blockIdx.x));
@@ -274,12 +273,12 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   if (stages.has(0)) {
     const middle_range own = call.range(blockIdx.x);
     if (keys.data != nullptr && found.selected(own) != own.size())
-      send_known<Threads>(found, places, mail, &keys(blockIdx.x, 0), own.begin);
+      send_known<Threads>(blockIdx.x, found, places, mail, &keys(blockIdx.x, 0), own.begin);
     else
       send_candidates<Threads, Pack>(call, shape, found, places, mail, block::shared_memory());
   }
   __syncthreads();
-  if (stages.has(1)) keep_chosen<Threads>(found, range.selected() < most ? range.selected() : most, mail, cached);
+  if (stages.has(1)) keep_chosen<Threads>(blockIdx.x, found, range.selected() < most ? range.selected() : most, mail, cached, select, sums);
   if constexpr (Mail::travels_in_kernels) {
     __syncthreads();
     mail.mail.taken();

@@ -59,51 +59,95 @@ class list_exchange {
       if (is_one && place < most) send(place, places_.position(token));
       sent += here;
     }
-    for (std::uint32_t i = sent + threadIdx.x; i < most; i += Threads) send(i, none);
+    end_equal(sent, most);
+  }
+  /// The same by the CTAs of the list together, each for its own tokens: bit i of `map` is token first + i.
+  /// @param at  how many of this rank's tokens earlier CTAs send
+  __device__ void send_marked(block::reduction<std::uint32_t, Threads>& scratch, std::uint32_t most, const std::uint32_t* map,
+                              std::uint32_t words, std::uint32_t first, std::uint32_t at) const {
+    const std::uint32_t share = (words + Threads - 1) / Threads, begin = threadIdx.x * share,
+                        end = begin + share < words ? begin + share : words;
+    std::uint32_t own = 0, all = 0;
+    for (std::uint32_t w = begin; w < end; ++w) own += static_cast<std::uint32_t>(__popc(map[w]));
+    std::uint32_t place = at + scratch.prefix(own, all);
+    if (own == 0) return;
+    for (std::uint32_t w = begin; w < end; ++w)
+      for (std::uint32_t bits = map[w]; bits != 0 && place < most; bits &= bits - 1, ++place)
+        send(place, places_.position(first + w * 32 + static_cast<std::uint32_t>(__ffs(static_cast<int>(bits)) - 1)));
+  }
+  /// Says that this rank has no more than `count` of these tokens. By one CTA.
+  __device__ void end_equal(std::uint32_t count, std::uint32_t most) const {
+    for (std::uint32_t i = count + threadIdx.x; i < most; i += Threads) send(i, none);
   }
   /// The place of this rank's first token whose position is behind the `wanted` lowest of those that all ranks have sent.
   /// @param wanted  `most` of every rank's send_equal()
-  /// @param copy    [room] shared memory
+  /// @param copy    [room] shared memory; has the positions of every rank afterwards, [ranks, wanted], if there is room
   __device__ std::uint32_t end_of_equal(std::uint32_t wanted, std::uint32_t* copy, std::uint32_t room) const {
     __shared__ std::uint32_t end;
     if (threadIdx.x == 0) end = 0xffffffffu;
-    const bool fits = wanted <= room / equal_.ranks;
-    const auto sent = [&](unsigned rank, std::uint32_t i) { return equal_.take(rank, first_word() + i); };
+    const std::uint32_t all = equal_.ranks * wanted;
+    const bool fits = has_room(wanted, room);
+    constexpr unsigned at_once = 2;
 #pragma unroll 1
-    for (std::uint32_t i = threadIdx.x; fits && i < wanted; i += Threads)
-#pragma unroll 1
-      for (unsigned rank = 0; rank < equal_.ranks; ++rank) copy[rank * wanted + i] = sent(rank, i);
+    for (std::uint32_t first = threadIdx.x; fits && first < all; first += at_once * Threads) {
+      std::uint32_t positions[at_once];
+      equal_.take([&](unsigned a) { return place_of(first + a * Threads, wanted); }, positions);
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a)
+        if (first + a * Threads < all) copy[first + a * Threads] = positions[a];
+    }
     __syncthreads();
-    const auto position_at = [&](unsigned rank, std::uint32_t i) { return fits ? copy[rank * wanted + i] : sent(rank, i); };
+    const auto position_at = [&](unsigned rank, std::uint32_t i) {
+      return fits ? copy[rank * wanted + i] : equal_.take(rank, first_word() + i);
+    };
 #pragma unroll 1
-    for (std::uint32_t i = threadIdx.x; i < wanted; i += Threads)
+    for (std::uint32_t which = threadIdx.x; which < all; which += Threads) {
+      const unsigned rank = which / wanted;
+      const std::uint32_t i = which - rank * wanted, position = position_at(rank, i);
+      if (position == none) continue;
+      std::uint32_t below = i;  // of all ranks' positions, how many are lower
 #pragma unroll 1
-      for (unsigned rank = 0; rank < equal_.ranks; ++rank) {
-        const std::uint32_t position = position_at(rank, i);
-        if (position == none) continue;
-        std::uint32_t below = i;  // of all ranks' positions, how many are lower
+      for (unsigned other = 0; other < equal_.ranks; ++other) {
+        std::uint32_t low = 0, high = other == rank ? 0 : wanted;
 #pragma unroll 1
-        for (unsigned other = 0; other < equal_.ranks; ++other) {
-          std::uint32_t low = 0, high = other == rank ? 0 : wanted;
-#pragma unroll 1
-          while (low < high) {
-            const std::uint32_t middle = (low + high) / 2;
-            if (position_at(other, middle) < position)
-              low = middle + 1;
-            else
-              high = middle;
-          }
-          below += low;
+        while (low < high) {
+          const std::uint32_t middle = (low + high) / 2;
+          if (position_at(other, middle) < position)
+            low = middle + 1;
+          else
+            high = middle;
         }
-        if (below + 1 == wanted) end = places_.local(position + 1);
+        below += low;
       }
+      if (below + 1 == wanted) end = places_.local(position + 1);
+    }
     __syncthreads();
     return end;
+  }
+  /// After end_of_equal(): how many of this rank's tokens that were sent are below place `end`. By all threads.
+  __device__ std::uint32_t equal_below(block::reduction<std::uint32_t, Threads>& scratch, std::uint32_t wanted, std::uint32_t end,
+                                       const std::uint32_t* copy, std::uint32_t room) const {
+    std::uint32_t own = 0;
+    for (std::uint32_t i = threadIdx.x; i < wanted; i += Threads) {
+      const std::uint32_t position = has_room(wanted, room) ? copy[equal_.rank * wanted + i] : equal_.take(equal_.rank, first_word() + i);
+      own += position != none && places_.local(position) < end ? 1 : 0;
+    }
+    return scratch.sum(own);
   }
 
  private:
   static constexpr std::uint32_t none = 0xffffffffu;  // above every position
   __device__ std::size_t first_word() const { return std::size_t{list_} * room_; }
+  __device__ bool has_room(std::uint32_t wanted, std::uint32_t room) const { return wanted <= room / equal_.ranks; }
+  /// The rank, and the word of its message, of number `which` of all ranks' positions; behind the last one no rank.
+  __device__ auto place_of(std::uint32_t which, std::uint32_t wanted) const {
+    struct {
+      unsigned rank;
+      std::size_t word;
+    } place{which / wanted, 0};
+    place.word = first_word() + (which - place.rank * wanted);
+    return place;
+  }
   __device__ void send(std::uint32_t i, std::uint32_t position) const { equal_.give_all(first_word() + i, position); }
 
   Message counts_, equal_;
@@ -151,24 +195,4 @@ struct exact_places {
 };
 
 }  // namespace detail
-
-template <>
-struct kernel<op::rank_share, backend::cuda> {
-  template <class P, class Mail>
-  static bool run(const P& policy, const scale::planned_share<space::device>& plan, const scale::ranked_share<space::device>& call,
-                  const pq_index_view<space::device>& index, view<const float, 2, space::device> query, const Mail& counts,
-                  const Mail& equal, std::uint32_t* numbers) {
-    static_assert(scale::rank_share_parts >= detail::tuning::fused_parts);
-    const ranked_step<space::device> step{plan.queries, plan.plan, query, index, call.found.indices, call.how};
-    if (call.index.cells() > most_cells) return false;
-    if (plan.mode == scale::selection_mode::local)
-      return detail::rank_step_in_one(policy, step, detail::local_places{detail::share_places(call.share)});
-    return detail::rank_step_in_one(policy, step,
-                                    detail::exact_places<Mail>{detail::share_places(call.share), counts, equal, numbers, call.k});
-  }
-
- private:
-  static constexpr std::size_t most_cells = detail::block::reached_cells<detail::tuning::fused_threads>::most;  // collected at once
-};
-
 }  // namespace pqkv

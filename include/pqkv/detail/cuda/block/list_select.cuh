@@ -45,13 +45,7 @@ class list_select {
         if (bin < bins) atomicAdd(&weights_[bin], weight);
       });
       __syncthreads();
-      std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
-#pragma unroll
-      for (unsigned b = 0; b < own_bins; ++b) {
-        if (above < k && k - above <= own[b]) bin_ = threadIdx.x * own_bins + b, rest_ = k - above;
-        above += own[b];
-      }
-      __syncthreads();
+      const std::uint32_t total = find_bin(k);
       if (total < k) {  // the threshold is below all bins: new bins for all lower keys
         k -= total;
         if (high >> shift < bins) {  // there are no lower keys: fewer than k items in all
@@ -127,6 +121,49 @@ class list_select {
     return found;
   }
 
+  /// find() for unweighted items whose keys have no known bound, also where many are equal. Each histogram reaches from the lowest to the
+  /// highest key that can be the threshold.
+  template <class KeyAt>
+  __device__ threshold find_within(std::uint32_t items, std::uint32_t k, KeyAt key_at) {
+    const auto one = [](std::uint32_t) { return 1u; };
+    std::uint32_t low = 0, high = 0xffffffffu, count = items;  // the threshold is one of `count` keys in [low, high]
+    for (;;) {
+      const key_range range = range_within(items, key_at, low, high);
+      if (range.low >= range.high) {  // they are equal, or there are none
+        if (threadIdx.x == 0) all_equal_ = count <= k;
+        __syncthreads();
+        return {range.high, k};
+      }
+      const unsigned shift = shift_of(range.low, range.high);
+      for_items(items, key_at, one, [&](std::uint32_t key, std::uint32_t) {
+        if (key >= range.low && key <= range.high) atomicAdd(&weights_[(range.high - key) >> shift], 1u);
+      });
+      __syncthreads();
+      const std::uint32_t total = find_bin(k);
+      if (total < k) {
+        if (threadIdx.x == 0) all_equal_ = true;
+        __syncthreads();
+        return {0, k};
+      }
+      k = rest_, count = weights_[bin_];
+      high = range.high - (bin_ << shift);
+      low = high - range.low < 1u << shift ? range.low : high - (1u << shift) + 1;
+      if (shift == 0) {
+        if (threadIdx.x == 0) all_equal_ = count == k;
+        __syncthreads();
+        return {high, k};
+      }
+      if (count <= most_candidates) {
+        for_items(items, key_at, one, [&](std::uint32_t key, std::uint32_t) {
+          if (key >= low && key <= high) candidates_[atomicAdd(&count_, 1u)] = {key, 1};
+        });
+        __syncthreads();
+        return decide(k);
+      }
+      __syncthreads();
+    }
+  }
+
   /// After find(): whether all items that equal the threshold are selected.
   __device__ bool takes_all_equal() const { return all_equal_; }
 
@@ -141,6 +178,18 @@ class list_select {
 #pragma unroll
     for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = weights_[threadIdx.x * own_bins + b];
     return prefix_.prefix(sum, total);
+  }
+
+  /// Finds the bin of the item of rank k, and the rank in it, and returns the weight of all bins. Ends with a barrier.
+  __device__ std::uint32_t find_bin(std::uint32_t k) {
+    std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) {
+      if (above < k && k - above <= own[b]) bin_ = threadIdx.x * own_bins + b, rest_ = k - above;
+      above += own[b];
+    }
+    __syncthreads();
+    return total;
   }
 
   static constexpr unsigned few = most_candidates / 2;  // in each of two bins
@@ -167,6 +216,27 @@ class list_select {
     low = __reduce_min_sync(all_lanes, low);
     high = __reduce_max_sync(all_lanes, high);
     if (threadIdx.x % 32 == 0) atomicMin(&range_.low, low), atomicMax(&range_.high, high);
+    __syncthreads();
+    return range_;
+  }
+  /// The smallest and the largest key in [low, high]. Clears what find_within() needs; uses what find_two() has. Ends with a barrier.
+  template <class KeyAt>
+  __device__ key_range range_within(std::uint32_t items, KeyAt key_at, std::uint32_t low, std::uint32_t high) {
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
+    if (threadIdx.x == 0) range_ = {0xffffffffu, 0}, count_ = 0;
+    __syncthreads();
+    std::uint32_t lowest = 0xffffffffu, highest = 0;
+    for_items(
+        items, key_at, [](std::uint32_t) { return 1u; },
+        [&](std::uint32_t key, std::uint32_t) {
+          if (key < low || key > high) return;
+          lowest = key < lowest ? key : lowest;
+          highest = key > highest ? key : highest;
+        });
+    lowest = __reduce_min_sync(all_lanes, lowest);
+    highest = __reduce_max_sync(all_lanes, highest);
+    if (threadIdx.x % 32 == 0) atomicMin(&range_.low, lowest), atomicMax(&range_.high, highest);
     __syncthreads();
     return range_;
   }

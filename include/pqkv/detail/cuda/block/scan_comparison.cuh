@@ -10,6 +10,12 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
+/// As sample_place() of block/bracket.cuh, where the sample has `of` keys, at most n: also if n is not many more.
+PQKV_HD inline std::uint32_t sample_place(std::uint32_t which, std::uint32_t of, std::uint32_t n) {
+  const std::uint32_t stride = n / of;
+  return which * stride + which * (n - stride * of) / of + (which * 0x9e3779b1u >> 16) % stride;
+}
+
 /// What the CTAs of a list tell each other after they have compared their tokens with the bracket.
 struct bracket_counts {
   std::uint32_t above, at_high, inside, at_low;
@@ -22,6 +28,32 @@ struct bracket_counts {
     const bool counts = threadIdx.x % 32 < lanes;
     const auto sum = [&](std::uint32_t count) { return __reduce_add_sync(all_lanes, counts ? count : 0); };
     return {sum(above), sum(at_high), sum(inside), sum(at_low)};
+  }
+  /// Whether the k-th largest token is at the bracket or inside it.
+  __device__ bool holds(std::uint32_t k) const { return above < k && k - above <= at_high + inside + at_low; }
+};
+
+/// Where the k-th largest token is: at the bracket's high end, inside, or at its low end.
+struct bracket_place {
+  std::uint32_t rest;  // how many are selected of those at the high end; or of those inside and at the low end
+  bool is_high, is_low;
+  std::uint32_t of_low;  // how many are selected of those at the low end, if it is there
+
+  /// @param all  of all CTAs; it holds(k)
+  __device__ bracket_place(const bracket_counts& all, std::uint32_t k) : rest(k - all.above) {
+    is_high = rest <= all.at_high;
+    rest -= is_high ? 0 : all.at_high;
+    is_low = !is_high && rest > all.inside;
+    of_low = is_low ? rest - all.inside : 0;
+  }
+  __device__ bool is_inside() const { return !is_high && !is_low; }
+  /// The threshold, unless it is inside. Of the tokens inside, none or all are selected.
+  __device__ threshold limit() const { return {is_high ? 0xffffffffu : 0, is_low ? of_low : rest}; }
+  /// How many of some CTAs' tokens are above the threshold and at it, but for those inside if the threshold is there, as token_count().
+  __device__ std::uint64_t marked(const bracket_counts& of) const {
+    return std::uint64_t{of.above + (is_high ? 0 : of.at_high) + (is_low ? of.inside : 0)} << 32 | (is_high  ? of.at_high
+                                                                                                    : is_low ? of.at_low
+                                                                                                             : 0);
   }
 };
 
