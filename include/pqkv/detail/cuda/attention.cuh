@@ -20,11 +20,13 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// Query heads per list, lists per KV head, and the softmax's scale.
+/// Query heads per list, lists per KV head, the softmax's scale, and in how many parts a short list is attended to.
 struct attention_shape {
   unsigned g, lists_per_head;
   canonical::softmax_scale scale;
+  unsigned short_splits;
 };
+inline constexpr std::uint32_t long_part = 1024;  // tokens of a part; with fewer a list is short; not measured
 
 /// The store without its map of heads, and the mapped number of a head: a kernel looks up the map once and not for every token.
 /// @{
@@ -46,26 +48,34 @@ __device__ std::size_t mapped_head(const mapped_store<Store>& store, std::size_t
 }
 /// @}
 
-/// The work of one CTA: part blockIdx.x of the tokens of list blockIdx.y, for group blockIdx.z of up to Queries query heads.
+/// The work of one CTA: part blockIdx.y of the tokens of list blockIdx.x, for group blockIdx.z of up to Queries query heads.
 template <unsigned Queries>
 struct attention_share {
   unsigned first_query, queries;
   std::size_t kv_head;
   std::uint32_t begin, end;
+  bool is_part;  // false: the list is short, and this part has none of it
 
   /// @param granule  the size of every part but the last is a multiple of it
   __device__ attention_share(attention_shape shape, const token_set<space::device>& of, unsigned granule)
-      : tokens_(of), list_(blockIdx.y), span_(of.spans(list_)) {
+      : tokens_(of), list_(blockIdx.x), span_(of.spans(list_)) {
     first_query = list_ * shape.g + blockIdx.z * Queries;
     const unsigned left = shape.g - blockIdx.z * Queries;
     queries = left < Queries ? left : Queries;
     kv_head = shape.lists_per_head == 1 ? list_ : list_ / shape.lists_per_head;
     listed_ = of.indices.data != nullptr ? of.counts(list_) : 0;
     const std::uint32_t window = span_.window_end > span_.window_begin ? span_.window_end - span_.window_begin : 0,
-                        all = span_.leading + listed_ + window,
-                        share = ((all + gridDim.x - 1) / gridDim.x + granule - 1) / granule * granule;
-    begin = blockIdx.x * share < all ? blockIdx.x * share : all;
+                        all = span_.leading + listed_ + window, parts = all / long_part < gridDim.y ? shape.short_splits : gridDim.y,
+                        share = ((all + parts - 1) / parts + granule - 1) / granule * granule;
+    is_part = blockIdx.y < parts;
+    begin = blockIdx.y * share < all ? blockIdx.y * share : all;
     end = all - begin < share ? all : begin + share;
+  }
+  /// Writes that this part has no tokens. By all threads.
+  __device__ void write_nothing(const attention_partials& parts) const {
+    const std::size_t part = std::size_t{blockIdx.y} * parts.hq + first_query;
+    if (threadIdx.x < queries) parts.tops[part + threadIdx.x] = parts.totals[part + threadIdx.x] = 0;
+    for (unsigned i = threadIdx.x; i < queries * parts.d; i += blockDim.x) parts.sums[part * parts.d + i] = 0;
   }
   /// The i-th token of the list.
   __device__ std::size_t token_at(std::uint32_t i) const {
@@ -82,7 +92,8 @@ struct attention_share {
   std::uint32_t listed_;
 };
 
-/// For rows of half, bfloat16 or 8-bit integers. grid.x: splits; grid.y: lists; grid.z: groups of up to eight of a list's query heads.
+/// For rows of half, bfloat16 or 8-bit integers. grid.x: lists, so that the first parts of all lists begin first; grid.y: splits; grid.z:
+/// groups of up to eight of a list's query heads.
 template <unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
     attention_tile_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_partials parts,
@@ -92,6 +103,7 @@ __global__ void __launch_bounds__(Warps * 32)
   block::wait_for_last_kernel();
   block::release_dependents();
   const attention_share<queries> own(shape, tokens, warp_part::tokens);
+  if (!own.is_part) return own.write_nothing(parts);
   const unsigned d = static_cast<unsigned>(store.head_dim()), warp = threadIdx.x / 32;
   unsigned char* memory = block::shared_memory().take<unsigned char>(Warps * warp_part::ring_bytes);
   __shared__ typename warp_part::third_parts third;
@@ -126,7 +138,7 @@ __global__ void __launch_bounds__(Warps * 32)
 #pragma unroll
       for (unsigned w = 0; w < Warps; ++w)
         if (total[w][q] != 0) all = fmaf(total[w][q], block::power_of_two_near(top[w][q] - highest), all);
-      const std::size_t part = std::size_t{blockIdx.x} * parts.hq + own.first_query + q;
+      const std::size_t part = std::size_t{blockIdx.y} * parts.hq + own.first_query + q;
       parts.tops[part] = highest;
       parts.totals[part] = all;
     }
@@ -142,7 +154,7 @@ __global__ void __launch_bounds__(Warps * 32)
       if (factor == 0) continue;  // a warp without tokens, or one whose weights vanish: it must add nothing, not a NaN
       x = {fmaf(y.x, factor, x.x), fmaf(y.y, factor, x.y), fmaf(y.z, factor, x.z), fmaf(y.w, factor, x.w)};
     }
-    float* to = parts.sums + (std::size_t{blockIdx.x} * parts.hq + own.first_query + q) * d + i;
+    float* to = parts.sums + (std::size_t{blockIdx.y} * parts.hq + own.first_query + q) * d + i;
     if (i < d) to[0] = x.x;
     if (i + 1 < d) to[1] = x.y;
     if (i + 2 < d) to[2] = x.z;
@@ -177,7 +189,7 @@ struct lane_row {
   }
 };
 
-/// grid.x: splits; grid.y: lists; grid.z: groups of up to Queries of a list's query heads. Not PQKV_HIDDEN: an engine's store may be a type
+/// grid.x: lists; grid.y: splits; grid.z: groups of up to Queries of a list's query heads. Not PQKV_HIDDEN: an engine's store may be a type
 /// without linkage, and nvcc then warns of the attribute.
 template <unsigned Queries, unsigned Lanes, unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
@@ -190,6 +202,7 @@ __global__ void __launch_bounds__(Warps * 32)
   block::wait_for_last_kernel();
   block::release_dependents();
   const attention_share<Queries> own_share(shape, tokens, 1);
+  if (!own_share.is_part) return own_share.write_nothing(parts);
   const unsigned hq = static_cast<unsigned>(query.extent(0)), q0 = own_share.first_query, queries = own_share.queries,
                  d = static_cast<unsigned>(store.head_dim()), reader = threadIdx.x / Lanes;
   const auto& rows = mapped(store);
@@ -276,7 +289,7 @@ __global__ void __launch_bounds__(Warps * 32)
     float highest = lowest, of_all = 0;
 #pragma unroll
     for (unsigned r = 0; r < readers; ++r) highest = canonical::max(reader_top[r], highest);
-    const std::size_t part = std::size_t{blockIdx.x} * hq + q0 + a;
+    const std::size_t part = std::size_t{blockIdx.y} * hq + q0 + a;
     constexpr unsigned own = (Lanes * Dims + Warps * 32 - 1) / (Warps * 32);
     float x[own] = {};
 #pragma unroll
@@ -321,7 +334,8 @@ struct kernel<op::attention, backend::cuda> {
     arena memory = detail::device_scratch(policy.scratch, scratch_bytes({.query_heads = hq, .head_dim = d}), "attention");
     const detail::attention_partials parts(memory, splits, hq, d);
     const std::size_t lists = tokens.spans.extent(0);
-    detail::attention_shape shape{0, 1, canonical::softmax_scale::of(d, scale)};
+    detail::attention_shape shape{0, 1, canonical::softmax_scale::of(d, scale),
+                                  static_cast<unsigned>(detail::attention_device_short_splits(hq))};
     if (lists != 0) shape.g = static_cast<unsigned>(hq / lists), shape.lists_per_head = static_cast<unsigned>(lists / store.heads());
     if constexpr (sizeof(typename Store::value_type) <= 2)
       by_tile(launch, query, store, tokens, parts, shape, splits);
@@ -348,7 +362,7 @@ struct kernel<op::attention, backend::cuda> {
 
  private:
   static dim3 grid_of(const token_set<space::device>& tokens, const detail::attention_shape& shape, std::size_t splits, unsigned queries) {
-    return {static_cast<unsigned>(splits), static_cast<unsigned>(tokens.spans.extent(0)), detail::ceil_div(shape.g, queries)};
+    return {static_cast<unsigned>(tokens.spans.extent(0)), static_cast<unsigned>(splits), detail::ceil_div(shape.g, queries)};
   }
   template <class Store>
   static void by_tile(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,
