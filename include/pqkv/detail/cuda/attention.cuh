@@ -10,6 +10,7 @@
 #include "../../core/canonical.hpp"
 #include "arena.cuh"
 #include "attention_merge.cuh"
+#include "attention_share.cuh"
 #include "block/attention.cuh"
 #include "block/attention_scaled.cuh"
 #include "block/cluster.cuh"
@@ -19,14 +20,6 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
-
-/// Query heads per list, lists per KV head, the softmax's scale, and in how many parts a short list is attended to.
-struct attention_shape {
-  unsigned g, lists_per_head;
-  canonical::softmax_scale scale;
-  unsigned short_splits;
-};
-inline constexpr std::uint32_t long_part = 1024;  // tokens of a part; with fewer a list is short; not measured
 
 /// The store without its map of heads, and the mapped number of a head: a kernel looks up the map once and not for every token.
 /// @{
@@ -48,52 +41,7 @@ __device__ std::size_t mapped_head(const mapped_store<Store>& store, std::size_t
 }
 /// @}
 
-/// The work of one CTA: part blockIdx.y of the tokens of list blockIdx.x, for group blockIdx.z of up to Queries query heads.
-template <unsigned Queries>
-struct attention_share {
-  unsigned first_query, queries;
-  std::size_t kv_head;
-  std::uint32_t begin, end;
-  bool is_part;  // false: the list is short, and this part has none of it
-
-  /// @param granule  the size of every part but the last is a multiple of it
-  __device__ attention_share(attention_shape shape, const token_set<space::device>& of, unsigned granule)
-      : tokens_(of), list_(blockIdx.x), span_(of.spans(list_)) {
-    first_query = list_ * shape.g + blockIdx.z * Queries;
-    const unsigned left = shape.g - blockIdx.z * Queries;
-    queries = left < Queries ? left : Queries;
-    kv_head = shape.lists_per_head == 1 ? list_ : list_ / shape.lists_per_head;
-    listed_ = of.indices.data != nullptr ? of.counts(list_) : 0;
-    const std::uint32_t window = span_.window_end > span_.window_begin ? span_.window_end - span_.window_begin : 0,
-                        all = span_.leading + listed_ + window, parts = all / long_part < gridDim.y ? shape.short_splits : gridDim.y,
-                        share = ((all + parts - 1) / parts + granule - 1) / granule * granule;
-    is_part = blockIdx.y < parts;
-    begin = blockIdx.y * share < all ? blockIdx.y * share : all;
-    end = all - begin < share ? all : begin + share;
-  }
-  /// Writes that this part has no tokens. By all threads.
-  __device__ void write_nothing(const attention_partials& parts) const {
-    const std::size_t part = std::size_t{blockIdx.y} * parts.hq + first_query;
-    if (threadIdx.x < queries) parts.tops[part + threadIdx.x] = parts.totals[part + threadIdx.x] = 0;
-    for (unsigned i = threadIdx.x; i < queries * parts.d; i += blockDim.x) parts.sums[part * parts.d + i] = 0;
-  }
-  /// The i-th token of the list.
-  __device__ std::size_t token_at(std::uint32_t i) const {
-    if (i < span_.leading) return i;
-    i -= span_.leading;
-    if (i < listed_) return static_cast<std::size_t>(tokens_.indices(list_, i));
-    return span_.window_begin + (i - listed_);
-  }
-
- private:
-  const token_set<space::device>& tokens_;
-  unsigned list_;
-  token_span span_;
-  std::uint32_t listed_;
-};
-
-/// For rows of half, bfloat16 or 8-bit integers. grid.x: lists, so that the first parts of all lists begin first; grid.y: splits; grid.z:
-/// groups of up to eight of a list's query heads.
+/// For rows of half, bfloat16 or 8-bit integers. grid.x: splits; grid.y: lists; grid.z: groups of up to eight of a list's query heads.
 template <unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
     attention_tile_kernel(view<const float, 2, space::device> query, Store store, token_set<space::device> tokens, attention_partials parts,
@@ -138,7 +86,7 @@ __global__ void __launch_bounds__(Warps * 32)
 #pragma unroll
       for (unsigned w = 0; w < Warps; ++w)
         if (total[w][q] != 0) all = fmaf(total[w][q], block::power_of_two_near(top[w][q] - highest), all);
-      const std::size_t part = std::size_t{blockIdx.y} * parts.hq + own.first_query + q;
+      const std::size_t part = std::size_t{blockIdx.x} * parts.hq + own.first_query + q;
       parts.tops[part] = highest;
       parts.totals[part] = all;
     }
@@ -154,7 +102,7 @@ __global__ void __launch_bounds__(Warps * 32)
       if (factor == 0) continue;  // a warp without tokens, or one whose weights vanish: it must add nothing, not a NaN
       x = {fmaf(y.x, factor, x.x), fmaf(y.y, factor, x.y), fmaf(y.z, factor, x.z), fmaf(y.w, factor, x.w)};
     }
-    float* to = parts.sums + (std::size_t{blockIdx.y} * parts.hq + own.first_query + q) * d + i;
+    float* to = parts.sums + (std::size_t{blockIdx.x} * parts.hq + own.first_query + q) * d + i;
     if (i < d) to[0] = x.x;
     if (i + 1 < d) to[1] = x.y;
     if (i + 2 < d) to[2] = x.z;
@@ -189,7 +137,7 @@ struct lane_row {
   }
 };
 
-/// grid.x: lists; grid.y: splits; grid.z: groups of up to Queries of a list's query heads. Not PQKV_HIDDEN: an engine's store may be a type
+/// grid.x: splits; grid.y: lists; grid.z: groups of up to Queries of a list's query heads. Not PQKV_HIDDEN: an engine's store may be a type
 /// without linkage, and nvcc then warns of the attribute.
 template <unsigned Queries, unsigned Lanes, unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
@@ -289,7 +237,7 @@ __global__ void __launch_bounds__(Warps * 32)
     float highest = lowest, of_all = 0;
 #pragma unroll
     for (unsigned r = 0; r < readers; ++r) highest = canonical::max(reader_top[r], highest);
-    const std::size_t part = std::size_t{blockIdx.y} * hq + q0 + a;
+    const std::size_t part = std::size_t{blockIdx.x} * hq + q0 + a;
     constexpr unsigned own = (Lanes * Dims + Warps * 32 - 1) / (Warps * 32);
     float x[own] = {};
 #pragma unroll
@@ -330,7 +278,7 @@ struct kernel<op::attention, backend::cuda> {
                        const token_set<space::device>& tokens, float scale, const Output& output) {
     static_assert(std::is_trivially_copyable_v<Store>, "pqkv: a kv_store goes into kernels by value; make it trivially copyable");
     const detail::launcher launch(policy, "attention");
-    const std::size_t hq = query.extent(0), d = store.head_dim(), splits = detail::attention_device_splits(hq);
+    const std::size_t hq = query.extent(0), d = store.head_dim(), splits = detail::attention_splits(tokens, hq);
     arena memory = detail::device_scratch(policy.scratch, scratch_bytes({.query_heads = hq, .head_dim = d}), "attention");
     const detail::attention_partials parts(memory, splits, hq, d);
     const std::size_t lists = tokens.spans.extent(0);
@@ -362,7 +310,7 @@ struct kernel<op::attention, backend::cuda> {
 
  private:
   static dim3 grid_of(const token_set<space::device>& tokens, const detail::attention_shape& shape, std::size_t splits, unsigned queries) {
-    return {static_cast<unsigned>(tokens.spans.extent(0)), static_cast<unsigned>(splits), detail::ceil_div(shape.g, queries)};
+    return {static_cast<unsigned>(splits), static_cast<unsigned>(tokens.spans.extent(0)), detail::ceil_div(shape.g, queries)};
   }
   template <class Store>
   static void by_tile(const detail::launcher& launch, view<const float, 2, space::device> query, const Store& store,

@@ -113,13 +113,10 @@ struct kernel<op::top_k, backend::cuda> {
       while (2 * team <= most && 2 * team * rows <= detail::tuning::multiprocessors && n >= 2 * team * bracket_select::granule) team *= 2;
       using detail::block::shared_memory;
       const std::size_t share = detail::ceil_div(n, team * bracket_select::granule) * bracket_select::granule;
-      const std::size_t always = shared_memory::bytes<detail::top_k_scratch<bracket_threads>>(1) +
-                                 2 * shared_memory::bytes<std::uint32_t>(share / 32),
-                        limit = launch.shared_limit(kernel);
-      unsigned room = bracket_select::most_room;
-      if (team == 1 && (share <= bracket_select::granule || always + shared_memory::bytes<std::uint32_t>(room) > limit))
-        room = bracket_select::least_room;
-      if (const std::size_t shared = always + shared_memory::bytes<std::uint32_t>(room); shared <= limit) {
+      const unsigned room = team > 1 ? bracket_select::room_of_team : bracket_select::room_of_one;
+      const std::size_t shared = shared_memory::bytes<detail::top_k_scratch<bracket_threads>>(1) +
+                                 2 * shared_memory::bytes<std::uint32_t>(share / 32) + shared_memory::bytes<std::uint32_t>(room);
+      if (shared <= launch.shared_limit(kernel)) {
         launch("top_k_bracket_kernel", kernel, {dim3(team * rows), bracket_threads, shared, team, most > 1}, scores, indices, team,
                static_cast<std::uint32_t>(share), room);
         return;

@@ -11,7 +11,6 @@
 #include "../../../core/canonical.hpp"
 #include "bitmap.cuh"
 #include "cluster.cuh"
-#include "copy.cuh"
 #include "list_select.cuh"
 #include "reduce.cuh"
 
@@ -28,6 +27,13 @@ inline constexpr unsigned bracket_sample = 4096;  // keys in a sample; rows with
 PQKV_HD inline std::uint32_t sample_place(std::uint32_t which, std::uint32_t n) {
   const std::uint32_t stride = n / bracket_sample;
   return which * stride + (which * 0x9e3779b1u >> 16) % stride;
+}
+
+/// The same where two numbers of the sample stand side by side in memory, which takes half of the reads. Neighbours are often alike: a
+/// sample of pairs of equal keys is as good as one of half of its size.
+PQKV_HD inline std::uint32_t sample_pair_place(std::uint32_t which, std::uint32_t n) {
+  const std::uint32_t stride = n / (bracket_sample / 2), pair = which / 2;
+  return pair * stride + (pair * 0x9e3779b1u >> 16) % (stride - 1) + which % 2;
 }
 
 /// Which order statistics of a sample are a bracket's ends: four deviations below and above the one that is looked for, or less if what can
@@ -52,13 +58,14 @@ struct bracket_ranks {
 /// The bracket of a sample. All threads call it after a barrier; it ends with one.
 /// @param sample  [bracket_sample] keys, at sample_place() of n
 /// @param lowest  the bracket's lower end if it is open there
+/// @param slack   how many sampled keys the bracket may have too many at either end, if that makes it faster
 template <unsigned Threads>
 __device__ bracket bracket_of_sample(list_select<Threads>& select, const std::uint32_t* sample, const bracket_ranks& ranks,
-                                     std::uint32_t lowest) {
+                                     std::uint32_t lowest, std::uint32_t slack = 0) {
   std::uint32_t own[bracket_sample / Threads];
 #pragma unroll
   for (unsigned s = 0; s < bracket_sample / Threads; ++s) own[s] = sample[s * Threads + threadIdx.x];
-  const uint2 keys = select.find_two(own, {ranks.low != 0 ? ranks.low : bracket_sample, ranks.high != 0 ? ranks.high : 1}, sample);
+  const uint2 keys = select.find_two(own, {ranks.low != 0 ? ranks.low : bracket_sample, ranks.high != 0 ? ranks.high : 1}, sample, slack);
   return {ranks.low != 0 ? keys.x : lowest, ranks.high != 0 ? keys.y : 0xffffffffu};
 }
 
@@ -72,12 +79,11 @@ class bracket_select {
  private:
   static constexpr unsigned most_kept = 8192,  // most keys of a member inside the bracket; a first choice
       batch = granule / Threads,               // keys of a thread in a turn
-      most_staged = 2,                         // turns whose keys are copied to shared memory while the bracket is found
       most_members = 8;
 
  public:
-  /// Words of shared memory: what a team of several members needs, or a member with several turns can use; and the least.
-  static constexpr unsigned most_room = most_staged * granule, least_room = most_kept;
+  /// Words of shared memory that a team of several members needs, and a CTA alone.
+  static constexpr unsigned room_of_team = 32768, room_of_one = most_kept;
 
   /// A member's keys [begin, end) of a row, in order of the members; the last one may have none.
   struct part {
@@ -92,19 +98,15 @@ class bracket_select {
   __device__ bool select(const cluster_team& team, const float* row, std::uint32_t n, std::uint32_t k, part own, std::uint32_t* chosen,
                          std::uint32_t* equal, std::uint32_t* room, unsigned room_words, std::int32_t* out) {
     if (team.size() > 1) team.arrive();  // share_sample() waits: no member writes to another that has not begun
-    float sample[bracket_sample / Threads], scores[batch];
-    load_sample(team, sample, row, n);
-    load(scores, row, own.begin, own.end);  // these loads, and the copies, run while the bracket is found
-    const unsigned staged = stage(reinterpret_cast<float*>(room), row, own, room_words);
-    share_sample(team, sample);
-    const std::uint32_t lowest = canonical::order_key(float_from_bits(0xff800000u));  // below it are only NaNs
-    const bracket limits = bracket_of_sample(select_, place_, {n, k, most_kept}, lowest);
-    sort_out(limits, scores, reinterpret_cast<const float*>(room), staged, row, own, chosen, equal);
+    float scores[batch];
+    share_sample(team, row, n);
+    team.sync();
+    load(scores, row, own.begin, own.end);  // these loads run while the bracket is found
+    const bracket limits = find_bracket(n, k);
+    sort_out(limits, scores, row, own, chosen, equal);
     __syncthreads();
-    if (team.size() > 1) team.arrive();  // its room is free
     const std::uint32_t words = (own.end - own.begin + granule - 1) / granule * (granule / 32);
     const counts here = list_insides(chosen, equal, words);
-    if (team.size() > 1) team.wait();
     const unsigned most = room_words / team.size() < most_kept ? room_words / team.size() : most_kept;  // keys of a member
     share_kept(team, here, most, row, own, room);
     team.sync();
@@ -141,41 +143,28 @@ class bracket_select {
       scores[j] = first + j * Threads + threadIdx.x < end ? from[j * Threads] : float_from_bits(0x7fc00000u);
   }
 
-  /// Begins to copy the keys of the turns after the first, as many whole turns as there is room for. Returns how many.
-  __device__ static unsigned stage(float* room, const float* row, part own, unsigned room_words) {
-    const std::uint32_t keys = own.end - own.begin, turns = keys < 2 * granule || room_words < most_room ? 0 : keys / granule - 1;
-    const unsigned staged = turns < most_staged ? turns : most_staged;
-    const float* from = row + own.begin + granule;
-    if (reinterpret_cast<std::uint64_t>(from) % 16 == 0) {
-      for (unsigned i = threadIdx.x * 4; i < staged * granule; i += Threads * 4) copy_async(shared_address(room + i), from + i, 16);
-    } else {
-      for (unsigned i = threadIdx.x; i < staged * granule; i += Threads) copy_word_async(shared_address(room + i), from + i);
-    }
-    end_copies();
-    return staged;
-  }
-
-  /// Loads this member's share of the row's sample: numbers i of this member, i = s * Threads + threadIdx.x.
-  __device__ static void load_sample(const cluster_team& team, float (&sample)[bracket_sample / Threads], const float* row,
-                                     std::uint32_t n) {
+  /// Writes this member's share of the row's sample to the memory of every member: place_ holds it after the team's next barrier.
+  __device__ void share_sample(const cluster_team& team, const float* row, std::uint32_t n) {
+    if (threadIdx.x == 0) here_ = {0, 0}, before_[0] = before_[1] = 0;
     const unsigned share = bracket_sample / team.size();
+    float sample[bracket_sample / Threads];
 #pragma unroll
     for (unsigned s = 0; s < bracket_sample / Threads; ++s)
-      if (const unsigned i = s * Threads + threadIdx.x; i < share) sample[s] = row[sample_place(team.rank() * share + i, n)];
-  }
-
-  /// Writes this member's share to the sample of every member. Ends with a barrier, after which place_ holds the whole sample.
-  __device__ void share_sample(const cluster_team& team, const float (&sample)[bracket_sample / Threads]) {
-    if (threadIdx.x == 0) before_[0] = before_[1] = 0;
+      if (const unsigned i = s * Threads + threadIdx.x; i < share) sample[s] = row[sample_pair_place(team.rank() * share + i, n)];
     if (team.size() > 1) team.wait();
-    const unsigned share = bracket_sample / team.size();
 #pragma unroll
     for (unsigned s = 0; s < bracket_sample / Threads; ++s)
       if (const unsigned i = s * Threads + threadIdx.x; i < share) {
         const std::uint32_t key = canonical::order_key(sample[s]);
         for (unsigned rank = 0; rank < team.size(); ++rank) *team.remote(&place_[team.rank() * share + i], rank) = key;
       }
-    team.sync();
+  }
+
+  __device__ bracket find_bracket(std::uint32_t n, std::uint32_t k) {
+    constexpr std::uint32_t slack = 24;  // sampled keys that the bracket may have too many at either end; not measured
+    const std::uint32_t lowest = canonical::order_key(float_from_bits(0xff800000u));  // below it are only NaNs
+    const bracket found = bracket_of_sample(select_, place_, {n, k, most_kept}, lowest, slack);
+    return {found.low > lowest ? found.low : lowest, found.high > lowest ? found.high : lowest};
   }
 
   // Inline PTX: under --use_fast_math the operators would treat subnormal numbers as 0.
@@ -200,56 +189,37 @@ class bracket_select {
 
   /// Marks the keys above and inside the bracket.
   /// @param scores  the keys of the first turn
-  __device__ static void sort_out(const bracket& limits, float (&scores)[batch], const float* room, unsigned staged, const float* row,
-                                  part own, std::uint32_t* chosen, std::uint32_t* inside) {
+  __device__ static void sort_out(const bracket& limits, float (&scores)[batch], const float* row, part own, std::uint32_t* chosen,
+                                  std::uint32_t* inside) {
     const float low = canonical::from_order_key(limits.low), high = canonical::from_order_key(limits.high);
     const unsigned lane = threadIdx.x % 32;
     std::uint32_t* words = (lane == 0 ? chosen : inside) + threadIdx.x / 32;  // two lanes write a word each
-    const auto mark_turn = [&](unsigned turn, const float(&x)[batch]) {
+    for (std::uint32_t first = own.begin; first < own.end; first += granule) {
+      if (first != own.begin) load(scores, row, first, own.end);
 #pragma unroll
       for (unsigned j = 0; j < batch; ++j) {
-        const unsigned aboves = ballot_above(x[j], high), insides = ballot_inside(x[j], low, high);
-        if (lane < 2) words[(turn * granule + j * Threads) / 32] = lane == 0 ? aboves : insides;
+        const unsigned aboves = ballot_above(scores[j], high), insides = ballot_inside(scores[j], low, high);
+        if (lane < 2) words[(first - own.begin + j * Threads) / 32] = lane == 0 ? aboves : insides;
       }
-    };
-    const unsigned turns = (own.end - own.begin + granule - 1) / granule;
-    if (turns == 0) return;
-    mark_turn(0, scores);
-    if (1 + staged < turns) load(scores, row, own.begin + (1 + staged) * granule, own.end);
-    if (staged != 0) {
-      wait_copies<0>();
-      __syncthreads();
-    }
-#pragma unroll 1
-    for (unsigned turn = 1; turn <= staged; ++turn) {
-      const float* from = room + (turn - 1) * granule + threadIdx.x;
-      float x[batch];
-#pragma unroll
-      for (unsigned j = 0; j < batch; ++j) x[j] = from[j * Threads];
-      mark_turn(turn, x);
-    }
-#pragma unroll 1
-    for (unsigned turn = 1 + staged; turn < turns; ++turn) {
-      mark_turn(turn, scores);
-      if (turn + 1 < turns) load(scores, row, own.begin + (turn + 1) * granule, own.end);
     }
   }
 
-  /// Lists in place_ which of the own keys are inside the bracket, and clears that bitmap. Ends with a barrier.
+  /// Lists in place_, in any order, which of the own keys are inside the bracket, and clears that bitmap. Ends with a barrier.
   __device__ counts list_insides(const std::uint32_t* chosen, std::uint32_t* inside, std::uint32_t words) {
-    const std::uint32_t each = (words + Threads - 1) / Threads, begin = threadIdx.x * each < words ? threadIdx.x * each : words,
-                        end = words - begin < each ? words : begin + each;
-    std::uint64_t own = 0, total = 0;
-    for (std::uint32_t w = begin; w < end; ++w)
-      own += (static_cast<std::uint64_t>(__popc(chosen[w])) << 32) + static_cast<std::uint64_t>(__popc(inside[w]));
-    auto next = static_cast<std::uint32_t>(sums_.prefix(own, total));
-    for (std::uint32_t w = begin; w < end; ++w) {
-      for (std::uint32_t bits = inside[w]; bits != 0 && next < most_kept; bits &= bits - 1, ++next)
+    for (std::uint32_t first = threadIdx.x / 32 * 32; first < words; first += Threads) {
+      const std::uint32_t w = first + threadIdx.x % 32;  // words are whole warps'
+      std::uint32_t bits = inside[w];
+      const std::uint32_t above = __reduce_add_sync(all_lanes, static_cast<std::uint32_t>(__popc(chosen[w]))),
+                          count = static_cast<std::uint32_t>(__popc(bits)), before = warp_prefix(count);
+      std::uint32_t next = 0;
+      if (threadIdx.x % 32 == 31) next = atomicAdd(&here_.kept, before + count), atomicAdd(&here_.above, above);
+      next = __shfl_sync(all_lanes, next, 31) + before;
+      for (; bits != 0 && next < most_kept; bits &= bits - 1, ++next)
         place_[next] = w * 32 + static_cast<std::uint32_t>(__ffs(static_cast<int>(bits))) - 1;
       inside[w] = 0;
     }
     __syncthreads();
-    return {static_cast<std::uint32_t>(total), static_cast<std::uint32_t>(total >> 32)};
+    return here_;
   }
 
   /// Writes this member's kept keys, and how many there are, to the memory of every member.
@@ -265,16 +235,15 @@ class bracket_select {
 
   /// The counts of all members together, and of those before this one.
   struct members {
-    std::uint32_t kept = 0, above = 0, above_before = 0, longest = 0;
+    std::uint32_t kept, above, above_before, longest;
 
     __device__ members(const counts* of_member, const cluster_team& team) {
-      for (unsigned rank = 0; rank < team.size(); ++rank) {
-        if (rank == team.rank()) above_before = above;
-        const counts of = of_member[rank];
-        longest = of.kept > longest ? of.kept : longest;
-        kept += of.kept;
-        above += of.above;
-      }
+      const unsigned lane = threadIdx.x % 32;
+      const counts of = lane < team.size() ? of_member[lane] : counts{0, 0};
+      kept = __reduce_add_sync(all_lanes, of.kept);
+      above = __reduce_add_sync(all_lanes, of.above);
+      above_before = __reduce_add_sync(all_lanes, lane < team.rank() ? of.above : 0);
+      longest = __reduce_max_sync(all_lanes, of.kept);
     }
   };
 
@@ -330,7 +299,7 @@ class bracket_select {
   }
 
   std::uint32_t place_[most_kept];  // holds the sample at first
-  counts of_member_[most_members];
+  counts here_, of_member_[most_members];
   std::uint32_t before_[2];  // of the members before this one: kept keys above the threshold, and equal to it
   list_select<Threads> select_;
   reduction<std::uint64_t, Threads> sums_;
