@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(Warps * 32)
   block::wait_for_last_kernel();
   block::release_dependents();
   const attention_share<queries> own(shape, tokens, warp_part::tokens);
-  if (!own.is_part) return own.write_nothing(parts);
+  if (own.begin == own.end) return own.write_nothing(parts);
   const unsigned d = static_cast<unsigned>(store.head_dim()), warp = threadIdx.x / 32;
   unsigned char* memory = block::shared_memory().take<unsigned char>(Warps * warp_part::ring_bytes);
   __shared__ typename warp_part::third_parts third;
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(Warps * 32)
   block::wait_for_last_kernel();
   block::release_dependents();
   const attention_share<Queries> own_share(shape, tokens, 1);
-  if (!own_share.is_part) return own_share.write_nothing(parts);
+  if (own_share.begin == own_share.end) return own_share.write_nothing(parts);
   const unsigned hq = static_cast<unsigned>(query.extent(0)), q0 = own_share.first_query, queries = own_share.queries,
                  d = static_cast<unsigned>(store.head_dim()), reader = threadIdx.x / Lanes;
   const auto& rows = mapped(store);
@@ -283,7 +283,7 @@ struct kernel<op::attention, backend::cuda> {
     const detail::attention_partials parts(memory, splits, hq, d);
     const std::size_t lists = tokens.spans.extent(0);
     detail::attention_shape shape{0, 1, canonical::softmax_scale::of(d, scale),
-                                  static_cast<unsigned>(detail::attention_device_short_splits(hq))};
+                                  splits > detail::attention_device_short_splits(hq) ? detail::least_part : 0};
     if (lists != 0) shape.g = static_cast<unsigned>(hq / lists), shape.lists_per_head = static_cast<unsigned>(lists / store.heads());
     if constexpr (sizeof(typename Store::value_type) <= 2)
       by_tile(launch, query, store, tokens, parts, shape, splits);

@@ -8,19 +8,19 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// Query heads per list, lists per KV head, the softmax's scale, and in how many parts a short list is attended to.
+/// Query heads per list, lists per KV head, the softmax's scale, and how many tokens a list's parts but the last have at least.
 struct attention_shape {
   unsigned g, lists_per_head;
   canonical::softmax_scale scale;
-  unsigned short_splits;
+  std::uint32_t least_part;
 };
-inline constexpr std::uint32_t long_part = 1024;  // tokens of a part; with fewer a list is short; not measured
+inline constexpr std::uint32_t least_part = 512;  // of a call with the parts of long lists: a multiple of every granule; not measured
 
 /// The parts of a call. Lists with room for a few thousand tokens are short ones, and a call with them does not begin CTAs that would have
-/// nothing to do. Other calls have the parts of a long list, and the device finds out which lists are short.
+/// nothing to do. Other calls have the parts of long lists, of which a short list leaves the last ones empty.
 inline std::size_t attention_splits(const token_set<space::device>& tokens, std::size_t query_heads) {
   const std::size_t most = attention_device_splits(query_heads), room = tokens.indices.data != nullptr ? tokens.indices.extent(1) : 0;
-  return room != 0 && room < most * long_part ? attention_device_short_splits(query_heads) : most;
+  return room != 0 && room < most * least_part ? attention_device_short_splits(query_heads) : most;
 }
 
 /// The work of one CTA: part blockIdx.x of the tokens of list blockIdx.y, for group blockIdx.z of up to Queries query heads.
@@ -29,7 +29,6 @@ struct attention_share {
   unsigned first_query, queries;
   std::size_t kv_head;
   std::uint32_t begin, end;
-  bool is_part;  // false: the list is short, and this part has none of it
 
   /// @param granule  the size of every part but the last is a multiple of it
   __device__ attention_share(attention_shape shape, const token_set<space::device>& of, unsigned granule)
@@ -40,9 +39,9 @@ struct attention_share {
     kv_head = shape.lists_per_head == 1 ? list_ : list_ / shape.lists_per_head;
     listed_ = of.indices.data != nullptr ? of.counts(list_) : 0;
     const std::uint32_t window = span_.window_end > span_.window_begin ? span_.window_end - span_.window_begin : 0,
-                        all = span_.leading + listed_ + window, parts = all / long_part < gridDim.x ? shape.short_splits : gridDim.x,
-                        share = ((all + parts - 1) / parts + granule - 1) / granule * granule;
-    is_part = blockIdx.x < parts;
+                        all = span_.leading + listed_ + window,
+                        even = ((all + gridDim.x - 1) / gridDim.x + granule - 1) / granule * granule,
+                        share = even < shape.least_part ? shape.least_part : even;
     begin = blockIdx.x * share < all ? blockIdx.x * share : all;
     end = all - begin < share ? all : begin + share;
   }

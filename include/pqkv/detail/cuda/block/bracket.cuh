@@ -58,14 +58,15 @@ struct bracket_ranks {
 /// The bracket of a sample. All threads call it after a barrier; it ends with one.
 /// @param sample  [bracket_sample] keys, at sample_place() of n
 /// @param lowest  the bracket's lower end if it is open there
-/// @param slack   how many sampled keys the bracket may have too many at either end, if that makes it faster
-template <unsigned Threads>
+/// @tparam Slack  how many sampled keys the bracket may have too many at either end, which makes it faster
+template <unsigned Slack = 0, unsigned Threads>
 __device__ bracket bracket_of_sample(list_select<Threads>& select, const std::uint32_t* sample, const bracket_ranks& ranks,
-                                     std::uint32_t lowest, std::uint32_t slack = 0) {
+                                     std::uint32_t lowest) {
   std::uint32_t own[bracket_sample / Threads];
 #pragma unroll
   for (unsigned s = 0; s < bracket_sample / Threads; ++s) own[s] = sample[s * Threads + threadIdx.x];
-  const uint2 keys = select.find_two(own, {ranks.low != 0 ? ranks.low : bracket_sample, ranks.high != 0 ? ranks.high : 1}, sample, slack);
+  const uint2 keys =
+      select.template find_two<Slack>(own, {ranks.low != 0 ? ranks.low : bracket_sample, ranks.high != 0 ? ranks.high : 1}, sample);
   return {ranks.low != 0 ? keys.x : lowest, ranks.high != 0 ? keys.y : 0xffffffffu};
 }
 
@@ -161,9 +162,9 @@ class bracket_select {
   }
 
   __device__ bracket find_bracket(std::uint32_t n, std::uint32_t k) {
-    constexpr std::uint32_t slack = 24;  // sampled keys that the bracket may have too many at either end; not measured
+    constexpr unsigned slack = 24;  // sampled keys that the bracket may have too many at either end; not measured
     const std::uint32_t lowest = canonical::order_key(float_from_bits(0xff800000u));  // below it are only NaNs
-    const bracket found = bracket_of_sample(select_, place_, {n, k, most_kept}, lowest, slack);
+    const bracket found = bracket_of_sample<slack>(select_, place_, {n, k, most_kept}, lowest);
     return {found.low > lowest ? found.low : lowest, found.high > lowest ? found.high : lowest};
   }
 
@@ -282,7 +283,8 @@ class bracket_select {
     }
   }
 
-  /// Writes the marked keys' indices: in shared memory first, if they fit, since lanes would write far from each other.
+  /// Writes the marked keys' indices: through shared memory if there is one a word or more, and room for them, since the lanes of a warp
+  /// would then write far from each other.
   __device__ void write(const std::uint32_t* chosen, const std::uint32_t* equal, std::uint32_t words, uint2 before, std::uint32_t of_equal,
                         std::uint32_t* room, unsigned room_words, std::int32_t first, std::int32_t* out, std::uint32_t k) {
     bitmap_emission<Threads> emission(sums_);
@@ -291,7 +293,7 @@ class bracket_select {
     const std::uint32_t begin = before.x + selected(before.y), count = static_cast<std::uint32_t>(here >> 32) +
                                                                        selected(before.y + static_cast<std::uint32_t>(here)) -
                                                                        selected(before.y);
-    if (count > room_words) return emission.emit(above, of_equal, first, out, k);
+    if (count < words || count > room_words) return emission.emit(above, of_equal, first, out, k);
     auto* list = reinterpret_cast<std::int32_t*>(room);
     emission.emit(above, of_equal, first, list - begin, k);
     __syncthreads();

@@ -38,17 +38,22 @@ class list_select {
       const auto place = [&](std::uint32_t key) { return key <= high ? (high - key) >> shift : bins; };
 #pragma unroll
       for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
-      if (threadIdx.x == 0) count_ = 0;
+      if (threadIdx.x == 0) bin_ = bins, count_ = 0;
       __syncthreads();
       for_items(items, key_at, weight_at, [&](std::uint32_t key, std::uint32_t weight) {
         const std::uint32_t bin = place(key);
         if (bin < bins) atomicAdd(&weights_[bin], weight);
       });
       __syncthreads();
-      sum_bins();
-      const rank_bin at = bin_of(k);
-      k = at.rest;
-      if (at.bin == bins) {          // the threshold is below all bins: new bins for all lower keys
+      std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
+#pragma unroll
+      for (unsigned b = 0; b < own_bins; ++b) {
+        if (above < k && k - above <= own[b]) bin_ = threadIdx.x * own_bins + b, rest_ = k - above;
+        above += own[b];
+      }
+      __syncthreads();
+      if (total < k) {  // the threshold is below all bins: new bins for all lower keys
+        k -= total;
         if (high >> shift < bins) {  // there are no lower keys: fewer than k items in all
           if (threadIdx.x == 0) all_equal_ = true;
           __syncthreads();
@@ -56,19 +61,19 @@ class list_select {
         }
         high -= bins << shift;
         shift = 32 - log_bins;
-        __syncthreads();  // all threads have read the weights
         continue;
       }
-      high -= at.bin << shift;
+      k = rest_;
+      high -= bin_ << shift;
       if (shift == 0) {
-        if (threadIdx.x == 0) all_equal_ = at.weight == k;
+        if (threadIdx.x == 0) all_equal_ = weights_[bin_] == k;
         __syncthreads();
         return {high, k};
       }
       for_items(items, key_at, weight_at, [&](std::uint32_t key, std::uint32_t weight) {
         if (place(key) != 0) return;
-        const std::uint32_t number = atomicAdd(&count_, 1u);
-        if (number < most_candidates) candidates_[number] = {key, weight};
+        const std::uint32_t at = atomicAdd(&count_, 1u);
+        if (at < most_candidates) candidates_[at] = {key, weight};
       });
       __syncthreads();
       if (count_ <= most_candidates) return decide(k);
@@ -81,9 +86,9 @@ class list_select {
   /// threads call it after a barrier; it ends with one.
   /// @param ranks  each at least 1 and at most the number of items
   /// @param all    the same keys, in shared memory
-  /// @param slack  with a bin of no more keys, it may be the lower end of x's bin and the upper end of y's, which takes fewer steps
-  template <unsigned Count>
-  __device__ uint2 find_two(const std::uint32_t (&keys)[Count], uint2 ranks, const std::uint32_t* all, std::uint32_t slack = 0) {
+  /// @tparam Slack  a bin of so few keys may stand for a rank in it, which saves three barriers: x's lower end, y's upper end
+  template <unsigned Slack = 0, unsigned Count>
+  __device__ uint2 find_two(const std::uint32_t (&keys)[Count], uint2 ranks, const std::uint32_t* all) {
     const key_range range = range_of(keys);
     unsigned shift = shift_of(range.low, range.high);
     shift = shift < wide_shift ? shift : wide_shift;
@@ -91,17 +96,25 @@ class list_select {
     for (unsigned i = 0; i < Count; ++i)
       if (const std::uint32_t bin = (range.high - keys[i]) >> shift; bin < bins) atomicAdd(&weights_[bin], 1u);
     __syncthreads();
-    sum_bins();
-    rank_bin first{}, second{};
-#pragma unroll 1
-    for (unsigned which = 0; which < 2; ++which) {  // not unrolled: the first run of a kernel waits for its instructions
-      first = second;
-      second = bin_of(which == 0 ? ranks.x : ranks.y);
+    if constexpr (Slack != 0) {
+      sum_bins();
+      const rank_bin first = bin_of(ranks.x), second = bin_of(ranks.y);
+      if (first.weight <= Slack && second.weight <= Slack && first.bin < bins && second.bin < bins) {
+        __syncthreads();
+        return {range.high - ((first.bin + 1) << shift) + 1, range.high - (second.bin << shift)};
+      }
+      if (threadIdx.x == 0) ends_[0] = first, ends_[1] = second;
+    } else {
+      std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
+#pragma unroll
+      for (unsigned b = 0; b < own_bins; ++b) {
+        if (above < ranks.x && ranks.x - above <= own[b]) ends_[0] = {threadIdx.x * own_bins + b, ranks.x - above, own[b]};
+        if (above < ranks.y && ranks.y - above <= own[b]) ends_[1] = {threadIdx.x * own_bins + b, ranks.y - above, own[b]};
+        above += own[b];
+      }
     }
-    if (first.weight <= slack && second.weight <= slack && first.bin < bins && second.bin < bins) {
-      __syncthreads();
-      return {range.high - ((first.bin + 1) << shift) + 1, range.high - (second.bin << shift)};
-    }
+    __syncthreads();
+    const rank_bin first = ends_[0], second = ends_[1];
     if (shift == 0) {
       __syncthreads();
       return {range.high - first.bin, range.high - second.bin};
@@ -113,7 +126,7 @@ class list_select {
       if (bin == second.bin) collect(1, keys[i]);
     }
     __syncthreads();
-    if (first.bin < bins && counts_[0] <= few && second.bin < bins && counts_[1] <= few) return decide_two({first.rest, second.rest});
+    if (first.bin < bins && counts_[0] <= few && second.bin < bins && counts_[1] <= few) return decide_two();
     uint2 found{0, 0};
 #pragma unroll 1
     for (unsigned which = 0; which < 2; ++which) {
@@ -133,11 +146,23 @@ class list_select {
     std::uint32_t key, weight;
   };
 
-  struct rank_bin {
-    std::uint32_t bin, rest,
-        weight;  // the bin of a rank, the rank in it, and what it holds; bin is `bins` where the rank is below all bins
+  /// Reads this thread's bins. Returns the weight of all bins above them; `total` becomes that of all.
+  __device__ std::uint32_t own_weights(std::uint32_t (&own)[own_bins], std::uint32_t& total) {
+    std::uint32_t sum = 0;
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = weights_[threadIdx.x * own_bins + b];
+    return prefix_.prefix(sum, total);
+  }
+
+  static constexpr unsigned few = most_candidates / 2;  // in each of two bins
+  struct key_range {
+    std::uint32_t low, high;
   };
-  /// What the bins of each warp hold. Between the last addition and the first bin_of(); begins after a barrier and ends with one.
+  struct rank_bin {
+    std::uint32_t bin, rest, weight;  // bin of a rank, the rank in it, and what it holds; bin is `bins` where the rank is below all bins
+  };
+
+  /// What the bins of each warp hold. Called after a barrier, ends with one.
   __device__ void sum_bins() {
     std::uint32_t sum = 0;
 #pragma unroll
@@ -146,31 +171,27 @@ class list_select {
     if (threadIdx.x % 32 == 0) of_warp_[threadIdx.x / 32] = sum;
     __syncthreads();
   }
-  /// Every warp finds it for itself, which takes less time than to wait for one.
+  /// After sum_bins(). Every warp finds it for itself, which takes less time than to wait for one.
   __device__ rank_bin bin_of(std::uint32_t rank) const {
     const unsigned lane = threadIdx.x % 32;
     const std::uint32_t of_lane = lane < warps ? of_warp_[lane] : 0, before = warp_prefix(of_lane);
     const unsigned warp = __ballot_sync(all_lanes, before < rank && rank - before <= of_lane);
-    if (warp == 0) return {bins, rank - __shfl_sync(all_lanes, before + of_lane, 31), 0};
+    if (warp == 0) return {bins, 0, 0};
     const int which = __ffs(static_cast<int>(warp)) - 1;
+    const unsigned first = (static_cast<unsigned>(which) * 32 + lane) * own_bins;
     std::uint32_t own[own_bins], sum = 0;
 #pragma unroll
-    for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = weights_[(static_cast<unsigned>(which) * 32 + lane) * own_bins + b];
+    for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = weights_[first + b];
     std::uint32_t above = __shfl_sync(all_lanes, before, which) + warp_prefix(sum);
     const int owner = __ffs(static_cast<int>(__ballot_sync(all_lanes, above < rank && rank - above <= sum))) - 1;
     rank_bin at{0, 0, 0};
 #pragma unroll
     for (unsigned b = 0; b < own_bins; ++b) {
-      if (above < rank && rank - above <= own[b]) at = {(static_cast<unsigned>(which) * 32 + lane) * own_bins + b, rank - above, own[b]};
+      if (above < rank && rank - above <= own[b]) at = {first + b, rank - above, own[b]};
       above += own[b];
     }
     return {__shfl_sync(all_lanes, at.bin, owner), __shfl_sync(all_lanes, at.rest, owner), __shfl_sync(all_lanes, at.weight, owner)};
   }
-
-  static constexpr unsigned few = most_candidates / 2;  // in each of two bins
-  struct key_range {
-    std::uint32_t low, high;
-  };
 
   /// The smallest and the largest key. Clears what find_two() needs; ends with a barrier.
   template <unsigned Count>
@@ -183,7 +204,7 @@ class list_select {
     }
 #pragma unroll
     for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
-    if (threadIdx.x == 0) range_ = {0xffffffffu, 0}, counts_[0] = counts_[1] = 0;
+    if (threadIdx.x == 0) range_ = {0xffffffffu, 0}, ends_[0] = ends_[1] = {bins, 0, 0}, counts_[0] = counts_[1] = 0;
     __syncthreads();
     low = __reduce_min_sync(all_lanes, low);
     high = __reduce_max_sync(all_lanes, high);
@@ -196,11 +217,11 @@ class list_select {
     if (at < few) candidates_[which * few + at] = {key, 1};
   }
   /// The keys of both ranks among the candidates of each. Half of the threads have one candidate of a rank each.
-  __device__ uint2 decide_two(uint2 ranks) {
+  __device__ uint2 decide_two() {
     static_assert(2 * few <= Threads);
     const unsigned which = threadIdx.x / few, own = threadIdx.x % few;
     if (which < 2 && own < counts_[which]) {
-      const std::uint32_t key = candidates_[threadIdx.x].key, count = counts_[which], rest = which == 0 ? ranks.x : ranks.y;
+      const std::uint32_t key = candidates_[threadIdx.x].key, count = counts_[which], rest = ends_[which].rest;
       std::uint32_t above = 0, reached = 0;
 #pragma unroll 8
       for (std::uint32_t i = 0; i < count; ++i) {
@@ -260,9 +281,10 @@ class list_select {
   candidate candidates_[most_candidates];
   std::uint32_t bin_, rest_, count_;  // at the end, the threshold
   bool all_equal_;
-  key_range range_;  // these are find_two()'s
-  std::uint32_t counts_[2], found_[2];
-  std::uint32_t of_warp_[warps];
+  key_range range_;   // these are find_two()'s
+  rank_bin ends_[2];  // the bin of each rank, and the rank in it
+  std::uint32_t counts_[2], found_[2], of_warp_[warps];
+  reduction<std::uint32_t, Threads> prefix_;
 };
 
 }  // namespace pqkv::detail::block
