@@ -355,7 +355,7 @@ void compare_misled(workload& work, random_source& random, verdicts& all) {
 }
 
 void compare_selections(workload& work, random_source& random, verdicts& all) {
-  for (std::size_t round = 0; round < 40 * work.rounds(); ++round)
+  for (std::size_t round = 0; round < 20 * work.rounds(); ++round)
     for (const score_kind kind : every_score) {
       const std::size_t sizes[] = {0, 1, 31, 500, 4096, 4097, 16385, 32768, 40000, 131072, 65537, 131073, 262143, 262144, 300001},
                         n = sizes[random.below(round % 4 == 0 ? std::size(sizes) : 9)];
