@@ -36,10 +36,10 @@ struct axes {
   }
 };
 
-/// [h, listed] positions between sinks and window; for dense attention [h, 1], of which none counts.
+/// [h, listed] positions between sinks and window.
 std::vector<std::int32_t> listed_tokens(const axes& a) {
   const pqkv::random_stream draws = next_stream();
-  std::vector<std::int32_t> tokens(a.h * std::max<std::size_t>(a.listed, 1));
+  std::vector<std::int32_t> tokens(a.h * a.listed);
   for (std::size_t i = 0; i < a.h * a.listed; ++i) {
     const std::size_t run = (a.n - a.sinks - a.window) / a.listed;
     tokens[i] = static_cast<std::int32_t>(a.sinks + i % a.listed * run + draws.below(i, static_cast<std::uint32_t>(run)));
@@ -64,9 +64,11 @@ void measure_kinds(std::initializer_list<axes> all) {  // over the same rows: h 
     const auto spans = upload(std::vector<pqkv::token_span>(
         a.h, a.is_dense() ? pqkv::token_span{end, 0, 0}
                           : pqkv::token_span{static_cast<std::uint32_t>(a.sinks), end - static_cast<std::uint32_t>(a.window), end}));
-    const pqkv::token_set<device> tokens{pqkv::as_const(pqkv::make_view<device>(spans.data(), a.h)),
-                                         pqkv::as_const(pqkv::make_view<device>(indices.data(), a.h, indices.size() / a.h)),
-                                         pqkv::as_const(pqkv::make_view<device>(counts.data(), a.h))};
+    pqkv::token_set<device> tokens{pqkv::as_const(pqkv::make_view<device>(spans.data(), a.h)), {}, {}};
+    if (!a.is_dense()) {
+      tokens.indices = pqkv::as_const(pqkv::make_view<device>(indices.data(), a.h, a.listed));
+      tokens.counts = pqkv::as_const(pqkv::make_view<device>(counts.data(), a.h));
+    }
     measure(a.name(), {.calls = 4, .replays = 20, .bytes = static_cast<double>(a.h * a.attended() * a.token_bytes())},
             [&](void* stream, int) {
               const auto attend = [&](const auto& store) {
@@ -84,6 +86,7 @@ void measure_kinds(std::initializer_list<axes> all) {  // over the same rows: h 
 
 void measure_all() {
   measure_kinds({{8, 131072, 4096},
+                 {8, 131072, 2048},
                  {8, 131072, 0},
                  {8, 131072, 4096, 0, 0, row_kind::int8},
                  {8, 131072, 7710, 0, 0, row_kind::int8},

@@ -154,6 +154,17 @@ void compare_quantized(std::size_t most_lengths, random_source& random, verdict&
       }
 }
 
+/// Lists long enough to have more parts than the device attends to at a time, and short ones beside them.
+template <class T>
+void compare_long(random_source& random, verdict& all) {
+  constexpr std::size_t h = 7, g = 32, n = 14400, d = 16, splits = pqkv::detail::attention_device_splits(h * g);
+  static_assert(splits > pqkv::detail::attention_device_short_splits(h * g) && n > splits * pqkv::detail::least_part);
+  rows<T> keys = make_rows<T>(content::gaussian, h, n, d, random.bits()), values = make_rows<T>(content::gaussian, h, n, d, random.bits());
+  const on_device keys_there(keys.view()), values_there(values.view());
+  for (unsigned round = 0; round < 3; ++round)
+    compare(pqkv::strided_kv(keys.view(), values.view()), pqkv::strided_kv(keys_there.view(), values_there.view()), g, false, random, all);
+}
+
 /// A non-finite row spoils the query heads that attend to it and no other.
 void compare_nonfinite(random_source& random, verdict& all) {
   for (const bool in_keys : {true, false}) {
@@ -182,15 +193,19 @@ int main(int argc, char** argv) {
   if (!has_device()) return 77;
   const std::size_t lengths = argc > 1 ? std::min<std::size_t>(static_cast<std::size_t>(std::atoi(argv[1])), 7) : 7;
   random_source random(3);
-  verdict layouts("attention"), integers("attention, 8-bit rows"), pages("attention, pages"), broken("attention, non-finite rows");
+  verdict layouts("attention"), parts("attention, long lists"), integers("attention, 8-bit rows"), pages("attention, pages"),
+      broken("attention, non-finite rows");
   compare_layouts<float>(lengths, random, layouts);
   compare_layouts<pqkv::half>(lengths, random, layouts);
   compare_layouts<pqkv::bfloat16>(lengths, random, layouts);
+  compare_long<float>(random, parts);
+  compare_long<pqkv::bfloat16>(random, parts);
   compare_quantized(lengths, random, integers);
   compare_pages<pqkv::bfloat16>(random, pages);
   compare_pages<float>(random, pages);
   compare_nonfinite(random, broken);
   bool passed = layouts.passed(1000);
+  passed &= parts.passed(1000);
   passed &= integers.passed(500);
   passed &= pages.passed(40);
   passed &= broken.passed(16);

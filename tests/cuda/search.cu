@@ -10,6 +10,7 @@
 #include <span>
 
 #include "cases/search_cases.hpp"
+#include "top_k_scores.cuh"
 
 namespace {
 using namespace pqkv_cases;
@@ -262,17 +263,9 @@ void compare_maps(workload& work, random_source& random, verdicts& all) {
       }
 }
 
-void compare_top_k(std::size_t rows, std::size_t n, std::size_t k_max, int kind, random_source& random, verdicts& all) {
+void compare_top_k(std::size_t rows, std::size_t n, std::size_t k_max, score_kind kind, random_source& random, verdicts& all) {
   const std::size_t stride = n + random.below(3), list = k_max + 2;
-  std::vector<float> scores(rows * stride + 1);
-  for (float& x : scores) {
-    x = random.gaussian();
-    if (kind == 1) x = static_cast<float>(random.below(3)) - 1.0f;  // ties, -0 among them
-    if (kind == 1 && x == 0 && random.below(2) == 0) x = -0.0f;
-    if (kind == 2 && random.below(4) == 0) x = nonfinite(random.below(3));
-    if (kind == 3) x = pqkv::float_from_bits(static_cast<std::uint32_t>(random.bits()));  // any bits
-    if (kind == 4) x = 0.25f;
-  }
+  const std::vector<float> scores = make_scores(kind, rows, n, stride, random);
   std::vector<std::int32_t> indices(rows * list + 1, -7);
   const pqkv::view<std::int32_t, 2> here{indices.data(), {rows, k_max}, {list, 1}};
   const pqkv::view<const float, 2> from{scores.data(), {rows, n}, {stride, 1}};
@@ -282,7 +275,7 @@ void compare_top_k(std::size_t rows, std::size_t n, std::size_t k_max, int kind,
   pqkv::top_k(cpu, from, here);
   const std::vector<std::int32_t> from_device = indices_there.bytes();
   indices.resize(from_device.size());
-  all.top_k.check(same(indices, from_device), "rows %zu n %zu k %zu kind %d", rows, n, k_max, kind);
+  all.top_k.check(same(indices, from_device), "rows %zu n %zu k %zu kind %d", rows, n, k_max, static_cast<int>(kind));
 }
 
 void compare_shapes(workload& work, random_source& random, verdicts& all) {
@@ -362,12 +355,13 @@ void compare_misled(workload& work, random_source& random, verdicts& all) {
 }
 
 void compare_selections(workload& work, random_source& random, verdicts& all) {
-  for (std::size_t round = 0; round < 40 * work.rounds(); ++round)
-    for (int kind = 0; kind < 5; ++kind) {
-      const std::size_t sizes[] = {0, 1, 31, 500, 4096, 4097, 40000, 131072, 65537, 131073, 262143, 262144, 300001},
-                        n = sizes[random.below(round % 4 == 0 ? std::size(sizes) : 7)];
-      const std::size_t ks[] = {0, 1, n, n + 5, n / 2, random.below(n + 1), random.below(n / 16 + 1)};
-      if (work.another()) compare_top_k(1 + random.below(4), n, ks[random.below(7)], kind, random, all);
+  for (std::size_t round = 0; round < 20 * work.rounds(); ++round)
+    for (const score_kind kind : every_score) {
+      const std::size_t sizes[] = {0, 1, 31, 500, 4096, 4097, 16385, 32768, 40000, 131072, 65537, 131073, 262143, 262144, 300001},
+                        n = sizes[random.below(round % 4 == 0 ? std::size(sizes) : 9)];
+      const std::size_t ks[] = {0, 1, n, n + 5, n / 2, random.below(n + 1), random.below(n / 16 + 1)},
+                        rows = n < 70000 && random.below(6) == 0 ? 1 + random.below(70) : 1 + random.below(4);
+      if (work.another()) compare_top_k(rows, n, ks[random.below(7)], kind, random, all);
     }
 }
 }  // namespace

@@ -10,6 +10,7 @@
 #include "../../core/canonical.hpp"
 #include "arena.cuh"
 #include "attention_merge.cuh"
+#include "attention_share.cuh"
 #include "block/attention.cuh"
 #include "block/attention_scaled.cuh"
 #include "block/cluster.cuh"
@@ -19,12 +20,6 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
-
-/// Query heads per list, lists per KV head, and the softmax's scale.
-struct attention_shape {
-  unsigned g, lists_per_head;
-  canonical::softmax_scale scale;
-};
 
 /// The store without its map of heads, and the mapped number of a head: a kernel looks up the map once and not for every token.
 /// @{
@@ -46,42 +41,6 @@ __device__ std::size_t mapped_head(const mapped_store<Store>& store, std::size_t
 }
 /// @}
 
-/// The work of one CTA: part blockIdx.x of the tokens of list blockIdx.y, for group blockIdx.z of up to Queries query heads.
-template <unsigned Queries>
-struct attention_share {
-  unsigned first_query, queries;
-  std::size_t kv_head;
-  std::uint32_t begin, end;
-
-  /// @param granule  the size of every part but the last is a multiple of it
-  __device__ attention_share(attention_shape shape, const token_set<space::device>& of, unsigned granule)
-      : tokens_(of), list_(blockIdx.y), span_(of.spans(list_)) {
-    first_query = list_ * shape.g + blockIdx.z * Queries;
-    const unsigned left = shape.g - blockIdx.z * Queries;
-    queries = left < Queries ? left : Queries;
-    kv_head = shape.lists_per_head == 1 ? list_ : list_ / shape.lists_per_head;
-    listed_ = of.indices.data != nullptr ? of.counts(list_) : 0;
-    const std::uint32_t window = span_.window_end > span_.window_begin ? span_.window_end - span_.window_begin : 0,
-                        all = span_.leading + listed_ + window,
-                        share = ((all + gridDim.x - 1) / gridDim.x + granule - 1) / granule * granule;
-    begin = blockIdx.x * share < all ? blockIdx.x * share : all;
-    end = all - begin < share ? all : begin + share;
-  }
-  /// The i-th token of the list.
-  __device__ std::size_t token_at(std::uint32_t i) const {
-    if (i < span_.leading) return i;
-    i -= span_.leading;
-    if (i < listed_) return static_cast<std::size_t>(tokens_.indices(list_, i));
-    return span_.window_begin + (i - listed_);
-  }
-
- private:
-  const token_set<space::device>& tokens_;
-  unsigned list_;
-  token_span span_;
-  std::uint32_t listed_;
-};
-
 /// For rows of half, bfloat16 or 8-bit integers. grid.x: splits; grid.y: lists; grid.z: groups of up to eight of a list's query heads.
 template <unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
@@ -92,6 +51,7 @@ __global__ void __launch_bounds__(Warps * 32)
   block::wait_for_last_kernel();
   block::release_dependents();
   const attention_share<queries> own(shape, tokens, warp_part::tokens);
+  if (own.begin == own.end) return own.write_nothing(parts);
   const unsigned d = static_cast<unsigned>(store.head_dim()), warp = threadIdx.x / 32;
   unsigned char* memory = block::shared_memory().take<unsigned char>(Warps * warp_part::ring_bytes);
   __shared__ typename warp_part::third_parts third;
@@ -190,6 +150,7 @@ __global__ void __launch_bounds__(Warps * 32)
   block::wait_for_last_kernel();
   block::release_dependents();
   const attention_share<Queries> own_share(shape, tokens, 1);
+  if (own_share.begin == own_share.end) return own_share.write_nothing(parts);
   const unsigned hq = static_cast<unsigned>(query.extent(0)), q0 = own_share.first_query, queries = own_share.queries,
                  d = static_cast<unsigned>(store.head_dim()), reader = threadIdx.x / Lanes;
   const auto& rows = mapped(store);
@@ -317,11 +278,12 @@ struct kernel<op::attention, backend::cuda> {
                        const token_set<space::device>& tokens, float scale, const Output& output) {
     static_assert(std::is_trivially_copyable_v<Store>, "pqkv: a kv_store goes into kernels by value; make it trivially copyable");
     const detail::launcher launch(policy, "attention");
-    const std::size_t hq = query.extent(0), d = store.head_dim(), splits = detail::attention_device_splits(hq);
+    const std::size_t hq = query.extent(0), d = store.head_dim(), splits = detail::attention_splits(tokens, hq);
     arena memory = detail::device_scratch(policy.scratch, scratch_bytes({.query_heads = hq, .head_dim = d}), "attention");
     const detail::attention_partials parts(memory, splits, hq, d);
     const std::size_t lists = tokens.spans.extent(0);
-    detail::attention_shape shape{0, 1, canonical::softmax_scale::of(d, scale)};
+    detail::attention_shape shape{0, 1, canonical::softmax_scale::of(d, scale),
+                                  splits > detail::attention_device_short_splits(hq) ? detail::least_part : 0};
     if (lists != 0) shape.g = static_cast<unsigned>(hq / lists), shape.lists_per_head = static_cast<unsigned>(lists / store.heads());
     if constexpr (sizeof(typename Store::value_type) <= 2)
       by_tile(launch, query, store, tokens, parts, shape, splits);

@@ -37,6 +37,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   std::int32_t* out = indices.data + blockIdx.y * indices.stride(0);
   const block::slice own(team, n);
   std::uint32_t* keys = block::shared_memory().take<std::uint32_t>(cached);
+  block::release_dependents();
+  block::wait_for_last_kernel();
 
   for (std::uint32_t i = k + team.rank() * Threads + threadIdx.x; i < k_max; i += team.size() * Threads) out[i] = -1;
   if (k == 0) return;
@@ -59,10 +61,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
 /// grid.x: CTAs of a cluster, rows one after the other, since there may be many.
 /// @param size   CTAs of a row
 /// @param share  keys of a member, whole granules
+/// @param room   words of shared memory that a member has for keys and indices
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     top_k_bracket_kernel(view<const float, 2, space::device> scores, view<std::int32_t, 2, space::device> indices, unsigned size,
-                         std::uint32_t share) {
+                         std::uint32_t share, unsigned room) {
   using bracket_select = block::bracket_select<Threads>;
   const block::cluster_team team(size);
   const std::size_t which = blockIdx.x / size;
@@ -72,6 +75,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   std::int32_t* out = indices.data + which * indices.stride(0);
   const std::uint32_t begin = share * team.rank() < n ? share * team.rank() : n;
   const typename bracket_select::part own{begin, n - begin < share ? n : begin + share};
+  block::release_dependents();
+  block::wait_for_last_kernel();
 
   for (std::uint32_t i = k + team.rank() * Threads + threadIdx.x; i < k_max; i += team.size() * Threads) out[i] = -1;
   if (k == 0) return;
@@ -82,8 +87,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   block::shared_memory memory;
   auto& select = *memory.take<top_k_scratch<Threads>>(1);
   std::uint32_t *chosen = memory.take<std::uint32_t>(share / 32), *equal = memory.take<std::uint32_t>(share / 32),
-                *copies = team.size() > 1 ? memory.take<std::uint32_t>(bracket_select::copied_keys) : nullptr;
-  if (select.bracket.select(team, row, n, k, own, chosen, equal, copies, out)) return;
+                *words = memory.take<std::uint32_t>(room);
+  if (select.bracket.select(team, row, n, k, own, chosen, equal, words, room, out)) return;
   team.sync();
   const auto key_at = [&](std::uint32_t i) { return canonical::order_key(row[own.begin + i]); };
   const block::threshold limit = select.radix.find(team, own.end - own.begin, k, key_at, [](std::uint32_t) { return 1u; });
@@ -96,31 +101,33 @@ template <>
 struct kernel<op::top_k, backend::cuda> {
   template <class P>
   static void run(const P& policy, view<const float, 2, space::device> scores, view<std::int32_t, 2, space::device> indices) {
-    constexpr unsigned threads = detail::tuning::select_threads;
+    constexpr unsigned threads = detail::tuning::select_threads, bracket_threads = detail::tuning::bracket_threads;
     const detail::launcher launch(policy, "top_k");
     const std::size_t n = scores.extent(1);
     const unsigned rows = static_cast<unsigned>(scores.extent(0));
     if (n > detail::block::bracket_sample && n <= detail::tuning::bracket_keys) {
-      using bracket_select = detail::block::bracket_select<threads>;
-      const auto kernel = detail::top_k_bracket_kernel<threads>;
+      using bracket_select = detail::block::bracket_select<bracket_threads>;
+      const auto kernel = detail::top_k_bracket_kernel<bracket_threads>;
       const unsigned most = launch.largest_cluster(kernel);
       unsigned team = 1;
       while (2 * team <= most && 2 * team * rows <= detail::tuning::multiprocessors && n >= 2 * team * bracket_select::granule) team *= 2;
       using detail::block::shared_memory;
       const std::size_t share = detail::ceil_div(n, team * bracket_select::granule) * bracket_select::granule;
-      const std::size_t shared = shared_memory::bytes<detail::top_k_scratch<threads>>(1) +
-                                 2 * shared_memory::bytes<std::uint32_t>(share / 32) +
-                                 (team > 1 ? shared_memory::bytes<std::uint32_t>(bracket_select::copied_keys) : 0);
+      const unsigned room = team > 1 ? bracket_select::room_of_team : bracket_select::room_of_one;
+      const std::size_t shared = shared_memory::bytes<detail::top_k_scratch<bracket_threads>>(1) +
+                                 2 * shared_memory::bytes<std::uint32_t>(share / 32) + shared_memory::bytes<std::uint32_t>(room);
       if (shared <= launch.shared_limit(kernel)) {
-        launch("top_k_bracket_kernel", kernel, {dim3(team * rows), threads, shared, team}, scores, indices, team,
-               static_cast<std::uint32_t>(share));
+        launch("top_k_bracket_kernel", kernel, {dim3(team * rows), bracket_threads, shared, team, most > 1}, scores, indices, team,
+               static_cast<std::uint32_t>(share), room);
         return;
       }
     }
-    const unsigned cluster = n > 4096 ? launch.largest_cluster(detail::top_k_kernel<threads>) : 1;
+    const auto kernel = detail::top_k_kernel<threads>;
+    const unsigned cluster = n > 4096 ? launch.largest_cluster(kernel) : 1;
     const std::size_t cached = std::min<std::size_t>(n / cluster + 32, detail::tuning::select_cached_keys);
-    launch("top_k_kernel", detail::top_k_kernel<threads>, {dim3(cluster, rows), threads, cached * sizeof(std::uint32_t), cluster}, scores,
-           indices, static_cast<unsigned>(cached));
+    launch("top_k_kernel", kernel,
+           {dim3(cluster, rows), threads, cached * sizeof(std::uint32_t), cluster, launch.is_built_for_hopper(kernel)}, scores, indices,
+           static_cast<unsigned>(cached));
   }
 };
 

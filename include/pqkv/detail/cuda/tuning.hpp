@@ -27,6 +27,9 @@ inline constexpr unsigned cluster_copied = 24576;      // not measured: least ro
 inline constexpr unsigned select_threads = 1024;       // not measured
 inline constexpr unsigned select_cluster = 8;          // the largest portable cluster
 inline constexpr unsigned select_cached_keys = 32768;  // 128 KB of a CTA's shared memory; further keys are computed again
+// measured: bench/cuda/top_k.cu, n 131072, H200, 2026-11: 512, 1024 threads, 8 rows, k 2048 13.3, 13.7 us, k 16384 16.5, 16.2 us; 64 rows
+// 24.1, 23.5 us and 29.8, 27.6 us
+inline constexpr unsigned bracket_threads = 1024;
 inline constexpr unsigned bracket_keys = 262144;       // longest row that is selected by a bracket: 64 KB of bitmaps for one CTA
 // measured: retrieve/joint of bench/cuda/retrieve.cu, 8 lists, n 131072, k 2048, H200, 2026-11: 256, 512, 1024 threads 20.6, 16.2, 16.7 us
 // before loops read several items at once, after that 512, 1024 threads 13.8, 13.9 us; k 16384 22.1, 20.0 us

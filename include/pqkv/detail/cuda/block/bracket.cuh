@@ -29,6 +29,13 @@ PQKV_HD inline std::uint32_t sample_place(std::uint32_t which, std::uint32_t n) 
   return which * stride + (which * 0x9e3779b1u >> 16) % stride;
 }
 
+/// The same where two numbers of the sample stand side by side in memory, which takes half of the reads. Neighbours are often alike: a
+/// sample of pairs of equal keys is as good as one of half of its size.
+PQKV_HD inline std::uint32_t sample_pair_place(std::uint32_t which, std::uint32_t n) {
+  const std::uint32_t stride = n / (bracket_sample / 2), pair = which / 2;
+  return pair * stride + (pair * 0x9e3779b1u >> 16) % (stride - 1) + which % 2;
+}
+
 /// Which order statistics of a sample are a bracket's ends: four deviations below and above the one that is looked for, or less if what can
 /// be kept limits it. With room for a sixteenth of the keys it is three deviations at least. With less, the bracket misses one time in ten
 /// for k near half of random keys.
@@ -51,25 +58,33 @@ struct bracket_ranks {
 /// The bracket of a sample. All threads call it after a barrier; it ends with one.
 /// @param sample  [bracket_sample] keys, at sample_place() of n
 /// @param lowest  the bracket's lower end if it is open there
-template <unsigned Threads>
+/// @tparam Slack  how many sampled keys the bracket may have too many at either end, which makes it faster
+template <unsigned Slack = 0, unsigned Threads>
 __device__ bracket bracket_of_sample(list_select<Threads>& select, const std::uint32_t* sample, const bracket_ranks& ranks,
                                      std::uint32_t lowest) {
   std::uint32_t own[bracket_sample / Threads];
 #pragma unroll
   for (unsigned s = 0; s < bracket_sample / Threads; ++s) own[s] = sample[s * Threads + threadIdx.x];
-  const uint2 keys = select.find_two(own, {ranks.low != 0 ? ranks.low : bracket_sample, ranks.high != 0 ? ranks.high : 1}, sample);
+  const uint2 keys =
+      select.template find_two<Slack>(own, {ranks.low != 0 ? ranks.low : bracket_sample, ranks.high != 0 ? ranks.high : 1}, sample);
   return {ranks.low != 0 ? keys.x : lowest, ranks.high != 0 ? keys.y : 0xffffffffu};
 }
 
+/// The threads first mark keys above and inside the bracket in bitmaps. What is inside becomes a list, whose keys every member writes to
+/// the memory of all members, so that each has the keys that all of them kept. From then on a member reads only its own memory.
 template <unsigned Threads>
 class bracket_select {
-  static constexpr unsigned most_kept = 8192,  // most keys inside the bracket; these four numbers are first choices
-      batch = 16, at_once = 32;                // keys that a thread loads together; keys between two writes of what is kept
+ public:
+  static constexpr unsigned granule = 16384;  // keys that the CTA takes in one turn
+
+ private:
+  static constexpr unsigned most_kept = 8192,  // most keys of a member inside the bracket; a first choice
+      batch = granule / Threads,               // keys of a thread in a turn
+      most_members = 8;
 
  public:
-  static constexpr unsigned granule = at_once * Threads;  // keys that the CTA takes in one turn
-  /// How many keys of all members together each member of a team copies.
-  static constexpr unsigned copied_keys = most_kept;
+  /// Words of shared memory that a team of several members needs, and a CTA alone.
+  static constexpr unsigned room_of_team = 32768, room_of_one = most_kept;
 
   /// A member's keys [begin, end) of a row, in order of the members; the last one may have none.
   struct part {
@@ -77,73 +92,49 @@ class bracket_select {
   };
 
   /// Selects the k largest of the row. Writes the indices of those among its own keys, ascending; of equal keys the lowest indices are
-  /// selected. If the bracket does not hold, writes nothing and returns false; members may then still read each other's memory.
+  /// selected. If the bracket does not hold, writes nothing and returns false.
   /// @param n  more than bracket_sample
   /// @param chosen, equal  bitmaps of the own keys, up to whole granules
-  /// @param copies         [copied_keys]; null for a single CTA
+  /// @param room           [room_words], aligned to 16 bytes
   __device__ bool select(const cluster_team& team, const float* row, std::uint32_t n, std::uint32_t k, part own, std::uint32_t* chosen,
-                         std::uint32_t* equal, std::uint32_t* copies, std::int32_t* out) {
+                         std::uint32_t* equal, std::uint32_t* room, unsigned room_words, std::int32_t* out) {
+    if (team.size() > 1) team.arrive();  // share_sample() waits: no member writes to another that has not begun
     float scores[batch];
-    load(scores, row, own.begin, own.end);  // these loads run while the bracket is found
-    const bracket limits = find_bracket(row, n, k);
-    keep(limits, scores, row, own, chosen, equal);
-    __syncthreads();
-    std::uint32_t above = 0;
-    const std::uint32_t words = (own.end - own.begin + 31) / 32;
-    for (std::uint32_t w = threadIdx.x; w < words; w += Threads) above += static_cast<std::uint32_t>(__popc(chosen[w]));
-    above = counts_.sum(above);
-    if (threadIdx.x == 0) above_ = above;
+    share_sample(team, row, n);
     team.sync();
-    bool holds = true;
-    std::uint32_t kept = 0, above_before = 0, kept_before = 0;
-    above = 0;
-    for (unsigned rank = 0; rank < team.size(); ++rank) {
-      if (rank == team.rank()) above_before = above, kept_before = kept;
-      const std::uint32_t theirs = *team.remote(&kept_, rank);
-      above += *team.remote(&above_, rank);
-      holds = holds && theirs <= most_kept - kept;
-      kept += theirs;
-      if (!holds) return false;
-    }
-    if (above >= k || k - above > kept) return false;
-    const std::uint32_t* keys = key_;
-    if (team.size() > 1) {
-      for (unsigned rank = 0, first = 0; rank < team.size(); ++rank) {
-        const std::uint32_t *theirs = team.remote(key_, rank), count = *team.remote(&kept_, rank);
-        for (std::uint32_t i = threadIdx.x; i < count; i += Threads) copies[first + i] = theirs[i];
-        first += count;
-      }
-      keys = copies;
-      __syncthreads();
-      team.arrive();  // from here on this member reads nothing of the others
-    }
-    const threshold limit = select_.find(
-        kept, k - above, limits.high, select_.shift_of(limits.low, limits.high), [&](std::uint32_t i) { return keys[i]; },
-        [](std::uint32_t) { return 1u; });
-    const bool all_equal = select_.takes_all_equal();
-    std::uint64_t before = 0;  // how many keys the members before this one mark
-    for (std::uint32_t i = threadIdx.x; i < kept_before; i += Threads)
-      if (keys[i] >= limit.key) before += token_count(all_equal || keys[i] > limit.key);
-    if (kept_before != 0) before = sums_.sum(before);
-    before += std::uint64_t{above_before} << 32;
-    std::uint32_t* of_equal = all_equal ? chosen : equal;
-    for (std::uint32_t i = threadIdx.x; i < kept_; i += Threads) {
-      const std::uint32_t key = key_[i], place = place_[i] - own.begin;
-      if (key >= limit.key) atomicOr(&(key > limit.key ? chosen : of_equal)[place / 32], 1u << place % 32);
-    }
+    load(scores, row, own.begin, own.end);  // these loads run while the bracket is found
+    const bracket limits = find_bracket(n, k);
+    sort_out(limits, scores, row, own, chosen, equal);
     __syncthreads();
-    bitmap_emission<Threads> emission(sums_);
-    emission.count(chosen, equal, words);
-    emission.emit(before, limit.of_equal, static_cast<std::int32_t>(own.begin), out, k);
-    if (team.size() > 1) team.wait();  // other members may still read this one's keys
+    const std::uint32_t words = (own.end - own.begin + granule - 1) / granule * (granule / 32);
+    const counts here = list_insides(chosen, equal, words);
+    const unsigned most = room_words / team.size() < most_kept ? room_words / team.size() : most_kept;  // keys of a member
+    share_kept(team, here, most, row, own, room);
+    team.sync();
+    const members all(of_member_, team);
+    if (all.longest > most || all.above >= k || k - all.above > all.kept) return false;
+    const kept_keys keys{room, of_member_, most, 32 - static_cast<unsigned>(__clz(static_cast<int>((all.longest - 1) | 1u)))};
+    const threshold limit = select_.find(
+        keys.places(team.size()), k - all.above, limits.high, select_.shift_of(limits.low, limits.high),
+        [&](std::uint32_t i) { return keys.at(i); }, [&](std::uint32_t i) { return keys.is_key(i) ? 1u : 0u; });
+    const bool all_equal = select_.takes_all_equal();
+    count_before(keys, team.rank(), limit, all_equal);
+    mark(room + team.rank() * most, here.kept, limit, chosen, all_equal ? chosen : equal);
+    __syncthreads();
+    write(chosen, equal, words, {all.above_before + before_[0], before_[1]}, limit.of_equal, room, room_words,
+          static_cast<std::int32_t>(own.begin), out, k);
     return true;
   }
 
  private:
+  struct counts {
+    std::uint32_t kept, above;  // keys inside the bracket, and above it
+  };
+
   /// Loads keys first + j * Threads + threadIdx.x. From `end` on they are NaNs, which no comparison selects.
   __device__ static void load(float (&scores)[batch], const float* row, std::uint32_t first, std::uint32_t end) {
     const float* from = row + first + threadIdx.x;
-    if (first + batch * Threads <= end) {
+    if (first + granule <= end) {
 #pragma unroll
       for (unsigned j = 0; j < batch; ++j) scores[j] = from[j * Threads];
       return;
@@ -153,16 +144,28 @@ class bracket_select {
       scores[j] = first + j * Threads + threadIdx.x < end ? from[j * Threads] : float_from_bits(0x7fc00000u);
   }
 
-  __device__ bracket find_bracket(const float* row, std::uint32_t n, std::uint32_t k) {
+  /// Writes this member's share of the row's sample to the memory of every member: place_ holds it after the team's next barrier.
+  __device__ void share_sample(const cluster_team& team, const float* row, std::uint32_t n) {
+    if (threadIdx.x == 0) here_ = {0, 0}, before_[0] = before_[1] = 0;
+    const unsigned share = bracket_sample / team.size();
+    float sample[bracket_sample / Threads];
 #pragma unroll
-    for (unsigned s = 0; s < bracket_sample / Threads; ++s) {
-      const std::uint32_t which = s * Threads + threadIdx.x;
-      key_[which] = canonical::order_key(row[sample_place(which, n)]);
-    }
-    if (threadIdx.x == 0) kept_ = 0;
-    __syncthreads();
+    for (unsigned s = 0; s < bracket_sample / Threads; ++s)
+      if (const unsigned i = s * Threads + threadIdx.x; i < share) sample[s] = row[sample_pair_place(team.rank() * share + i, n)];
+    if (team.size() > 1) team.wait();
+#pragma unroll
+    for (unsigned s = 0; s < bracket_sample / Threads; ++s)
+      if (const unsigned i = s * Threads + threadIdx.x; i < share) {
+        const std::uint32_t key = canonical::order_key(sample[s]);
+        for (unsigned rank = 0; rank < team.size(); ++rank) *team.remote(&place_[team.rank() * share + i], rank) = key;
+      }
+  }
+
+  __device__ bracket find_bracket(std::uint32_t n, std::uint32_t k) {
+    constexpr unsigned slack = 24;  // sampled keys that the bracket may have too many at either end; not measured
     const std::uint32_t lowest = canonical::order_key(float_from_bits(0xff800000u));  // below it are only NaNs
-    return bracket_of_sample(select_, key_, {n, k, most_kept}, lowest);
+    const bracket found = bracket_of_sample<slack>(select_, place_, {n, k, most_kept}, lowest);
+    return {found.low > lowest ? found.low : lowest, found.high > lowest ? found.high : lowest};
   }
 
   // Inline PTX: under --use_fast_math the operators would treat subnormal numbers as 0.
@@ -174,50 +177,133 @@ class bracket_select {
                  : "f"(x), "f"(high));
     return lanes;
   }
-  /// Sets the bit if x is inside the bracket.
-  __device__ static void add_inside(unsigned& insides, unsigned bit, float x, float low, float high) {
-    asm("{\n .reg .pred p, q;\n setp.gt.f32 p, %2, %4;\n setp.ge.and.f32 q, %2, %3, !p;\n @q or.b32 %0, %0, %1;\n}"
-        : "+r"(insides)
-        : "r"(bit), "f"(x), "f"(low), "f"(high));
+  /// Which of a warp's lanes have an x inside the bracket.
+  __device__ static unsigned ballot_inside(float x, float low, float high) {
+    unsigned lanes;
+    asm volatile(
+        "{\n .reg .pred p, q;\n setp.gt.f32 p, %1, %3;\n setp.ge.and.f32 q, %1, %2, !p;\n"
+        " vote.sync.ballot.b32 %0, q, 0xffffffff;\n}"
+        : "=r"(lanes)
+        : "f"(x), "f"(low), "f"(high));
+    return lanes;
   }
 
-  /// Marks the keys above the bracket, and keeps keys and places of those inside.
-  __device__ void keep(const bracket& limits, float (&scores)[batch], const float* row, part own, std::uint32_t* chosen,
-                       std::uint32_t* equal) {
+  /// Marks the keys above and inside the bracket.
+  /// @param scores  the keys of the first turn
+  __device__ static void sort_out(const bracket& limits, float (&scores)[batch], const float* row, part own, std::uint32_t* chosen,
+                                  std::uint32_t* inside) {
     const float low = canonical::from_order_key(limits.low), high = canonical::from_order_key(limits.high);
-    const bool is_first_lane = threadIdx.x % 32 == 0;
-    for (std::uint32_t base = own.begin; base < own.end; base += granule) {
-      unsigned insides = 0;
+    const unsigned lane = threadIdx.x % 32;
+    std::uint32_t* words = (lane == 0 ? chosen : inside) + threadIdx.x / 32;  // two lanes write a word each
+    for (std::uint32_t first = own.begin; first < own.end; first += granule) {
+      if (first != own.begin) load(scores, row, first, own.end);
 #pragma unroll
-      for (unsigned turn = 0; turn < at_once / batch; ++turn) {
-        const std::uint32_t first = base + turn * batch * Threads;
-        if (first != own.begin) load(scores, row, first, own.end);
-        std::uint32_t* words = chosen + (first - own.begin) / 32 + threadIdx.x / 32;
-#pragma unroll
-        for (unsigned j = 0; j < batch; ++j) {
-          const unsigned aboves = ballot_above(scores[j], high);
-          if (is_first_lane) words[j * Threads / 32] = aboves;
-          add_inside(insides, 1u << (turn * batch + j), scores[j], low, high);
-        }
-      }
-      for (unsigned w = threadIdx.x; w < granule / 32; w += Threads) equal[(base - own.begin) / 32 + w] = 0;
-      const std::uint32_t count = static_cast<std::uint32_t>(__popc(insides)), before = warp_prefix(count);
-      std::uint32_t next = 0;
-      if (threadIdx.x % 32 == 31) next = atomicAdd(&kept_, before + count);
-      next = __shfl_sync(all_lanes, next, 31) + before;
-      for (; insides != 0; insides &= insides - 1, ++next) {
-        const std::uint32_t place = base + static_cast<std::uint32_t>(__ffs(static_cast<int>(insides)) - 1) * Threads + threadIdx.x;
-        if (next >= most_kept) break;
-        key_[next] = canonical::order_key(row[place]);
-        place_[next] = place;
+      for (unsigned j = 0; j < batch; ++j) {
+        const unsigned aboves = ballot_above(scores[j], high), insides = ballot_inside(scores[j], low, high);
+        if (lane < 2) words[(first - own.begin + j * Threads) / 32] = lane == 0 ? aboves : insides;
       }
     }
   }
 
-  std::uint32_t key_[most_kept], place_[most_kept];  // key_ holds the sample at first
-  std::uint32_t kept_, above_;
+  /// Lists in place_, in any order, which of the own keys are inside the bracket, and clears that bitmap. Ends with a barrier.
+  __device__ counts list_insides(const std::uint32_t* chosen, std::uint32_t* inside, std::uint32_t words) {
+    for (std::uint32_t first = threadIdx.x / 32 * 32; first < words; first += Threads) {
+      const std::uint32_t w = first + threadIdx.x % 32;  // words are whole warps'
+      std::uint32_t bits = inside[w];
+      const std::uint32_t above = __reduce_add_sync(all_lanes, static_cast<std::uint32_t>(__popc(chosen[w]))),
+                          count = static_cast<std::uint32_t>(__popc(bits)), before = warp_prefix(count);
+      std::uint32_t next = 0;
+      if (threadIdx.x % 32 == 31) next = atomicAdd(&here_.kept, before + count), atomicAdd(&here_.above, above);
+      next = __shfl_sync(all_lanes, next, 31) + before;
+      for (; bits != 0 && next < most_kept; bits &= bits - 1, ++next)
+        place_[next] = w * 32 + static_cast<std::uint32_t>(__ffs(static_cast<int>(bits))) - 1;
+      inside[w] = 0;
+    }
+    __syncthreads();
+    return here_;
+  }
+
+  /// Writes this member's kept keys, and how many there are, to the memory of every member.
+  __device__ void share_kept(const cluster_team& team, const counts& here, unsigned most, const float* row, part own, std::uint32_t* room) {
+    if (threadIdx.x < team.size()) *team.remote(&of_member_[team.rank()], threadIdx.x) = here;
+    if (here.kept > most) return;
+    std::uint32_t* keys = room + team.rank() * most;
+    for (std::uint32_t i = threadIdx.x; i < here.kept; i += Threads) {
+      const std::uint32_t key = canonical::order_key(row[own.begin + place_[i]]);
+      for (unsigned rank = 0; rank < team.size(); ++rank) *team.remote(keys + i, rank) = key;
+    }
+  }
+
+  /// The counts of all members together, and of those before this one.
+  struct members {
+    std::uint32_t kept, above, above_before, longest;
+
+    __device__ members(const counts* of_member, const cluster_team& team) {
+      const unsigned lane = threadIdx.x % 32;
+      const counts of = lane < team.size() ? of_member[lane] : counts{0, 0};
+      kept = __reduce_add_sync(all_lanes, of.kept);
+      above = __reduce_add_sync(all_lanes, of.above);
+      above_before = __reduce_add_sync(all_lanes, lane < team.rank() ? of.above : 0);
+      longest = __reduce_max_sync(all_lanes, of.kept);
+    }
+  };
+
+  /// The keys that all members kept. They have places of the same power of two for each member, of which the first are used.
+  struct kept_keys {
+    const std::uint32_t* room;
+    const counts* of_member;
+    unsigned most, log_places;
+
+    __device__ std::uint32_t places(unsigned size) const { return ((size - 1) << log_places) + of_member[size - 1].kept; }
+    __device__ std::uint32_t in_member(std::uint32_t i) const { return i & ((1u << log_places) - 1); }
+    __device__ bool is_key(std::uint32_t i) const { return in_member(i) < of_member[i >> log_places].kept; }
+    __device__ std::uint32_t at(std::uint32_t i) const { return room[(i >> log_places) * most + in_member(i)]; }
+  };
+
+  /// Adds up in before_ which of the keys that the members before this one kept are above the threshold, and which equal it.
+  __device__ void count_before(const kept_keys& keys, unsigned rank, const threshold& limit, bool all_equal) {
+    if (rank == 0) return;
+    std::uint32_t above = 0, equal = 0;
+    for (std::uint32_t i = threadIdx.x; i < rank << keys.log_places; i += Threads) {
+      const std::uint32_t key = keys.is_key(i) ? keys.at(i) : 0;
+      above += key > limit.key || (all_equal && key == limit.key) ? 1 : 0;
+      equal += !all_equal && key == limit.key ? 1 : 0;
+    }
+    above = __reduce_add_sync(all_lanes, above);
+    equal = __reduce_add_sync(all_lanes, equal);
+    if (threadIdx.x % 32 == 0 && above != 0) atomicAdd(&before_[0], above);
+    if (threadIdx.x % 32 == 0 && equal != 0) atomicAdd(&before_[1], equal);
+  }
+
+  /// Marks the own kept keys that are above the threshold, and those that equal it.
+  __device__ void mark(const std::uint32_t* keys, std::uint32_t kept, const threshold& limit, std::uint32_t* chosen, std::uint32_t* equal) {
+    for (std::uint32_t i = threadIdx.x; i < kept; i += Threads) {
+      const std::uint32_t key = keys[i], place = place_[i];
+      if (key >= limit.key) atomicOr(&(key > limit.key ? chosen : equal)[place / 32], 1u << place % 32);
+    }
+  }
+
+  /// Writes the marked keys' indices: through shared memory if there is one a word or more, and room for them, since the lanes of a warp
+  /// would then write far from each other.
+  __device__ void write(const std::uint32_t* chosen, const std::uint32_t* equal, std::uint32_t words, uint2 before, std::uint32_t of_equal,
+                        std::uint32_t* room, unsigned room_words, std::int32_t first, std::int32_t* out, std::uint32_t k) {
+    bitmap_emission<Threads> emission(sums_);
+    const std::uint64_t here = emission.count(chosen, equal, words), above = (std::uint64_t{before.x} << 32) + before.y;
+    const auto selected = [&](std::uint32_t equals) { return equals < of_equal ? equals : of_equal; };
+    const std::uint32_t begin = before.x + selected(before.y), count = static_cast<std::uint32_t>(here >> 32) +
+                                                                       selected(before.y + static_cast<std::uint32_t>(here)) -
+                                                                       selected(before.y);
+    if (count < words || count > room_words) return emission.emit(above, of_equal, first, out, k);
+    auto* list = reinterpret_cast<std::int32_t*>(room);
+    emission.emit(above, of_equal, first, list - begin, k);
+    __syncthreads();
+    for (std::uint32_t i = threadIdx.x; i < count; i += Threads) out[begin + i] = list[i];
+  }
+
+  std::uint32_t place_[most_kept];  // holds the sample at first
+  counts here_, of_member_[most_members];
+  std::uint32_t before_[2];  // of the members before this one: kept keys above the threshold, and equal to it
   list_select<Threads> select_;
-  reduction<std::uint32_t, Threads> counts_;
   reduction<std::uint64_t, Threads> sums_;
 };
 

@@ -13,7 +13,7 @@ namespace pqkv::inline PQKV_MODE::detail::block {
 
 template <unsigned Threads>
 class list_select {
-  static constexpr unsigned log_bins = 10, bins = 1u << log_bins, own_bins = bins / Threads,
+  static constexpr unsigned log_bins = 10, bins = 1u << log_bins, own_bins = bins / Threads, warps = Threads / 32,
                             most_candidates = 256;  // in a bin; with more, finer bins are made
   // measured: retrieve/scan, n 1048576, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 149 us, 185 with up to 1024 compared at once
   static_assert(own_bins * Threads == bins);
@@ -80,7 +80,8 @@ class list_select {
   /// threads call it after a barrier; it ends with one.
   /// @param ranks  each at least 1 and at most the number of items
   /// @param all    the same keys, in shared memory
-  template <unsigned Count>
+  /// @tparam Slack  a bin of so few keys may stand for a rank in it, which saves three barriers: x's lower end, y's upper end
+  template <unsigned Slack = 0, unsigned Count>
   __device__ uint2 find_two(const std::uint32_t (&keys)[Count], uint2 ranks, const std::uint32_t* all) {
     const key_range range = range_of(keys);
     unsigned shift = shift_of(range.low, range.high);
@@ -89,12 +90,22 @@ class list_select {
     for (unsigned i = 0; i < Count; ++i)
       if (const std::uint32_t bin = (range.high - keys[i]) >> shift; bin < bins) atomicAdd(&weights_[bin], 1u);
     __syncthreads();
-    std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
+    if constexpr (Slack != 0) {
+      sum_bins();
+      const rank_bin first = bin_of(ranks.x), second = bin_of(ranks.y);
+      if (first.weight <= Slack && second.weight <= Slack && first.bin < bins && second.bin < bins) {
+        __syncthreads();
+        return {range.high - ((first.bin + 1) << shift) + 1, range.high - (second.bin << shift)};
+      }
+      if (threadIdx.x == 0) ends_[0] = first, ends_[1] = second;
+    } else {
+      std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
 #pragma unroll
-    for (unsigned b = 0; b < own_bins; ++b) {
-      if (above < ranks.x && ranks.x - above <= own[b]) ends_[0] = {threadIdx.x * own_bins + b, ranks.x - above};
-      if (above < ranks.y && ranks.y - above <= own[b]) ends_[1] = {threadIdx.x * own_bins + b, ranks.y - above};
-      above += own[b];
+      for (unsigned b = 0; b < own_bins; ++b) {
+        if (above < ranks.x && ranks.x - above <= own[b]) ends_[0] = {threadIdx.x * own_bins + b, ranks.x - above, own[b]};
+        if (above < ranks.y && ranks.y - above <= own[b]) ends_[1] = {threadIdx.x * own_bins + b, ranks.y - above, own[b]};
+        above += own[b];
+      }
     }
     __syncthreads();
     const rank_bin first = ends_[0], second = ends_[1];
@@ -197,8 +208,39 @@ class list_select {
     std::uint32_t low, high;
   };
   struct rank_bin {
-    std::uint32_t bin, rest;
+    std::uint32_t bin, rest, weight;  // bin of a rank, the rank in it, and what it holds; bin is `bins` where the rank is below all bins
   };
+
+  /// What the bins of each warp hold. Called after a barrier, ends with one.
+  __device__ void sum_bins() {
+    std::uint32_t sum = 0;
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) sum += weights_[threadIdx.x * own_bins + b];
+    sum = __reduce_add_sync(all_lanes, sum);
+    if (threadIdx.x % 32 == 0) of_warp_[threadIdx.x / 32] = sum;
+    __syncthreads();
+  }
+  /// After sum_bins(). Every warp finds it for itself, which takes less time than to wait for one.
+  __device__ rank_bin bin_of(std::uint32_t rank) const {
+    const unsigned lane = threadIdx.x % 32;
+    const std::uint32_t of_lane = lane < warps ? of_warp_[lane] : 0, before = warp_prefix(of_lane);
+    const unsigned warp = __ballot_sync(all_lanes, before < rank && rank - before <= of_lane);
+    if (warp == 0) return {bins, 0, 0};
+    const int which = __ffs(static_cast<int>(warp)) - 1;
+    const unsigned first = (static_cast<unsigned>(which) * 32 + lane) * own_bins;
+    std::uint32_t own[own_bins], sum = 0;
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = weights_[first + b];
+    std::uint32_t above = __shfl_sync(all_lanes, before, which) + warp_prefix(sum);
+    const int owner = __ffs(static_cast<int>(__ballot_sync(all_lanes, above < rank && rank - above <= sum))) - 1;
+    rank_bin at{0, 0, 0};
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) {
+      if (above < rank && rank - above <= own[b]) at = {first + b, rank - above, own[b]};
+      above += own[b];
+    }
+    return {__shfl_sync(all_lanes, at.bin, owner), __shfl_sync(all_lanes, at.rest, owner), __shfl_sync(all_lanes, at.weight, owner)};
+  }
 
   /// The smallest and the largest key. Clears what find_two() needs; ends with a barrier.
   template <unsigned Count>
@@ -211,7 +253,7 @@ class list_select {
     }
 #pragma unroll
     for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
-    if (threadIdx.x == 0) range_ = {0xffffffffu, 0}, ends_[0] = ends_[1] = {bins, 0}, counts_[0] = counts_[1] = 0;
+    if (threadIdx.x == 0) range_ = {0xffffffffu, 0}, ends_[0] = ends_[1] = {bins, 0, 0}, counts_[0] = counts_[1] = 0;
     __syncthreads();
     low = __reduce_min_sync(all_lanes, low);
     high = __reduce_max_sync(all_lanes, high);
@@ -311,7 +353,7 @@ class list_select {
   bool all_equal_;
   key_range range_;   // these are find_two()'s
   rank_bin ends_[2];  // the bin of each rank, and the rank in it
-  std::uint32_t counts_[2], found_[2];
+  std::uint32_t counts_[2], found_[2], of_warp_[warps];
   reduction<std::uint32_t, Threads> prefix_;
 };
 
