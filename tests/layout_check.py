@@ -309,6 +309,8 @@ class tree:
         pages = {path: FENCED.sub("", path.read_text(encoding="utf-8")) for path in kept_files(self.root) if path.suffix == ".md"}
         sections = {path.resolve(): {section_of(title) for title in re.findall(r"^#+ (.+)$", text, re.M)} for path, text in pages.items()}
         for path, text in pages.items():
+            for _, match in self.each_match(re.compile(r"\[[^][]*\n[^][]*\]\([^)\s]+\)"), path, text):
+                self.fault("link", path.relative_to(self.root).as_posix(), f"'{' '.join(match[0].split())}' stands on two lines, which breaks Doxygen's page")
             for link in re.findall(r"\]\(([^)\s]+)\)", text):
                 place, _, section = link.partition("#")
                 target = (path.parent / place).resolve() if place else path.resolve()

@@ -42,6 +42,7 @@ FAULTS = {
     "link to no section": ("link", "README.md", "[what is here](docs/licences.md#what-is-here)\n"),
     "link to a section without its page": ("link", "README.md", "# A title\n\n[above](#a-title)\n"),
     "link to no section of its own": ("link", "README.md", "# A title\n\n[above](#the-title)\n"),
+    "link on two lines": ("link", "README.md", "See [the\nlicences](docs/licences.md).\n"),
     "vague file": ("name", "tests/test_utils.hpp", HEAD),
     "vague folder": ("name", "bench/helpers/scan.cpp", HEAD),
     "unfinished": ("unfinished", "bench/scan.cpp", HEAD + "// TO" "DO later\n"),

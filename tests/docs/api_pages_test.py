@@ -57,6 +57,12 @@ def dead_links(folder):
                 yield f"{page.name}: {target}"
 
 
+def broken_pages(folder):
+    """Markdown pages whose text shows a command of Doxygen: from there on it has taken the page's markup for text."""
+    html = Path(folder) / "html"
+    return [page.name for page in [html / "index.html", *html.glob("md_*.html")] if "@ref " in page.read_text(encoding="utf-8")]
+
+
 class api_pages(unittest.TestCase):
     maxDiff = None
 
@@ -66,6 +72,7 @@ class api_pages(unittest.TestCase):
             self.assertEqual((built.returncode, built.stderr), (0, ""))
             self.assertEqual(list(undescribed(folder)), [])
             self.assertEqual(list(dead_links(folder)), [])
+            self.assertEqual(broken_pages(folder), [])
             front = (Path(folder) / "html/index.html").read_text(encoding="utf-8")
             xml = (Path(folder) / "xml/index.xml").read_text(encoding="utf-8")
             self.assertIn("Quantized KV retrieval", front)
@@ -87,7 +94,7 @@ class api_pages(unittest.TestCase):
             header.write_text(f"// SPDX-License-Identifier: Apache-2.0\n// A file.\n\n/// The library.\nnamespace pqkv {{\n{text}\n}}\n")
             markdown.write_text(f"# A page\n\n{page}\n")
             built = build(folder, f'INPUT = "{header}" "{markdown}"\nUSE_MDFILE_AS_MAINPAGE =\n')
-            return built.returncode, built.stderr, list(undescribed(folder)) + list(dead_links(folder))
+            return built.returncode, built.stderr, list(undescribed(folder)) + list(dead_links(folder)) + broken_pages(folder)
 
     def test_sound_docstrings_pass(self):
         code, said, missing = self.plant("/// Adds.\n///\n/// @param a  [n] float\n/// @cost   nothing\n/// @source a book\nint add(int a);\n"
@@ -105,6 +112,9 @@ class api_pages(unittest.TestCase):
             code, said, _ = self.plant("", f"See [this]({link}).")
             self.assertNotEqual(code, 0, link)
             self.assertIn("nowhere", said)
+        for link, faults in (("[this](planted.md)", 0), ("[this\npage](planted.md)", 1)):
+            _, _, missing = self.plant("", f"See {link}.\n\n**The** end.")
+            self.assertEqual(len(missing), faults, (link, missing))
         _, _, missing = self.plant("", "See [this](../nowhere.sh).")
         self.assertEqual([fault.split(": ")[1] for fault in missing], ["../nowhere.sh"])
 
