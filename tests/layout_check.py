@@ -93,7 +93,7 @@ class tree:
 
     def check(self):
         for rule in (self.sizes, self.first_lines, self.names, self.unfinished, self.mirrored_tests, self.mirrored_backends,
-                     self.same_operations, self.tables_of_pages, self.macros, self.intrinsics, self.quiet, self.include_order, self.standard_headers, self.versions, self.licences,
+                     self.same_operations, self.tables_of_pages, self.entries_of_pages, self.macros, self.intrinsics, self.quiet, self.include_order, self.standard_headers, self.versions, self.licences,
                      self.links, self.root_files):
             rule()
         return self.faults
@@ -179,6 +179,39 @@ class tree:
             for line, match in self.each_match(checks, name, self.text[name]):
                 if Path(name) in self.public and f"`{match[1]}`" not in page["errors"]:
                     self.fault("tables", f"{name}:{line}", f"{match[1]} is not in the table of docs/errors.md")
+
+    def entries_of_pages(self):
+        """The other way round: what the tables name is there. And each public header, family of SIMD kernels and instruction set has a place."""
+        code = "\n".join(self.headers.values())
+        operations, absent = set(re.findall(r"\bkernel<op::(\w+), backend::\w+>", code)), set(re.findall(r"\babsent_on_cuda<op::(\w+)>", code))
+        on_cuda = set(re.findall(r"\bkernel<op::(\w+), backend::cuda>", code)) - absent
+        checks = set(re.findall(r"\bstatus (can_\w+)\(", code))
+        page = {path.stem: path.read_text(encoding="utf-8") for path in (self.root / "docs").glob("*.md")}
+        rows = {name: "\n".join(line for line in text.splitlines() if line.startswith("|")) for name, text in page.items()}
+        for name in re.findall(r"^\| (`op::.*?) \|", rows.get("backends", ""), re.M):
+            for operation in re.findall(r"`op::(\w+)`", name):
+                if operation not in operations:
+                    self.fault("tables", "docs/backends.md", f"no backend has op::{operation}")
+        for name in re.findall(r"`(can_\w+)`", rows.get("errors", "")):
+            if name not in checks:
+                self.fault("tables", "docs/errors.md", f"there is no {name}")
+        columns = re.search(r"runs on `exec::cuda`[^\n]*\n\|-[^\n]*\n\|([^|]*)\|([^|]*)\|", rows.get("policies", ""))
+        runs, lacks = columns.groups() if columns else ("", "")
+        for name in absent.intersection(re.findall(r"`(\w+)`", runs)) | on_cuda.intersection(re.findall(r"`(\w+)`", lacks)):
+            self.fault("tables", "docs/policies.md", f"{name} is in the wrong column: CUDA {'lacks' if name in absent else 'has'} it")
+        for name in re.findall(r"^struct (\w+)[^{]*\{[^\n]*", self.headers.get("include/pqkv/exec/isa.hpp", ""), re.M):
+            if "policies" in page and f"| `isa::{name}` |" not in page["policies"] and name != "at_most":
+                self.fault("tables", "docs/policies.md", f"isa::{name} is not in the table of instruction sets")
+        if "dataflow" not in page:
+            return
+        for path in self.public:
+            name = path.relative_to("include/pqkv").as_posix()
+            if path.parent.name != "scale" and name != "pqkv.hpp" and f"`{name}`" not in rows["dataflow"]:
+                self.fault("tables", path.as_posix(), "is not in the table of docs/dataflow.md")
+        told = re.search(r"`detail/host/simd/`[^(]*\(([^)]*)\)", page["dataflow"])
+        families = {path.parts[5] for path in map(Path, self.headers) if path.parts[2:5] == ("detail", "host", "simd") and len(path.parts) == 7}
+        if families != set(re.split(r",\s+", told[1]) if told else ()):
+            self.fault("tables", "docs/dataflow.md", f"the families of SIMD kernels are {', '.join(sorted(families))}")
 
     def macros(self):
         define = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)", re.M)
