@@ -86,7 +86,7 @@ class api_pages(unittest.TestCase):
                     self.assertIn(f"<name>{header.name}</name>", xml)
             for name in ("pqkv::pqcache", "pqkv::view", "retrieve", "top_k"):
                 self.assertIn(f"<name>{name}</name>", xml)
-            for name in ("checks", "scan_leaf", "avx2.hpp"):  # what detail is made of
+            for name in ("checks", "score_leaf", "avx2.hpp"):  # what detail is made of
                 self.assertNotIn(f"<name>{name}</name>", xml)
 
     def plant(self, text, page=""):

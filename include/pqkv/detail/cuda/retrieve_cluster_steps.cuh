@@ -54,7 +54,7 @@ class cluster_ranking {
   };
 
   static constexpr std::size_t packs_of(unsigned g) { return (g + Pack - 1) / Pack; }
-  /// Of the table's copies; before they are made, of centroids; at the end, of keys.
+  /// Bytes of the memory that first has centroids, then copies of the table, and at the end keys.
   static constexpr std::size_t table_bytes(const block::scoring& call, const Lists& lists, unsigned log_copies) {
     const std::size_t least = std::max(tuning::cluster_copied * sizeof(std::uint32_t), lists.centroid_bytes(call));
     return std::max(least, shared_memory::bytes<block::query_pack<Pack>>((packs_of(call.g) * call.m * call.c) << log_copies));
@@ -114,11 +114,11 @@ class cluster_ranking {
     end_ = tokens_.end - begin_ < share ? tokens_.end : begin_ + share;
     return range_;
   }
-  /// Computes R of each query head.
+  /// Computes the normaliser R of each query head.
   __device__ void normalise(std::uint32_t k) {
     k_ = k;
     sum();
-    if (team_.size() > 1) team_.wait();  // for arrive() at the kernel's beginning: the others' shared memory may be written from here on
+    if (team_.size() > 1) team_.wait();  // all have called arrive() at the kernel's beginning: now their shared memory may be written
     share_totals();
     bool any = false;
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
@@ -191,7 +191,7 @@ class cluster_ranking {
     std::uint64_t marked = std::uint64_t{before.above + (is_high ? 0 : before.at_high) + (is_low ? before.inside : 0)} << 32 |
                            (is_high  ? before.at_high
                             : is_low ? before.at_low
-                                     : 0);  // in earlier CTAs
+                                     : 0);  // how many tokens the CTAs before this one have above the threshold, and equal to it
     if (!is_high && !is_low) {
       limit = threshold_inside(limits, of_lane.inside, all.inside, rest);
       std::uint64_t inside = 0;
@@ -216,7 +216,7 @@ class cluster_ranking {
     __syncthreads();
     const std::uint32_t first = begin_ < tokens_.lead ? 0 : begin_ - tokens_.lead, last = end_ < tokens_.lead ? 0 : end_ - tokens_.lead;
     lookups_.for_scores_slowly(tokens_, begin_, end_, call_.reduction, scorer_.factors(), storing{end_, tokens_.lead, tokens_.end, keys});
-    team_.sync();  // kept tokens, in whose memory the selection is, are no longer read
+    team_.sync();  // no CTA reads kept tokens any more: the selection below uses their memory
     radix_type& radix = *reinterpret_cast<radix_type*>(kept_);
     const auto key_at = [&](std::uint32_t i) { return keys[first + i]; };
     const block::threshold limit = radix.find(team_, last - first, k, key_at, [](std::uint32_t) { return 1u; });
@@ -264,7 +264,7 @@ class cluster_ranking {
     for (unsigned rank = 0; rank < team_.size(); ++rank) z += totals_[rank * call_.g + q];
     return z;
   }
-  /// Normalises the query heads anew that need it, around the best token of the list.
+  /// Recentres the query heads that need it on the best token of the list, and normalises them again.
   __device__ void recentre() {
     const std::uint32_t first = begin_ < tokens_.lead ? 0 : begin_ - tokens_.lead, last = end_ < tokens_.lead ? 0 : end_ - tokens_.lead;
     const block::scored_items own{items_.codes + first, items_.stride, nullptr, last - first, items_.m, items_.bits};
@@ -338,7 +338,7 @@ class cluster_ranking {
   scorer_type scorer_;
   std::uint64_t* totals_;          // [ctas, g] a number of each CTA for each query head
   block::head_numbers* numbers_;   // [g]
-  std::uint32_t *upper_, *lower_;  // [words] bits: above the bracket both; at its high end the first; at its low end the second
+  std::uint32_t *upper_, *lower_;  // [words] two bits a token: both set above the bracket, upper_ at its high end, lower_ at its low end
   lookups_type lookups_;
   uint2* kept_;                       // [kept] key and position; at first the keys of the sample
   block::query_pack<Pack> sample_{};  // products of this thread's first token of the sample, in the first pack
