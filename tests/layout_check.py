@@ -317,6 +317,11 @@ class tree:
             file = self.root / name
             if file.exists() and json.loads(file.read_text(encoding="utf-8"))["version"] != version:
                 self.fault("version", name, f"version differs from include/pqkv/version.hpp ({version})")
+        for name in ("include/pqkv/config.hpp", "docs/integrating.md"):  # names of functions carry it, so that two versions share none
+            path = self.root / name
+            for found in re.findall(r"\bv(\d+_\d+_\d+)(?:_|\b)", path.read_text(encoding="utf-8") if path.is_file() else ""):
+                if found != version.replace(".", "_"):
+                    self.fault("version", name, f"v{found} differs from include/pqkv/version.hpp ({version})")
         citation = self.root / "CITATION.cff"
         if citation.exists() and f"\nversion: {version}\n" not in citation.read_text(encoding="utf-8"):
             self.fault("version", "CITATION.cff", f"version differs from include/pqkv/version.hpp ({version})")

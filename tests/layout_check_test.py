@@ -90,6 +90,7 @@ FAULTS = {
     "file of no licence": ("licence", "docs/picture.svg", "<svg/>"),
     "other version to cite": ("version", "CITATION.cff", "version: 0.2.0\n"),
     "other version of the port": ("version", "ports/pqkv/vcpkg.json", '{"version": "0.2.0"}'),
+    "other version in names": ("version", "include/pqkv/config.hpp", HEAD + "#define PQKV_MODE PQKV_JOINED(v0_2_0, x)\n"),
     "changelog without the version": ("version", "CHANGELOG.md", "1.0.0\n"),
     "no demo": ("files", "examples/demo.sh", None),
 }

@@ -4,7 +4,9 @@
 #include <doctest/doctest.h>
 
 #include <chrono>
+#include <pqkv/version.hpp>
 #include <sstream>
+#include <string>
 
 #include "../cases/sanitized.hpp"
 #include "program.hpp"
@@ -34,8 +36,10 @@ std::string quoted(const std::filesystem::path& path) { return "\"" + path.strin
 
 TEST_CASE("--version is one line on standard output, without a model") {
   const bench tiny;
-  CHECK(tiny.run("--version").out == "minillama of pqkv 0.1.0\n");
-  CHECK(tiny.run("--version", MINILLAMA_ASK_PROGRAM).out == "minillama-ask of pqkv 0.1.0\n");
+  const std::string version =
+      std::to_string(pqkv::version_major) + "." + std::to_string(pqkv::version_minor) + "." + std::to_string(pqkv::version_patch);
+  CHECK(tiny.run("--version").out == "minillama of pqkv " + version + "\n");
+  CHECK(tiny.run("--version", MINILLAMA_ASK_PROGRAM).out == "minillama-ask of pqkv " + version + "\n");
   CHECK(tiny.run("--version").code == 0);
 }
 
