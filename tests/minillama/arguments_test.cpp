@@ -79,6 +79,21 @@ TEST_CASE("a word behind one dash is an unknown option, not a bundle of short on
   CHECK(tiny.generate("--prompt=x --turn -temp -n 3").code == 0);
 }
 
+TEST_CASE("progress is drawn on terminals that can clear a line, and nowhere else") {
+  const bench tiny;
+  if (tiny.shell("script -qec true /dev/null").code != 0) return;  // it gives a program a terminal, where the system has one to give
+  const std::string command = "\"" MINILLAMA_PROGRAM "\" -m " + tiny.path().string() + " -t 1 -p abcdefgh -n 1";
+  const auto on_terminal = [&](const std::string& kind) {
+    const outcome got = tiny.shell("TERM=" + kind + " script -qec '" + command + "' /dev/null </dev/null");
+    CHECK(got.code == 0);
+    CHECK(got.out.find("time to first token") != std::string::npos);
+    return got.out.find("prefill [") != std::string::npos || got.out.find('\x1b') != std::string::npos;
+  };
+  CHECK(on_terminal("xterm"));
+  CHECK_FALSE(on_terminal("dumb"));
+  CHECK(tiny.generate("-p abcdefgh -n 1").err.find("prefill [") == std::string::npos);
+}
+
 TEST_CASE("unknown arguments are named in the order in which they were given") {
   const bench tiny;
   check_refused(tiny.generate("-p a --first 1 --second two"), "unknown arguments: --first 1 --second two");
