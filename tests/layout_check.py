@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Holds the tree against the rules of the house; run as a test. layout_check_test.py plants a fault for each rule.
+"""Holds the tree against the rules of CONTRIBUTING.md; run as a test. layout_check_test.py plants a fault for each rule.
 
     layout_check.py ROOT      prints one line a fault, exits with 1 when there is one
 """
@@ -27,8 +27,8 @@ UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
 FENCED = re.compile(r"^( *)```.*?^\1```", re.M | re.S)
 
 # Includes run one way: a file may include what stands in its own line or above.
-ROOMS = ("config version", "core", "exec", "simd", "quantize", "search", "cache", "merge attention prefill_attention", "selector", "pqcache_state", "pqcache", "preset", "scale", "adapt", "pqkv cuda_extern cuda device_pqcache device_context_parallel")
-RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names.split()}
+ORDER = ("config version", "core", "exec", "simd", "quantize", "search", "cache", "merge attention prefill_attention", "selector", "pqcache_state", "pqcache", "preset", "scale", "adapt", "pqkv cuda_extern cuda device_pqcache device_context_parallel")
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 
 # Names of the standard library and the header that gives each: compilers differ in what their headers bring along.
 STANDARD = {header: re.compile(r"\bstd::(?:" + names + ")") for header, names in {
@@ -235,9 +235,9 @@ class tree:
                 self.fault("quiet", f"{name}:{line}", f"{match[0]}: the library never prints, never exits")
 
     def rank(self, name):
-        """The room of a header, as its place in ROOMS; None for a file that belongs to none."""
+        """The place of a header in ORDER; None for a file that has none."""
         parts = Path(name).relative_to("include/pqkv").parts
-        room = parts[0].split(".")[0]
+        folder = parts[0].split(".")[0]
         if parts[0] == "detail":
             if Path(name).stem == "tuning":  # plain data
                 return RANK["exec"]
@@ -245,14 +245,14 @@ class tree:
                 return RANK["simd"]
             mirrored = self.mirrored(name)
             return self.rank(mirrored.as_posix()) if mirrored else RANK["simd"] if "block" in parts else None
-        return RANK.get(room)
+        return RANK.get(folder)
 
     def include_order(self):
         include = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<(pqkv/[^>]+)>)', re.M)
         graph = {}
         for name, code in self.headers.items():
             if self.rank(name) is None:
-                self.fault("order", name, "stands in no room of the house")
+                self.fault("order", name, "stands in no folder that the order of includes knows")
                 continue
             for line, match in self.each_match(include, name, code):
                 folder = self.root / "include" if match[2] else (self.root / name).parent

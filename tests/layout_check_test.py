@@ -85,7 +85,7 @@ FAULTS = {
     "include of itself": ("order", SCAN, HEAD + '#include "scan.hpp"\n'),
     "standard header of another compiler's header": ("standard", "bench/scan.cpp", HEAD + "#include <string>\nstd::uint32_t x;\n"),
     "standard header by way of none": ("standard", "bench/scan.cpp", HEAD + '#include "gone.hpp"\nauto x = std::min(1, 2);\n'),
-    "file outside the rooms": ("order", "include/pqkv/extras/thing.hpp", HEAD),
+    "file in an unknown folder": ("order", "include/pqkv/extras/thing.hpp", HEAD),
     "other version": ("version", "vcpkg.json", '{"version": "0.2.0"}'),
     "file of no licence": ("licence", "docs/picture.svg", "<svg/>"),
     "other version to cite": ("version", "CITATION.cff", "version: 0.2.0\n"),
