@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Conan 2 recipe: packages the headers, and what a CMake consumer of them needs. `conan create .`
+# Option with_cuda: whether the package has the component cuda (pqkv::cuda). The CUDA toolkit is found by the consumer, not by Conan.
 import os
 import re
 
@@ -15,8 +16,12 @@ class pqkv_recipe(ConanFile):
     name = "pqkv"
     description = "Quantized KV retrieval for long contexts, header-only C++20"
     license = "Apache-2.0"
+    author = "The authors of pqkv"
+    topics = ("llm", "attention", "kv-cache", "product-quantization", "vector-search", "cuda", "header-only")
     package_type = "header-library"
     settings = "os", "arch", "compiler", "build_type"
+    options = {"with_cuda": [True, False]}
+    default_options = {"with_cuda": True}
     exports = "include/pqkv/version.hpp"
     exports_sources = ("include/*", "LICENSE", "cmake/pqkvComponents.cmake", "cmake/pqkvCompiled.cmake", "cmake/compiled/*",
                        "cmake/conan/*")
@@ -35,12 +40,14 @@ class pqkv_recipe(ConanFile):
             raise ConanInvalidConfiguration(f"pqkv needs {name} {least_compilers[name]} or later, got {version}")
 
     def package_id(self):
-        self.info.clear()
+        self.info.settings.clear()  # headers are the same for all; what stays is with_cuda
 
     def package(self):
         copy(self, "LICENSE", self.source_folder, os.path.join(self.package_folder, "licenses"))
         copy(self, "*", os.path.join(self.source_folder, "include"), os.path.join(self.package_folder, "include"))
-        copy(self, "*.cmake", os.path.join(self.source_folder, "cmake"), os.path.join(self.package_folder, "cmake"), keep_path=False)
+        left_out = () if self.options.with_cuda else ("*pqkvCudaTarget.cmake",)
+        copy(self, "*.cmake", os.path.join(self.source_folder, "cmake"), os.path.join(self.package_folder, "cmake"), excludes=left_out,
+             keep_path=False)
         copy(self, "*.cpp", os.path.join(self.source_folder, "cmake", "compiled"), os.path.join(self.package_folder, "cmake", "compiled"))
 
     def package_info(self):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Holds the tree against the rules of the house; run as a test. layout_check_test.py plants a fault for each rule.
+"""Holds the tree against the rules of CONTRIBUTING.md; run as a test. layout_check_test.py plants a fault for each rule.
 
     layout_check.py ROOT      prints one line a fault, exits with 1 when there is one
 """
@@ -27,8 +27,8 @@ UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
 FENCED = re.compile(r"^( *)```.*?^\1```", re.M | re.S)
 
 # Includes run one way: a file may include what stands in its own line or above.
-ROOMS = ("config version", "core", "exec", "simd", "quantize", "search", "cache", "merge attention prefill_attention", "selector", "pqcache_state", "pqcache", "preset", "scale", "adapt", "pqkv cuda_extern cuda device_pqcache device_context_parallel")
-RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names.split()}
+ORDER = ("config version", "core", "exec", "simd", "quantize", "search", "cache", "merge attention prefill_attention", "selector", "pqcache_state", "pqcache", "preset", "scale", "adapt", "pqkv cuda_extern cuda device_pqcache device_context_parallel")
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 
 # Names of the standard library and the header that gives each: compilers differ in what their headers bring along.
 STANDARD = {header: re.compile(r"\bstd::(?:" + names + ")") for header, names in {
@@ -93,7 +93,7 @@ class tree:
 
     def check(self):
         for rule in (self.sizes, self.first_lines, self.names, self.unfinished, self.mirrored_tests, self.mirrored_backends,
-                     self.same_operations, self.tables_of_pages, self.macros, self.intrinsics, self.quiet, self.include_order, self.standard_headers, self.versions, self.licences,
+                     self.same_operations, self.tables_of_pages, self.entries_of_pages, self.macros, self.intrinsics, self.quiet, self.include_order, self.standard_headers, self.versions, self.licences,
                      self.links, self.root_files):
             rule()
         return self.faults
@@ -180,6 +180,39 @@ class tree:
                 if Path(name) in self.public and f"`{match[1]}`" not in page["errors"]:
                     self.fault("tables", f"{name}:{line}", f"{match[1]} is not in the table of docs/errors.md")
 
+    def entries_of_pages(self):
+        """The other way round: what the tables name is there. And each public header, family of SIMD kernels and instruction set has a place."""
+        code = "\n".join(self.headers.values())
+        operations, absent = set(re.findall(r"\bkernel<op::(\w+), backend::\w+>", code)), set(re.findall(r"\babsent_on_cuda<op::(\w+)>", code))
+        on_cuda = set(re.findall(r"\bkernel<op::(\w+), backend::cuda>", code)) - absent
+        checks = set(re.findall(r"\bstatus (can_\w+)\(", code))
+        page = {path.stem: path.read_text(encoding="utf-8") for path in (self.root / "docs").glob("*.md")}
+        rows = {name: "\n".join(line for line in text.splitlines() if line.startswith("|")) for name, text in page.items()}
+        for name in re.findall(r"^\| (`op::.*?) \|", rows.get("backends", ""), re.M):
+            for operation in re.findall(r"`op::(\w+)`", name):
+                if operation not in operations:
+                    self.fault("tables", "docs/backends.md", f"no backend has op::{operation}")
+        for name in re.findall(r"`(can_\w+)`", rows.get("errors", "")):
+            if name not in checks:
+                self.fault("tables", "docs/errors.md", f"there is no {name}")
+        columns = re.search(r"runs on `exec::cuda`[^\n]*\n\|-[^\n]*\n\|([^|]*)\|([^|]*)\|", rows.get("policies", ""))
+        runs, lacks = columns.groups() if columns else ("", "")
+        for name in absent.intersection(re.findall(r"`(\w+)`", runs)) | on_cuda.intersection(re.findall(r"`(\w+)`", lacks)):
+            self.fault("tables", "docs/policies.md", f"{name} is in the wrong column: CUDA {'lacks' if name in absent else 'has'} it")
+        for name in re.findall(r"^struct (\w+)[^{]*\{[^\n]*", self.headers.get("include/pqkv/exec/isa.hpp", ""), re.M):
+            if "policies" in page and f"| `isa::{name}` |" not in page["policies"] and name != "at_most":
+                self.fault("tables", "docs/policies.md", f"isa::{name} is not in the table of instruction sets")
+        if "dataflow" not in page:
+            return
+        for path in self.public:
+            name = path.relative_to("include/pqkv").as_posix()
+            if path.parent.name != "scale" and name != "pqkv.hpp" and f"`{name}`" not in rows["dataflow"]:
+                self.fault("tables", path.as_posix(), "is not in the table of docs/dataflow.md")
+        told = re.search(r"`detail/host/simd/`[^(]*\(([^)]*)\)", page["dataflow"])
+        families = {path.parts[5] for path in map(Path, self.headers) if path.parts[2:5] == ("detail", "host", "simd") and len(path.parts) == 7}
+        if families != set(re.split(r",\s+", told[1]) if told else ()):
+            self.fault("tables", "docs/dataflow.md", f"the families of SIMD kernels are {', '.join(sorted(families))}")
+
     def macros(self):
         define = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)", re.M)
         for name, code in self.headers.items():
@@ -202,9 +235,9 @@ class tree:
                 self.fault("quiet", f"{name}:{line}", f"{match[0]}: the library never prints, never exits")
 
     def rank(self, name):
-        """The room of a header, as its place in ROOMS; None for a file that belongs to none."""
+        """The place of a header in ORDER; None for a file that has none."""
         parts = Path(name).relative_to("include/pqkv").parts
-        room = parts[0].split(".")[0]
+        folder = parts[0].split(".")[0]
         if parts[0] == "detail":
             if Path(name).stem == "tuning":  # plain data
                 return RANK["exec"]
@@ -212,14 +245,14 @@ class tree:
                 return RANK["simd"]
             mirrored = self.mirrored(name)
             return self.rank(mirrored.as_posix()) if mirrored else RANK["simd"] if "block" in parts else None
-        return RANK.get(room)
+        return RANK.get(folder)
 
     def include_order(self):
         include = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<(pqkv/[^>]+)>)', re.M)
         graph = {}
         for name, code in self.headers.items():
             if self.rank(name) is None:
-                self.fault("order", name, "stands in no room of the house")
+                self.fault("order", name, "stands in no folder that the order of includes knows")
                 continue
             for line, match in self.each_match(include, name, code):
                 folder = self.root / "include" if match[2] else (self.root / name).parent
@@ -284,6 +317,11 @@ class tree:
             file = self.root / name
             if file.exists() and json.loads(file.read_text(encoding="utf-8"))["version"] != version:
                 self.fault("version", name, f"version differs from include/pqkv/version.hpp ({version})")
+        for name in ("include/pqkv/config.hpp", "docs/integrating.md"):  # names of functions carry it, so that two versions share none
+            path = self.root / name
+            for found in re.findall(r"\bv(\d+_\d+_\d+)(?:_|\b)", path.read_text(encoding="utf-8") if path.is_file() else ""):
+                if found != version.replace(".", "_"):
+                    self.fault("version", name, f"v{found} differs from include/pqkv/version.hpp ({version})")
         citation = self.root / "CITATION.cff"
         if citation.exists() and f"\nversion: {version}\n" not in citation.read_text(encoding="utf-8"):
             self.fault("version", "CITATION.cff", f"version differs from include/pqkv/version.hpp ({version})")
@@ -309,6 +347,8 @@ class tree:
         pages = {path: FENCED.sub("", path.read_text(encoding="utf-8")) for path in kept_files(self.root) if path.suffix == ".md"}
         sections = {path.resolve(): {section_of(title) for title in re.findall(r"^#+ (.+)$", text, re.M)} for path, text in pages.items()}
         for path, text in pages.items():
+            for _, match in self.each_match(re.compile(r"\[[^][]*\n[^][]*\]\([^)\s]+\)"), path, text):
+                self.fault("link", path.relative_to(self.root).as_posix(), f"'{' '.join(match[0].split())}' stands on two lines, which breaks Doxygen's page")
             for link in re.findall(r"\]\(([^)\s]+)\)", text):
                 place, _, section = link.partition("#")
                 target = (path.parent / place).resolve() if place else path.resolve()

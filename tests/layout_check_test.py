@@ -25,11 +25,15 @@ CLEAN = {
     "include/pqkv/detail/host/scan.hpp": HEAD + '#include "../../search/scan.hpp"\n#include "simd/scores/avx2.hpp"\n',
     "include/pqkv/pqkv.hpp": HEAD + '#include "search/scan.hpp"\n#include "detail/host/scan.hpp"\n',
     "include/pqkv/adapt/thrust.hpp": HEAD + '#include "../core/view.hpp"\n', "tests/unit/thrust_test.cpp": HEAD,
-    "include/pqkv/detail/cuda/scan_part.cuh": HEAD + '#include "../../search/scan.hpp"\n',
+    "include/pqkv/detail/cuda/scan_part.cuh": HEAD + '#include "../../search/scan.hpp"\ntemplate <>\nstruct kernel<op::store_rows, backend::cuda> {};\n',
+    "include/pqkv/exec/isa.hpp": HEAD + "struct avx9 {};  // an instruction set\n", "tests/unit/isa_test.cpp": HEAD,
+    "docs/backends.md": "| `op::store_rows` |\n",
     "tests/unit/view_test.cpp": HEAD, "tests/unit/host_test.cpp": HEAD, "tests/unit/scan_test.cpp": HEAD,
     "tests/unit/selector_pq_test.cpp": HEAD,
 }
 SCAN = "include/pqkv/search/scan.hpp"
+ALL_HEADERS = "".join(f"| `{name.removeprefix('include/pqkv/')}` |\n" for name in CLEAN if name.startswith("include/pqkv/"))
+COLUMNS = "| `isa::avx9` |\n| runs on `exec::cuda` | does not yet |\n|---|---|\n| `top_k` | `store_rows` |\n"
 
 # name of the case: (rule, file, its new text or None to remove it)
 FAULTS = {
@@ -42,6 +46,7 @@ FAULTS = {
     "link to no section": ("link", "README.md", "[what is here](docs/licences.md#what-is-here)\n"),
     "link to a section without its page": ("link", "README.md", "# A title\n\n[above](#a-title)\n"),
     "link to no section of its own": ("link", "README.md", "# A title\n\n[above](#the-title)\n"),
+    "link on two lines": ("link", "README.md", "See [the\nlicences](docs/licences.md).\n"),
     "vague file": ("name", "tests/test_utils.hpp", HEAD),
     "vague folder": ("name", "bench/helpers/scan.cpp", HEAD),
     "unfinished": ("unfinished", "bench/scan.cpp", HEAD + "// TO" "DO later\n"),
@@ -61,6 +66,12 @@ FAULTS = {
                               HEAD + "template <>\nstruct kernel<op::scan, backend::host> {};\n"),
     "operation that CUDA lacks in no table": ("tables", SCAN, HEAD + "struct kernel<op::scan, backend::cuda> : absent_on_cuda<op::scan> {};\n"),
     "check in no table": ("tables", SCAN, HEAD + "/// The checks of scan().\ntemplate <class T>\nconstexpr status can_scan(T x) noexcept;\n"),
+    "operation of a page that no backend has": ("tables", "docs/backends.md", "| `op::gone` | `search/scan.hpp` |\n"),
+    "check of a page that is none": ("tables", "docs/errors.md", "| `scan` | `can_gone` |\n"),
+    "header in no page": ("tables", "docs/dataflow.md", "SIMD kernels in `detail/host/simd/` (scores)\n"),
+    "family of kernels in no page": ("tables", "docs/dataflow.md", ALL_HEADERS + "SIMD kernels in `detail/host/simd/` (scores, rows)\n"),
+    "instruction set in no page": ("tables", "docs/policies.md", "| `isa::scalar` |\n"),
+    "operation in the wrong column": ("tables", "docs/policies.md", COLUMNS),
     "macro without prefix": ("macro", "include/pqkv/config.hpp", HEAD + "#define HD\n"),
     "macro elsewhere": ("macro", SCAN, HEAD + "# define PQKV_SCAN 1\n"),
     "intrinsic elsewhere": ("intrinsics", SCAN, HEAD + "auto x = _mm256_setzero_ps();\n"),
@@ -74,11 +85,12 @@ FAULTS = {
     "include of itself": ("order", SCAN, HEAD + '#include "scan.hpp"\n'),
     "standard header of another compiler's header": ("standard", "bench/scan.cpp", HEAD + "#include <string>\nstd::uint32_t x;\n"),
     "standard header by way of none": ("standard", "bench/scan.cpp", HEAD + '#include "gone.hpp"\nauto x = std::min(1, 2);\n'),
-    "file outside the rooms": ("order", "include/pqkv/extras/thing.hpp", HEAD),
+    "file in an unknown folder": ("order", "include/pqkv/extras/thing.hpp", HEAD),
     "other version": ("version", "vcpkg.json", '{"version": "0.2.0"}'),
     "file of no licence": ("licence", "docs/picture.svg", "<svg/>"),
     "other version to cite": ("version", "CITATION.cff", "version: 0.2.0\n"),
     "other version of the port": ("version", "ports/pqkv/vcpkg.json", '{"version": "0.2.0"}'),
+    "other version in names": ("version", "include/pqkv/config.hpp", HEAD + "#define PQKV_MODE PQKV_JOINED(v0_2_0, x)\n"),
     "changelog without the version": ("version", "CHANGELOG.md", "1.0.0\n"),
     "no demo": ("files", "examples/demo.sh", None),
 }

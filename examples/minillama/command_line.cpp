@@ -8,13 +8,19 @@
 #include <cerrno>
 #include <charconv>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <memory>
+#include <numeric>
 #include <pqkv/version.hpp>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "help_format.hpp"
 
@@ -22,6 +28,21 @@ namespace minillama {
 namespace {
 
 constexpr char clear_line[] = "\r\x1b[K";
+
+/// What is wrong with the text of a whole number, or nothing.
+std::string refused_number(const std::string& text, std::uint64_t least, std::uint64_t most) {
+  std::uint64_t value = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  if (error == std::errc() && stop == end && value >= least && value <= most) return "";
+  return "expected a whole number, " + std::to_string(least) + " to " + std::to_string(most) + ", got " + text;
+}
+
+/// Whether stderr is a terminal that clears a line when it is told so.
+bool has_clearing_terminal() {
+  const char* const kind = std::getenv("TERM");
+  return ::isatty(STDERR_FILENO) == 1 && kind != nullptr && std::string_view(kind) != "dumb";
+}
 
 volatile std::sig_atomic_t is_noted = 0;
 
@@ -43,6 +64,53 @@ int bad_input(const CLI::App& arguments, const std::string& what) {
   return 2;
 }
 
+/// An option of llama.cpp or llama2.c, and what does the same here.
+struct foreign_option {
+  std::string_view name, ours;
+};
+constexpr foreign_option foreign_options[] = {{"--n-predict", "--tokens"},
+                                              {"--predict", "--tokens"},
+                                              {"--ctx-size", "--context"},
+                                              {"-s", "--seed"},
+                                              {"-ngl", "--device cuda"},
+                                              {"--n-gpu-layers", "--device cuda"},
+                                              {"--gpu-layers", "--device cuda"},
+                                              {"-dev", "--device"},
+                                              {"--temperature", "--temp"},
+                                              {"-i", "--prompt"},
+                                              {"-z", "--tokenizer"}};
+
+/// How many letters must be put in, taken out or replaced to make one word of the other.
+std::size_t letters_between(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t before = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t replaced = before + (a[i] != b[j]);
+      before = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+/// "; perhaps --tokens is meant" for an option that is not known, or nothing where no option comes near.
+std::string perhaps_meant(const CLI::App& arguments, std::string_view unknown) {
+  if (!unknown.starts_with('-')) return "";
+  unknown = unknown.substr(0, unknown.find('='));
+  const auto sentence = [](const std::string& meant) { return "; perhaps " + meant + " is meant"; };
+  for (const auto& [name, ours] : foreign_options)
+    if (name == unknown && arguments.get_option_no_throw(std::string(ours.substr(0, ours.find(' '))))) return sentence(std::string(ours));
+  std::string spelled = (unknown.starts_with("--") ? "" : "-") + std::string(unknown), nearest;
+  std::replace(spelled.begin(), spelled.end(), '_', '-');
+  std::size_t letters = spelled.size() < 6 ? 1 : 3;  // so many make another word
+  for (const CLI::Option* option : arguments.get_options())
+    for (const std::string& name : option->get_lnames())
+      if (const std::size_t apart = letters_between(spelled, "--" + name); apart < letters) letters = apart, nearest = "--" + name;
+  return nearest.empty() ? "" : sentence(nearest);
+}
+
 /// Refuses -temp and the like, which CLI11 would read as -t with the value "emp". What stands behind an option that takes a value is that
 /// value, whatever it looks like.
 void refuse_words_of_one_dash(const CLI::App& arguments, int argc, char** argv) {
@@ -57,10 +125,7 @@ void refuse_words_of_one_dash(const CLI::App& arguments, int argc, char** argv) 
     const bool has_value = name_size < argument.size();
     if (!is_long && has_value) {
       const bool is_number = argument.find_first_not_of("0123456789", name_size) == std::string_view::npos;
-      const std::string longer = "-" + std::string(argument);
-      const bool is_meant = arguments.get_option_no_throw(longer) != nullptr;
-      if (!takes_value || !is_number)
-        throw usage_error(std::string(argument), "unknown option" + (is_meant ? "; perhaps " + longer + " is meant" : ""));
+      if (!takes_value || !is_number) throw usage_error(std::string(argument), "unknown option" + perhaps_meant(arguments, argument));
     }
     if (takes_value && !has_value) ++i;
   }
@@ -69,16 +134,24 @@ void refuse_words_of_one_dash(const CLI::App& arguments, int argc, char** argv) 
 void refuse_extras(const CLI::App& arguments) {
   const std::vector<std::string> unknown = arguments.remaining();
   if (unknown.empty()) return;
-  std::string all;
-  for (const std::string& one : unknown) all += " " + one;
-  throw std::invalid_argument((unknown.size() == 1 ? "unknown argument:" : "unknown arguments:") + all);
+  std::string all, meant;
+  for (const std::string& one : unknown) {
+    all += " " + one;
+    if (meant.empty()) meant = perhaps_meant(arguments, one);
+  }
+  throw std::invalid_argument((unknown.size() == 1 ? "unknown argument:" : "unknown arguments:") + all + meant);
 }
 
 int parse_and_run(CLI::App& arguments, int argc, char** argv, const std::function<int()>& body) {
   int code = 0;
   try {
     refuse_words_of_one_dash(arguments, argc, argv);
-    arguments.parse(argc, argv);
+    try {
+      arguments.parse(argc, argv);
+    } catch (const CLI::RequiredError&) {
+      refuse_extras(arguments);  // a required option may be there, misspelled
+      throw;
+    }
     refuse_extras(arguments);
     code = body();
   } catch (const CLI::CallForHelp&) {
@@ -94,16 +167,17 @@ int parse_and_run(CLI::App& arguments, int argc, char** argv, const std::functio
 
 }  // namespace
 
+CLI::Validator count_range(std::size_t least, std::size_t most) {
+  const std::string from = std::to_string(least);
+  return CLI::Validator([least, most](const std::string& text) { return refused_number(text, least, most); },
+                        most != std::size_t{1} << 31 ? from + " to " + std::to_string(most)
+                        : least != 0                 ? from + " or more"
+                                                     : "");
+}
+
 CLI::Validator seed_number() {
-  return CLI::Validator(
-      [](const std::string& text) {
-        std::uint64_t value = 0;
-        const char* const end = text.data() + text.size();
-        const auto [stop, error] = std::from_chars(text.data(), end, value);
-        if (error == std::errc() && stop == end) return std::string();
-        return "expected a whole number, 0 to 18446744073709551615, got " + text;
-      },
-      "0 to 2^64 - 1");
+  return CLI::Validator([](const std::string& text) { return refused_number(text, 0, std::numeric_limits<std::uint64_t>::max()); },
+                        "0 to 2^64 - 1");
 }
 
 int run_program(CLI::App& arguments, int argc, char** argv, const std::function<int()>& body) {
@@ -179,7 +253,7 @@ interrupt_watch::interrupt_watch() : handler_([](int) { is_noted = 1; }) { is_no
 
 bool interrupt_watch::is_interrupted() noexcept { return is_noted != 0; }
 
-progress_bar::progress_bar(std::string label) : label_(std::move(label)), terminal_(::isatty(STDERR_FILENO) == 1) {
+progress_bar::progress_bar(std::string label) : label_(std::move(label)), terminal_(has_clearing_terminal()) {
   if (terminal_) clearing_.emplace(clear_line_and_end);
 }
 

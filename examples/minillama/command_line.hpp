@@ -24,12 +24,7 @@ struct usage_error : std::runtime_error {
 
 /// Check of options that count something: CLI11 alone would take -3 for a very large number. The help shows a lower bound if it is not 0,
 /// and an upper one if it was given.
-inline CLI::Validator count_range(std::size_t least = 0, std::size_t most = std::size_t{1} << 31) {
-  CLI::Validator check = CLI::Range(least, most);
-  const std::string from = std::to_string(least);
-  check.description(most != std::size_t{1} << 31 ? from + " to " + std::to_string(most) : least != 0 ? from + " or more" : "");
-  return check;
-}
+CLI::Validator count_range(std::size_t least = 0, std::size_t most = std::size_t{1} << 31);
 
 /// Check of a seed: a whole number of 64 bits.
 CLI::Validator seed_number();
@@ -51,7 +46,8 @@ CLI::Validator one_of(const std::map<std::string, T>& names, const std::string& 
 
 /// Parses the arguments, --version among them, and runs the program. Everything that goes wrong ends in one line on stderr,
 /// "<program>: <what>". A word behind a single dash is no option, and no bundle of options of one letter: -temp is refused. A number may
-/// stand at such an option: -n20.
+/// stand at such an option: -n20. Of an option that is not known, the message names the one that is probably meant: one that is spelled
+/// nearly so, or the one that does here what it does in llama.cpp or llama2.c.
 ///
 /// @returns the exit code: what `body` returns, 0 after --help and --version, 2 after bad input or when standard output cannot be written
 int run_program(CLI::App& arguments, int argc, char** argv, const std::function<int()>& body);
@@ -98,7 +94,8 @@ struct interrupted : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Prints "label [#####     ] 52 %" on stderr, over itself, when stderr is a terminal; otherwise nothing. Ctrl-C clears the line too.
+/// Prints "label [#####     ] 52 %" on stderr, over itself, when stderr is a terminal that can clear a line (TERM is not
+/// "dumb"); otherwise nothing. Ctrl-C clears the line too.
 class progress_bar {
  public:
   explicit progress_bar(std::string label);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <thread>
 
@@ -51,6 +52,12 @@ void declare_prompt(CLI::App& app, options& o) {
 void declare_sampling(CLI::App& app, options& o) {
   const char* group = "Text that is generated";
   app.add_option("-n,--tokens", o.tokens, "tokens of a reply at most; the model's end token ends earlier")
+      ->check(CLI::Validator(
+          [](const std::string& text) {
+            const bool is_file = text.find_first_not_of("0123456789") != std::string::npos && std::filesystem::is_regular_file(text);
+            return is_file ? "expected a number, got the file " + text + "; --token-ids takes a file" : std::string();
+          },
+          ""))
       ->check(count_range())
       ->capture_default_str()
       ->group(group);

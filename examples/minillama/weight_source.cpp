@@ -11,7 +11,9 @@ namespace minillama {
 namespace {
 
 bool is_file(const std::filesystem::path& path) {
-  if (std::filesystem::exists(path) && !std::filesystem::is_directory(path) && !std::filesystem::is_regular_file(path))
+  if (!std::filesystem::exists(path))
+    throw load_error(path.string(), "does not exist; a model is a directory with a config.json, or a file in llama2.c's format");
+  if (!std::filesystem::is_directory(path) && !std::filesystem::is_regular_file(path))
     throw load_error(path.string(), "is neither a file nor a directory");
   return std::filesystem::is_regular_file(path);
 }

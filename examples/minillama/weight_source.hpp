@@ -57,6 +57,7 @@ struct checkpoint {
 checkpoint open_checkpoint(const std::filesystem::path& path);
 
 /// Whether there is a file of weights: a directory may hold config.json alone, which tells the shape.
+/// @throws load_error when there is neither a file nor a directory
 bool has_weights(const std::filesystem::path& path);
 
 }  // namespace minillama

@@ -57,6 +57,13 @@ def dead_links(folder):
                 yield f"{page.name}: {target}"
 
 
+def broken_pages(folder):
+    """Markdown pages with a link whose text Doxygen has cut at a line's end: the rest stands behind it, and markup after it as text."""
+    html = Path(folder) / "html"
+    return [page.name for page in [html / "index.html", *html.glob("md_*.html")]
+            if re.search(r'</a>\w[^<"]*"|@ref ', page.read_text(encoding="utf-8"))]
+
+
 class api_pages(unittest.TestCase):
     maxDiff = None
 
@@ -66,6 +73,7 @@ class api_pages(unittest.TestCase):
             self.assertEqual((built.returncode, built.stderr), (0, ""))
             self.assertEqual(list(undescribed(folder)), [])
             self.assertEqual(list(dead_links(folder)), [])
+            self.assertEqual(broken_pages(folder), [])
             front = (Path(folder) / "html/index.html").read_text(encoding="utf-8")
             xml = (Path(folder) / "xml/index.xml").read_text(encoding="utf-8")
             self.assertIn("Quantized KV retrieval", front)
@@ -78,7 +86,9 @@ class api_pages(unittest.TestCase):
                     self.assertIn(f"<name>{header.name}</name>", xml)
             for name in ("pqkv::pqcache", "pqkv::view", "retrieve", "top_k"):
                 self.assertIn(f"<name>{name}</name>", xml)
-            for name in ("checks", "scan_leaf", "avx2.hpp"):  # what detail is made of
+            detail = [(header.name, header.read_text(encoding="utf-8")) for header in (Path(root) / "include/pqkv/detail").rglob("*.hpp")]
+            for name in ("score_leaf", "group_scorer", "avx2.hpp"):  # what detail is made of
+                self.assertTrue(any(name == file or f"struct {name}" in text or f"class {name}" in text for file, text in detail), name)
                 self.assertNotIn(f"<name>{name}</name>", xml)
 
     def plant(self, text, page=""):
@@ -87,7 +97,7 @@ class api_pages(unittest.TestCase):
             header.write_text(f"// SPDX-License-Identifier: Apache-2.0\n// A file.\n\n/// The library.\nnamespace pqkv {{\n{text}\n}}\n")
             markdown.write_text(f"# A page\n\n{page}\n")
             built = build(folder, f'INPUT = "{header}" "{markdown}"\nUSE_MDFILE_AS_MAINPAGE =\n')
-            return built.returncode, built.stderr, list(undescribed(folder)) + list(dead_links(folder))
+            return built.returncode, built.stderr, list(undescribed(folder)) + list(dead_links(folder)) + broken_pages(folder)
 
     def test_sound_docstrings_pass(self):
         code, said, missing = self.plant("/// Adds.\n///\n/// @param a  [n] float\n/// @cost   nothing\n/// @source a book\nint add(int a);\n"
@@ -105,6 +115,9 @@ class api_pages(unittest.TestCase):
             code, said, _ = self.plant("", f"See [this]({link}).")
             self.assertNotEqual(code, 0, link)
             self.assertIn("nowhere", said)
+        for link, faults in (("[this](planted.md)", 0), ("[this\npage](planted.md)", 1)):
+            _, _, missing = self.plant("", f"See {link}.\n\n**The** end.")
+            self.assertEqual(len(missing), faults, (link, missing))
         _, _, missing = self.plant("", "See [this](../nowhere.sh).")
         self.assertEqual([fault.split(": ")[1] for fault in missing], ["../nowhere.sh"])
 

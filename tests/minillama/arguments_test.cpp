@@ -4,7 +4,9 @@
 #include <doctest/doctest.h>
 
 #include <chrono>
+#include <pqkv/version.hpp>
 #include <sstream>
+#include <string>
 
 #include "../cases/sanitized.hpp"
 #include "program.hpp"
@@ -34,8 +36,10 @@ std::string quoted(const std::filesystem::path& path) { return "\"" + path.strin
 
 TEST_CASE("--version is one line on standard output, without a model") {
   const bench tiny;
-  CHECK(tiny.run("--version").out == "minillama of pqkv 0.1.0\n");
-  CHECK(tiny.run("--version", MINILLAMA_ASK_PROGRAM).out == "minillama-ask of pqkv 0.1.0\n");
+  const std::string version =
+      std::to_string(pqkv::version_major) + "." + std::to_string(pqkv::version_minor) + "." + std::to_string(pqkv::version_patch);
+  CHECK(tiny.run("--version").out == "minillama of pqkv " + version + "\n");
+  CHECK(tiny.run("--version", MINILLAMA_ASK_PROGRAM).out == "minillama-ask of pqkv " + version + "\n");
   CHECK(tiny.run("--version").code == 0);
 }
 
@@ -59,7 +63,7 @@ TEST_CASE("--help has at most 80 columns where standard output is no terminal, a
 TEST_CASE("a word behind one dash is an unknown option, not a bundle of short ones") {
   const bench tiny;
   check_refused(tiny.generate("-p a -temp 0.5"), "-temp: unknown option; perhaps --temp is meant");
-  check_refused(tiny.generate("-p a -ngl 99"), "-ngl: unknown option");
+  check_refused(tiny.generate("-p a -ngl 99"), "-ngl: unknown option; perhaps --device cuda is meant");
   check_refused(tiny.generate("-p a -no-cnv"), "-no-cnv: unknown option");
   check_refused(tiny.generate("-prompt a"), "-prompt: unknown option; perhaps --prompt is meant");
   check_refused(tiny.run("-model x", MINILLAMA_ASK_PROGRAM), "-model: unknown option; perhaps --model is meant", ask_name);
@@ -75,11 +79,55 @@ TEST_CASE("a word behind one dash is an unknown option, not a bundle of short on
   CHECK(tiny.generate("--prompt=x --turn -temp -n 3").code == 0);
 }
 
+TEST_CASE("progress is drawn on terminals that can clear a line, and nowhere else") {
+  const bench tiny;
+  if (tiny.shell("script -qec true /dev/null").code != 0) return;  // it gives a program a terminal, where the system has one to give
+  const std::string command = "\"" MINILLAMA_PROGRAM "\" -m " + tiny.path().string() + " -t 1 -p abcdefgh -n 1";
+  const auto on_terminal = [&](const std::string& kind) {
+    const outcome got = tiny.shell("TERM=" + kind + " script -qec '" + command + "' /dev/null </dev/null");
+    CHECK(got.code == 0);
+    CHECK(got.out.find("time to first token") != std::string::npos);
+    return got.out.find("prefill [") != std::string::npos || got.out.find('\x1b') != std::string::npos;
+  };
+  CHECK(on_terminal("xterm"));
+  CHECK_FALSE(on_terminal("dumb"));
+  CHECK(tiny.generate("-p abcdefgh -n 1").err.find("prefill [") == std::string::npos);
+}
+
 TEST_CASE("unknown arguments are named in the order in which they were given") {
   const bench tiny;
   check_refused(tiny.generate("-p a --first 1 --second two"), "unknown arguments: --first 1 --second two");
   check_refused(tiny.generate("-p a --only"), "unknown argument: --only");
   check_refused(tiny.run("-m x one two", MINILLAMA_ASK_PROGRAM), "unknown arguments: one two", ask_name);
+}
+
+TEST_CASE("an unknown option's message names the one that is probably meant, and comes before what is missing") {
+  const bench tiny;
+  const auto ends_with = [&](const std::string& given, const std::string& end, const char* program = MINILLAMA_PROGRAM) {
+    const outcome got = tiny.run(given, program);
+    CHECK(got.code == 2);
+    CHECK_MESSAGE(got.err.ends_with(end + "\n"), got.err);
+  };
+  ends_with("--hlep", "unknown argument: --hlep; perhaps --help is meant");
+  ends_with("--modle x", "unknown arguments: --modle x; perhaps --model is meant");
+  ends_with("-m x --n-predict 5", "unknown arguments: --n-predict 5; perhaps --tokens is meant");
+  ends_with("-m x --ctx-size=512", "unknown argument: --ctx-size=512; perhaps --context is meant");
+  ends_with("-m x --n-gpu-layers 9", "unknown arguments: --n-gpu-layers 9; perhaps --device cuda is meant");
+  ends_with("-m x -s 3", "unknown arguments: -s 3; perhaps --seed is meant");
+  ends_with("-m x --top_p 1", "unknown arguments: --top_p 1; perhaps --top-p is meant");
+  ends_with("-m x --repeat-penalty 1", "unknown arguments: --repeat-penalty 1");  // nothing like it is here
+  ends_with("-m x word", "unknown argument: word");
+  ends_with("-m x --n-predict 5", "unknown arguments: --n-predict 5", MINILLAMA_ASK_PROGRAM);
+  ends_with("-m x --question 5", "unknown arguments: --question 5; perhaps --questions is meant", MINILLAMA_ASK_PROGRAM);
+}
+
+TEST_CASE("a count that is none, and a file in its place") {
+  const bench tiny;
+  check_refused(tiny.generate("-p a -n -1"), "--tokens: expected a whole number, 0 to 2147483648, got -1");
+  check_refused(tiny.generate("-p a -c 0"), "--context: expected a whole number, 1 to 2147483648, got 0");
+  check_refused(tiny.generate("-p a -t 1025"), "--threads: expected a whole number, 1 to 1024, got 1025");
+  write_text(tiny.path() / "ids", "1 2 3");
+  check_refused(tiny.generate("--tokens " + quoted(tiny.path() / "ids")), "ids; --token-ids takes a file");
 }
 
 TEST_CASE("names are names: the number behind one is refused") {

@@ -129,7 +129,7 @@ TEST_CASE("options that make no sense are refused by name") {
 TEST_CASE("a model directory with anything missing or wrong in it is refused by file and key") {
   const bench tiny;
   const auto config_file = tiny.path() / "config.json", weights_file = tiny.path() / "model.safetensors";
-  check_refused(tiny.run("-m /nowhere -p a"), "/nowhere/config.json: cannot be opened");
+  check_refused(tiny.run("-m /nowhere -p a"), "/nowhere: does not exist; a model is a directory with a config.json, or");
 
   for (const char* key : {"architectures", "hidden_size", "vocab_size"}) {
     nlohmann::json config = config_of(tiny.shape());

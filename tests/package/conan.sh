@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Makes the Conan package as a user does and builds consumers on it: with CMakeToolchain, by the profile that `conan profile detect`
-# writes, and with CMakeDeps alone. Versions and components are refused as CMake's own package refuses them. Not a part of CI: it
-# installs Conan from the package index, into a folder that goes away.
+# writes, and with CMakeDeps alone. Versions and components are refused as CMake's own package refuses them. Then a package without the
+# component cuda. Not a part of CI: it installs Conan from the package index, into a folder that goes away.
 #
 #   tests/package/conan.sh
 set -euo pipefail
@@ -62,3 +62,13 @@ if toolkit=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null); then
 else
   echo "conan: component cuda with a toolkit: no nvcc found, left out"
 fi
+
+# A package without the component says so, and has pqkv::pqkv all the same.
+quietly "conan create without CUDA" conan create "$work/source" -o "pqkv/*:with_cuda=False" --test-folder=""
+quietly "conan install without CUDA" conan install --requires="pqkv/$version" -o "pqkv/*:with_cuda=False" -g CMakeDeps -of "$work/without"
+without=(-DCMAKE_PREFIX_PATH="$work/without" -DCMAKE_BUILD_TYPE=Release)
+[ "$(asked "${without[@]}" -DWANTED_COMPONENT=host)" = taken ] || { cat "$work/log"; fail "with_cuda=False: no pqkv::pqkv"; }
+[ "$(asked "${without[@]}" -DWANTED_COMPONENT=cuda)" = refused ] || { cat "$work/log"; fail "with_cuda=False: component cuda was found"; }
+tr -s ' \n' ' ' <"$work/log" | grep -qF "component 'cuda' was left out when this package was made" ||
+  { cat "$work/log"; fail "with_cuda=False: component cuda is refused without a sentence"; }
+echo "conan: with_cuda=False: component cuda is refused, pqkv::pqkv is there"

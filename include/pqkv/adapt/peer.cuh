@@ -3,8 +3,8 @@
 // kernels write their messages straight into the other devices' memory, raise a flag behind them, and wait for the flags of the others: a
 // decode step has no kernel that only carries messages. Opt-in. Not between hosts: see adapt/nccl.cuh.
 //
-// Better a process for each rank than a thread: a call that allocates or frees memory may wait for another thread's device, whose kernels
-// wait for a message that this thread has not sent yet.
+// Run each rank in a process of its own rather than in a thread. A call that allocates or frees memory may wait for the device of another
+// thread; if that device's kernels wait for a message which this thread has not sent yet, neither goes on.
 //
 // A message has parts, each written and awaited by one CTA, and two places in every rank's memory, which take turns. A rank reuses a place
 // only for the message after next. By then it has received the other ranks' answers to the message between, which each sent after reading
@@ -45,7 +45,7 @@ struct peer_mail {
   std::uint64_t limit_ns;
   std::size_t words;  // of a message
   unsigned parts, ranks, rank;
-  bool advances = true;  // whether this exchange numbers the messages, or another one of the same parts that always comes later
+  bool advances = true;  // whether this exchange counts the messages; otherwise a later exchange of the same step does
 
   /// The same exchange, numbered by another one, which follows it in every step.
   peer_mail before(const peer_mail& later) const {
@@ -60,7 +60,7 @@ struct peer_mail {
   __device__ peer_message open(unsigned part, std::uint32_t number) const;
 };
 
-/// One part of one message. It refers to the exchange: a copy of that, in every thread, would be in local memory.
+/// One part of one message. It holds a reference to the exchange, since a copy in every thread would be in local memory, which is slow.
 class peer_message {
  public:
   static constexpr bool travels_in_kernels = true;
@@ -216,8 +216,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(512) peer_exchange_kernel(const __
 }
 }  // namespace detail
 
-/// One rank's communicator, used where the rank's device is current. Copies share their memory, which must last until all ranks' steps are
-/// done.
+/// One rank's communicator. The rank's device must be the current one in every call. Copies share their memory, which must last until the
+/// steps of all ranks are done.
 class peer_ranks {
  public:
   using kernel_mail = peer_mail;
@@ -225,7 +225,8 @@ class peer_ranks {
   static constexpr std::size_t least_bytes = std::size_t{4} << 20;
 
   /// Takes memory of the current device, and tells the other ranks where it is.
-  /// @param meeting  a communicator of host memory, with one rank for each of these: mpi_ranks, or in_process for threads. Used here alone
+  /// @param meeting  a communicator of host memory, with one rank for each of these: mpi_ranks, or in_process for threads. This
+  ///                 constructor alone uses it
   /// @param bytes    for mail, a quarter of it for these three collectives; for each list of a query token a cache takes about
   ///                 32 * ranks * (k + cells / 2), with the most k of its capacity and the cells of its joint-code index, or 0; without
   ///                 an index up to 16 * ranks * (30000 + 100 * query heads of the list) more (scale::token_message)

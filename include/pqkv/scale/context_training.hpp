@@ -104,7 +104,7 @@ class context_training : public context_state<Rows, Communicator> {
   }
 
   /// Trains a slot's codebooks on the keys of all ranks, encodes and counts this rank's middle. Ends with a vote.
-  /// @return how the slot is to be settled
+  /// @return what is to be written to the slot when all ranks agree
   template <class P>
   settled_prompt<space::host> learn(const P& policy, agreement& agreed, std::size_t slot, const sequence& now) {
     const middle_range middle = now.middle(rule_);

@@ -202,7 +202,7 @@ class pq_index {
   /// @param ranges   [rows * h]
   /// @param indices  [lists, k_max] int32, written as by retrieve()
   /// @param counts   [lists] uint32, written
-  /// @param attended  [rows * hq], or empty: sums over the unranked tokens that each query attends to (retrieve()); not with a second stage
+  /// @param attended [rows * hq], or empty: sums over the unranked tokens that each query attends to (retrieve()); not with a second stage
   template <exec::policy P>
   void rank(const P& policy, pqkv::view<const float, 2, Space> query, const head_map<Space>& map,
             pqkv::view<const middle_range, 1, Space> ranges, pqkv::view<std::int32_t, 2, Space> indices,

@@ -15,7 +15,7 @@ struct launcher {
   cudaStream_t stream;
   const char* function;  // the public function, named in errors
 
-  launcher(const exec::cuda& policy, const char* door) : stream(static_cast<cudaStream_t>(policy.stream)), function(door) {}
+  launcher(const exec::cuda& policy, const char* name) : stream(static_cast<cudaStream_t>(policy.stream)), function(name) {}
 
   /// Whether the code that will run was compiled for 9.0 or later. A Hopper device can compile PTX for older devices, but such code has
   /// neither clusters nor the wait of block::wait_for_last_kernel().

@@ -65,7 +65,7 @@ class cluster_ranking {
   };
 
   static constexpr std::size_t packs_of(unsigned g) { return (g + Pack - 1) / Pack; }
-  /// Of the table's copies; before they are made, of centroids; at the end, of keys.
+  /// Bytes of the memory that first has centroids, then copies of the table, and at the end keys.
   static constexpr std::size_t table_bytes(const block::scoring& call, const Lists& lists, unsigned log_copies) {
     const std::size_t least = std::max(tuning::cluster_copied * sizeof(std::uint32_t), lists.centroid_bytes(call));
     return std::max(least, shared_memory::bytes<block::query_pack<Pack>>((packs_of(call.g) * call.m * call.c) << log_copies));
@@ -134,11 +134,11 @@ class cluster_ranking {
       out[i] = static_cast<std::int32_t>(range_.begin + i);
     if (team_.size() > 1) team_.wait();  // for arrive() at the kernel's beginning
   }
-  /// Computes R of each query head.
+  /// Computes the normaliser R of each query head.
   __device__ void normalise(std::uint32_t k) {
     k_ = k;
     sum();
-    if (team_.size() > 1) team_.wait();  // for arrive() at the kernel's beginning: the others' shared memory may be written from here on
+    if (team_.size() > 1) team_.wait();  // all have called arrive() at the kernel's beginning: now their shared memory may be written
     share_totals(0);
     bool any = false;
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
@@ -205,7 +205,7 @@ class cluster_ranking {
     if (!kept_all(of_lane) || all.inside > shape_.copied || !all.holds(k)) return false;
     const block::bracket_place place(all, k);
     block::threshold limit = place.limit();
-    std::uint64_t marked = place.marked(before);  // in earlier CTAs
+    std::uint64_t marked = place.marked(before);  // in the CTAs before this one: how many above the threshold, and equal to it
     if (place.is_inside()) {
       copy_inside(of_lane);
       __syncthreads();
@@ -296,7 +296,7 @@ class cluster_ranking {
     for (unsigned part = 0; part < parts(); ++part) z += totals_[part * call_.g + q];
     return z;
   }
-  /// Normalises the query heads anew that need it, around the best token of the list.
+  /// Recentres the query heads that need it on the best token of the list, and normalises them again.
   __device__ void recentre() {
     const std::uint32_t first = begin_ < tokens_.lead ? 0 : begin_ - tokens_.lead, last = end_ < tokens_.lead ? 0 : end_ - tokens_.lead;
     const block::scored_items own{items_.codes + first, items_.stride, nullptr, last - first, items_.m, items_.bits};
@@ -386,7 +386,7 @@ class cluster_ranking {
   scorer_type scorer_;
   std::uint64_t* totals_;          // [ctas, g] a number of each CTA for each query head
   block::head_numbers* numbers_;   // [g]
-  std::uint32_t *upper_, *lower_;  // [words] bits: above the bracket both; at its high end the first; at its low end the second
+  std::uint32_t *upper_, *lower_;  // [words] two bits a token: both set above the bracket, upper_ at its high end, lower_ at its low end
   lookups_type lookups_;
   uint2* kept_;                       // [kept] key and position; at first the keys of the sample
   block::query_pack<Pack> sample_{};  // products of this thread's first token of the sample, in the first pack

@@ -38,8 +38,8 @@ enum class call_case { any, usual };  // of block::scoring::is_usual()
 /// @param most_items  how many items the keys have room for
 /// @param most_lists  room for offsets of the id lists: all of an index, or 0
 /// @param words       size of the bitmap of tokens, a multiple of 8; a part with more tokens is processed in several steps
-/// @tparam Case       with call_case::usual, a kernel of fewer instructions, for calls that are usual. A CTA runs through its instructions
-///                    once, so that issuing and fetching them is much of its time
+/// @tparam Case       call_case::usual leaves out the instructions that unusual calls need. Each CTA runs the
+///                    kernel's instructions only once, so fetching and issuing them takes much of its time
 // measured: a decode step, codes 2 x 6, n 524288, H200, 2026-11: 34.1 us (cold caches 40.7), with the usual kernel 32.8 (36.5)
 template <unsigned Threads, unsigned Pack, call_case Case, class Lists>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
@@ -166,7 +166,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
       } else if (are_collected && scratch.reached.equal_lists <= 1) {
         const std::uint32_t listed = scratch.reached.equal_lists == 0 ? 0 : scratch.reached.equal_length;
         exchange.send_equal(places, limit.of_equal, ids + scratch.reached.equal_begin, listed, held.listed, held.end, is_equal);
-      } else {  // rare: several cells with the same score, so the ids are not in order. All tokens are looked at, one after the other
+      } else {  // rare: several cells have this score, and their ids together are not in order. So all tokens are read, in order
         __syncthreads();
         const block::threshold lowest = scratch.select.find(
             range.size(), limit.of_equal, 0xffffffffu, 22, [](std::uint32_t i) { return ~i; },
@@ -181,7 +181,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   }
   const bool is_sparse = are_collected && is_cut && k < range.size() / 32;  // few tokens are selected
   const auto find_end_of_equal = [&] {
-    if constexpr (Lists::exchanges)  // counts are read by nobody any more where all lists are collected
+    if constexpr (Lists::exchanges)  // once all lists are collected, nobody reads the counts any more: their memory is used again
       end_of_equal = own_list.exchange().end_of_equal(limit.of_equal, are_collected ? counts : bitmap, are_collected ? items.n : words);
   };
   if (Lists::exchanges && !all_equal && !is_sparse) find_end_of_equal();
@@ -224,7 +224,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
           if (!above && token < end_of_equal) mark(token);
         });
       }
-      // Not earlier: attention beside the whole of this kernel loses more time than it gains.
+      // Attention may start here and not earlier: beside the whole of this kernel it takes longer than the early start saves.
       // measured: a decode step, codes 2 x 6, n 524288, H200, 2026-11: 36.3 us (cold caches 44.0), released here 35.4 (41.5)
       block::release_dependents();
       if (first == own.begin && first != 0) before = places.sum(passed);

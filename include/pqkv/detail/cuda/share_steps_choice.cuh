@@ -145,8 +145,8 @@ __device__ void send_candidates(const block::scoring& call, scan_shape shape, co
   }
 }
 
-/// The candidates of all ranks for one list, one rank's behind the other's. Their keys and positions are copied into shared memory, once;
-/// those for which it has no room are read again each time.
+/// The candidates of all ranks for one list, in the order of the ranks. The keys and positions of the first `room` candidates are copied
+/// into shared memory; those of the others are read from the message each time.
 template <unsigned Threads, class Mail>
 class all_candidates {
  public:
@@ -154,7 +154,7 @@ class all_candidates {
   static std::size_t shared_bytes(std::size_t ranks, std::size_t room) {
     return 2 * block::shared_memory::bytes<std::uint32_t>(room) + block::shared_memory::bytes<std::uint32_t>(ranks);
   }
-  /// Waits for how many candidates each rank has. @param room  of how many candidates the keys and positions are copied
+  /// Waits until every rank has said how many candidates it has. @param room  how many candidates fit into shared memory
   __device__ all_candidates(const candidate_mail<Mail>& mail, std::uint32_t room) : mail_(mail), room_(room) {
     block::shared_memory memory;
     keys_ = memory.take<std::uint32_t>(room), positions_ = memory.take<std::uint32_t>(room);
@@ -214,7 +214,7 @@ class all_candidates {
 };
 
 /// Keeps those of a list's tokens that are among the k best candidates of all ranks. By one CTA.
-/// @param room  of all_candidates
+/// @param room  how many candidates fit into shared memory
 template <unsigned Threads, class Mail>
 __device__ void keep_chosen(unsigned list, const retrieved_lists& found, std::uint32_t k, const candidate_mail<Mail>& mail,
                             std::uint32_t room, block::list_select<Threads>& select, block::reduction<std::uint32_t, Threads>& sums) {

@@ -28,7 +28,7 @@ struct kernel<op::bound_keys, backend::host> {
   template <class Leaf, class Rows>
   static void bound(const Rows& rows, const selector::bounded_keys& keys) {
     const std::size_t d = rows.head_dim();
-    alignas(cache_line_bytes) float copy[max_head_dim] = {};  // g++ 16 cannot see that a leaf fills it
+    alignas(cache_line_bytes) float copy[max_head_dim] = {};  // g++ 16 cannot see that a kernel fills it
     float *const most = keys.out, *const least = keys.out + d;
     bool is_first = true;
     for (std::uint32_t t = keys.first; t < keys.last; ++t) {
