@@ -20,6 +20,7 @@ from kept_runs import read_json, refuse, write_whole
 Records = list[dict[str, Any]]
 names = {"pq 4x8": "pq, 4 x 8 bits", "pq 8x8": "pq, 8 x 8 bits", "oracle": "exact top-k (oracle)", "full": "dense attention", "streaming": "streaming: sinks and window"}
 families = {"needles": "needles in text", "list": "key-value lists", "numbers": "numbers in text"}
+left_out = ("full", "oracle")  # of who is best: they read every key
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -40,7 +41,7 @@ def length_name(length: int) -> str:
 
 def best_of_family(records: Records, family: str, one_in: int) -> tuple[int, list[str]]:
     """The most right answers that a selector has there, and which ones have them; the exact top-k, which reads every key, left out."""
-    own = [r for r in records if (r["family"], r["one_in"]) == (family, one_in) and r["policy"] not in ("full", "oracle")]
+    own = [r for r in records if (r["family"], r["one_in"]) == (family, one_in) and r["policy"] not in left_out]
     most = max(r["right"] for r in own)
     return most, [r["policy"] for r in own if r["right"] == most]
 
@@ -70,6 +71,29 @@ def selectors(records: Records) -> str:
     return table(head, rows)
 
 
+def tasks(records: Records) -> str:
+    """Expected texts found by task and budget, a column for each selector; the best of a row, the oracle left out, in bold."""
+    policies = in_order(records, "policy")
+    by_key = {(r["policy"], r["family"], r["one_in"]): r for r in records}
+    rows = []
+    for family in in_order(records, "family"):
+        for one_in in sorted(set(in_order(records, "one_in")) - {1}):
+            best = best_of_family(records, family, one_in)[1]
+            cells = [by_key[policy, family, 1 if policy == "full" else one_in] for policy in policies]
+            shown = [f"**{r['right']}**" if policy in best else str(r["right"]) for policy, r in zip(policies, cells)]
+            rows.append([family, f"1/{one_in}", str(cells[0]["asked"]), *shown, ", ".join(f"{r['tokens']:.0f}" for r in cells[:2])])
+    return table(["task", "at", "of", *(names.get(policy, policy) for policy in policies), "tokens: all, attended"], rows)
+
+
+def fidelity(records: Records) -> str:
+    """How near selections come to exact attention by head; over all families, which a selector's figures do not tell apart."""
+    own = [r for r in records if r["family"] == records[0]["family"] and r["policy"] != "full"]
+    figures = ("recall", "worst_recall", "mass", "worst_mass", "worst_retrieval_mass")
+    rows = [[names.get(r["policy"], r["policy"]), f"1/{r['one_in']}", *("-" if (value := r.get(name)) is None else f"{value:.3f}" for name in figures)]
+            for r in own]
+    return table(["selector", "at", "recall", "worst head", "attention mass", "worst head", "worst retrieval head"], rows)
+
+
 def selectors_verdict(records: Records) -> str:
     """Where pq is the best selector and where it is not, in a sentence for each family."""
     lines = []
@@ -79,7 +103,7 @@ def selectors_verdict(records: Records) -> str:
         for one_in in sorted(set(in_order(records, "one_in")) - {1}):
             most, best = best_of_family(records, family, one_in)
             own, of = by_key[ours, family, one_in]["right"], by_key[ours, family, one_in]["asked"]
-            where = f"{families[family]} at 1/{one_in}"
+            where = f"{families.get(family, family)} at 1/{one_in}"
             named = [policy for policy in best if policy.startswith("pq")]
             if named:
                 others = [policy for policy in best if policy not in named]
@@ -127,8 +151,12 @@ def first_turn(records: Records) -> str:
 tables: dict[str, tuple[str, Callable[[Records], str]]] = {
     "selectors": ("selectors", selectors),
     "selectors verdict": ("selectors", selectors_verdict),
+    "selectors fidelity": ("selectors", fidelity),
     "real-selectors": ("real-selectors", selectors),
     "real-selectors verdict": ("real-selectors", selectors_verdict),
+    "real-selectors fidelity": ("real-selectors", fidelity),
+    "tasks": ("tasks", tasks),
+    "tasks verdict": ("tasks", selectors_verdict),
     "answers": ("answers", answers),
     "divergence": ("divergence", divergence),
     "first-turn": ("first-turn", first_turn),
@@ -136,6 +164,7 @@ tables: dict[str, tuple[str, Callable[[Records], str]]] = {
 titles = {
     "selectors": "Every selector, the example's own model",
     "real-selectors": "Every selector, the real model",
+    "tasks": "Every selector on tasks whose prompt holds the question, the real model: expected texts found",
     "answers": "Answers of the real model that are kept, by settings",
     "divergence": "Divergence of the real model's next-token distributions, nats a token: mean of the texts, and the highest",
     "first-turn": "Sessions that begin short",
