@@ -26,9 +26,7 @@ class records(unittest.TestCase):
     def each(self, *families):
         for family in families or task_files.families:
             for size in sizes:
-                for record in task_files.make(family, 5, 4, size):
-                    with self.subTest(family=family, size=size, index=record["index"]):
-                        yield record, size
+                yield from ((record, size) for record in task_files.make(family, 5, 4, size))
 
     def test_what_is_wanted_is_in_the_text_once_and_the_length_is_used(self):
         for record, size in self.each():
