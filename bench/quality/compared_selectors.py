@@ -54,7 +54,8 @@ def one_in_of(label: str) -> int:
 
 def new_record(family: str, length: int, label: str, seeds: int) -> dict:
     counted = ("right", "asked", "kept", "dense", "better_than_pq", "worse_than_pq")
-    measured = ("tokens", "row_bytes", "ranking_bytes", "recall", "worst_recall", "mass", "worst_mass", "worst_retrieval_mass")
+    measured = ("tokens", "row_bytes", "ranking_bytes", "recall", "worst_recall", "mass", "worst_mass", "worst_retrieval_mass", "output_error",
+                "worst_output_error", "worst_retrieval_output_error")
     return {"family": family, "length": length, "policy": label.rsplit(" ", 1)[0] if "/" in label else label, "one_in": one_in_of(label),
             **dict.fromkeys(counted, 0), "seeds": seeds, **dict.fromkeys(measured, 0)}
 
@@ -74,11 +75,12 @@ def add_figures(record: dict, policy: dict) -> None:
     """Adds a run's share of what is a mean over seeds. A figure that a run does not have is null from then on."""
     read = policy["bytes_per_token"]
     halves = 1 if policy.get("rows") == "int8" else 2  # minillama's float rows stand for 16 bits
-    recall, mass = policy.get("recall") or {}, policy.get("attention_mass") or {}
+    recall, mass, error = (policy.get(name) or {} for name in ("recall", "attention_mass", "output_error"))
     figures = {"tokens": policy["tokens_attended"], "row_bytes": read["rows"] / halves,
                "ranking_bytes": sum(read[part] or 0 for part in ("index", "selector")), "recall": recall.get("mean"),
                "worst_recall": recall.get("worst_head"), "mass": mass.get("mean"), "worst_mass": mass.get("worst_head"),
-               "worst_retrieval_mass": mass.get("worst_retrieval_head")}
+               "worst_retrieval_mass": mass.get("worst_retrieval_head"), "output_error": error.get("mean"),
+               "worst_output_error": error.get("worst_head"), "worst_retrieval_output_error": error.get("worst_retrieval_head")}
     for name, value in figures.items():
         record[name] = None if value is None or record[name] is None else record[name] + value / record["seeds"]
 

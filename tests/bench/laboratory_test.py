@@ -118,7 +118,7 @@ class laboratory(unittest.TestCase):
         self.assertIn("- needles in text at 1/20: pq 4x8 and pq 8x8 best with 2 of 2, and snapkv, h2o, sparq, quest, infllm as good.", report)
         self.assertIn("| several keys | 1/10 | 8 | 8 | 2 | 2 | 0 | 0 | 0 | 0 | 0 | **8** | 0 | 990, 99 |", report)
         self.assertIn("- several keys at 1/10: **quest is best with 8 of 8**, pq 4x8 has 2 (it loses 6 to quest and gains 0: p = 0.03).", report)
-        self.assertIn("| snapkv | 1/10 | 0.500 | 0.125 | 0.250 | - | - |", report)
+        self.assertIn("| snapkv | 1/10 | 0.500 | 0.125 | 0.250 | - | - | - | - | - |", report)
         self.assertIn("| exact top-k, 16-bit rows, 32 sinks | 0.1000 (0.1000) | 0.0500 (0.0500) | 1.00, 1.00 |", report)
         self.assertIn("| weighted axes, over attended, 8-bit rows | 0.0500 (0.0500) | 0.0250 (0.0250) | 0.50, 0.50 |", report)
 
@@ -160,6 +160,23 @@ class laboratory(unittest.TestCase):
         verdict = tables.selectors_verdict([of("full", 30), of("pq 4x8", 20), of("oracle", 29), of("quest", 26, 8, 2)])
         self.assertEqual(verdict, "- key-value lists at 1/10: **quest is best with 26 of 30**, pq 4x8 has 20 "
                                   "(it loses 8 to quest and gains 2: p = 0.11).")
+
+    def test_goals_are_those_of_the_budget_and_unasked_lengths_are_left_out(self):
+        of = lambda setting, length, one_in, kept: {"setting": setting, "length": length, "one_in": one_in, "kept": kept, "dense": 20}
+        exact = [of("exact", n, b, k) for n in (2000, 4000) for b, k in ((10, 10), (20, 10), (40, 5))]
+        own = [of("rotary axes, over middle, 8-bit rows", n, b, k) for n in (2000, 4000) for b, k in ((10, 10), (20, 10), (40, 7))]
+        part = [of("part", 4000, b, k) for b, k in ((10, 9), (20, 11), (40, 6))] + [of("part", 2000, 10, 20)]
+        made = tables.more_answers(exact + own + part).splitlines()
+        self.assertEqual(made[2:], [
+            "| rotary axes, over middle, 8-bit rows (the library's defaults, over `quantized_rows`) | 20, 20, 14 | 20, 20, 10 | "
+            "+0 (+0 %), +0 (+0 %), +4 (+40 %) | 1/10, 1/40 | 40 |",
+            "| part | 9, 11, 6 | 10, 10, 5 | -1 (-10 %), +1 (+10 %), +1 (+20 %) | 1/20 | 20 |"])
+
+    def test_half_of_the_divergence(self):
+        of = lambda setting, one_in, value: {"setting": setting, "one_in": one_in, "divergence": value}
+        made = tables.divergence_verdict([of("exact", 10, 0.5), of("exact", 20, 0.5), of("a", 10, 0.25), of("a", 20, 0.25), of("b", 10, 0.2),
+                                          of("b", 20, 0.3), of("c", 10, 0.26), of("c", 20, 0.5)])
+        self.assertEqual(made.splitlines(), ["- a: **at every budget**.", "- b: at 1/10 only.", "- c: at no budget."])
 
     def test_marked_tables(self):
         (self.folder / "r.json").write_text(json.dumps({"parts": {"first-turn": [{"line": "new"}]}}))

@@ -221,6 +221,7 @@ TEST_CASE("minillama-ask --benchmark: replies are those of minillama, scores tho
   CHECK(all.at("set").at("metric") == "qa-f1");
   CHECK(all.at("set").at("answer_tokens") == 12);
   CHECK(all.at("policies").size() == 4);
+  CHECK(all.at("policies")[1].at("rows") == "float");
   CHECK(all.at("policies")[3].at("bytes_per_token").at("selector").get<double>() > 0);  // sparq reads keys
   REQUIRE(all.at("records").size() == 2);
   CHECK(all.at("records")[0].at("id") == "x1");
