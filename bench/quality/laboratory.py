@@ -42,15 +42,16 @@ parts = ["selectors", "real-selectors", "tasks", "answers", "divergence", "first
 of_real_model = {"real-selectors", "tasks", "answers", "divergence"}
 
 # What each size asks: (tokens of a context, contexts of a seed, questions of a seed, seeds); of `tasks`, (bytes of a prompt, prompts of a
-# family and seed, seeds). `tiny` shows that everything runs.
+# family and seed, seeds). `tiny` shows that everything runs. Where a run
+# takes minutes it is a short one, of many seeds: what is begun when a laboratory is ended is lost.
 sizes: dict[str, dict[str, Any]] = {
     "tiny": {"selectors": [(512, 2, 4, [1])], "real-selectors": [(300, 1, 2, [1])], "answers": [(300, 1, 2, [1])], "ratios": [10],
              "tasks": (1000, 1, [1]), "divergence": (900, 16, 1), "first-turn": ([700], 32, 300, 200)},
     "small": {"selectors": [(2048, 4, 20, [1, 2])], "real-selectors": [(2000, 3, 24, [1])], "answers": [(2000, 5, 40, [1])],
-              "ratios": [10, 40], "tasks": (8000, 3, [1]), "divergence": (8000, 256, 2), "first-turn": ([7000], 256, 150, 512)},
-    "whole": {"selectors": [(4096, 4, 20, [1, 2, 3, 4, 5, 6])], "real-selectors": [(2000, 3, 24, [1, 2, 3, 4])],
+              "ratios": [10, 40], "tasks": (8000, 1, [1, 2, 3]), "divergence": (8000, 256, 2), "first-turn": ([7000], 256, 150, 512)},
+    "whole": {"selectors": [(4096, 4, 20, [1, 2, 3, 4, 5, 6])], "real-selectors": [(2000, 1, 4, list(range(1, 25)))],
               "answers": [(2000, 5, 40, [1, 2, 3, 4]), (4000, 3, 24, [5, 6, 7, 8, 13, 14, 15, 16]), (7000, 2, 16, [9, 10, 11, 12])],
-              "ratios": [10, 20, 40], "tasks": (8000, 8, [1, 2, 3, 4]), "divergence": (8000, 256, 6),
+              "ratios": [10, 20, 40], "tasks": (8000, 1, list(range(1, 33))), "divergence": (8000, 256, 6),
               "first-turn": ([7000, 7800, 8700, 9600], 256, 150, 512)},
 }
 
