@@ -42,8 +42,7 @@ parts = ["selectors", "real-selectors", "tasks", "answers", "divergence", "first
 of_real_model = {"real-selectors", "tasks", "answers", "divergence"}
 
 # What each size asks: (tokens of a context, contexts of a seed, questions of a seed, seeds); of `tasks`, (bytes of a prompt, prompts of a
-# family and seed, seeds). `tiny` shows that everything runs. Where a run
-# takes minutes it is a short one, of many seeds: what is begun when a laboratory is ended is lost.
+# family and seed, seeds). `tiny` shows that everything runs. Long parts are many short runs: the runs that a laboratory is ended in are lost.
 sizes: dict[str, dict[str, Any]] = {
     "tiny": {"selectors": [(512, 2, 4, [1])], "real-selectors": [(300, 1, 2, [1])], "answers": [(300, 1, 2, [1])], "ratios": [10],
              "tasks": (1000, 1, [1]), "divergence": (900, 16, 1), "first-turn": ([700], 32, 300, 200)},
