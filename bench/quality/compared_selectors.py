@@ -41,6 +41,50 @@ def is_right(entry: dict, label: str) -> bool:
     return begun[:len(begun) - len(begun.lstrip("0123456789"))] == value
 
 
+def rival_of(policy: dict, policies_of_run: list[dict]) -> str | None:
+    """The label of the first pq at a policy's budget."""
+    one_in = one_in_of(policy["label"])
+    return next((p["label"] for p in policies_of_run if p["label"].startswith("pq") and one_in_of(p["label"]) == one_in), None)
+
+
+def one_in_of(label: str) -> int:
+    """10 of "quest 1/10"; 1 of dense attention, which has no budget."""
+    return int(label.rsplit("/", 1)[1]) if "/" in label else 1
+
+
+def new_record(family: str, length: int, label: str, seeds: int) -> dict:
+    counted = ("right", "asked", "kept", "dense", "better_than_pq", "worse_than_pq")
+    measured = ("tokens", "row_bytes", "ranking_bytes", "recall", "worst_recall", "mass", "worst_mass", "worst_retrieval_mass", "output_error",
+                "worst_output_error", "worst_retrieval_output_error")
+    return {"family": family, "length": length, "policy": label.rsplit(" ", 1)[0] if "/" in label else label, "one_in": one_in_of(label),
+            **dict.fromkeys(counted, 0), "seeds": seeds, **dict.fromkeys(measured, 0)}
+
+
+def count(record: dict, own: list[bool], dense: list[bool], rival: list[bool] | None) -> None:
+    """Adds answers to a record: whether each is right, dense attention's is, and that of the first pq, if there is one."""
+    record["asked"] += len(own)
+    record["right"] += sum(own)
+    record["dense"] += sum(dense)
+    record["kept"] += sum(a and b for a, b in zip(own, dense))
+    if rival is not None:
+        record["better_than_pq"] += sum(a and not b for a, b in zip(own, rival))
+        record["worse_than_pq"] += sum(b and not a for a, b in zip(own, rival))
+
+
+def add_figures(record: dict, policy: dict) -> None:
+    """Adds a run's share of what is a mean over seeds. A figure that a run does not have is null from then on."""
+    read = policy["bytes_per_token"]
+    halves = 1 if policy.get("rows") == "int8" else 2  # minillama's float rows stand for 16 bits
+    recall, mass, error = (policy.get(name) or {} for name in ("recall", "attention_mass", "output_error"))
+    figures = {"tokens": policy["tokens_attended"], "row_bytes": read["rows"] / halves,
+               "ranking_bytes": sum(read[part] or 0 for part in ("index", "selector")), "recall": recall.get("mean"),
+               "worst_recall": recall.get("worst_head"), "mass": mass.get("mean"), "worst_mass": mass.get("worst_head"),
+               "worst_retrieval_mass": mass.get("worst_retrieval_head"), "output_error": error.get("mean"),
+               "worst_output_error": error.get("worst_head"), "worst_retrieval_output_error": error.get("worst_retrieval_head")}
+    for name, value in figures.items():
+        record[name] = None if value is None or record[name] is None else record[name] + value / record["seeds"]
+
+
 def measure(args: argparse.Namespace) -> list[dict]:
     """A record for each family, selector and budget: counts over all seeds, means over the seeds of what is not counted."""
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -48,32 +92,15 @@ def measure(args: argparse.Namespace) -> list[dict]:
     records: dict[tuple[str, str], dict] = {}
     for result in results:
         for policy in result["policies"]:
-            label = policy["label"]
-            own = [entry for entry in result["questions"] if is_right(entry, label)]
-            if len(own) != policy["right"]:
-                raise SystemExit(f"compared_selectors: {label}: {len(own)} answers are right here, {policy['right']} in minillama-ask")
-            rival = next((p["label"] for p in result["policies"] if p["label"].startswith("pq") and p.get("ratio") == policy.get("ratio")), None)
+            label, rival = policy["label"], rival_of(policy, result["policies"])
+            right = lambda of, entries: [is_right(entry, of) for entry in entries]
+            if (own := sum(right(label, result["questions"]))) != policy["right"]:
+                raise SystemExit(f"compared_selectors: {label}: {own} answers are right here, {policy['right']} in minillama-ask")
             for family in dict.fromkeys(entry["kind"] for entry in result["questions"]):
-                record = records.setdefault((family, label), {
-                    "family": family, "length": args.length, "policy": label.rsplit(" ", 1)[0], "one_in": round(1 / policy.get("ratio", 1)),
-                    "right": 0, "asked": 0, "kept": 0, "dense": 0, "better_than_pq": 0, "worse_than_pq": 0, "seeds": len(args.seeds),
-                    "tokens": 0, "row_bytes": 0, "ranking_bytes": 0, "recall": 0, "mass": 0})
-                for entry in result["questions"]:
-                    if entry["kind"] != family:
-                        continue
-                    right, dense, pq = is_right(entry, label), is_right(entry, "full"), rival is not None and is_right(entry, rival)
-                    record["right"] += right
-                    record["asked"] += 1
-                    record["kept"] += right and dense
-                    record["dense"] += dense
-                    record["better_than_pq"] += rival is not None and right and not pq
-                    record["worse_than_pq"] += rival is not None and pq and not right
-                read = policy["bytes_per_token"]
-                ranking = sum(read[part] or 0 for part in ("index", "selector"))
-                for name, value in (("tokens", policy["tokens_attended"]), ("row_bytes", read["rows"] / 2), ("ranking_bytes", ranking),
-                                    ("recall", (policy["recall"] or {}).get("mean", 0)),
-                                    ("mass", (policy["attention_mass"] or {}).get("mean", 0))):
-                    record[name] += value / len(args.seeds)  # minillama's float rows stand for 16 bits
+                record = records.setdefault((family, label), new_record(family, args.length, label, len(args.seeds)))
+                entries = [entry for entry in result["questions"] if entry["kind"] == family]
+                count(record, right(label, entries), right("full", entries), right(rival, entries) if rival else None)
+                add_figures(record, policy)
     return list(records.values())
 
 
@@ -95,7 +122,7 @@ def main() -> None:
     for of in records:
         at, right, kept = f"1/{of['one_in']}", f"{of['right']}/{of['asked']}", f"{of['kept']}/{of['dense']}"
         print(f"{of['family']:8} {of['policy']:12} {at:>5} {right:>9} {percent(of['right'], of['asked']):>12} {kept:>9} {of['tokens']:7.0f} "
-              f"{of['row_bytes'] / 1000:9.1f} {of['ranking_bytes'] / 1000:12.1f} {of['recall']:7.3f} {of['mass']:6.3f} "
+              f"{of['row_bytes'] / 1000:9.1f} {of['ranking_bytes'] / 1000:12.1f} {of['recall'] or 0:7.3f} {of['mass'] or 0:6.3f} "
               f"{sign_test(of['better_than_pq'], of['worse_than_pq']):11.3f}")
 
 

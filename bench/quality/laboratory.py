@@ -7,6 +7,7 @@
 Parts:
   selectors       every selector on needles and key-value lists, the example's own model      compared_selectors.py
   real-selectors  the same on numbers in running text, the real model                         compared_selectors.py
+  tasks           every selector on nine families of tasks in RULER's form, the real model    task_families.py
   answers         answers that a real model keeps, by settings                                real_model.py
   divergence      how far its next-token distributions part from dense attention's            divergence.py
   first-turn      sessions that begin short, the example's own model                          first_turn.py
@@ -32,21 +33,25 @@ import compared_selectors
 import divergence
 import real_model
 import tables
+import task_families
+import task_files
 from kept_runs import refuse, write_whole
 
 root = pathlib.Path(__file__).resolve().parents[2]
-parts = ["selectors", "real-selectors", "answers", "divergence", "first-turn"]
-of_real_model = {"real-selectors", "answers", "divergence"}
+parts = ["selectors", "real-selectors", "tasks", "answers", "divergence", "first-turn"]
+of_real_model = {"real-selectors", "tasks", "answers", "divergence"}
 
-# What each size asks: (tokens of a context, contexts of a seed, questions of a seed, seeds). `tiny` shows that everything runs.
+# What each size asks: (tokens of a context, contexts of a seed, questions of a seed, seeds); of `tasks`, (bytes of a prompt, prompts of a
+# family and seed, seeds). `tiny` shows that everything runs. Long parts are many short runs: the runs that a laboratory is ended in are lost.
 sizes: dict[str, dict[str, Any]] = {
     "tiny": {"selectors": [(512, 2, 4, [1])], "real-selectors": [(300, 1, 2, [1])], "answers": [(300, 1, 2, [1])], "ratios": [10],
-             "divergence": (900, 16, 1), "first-turn": ([700], 32, 300, 200)},
+             "tasks": (1000, 1, [1]), "divergence": (900, 16, 1), "first-turn": ([700], 32, 300, 200)},
     "small": {"selectors": [(2048, 4, 20, [1, 2])], "real-selectors": [(2000, 3, 24, [1])], "answers": [(2000, 5, 40, [1])],
-              "ratios": [10, 40], "divergence": (8000, 256, 2), "first-turn": ([7000], 256, 150, 512)},
-    "whole": {"selectors": [(4096, 4, 20, [1, 2, 3, 4, 5, 6])], "real-selectors": [(2000, 3, 24, [1, 2, 3, 4])],
+              "ratios": [10, 40], "tasks": (8000, 1, [1, 2, 3]), "divergence": (8000, 256, 2), "first-turn": ([7000], 256, 150, 512)},
+    "whole": {"selectors": [(4096, 4, 20, [1, 2, 3, 4, 5, 6])], "real-selectors": [(2000, 1, 4, list(range(1, 25)))],
               "answers": [(2000, 5, 40, [1, 2, 3, 4]), (4000, 3, 24, [5, 6, 7, 8, 13, 14, 15, 16]), (7000, 2, 16, [9, 10, 11, 12])],
-              "ratios": [10, 20, 40], "divergence": (8000, 256, 6), "first-turn": ([7000, 7800, 8700, 9600], 256, 150, 512)},
+              "ratios": [10, 20, 40], "tasks": (8000, 1, list(range(1, 33))), "divergence": (8000, 256, 6),
+              "first-turn": ([7000, 7800, 8700, 9600], 256, 150, 512)},
 }
 
 
@@ -64,6 +69,12 @@ def measure(args: argparse.Namespace, part: str) -> list[dict]:
     """The records of one part."""
     if part in ("selectors", "real-selectors"):
         return [record for one in series(args, part) for record in compared_selectors.measure(one)]
+    if part == "tasks":
+        size, prompts, seeds = sizes[args.size][part]
+        return task_families.measure(argparse.Namespace(
+            program=args.programs / "minillama-ask", model=args.real_model, folder=args.folder / "runs" / part, length=size, records=prompts,
+            seeds=args.seeds or seeds, ratios=args.ratios or sizes[args.size]["ratios"], families=task_files.families, rows=None,
+            policies=compared_selectors.policies, codes=["4x8", "8x8"], jobs=args.jobs))
     if part == "answers":
         return [record for one in series(args, part) for record in real_model.measure(one)]
     if part == "divergence":

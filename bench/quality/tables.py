@@ -20,6 +20,12 @@ from kept_runs import read_json, refuse, write_whole
 Records = list[dict[str, Any]]
 names = {"pq 4x8": "pq, 4 x 8 bits", "pq 8x8": "pq, 8 x 8 bits", "oracle": "exact top-k (oracle)", "full": "dense attention", "streaming": "streaming: sinks and window"}
 families = {"needles": "needles in text", "list": "key-value lists", "numbers": "numbers in text"}
+# Of settings: what has them without being asked to.
+marked = {"rotary axes, over middle, 8-bit rows": " (the library's defaults, over `quantized_rows`)",
+          "rotary axes, over middle, 16-bit rows": " (the library's defaults)",
+          "weighted axes, over attended, 8-bit rows": " (minillama's defaults with `--rows int8`)"}
+goals = {10: 0.0, 20: 0.1, 40: 0.4}  # of answers that are kept: the share by which they should be more than exact top-k's
+left_out = ("full", "oracle")  # of who is best: they read every key
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -40,7 +46,7 @@ def length_name(length: int) -> str:
 
 def best_of_family(records: Records, family: str, one_in: int) -> tuple[int, list[str]]:
     """The most right answers that a selector has there, and which ones have them; the exact top-k, which reads every key, left out."""
-    own = [r for r in records if (r["family"], r["one_in"]) == (family, one_in) and r["policy"] not in ("full", "oracle")]
+    own = [r for r in records if (r["family"], r["one_in"]) == (family, one_in) and r["policy"] not in left_out]
     most = max(r["right"] for r in own)
     return most, [r["policy"] for r in own if r["right"] == most]
 
@@ -70,6 +76,31 @@ def selectors(records: Records) -> str:
     return table(head, rows)
 
 
+def tasks(records: Records) -> str:
+    """Expected texts found by task and budget, a column for each selector; the best of a row, the oracle left out, in bold."""
+    policies = in_order(records, "policy")
+    by_key = {(r["policy"], r["family"], r["one_in"]): r for r in records}
+    rows = []
+    for family in in_order(records, "family"):
+        for one_in in sorted(set(in_order(records, "one_in")) - {1}):
+            best = best_of_family(records, family, one_in)[1]
+            cells = [by_key[policy, family, 1 if policy == "full" else one_in] for policy in policies]
+            shown = [f"**{r['right']}**" if policy in best else str(r["right"]) for policy, r in zip(policies, cells)]
+            rows.append([family, f"1/{one_in}", str(cells[0]["asked"]), *shown, ", ".join(f"{r['tokens']:.0f}" for r in cells[:2])])
+    return table(["task", "at", "of", *(names.get(policy, policy) for policy in policies), "tokens: all, attended"], rows)
+
+
+def fidelity(records: Records) -> str:
+    """How near selections come to exact attention by head; over all families, which a selector's figures do not tell apart."""
+    own = [r for r in records if r["family"] == records[0]["family"] and r["policy"] != "full"]
+    figures = ("recall", "worst_recall", "mass", "worst_mass", "worst_retrieval_mass", "output_error", "worst_output_error",
+               "worst_retrieval_output_error")
+    rows = [[names.get(r["policy"], r["policy"]), f"1/{r['one_in']}", *("-" if (value := r.get(name)) is None else f"{value:.3f}" for name in figures)]
+            for r in own]
+    return table(["selector", "at", "recall", "worst head", "attention mass", "worst head", "worst retrieval head", "output error",
+                  "worst head", "worst retrieval head"], rows)
+
+
 def selectors_verdict(records: Records) -> str:
     """Where pq is the best selector and where it is not, in a sentence for each family."""
     lines = []
@@ -79,7 +110,7 @@ def selectors_verdict(records: Records) -> str:
         for one_in in sorted(set(in_order(records, "one_in")) - {1}):
             most, best = best_of_family(records, family, one_in)
             own, of = by_key[ours, family, one_in]["right"], by_key[ours, family, one_in]["asked"]
-            where = f"{families[family]} at 1/{one_in}"
+            where = f"{families.get(family, family)} at 1/{one_in}"
             named = [policy for policy in best if policy.startswith("pq")]
             if named:
                 others = [policy for policy in best if policy not in named]
@@ -109,6 +140,38 @@ def answers(records: Records) -> str:
     return table(head, rows)
 
 
+def more_answers(records: Records) -> str:
+    """How many more answers each setting keeps than the first one, and which of the goals it meets; over the lengths that it was asked."""
+    budgets, first = sorted(set(in_order(records, "one_in")) & set(goals)), in_order(records, "setting")[0]
+    by_key = {(r["setting"], r["length"], r["one_in"]): r for r in records}
+    rows = []
+    for setting in in_order(records, "setting")[1:]:
+        lengths = [n for n in sorted(in_order(records, "length")) if all((setting, n, b) in by_key for b in budgets)]
+        if not lengths or not budgets:
+            continue
+        kept, wanted = ([sum(by_key[of, n, b]["kept"] for n in lengths) for b in budgets] for of in (setting, first))
+        more = [(a - b) / b if b else 0.0 for a, b in zip(kept, wanted)]
+        met = [f"1/{b}" for b, share in zip(budgets, more) if share >= goals[b]]
+        rows.append([f"{setting}{marked.get(setting, '')}", ", ".join(map(str, kept)), ", ".join(map(str, wanted)),
+                     ", ".join(f"{a - b:+d} ({100 * share:+.0f} %)" for a, b, share in zip(kept, wanted, more)), ", ".join(met) or "none",
+                     str(sum(max(by_key[of, n, b]["dense"] for of in (setting, first) for b in budgets) for n in lengths))])
+    at = ", ".join(f"1/{b}" for b in budgets)
+    return table([f"at {at}", "kept", "exact top-k", "more", "goals met", "of"], rows)
+
+
+def divergence_verdict(records: Records) -> str:
+    """Where each setting has at most half of the first one's divergence."""
+    budgets, first = sorted(in_order(records, "one_in")), in_order(records, "setting")[0]
+    by_key = {(r["setting"], r["one_in"]): r["divergence"] for r in records}
+    lines = []
+    for setting in in_order(records, "setting")[1:]:
+        own = [b for b in budgets if (setting, b) in by_key and (first, b) in by_key]
+        met = [b for b in own if by_key[setting, b] <= by_key[first, b] / 2]
+        said = "**at every budget**" if met == own else f"at {', '.join(f'1/{b}' for b in met)} only" if met else "at no budget"
+        lines.append(f"- {setting}{marked.get(setting, '')}: {said}.")
+    return "\n".join(lines)
+
+
 def divergence(records: Records) -> str:
     """Mean and highest divergence by setting, and the mean's share of the first setting's."""
     budgets = sorted(in_order(records, "one_in"))
@@ -127,15 +190,22 @@ def first_turn(records: Records) -> str:
 tables: dict[str, tuple[str, Callable[[Records], str]]] = {
     "selectors": ("selectors", selectors),
     "selectors verdict": ("selectors", selectors_verdict),
+    "selectors fidelity": ("selectors", fidelity),
     "real-selectors": ("real-selectors", selectors),
     "real-selectors verdict": ("real-selectors", selectors_verdict),
+    "real-selectors fidelity": ("real-selectors", fidelity),
+    "tasks": ("tasks", tasks),
+    "tasks verdict": ("tasks", selectors_verdict),
     "answers": ("answers", answers),
+    "answers verdict": ("answers", more_answers),
     "divergence": ("divergence", divergence),
+    "divergence verdict": ("divergence", divergence_verdict),
     "first-turn": ("first-turn", first_turn),
 }
 titles = {
     "selectors": "Every selector, the example's own model",
     "real-selectors": "Every selector, the real model",
+    "tasks": "Every selector on tasks whose prompt holds the question, the real model: expected texts found",
     "answers": "Answers of the real model that are kept, by settings",
     "divergence": "Divergence of the real model's next-token distributions, nats a token: mean of the texts, and the highest",
     "first-turn": "Sessions that begin short",

@@ -57,7 +57,7 @@ constexpr const char* plain_template = "{context}\n\n{input}\n\nAnswer:";
 /// The text of a key that must say something.
 std::string said(const json_reader& record, const std::string& key) {
   const std::string text = record.text(key);
-  if (text.empty()) record.fail(key, "is empty");
+  if (text.find_first_not_of(" \t\r\n") == text.npos) record.fail(key, text.empty() ? "is empty" : "has blanks alone");
   return text;
 }
 

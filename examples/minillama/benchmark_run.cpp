@@ -16,7 +16,6 @@ namespace {
 
 using nlohmann::json;
 
-
 std::string name_of(metric wanted) {
   for (const auto& [name, value] : score_names())
     if (value == wanted) return name;
@@ -106,6 +105,7 @@ json json_of(const benchmark& set, const std::filesystem::path& source, const st
   for (const benchmark_result& one : results) {
     const session_statistics& s = one.statistics;
     policies.push_back({{"label", one.who.label},
+                        {"rows", name_of(one.who.settings.rows)},
                         {"score", 100 * one.mean()},
                         {"tokens_attended", s.layers ? s.per_step(s.tokens_attended) / static_cast<double>(s.layers) : 0.0},
                         {"bytes_per_token", bytes_per_token_of(s)},

@@ -132,7 +132,7 @@ void host_session::run_layer(std::size_t layer, rows_view x, const step_observer
   statistics_.selection->selector += after.selector_bytes - before.selector_bytes;
   if (observe) {
     lap(nullptr);
-    observe({layer, cache, slot_, queries.slice(0, count - 1, 1), lse.slice(0, count - 1, 1), one});
+    observe({layer, cache, slot_, queries.slice(0, count - 1, 1), gathered.slice(0, count - 1, 1), lse.slice(0, count - 1, 1), one});
     clock_.lap();  // not counted
   }
   lap(nullptr);

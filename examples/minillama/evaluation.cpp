@@ -98,12 +98,15 @@ json summary_of(const interview& one, const interview& full) {
            {"measured_steps", q.steps},
            {"recall", nullptr},
            {"attention_mass", nullptr},
+           {"output_error", nullptr},
            {"retrieval_heads", nullptr}};
   if (q.steps) {
     out["recall"] = {{"mean", q.recall}, {"worst_head", q.worst_recall}};
     out["attention_mass"] = {{"mean", q.mass}, {"worst_head", q.worst_mass}, {"oracle_mean", q.oracle_mass}};
     out["attention_mass"]["worst_retrieval_head"] = q.worst_retrieval_mass ? json(*q.worst_retrieval_mass) : json(nullptr);
     out["retrieval_heads"] = q.retrieval_heads;
+    out["output_error"] = {{"mean", q.output_error}, {"worst_head", q.worst_output_error}};
+    out["output_error"]["worst_retrieval_head"] = q.worst_retrieval_output_error ? json(*q.worst_retrieval_output_error) : json(nullptr);
   }
   out["rows"] = name_of(settings.rows);
   if (settings.name != policy_name::full) out["ratio"] = settings.budget.ratio;

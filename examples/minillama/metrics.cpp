@@ -18,7 +18,6 @@ using word_list = std::vector<std::u32string>;
 bool is_ascii_punctuation(char32_t c) {
   return (c > 0x20 && c < 0x30) || (c > 0x39 && c < 0x41) || (c > 0x5a && c < 0x61) || (c > 0x7a && c < 0x7f);
 }
-bool is_digit(char32_t c) { return c >= U'0' && c <= U'9'; }
 
 /// Words in lower case, without punctuation and articles. An article is a run of letters: "the-end" has lost its hyphen before and is one
 /// word, but a dash beyond ASCII parts words.
@@ -119,9 +118,9 @@ std::vector<std::u32string> numbers_in(const std::string& text) {
   std::vector<std::u32string> all;
   const std::u32string whole = code_points(text);
   for (auto at = whole.begin();;) {
-    at = std::find_if(at, whole.end(), is_digit);
+    at = std::find_if(at, whole.end(), is_decimal_digit);
     if (at == whole.end()) return all;
-    const auto end = std::find_if_not(at, whole.end(), is_digit);
+    const auto end = std::find_if_not(at, whole.end(), is_decimal_digit);
     all.emplace_back(at, end);
     at = end;
   }
@@ -133,7 +132,7 @@ std::u32string paragraph_of(const std::string& answer) {
   for (const std::u32string_view mark : {std::u32string_view(U"Paragraph "), std::u32string_view(U"\u6bb5\u843d")})
     for (std::size_t at = whole.find(mark); at != whole.npos; at = whole.find(mark, at + 1)) {
       const auto begin = whole.begin() + static_cast<std::ptrdiff_t>(at + mark.size()),
-                 end = std::find_if_not(begin, whole.end(), is_digit);
+                 end = std::find_if_not(begin, whole.end(), is_decimal_digit);
       if (begin != end) return {begin, end};
     }
   return {};

@@ -2,6 +2,7 @@
 // How near a text comes to the expected ones, 0 to 1: the metrics of LongBench and RULER, as those suites compute them. Where a reference
 // package fails on valid input, or depends on what else is installed, this page says what is computed here.
 // Sources: LongBench's metrics.py, with the packages rouge 1.0.1 and fuzzywuzzy 0.18; RULER's string matches.
+// tests/peers/reference_metrics.sh compares scores with theirs.
 #pragma once
 #include <map>
 #include <string>
@@ -18,7 +19,8 @@ enum class metric {
   /// The share 1 / (classes named in the text), if the expected one is among them. A class that is a part of the expected one's name is
   /// struck out, as the suite's loop does it: of two in a row, the second stays.
   classification,
-  /// Of all numbers in the text, the share that is the paragraph's number in "Paragraph 7" (or its Chinese form).
+  /// Of all numbers in the text, the share that is the paragraph's number in "Paragraph 7" (or its Chinese form). Digits of any script make
+  /// a number, but equal only themselves.
   retrieval,
   /// The same, where the expected text is the number.
   count,

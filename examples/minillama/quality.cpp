@@ -11,13 +11,29 @@ namespace {
 
 constexpr double retrieval_head_mass = 0.9;  // of the oracle
 
-/// Log-sum-exp [hq] of the queries over the tokens given.
-std::vector<float> lse_over(const host_policy& cpu, pqkv::view<const float, 2> query, const pqkv::strided_store<float>& store,
-                            const pqkv::token_set<>& tokens, float scale) {
-  std::vector<float> out(query.extent(0) * query.extent(1)), lse(query.extent(0));
-  pqkv::attention(cpu, query, store, tokens, pqkv::make_view(out.data(), query.extent(0), query.extent(1)),
-                  pqkv::make_view(lse.data(), lse.size()), scale);
-  return lse;
+struct attended {
+  std::vector<float> out;  // [hq, d]
+  std::vector<float> lse;  // [hq]
+};
+
+/// Attention of the queries over the tokens given.
+attended attend_to(const host_policy& cpu, pqkv::view<const float, 2> query, const pqkv::strided_store<float>& store,
+                   const pqkv::token_set<>& tokens, float scale) {
+  attended made{std::vector<float>(query.extent(0) * query.extent(1)), std::vector<float>(query.extent(0))};
+  pqkv::attention(cpu, query, store, tokens, pqkv::make_view(made.out.data(), query.extent(0), query.extent(1)),
+                  pqkv::make_view(made.lse.data(), made.lse.size()), scale);
+  return made;
+}
+
+/// |a - b| / |b|; 0 where both are 0.
+double relative_error(const float* a, const float* b, std::size_t d) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < d; ++i) {
+    const double x = a[i], y = b[i];
+    difference += (x - y) * (x - y);
+    norm += y * y;
+  }
+  return difference == 0 ? 0 : std::sqrt(difference / norm);
 }
 
 }  // namespace
@@ -40,7 +56,7 @@ void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
   const auto n = static_cast<std::uint32_t>(store.tokens());
 
   const std::vector<pqkv::token_span> everything(kv_heads_, {n, n, n});
-  const auto dense = lse_over(cpu, query, store, {pqkv::make_view(everything.data(), kv_heads_), {}, {}}, softmax_scale_);
+  const attended dense = attend_to(cpu, query, store, {pqkv::make_view(everything.data(), kv_heads_), {}, {}}, softmax_scale_);
 
   // The exact top-k of the middle, and the attention mass that it would have reached.
   const std::size_t k = middle.selected();
@@ -57,9 +73,9 @@ void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
   }
   const std::vector<pqkv::token_span> kept(kv_heads_, {middle.begin, middle.end, n});
   const std::vector<std::uint32_t> exact_counts(kv_heads_, static_cast<std::uint32_t>(k));
-  const auto oracle =
-      lse_over(cpu, query, store, {pqkv::make_view(kept.data(), kv_heads_), exact_view, pqkv::make_view(exact_counts.data(), kv_heads_)},
-               softmax_scale_);
+  const attended oracle =
+      attend_to(cpu, query, store, {pqkv::make_view(kept.data(), kv_heads_), exact_view, pqkv::make_view(exact_counts.data(), kv_heads_)},
+                softmax_scale_);
 
   // What the policy retrieves for the same queries.
   const std::size_t most = step.cache.retrieve_capacity(step.slot);
@@ -78,8 +94,9 @@ void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
     for (std::size_t q = head * group; q < (head + 1) * group; ++q) {
       head_sum& sum = heads_[step.layer * query_heads_ + q];
       sum.recall += recall;
-      sum.mass += std::exp(static_cast<double>(step.lse(0, q)) - static_cast<double>(dense[q]));
-      if (k > 0) sum.oracle_mass += std::exp(static_cast<double>(oracle[q]) - static_cast<double>(dense[q]));
+      sum.mass += std::exp(static_cast<double>(step.lse(0, q)) - static_cast<double>(dense.lse[q]));
+      if (k > 0) sum.oracle_mass += std::exp(static_cast<double>(oracle.lse[q]) - static_cast<double>(dense.lse[q]));
+      sum.output_error += relative_error(&step.out(0, q, 0), &dense.out[q * query.extent(1)], query.extent(1));
     }
   }
   ++observations_;
@@ -93,14 +110,18 @@ quality_summary quality_meter::summary() const {
   all.worst_recall = all.worst_mass = 1;
   for (const head_sum& head : heads_) {
     const double recall = head.recall / steps, mass = head.mass / steps, oracle_mass = head.oracle_mass / steps;
+    const double output_error = head.output_error / steps;
     all.recall += recall / heads;
     all.mass += mass / heads;
     all.oracle_mass += oracle_mass / heads;
     all.worst_recall = std::min(all.worst_recall, recall);
     all.worst_mass = std::min(all.worst_mass, mass);
+    all.output_error += output_error / heads;
+    all.worst_output_error = std::max(all.worst_output_error, output_error);
     if (oracle_mass < retrieval_head_mass) continue;
     ++all.retrieval_heads;
     all.worst_retrieval_mass = std::min(all.worst_retrieval_mass.value_or(1.0), mass);
+    all.worst_retrieval_output_error = std::max(all.worst_retrieval_output_error.value_or(0.0), output_error);
   }
   return all;
 }

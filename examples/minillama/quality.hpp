@@ -12,7 +12,7 @@
 
 namespace minillama {
 
-/// Means over the observed steps; "worst" is the lowest of the heads' means.
+/// Means over the observed steps; "worst" is the lowest of the heads' means, of errors the highest.
 struct quality_summary {
   std::size_t steps = 0;
   double recall = 0;  // of the exact top-k of the middle, the share that was retrieved; mean over KV heads
@@ -22,6 +22,9 @@ struct quality_summary {
   double oracle_mass = 0;                        // the same for the exact top-k: the ceiling; 0 for a policy that retrieves nothing
   std::size_t retrieval_heads = 0;               // query heads whose oracle mass is at least 0.9
   std::optional<double> worst_retrieval_mass{};  // lowest mass of these
+  double output_error = 0;        // |out - dense| / |dense| of a head's output, dense over the same rows; mean over query heads
+  double worst_output_error = 0;  // the highest of the heads' means
+  std::optional<double> worst_retrieval_output_error{};  // the same of the retrieval heads
 };
 
 class quality_meter {
@@ -37,7 +40,7 @@ class quality_meter {
   void observe(const host_policy& cpu, const layer_step& step);
 
   struct head_sum {
-    double recall = 0, mass = 0, oracle_mass = 0;  // recall of the head's KV head
+    double recall = 0, mass = 0, oracle_mass = 0, output_error = 0;  // recall of the head's KV head
   };
 
   std::size_t kv_heads_, query_heads_;

@@ -25,14 +25,17 @@ std::string name_in(const std::map<std::string, Value>& names, Value wanted) {
 
 json quality_of(const quality_summary& q) {
   if (q.steps == 0) return {{"measured_steps", 0}};
-  return {{"measured_steps", q.steps},
-          {"recall", {{"mean", q.recall}, {"worst_head", q.worst_recall}}},
-          {"attention_mass",
-           {{"mean", q.mass},
-            {"worst_head", q.worst_mass},
-            {"oracle_mean", q.oracle_mass},
-            {"worst_retrieval_head", or_null(q.worst_retrieval_mass)}}},
-          {"retrieval_heads", q.retrieval_heads}};
+  return {
+      {"measured_steps", q.steps},
+      {"recall", {{"mean", q.recall}, {"worst_head", q.worst_recall}}},
+      {"attention_mass",
+       {{"mean", q.mass},
+        {"worst_head", q.worst_mass},
+        {"oracle_mean", q.oracle_mass},
+        {"worst_retrieval_head", or_null(q.worst_retrieval_mass)}}},
+      {"output_error",
+       {{"mean", q.output_error}, {"worst_head", q.worst_output_error}, {"worst_retrieval_head", or_null(q.worst_retrieval_output_error)}}},
+      {"retrieval_heads", q.retrieval_heads}};
 }
 
 json maintenance_of(const session_statistics& s) {
@@ -99,6 +102,9 @@ void print_quality(const quality_summary& quality) {
     std::fprintf(stderr, " %10.3f worst of %zu retrieval heads\n", *quality.worst_retrieval_mass, quality.retrieval_heads);
   else
     std::fprintf(stderr, "          - no retrieval head\n");
+  std::fprintf(stderr, "output error          %10.3f mean %10.3f worst head", quality.output_error, quality.worst_output_error);
+  if (quality.worst_retrieval_output_error) std::fprintf(stderr, " %10.3f worst retrieval head", *quality.worst_retrieval_output_error);
+  std::fprintf(stderr, "\n");
 }
 
 void print_comparison(std::span<const reply_comparison> compared, const session_record& full) {

@@ -61,6 +61,7 @@ struct layer_step {
   layer_cache& cache;
   std::size_t slot;
   pqkv::view<const float, 3> query;  // [1, hq, d]
+  pqkv::view<const float, 3> out;    // [1, hq, d] of attention
   pqkv::view<const float, 2> lse;    // [1, hq]
   pqkv::cache_step token;            // names the slot alone: retrieve() gives its last token's lists
 };

@@ -16,6 +16,8 @@ std::u32string lower_case(std::u32string text);
 
 /// What Python's str.split() splits at.
 bool is_space(char32_t c);
+/// A decimal digit of any script, as Python's \d finds them (Unicode 14).
+bool is_decimal_digit(char32_t c);
 /// A letter, a digit or an underscore. Beyond ASCII everything is one but blanks, punctuation and symbols of the blocks that texts use.
 bool is_word_character(char32_t c);
 

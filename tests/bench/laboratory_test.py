@@ -26,12 +26,22 @@ value = lambda name: words[words.index(name) + 1]
 with open(pathlib.Path(__file__).with_suffix(".calls"), "a") as file:
     file.write(" ".join(words) + "\\n")
 of_policy = lambda label, right, **more: dict(label=label, right=right, lost_of_full=2 - right, rows="int8" if "int8" in words else "float",
-    tokens_attended=99.0, bytes_per_token=dict(rows=8000, index=100, selector=None), recall=dict(mean=0.5), attention_mass=dict(mean=0.25), **more)
+    tokens_attended=99.0, bytes_per_token=dict(rows=8000, index=100, selector=None), recall=dict(mean=0.5, worst_head=0.125), attention_mass=dict(mean=0.25), **more)
 if "--perplexity" in words:
     share = float(value("--ratio"))
     half = 0.5 if "8" == words[-1] or "int8" in words else 1
     result = dict(perplexity=dict(policy=dict(divergence_from_full=half * share), full=dict(perplexity=9.0)),
                   statistics=dict(bytes_per_token=dict(rows=8000)))
+elif "--benchmark" in words:
+    sets = [json.loads(line) for line in pathlib.Path(value("--benchmark")).read_text().splitlines()]
+    ratios = sorted(int(word) for word in words[words.index("--ratios") + 1:][:2] if word.isdigit())
+    named = [word for word in words[words.index("--policy") + 1:][:8] if word.isalnum() and not word.isdigit()]
+    labels = ["full"] + [name + code + " 1/%d" % r for name in named for r in ratios for code in ([" 4x8", " 8x8"] if name == "pq" else [""])]
+    most = lambda label: 99 if label == "full" or label.startswith("quest") else 1 if label.startswith("pq") else 0
+    reply = lambda label, one: " ".join(one["outputs"][:most(label)]).upper()
+    result = dict(policies=[dict(of_policy(l, 0), tokens_attended=99.0 if "/" in l else 990.0) for l in labels],
+                  records=[dict(replies=dict((l, dict(text=reply(l, one), score=100 * min(most(l), len(one["outputs"])) / len(one["outputs"])))
+                                             for l in labels)) for one in sets])
 else:
     chat = "real" in value("--model")
     ratios = sorted(int(word) for word in words[words.index("--ratios") + 1:][:2] if word.isdigit())
@@ -74,7 +84,7 @@ class laboratory(unittest.TestCase):
         return json.loads((self.out / "quality.json").read_text())["parts"]
 
     def test_records_tables_and_resumption(self):
-        wanted = ["selectors", "real-selectors", "answers", "divergence"]
+        wanted = ["selectors", "real-selectors", "tasks", "answers", "divergence"]
         got = self.run_script("--parts", *wanted, "--seeds", "3", "4", "--jobs", "4")
         self.assertEqual(got.returncode, 0, got.stderr)
         self.assertEqual(got.stdout.strip(), str(self.out / "report.md"))
@@ -86,8 +96,15 @@ class laboratory(unittest.TestCase):
         self.assertEqual([snapkv[name] for name in ("right", "asked", "kept", "dense", "better_than_pq", "worse_than_pq")], [0, 2, 0, 2, 0, 2])
         self.assertEqual(by_key["list", "snapkv", 20]["worse_than_pq"], 0)
         self.assertEqual([snapkv["tokens"], snapkv["row_bytes"], snapkv["ranking_bytes"], snapkv["recall"]], [99, 4000, 100, 0.5])
+        self.assertEqual([snapkv["worst_recall"], snapkv["worst_retrieval_mass"]], [0.125, None])  # what was not measured is not 0
         numbers = {(r["policy"], r["one_in"]): r["right"] for r in measured["real-selectors"]}
         self.assertEqual([numbers["oracle", 20], numbers["quest", 20], numbers["streaming", 20]], [4, 2, 0])
+        found = {(r["family"], r["policy"], r["one_in"]): r for r in measured["tasks"]}
+        self.assertEqual(len(found), 9 * (1 + 2 * 9))
+        keys = ("right", "asked", "kept", "dense", "better_than_pq", "worse_than_pq", "tokens")
+        self.assertEqual([found["several keys", "quest", 10][name] for name in keys], [8, 8, 8, 8, 6, 0, 99])  # four numbers, two seeds
+        self.assertEqual([found["several keys", "pq 4x8", 20][name] for name in keys], [2, 8, 2, 8, 0, 0, 99])
+        self.assertEqual([found["recite", "snapkv", 10][name] for name in keys], [0, 24, 0, 24, 0, 2, 99])
         self.assertEqual(len(measured["answers"]), 18)
         self.assertEqual({r["dense"] for r in measured["answers"]}, {4})
         self.assertEqual(len(measured["divergence"]), 16)
@@ -99,6 +116,9 @@ class laboratory(unittest.TestCase):
         self.assertIn("| snapkv | **2 (34 to 100 %)** | **2 (34 to 100 %)** | 0 (0 to 66 %) |", report)
         self.assertIn("- key-value lists at 1/10: pq 4x8 and pq 8x8 best with 2 of 2.", report)
         self.assertIn("- needles in text at 1/20: pq 4x8 and pq 8x8 best with 2 of 2, and snapkv, h2o, sparq, quest, infllm as good.", report)
+        self.assertIn("| several keys | 1/10 | 8 | 8 | 2 | 2 | 0 | 0 | 0 | 0 | 0 | **8** | 0 | 990, 99 |", report)
+        self.assertIn("- several keys at 1/10: **quest is best with 8 of 8**, pq 4x8 has 2 (it loses 6 to quest and gains 0: p = 0.03).", report)
+        self.assertIn("| snapkv | 1/10 | 0.500 | 0.125 | 0.250 | - | - | - | - | - |", report)
         self.assertIn("| exact top-k, 16-bit rows, 32 sinks | 0.1000 (0.1000) | 0.0500 (0.0500) | 1.00, 1.00 |", report)
         self.assertIn("| weighted axes, over attended, 8-bit rows | 0.0500 (0.0500) | 0.0250 (0.0250) | 0.50, 0.50 |", report)
 
@@ -110,7 +130,7 @@ class laboratory(unittest.TestCase):
         self.assertEqual(len(self.calls()), before + 1)
 
         if importlib.util.find_spec("matplotlib"):
-            for part in wanted:
+            for part in set(wanted) - {"tasks"}:
                 self.assertIn(b"1/10", (self.out / f"{part}.svg").read_bytes())
         else:
             self.assertIn("no matplotlib", got.stderr)
@@ -140,6 +160,23 @@ class laboratory(unittest.TestCase):
         verdict = tables.selectors_verdict([of("full", 30), of("pq 4x8", 20), of("oracle", 29), of("quest", 26, 8, 2)])
         self.assertEqual(verdict, "- key-value lists at 1/10: **quest is best with 26 of 30**, pq 4x8 has 20 "
                                   "(it loses 8 to quest and gains 2: p = 0.11).")
+
+    def test_goals_are_those_of_the_budget_and_unasked_lengths_are_left_out(self):
+        of = lambda setting, length, one_in, kept: {"setting": setting, "length": length, "one_in": one_in, "kept": kept, "dense": 20}
+        exact = [of("exact", n, b, k) for n in (2000, 4000) for b, k in ((10, 10), (20, 10), (40, 5))]
+        own = [of("rotary axes, over middle, 8-bit rows", n, b, k) for n in (2000, 4000) for b, k in ((10, 10), (20, 10), (40, 7))]
+        part = [of("part", 4000, b, k) for b, k in ((10, 9), (20, 11), (40, 6))] + [of("part", 2000, 10, 20)]
+        made = tables.more_answers(exact + own + part).splitlines()
+        self.assertEqual(made[2:], [
+            "| rotary axes, over middle, 8-bit rows (the library's defaults, over `quantized_rows`) | 20, 20, 14 | 20, 20, 10 | "
+            "+0 (+0 %), +0 (+0 %), +4 (+40 %) | 1/10, 1/40 | 40 |",
+            "| part | 9, 11, 6 | 10, 10, 5 | -1 (-10 %), +1 (+10 %), +1 (+20 %) | 1/20 | 20 |"])
+
+    def test_half_of_the_divergence(self):
+        of = lambda setting, one_in, value: {"setting": setting, "one_in": one_in, "divergence": value}
+        made = tables.divergence_verdict([of("exact", 10, 0.5), of("exact", 20, 0.5), of("a", 10, 0.25), of("a", 20, 0.25), of("b", 10, 0.2),
+                                          of("b", 20, 0.3), of("c", 10, 0.26), of("c", 20, 0.5)])
+        self.assertEqual(made.splitlines(), ["- a: **at every budget**.", "- b: at 1/10 only.", "- c: at no budget."])
 
     def test_marked_tables(self):
         (self.folder / "r.json").write_text(json.dumps({"parts": {"first-turn": [{"line": "new"}]}}))

@@ -38,6 +38,22 @@ class laboratory(unittest.TestCase):
         self.assertEqual([record["line"].split()[0] for record in parts["first-turn"]], ["session", "one", "turns", "turns,", "token"])
         self.assertIn("## Every selector, the example's own model", report)
 
+    def test_every_selector_on_a_task_whose_prompt_holds_the_question(self):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-B", str(root / "bench/quality/task_families.py"), "--program", str(programs / "minillama-ask"), "--model",
+                       str(root / "examples/minillama/model"), "--folder", folder, "--families", "many keys", "--records", "1", "--seeds", "2",
+                       "--length", "1000", "--ratios", "5"]
+            got = subprocess.run(command, capture_output=True, text=True)
+            self.assertEqual(got.returncode, 0, got.stderr)
+            result = json.loads((Path(folder) / "many-keys-1000-seed2.json").read_text())
+        lines = [line.split("many keys", 1)[1].split() for line in got.stdout.splitlines()[1:]]
+        self.assertEqual([line[0] for line in lines], ["full", "pq", "oracle", "streaming", "snapkv", "h2o", "sparq", "quest", "infllm"])
+        tokens = {policy["label"]: policy["tokens_attended"] for policy in result["policies"]}
+        self.assertGreater(tokens.pop("full"), 1000)
+        self.assertEqual(len(tokens), 8)
+        for label, attended in tokens.items():  # replies end at different tokens
+            self.assertLess(abs(attended - tokens["pq 4x8 1/5"]), 4, label)
+
 
 if __name__ == "__main__":
     if programs is None:

@@ -210,6 +210,9 @@ TEST_CASE("retrieval and count: the share of the right number among all numbers"
   CHECK(of(metric::retrieval, "\u6bb5\u843d3", "\u6bb5\u843d3") == 1);
   CHECK(of(metric::count, "There are 5, not 6 or 7.5", "5") == 0.5);  // 5, 6, 7 and 5
   CHECK(of(metric::count, "five", "5") == 0);
+  CHECK(of(metric::count, "5, \uff15 or \u096b", "5") == doctest::Approx(1.0 / 3));  // digits of other scripts make other numbers
+  CHECK(of(metric::retrieval, "\u6bb5\u843d\uff13", "\u6bb5\u843d3") == 0);
+  CHECK(of(metric::count, "5 \u00b2 \u2460", "5") == 1);  // no decimal digits
   CHECK(minillama::problem_of(metric::retrieval, {"7"}, {}) == "expected \"Paragraph\" and a number, got \"7\"");
   CHECK(minillama::problem_of(metric::count, {"5", "x5"}, {}) == "expected a number, got \"x5\"");
   CHECK(minillama::problem_of(metric::count, {""}, {}) == "expected a number, got \"\"");
@@ -263,4 +266,12 @@ TEST_CASE("characters: UTF-8 as it should be, and each other byte as a replaceme
                                "a") == U"\ufffd\ufffda");
   CHECK(minillama::lower_case(U"AZ\u00c0\u00d7\u00de\u0178\u0100\u0101\u0139\u0391\u03a9\u0410\u042f\u0401\u1ea4") ==
         U"az\u00e0\u00d7\u00fe\u00ff\u0101\u0101\u013a\u03b1\u03c9\u0430\u044f\u0451\u1ea5");
+}
+
+TEST_CASE("characters: decimal digits of any script") {
+  for (const char32_t zero : {U'0', U'\u0660', U'\u0966', U'\uff10', U'\U0001d7ce', U'\U0001d7d8', U'\U0001fbf0'})
+    for (char32_t digit = 0; digit < 10; ++digit) CHECK(minillama::is_decimal_digit(zero + digit));
+  for (const char32_t other :
+       {U'/', U':', U'a', U'\0', U'\u065f', U'\u066a', U'\u00b2', U'\u2460', U'\u4e09', U'\U0001d7cd', U'\U0001fbfa'})
+    CHECK_FALSE(minillama::is_decimal_digit(other));
 }

@@ -3,10 +3,12 @@
 // grouped heads, lengths on both sides of the tiles, forks, and selectors that attend to everything.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 
 #include "decoder.hpp"
 #include "engine.hpp"
@@ -40,6 +42,31 @@ minillama::policy_settings policy(minillama::policy_name name, double ratio = 1.
   settings.name = name;
   settings.budget.ratio = ratio;
   return settings;
+}
+
+/// |out - dense| / |dense| of every query head of a layer's last token, in double.
+std::vector<double> plain_output_errors(const minillama::layer_step& step, const tiny_shape& shape) {
+  const auto store = step.cache.store(step.slot);
+  const std::size_t d = store.head_dim(), n = store.tokens(), group = shape.query_heads / shape.kv_heads;
+  std::vector<double> errors;
+  for (std::size_t q = 0; q < shape.query_heads; ++q) {
+    std::vector<double> weights(n), dense(d);
+    double sum = 0, difference = 0, norm = 0;
+    for (std::size_t t = 0; t < n; ++t) {
+      double dot = 0;
+      for (std::size_t i = 0; i < d; ++i)
+        dot += static_cast<double>(step.query(0, q, i)) * static_cast<double>(store.keys(q / group, t, i));
+      sum += weights[t] = std::exp(dot / std::sqrt(static_cast<double>(d)));
+    }
+    for (std::size_t t = 0; t < n; ++t)
+      for (std::size_t i = 0; i < d; ++i) dense[i] += weights[t] / sum * static_cast<double>(store.values(q / group, t, i));
+    for (std::size_t i = 0; i < d; ++i) {
+      difference += std::pow(static_cast<double>(step.out(0, q, i)) - dense[i], 2);
+      norm += dense[i] * dense[i];
+    }
+    errors.push_back(std::sqrt(difference / norm));
+  }
+  return errors;
 }
 
 }  // namespace
@@ -181,9 +208,16 @@ TEST_CASE("policies that retrieve the whole middle agree with the oracle; one th
   for (const auto name : {streaming, pq, oracle, full}) {
     minillama::host_session session(*model.llama, runner, policy(name, 0.25), prompt, 1, minillama::session_kind::single);
     minillama::quality_meter meter(model.llama->config());
-    session.step(text[400], meter.observer({runner, {}}));
+    std::vector<double> errors;  // of each layer and head
+    session.step(text[400], [&, observe = meter.observer({runner, {}})](const minillama::layer_step& step) {
+      observe(step);
+      for (const double error : plain_output_errors(step, model.shape)) errors.push_back(error);
+    });
     const auto quality = meter.summary();
     CHECK(quality.steps == 1);
+    CHECK(quality.output_error == doctest::Approx(std::accumulate(errors.begin(), errors.end(), 0.0) / static_cast<double>(errors.size())));
+    CHECK(quality.worst_output_error == doctest::Approx(*std::max_element(errors.begin(), errors.end())));
+    CHECK((quality.output_error < 1e-4) == (name == full));
     CHECK(quality.mass <= 1 + 1e-5);
     CHECK(quality.worst_mass <= quality.mass);
     CHECK(quality.mass >= last.mass - 0.02);  // random weights: the order is clear, not strict
