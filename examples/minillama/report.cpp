@@ -40,6 +40,39 @@ json maintenance_of(const session_statistics& s) {
   return {{"seconds", s.maintenance->seconds}, {"trainings", s.maintenance->trainings}, {"codes", s.maintenance->codes}};
 }
 
+json tier_of(const tier_settings& tier) {
+  if (tier.place() == row_place::memory) return nullptr;
+  return {{"folder", tier.folder},
+          {"cache_tokens", tier.cache_tokens},
+          {"block_tokens", tier.block_tokens},
+          {"eviction", name_in(eviction_names(), tier.eviction)}};
+}
+
+json tiers_of(const session_statistics& s) {
+  if (!s.tiers) return nullptr;
+  const pqkv::tier_statistics& counts = s.tiers->counts;
+  return {{"hits", counts.hits},
+          {"misses", counts.misses},
+          {"hit_rate", counts.hit_rate()},
+          {"slow_bytes_per_token", s.per_step(counts.slow_bytes)},
+          {"admissions", counts.admissions},
+          {"evictions", counts.evictions},
+          {"overflow", counts.kept_out},
+          {"sampled_recall", s.tiers->samples ? json(s.tiers->sampled_recall()) : json(nullptr)},
+          {"recall_samples", s.tiers->samples}};
+}
+
+void print_tiers(const session_statistics& s) {
+  const pqkv::tier_statistics& counts = s.tiers->counts;
+  std::fprintf(stderr, "tier                  %10.3f hit rate %10.0f bytes from the file/token\n", counts.hit_rate(),
+               s.per_step(counts.slow_bytes));
+  std::fprintf(stderr, "blocks/token          %10.2f in %10.2f out %10.2f without a place\n", s.per_step(counts.admissions),
+               s.per_step(counts.evictions), s.per_step(counts.kept_out));
+  if (s.tiers->samples)
+    std::fprintf(stderr, "sampled recall        %10.3f of %llu samples\n", s.tiers->sampled_recall(),
+                 static_cast<unsigned long long>(s.tiers->samples));
+}
+
 void print_shares(const char* line, const std::optional<part_seconds>& parts, double seconds) {
   if (parts)
     std::fprintf(stderr, "%-21s %10.3f matrices %10.3f cache %10.3f rest\n", line, parts->matrices / seconds, parts->cache / seconds,
@@ -80,6 +113,7 @@ void print_statistics(const session_record& record, const run_times& times, std:
     std::fprintf(stderr, " %10.0f index %10.0f selector\n", s.per_step(s.selection->index), s.per_step(s.selection->selector));
   else
     std::fprintf(stderr, "; index and selector not measured on the device\n");
+  if (s.tiers) print_tiers(s);
 }
 
 void print_overlap(const pqkv::overlap_model& machine, std::size_t iterations) {
@@ -151,6 +185,7 @@ json settings_of(const options& o) {
           {"refresh_iterations", quantizer.refresh_iterations},
           {"refresh_keys", name_in(renewal_names(), quantizer.renewal)},
           {"metric", name_in(metric_names(), quantizer.metric)},
+          {"kv_tier", tier_of(o.policy.tier)},
           {"preset", o.policy.preset == preset_name::paper ? json("paper") : json(nullptr)},
           {"path", name_in(path_names(), quantizer.path)}};
 }
@@ -184,6 +219,7 @@ json memory_of(const footprint& planned, const run_shape& shape) {
           {"kv_bytes", planned.caches.kv_bytes},
           {"index_bytes", planned.caches.index_bytes},
           {"scratch_bytes", planned.caches.scratch_bytes},
+          {"tier_file_bytes", planned.tier_file},
           {"prompt_row_bytes", planned.prompt_rows},
           {"prefill_scratch_bytes", planned.prefill_scratch},
           {"training_scratch_bytes", planned.training_scratch},
@@ -200,6 +236,7 @@ json record_of(const session_record& record) {
            {"turn_tokens_per_second", s.fed ? json(s.fed_per_second()) : json(nullptr)},
            {"decode_shares", shares_of(s.parts, s.seconds)},
            {"maintenance", maintenance_of(s)},
+           {"tiers", tiers_of(s)},
            {"index_seconds", record.index_seconds}};
   if (record.quality) out["quality"] = quality_of(*record.quality);
   return out;

@@ -89,11 +89,30 @@ struct tier_statistics {
   std::uint64_t slow_bytes = 0;  // read from slow memory: by attention, and for the copies in fast memory
   std::uint64_t admissions = 0;  // blocks that entered
   std::uint64_t evictions = 0;   // admissions that replaced another block
+  std::uint64_t kept_out = 0;    // overflow: offers of complete blocks that were not in fast memory and got no place there
+
+  /// What was counted since `before`, an earlier result for the same slot.
+  constexpr tier_statistics since(const tier_statistics& before) const {
+    return {hits - before.hits,           misses - before.misses,    slow_bytes - before.slow_bytes, admissions - before.admissions,
+            evictions - before.evictions, kept_out - before.kept_out};
+  }
+  constexpr tier_statistics& operator+=(const tier_statistics& other) {
+    hits += other.hits, misses += other.misses, slow_bytes += other.slow_bytes;
+    admissions += other.admissions, evictions += other.evictions, kept_out += other.kept_out;
+    return *this;
+  }
+  /// Share of the selected tokens whose rows were in fast memory; 0 where none was selected.
+  constexpr double hit_rate() const { return hits + misses != 0 ? static_cast<double>(hits) / static_cast<double>(hits + misses) : 0; }
 
   /// @param row_bytes  K and V of one token and head
   PQKV_HD static constexpr tier_statistics of(const block_statistics& blocks, const resident_tokens& resident, std::size_t row_bytes) {
     const std::uint64_t misses = blocks.misses - resident.near_misses;
-    return {blocks.hits + resident.near_misses, misses, (resident.slow_rows + misses) * row_bytes, blocks.admissions, blocks.evictions};
+    return {blocks.hits + resident.near_misses,
+            misses,
+            (resident.slow_rows + misses) * row_bytes,
+            blocks.admissions,
+            blocks.evictions,
+            blocks.kept_out};
   }
 };
 
