@@ -6,6 +6,7 @@
 #include "cuda/engine.hpp"
 #include "cuda/settings.hpp"
 #include "decoder.hpp"
+#include "index_worker.hpp"
 #include "process_memory.hpp"
 
 namespace minillama {
@@ -45,20 +46,28 @@ class host_engine final : public engine {
     started_session made;
     lap_clock clock;
     auto session = std::make_unique<host_session>(llama_, runner_, settings, tokens.size(), room, kind);
-    made.index_seconds += clock.lap();
+    std::optional<index_worker> worker;
+    if (settings.index_threads != 0) worker.emplace(*session, settings.index_threads);
+    made.waited_seconds += clock.lap();
     const host_policy cpu{runner_, {}};
     prefilled_prompt prompt = minillama::prefill(llama_, tokens, runner_, report, settings.shown_queries(),
                                                  [&](std::size_t layer, prefilled_prompt::layer&& rows) {
                                                    clock.lap();
-                                                   session->take_layer(cpu, layer, rows);
-                                                   rows = {};
-                                                   return_free_memory();
-                                                   made.index_seconds += clock.lap();
+                                                   if (worker) {
+                                                     worker->take(layer, std::move(rows));
+                                                   } else {
+                                                     session->take_layer(cpu, layer, rows);
+                                                     rows = {};
+                                                     return_free_memory();
+                                                   }
+                                                   made.waited_seconds += clock.lap();
                                                  });
     return_free_memory();
     clock.lap();
+    if (worker) worker->finish();
     session->begin();
-    made.index_seconds += clock.lap();
+    made.waited_seconds += clock.lap();
+    made.index_seconds = worker ? worker->seconds() : made.waited_seconds;
     made.logits = std::move(prompt.logits);
     made.parts = prompt.parts;
     made.at = std::move(session);
@@ -82,7 +91,7 @@ started_session engine::start(std::span<const token_id> tokens, const policy_set
   made.parts = made.prompt->parts();
   lap_clock clock;
   made.at = made.prompt->start_last(settings, room, kind);
-  made.index_seconds = clock.lap();
+  made.index_seconds = made.waited_seconds = clock.lap();
   return made;
 }
 

@@ -51,7 +51,8 @@ struct started_session {
   std::unique_ptr<session> at;
   std::vector<float> logits;          // [vocabulary] of the prompt's last position
   std::optional<part_seconds> parts;  // of the prefill; none where it is not told apart
-  double index_seconds = 0;           // moving rows into caches and building indexes; not in `parts`
+  double index_seconds = 0;           // of work: making caches, moving rows into them and building indexes; not in `parts`
+  double waited_seconds = 0;          // of these, those in which nothing else was done
 };
 
 class engine {

@@ -117,13 +117,13 @@ class run {
     start_ = wall_clock::now();
     progress_bar bar("prefill");
     started_session made = computing.start(tokens, settings, room, kind, bar.report());
-    times_.prefill = seconds_since(start_) - made.index_seconds;
+    times_.prefill = seconds_since(start_) - made.waited_seconds;
+    times_.index_wait = made.waited_seconds;
     times_.prefill_parts = made.parts;
     return made;
   }
-  void token_picked() {
-    if (!times_.first_token) times_.first_token = seconds_since(start_);
-  }
+  void waited(double seconds) { times_.index_wait = seconds; }
+  void token_picked() { times_.tokens.push_back(seconds_since(start_)); }
 
   void finish() const {
     if (file_) file_->write(text_of(document_));
@@ -148,7 +148,7 @@ class starting_point {
 
   starting_point(run& work, engine& computing, std::span<const token_id> tokens, const policy_settings& settings, std::size_t room,
                  session_kind kind, std::size_t sessions)
-      : room_(room), kind_(kind) {
+      : work_(work), room_(room), kind_(kind) {
     if (sessions == 1)
       only_ = work.start_timed(computing, tokens, settings, room, kind);
     else
@@ -160,10 +160,13 @@ class starting_point {
     if (!prompt_) return {std::move(only_.at), only_.index_seconds};
     const auto before = wall_clock::now();
     auto made = which == turn::last ? prompt_->start_last(settings, room_, kind_) : prompt_->start(settings, room_, kind_);
-    return {std::move(made), seconds_since(before)};
+    const double seconds = seconds_since(before);
+    if (which == turn::first_of_two) work_.waited(seconds);
+    return {std::move(made), seconds};
   }
 
  private:
+  run& work_;
   std::size_t room_;
   session_kind kind_;
   std::unique_ptr<held_prompt> prompt_;
@@ -227,7 +230,8 @@ void generate(const options& o) {
                                        .tokens = o.tokens,
                                        .start = o.start,
                                        .sampling = o.sampling,
-                                       .keep = o.compare_full ? kept_logits::all : kept_logits::none};
+                                       .keep = o.compare_full ? kept_logits::all : kept_logits::none,
+                                       .ends = o.ends};
   const std::size_t room = conversation_room(asked.source, tokens.size(), turns, o.context_for(config), settings);
   const auto kind = o.start == turn_start::fresh ? session_kind::forked : session_kind::single;
   std::size_t longest_turn = 1;  // with the token before it, and the end of a reply

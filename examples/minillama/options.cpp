@@ -56,6 +56,9 @@ void declare_sampling(CLI::App& app, options& o) {
       ->check(count_range())
       ->capture_default_str()
       ->group(group);
+  app.add_flag_callback(
+         "--ignore-end", [&o] { o.ends = end_tokens::ignored; }, "go on behind the model's end token, to measure replies of -n tokens")
+      ->group(group);
   app.add_option("--temp", o.sampling.temperature, "temperature of sampling; 0 takes the likeliest token")
       ->check(real_number("0 or more", [](double value) { return value >= 0; }))
       ->capture_default_str()
@@ -260,6 +263,12 @@ void declare(CLI::App& app, options& o) {
          "tokenizer.json, or tokenizer.bin of llama2.c; default: the tokenizer.json beside the weights, bytes for a model of 256 tokens")
       ->group("Model");
   app.add_option("-t,--threads", o.threads, "threads of the host")->check(count_range(1, 1024))->capture_default_str()->group("Model");
+  app.add_option(
+         "--index-threads", o.policy.index_threads,
+         "threads more, for spare cores: they build the index of a layer while the next ones are computed; 0: it is built in between")
+      ->check(count_range(0, 1024))
+      ->capture_default_str()
+      ->group("Model");
   declare_device(app, o.device)->group("Model");
   declare_prompt(app, o);
   declare_sampling(app, o);
@@ -270,8 +279,8 @@ void declare(CLI::App& app, options& o) {
 
 void complete(const CLI::App& app, options& o) {
   if (o.perplexity_file)
-    for (const char* other :
-         {"--file", "--prompt", "--token-ids", "--chat", "--turn", "--turns", "--fresh-turns", "--tokens", "--temp", "--top-p"})
+    for (const char* other : {"--file", "--prompt", "--token-ids", "--chat", "--turn", "--turns", "--fresh-turns", "--tokens",
+                              "--ignore-end", "--temp", "--top-p"})
       if (app.count(other)) throw usage_error("--perplexity", std::string("generates no text: not with ") + other);
   o.policy.quantizer.train.seed = o.sampling.seed;
   const pqkv::selector::pq::params asked = o.policy.quantizer;
@@ -290,6 +299,8 @@ void complete(const CLI::App& app, options& o) {
   if (o.start == turn_start::fresh && o.turns.empty()) throw usage_error("--fresh-turns", "needs --turn or --turns");
   if (o.device == device_name::cuda) refuse_beside_cuda(o);
   require_on_device(o.device, o.policy);
+  if (o.policy.index_threads != 0 && o.compare_full)
+    throw usage_error("--index-threads", "a prompt that two sessions start from is computed first: not with --compare full");
   if (app.count("--kv-tier") != 0) check_tier(o.policy);
   require_device(o.device);
 }

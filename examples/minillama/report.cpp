@@ -2,6 +2,7 @@
 // Figures as they were measured; JSON has null for what was not.
 #include "report.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <pqkv/version.hpp>
 #include <string>
@@ -83,6 +84,15 @@ void print_shares(const char* line, const std::optional<part_seconds>& parts, do
 
 }  // namespace
 
+std::optional<double> run_times::output_token() const {
+  if (tokens.size() < 3) return std::nullopt;
+  std::vector<double> each(tokens.size() - 2);
+  for (std::size_t i = 0; i < each.size(); ++i) each[i] = tokens[i + 2] - tokens[i + 1];
+  const auto middle = each.begin() + static_cast<std::ptrdiff_t>(each.size() / 2);
+  std::nth_element(each.begin(), middle, each.end());
+  return *middle;
+}
+
 session_record record_of(const session& of, double index_seconds, const quality_meter* meter) {
   session_record record{of.statistics(), of.memory(), index_seconds, {}};
   if (meter) record.quality = meter->summary();
@@ -95,7 +105,9 @@ void print_device(device_name device, const std::string& description) {
 
 void print_statistics(const session_record& record, const run_times& times, std::size_t prefilled) {
   const session_statistics& s = record.statistics;
-  if (times.first_token) std::fprintf(stderr, "time to first token   %10.3f s\n", *times.first_token);
+  if (times.first_token()) std::fprintf(stderr, "time to first token   %10.3f s\n", *times.first_token());
+  if (times.second_token()) std::fprintf(stderr, "time to second token  %10.3f s\n", *times.second_token());
+  std::fprintf(stderr, "index                 %10.3f s of work %10.3f s waited for\n", record.index_seconds, times.index_wait);
   std::fprintf(stderr, "prefill               %10.1f tokens/s (%zu tokens)\n", static_cast<double>(prefilled) / times.prefill, prefilled);
   print_shares("prefill, shares", times.prefill_parts, times.prefill);
   std::fprintf(stderr, "decode                %10.1f tokens/s (%llu tokens)\n", s.tokens_per_second(),
@@ -186,6 +198,7 @@ json settings_of(const options& o) {
           {"refresh_keys", name_in(renewal_names(), quantizer.renewal)},
           {"metric", name_in(metric_names(), quantizer.metric)},
           {"kv_tier", tier_of(o.policy.tier)},
+          {"index_threads", o.policy.index_threads},
           {"preset", o.policy.preset == preset_name::paper ? json("paper") : json(nullptr)},
           {"path", name_in(path_names(), quantizer.path)}};
 }
@@ -247,7 +260,10 @@ json times_of(const session_record& record, const run_times& times, std::size_t 
           {"prefill_tokens_per_second", static_cast<double>(prefilled) / times.prefill},
           {"prefill_shares", shares_of(times.prefill_parts, times.prefill)},
           {"index_seconds", record.index_seconds},
-          {"first_token_seconds", or_null(times.first_token)},
+          {"index_wait_seconds", times.index_wait},
+          {"first_token_seconds", or_null(times.first_token())},
+          {"second_token_seconds", or_null(times.second_token())},
+          {"output_token_seconds", or_null(times.output_token())},
           {"decode_seconds", record.statistics.seconds},
           {"decode_tokens_per_second", record.statistics.tokens_per_second()}};
 }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keys and values in a file: the same logits as with all of them in memory, to the bit, whatever memory has room for and whichever block
-// leaves; what is counted; and what the program refuses and says.
+// leaves; indexes built beside the prefill; what is counted; and what the program refuses and says.
 #include <doctest/doctest.h>
+
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <memory>
@@ -9,6 +12,7 @@
 #include "../cases/sanitized.hpp"
 #include "decoder.hpp"
 #include "engine.hpp"
+#include "index_worker.hpp"
 #include "plain_llama.hpp"
 #include "program.hpp"
 #include "tokenizer.hpp"
@@ -111,6 +115,53 @@ TEST_CASE("turns, forks and a prompt handed over layer by layer, from a file as 
     }
 }
 
+/// Shortens every file of this process in a folder, as somebody does who knows where to look.
+std::size_t shorten_files(const std::filesystem::path& folder) {
+  std::size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    if (std::filesystem::read_symlink(entry.path(), gone).string().rfind(folder.string(), 0) != 0) continue;
+    const int file = ::open(entry.path().c_str(), O_RDWR | O_CLOEXEC);
+    count += file >= 0 && ::ftruncate(file, 0) == 0 ? 1 : 0;
+    ::close(file);
+  }
+  return count;
+}
+
+TEST_CASE("indexes built on other threads beside the prefill are those built in between, and what goes wrong there is passed on") {
+  const tiny_shape shape{.layers = 4, .max_positions = 1024};
+  const temporary_directory folder, files;
+  write_model(folder.path(), shape, random_weights(shape, 5));
+  const model llama(folder.path());
+  pool_runner runner(2);
+  const auto prompt = random_tokens(300, 15);
+  const std::unique_ptr<engine> computing = make_engine(device_name::host, llama, runner);
+  using enum policy_name;
+  for (const policy_name name : {pq, full, streaming, h2o})
+    for (const std::size_t threads : {1u, 3u}) {
+      policy_settings settings = in_memory(0.25, 4);
+      settings.name = name;
+      const started_session wanted = computing->start(prompt, settings, 60, session_kind::forked);
+      CHECK(wanted.waited_seconds == wanted.index_seconds);
+      settings.index_threads = threads;
+      if (name == pq && threads == 3) settings = in_file(settings, files.path(), 48, 3, eviction_name::lfu);
+      const started_session got = computing->start(prompt, settings, 60, session_kind::forked);
+      CHECK(got.index_seconds > 0);
+      check_same(*wanted.at, *got.at, 7, 50);
+    }
+
+  const policy_settings settings = in_file(in_memory(0.25, 4), files.path(), 48, 3, eviction_name::lfu);
+  prefilled_prompt rows = prefill(llama, prompt, runner, {}, settings.shown_queries());
+  host_session at(llama, runner, settings, prompt.size(), 60, session_kind::single);
+  CHECK(shorten_files(files.path()) >= shape.layers);
+  const auto use = [&] {
+    index_worker worker(at, 1);
+    for (std::size_t layer = 0; layer < shape.layers; ++layer) worker.take(layer, std::move(rows.layers[layer]));
+    worker.finish();
+  };
+  CHECK_THROWS_WITH_AS(use(), doctest::Contains("somebody has shortened it"), pqkv::storage_error);
+}
+
 TEST_CASE("a tier's counts of two sessions add up, and one without counts leaves none") {
   session_statistics one, other;
   one.steps = other.steps = 3;
@@ -158,6 +209,13 @@ TEST_CASE("--kv-tier: the program's text, its lines and its JSON") {
   CHECK(tiers.at("overflow") > 0);
   CHECK(tiers.at("recall_samples") == 3);
   CHECK(document.at("memory").at("tier_file_bytes") >= 2 * 2 * 440 * 2 * 8 * 4);
+  const outcome beside = tiny.generate(prompt + " --index-threads 1 --json \"" + json + "\"");
+  CHECK(beside.out == wanted.out);
+  const auto times = nlohmann::json::parse(contents(json)).at("times");
+  CHECK(times.at("index_seconds") > 0);
+  CHECK(times.at("index_wait_seconds") > 0);
+  CHECK(times.at("first_token_seconds") < times.at("second_token_seconds"));
+  CHECK(times.at("output_token_seconds") > 0);
   CHECK(tiny.generate(prompt + tier + " --fresh-turns --turn a --turn b").out ==
         tiny.generate(prompt + " --fresh-turns --turn a --turn b").out);
   const outcome both = tiny.generate(prompt + tier + " --compare full --quality");
@@ -183,6 +241,7 @@ TEST_CASE("--kv-tier: what is refused before anything is computed") {
   check_refused(tiny.generate(tier + "--eviction fifo"), "--eviction: expected lfu|lru|tiny_lfu, got fifo");
   check_refused(tiny.generate("-p a --eviction lru"), "--kv-tier");
   check_refused(tiny.generate("-p a --cache-tokens 100"), "--kv-tier");
+  check_refused(tiny.generate("-p a --index-threads 1 --compare full"), "--index-threads: a prompt that two sessions start from");
   // A limit on files is a disk that has no room for them.
   const outcome full =
       tiny.shell("trap '' XFSZ; ulimit -f 4; exec \"" MINILLAMA_PROGRAM "\" -m \"" + tiny.path().string() + "\" -t 1 " + tier + "-n 300");
