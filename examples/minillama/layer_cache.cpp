@@ -23,7 +23,7 @@ typename Cache::params tier_params(const policy_settings& settings, const pqkv::
   made.rows.recent_tokens = std::max<std::size_t>(std::min(rule.at(capacity).window, capacity), 1);
   made.rows.cache_tokens = settings.tier.cache_tokens;
   made.rows.block_tokens = settings.tier.block_tokens;
-  made.rows.admit_blocks = settings.tier.admit_blocks();
+  made.rows.admit_blocks = std::min(settings.tier.admit_blocks(), (capacity + settings.tier.block_tokens - 1) / settings.tier.block_tokens);
   return made;
 }
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The caches of a tier (tier_settings.hpp): product quantization over a file, with copies of some rows in memory. Each eviction policy is
-// instantiated in a file of its own.
+// The caches of a tier (tier_settings.hpp): product quantization over a file, with copies of some rows in memory, for each eviction policy.
 #pragma once
 #include "selector_cache.hpp"
 

@@ -1,8 +1,0 @@
-// SPDX-License-Identifier: Apache-2.0
-#include "tiered_cache.hpp"
-
-namespace minillama {
-
-template struct tiered_cache<pqkv::eviction::tiny_lfu>;
-
-}  // namespace minillama
