@@ -11,6 +11,7 @@
 #include "index_worker.hpp"
 #include "layer_cache.hpp"
 #include "prefill.hpp"
+#include "tiered_cache.hpp"
 
 namespace minillama {
 namespace {

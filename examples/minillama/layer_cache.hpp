@@ -61,7 +61,4 @@ std::unique_ptr<layer_cache> make_layer_cache(const policy_settings& settings, c
 pqkv::memory_plan plan_layer_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
                                    std::size_t slots, std::size_t capacity);
 
-/// Bytes of one layer's file where the settings have a tier, otherwise 0.
-std::size_t tier_file_bytes(const policy_settings& settings, const model_config& config, std::size_t slots, std::size_t capacity);
-
 }  // namespace minillama

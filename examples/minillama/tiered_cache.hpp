@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The caches of a tier (tier_settings.hpp): product quantization over a file, with copies of some rows in memory, for each eviction policy.
+// The caches of a tier (tier_settings.hpp): product quantization over a file, with copies of some rows in memory.
 #pragma once
-#include "selector_cache.hpp"
+#include "layer_cache.hpp"
 
 namespace minillama {
 
-template <class Eviction>
-struct tiered_cache {
-  using rows = pqkv::tiered_rows<pqkv::file_rows<float>, pqkv::space::host, Eviction>;
-  using params = typename pqkv::pqcache<rows, pqkv::selector::pq>::params;
+/// make_layer_cache() and plan_layer_cache() of settings with a tier.
+/// @{
+std::unique_ptr<layer_cache> make_tiered_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
+                                               std::size_t slots, std::size_t capacity);
+pqkv::memory_plan plan_tiered_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
+                                    std::size_t slots, std::size_t capacity);
+/// @}
 
-  static std::unique_ptr<layer_cache> make(const params& p) { return std::make_unique<selector_cache<rows, pqkv::selector::pq>>(p); }
-  static pqkv::memory_plan plan(const params& p) { return pqkv::pqcache<rows, pqkv::selector::pq>::plan(p); }
-};
-
-extern template struct tiered_cache<pqkv::eviction::lfu>;
-extern template struct tiered_cache<pqkv::eviction::lru>;
-extern template struct tiered_cache<pqkv::eviction::tiny_lfu>;
+/// Bytes of one layer's file where the settings have a tier, otherwise 0.
+std::size_t tier_file_bytes(const policy_settings& settings, const model_config& config, std::size_t slots, std::size_t capacity);
 
 }  // namespace minillama

@@ -21,6 +21,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct fetch_rows {};     // run(policy, tiers, fetched_tokens): before attention reads
+struct read_ahead {};     // run(policy, tiers, fetched_tokens, mapped_file): behind it, asks the system for rows that are only in the file
 struct admit_rows {};     // run(policy, tiers, sequences): after it has read
 struct truncate_rows {};  // run(policy, tiers, truncated_tokens): drops copies of tokens that were cut
 }  // namespace op
@@ -80,6 +81,13 @@ struct resident_update {
     i -= sinks;
     return i < older ? older_begin + i : newer_begin + (i - older);
   }
+};
+
+/// How attention gets selected rows that are in a file alone.
+enum class missing_rows {
+  touched,   // it touches them, and waits for the disk for each page that the system does not have
+  asked_for  // the system is asked for all of them before: many are read at once. It costs a call of the system for each run of pages,
+             // wasted where it has the pages already
 };
 
 /// The result of pqcache_state::rows().statistics(slot). A token is counted once for every list that selected it.
@@ -167,6 +175,8 @@ struct tiered_store {
     return row != nullptr ? kv_row<T>{row + head_dim(), 1} : slow.value(head, token);
   }
 
+  /// Whether a row has a copy in fast memory.
+  PQKV_HD bool has_copy(std::size_t head, std::size_t token) const { return fast_row(head, token) != nullptr; }
   PQKV_HD T* recent_row(std::size_t head, std::uint32_t token) const {
     return &recent(head, token % static_cast<std::uint32_t>(recent.extent(1)), 0);
   }
@@ -228,6 +238,7 @@ class tiered_rows {
     std::size_t cache_tokens = 4096;                  // tokens in blocks of the middle; 0: none
     std::size_t block_tokens = 16;                    // B
     std::size_t admit_blocks = default_admit_blocks;  // offered in a step
+    missing_rows missing = missing_rows::touched;     // only where Slow is a file
   };
 
   static constexpr status can_construct(const cache_shape& shape, const params& p) noexcept {
@@ -250,7 +261,7 @@ class tiered_rows {
   /// @throws std::bad_alloc, and what Slow throws: storage_error; on a device cuda_error
   template <exec::policy P>
   tiered_rows(const P& policy, const cache_shape& shape, const params& p)
-      : slow_(policy, shape, p.slow), memory_(make_owner<std::byte>(policy, fast_bytes(shape, p))) {
+      : missing_(p.missing), slow_(policy, shape, p.slow), memory_(make_owner<std::byte>(policy, fast_bytes(shape, p))) {
     arena memory(memory_);
     tiers_ = place(memory, shape, p);
     tiers_.slow = slow_.view();
@@ -298,6 +309,8 @@ class tiered_rows {
   template <exec::policy P>
   void fetch(const P& policy, const fetched_tokens<Fast>& wanted) const {
     detail::run_operation<op::fetch_rows>(policy, tiers_, wanted);
+    if constexpr (requires { slow_.file(); })
+      if (missing_ == missing_rows::asked_for) detail::run_operation<op::read_ahead>(policy, tiers_, wanted, slow_.file());
   }
   template <exec::policy P>
   void admit(const P& policy, pqkv::view<const sequence, 1, Fast> sequences) const {
@@ -363,6 +376,7 @@ class tiered_rows {
     return all;
   }
 
+  missing_rows missing_;
   Slow slow_;
   owner<std::byte, Fast> memory_;
   owner<tier_statistics, space::pinned> counts_;  // on a device only
