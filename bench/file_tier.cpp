@@ -19,7 +19,7 @@
 
 namespace {
 
-constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, n = 65536, room = 1024, page_bytes = 4096;
+constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, n = 16384, room = 1024, page_bytes = 4096;
 
 struct axes {
   pqkv::missing_rows missing;
@@ -44,7 +44,7 @@ struct cache_on_disk {
   static cache_type::params params(const axes& a) {
     cache_type::params p{};
     p.kv_heads = h, p.query_heads = hq, p.head_dim = d, p.capacity = n + room;
-    p.budget.sinks = 32, p.budget.window = 480, p.budget.retrieve = 1024;
+    p.budget.sinks = 32, p.budget.window = 480, p.budget.retrieve = 256;
     p.selector.train = {.iterations = 4, .seed = 7, .rows_per_centroid = 64};
     const char* const folder = std::getenv("BENCH_FOLDER");
     p.rows.slow.folder = folder != nullptr ? folder : "/tmp";
@@ -125,10 +125,10 @@ void add_all() {
   constexpr std::pair<pqkv::missing_rows, const char*> ways[] = {{pqkv::missing_rows::touched, "touched"},
                                                                  {pqkv::missing_rows::asked_for, "asked_for"}};
   for (const auto& [missing, name] : ways)
-    bench::add(bench::named("file_tier", {{"h", h}, {"g", g}, {"d", d}, {"n", n}, {"k", 1024}}, {{"missing", name}, {"type", "bf16"}}),
+    bench::add(bench::named("file_tier", {{"h", h}, {"g", g}, {"d", d}, {"n", n}, {"k", 256}}, {{"missing", name}, {"type", "bf16"}}),
                [a = axes{missing}](benchmark::State& state) { run(state, a); })
         ->UseManualTime()
-        ->Iterations(20);
+        ->Iterations(5);
 }
 
 }  // namespace

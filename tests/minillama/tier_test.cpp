@@ -228,6 +228,9 @@ TEST_CASE("--kv-tier: the program's text, its lines and its JSON") {
   CHECK(times.at("output_token_seconds") > 0);
   CHECK(tiny.generate(prompt + tier + " --fresh-turns --turn a --turn b").out ==
         tiny.generate(prompt + " --fresh-turns --turn a --turn b").out);
+  const outcome plan = tiny.generate("--dry-run -c 400" + tier);
+  CHECK(plan.code == 0);
+  CHECK(plan.err.find("files of the tier ") != std::string::npos);
   const outcome both = tiny.generate(prompt + tier + " --compare full --quality");
   CHECK(both.code == 0);
   CHECK(both.err.find("recall  ") != std::string::npos);
