@@ -106,8 +106,10 @@ TEST_CASE("turns, forks and a prompt handed over layer by layer, from a file as 
   pool_runner runner(2);
   const auto text = random_tokens(700, 12);
   const std::unique_ptr<engine> computing = make_engine(device_name::host, llama, runner);
+  std::size_t turn = 0;
   for (const eviction_name eviction : every_eviction)
     for (const session_kind kind : {session_kind::single, session_kind::forked}) {
+      if (!pqkv_cases::looks_at(turn++)) continue;
       CAPTURE(static_cast<int>(eviction));
       policy_settings memory = in_memory(0.25, 4);
       memory.budget.min_tokens = 40;
