@@ -36,6 +36,8 @@ struct reply {
 };
 
 enum class kept_logits { none, all };
+/// What an end token does to a reply: with `ignored` it is one like others, for measurements of so many tokens.
+enum class end_tokens { end_it, ignored };
 
 struct conversation_settings {
   std::vector<token_id> missing_end{};  // fed behind a reply that did not end itself, where another turn follows
@@ -43,6 +45,7 @@ struct conversation_settings {
   turn_start start = turn_start::continued;
   sampling_settings sampling{};
   kept_logits keep = kept_logits::none;
+  end_tokens ends = end_tokens::end_it;
 };
 
 /// Who listens to a conversation; any of the functions may be empty.

@@ -6,60 +6,82 @@
 #include <stdexcept>
 
 #include "process_memory.hpp"
+#include "recall_sample.hpp"
 
 namespace minillama {
 
-host_session::host_session(const model& llama, pool_runner& runner, std::size_t tokens, session_kind kind)
+host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, std::size_t tokens, session_kind kind)
     : llama_(llama),
       cpu_{runner, {}},
       prompt_tokens_(tokens),
+      shown_queries_(settings.shown_queries()),
       position_(tokens),
       slot_(kind == session_kind::forked ? 1 : 0),
       qkv_(index_of(step_tokens), index_of(llama.config().qkv_width())),
       attention_(index_of(step_tokens), index_of(llama.config().query_width())),
       lse_(step_tokens * llama.config().query_heads),
-      logits_(llama.config().vocabulary) {
+      logits_(llama.config().vocabulary),
+      drawn_(settings.quantizer.train.seed) {
   statistics_.layers = llama.config().layers;
   statistics_.parts.emplace();
   statistics_.selection.emplace();
   statistics_.maintenance.emplace();
+  if (settings.tier.place() == row_place::file) statistics_.tiers.emplace();
+}
+
+host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, std::size_t prompt_tokens,
+                           std::size_t room, session_kind kind)
+    : host_session(llama, runner, settings, prompt_tokens, kind) {
+  for (std::size_t layer = 0; layer < llama.config().layers; ++layer) make_cache(settings, room);
 }
 
 host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, const prefilled_prompt& prompt,
                            std::size_t room, session_kind kind)
-    : host_session(llama, runner, prompt.tokens, kind) {
+    : host_session(llama, runner, settings, prompt.tokens, kind) {
   check_rows(prompt);
-  for (const auto& layer : prompt.layers) take_layer(settings, layer, room);
-  if (kind == session_kind::forked) fork();
+  for (const auto& layer : prompt.layers) {
+    make_cache(settings, room);
+    take_layer(cpu_, caches_.size() - 1, layer);
+  }
+  begin();
 }
 
 host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, prefilled_prompt&& prompt,
                            std::size_t room, session_kind kind)
-    : host_session(llama, runner, prompt.tokens, kind) {
+    : host_session(llama, runner, settings, prompt.tokens, kind) {
   check_rows(prompt);
   for (auto& layer : prompt.layers) {
-    take_layer(settings, layer, room);
+    make_cache(settings, room);
+    take_layer(cpu_, caches_.size() - 1, layer);
     layer = {};
     return_free_memory();  // otherwise the next layer's cache comes on top of it
   }
   prompt.layers.clear();
-  if (kind == session_kind::forked) fork();
+  begin();
 }
 
 void host_session::check_rows(const prefilled_prompt& prompt) const {
   if (prompt.layers.size() != llama_.config().layers) throw std::logic_error("session: another one has taken the prompt's rows");
 }
 
-void host_session::take_layer(const policy_settings& settings, const prefilled_prompt::layer& rows, std::size_t room) {
+void host_session::make_cache(const policy_settings& settings, std::size_t room) {
+  const pqkv::budget_rule rule = settings.budget_for(prompt_tokens_, llama_.config().head_dim);
+  caches_.push_back(make_layer_cache(settings, rule, llama_.config(), slot_ + 1, prompt_tokens_ + room));
+}
+
+void host_session::take_layer(const host_policy& cpu, std::size_t layer, const prefilled_prompt::layer& rows) {
   const model_config& config = llama_.config();
-  const pqkv::budget_rule rule = settings.budget_for(prompt_tokens_, config.head_dim);
-  caches_.push_back(make_layer_cache(settings, rule, config, slot_ + 1, prompt_tokens_ + room));
-  const std::size_t width = config.query_width(), shown = std::min(settings.shown_queries(), rows.queries.size() / width);
+  const std::size_t width = config.query_width(), shown = std::min(shown_queries_, rows.queries.size() / width);
+  layer_cache& cache = *caches_[layer];
   if (shown != 0)
-    caches_.back()->observe(
-        cpu_, 0, pqkv::make_view(rows.queries.data() + rows.queries.size() - shown * width, shown, config.query_heads, config.head_dim));
-  caches_.back()->prefill(cpu_, 0, pqkv::make_view(rows.keys.data(), config.kv_heads, prompt_tokens_, config.head_dim),
-                          pqkv::make_view(rows.values.data(), config.kv_heads, prompt_tokens_, config.head_dim));
+    cache.observe(cpu, 0,
+                  pqkv::make_view(rows.queries.data() + rows.queries.size() - shown * width, shown, config.query_heads, config.head_dim));
+  cache.prefill(cpu, 0, pqkv::make_view(rows.keys.data(), config.kv_heads, prompt_tokens_, config.head_dim),
+                pqkv::make_view(rows.values.data(), config.kv_heads, prompt_tokens_, config.head_dim));
+}
+
+void host_session::begin() {
+  if (slot_ != 0) fork();
 }
 
 void host_session::fork() {
@@ -123,6 +145,7 @@ void host_session::run_layer(std::size_t layer, rows_view x, const step_observer
   lap(matrices);
   cache.append(cpu_, keys, values, all);
   const pqkv::slot_statistics before = cache.statistics(slot_);
+  const pqkv::tier_statistics tiers_before = cache.tiers(slot_).value_or(pqkv::tier_statistics{});
   cache.attend(cpu_, queries, gathered, lse, all);
   lap(in_cache);
   const pqkv::slot_statistics& after = cache.statistics(slot_);
@@ -130,9 +153,19 @@ void host_session::run_layer(std::size_t layer, rows_view x, const step_observer
   statistics_.attended_bytes += after.attended_bytes - before.attended_bytes;
   statistics_.selection->index += after.index_bytes - before.index_bytes;
   statistics_.selection->selector += after.selector_bytes - before.selector_bytes;
+  const layer_step last{layer, cache, slot_, queries.slice(0, count - 1, 1), lse.slice(0, count - 1, 1), one};
+  if (const auto tiers = cache.tiers(slot_)) {
+    statistics_.tiers->counts += tiers->since(tiers_before);
+    sample(last);
+    lap(in_cache);
+  }
   if (observe) {
     lap(nullptr);
+<<<<<<< HEAD
     observe({layer, cache, slot_, queries.slice(0, count - 1, 1), gathered.slice(0, count - 1, 1), lse.slice(0, count - 1, 1), one});
+=======
+    observe(last);
+>>>>>>> tier19
     clock_.lap();  // not counted
   }
   lap(nullptr);
@@ -144,6 +177,17 @@ void host_session::run_layer(std::size_t layer, rows_view x, const step_observer
   statistics_.maintenance->seconds += *in_cache - before_maintenance;
   statistics_.maintenance->trainings += after.trainings - before.trainings;
   statistics_.maintenance->codes += after.codes_trained - before.codes_trained;
+}
+
+/// Estimates what the selection found, where it is the turn of this token and layer.
+void host_session::sample(const layer_step& step) {
+  if (statistics_.steps < next_sample_ || step.layer != samples_ % caches_.size()) return;
+  next_sample_ = statistics_.steps + tokens_between_samples;
+  ++samples_;
+  if (const auto recall = sample_recall(cpu_, step, llama_.config(), drawn_)) {
+    statistics_.tiers->recall += *recall;
+    ++statistics_.tiers->samples;
+  }
 }
 
 std::size_t host_session::step_scratch_bytes(const model_config& config, std::size_t tokens) {

@@ -6,6 +6,7 @@
 #include "cuda/engine.hpp"
 #include "cuda/settings.hpp"
 #include "decoder.hpp"
+#include "index_worker.hpp"
 #include "process_memory.hpp"
 
 namespace minillama {
@@ -35,10 +36,41 @@ class host_engine final : public engine {
  public:
   host_engine(const model& llama, pool_runner& runner) : llama_(llama), runner_(runner) {}
 
-  std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report,
-                                       std::size_t kept_queries) override {
+  std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report, std::size_t kept_queries) override {
     auto made = std::make_unique<host_prompt>(llama_, runner_, minillama::prefill(llama_, tokens, runner_, report, kept_queries));
     return_free_memory();  // what prefill worked with is gone before the first cache comes
+    return made;
+  }
+  started_session start(std::span<const token_id> tokens, const policy_settings& settings, std::size_t room, session_kind kind,
+                        const progress_report& report) override {
+    started_session made;
+    lap_clock clock;
+    auto session = std::make_unique<host_session>(llama_, runner_, settings, tokens.size(), room, kind);
+    std::optional<index_worker> worker;
+    if (settings.index_threads != 0) worker.emplace(*session, settings.index_threads);
+    made.waited_seconds += clock.lap();
+    const host_policy cpu{runner_, {}};
+    prefilled_prompt prompt = minillama::prefill(llama_, tokens, runner_, report, settings.shown_queries(),
+                                                 [&](std::size_t layer, prefilled_prompt::layer&& rows) {
+                                                   clock.lap();
+                                                   if (worker) {
+                                                     worker->take(layer, std::move(rows));
+                                                   } else {
+                                                     session->take_layer(cpu, layer, rows);
+                                                     rows = {};
+                                                     return_free_memory();
+                                                   }
+                                                   made.waited_seconds += clock.lap();
+                                                 });
+    return_free_memory();
+    clock.lap();
+    if (worker) worker->finish();
+    session->begin();
+    made.waited_seconds += clock.lap();
+    made.index_seconds = worker ? worker->seconds() : made.waited_seconds;
+    made.logits = std::move(prompt.logits);
+    made.parts = prompt.parts;
+    made.at = std::move(session);
     return made;
   }
   std::string description() const override { return "host"; }
@@ -49,6 +81,19 @@ class host_engine final : public engine {
 };
 
 }  // namespace
+
+started_session engine::start(std::span<const token_id> tokens, const policy_settings& settings, std::size_t room, session_kind kind,
+                              const progress_report& report) {
+  started_session made;
+  made.prompt = prefill(tokens, report, settings.shown_queries());
+  const std::span<const float> logits = made.prompt->logits();
+  made.logits.assign(logits.begin(), logits.end());
+  made.parts = made.prompt->parts();
+  lap_clock clock;
+  made.at = made.prompt->start_last(settings, room, kind);
+  made.index_seconds = made.waited_seconds = clock.lap();
+  return made;
+}
 
 std::unique_ptr<engine> make_engine(device_name device, const model& llama, pool_runner& runner) {
   if (device == device_name::host) return std::make_unique<host_engine>(llama, runner);

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "footprint.hpp"
 #include "model.hpp"
@@ -44,6 +45,16 @@ class held_prompt {
   }
 };
 
+/// A session at the end of a prompt that no other session starts from.
+struct started_session {
+  std::unique_ptr<held_prompt> prompt;  // null where the session has taken everything
+  std::unique_ptr<session> at;
+  std::vector<float> logits;          // [vocabulary] of the prompt's last position
+  std::optional<part_seconds> parts;  // of the prefill; none where it is not told apart
+  double index_seconds = 0;           // of work: making caches, moving rows into them and building indexes; not in `parts`
+  double waited_seconds = 0;          // of these, those in which nothing else was done
+};
+
 class engine {
  public:
   virtual ~engine() = default;
@@ -52,6 +63,12 @@ class engine {
   /// @param kept_queries  of how many last tokens sessions will want queries (policy_settings::shown_queries); the host's alone keeps them
   virtual std::unique_ptr<held_prompt> prefill(std::span<const token_id> tokens, const progress_report& report = {},
                                                std::size_t kept_queries = 0) = 0;
+  /// The same with its only session. The host's engine makes the caches first, so that a full disk is found before anything is computed,
+  /// and gives each its rows as soon as the layer has attended: no more than one layer's rows are in memory beside them.
+  ///
+  /// @throws as prefill() and held_prompt::start()
+  virtual started_session start(std::span<const token_id> tokens, const policy_settings& settings, std::size_t room, session_kind kind,
+                                const progress_report& report = {});
   /// What it computes on, for reports: "host", or a GPU's name.
   virtual std::string description() const = 0;
 };

@@ -8,8 +8,10 @@
 #include <string>
 
 #include "decoder.hpp"
+#include "index_worker.hpp"
 #include "layer_cache.hpp"
 #include "prefill.hpp"
+#include "tiered_cache.hpp"
 
 namespace minillama {
 namespace {
@@ -46,7 +48,8 @@ std::size_t training_bytes(const model_config& config, const policy_settings& se
   const std::size_t most = quantizer.train.rows_per_centroid << quantizer.bits;
   const std::size_t sample = most == 0 ? shape.prompt : std::min(shape.prompt, most), encoded = std::min<std::size_t>(shape.prompt, 4096);
   const std::size_t keys = quantizer.residual.used() ? shape.prompt : std::max(sample, encoded);
-  const std::size_t problems = std::min(shape.threads, config.kv_heads * quantizer.subspaces);
+  const std::size_t threads = settings.index_threads != 0 ? settings.index_threads : shape.threads;
+  const std::size_t problems = std::min(threads, config.kv_heads * quantizer.subspaces);
   return config.kv_width() * keys * sizeof(float) + problems * sample * (2 * (config.head_dim / quantizer.subspaces) + 9);
 }
 
@@ -62,10 +65,10 @@ pqkv::memory_plan plan_caches(const model_config& config, const policy_settings&
 
 std::size_t footprint::most() const {
   const std::size_t prefilled = prompt_rows + prefill_scratch, all = caches.total_bytes();
-  std::size_t decoding = std::max(all, other_caches) + prompt_rows + std::max(training_scratch, step_scratch);
-  if (handed_over != 0)  // The first layer's cache comes beside all rows; the last layer's rows are left beside all caches.
-    decoding = std::max(
-        {prompt_rows + all / handed_over + training_scratch, prompt_rows / handed_over + all + training_scratch, all + step_scratch});
+  const std::size_t decoding = std::max(all, other_caches) + prompt_rows + std::max(training_scratch, step_scratch);
+  if (handed_over != 0)  // the last layer's rows, beside all caches and what prefill works with
+    return program + weights +
+           std::max(prefill_scratch + prompt_rows / handed_over * rows_at_once + all + training_scratch, all + step_scratch);
   return program + weights + std::max(prefilled, decoding);
 }
 
@@ -89,12 +92,16 @@ footprint plan_footprint(const model_config& config, const policy_settings& sett
   planned.training_scratch = training_bytes(config, settings, shape);
   if (shape.sessions > 1) planned.other_caches = plan_caches(config, dense(settings), shape).total_bytes();
   if (shape.sessions == 1) planned.handed_over = config.layers;
+  if (settings.index_threads != 0) planned.rows_at_once = std::min(config.layers, index_worker::layers_at_once);
+  planned.tier_file =
+      bytes_of("tier's files", static_cast<double>(config.layers), tier_file_bytes(settings, config, shape.slots, shape.capacity));
   return planned;
 }
 
 policy_settings dense(policy_settings settings) {
   settings.name = policy_name::full;
   settings.rows = row_format::float32;
+  settings.tier = {};
   return settings;
 }
 
@@ -105,6 +112,7 @@ void print_footprint(const footprint& planned, const run_shape& shape) {
   std::fprintf(stderr, "KV cache              %12zu bytes\n", planned.caches.kv_bytes);
   std::fprintf(stderr, "index                 %12zu bytes\n", planned.caches.index_bytes);
   std::fprintf(stderr, "scratch               %12zu bytes\n", planned.caches.scratch_bytes);
+  if (planned.tier_file) std::fprintf(stderr, "files of the tier     %12zu bytes, on the disk\n", planned.tier_file);
   std::fprintf(stderr, "prefilled rows        %12zu bytes\n", planned.prompt_rows);
   std::fprintf(stderr, "prefill scratch       %12zu bytes\n", planned.prefill_scratch);
   std::fprintf(stderr, "training scratch      %12zu bytes\n", planned.training_scratch);

@@ -28,10 +28,12 @@ struct footprint {
   std::size_t prompt_rows = 0;       // keys, values and queries that prefill hands to sessions
   pqkv::memory_plan caches{};        // of all layers
   std::size_t other_caches = 0;      // the same of the dense session, where there are two
-  std::size_t prefill_scratch = 0;   // gone before the caches are made
+  std::size_t prefill_scratch = 0;   // gone before the first step
   std::size_t training_scratch = 0;  // of one layer's index
   std::size_t step_scratch = 0;      // of a step, logits included
-  std::size_t handed_over = 0;       // layers whose rows go to their caches one after the other and are gone then; 0: all rows stay
+  std::size_t handed_over = 0;       // layers whose rows go to their caches during prefill and are gone then; 0: all rows stay
+  std::size_t rows_at_once = 1;      // of these layers, those whose rows are in memory together
+  std::size_t tier_file = 0;         // on the disk; pages of it that the system keeps in memory are not counted anywhere
 
   std::size_t most() const;  // at one time
 };

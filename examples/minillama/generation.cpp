@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdio>
 #include <sstream>
+#include <tuple>
 
 #include "calibration.hpp"
 #include "chat.hpp"
@@ -111,9 +112,18 @@ class run {
     times_.prefill_parts = prompt->parts();
     return prompt;
   }
-  void token_picked() {
-    if (!times_.first_token) times_.first_token = seconds_since(start_);
+  started_session start_timed(engine& computing, std::span<const token_id> tokens, const policy_settings& settings, std::size_t room,
+                              session_kind kind) {
+    start_ = wall_clock::now();
+    progress_bar bar("prefill");
+    started_session made = computing.start(tokens, settings, room, kind, bar.report());
+    times_.prefill = seconds_since(start_) - made.waited_seconds;
+    times_.index_wait = made.waited_seconds;
+    times_.prefill_parts = made.parts;
+    return made;
   }
+  void waited(double seconds) { times_.index_wait = seconds; }
+  void token_picked() { times_.tokens.push_back(seconds_since(start_)); }
 
   void finish() const {
     if (file_) file_->write(text_of(document_));
@@ -131,22 +141,50 @@ class run {
   json document_;
 };
 
+/// Where sessions of one prompt start. One alone is started by the engine, which then need not hold the whole prompt's rows.
+class starting_point {
+ public:
+  enum class turn { first_of_two, last };
+
+  starting_point(run& work, engine& computing, std::span<const token_id> tokens, const policy_settings& settings, std::size_t room,
+                 session_kind kind, std::size_t sessions)
+      : work_(work), room_(room), kind_(kind) {
+    if (sessions == 1)
+      only_ = work.start_timed(computing, tokens, settings, room, kind);
+    else
+      prompt_ = work.prefill_timed(computing, tokens, settings.shown_queries());
+  }
+  std::span<const float> logits() const { return prompt_ ? prompt_->logits() : std::span<const float>(only_.logits); }
+  /// A session, and the seconds that its caches and indexes took.
+  std::pair<std::unique_ptr<session>, double> start(const policy_settings& settings, turn which) {
+    if (!prompt_) return {std::move(only_.at), only_.index_seconds};
+    const auto before = wall_clock::now();
+    auto made = which == turn::last ? prompt_->start_last(settings, room_, kind_) : prompt_->start(settings, room_, kind_);
+    const double seconds = seconds_since(before);
+    if (which == turn::first_of_two) work_.waited(seconds);
+    return {std::move(made), seconds};
+  }
+
+ private:
+  run& work_;
+  std::size_t room_;
+  session_kind kind_;
+  std::unique_ptr<held_prompt> prompt_;
+  started_session only_;
+};
+
 /// A session, timed, with its observer.
 struct measured_session {
-  enum class turn { more_follow, last };  // the last session of a prompt takes its rows
-  measured_session(held_prompt& prompt, turn which, const model_config& config, pool_runner& runner, const policy_settings& settings,
-                   std::size_t room, session_kind kind, bool quality)
-      : start(wall_clock::now()),
-        at(which == turn::last ? prompt.start_last(settings, room, kind) : prompt.start(settings, room, kind)),
-        index_seconds(seconds_since(start)),
-        meter(config) {
+  measured_session(starting_point& from, starting_point::turn which, const model_config& config, pool_runner& runner,
+                   const policy_settings& settings, bool quality)
+      : meter(config) {
+    std::tie(at, index_seconds) = from.start(settings, which);
     if (quality) observe = meter.observer({runner, {}});
   }
   session_record record() const { return record_of(*at, index_seconds, observe ? &meter : nullptr); }
 
-  wall_clock::time_point start;
   std::unique_ptr<session> at;
-  double index_seconds;
+  double index_seconds = 0;
   quality_meter meter;
   step_observer observe;
 };
@@ -192,7 +230,8 @@ void generate(const options& o) {
                                        .tokens = o.tokens,
                                        .start = o.start,
                                        .sampling = o.sampling,
-                                       .keep = o.compare_full ? kept_logits::all : kept_logits::none};
+                                       .keep = o.compare_full ? kept_logits::all : kept_logits::none,
+                                       .ends = o.ends};
   const std::size_t room = conversation_room(asked.source, tokens.size(), turns, o.context_for(config), settings);
   const auto kind = o.start == turn_start::fresh ? session_kind::forked : session_kind::single;
   std::size_t longest_turn = 1;  // with the token before it, and the end of a reply
@@ -209,10 +248,10 @@ void generate(const options& o) {
   from.weights.reset();
   const policy_settings policy_asked = prepared(o, llama, work, tokens.size());
   const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
-  const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, tokens, o.policy.shown_queries());
-  const auto hold = [&](const policy_settings& policy, measured_session::turn which, bool quality, const listener& listening) {
-    measured_session held(*prefilled, which, config, work.runner(), policy, room, kind, quality);
-    auto replies = converse(*held.at, room, config, *words, prefilled->logits(), tokens.back(), turns, settings, held.observe, listening);
+  starting_point prefilled(work, *computing, tokens, policy_asked, room, kind, shape.sessions);
+  const auto hold = [&](const policy_settings& policy, starting_point::turn which, bool quality, const listener& listening) {
+    measured_session held(prefilled, which, config, work.runner(), policy, quality);
+    auto replies = converse(*held.at, room, config, *words, prefilled.logits(), tokens.back(), turns, settings, held.observe, listening);
     return std::pair(std::move(replies), held.record());
   };
   const interrupt_watch watch;
@@ -225,7 +264,7 @@ void generate(const options& o) {
                        .finished = [](const reply&) { std::fputc('\n', stdout); },
                        .stopped = interrupt_watch::is_interrupted};
   const auto [replies, record] =
-      hold(policy_asked, o.compare_full ? measured_session::turn::more_follow : measured_session::turn::last, o.quality, aloud);
+      hold(policy_asked, o.compare_full ? starting_point::turn::first_of_two : starting_point::turn::last, o.quality, aloud);
   finish_standard_output();
   print_statistics(record, work.times(), tokens.size());
   if (record.quality) print_quality(*record.quality);
@@ -241,7 +280,7 @@ void generate(const options& o) {
   for (std::size_t i = 0; i < turns.size(); ++i)
     document["turns"].push_back({{"text", turns[i].text}, {"tokens", turns[i].tokens}, {"reply", reply_of(replies[i])}});
   if (o.compare_full) {
-    const auto [full_replies, full_record] = hold(dense(o.policy), measured_session::turn::last, false, {});
+    const auto [full_replies, full_record] = hold(dense(o.policy), starting_point::turn::last, false, {});
     const std::vector<reply_comparison> compared = compare(replies, full_replies, config.vocabulary, o.start);
     print_comparison(compared, full_record);
     document["full"] = record_of(full_record);
@@ -276,19 +315,19 @@ void score_text(const options& o) {
   from.weights.reset();
   const policy_settings policy_asked = prepared(o, llama, work, head.size());
   const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
-  const std::unique_ptr<held_prompt> prefilled = work.prefill_timed(*computing, head, o.policy.shown_queries());
-  const auto scored_under = [&](const policy_settings& policy, measured_session::turn which, bool quality, kept_distributions keep,
+  starting_point prefilled(work, *computing, head, policy_asked, between.size() + scored, session_kind::single, shape.sessions);
+  const auto scored_under = [&](const policy_settings& policy, starting_point::turn which, bool quality, kept_distributions keep,
                                 std::span<const float> dense) {
-    measured_session held(*prefilled, which, config, work.runner(), policy, between.size() + scored, session_kind::single, quality);
-    std::span<const float> logits = prefilled->logits();
+    measured_session held(prefilled, which, config, work.runner(), policy, quality);
+    std::span<const float> logits = prefilled.logits();
     for (std::size_t fed = 0; fed < between.size(); fed += o.perplexity_turn)
       logits = held.at->feed(between.subspan(fed, std::min(o.perplexity_turn, between.size() - fed)));
     text_score found = score(*held.at, logits, tail, held.observe, keep, dense);
     return std::pair(std::move(found), held.record());
   };
   std::optional<std::pair<text_score, session_record>> full;
-  if (o.compare_full) full = scored_under(dense(o.policy), measured_session::turn::more_follow, false, kept_distributions::all, {});
-  const auto [found, record] = scored_under(policy_asked, measured_session::turn::last, o.quality, kept_distributions::none,
+  if (o.compare_full) full = scored_under(dense(o.policy), starting_point::turn::first_of_two, false, kept_distributions::all, {});
+  const auto [found, record] = scored_under(policy_asked, starting_point::turn::last, o.quality, kept_distributions::none,
                                             full ? std::span<const float>(full->first.log_probabilities) : std::span<const float>());
   print_statistics(record, work.times(), head.size());
   if (record.quality) print_quality(*record.quality);

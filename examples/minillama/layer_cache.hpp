@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "config.hpp"
 #include "policy.hpp"
@@ -41,6 +42,8 @@ class layer_cache {
   /// Keys and values of one slot, [h, n, d]; of rows that are not floats a copy, until the next call.
   virtual pqkv::strided_store<float> store(std::size_t slot) const = 0;
   virtual const pqkv::slot_statistics& statistics(std::size_t slot) const = 0;
+  /// What a slot read from its file and found in memory; none where all rows are in memory.
+  virtual std::optional<pqkv::tier_statistics> tiers(std::size_t slot) const = 0;
   virtual const pqkv::memory_plan& memory() const = 0;
 };
 
@@ -49,7 +52,8 @@ class layer_cache {
 /// @param rule      how many tokens attend
 /// @param slots     sequences it holds
 /// @param capacity  tokens of one slot
-/// @throws pqkv::shape_error, pqkv::value_error when the model's heads or the settings do not fit the library
+/// @throws pqkv::shape_error, pqkv::value_error when the model's heads or the settings do not fit the library; load_error when the file
+///         of a tier cannot be made
 std::unique_ptr<layer_cache> make_layer_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
                                               std::size_t slots, std::size_t capacity);
 

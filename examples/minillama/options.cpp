@@ -4,12 +4,17 @@
 
 #include <algorithm>
 #include <cmath>
+<<<<<<< HEAD
 #include <filesystem>
+=======
+#include <cstring>
+>>>>>>> tier19
 #include <limits>
 #include <thread>
 
 #include "chat.hpp"
 #include "command_line.hpp"
+#include "load_error.hpp"
 
 namespace minillama {
 namespace {
@@ -60,6 +65,9 @@ void declare_sampling(CLI::App& app, options& o) {
           ""))
       ->check(count_range())
       ->capture_default_str()
+      ->group(group);
+  app.add_flag_callback(
+         "--ignore-end", [&o] { o.ends = end_tokens::ignored; }, "go on behind the model's end token, to measure replies of -n tokens")
       ->group(group);
   app.add_option("--temp", o.sampling.temperature, "temperature of sampling; 0 takes the likeliest token")
       ->check(real_number("0 or more", [](double value) { return value >= 0; }))
@@ -170,6 +178,30 @@ void declare_policy(CLI::App& app, options& o) {
       ->group(group);
 }
 
+void declare_tier(CLI::App& app, options& o) {
+  const char* group = "Keys and values in a file";
+  auto* tier =
+      app.add_option("--kv-tier", o.policy.tier.folder,
+                     "folder on the disk that is to hold keys and values; memory has copies of sinks, window and some blocks between "
+                     "them; for --policy pq")
+          ->group(group);
+  app.add_option("--cache-tokens", o.policy.tier.cache_tokens, "tokens between sinks and window that memory has room for; 0: none")
+      ->check(count_range())
+      ->needs(tier)
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--cache-block", o.policy.tier.block_tokens, "tokens of a block, which enter and leave together")
+      ->check(count_range(1, 256))
+      ->needs(tier)
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--eviction", o.policy.tier.eviction, "lfu, lru or tiny_lfu: which block leaves for another")
+      ->transform(one_of(eviction_names(), "lfu|lru|tiny_lfu"))
+      ->needs(tier)
+      ->default_str("lfu")
+      ->group(group);
+}
+
 void declare_measurements(CLI::App& app, options& o) {
   const char* group = "Measurements";
   app.add_flag("--quality", o.quality, "measure what the policy finds: recall of the exact top-k, and attention mass")->group(group);
@@ -201,6 +233,22 @@ void declare_measurements(CLI::App& app, options& o) {
   app.get_option("--dry-run")->excludes(app.get_option("--compare"))->excludes(app.get_option("--quality"))->excludes(perplexity);
 }
 
+/// @pre a folder was named
+void check_tier(const policy_settings& policy) {
+  const tier_settings& tier = policy.tier;
+  if (policy.name != policy_name::pq) throw usage_error("--kv-tier", "keeps keys and values in a file for --policy pq alone");
+  if (policy.rows != row_format::float32) throw usage_error("--kv-tier", "keeps keys and values as floats: not with --rows int8");
+  if (tier.cache_tokens != 0 && tier.cache_tokens < tier.block_tokens)
+    throw usage_error("--cache-tokens", std::to_string(tier.cache_tokens) + " is less than a block of " +
+                                            std::to_string(tier.block_tokens) +
+                                            " tokens; 0 is no cache, and --cache-block makes blocks smaller");
+  try {
+    const pqkv::mapped_file probe("minillama", {.folder = tier.folder.c_str()}, 0);
+  } catch (const pqkv::storage_error& error) {
+    throw usage_error("--kv-tier", "no file can be made in " + on_one_line(tier.folder) + ": " + std::strerror(error.error));
+  }
+}
+
 /// What looks into the host's caches, or plans the host's memory.
 void refuse_beside_cuda(const options& o) {
   if (o.dry_run) throw usage_error("--dry-run", "plans the host's memory: not with --device cuda");
@@ -225,17 +273,24 @@ void declare(CLI::App& app, options& o) {
          "tokenizer.json, or tokenizer.bin of llama2.c; default: the tokenizer.json beside the weights, bytes for a model of 256 tokens")
       ->group("Model");
   app.add_option("-t,--threads", o.threads, "threads of the host")->check(count_range(1, 1024))->capture_default_str()->group("Model");
+  app.add_option(
+         "--index-threads", o.policy.index_threads,
+         "threads more, for spare cores: they build the index of a layer while the next ones are computed; 0: it is built in between")
+      ->check(count_range(0, 1024))
+      ->capture_default_str()
+      ->group("Model");
   declare_device(app, o.device)->group("Model");
   declare_prompt(app, o);
   declare_sampling(app, o);
   declare_policy(app, o);
+  declare_tier(app, o);
   declare_measurements(app, o);
 }
 
 void complete(const CLI::App& app, options& o) {
   if (o.perplexity_file)
-    for (const char* other :
-         {"--file", "--prompt", "--token-ids", "--chat", "--turn", "--turns", "--fresh-turns", "--tokens", "--temp", "--top-p"})
+    for (const char* other : {"--file", "--prompt", "--token-ids", "--chat", "--turn", "--turns", "--fresh-turns", "--tokens",
+                              "--ignore-end", "--temp", "--top-p"})
       if (app.count(other)) throw usage_error("--perplexity", std::string("generates no text: not with ") + other);
   o.policy.quantizer.train.seed = o.sampling.seed;
   const pqkv::selector::pq::params asked = o.policy.quantizer;
@@ -254,6 +309,9 @@ void complete(const CLI::App& app, options& o) {
   if (o.start == turn_start::fresh && o.turns.empty()) throw usage_error("--fresh-turns", "needs --turn or --turns");
   if (o.device == device_name::cuda) refuse_beside_cuda(o);
   require_on_device(o.device, o.policy);
+  if (o.policy.index_threads != 0 && o.compare_full)
+    throw usage_error("--index-threads", "a prompt that two sessions start from is computed first: not with --compare full");
+  if (app.count("--kv-tier") != 0) check_tier(o.policy);
   require_device(o.device);
 }
 

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "pool_runner.hpp"
+#include "tier_settings.hpp"
 
 namespace minillama {
 
@@ -123,6 +124,8 @@ struct policy_settings {
   pqkv::selector::pq::params quantizer{};
   preset_name preset = preset_name::library;
   row_format rows = row_format::float32;
+  tier_settings tier{};
+  std::size_t index_threads = 0;  // beside the model's, that build indexes while it computes a prompt; 0: the model's own, in between
 
   /// What finds most on a real model (docs/quality.md) and only the host has. The paper's preset stays what it is.
   void use_host_defaults() {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <mutex>
 #include <pqkv/pqkv.hpp>
+#include <utility>
 
 #include "policy.hpp"
 
@@ -44,7 +45,7 @@ std::size_t attention_scratch_bytes(const model_config& config, std::size_t n) {
 }  // namespace
 
 prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report,
-                         std::size_t kept_queries) {
+                         std::size_t kept_queries, const layer_taker& take) {
   const model_config& config = llama.config();
   const std::size_t n = tokens.size(), d = config.head_dim, blocks = tiles(n, block_tokens);
   const std::size_t query_width = config.query_width(), kv_width = config.kv_width();
@@ -110,6 +111,10 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
       meter.add(attention_work(first, count));
     }
     prompt.parts.cache += clock.lap();
+    if (take) {
+      take(layer, std::exchange(prompt.layers[layer], {}));
+      clock.lap();  // not prefill's
+    }
 
     runner.run(tiles(n - wanted, block_tokens), [&](std::size_t block) {
       const std::size_t first = wanted + block * block_tokens, count = std::min(block_tokens, n - first);
@@ -118,6 +123,7 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
     });
     prompt.parts.matrices += clock.lap();
   }
+  if (take) prompt.layers.clear();
   llama.logits(x.bottomRows(1), prompt.logits);
   prompt.parts.matrices += clock.lap();
   return prompt;

@@ -2,6 +2,7 @@
 // Figures as they were measured; JSON has null for what was not.
 #include "report.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <pqkv/version.hpp>
 #include <string>
@@ -43,6 +44,39 @@ json maintenance_of(const session_statistics& s) {
   return {{"seconds", s.maintenance->seconds}, {"trainings", s.maintenance->trainings}, {"codes", s.maintenance->codes}};
 }
 
+json tier_of(const tier_settings& tier) {
+  if (tier.place() == row_place::memory) return nullptr;
+  return {{"folder", tier.folder},
+          {"cache_tokens", tier.cache_tokens},
+          {"block_tokens", tier.block_tokens},
+          {"eviction", name_in(eviction_names(), tier.eviction)}};
+}
+
+json tiers_of(const session_statistics& s) {
+  if (!s.tiers) return nullptr;
+  const pqkv::tier_statistics& counts = s.tiers->counts;
+  return {{"hits", counts.hits},
+          {"misses", counts.misses},
+          {"hit_rate", counts.hit_rate()},
+          {"slow_bytes_per_token", s.per_step(counts.slow_bytes)},
+          {"admissions", counts.admissions},
+          {"evictions", counts.evictions},
+          {"overflow", counts.kept_out},
+          {"sampled_recall", s.tiers->samples ? json(s.tiers->sampled_recall()) : json(nullptr)},
+          {"recall_samples", s.tiers->samples}};
+}
+
+void print_tiers(const session_statistics& s) {
+  const pqkv::tier_statistics& counts = s.tiers->counts;
+  std::fprintf(stderr, "tier                  %10.3f hit rate %10.0f bytes from the file/token\n", counts.hit_rate(),
+               s.per_step(counts.slow_bytes));
+  std::fprintf(stderr, "blocks/token          %10.2f in %10.2f out %10.2f without a place\n", s.per_step(counts.admissions),
+               s.per_step(counts.evictions), s.per_step(counts.kept_out));
+  if (s.tiers->samples)
+    std::fprintf(stderr, "sampled recall        %10.3f of %llu samples\n", s.tiers->sampled_recall(),
+                 static_cast<unsigned long long>(s.tiers->samples));
+}
+
 void print_shares(const char* line, const std::optional<part_seconds>& parts, double seconds) {
   if (parts)
     std::fprintf(stderr, "%-21s %10.3f matrices %10.3f cache %10.3f rest\n", line, parts->matrices / seconds, parts->cache / seconds,
@@ -52,6 +86,15 @@ void print_shares(const char* line, const std::optional<part_seconds>& parts, do
 }
 
 }  // namespace
+
+std::optional<double> run_times::output_token() const {
+  if (tokens.size() < 3) return std::nullopt;
+  std::vector<double> each(tokens.size() - 2);
+  for (std::size_t i = 0; i < each.size(); ++i) each[i] = tokens[i + 2] - tokens[i + 1];
+  const auto middle = each.begin() + static_cast<std::ptrdiff_t>(each.size() / 2);
+  std::nth_element(each.begin(), middle, each.end());
+  return *middle;
+}
 
 session_record record_of(const session& of, double index_seconds, const quality_meter* meter) {
   session_record record{of.statistics(), of.memory(), index_seconds, {}};
@@ -65,7 +108,9 @@ void print_device(device_name device, const std::string& description) {
 
 void print_statistics(const session_record& record, const run_times& times, std::size_t prefilled) {
   const session_statistics& s = record.statistics;
-  if (times.first_token) std::fprintf(stderr, "time to first token   %10.3f s\n", *times.first_token);
+  if (times.first_token()) std::fprintf(stderr, "time to first token   %10.3f s\n", *times.first_token());
+  if (times.second_token()) std::fprintf(stderr, "time to second token  %10.3f s\n", *times.second_token());
+  std::fprintf(stderr, "index                 %10.3f s of work %10.3f s waited for\n", record.index_seconds, times.index_wait);
   std::fprintf(stderr, "prefill               %10.1f tokens/s (%zu tokens)\n", static_cast<double>(prefilled) / times.prefill, prefilled);
   print_shares("prefill, shares", times.prefill_parts, times.prefill);
   std::fprintf(stderr, "decode                %10.1f tokens/s (%llu tokens)\n", s.tokens_per_second(),
@@ -83,6 +128,7 @@ void print_statistics(const session_record& record, const run_times& times, std:
     std::fprintf(stderr, " %10.0f index %10.0f selector\n", s.per_step(s.selection->index), s.per_step(s.selection->selector));
   else
     std::fprintf(stderr, "; index and selector not measured on the device\n");
+  if (s.tiers) print_tiers(s);
 }
 
 void print_overlap(const pqkv::overlap_model& machine, std::size_t iterations) {
@@ -157,6 +203,8 @@ json settings_of(const options& o) {
           {"refresh_iterations", quantizer.refresh_iterations},
           {"refresh_keys", name_in(renewal_names(), quantizer.renewal)},
           {"metric", name_in(metric_names(), quantizer.metric)},
+          {"kv_tier", tier_of(o.policy.tier)},
+          {"index_threads", o.policy.index_threads},
           {"preset", o.policy.preset == preset_name::paper ? json("paper") : json(nullptr)},
           {"path", name_in(path_names(), quantizer.path)}};
 }
@@ -190,6 +238,7 @@ json memory_of(const footprint& planned, const run_shape& shape) {
           {"kv_bytes", planned.caches.kv_bytes},
           {"index_bytes", planned.caches.index_bytes},
           {"scratch_bytes", planned.caches.scratch_bytes},
+          {"tier_file_bytes", planned.tier_file},
           {"prompt_row_bytes", planned.prompt_rows},
           {"prefill_scratch_bytes", planned.prefill_scratch},
           {"training_scratch_bytes", planned.training_scratch},
@@ -206,6 +255,7 @@ json record_of(const session_record& record) {
            {"turn_tokens_per_second", s.fed ? json(s.fed_per_second()) : json(nullptr)},
            {"decode_shares", shares_of(s.parts, s.seconds)},
            {"maintenance", maintenance_of(s)},
+           {"tiers", tiers_of(s)},
            {"index_seconds", record.index_seconds}};
   if (record.quality) out["quality"] = quality_of(*record.quality);
   return out;
@@ -216,7 +266,10 @@ json times_of(const session_record& record, const run_times& times, std::size_t 
           {"prefill_tokens_per_second", static_cast<double>(prefilled) / times.prefill},
           {"prefill_shares", shares_of(times.prefill_parts, times.prefill)},
           {"index_seconds", record.index_seconds},
-          {"first_token_seconds", or_null(times.first_token)},
+          {"index_wait_seconds", times.index_wait},
+          {"first_token_seconds", or_null(times.first_token())},
+          {"second_token_seconds", or_null(times.second_token())},
+          {"output_token_seconds", or_null(times.output_token())},
           {"decode_seconds", record.statistics.seconds},
           {"decode_tokens_per_second", record.statistics.tokens_per_second()}};
 }

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "comparison.hpp"
 #include "footprint.hpp"
@@ -17,15 +18,21 @@ namespace minillama {
 struct session_record {
   session_statistics statistics;
   pqkv::memory_plan memory;
-  double index_seconds = 0;                // making the caches and the selectors' indexes
+  double index_seconds = 0;                // of work: making the caches and the selectors' indexes
   std::optional<quality_summary> quality;  // on request
 };
 
 /// Seconds since the start of the run's prefill.
 struct run_times {
-  double prefill = 0;
+  double prefill = 0;     // without what it waited for caches and indexes
+  double index_wait = 0;  // that
   std::optional<part_seconds> prefill_parts;
-  std::optional<double> first_token;  // none when no token was asked for
+  std::vector<double> tokens;  // when each token of the replies was picked
+
+  std::optional<double> first_token() const { return tokens.empty() ? std::nullopt : std::optional(tokens.front()); }
+  std::optional<double> second_token() const { return tokens.size() < 2 ? std::nullopt : std::optional(tokens[1]); }
+  /// From one token to the next, behind the second: the median.
+  std::optional<double> output_token() const;
 };
 
 /// Collects a session's record. @param meter  null: quality was not asked for

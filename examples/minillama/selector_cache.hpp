@@ -61,6 +61,12 @@ class selector_cache final : public layer_cache {
       return copied(slot);
   }
   const pqkv::slot_statistics& statistics(std::size_t slot) const override { return cache_.statistics(slot); }
+  std::optional<pqkv::tier_statistics> tiers([[maybe_unused]] std::size_t slot) const override {
+    if constexpr (pqkv::rows_of_tiers<Rows>)
+      return cache_.rows().statistics(slot);
+    else
+      return std::nullopt;
+  }
   const pqkv::memory_plan& memory() const override { return memory_; }
 
  private:
@@ -98,22 +104,29 @@ inline std::size_t step_queries(const model_config& config, std::size_t capacity
   return std::clamp<std::size_t>(scored_at_once / (config.query_heads * capacity), 1, step_tokens);
 }
 
+/// The parameters of one layer's pqcache, but for its rows'.
+template <class Rows, class Selector>
+auto cache_params(const typename Selector::params& selector, const pqkv::budget_rule& rule, const model_config& config, std::size_t slots,
+                  std::size_t capacity) {
+  typename pqkv::pqcache<Rows, Selector>::params made;
+  static_cast<pqkv::cache_shape&>(made) = {.batch = slots,
+                                           .kv_heads = config.kv_heads,
+                                           .query_heads = config.query_heads,
+                                           .head_dim = config.head_dim,
+                                           .capacity = capacity,
+                                           .step_queries = step_queries(config, capacity),
+                                           .softmax_scale = config.softmax_scale()};
+  made.budget = rule;
+  made.selector = selector;
+  return made;
+}
+
 /// Calls f with the parameters of the pqcache that the settings ask for, whose rows are Rows.
 template <class Rows, class F>
 auto with_selector(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config, std::size_t slots,
                    std::size_t capacity, F&& f) {
   const auto params = [&]<class Selector>(const typename Selector::params& selector) {
-    typename pqkv::pqcache<Rows, Selector>::params made;
-    static_cast<pqkv::cache_shape&>(made) = {.batch = slots,
-                                             .kv_heads = config.kv_heads,
-                                             .query_heads = config.query_heads,
-                                             .head_dim = config.head_dim,
-                                             .capacity = capacity,
-                                             .step_queries = step_queries(config, capacity),
-                                             .softmax_scale = config.softmax_scale()};
-    made.budget = rule;
-    made.selector = selector;
-    return f.template operator()<Rows, Selector>(made);
+    return f.template operator()<Rows, Selector>(cache_params<Rows, Selector>(selector, rule, config, slots, capacity));
   };
   switch (settings.name) {
     case policy_name::full:

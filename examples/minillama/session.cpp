@@ -6,11 +6,19 @@
 
 namespace minillama {
 
+tier_record& tier_record::operator+=(const tier_record& other) {
+  counts += other.counts;
+  recall += other.recall;
+  samples += other.samples;
+  return *this;
+}
+
 session_statistics& session_statistics::operator+=(const session_statistics& other) {
   if (steps == 0) {
     parts = other.parts;
     selection = other.selection;
     maintenance = other.maintenance;
+    tiers = other.tiers;
   } else if (other.steps != 0) {  // a sum is known where both are
     if (parts && other.parts)
       *parts += *other.parts;
@@ -29,6 +37,10 @@ session_statistics& session_statistics::operator+=(const session_statistics& oth
     } else {
       maintenance.reset();
     }
+    if (tiers && other.tiers)
+      *tiers += *other.tiers;
+    else
+      tiers.reset();
   }
   steps += other.steps;
   layers = other.layers;

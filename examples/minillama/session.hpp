@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
-#include <pqkv/cache/step_plan.hpp>
+#include <pqkv/cache/tiered_rows.hpp>
 #include <span>
 
 #include "config.hpp"
@@ -33,6 +33,16 @@ struct maintenance_cost {
   std::uint64_t codes = 0;      // that these wrote, over all layers
 };
 
+/// What a session with a tier read from its file, and how well its selection did in samples.
+struct tier_record {
+  pqkv::tier_statistics counts{};  // over all layers
+  double recall = 0;               // summed over samples: an estimate of the share of the exact top-k that was selected (recall_sample.hpp)
+  std::uint64_t samples = 0;
+
+  double sampled_recall() const { return samples != 0 ? recall / static_cast<double>(samples) : 0; }
+  tier_record& operator+=(const tier_record& other);
+};
+
 /// What a session did since its start, over all forks; counts are the library's, summed over layers.
 struct session_statistics {
   std::uint64_t steps = 0;                        // tokens
@@ -45,6 +55,7 @@ struct session_statistics {
   std::uint64_t attended_bytes = 0;               // rows of K and V that attention read
   std::optional<selection_bytes> selection{};     // none where nobody counts
   std::optional<maintenance_cost> maintenance{};  // of the time above; none where nobody counts
+  std::optional<tier_record> tiers{};             // none without a tier
 
   /// Of tokens one by one, which is what decoding is; 0 without one.
   double tokens_per_second() const { return steps > fed ? static_cast<double>(steps - fed) / (seconds - fed_seconds) : 0; }

@@ -20,6 +20,8 @@ TEST_CASE("--device cuda refuses by name what is on the host alone, whether or n
   refused("--axes weighted", "--axes: weighted looks at the prompt's queries");
   refused("--residual 4x8", "--residual: the second stage is on the host alone: not with --device cuda");
   refused("--preset paper", "--preset: paper");
+  refused("--kv-tier /tmp", "--kv-tier: is under the host's memory");
+  refused("--index-threads 1", "--index-threads: are the host's");
   refused("--quality", "--quality: measures the host's caches: not with --device cuda");
   refused("--dry-run", "--dry-run: plans the host's memory: not with --device cuda");
   check_refused(tiny.generate("-p a --device gpu"), "--device");

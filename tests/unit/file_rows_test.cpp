@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -113,6 +114,48 @@ TEST_CASE("file_rows: laid out as in memory, and read by attention where they ar
   p.rows.folder = nullptr;
   CHECK(pqkv::pqcache<pqkv::file_rows<float>, pqkv::selector::pq>::can_construct(p).message() ==
         "pqkv::pqcache: rows.folder must be a folder for the file, or rows.file an open one");
+}
+
+TEST_CASE("file_rows: the system is asked for the rows of a step that are in the file alone, and for no others") {
+  const auto folder = std::filesystem::temp_directory_path().string();
+  const auto fetched = [&](pqkv::missing_rows missing) {
+    pqkv::cache_shape shape;
+    shape.kv_heads = 2, shape.query_heads = 2, shape.head_dim = 128, shape.capacity = 8192;  // a row is 1 KiB
+    tiers::params p;
+    p.slow.folder = folder.c_str();
+    p.sink_tokens = 0, p.recent_tokens = 1, p.cache_tokens = 0, p.missing = missing;
+    const tiers rows(cpu, shape, p);
+    const pqkv::mapped_file& file = rows.slow().file();
+    std::memset(file.data(), 1, file.size());
+    // Pages that have reached the disk are forgotten; a folder that is memory forgets none.
+    REQUIRE(::msync(file.data(), file.size(), MS_SYNC) == 0);
+    REQUIRE(::madvise(file.data(), file.size(), MADV_DONTNEED) == 0);
+    REQUIRE(::posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_DONTNEED) == 0);
+    const auto resident = [&](std::size_t head, std::size_t token) {
+      unsigned char in_memory = 0;
+      const auto at = reinterpret_cast<std::uintptr_t>(rows.view().key(head, token).data);
+      REQUIRE(::mincore(reinterpret_cast<void*>(at - at % 4096), 4096, &in_memory) == 0);
+      return (in_memory & 1) != 0;
+    };
+    const bool forgets = !resident(0, 3000);
+    std::uint32_t slot = 0, counts[] = {2, 1};
+    pqkv::token_span spans[] = {{0, 8191, 8192}, {0, 8191, 8192}};
+    const std::int32_t indices[] = {1000, 3000, 5000, -1};
+    pqkv::fetched_tokens<pqkv::space::host> wanted{};
+    wanted.plan.slots = pqkv::make_view(&slot, 1), wanted.plan.counts = pqkv::make_view(counts, 2),
+    wanted.plan.spans = pqkv::make_view(spans, 2);
+    wanted.indices = pqkv::make_view(indices, 2, 2);
+    rows.fetch(cpu, wanted);
+    const auto all = [&] { return resident(0, 1000) && resident(0, 3000) && resident(1, 5000); };
+    for (int wait = 0; missing == pqkv::missing_rows::asked_for && wait < 500 && !all(); ++wait) ::usleep(10000);
+    const bool others = resident(0, 5000) || resident(1, 1000) || resident(1, 3000);
+    return std::array{forgets, all(), others};
+  };
+  const auto asked = fetched(pqkv::missing_rows::asked_for);
+  CHECK(asked[1]);
+  if (asked[0]) CHECK(!asked[2]);
+  const auto touched = fetched(pqkv::missing_rows::touched);
+  if (touched[0]) CHECK(!touched[1]);
 }
 
 TEST_CASE("file_rows: a shortened file is an error of every verb that touches rows, and of nothing else") {

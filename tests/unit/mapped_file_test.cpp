@@ -92,6 +92,29 @@ TEST_CASE("mapped_file: an open file of the caller grows, never shrinks, and kee
   CHECK(folder.entries() == 0);
 }
 
+TEST_CASE("mapped_file: bytes that are read ahead come into memory without being touched") {
+  const temporary_folder folder;
+  const std::size_t page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)), size = 64 * page;
+  const pqkv::mapped_file file("test", {.folder = folder.path.c_str()}, size);
+  std::fill(file.data(), file.data() + size, std::byte{7});
+  const auto resident = [&](std::size_t at) {
+    unsigned char in_memory = 0;
+    REQUIRE(::mincore(file.data() + at * page, page, &in_memory) == 0);
+    return (in_memory & 1) != 0;
+  };
+  // The system forgets pages that have reached the disk, but need not; where the folder is memory there is nothing to see.
+  REQUIRE(::msync(file.data(), size, MS_SYNC) == 0);
+  REQUIRE(::madvise(file.data(), size, MADV_DONTNEED) == 0);
+  REQUIRE(::posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_DONTNEED) == 0);
+  const bool forgotten = !resident(20) && !resident(40);
+  file.read_ahead(file.data() + 20 * page + 100, page);  // two pages
+  for (int wait = 0; wait < 500 && !(resident(20) && resident(21)); ++wait) ::usleep(10000);
+  CHECK(resident(20));
+  CHECK(resident(21));
+  if (forgotten) CHECK(!resident(40));
+  CHECK(file.data()[21 * page] == std::byte{7});
+}
+
 TEST_CASE("mapped_file: a file that somebody shortened is found before it is touched") {
   const temporary_folder folder;
   const pqkv::mapped_file file("test", {.folder = folder.path.c_str()}, 100000);

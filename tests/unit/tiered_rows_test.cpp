@@ -69,6 +69,7 @@ std::pair<std::uint64_t, std::uint64_t> live(std::uint64_t seed, std::size_t liv
     rows.recent_tokens = 1 + random.below(40);
     rows.admit_blocks = admits[random.below(3)];
     if constexpr (requires { rows.slow.folder; }) rows.slow.folder = "/tmp";
+    rows.missing = static_cast<pqkv::missing_rows>(i % 2);
     CAPTURE(rows.block_tokens);
     CAPTURE(rows.cache_tokens);
     tiered_twins<Rows, pqkv::selector::pq> twins(p, rows, random.bits());
@@ -184,8 +185,40 @@ TEST_CASE("tiered_rows: selected tokens are hits or misses, blocks that entered 
   CHECK(second.hits == 60);
   CHECK(second.misses == 60);
   CHECK(second.slow_bytes == first.slow_bytes);
+  const pqkv::tier_statistics since = second.since(first);
+  CHECK(since.hits == 60);
+  CHECK(since.misses == 0);
+  CHECK(since.slow_bytes == 0);
+  CHECK(since.admissions == 0);
+  CHECK(since.evictions == 0);
+  CHECK(since.kept_out == 0);
+  CHECK(second.hit_rate() == 0.5);
+  CHECK(pqkv::tier_statistics{}.hit_rate() == 0);
+  pqkv::tier_statistics sum = first;
+  sum += since;
+  CHECK(sum.hits == second.hits);
+  CHECK(sum.misses == second.misses);
+  CHECK(sum.slow_bytes == second.slow_bytes);
+  CHECK(sum.admissions == second.admissions);
   cache.reset(0);
   CHECK(cache.rows().statistics(0).misses == 0);
+}
+
+TEST_CASE("tiered_rows: blocks that are wanted and find no place are counted") {
+  using cache_type = pqkv::pqcache<tiered_rows<dense_rows<float>>, pqkv::selector::pq>;
+  cache_type::params p;
+  p.kv_heads = 1, p.query_heads = 1, p.head_dim = 16, p.capacity = 200;
+  p.budget.sinks = 4, p.budget.window = 16, p.budget.retrieve = 30;
+  p.selector.bits = 4, p.selector.train.iterations = 2;
+  p.rows.sink_tokens = 4, p.rows.recent_tokens = 16, p.rows.block_tokens = 1, p.rows.cache_tokens = 10;
+  cache_type cache(p);
+  const auto given = make_rows<float>(content::clustered, 1, 150, 16, 3);
+  cache.prefill(cpu, 0, given.view(), given.view());
+  std::vector<float> query(16, 0.25f), out(16);
+  cache.attend(cpu, pqkv::make_view(std::as_const(query).data(), 1, 1, 16), pqkv::make_view(out.data(), 1, 1, 16));
+  CHECK(cache.rows().statistics(0).admissions == 10);
+  CHECK(cache.rows().statistics(0).evictions == 0);
+  CHECK(cache.rows().statistics(0).kept_out == 20);  // of thirty tokens, each a block
 }
 
 TEST_CASE("tiered_rows: sizes that do not fit are refused by name") {

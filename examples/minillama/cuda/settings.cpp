@@ -28,6 +28,8 @@ void require_offered(const policy_settings& settings) {
   if (settings.quantizer.residual.used()) throw usage_error("--residual", std::string("the second stage is on the host alone") + not_there);
   if (settings.rows == row_format::int8)
     throw usage_error("--rows", std::string("int8: on a GPU this program keeps rows as floats") + not_there);
+  if (settings.tier.place() == row_place::file) throw usage_error("--kv-tier", std::string("is under the host's memory") + not_there);
+  if (settings.index_threads != 0) throw usage_error("--index-threads", std::string("are the host's") + not_there);
   if (settings.preset == preset_name::paper)
     throw usage_error("--preset", std::string("paper: the overlap rule is the host's") + not_there);
 }

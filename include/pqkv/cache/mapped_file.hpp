@@ -18,6 +18,7 @@
 
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
@@ -92,6 +93,14 @@ class mapped_file {
   std::byte* data() const noexcept { return static_cast<std::byte*>(data_); }
   std::size_t size() const noexcept { return size_; }
   int descriptor() const noexcept { return file_; }
+
+  /// Asks the system to read these bytes into its memory, and does not wait for them. They need not begin or end a page.
+  /// @pre  they are the file's
+  void read_ahead(const void* first, std::size_t bytes) const noexcept {
+    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto begin = reinterpret_cast<std::uintptr_t>(first) / page * page, end = reinterpret_cast<std::uintptr_t>(first) + bytes;
+    ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);
+  }
 
   /// Checks that the file still has all its bytes; call it before they are touched.
   /// @param function  the public function, named in errors

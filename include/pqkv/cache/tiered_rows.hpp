@@ -21,6 +21,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct fetch_rows {};     // run(policy, tiers, fetched_tokens): before attention reads
+struct read_ahead {};     // run(policy, tiers, fetched_tokens, mapped_file): behind it, asks the system for rows that are only in the file
 struct admit_rows {};     // run(policy, tiers, sequences): after it has read
 struct truncate_rows {};  // run(policy, tiers, truncated_tokens): drops copies of tokens that were cut
 }  // namespace op
@@ -82,6 +83,13 @@ struct resident_update {
   }
 };
 
+/// How attention gets selected rows that are in a file alone.
+enum class missing_rows {
+  touched,   // it touches them, and waits for the disk for each page that the system does not have
+  asked_for  // the system is asked for all of them before: many are read at once. It costs a call of the system for each run of pages,
+             // wasted where it has the pages already
+};
+
 /// The result of pqcache_state::rows().statistics(slot). A token is counted once for every list that selected it.
 struct tier_statistics {
   std::uint64_t hits = 0;        // selected tokens whose rows were in fast memory
@@ -89,11 +97,30 @@ struct tier_statistics {
   std::uint64_t slow_bytes = 0;  // read from slow memory: by attention, and for the copies in fast memory
   std::uint64_t admissions = 0;  // blocks that entered
   std::uint64_t evictions = 0;   // admissions that replaced another block
+  std::uint64_t kept_out = 0;    // overflow: offers of complete blocks that were not in fast memory and got no place there
+
+  /// What was counted since `before`, an earlier result for the same slot.
+  constexpr tier_statistics since(const tier_statistics& before) const {
+    return {hits - before.hits,           misses - before.misses,    slow_bytes - before.slow_bytes, admissions - before.admissions,
+            evictions - before.evictions, kept_out - before.kept_out};
+  }
+  constexpr tier_statistics& operator+=(const tier_statistics& other) {
+    hits += other.hits, misses += other.misses, slow_bytes += other.slow_bytes;
+    admissions += other.admissions, evictions += other.evictions, kept_out += other.kept_out;
+    return *this;
+  }
+  /// Share of the selected tokens whose rows were in fast memory; 0 where none was selected.
+  constexpr double hit_rate() const { return hits + misses != 0 ? static_cast<double>(hits) / static_cast<double>(hits + misses) : 0; }
 
   /// @param row_bytes  K and V of one token and head
   PQKV_HD static constexpr tier_statistics of(const block_statistics& blocks, const resident_tokens& resident, std::size_t row_bytes) {
     const std::uint64_t misses = blocks.misses - resident.near_misses;
-    return {blocks.hits + resident.near_misses, misses, (resident.slow_rows + misses) * row_bytes, blocks.admissions, blocks.evictions};
+    return {blocks.hits + resident.near_misses,
+            misses,
+            (resident.slow_rows + misses) * row_bytes,
+            blocks.admissions,
+            blocks.evictions,
+            blocks.kept_out};
   }
 };
 
@@ -148,6 +175,8 @@ struct tiered_store {
     return row != nullptr ? kv_row<T>{row + head_dim(), 1} : slow.value(head, token);
   }
 
+  /// Whether a row has a copy in fast memory.
+  PQKV_HD bool has_copy(std::size_t head, std::size_t token) const { return fast_row(head, token) != nullptr; }
   PQKV_HD T* recent_row(std::size_t head, std::uint32_t token) const {
     return &recent(head, token % static_cast<std::uint32_t>(recent.extent(1)), 0);
   }
@@ -209,6 +238,7 @@ class tiered_rows {
     std::size_t cache_tokens = 4096;                  // tokens in blocks of the middle; 0: none
     std::size_t block_tokens = 16;                    // B
     std::size_t admit_blocks = default_admit_blocks;  // offered in a step
+    missing_rows missing = missing_rows::touched;     // only where Slow is a file
   };
 
   static constexpr status can_construct(const cache_shape& shape, const params& p) noexcept {
@@ -231,7 +261,7 @@ class tiered_rows {
   /// @throws std::bad_alloc, and what Slow throws: storage_error; on a device cuda_error
   template <exec::policy P>
   tiered_rows(const P& policy, const cache_shape& shape, const params& p)
-      : slow_(policy, shape, p.slow), memory_(make_owner<std::byte>(policy, fast_bytes(shape, p))) {
+      : missing_(p.missing), slow_(policy, shape, p.slow), memory_(make_owner<std::byte>(policy, fast_bytes(shape, p))) {
     arena memory(memory_);
     tiers_ = place(memory, shape, p);
     tiers_.slow = slow_.view();
@@ -279,6 +309,8 @@ class tiered_rows {
   template <exec::policy P>
   void fetch(const P& policy, const fetched_tokens<Fast>& wanted) const {
     detail::run_operation<op::fetch_rows>(policy, tiers_, wanted);
+    if constexpr (requires { slow_.file(); })
+      if (missing_ == missing_rows::asked_for) detail::run_operation<op::read_ahead>(policy, tiers_, wanted, slow_.file());
   }
   template <exec::policy P>
   void admit(const P& policy, pqkv::view<const sequence, 1, Fast> sequences) const {
@@ -344,6 +376,7 @@ class tiered_rows {
     return all;
   }
 
+  missing_rows missing_;
   Slow slow_;
   owner<std::byte, Fast> memory_;
   owner<tier_statistics, space::pinned> counts_;  // on a device only

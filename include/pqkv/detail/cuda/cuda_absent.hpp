@@ -2,6 +2,7 @@
 // Operations that the CUDA backend does not have. Without these declarations an error would ask for a header that cannot help.
 #pragma once
 
+#include "../../cache/tiered_rows.hpp"
 #include "../../exec/kernel.hpp"
 #include "../../prefill_attention.hpp"
 #include "../../quantize/residual.hpp"
@@ -41,6 +42,8 @@ template <>
 struct kernel<op::renew_codebook, backend::cuda> : detail::absent_on_cuda<op::renew_codebook> {};
 template <>
 struct kernel<op::renew_replaced, backend::cuda> : detail::absent_on_cuda<op::renew_replaced> {};
+template <>
+struct kernel<op::read_ahead, backend::cuda> : detail::absent_on_cuda<op::read_ahead> {};
 template <>
 struct kernel<op::sum_attended, backend::cuda> : detail::absent_on_cuda<op::sum_attended> {};
 template <>

@@ -76,6 +76,36 @@ struct kernel<op::fetch_rows, backend::host> {
 };
 
 template <>
+struct kernel<op::read_ahead, backend::host> {
+  template <class P, class T, class E>
+  static void run(const P&, const tiered_store<T, E>& tiers, const fetched_tokens<space::host>& wanted, const mapped_file& file) noexcept {
+    const std::size_t tokens = wanted.tokens(), lists = tokens == 0 ? 0 : wanted.lists(), h = tiers.kv_heads;
+    const std::byte *first = nullptr, *last = nullptr;  // of rows that follow one another
+    const auto ask = [&] {
+      if (first != last) file.read_ahead(first, static_cast<std::size_t>(last - first));
+    };
+    for (std::size_t list = 0; list < tokens * lists; ++list) {
+      const std::size_t head = wanted.plan.slots(list / lists) * h + list % lists * h / lists;
+      for (std::size_t i = 0; i < wanted.plan.counts(list); ++i) {
+        const auto token = static_cast<std::size_t>(wanted.indices(list, i));
+        if (tiers.has_copy(head, token)) continue;
+        const auto* const key = reinterpret_cast<const std::byte*>(tiers.slow.key(head, token).data);
+        const auto* const end = reinterpret_cast<const std::byte*>(tiers.slow.value(head, token).data + tiers.head_dim());
+        if (key < last || key - last >= page_bytes) {
+          ask();
+          first = key;
+        }
+        last = end;
+      }
+    }
+    ask();
+  }
+
+ private:
+  static constexpr std::ptrdiff_t page_bytes = 4096;  // rows no further apart are asked for with what is between them
+};
+
+template <>
 struct kernel<op::admit_rows, backend::host> {
   template <class P, class T, class E>
   static void run(const P& policy, const tiered_store<T, E>& tiers, view<const sequence, 1> sequences) {

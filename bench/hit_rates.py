@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""How many of the selected tokens have their rows in memory while a model reads a text, by eviction policy, size of cache and of block.
+
+    hit_rates.py --program build/demo/examples/minillama/minillama --model examples/minillama/model --json hit_rates.json
+
+A run prefills the text's first --length bytes and decodes the --tokens behind them one by one, with keys and values in a file and an empty
+cache at the start. Hit rates and bytes are counts, which do not depend on the machine's speed. Prints a table; what the file already has
+under the same settings is not run again. --fresh runs all.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+
+from program_runs import add_options, kept_results, read_text, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Hit rates of minillama's tier by eviction policy, size of cache and of block.")
+    add_options(parser)
+    parser.add_argument("--length", type=int, default=8192, help="bytes that are prefilled")
+    parser.add_argument("--tokens", type=int, default=256, help="decoded behind them")
+    parser.add_argument("--evictions", nargs="+", default=["lfu", "lru", "tiny_lfu"])
+    parser.add_argument("--caches", type=int, nargs="+", default=[1024, 4096], help="tokens of a layer")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[1, 16, 128], help="tokens of a block")
+    args = parser.parse_args()
+    text = read_text(args, args.length + args.tokens)[:args.length + args.tokens]
+    kept = kept_results(args, {"--length": args.length, "--tokens": args.tokens})
+    columns = [(cache, block) for cache in args.caches for block in args.blocks if block <= cache]
+    for cache, block in columns:
+        for eviction in args.evictions:
+            if kept.find(eviction=eviction, cache=cache, block=block) is not None:
+                continue
+            found = run(args, f"{eviction}, {cache}, {block}", text,
+                        ["--perplexity", "TEXT", "--perplexity-tokens", str(args.tokens), "--kv-tier", "FOLDER", "--cache-tokens", str(cache),
+                         "--cache-block", str(block), "--eviction", eviction])
+            kept.add({"eviction": eviction, "cache": cache, "block": block} | found["statistics"]["tiers"])
+            print(f"{eviction}, cache {cache}, block {block}: {kept.results[-1]['hit_rate']:.3f}", file=sys.stderr, flush=True)
+    print(f"`{kept.command}`\n")
+    print("| hit rate, KB read a token | " + " | ".join(f"{cache} tokens, blocks of {block}" for cache, block in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for eviction in args.evictions:
+        cells = [kept.find(eviction=eviction, cache=cache, block=block) or {} for cache, block in columns]
+        print(f"| {eviction} | " + " | ".join(f"{one['hit_rate']:.2f}, {one['slow_bytes_per_token'] / 1e3:.0f}" for one in cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
