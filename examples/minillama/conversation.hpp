@@ -43,6 +43,7 @@ struct conversation_settings {
   turn_start start = turn_start::continued;
   sampling_settings sampling{};
   kept_logits keep = kept_logits::none;
+  std::string context_reason{};  // behind the length of the context, where a conversation does not fit
 };
 
 /// Who listens to a conversation; any of the functions may be empty.
