@@ -178,7 +178,8 @@ void byte_pair_model::encode(const std::string& piece, std::vector<token_id>& to
   for (const text_part& one : merge_pairs<std::uint32_t>(std::move(parts), join)) tokens.push_back(one.token);
 }
 
-hugging_face_tokenizer::hugging_face_tokenizer(const std::filesystem::path& path) : hugging_face_tokenizer(path, read_object(path, tokenizer_limits)) {}
+hugging_face_tokenizer::hugging_face_tokenizer(const std::filesystem::path& path)
+    : hugging_face_tokenizer(path, read_object(path, tokenizer_limits)) {}
 
 hugging_face_tokenizer::hugging_face_tokenizer(const std::filesystem::path& path, const json& whole)
     : model_(path, json_reader(path, whole).at("model")),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A text is read twice: first by a watcher that keeps open objects' keys alone, then by the parser. The parser's own callback would do it at
-// once, but looks at all members of an object again whenever one of them ends: a header of 260000 tensors took minutes.
+// A text is read twice: first by a watcher that keeps open objects' keys alone, then by the parser. The parser's own callback would do it
+// at once, but looks at all members of an object again whenever one of them ends: a header of 260000 tensors took minutes.
 #include "json_file.hpp"
 
 #include <fstream>

@@ -75,8 +75,7 @@ double json_reader::positive(const std::string& key) const {
 
 std::size_t json_reader::whole(const std::string& key, std::size_t least, std::size_t most) const {
   const json& value = at(key);
-  if (!is_whole(value))
-    fail(key, "expected a whole number, got " + (value.is_number() ? value.dump() : std::string(value.type_name())));
+  if (!is_whole(value)) fail(key, "expected a whole number, got " + (value.is_number() ? value.dump() : std::string(value.type_name())));
   if (value.get<double>() > static_cast<double>(most) || value.get<double>() < static_cast<double>(least))
     fail(key, "expected " + std::to_string(least) + " to " + std::to_string(most) + ", got " + value.dump());
   return value.get<std::size_t>();

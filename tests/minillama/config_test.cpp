@@ -232,8 +232,7 @@ TEST_CASE("a Mistral has other defaults, and its window bounds the context") {
   CHECK(loaded(config).sliding_window == 0);
   CHECK(loaded(config).context_reason(512) == "");
   config["sliding_window"] = 100;
-  CHECK(loaded(config).context_reason(100) ==
-        ", which is sliding_window in config.json: attention has no window in this program");
+  CHECK(loaded(config).context_reason(100) == ", which is sliding_window in config.json: attention has no window in this program");
   CHECK(loaded(config).context_reason(99) == "");  // of --context
   config.erase("sliding_window");
   config.erase("max_position_embeddings");

@@ -158,7 +158,8 @@ TEST_CASE("a long text takes no long time, and no steps make it many times as lo
   const json twice{{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}};
   const minillama::normalizer doubling("f", {{"type", "Sequence"}, {"normalizers", std::vector<json>(60, twice)}});
   CHECK(doubling("bcd", piece_place::start) == "bcd");
-  CHECK_THROWS_WITH_AS(doubling("a", piece_place::start), "f: normalizer: makes of a text of 1 bytes more than 4108", minillama::load_error);
+  CHECK_THROWS_WITH_AS(doubling("a", piece_place::start), "f: normalizer: makes of a text of 1 bytes more than 4108",
+                       minillama::load_error);
   const minillama::pre_tokenizer letters("f", sequence(std::vector<json>(60, byte_level(false, false))));
   CHECK(letters("abc", piece_place::start).front() == "abc");
   CHECK_THROWS_WITH_AS(letters("\x01", piece_place::start), "f: pre_tokenizer: makes of a text of 1 bytes more than 4108",

@@ -360,12 +360,10 @@ void check_pq() {
 }
 template <class Selector>
 void check_rows() {
-  CHECK(check_faults<pqkv::dense_rows<float>, Selector>(base<pqkv::pqcache<pqkv::dense_rows<float>, Selector>>()) >
-        10 / fault_step);
+  CHECK(check_faults<pqkv::dense_rows<float>, Selector>(base<pqkv::pqcache<pqkv::dense_rows<float>, Selector>>()) > 10 / fault_step);
   CHECK(check_faults<pqkv::dense_rows<pqkv::bfloat16>, Selector>(base<pqkv::pqcache<pqkv::dense_rows<pqkv::bfloat16>, Selector>>()) >
         10 / fault_step);
-  CHECK(check_faults<pqkv::paged_rows<float>, Selector>(base<pqkv::pqcache<pqkv::paged_rows<float>, Selector>>()) >
-        10 / fault_step);
+  CHECK(check_faults<pqkv::paged_rows<float>, Selector>(base<pqkv::pqcache<pqkv::paged_rows<float>, Selector>>()) > 10 / fault_step);
 }
 }  // namespace
 
