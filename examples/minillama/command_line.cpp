@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <charconv>
 #include <csignal>
@@ -42,6 +43,15 @@ std::string refused_number(const std::string& text, std::uint64_t least, std::ui
 bool has_clearing_terminal() {
   const char* const kind = std::getenv("TERM");
   return ::isatty(STDERR_FILENO) == 1 && kind != nullptr && std::string_view(kind) != "dumb";
+}
+
+/// Far above any context: 16 M tokens of 16 bytes. A device or a pipe has no end of its own.
+constexpr std::size_t most_text_bytes = std::size_t{256} << 20;
+
+void append_text(std::string& text, std::string_view part, const std::string& source) {
+  if (part.size() > most_text_bytes - text.size())
+    throw load_error(source, "has more than " + std::to_string(most_text_bytes) + " bytes, which is too much for a text");
+  text += part;
 }
 
 volatile std::sig_atomic_t is_noted = 0;
@@ -202,7 +212,9 @@ int run_program(CLI::App& arguments, int argc, char** argv, const std::function<
 std::string read_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file || std::filesystem::is_directory(path)) throw load_error(path.string(), "cannot be read");
-  std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  std::string bytes;
+  for (std::array<char, 1 << 16> part; file.read(part.data(), part.size()) || file.gcount() > 0;)
+    append_text(bytes, {part.data(), static_cast<std::size_t>(file.gcount())}, path.string());
   if (file.bad()) throw load_error(path.string(), "cannot be read");
   return bytes;
 }
@@ -215,7 +227,7 @@ std::string read_standard_input() {
     const ssize_t got = ::read(STDIN_FILENO, part, sizeof part);
     if (got == 0) return bytes;
     if (got > 0)
-      bytes.append(part, static_cast<std::size_t>(got));
+      append_text(bytes, {part, static_cast<std::size_t>(got)}, "standard input");
     else if (errno != EINTR)
       throw load_error("standard input", std::string("cannot be read: ") + std::strerror(errno));
   }

@@ -52,10 +52,10 @@ CLI::Validator one_of(const std::map<std::string, T>& names, const std::string& 
 /// @returns the exit code: what `body` returns, 0 after --help and --version, 2 after bad input or when standard output cannot be written
 int run_program(CLI::App& arguments, int argc, char** argv, const std::function<int()>& body);
 
-/// Whole file as bytes. @throws load_error
+/// Whole file as bytes, a pipe too. @throws load_error when it cannot be read, or has more bytes than a text may have: 256 MiB
 std::string read_file(const std::filesystem::path& path);
 
-/// Standard input up to its end. @throws load_error when it is closed or cannot be read
+/// Standard input up to its end. @throws load_error when it is closed or cannot be read, or has more bytes than a text may have
 std::string read_standard_input();
 
 /// Hands on what is left of the text. @throws load_error when standard output took less than was printed

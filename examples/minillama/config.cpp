@@ -104,8 +104,9 @@ std::vector<token_id> end_tokens(const json_reader& object, std::size_t vocabula
   if (!value) return {};
   std::vector<token_id> tokens;
   for (const json& token : value->is_array() ? *value : json::array({*value})) {
-    if (!token.is_number_integer()) object.fail("eos_token_id", "expected tokens, whole numbers, or null, got " + value->dump());
-    if (token.is_number_unsigned() && token.get<std::uint64_t>() < vocabulary) tokens.push_back(token.get<token_id>());
+    if (!is_whole(token)) object.fail("eos_token_id", "expected tokens, whole numbers, or null, got " + value->dump());
+    if (const double number = token.get<double>(); number >= 0 && number < static_cast<double>(vocabulary))
+      tokens.push_back(token.get<token_id>());
   }
   return tokens;
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <string>
 #include <variant>
 #include <vector>
 
@@ -90,6 +91,12 @@ struct model_config {
   std::size_t group() const { return query_heads / kv_heads; }  // g
   std::size_t query_width() const { return query_heads * head_dim; }
   std::size_t kv_width() const { return kv_heads * head_dim; }
+  /// Why a context of so many tokens cannot be longer, for messages; empty where there is no more to say.
+  std::string context_reason(std::size_t context) const {
+    return sliding_window == 0 || context != max_positions
+               ? ""
+               : ", which is sliding_window in config.json: attention has no window in this program";
+  }
   bool ends(token_id token) const { return std::find(end_tokens.begin(), end_tokens.end(), token) != end_tokens.end(); }
   std::size_t qkv_width() const { return query_width() + 2 * kv_width(); }
 };

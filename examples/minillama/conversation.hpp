@@ -46,6 +46,7 @@ struct conversation_settings {
   sampling_settings sampling{};
   kept_logits keep = kept_logits::none;
   end_tokens ends = end_tokens::end_it;
+  std::string context_reason{};  // behind the length of the context, where a conversation does not fit
 };
 
 /// Who listens to a conversation; any of the functions may be empty.

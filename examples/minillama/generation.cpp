@@ -226,13 +226,15 @@ void generate(const options& o) {
   const std::vector<token_id>& tokens = asked.prompt;
   const std::vector<turn>& turns = asked.turns;
 
+  const std::size_t context = o.context_for(config);
   const conversation_settings settings{.missing_end = asked.missing_end,
                                        .tokens = o.tokens,
                                        .start = o.start,
                                        .sampling = o.sampling,
                                        .keep = o.compare_full ? kept_logits::all : kept_logits::none,
-                                       .ends = o.ends};
-  const std::size_t room = conversation_room(asked.source, tokens.size(), turns, o.context_for(config), settings);
+                                       .ends = o.ends,
+                                       .context_reason = config.context_reason(context)};
+  const std::size_t room = conversation_room(asked.source, tokens.size(), turns, context, settings);
   const auto kind = o.start == turn_start::fresh ? session_kind::forked : session_kind::single;
   std::size_t longest_turn = 1;  // with the token before it, and the end of a reply
   for (const turn& one : turns) longest_turn = std::max(longest_turn, one.tokens.size() + 1 + asked.missing_end.size());
@@ -301,7 +303,8 @@ void score_text(const options& o) {
     throw load_error(source, "has " + std::to_string(all.size()) + " tokens; expected at least one before the " + std::to_string(scored) +
                                  " of --perplexity-tokens");
   if (all.size() > context)
-    throw load_error(source, std::to_string(all.size()) + " tokens are longer than the context of " + std::to_string(context));
+    throw load_error(source, std::to_string(all.size()) + " tokens are longer than the context of " + std::to_string(context) +
+                                 config.context_reason(context));
   const std::size_t prompt = o.perplexity_prompt.value_or(all.size() - scored);
   if (prompt > all.size() - scored)
     throw load_error(source, "has " + std::to_string(all.size() - scored) + " tokens before the scored ones; expected at least the " +

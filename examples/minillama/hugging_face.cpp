@@ -31,7 +31,7 @@ class single_file final : public weight_source {
 class sharded_files final : public weight_source {
  public:
   explicit sharded_files(const std::filesystem::path& index) : index_(index) {
-    const nlohmann::json object = read_object(index_);
+    const nlohmann::json object = read_object(index_, index_limits);
     const auto map = object.find("weight_map");
     if (map == object.end()) throw load_error(index_, "weight_map", "missing key");
     if (!map->is_object()) throw load_error(index_, "weight_map", std::string("expected an object, got ") + map->type_name());

@@ -9,6 +9,7 @@
 #include "json_file.hpp"
 #include "load_error.hpp"
 #include "regular_expression.hpp"
+#include "unicode_text.hpp"
 
 namespace minillama {
 namespace {
@@ -177,7 +178,8 @@ void byte_pair_model::encode(const std::string& piece, std::vector<token_id>& to
   for (const text_part& one : merge_pairs<std::uint32_t>(std::move(parts), join)) tokens.push_back(one.token);
 }
 
-hugging_face_tokenizer::hugging_face_tokenizer(const std::filesystem::path& path) : hugging_face_tokenizer(path, read_object(path)) {}
+hugging_face_tokenizer::hugging_face_tokenizer(const std::filesystem::path& path)
+    : hugging_face_tokenizer(path, read_object(path, tokenizer_limits)) {}
 
 hugging_face_tokenizer::hugging_face_tokenizer(const std::filesystem::path& path, const json& whole)
     : model_(path, json_reader(path, whole).at("model")),
@@ -319,9 +321,8 @@ std::string hugging_face_tokenizer::decode(token_id previous, token_id token) co
   if (const auto added = added_.find(token); added != added_.end()) return added->second.special ? "" : added->second.text;
   if (token >= model_.size()) return "";
   if (byte_letters_) return bytes_of_letters(model_.text(token));
-  std::string text = model_.text(token);
   if (const auto byte = model_.byte_of(token)) return std::string(1, static_cast<char>(*byte));
-  for (auto at = text.find(space_mark); at != text.npos; at = text.find(space_mark, at + 1)) text.replace(at, space_mark.size(), " ");
+  const std::string text = replaced(model_.text(token), space_mark, " ");
   const bool first = begin_ && previous == *begin_;
   return strips_first_space_ && first && text.starts_with(' ') ? text.substr(1) : text;
 }

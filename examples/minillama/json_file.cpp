@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Keys are watched while parsing: afterwards nothing tells that there were two.
+// A text is read twice: first by a watcher that keeps open objects' keys alone, then by the parser. The parser's own callback would do it
+// at once, but looks at all members of an object again whenever one of them ends: a header of 260000 tensors took minutes.
 #include "json_file.hpp"
 
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "load_error.hpp"
@@ -15,33 +18,70 @@ namespace minillama {
 using nlohmann::json;
 
 namespace {
+
 /// Far above any configuration; the JSON library goes down by recursion where it copies or prints a value.
-constexpr int deepest = 32;
-/// Of a file; the largest tokenizers have a tenth of it.
-constexpr std::uintmax_t most_bytes = std::uintmax_t{256} << 20;
+constexpr std::size_t deepest = 32;
+
+/// Sees the text as the parser will, and refuses what must not be parsed: depth, more values than allowed, a key that is given twice.
+class watcher final : public nlohmann::json_sax<json> {
+ public:
+  using refusal = std::function<void(const std::string& key, const std::string& what)>;  // throws; key: empty for the text
+
+  watcher(std::size_t most_values, refusal refuse) : most_(most_values), refuse_(std::move(refuse)) {}
+
+  bool null() override { return count(); }
+  bool boolean(bool) override { return count(); }
+  bool number_integer(number_integer_t) override { return count(); }
+  bool number_unsigned(number_unsigned_t) override { return count(); }
+  bool number_float(number_float_t, const string_t&) override { return count(); }
+  bool string(string_t&) override { return count(); }
+  bool binary(binary_t&) override { return false; }  // no JSON
+  bool start_object(std::size_t) override { return open(); }
+  bool start_array(std::size_t) override { return open(); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool key(string_t& name) override {
+    if (!keys_.back().insert(name).second) refuse_(name, "is given twice");
+    return count();
+  }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
+
+ private:
+  bool count() {
+    if (++values_ > most_) refuse_("", "has more than " + std::to_string(most_) + " values");
+    return true;
+  }
+  bool open() {
+    if (keys_.size() >= deepest) refuse_("", "is nested deeper than " + std::to_string(deepest) + " levels");
+    keys_.emplace_back();
+    return count();
+  }
+  bool close() {
+    keys_.pop_back();
+    return true;
+  }
+
+  std::size_t most_, values_ = 0;
+  refusal refuse_;
+  std::vector<std::set<std::string>> keys_;  // of each value that is open; an array has none
+};
+
 }  // namespace
 
-json parse_object(const std::filesystem::path& path, const std::string& part, std::string_view text) {
-  const auto refuse = [&](const std::string& what) { throw part.empty() ? load_error(path.string(), what) : load_error(path, part, what); };
-  if (text.find('\0') != text.npos) refuse("is not a JSON object: there is a NUL byte in it");  // where the library would stop reading
-  std::vector<std::set<std::string>> open_objects;
-  const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
-    const bool opens = event == json::parse_event_t::object_start || event == json::parse_event_t::array_start;
-    if (opens && depth >= deepest) refuse("is nested deeper than " + std::to_string(deepest) + " levels");
-    if (event == json::parse_event_t::object_start) open_objects.emplace_back();
-    if (event == json::parse_event_t::object_end) open_objects.pop_back();
-    if (event == json::parse_event_t::key) {
-      const auto& key = parsed.get_ref<const std::string&>();
-      if (!open_objects.back().insert(key).second) throw load_error(path, part.empty() ? key : part + ": " + key, "is given twice");
-    }
-    return true;
+json parse_object(const std::filesystem::path& path, const std::string& part, std::string_view text, std::size_t most_values) {
+  const auto refuse = [&](const std::string& key, const std::string& what) {
+    const std::string place = part.empty() || key.empty() ? part + key : part + ": " + key;
+    throw place.empty() ? load_error(path.string(), what) : load_error(path, place, what);
   };
-  json object = json::parse(text.begin(), text.end(), watch, false);
-  if (!object.is_object()) refuse("is not a JSON object");
+  if (text.find('\0') != text.npos) refuse("", "is not a JSON object: there is a NUL byte in it");  // where the library would stop reading
+  watcher watch(most_values, refuse);
+  if (!json::sax_parse(text.begin(), text.end(), &watch)) refuse("", "is not a JSON object");
+  json object = json::parse(text.begin(), text.end(), nullptr, false);
+  if (!object.is_object()) refuse("", "is not a JSON object");
   return object;
 }
 
-json read_object(const std::filesystem::path& path) {
+json read_object(const std::filesystem::path& path, const json_limits& most) {
   std::error_code problem;
   const auto kind = std::filesystem::status(path, problem).type();
   using std::filesystem::file_type;
@@ -49,10 +89,10 @@ json read_object(const std::filesystem::path& path) {
     throw load_error(path.string(), "is not a file");  // a pipe, which would be waited for
   std::ifstream file(path, std::ios::binary);
   if (!file || kind == file_type::directory) throw load_error(path.string(), "cannot be opened");
-  if (const auto bytes = std::filesystem::file_size(path, problem); !problem && bytes > most_bytes)
-    throw load_error(path.string(), "has " + std::to_string(bytes) + " bytes; expected at most " + std::to_string(most_bytes));
+  if (const auto bytes = std::filesystem::file_size(path, problem); !problem && bytes > most.bytes)
+    throw load_error(path.string(), "has " + std::to_string(bytes) + " bytes; expected at most " + std::to_string(most.bytes));
   const std::string text{std::istreambuf_iterator<char>(file), {}};
-  return parse_object(path, "", text);
+  return parse_object(path, "", text, most.values);
 }
 
 }  // namespace minillama

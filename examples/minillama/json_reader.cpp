@@ -10,6 +10,10 @@ namespace minillama {
 
 using nlohmann::json;
 
+bool is_whole(const json& value) {
+  return value.is_number_integer() || (value.is_number_float() && std::floor(value.get<double>()) == value.get<double>());
+}
+
 json_reader::json_reader(std::filesystem::path file, const json& object, std::string place)
     : file_(std::move(file)), object_(&object), place_(std::move(place)) {
   if (object.is_object()) return;
@@ -71,11 +75,8 @@ double json_reader::positive(const std::string& key) const {
 
 std::size_t json_reader::whole(const std::string& key, std::size_t least, std::size_t most) const {
   const json& value = at(key);
-  const bool real = value.is_number_float() && std::floor(value.get<double>()) == value.get<double>();
-  if (!value.is_number_integer() && !real)
-    fail(key, "expected a whole number, got " + (value.is_number() ? value.dump() : std::string(value.type_name())));
-  const bool negative = real ? value.get<double>() < 0 : !value.is_number_unsigned();
-  if (negative || value.get<double>() > static_cast<double>(most) || value.get<double>() < static_cast<double>(least))
+  if (!is_whole(value)) fail(key, "expected a whole number, got " + (value.is_number() ? value.dump() : std::string(value.type_name())));
+  if (value.get<double>() > static_cast<double>(most) || value.get<double>() < static_cast<double>(least))
     fail(key, "expected " + std::to_string(least) + " to " + std::to_string(most) + ", got " + value.dump());
   return value.get<std::size_t>();
 }

@@ -9,6 +9,9 @@
 
 namespace minillama {
 
+/// Whether a value is a whole number, be it spelt 8192.0.
+bool is_whole(const nlohmann::json& value);
+
 class json_reader {
  public:
   /// @param object  outlives the reader

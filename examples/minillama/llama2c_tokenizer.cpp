@@ -10,6 +10,7 @@
 #include "byte_pairs.hpp"
 #include "load_error.hpp"
 #include "mapped_file.hpp"
+#include "unicode_text.hpp"
 
 namespace minillama {
 namespace {
@@ -43,12 +44,8 @@ class reader {
   std::span<const std::byte> bytes_;
 };
 
-/// SentencePiece's mark for a space, as a space; llama2.c's export has replaced it already.
-std::string with_spaces(std::string text) {
-  constexpr std::string_view mark = "\xe2\x96\x81";
-  for (auto at = text.find(mark); at != text.npos; at = text.find(mark, at + 1)) text.replace(at, mark.size(), " ");
-  return text;
-}
+/// SentencePiece's mark for a space; llama2.c's export has replaced it already.
+constexpr std::string_view space_mark = "\xe2\x96\x81";
 
 }  // namespace
 
@@ -69,7 +66,7 @@ llama2c_tokenizer::llama2c_tokenizer(const std::filesystem::path& path) {
       throw load_error(path, token,
                        "length: expected 1 to the " + std::to_string(longest) + " of the longest piece, got " + std::to_string(length));
     const auto bytes = from.take(static_cast<std::size_t>(length), token);
-    pieces_.push_back({with_spaces({reinterpret_cast<const char*>(bytes.data()), bytes.size()}), score});
+    pieces_.push_back({replaced({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, space_mark, " "), score});
   }
   if (pieces_.size() < first_piece)
     throw load_error(path, "vocabulary",

@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -155,11 +156,13 @@ void add_bias(rows_view rows, const row_vector& bias) {
   if (bias.size() != 0) rows.rowwise() += bias;
 }
 
-/// x / sqrt(mean(x^2) + epsilon) * weight, row by row
+/// x / sqrt(mean(x^2) + epsilon) * weight, row by row; NaN where the sum of squares overflows, which would make zeros of the row
 matrix rms_norm(const_rows_view x, const row_vector& weight, float epsilon) {
   matrix out(x.rows(), x.cols());
   for (Eigen::Index i = 0; i < x.rows(); ++i) {
-    const float scale = 1.0f / std::sqrt(x.row(i).squaredNorm() / static_cast<float>(x.cols()) + epsilon);
+    const float squares = x.row(i).squaredNorm();
+    const float scale = std::isfinite(squares) ? 1.0f / std::sqrt(squares / static_cast<float>(x.cols()) + epsilon)
+                                               : std::numeric_limits<float>::quiet_NaN();
     out.row(i) = (x.row(i) * scale).cwiseProduct(weight);
   }
   return out;

@@ -2,7 +2,6 @@
 // The largest logit is taken out of the sum of exponentials, so that none overflows.
 #include "perplexity.hpp"
 
-#include <algorithm>
 #include <cmath>
 
 namespace minillama {
@@ -13,7 +12,7 @@ namespace {
 
 /// log sum exp of the logits: what each of them is above its probability's logarithm.
 double log_normaliser(std::span<const float> logits) {
-  const double largest = *std::max_element(logits.begin(), logits.end());
+  const double largest = largest_logit(logits);
   double sum = 0;
   for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - largest);
   return largest + std::log(sum);

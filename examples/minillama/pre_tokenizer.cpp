@@ -10,6 +10,7 @@
 #include "byte_pairs.hpp"
 #include "load_error.hpp"
 #include "regular_expression.hpp"
+#include "unicode_text.hpp"
 
 namespace minillama {
 namespace {
@@ -61,9 +62,12 @@ std::string pattern_of(const json_reader& at) {
   return quoted(inner.text("String"));
 }
 
-std::string replaced(std::string text, const std::string& from, const std::string& to) {
-  for (auto at = text.find(from); at != text.npos; at = text.find(from, at + to.size())) text.replace(at, from.size(), to);
-  return text;
+/// How long all steps together may make a text. A space becomes a mark of 3 bytes, a byte a letter of 2: twice that is far. Without a limit
+/// a file of sixty steps that double a text would take all memory.
+std::size_t most_bytes_of(std::size_t given) { return 12 * given + 4096; }
+
+[[noreturn]] void refuse_growth(const path& file, const char* key, std::size_t given) {
+  throw load_error(file, key, "makes of a text of " + std::to_string(given) + " bytes more than " + std::to_string(most_bytes_of(given)));
 }
 
 std::array<std::string, 256> all_byte_letters() {
@@ -106,7 +110,7 @@ std::string bytes_of_letters(const std::string& letters) {
   return out;
 }
 
-normalizer::normalizer(const path& file, const json& described) {
+normalizer::normalizer(const path& file, const json& described) : file_(file) {
   if (described.is_null()) return;
   const auto add = [&](const json_reader& one) {
     const std::string type = one.text("type");
@@ -129,15 +133,18 @@ normalizer::normalizer(const path& file, const json& described) {
 
 std::string normalizer::operator()(std::string text, piece_place place) const {
   if (text.empty()) return text;
-  for (const step& one : steps_)
+  const std::size_t given = text.size(), most = most_bytes_of(given);
+  for (const step& one : steps_) {
     if (!one.from.empty())
-      text = replaced(std::move(text), one.from, one.to);
+      text = replaced(text, one.from, one.to, most);
     else if (place != piece_place::continued)
       text.insert(0, one.to);
+    if (text.size() > most) refuse_growth(file_, "normalizer", given);
+  }
   return text;
 }
 
-pre_tokenizer::pre_tokenizer(const path& file, const json& described) {
+pre_tokenizer::pre_tokenizer(const path& file, const json& described) : file_(file) {
   if (described.is_null()) return;
   const json_reader outer(file, described, "pre_tokenizer.");
   if (outer.text("type") != "Sequence")
@@ -193,7 +200,7 @@ void pre_tokenizer::add_metaspace(const json_reader& at) {
   if (scheme != "always" && scheme != "first" && scheme != "never")
     at.fail("prepend_scheme", "unsupported: " + scheme + " (only always, first and never)");
   steps_.push_back([mark, scheme](const std::string& piece, piece_place place, pieces& out) {
-    std::string marked = replaced(piece, " ", mark);
+    std::string marked = replaced(piece, " ", mark, most_bytes_of(piece.size()));
     const bool prepends = place == piece_place::start ? scheme != "never" : place == piece_place::later && scheme == "always";
     if (prepends && !marked.starts_with(mark)) marked.insert(0, mark);
     out.push_back(std::move(marked));
@@ -210,12 +217,16 @@ void pre_tokenizer::add_metaspace(const json_reader& at) {
 }
 
 std::vector<std::string> pre_tokenizer::operator()(std::string text, piece_place place) const {
+  const std::size_t given = text.size();
   pieces now;
   if (!text.empty()) now.push_back(std::move(text));
   for (const step& one : steps_) {
     pieces next;
     for (std::size_t i = 0; i < now.size(); ++i) one(now[i], i == 0 ? place : piece_place::later, next);
     now = std::move(next);
+    std::size_t bytes = 0;
+    for (const std::string& piece : now) bytes += piece.size();
+    if (bytes > most_bytes_of(given)) refuse_growth(file_, "pre_tokenizer", given);
   }
   return now;
 }

@@ -27,13 +27,14 @@ class normalizer {
   /// @throws load_error that names the file and the key
   normalizer(const std::filesystem::path& file, const nlohmann::json& described);
 
-  /// Prepend gives nothing to a continued text.
+  /// Prepend gives nothing to a continued text. @throws load_error when the text becomes twelve times as long, and 4 KB
   std::string operator()(std::string text, piece_place place) const;
 
  private:
   struct step {
     std::string from, to;  // from is empty: prepended
   };
+  std::filesystem::path file_;
   std::vector<step> steps_;
 };
 
@@ -44,6 +45,7 @@ class pre_tokenizer {
   /// @throws load_error that names the file and the key
   pre_tokenizer(const std::filesystem::path& file, const nlohmann::json& described);
 
+  /// @throws load_error when all pieces are twelve times as long as the text, and 4 KB
   std::vector<std::string> operator()(std::string text, piece_place place) const;
 
  private:
@@ -56,6 +58,7 @@ class pre_tokenizer {
   void add_byte_level(const json_reader& at);
   void add_metaspace(const json_reader& at);
 
+  std::filesystem::path file_;
   std::vector<step> steps_;
 };
 

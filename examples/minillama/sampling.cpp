@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -21,13 +20,7 @@ sampler::sampler(const sampling_settings& settings) : settings_(settings), rando
 
 token_id sampler::pick(std::span<const float> logits) {
   if (settings_.temperature == 0) return greedy(logits);
-  float largest = -std::numeric_limits<float>::infinity();
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    if (std::isnan(logits[i]) || logits[i] == std::numeric_limits<float>::infinity())
-      throw std::domain_error("sampling: the logit of token " + std::to_string(i) + " is " + std::to_string(logits[i]));
-    largest = std::max(largest, logits[i]);
-  }
-  if (std::isinf(largest)) throw std::domain_error("sampling: every logit is -infinity");
+  const float largest = largest_logit(logits);
 
   candidates_.clear();
   double total = 0;

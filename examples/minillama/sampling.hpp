@@ -30,7 +30,7 @@ class sampler {
   /// weight[i] = exp((logits[i] - largest) / temperature), in double. Of equal weights the lower id comes first into the nucleus.
   ///
   /// @param logits  [vocabulary], not empty
-  /// @throws std::domain_error when a temperature is given and a logit is NaN or +infinity
+  /// @throws std::domain_error as largest_logit()
   /// @cost   a pass over the vocabulary and a heap of it, of which only the nucleus is taken out
   token_id pick(std::span<const float> logits);
 

@@ -3,6 +3,9 @@
 #include "session.hpp"
 
 #include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
 
 namespace minillama {
 
@@ -57,8 +60,21 @@ std::span<const float> session::feed(std::span<const token_id> tokens, const ste
   return step(tokens.back(), observe);
 }
 
+float largest_logit(std::span<const float> logits) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  float largest = -infinity;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    if (!(logits[i] < infinity))
+      throw std::domain_error("the model's logit of token " + std::to_string(i) + " is " + std::to_string(logits[i]) +
+                              ": its weights overflow");
+    largest = std::max(largest, logits[i]);
+  }
+  if (largest == -infinity) throw std::domain_error("the model's logits are all -infinity: its weights overflow");
+  return largest;
+}
+
 token_id greedy(std::span<const float> logits) {
-  return static_cast<token_id>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  return static_cast<token_id>(std::find(logits.begin(), logits.end(), largest_logit(logits)) - logits.begin());
 }
 
 }  // namespace minillama

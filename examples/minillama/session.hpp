@@ -105,7 +105,13 @@ class session {
   virtual pqkv::memory_plan memory() const = 0;
 };
 
-/// The token of the largest logit, the lowest of equals.
+/// The largest of a model's logits. Weights that are finite can still give sums that are not: then no token is the model's answer.
+///
+/// @param logits  [vocabulary], not empty
+/// @throws std::domain_error when a logit is NaN or +infinity, and names its token, or when all are -infinity
+float largest_logit(std::span<const float> logits);
+
+/// The token of the largest logit, the lowest of equals. @throws as largest_logit()
 token_id greedy(std::span<const float> logits);
 
 }  // namespace minillama

@@ -14,6 +14,16 @@ bool is_between(char32_t c, char32_t first, char32_t last) { return first <= c &
 
 }  // namespace
 
+std::string replaced(std::string_view text, std::string_view from, std::string_view to, std::size_t most) {
+  std::string out;
+  std::size_t done = 0;
+  for (auto at = text.find(from); at != text.npos && out.size() <= most; at = text.find(from, done)) {
+    out.append(text.substr(done, at - done)).append(to);
+    done = at + from.size();
+  }
+  return out.append(text.substr(done));
+}
+
 std::u32string code_points(std::string_view text) {
   std::u32string all;
   for (std::size_t at = 0; at < text.size();) {

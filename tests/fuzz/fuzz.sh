@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Fuzzes the readers of files with clang's libFuzzer, address and undefined-behaviour sanitizers: coverage finds what mutations alone do not.
+# Inputs grow up to a megabyte.
 #
 #   tests/fuzz/fuzz.sh [SECONDS] [TARGET ...]     a minute for each target, and all of them, unless given
 #
@@ -29,7 +30,8 @@ failed=0
 for target in "${targets[@]}"; do
   mkdir -p "$build/corpus/$target"
   log=$build/$target.log
-  if "$build/tests/fuzz/fuzz_$target" "$build/corpus/$target" "tests/fuzz/corpus/$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 \
+  if "$build/tests/fuzz/fuzz_$target" "$build/corpus/$target" "tests/fuzz/corpus/$target" -max_total_time="$seconds" \
+      -max_len=$((1 << 20)) -timeout=20 -rss_limit_mb=2048 \
       -artifact_prefix="$build/crash-$target-" -print_final_stats=1 > "$log" 2>&1; then
     echo "$target: $(sed -n 's/^Done \([0-9]*\) runs in \([0-9]*\) second.*/\1 runs in \2 seconds/p' "$log")"
   else

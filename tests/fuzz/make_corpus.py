@@ -28,6 +28,7 @@ def configs():
     yield "yarn", {**CONFIG, "rope_parameters": dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=8)}
     yield "mistral", {**CONFIG, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8,
                       "eos_token_id": [1, 2], "hidden_size": 8.0}
+    yield "generation", {"bos_token_id": 1, "eos_token_id": [2, 5, -1, 900], "do_sample": True, "temperature": 0.6}
 
 
 def safetensors(kind, extra=()):

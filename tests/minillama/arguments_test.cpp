@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Habits of a terminal: the version, options that are mistyped as other programs spell them, names that are numbers, and what becomes of
-// output that nobody takes or that the disk has no room for.
+// Habits of a terminal: the version, options that are mistyped as other programs spell them, names that are numbers, what becomes of
+// output that nobody takes or that the disk has no room for, texts without an end, and models that have no answer.
 #include <doctest/doctest.h>
 
 #include <chrono>
@@ -258,4 +258,24 @@ TEST_CASE("demo.sh --help answers at once: it needs nothing that the repository 
     CHECK(got.out.find("set -euo") == std::string::npos);
   }
   CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 1);
+}
+
+TEST_CASE("a text without an end is refused, from a file or from standard input") {
+  const bench tiny;
+  const std::string too_much = ": has more than 268435456 bytes, which is too much for a text";
+  check_refused(tiny.generate("-f /dev/zero"), "/dev/zero" + too_much);
+  check_refused(tiny.generate("-f - </dev/zero"), "standard input" + too_much);
+}
+
+TEST_CASE("weights whose sums overflow are an error, not a text") {
+  const bench tiny;
+  tensors huge = random_weights(tiny.shape(), 1);
+  for (auto& [name, entry] : huge)
+    for (float& weight : entry.values) weight *= 1e30f;
+  write_model(tiny.path(), tiny.shape(), huge);
+  for (const char* how : {"", "--policy full", "--temp 1"})
+    check_refused(tiny.generate(std::string("-p 'once upon' -n 4 ") + how), "the model's logit of token 0 is ");
+  write_text(tiny.path() / "text", "once upon a time");
+  check_refused(tiny.generate("--perplexity \"" + (tiny.path() / "text").string() + "\" --perplexity-tokens 4"),
+                "the model's logit of token 0 is ");
 }

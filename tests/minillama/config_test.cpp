@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
+#include "json_file.hpp"
 #include "load_error.hpp"
 #include "text_cases.hpp"
 
@@ -229,6 +230,10 @@ TEST_CASE("a Mistral has other defaults, and its window bounds the context") {
   config["sliding_window"] = 512;  // as long as the context: no difference
   config.erase("use_sliding_window");
   CHECK(loaded(config).sliding_window == 0);
+  CHECK(loaded(config).context_reason(512) == "");
+  config["sliding_window"] = 100;
+  CHECK(loaded(config).context_reason(100) == ", which is sliding_window in config.json: attention has no window in this program");
+  CHECK(loaded(config).context_reason(99) == "");  // of --context
   config.erase("sliding_window");
   config.erase("max_position_embeddings");
   CHECK(loaded(config).max_positions == 4096);
@@ -247,8 +252,34 @@ TEST_CASE("a file that is absent or not a JSON object is refused") {
   write_text(folder.path() / "vast", "{}");
   std::filesystem::resize_file(folder.path() / "vast", std::uintmax_t{1} << 40);  // sparse
   CHECK_THROWS_AS(minillama::load_config(folder.path() / "vast"), minillama::load_error);
+  CHECK(problem(std::string((4 << 20) + 1, ' ')) == "has 4194305 bytes; expected at most 4194304");
+  CHECK(problem(std::string(4 << 20, ' ')) == "is not a JSON object");
   CHECK(problem(R"({"head_dim": 8, "head_dim": 16})") == "head_dim: is given twice");
+  CHECK(problem(R"({"a": [{"b": 1, "c": {}, "b": 1}]})") == "b: is given twice");
+  CHECK(starts(problem(R"({"a": [{"b": 1}, {"b": 1}]})"), "architectures: missing key"));
   const auto nested = [](int levels) { return "{\"a\": " + std::string(static_cast<std::size_t>(levels - 1), '[') + "0"; };
   CHECK(problem(nested(32)) == "is not a JSON object");  // it ends too early
   CHECK(problem(nested(33)) == "is nested deeper than 32 levels");
+}
+
+TEST_CASE("values are refused beyond their number, and as many as are allowed take no long time") {
+  const auto refusal = [](const std::string& text, std::size_t most) -> std::string {
+    try {
+      minillama::parse_object("f", "header", text, most);
+    } catch (const minillama::load_error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const std::string ten = R"({"a": [1, -1, 0.5, "x", null], "b": {}})";  // keys are counted, and the object itself
+  CHECK(refusal(ten, 10) == "");
+  CHECK(refusal(ten, 9) == "f: header: has more than 9 values");
+  CHECK(refusal("{\"a\": [" + std::string(1 << 20, '['), 100) == "f: header: is nested deeper than 32 levels");
+  std::string list = "{\"a\": [";
+  for (std::size_t i = 0; i < (std::size_t{1} << 20) - 3; ++i) list += "{},";
+  CHECK(problem(list + "0]}") == "has more than 1048576 values");
+  std::string wide = "{";
+  for (std::size_t i = 0; i < 100000; ++i) wide += "\"" + std::to_string(i) + "\":{\"b\":0},";
+  // Minutes, were the members looked at again for each that ends.
+  CHECK(minillama::parse_object("f", "", wide + "\"last\":0}").size() == 100001);
 }

@@ -39,7 +39,7 @@ def fill(file, block, size):
 
 
 def tensors_of(c):
-    """Names and shapes of a Llama with tied embeddings, in the order of its layers."""
+    """Names and shapes of a Llama in the order of its layers."""
     head = c["head_dim"]
     queries, keys = c["num_attention_heads"] * head, c["num_key_value_heads"] * head
     hidden, wide = c["hidden_size"], c["intermediate_size"]
@@ -52,7 +52,11 @@ def tensors_of(c):
         shapes[prefix + "self_attn.o_proj.weight"] = (hidden, queries)
         shapes[prefix + "mlp.gate_proj.weight"] = shapes[prefix + "mlp.up_proj.weight"] = (wide, hidden)
         shapes[prefix + "mlp.down_proj.weight"] = (hidden, wide)
-    return shapes | {"model.norm.weight": (hidden,)}
+        if c.get("attention_bias"):
+            for name, width in (("q", queries), ("k", keys), ("v", keys), ("o", hidden)):
+                shapes[f"{prefix}self_attn.{name}_proj.bias"] = (width,)
+    shapes["model.norm.weight"] = (hidden,)
+    return shapes if c["tie_word_embeddings"] else shapes | {"lm_head.weight": (c["vocab_size"], hidden)}
 
 
 def config_of(**changes):
@@ -61,15 +65,23 @@ def config_of(**changes):
             "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "hidden_act": "silu"} | changes
 
 
+def elements(shape):
+    return shape[0] * (shape[1] if len(shape) == 2 else 1)
+
+
 def write_safetensors(path, shapes, dtype):
+    """dtype: of all tensors, or a function of a tensor's name."""
+    types = {name: dtype if isinstance(dtype, str) else dtype(name) for name in shapes}
     header, end = {}, 0
     for name, shape in shapes.items():
-        begin, end = end, end + ELEMENT_BYTES[dtype] * shape[0] * (shape[1] if len(shape) == 2 else 1)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        begin, end = end, end + ELEMENT_BYTES[types[name]] * elements(shape)
+        header[name] = {"dtype": types[name], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
+    blocks = {one: numbers(one) for one in set(types.values())}
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        fill(file, numbers(dtype), end)
+        for name, shape in shapes.items():
+            fill(file, blocks[types[name]], ELEMENT_BYTES[types[name]] * elements(shape))
 
 
 def write_directory(folder, config, dtype, shards=1):
@@ -131,7 +143,7 @@ class memory_plan(unittest.TestCase):
         self.assertLess(abs(memory["weight_bytes"] / (parameters * element_bytes) - 1), 1e-3)
 
     def parameters(self, config):
-        return sum(shape[0] * (shape[1] if len(shape) == 2 else 1) for shape in tensors_of(config).values())
+        return sum(elements(shape) for shape in tensors_of(config).values())
 
     def directory(self, dtype, shards=1, **changes):
         config = config_of(**changes)
@@ -149,6 +161,11 @@ class memory_plan(unittest.TestCase):
 
     def test_shards(self):
         self.check_weights(*self.directory("BF16", shards=3), 2)
+
+    def test_mixed_types_biases_and_a_head(self):
+        """Projections of one matrix in two types, which becomes float; a head of its own in a third."""
+        changes = {"num_hidden_layers": 2, "tie_word_embeddings": False, "attention_bias": True}
+        self.directory(lambda name: "F32" if "lm_head" in name else "F16" if "up_proj" in name else "BF16", **changes)
 
     def test_llama2c(self):
         self.check(write_llama2c(self.folder))

@@ -148,3 +148,23 @@ TEST_CASE("Prepend and Replace are done in their order; a continued text gets no
   CHECK(normal(swapped("a", "aa"), "aba") == "aabaa");
   CHECK(normal({{"type", "Sequence"}, {"normalizers", {swapped("a", "b"), swapped("b", "c")}}}, "ab") == "cc");
 }
+
+TEST_CASE("a long text takes no long time, and no steps make it many times as long") {
+  const json marks{{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", space_mark}};
+  const std::string spaces(1 << 20, ' ');  // minutes, were each replacement to move the rest of the text
+  CHECK(minillama::normalizer("f", marks)(spaces, piece_place::start).size() == 3 * spaces.size());
+  CHECK(minillama::pre_tokenizer("f", metaspace("first", false))(spaces, piece_place::start).front().size() == 3 * spaces.size());
+
+  const json twice{{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}};
+  const minillama::normalizer doubling("f", {{"type", "Sequence"}, {"normalizers", std::vector<json>(60, twice)}});
+  CHECK(doubling("bcd", piece_place::start) == "bcd");
+  CHECK_THROWS_WITH_AS(doubling("a", piece_place::start), "f: normalizer: makes of a text of 1 bytes more than 4108",
+                       minillama::load_error);
+  const minillama::pre_tokenizer letters("f", sequence(std::vector<json>(60, byte_level(false, false))));
+  CHECK(letters("abc", piece_place::start).front() == "abc");
+  CHECK_THROWS_WITH_AS(letters("\x01", piece_place::start), "f: pre_tokenizer: makes of a text of 1 bytes more than 4108",
+                       minillama::load_error);
+  json wide = metaspace("always", false);
+  wide["replacement"] = std::string(1 << 20, '-');
+  CHECK_THROWS_AS(minillama::pre_tokenizer("f", wide)(std::string(1 << 16, ' '), piece_place::start), minillama::load_error);
+}

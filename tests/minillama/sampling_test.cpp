@@ -108,17 +108,23 @@ TEST_CASE("a seed decides the draws, another seed draws otherwise") {
 TEST_CASE("logits far apart or without bound below are no trouble; NaN and +infinity are refused by token") {
   constexpr float infinity = std::numeric_limits<float>::infinity();
   for (const token_id token : picks({-3e38f, 3e38f, -infinity}, {1, 1, 0}, 20)) CHECK(token == 1);
-  const auto refused = [](const std::vector<float>& logits) {
-    try {
-      picks(logits, {1, 1, 0}, 1);
-    } catch (const std::domain_error& error) {
-      return std::string(error.what());
-    }
-    return std::string();
-  };
-  CHECK(refused({0, std::numeric_limits<float>::quiet_NaN()}).find("token 1") != std::string::npos);
-  CHECK(refused({0, 1, infinity}).find("token 2") != std::string::npos);
-  CHECK(refused({-infinity, -infinity}) != "");
+  CHECK(picks({-infinity, 3e38f, -3e38f}, {0, 1, 0}, 1).front() == 1);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const double temperature : {0.0, 1.0}) {
+    const auto refused = [&](const std::vector<float>& logits) {
+      try {
+        picks(logits, {temperature, 1, 0}, 1);
+      } catch (const std::domain_error& error) {
+        return std::string(error.what());
+      }
+      return std::string();
+    };
+    CAPTURE(temperature);
+    CHECK(refused({0, nan}).find("token 1") != std::string::npos);
+    CHECK(refused({nan, 0}).find("token 0") != std::string::npos);
+    CHECK(refused({0, 1, infinity}).find("token 2") != std::string::npos);
+    CHECK(refused({-infinity, -infinity}) != "");
+  }
 }
 
 TEST_CASE("settings out of range are refused") {

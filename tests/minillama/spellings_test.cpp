@@ -30,6 +30,7 @@ struct spelling {
   tiny_shape oracle = shape;
   tensors weights = base;  // by plain names
   oracle_rotary rotary{};
+  std::size_t position_ids = 0;  // numbers of an int64 tensor beside
 };
 using change = std::function<void(spelling&)>;
 
@@ -39,7 +40,13 @@ std::string outcome_of(const change& changed) {
   changed(s);
   const temporary_directory folder;
   write_text(folder.path() / "config.json", s.config.dump());
-  parts_of(s.file, "F32").write(folder.path() / "model.safetensors");
+  safetensors_parts parts = parts_of(s.file, "F32");
+  if (s.position_ids != 0) {
+    const std::size_t begin = parts.data.size(), bytes = s.position_ids * sizeof(std::int64_t);
+    parts.header["model.position_ids"] = {{"dtype", "I64"}, {"shape", {s.position_ids}}, {"data_offsets", {begin, begin + bytes}}};
+    parts.data.append(bytes, '\x01');
+  }
+  parts.write(folder.path() / "model.safetensors");
   try {
     const minillama::model llama(folder.path());
     minillama::pool_runner runner(1);
@@ -141,6 +148,8 @@ const std::vector<row> table{
     {"as it is", same},
     // Biases and other tensors.
     {"q, k, v biases", without("attention_bias") + biases({"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"})},
+    {"q, k, v biases, announced as bias",
+     without("attention_bias") + set("bias", true) + biases({"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"})},
     {"attention_bias true",
      set("attention_bias", true) + biases({"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"})},
     {"attention_bias true, none of the output",
@@ -166,6 +175,7 @@ const std::vector<row> table{
     {"inv_freq", extra("model.layers.0.self_attn.rotary_emb.inv_freq", 4)},
     {"k_scale, v_scale", extra("model.layers.0.self_attn.k_scale") + extra("model.layers.1.self_attn.v_scale")},
     {"position_ids", extra("model.position_ids", 4)},
+    {"position_ids of 64 bits", [](spelling& s) { s.position_ids = 4; }},
     {"names without model.", prefixed("", "lm_head.weight")},
     {"names under language_model.", prefixed("language_model.model.", "language_model.lm_head.weight")},
     {"names under model.language_model.", prefixed("model.language_model.", "lm_head.weight")},
@@ -189,6 +199,13 @@ const std::vector<row> table{
     {"Llama with a window", set("sliding_window", 16), "config.json: sliding_window: unsupported: 16 for LlamaForCausalLM"},
     {"Llama with a window longer than the context", set("sliding_window", 512)},
     {"hidden_act swish", set("hidden_act", "swish")},
+    {"no hidden_act", without("hidden_act")},
+    {"no num_key_value_heads", without("num_key_value_heads"),
+     "model.safetensors: model.layers.0.self_attn.k_proj.weight: expected shape [32, 24], got [16, 24]"},
+    {"no head_dim", without("head_dim"),
+     "model.safetensors: model.layers.0.self_attn.q_proj.weight: expected shape [24, 24], got [32, 24]"},
+    {"no intermediate_size", without("intermediate_size"), "config.json: intermediate_size: missing key"},
+    {"no vocab_size", without("vocab_size"), "config.json: vocab_size: missing key"},
     {"head_dim null", set("head_dim", nullptr),
      "model.safetensors: model.layers.0.self_attn.q_proj.weight: expected shape [24, 24], got [32, 24]"},
     {"fewer rows than the file", set("vocab_size", 250),
@@ -199,10 +216,16 @@ const std::vector<row> table{
     {"no max_position_embeddings", without("max_position_embeddings")},
     {"end token -1", set("eos_token_id", -1)},
     {"end tokens, one beyond the vocabulary", set("eos_token_id", {2, 32000})},
+    {"an end token beyond the vocabulary", set("eos_token_id", 256)},
+    {"an end token with a point", set("eos_token_id", 2.0)},
+    {"no end token", without("eos_token_id")},
     {"rope_theta an integer", set("rope_theta", 10000)},
     {"rope_theta a text", set("rope_theta", "10000.0"), "config.json: rope_theta: expected a number, got string"},
     // Rotary embedding.
-    {"rope_parameters", set("rope_parameters", theta500) + theta(500)},
+    {"no rope_theta", without("rope_theta")},
+    {"rope_parameters", without("rope_theta") + set("rope_parameters", theta500) + theta(500)},
+    {"rope_parameters, rope_scaling null", set("rope_parameters", theta500) + set("rope_scaling", nullptr) + theta(500)},
+    {"rope_parameters, another base at the top", set("rope_parameters", theta500) + set("rope_theta", 10000.0) + theta(500)},
     {"rope_scaling equal beside", set("rope_parameters", theta500) + set("rope_scaling", theta500) + theta(500)},
     {"rope_scaling different beside", set("rope_parameters", theta500) + set("rope_scaling", llama3),
      "config.json: rope_scaling: is given beside"},
@@ -236,6 +259,8 @@ const std::vector<row> table{
     {"partial_rotary_factor at the top", set("partial_rotary_factor", 0.5),
      "config.json: partial_rotary_factor: unsupported: 0.5 (only 1)"},
     {"partial_rotary_factor 1", set("partial_rotary_factor", 1.0)},
+    {"partial_rotary_factor within", set("rope_parameters", with(theta500, "partial_rotary_factor", 0.5)),
+     "config.json: rope_parameters.partial_rotary_factor: unsupported: 0.5 (only 1)"},
     // Keys of other models.
     {"quantization_config", set("quantization_config", {{"quant_method", "awq"}}), "config.json: quantization_config: unsupported"},
     {"layer_types, all full", set("layer_types", {"full_attention", "full_attention"})},
@@ -245,6 +270,7 @@ const std::vector<row> table{
     {"final_logit_softcapping", set("final_logit_softcapping", 30.0), "config.json: final_logit_softcapping: unsupported"},
     {"keys that change nothing",
      set("pretraining_tp", 2) + set("torch_dtype", "float16") + set("use_cache", false) + set("_name_or_path", "x")},
+    {"dtype, as newer files have it", set("dtype", "bfloat16")},
 };
 
 }  // namespace

@@ -51,7 +51,8 @@ __global__ void __launch_bounds__(threads)
   const float* row = x + blockIdx.x * hidden;
   float squares = 0;
   for (std::size_t i = threadIdx.x; i < hidden; i += threads) squares += row[i] * row[i];
-  const float scale = 1.0f / sqrtf(over_cta(squares, sum_of{}) / static_cast<float>(hidden) + epsilon);
+  const float all = over_cta(squares, sum_of{});
+  const float scale = 1.0f / sqrtf(all / static_cast<float>(hidden) + epsilon) + 0.0f * all;  // NaN where the sum overflows, as on the host
   for (std::size_t i = threadIdx.x; i < hidden; i += threads) out[blockIdx.x * hidden + i] = row[i] * scale * weight[i];
 }
 
