@@ -153,7 +153,8 @@ void host_session::run_layer(std::size_t layer, rows_view x, const step_observer
   statistics_.attended_bytes += after.attended_bytes - before.attended_bytes;
   statistics_.selection->index += after.index_bytes - before.index_bytes;
   statistics_.selection->selector += after.selector_bytes - before.selector_bytes;
-  const layer_step last{layer, cache, slot_, queries.slice(0, count - 1, 1), lse.slice(0, count - 1, 1), one};
+  const layer_step last{layer, cache, slot_, queries.slice(0, count - 1, 1), gathered.slice(0, count - 1, 1), lse.slice(0, count - 1, 1),
+                        one};
   if (const auto tiers = cache.tiers(slot_)) {
     statistics_.tiers->counts += tiers->since(tiers_before);
     sample(last);
@@ -161,11 +162,7 @@ void host_session::run_layer(std::size_t layer, rows_view x, const step_observer
   }
   if (observe) {
     lap(nullptr);
-<<<<<<< HEAD
-    observe({layer, cache, slot_, queries.slice(0, count - 1, 1), gathered.slice(0, count - 1, 1), lse.slice(0, count - 1, 1), one});
-=======
     observe(last);
->>>>>>> tier19
     clock_.lap();  // not counted
   }
   lap(nullptr);

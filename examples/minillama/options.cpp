@@ -4,11 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-<<<<<<< HEAD
-#include <filesystem>
-=======
 #include <cstring>
->>>>>>> tier19
+#include <filesystem>
 #include <limits>
 #include <thread>
 
