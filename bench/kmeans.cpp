@@ -43,8 +43,8 @@ void run(benchmark::State& state, const axes& a) {
 /// What an iteration does in which no row moves.
 template <class Isa>
 void run_assignment(benchmark::State& state, const axes& a) {
-  using leaf = pqkv::detail::leaf<Isa>;
-  using search = pqkv::detail::nearest_search<leaf>;
+  using kernels = pqkv::detail::simd_kernels<Isa>;
+  using search = pqkv::detail::nearest_search<kernels>;
   constexpr std::size_t block_rows = search::block_rows;
   const points<float>& p = bench::kept<points<float>>(a);
   p.train(pqkv::exec::host<Isa>{}, a);
@@ -59,7 +59,7 @@ void run_assignment(benchmark::State& state, const axes& a) {
   const std::size_t block_size = (a.ds + 1) / 2 * block_rows, blocks = a.n / block_rows;
   const pqkv::buffer<std::int32_t> block(blocks * block_size);
   for (std::size_t i = 0; i < blocks; ++i)
-    leaf::write_block(p.rows.data() + i * block_rows * a.ds, a.ds, a.ds, scale, block.data() + i * block_size);
+    kernels::write_block(p.rows.data() + i * block_rows * a.ds, a.ds, a.ds, scale, block.data() + i * block_size);
 
   const pqkv::buffer<std::uint8_t> owner(a.n);
   bench::timed(state, "of_fma_peak", 2.0 * static_cast<double>(a.n * a.c * a.ds), bench::machine().flops<Isa>(), [&] {

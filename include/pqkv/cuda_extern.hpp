@@ -265,9 +265,9 @@ struct kernel<op::append_tokens, backend::cuda> {
 };
 
 template <>
-struct kernel<op::settle_prompt, backend::cuda> {
+struct kernel<op::commit_prompt, backend::cuda> {
   template <class P>
-  static void run(const P& policy, const slot_table<space::device>& slots, const settled_prompt<space::device>& call);
+  static void run(const P& policy, const slot_table<space::device>& slots, const committed_prompt<space::device>& call);
 };
 
 template <>

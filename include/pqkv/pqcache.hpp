@@ -262,7 +262,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     if constexpr (requires { selector_.rebuild(working(policy), slot, middle_range{}); })
       if (header.at.learned != 0) selector_.rebuild(working(policy), slot, header.at.middle(rule_));
     header.at.longest = header.at.n;
-    settle(policy, {slot, header.at, false, {}, {}});
+    commit(policy, {slot, header.at, false, {}, {}});
   }
 
   /// Does the work that must not happen inside a step: trains a codebook that now has enough keys, renews one that the sequence has
@@ -325,20 +325,20 @@ class pqcache : public pqcache_state<Rows, Selector> {
   void end_prefill(const P& policy, std::size_t slot, std::size_t n, chunk which) {
     const sequence after = known(slot).prefilled(static_cast<std::uint32_t>(n), which);
     if (after.prefilling != 0 || after.n == 0)
-      settle(policy, {slot, after, false, {}, work_.prompt_nonfinite});
+      commit(policy, {slot, after, false, {}, work_.prompt_nonfinite});
     else
       learn(policy, slot, after, work_.prompt_nonfinite);
   }
   /// Trains a slot on its rows, then sets its sequence to `now`. No query may use the old index meanwhile: it is overwritten.
   template <class P>
   void learn(const P& policy, std::size_t slot, const sequence& now, view_of<std::uint32_t, 1> nonfinite) {
-    if (now.learned != 0) settle(policy, {slot, now.without_index(), false, {}, {}});
+    if (now.learned != 0) commit(policy, {slot, now.without_index(), false, {}, {}});
     const selector::learning<space_type> outcome = selector_.learn(working(policy), slot, rows_.view(), now, now.middle(rule_));
-    settle(policy, {slot, now, outcome.tried, outcome.outcomes, nonfinite, outcome.due_again, outcome.codes});
+    commit(policy, {slot, now, outcome.tried, outcome.outcomes, nonfinite, outcome.due_again, outcome.codes});
   }
   template <class P>
-  void settle(const P& policy, const settled_prompt<space_type>& call) {
-    run<op::settle_prompt>(policy, work_.slots, call);
+  void commit(const P& policy, const committed_prompt<space_type>& call) {
+    run<op::commit_prompt>(policy, work_.slots, call);
     if constexpr (!is_on_host) known_[call.slot] = call.after;
   }
 

@@ -64,7 +64,7 @@ class slot_model {
     n_ += keys.extent(1);
   }
   /// Tokens older than the window leave it; none comes back.
-  void settle() {
+  void commit() {
     const std::size_t w = budget().window;
     const std::size_t wanted = std::max(n_ > w ? n_ - w : 0, std::min(rule_.sinks, n_));
     window_begin_ = std::max(window_begin_, wanted);
@@ -155,8 +155,8 @@ class slot_model {
     for (auto& head : values_) head.resize(n * d_);
     prompt_ = std::min(prompt_, n);
     window_begin_ = 0;
-    for (n_ = prompt_; n_ < n; ++n_) settle();
-    settle();
+    for (n_ = prompt_; n_ < n; ++n_) commit();
+    commit();
     if (n == 0) book_.reset(), fine_.reset();
   }
   void copy_from(const slot_model& other) {

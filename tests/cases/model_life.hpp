@@ -45,7 +45,7 @@ class model_life {
     given += n;
     slots_[slot].end_prompt();
     if (n == 0) return;
-    slots_[slot].settle();
+    slots_[slot].commit();
     slots_[slot].train(p_.selector);
   }
 
@@ -83,7 +83,7 @@ class model_life {
     for (std::size_t row = 0; row < s.slots.size(); ++row)
       for (std::uint32_t i = 0; i < s.counts[row]; ++i, ++t) {
         slots_[s.slots[row]].add(one_token(keys.view()[t]), one_token(values.view()[t]));
-        slots_[s.slots[row]].settle();
+        slots_[s.slots[row]].commit();
       }
   }
 

@@ -148,7 +148,7 @@ constexpr pqkv::appended_tokens<pqkv::space::host> to_host(const pqkv::appended_
   return {to_host(call.slots), to_host(call.step), call.tokens, call.capacity};
 }
 template <class Space>
-constexpr pqkv::settled_prompt<pqkv::space::host> to_host(const pqkv::settled_prompt<Space>& call) {
+constexpr pqkv::committed_prompt<pqkv::space::host> to_host(const pqkv::committed_prompt<Space>& call) {
   return {call.slot, call.after, call.tried, to_host(call.outcomes), to_host(call.nonfinite), call.due_again, call.codes};
 }
 template <class Space>

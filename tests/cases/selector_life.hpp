@@ -145,7 +145,7 @@ class selector_life {
     make([&] { cache_.prefill(cpu_, which, rows.slice(1, first, n - first), rows.slice(1, first, n - first)); });
     slot.model.add(rows, rows);
     slot.model.end_prompt();
-    slot.model.settle();
+    slot.model.commit();
     slot.is_learned = true;
     slot.plain.learned(slot.given, range_of(slot.model), true);
   }
@@ -171,7 +171,7 @@ class selector_life {
       all.insert(all.end(), keys.begin(), keys.end());
       for (std::size_t t = 0; t < made.counts.back(); ++t) {
         slots_[i].model.add(by_head(keys).slice(1, t, 1), by_head(keys).slice(1, t, 1));
-        slots_[i].model.settle();
+        slots_[i].model.commit();
       }
     }
     const auto rows = pqkv::make_view(std::as_const(all).data(), all.size() / (p_.kv_heads * p_.head_dim), p_.kv_heads, p_.head_dim);

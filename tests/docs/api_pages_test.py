@@ -87,7 +87,7 @@ class api_pages(unittest.TestCase):
             for name in ("pqkv::pqcache", "pqkv::view", "retrieve", "top_k"):
                 self.assertIn(f"<name>{name}</name>", xml)
             detail = [(header.name, header.read_text(encoding="utf-8")) for header in (Path(root) / "include/pqkv/detail").rglob("*.hpp")]
-            for name in ("score_leaf", "group_scorer", "avx2.hpp"):  # what detail is made of
+            for name in ("score_kernels", "group_scorer", "avx2.hpp"):  # what detail is made of
                 self.assertTrue(any(name == file or f"struct {name}" in text or f"class {name}" in text for file, text in detail), name)
                 self.assertNotIn(f"<name>{name}</name>", xml)
 

@@ -22,7 +22,7 @@ std::vector<std::string> call(std::size_t refuses, std::size_t other) {
     bool went_on = false;
     agreed.attempt([&] { went_on = true; });
     CHECK(went_on == (rank != refuses));
-    agreed.settle(cpu, all, votes);
+    agreed.commit(cpu, all, votes);
   });
 }
 }  // namespace

@@ -10,7 +10,7 @@
 #include <limits>
 #include <vector>
 
-#include <pqkv/detail/host/simd/leaf.hpp>
+#include <pqkv/detail/host/simd/kernels.hpp>
 
 #include "cases/inputs.hpp"
 #include "cases/policies.hpp"
@@ -82,7 +82,7 @@ TEST_CASE("every instruction set computes the same exponentials to the bit, at a
   pqkv_cases::for_each_isa([&](auto isa) {
     for (const std::size_t n : {0u, 1u, 7u, 8u, 9u, 15u, 16u, 17u, 31u, static_cast<unsigned>(u.size())}) {
       std::vector<float> out(n + 1, -1.0f);
-      pqkv::detail::leaf<decltype(isa)>::exponentials(u.data(), n, s, out.data());
+      pqkv::detail::simd_kernels<decltype(isa)>::exponentials(u.data(), n, s, out.data());
       std::size_t wrong = out[n] != -1.0f;
       for (std::size_t i = 0; i < n; ++i) wrong += pqkv::float_bits(out[i]) != pqkv::float_bits(canonical::exponential(u[i], s));
       CHECK(wrong == 0);
@@ -157,8 +157,8 @@ TEST_CASE("to_fixed_parts are to_fixed's number in two parts") {
       require_same(pqkv::float_from_bits(pqkv::float_bits(at) + i - 32));
       require_same(at * (static_cast<float>(i) + 0.5f));
     }
-  for (const float p : {0.0f, 1.0f, 16.0f, 0x1p-41f, 0x1.8p-40f, 0x1.4p-39f, 0x1.000002p-41f, 0x1.fffffep-42f,
-                        std::numeric_limits<float>::denorm_min()})
+  for (const float p :
+       {0.0f, 1.0f, 16.0f, 0x1p-41f, 0x1.8p-40f, 0x1.4p-39f, 0x1.000002p-41f, 0x1.fffffep-42f, std::numeric_limits<float>::denorm_min()})
     require_same(p);
 }
 

@@ -27,7 +27,7 @@ TEST_CASE("pqcache state: every question has the plain model's answer while slot
     cache.append(cpu, token.view(), token.view(), one);
     const pqkv::view<const float, 3> row{token.view().data, {2, 1, 32}, {32, 0, 1}};
     models[slot].add(row, row);
-    models[slot].settle();
+    models[slot].commit();
     for (std::size_t s = 0; s < 2; ++s) {
       REQUIRE(cache.size(s) == models[s].size());
       REQUIRE(cache.size(cpu, s) == models[s].size());

@@ -270,7 +270,7 @@ TEST_CASE("pqcache: a scale of the caller's reaches selection and attention, of 
     slot_model<float> model(2, 32, p.budget, scale);
     model.add(given.keys.view(), given.values.view());
     model.end_prompt();
-    model.settle();
+    model.commit();
     return model;
   };
   const auto check_attention = [&](const slot_model<float>& model, const reply& r, const std::vector<float>& query, std::size_t lists) {

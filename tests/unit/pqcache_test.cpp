@@ -189,7 +189,7 @@ TEST_CASE("pqcache: below c rows attention is dense; maintain() trains once ther
   slot_model<float> model(2, 16, p.budget);
   const auto stored = cache.store();
   model.add(stored.keys.slice(1, 0, 139), stored.values.slice(1, 0, 139));
-  model.settle();
+  model.commit();
   model.train(p.selector);
   const std::vector<float> query = random_query(cache, 77);
   const reply r = ask(cpu, cache, query);

@@ -109,7 +109,7 @@ TEST_CASE("truncate: below the prompt the lists are the plain model's, by the co
       slot_model<float> model(2, 32, p.budget);
       model.add(given.keys.view(), given.values.view());
       model.end_prompt();
-      model.settle();
+      model.commit();
       model.train(p.selector);
       cache.truncate(cpu, 0, length);
       model.truncate(length);
@@ -128,7 +128,7 @@ TEST_CASE("truncate: below the prompt the lists are the plain model's, by the co
         const pqkv::view<const float, 3> token{keys.view().data, {1, 2, 32}, {0, 32, 1}};
         cache.append(cpu, token, token);
         model.add(keys.view(), keys.view());
-        model.settle();
+        model.commit();
       }
     }
 }

@@ -110,7 +110,7 @@ TEST_CASE("scan: normalisers round every product alike, whatever its size, ties 
       if (large && n > 0) p[random.below(n)] = 1000.5f;
       std::uint64_t wanted = 0;
       for (const float x : p) wanted += static_cast<std::uint64_t>(std::nearbyint(std::ldexp(static_cast<double>(x), 40)));
-      for_each_isa([&](auto isa) { CHECK(pqkv::detail::leaf<decltype(isa)>::total(p.data(), nullptr, n) == wanted); });
+      for_each_isa([&](auto isa) { CHECK(pqkv::detail::simd_kernels<decltype(isa)>::total(p.data(), nullptr, n) == wanted); });
     }
 }
 

@@ -146,7 +146,7 @@ TEST_CASE("selector: one of the user's own decides what is attended to") {
   prefill(cpu, cache, 1, given);
   slot_model<float> model(2, 16, p.budget);
   model.add(given.keys.view(), given.values.view());
-  model.settle();
+  model.commit();
   const std::vector<float> query = random_query(cache, 2);
   const reply r = ask(cpu, cache, query, {0, 1});
   std::vector<std::int32_t> odd;

@@ -23,7 +23,7 @@ TEST_CASE("selector full: attends to all tokens and lists the whole middle") {
     };
     cache.append(cpu, as_step(key), as_step(value));
     model.add(key, value);
-    model.settle();
+    model.commit();
     const std::vector<float> query = random_query(cache, t);
     const reply r = ask(cpu, cache, query);
     std::vector<std::int32_t> middle;

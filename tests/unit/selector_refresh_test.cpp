@@ -91,14 +91,14 @@ TEST_CASE("refresh: a renewal has the bits of the plain formulation; a slot that
         slot_model<float> plain(2, 32, p.budget);
         const auto prompt = keys.view().slice(1, 0, 100);
         cache.prefill(cpu, 0, prompt, prompt);
-        plain.add(prompt, prompt), plain.end_prompt(), plain.settle(), plain.train(p.selector);
+        plain.add(prompt, prompt), plain.end_prompt(), plain.commit(), plain.train(p.selector);
         feeder tokens{keys, 100};
         std::size_t trainings = 1, moved = 0;
         for (const std::size_t length : {113u, 120u, 128u, 200u, 224u, 260u, 521u, 800u}) {  // 260 -> 521: doubled
           CAPTURE(length);
           for (std::size_t t = tokens.given; t < length; ++t) {
             plain.add(keys.view().slice(1, t, 1), keys.view().slice(1, t, 1));
-            plain.settle();
+            plain.commit();
           }
           tokens.append(cache, length);
           const auto book = cache.selection().index().book.slice(0, 2);
@@ -189,10 +189,10 @@ TEST_CASE("refresh: the length of the last renewal is known exactly, though 33 /
   slot_model<float> plain(2, 32, p.budget);
   const auto prompt = keys.view().slice(1, 0, 30);
   cache.prefill(cpu, 0, prompt, prompt);
-  plain.add(prompt, prompt), plain.end_prompt(), plain.settle(), plain.train(p.selector);
+  plain.add(prompt, prompt), plain.end_prompt(), plain.commit(), plain.train(p.selector);
   CHECK(cache.at(0).learn_again == 33);
   feeder{keys, 30}.append(cache, 33);
-  for (std::size_t t = 30; t < 33; ++t) plain.add(keys.view().slice(1, t, 1), keys.view().slice(1, t, 1)), plain.settle();
+  for (std::size_t t = 30; t < 33; ++t) plain.add(keys.view().slice(1, t, 1), keys.view().slice(1, t, 1)), plain.commit();
   cache.maintain(cpu), plain.refresh(p.selector);
   CHECK(cache.statistics(0).trainings == 2);
   const auto book = cache.selection().index().book.slice(0, 2);

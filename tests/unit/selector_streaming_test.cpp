@@ -15,7 +15,7 @@ TEST_CASE("selector streaming: the middle is not attended to, whatever the budge
   prefill(cpu, cache, 0, given);
   slot_model<pqkv::half> model(2, 24, p.budget);
   model.add(given.keys.view(), given.values.view());
-  model.settle();
+  model.commit();
   const std::vector<float> query = random_query(cache, 4);
   const reply r = ask(cpu, cache, query);
   CHECK(cache.retrieve_capacity(0) == 0);

@@ -249,18 +249,18 @@ TEST_CASE("store: every half is stored as the half of its float, signalling NaNs
   CHECK(wrong == 0);
 }
 
-TEST_CASE("settle: a prompt stands as it is said to, learned where every outcome is a success, and what it brought is counted") {
+TEST_CASE("commit: a prompt stands as it is said to, learned where every outcome is a success, and what it brought is counted") {
   table t;
   t.statistics[1].nonfinite_keys = 5;
   std::vector<std::uint32_t> bad = {2, 3};
   std::vector<std::uint8_t> outcomes(4, 0);
-  const auto settle = [&](bool tried, bool learned) {
+  const auto commit = [&](bool tried, bool learned) {
     sequence after = prompt_of(100, learned);
-    on_host<pqkv::op::settle_prompt>::run(
+    on_host<pqkv::op::commit_prompt>::run(
         host<>{}, t.slots(),
         {1, after, tried, pqkv::as_const(pqkv::make_view(outcomes.data(), 2, 2)), pqkv::make_view(bad.data(), 2), 150});
   };
-  settle(true, false);
+  commit(true, false);
   CHECK(t.sequences[1].n == 100);
   CHECK(t.sequences[1].learned == 1);
   CHECK(t.sequences[1].learn_again == 150);
@@ -269,15 +269,15 @@ TEST_CASE("settle: a prompt stands as it is said to, learned where every outcome
   CHECK(t.statistics[1].nonfinite_values == 3);
   CHECK(bad == std::vector<std::uint32_t>{0, 0});  // for the next prompt
   outcomes[3] = 1;
-  settle(true, false);
+  commit(true, false);
   CHECK(t.sequences[1].learned == 0);
   CHECK(t.sequences[1].learn_again == 100 + 100 / 64 + 1);
-  settle(false, true);
+  commit(false, true);
   CHECK(t.sequences[1].learned == 1);
-  settle(false, false);
+  commit(false, false);
   CHECK(t.sequences[1].learned == 0);
   CHECK(t.sequences[1].learn_again == 0);                                                              // nothing was tried
-  on_host<pqkv::op::settle_prompt>::run(host<>{}, t.slots(), {2, prompt_of(7, false), true, {}, {}});  // no outcome to ask: it did
+  on_host<pqkv::op::commit_prompt>::run(host<>{}, t.slots(), {2, prompt_of(7, false), true, {}, {}});  // no outcome to ask: it did
   CHECK(t.sequences[2].learned == 1);
   CHECK(t.statistics[1].trainings == 1);
   CHECK(same(t.sequences[0], sequence{}));

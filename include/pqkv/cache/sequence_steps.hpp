@@ -12,7 +12,7 @@ namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct store_tokens {};     // run(policy, rows, stored, K, V): a prompt's rows [h, n, d] behind a slot's end
 struct append_tokens {};    // run(policy, rows, index, tokens, K, V): stores rows, encodes what leaves the window, commits
-struct settle_prompt {};    // run(policy, slots, settled_prompt): commits a prompt, or a late training
+struct commit_prompt {};    // run(policy, slots, committed_prompt): commits a prompt, or a late training
 struct truncate_tokens {};  // run(policy, index, cut): forgets the last tokens
 struct copy_slot {};        // run(policy, parts, slots, from, to): one slot becomes a copy of another
 struct count_attended {};   // run(policy, slots, attended, traffic): statistics of answered queries
@@ -57,9 +57,9 @@ struct appended_tokens {
   std::size_t capacity;  // tokens that a slot can hold
 };
 
-/// The arguments of op::settle_prompt.
+/// The arguments of op::commit_prompt.
 template <class Space>
-struct settled_prompt {
+struct committed_prompt {
   std::size_t slot;
   sequence after;                               // the sequence afterwards; `learned` is final unless it depends on outcomes
   bool tried;                                   // whether training was tried; `learned` then becomes whether all outcomes are 0

@@ -65,7 +65,7 @@ class agreement {
 
   /// Exchanges votes alone, and concludes.
   template <class P, class Communicator>
-  void settle(const P& policy, Communicator& all, vote* votes) const {
+  void commit(const P& policy, Communicator& all, vote* votes) const {
     const vote mine = own();
     all.all_gather(policy, reinterpret_cast<const std::byte*>(&mine), reinterpret_cast<std::byte*>(votes), sizeof mine);
     conclude(all.size(), [&](std::size_t rank) { return votes[rank]; });

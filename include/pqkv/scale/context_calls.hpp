@@ -103,7 +103,7 @@ class context_calls : public context_base<Rows, Communicator> {
     ask_all(policy, agreed);
     loaded.longest = loaded.n;
     merged_[slot] = own.end;
-    settle(policy, {slot, loaded, false, {}, {}});
+    commit(policy, {slot, loaded, false, {}, {}});
   }
 
  protected:
@@ -140,7 +140,7 @@ class context_calls : public context_base<Rows, Communicator> {
     static_assert(communicator_for<Communicator, P>,
                   "pqkv: Communicator must model pqkv::scale::communicator_for (scale/communicator.hpp)");
     if constexpr (is_on_host) {
-      agreed.settle(policy, ranks_, work_.votes);
+      agreed.commit(policy, ranks_, work_.votes);
     } else {
       const std::size_t ranks = layout_.ranks;
       const vote own = agreed.own();
@@ -273,8 +273,8 @@ class context_calls : public context_base<Rows, Communicator> {
   }
   /// Sets a slot's sequence.
   template <class P>
-  void settle(const P& policy, const settled_prompt<space_type>& call) {
-    pqkv::detail::run_operation<op::settle_prompt>(policy, work_.slots, call);
+  void commit(const P& policy, const committed_prompt<space_type>& call) {
+    pqkv::detail::run_operation<op::commit_prompt>(policy, work_.slots, call);
     if constexpr (!is_on_host) known_[call.slot] = call.after;
   }
 

@@ -46,7 +46,7 @@ class context_parallel : public context_training<Rows, Communicator> {
   void prefill(const P& policy, std::size_t slot, view<K, 3> keys, view<V, 3> values, std::size_t n, chunk which = chunk::last) {
     agreement agreed = this->begin_prefill(policy, slot, keys, values, n, which);
     agreed.attempt([&] { this->store(policy, slot, at(slot).n, keys, values); });
-    this->settle(policy, this->learn(policy, agreed, slot, at(slot).prefilled(static_cast<std::uint32_t>(n), which)));
+    this->commit(policy, this->learn(policy, agreed, slot, at(slot).prefilled(static_cast<std::uint32_t>(n), which)));
   }
 
   /// Adds a step's tokens, as pqcache::append(). Every rank is given all of them and stores those that it holds: usually every rank has
@@ -189,7 +189,7 @@ class context_parallel : public context_training<Rows, Communicator> {
       const sequence now = at(slot);
       if (is_learning_due(now, rule_, index_.shape().least_rows())) {
         work_.slots.sequences(slot) = now.without_index();
-        this->settle(policy, this->learn(policy, agreed, slot, now));
+        this->commit(policy, this->learn(policy, agreed, slot, now));
       } else if (now.learned != 0 && this->local(now.middle(rule_).end) - merged_[slot] >= params_.selector.tail_tokens) {
         agreed.attempt([&] {
           index_.merge(this->working(policy), slot);

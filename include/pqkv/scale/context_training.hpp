@@ -106,7 +106,7 @@ class context_training : public context_state<Rows, Communicator> {
   /// Trains a slot's codebooks on the keys of all ranks, encodes and counts this rank's middle. Ends with a vote.
   /// @return what is to be written to the slot when all ranks agree
   template <class P>
-  settled_prompt<space::host> learn(const P& policy, agreement& agreed, std::size_t slot, const sequence& now) {
+  committed_prompt<space::host> learn(const P& policy, agreement& agreed, std::size_t slot, const sequence& now) {
     const middle_range middle = now.middle(rule_);
     const std::size_t first = middle.begin, h = params_.kv_heads;
     const bool tries = now.prefilling == 0 && now.n >= first + index_.shape().least_rows();

@@ -175,7 +175,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
       const std::uint32_t end = this->local(now.middle(rule_).end);
       merged_[slot] = std::min(merged_[slot], end);
       if (is_learning_due(now, rule_, index_.shape().least_rows())) {
-        this->settle(policy, {slot, now.without_index(), false, {}, {}});
+        this->commit(policy, {slot, now.without_index(), false, {}, {}});
         learn(policy, agreed, slot, now, {});
       } else if (now.learned != 0 && end - merged_[slot] >= params_.selector.tail_tokens) {
         agreed.attempt([&] { index_.merge(this->working(policy), slot); });
@@ -202,7 +202,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   void learn(const P& policy, agreement& agreed, std::size_t slot, const sequence& now, view_of<std::uint32_t, 1> nonfinite) {
     const middle_range middle = now.middle(rule_);
     const std::size_t first = middle.begin, h = params_.kv_heads;
-    if (now.prefilling != 0 || now.n < first + index_.shape().least_rows()) return this->settle(policy, {slot, now, false, {}, nonfinite});
+    if (now.prefilling != 0 || now.n < first + index_.shape().least_rows()) return this->commit(policy, {slot, now, false, {}, nonfinite});
     using T = copied_element<value_type>;
     const stratified_sample sample = training_rows(params_.selector.train, now.n - first, index_.shape().coarse().centroids());
     const middle_range own = this->local(middle);
@@ -230,7 +230,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     index_.encode_in(policy, slot, rows_.view(), own.begin, own.end, made.run);
     index_.recount(this->working(policy), slot, own.begin, own.end);
     merged_[slot] = own.end;
-    this->settle(policy, {slot, now, true, as_const(work_.ranking.outcomes), nonfinite, params_.selector.outgrown_at(now.n)});
+    this->commit(policy, {slot, now, true, as_const(work_.ranking.outcomes), nonfinite, params_.selector.outgrown_at(now.n)});
     this->wait(policy);
     training_ = {};
   }

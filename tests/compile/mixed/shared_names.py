@@ -6,7 +6,7 @@
 
 A linker keeps one body of a weak name. Looks at both objects with nm and objdump, and fails when
   1. a weak name of the library is in both objects: its code could be the wrong one;
-  2. the object for every CPU has AVX code in a function that is not a leaf, which is called after asking the CPU;
+  2. the object for every CPU has AVX code in a function that is no SIMD kernel (those are called after asking the CPU);
   3. the second object has none in its weak functions: then this test would show nothing.
 Names of the standard library's templates are in both, and are counted only.
 """
@@ -19,7 +19,7 @@ LIBRARY = "4pqkv"  # in a mangled name
 # Instructions that are encoded by VEX or EVEX are named v... (verr and its like are no code of programs); masks have names of their own.
 AVX = re.compile(r"\t(\{[a-z0-9]+\} )?v[a-z]|%[yz]mm[0-9]|%k[0-7]\b")
 # A SIMD kernel, in a demangled name: a class of functions for one instruction set, or a function called by it alone.
-LEAF = re.compile(r"leaf<[^<>]*isa::avx|float_environment::clear_upper_halves\(\)")  # the latter asks the CPU itself
+KERNELS = re.compile(r"simd_kernels<[^<>]*isa::avx|float_environment::clear_upper_halves\(\)")  # the latter asks the CPU itself
 
 
 def output(*command):
@@ -59,7 +59,7 @@ def main():
     if faults:
         print("\n".join(faults[:20]), f"... {len(faults)} names", sep="\n")
         return 1
-    faults += [f"AVX code outside a leaf: {name}" for name in demangled(sorted(functions_with_avx(every_cpu))) if not LEAF.search(name)]
+    faults += [f"AVX code outside SIMD kernels: {name}" for name in demangled(sorted(functions_with_avx(every_cpu))) if not KERNELS.search(name)]
     fast = functions_with_avx(new_cpus) & {name for name in new if LIBRARY in name}
     if not of_library or not fast:
         faults.append(f"nothing to see: {len(of_library)} weak names of the library, {len(fast)} with AVX code in the second object")

@@ -226,13 +226,13 @@ void filter_lists(const launcher& launch, const block::scoring& call, const retr
                   const filter_memory& memory) {
   constexpr unsigned threads = tuning::select_threads;
   const std::size_t n = call.codes.extent(2);
-  const spread_launches<Pack> spread(launch, call, n);
-  const scan_shape shape = spread.shape();
-  spread.normalisers();
+  const spread_launches<Pack> scanning(launch, call, n);
+  const scan_shape shape = scanning.shape();
+  scanning.normalisers();
   const std::size_t sample = block::shared_memory::bytes<std::uint32_t>(block::bracket_sample);
   launch("bracket_kernel", bracket_kernel<threads, Pack>,
-         {.grid = dim3(call.lists), .threads = threads, .shared_bytes = sample + spread.table_bytes(), .early = spread.is_early()}, call,
-         shape, out, skipped, memory);
+         {.grid = dim3(call.lists), .threads = threads, .shared_bytes = sample + scanning.table_bytes(), .early = scanning.is_early()},
+         call, shape, out, skipped, memory);
   const auto kernel = filter_kernel<threads, Pack>;
   const std::size_t keys = block::shared_memory::bytes<std::uint32_t>(tuning::filter_tile_tokens),
                     room = (launch.shared_limit(kernel) - keys) / (2 * sizeof(std::uint32_t)) / 4 * 4,
@@ -241,8 +241,8 @@ void filter_lists(const launcher& launch, const block::scoring& call, const retr
   launch("filter_kernel", kernel,
          {.grid = dim3(shape.runs, call.lists),
           .threads = threads,
-          .shared_bytes = keys + std::max(spread.table_bytes(), bitmaps),
-          .early = spread.is_early_after_first()},
+          .shared_bytes = keys + std::max(scanning.table_bytes(), bitmaps),
+          .early = scanning.is_early_after_first()},
          call, shape, out, memory, static_cast<std::uint32_t>(words));
 }
 

@@ -46,7 +46,7 @@ void append_step(const P& policy, const Rows& rows, const Index& index, const ap
 
 /// Records the outcome of a prompt or a training. One thread.
 template <class Slots, class Call>
-PQKV_HIDDEN __global__ void settle_prompt_kernel(Slots slots, Call call) {
+PQKV_HIDDEN __global__ void commit_prompt_kernel(Slots slots, Call call) {
   bool learned = true;
   for (std::size_t h = 0; call.tried && h < call.outcomes.extent(0); ++h)
     for (std::size_t j = 0; j < call.outcomes.extent(1); ++j) learned &= call.outcomes(h, j) == 0;
@@ -201,11 +201,11 @@ struct kernel<op::append_tokens, backend::cuda> {
 };
 
 template <>
-struct kernel<op::settle_prompt, backend::cuda> {
+struct kernel<op::commit_prompt, backend::cuda> {
   template <class P>
-  static void run(const P& policy, const slot_table<space::device>& slots, const settled_prompt<space::device>& call) {
-    detail::launcher(policy, "prefill")("settle_prompt_kernel",
-                                        detail::settle_prompt_kernel<slot_table<space::device>, settled_prompt<space::device>>,
+  static void run(const P& policy, const slot_table<space::device>& slots, const committed_prompt<space::device>& call) {
+    detail::launcher(policy, "prefill")("commit_prompt_kernel",
+                                        detail::commit_prompt_kernel<slot_table<space::device>, committed_prompt<space::device>>,
                                         {dim3(1), 1}, slots, call);
   }
 };

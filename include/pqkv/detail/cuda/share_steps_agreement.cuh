@@ -176,15 +176,15 @@ struct kernel<op::agree_normalisers, backend::cuda> {
     detail::block::scoring scoring = detail::scoring_of(call);
     const detail::launcher launch(policy, "agree_normalisers");
     if (detail::spread_launches<4>::takes(launch, scoring))
-      spread<4>(policy, launch, scoring, call, sums, centred, {first, last});
+      dispatch<4>(policy, launch, scoring, call, sums, centred, {first, last});
     else
-      spread<1>(policy, launch, scoring, call, sums, centred, {first, last});
+      dispatch<1>(policy, launch, scoring, call, sums, centred, {first, last});
   }
 
  private:
   template <unsigned Pack, class P, class Mail>
-  static void spread(const P& policy, const detail::launcher& launch, detail::block::scoring& scoring,
-                     const scale::ranked_share<space::device>& call, const Mail& sums, const Mail& centred, detail::stage_range stages) {
+  static void dispatch(const P& policy, const detail::launcher& launch, detail::block::scoring& scoring,
+                       const scale::ranked_share<space::device>& call, const Mail& sums, const Mail& centred, detail::stage_range stages) {
     constexpr unsigned threads = detail::tuning::select_threads;
     arena memory = detail::device_scratch(policy.scratch, detail::scan_device_scratch_bytes(scoring.query_heads()), "agree_normalisers");
     scoring.carve(memory);

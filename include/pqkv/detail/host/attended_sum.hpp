@@ -21,14 +21,14 @@ struct kernel<op::sum_attended, backend::host> {
   static constexpr std::size_t tile_tokens = 64;
 
   /// Adds a span's tokens to the sums of query heads [first, first + count).
-  template <class Leaf, class Store>
+  template <class Kernels, class Store>
   static void add_span(view<const float, 2> query, const Store& store, std::size_t head, const token_span& span, std::size_t first,
                        std::size_t count, canonical::softmax_scale softmax, view<attended_sum, 1> sums) {
-    add_tokens<Leaf>(query, store, head, 0, span.leading, first, count, softmax, sums);
-    add_tokens<Leaf>(query, store, head, span.window_begin, span.window_end, first, count, softmax, sums);
+    add_tokens<Kernels>(query, store, head, 0, span.leading, first, count, softmax, sums);
+    add_tokens<Kernels>(query, store, head, span.window_begin, span.window_end, first, count, softmax, sums);
   }
 
-  template <class Leaf, class Store>
+  template <class Kernels, class Store>
   static void add_tokens(view<const float, 2> query, const Store& store, std::size_t head, std::size_t begin, std::size_t end,
                          std::size_t first, std::size_t count, canonical::softmax_scale softmax, view<attended_sum, 1> sums) {
     const std::size_t d = store.head_dim();
@@ -37,11 +37,11 @@ struct kernel<op::sum_attended, backend::host> {
     for (; begin < end; begin += tile_tokens) {
       const std::size_t tokens = std::min(tile_tokens, end - begin);
       for (std::size_t t = 0; t < tile_tokens; ++t) {  // a short tile repeats its last token
-        const float* const key = detail::load_row<Leaf>(store.key(head, begin + std::min(t, tokens - 1)), d, copy);
+        const float* const key = detail::load_row<Kernels>(store.key(head, begin + std::min(t, tokens - 1)), d, copy);
         for (std::size_t i = 0; i < d; ++i) keys[i * tile_tokens + t] = key[i];
       }
       for (std::size_t q = first; q < first + count; ++q) {
-        Leaf::inner_products(&query(q, 0), keys, tile_tokens, d, logits);
+        Kernels::inner_products(&query(q, 0), keys, tile_tokens, d, logits);
         sums(q) = sums(q).merged(sum_of(logits, tokens, softmax), softmax);
       }
     }
@@ -63,12 +63,12 @@ void kernel<op::sum_attended, backend::host>::run(const P& policy, view<const fl
                                                   view<const token_span, 1> spans, view<attended_sum, 1> sums, float scale) {
   const std::size_t h = store.heads(), g = query.extent(0) / h, lists_per_head = spans.extent(0) / h;
   isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-    using leaf = detail::leaf<decltype(isa)>;
+    using kernels = detail::simd_kernels<decltype(isa)>;
     detail::run_tasks(policy, h, [&](std::size_t head) {
       const auto softmax = canonical::softmax_scale::of(store.head_dim(), scale);
       for (std::size_t q = head * g; q < (head + 1) * g; ++q) sums(q) = {};
-      if (lists_per_head == 1) return add_span<leaf>(query, store, head, spans(head), head * g, g, softmax, sums);
-      for (std::size_t q = head * g; q < (head + 1) * g; ++q) add_span<leaf>(query, store, head, spans(q), q, 1, softmax, sums);
+      if (lists_per_head == 1) return add_span<kernels>(query, store, head, spans(head), head * g, g, softmax, sums);
+      for (std::size_t q = head * g; q < (head + 1) * g; ++q) add_span<kernels>(query, store, head, spans(q), q, 1, softmax, sums);
     });
   });
 }

@@ -48,14 +48,14 @@ class attended_tokens {
 };
 
 /// One part of a list for up to attention_max_queries query heads of one KV head.
-template <class Leaf, class Store>
+template <class Kernels, class Store>
 class attention_part {
   using row_type = kv_row<typename Store::value_type>;
   using T = typename row_type::element_type;
   static constexpr bool has_scales = std::is_same_v<typename Store::value_type, scaled_int8>;
 
  public:
-  using sum_type = attention_sum<Leaf, T>;
+  using sum_type = attention_sum<Kernels, T>;
 
   attention_part(const Store& store, std::size_t head, const attended_tokens& tokens, const view<const float, 2>& query, std::size_t first,
                  std::size_t queries, float scale)
@@ -139,9 +139,9 @@ class attention_part {
   void add(const tile& now, const tile& next, sum_type& sum) {
     if (now.contiguous) {
       const rows_ahead<T> ahead{next.keys, next.values};
-      Leaf::tile_dots(query_, stride_, g_, now.keys, now.count, d_, ahead, weight_, attention_tile_tokens);
+      Kernels::tile_dots(query_, stride_, g_, now.keys, now.count, d_, ahead, weight_, attention_tile_tokens);
       weigh(now, sum);
-      Leaf::tile_add(sum.sums(), stride_, g_, weight_, attention_tile_tokens, now.values, now.count, d_, ahead);
+      Kernels::tile_add(sum.sums(), stride_, g_, weight_, attention_tile_tokens, now.values, now.count, d_, ahead);
       return;
     }
     if constexpr (!has_scales) add_strided(now, sum);
@@ -171,13 +171,13 @@ class attention_part {
     for (std::size_t i = 0; i < now.count; i += tile_row_padding) {
       const std::size_t count = std::min(tile_row_padding, now.count - i);
       copy_rows(now.keys + i, now.key_strides, count);
-      Leaf::tile_dots(query_, stride_, g_, copies_, count, d_, rows_ahead<T>{copies_, copies_}, weight_ + i, attention_tile_tokens);
+      Kernels::tile_dots(query_, stride_, g_, copies_, count, d_, rows_ahead<T>{copies_, copies_}, weight_ + i, attention_tile_tokens);
     }
     for (std::size_t q = 0; q < g_; ++q) sum.weigh(q, weight_ + q * attention_tile_tokens, now.count, scale_);
     for (std::size_t i = 0; i < now.count; i += tile_row_padding) {
       const std::size_t count = std::min(tile_row_padding, now.count - i);
       copy_rows(now.values + i, now.value_strides, count);
-      Leaf::tile_add(sum.sums(), stride_, g_, weight_ + i, attention_tile_tokens, copies_, count, d_, rows_ahead<T>{copies_, copies_});
+      Kernels::tile_add(sum.sums(), stride_, g_, weight_ + i, attention_tile_tokens, copies_, count, d_, rows_ahead<T>{copies_, copies_});
     }
   }
 
@@ -200,9 +200,9 @@ class attention_part {
 };
 
 /// The arguments of one call, and its tasks.
-template <class Leaf, class Store>
+template <class Kernels, class Store>
 struct attention_call {
-  using part_type = attention_part<Leaf, Store>;
+  using part_type = attention_part<Kernels, Store>;
   using sum_type = typename part_type::sum_type;
 
   const view<const float, 2>& query;
@@ -291,7 +291,7 @@ template <class P, class Store>
 void kernel<op::attention, backend::host>::run(const P& policy, view<const float, 2> query, const Store& store, const token_set<>& tokens,
                                                view<float, 2> out, view<float, 1> lse, float scale) {
   isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-    const detail::attention_call<detail::leaf<decltype(isa)>, Store> call{query, store, tokens, out, lse, scale};
+    const detail::attention_call<detail::simd_kernels<decltype(isa)>, Store> call{query, store, tokens, out, lse, scale};
     const std::size_t lists = call.lists(), shares = call.shares();
     std::size_t parts = 0;
     for (std::size_t list = 0; list < lists; ++list) parts += detail::attended_tokens(tokens, list).parts();

@@ -6,14 +6,14 @@
 #include <cmath>
 
 #include "../../attention.hpp"
-#include "simd/leaf.hpp"
+#include "simd/kernels.hpp"
 
 namespace pqkv::inline PQKV_MODE::detail {
 
 inline constexpr std::size_t attention_max_queries = 8;
 
 /// Attention of some query heads to some tokens, not yet divided by the total weight. Elements are in the order of the SIMD kernels.
-template <class Leaf, class T>
+template <class Kernels, class T>
 class attention_sum {
  public:
   attention_sum(std::size_t queries, std::size_t d) : g_(queries), d_(d), stride_(attention_row_floats(d)) {
@@ -44,12 +44,12 @@ class attention_sum {
   /// Turns a query's logits of a tile into weights under the running maximum.
   void weigh(std::size_t q, float* weight, std::size_t count, canonical::softmax_scale scale) {
     float top = top_[q];
-    broken_[q] |= !Leaf::tile_top(weight, count, top);
+    broken_[q] |= !Kernels::tile_top(weight, count, top);
     if (broken_[q]) return;
     raise(q, top, scale);
-    Leaf::tile_lower(weight, count, top);
-    Leaf::exponentials(weight, count, scale, weight);
-    total_[q] += static_cast<double>(Leaf::tile_total(weight, count));
+    Kernels::tile_lower(weight, count, top);
+    Kernels::exponentials(weight, count, scale, weight);
+    total_[q] += static_cast<double>(Kernels::tile_total(weight, count));
   }
 
   float* sums() { return sum_; }
@@ -66,7 +66,7 @@ class attention_sum {
 
   /// The place of element i in the order of the SIMD kernels.
   static constexpr std::size_t place(std::size_t i) {
-    constexpr std::size_t lanes = Leaf::template split_lanes<T>;
+    constexpr std::size_t lanes = Kernels::template split_lanes<T>;
     if constexpr (lanes == 0) {
       return i;
     } else {
@@ -80,7 +80,7 @@ class attention_sum {
     if (total_[q] != 0 && top != top_[q]) {
       const float shrink = canonical::exponential(top_[q] - top, scale);
       total_[q] *= static_cast<double>(shrink);
-      Leaf::tile_scale(sum_ + q * stride_, stride_, shrink);
+      Kernels::tile_scale(sum_ + q * stride_, stride_, shrink);
     }
     top_[q] = top;
   }

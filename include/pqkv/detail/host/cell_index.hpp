@@ -49,12 +49,12 @@ struct cell_scratch {
 /// Lists the cells that hold tokens, as items. With long codes most cells are empty, and real keys leave many empty even with short codes.
 /// The product of a listed cell is computed from look-ups by its codes, as for a token. When all cells are scored in order, products of
 /// shared prefixes save look-ups.
-template <class Leaf>
+template <class Kernels>
 class occupied_cells {
  public:
   /// @param counts  [cells] of one head
   occupied_cells(cell_index_view<> index, const std::uint32_t* counts, const cell_scratch& scratch) : index_(index), scratch_(scratch) {
-    if (index.cells() >= least) count_ = Leaf::keep_occupied(counts, index.cells(), scratch.cells, scratch.weights);
+    if (index.cells() >= least) count_ = Kernels::keep_occupied(counts, index.cells(), scratch.cells, scratch.weights);
   }
   /// Whether so few cells hold tokens that skipping the empty ones saves more than the extra look-ups cost.
   bool sparse() const { return index_.cells() >= least && count_ <= index_.cells() / dense; }
@@ -64,7 +64,7 @@ class occupied_cells {
     const unsigned mask = (1u << digits.bits) - 1;
     unsigned shift = 0;
     for (std::size_t j = digits.m; j-- > 0; shift += digits.bits)
-      Leaf::digits(scratch_.cells, count_, shift, mask, scratch_.codes + j * index_.cells());
+      Kernels::digits(scratch_.cells, count_, shift, mask, scratch_.codes + j * index_.cells());
     return {scratch_.codes, index_.cells(), count_, scratch_.weights};
   }
 
@@ -78,12 +78,12 @@ class occupied_cells {
 /// The threshold score of the cells that hold the k best tokens. As in row_selection, a sample gives an interval around it, one pass over
 /// the cells keeps the scores inside, and counts verify the result.
 /// @param weights  [n] tokens in each cell; `tokens` is their sum
-template <class Leaf>
+template <class Kernels>
 selection_threshold cell_threshold(const float* scores, const std::uint32_t* weights, std::size_t n, std::uint64_t tokens, std::uint64_t k,
                                    float* kept, std::uint32_t* kept_weights) {
   using key_type = select_key<float>;
   const auto weigh = [](const float* x, const std::uint32_t* w, std::size_t count, std::uint32_t key) {
-    return Leaf::weight_at_least(x, w, count, key_type::bound(key));
+    return Kernels::weight_at_least(x, w, count, key_type::bound(key));
   };
   key_interval interval{0, std::uint64_t{key_type::top} + 1, tokens, 0};
   constexpr std::size_t least = 1024, step = 16;  // sample from this many cells on; one cell of each `step` is sampled
@@ -105,8 +105,8 @@ selection_threshold cell_threshold(const float* scores, const std::uint32_t* wei
     std::uint64_t high = interval.high;
     if (rank > 4 * deviation + 1) high = suggest(rank - 7 * deviation, rank - 4 * deviation, low, high, at_least);
     if (high > low) {
-      const interval_counts found = Leaf::keep_between(scores, weights, n, key_type::bound(static_cast<std::uint32_t>(low)),
-                                                       key_type::bound(static_cast<std::uint32_t>(high)), kept, kept_weights);
+      const interval_counts found = Kernels::keep_between(scores, weights, n, key_type::bound(static_cast<std::uint32_t>(low)),
+                                                          key_type::bound(static_cast<std::uint32_t>(high)), kept, kept_weights);
       interval.cut(high, found.above, k);
       if (interval.high == high) interval.cut(low, found.above + weigh(kept, kept_weights, found.kept, key_type::bottom), k);
       if (interval.high == high && interval.low == low)
@@ -119,7 +119,7 @@ selection_threshold cell_threshold(const float* scores, const std::uint32_t* wei
 
 /// Sorts token positions below `size` by setting one bit for each. For a list much shorter than the bitmap, a summary records which words
 /// of the bitmap are used, so that clearing and reading take time proportional to the list and not to n.
-template <class Leaf>
+template <class Kernels>
 class token_bitmap {
  public:
   token_bitmap(std::uint64_t* bits, std::uint64_t* summary, std::size_t size, std::size_t expected)
@@ -148,15 +148,15 @@ class token_bitmap {
   /// Writes first + position of each mark, ascending. Returns how many it wrote, at most `room`.
   std::size_t emit(std::uint32_t first, std::int32_t* out, std::size_t room) const {
     const auto from = static_cast<std::int32_t>(first);
-    if (!sparse_) return Leaf::emit_bits(bits_, words_, from, out, room);
+    if (!sparse_) return Kernels::emit_bits(bits_, words_, from, out, room);
     constexpr std::size_t at_once = 8;
     std::int32_t touched[at_once * 64 + select_slack];
     std::size_t count = 0;
     for (std::size_t i = 0; i < (words_ + 63) / 64; i += at_once) {
       const std::size_t words = std::min(at_once, (words_ + 63) / 64 - i);
       const std::size_t found =
-          Leaf::emit_bits(summary_ + i, words, static_cast<std::int32_t>(i * 64), touched, at_once * 64 + select_slack);
-      count += Leaf::emit_words(bits_, touched, found, from, out + count, room - count);
+          Kernels::emit_bits(summary_ + i, words, static_cast<std::int32_t>(i * 64), touched, at_once * 64 + select_slack);
+      count += Kernels::emit_words(bits_, touched, found, from, out + count, room - count);
     }
     return count;
   }
@@ -169,7 +169,7 @@ class token_bitmap {
 };
 
 /// Emits all tokens of the cells above the threshold; then, in order of position, the lowest tokens of all cells whose score equals it.
-template <class Leaf>
+template <class Kernels>
 class cell_emission {
  public:
   /// @param n      number of scored cells
@@ -190,7 +190,7 @@ class cell_emission {
   template <class Score>
   std::uint32_t emit(selection_threshold threshold, std::uint32_t k, Score score, std::int32_t* out) {
     const std::size_t picked = pick(threshold.key);
-    token_bitmap<Leaf> tokens(scratch_.bits, scratch_.summary, range_.size(), k);
+    token_bitmap<Kernels> tokens(scratch_.bits, scratch_.summary, range_.size(), k);
     std::uint64_t of_equal = threshold.of_equal;
     if (of_equal != all_equal) of_equal -= mark_equal(tokens, threshold.key, of_equal, picked, out);
     for (std::size_t i = 0; i < picked; ++i) {
@@ -222,13 +222,13 @@ class cell_emission {
   /// Writes to `picks` the places of the cells with scores at or above the threshold, empty cells included.
   std::size_t pick(std::uint32_t key) {
     auto* picks = reinterpret_cast<std::int32_t*>(scratch_.picks);
-    if (key != 0) return Leaf::emit_at_least(scratch_.scores, n_, select_key<float>::bound(key), 0, picks, n_ + select_slack);
+    if (key != 0) return Kernels::emit_at_least(scratch_.scores, n_, select_key<float>::bound(key), 0, picks, n_ + select_slack);
     for (std::size_t place = 0; place < n_; ++place) picks[place] = static_cast<std::int32_t>(place);
     return n_;
   }
 
   /// Marks the first `wanted` tokens in the id lists of cells whose score equals the threshold; returns how many it marked.
-  std::size_t mark_equal(token_bitmap<Leaf>& tokens, std::uint32_t key, std::uint64_t wanted, std::size_t picked, std::int32_t* out) {
+  std::size_t mark_equal(token_bitmap<Kernels>& tokens, std::uint32_t key, std::uint64_t wanted, std::size_t picked, std::int32_t* out) {
     std::size_t equal = 0, one = 0;
     for (std::size_t i = 0; i < picked; ++i) {
       const std::uint32_t place = scratch_.picks[i];
@@ -245,7 +245,7 @@ class cell_emission {
 
   /// Marks the first `most` tokens of a cell's id list; returns how many. Skips ids from listed_ on: these tokens were cut off or come
   /// later.
-  std::size_t mark(token_bitmap<Leaf>& tokens, std::size_t place, std::uint64_t most) {
+  std::size_t mark(token_bitmap<Kernels>& tokens, std::size_t place, std::uint64_t most) {
     const std::uint32_t* const list = offsets_ + cell(place);
     std::size_t there = list[1] - list[0];
     while (has_void_ids_ && there != 0 && static_cast<std::uint32_t>(ids(place)[(there - 1) * index_.ids.stride(1)]) >= listed_) --there;

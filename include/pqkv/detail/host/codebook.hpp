@@ -16,22 +16,22 @@ struct kernel<op::mean_row, backend::host> {
   static void run(const P& policy, view<T, 3, Space> keys, const stratified_sample& sample, view<float, 2> mean) {
     const std::size_t d = keys.extent(2);
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-      using leaf = detail::leaf<decltype(isa)>;
+      using kernels = detail::simd_kernels<decltype(isa)>;
       detail::run_tasks(policy, keys.extent(0), [&](std::size_t head) {
         alignas(cache_line_bytes) float copy[max_head_dim];
         float largest = 0;
         std::uint64_t used = 0;
         for (std::size_t i = 0; i < sample.count; ++i) {
-          const float* x = detail::load_row<leaf>(row_of(keys, head, sample(i)), d, copy);
-          if (!leaf::all_finite(x, d)) continue;
+          const float* x = detail::load_row<kernels>(row_of(keys, head, sample(i)), d, copy);
+          if (!kernels::all_finite(x, d)) continue;
           ++used;
           for (std::size_t e = 0; e < d; ++e) largest = canonical::max(std::fabs(x[e]), largest);
         }
         const float scale = canonical::power_of_two(canonical::fixed_point_exponent(largest));
         std::int64_t sum[max_head_dim] = {};
         for (std::size_t i = 0; i < sample.count; ++i) {
-          const float* x = detail::load_row<leaf>(row_of(keys, head, sample(i)), d, copy);
-          if (leaf::all_finite(x, d)) leaf::accumulate(x, scale, d, sum);
+          const float* x = detail::load_row<kernels>(row_of(keys, head, sample(i)), d, copy);
+          if (kernels::all_finite(x, d)) kernels::accumulate(x, scale, d, sum);
         }
         for (std::size_t e = 0; e < d; ++e)
           mean(head, e) = used == 0 ? 0.0f : static_cast<float>(bfloat16(canonical::fixed_point_mean(sum[e], used, scale)));

@@ -15,7 +15,7 @@ namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// Tokens first to last - 1 of one head.
-template <class Leaf, class T, class Space>
+template <class Kernels, class T, class Space>
 class encode_run {
  public:
   static constexpr std::size_t max_tokens = 1024;  // of a task: long enough to repay its start, short enough to share out one head
@@ -29,13 +29,13 @@ class encode_run {
     for (std::size_t j = 0; j < book_.subspaces(); ++j) search(j);
     for (std::size_t t = first_; t < last_; ++t) {
       if (!odd_[t - first_]) continue;
-      if (!Leaf::all_finite(load_row<Leaf>(row_of(keys_, head_, t), keys_.extent(2), copy_), keys_.extent(2)))
+      if (!Kernels::all_finite(load_row<Kernels>(row_of(keys_, head_, t), keys_.extent(2), copy_), keys_.extent(2)))
         for (std::size_t j = 0; j < book_.subspaces(); ++j) codes_(head_, j, t) = 0;
     }
   }
 
  private:
-  static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
+  static constexpr std::size_t block_rows = nearest_search<Kernels>::block_rows;
 
   /// y of token t in subspace j, without the coordinate that the inner-product metric adds. Its elements are finite if the key's are,
   /// unless the difference overflows.
@@ -46,14 +46,14 @@ class encode_run {
       const T* const ahead = row_of(keys_, head_, t + block_rows).data + j * ds_;
       for (std::size_t e = 0; e < ds_; e += cache_line_bytes / sizeof(T)) __builtin_prefetch(ahead + e);
     }
-    Leaf::centre(load_row<Leaf>(part, ds_, copy_), &book_.mean(head_, j * ds_), ds_, y);
-    const row_extent extent = Leaf::measure(y, ds_);
+    Kernels::centre(load_row<Kernels>(part, ds_, copy_), &book_.mean(head_, j * ds_), ds_, y);
+    const row_extent extent = Kernels::measure(y, ds_);
     odd_[t - first_] |= !is_finite(extent.largest);
     return extent;
   }
 
   void search(std::size_t j) {
-    nearest_search<Leaf> nearest(&book_.centroids(head_, j, 0, 0), book_.size(), book_.row_dim(), last_ - first_);
+    nearest_search<Kernels> nearest(&book_.centroids(head_, j, 0, 0), book_.size(), book_.row_dim(), last_ - first_);
     std::uint8_t index[block_rows];
     float squared_norm[block_rows];
     const bool on_sphere = book_.metric() == key_metric::inner_product;
@@ -76,7 +76,7 @@ class encode_run {
   codebook_view<> book_;
   mutable_codes_view<> codes_;
   std::size_t head_, first_, last_, ds_;
-  row_tile<Leaf> tile_;
+  row_tile<Kernels> tile_;
   alignas(cache_line_bytes) float copy_[max_head_dim];
   bool odd_[max_tokens];  // whether a token may have an element that is not finite
 };
@@ -92,7 +92,7 @@ struct kernel<op::encode, backend::host> {
 template <class P, class T, class Space>
 void kernel<op::encode, backend::host>::run(const P& policy, view<T, 3, Space> keys, codebook_view<> book, mutable_codes_view<> codes) {
   isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-    using part = detail::encode_run<detail::leaf<decltype(isa)>, T, Space>;
+    using part = detail::encode_run<detail::simd_kernels<decltype(isa)>, T, Space>;
     const std::size_t n = keys.extent(1), runs = (n + part::max_tokens - 1) / part::max_tokens;
     detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
       const std::size_t first = task % runs * part::max_tokens;

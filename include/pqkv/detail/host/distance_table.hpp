@@ -5,7 +5,7 @@
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../search/distance_table.hpp"
-#include "simd/leaf.hpp"
+#include "simd/kernels.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 
@@ -21,11 +21,11 @@ void kernel<op::inner_product_table, backend::host>::run(const P& policy, view<c
                                                          mutable_distance_table_view<> table, const head_map<>& map) {
   const std::size_t m = book.subspaces(), ds = book.sub_dim(), c = book.size(), g = query.extent(0) / map.heads(book.heads());
   isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-    using leaf = detail::leaf<decltype(isa)>;
+    using kernels = detail::simd_kernels<decltype(isa)>;
     detail::run_tasks(policy, query.extent(0), [&](std::size_t q) {
       const std::size_t head = map.head(q / g);
       for (std::size_t j = 0; j < m; ++j)
-        leaf::inner_products(&query(q, j * ds), &book.centroids(head, j, 0, 0), c, ds, &table.entries(q, j, 0));
+        kernels::inner_products(&query(q, j * ds), &book.centroids(head, j, 0, 0), c, ds, &table.entries(q, j, 0));
       table.bias(q) = canonical::dot(&query(q, 0), &book.mean(head, 0), book.mean.stride(1), book.head_dim());
     });
   });
@@ -42,13 +42,13 @@ void kernel<op::squared_l2_table, backend::host>::run(const P& policy, view<cons
                                                       mutable_distance_table_view<> table) {
   const std::size_t m = book.subspaces(), ds = book.sub_dim(), c = book.size(), g = query.extent(0) / book.heads();
   isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-    using leaf = detail::leaf<decltype(isa)>;
+    using kernels = detail::simd_kernels<decltype(isa)>;
     detail::run_tasks(policy, query.extent(0), [&](std::size_t q) {
       const std::size_t head = q / g;
       alignas(cache_line_bytes) float y[max_head_dim];
       for (std::size_t i = 0; i < book.head_dim(); ++i) y[i] = canonical::sub(query(q, i), book.mean(head, i));
       for (std::size_t j = 0; j < m; ++j)
-        leaf::negative_distances(y + j * ds, &book.centroids(head, j, 0, 0), c, ds, &table.entries(q, j, 0));
+        kernels::negative_distances(y + j * ds, &book.centroids(head, j, 0, 0), c, ds, &table.entries(q, j, 0));
       table.bias(q) = 0;
     });
   });

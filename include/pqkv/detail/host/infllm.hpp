@@ -56,7 +56,7 @@ class local_queries {
 };
 
 /// Makes rows of blocks, in one thread.
-template <class Leaf, class Rows>
+template <class Kernels, class Rows>
 class block_worker {
  public:
   block_worker(const Rows& rows, const selector::infllm_index& index) : rows_(rows), index_(index), queries_(index) {}
@@ -75,7 +75,7 @@ class block_worker {
       if (queries_.count() > 0) {
         any_seen = true;
         const float* const key = load(block.head, t);
-        if (Leaf::all_finite(key, d)) one.score = queries_.inner_product(key, d) / static_cast<double>(queries_.count());
+        if (Kernels::all_finite(key, d)) one.score = queries_.inner_product(key, d) / static_cast<double>(queries_.count());
       }
       std::size_t place = count;
       for (; place > 0 && best[place - 1].score <= one.score; --place) best[place] = best[place - 1];
@@ -95,12 +95,12 @@ class block_worker {
     std::uint32_t token;
   };
 
-  const float* load(std::size_t head, std::uint32_t t) { return load_row<Leaf>(rows_.key(head, t), rows_.head_dim(), copy_); }
+  const float* load(std::size_t head, std::uint32_t t) { return load_row<Kernels>(rows_.key(head, t), rows_.head_dim(), copy_); }
   /// @return 1 for a finite key, 0 for another, which is left out
   std::size_t add_key(std::size_t head, std::uint32_t t) {
     const std::size_t d = rows_.head_dim();
     const float* const key = load(head, t);
-    if (!Leaf::all_finite(key, d)) return 0;
+    if (!Kernels::all_finite(key, d)) return 0;
     for (std::size_t i = 0; i < d; ++i) sum_[i] += static_cast<double>(key[i]);
     return 1;
   }
@@ -119,7 +119,7 @@ struct kernel<op::represent_blocks, backend::host> {
   static void run(const P& policy, const Rows& rows, const selector::infllm_index& index, std::size_t tasks, const F& f) {
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       detail::run_tasks(policy, tasks, [&](std::size_t task) {
-        detail::block_worker<detail::leaf<decltype(isa)>, Rows> worker(rows, index);
+        detail::block_worker<detail::simd_kernels<decltype(isa)>, Rows> worker(rows, index);
         f(task, worker);
       });
     });

@@ -32,7 +32,7 @@ struct known_nearest {
 };
 
 /// One problem: the rows of one head and subspace, their assignment, and the clusters' sums.
-template <class Leaf, class T>
+template <class Kernels, class T>
 class kmeans_problem {
  public:
   /// @param squared_radius  written; null: the plain squared L2 distance is used
@@ -77,7 +77,7 @@ class kmeans_problem {
   }
 
  private:
-  static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
+  static constexpr std::size_t block_rows = nearest_search<Kernels>::block_rows;
   static constexpr int most_unknown = 4;  // rows without a known centroid; with more, a block is searched as a whole. Not tuned
 
   // A block of rows of 64 coordinates fills a page, and the hardware does not prefetch past the end of a page. With this prefetch training
@@ -97,10 +97,10 @@ class kmeans_problem {
       block_size_ = (width_ + 1) / 2 * block_rows;
       block_ = buffer<std::int32_t>((row_.size() + block_rows - 1) / block_rows * block_size_);
     }
-    nearest_search<Leaf> nearest(centroids_, c_, width_, row_.size());
-    changed_search<Leaf> changed(nearest, known.changed, known.count);
+    nearest_search<Kernels> nearest(centroids_, c_, width_, row_.size());
+    changed_search<Kernels> changed(nearest, known.changed, known.count);
     for (std::size_t i = 0; i < known.count; ++i) is_changed_[known.changed[i]] = true;
-    row_tile<Leaf> y(width_);
+    row_tile<Kernels> y(width_);
     for (std::size_t first = 0; first < row_.size(); first += block_rows) {
       const std::size_t rows = std::min(block_rows, row_.size() - first);
       for (std::size_t r = 0; r < rows; ++r) {
@@ -112,7 +112,7 @@ class kmeans_problem {
       std::uint32_t open = first_bits(rows);
       if (block_.size() != 0) {
         std::int32_t* const block = block_.data() + first / block_rows * block_size_;
-        Leaf::write_block(y.row(0), y.stride(), width_, block_scale_, block);
+        Kernels::write_block(y.row(0), y.stride(), width_, block_scale_, block);
         std::uint8_t before[block_rows]{};
         const std::uint32_t unknown = changed.usable() ? look_up(known, first, rows, before) : ~std::uint32_t{0};
         if (std::popcount(unknown) > most_unknown)
@@ -125,7 +125,7 @@ class kmeans_problem {
         owner[r] = static_cast<std::uint8_t>(nearest.decide(y.row(r)));
       }
       for (std::size_t r = 0; r < rows; ++r) {
-        Leaf::accumulate(y.row(r), scale_, width_, sum_.data() + owner[r] * width_);
+        Kernels::accumulate(y.row(r), scale_, width_, sum_.data() + owner[r] * width_);
         ++count_[owner[r]];
       }
     }
@@ -152,7 +152,7 @@ class kmeans_problem {
 
   /// Assigns every row by the present centroids. Returns whether a row changed its cluster.
   bool assign() {
-    nearest_search<Leaf> nearest(centroids_, c_, width_, row_.size());
+    nearest_search<Kernels> nearest(centroids_, c_, width_, row_.size());
     std::uint8_t changed[max_centroids];
     std::size_t changes = 0, rows = 0;
     for (std::size_t x = 0; x < c_; ++x) {
@@ -162,7 +162,7 @@ class kmeans_problem {
     }
     if (changes == 0) return false;
     any_moved_ = false;
-    changed_search<Leaf> among_changed(nearest, changed, changes);
+    changed_search<Kernels> among_changed(nearest, changed, changes);
     // Rows whose centroid has changed are searched for among all, the others among the changed ones. Finding the values of the others'
     // own centroids costs as much as a search among some 40: counted from the instructions of AVX2, not measured.
     const std::size_t size = row_.size(), others = size - rows;
@@ -174,7 +174,7 @@ class kmeans_problem {
     return any_moved_;
   }
 
-  void assign_blocks(nearest_search<Leaf>& nearest) {
+  void assign_blocks(nearest_search<Kernels>& nearest) {
     found_rows found[2];
     for (std::size_t first = 0, turn = 0; first < row_.size(); first += block_rows, turn ^= 1) {
       prefetch_block(first / block_rows + 2);
@@ -184,14 +184,14 @@ class kmeans_problem {
         note(found[turn], owner_.data() + first,
              nearest.find(block_.data() + first / block_rows * block_size_, block_scale_, norm_, found[turn].index));
       prefetch(found[turn]);
-      settle(nearest, found[turn ^ 1]);  // the block before this one: its prefetched rows have arrived in a cache by now
+      decide(nearest, found[turn ^ 1]);  // the block before this one: its prefetched rows have arrived in a cache by now
     }
-    settle(nearest, found[0]);
-    settle(nearest, found[1]);
+    decide(nearest, found[0]);
+    decide(nearest, found[1]);
   }
 
   /// A row whose centroid has not changed is nearest to that one or to one of the changed ones. The other rows are gathered into blocks.
-  void assign_pruned(nearest_search<Leaf>& nearest, changed_search<Leaf>& among_changed) {
+  void assign_pruned(nearest_search<Kernels>& nearest, changed_search<Kernels>& among_changed) {
     found_rows found[2], gathered;
     std::size_t waiting = 0;
     std::uint8_t owner[block_rows]{};
@@ -201,7 +201,7 @@ class kmeans_problem {
       waiting = 0;
       note(gathered, owner, nearest.find(block.data(), block_scale_, norm_, gathered.index));
       prefetch(gathered);
-      settle(nearest, gathered);
+      decide(nearest, gathered);
     };
     for (std::size_t first = 0, turn = 0; first < row_.size(); first += block_rows, turn ^= 1) {
       prefetch_block(first / block_rows + 2);
@@ -220,11 +220,11 @@ class kmeans_problem {
       }
       if (now.open != 0) note(now, owner_.data() + first, among_changed.find(from, block_scale_, norm_, owner_.data() + first, now.index));
       prefetch(now);
-      settle(nearest, found[turn ^ 1]);
+      decide(nearest, found[turn ^ 1]);
     }
     if (waiting != 0) search_gathered();
-    settle(nearest, found[0]);
-    settle(nearest, found[1]);
+    decide(nearest, found[0]);
+    decide(nearest, found[1]);
   }
 
   static std::uint32_t first_bits(std::size_t rows) { return ~std::uint32_t{0} >> (block_rows - rows); }
@@ -252,7 +252,7 @@ class kmeans_problem {
   }
 
   /// Decides the rows still open and moves the rows whose cluster changed.
-  void settle(const nearest_search<Leaf>& nearest, found_rows& rows) {
+  void decide(const nearest_search<Kernels>& nearest, found_rows& rows) {
     for (std::uint32_t left = rows.open | rows.moved; left != 0; left &= left - 1) {
       const auto r = static_cast<std::size_t>(__builtin_ctz(left));
       const float* const y = row_[rows.row[r]];
@@ -267,7 +267,7 @@ class kmeans_problem {
   /// Sums are exact, so moving a row from one sum to another gives the same as adding up all rows again.
   void move(std::size_t i, const float* y, std::uint8_t to) {
     const std::uint8_t from = owner_[i];
-    Leaf::transfer(y, scale_, width_, sum_.data() + from * width_, sum_.data() + to * width_);
+    Kernels::transfer(y, scale_, width_, sum_.data() + from * width_, sum_.data() + to * width_);
     --count_[from];
     ++count_[to];
     has_moved_[from] = has_moved_[to] = true;
@@ -305,7 +305,7 @@ class kmeans_problem {
     }
   }
 
-  kmeans_rows<Leaf, T> row_;
+  kmeans_rows<Kernels, T> row_;
   float* centroids_;  // [width, c]
   kmeans_params params_;
   std::size_t c_, width_;  // width: ds, or ds + 1 on the sphere
@@ -340,13 +340,13 @@ void kernel<op::kmeans, backend::host>::run(const P& policy, view<T, 4, Space> p
                                             view<float, 2> squared_radius) {
   const std::size_t m = points.extent(1);
   isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-    using leaf = detail::leaf<decltype(isa)>;
+    using kernels = detail::simd_kernels<decltype(isa)>;
     detail::run_tasks(policy, points.extent(0) * m, [&](std::size_t problem) {
       const std::size_t head = problem / m, j = problem % m;
       const view<const std::remove_cv_t<T>, 2> rows = points[head][j];
       float* radius = squared_radius.data == nullptr ? nullptr : &squared_radius(head, j);
-      detail::kmeans_problem<leaf, std::remove_cv_t<T>> lloyd(rows, &offset(head, j, 0), &centroids(head, j, 0, 0), centroids.extent(3),
-                                                              radius, params);
+      detail::kmeans_problem<kernels, std::remove_cv_t<T>> lloyd(rows, &offset(head, j, 0), &centroids(head, j, 0, 0), centroids.extent(3),
+                                                                 radius, params);
       outcome(head, j) = static_cast<std::uint8_t>(lloyd.run(problem + 1));
     });
   });

@@ -14,7 +14,7 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 /// Rows of one head and subspace: a sample of the points, without those that are not finite.
-template <class Leaf, class T>
+template <class Kernels, class T>
 class kmeans_rows {
  public:
   static constexpr std::size_t prefetch_lead = 16;  // 16 rows of 64 floats fill a page, past whose end the hardware does not prefetch
@@ -39,7 +39,7 @@ class kmeans_rows {
       const std::size_t t = ahead[i % prefetch_lead];
       if (i + prefetch_lead < sample.count) prefetch_token(ahead[i % prefetch_lead] = sample(i + prefetch_lead));
       centre(t, row_);
-      const row_extent extent = Leaf::measure(row_, ds_);
+      const row_extent extent = Kernels::measure(row_, ds_);
       if (!is_finite(extent.largest)) continue;
       if (squared_radius_ != nullptr) {
         const float norm = canonical::dot(row_, row_, 1, ds_);
@@ -121,7 +121,7 @@ class kmeans_rows {
     for (std::size_t e = 0; e < ds_; e += cache_line_bytes / sizeof(T)) __builtin_prefetch(row + e);
   }
   void centre(std::size_t t, float* row) {
-    Leaf::centre(load_row<Leaf>(kv_row<T>{points_.data + t * points_.stride(0), points_.stride(1)}, ds_, copy_), offset_, ds_, row);
+    Kernels::centre(load_row<Kernels>(kv_row<T>{points_.data + t * points_.stride(0), points_.stride(1)}, ds_, copy_), offset_, ds_, row);
   }
 
   static constexpr std::size_t together = 32;

@@ -27,23 +27,23 @@ struct kernel<op::exact_scores, backend::host> {
   // Shared with other selectors of the host that score keys.
   static constexpr float lowest = float_from_bits(0xff800000u);  // -infinity, which stands for a non-finite logit
 
-  template <class Leaf, class Store>
+  template <class Kernels, class Store>
   static void dots(view<const float, 2> query, const Store& store, std::size_t head, middle_range range, float* logits,
                    std::size_t stride) {
     const std::size_t d = store.head_dim();
     alignas(cache_line_bytes) float copy[2 * max_head_dim];
     for (std::size_t i = 0; i < range.size(); ++i) {
-      const float* key = detail::load_row<Leaf>(store.key(head, range.begin + i), d, copy);
+      const float* key = detail::load_row<Kernels>(store.key(head, range.begin + i), d, copy);
       for (std::size_t q = 0; q < query.extent(0); ++q) {
         float* logit = logits + q * stride + i;
-        Leaf::group_dots(&query(q, 0), 1, key, d, logit, stride);
+        Kernels::group_dots(&query(q, 0), 1, key, d, logit, stride);
         if (!is_finite(*logit)) *logit = lowest;
       }
     }
   }
 
   /// Turns logits [g, n] into one score per token. A query head without a finite logit contributes nothing.
-  template <class Leaf>
+  template <class Kernels>
   static void reduce(float* logits, std::size_t stride, std::size_t g, std::size_t n, canonical::softmax_scale scale,
                      group_reduction reduction, float* scores) {
     const bool probabilities = reduction == group_reduction::probability_sum || reduction == group_reduction::probability_max;
@@ -55,7 +55,7 @@ struct kernel<op::exact_scores, backend::host> {
       if (top == lowest) continue;
       if (probabilities) {
         for (std::size_t i = 0; i < n; ++i) row[i] -= top;
-        Leaf::exponentials(row, n, scale, row);
+        Kernels::exponentials(row, n, scale, row);
         double total = 0;
         for (std::size_t i = 0; i < n; ++i) total += static_cast<double>(row[i]);
         for (std::size_t i = 0; i < n; ++i) row[i] = static_cast<float>(static_cast<double>(row[i]) / total);
@@ -80,13 +80,13 @@ void kernel<op::exact_scores, backend::host>::run(const P& policy, view<const fl
   workspace memory(policy.scratch, scratch_bytes({hq, longest}), "exact_scores");
   float* logits = memory.take<float>(hq * longest);
   isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-    using leaf = detail::leaf<decltype(isa)>;
+    using kernels = detail::simd_kernels<decltype(isa)>;
     detail::run_tasks(policy, lists, [&](std::size_t list) {
       const std::size_t head = list / lists_per_head, n = ranges(head).size();
       float* own = logits + list * g * longest;
-      dots<leaf>(query.slice(0, list * g, g), store, head, ranges(head), own, longest);
+      dots<kernels>(query.slice(0, list * g, g), store, head, ranges(head), own, longest);
       const auto scale = canonical::softmax_scale::of(store.head_dim(), softmax_scale);
-      reduce<leaf>(own, longest, g, n, scale, reduction, scores.data + list * scores.stride(0));
+      reduce<kernels>(own, longest, g, n, scale, reduction, scores.data + list * scores.stride(0));
     });
   });
 }

@@ -32,8 +32,8 @@ void for_part_items(const P& policy, distance_table_view<> table, codes_view<> c
     run_tasks(policy, h, [&](std::size_t row_head) {
       const std::size_t head = map.head(row_head), first = row_head * g;
       const middle_range range = ranges(row_head);
-      group_scorer<leaf<decltype(isa)>> scorer(tables.from(first, m, c), params.reduction, g, m, c,
-                                               canonical::softmax_scale::of(params.head_dim, params.scale));
+      group_scorer<simd_kernels<decltype(isa)>> scorer(tables.from(first, m, c), params.reduction, g, m, c,
+                                                       canonical::softmax_scale::of(params.head_dim, params.scale));
       const bool joint = range.size() != 0 && cells != 0 && resolve_path(params.path, cells, range.size()) == search_path::joint;
       if (joint) {
         const cell_items items{counts_up_to(index, codes, head, range.end, earlier + row_head * cells), range.size(), cells,

@@ -104,7 +104,7 @@ void kernel<op::replace_centroids, backend::host>::run(const P& policy, const Ro
 namespace detail {
 
 /// op::renew_replaced in one head and subspace. Rows are centred and, for inner products, lifted to the sphere.
-template <class Leaf, class Rows, class T>
+template <class Kernels, class Rows, class T>
 class replaced_training {
  public:
   /// @param keys  [n, d] of one head: the new tokens, axes in order
@@ -129,7 +129,7 @@ class replaced_training {
     for (std::size_t i = 0; i < count; ++i) place[replaced[i]] = static_cast<std::uint8_t>(i);
     float largest = 0;
     for (std::size_t t = 0; t < keys_.extent(0); ++t)
-      if (load_new(t, row_)) largest = canonical::max(largest, Leaf::measure(row_, width_).largest);
+      if (load_new(t, row_)) largest = canonical::max(largest, Kernels::measure(row_, width_).largest);
     const float scale = canonical::power_of_two(canonical::fixed_point_exponent(largest));
     const buffer<std::int64_t> sum(count * width_);
     const buffer<std::uint32_t> tokens(count);
@@ -140,7 +140,7 @@ class replaced_training {
         const std::size_t i = place[nearest];
         if (!usable || i == count) return;
         load_new(t, row_);
-        Leaf::accumulate(row_, scale, width_, sum.data() + i * width_);
+        Kernels::accumulate(row_, scale, width_, sum.data() + i * width_);
         ++tokens[i];
       };
       search(
@@ -177,13 +177,13 @@ class replaced_training {
   }
 
  private:
-  static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
+  static constexpr std::size_t block_rows = nearest_search<Kernels>::block_rows;
 
   /// Finds the nearest centroids of `count` rows. load(i, y) writes row i to y and returns whether the row can be used; found(i, nearest,
   /// usable) is called with each result.
   template <class Load, class Found>
   void search(std::size_t count, const Load& load, const Found& found) {
-    nearest_search<Leaf> nearest(centroids_, index_.book.size(), width_, count);
+    nearest_search<Kernels> nearest(centroids_, index_.book.size(), width_, count);
     std::uint8_t index[block_rows];
     float squared_norm[block_rows];
     bool usable[block_rows];
@@ -192,7 +192,7 @@ class replaced_training {
       for (std::size_t r = 0; r < rows; ++r) {
         usable[r] = load(first + r, tile_.row(r));
         if (!usable[r]) tile_.clear(r, r + 1);
-        squared_norm[r] = Leaf::measure(tile_.row(r), width_).squared_norm;
+        squared_norm[r] = Kernels::measure(tile_.row(r), width_).squared_norm;
       }
       nearest.find_rows(tile_, squared_norm, rows, index);
       for (std::size_t r = 0; r < rows; ++r) found(first + r, index[r], usable[r]);
@@ -201,20 +201,20 @@ class replaced_training {
 
   /// Writes the centred row of a new token to y. Returns whether its key is finite and, in the inner-product metric, its norm too.
   bool load_new(std::size_t t, float* y) {
-    const float* const whole = load_row<Leaf>(kv_row<std::remove_cv_t<T>>{keys_.data + t * keys_.stride(0), 1}, keys_.extent(1), copy_);
-    return Leaf::all_finite(whole, keys_.extent(1)) && centre(whole + j_ * ds_, y);
+    const float* const whole = load_row<Kernels>(kv_row<std::remove_cv_t<T>>{keys_.data + t * keys_.stride(0), 1}, keys_.extent(1), copy_);
+    return Kernels::all_finite(whole, keys_.extent(1)) && centre(whole + j_ * ds_, y);
   }
   /// The same for a token that has a code. A key that is not finite has code 0, so the whole key is read only if the code is 0.
   bool load_old(std::size_t t, std::uint8_t code, float* y) {
     const auto key = rows_.key(head_ + h_, t);
     const std::size_t begin = code == 0 ? 0 : j_ * ds_, end = code == 0 ? keys_.extent(1) : begin + ds_;
     for (std::size_t i = begin; i < end; ++i) copy_[i] = index_.pairs.of_key(key, h_, i);
-    return Leaf::all_finite(copy_ + begin, end - begin) && centre(copy_ + j_ * ds_, y);
+    return Kernels::all_finite(copy_ + begin, end - begin) && centre(copy_ + j_ * ds_, y);
   }
   bool centre(const float* part, float* y) {
-    Leaf::centre(part, &index_.book.mean(h_, j_ * ds_), ds_, y);
+    Kernels::centre(part, &index_.book.mean(h_, j_ * ds_), ds_, y);
     if (index_.book.metric() == key_metric::inner_product) return lift_to_sphere(y, ds_, index_.book.squared_radius(h_, j_));
-    return is_finite(Leaf::measure(y, ds_).largest);
+    return is_finite(Kernels::measure(y, ds_).largest);
   }
 
   const Rows& rows_;
@@ -223,7 +223,7 @@ class replaced_training {
   view<T, 2> keys_;
   std::size_t h_, j_, ds_, width_;
   float* centroids_;  // [width, c]
-  row_tile<Leaf> tile_;
+  row_tile<Kernels> tile_;
   alignas(cache_line_bytes) float row_[max_row_dim];
   alignas(cache_line_bytes) float copy_[max_head_dim];
 };
@@ -249,12 +249,12 @@ void kernel<op::renew_replaced, backend::host>::run(const P& policy, const Rows&
   const std::size_t m = index.book.subspaces();
   const buffer<std::size_t> written(index.kv_heads * m);
   isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-    using leaf = detail::leaf<decltype(isa)>;
+    using kernels = detail::simd_kernels<decltype(isa)>;
     detail::run_tasks(policy, index.kv_heads * m, [&](std::size_t problem) {
       const std::size_t h = problem / m, j = problem % m;
       std::uint8_t replaced[max_centroids];
       const std::size_t count = detail::replace_least_used(rows, head, index, call, h, j, replaced);
-      detail::replaced_training<leaf, Rows, T> training(rows, head, index, keys[h], h, j);
+      detail::replaced_training<kernels, Rows, T> training(rows, head, index, keys[h], h, j);
       training.train(replaced, count, iterations);
       written[problem] = keys.extent(1) + training.encode(call.first, std::min(call.begin, call.last), call.begin, replaced, count);
     });

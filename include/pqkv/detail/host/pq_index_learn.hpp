@@ -28,12 +28,12 @@ void fit_and_encode(const P& policy, const pq_index_view<>& index, std::size_t f
   const view<T, 4> points = split_subspaces(keys, m);
   const buffer<std::uint8_t> is_encoded(h * m);
   isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-    using leaf = detail::leaf<decltype(isa)>;
+    using kernels = detail::simd_kernels<decltype(isa)>;
     run_tasks(policy, h * m, [&](std::size_t problem) {
       const std::size_t i = problem / m, j = problem % m;
       float* radius = index.book.metric() == key_metric::inner_product ? &index.book.squared_radius(i, j) : nullptr;
-      kmeans_problem<leaf, std::remove_cv_t<T>> lloyd(points[i][j], &index.book.mean(i, j * index.book.sub_dim()),
-                                                      &index.book.centroids(i, j, 0, 0), index.book.size(), radius, params);
+      kmeans_problem<kernels, std::remove_cv_t<T>> lloyd(points[i][j], &index.book.mean(i, j * index.book.sub_dim()),
+                                                         &index.book.centroids(i, j, 0, 0), index.book.size(), radius, params);
       const kmeans_outcome outcome = lloyd.run(problem + 1, known == nullptr ? known_nearest{} : known[problem]);
       outcomes(i, j) = static_cast<std::uint8_t>(outcome);
       is_encoded[problem] = static_cast<std::uint8_t>(outcome == kmeans_outcome::trained && lloyd.write_nearest(&index.codes(i, j, first)));

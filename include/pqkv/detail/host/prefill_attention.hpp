@@ -16,7 +16,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-template <class Leaf, class Store>
+template <class Kernels, class Store>
 class prefill_call {
  public:
   prefill_call(const view<const float, 3>& query, const Store& store, std::size_t first, const view<float, 3>& out,
@@ -81,20 +81,20 @@ class prefill_call {
       copy(store_.key(rows.head, begin + t), in.keys + t * stride_);
       copy(store_.value(rows.head, begin + t), in.values + t * stride_);
     }
-    Leaf::template matrix_product<matrix_result::replaced>(in.keys, stride_, 1, count, in.queries, width, d_, whole_registers(rows.count),
-                                                           in.weights, width);
+    Kernels::template matrix_product<matrix_result::replaced>(in.keys, stride_, 1, count, in.queries, width, d_,
+                                                              whole_registers(rows.count), in.weights, width);
     weigh(rows, begin, count, in);
     const std::size_t columns = whole_registers(d_);
     if (blind(rows, begin + count - 1) == 0 || finite(in.values, count)) {
-      Leaf::template matrix_product<matrix_result::added>(in.weights, 1, width, rows.count, in.values, stride_, count, columns, in.sums,
-                                                          stride_);
+      Kernels::template matrix_product<matrix_result::added>(in.weights, 1, width, rows.count, in.values, stride_, count, columns, in.sums,
+                                                             stride_);
       return;
     }
     // A weight of zero does not keep an infinity out of the sum of a row that must not see it: 0 times infinity is a NaN.
     for (std::size_t r = 0; r < rows.count; ++r) {
       const std::size_t seen = position(rows, r) + 1 - std::min(begin, position(rows, r) + 1);
-      Leaf::template matrix_product<matrix_result::added>(in.weights + r, 1, width, 1, in.values, stride_, std::min(seen, count), columns,
-                                                          in.sums + r * stride_, stride_);
+      Kernels::template matrix_product<matrix_result::added>(in.weights + r, 1, width, 1, in.values, stride_, std::min(seen, count),
+                                                             columns, in.sums + r * stride_, stride_);
     }
   }
 
@@ -103,22 +103,22 @@ class prefill_call {
     std::copy_n(in.tops, rows.count, in.before);
     for (std::size_t t = 0; t < count; ++t) {
       const std::size_t hidden = blind(rows, begin + t);
-      Leaf::column_tops(in.weights + t * width + hidden, rows.count - hidden, in.tops + hidden, in.broken + hidden);
+      Kernels::column_tops(in.weights + t * width + hidden, rows.count - hidden, in.tops + hidden, in.broken + hidden);
     }
     for (std::size_t r = 0; begin != 0 && r < rows.count; ++r) {
       if (in.tops[r] == in.before[r] || in.broken[r] != 0) continue;
       const float shrink = canonical::exponential(in.before[r] - in.tops[r], scale_);
       in.totals[r] *= static_cast<double>(shrink);
-      Leaf::tile_scale(in.sums + r * stride_, stride_, shrink);
+      Kernels::tile_scale(in.sums + r * stride_, stride_, shrink);
     }
     std::fill_n(in.tile_totals, rows.count, 0.0f);
     for (std::size_t t = 0; t < count; ++t) {
       const std::size_t hidden = blind(rows, begin + t), seen = rows.count - hidden;
       float* const weights = in.weights + t * width;
       std::fill_n(weights, hidden, 0.0f);
-      Leaf::column_lower(weights + hidden, seen, in.tops + hidden);
-      Leaf::exponentials(weights + hidden, seen, scale_, weights + hidden);
-      Leaf::column_totals(weights + hidden, seen, in.tile_totals + hidden);
+      Kernels::column_lower(weights + hidden, seen, in.tops + hidden);
+      Kernels::exponentials(weights + hidden, seen, scale_, weights + hidden);
+      Kernels::column_totals(weights + hidden, seen, in.tile_totals + hidden);
     }
     for (std::size_t r = 0; r < rows.count; ++r) in.totals[r] += static_cast<double>(in.tile_totals[r]);
   }
@@ -139,13 +139,13 @@ class prefill_call {
 
   template <class T>
   void copy(kv_row<T> row, float* to) const {
-    const float* found = load_row<Leaf>(row, d_, to);
+    const float* found = load_row<Kernels>(row, d_, to);
     if (found != to) std::copy_n(found, d_, to);
   }
 
   bool finite(const float* values, std::size_t count) const {
     bool all = true;
-    for (std::size_t t = 0; t < count; ++t) all = all && Leaf::all_finite(values + t * stride_, d_);
+    for (std::size_t t = 0; t < count; ++t) all = all && Kernels::all_finite(values + t * stride_, d_);
     return all;
   }
 
@@ -176,7 +176,7 @@ template <class P, class Store>
 void kernel<op::prefill_attention, backend::host>::run(const P& policy, view<const float, 3> query, const Store& store, std::size_t first,
                                                        view<float, 3> out, view<float, 2> lse, float scale) {
   isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-    const detail::prefill_call<detail::leaf<decltype(isa)>, Store> call(query, store, first, out, lse, scale);
+    const detail::prefill_call<detail::simd_kernels<decltype(isa)>, Store> call(query, store, first, out, lse, scale);
     const std::size_t tiles = call.tiles(), slots = std::min(tiles, detail::prefill_slots);
     if (tiles == 0) return;
     const std::size_t slot_bytes = detail::prefill_slot::bytes(store.head_dim());

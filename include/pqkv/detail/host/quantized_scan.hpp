@@ -8,7 +8,7 @@
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../search/quantized_scan.hpp"
-#include "simd/leaf.hpp"
+#include "simd/kernels.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
@@ -88,13 +88,14 @@ void kernel<op::quantized_scan, backend::host>::run(const P& policy, basic_quant
   const std::size_t m = codes.extent(1), c = table.entries.extent(2);
   const std::size_t runs = (n + detail::quantized_run_tokens - 1) / detail::quantized_run_tokens;
   isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-    using leaf = detail::leaf<decltype(isa)>;
+    using kernels = detail::simd_kernels<decltype(isa)>;
     policy.runner.run(h * runs, [&](std::size_t task) {
       const std::size_t head = task / runs, begin = task % runs * detail::quantized_run_tokens;
       const std::size_t end = std::min(n, begin + detail::quantized_run_tokens);
       for (std::size_t t = begin; t < end; t += detail::quantized_tile_tokens)
-        leaf::quantized_sums(table.entries.data + head * g * m * c, g, m, c, codes.data + head * codes.stride(0) + t, codes.stride(1),
-                             std::min(end - t, detail::quantized_tile_tokens), sums.data + head * g * sums.stride(0) + t, sums.stride(0));
+        kernels::quantized_sums(table.entries.data + head * g * m * c, g, m, c, codes.data + head * codes.stride(0) + t, codes.stride(1),
+                                std::min(end - t, detail::quantized_tile_tokens), sums.data + head * g * sums.stride(0) + t,
+                                sums.stride(0));
     });
   });
 }

@@ -18,22 +18,22 @@ struct kernel<op::bound_keys, backend::host> {
   static void run(const P& policy, const Rows& rows, std::size_t tasks, const KeysOf& keys_of) {
     isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
       detail::run_tasks(policy, tasks, [&](std::size_t task) {
-        keys_of(task, [&](const selector::bounded_keys& keys) { bound<detail::leaf<decltype(isa)>>(rows, keys); });
+        keys_of(task, [&](const selector::bounded_keys& keys) { bound<detail::simd_kernels<decltype(isa)>>(rows, keys); });
       });
     });
   }
 
  private:
   /// A key with an infinity or a NaN takes no part, so that it hides no other key of its page.
-  template <class Leaf, class Rows>
+  template <class Kernels, class Rows>
   static void bound(const Rows& rows, const selector::bounded_keys& keys) {
     const std::size_t d = rows.head_dim();
     alignas(cache_line_bytes) float copy[max_head_dim] = {};  // g++ 16 cannot see that a kernel fills it
     float *const most = keys.out, *const least = keys.out + d;
     bool is_first = true;
     for (std::uint32_t t = keys.first; t < keys.last; ++t) {
-      const float* key = detail::load_row<Leaf>(rows.key(keys.head, t), d, copy);
-      if (!Leaf::all_finite(key, d)) continue;
+      const float* key = detail::load_row<Kernels>(rows.key(keys.head, t), d, copy);
+      if (!Kernels::all_finite(key, d)) continue;
       for (std::size_t i = 0; i < d; ++i) {
         most[i] = is_first || key[i] > most[i] ? key[i] : most[i];
         least[i] = is_first || key[i] < least[i] ? key[i] : least[i];

@@ -58,21 +58,21 @@ struct kernel<op::received_attention, backend::host> {
   }
 
   /// Adds the weights of the rows from `first` on, at most of.rows of them. logits: [of.rows, of.stride]
-  template <class Leaf, class Store>
+  template <class Kernels, class Store>
   static void weigh(const weighed_queries& call, const Store& store, std::size_t list, std::size_t first, const plan& of,
                     canonical::softmax_scale scale, float* logits, double* to) {
     const std::size_t count = std::min(of.rows, call.queries.extent(1) - first);
     const std::size_t head = call.first_head + list * call.heads / call.queries.extent(0);
     const std::size_t tokens = seen_by(call, list, first + count - 1);
     if (is_causal(call))
-      multiply<Leaf>(&call.queries(list, first, 0), count, store, head, tokens, logits, of.stride);
+      multiply<Kernels>(&call.queries(list, first, 0), count, store, head, tokens, logits, of.stride);
     else
-      dots<Leaf>(&call.queries(list, first, 0), count, store, head, &call.tokens(list, 0), tokens, logits, of.stride);
+      dots<Kernels>(&call.queries(list, first, 0), count, store, head, &call.tokens(list, 0), tokens, logits, of.stride);
     for (std::size_t row = 0; row < count; ++row) {
       float* const own = logits + row * of.stride;
       const std::size_t seen = seen_by(call, list, first + row);
       float top = lowest;
-      if (!Leaf::tile_top(own, seen, top)) {
+      if (!Kernels::tile_top(own, seen, top)) {
         top = lowest;
         for (std::size_t i = 0; i < seen; ++i) {
           if (!is_finite(own[i])) own[i] = lowest;
@@ -80,8 +80,8 @@ struct kernel<op::received_attention, backend::host> {
         }
       }
       if (seen == 0 || top == lowest) continue;
-      Leaf::tile_lower(own, seen, top);
-      Leaf::exponentials(own, seen, scale, own);
+      Kernels::tile_lower(own, seen, top);
+      Kernels::exponentials(own, seen, scale, own);
       double total = 0;
       for (std::size_t i = 0; i < seen; ++i) total += static_cast<double>(own[i]);
       const double part = 1 / total;
@@ -90,18 +90,18 @@ struct kernel<op::received_attention, backend::host> {
   }
 
   /// logits[row * stride + i] of the listed tokens.
-  template <class Leaf, class Store>
+  template <class Kernels, class Store>
   static void dots(const float* queries, std::size_t rows, const Store& store, std::size_t head, const std::uint32_t* listed,
                    std::size_t tokens, float* logits, std::size_t stride) {
     alignas(cache_line_bytes) float copy[max_head_dim];
     for (std::size_t i = 0; i < tokens; ++i) {
-      const float* key = detail::load_row<Leaf>(store.key(head, listed[i]), store.head_dim(), copy);
-      Leaf::group_dots(queries, rows, key, store.head_dim(), logits + i, stride);
+      const float* key = detail::load_row<Kernels>(store.key(head, listed[i]), store.head_dim(), copy);
+      Kernels::group_dots(queries, rows, key, store.head_dim(), logits + i, stride);
     }
   }
 
   /// The same of tokens [0, tokens), by tiles of keys turned on their side; what a tile has too many is zeros.
-  template <class Leaf, class Store>
+  template <class Kernels, class Store>
   static void multiply(const float* queries, std::size_t rows, const Store& store, std::size_t head, std::size_t tokens, float* logits,
                        std::size_t stride) {
     const std::size_t d = store.head_dim();
@@ -111,11 +111,11 @@ struct kernel<op::received_attention, backend::host> {
       const std::size_t count = std::min(tile_keys, tokens - begin);
       if (count < tile_keys) std::fill_n(tile, d * tile_keys, 0.0f);
       for (std::size_t t = 0; t < count; ++t) {
-        const float* key = detail::load_row<Leaf>(store.key(head, begin + t), d, copy);
+        const float* key = detail::load_row<Kernels>(store.key(head, begin + t), d, copy);
         for (std::size_t i = 0; i < d; ++i) tile[i * tile_keys + t] = key[i];
       }
-      Leaf::template matrix_product<detail::matrix_result::replaced>(queries, d, 1, rows, tile, tile_keys, d, tile_keys, logits + begin,
-                                                                     stride);
+      Kernels::template matrix_product<detail::matrix_result::replaced>(queries, d, 1, rows, tile, tile_keys, d, tile_keys, logits + begin,
+                                                                        stride);
     }
   }
 };
@@ -142,7 +142,7 @@ void kernel<op::received_attention, backend::host>::run(const P& policy, const w
       double* const to = partials == nullptr ? &sums(list, 0) : partials + task * of.longest;
       if (partials != nullptr) std::fill_n(to, of.longest, 0.0);
       for (std::size_t block = strip; block < of.blocks; block += of.strips)
-        weigh<detail::leaf<decltype(isa)>>(call, store, list, block * of.rows, of, scale, logits + task * of.rows * of.stride, to);
+        weigh<detail::simd_kernels<decltype(isa)>>(call, store, list, block * of.rows, of, scale, logits + task * of.rows * of.stride, to);
     });
   });
   if (partials == nullptr) return;

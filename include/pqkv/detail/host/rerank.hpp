@@ -7,7 +7,7 @@
 
 #include "../../search/rerank.hpp"
 #include "../../search/top_k.hpp"
-#include "simd/leaf.hpp"
+#include "simd/kernels.hpp"
 #include "top_k.hpp"
 
 namespace pqkv::inline PQKV_MODE {
@@ -22,7 +22,7 @@ struct rerank_scratch {
 };
 
 /// Scores of one list's shortlist.
-template <class Leaf>
+template <class Kernels>
 class shortlist_scorer {
  public:
   shortlist_scorer(const rerank_scratch& scratch, const two_stage_table<>& tables, const rerank_params& params, std::size_t first,
@@ -39,7 +39,7 @@ class shortlist_scorer {
       for (std::size_t i = 0; i < together; ++i) finite[i] = entries_finite(first_ + q + i);
       const shortlist_tables of = interleaved(first_ + q, together);
       float* z = scratch_.sums + q * rows;
-      Leaf::sums_of_four(of, codes, tokens, n, z, rows);
+      Kernels::sums_of_four(of, codes, tokens, n, z, rows);
       for (std::size_t i = 0; i < together; ++i) {
         const bool used = finite[i] && add(z + i * rows, n, tables_.coarse.bias(first_ + q + i));
         if (skipped != nullptr) skipped[q + i] = used ? 0 : 1;
@@ -51,7 +51,7 @@ class shortlist_scorer {
   bool entries_finite(std::size_t q) const {
     bool finite = params_.reduction != group_reduction::logit_max || is_finite(tables_.coarse.bias(q));
     for (const auto* table : {&tables_.coarse.entries, &tables_.fine.entries})
-      for (std::size_t j = 0; j < table->extent(1); ++j) finite &= Leaf::all_finite(&(*table)(q, j, 0), table->extent(2));
+      for (std::size_t j = 0; j < table->extent(1); ++j) finite &= Kernels::all_finite(&(*table)(q, j, 0), table->extent(2));
     return finite;
   }
 
@@ -65,7 +65,7 @@ class shortlist_scorer {
       for (std::size_t j = 0; j < table->extent(1); ++j, out += 4 * table->extent(2)) {
         const float* rows[4];
         for (std::size_t i = 0; i < 4; ++i) rows[i] = &(*table)(q + (i < together ? i : 0), j, 0);
-        Leaf::interleave_four(rows, table->extent(2), out);
+        Kernels::interleave_four(rows, table->extent(2), out);
       }
     const std::size_t m = coarse.extent(1), c = coarse.extent(2);
     return {begin, m, c, begin + 4 * m * c, fine.extent(1), fine.extent(2)};
@@ -74,22 +74,22 @@ class shortlist_scorer {
   /// Adds one query head's part to the scores. If a sum is not finite, adds nothing and returns false.
   bool add(float* z, std::size_t n, float bias) {
     if (n == 0) return true;
-    const float_bounds found = Leaf::bounds(z, n);
+    const float_bounds found = Kernels::bounds(z, n);
     if (!is_finite(found.least) || !is_finite(found.greatest)) return false;
     const canonical::softmax_scale scale = canonical::softmax_scale::of(params_.head_dim, params_.scale);
     switch (params_.reduction) {
       case group_reduction::probability_sum:
-        Leaf::add_scaled(z, canonical::inverse_normaliser(Leaf::weights(z, n, found.greatest, scale)), n, scratch_.scores);
+        Kernels::add_scaled(z, canonical::inverse_normaliser(Kernels::weights(z, n, found.greatest, scale)), n, scratch_.scores);
         break;
       case group_reduction::probability_max:
-        Leaf::max_scaled(z, canonical::inverse_normaliser(Leaf::weights(z, n, found.greatest, scale)), n, scratch_.scores);
+        Kernels::max_scaled(z, canonical::inverse_normaliser(Kernels::weights(z, n, found.greatest, scale)), n, scratch_.scores);
         break;
       case group_reduction::logit_max:
-        Leaf::max_shifted(z, bias, n, scratch_.scores);
+        Kernels::max_shifted(z, bias, n, scratch_.scores);
         break;
       case group_reduction::logit_sum:
       case group_reduction::none:
-        Leaf::add(z, n, scratch_.scores);
+        Kernels::add(z, n, scratch_.scores);
         break;
     }
     return true;
@@ -157,7 +157,7 @@ void kernel<op::rerank, backend::host>::run(const P& policy, const two_stage_tab
       std::int32_t* out = indices.data + list * indices.stride(0);
       const detail::rerank_scratch own{all_tables + list * 4 * entries, sums + list * padded * rows, scores + list * rows, rows};
       detail::in_float_environment([&] {
-        detail::shortlist_scorer<detail::leaf<decltype(isa)>> scorer(own, tables, params, list * g, g);
+        detail::shortlist_scorer<detail::simd_kernels<decltype(isa)>> scorer(own, tables, params, list * g, g);
         scorer.score({codes.coarse.data + head * codes.coarse.stride(0), codes.coarse.stride(1),
                       codes.fine.data + head * codes.fine.stride(0), codes.fine.stride(1)},
                      tokens, n, skipped.data == nullptr ? nullptr : &skipped(list * g));

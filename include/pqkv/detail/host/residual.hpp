@@ -14,7 +14,7 @@ namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
 /// The residuals of one head's keys.
-template <class Leaf, class T, class Space>
+template <class Kernels, class T, class Space>
 class residual_source {
  public:
   residual_source(view<T, 3, Space> keys, codes_view<> codes, codebook_view<> book, std::size_t head)
@@ -22,14 +22,14 @@ class residual_source {
 
   /// Whether all elements of a key are finite.
   bool finite(std::size_t t) {
-    return Leaf::all_finite(load_row<Leaf>(row_of(keys_, head_, t), book_.head_dim(), copy_), book_.head_dim());
+    return Kernels::all_finite(load_row<Kernels>(row_of(keys_, head_, t), book_.head_dim(), copy_), book_.head_dim());
   }
 
   /// Coordinates [first, first + count) of token t: out[i] = (x - mean) - centroid
   void take(std::size_t t, std::size_t first, std::size_t count, float* out) {
     const auto whole = row_of(keys_, head_, t);
     const kv_row<std::remove_cv_t<T>> part{whole.data + first * whole.stride, whole.stride};
-    Leaf::centre(load_row<Leaf>(part, count, copy_), &book_.mean(head_, first), count, out);
+    Kernels::centre(load_row<Kernels>(part, count, copy_), &book_.mean(head_, first), count, out);
     const std::size_t ds = book_.sub_dim(), c = book_.size();
     for (std::size_t i = 0; i < count;) {
       const std::size_t j = (first + i) / ds, within = (first + i) % ds, run = std::min(count - i, ds - within);
@@ -66,7 +66,7 @@ void kernel<op::residual_rows, backend::host>::run(const P& policy, view<T, 3, S
   isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
     detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
       const std::size_t head = task / runs, first = task % runs * run_rows;
-      detail::residual_source<detail::leaf<decltype(isa)>, T, Space> source(keys, codes, book, head);
+      detail::residual_source<detail::simd_kernels<decltype(isa)>, T, Space> source(keys, codes, book, head);
       for (std::size_t i = first; i < std::min(count, first + run_rows); ++i) {
         const std::size_t t = sample(i);
         if (source.finite(t))
@@ -87,14 +87,14 @@ struct kernel<op::encode_residual, backend::host> {
                   mutable_residual_codes_view<> fine_codes);
 
  private:
-  template <class Leaf, class Source>
+  template <class Kernels, class Source>
   static void encode_run(Source& source, codebook_view<> fine, mutable_residual_codes_view<> fine_codes, std::size_t head,
                          std::size_t first, std::size_t last) {
-    using search = detail::nearest_search<Leaf>;
+    using search = detail::nearest_search<Kernels>;
     const std::size_t ds = fine.sub_dim();
     bool finite[run_tokens];
     for (std::size_t t = first; t < last; ++t) finite[t - first] = source.finite(t);
-    detail::row_tile<Leaf> r(ds);
+    detail::row_tile<Kernels> r(ds);
     std::uint8_t index[search::block_rows];
     float squared_norm[search::block_rows];
     for (std::size_t j = 0; j < fine.subspaces(); ++j) {
@@ -104,7 +104,7 @@ struct kernel<op::encode_residual, backend::host> {
         std::uint32_t usable = 0;
         for (std::size_t i = 0; i < rows; ++i) {
           source.take(start + i, j * ds, ds, r.row(i));
-          const detail::row_extent extent = Leaf::measure(r.row(i), ds);
+          const detail::row_extent extent = Kernels::measure(r.row(i), ds);
           const bool whole = is_finite(extent.largest);
           squared_norm[i] = whole ? extent.squared_norm : std::numeric_limits<float>::infinity();
           usable |= static_cast<std::uint32_t>(finite[start + i - first] && whole) << i;
@@ -123,8 +123,8 @@ void kernel<op::encode_residual, backend::host>::run(const P& policy, view<T, 3,
   isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
     detail::run_tasks(policy, keys.extent(0) * runs, [&](std::size_t task) {
       const std::size_t head = task / runs, first = task % runs * run_tokens;
-      detail::residual_source<detail::leaf<decltype(isa)>, T, Space> source(keys, codes, book, head);
-      encode_run<detail::leaf<decltype(isa)>>(source, fine, fine_codes, head, first, std::min(n, first + run_tokens));
+      detail::residual_source<detail::simd_kernels<decltype(isa)>, T, Space> source(keys, codes, book, head);
+      encode_run<detail::simd_kernels<decltype(isa)>>(source, fine, fine_codes, head, first, std::min(n, first + run_tokens));
     });
   });
 }

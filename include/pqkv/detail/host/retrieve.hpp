@@ -46,7 +46,7 @@ struct prefilter_scratch {
 ///
 /// The probability reductions have no such filter. Their scores need the normaliser, a sum of canonical products over all tokens; once
 /// every product is computed, a filter saves little. logit_max would need a sum for each query head.
-template <class Leaf>
+template <class Kernels>
 class logit_prefilter {
  public:
   static constexpr std::size_t least_tokens = 2048;  // with fewer tokens, rounding the tables costs more than it saves. Not tuned
@@ -71,14 +71,14 @@ class logit_prefilter {
     const double margin = std::floor(2 * scaling.bound / scaling.step) + 1;
     if (!(scaling.step > 0) || !(margin < 32768)) return false;
     for (std::size_t t = 0; t < tokens_.n; t += quantized_tile_tokens)
-      Leaf::quantized_sums(entries, 1, m_, c_, tokens_.codes + t, tokens_.stride, std::min(quantized_tile_tokens, tokens_.n - t),
-                           scratch_.sums + t, tokens_.n);
+      Kernels::quantized_sums(entries, 1, m_, c_, tokens_.codes + t, tokens_.stride, std::min(quantized_tile_tokens, tokens_.n - t),
+                              scratch_.sums + t, tokens_.n);
     const auto doubt = static_cast<std::uint32_t>(margin);
     const std::uint32_t middle = threshold(k);
     if (middle <= doubt) return false;
-    const std::size_t candidates = Leaf::count_at_least(scratch_.sums, tokens_.n, static_cast<std::uint16_t>(middle - doubt));
+    const std::size_t candidates = Kernels::count_at_least(scratch_.sums, tokens_.n, static_cast<std::uint16_t>(middle - doubt));
     if (candidates > scratch_.room) return false;
-    Leaf::emit_at_least(scratch_.sums, tokens_.n, static_cast<std::uint16_t>(middle - doubt), 0, scratch_.positions, candidates);
+    Kernels::emit_at_least(scratch_.sums, tokens_.n, static_cast<std::uint16_t>(middle - doubt), 0, scratch_.positions, candidates);
     std::size_t certain = 0, open = 0;
     for (std::size_t i = 0; i < candidates; ++i) {
       const std::int32_t position = scratch_.positions[i];
@@ -95,7 +95,7 @@ class logit_prefilter {
 
  private:
   std::uint32_t threshold(std::uint32_t k) const {
-    row_selection<Leaf, std::uint16_t> selection(scratch_.sums, tokens_.n);
+    row_selection<Kernels, std::uint16_t> selection(scratch_.sums, tokens_.n);
     return selection.threshold(k).key;
   }
 
@@ -104,7 +104,7 @@ class logit_prefilter {
   void keep_best(const Scorer& scorer, std::size_t wanted, std::size_t open, float* scores, std::int32_t* chosen) {
     if (wanted == 0 || wanted == open) return;
     score_listed(scorer, tokens_, m_, scratch_.positions, open, scores);
-    row_selection<Leaf, float> selection(scores, open);
+    row_selection<Kernels, float> selection(scores, open);
     selection.emit(selection.threshold(wanted), 0, chosen, wanted);
     for (std::size_t i = 0; i < wanted; ++i) scratch_.positions[i] = scratch_.positions[chosen[i]];
   }
@@ -168,7 +168,7 @@ struct kernel<op::retrieve, backend::host> {
     }
   }
 
-  template <class Leaf, class Scorer>
+  template <class Kernels, class Scorer>
   static std::uint32_t select(Scorer& scorer, const query_group& group, codes_view<> codes, cell_index_view<> index, std::size_t head,
                               middle_range range, search_path path, const list_scratch& of_list, const detail::prefilter_scratch& filtering,
                               std::int32_t* out) {
@@ -182,24 +182,24 @@ struct kernel<op::retrieve, backend::host> {
         if (!prepare(scorer, group, cells, range, k, out)) return k;
         scorer.score(cells, scratch.scores);
         const auto threshold =
-            detail::cell_threshold<Leaf>(scratch.scores, cells.weights, cells.n, range.size(), k, scratch.values, scratch.picks);
+            detail::cell_threshold<Kernels>(scratch.scores, cells.weights, cells.n, range.size(), k, scratch.values, scratch.picks);
         const auto score = [&](std::uint32_t from, std::size_t count, float* scores) {
           scorer.score(detail::token_items{head_codes + from, codes.stride(1), count}, scores);
         };
-        return detail::cell_emission<Leaf>(index, head, range, scratch, cells.n, which).emit(threshold, k, score, out);
+        return detail::cell_emission<Kernels>(index, head, range, scratch, cells.n, which).emit(threshold, k, score, out);
       };
-      const detail::occupied_cells<Leaf> occupied(index, counts, scratch);
+      const detail::occupied_cells<Kernels> occupied(index, counts, scratch);
       if (occupied.sparse()) return select_cells(occupied.items(), scratch.cells);
       return select_cells(detail::cell_items{counts, range.size(), index.cells(), scratch.values}, nullptr);
     }
     const detail::token_items tokens{head_codes + range.begin, codes.stride(1), range.size()};
     if (!prepare(scorer, group, tokens, range, k, out)) return k;
-    detail::logit_prefilter<Leaf> filter(tokens, codes.extent(1), group.table.entries.extent(2), filtering);
+    detail::logit_prefilter<Kernels> filter(tokens, codes.extent(1), group.table.entries.extent(2), filtering);
     if (scorer.adds_logits() && filter.serves(codes.extent(1), tokens.n) &&
         filter.select(scorer, k, scratch.scores, static_cast<std::int32_t>(range.begin), out))
       return k;
     scorer.score(tokens, scratch.scores);
-    detail::row_selection<Leaf, float> selection(scratch.scores, tokens.n);
+    detail::row_selection<Kernels, float> selection(scratch.scores, tokens.n);
     return static_cast<std::uint32_t>(selection.emit(selection.threshold(k), static_cast<std::int32_t>(range.begin), out, k));
   }
 
@@ -245,8 +245,8 @@ void kernel<op::retrieve, backend::host>::run(const P& policy, distance_table_vi
   std::uint32_t* earlier = memory.take<std::uint32_t>(lists * cells);
 
   isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
-    using leaf = detail::leaf<decltype(isa)>;
-    using scorer_type = detail::group_scorer<leaf>;
+    using kernels = detail::simd_kernels<decltype(isa)>;
+    using scorer_type = detail::group_scorer<kernels>;
     detail::run_tasks(policy, lists, [&](std::size_t list) {
       const std::size_t row_head = list / lists_per_head, head = map.head(row_head), first = list * g;
       const detail::scorer_scratch own = tables.from(first, m, c);
@@ -261,7 +261,7 @@ void kernel<op::retrieve, backend::host>::run(const P& policy, distance_table_vi
       std::uint8_t* flags = skipped.data == nullptr ? nullptr : &skipped(first);
       const query_group group{table, first, flags, attended.data == nullptr ? nullptr : &attended(first),
                               part.normalisers.data == nullptr ? nullptr : &part.normalisers(first)};
-      counts(list) = select<leaf>(scorer, group, codes, index, head, ranges(row_head), params.path, own_scratch, filter, out);
+      counts(list) = select<kernels>(scorer, group, codes, index, head, ranges(row_head), params.path, own_scratch, filter, out);
       if (part.scores.data != nullptr)
         detail::score_listed(scorer, {codes.data + head * codes.stride(0), codes.stride(1), codes.extent(2)}, m, out, counts(list),
                              part.scores.data + list * part.scores.stride(0));

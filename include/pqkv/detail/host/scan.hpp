@@ -38,7 +38,7 @@ struct scorer_scratch {
   }
 };
 
-template <class Leaf>
+template <class Kernels>
 class group_scorer {
  public:
   group_scorer(const scorer_scratch& scratch, group_reduction reduction, std::size_t g, std::size_t m, std::size_t c,
@@ -99,7 +99,7 @@ class group_scorer {
     if constexpr (std::is_same_v<Items, token_items>)
       if (grouped_ && scores_groups(items) && reduction_ == group_reduction::probability_sum) return score_groups(items, scores);
     if (reduction_ == group_reduction::probability_sum)
-      return items.template add_scaled<Leaf>(scratch_.entries, scratch_.factor, g_, m_, c_, scores);
+      return items.template add_scaled<Kernels>(scratch_.entries, scratch_.factor, g_, m_, c_, scores);
     for (std::size_t q = 0; q < g_; ++q) {
       const float* entries = scratch_.entries + q * m_ * c_;
       const float factor = scratch_.factor[q];
@@ -107,19 +107,19 @@ class group_scorer {
         case group_reduction::probability_sum:
           break;
         case group_reduction::probability_max:
-          items.template products<Leaf>(entries, m_, c_, [&](std::size_t at, const float* p, const std::uint32_t*, std::size_t count) {
-            Leaf::max_scaled(p, factor, count, scores + at);
+          items.template products<Kernels>(entries, m_, c_, [&](std::size_t at, const float* p, const std::uint32_t*, std::size_t count) {
+            Kernels::max_scaled(p, factor, count, scores + at);
           });
           break;
         case group_reduction::logit_max:
-          items.template sums<Leaf>(entries, m_, c_, [&](std::size_t at, const float* z, const std::uint32_t*, std::size_t count) {
-            Leaf::max_shifted(z, factor, count, scores + at);
+          items.template sums<Kernels>(entries, m_, c_, [&](std::size_t at, const float* z, const std::uint32_t*, std::size_t count) {
+            Kernels::max_shifted(z, factor, count, scores + at);
           });
           break;
         case group_reduction::logit_sum:
         case group_reduction::none:
-          items.template sums<Leaf>(entries, m_, c_, [&](std::size_t at, const float* z, const std::uint32_t*, std::size_t count) {
-            Leaf::add(z, count, scores + at);
+          items.template sums<Kernels>(entries, m_, c_, [&](std::size_t at, const float* z, const std::uint32_t*, std::size_t count) {
+            Kernels::add(z, count, scores + at);
           });
           break;
       }
@@ -157,7 +157,7 @@ class group_scorer {
   bool is_finite(distance_table_view<> table, std::size_t q) const {
     bool finite = pqkv::is_finite(table.bias(q)) || !uses_bias();
     for (std::size_t j = 0; j < m_; ++j)
-      finite &= Leaf::all_finite(table.entries.data + q * table.entries.stride(0) + j * table.entries.stride(1), c_);
+      finite &= Kernels::all_finite(table.entries.data + q * table.entries.stride(0) + j * table.entries.stride(1), c_);
     return finite;
   }
 
@@ -197,7 +197,7 @@ class group_scorer {
   /// Whether tokens are scored for several query heads at once.
   template <class Items>
   bool scores_groups(const Items& items) const {
-    if constexpr (std::is_same_v<Items, token_items>) return !uses_logits() && items.template grouped<Leaf>(g_, c_);
+    if constexpr (std::is_same_v<Items, token_items>) return !uses_logits() && items.template grouped<Kernels>(g_, c_);
     return false;
   }
   float* grouped(std::size_t q) const { return scratch_.grouped + q * m_ * c_; }
@@ -235,7 +235,7 @@ class group_scorer {
       exponentials(q + i);
     }
     interleave(scratch_.entries, q);
-    items.template add_group_totals<Leaf>(grouped(q), m_, c_, z);
+    items.template add_group_totals<Kernels>(grouped(q), m_, c_, z);
     for (std::size_t i = 0; i < count; ++i) any |= recentred[i] = finite[i] && canonical::needs_recentring(z[i], tokens);
     if (any) recentre_group(q, items, recentred, zero, z, finite);
     for (std::size_t i = 0; i < count; ++i) {
@@ -250,7 +250,7 @@ class group_scorer {
     float largest[grouped_heads];
     std::fill_n(largest, grouped_heads, float_from_bits(0xff800000u));
     interleave(scratch_.shifted, q, finite);
-    items.template raise_group_largest<Leaf>(grouped(q), m_, c_, largest);
+    items.template raise_group_largest<Kernels>(grouped(q), m_, c_, largest);
     for (std::size_t i = 0; i < grouped_heads; ++i) {
       if (!which[i]) continue;
       const float centre = canonical::recentring(largest[i], scale_);
@@ -260,7 +260,7 @@ class group_scorer {
     }
     std::uint64_t again[grouped_heads]{};
     interleave(scratch_.entries, q);
-    items.template add_group_totals<Leaf>(grouped(q), m_, c_, again);
+    items.template add_group_totals<Kernels>(grouped(q), m_, c_, again);
     for (std::size_t i = 0; i < grouped_heads; ++i)
       if (which[i]) z[i] = again[i];
   }
@@ -270,7 +270,7 @@ class group_scorer {
     for (std::size_t q = 0; q < g_; q += grouped_heads) {
       float factor[grouped_heads]{};
       std::copy_n(scratch_.factor + q, std::min(grouped_heads, g_ - q), factor);
-      items.template add_group_scaled<Leaf>(grouped(q), factor, m_, c_, scores);
+      items.template add_group_scaled<Kernels>(grouped(q), factor, m_, c_, scores);
     }
   }
 
@@ -288,34 +288,34 @@ class group_scorer {
     for (std::size_t j = 0; j < m_; ++j) {
       const float* row = entries + j * stride;
       float top = row[0];
-      Leaf::tile_top(row, c_, top);
+      Kernels::tile_top(row, c_, top);
       std::copy_n(row, c_, u + j * c_);
-      Leaf::tile_lower(u + j * c_, c_, top);
+      Kernels::tile_lower(u + j * c_, c_, top);
       bias = canonical::add(bias, top);
     }
     return bias;
   }
   /// Lowers every sum over j of u_j by `centre`: each u_j by its m-th part.
   void move_centre(std::size_t q, float centre) const {
-    Leaf::tile_lower(scratch_.shifted + q * m_ * c_, m_ * c_, canonical::div(centre, static_cast<float>(m_)));
+    Kernels::tile_lower(scratch_.shifted + q * m_ * c_, m_ * c_, canonical::div(centre, static_cast<float>(m_)));
   }
   template <class Items>
   float largest_sum(std::size_t q, const Items& items) const {
     float best = float_from_bits(0xff800000u);
-    items.template sums<Leaf>(scratch_.shifted + q * m_ * c_, m_, c_,
-                              [&](std::size_t, const float* logits, const std::uint32_t* weights, std::size_t count) {
-                                best = canonical::max(Leaf::largest(logits, weights, count), best);
-                              });
+    items.template sums<Kernels>(scratch_.shifted + q * m_ * c_, m_, c_,
+                                 [&](std::size_t, const float* logits, const std::uint32_t* weights, std::size_t count) {
+                                   best = canonical::max(Kernels::largest(logits, weights, count), best);
+                                 });
     return best;
   }
 
   void exponentials(std::size_t q) const {
-    Leaf::exponentials(scratch_.shifted + q * m_ * c_, m_ * c_, scale_, scratch_.entries + q * m_ * c_);
+    Kernels::exponentials(scratch_.shifted + q * m_ * c_, m_ * c_, scale_, scratch_.entries + q * m_ * c_);
   }
   template <class Items>
   std::uint64_t exponentiate(std::size_t q, const Items& items) const {
     exponentials(q);
-    return items.template total<Leaf>(scratch_.entries + q * m_ * c_, m_, c_);
+    return items.template total<Kernels>(scratch_.entries + q * m_ * c_, m_, c_);
   }
 
   scorer_scratch scratch_;
@@ -346,8 +346,8 @@ void kernel<op::scan, backend::host>::run(const P& policy, distance_table_view<>
   isa::with<typename P::isa_type, isa::avx512_vbmi>([&](auto isa) {
     detail::run_tasks(policy, lists, [&](std::size_t list) {
       const std::size_t head = list / lists_per_head, first = list * g;
-      detail::group_scorer<detail::leaf<decltype(isa)>> scorer(all.from(first, m, c), reduction, g, m, c,
-                                                               canonical::softmax_scale::of(head_dim, scale));
+      detail::group_scorer<detail::simd_kernels<decltype(isa)>> scorer(all.from(first, m, c), reduction, g, m, c,
+                                                                       canonical::softmax_scale::of(head_dim, scale));
       const detail::token_items items{codes.data + head * codes.stride(0), codes.stride(1), n};
       scorer.prepare(table, first, items, n, nullptr);
       scorer.score(items, scores.data + list * scores.stride(0));

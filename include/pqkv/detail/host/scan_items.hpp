@@ -8,7 +8,7 @@
 
 #include "../../config.hpp"
 #include "../../core/owner.hpp"
-#include "simd/leaf.hpp"
+#include "simd/kernels.hpp"
 
 namespace pqkv::inline PQKV_MODE::detail {
 
@@ -21,65 +21,65 @@ struct token_items {
   const std::uint32_t* weights = nullptr;  // [n] how many tokens each item stands for; null: one
 
   /// Calls use(i, values, weights, count) for every tile of products of entries [m, c]; i is the tile's first item.
-  template <class Leaf, class Use>
+  template <class Kernels, class Use>
   void products(const float* entries, std::size_t m, std::size_t c, Use use) const {
     alignas(cache_line_bytes) float values[tile];
     for (std::size_t first = 0; first < n; first += tile) {
       const std::size_t count = std::min(tile, n - first);
-      Leaf::products(entries, m, c, codes + first, stride, count, values);
+      Kernels::products(entries, m, c, codes + first, stride, count, values);
       use(first, static_cast<const float*>(values), weights == nullptr ? nullptr : weights + first, count);
     }
   }
   /// The sum of F over the products of entries [m, c].
-  template <class Leaf>
+  template <class Kernels>
   std::uint64_t total(const float* entries, std::size_t m, std::size_t c) const {
     std::uint64_t z = 0;
-    products<Leaf>(entries, m, c, [&](std::size_t, const float* p, const std::uint32_t* weight, std::size_t count) {
-      z += Leaf::total(p, weight, count);
+    products<Kernels>(entries, m, c, [&](std::size_t, const float* p, const std::uint32_t* weight, std::size_t count) {
+      z += Kernels::total(p, weight, count);
     });
     return z;
   }
   /// scores[t] = fma(product, factor[q], scores[t]) for the products of entries [g, m, c], q ascending.
-  template <class Leaf>
+  template <class Kernels>
   void add_scaled(const float* entries, const float* factor, std::size_t g, std::size_t m, std::size_t c, float* scores) const {
     for (std::size_t q = 0; q < g; ++q)
-      products<Leaf>(entries + q * m * c, m, c, [&](std::size_t at, const float* p, const std::uint32_t*, std::size_t count) {
-        Leaf::add_scaled(p, factor[q], count, scores + at);
+      products<Kernels>(entries + q * m * c, m, c, [&](std::size_t at, const float* p, const std::uint32_t*, std::size_t count) {
+        Kernels::add_scaled(p, factor[q], count, scores + at);
       });
   }
   /// Whether four query heads of g are scored together, from entries [m, c, 4].
-  template <class Leaf>
+  template <class Kernels>
   bool grouped(std::size_t g, std::size_t c) const {
-    return weights == nullptr && Leaf::prefers_groups(g, c);
+    return weights == nullptr && Kernels::prefers_groups(g, c);
   }
   /// z[q] += the sum of F over the products of head q.
-  template <class Leaf>
+  template <class Kernels>
   void add_group_totals(const float* entries, std::size_t m, std::size_t c, std::uint64_t* z) const {
     group_tiles([&](std::size_t first, std::size_t count, float* values) {
-      Leaf::group_total(entries, m, c, codes + first, stride, count, values, z);
+      Kernels::group_total(entries, m, c, codes + first, stride, count, values, z);
     });
   }
   /// Raises best[q] to the largest sum of head q.
-  template <class Leaf>
+  template <class Kernels>
   void raise_group_largest(const float* entries, std::size_t m, std::size_t c, float* best) const {
     group_tiles([&](std::size_t first, std::size_t count, float* values) {
-      Leaf::group_largest(entries, m, c, codes + first, stride, count, values, best);
+      Kernels::group_largest(entries, m, c, codes + first, stride, count, values, best);
     });
   }
   /// scores[t] = fma(product, factor[q], scores[t]) for the products of the four heads, q ascending.
-  template <class Leaf>
+  template <class Kernels>
   void add_group_scaled(const float* entries, const float* factor, std::size_t m, std::size_t c, float* scores) const {
     group_tiles([&](std::size_t first, std::size_t count, float* values) {
-      Leaf::group_add_scaled(entries, m, c, codes + first, stride, count, values, factor, scores + first);
+      Kernels::group_add_scaled(entries, m, c, codes + first, stride, count, values, factor, scores + first);
     });
   }
 
-  template <class Leaf, class Use>
+  template <class Kernels, class Use>
   void sums(const float* entries, std::size_t m, std::size_t c, Use use) const {
     alignas(cache_line_bytes) float values[tile];
     for (std::size_t first = 0; first < n; first += tile) {
       const std::size_t count = std::min(tile, n - first);
-      Leaf::sums(entries, m, c, codes + first, stride, count, values);
+      Kernels::sums(entries, m, c, codes + first, stride, count, values);
       use(first, static_cast<const float*>(values), weights == nullptr ? nullptr : weights + first, count);
     }
   }
@@ -101,33 +101,34 @@ struct cell_items {
   std::size_t n;
   float* values;  // [n], scratch
 
-  template <class Leaf, class Use>
+  template <class Kernels, class Use>
   void products(const float* entries, std::size_t m, std::size_t c, Use use) const {
-    expand_products<Leaf>(entries, m, c, values);
+    expand_products<Kernels>(entries, m, c, values);
     use(std::size_t{0}, static_cast<const float*>(values), weights, n);
   }
-  template <class Leaf>
+  template <class Kernels>
   std::uint64_t total(const float* entries, std::size_t m, std::size_t c) const {
-    return Leaf::cell_total(grid<Leaf>(entries, 1, m, c), weights, weight_sum);
+    return Kernels::cell_total(grid<Kernels>(entries, 1, m, c), weights, weight_sum);
   }
-  template <class Leaf>
+  template <class Kernels>
   void add_scaled(const float* entries, const float* factor, std::size_t g, std::size_t m, std::size_t c, float* scores) const {
     for (std::size_t q = 0; q < g; q += cell_grid::most)
-      Leaf::add_cells(grid<Leaf>(entries + q * m * c, std::min(g - q, cell_grid::most), m, c), factor + q, scores);
+      Kernels::add_cells(grid<Kernels>(entries + q * m * c, std::min(g - q, cell_grid::most), m, c), factor + q, scores);
   }
-  template <class Leaf, class Use>
+  template <class Kernels, class Use>
   void sums(const float* entries, std::size_t m, std::size_t c, Use use) const {
     expand(
-        entries, m, c, [](float prefix, const float* row, std::size_t count, float* out) { Leaf::offsets(prefix, row, count, out); },
+        entries, m, c, [](float prefix, const float* row, std::size_t count, float* out) { Kernels::offsets(prefix, row, count, out); },
         values);
     use(std::size_t{0}, static_cast<const float*>(values), weights, n);
   }
 
  private:
-  template <class Leaf>
+  template <class Kernels>
   static void expand_products(const float* entries, std::size_t m, std::size_t c, float* out) {
     expand(
-        entries, m, c, [](float prefix, const float* row, std::size_t count, float* to) { Leaf::multiples(prefix, row, count, to); }, out);
+        entries, m, c, [](float prefix, const float* row, std::size_t count, float* to) { Kernels::multiples(prefix, row, count, to); },
+        out);
   }
   /// Extends the prefixes by one subspace after the other, in place. Prefixes are taken from the last to the first, so that a prefix's
   /// products are written where no other one is still to be read.
@@ -140,13 +141,13 @@ struct cell_items {
   }
   /// The products of entries [g, m, c], g up to cell_grid::most, as prefixes and rows. Prefixes of a long code go to `values`, which is
   /// large enough: there are at least 16 times as many cells as prefixes.
-  template <class Leaf>
+  template <class Kernels>
   cell_grid grid(const float* entries, std::size_t g, std::size_t m, std::size_t c) const {
     static constexpr float one = 1;
     const std::size_t prefixes = n / c;
     if (m == 1) return {g, prefixes, c, &one, 0, entries, c};
     if (m == 2) return {g, prefixes, c, entries, m * c, entries + c, m * c};
-    for (std::size_t q = 0; q < g; ++q) expand_products<Leaf>(entries + q * m * c, m - 1, c, values + q * prefixes);
+    for (std::size_t q = 0; q < g; ++q) expand_products<Kernels>(entries + q * m * c, m - 1, c, values + q * prefixes);
     return {g, prefixes, c, values, prefixes, entries + (m - 1) * c, m * c};
   }
 };

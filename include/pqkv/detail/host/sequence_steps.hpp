@@ -54,7 +54,7 @@ template <class Isa, class From>
 bool store_row(kv_row<From> from, row_slot<scaled_int8> to, std::size_t d) {
   return isa::with<Isa, isa::avx2>([&](auto isa) {
     alignas(cache_line_bytes) float copy[max_head_dim];
-    *to.scale = leaf<decltype(isa)>::narrow(load_row<leaf<decltype(isa)>>(from, d, copy), d, to.data);
+    *to.scale = simd_kernels<decltype(isa)>::narrow(load_row<simd_kernels<decltype(isa)>>(from, d, copy), d, to.data);
     return is_finite(*to.scale);
   });
 }
@@ -148,9 +148,9 @@ void kernel<op::append_tokens, backend::host>::run(const P& policy, const Rows& 
 }
 
 template <>
-struct kernel<op::settle_prompt, backend::host> {
+struct kernel<op::commit_prompt, backend::host> {
   template <class P>
-  static void run(const P&, const slot_table<space::host>& slots, const settled_prompt<space::host>& call) noexcept {
+  static void run(const P&, const slot_table<space::host>& slots, const committed_prompt<space::host>& call) noexcept {
     bool learned = call.after.learned != 0;
     if (call.tried) {
       learned = true;

@@ -29,12 +29,12 @@ struct kernel<op::sparse_query_scores, backend::host> {
   using exact = kernel<op::exact_scores, backend::host>;
 
   /// chosen[0, r), ascending: the coordinates with the largest sum of magnitudes over the query heads that are finite.
-  template <class Leaf>
+  template <class Kernels>
   static void choose(view<const float, 2> query, std::size_t r, std::uint16_t* chosen) {
     const std::size_t d = query.extent(1);
     double sums[max_head_dim] = {};
     for (std::size_t q = 0; q < query.extent(0); ++q)
-      if (Leaf::all_finite(&query(q, 0), d))
+      if (Kernels::all_finite(&query(q, 0), d))
         for (std::size_t i = 0; i < d; ++i) sums[i] += std::fabs(static_cast<double>(query(q, i)));
     std::iota(chosen, chosen + d, std::uint16_t{0});
     const auto is_before = [&](std::uint16_t a, std::uint16_t b) { return sums[a] != sums[b] ? sums[a] > sums[b] : a < b; };
@@ -52,19 +52,19 @@ struct kernel<op::sparse_query_scores, backend::host> {
     for (std::size_t i = 0; i < r; ++i) out[i] = query[chosen[i]] * factor;
   }
 
-  template <class Leaf, class Store>
+  template <class Kernels, class Store>
   static void dots(view<const float, 2> query, const float* gathered, const Store& store, std::size_t head, middle_range range,
                    const std::uint16_t* chosen, std::size_t r, float* logits, std::size_t stride) {
     alignas(cache_line_bytes) float key[max_head_dim];
     for (std::size_t i = 0; i < range.size(); ++i) {
       const auto row = store.key(head, range.begin + i);
       for (std::size_t x = 0; x < r; ++x) key[x] = row[chosen[x]];
-      Leaf::group_dots(gathered, query.extent(0), key, r, logits + i, stride);
+      Kernels::group_dots(gathered, query.extent(0), key, r, logits + i, stride);
       for (std::size_t q = 0; q < query.extent(0); ++q)
         if (!is_finite(logits[q * stride + i])) logits[q * stride + i] = exact::lowest;
     }
     for (std::size_t q = 0; q < query.extent(0); ++q)  // one that is not finite may be so outside the chosen coordinates alone
-      if (!Leaf::all_finite(&query(q, 0), query.extent(1))) std::fill_n(logits + q * stride, range.size(), exact::lowest);
+      if (!Kernels::all_finite(&query(q, 0), query.extent(1))) std::fill_n(logits + q * stride, range.size(), exact::lowest);
   }
 };
 
@@ -84,17 +84,17 @@ void kernel<op::sparse_query_scores, backend::host>::run(const P& policy, view<c
   float* logits = memory.take<float>(hq * longest);
   float* gathered = memory.take<float>(hq * r);
   isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
-    using leaf = detail::leaf<decltype(isa)>;
+    using kernels = detail::simd_kernels<decltype(isa)>;
     detail::run_tasks(policy, lists, [&](std::size_t list) {
       const std::size_t head = list / lists_per_head, n = ranges(head).size();
       const auto own_query = query.slice(0, list * g, g);
       float *const own = logits + list * g * longest, *const own_gathered = gathered + list * g * r;
       std::uint16_t chosen[max_head_dim];
-      choose<leaf>(own_query, r, chosen);
+      choose<kernels>(own_query, r, chosen);
       for (std::size_t q = 0; q < g; ++q) gather_query(&own_query(q, 0), own_query.extent(1), chosen, r, own_gathered + q * r);
-      dots<leaf>(own_query, own_gathered, store, head, ranges(head), chosen, r, own, longest);
+      dots<kernels>(own_query, own_gathered, store, head, ranges(head), chosen, r, own, longest);
       const auto scale = canonical::softmax_scale::of(store.head_dim(), softmax_scale);
-      exact::template reduce<leaf>(own, longest, g, n, scale, reduction, scores.data + list * scores.stride(0));
+      exact::template reduce<kernels>(own, longest, g, n, scale, reduction, scores.data + list * scores.stride(0));
     });
   });
 }

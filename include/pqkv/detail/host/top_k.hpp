@@ -13,7 +13,7 @@
 #include "../../core/canonical.hpp"
 #include "../../exec/host.hpp"
 #include "../../search/top_k.hpp"
-#include "simd/leaf.hpp"
+#include "simd/kernels.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
@@ -97,7 +97,7 @@ std::uint64_t suggest(double fewest, double most, std::uint64_t low, std::uint64
 }
 
 /// Selects from one row of scores.
-template <class Leaf, class T>
+template <class Kernels, class T>
 class row_selection {
   using key_type = select_key<T>;
 
@@ -135,7 +135,7 @@ class row_selection {
   static constexpr std::size_t room = 12288, tile = 2048, least_sample = 1024, most_sample = 8192;
 
   static std::uint64_t count(const T* scores, std::size_t n, std::uint32_t key) {
-    return key == 0 ? n : Leaf::count_at_least(scores, n, key_type::bound(key));
+    return key == 0 ? n : Kernels::count_at_least(scores, n, key_type::bound(key));
   }
 
   /// Cuts the interval to the bracket that a sample suggests. If the bracket holds the k-th score, this decides the interval.
@@ -179,7 +179,7 @@ class row_selection {
     const T from = key_type::bound(static_cast<std::uint32_t>(low)), to = key_type::bound(static_cast<std::uint32_t>(high));
     interval_counts all;
     for (std::size_t begin = 0; begin < n_ && all.kept <= room; begin += tile) {
-      const interval_counts part = Leaf::keep_between(scores_ + begin, std::min(tile, n_ - begin), from, to, kept_ + all.kept);
+      const interval_counts part = Kernels::keep_between(scores_ + begin, std::min(tile, n_ - begin), from, to, kept_ + all.kept);
       all.above += part.above;
       all.kept += part.kept;
     }
@@ -216,7 +216,7 @@ class row_selection {
   std::size_t emit_part(std::size_t begin, std::size_t end, std::uint32_t key, std::int32_t first, std::int32_t* out,
                         std::size_t room_left) const {
     first += static_cast<std::int32_t>(begin);
-    if (key != 0) return Leaf::emit_at_least(scores_ + begin, end - begin, key_type::bound(key), first, out, room_left);
+    if (key != 0) return Kernels::emit_at_least(scores_ + begin, end - begin, key_type::bound(key), first, out, room_left);
     for (std::size_t i = 0; i < end - begin; ++i) out[i] = first + static_cast<std::int32_t>(i);
     return end - begin;
   }
@@ -246,7 +246,7 @@ void kernel<op::top_k, backend::host>::run(const P& policy, view<const T, 2> sco
     detail::run_tasks(policy, scores.extent(0), [&](std::size_t row) {
       std::int32_t* out = indices.data + row * indices.stride(0);
       if (k != 0) {
-        detail::row_selection<detail::leaf<decltype(isa)>, T> selection(scores.data + row * scores.stride(0), n);
+        detail::row_selection<detail::simd_kernels<decltype(isa)>, T> selection(scores.data + row * scores.stride(0), n);
         selection.emit(selection.threshold(k), 0, out, k);
       }
       detail::pad(out, k, k_max);

@@ -205,7 +205,7 @@ class quick_rows {
       for (bool in_tile = true;; in_tile = false) {
         any |= moved;
         __syncwarp();  // lanes read pieces of the tile that other lanes copied
-        settle(own, moved, in_tile, initial, scale);
+        move(own, moved, in_tile, initial, scale);
         __syncwarp();
         // The last turn starts no copy. Nothing would wait for it before the next call copies to the same place, and two such copies may
         // end in any order.
@@ -281,7 +281,7 @@ class quick_rows {
   /// For the lanes whose row has `moved`, a warp records the new cluster and moves the row from one sum to the other; each lane adds some
   /// of the coordinates.
   /// @param in_tile  whether to read the rows from the tile; otherwise from device memory, by their `token`
-  __device__ void settle(const member& own, bool moved, bool in_tile, bool initial, float scale) {
+  __device__ void move(const member& own, bool moved, bool in_tile, bool initial, float scale) {
     if (moved) {
       memory_.owner[own.i] = static_cast<std::uint8_t>(own.owner);
       atomicAdd(&scratch_.count[own.owner], 1u);

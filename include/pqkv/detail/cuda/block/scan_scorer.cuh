@@ -303,16 +303,16 @@ class list_scorer {
 
   /// Turns the sums of add_up() into factors, recentring query heads where that is needed. Ends with a barrier.
   __device__ void complete(const scored_items& items, std::uint32_t tokens) {
-    if (!settle(tokens)) return;
+    if (!resolve(tokens)) return;
     for (unsigned q = 0; q < queries_; ++q)
       if (finite_[q * call_.m] == recentred) recentre(items, q);
     add_up<false>(items, 0, items.n);
-    settle(0);
+    resolve(0);
   }
 
   /// Computes factors from the sums of add_up(). Returns whether some query head must be recentred; finite_ of each such head's first row
   /// is then `recentred`. Ends with a barrier.
-  __device__ bool settle(std::uint32_t tokens) {
+  __device__ bool resolve(std::uint32_t tokens) {
     bool again = false;
     for (unsigned q = threadIdx.x; uses_probabilities(call_.reduction) && q < queries_; q += Threads) {
       const std::uint64_t z = total_[q];

@@ -26,11 +26,11 @@ inline bool has_shortlist_scale(float squared_norm) { return squared_norm >= 0x1
 inline float norm_bound(float squared_norm) { return 1.0001f * std::sqrt(squared_norm); }
 
 /// Rows of floats that become one block; each row is followed by zeros.
-template <class Leaf>
+template <class Kernels>
 class row_tile {
  public:
-  explicit row_tile(std::size_t width) : stride_((width + Leaf::row_step - 1) / Leaf::row_step * Leaf::row_step) {
-    std::fill_n(rows_, Leaf::block_rows * stride_, 0.0f);
+  explicit row_tile(std::size_t width) : stride_((width + Kernels::row_step - 1) / Kernels::row_step * Kernels::row_step) {
+    std::fill_n(rows_, Kernels::block_rows * stride_, 0.0f);
   }
   float* row(std::size_t r) { return rows_ + r * stride_; }
   void clear(std::size_t first, std::size_t last) { std::fill(row(first), rows_ + last * stride_, 0.0f); }
@@ -38,10 +38,11 @@ class row_tile {
 
  private:
   std::size_t stride_;
-  alignas(cache_line_bytes) float rows_[Leaf::block_rows * ((max_row_dim + Leaf::row_step - 1) / Leaf::row_step * Leaf::row_step)];
+  alignas(
+      cache_line_bytes) float rows_[Kernels::block_rows * ((max_row_dim + Kernels::row_step - 1) / Kernels::row_step * Kernels::row_step)];
 };
 
-template <class Leaf>
+template <class Kernels>
 class changed_search;
 
 /// Searches among c centroids.
@@ -53,10 +54,10 @@ class changed_search;
 /// scaled, is wrong by (ds + 2) u (s|y| + s|c|) (t|y| + t|c|) / 2. Here t|y| has no bound: for a row much longer than every centroid this
 /// is the largest term. If the values of two centroids differ by more than twice the sum of these errors, they have the order of the
 /// canonical distances.
-template <class Leaf>
+template <class Kernels>
 class nearest_search {
  public:
-  static constexpr std::size_t block_rows = Leaf::block_rows;
+  static constexpr std::size_t block_rows = Kernels::block_rows;
   static_assert(block_rows == 32, "a bit of the result for each");
 
   /// Fewest rows for a shortlist: preparing the centroids should cost no more than a few canonical decisions. A guess that was not swept.
@@ -67,7 +68,7 @@ class nearest_search {
   nearest_search(const float* centroids, std::size_t c, std::size_t ds, std::size_t rows)
       : centroids_(centroids), c_(c), ds_(ds), pairs_((ds + 1) / 2), rho_(0.5f * std::sqrt(static_cast<float>(ds)) + 0.1f) {
     if (rows < least_rows) return;
-    Leaf::squared_norms(centroids, c, ds, squared_norm_);
+    Kernels::squared_norms(centroids, c, ds, squared_norm_);
     float largest = 0;
     for (std::size_t x = 0; x < c; ++x) largest = squared_norm_[x] > largest ? squared_norm_[x] : largest;
     for (std::size_t x = 0; x < c; ++x)
@@ -76,7 +77,7 @@ class nearest_search {
     norm_ = norm_bound(largest);
     scale_ = shortlist_reach / norm_;
     while (chunk_ > c || chunk_ * pairs_ > chunk_elements) chunk_ /= 2;
-    if (chunk_ == c) Leaf::write_centroids(centroids, c, c, ds, -scale_, pair_);
+    if (chunk_ == c) Kernels::write_centroids(centroids, c, c, ds, -scale_, pair_);
   }
 
   /// At least every |c|; 0: no block can be searched.
@@ -94,17 +95,17 @@ class nearest_search {
     std::fill_n(least, block_rows, std::numeric_limits<std::int32_t>::max());
     std::fill_n(second, block_rows, std::numeric_limits<std::int32_t>::max());
     for (std::size_t first = 0; first < c_; first += chunk_) {
-      if (chunk_ != c_) Leaf::write_centroids(centroids_ + first, c_, chunk_, ds_, -scale_, pair_);
-      Leaf::two_least(block, pair_, start_ + first, chunk_, pairs_, first, least, second);
+      if (chunk_ != c_) Kernels::write_centroids(centroids_ + first, c_, chunk_, ds_, -scale_, pair_);
+      Kernels::two_least(block, pair_, start_ + first, chunk_, pairs_, first, least, second);
     }
-    return Leaf::close_calls(least, second, twice_error_, index);
+    return Kernels::close_calls(least, second, twice_error_, index);
   }
 
   /// The nearest centroids of `count` rows, canonical. The rows are modified.
   ///
   /// @param squared_norm  [count], as measure() finds it; not a finite number if the row is not finite
   /// @param index         [block_rows], written up to `count`
-  void find_rows(row_tile<Leaf>& y, const float* squared_norm, std::size_t count, std::uint8_t* index) {
+  void find_rows(row_tile<Kernels>& y, const float* squared_norm, std::size_t count, std::uint8_t* index) {
     std::uint32_t open = ~std::uint32_t{0} >> (block_rows - count), found = 0;
     if (norm_ > 0) {
       float largest = 0;
@@ -120,7 +121,7 @@ class nearest_search {
       y.clear(count, block_rows);
       const float norm = norm_bound(largest), scale = shortlist_reach / std::max(norm, norm_);
       alignas(cache_line_bytes) std::int32_t block[(max_row_dim + 1) / 2 * block_rows];
-      Leaf::write_block(y.row(0), y.stride(), ds_, scale, block);
+      Kernels::write_block(y.row(0), y.stride(), ds_, scale, block);
       std::uint8_t shortlisted[block_rows];
       open &= ~found;
       const std::uint32_t close = find(block, scale, norm, shortlisted);
@@ -133,10 +134,10 @@ class nearest_search {
     }
   }
 
-  std::uint32_t decide(const float* y) const { return Leaf::nearest(y, centroids_, c_, ds_).index; }
+  std::uint32_t decide(const float* y) const { return Kernels::nearest(y, centroids_, c_, ds_).index; }
 
  private:
-  friend class changed_search<Leaf>;
+  friend class changed_search<Kernels>;
   static constexpr std::size_t chunk_elements = 8192;  // 32 KiB of centroids: fits in a near cache, and on any thread's stack
 
   /// Whether a block of this scale and norm can be searched; if so, start_ and twice_error_ are those of the block.
@@ -172,15 +173,15 @@ class nearest_search {
 
 /// Searches among centroids of which a few have changed since every row's nearest one was found. If a row's nearest has not changed, only
 /// the changed ones can be nearer, so it is compared with those alone.
-template <class Leaf>
+template <class Kernels>
 class changed_search {
  public:
-  static constexpr std::size_t block_rows = nearest_search<Leaf>::block_rows;
+  static constexpr std::size_t block_rows = nearest_search<Kernels>::block_rows;
   static constexpr std::size_t most = 128;  // changed centroids. More would not pay, and numbers from here to 255 mean something else
 
   /// @param all      of all centroids; must live as long as this
   /// @param changed  [count] numbers of the changed centroids, ascending
-  changed_search(nearest_search<Leaf>& all, const std::uint8_t* changed, std::size_t count) : all_(all) {
+  changed_search(nearest_search<Kernels>& all, const std::uint8_t* changed, std::size_t count) : all_(all) {
     const std::size_t padded = (count + 15) / 16 * 16;
     if (padded > most || padded > all.c_ / 2 || all.chunk_ != all.c_ || !(all.norm_ > 0)) return;
     count_ = count;
@@ -203,11 +204,11 @@ class changed_search {
       for (std::size_t i = 0; i < count_; ++i) start_[i] = all_.start_[changed_[i]];
     start_scale_ = scale;
     alignas(cache_line_bytes) std::int32_t least[block_rows], second[block_rows];
-    Leaf::values_of(block, all_.pair_, all_.start_, all_.c_, all_.pairs_, known, kept, least);
+    Kernels::values_of(block, all_.pair_, all_.start_, all_.c_, all_.pairs_, known, kept, least);
     std::fill_n(second, block_rows, std::numeric_limits<std::int32_t>::max());
-    Leaf::two_least(block, pair_, start_, padded_, all_.pairs_, 0, least, second);
+    Kernels::two_least(block, pair_, start_, padded_, all_.pairs_, 0, least, second);
     std::uint8_t place[block_rows];
-    const std::uint32_t close = Leaf::close_calls(least, second, all_.twice_error_, place);
+    const std::uint32_t close = Kernels::close_calls(least, second, all_.twice_error_, place);
     for (std::size_t r = 0; r < block_rows; ++r) index[r] = place[r] == kept ? known[r] : changed_[place[r]];
     return close;
   }
@@ -215,12 +216,12 @@ class changed_search {
  private:
   static constexpr std::uint8_t kept = 255;  // in the place of a changed centroid's number: the known one is still the nearest
 
-  nearest_search<Leaf>& all_;
+  nearest_search<Kernels>& all_;
   std::size_t count_ = 0, padded_ = 0;
   float start_scale_ = 0;
   std::uint8_t changed_[most];
   alignas(cache_line_bytes) std::int32_t start_[most];
-  alignas(cache_line_bytes) std::int32_t pair_[nearest_search<Leaf>::chunk_elements / 2];
+  alignas(cache_line_bytes) std::int32_t pair_[nearest_search<Kernels>::chunk_elements / 2];
 };
 
 }  // namespace pqkv::detail

@@ -5,16 +5,16 @@
 #include <type_traits>
 
 #include "../../../core/row.hpp"
-#include "leaf.hpp"
+#include "kernels.hpp"
 
 namespace pqkv::inline PQKV_MODE::detail {
 
 /// The row itself if it already is contiguous float, else a copy in `copy`.
-template <class Leaf, class T>
+template <class Kernels, class T>
 const float* load_row(kv_row<T> row, std::size_t n, float* copy) {
   if (row.stride == 1) {
     if constexpr (std::is_same_v<T, float>) return row.data;
-    Leaf::widen(row.data, n, copy);
+    Kernels::widen(row.data, n, copy);
   } else {
     for (std::size_t i = 0; i < n; ++i) copy[i] = static_cast<float>(row.data[i * row.stride]);
   }
@@ -22,9 +22,9 @@ const float* load_row(kv_row<T> row, std::size_t n, float* copy) {
 }
 
 /// A row of 8-bit integers as floats in `copy`.
-template <class Leaf>
+template <class Kernels>
 const float* load_row(kv_row<scaled_int8> row, std::size_t n, float* copy) {
-  Leaf::widen(row.data, *row.scale, n, copy);
+  Kernels::widen(row.data, *row.scale, n, copy);
   return copy;
 }
 

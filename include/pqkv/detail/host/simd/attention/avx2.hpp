@@ -15,8 +15,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct attention_leaf<isa::avx2> : attention_leaf<isa::scalar> {
-  using base = attention_leaf<isa::scalar>;
+struct attention_kernels<isa::avx2> : attention_kernels<isa::scalar> {
+  using base = attention_kernels<isa::scalar>;
 
   template <class T>
   static constexpr std::size_t split_lanes = std::is_same_v<T, bfloat16> ? 8 : 0;

@@ -20,8 +20,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct attention_leaf<isa::avx512> : attention_leaf<isa::avx2> {
-  using base = attention_leaf<isa::avx2>;
+struct attention_kernels<isa::avx512> : attention_kernels<isa::avx2> {
+  using base = attention_kernels<isa::avx2>;
 
   template <class T>
   static constexpr std::size_t split_lanes = std::is_same_v<T, bfloat16> ? 16 : 0;

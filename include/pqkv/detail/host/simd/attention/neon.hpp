@@ -13,8 +13,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct attention_leaf<isa::neon> : attention_leaf<isa::scalar> {
-  using base = attention_leaf<isa::scalar>;
+struct attention_kernels<isa::neon> : attention_kernels<isa::scalar> {
+  using base = attention_kernels<isa::scalar>;
 
   static void group_dots(const float* queries, std::size_t g, const float* key, std::size_t d, float* out, std::size_t out_stride) {
     std::size_t q = 0;

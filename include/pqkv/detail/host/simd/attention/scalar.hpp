@@ -27,10 +27,10 @@ struct rows_ahead {
 };
 
 template <class Isa>
-struct attention_leaf : attention_leaf<typename Isa::fallback> {};
+struct attention_kernels : attention_kernels<typename Isa::fallback> {};
 
 template <>
-struct attention_leaf<isa::scalar> {
+struct attention_kernels<isa::scalar> {
   /// The order of elements in rows of queries and sums. 0 is the natural one. L means that of each 2 L elements those at even places come
   /// first: one shift and one mask turn a register of bfloat16 pairs into two of floats in this order.
   template <class T>

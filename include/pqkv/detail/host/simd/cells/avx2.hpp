@@ -10,7 +10,7 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct cell_leaf<isa::avx2> : cell_leaf<isa::scalar> {
+struct cell_kernels<isa::avx2> : cell_kernels<isa::scalar> {
   PQKV_TARGET_AVX2 static std::uint64_t cell_total(const cell_grid& grid, const std::uint32_t* weights, std::uint64_t weight_sum) {
     // The bits of p * 2^40 + magic. The magic's own bits are subtracted at the end, modulo 2^64.
     __m256i low = _mm256_setzero_si256(), high = low;
@@ -48,7 +48,7 @@ struct cell_leaf<isa::avx2> : cell_leaf<isa::scalar> {
       const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), bytes);
     }
-    cell_leaf<isa::scalar>::digits(cells + i, n - i, shift, mask, codes + i);
+    cell_kernels<isa::scalar>::digits(cells + i, n - i, shift, mask, codes + i);
   }
 
  private:

@@ -10,7 +10,7 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct cell_leaf<isa::avx512> : cell_leaf<isa::avx2> {
+struct cell_kernels<isa::avx512> : cell_kernels<isa::avx2> {
   PQKV_TARGET_AVX512 static std::uint64_t cell_total(const cell_grid& grid, const std::uint32_t* weights, std::uint64_t weight_sum) {
     // The bits of p * 2^40 + magic. The magic's own bits are subtracted at the end, modulo 2^64.
     const __m512d magic = _mm512_set1_pd(0x1.8p52), scale = _mm512_set1_pd(0x1p40);
@@ -48,7 +48,7 @@ struct cell_leaf<isa::avx512> : cell_leaf<isa::avx2> {
       const __m512i digit = _mm512_and_si512(_mm512_maskz_srl_epi32(0xffff, _mm512_loadu_si512(cells + i), places), low);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_maskz_cvtepi32_epi8(0xffff, digit));
     }
-    cell_leaf<isa::scalar>::digits(cells + i, n - i, shift, mask, codes + i);
+    cell_kernels<isa::scalar>::digits(cells + i, n - i, shift, mask, codes + i);
   }
 
  private:

@@ -23,10 +23,10 @@ struct cell_grid {
 };
 
 template <class Isa>
-struct cell_leaf : cell_leaf<typename Isa::fallback> {};
+struct cell_kernels : cell_kernels<typename Isa::fallback> {};
 
 template <>
-struct cell_leaf<isa::scalar> {
+struct cell_kernels<isa::scalar> {
   /// Sum over x, y of weight[x, y] * F(prefix[x] * row[y]) of the grid's first query head, modulo 2^64.
   /// @param weight_sum  of all cells, modulo 2^64
   static std::uint64_t cell_total(const cell_grid& grid, const std::uint32_t* weights, std::uint64_t weight_sum) {

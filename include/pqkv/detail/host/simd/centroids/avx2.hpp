@@ -11,8 +11,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct centroid_leaf<isa::avx2> : centroid_leaf<isa::scalar> {
-  using base = centroid_leaf<isa::scalar>;
+struct centroid_kernels<isa::avx2> : centroid_kernels<isa::scalar> {
+  using base = centroid_kernels<isa::scalar>;
 
   PQKV_TARGET_AVX2 static nearest_centroid nearest(const float* y, const float* centroids, std::size_t c, std::size_t ds) {
     __m256 best = _mm256_set1_ps(0), block = _mm256_set1_ps(0);

@@ -10,8 +10,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct centroid_leaf<isa::avx512> : centroid_leaf<isa::avx2> {
-  using base = centroid_leaf<isa::avx2>;
+struct centroid_kernels<isa::avx512> : centroid_kernels<isa::avx2> {
+  using base = centroid_kernels<isa::avx2>;
 
   PQKV_TARGET_AVX512 static void accumulate(const float* y, float scale, std::size_t n, std::int64_t* sum) {
     std::size_t i = 0;

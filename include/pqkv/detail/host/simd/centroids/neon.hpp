@@ -11,8 +11,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct centroid_leaf<isa::neon> : centroid_leaf<isa::scalar> {
-  using base = centroid_leaf<isa::scalar>;
+struct centroid_kernels<isa::neon> : centroid_kernels<isa::scalar> {
+  using base = centroid_kernels<isa::scalar>;
 
   static nearest_centroid nearest(const float* y, const float* centroids, std::size_t c, std::size_t ds) {
     float32x4_t best = vdupq_n_f32(0);

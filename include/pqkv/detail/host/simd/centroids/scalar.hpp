@@ -17,10 +17,10 @@ struct nearest_centroid {
 };
 
 template <class Isa>
-struct centroid_leaf : centroid_leaf<typename Isa::fallback> {};
+struct centroid_kernels : centroid_kernels<typename Isa::fallback> {};
 
 template <>
-struct centroid_leaf<isa::scalar> {
+struct centroid_kernels<isa::scalar> {
   /// Canonical. argmin over x of the squared distance of y and centroid x, ties to the lower index; centroids [ds, c].
   static nearest_centroid nearest(const float* y, const float* centroids, std::size_t c, std::size_t ds) {
     nearest_centroid best{0, canonical::squared_distance(y, centroids, c, ds)};

@@ -10,8 +10,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct group_leaf<isa::avx2> : group_leaf<isa::scalar> {
-  using base = group_leaf<isa::scalar>;
+struct group_kernels<isa::avx2> : group_kernels<isa::scalar> {
+  using base = group_kernels<isa::scalar>;
 
   // measured: bench/retrieve.cpp with random tables, 131072 tokens, in times of a gather for each head. One Zen 3 core: 8 x 8 bits, 4 heads
   // 0.2, 2 heads 0.4; 4 x 8 bits 0.2; 2 x 6 bits 0.3. A Xeon with VBMI: 0.5, 0.8; 0.6; 0.6. One head: the same. 2026-11-30

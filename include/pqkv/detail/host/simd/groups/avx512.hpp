@@ -8,7 +8,7 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct group_leaf<isa::avx512> : group_leaf<isa::avx2> {
+struct group_kernels<isa::avx512> : group_kernels<isa::avx2> {
   // Tables of up to 64 floats are looked up in registers as fast.
   // measured: bench/retrieve.cpp with random tables, 131072 tokens, in times of permutes for each head, a Xeon with VBMI, 2026-11-30. 8 x 8
   // bits: 8 heads 0.5 (VBMI's own permutes 0.6), 4 heads 0.5 (0.5), 3 heads 0.7 (0.7), 2 heads 1.0 (1.1). 2 x 6 bits, 4 heads: 1.1 (0.9)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernels of tokens' scores for four query heads at a time, in plain C++: the reference for what each computes. The four heads' tables are
 // interleaved, so that one load finds the entries of all four; a gather would take as many loads as there are heads. Heads that are missing
-// have entries of zero. All are canonical: each head's operations are those of score_leaf, in the same order.
+// have entries of zero. All are canonical: each head's operations are those of score_kernels, in the same order.
 #pragma once
 
 #include <cstddef>
@@ -15,11 +15,11 @@ namespace pqkv::inline PQKV_MODE::detail {
 inline constexpr std::size_t grouped_heads = 4;
 
 template <class Isa>
-struct group_leaf : group_leaf<typename Isa::fallback> {};
+struct group_kernels : group_kernels<typename Isa::fallback> {};
 
 template <>
-struct group_leaf<isa::scalar> {
-  /// Whether these kernels are faster than score_leaf's, a head at a time, for g query heads and tables of c entries.
+struct group_kernels<isa::scalar> {
+  /// Whether these kernels are faster than score_kernels's, a head at a time, for g query heads and tables of c entries.
   static constexpr bool prefers_groups(std::size_t, std::size_t) { return false; }
 
   /// z[q] += sum over t of F(p[t, q]), modulo 2^64; p[t, q] = e[0, code 0, q] * e[1, code 1, q] * ..., j ascending, each product rounded.

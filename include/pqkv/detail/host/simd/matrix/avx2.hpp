@@ -10,8 +10,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct matrix_leaf<isa::avx2> : matrix_leaf<isa::scalar> {
-  using below = matrix_leaf<isa::scalar>;
+struct matrix_kernels<isa::avx2> : matrix_kernels<isa::scalar> {
+  using below = matrix_kernels<isa::scalar>;
 
   template <matrix_result Result>
   PQKV_TARGET_AVX2 static void matrix_product(const float* a, std::size_t a_row, std::size_t a_step, std::size_t rows, const float* b,

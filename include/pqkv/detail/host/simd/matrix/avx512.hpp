@@ -11,7 +11,7 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct matrix_leaf<isa::avx512> : matrix_leaf<isa::avx2> {
+struct matrix_kernels<isa::avx512> : matrix_kernels<isa::avx2> {
   template <matrix_result Result>
   PQKV_TARGET_AVX512 static void matrix_product(const float* a, std::size_t a_row, std::size_t a_step, std::size_t rows, const float* b,
                                                 std::size_t b_stride, std::size_t inner, std::size_t columns, float* out,

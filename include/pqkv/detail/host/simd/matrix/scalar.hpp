@@ -16,10 +16,10 @@ namespace pqkv::inline PQKV_MODE::detail {
 enum class matrix_result { replaced, added };
 
 template <class Isa>
-struct matrix_leaf : matrix_leaf<typename Isa::fallback> {};
+struct matrix_kernels : matrix_kernels<typename Isa::fallback> {};
 
 template <>
-struct matrix_leaf<isa::scalar> {
+struct matrix_kernels<isa::scalar> {
   /// out[r * out_stride + x] = or += sum over i of a[r * a_row + i * a_step] * b[i * b_stride + x]; i ascending, summed separately first
   ///
   /// @param columns  a multiple of 16

@@ -10,8 +10,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct nearest_leaf<isa::avx2> : nearest_leaf<isa::scalar> {
-  using base = nearest_leaf<isa::scalar>;
+struct nearest_kernels<isa::avx2> : nearest_kernels<isa::scalar> {
+  using base = nearest_kernels<isa::scalar>;
 
   PQKV_TARGET_AVX2 static row_extent measure(const float* y, std::size_t n) {
     __m256i bits = _mm256_setzero_si256();

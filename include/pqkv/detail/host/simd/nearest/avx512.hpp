@@ -11,7 +11,7 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct nearest_leaf<isa::avx512> : nearest_leaf<isa::avx2> {
+struct nearest_kernels<isa::avx512> : nearest_kernels<isa::avx2> {
   PQKV_TARGET_AVX512 static row_extent measure(const float* y, std::size_t n) {
     __m512i bits = _mm512_setzero_si512();
     __m512 squares = _mm512_setzero_ps();

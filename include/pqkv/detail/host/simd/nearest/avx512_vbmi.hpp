@@ -11,7 +11,7 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct nearest_leaf<isa::avx512_vbmi> : nearest_leaf<isa::avx512> {
+struct nearest_kernels<isa::avx512_vbmi> : nearest_kernels<isa::avx512> {
   PQKV_TARGET_VBMI static void two_least(const std::int32_t* block, const std::int32_t* pairs, const std::int32_t* start, std::size_t count,
                                          std::size_t pair_count, std::size_t first, std::int32_t* least, std::int32_t* second) {
     constexpr std::size_t together = 8;  // centroids; as in the base

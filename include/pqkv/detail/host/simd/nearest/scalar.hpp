@@ -25,10 +25,10 @@ inline std::int32_t coordinate_pair(std::int32_t first, std::int32_t second) {
 }
 
 template <class Isa>
-struct nearest_leaf : nearest_leaf<typename Isa::fallback> {};
+struct nearest_kernels : nearest_kernels<typename Isa::fallback> {};
 
 template <>
-struct nearest_leaf<isa::scalar> {
+struct nearest_kernels<isa::scalar> {
   static constexpr std::size_t block_rows = 32;
   static constexpr std::size_t row_step = 32;  // rows of floats are padded with zeros to a multiple of this
 

@@ -11,9 +11,9 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct row_leaf<isa::avx512> : row_leaf<isa::avx2> {
-  using base = row_leaf<isa::avx2>;
-  using row_leaf<isa::scalar>::widen;
+struct row_kernels<isa::avx512> : row_kernels<isa::avx2> {
+  using base = row_kernels<isa::avx2>;
+  using row_kernels<isa::scalar>::widen;
 
   PQKV_TARGET_AVX512 static void widen(const half* src, std::size_t n, float* dst) {
     std::size_t i = 0;

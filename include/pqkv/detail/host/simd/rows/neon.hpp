@@ -10,9 +10,9 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct row_leaf<isa::neon> : row_leaf<isa::scalar> {
-  using base = row_leaf<isa::scalar>;
-  using row_leaf<isa::scalar>::widen;
+struct row_kernels<isa::neon> : row_kernels<isa::scalar> {
+  using base = row_kernels<isa::scalar>;
+  using row_kernels<isa::scalar>::widen;
 
   static void widen(const half* src, std::size_t n, float* dst) {
     std::size_t i = 0;

@@ -13,10 +13,10 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <class Isa>
-struct row_leaf : row_leaf<typename Isa::fallback> {};
+struct row_kernels : row_kernels<typename Isa::fallback> {};
 
 template <>
-struct row_leaf<isa::scalar> {
+struct row_kernels<isa::scalar> {
   /// dst[i] = float(src[i])
   template <class T>
   static void widen(const T* src, std::size_t n, float* dst) {

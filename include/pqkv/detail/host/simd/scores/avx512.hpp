@@ -11,8 +11,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct score_leaf<isa::avx512> : score_leaf<isa::avx2> {
-  using base = score_leaf<isa::avx2>;
+struct score_kernels<isa::avx512> : score_kernels<isa::avx2> {
+  using base = score_kernels<isa::avx2>;
 
   PQKV_TARGET_AVX512 static void exponentials(const float* u, std::size_t n, canonical::softmax_scale s, float* out) {
     std::size_t i = 0;
@@ -30,7 +30,7 @@ struct score_leaf<isa::avx512> : score_leaf<isa::avx2> {
       if (c == 128) look_up<8, look_up_step::multiply>(e + j * c, codes + j * stride, whole, j == 0, out);
       if (c == 256) look_up<16, look_up_step::multiply>(e + j * c, codes + j * stride, whole, j == 0, out);
     }
-    score_leaf<isa::scalar>::products(e, m, c, codes + whole, stride, n - whole, out + whole);
+    score_kernels<isa::scalar>::products(e, m, c, codes + whole, stride, n - whole, out + whole);
   }
 
   PQKV_TARGET_AVX512 static void sums(const float* table, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
@@ -43,7 +43,7 @@ struct score_leaf<isa::avx512> : score_leaf<isa::avx2> {
       if (c == 128) look_up<8, look_up_step::add>(table + j * c, codes + j * stride, whole, j == 0, out);
       if (c == 256) look_up<16, look_up_step::add>(table + j * c, codes + j * stride, whole, j == 0, out);
     }
-    score_leaf<isa::scalar>::sums(table, m, c, codes + whole, stride, n - whole, out + whole);
+    score_kernels<isa::scalar>::sums(table, m, c, codes + whole, stride, n - whole, out + whole);
   }
 
   PQKV_TARGET_AVX512 static void multiples(float factor, const float* e, std::size_t n, float* out) {
@@ -86,7 +86,7 @@ struct score_leaf<isa::avx512> : score_leaf<isa::avx2> {
     std::size_t t = 0;
     for (; t + 16 <= n; t += 16)
       _mm512_storeu_ps(scores + t, _mm512_fmadd_ps(_mm512_loadu_ps(p + t), _mm512_set1_ps(r), _mm512_loadu_ps(scores + t)));
-    score_leaf<isa::scalar>::add_scaled(p + t, r, n - t, scores + t);
+    score_kernels<isa::scalar>::add_scaled(p + t, r, n - t, scores + t);
   }
 
  protected:

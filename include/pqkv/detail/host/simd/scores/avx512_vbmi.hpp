@@ -12,8 +12,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct score_leaf<isa::avx512_vbmi> : score_leaf<isa::avx512> {
-  using base = score_leaf<isa::avx512>;
+struct score_kernels<isa::avx512_vbmi> : score_kernels<isa::avx512> {
+  using base = score_kernels<isa::avx512>;
 
   PQKV_TARGET_VBMI static void products(const float* e, std::size_t m, std::size_t c, const std::uint8_t* codes, std::size_t stride,
                                         std::size_t n, float* out) {

@@ -13,8 +13,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct score_leaf<isa::neon> : score_leaf<isa::scalar> {
-  using base = score_leaf<isa::scalar>;
+struct score_kernels<isa::neon> : score_kernels<isa::scalar> {
+  using base = score_kernels<isa::scalar>;
 
   static void exponentials(const float* u, std::size_t n, canonical::softmax_scale s, float* out) {
     std::size_t i = 0;

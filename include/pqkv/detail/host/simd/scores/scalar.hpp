@@ -12,10 +12,10 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <class Isa>
-struct score_leaf : score_leaf<typename Isa::fallback> {};
+struct score_kernels : score_kernels<typename Isa::fallback> {};
 
 template <>
-struct score_leaf<isa::scalar> {
+struct score_kernels<isa::scalar> {
   /// Canonical. out[i] = 2^(u[i] * scale), u finite
   static void exponentials(const float* u, std::size_t n, canonical::softmax_scale s, float* out) {
     for (std::size_t i = 0; i < n; ++i) out[i] = canonical::exponential(u[i], s);

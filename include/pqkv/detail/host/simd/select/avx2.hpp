@@ -23,8 +23,8 @@ inline constexpr auto places_of_set_bits = [] {
 }();
 
 template <>
-struct select_leaf<isa::avx2> : select_leaf<isa::scalar> {
-  using base = select_leaf<isa::scalar>;
+struct select_kernels<isa::avx2> : select_kernels<isa::scalar> {
+  using base = select_kernels<isa::scalar>;
 
   PQKV_TARGET_AVX2 static std::size_t count_at_least(const float* x, std::size_t n, float bound) {
     const __m256 limit = _mm256_set1_ps(bound);

@@ -11,7 +11,7 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct select_leaf<isa::avx512> : select_leaf<isa::avx2> {
+struct select_kernels<isa::avx512> : select_kernels<isa::avx2> {
   PQKV_TARGET_AVX512 static std::size_t count_at_least(const float* x, std::size_t n, float bound) {
     const __m512 limit = _mm512_set1_ps(bound);
     const __m512i one = _mm512_set1_epi32(1);

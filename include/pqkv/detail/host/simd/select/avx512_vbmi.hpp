@@ -11,8 +11,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct select_leaf<isa::avx512_vbmi> : select_leaf<isa::avx512> {
-  using base = select_leaf<isa::avx512>;
+struct select_kernels<isa::avx512_vbmi> : select_kernels<isa::avx512> {
+  using base = select_kernels<isa::avx512>;
 
   PQKV_TARGET_VBMI static std::size_t emit_at_least(const float* x, std::size_t n, float bound, std::int32_t first, std::int32_t* out,
                                                     std::size_t room) {

@@ -21,10 +21,10 @@ struct interval_counts {
 inline constexpr std::size_t select_slack = 64;
 
 template <class Isa>
-struct select_leaf : select_leaf<typename Isa::fallback> {};
+struct select_kernels : select_kernels<typename Isa::fallback> {};
 
 template <>
-struct select_leaf<isa::scalar> {
+struct select_kernels<isa::scalar> {
   /// How many scores are at least the bound.
   /// @{
   static std::size_t count_at_least(const float* x, std::size_t n, float bound) { return plain_count(x, n, bound); }

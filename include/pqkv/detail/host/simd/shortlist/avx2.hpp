@@ -12,8 +12,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct shortlist_leaf<isa::avx2> : shortlist_leaf<isa::scalar> {
-  using base = shortlist_leaf<isa::scalar>;
+struct shortlist_kernels<isa::avx2> : shortlist_kernels<isa::scalar> {
+  using base = shortlist_kernels<isa::scalar>;
 
   PQKV_TARGET_AVX2 static void interleave_four(const float* const* rows, std::size_t n, float* out) {
     std::size_t x = 0;
@@ -53,8 +53,8 @@ struct shortlist_leaf<isa::avx2> : shortlist_leaf<isa::scalar> {
   PQKV_TARGET_AVX2 static std::uint64_t weights(float* z, std::size_t n, float top, canonical::softmax_scale s) {
     const std::size_t whole = n / 8 * 8;
     for (std::size_t i = 0; i < whole; i += 8) _mm256_storeu_ps(z + i, _mm256_sub_ps(_mm256_loadu_ps(z + i), _mm256_set1_ps(top)));
-    score_leaf<isa::avx2>::exponentials(z, whole, s, z);
-    return score_leaf<isa::avx2>::total(z, nullptr, whole) + base::weights(z + whole, n - whole, top, s);
+    score_kernels<isa::avx2>::exponentials(z, whole, s, z);
+    return score_kernels<isa::avx2>::total(z, nullptr, whole) + base::weights(z + whole, n - whole, top, s);
   }
 
  protected:

@@ -10,8 +10,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct shortlist_leaf<isa::avx512> : shortlist_leaf<isa::avx2> {
-  using base = shortlist_leaf<isa::avx2>;
+struct shortlist_kernels<isa::avx512> : shortlist_kernels<isa::avx2> {
+  using base = shortlist_kernels<isa::avx2>;
 
   PQKV_TARGET_AVX512 static std::uint64_t weights(float* z, std::size_t n, float top, canonical::softmax_scale s) {
     const __m512 magic = _mm512_set1_ps(canonical::round_magic), scale = _mm512_set1_ps(s.scale);
@@ -44,7 +44,7 @@ struct shortlist_leaf<isa::avx512> : shortlist_leaf<isa::avx2> {
     std::uint64_t sum = 0;
     for (const std::uint64_t lane : lanes) sum += lane;
     sum -= i * __builtin_bit_cast(std::uint64_t, 0x1.8p52);
-    return sum + shortlist_leaf<isa::scalar>::weights(z + i, n - i, top, s);
+    return sum + shortlist_kernels<isa::scalar>::weights(z + i, n - i, top, s);
   }
 
  private:

@@ -33,10 +33,10 @@ struct float_bounds {
 };
 
 template <class Isa>
-struct shortlist_leaf : shortlist_leaf<typename Isa::fallback> {};
+struct shortlist_kernels : shortlist_kernels<typename Isa::fallback> {};
 
 template <>
-struct shortlist_leaf<isa::scalar> {
+struct shortlist_kernels<isa::scalar> {
   /// out[4 x + q] = rows[q][x]
   static void interleave_four(const float* const* rows, std::size_t n, float* out) {
     for (std::size_t x = 0; x < n; ++x)

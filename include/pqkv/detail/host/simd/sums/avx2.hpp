@@ -11,8 +11,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct sum_leaf<isa::avx2> : sum_leaf<isa::scalar> {
-  using base = sum_leaf<isa::scalar>;
+struct sum_kernels<isa::avx2> : sum_kernels<isa::scalar> {
+  using base = sum_kernels<isa::scalar>;
 
   template <class Entry>
   PQKV_TARGET_AVX2 static void quantized_sums(const Entry* table, std::size_t queries, std::size_t m, std::size_t c,

@@ -11,7 +11,7 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct sum_leaf<isa::avx512> : sum_leaf<isa::avx2> {
+struct sum_kernels<isa::avx512> : sum_kernels<isa::avx2> {
   template <class Entry>
   PQKV_TARGET_AVX512 static void quantized_sums(const Entry* table, std::size_t queries, std::size_t m, std::size_t c,
                                                 const std::uint8_t* codes, std::size_t stride, std::size_t n, std::uint16_t* out,
@@ -42,7 +42,7 @@ struct sum_leaf<isa::avx512> : sum_leaf<isa::avx2> {
     std::size_t t = 0;
     for (; t + 128 <= n; t += 128) block<Registers, Queries, 4>(table, m, c, codes + t, stride, out + t, out_stride);
     for (; t + 32 <= n; t += 32) block<Registers, Queries, 1>(table, m, c, codes + t, stride, out + t, out_stride);
-    sum_leaf<isa::scalar>::quantized_sums(table, Queries, m, c, codes + t, stride, n - t, out + t, out_stride);
+    sum_kernels<isa::scalar>::quantized_sums(table, Queries, m, c, codes + t, stride, n - t, out + t, out_stride);
   }
 
   /// Vectors * 32 tokens of several query heads. A code is widened once for all heads, and a table is loaded once for all vectors.

@@ -12,8 +12,8 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <>
-struct sum_leaf<isa::avx512_vbmi> : sum_leaf<isa::avx512> {
-  using base = sum_leaf<isa::avx512>;
+struct sum_kernels<isa::avx512_vbmi> : sum_kernels<isa::avx512> {
+  using base = sum_kernels<isa::avx512>;
 
   template <class Entry>
   PQKV_TARGET_VBMI static void quantized_sums(const Entry* table, std::size_t queries, std::size_t m, std::size_t c,
@@ -41,7 +41,7 @@ struct sum_leaf<isa::avx512_vbmi> : sum_leaf<isa::avx512> {
     std::size_t t = 0;
     for (; t + 64 * vectors <= n; t += 64 * vectors) block<Registers, vectors, Entry>(planes, m, codes + t, stride, out + t);
     for (; t + 64 <= n; t += 64) block<Registers, 1, Entry>(planes, m, codes + t, stride, out + t);
-    sum_leaf<isa::scalar>::quantized_sums(table, 1, m, c, codes + t, stride, n - t, out + t, 0);
+    sum_kernels<isa::scalar>::quantized_sums(table, 1, m, c, codes + t, stride, n - t, out + t, 0);
   }
 
   /// For every subspace the low bytes of its entries and then, for words, the high bytes.

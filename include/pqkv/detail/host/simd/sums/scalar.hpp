@@ -13,10 +13,10 @@ namespace pqkv::inline PQKV_MODE::detail {
 inline constexpr std::size_t max_summed_subspaces = 16;
 
 template <class Isa>
-struct sum_leaf : sum_leaf<typename Isa::fallback> {};
+struct sum_kernels : sum_kernels<typename Isa::fallback> {};
 
 template <>
-struct sum_leaf<isa::scalar> {
+struct sum_kernels<isa::scalar> {
   /// out[q * out_stride + t] = table[q][0][code 0] + table[q][1][code 1] + ..., modulo 2^16
   ///
   /// @param table  [queries, m, c] uint8 or uint16, contiguous

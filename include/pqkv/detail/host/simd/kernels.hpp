@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The SIMD kernels of an instruction set (ISA): the innermost loops of every host operation, as static functions of one struct,
-// `leaf<Isa>`. There is a folder for each family of kernels. In it, each ISA that makes some of the family faster has a file; it inherits
-// the rest from the next lower ISA. Target attributes are per function, so a baseline build runs what the CPU has.
+// `simd_kernels<Isa>`. There is a folder for each family of kernels. In it, each ISA that makes some of the family faster has a file; it
+// inherits the rest from the next lower ISA. Target attributes are per function, so a baseline build runs what the CPU has.
 #pragma once
 
 #include "attention/scalar.hpp"
@@ -52,16 +52,16 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <class Isa>
-struct leaf : row_leaf<Isa>,
-              cell_leaf<Isa>,
-              centroid_leaf<Isa>,
-              nearest_leaf<Isa>,
-              score_leaf<Isa>,
-              group_leaf<Isa>,
-              select_leaf<Isa>,
-              shortlist_leaf<Isa>,
-              sum_leaf<Isa>,
-              attention_leaf<Isa>,
-              matrix_leaf<Isa> {};
+struct simd_kernels : row_kernels<Isa>,
+                      cell_kernels<Isa>,
+                      centroid_kernels<Isa>,
+                      nearest_kernels<Isa>,
+                      score_kernels<Isa>,
+                      group_kernels<Isa>,
+                      select_kernels<Isa>,
+                      shortlist_kernels<Isa>,
+                      sum_kernels<Isa>,
+                      attention_kernels<Isa>,
+                      matrix_kernels<Isa> {};
 
 }  // namespace pqkv::detail
