@@ -55,7 +55,7 @@ def kept_by_press(method, of, made, kernel):
     elif method == "h2o":
         press = ObservedAttentionPress()
     else:
-        press = StreamingLLMPress(compression_ratio=(n - kept) / n, n_sink=sinks)
+        press = StreamingLLMPress(compression_ratio=(n - kept - 0.5) / n, n_sink=sinks)  # the press rounds down what it keeps
     scores = press.score(module, hidden, keys, keys, weights, {"position_embeddings": identity})[0].clone()
     if method == "streaming":
         return scores, [torch.nonzero(row > 0)[:, 0] for row in scores]
