@@ -99,7 +99,7 @@ std::size_t sliding_window(const json_reader& object, const family& of, std::siz
 }
 
 /// One token, a list of them (Llama 3 has several), or none. A number that is no token of the model ends nothing: files have -1.
-std::vector<token_id> end_tokens(const json_reader& object, std::size_t vocabulary) {
+std::vector<token_id> read_end_tokens(const json_reader& object, std::size_t vocabulary) {
   const json* value = object.find("eos_token_id");
   if (!value) return {};
   std::vector<token_id> tokens;
@@ -155,11 +155,12 @@ model_config load_config(const std::filesystem::path& path) {
   config.states_mlp_bias = stated_flag(object, "mlp_bias");
   config.biases = {config.states_attention_bias == true, false, config.states_mlp_bias == true};
 
-  config.end_tokens = end_tokens(object, config.vocabulary);
+  config.end_tokens = read_end_tokens(object, config.vocabulary);
   if (!object.states("eos_token_id") && config.vocabulary > 2) config.end_tokens = {2};
   if (const std::filesystem::path beside = path.parent_path() / "generation_config.json"; std::filesystem::exists(beside)) {
     const json generation = read_object(beside);
-    if (const json_reader named(beside, generation); named.find("eos_token_id")) config.end_tokens = end_tokens(named, config.vocabulary);
+    if (const json_reader named(beside, generation); named.find("eos_token_id"))
+      config.end_tokens = read_end_tokens(named, config.vocabulary);
   }
   return config;
 }

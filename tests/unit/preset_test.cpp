@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The paper's preset: what it sets, and that a cache made from it trains on all rows, by the overlap rule, and keeps its budget.
+// The presets. The paper's: what it sets, and that a cache made from it trains on all rows, by the overlap rule, and keeps its budget. The
+// accurate one: its bytes are those of 16-bit rows, and its axes follow the queries that it is shown.
 #include <doctest/doctest.h>
 
 #include <pqkv/pqkv.hpp>
@@ -43,6 +44,23 @@ TEST_CASE("preset paper: a cache trains for as long as the model's layer takes, 
   CHECK(iterations(0, 200) == 3);
   CHECK(iterations(1e9, 200) == 300);
   CHECK(iterations(8.168 * 4.5, 8200) == 4);  // a sample of 256 * 16 rows would say 8
+}
+
+TEST_CASE("preset accurate: as many bytes as 16-bit rows of the share, and axes by the prompt's queries") {
+  const auto p = pqkv::preset::accurate(shape, 0.1);
+  pqkv::pqcache<pqkv::quantized_rows<>> cache(p);
+  CHECK(p.budget.ratio == doctest::Approx(0.1 * 4 * 32 / static_cast<double>(pqkv::quantized_rows<>::token_bytes(32))));
+  std::vector<float> query(4 * 32), out(query.size());
+  random_source random(3);
+  for (float& x : query) x = random.gaussian();
+  cache.observe(cpu, 0, pqkv::make_view(std::as_const(query).data(), 1, 4, 32));
+  const prompt of(2, 4000, 32, 1);
+  cache.prefill(cpu, 0, pqkv::as_const(of.keys.view()), pqkv::as_const(of.values.view()));
+  CHECK(cache.selection().weighted_heads(0) == 2);
+  CHECK(cache.selection().index().book.subspaces() == 8);
+  CHECK(cache.statistics(0).trainings == 1);
+  cache.attend(cpu, pqkv::make_view(std::as_const(query).data(), 1, 4, 32), pqkv::make_view(out.data(), 1, 4, 32));
+  CHECK(pqkv::preset::accurate<pqkv::dense_rows<pqkv::bfloat16>>(shape, 0.1).budget.ratio == 0.1);
 }
 
 TEST_CASE("preset paper: an overlap model by which clustering costs nothing is refused by name") {
