@@ -61,7 +61,7 @@ class speaker {
       given.tokens.push_back(token);
       pending_ = token;
       if (listening_.picked) listening_.picked(token);
-      if (settings_.ends == end_tokens::end_it && config_.ends(token)) {
+      if (settings_.ends == end_rule::heeded && config_.ends(token)) {
         given.ended = ending::end_token;
         break;
       }

@@ -37,7 +37,7 @@ struct reply {
 
 enum class kept_logits { none, all };
 /// What an end token does to a reply: with `ignored` it is one like others, for measurements of so many tokens.
-enum class end_tokens { end_it, ignored };
+enum class end_rule { heeded, ignored };
 
 struct conversation_settings {
   std::vector<token_id> missing_end{};  // fed behind a reply that did not end itself, where another turn follows
@@ -45,7 +45,7 @@ struct conversation_settings {
   turn_start start = turn_start::continued;
   sampling_settings sampling{};
   kept_logits keep = kept_logits::none;
-  end_tokens ends = end_tokens::end_it;
+  end_rule ends = end_rule::heeded;
   std::string context_reason{};  // behind the length of the context, where a conversation does not fit
 };
 

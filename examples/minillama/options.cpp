@@ -64,7 +64,7 @@ void declare_sampling(CLI::App& app, options& o) {
       ->capture_default_str()
       ->group(group);
   app.add_flag_callback(
-         "--ignore-end", [&o] { o.ends = end_tokens::ignored; }, "go on behind the model's end token, to measure replies of -n tokens")
+         "--ignore-end", [&o] { o.ends = end_rule::ignored; }, "go on behind the model's end token, to measure replies of -n tokens")
       ->group(group);
   app.add_option("--temp", o.sampling.temperature, "temperature of sampling; 0 takes the likeliest token")
       ->check(real_number("0 or more", [](double value) { return value >= 0; }))

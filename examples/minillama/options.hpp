@@ -26,7 +26,7 @@ struct options {
   std::optional<std::string> turns_file;
   turn_start start = turn_start::continued;
   std::size_t tokens = 64;
-  end_tokens ends = end_tokens::end_it;
+  end_rule ends = end_rule::heeded;
   std::optional<std::size_t> context;
   sampling_settings sampling;
 

@@ -130,6 +130,7 @@ TEST_CASE("turns, forks and a prompt handed over layer by layer, from a file as 
     }
 }
 
+namespace {
 /// Shortens every file of this process in a folder, as somebody does who knows where to look.
 std::size_t shorten_files(const std::filesystem::path& folder) {
   std::size_t count = 0;
@@ -142,6 +143,7 @@ std::size_t shorten_files(const std::filesystem::path& folder) {
   }
   return count;
 }
+}  // namespace
 
 TEST_CASE("indexes built on other threads beside the prefill are those built in between, and what goes wrong there is passed on") {
   const tiny_shape shape{.layers = 4, .max_positions = 1024};
@@ -178,6 +180,7 @@ TEST_CASE("indexes built on other threads beside the prefill are those built in 
 }
 
 #if !defined(PQKV_TEST_SANITIZED)  // sanitizers map more than any limit
+namespace {
 /// Bytes of memory that this process may write and shares with nobody, which RLIMIT_DATA limits.
 std::size_t private_bytes() {
   std::ifstream status("/proc/self/status");
@@ -188,7 +191,7 @@ std::size_t private_bytes() {
 }
 
 /// Logits of a prompt and of four tokens behind it.
-std::vector<float> logits_of(engine& computing, std::span<const token_id> prompt, const policy_settings& settings) {
+std::vector<float> logits_behind(engine& computing, std::span<const token_id> prompt, const policy_settings& settings) {
   const started_session started = computing.start(prompt, settings, 8, session_kind::single);
   std::vector<float> all = started.logits;
   for (const token_id token : {1u, 2u, 3u, 4u}) {
@@ -197,6 +200,7 @@ std::vector<float> logits_of(engine& computing, std::span<const token_id> prompt
   }
   return all;
 }
+}  // namespace
 
 TEST_CASE("a prompt whose keys and values are three times the memory that the process may take from its start on") {
   const tiny_shape shape{
@@ -216,13 +220,13 @@ TEST_CASE("a prompt whose keys and values are three times the memory that the pr
     const rlimit bound{private_bytes() + held / 3, private_bytes() + held / 3};
     if (::setrlimit(RLIMIT_DATA, &bound) != 0) ::_exit(2);
     try {
-      logits_of(*computing, prompt, memory);
+      logits_behind(*computing, prompt, memory);
       ::_exit(3);  // no limit: this test would say nothing
     } catch (const std::bad_alloc&) {
     }
     try {
       return_free_memory();
-      const auto got = logits_of(*computing, prompt, in_file(memory, files.path(), 16, 16, eviction_name::lfu));
+      const auto got = logits_behind(*computing, prompt, in_file(memory, files.path(), 16, 16, eviction_name::lfu));
       std::ofstream(result, std::ios::binary)
           .write(reinterpret_cast<const char*>(got.data()), static_cast<std::streamsize>(got.size() * sizeof(float)));
     } catch (const std::exception&) {
@@ -234,7 +238,7 @@ TEST_CASE("a prompt whose keys and values are three times the memory that the pr
   ::waitpid(child, &how, 0);
   CHECK(WIFEXITED(how));
   CHECK(WEXITSTATUS(how) == 0);
-  const auto wanted = logits_of(*computing, prompt, memory);
+  const auto wanted = logits_behind(*computing, prompt, memory);
   CHECK(contents(result) == std::string(reinterpret_cast<const char*>(wanted.data()), wanted.size() * sizeof(float)));
 }
 #endif
