@@ -62,9 +62,9 @@ TEST_CASE("--kv-tier: what is refused before anything is computed") {
   check_refused(tiny.generate(tier + "--policy full"), "--kv-tier: keeps keys and values in a file for --policy pq alone");
   check_refused(tiny.generate(tier + "--rows int8"), "--kv-tier: keeps keys and values as floats: not with --rows int8");
   check_refused(tiny.generate(tier + "--cache-tokens 7 --cache-block 8"), "--cache-tokens: 7 is less than a block of 8 tokens");
-  check_refused(tiny.generate(tier + "--cache-tokens -1"), "--cache-tokens: Value -1 not in range 0 to");
-  check_refused(tiny.generate(tier + "--cache-block 0"), "--cache-block: Value 0 not in range 1 to 256");
-  check_refused(tiny.generate(tier + "--cache-block 257"), "--cache-block: Value 257 not in range 1 to 256");
+  check_refused(tiny.generate(tier + "--cache-tokens -1"), "--cache-tokens: expected a whole number, 0 to 2147483648, got -1");
+  check_refused(tiny.generate(tier + "--cache-block 0"), "--cache-block: expected a whole number, 1 to 256, got 0");
+  check_refused(tiny.generate(tier + "--cache-block 257"), "--cache-block: expected a whole number, 1 to 256, got 257");
   check_refused(tiny.generate(tier + "--eviction fifo"), "--eviction: expected lfu|lru|tiny_lfu, got fifo");
   check_refused(tiny.generate("-p a --eviction lru"), "--kv-tier");
   check_refused(tiny.generate("-p a --cache-tokens 100"), "--kv-tier");
