@@ -146,7 +146,7 @@ def page(measured: results, rows: list[dict[str, Any]], figures: str) -> str:
              "A share is that of the ceiling that limits the kernel, measured in the same process. The widest instruction set decides; all are shown.", "", *first,
              *([f"![Shares of ceilings, by instruction set]({figures}ceilings.svg)", ""] if has_shares(rows, measured) else []),
              "## Rivals", "", *rivals(rows, measured), "## What binds, what was tried", "", *notes(rows),
-             "## A step by context length", "", "One layer: 8 KV heads, 32 query heads, head dimension 128, bfloat16; append, attend, maintain.", "",
+             "## A step by context length", "", "One layer: 8 KV heads, 32 query heads, head dimension 128, bfloat16; append, attend, maintain. Codes of 2 x 6 bits: the defaults, 4 x 8, take longer to rank.", "",
              *step(measured, figures), "## The decoder's speed", "", *speed(measured), "## Side by side", "", *side_by_side(measured)]
     for name, why in measured.failed.items():
         lines.append(f"`{name}` failed: {why}")
