@@ -19,7 +19,7 @@ LIBRARY = "4pqkv"  # in a mangled name
 # Instructions that are encoded by VEX or EVEX are named v... (verr and its like are no code of programs); masks have names of their own.
 AVX = re.compile(r"\t(\{[a-z0-9]+\} )?v[a-z]|%[yz]mm[0-9]|%k[0-7]\b")
 # A SIMD kernel, in a demangled name: a class of functions for one instruction set, or a function called by it alone.
-KERNELS = re.compile(r"simd_kernels<[^<>]*isa::avx|float_environment::clear_upper_halves\(\)")  # the latter asks the CPU itself
+KERNELS = re.compile(r"kernels<[^<>]*isa::avx|float_environment::clear_upper_halves\(\)")  # the latter asks the CPU itself
 
 
 def output(*command):
