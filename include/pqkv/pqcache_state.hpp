@@ -192,7 +192,7 @@ class pqcache_state {
   /// @param queries  [n, hq, d] float, half or bfloat16, after rotary embedding, any strides; a query that is not finite is left out
   /// @throws shape_error, value_error; also when the selector's settings make no use of queries; std::bad_alloc where the selector stores
   ///         them (h2o)
-  /// @cost   n * hq * d additions or copies in the calling thread
+  /// @cost   n * hq * d additions or copies in the calling thread; on a device one kernel: the queries must last until it has run
   template <exec::policy P, class Q, class Space>
   requires storage_scalar<Q> && std::same_as<typename P::space_type, space_type> && reachable_from<Space, P>
   void observe(const P& policy, std::size_t slot, view<Q, 3, Space> queries) {

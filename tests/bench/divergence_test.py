@@ -4,8 +4,9 @@
 import pathlib
 import subprocess
 import sys
-import tempfile
 import unittest
+
+from stand_in import with_stand_in
 
 root = pathlib.Path(__file__).resolve().parents[2]
 script = root / "bench/quality/divergence.py"
@@ -24,14 +25,11 @@ pathlib.Path(value("--json")).write_text(json.dumps(dict(perplexity=score, stati
 '''
 
 
-class divergence(unittest.TestCase):
+class divergence(with_stand_in):
+    stand_in = stand_in
+
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = pathlib.Path(folder.name)
-        self.program = self.folder / "minillama"
-        self.program.write_text(stand_in.replace("{python}", sys.executable))
-        self.program.chmod(0o755)
+        super().setUp()
         self.texts = [self.folder / "short", self.folder / "long"]
         for text, letters in zip(self.texts, (2, 50)):
             text.write_text("x" * letters)

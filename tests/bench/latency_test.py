@@ -5,8 +5,9 @@ import json
 import pathlib
 import subprocess
 import sys
-import tempfile
 import unittest
+
+from stand_in import with_stand_in
 
 root = pathlib.Path(__file__).resolve().parents[2]
 
@@ -33,14 +34,11 @@ pathlib.Path(value("--json")).write_text(json.dumps(document))
 '''
 
 
-class latency(unittest.TestCase):
+class latency(with_stand_in):
+    stand_in = stand_in
+
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = pathlib.Path(folder.name)
-        self.program = self.folder / "minillama"
-        self.program.write_text(stand_in.replace("{python}", sys.executable))
-        self.program.chmod(0o755)
+        super().setUp()
         self.json = self.folder / "latency.json"
 
     def run_script(self, *arguments, script="latency.py"):

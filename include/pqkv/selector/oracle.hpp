@@ -21,10 +21,17 @@ struct list_best {};  // run(policy, scores [lists, n], ranges [h], indices [lis
 
 namespace detail {
 /// Into how many parts a device cuts the tokens of a list.
-constexpr std::size_t exact_scores_device_parts(std::size_t lists) { return lists < 512 ? 1024 / (lists < 2 ? 2 : lists) : 2; }
+/// @{
+inline constexpr std::size_t exact_scores_most_parts = 512;
+constexpr std::size_t exact_scores_device_parts(std::size_t lists) {
+  const std::size_t parts = 2 * exact_scores_most_parts / (lists < 2 ? 2 : lists);
+  return parts < 2 ? 2 : parts;
+}
+/// @}
 constexpr std::size_t exact_scores_device_scratch_bytes(const op::exact_scores::sizes& s) {
-  constexpr std::size_t most = static_cast<std::size_t>(-1);                                      // stands for more than can be counted
-  const std::size_t row = s.tokens * sizeof(float) + 512 * 2 * sizeof(float) + cache_line_bytes;  // logits; a sum and maximum of each part
+  constexpr std::size_t most = static_cast<std::size_t>(-1);  // stands for more than can be counted
+  const std::size_t row =
+      s.tokens * sizeof(float) + exact_scores_most_parts * 2 * sizeof(float) + cache_line_bytes;  // logits; a sum and maximum of each part
   return s.query_heads <= most / row ? s.query_heads * row + 2 * cache_line_bytes : most;
 }
 }  // namespace detail
