@@ -61,7 +61,7 @@ void step(std::size_t batch, std::size_t n, policy which) {
 
 void measure_all() {
   using rows = pqkv::dense_rows<pqkv::bfloat16, device>;
-  for (const std::size_t n : {32768u, 131072u, 524288u}) {
+  for (const std::size_t n : {32768u, 131072u, 524288u, 2097152u}) {
     for (const policy which : {policy::pq_2x6, policy::pq_4x8, policy::dense}) step<rows>(1, n, which);
     step<pqkv::quantized_rows<device>>(1, n, policy::pq_4x8);
   }
