@@ -20,8 +20,23 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// A CTA encodes keys one after the other; each thread computes the distance to a centroid of one of the subspaces. The codes are those of
-/// encode().
+/// The subspaces that one CTA encodes, where several CTAs share a key.
+struct subspace_share {
+  unsigned first, last;
+
+  /// All subspaces. @param m  how many there are
+  PQKV_HD static constexpr subspace_share all(unsigned m) { return {0, m}; }
+  /// Those of one of `shares` CTAs: each has at most most(m, shares).
+  PQKV_HD static constexpr subspace_share of(unsigned m, unsigned shares, unsigned which) {
+    const unsigned each = most(m, shares), first = each * which < m ? each * which : m;
+    return {first, first + each < m ? first + each : m};
+  }
+  PQKV_HD static constexpr unsigned most(unsigned m, unsigned shares) { return (m + shares - 1) / shares; }
+  PQKV_HD constexpr unsigned size() const { return last - first; }
+};
+
+/// A CTA encodes keys one after the other, in all subspaces or in some; each thread computes the distance to a centroid of one of the
+/// subspaces. The codes are those of encode().
 class key_encoder {
  public:
   struct scratch {
@@ -29,44 +44,47 @@ class key_encoder {
     unsigned long long best[max_subspaces];
     std::uint8_t usable[max_subspaces];
   };
-  /// Bytes of shared memory for a head's centroids; 0 if a CTA reads them from device memory. @param room  how many bytes a CTA may have
-  static std::size_t shared_bytes(const codebook_view<space::device>& book, std::size_t room) {
-    const std::size_t bytes = block::shared_memory::bytes<float>(book.centroids.stride(0));
+  /// Bytes of shared memory for a head's centroids in so many subspaces; 0 if a CTA reads them from device memory.
+  /// @param room  how many bytes a CTA may have
+  static std::size_t shared_bytes(const codebook_view<space::device>& book, unsigned subspaces, std::size_t room) {
+    const std::size_t bytes = block::shared_memory::bytes<float>(subspaces * book.centroids.stride(1));
     return bytes <= std::min<std::size_t>(room, tuning::encode_shared_bytes) ? bytes : 0;
   }
   /// Begins to copy a head's centroids into dynamic shared memory.
-  __device__ static const float* copy_centroids(const codebook_view<space::device>& book, std::size_t head) {
-    const unsigned count = static_cast<unsigned>(book.centroids.stride(0));
+  __device__ static const float* copy_centroids(const codebook_view<space::device>& book, std::size_t head, const subspace_share& own) {
+    const unsigned count = own.size() * static_cast<unsigned>(book.centroids.stride(1));
     float* room = block::shared_memory().take<float>(count);
-    const float* from = &book.centroids(head, 0, 0, 0);
+    const float* from = &book.centroids(head, own.first, 0, 0);
 #pragma unroll 1
     for (unsigned i = 4 * threadIdx.x; i < count; i += 4 * blockDim.x) block::copy_async(block::shared_address(room + i), from + i, 16);
     block::end_copies();
     return room;
   }
 
+  /// @param share   which subspaces are encoded
   /// @param copied  what copy_centroids() returned: then only keys of that head can be encoded; null: centroids are read from device memory
   __device__ key_encoder(scratch& own, const codebook_view<space::device>& book, const pair_axes<space::device>& axes,
-                         const float* copied = nullptr)
+                         const subspace_share& share, const float* copied = nullptr)
       : scratch_(own),
         book_(book),
         axes_(axes),
+        own_(share),
         m_(static_cast<unsigned>(book.subspaces())),
         ds_(static_cast<unsigned>(book.sub_dim())),
         width_(static_cast<unsigned>(book.row_dim())),
         c_(static_cast<unsigned>(book.size())),
         copied_(copied) {}
 
-  /// All threads, in whole warps, write the codes of token t. Thread 0 returns the token's cell, if cells fit in 32 bits. A barrier must
-  /// stand between two calls.
+  /// All threads, in whole warps, write the codes of token t. Thread 0 returns the token's cell, if all subspaces are encoded and cells fit
+  /// in 32 bits. A barrier must stand between two calls.
   template <class T>
   __device__ std::uint32_t encode(std::size_t head, kv_row<T> key, const mutable_codes_view<space::device>& codes, std::size_t t) {
     const bool key_is_finite = stage(head, key);
     if (book_.metric() == key_metric::inner_product) lift(head);
     find(head);
-    if (threadIdx.x < m_) codes(head, threadIdx.x, t) = code(threadIdx.x, key_is_finite);
+    if (threadIdx.x < own_.size()) codes(head, own_.first + threadIdx.x, t) = code(own_.first + threadIdx.x, key_is_finite);
     std::uint32_t cell = 0;
-    for (unsigned j = 0; threadIdx.x == 0 && j < m_; ++j) cell = cell * c_ + code(j, key_is_finite);
+    for (unsigned j = 0; threadIdx.x == 0 && own_.size() == m_ && j < m_; ++j) cell = cell * c_ + code(j, key_is_finite);
     return cell;
   }
 
@@ -87,7 +105,7 @@ class key_encoder {
   }
   /// Computes the added coordinate of every subspace (see canonical::sphere_coordinate). Ends with a barrier.
   __device__ void lift(std::size_t head) {
-    if (threadIdx.x < m_) {
+    if (threadIdx.x >= own_.first && threadIdx.x < own_.last) {
       float* row = scratch_.y + threadIdx.x * width_;
       const float norm = canonical::dot(row, row, 1, ds_);
       row[ds_] = canonical::sphere_coordinate(book_.squared_radius(head, threadIdx.x), norm);
@@ -97,9 +115,9 @@ class key_encoder {
   }
   /// Finds the nearest centroid of every subspace. Ends with a barrier.
   __device__ void find(std::size_t head) {
-    const unsigned lanes = c_ < 32 ? c_ : 32, all = m_ * c_;  // lanes of a warp that share a subspace
+    const unsigned lanes = c_ < 32 ? c_ : 32, all = own_.size() * c_;  // lanes of a warp that share a subspace
     for (unsigned base = 0; base < all; base += blockDim.x) {
-      const unsigned at = base + threadIdx.x, j = at / c_, x = at - j * c_;
+      const unsigned at = base + threadIdx.x, j = own_.first + at / c_, x = at % c_;
       std::uint64_t best = at < all ? block::nearest_key(distance(head, j, x), x) : ~0ull;
       for (unsigned step = lanes / 2; step > 0; step /= 2) {
         const std::uint64_t other = __shfl_xor_sync(block::all_lanes, best, static_cast<int>(step));
@@ -117,7 +135,7 @@ class key_encoder {
       sum = canonical::fma(e, e, sum);
     };
     if (copied_ != nullptr)
-      block::for_strided<8>(copied_ + j * width_ * c_ + x, c_, width_, add);
+      block::for_strided<8>(copied_ + (j - own_.first) * width_ * c_ + x, c_, width_, add);
     else
       block::for_strided<16>(&book_.centroids(head, j, 0, x), c_, width_, add);
     return sum;
@@ -129,8 +147,9 @@ class key_encoder {
   scratch& scratch_;
   const codebook_view<space::device>& book_;
   const pair_axes<space::device>& axes_;
+  subspace_share own_;
   unsigned m_, ds_, width_, c_;
-  const float* copied_;  // [m, width, c]
+  const float* copied_;  // [own subspaces, width, c]
 };
 
 /// grid.x: KV heads; grid.y: rows of a step; grid.z: CTAs that take a row's leaving tokens in turn.
@@ -141,7 +160,7 @@ __global__ void __launch_bounds__(max_centroids) encode_leaving_kernel(pq_index_
   const leaving_tokens tokens = leaving(blockIdx.y);
   const std::size_t head = std::size_t{tokens.slot} * index.kv_heads + blockIdx.x;
   const codebook_view<space::device> book = index.book;
-  key_encoder encoder(scratch, book, index.pairs);
+  key_encoder encoder(scratch, book, index.pairs, subspace_share::all(static_cast<unsigned>(book.subspaces())));
   for (std::uint32_t t = tokens.first + blockIdx.z; t < tokens.last; t += gridDim.z) {
     encoder.encode(head, rows.key(head, t), index.codes, t);
     __syncthreads();

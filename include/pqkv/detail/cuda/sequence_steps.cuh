@@ -27,9 +27,14 @@ void append_step(const P& policy, const Rows& rows, const Index& index, const ap
   const unsigned h = static_cast<unsigned>(rows.heads() / batch), all = static_cast<unsigned>(count);
   if (!call.step.has_counts()) {
     const auto kernel = append_token_kernel<Rows, Index, K, V, From, Places>;
+    unsigned encoders = 0;
     std::size_t centroid_bytes = 0;
-    if constexpr (!std::is_same_v<Index, no_index>) centroid_bytes = key_encoder::shared_bytes(index.book, launch.shared_limit(kernel));
-    const unsigned shares = keys.data != nullptr && !std::is_same_v<Index, no_index> ? 2 : 1;
+    if constexpr (!std::is_same_v<Index, no_index>) {
+      const unsigned m = static_cast<unsigned>(index.book.subspaces()), most = subspace_share::most(m, tuning::encode_step_ctas);
+      encoders = index.index.empty() ? ceil_div(m, most) : 1;  // a cell is made of all codes
+      centroid_bytes = key_encoder::shared_bytes(index.book, subspace_share::most(m, encoders), launch.shared_limit(kernel));
+    }
+    const unsigned shares = std::max((keys.data != nullptr ? 1 : 0) + encoders, 1u);
     launch("append_token_kernel", kernel, {dim3(h, all, shares), max_centroids, centroid_bytes}, rows, index, call, centroid_bytes != 0,
            keys, values, places);
     return;

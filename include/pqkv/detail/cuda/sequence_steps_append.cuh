@@ -141,9 +141,9 @@ __device__ inline void join_ranked(const pq_index_view<space::device>& index, st
   grow_range(index.index, head, t, t + 1);
 }
 
-/// grid.x: KV heads; grid.y: rows of a step, one token each; grid.z: with 2, the first CTA stores and the second encodes; with 1, one CTA
-/// does both. The key that leaves is never the new one, since no window is empty.
-/// @param copies  whether there is shared memory for a head's centroids
+/// grid.x: KV heads; grid.y: rows of a step, one token each; grid.z: CTAs that encode, each some of the subspaces, after one that stores if
+/// there are keys; one CTA if there is nothing to encode or store. The key that leaves is never the new one, since no window is empty.
+/// @param copies  whether there is shared memory for a CTA's centroids
 /// @param keys  [rows, h, d]; without data the rows are in the store already
 template <class Rows, class Index, class K, class V, class From, class Places>
 __global__ void __launch_bounds__(max_centroids)
@@ -152,13 +152,18 @@ __global__ void __launch_bounds__(max_centroids)
   block::release_dependents();
   const std::uint32_t row = blockIdx.y, slot = call.step.slot(row);
   if (slot >= call.slots.sequences.extent(0)) return;
-  [[maybe_unused]] const bool encodes = blockIdx.z + 1 == gridDim.z;
+  const bool has_keys = keys.data != nullptr, stores = has_keys && blockIdx.z == 0;
+  [[maybe_unused]] const bool encodes = !stores;
   const std::size_t head = std::size_t{slot} * gridDim.x + blockIdx.x;
   slot_statistics& statistics = call.slots.statistics(slot);
   const sequence now = call.slots.sequences(slot);
   [[maybe_unused]] const float* centroids = nullptr;
-  if constexpr (!std::is_same_v<Index, no_index>)
-    if (copies && encodes) centroids = key_encoder::copy_centroids(index.book, head);  // while the sequence is read
+  [[maybe_unused]] subspace_share own{};
+  if constexpr (!std::is_same_v<Index, no_index>) {
+    const unsigned encoders = gridDim.z - (has_keys ? 1 : 0);
+    if (encodes) own = subspace_share::of(static_cast<unsigned>(index.book.subspaces()), encoders, blockIdx.z - (has_keys ? 1 : 0));
+    if (copies && encodes) centroids = key_encoder::copy_centroids(index.book, head, own);  // while the sequence is read
+  }
   if (!has_room(call, now, 1)) {
     if (blockIdx.x == 0 && blockIdx.z == 0 && threadIdx.x == 0) ++statistics.refused;
     block::wait_copies<0>();
@@ -171,7 +176,7 @@ __global__ void __launch_bounds__(max_centroids)
     __threadfence();
     is_last = atomicAdd(&call.slots.tickets(row), 1u) + 1 == gridDim.x * gridDim.z;  // then all other CTAs of the row have read it too
   }
-  if (keys.data != nullptr && blockIdx.z == 0 && places.owns(now.n)) {
+  if (stores && places.owns(now.n)) {
     const std::size_t d = rows.head_dim();
     const std::uint32_t to = places.local(now.n);
     const bool key_is_finite = store_elements(row_of(keys, row, blockIdx.x), rows.key_slot(head, to), d, threadIdx.x, blockDim.x),
@@ -187,7 +192,7 @@ __global__ void __launch_bounds__(max_centroids)
     const leaving_tokens leaving =
         encodes && now.learned != 0 ? places.local(leaving_between(slot, now, now.grown(1), call.slots.rule)) : leaving_tokens{};
     const codebook_view<space::device> book = index.book;
-    key_encoder encoder(scratch, book, index.pairs, centroids);
+    key_encoder encoder(scratch, book, index.pairs, own, centroids);
     for (std::uint32_t t = leaving.first; t < leaving.last; ++t) {
       if (t != leaving.first) __syncthreads();
       join_ranked(index, head, t, encoder.encode(head, newest.key(rows, head, t), index.codes, t));
@@ -195,7 +200,7 @@ __global__ void __launch_bounds__(max_centroids)
     block::wait_copies<0>();  // also where no key leaves
   }
   if (is_last) {
-    if (keys.data != nullptr) newest.commit(rows);
+    if (has_keys) newest.commit(rows);
     call.slots.tickets(row) = 0;
     call.slots.sequences(slot) = now.grown(1);
   }

@@ -8,6 +8,7 @@ inline constexpr unsigned encode_tile_tokens = 32;       // not measured: 4 thre
 inline constexpr unsigned encode_few_tokens = 32;        // up to here a CTA is a token: what a decode step encodes
 inline constexpr unsigned encode_few_threads = 128;      // not measured
 inline constexpr unsigned encode_shared_bytes = 131072;  // most centroids that a CTA copies to encode one key of a step
+inline constexpr unsigned encode_step_ctas = 8;         // CTAs that share one key of a step, a subspace or more each
 inline constexpr unsigned encode_run_tokens = 2048;    // tokens that a CTA of the matrix products encodes with one staging of the centroids
 inline constexpr unsigned encode_run_threads = 256;    // two CTAs a multiprocessor
 inline constexpr unsigned count_run_tokens = 16384;    // that a CTA counts in shared memory; not used with fewer tokens or more cells
