@@ -10,8 +10,8 @@
 namespace pqkv::inline PQKV_MODE::preset {
 
 /// PQCache as published: 2 x 6 bits and 32 sinks. It trains on all rows but the sinks. The budget stays that of the prompt's length,
-/// however long the answer grows, and half of it is the window. It clusters once, with as many iterations (at most 300) as fit behind the
-/// model's own work.
+/// however long the answer grows, and half of it is the window. It clusters once, with as many iterations (at most 300) as fit into the
+/// time that the model works on the next layer.
 ///
 /// @param shape    of the cache
 /// @param ratio    share of the prompt's tokens that attend

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ranks of one host, each with a CUDA device of its own that reaches the others' memory (NVLink, or PCIe with peer access). The library's
-// kernels write their messages straight into the other devices' memory, raise a flag behind them, and wait for the flags of the others: a
-// decode step has no kernel that only carries messages. Opt-in. Not between hosts: see adapt/nccl.cuh.
+// kernels write their messages straight into the other devices' memory, then raise a flag, and wait for the flags of the others: a decode
+// step has no kernel that only carries messages. Opt-in. Not between hosts: see adapt/nccl.cuh.
 //
 // Run each rank in a process of its own rather than in a thread. A call that allocates or frees memory may wait for the device of another
 // thread; if that device's kernels wait for a message which this thread has not sent yet, neither goes on.
@@ -9,7 +9,8 @@
 // A message has parts, each written and awaited by one CTA, and two places in every rank's memory, which take turns. A rank reuses a place
 // only for the message after next. By then it has received the message in between from every other rank, which each sends only after it has
 // read the place. A 32-bit number is stored together with its message's number as one 64-bit word, so it needs neither a fence nor a flag;
-// other words have a flag. Source: NCCL's low-latency protocol, and NVSHMEM's put with signal.
+// other words have a flag.
+// Source: NCCL's low-latency protocol, and NVSHMEM's put with signal.
 #pragma once
 
 #include <cuda_runtime.h>

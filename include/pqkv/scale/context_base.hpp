@@ -44,7 +44,7 @@ struct context_params : cache_shape {  // capacity: tokens of a slot on all rank
   agreement_mode agreement = agreement_mode::each_call;
 };
 
-/// Keys [h, n, d] as a store of rows, of which training reads keys alone. Head `first_head` of the store is head 0 here.
+/// Keys [h, n, d] as a store of rows, for training, which reads no values. Head `first_head` of the store is head 0 here.
 template <class T, class Space = space::host>
 struct sampled_keys {
   using value_type = T;

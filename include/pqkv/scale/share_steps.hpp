@@ -60,7 +60,7 @@ struct gathered_mail {
 
   /// What a CTA uses for its part of the message, once the kernels before this one have ended.
   PQKV_HD constexpr gathered_mail open(unsigned) const { return *this; }
-  /// A word, or a float behind the vote, of what rank r sent.
+  /// A word of what rank r sent, or a float of what follows the vote there.
   PQKV_HD constexpr std::uint64_t word(unsigned r, std::size_t i) const { return all[r * words + i]; }
   PQKV_HD float value(unsigned r, std::size_t i) const { return reinterpret_cast<const float*>(all + r * words + 1)[i]; }
 };

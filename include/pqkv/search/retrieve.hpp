@@ -111,7 +111,7 @@ constexpr status can_retrieve(const Table& table, const Codes& codes, const Inde
 /// @param table    [hq, m, c] float, from inner_product_table()
 /// @param codes    [h, m, n] uint8, planar, absolute positions
 /// @param index    of the same codes, or empty. Each head's `first` must be the beginning of its range, and its `last` the end of the range
-///                 or behind it; tokens behind the range then take no part
+///                 or later; tokens after the range take no part
 /// @param ranges   [h] what is ranked. A range beyond n, or one that selects more than indices.extent(1), is a value_error on the host. On
 ///                 a device, where reading it would mean waiting, both are cut to what there is
 /// @param indices  [h, k_max] int32 ([hq, k_max] under `none`), written: absolute positions, ascending, then -1
