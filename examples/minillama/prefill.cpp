@@ -14,7 +14,7 @@ namespace {
 
 // Tokens a projection task computes: its activations (two times the intermediate width) stay in a core's second-level cache.
 constexpr std::size_t block_tokens = 128;
-// Tokens that attend in one call of the library: enough tiles for many threads, and calls often enough for the progress bar.
+// Query tokens in one call of the library: enough tiles for many threads, and calls often enough for the progress bar.
 constexpr std::size_t attention_tokens = 2048;
 
 std::size_t tiles(std::size_t n, std::size_t tile) { return (n + tile - 1) / tile; }
