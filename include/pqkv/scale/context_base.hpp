@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What context-parallel caches in host memory and on devices have in common: their parameters, the checks of these, which tokens of a
-// sequence a rank holds, and this rank's rows, index and memory of a step. context_calls.hpp alone includes this file, and share_steps.hpp,
+// sequence a rank holds, and this rank's rows, index and memory of a step. Only context_calls.hpp includes this file, and share_steps.hpp,
 // which needs the parameters.
 #pragma once
 

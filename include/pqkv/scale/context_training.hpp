@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How a rank of a context-parallel cache takes rows and learns from them. One codebook for all ranks: every rank gets the keys that one
-// rank with all tokens would train on, in the same order, so training gives the same bits everywhere and with any number of ranks.
-// context_parallel.hpp alone includes this file.
+// rank with all tokens would train on, in the same order, so training gives the same bits everywhere and with any number of ranks. Only
+// context_parallel.hpp includes this file.
 #pragma once
 
 #include "context_state.hpp"

@@ -56,7 +56,7 @@ PQKV_HD constexpr search_path resolve_path(search_path wanted, std::size_t cells
   if (wanted != search_path::automatic) return wanted;
   // measured: retrieve_tokens_a_cell of bench/retrieve.cpp, one Zen 5 core, 2026-11: time of scan over joint at 1, 2, 4 tokens a cell.
   // Normal keys, which fill the cells: 2 x 6 bits VBMI 0.9, 1.4, 2.7, AVX2 1.8, 3.5, 7.5; 2 x 8 bits VBMI 1.2, 2.2, 3.5, scalar 1.1, 2.2,
-  // 4.2. Keys in clusters: 1.8, 2.4, 3.4; 3.6, 5.9, 8.6; 4.7, 7.2, 13; 13, 23, 45
+  // 4.2. Keys in clusters, in the same order: 1.8, 2.4, 3.4; 3.6, 5.9, 8.6; 4.7, 7.2, 13; 13, 23, 45
   return cells != 0 && cells <= tokens ? search_path::joint : search_path::scan;
 }
 

@@ -74,13 +74,15 @@ concept selects_by_spans = requires(S selector, const P& policy, const selector:
 
 /// A selector S in the memory space of policy P. Rows are kv_rows of all slots by absolute position; slot b's head is b * h + head.
 ///
-///   params, can_construct(shape, params)        its settings, and the check of what it cannot do index_bytes(shape, params)
-///   the memory it will own scratch_bytes(policy, shape, params)        the policy's scratch that a step needs S(policy, shape, params),
-///   lists()           takes all its memory; how many lists a slot has, fixed covers()                                    whether it lists
-///   the middle of a slot, takes all or none of it: before and after learning least_rows()                                how many rows
-///   after the sinks learning needs learn(policy, slot, rows, sequence, middle) learns from all of a slot's keys; may be repeated after a
-///   failure index()                                     encode, commit, forget, parts: see cache/sequence_steps.hpp select(policy, query,
-///   rows, map, ranges, indices, counts)   for queries [rows * hq, d]; empty ranges get no list. Or, for a selector
+///   params, can_construct(shape, params)        its settings, and the check of what it cannot do
+///   index_bytes(shape, params)                  the memory it will own
+///   scratch_bytes(policy, shape, params)        the policy's scratch that a step needs
+///   S(policy, shape, params), lists()           takes all its memory; how many lists a slot has, fixed
+///   covers()                                    whether it lists the middle of a slot, takes all or none of it: before and after learning
+///   least_rows()                                how many rows after the sinks learning needs
+///   learn(policy, slot, rows, sequence, middle) learns from all of a slot's keys; may be repeated after a failure
+///   index()                                     encode, commit, forget, parts: see cache/sequence_steps.hpp
+///   select(policy, query, rows, map, ranges, indices, counts)   for queries [rows * hq, d]; empty ranges get no list. Or, for a selector
 ///     that must see every query, select(policy, query, rows, map, spans, ranges, indices, counts): spans [rows * lists] are what a query
 ///     attends to besides its list, and the call is made also where no query has a list
 ///   traffic_of(element_bytes)                   a function of a middle_range that can be copied to a device. On the host it may also be

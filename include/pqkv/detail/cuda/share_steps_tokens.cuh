@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The selection of all ranks in one launch, where lists are ranked token by token and messages travel in kernels: retrieve_cluster.cuh's
 // steps, with a cluster for each list on every rank. The clusters exchange the sums of their tokens for the normalisers, the scores of a
-// sample that all ranks draw together, and the scores inside the bracket that it gives. Then every CTA knows the threshold of all ranks.
-// If not all tokens at the threshold are selected, the ranks also exchange the positions of these. If the sample misled, each rank selects
-// its own best by radix, and the ranks choose among these as share_steps_choice.cuh does.
+// sample that all ranks draw together, and the scores inside the bracket that this sample gives. Then every CTA knows the threshold of all
+// ranks. If not all tokens at the threshold are selected, the ranks also exchange the positions of these. If the sample misled, each rank
+// selects its own best by radix, and the ranks choose among these as share_steps_choice.cuh does.
 #pragma once
 
 #include <algorithm>

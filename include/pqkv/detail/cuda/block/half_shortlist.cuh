@@ -4,7 +4,7 @@
 // |c|^2 / 2. For each row the error of v has a known bound, so every centroid that may have the least canonical distance is within that
 // bound of the largest v. Usually that is one centroid; if there are two, the caller decides by the canonical distance: about one normally
 // distributed row in a hundred. Exact values would take two or three products in place of one. Rows are operand A of the products, so four
-// lanes hold the values of a row. Needs compute capability 8.0.
+// lanes hold the values of a row. Needs compute capability 8.0 or higher.
 #pragma once
 
 #include <cfloat>
@@ -303,7 +303,7 @@ class half_shortlist {
  private:
   __host__ __device__ static constexpr unsigned chunks(std::size_t c) { return c < 32 ? 1 : static_cast<unsigned>(c / 32); }
   __device__ static int exponent(float magnitude) { return static_cast<int>(float_bits(magnitude) >> 23 & 0xffu) - 127; }
-  /// A lane has two pairs of elements at a step of the products. Returns the first element of the first pair (`pair` 0) or second (`pair`
+  /// A lane has two pairs of elements at a step of the products. Returns the first element of the first (`pair` 0) or second one (`pair`
   /// 2).
   __device__ static unsigned of_step(unsigned step, unsigned pair) {
     constexpr unsigned here = of_piece / 4;
