@@ -105,7 +105,7 @@ const chat_template* chat_for(const ask_options& o, const tokenizer& words) {
 
 /// The usual contestants and the demonstration have the oracle among them, so a GPU is asked for policies by name.
 void refuse_beside_cuda(const ask_options& o) {
-  if (o.demo) throw usage_error("--demo", "shows the oracle, which the host alone has: not with --device cuda");
+  if (o.demo) throw usage_error("--demo", "shows the oracle, which only the host has: not with --device cuda");
   if (o.policies.empty()) throw usage_error("--device", "cuda: name its policies with --policy: pq, streaming");
   for (const policy_name name : o.policies) {
     policy_settings settings;
@@ -114,7 +114,7 @@ void refuse_beside_cuda(const ask_options& o) {
   }
   for (const std::string& asked : o.codes)
     if (const auto sizes = code_sizes::parse(asked); sizes && sizes->fine_subspaces != 0)
-      throw usage_error("--codes", asked + ": the second stage is on the host alone: not with --device cuda");
+      throw usage_error("--codes", asked + ": the second stage runs only on the host: not with --device cuda");
 }
 
 }  // namespace

@@ -234,7 +234,7 @@ void declare_measurements(CLI::App& app, options& o) {
 /// @pre a folder was named
 void check_tier(const policy_settings& policy) {
   const tier_settings& tier = policy.tier;
-  if (policy.name != policy_name::pq) throw usage_error("--kv-tier", "keeps keys and values in a file for --policy pq alone");
+  if (policy.name != policy_name::pq) throw usage_error("--kv-tier", "keeps keys and values in a file only for --policy pq");
   if (policy.rows != row_format::float32) throw usage_error("--kv-tier", "keeps keys and values as floats: not with --rows int8");
   if (tier.cache_tokens != 0 && tier.cache_tokens < tier.block_tokens)
     throw usage_error("--cache-tokens", std::to_string(tier.cache_tokens) + " is less than a block of " +

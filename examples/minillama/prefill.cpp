@@ -102,7 +102,7 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
 
     prompt.parts.matrices += clock.lap();
 
-    const std::size_t wanted = layer + 1 == config.layers ? n - 1 : 0;  // the first token that is read behind this layer
+    const std::size_t wanted = layer + 1 == config.layers ? n - 1 : 0;  // the first token whose output of this layer is read
     const auto store = pqkv::dense_kv(keys.data(), values.data(), config.kv_heads, n, d);
     for (std::size_t first = wanted, count = 0; first < n; first += count) {
       count = std::min(attention_tokens, n - first);
