@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--program", type=pathlib.Path, required=True, help="the built minillama-ask")
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32640], help="bytes; a question needs 128 more")
-    parser.add_argument("--questions", type=int, default=6, help="on each context, under each policy")
+    parser.add_argument("--questions", type=int, default=6, help="questions on each context, under each policy")
     parser.add_argument("--ratios", type=int, nargs="+", default=[10], help="10 for a tenth of the tokens")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=pathlib.Path, required=True)

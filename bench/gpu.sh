@@ -6,13 +6,13 @@
 #   bench/gpu.sh FOLDER [NAME_PREFIX] [--no-checks] [--no-peers]     e.g. bench/gpu.sh results, or bench/gpu.sh results retrieve/joint
 #
 # FOLDER/gpu.json    a JSON line for the run, the device, each ceiling and each measurement: bench/cuda/*.cu, then bench/peers/gpu.py
-# FOLDER/checks.txt  a line for each program of tests/cuda, which compare the device with the host; what a failed one printed below it
+# FOLDER/checks.txt  a line for each program of tests/cuda, which compare the device with the host; below it what a failed program printed
 # FOLDER/gpu.md      the targets of bench/targets_gpu.json with what was measured, and every measurement, by bench/gpu_report.py
 #
 # With a NAME_PREFIX only measurements whose names begin with it are taken, and the ceilings; rivals are left out. A run that was ended
 # leaves FOLDER/gpu.json.part. PQKV_CUDA_ARCH names the device's architecture, sm_90 unless given; PQKV_JOBS the number of compilers at a
 # time; PQKV_TORCH_PYTHON a python3 that has torch; PQKV_KEYS a file of keys for real_keys (tests/cuda/real_keys.sh makes it). Exits with 0
-# when all passed and was measured, 1 after a failure, which does not keep the rest from being measured unless something does not compile,
+# when all passed and was measured, 1 after a failure (the rest is still measured, unless something does not compile),
 # 2 for bad arguments, 77 where there is no GPU.
 set -euo pipefail
 

@@ -20,9 +20,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Hit rates of minillama's tier by eviction policy, size of cache and of block.")
     add_options(parser)
     parser.add_argument("--length", type=int, default=8192, help="bytes that are prefilled")
-    parser.add_argument("--tokens", type=int, default=256, help="decoded behind them")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens decoded after them")
     parser.add_argument("--evictions", nargs="+", default=["lfu", "lru", "tiny_lfu"])
-    parser.add_argument("--caches", type=int, nargs="+", default=[1024, 4096], help="tokens of a layer")
+    parser.add_argument("--caches", type=int, nargs="+", default=[1024, 4096], help="tokens in memory, for each layer")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 16, 128], help="tokens of a block")
     args = parser.parse_args()
     text = read_text(args, args.length + args.tokens)[:args.length + args.tokens]

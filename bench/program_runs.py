@@ -24,10 +24,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--program", type=pathlib.Path, required=True, help="the built minillama")
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--text", type=pathlib.Path, help="default: the pages of docs/, one after the other")
-    parser.add_argument("--ratio", type=float, default=0.1, help="share of the tokens that attend")
-    parser.add_argument("--folder", help="on the disk that is to hold files of keys and values; default: the system's for temporary files")
+    parser.add_argument("--ratio", type=float, default=0.1, help="share of the tokens that is attended to")
+    parser.add_argument("--folder", help="folder for files of keys and values; default: the system's for temporary files")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", type=pathlib.Path, required=True, help="file of results; written after each run")
+    parser.add_argument("--json", type=pathlib.Path, required=True, help="file of results, written after each run")
     parser.add_argument("--fresh", action="store_true", help="run again what the file already has")
 
 

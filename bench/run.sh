@@ -6,8 +6,8 @@
 #   bench/run.sh DIR [--quick] [--resume] [flags of Google Benchmark]     e.g. bench/run.sh results --benchmark_repetitions=5
 #
 # DIR/<operation>.json for bench/<operation>.cpp, DIR/report.md and the figures that it shows. Benchmarks run one after the other, on one
-# core each but for those with an axis `threads`. --quick: short runs of the instruction sets of this CPU, without repetitions.
-# --resume keeps the files that are there, so that a run that stopped goes on.
+# core each, except those with an axis `threads`. --quick: short runs of the instruction sets of this CPU, without repetitions.
+# --resume keeps the files that are there, to continue a run that was stopped.
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ "${1:0:1}" = - ]; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Builds the tests of the arithmetic for AArch64 with a cross compiler and runs them under an emulator: canonical bits against the
-# digest of this machine's build, then the operations' tests with the NEON kernels. Times mean nothing there.
+# digest of this machine's build, then the operations' tests with the NEON kernels. Times measured there mean nothing.
 #
 #   tests/aarch64.sh BUILD_FOLDER DIGEST     DIGEST: what property/canonical_digest.cpp prints here
 #

@@ -9,8 +9,8 @@
 # --mirror  where packages come from; default: the one in this machine's own list of sources. A suite of another distribution than this
 #           machine's needs it: tests/platforms.sh --mirror URL noble
 # --folder  where the systems are made, default: /var/tmp/pqkv_platforms, some 2 GB each; it must allow devices and programs
-# --commands  of demo, tests, all (tests/run.sh --all), compilers (tests/compile/every_compiler.sh),
-#           by commas; default: demo,tests
+# --commands  which to run: demo, tests, all (tests/run.sh --all), compilers (tests/compile/every_compiler.sh),
+#           separated by commas; default: demo,tests
 #
 # The repository's last commit is what is tested, in a fresh clone in each system. Needs root and debootstrap. Prints a line for each
 # command: suite, seconds, exit code and the last line; all of the output is in FOLDER/SUITE-COMMAND.log. Exits with 1 when one failed.

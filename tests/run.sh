@@ -5,9 +5,9 @@
 #   tests/run.sh         g++: all tests, consumers of the installed package, nvcc's compile of the CUDA files where nvcc is,
 #                        canonical bits of g++ and clang at baseline and native flags, the tests under address and
 #                        undefined-behaviour sanitizers, what threads share under the thread sanitizer. Operations and the
-#                        tests of canonical arithmetic are fully optimised, other tests are not; device code is where there is a device;
-#                        tests of caches and of minillama that are the same under the sanitizers are run there alone, tests that start
-#                        minillama only elsewhere; the sanitizers do not check each pointer for null and alignment, but in operations
+#                        tests of canonical arithmetic are fully optimised, other tests are not; device code is if there is a device;
+#                        tests of caches and of minillama that are the same under the sanitizers run only there, and tests that start
+#                        minillama only elsewhere; the sanitizers check pointers for null and alignment only in operations
 #   tests/run.sh --all   the same without these exceptions, all fully optimised, all tests built by clang 19 too, the operations' tests for
 #                        AArch64 under an emulator, and the CUDA backend compiled for every architecture of tests/cuda/architectures.sh
 #

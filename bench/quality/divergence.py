@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""How far a real model's next-token distributions part from dense attention's, by settings: minillama --perplexity over several texts.
+"""How far a real model's next-token distributions are from those of dense attention, by settings: minillama --perplexity over several texts.
 
     divergence.py --program BUILD/examples/minillama/minillama --model FOLDER --folder FOLDER [--text FILE ...]
 
@@ -71,10 +71,10 @@ def measure(args: argparse.Namespace) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     declare_runs(parser, "minillama")
-    parser.add_argument("--settings", nargs="+", help="only these, by the names of the table")
-    parser.add_argument("--bytes", type=int, default=8000, help="of each text")
-    parser.add_argument("--tokens", type=int, default=256, help="at its end that are scored")
-    parser.add_argument("--ratios", type=int, nargs="+", default=[10, 20, 40], help="one token in so many attends")
+    parser.add_argument("--settings", nargs="+", help="run only these settings, named as in the table")
+    parser.add_argument("--bytes", type=int, default=8000, help="bytes of each text that are used")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens at the end of each text that are scored")
+    parser.add_argument("--ratios", type=int, nargs="+", default=[10, 20, 40], help="10: a tenth of the tokens is attended to")
     parser.add_argument("--text", type=pathlib.Path, nargs="*", default=own_texts, help="files of text; default: six of this repository")
     args = parser.parse_args()
     records = measure(args)

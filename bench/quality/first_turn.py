@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What a session that begins with a short turn finds, beside the same tokens as one prompt, and what its trainings cost.
+"""Recall of a session that begins with a short turn, compared with the same tokens as one prompt, and the cost of its trainings.
 
     first_turn.py --program BUILD/examples/minillama/minillama --model examples/minillama/model --folder FOLDER
 
@@ -65,13 +65,13 @@ def main() -> None:
     parser.add_argument("--model", type=pathlib.Path, required=True, help="Hugging Face directory")
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="where results are kept")
     parser.add_argument("--text", type=pathlib.Path, default=root / "LICENSE", help="file of text; default: the licence of this repository")
-    parser.add_argument("--bytes", type=int, nargs="+", default=[7000, 7800, 8700, 9600], help="of the text: each a length of the session")
+    parser.add_argument("--bytes", type=int, nargs="+", default=[7000, 7800, 8700, 9600], help="bytes of the text in a session, one session for each number")
     parser.add_argument("--first", type=int, default=150, help="tokens of the first turn")
     parser.add_argument("--turn", type=int, default=512, help="tokens of the other turns")
-    parser.add_argument("--tokens", type=int, default=256, help="at the end, over which recall is measured")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens at the end, over which recall is measured")
     parser.add_argument("--refresh", type=float, nargs="+", default=[1.05], help="growth at which codebooks are renewed; 0: never")
-    parser.add_argument("--refresh-iterations", type=int, default=1, help="of a renewal; 0: codebooks are trained anew")
-    parser.add_argument("--refresh-keys", default="new", choices=["new", "all"], help="that a renewal trains on and encodes")
+    parser.add_argument("--refresh-iterations", type=int, default=1, help="iterations of a renewal; 0: codebooks are trained anew")
+    parser.add_argument("--refresh-keys", default="new", choices=["new", "all"], help="the keys that a renewal trains on and encodes")
     parser.add_argument("--codes", default="4x8", help="subspaces x bits")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that docs/quality.md says of answers and distributions, measured in one go; run.sh builds the programs and calls this.
+"""Measures all that docs/quality.md says about answers and distributions; run.sh builds the programs and calls this.
 
     laboratory.py --programs BUILD/examples/minillama --folder FOLDER [--real-model FOLDER] [--size whole] [--parts selectors ...]
 
@@ -131,12 +131,12 @@ def main() -> None:
     parser.add_argument("--model", type=pathlib.Path, default=root / "examples/minillama/model", help="the example's own model")
     parser.add_argument("--real-model", type=pathlib.Path, help="Hugging Face directory, e.g. what examples/models/smollm2.sh prints")
     parser.add_argument("--size", choices=sizes, default="small", help="whole is what docs/quality.md shows: hours of 16 cores")
-    parser.add_argument("--parts", choices=parts, nargs="+", help="default: all that the models are there for")
-    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the size's own")
-    parser.add_argument("--ratios", type=int, nargs="+", help="one token in so many attends; in place of the size's own")
-    parser.add_argument("--settings", nargs="+", help="of answers and divergence: only these")
+    parser.add_argument("--parts", choices=parts, nargs="+", help="default: all parts for which there is a model")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds, in place of those of the size")
+    parser.add_argument("--ratios", type=int, nargs="+", help="10: a tenth of the tokens is attended to; in place of those of the size")
+    parser.add_argument("--settings", nargs="+", help="run only these settings of the parts answers and divergence")
     parser.add_argument("--text", type=pathlib.Path, nargs="*", default=[], help="files or folders of running text; default: minillama-ask's own prose")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
     args = parser.parse_args()
     check(args)
     args.folder.mkdir(parents=True, exist_ok=True)

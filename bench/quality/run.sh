@@ -5,8 +5,8 @@
 #
 #   bench/quality/run.sh FOLDER [--size tiny|small|whole] [--seeds 1 2 3] [--parts selectors answers ...] [other options of laboratory.py]
 #
-# FOLDER/report.md has the tables, quality.json and quality.csv every figure behind them, *.svg the pictures. The default size takes
-# about an hour of two cores. --no-real-model leaves the real model out; nothing is downloaded then but packages that are missing.
+# FOLDER/report.md has the tables, quality.json and quality.csv every figure in them, *.svg the pictures. The default size takes
+# about an hour of two cores. --no-real-model leaves the real model out; then only missing packages are downloaded.
 # PQKV_PROGRAMS names a folder that has minillama and minillama-ask already; nothing is built or installed then.
 set -euo pipefail
 if [ $# -lt 1 ] || [ "${1:0:1}" = - ]; then

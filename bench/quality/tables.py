@@ -238,7 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=pathlib.Path, help="quality.json of a laboratory")
     parser.add_argument("page", type=pathlib.Path, help="Markdown with marked tables")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a table is not what the results say")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a table differs from the results")
     args = parser.parse_args()
     document, page = read_json("tables", args.results), args.page.read_text(encoding="utf-8")
     wanted = filled(page, document, args.page)

@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("family", help=", ".join(families))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--records", type=int, default=10)
-    parser.add_argument("--bytes", type=int, default=8000, help="of a record's input, at most")
+    parser.add_argument("--bytes", type=int, default=8000, help="most bytes of a record's input")
     args = parser.parse_args()
     for record in make(args.family, args.seed, args.records, args.bytes):
         print(json.dumps(record))

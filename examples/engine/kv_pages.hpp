@@ -80,7 +80,7 @@ class block_table {
     while (used_[slot] < wanted) pages_(slot, used_[slot]++) = pool_.take();
     return true;
   }
-  /// Gives back what lies behind n tokens.
+  /// Gives back what comes after n tokens.
   void cut(std::size_t slot, std::size_t n) {
     while (used_[slot] > pages_for(n)) pool_.give_back(pages_(slot, --used_[slot]));
   }

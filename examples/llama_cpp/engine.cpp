@@ -287,7 +287,7 @@ void engine::truncate(std::size_t n, std::size_t sequence) {
   if (n >= size_[sequence]) return;
   if (n != 0 && window_ != 0)
     throw std::invalid_argument(
-        "a model with sliding windows cannot forget the last tokens of a sequence alone, since tokens that have left the "
+        "a model with sliding windows cannot forget only the last tokens of a sequence, since tokens that have left the "
         "window are gone: mark() the place before, and go_back() to it");
   llama_memory_seq_rm(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence), n == 0 ? -1 : static_cast<llama_pos>(n), -1);
   if (hook_) n == 0 ? hook_->reset(sequence) : hook_->truncate(sequence, n);

@@ -90,7 +90,7 @@ class engine {
     std::vector<std::uint8_t> windows{};  // llama.cpp's cache of layers with a sliding window
   };
   mark_type mark(std::size_t sequence = 0) const;
-  /// @throws std::invalid_argument for a mark behind the sequence's end
+  /// @throws std::invalid_argument for a mark past the sequence's end
   void go_back(const mark_type& to, std::size_t sequence = 0);
 
   /// Who answers steps from now on: one of the settings' variants, or nothing for llama.cpp itself. A prompt stays in llama.cpp's cache

@@ -85,7 +85,7 @@ std::optional<std::string> answer(const model& file, engine& e, std::span<const 
   return text;
 }
 
-/// What a template adds behind an answer: the end of the assistant's turn, then the next message. Templates may trim answers.
+/// What a template adds after an answer: the end of the assistant's turn, then the next message. Templates may trim answers.
 /// @param before  the text that was answered, with which `all` begins
 std::string text_after(const std::string& all, const std::string& before, std::string answer) {
   const char* const blanks = " \t\r\n";

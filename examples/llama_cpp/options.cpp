@@ -10,35 +10,35 @@
 namespace llama_example {
 
 const char* const usage =
-    R"(llama.cpp with pqkv's attention: a prompt is read densely, the answer attends to a part of the tokens
+    R"(llama.cpp with pqkv's attention: the prompt is read with dense attention, the answer attends to a part of the tokens
 
   llama_pqkv -m MODEL.gguf [-f FILE] -p TEXT     the text of FILE, then TEXT, as a user's message
-    -n N             tokens of an answer at most (128)
+    -n N             most tokens of an answer (128)
     -c N             context: tokens of prompt and answers (what is needed; with --chat the model's)
-    --system TEXT    a system message before
+    --system TEXT    a system message before it
     --raw            no chat template: the text as it is
     --chat           afterwards, each line of stdin is another message
     -t N             threads (1)
 
     --policy P       none (llama.cpp as it is), full, pq, oracle, streaming (pq)
-    --ratio R        share of the tokens that attend, sinks and window included (0.1)
-    --sinks N        first tokens that always attend
-    --window N       last tokens that always attend
+    --ratio R        share of the tokens that is attended to, sinks and window included (0.1)
+    --sinks N        first tokens, always attended to
+    --window N       last tokens, always attended to
     --codes MxB      pq: M codes of B bits a key
-    --cache-type T   of llama.cpp's cache: f16; with --policy none also bf16, f32, q8_0
+    --cache-type T   type of llama.cpp's cache: f16; with --policy none also bf16, f32, q8_0
     --no-flash       without flash attention; only with --policy none
 
-    --session FILE   keep what was read of -f FILE there, and read it from there the next time
+    --session FILE   store the state after reading -f FILE there, and load it the next time
 
-    --compare        the same greedy text as unmodified llama.cpp? Compares the logits of N tokens
+    --compare        compare the logits of N greedy tokens with those of unmodified llama.cpp
     --bench N,N,...  decode speed after prompts of these lengths, beside unmodified llama.cpp
     --quality N,...  after prompts of these lengths: answers about numbers in the text, and perplexity of what follows; dense, pq, streaming
-    --check          copies, marks, sessions and steps of several sequences, each against the plain way
-    --write-f32 FILE the model with its weights as 32-bit floats, for --compare: differences then come from the attention only
+    --check          check copies, marks, sessions and steps of several sequences, each against the plain way
+    --write-f32 FILE write the model with weights in 32-bit floats, for --compare: then only the attention differs
     --steps N        tokens a round of --bench (32); tokens of --quality's perplexity
-    --rounds N       rounds of --bench, the two taking turns (5)
-    --prompts N      times that --bench reads a prompt, in turns with llama.cpp and a second llama.cpp (1)
-    --sequences N    copies that --bench decodes together, after one alone (1)
+    --rounds N       rounds of --bench, in which pqkv and llama.cpp take turns (5)
+    --prompts N      how often --bench reads a prompt, in turns with llama.cpp and a second llama.cpp (1)
+    --sequences N    sequences that --bench decodes together, after it has decoded one (1)
     --needles N      numbers in the text of --quality (10)
 )";
 

@@ -83,7 +83,7 @@ void declare_benchmark(CLI::App& app, ask_options& o) {
   app.add_option("--benchmark-lengths", o.request.lengths, "LongBench's dataset2maxlen.json: tokens of an answer")
       ->needs(file)
       ->group(group);
-  app.add_option("--answer-tokens", o.request.tokens, "tokens of an answer at most; default: as in --benchmark-lengths, else 128")
+  app.add_option("--answer-tokens", o.request.tokens, "most tokens of an answer; default: as in --benchmark-lengths, else 128")
       ->check(count_range(1, 1u << 20))
       ->needs(file)
       ->group(group);
@@ -92,7 +92,7 @@ void declare_benchmark(CLI::App& app, ask_options& o) {
       ->transform(one_of(score_names(), "qa-f1|rouge-l|classification|retrieval|count|code|all|any"))
       ->needs(file)
       ->group(group);
-  app.add_option("--records", o.request.records, "only the first so many records")->check(count_range(1))->needs(file)->group(group);
+  app.add_option("--records", o.request.records, "read only the first N records")->check(count_range(1))->needs(file)->group(group);
 }
 
 /// None for a model of bytes, which is asked in the forms that the shipped one was trained on.
@@ -105,7 +105,7 @@ const chat_template* chat_for(const ask_options& o, const tokenizer& words) {
 
 /// The usual contestants and the demonstration have the oracle among them, so a GPU is asked for policies by name.
 void refuse_beside_cuda(const ask_options& o) {
-  if (o.demo) throw usage_error("--demo", "shows the oracle, which the host alone has: not with --device cuda");
+  if (o.demo) throw usage_error("--demo", "shows the oracle, which only the host has: not with --device cuda");
   if (o.policies.empty()) throw usage_error("--device", "cuda: name its policies with --policy: pq, streaming");
   for (const policy_name name : o.policies) {
     policy_settings settings;
@@ -114,7 +114,7 @@ void refuse_beside_cuda(const ask_options& o) {
   }
   for (const std::string& asked : o.codes)
     if (const auto sizes = code_sizes::parse(asked); sizes && sizes->fine_subspaces != 0)
-      throw usage_error("--codes", asked + ": the second stage is on the host alone: not with --device cuda");
+      throw usage_error("--codes", asked + ": the second stage runs only on the host: not with --device cuda");
 }
 
 }  // namespace
@@ -127,7 +127,7 @@ int main(int argc, char** argv) {
       ->required();
   app.add_option("--tokenizer", o.tokenizer_file, "tokenizer.json, or tokenizer.bin of llama2.c; default: the one beside the weights");
   app.add_option("--chat", o.chat,
-                 "chatml, llama2, llama3 or mistral: how a model that does not read bytes is spoken to; default: by its marks");
+                 "chatml, llama2, llama3 or mistral: chat template of a model that does not read bytes; default: by the tokenizer's marks");
   app.add_option("-t,--threads", o.threads, "threads of the host")->check(count_range(1, 1024))->capture_default_str();
   declare_device(app, o.evaluation.device);
   auto* demo = app.add_flag("--demo", o.demo, "one context, ten questions, answers as they come");
@@ -142,18 +142,18 @@ int main(int argc, char** argv) {
       ->check(count_range(1))
       ->capture_default_str()
       ->excludes(demo);
-  app.add_option("--contexts", o.evaluation.contexts, "contexts, needles and lists in turn")
+  app.add_option("--contexts", o.evaluation.contexts, "contexts; in turn they have needles and lists")
       ->check(count_range(1))
       ->capture_default_str()
       ->excludes(demo);
   app.add_option("--policy", o.policies,
-                 "only these beside full: pq, oracle, streaming, snapkv, h2o, sparq, quest, infllm; default: the first three")
+                 "compare only these with full: pq, oracle, streaming, snapkv, h2o, sparq, quest, infllm; default: the first three")
       ->transform(one_of(policy_names(), "full|pq|oracle|streaming|snapkv|h2o|sparq|quest|infllm"))
       ->excludes(demo);
-  app.add_option("--ratios", o.ratios, "one token in so many attends: 10 for 1/10, 10 40 for both; default: the usual contestants")
+  app.add_option("--ratios", o.ratios, "10: a tenth of the tokens is attended to; 10 40: also a fortieth; default: the usual contestants")
       ->check(count_range(1))
       ->excludes(demo);
-  app.add_option("--codes", o.codes, "subspaces x bits of pq's codes, each a contestant: 2x6 4x8; 2x6+4x8 has a second stage")
+  app.add_option("--codes", o.codes, "subspaces x bits of pq's codes, each compared: 2x6 4x8; 2x6+4x8 has a second stage")
       ->needs(app.get_option("--ratios"));
   auto* axes = app.add_option("--axes", o.axes, "contiguous, rotary or weighted: which coordinates of a key are coded together")
                    ->transform(one_of(axes_names(), "contiguous|rotary|weighted"))
@@ -163,14 +163,15 @@ int main(int argc, char** argv) {
                    ->transform(one_of(normalisation_names(), "middle|attended"))
                    ->default_str("attended; middle with --device cuda or a second stage")
                    ->excludes(demo);
-  app.add_option("--rows", o.evaluation.rows, "float or int8: what keys and values are kept as; int8 attends to more, of equal bytes")
+  app.add_option("--rows", o.evaluation.rows,
+                 "float or int8: the type of stored keys and values; int8 attends to more tokens of as many bytes")
       ->transform(one_of(row_format_names(), "float|int8"))
       ->default_str("float")
       ->excludes(demo);
   auto* sinks =
-      app.add_option("--sink", o.sinks, "first tokens that always attend; default: the library's")->check(count_range())->excludes(demo);
+      app.add_option("--sink", o.sinks, "first tokens, always attended to; default: the library's")->check(count_range())->excludes(demo);
   auto* window =
-      app.add_option("--window", o.window, "most recent tokens that always attend; default: a tenth of what the sinks leave, at least 16")
+      app.add_option("--window", o.window, "most recent tokens, always attended to; default: a tenth of what the sinks leave, at least 16")
           ->check(count_range())
           ->excludes(demo);
   app.add_option("--json", o.json_file, "file for everything that was measured")->excludes(demo);

@@ -57,7 +57,7 @@ constexpr const char* plain_template = "{context}\n\n{input}\n\nAnswer:";
 /// The text of a key that must say something.
 std::string said(const json_reader& record, const std::string& key) {
   const std::string text = record.text(key);
-  if (text.find_first_not_of(" \t\r\n") == text.npos) record.fail(key, text.empty() ? "is empty" : "has blanks alone");
+  if (text.find_first_not_of(" \t\r\n") == text.npos) record.fail(key, text.empty() ? "is empty" : "has only blanks");
   return text;
 }
 
@@ -189,7 +189,7 @@ std::string filled_template(const std::filesystem::path& source, const std::stri
       ++at;
     } else {
       const std::size_t end = c == '{' ? form.find('}', at) : form.npos;
-      if (end == form.npos) throw load_error(source, key, std::string("expected {context}, {input}, {{ or }}, got a ") + c + " alone");
+      if (end == form.npos) throw load_error(source, key, std::string("expected {context}, {input}, {{ or }}, got a single ") + c);
       const std::string name = form.substr(at + 1, end - at - 1);
       if (name != "context" && name != "input") throw load_error(source, key, "expected {context} or {input}, got {" + name + "}");
       made += name == "context" ? context : input;

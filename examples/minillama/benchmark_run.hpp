@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs a question set (benchmark_file.hpp): every record's prompt is prefilled once with dense attention, then each policy decodes its own
-// reply behind it, the likeliest token at every step, and the replies are scored.
+// reply after it, the likeliest token at every step, and the replies are scored.
 #pragma once
 #include <filesystem>
 #include <nlohmann/json.hpp>

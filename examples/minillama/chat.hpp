@@ -15,8 +15,8 @@ namespace minillama {
 struct chat_template {
   const char* name;
   const char* user_open;
-  const char* user_close;   // with what the reply begins behind
-  const char* reply_close;  // the end token, and what stands behind it
+  const char* user_close;   // and what precedes the reply
+  const char* reply_close;  // the end token, and what follows it
   const char* end_token;    // that ends a reply; reply_close begins with it
 };
 

@@ -120,7 +120,7 @@ std::string perhaps_meant(const CLI::App& arguments, std::string_view unknown) {
   return nearest.empty() ? "" : sentence(nearest);
 }
 
-/// Refuses -temp and the like, which CLI11 would read as -t with the value "emp". What stands behind an option that takes a value is that
+/// Refuses -temp and the like, which CLI11 would read as -t with the value "emp". What follows an option that takes a value is that
 /// value, whatever it looks like.
 void refuse_words_of_one_dash(const CLI::App& arguments, int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {

@@ -29,7 +29,7 @@ CLI::Validator count_range(std::size_t least = 0, std::size_t most = std::size_t
 /// Check of a seed: a whole number of 64 bits.
 CLI::Validator seed_number();
 
-/// Check of options that choose one of the names. CLI11's own check would take the numbers behind the names too.
+/// Check of options that choose one of the names. CLI11's own check would take the numbers of the names too.
 ///
 /// @param listed  the names as the help shows them: "float|int8"
 template <class T>
@@ -45,7 +45,7 @@ CLI::Validator one_of(const std::map<std::string, T>& names, const std::string& 
 }
 
 /// Parses the arguments, --version among them, and runs the program. Everything that goes wrong ends in one line on stderr,
-/// "<program>: <what>". A word behind a single dash is no option, and no bundle of options of one letter: -temp is refused. A number may
+/// "<program>: <what>". A word after a single dash is no option, and no bundle of options of one letter: -temp is refused. A number may
 /// stand at such an option: -n20. Of an option that is not known, the message names the one that is probably meant: one that is spelled
 /// nearly so, or the one that does here what it does in llama.cpp or llama2.c.
 ///

@@ -12,7 +12,7 @@
 namespace minillama {
 namespace {
 
-/// Tokens that have to fit behind turn `index`: the later turns, and one of each reply that another turn follows.
+/// Tokens that must fit after turn `index`: the later turns, and one of each reply that another turn follows.
 std::size_t reserved_behind(std::span<const turn> turns, std::size_t index, const conversation_settings& settings) {
   if (settings.start == turn_start::fresh) return 0;
   std::size_t reserved = 0;
@@ -106,7 +106,7 @@ std::string unescaped(const std::filesystem::path& file, std::size_t line_number
     }
     const char next = ++i < line.size() ? line[i] : '\0';
     if (next != 'n' && next != '\\')
-      throw load_error(file, "line " + std::to_string(line_number), "behind a backslash expected n or a backslash");
+      throw load_error(file, "line " + std::to_string(line_number), "after a backslash expected n or a backslash");
     text += next == 'n' ? '\n' : '\\';
   }
   return text;

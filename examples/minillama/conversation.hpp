@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Turns and replies: each turn's text goes through the decode path behind a prefilled context, then tokens are picked until the model
+// Turns and replies: each turn's text goes through the decode path after a prefilled context, then tokens are picked until the model
 // ends, the reply is long enough or the context is full.
 #pragma once
 #include <cstddef>
@@ -16,7 +16,7 @@
 namespace minillama {
 
 enum class turn_start {
-  continued,  // behind the replies before it
+  continued,  // after the replies before it
   fresh       // from a fork of the prefilled context; needs a forked session
 };
 
@@ -40,13 +40,13 @@ enum class kept_logits { none, all };
 enum class end_rule { heeded, ignored };
 
 struct conversation_settings {
-  std::vector<token_id> missing_end{};  // fed behind a reply that did not end itself, where another turn follows
+  std::vector<token_id> missing_end{};  // fed after a reply that did not end itself, where another turn follows
   std::size_t tokens = 64;              // of a reply, at most
   turn_start start = turn_start::continued;
   sampling_settings sampling{};
   kept_logits keep = kept_logits::none;
   end_rule ends = end_rule::heeded;
-  std::string context_reason{};  // behind the length of the context, where a conversation does not fit
+  std::string context_reason{};  // printed after the length of the context, where a conversation does not fit
 };
 
 /// Who listens to a conversation; any of the functions may be empty.
@@ -61,7 +61,7 @@ struct listener {
 /// @throws load_error when the file cannot be read, holds no turn, or a line has another escape
 std::vector<std::string> read_turns(const std::filesystem::path& file);
 
-/// Tokens behind the prompt that a conversation takes at most, in a context of this length.
+/// The most tokens after the prompt that a conversation takes, in a context of this length.
 ///
 /// @throws load_error, on behalf of `source`, when prompt and turns do not fit, with a token of every reply that another turn follows
 std::size_t conversation_room(const std::string& source, std::size_t prompt_tokens, std::span<const turn> turns, std::size_t context,

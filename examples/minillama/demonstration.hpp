@@ -10,7 +10,7 @@
 namespace minillama {
 
 struct demonstration_settings {
-  std::size_t length = 16384;  // tokens of the context; cut where the model's positions would not hold a question behind it
+  std::size_t length = 16384;  // tokens of the context; less where the model's positions would leave no room for a question
   std::size_t questions = 10;
   std::uint64_t seed = 0;  // of context, questions and codebooks
   pqkv::search_path path = pqkv::search_path::automatic;

@@ -37,9 +37,9 @@ struct evaluation_settings {
   std::optional<pqkv::axis_order> axes;               // not given: policy_settings::use_host_defaults(), or the device's
   std::optional<pqkv::selector::normalisation> over;  // the same
   row_format rows = row_format::float32;              // of every policy's cache
-  std::optional<std::size_t> sinks;                   // first tokens that always attend; default: the budget rule's
-  std::optional<std::size_t> window;                  // most recent tokens that attend; default: the budget rule's share
-  device_name device = device_name::host;             // of the engine. Recall and mass are measured on the host alone
+  std::optional<std::size_t> sinks;                   // first tokens, always attended to; default: the budget rule's
+  std::optional<std::size_t> window;                  // most recent tokens, likewise; default: the budget rule's share
+  device_name device = device_name::host;             // of the engine. Recall and mass are measured only on the host
 };
 
 /// full, then the policies that are asked for.

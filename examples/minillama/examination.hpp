@@ -15,7 +15,7 @@ namespace minillama {
 /// What an answer is, and where it ends.
 enum class answer_form {
   line,   // everything up to a line feed, which has to come
-  number  // the first digits; blanks before them, anything behind
+  number  // the first digits; blanks before them, anything after them
 };
 
 /// Whether an answer need not go on: it has ended, or can no longer be right.
@@ -24,7 +24,7 @@ bool is_right(answer_form form, const std::string& text, const std::string& valu
 
 struct exam_question {
   question fact;
-  std::vector<token_id> tokens;  // that are fed behind the context; the model goes on with the answer
+  std::vector<token_id> tokens;  // that are fed after the context; the model goes on with the answer
 };
 
 struct examination {

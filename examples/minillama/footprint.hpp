@@ -17,7 +17,7 @@ struct run_shape {
   std::size_t slots = 1;
   std::size_t threads = 1;
   std::size_t sessions = 1;  // one after the other that start from the prompt; the last takes its rows. Of two, one is dense
-  std::size_t at_once = 1;   // tokens behind the prompt that go through the layers together
+  std::size_t at_once = 1;   // tokens after the prompt that go through the layers together
 };
 
 /// Bytes. Left out is what is small beside the rest: threads' stacks, what Eigen copies to multiply, logits that a comparison keeps; and

@@ -63,7 +63,7 @@ input read_input(const options& o, const model_config& config, const tokenizer& 
   const bool begins_itself = !o.ids_file && !o.prompt_file && o.prompt && o.prompt->empty();
   if (!o.ids_file && text.empty() && !begins_itself) throw load_error(in.source, "prompt: is empty");
 
-  const bool open = chat && !o.turns.empty();  // the first turn is a question behind the prompt
+  const bool open = chat && !o.turns.empty();  // the first turn is a question after the prompt
   if (chat) text = chat->user_open + text + (open ? "" : chat->user_close);
   in.prompt = o.ids_file ? read_ids(*o.ids_file, config.vocabulary) : words.encode(text, text_place::start);
   if (in.prompt.empty() && begins_itself && words.begin_token()) in.prompt.push_back(*words.begin_token());

@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::size_t indent = 29;  // of descriptions
 
-/// CLI11's word for what an option takes is "UINT:1 to 8", with what its check says behind the colon.
+/// CLI11's word for what an option takes is "UINT:1 to 8", with what its check says after the colon.
 std::string value_of(const std::string& type) {
   const std::string kind = type.substr(0, type.find(':'));
   if (kind == "ENUM" || type.find('{') != std::string::npos) return " NAME";  // the description has the names

@@ -202,7 +202,7 @@ void hugging_face_tokenizer::read_added(const json_reader& at) {
     const token_id expected = known ? *known : static_cast<token_id>(size_);
     if (token.token != expected && !added_.contains(token.token))
       one.fail("id", "expected " + std::to_string(expected) + ", " +
-                         (known ? "which vocab says" : "the next number behind the tokens before it") + ", got " +
+                         (known ? "which vocab says" : "the next number after the tokens before it") + ", got " +
                          std::to_string(token.token));
     size_ = std::max<std::size_t>(size_, token.token + 1);
     added_.emplace(token.token, token);
@@ -223,7 +223,7 @@ void hugging_face_tokenizer::read_added(const json_reader& at) {
   longest_first(normalized_);
 }
 
-/// ByteLevel changes offsets alone. A template may put one token before the text, and nothing behind it.
+/// ByteLevel changes only offsets. A template may put one token before the text, and nothing after it.
 void hugging_face_tokenizer::read_post_processor(const json_reader& at) {
   const std::string type = at.text("type");
   if (type == "Sequence") {

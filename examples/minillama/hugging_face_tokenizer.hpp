@@ -59,7 +59,7 @@ class hugging_face_tokenizer final : public tokenizer {
   /// At the start the begin token comes first where the file's post-processor puts one.
   std::vector<token_id> encode(std::string_view text, text_place place) const override;
   std::string decode(token_id previous, token_id token) const override;
-  /// Numbers behind the largest token that has a text mean nothing; a model may have more, to fill its matrix up.
+  /// Numbers above the largest token that has a text mean nothing; a model may have more, to fill its matrix up.
   std::size_t vocabulary() const override { return size_; }
   std::optional<token_id> begin_token() const override { return begin_; }
 

@@ -38,7 +38,7 @@ struct audience {
   std::function<void(const question&, const answer&)> answered;
 };
 
-/// Room that a session needs behind the context for a question and its answer. More is taken for a question of more tokens.
+/// Room that a session needs after the context for a question and its answer. More is taken for a question of more tokens.
 inline constexpr std::size_t question_room = 128;
 
 class interview {

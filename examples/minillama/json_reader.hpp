@@ -15,7 +15,7 @@ bool is_whole(const nlohmann::json& value);
 class json_reader {
  public:
   /// @param object  outlives the reader
-  /// @param place   of the object in the file, with a dot behind it: "normalizer.", or "line 3: "; empty for the outermost
+  /// @param place   of the object in the file, with a dot after it: "normalizer.", or "line 3: "; empty for the outermost
   /// @throws load_error when it is no object
   json_reader(std::filesystem::path file, const nlohmann::json& object, std::string place = "");
 

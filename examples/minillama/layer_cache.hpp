@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One layer's pqcache behind a virtual face, so that the selector is chosen at run time. The library's own face is a template; an
+// One layer's pqcache behind a virtual interface, so that the selector is chosen at run time. The library's own face is a template; an
 // engine with one policy would use pqkv::pqcache directly and needs nothing of this file.
 #pragma once
 #include <cstdint>

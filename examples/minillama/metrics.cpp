@@ -126,7 +126,7 @@ std::vector<std::u32string> numbers_in(const std::string& text) {
   }
 }
 
-/// The number behind the first "Paragraph "; empty where there is none.
+/// The number after the first "Paragraph "; empty where there is none.
 std::u32string paragraph_of(const std::string& answer) {
   const std::u32string whole = code_points(answer);
   for (const std::u32string_view mark : {std::u32string_view(U"Paragraph "), std::u32string_view(U"\u6bb5\u843d")})

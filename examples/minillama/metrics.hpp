@@ -48,7 +48,7 @@ std::string problem_of(metric by, const std::vector<std::string>& answers, const
 /// @cost rouge_l takes time and memory of the product of both lengths, code_similarity time
 double score_of(metric by, const std::string& text, const std::vector<std::string>& answers, const std::vector<std::string>& classes = {});
 
-/// The first line behind leading line feeds: what LongBench scores of its data sets with examples in the prompt.
+/// The first line after leading line feeds: what LongBench scores of its data sets with examples in the prompt.
 std::string first_line(const std::string& text);
 
 }  // namespace minillama

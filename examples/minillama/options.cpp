@@ -30,8 +30,8 @@ CLI::Validator real_number(const std::string& what, const std::function<bool(dou
 void declare_prompt(CLI::App& app, options& o) {
   const char* group = "Prompt and turns";
   app.add_option("-f,--file", o.prompt_file, "file whose bytes are the prompt; - or no prompt option: standard input")->group(group);
-  app.add_option("-p,--prompt", o.prompt, "prompt; behind -f it is the first turn")->group(group);
-  app.add_option("--token-ids", o.ids_file, "file of token numbers, between blanks, in place of the prompt's text")
+  app.add_option("-p,--prompt", o.prompt, "prompt; after -f it is the first turn")->group(group);
+  app.add_option("--token-ids", o.ids_file, "file of token numbers, separated by blanks, in place of the prompt's text")
       ->excludes(app.get_option("-f"))
       ->group(group);
   app.add_option("--chat", o.chat, "chatml, llama2, llama3 or mistral: prompt and turns are what a user says to an instructed model")
@@ -44,7 +44,7 @@ void declare_prompt(CLI::App& app, options& o) {
       ->excludes(turns)
       ->group(group);
   app.add_flag_callback(
-         "--fresh-turns", [&o] { o.start = turn_start::fresh; }, "start each turn from the prompt again, not behind the reply before it")
+         "--fresh-turns", [&o] { o.start = turn_start::fresh; }, "start each turn from the prompt again, not after the reply before it")
       ->group(group);
   app.add_option("-c,--context", o.context, "longest context, prompt, turns and replies; default: what the model was made for")
       ->check(count_range(1))
@@ -53,7 +53,7 @@ void declare_prompt(CLI::App& app, options& o) {
 
 void declare_sampling(CLI::App& app, options& o) {
   const char* group = "Text that is generated";
-  app.add_option("-n,--tokens", o.tokens, "tokens of a reply at most; the model's end token ends earlier")
+  app.add_option("-n,--tokens", o.tokens, "most tokens of a reply; the model's end token ends it earlier")
       ->check(CLI::Validator(
           [](const std::string& text) {
             const bool is_file = text.find_first_not_of("0123456789") != std::string::npos && std::filesystem::is_regular_file(text);
@@ -64,7 +64,7 @@ void declare_sampling(CLI::App& app, options& o) {
       ->capture_default_str()
       ->group(group);
   app.add_flag_callback(
-         "--ignore-end", [&o] { o.ends = end_rule::ignored; }, "go on behind the model's end token, to measure replies of -n tokens")
+         "--ignore-end", [&o] { o.ends = end_rule::ignored; }, "go on after the model's end token, to measure replies of -n tokens")
       ->group(group);
   app.add_option("--temp", o.sampling.temperature, "temperature of sampling; 0 takes the likeliest token")
       ->check(real_number("0 or more", [](double value) { return value >= 0; }))
@@ -93,29 +93,30 @@ void declare_policy(CLI::App& app, options& o) {
          "iterations as this machine does while a layer of the model runs")
       ->check(CLI::IsMember({"paper"}))
       ->group(group);
-  auto* ratio = app.add_option("--ratio", o.policy.budget.ratio, "share of the tokens that attend, 0 to 1")->capture_default_str();
+  auto* ratio = app.add_option("--ratio", o.policy.budget.ratio, "share of the tokens that is attended to, 0 to 1")->capture_default_str();
   ratio->group(group);
-  app.add_option("--retrieve", o.policy.budget.retrieve, "tokens retrieved per KV head, instead of by ratio; 0 is streaming")
+  app.add_option("--retrieve", o.policy.budget.retrieve, "tokens retrieved per KV head, in place of --ratio; 0 is streaming")
       ->check(count_range())
       ->excludes(ratio)
       ->group(group);
-  auto* window = app.add_option("--window", o.policy.budget.window, "most recent tokens that always attend, in place of --window-share");
+  auto* window = app.add_option("--window", o.policy.budget.window, "most recent tokens, always attended to, in place of --window-share");
   window->check(count_range())->group(group);
   app.add_option("--window-share", o.policy.budget.window_share,
-                 "share of the tokens that attend, without sinks, that are the most recent ones, 0 to 1; at least 16 tokens")
+                 "share of the attended tokens, sinks not counted, that are the most recent ones, 0 to 1; at least 16 tokens")
       ->capture_default_str()
       ->excludes(window)
       ->group(group);
-  app.add_option("--sink", o.policy.budget.sinks, "first tokens that always attend")
+  app.add_option("--sink", o.policy.budget.sinks, "first tokens, always attended to")
       ->check(count_range())
       ->capture_default_str()
       ->group(group);
-  app.add_option("--rows", o.policy.rows, "float or int8: what keys and values are kept as; by ratio, int8 attends to more, of equal bytes")
+  app.add_option("--rows", o.policy.rows,
+                 "float or int8: the type of stored keys and values; by --ratio, int8 attends to more tokens of as many bytes")
       ->transform(one_of(row_format_names(), "float|int8"))
       ->default_str("float")
       ->group(group);
   app.add_option("--min-tokens", o.policy.budget.min_tokens,
-                 "tokens that attend at least, however small the share; default: 64, and 32 more than the sinks")
+                 "least tokens attended to, however small the share; default: 64, and 32 more than the sinks")
       ->check(count_range(1))
       ->group(group);
   app.add_option("--subspaces", o.policy.quantizer.subspaces, "m: parts that a key is cut into")
@@ -152,12 +153,12 @@ void declare_policy(CLI::App& app, options& o) {
       ->default_str("attended; middle with --device cuda or a second stage")
       ->group(group);
   app.add_option("--refresh", o.policy.quantizer.refresh,
-                 "renews the codebooks once a sequence is so many times as long as when they were trained; 0: never")
+                 "renew the codebooks when the sequence is so many times as long as at their last training; 0: never")
       ->check(real_number("0, or more than 1", [](double value) { return value == 0 || value > 1; }))
       ->default_str("1.05; 1.1 with --refresh-keys all, 1.5 where they are trained anew")
       ->group(group);
   app.add_option("--refresh-iterations", o.policy.quantizer.refresh_iterations,
-                 "iterations of k-means in such a renewal, from the codebooks there are; 0: trains them anew")
+                 "iterations of k-means in such a renewal, from the present codebooks; 0: they are trained anew")
       ->check(count_range(0))
       ->capture_default_str()
       ->group(group);
@@ -165,7 +166,7 @@ void declare_policy(CLI::App& app, options& o) {
       ->transform(one_of(renewal_names(), "new|all"))
       ->default_str("new; all with --device cuda")
       ->group(group);
-  app.add_option("--metric", o.policy.quantizer.metric, "l2 or ip: in which sense a key's centroid is the nearest; ip: for inner products")
+  app.add_option("--metric", o.policy.quantizer.metric, "l2 or ip: keys are clustered by their distance, or for inner products")
       ->transform(one_of(metric_names(), "l2|ip"))
       ->default_str("l2")
       ->group(group);
@@ -204,7 +205,7 @@ void declare_measurements(CLI::App& app, options& o) {
   app.add_flag("--quality", o.quality, "measure what the policy finds: recall of the exact top-k, and attention mass")->group(group);
   app.add_option_function<std::string>(
          "--compare", [&o](const std::string&) { o.compare_full = true; },
-         "full: decode the same with dense attention too, and say where text and logits part")
+         "full: decode the same with dense attention too, and print where text and logits differ")
       ->check(CLI::IsMember({"full"}))
       ->group(group);
   auto* perplexity =
@@ -216,24 +217,24 @@ void declare_measurements(CLI::App& app, options& o) {
       ->needs(perplexity)
       ->group(group);
   auto* prompt = app.add_option("--perplexity-prompt", o.perplexity_prompt,
-                                "tokens that are prefilled; between them and the scored ones the text is fed in turns; default: no turns")
+                                "tokens that are prefilled; the tokens from there to the scored ones are fed in turns; default: no turns")
                      ->check(count_range(1))
                      ->needs(perplexity)
                      ->group(group);
-  app.add_option("--perplexity-turn", o.perplexity_turn, "tokens of such a turn; 1: the session grows as it does by generated tokens")
+  app.add_option("--perplexity-turn", o.perplexity_turn, "tokens of such a turn; with 1 the session grows as by generated tokens")
       ->check(count_range(1))
       ->capture_default_str()
       ->needs(prompt)
       ->group(group);
   app.add_option("--json", o.json_file, "file for settings, text, times and everything else that was measured")->group(group);
-  app.add_flag("--dry-run", o.dry_run, "print the memory that the context takes; loads no weights")->group(group);
+  app.add_flag("--dry-run", o.dry_run, "print the memory that the context takes, without loading weights")->group(group);
   app.get_option("--dry-run")->excludes(app.get_option("--compare"))->excludes(app.get_option("--quality"))->excludes(perplexity);
 }
 
 /// @pre a folder was named
 void check_tier(const policy_settings& policy) {
   const tier_settings& tier = policy.tier;
-  if (policy.name != policy_name::pq) throw usage_error("--kv-tier", "keeps keys and values in a file for --policy pq alone");
+  if (policy.name != policy_name::pq) throw usage_error("--kv-tier", "keeps keys and values in a file only for --policy pq");
   if (policy.rows != row_format::float32) throw usage_error("--kv-tier", "keeps keys and values as floats: not with --rows int8");
   if (tier.cache_tokens != 0 && tier.cache_tokens < tier.block_tokens)
     throw usage_error("--cache-tokens", std::to_string(tier.cache_tokens) + " is less than a block of " +
@@ -270,9 +271,8 @@ void declare(CLI::App& app, options& o) {
          "tokenizer.json, or tokenizer.bin of llama2.c; default: the tokenizer.json beside the weights, bytes for a model of 256 tokens")
       ->group("Model");
   app.add_option("-t,--threads", o.threads, "threads of the host")->check(count_range(1, 1024))->capture_default_str()->group("Model");
-  app.add_option(
-         "--index-threads", o.policy.index_threads,
-         "threads more, for spare cores: they build the index of a layer while the next ones are computed; 0: it is built in between")
+  app.add_option("--index-threads", o.policy.index_threads,
+                 "additional threads, for spare cores: they build a layer's index while the next layers are computed; 0: no overlap")
       ->check(count_range(0, 1024))
       ->capture_default_str()
       ->group("Model");

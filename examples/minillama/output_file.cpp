@@ -39,7 +39,7 @@ void report_and_end(int number) {
   const stage at = reached;
   const bool part_is_gone = (at == stage::part || at == stage::taking_name) && ::unlink(part_path.c_str()) != 0;
   const bool whole = at == stage::whole || (at == stage::taking_name && part_is_gone);
-  print("\n");  // behind a line that may have been begun
+  print("\n");  // ends a line that may have been begun
   print(program_invocation_short_name);
   for (const ending_signal& one : ending_signals)
     if (one.number == number) print(": ended by "), print(one.name);

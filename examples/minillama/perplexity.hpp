@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How well a text is foretold: exp of the mean negative log-likelihood of its tokens, each behind the text's own tokens before it.
+// How well a text is predicted: exp of the mean negative log-likelihood of its tokens, each after the text's own tokens before it.
 #pragma once
 #include <cstddef>
 #include <optional>

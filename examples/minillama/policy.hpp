@@ -80,7 +80,7 @@ inline const std::map<std::string, pqkv::key_metric>& metric_names() {
   return names;
 }
 
-/// Codes as "2x6" (subspaces x bits), and behind a plus sign those of a second stage: "2x6+4x8".
+/// Codes as "2x6" (subspaces x bits), and after a plus sign those of a second stage: "2x6+4x8".
 struct code_sizes {
   std::size_t subspaces = 4;
   unsigned bits = 8;

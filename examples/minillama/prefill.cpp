@@ -14,7 +14,7 @@ namespace {
 
 // Tokens a projection task computes: its activations (two times the intermediate width) stay in a core's second-level cache.
 constexpr std::size_t block_tokens = 128;
-// Tokens that attend in one call of the library: enough tiles for many threads, and calls often enough for the progress bar.
+// Query tokens in one call of the library: enough tiles for many threads, and calls often enough for the progress bar.
 constexpr std::size_t attention_tokens = 2048;
 
 std::size_t tiles(std::size_t n, std::size_t tile) { return (n + tile - 1) / tile; }
@@ -102,7 +102,7 @@ prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, p
 
     prompt.parts.matrices += clock.lap();
 
-    const std::size_t wanted = layer + 1 == config.layers ? n - 1 : 0;  // the first token that is read behind this layer
+    const std::size_t wanted = layer + 1 == config.layers ? n - 1 : 0;  // the first token whose output of this layer is read
     const auto store = pqkv::dense_kv(keys.data(), values.data(), config.kv_heads, n, d);
     for (std::size_t first = wanted, count = 0; first < n; first += count) {
       count = std::min(attention_tokens, n - first);

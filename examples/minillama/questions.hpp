@@ -33,7 +33,7 @@ struct question_context {
 ///
 /// needles: one fact for each 512 bytes, in four wordings, spliced into the text at any byte
 /// list:    lines of "key": "value", 30 % of the length, text before and after
-/// numbers: one sentence with a number of seven digits for each question, behind sentences or lines of the text
+/// numbers: one sentence with a number of seven digits for each question, after sentences or lines of the text
 ///
 /// @param text  running text, at least `length` bytes; a span from a random offset is taken
 /// @throws std::invalid_argument when the length does not hold so many facts, the text is too short, or there are too few keys

@@ -19,7 +19,7 @@ class regular_expression {
   regular_expression& operator=(regular_expression&&) noexcept;
 
   /// Calls found(begin, end) for each match, from left to right; empty matches are left out. Bytes that are no UTF-8 match nothing, and
-  /// what stands before and behind them is searched as a text of its own.
+  /// what comes before and after them is searched as a text of its own.
   ///
   /// @cost   n for a pattern that looks at each byte a few times
   /// @throws std::runtime_error when a match takes more steps than any sensible pattern needs

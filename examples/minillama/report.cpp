@@ -138,7 +138,7 @@ void print_overlap(const pqkv::overlap_model& machine, std::size_t iterations) {
 
 void print_quality(const quality_summary& quality) {
   if (quality.steps == 0) {
-    std::fprintf(stderr, "quality               not measured: no token was picked behind a decoded one\n");
+    std::fprintf(stderr, "quality               not measured: no token was picked after a decoded one\n");
     return;
   }
   std::fprintf(stderr, "recall                %10.3f mean %10.3f worst head (%zu steps)\n", quality.recall, quality.worst_recall,

@@ -31,7 +31,7 @@ struct run_times {
 
   std::optional<double> first_token() const { return tokens.empty() ? std::nullopt : std::optional(tokens.front()); }
   std::optional<double> second_token() const { return tokens.size() < 2 ? std::nullopt : std::optional(tokens[1]); }
-  /// From one token to the next, behind the second: the median.
+  /// From one token to the next, from the second on: the median.
   std::optional<double> output_token() const;
 };
 

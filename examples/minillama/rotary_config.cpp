@@ -73,7 +73,7 @@ rotary_scaling scaling_of(const json_reader& object, const json_reader& inner, s
   if (type == "linear") return linear_scaling{factor_of(inner)};
   if (type == "llama3") return read_llama3(object, inner);
   if (type == "yarn") return read_yarn(object, inner, positions);
-  if (type == "dynamic") {  // begins to change behind max_position_embeddings, which no sequence here gets to
+  if (type == "dynamic") {  // begins to change beyond max_position_embeddings, which no sequence here gets to
     factor_of(inner);
     return {};
   }

@@ -115,7 +115,7 @@ safetensors_file::tensor safetensors_file::entry_of(const std::string& name, con
   return made;
 }
 
-/// Tensors lie one behind the other, from the header to the end of the file.
+/// Tensors lie one after the other, from the header to the end of the file.
 void safetensors_file::refuse_gaps(std::span<const std::byte> data) const {
   std::vector<const decltype(tensors_)::value_type*> by_address;
   for (const auto& entry : tensors_) by_address.push_back(&entry);
@@ -133,7 +133,7 @@ void safetensors_file::refuse_gaps(std::span<const std::byte> data) const {
     reached = end(entry);
   }
   if (const auto rest = data.data() + data.size() - reached; rest != 0)
-    throw load_error(path_, "data", std::to_string(rest) + " bytes behind the last tensor belong to none");
+    throw load_error(path_, "data", std::to_string(rest) + " bytes after the last tensor belong to no tensor");
 }
 
 std::vector<std::string> safetensors_file::names() const {

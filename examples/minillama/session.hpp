@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What decodes: tokens behind a prefilled prompt, whether on the host (decoder.hpp) or on a GPU (cuda/decoder.hpp).
+// What decodes: tokens after a prefilled prompt, whether on the host (decoder.hpp) or on a GPU (cuda/decoder.hpp).
 // A forked session keeps the prompt as it was, and any number of continuations start from a fork of it.
 #pragma once
 #include <cstdint>
@@ -16,8 +16,8 @@ namespace minillama {
 class layer_cache;
 
 enum class session_kind {
-  single,  // decodes behind the prompt itself
-  forked   // decodes behind a fork of it; twice the memory
+  single,  // decodes after the prompt itself
+  forked   // decodes after a fork of it; twice the memory
 };
 
 /// Bytes that selection read; where a step is one launch nobody counts them.
@@ -96,7 +96,7 @@ class session {
   ///
   /// @param tokens   at least one
   /// @param observe  is called for each layer of the last token
-  /// @returns logits[vocabulary] behind the last token, as step()
+  /// @returns logits[vocabulary] after the last token, as step()
   /// @throws as step(); the tokens that had room are appended then
   virtual std::span<const float> feed(std::span<const token_id> tokens, const step_observer& observe = {});
 

@@ -17,7 +17,7 @@ constexpr std::size_t queries_at_once = 8;
 template <class Eviction>
 using rows_of = pqkv::tiered_rows<pqkv::file_rows<float>, pqkv::space::host, Eviction>;
 
-/// Memory has all tokens that attend in every step: sinks, and the window at its largest.
+/// Memory has all tokens that every step attends to: sinks, and the window at its largest.
 template <class Rows>
 auto tier_params(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config, std::size_t slots,
                  std::size_t capacity) {

@@ -12,7 +12,7 @@ namespace minillama {
 /// The text with `to` in place of each `from`; what was put in is not searched again. Linear in what it reads and writes.
 ///
 /// @param from  not empty
-/// @param most  bytes, behind which it may stop: the result is longer then, and no text to go on with
+/// @param most  bytes, after which it may stop: the result is longer then, and no text to go on with
 std::string replaced(std::string_view text, std::string_view from, std::string_view to, std::size_t most = static_cast<std::size_t>(-1));
 
 /// Code points of UTF-8. A byte that is no part of a character becomes U+FFFD: models can end in the middle of one.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How blocks are cut decides whether sums keep their bits. Eigen computes outputs in groups: 8 for one token; for several up to three
-// vector registers, 48 floats at most. Outputs behind the last whole group go another way. Blocks of whole groups, with what is left over
-// in the last block, are computed as the whole matrix would be.
+// vector registers, 48 floats at most. Outputs after the last whole group are computed in another way. Blocks of whole groups, with what is
+// left over in the last block, are computed as the whole matrix would be.
 #include "weight_matrix.hpp"
 
 #include <algorithm>

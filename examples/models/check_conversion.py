@@ -217,7 +217,7 @@ def llama_cpp_tokens(source: pathlib.Path, cases: list[str]) -> list[list[int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Holds a converted model against its GGUF and against other programs.")
+    parser = argparse.ArgumentParser(description="Compares a converted model with its GGUF and with other programs.")
     parser.add_argument("source", metavar="MODEL.gguf", type=pathlib.Path)
     parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path)
     args = parser.parse_args()

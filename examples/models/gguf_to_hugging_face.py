@@ -266,7 +266,7 @@ def write_directory(source: pathlib.Path, folder: pathlib.Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Turns a GGUF of a small Llama into a Hugging Face directory.")
     parser.add_argument("source", metavar="MODEL.gguf", type=pathlib.Path)
-    parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path, help="must not be there")
+    parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path, help="folder to make; must not exist")
     args = parser.parse_args()
     try:
         write_directory(args.source, args.folder)

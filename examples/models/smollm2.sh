@@ -4,7 +4,7 @@
 # minillama loads. Everything lies outside of the repository, in a cache folder: $PQKV_MODELS, else pqkv-models in the user's cache.
 #
 #   examples/models/smollm2.sh                 makes what is missing; the directory's path is the last line on stdout
-#   examples/models/smollm2.sh --print         prints the path alone; exit code 1 when the model is not there
+#   examples/models/smollm2.sh --print         only prints the path; exit code 1 when the model is not there
 #   examples/models/smollm2.sh --quick-check   compares it with the GGUF by numpy and with llama.cpp's tokens
 #   examples/models/smollm2.sh --check         the same, and with transformers' logits: installs PyTorch, 6 GB
 #

@@ -151,7 +151,7 @@ def special_tokens(tokenizer_json: pathlib.Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the library tokenizers makes of many texts, as JSON lines.")
+    parser = argparse.ArgumentParser(description="Writes the tokens that the library tokenizers gives for many texts, as JSON lines.")
     parser.add_argument("tokenizer", metavar="TOKENIZER.json", type=pathlib.Path)
     args = parser.parse_args()
     try:

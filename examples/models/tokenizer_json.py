@@ -191,7 +191,7 @@ def differing(made: Tokenizer, theirs: encoder, special: list[str], metaspace: b
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes a tokenizer.json of a vocabulary in another form.")
     parser.add_argument("form", choices=["llama3", "tekken", "llama2", "metaspace", "gpt2", "copy"])
-    parser.add_argument("source", help="a file; for gpt2 two, with a comma between them")
+    parser.add_argument("source", help="a file; for gpt2 two, separated by a comma")
     parser.add_argument("out", metavar="TOKENIZER.json", type=pathlib.Path)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()

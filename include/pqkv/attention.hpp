@@ -26,13 +26,13 @@ namespace detail {
 /// CTAs of four query heads that a device of 132 multiprocessors runs at a time.
 inline constexpr std::size_t attention_device_ctas = 264;
 
-/// Parts of a list that the CUDA policy attends to at a time, so that a few lists can fill a device too. Short lists have so many.
+/// Into how many parts the CUDA policy cuts a short list. CTAs attend to all of them at a time, so that a few lists can fill a device too.
 constexpr std::size_t attention_device_short_splits(std::size_t query_heads) {
   const std::size_t heads = 4 * attention_device_ctas;
   return query_heads >= heads ? 1 : query_heads <= 16 ? 64 : heads / query_heads;
 }
-/// Parts of a long list: as many as for a short one if they nearly fill the device, otherwise up to 16, one turn after the other, so that
-/// the last turn nearly fills it too.
+/// Into how many parts it cuts a long list: as many as for a short one if these nearly fill the device. Otherwise up to 16, which take
+/// several turns, so many that the last turn nearly fills the device too.
 constexpr std::size_t attention_device_splits(std::size_t query_heads) {
   const std::size_t lists = (query_heads + 3) / 4, few = attention_device_short_splits(query_heads);
   std::size_t best = few;

@@ -9,7 +9,7 @@
 // PQKV_ON_ERROR(s)   where a failed check ends without exceptions (-fno-exceptions); may be defined before inclusion.
 // PQKV_COMPILED      defined where the CMake target pqkv::compiled is linked: the usual instantiations of the host's operations are in that
 //                    library, compiled once, and not in every file that calls them.
-// PQKV_HOST_OPERATION(op, ...)  declares one of them for every instruction set: op's name, then the types of run()'s arguments behind the
+// PQKV_HOST_OPERATION(op, ...)  declares one of them for every instruction set: op's name, then the types of run()'s arguments after the
 //                    policy. Nothing without PQKV_COMPILED. The library's own files define it to be compiled there (cmake/compiled).
 // PQKV_MODE          the inline namespace that all of the library is in. Its name says what the code of a function depends on: the
 //                    version, what a failed check does, PQKV_CHECKED, and the instructions that the compiler may use

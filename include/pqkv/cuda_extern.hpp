@@ -6,7 +6,7 @@
 //   template void pqkv::kernel<pqkv::op::top_k, pqkv::backend::cuda>::run(const pqkv::exec::cuda&, ...);
 //
 // The linker reports a missing instantiation as an undefined name. Build both files for the same instructions (nvcc:
-// -Xcompiler=-march=...), because names say what a file was built for. Under nvcc this header is <pqkv/cuda.cuh> itself.
+// -Xcompiler=-march=...), because the linker's names contain them. Under nvcc this header is <pqkv/cuda.cuh> itself.
 #pragma once
 
 #if defined(__CUDACC__)

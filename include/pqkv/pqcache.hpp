@@ -103,7 +103,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
   }
 
   /// Attention of a step's queries over sinks, retrieved middle and window. A row's queries belong to its newest tokens, so append() those
-  /// first; each query attends to the tokens up to its own. Each query has its own selection.
+  /// first; each query attends to the tokens up to its own. Each query has its own selection, unless params.selection says that a row's
+  /// queries share that of the first.
   ///
   /// @param query  [tokens, hq, d] float, half or bfloat16, after rotary embedding, any strides
   /// @param out    [tokens, hq, d] float, half or bfloat16, any strides, written; zeros for a row with more queries than tokens
@@ -184,7 +185,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// Makes slot `to` a copy of slot `from`: rows, index, statistics. Rows in an engine's pages are not copied: the engine lets both slots'
   /// tables name the same pages.
   /// @throws value_error; if `to` is empty, what the runner throws; on a device cuda_error
-  /// @cost   grows with the tokens of `from`. The runner copies into an empty slot; else this thread does, as that must not fail
+  /// @cost   grows with the tokens of `from`. The runner copies into an empty slot; into any other the calling thread does, because a copy
+  ///         that failed halfway would destroy the slot
   template <exec::policy P>
   void fork(const P& policy, std::size_t from, std::size_t to) {
     begin<P>("fork");
@@ -241,7 +243,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   /// @param contents  what the file must hold; `index` when the rows are in the store already, as an engine's pages are
   /// @throws value_error, capacity_error: the file is truncated, altered or from a cache with other parameters (the message names what does
   ///         not fit); std::bad_alloc. The slot then stays empty
-  /// @cost   one pass over the file, and the id lists' counting sort
+  /// @cost   one pass over the file, and a counting sort that rebuilds the id lists
   template <exec::policy P, class Source>
   void load(const P& policy, std::size_t slot, Source&& source, slot_contents contents = slot_contents::index_and_rows) {
     begin<P>("load");
@@ -266,7 +268,8 @@ class pqcache : public pqcache_state<Rows, Selector> {
   }
 
   /// Does the work that must not happen inside a step: trains a codebook that now has enough keys, renews one that the sequence has
-  /// outgrown (selector::pq_params::refresh), and merges new tokens into id lists. Call it between steps. On a device it waits.
+  /// outgrown (selector::pq_params::refresh), and merges new tokens into id lists. Call it between steps. On a device it waits for the
+  /// stream.
   /// @throws std::bad_alloc; what the runner throws; on a device cuda_error. Call it again after an error. Until then each slot is either
   ///         done or unchanged, except that a slot in the middle of a renewal has no index and attends to all its tokens
   template <exec::policy P>

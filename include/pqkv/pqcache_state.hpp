@@ -24,7 +24,7 @@ template <class Space>
 struct cache_memory {
   slot_table<Space> slots;
   view<slot_statistics, 1, Space> counted;         // [batch] counts of a call in several passes, until it ends
-  view<std::uint32_t, 1, Space> prompt_nonfinite;  // [2]
+  view<std::uint32_t, 1, Space> prompt_nonfinite;  // [2] rows of K, and of V, of a prompt that are not finite
   step_plan<Space> plan;                           // of queries_at_once() query tokens
   view<std::int32_t, 2, Space> indices;            // [lists of these tokens, k_max]
   view<float, 3, Space> query, out;                // [queries at once, hq, d]
@@ -82,7 +82,7 @@ class pqcache_state {
 
   /// Shape of the cache, and the settings of budget, rows and selector.
   struct params : cache_shape {
-    budget_rule budget{};                  // how many tokens attend
+    budget_rule budget{};                  // how many tokens a query attends to
     typename Selector::params selector{};  // e.g. selector::pq::params
     typename Rows::params rows{};          // e.g. the engine's pages
   };
@@ -98,7 +98,7 @@ class pqcache_state {
     return can_hold_bytes(std::max(Rows::required_bytes(p, p.rows), Selector::index_bytes(p, p.selector)));
   }
 
-  /// The memory that the constructor will take under this policy.
+  /// The bytes that the constructor will allocate under this policy.
   /// @throws shape_error, value_error as can_construct() says; capacity_error when no memory could hold it
   template <exec::policy P>
   static memory_plan plan(const P& policy, const params& p) {
@@ -160,7 +160,7 @@ class pqcache_state {
     return pqkv::plan_query(at(slot), asked_query{}, rule_, selector_.covers());
   }
   /// @}
-  /// The same for every memory; on a device these wait for the stream. @throws cuda_error
+  /// The same for caches in host and in device memory. On a device these wait for the stream. @throws cuda_error
   /// @{
   template <exec::policy P>
   sequence at(const P& policy, std::size_t slot) const {
@@ -208,7 +208,7 @@ class pqcache_state {
   }
   std::size_t retrieve_capacity(std::size_t slot) const requires is_on_host { return retrieve_capacity(at(slot)); }
 
-  /// The checks of the verbs below, for engines without exceptions; arguments as there.
+  /// The checks of the verbs (pqcache.hpp, and observe() above) with the verbs' arguments, for engines without exceptions.
   /// @{
   status can_prefill(std::size_t slot, const auto& keys, const auto& values) const noexcept {
     const status s = admission().prefill(slot, keys, values, rows_.room(slot));
@@ -299,8 +299,8 @@ class pqcache_state {
       for (std::size_t slot = 0; aside && slot < params_.batch; ++slot) work_.slots.statistics(slot) += work_.counted(slot);
   }
 
-  /// The state of a slot's sequence, as far as the host knows it. For a device cache that is the state after the last prefill, fork, reset
-  /// or maintain: steps do not update it.
+  /// The state of a slot's sequence, as far as the host knows it. For a device cache that is the state after the last prefill, load, fork,
+  /// reset, maintain, or truncate of one slot: steps do not update it.
   const sequence& known(std::size_t slot) const noexcept {
     if constexpr (is_on_host)
       return work_.slots.sequences(slot);

@@ -10,11 +10,11 @@
 namespace pqkv::inline PQKV_MODE::preset {
 
 /// PQCache as published: 2 x 6 bits and 32 sinks. It trains on all rows but the sinks. The budget stays that of the prompt's length,
-/// however long the answer grows, and half of it is the window. It clusters once, with as many iterations (at most 300) as fit behind the
-/// model's own work.
+/// however long the answer grows, and half of it is the window. It clusters once, with as many iterations (at most 300) as fit into the
+/// time that the model works on the next layer.
 ///
 /// @param shape    of the cache
-/// @param ratio    share of the prompt's tokens that attend
+/// @param ratio    share of the prompt's tokens that is attended to
 /// @param machine  from calibrate_overlap() on the machine that runs: the bits of codebooks depend on its speed
 template <class Rows = dense_rows<float>>
 typename pqcache<Rows>::params paper(const cache_shape& shape, double ratio, const overlap_model& machine) {
@@ -38,7 +38,7 @@ typename pqcache<Rows>::params paper(const cache_shape& shape, double ratio, con
 /// matter to them. Host memory only.
 ///
 /// @param shape  of the cache; head_dim is a multiple of 16
-/// @param ratio  bytes of the rows that attend, as a share of those of all tokens in 16 bits
+/// @param ratio  bytes of the rows that a query attends to, as a share of those of all tokens in 16 bits
 template <class Rows = quantized_rows<>>
 typename pqcache<Rows>::params accurate(const cache_shape& shape, double ratio) {
   typename pqcache<Rows>::params p{shape};

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# What has to hold with every compiler, tried with each g++ (12 and later) and clang (14 and later) that is here. Outside tests/run.sh,
+# Checks what must be true with every compiler, with each g++ (12 and later) and clang (14 and later) that is installed. Outside tests/run.sh,
 # which has the compilers of Debian 12.
 #
 #   tests/compile/every_compiler.sh [--quick] [COMPILER...]
@@ -8,7 +8,7 @@
 # For each: no warning at -O0, -Og, -O1, -O2 and -O3 in the programs that use the headers, nor in each header alone, and
 # at -O2 and -O3 none from headers of the system either (-isystem), since optimisers warn there too; the digest of canonical arithmetic is
 # everyone's; the tests of float environments pass at -O3, and the code of the host's operations has no float arithmetic outside of them at
-# -O2 and -O3 (environment_code.py). --quick: -O2 and -O3 alone, no header alone.
+# -O2 and -O3 (environment_code.py). --quick: only -O2 and -O3, and no header alone.
 # Prints a line for each check and exits with 1 when one failed. Needs doctest; it installs nothing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

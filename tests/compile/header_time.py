@@ -22,11 +22,11 @@ def processor_seconds(command):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--budget", type=float, required=True, help="seconds aimed at")
+    parser.add_argument("--budget", type=float, required=True, help="target in seconds")
     parser.add_argument("--limit", type=float, required=True, help="seconds above which the test fails")
-    parser.add_argument("--header", default="pqkv/pqkv.hpp", help="what is measured, for the text")
-    parser.add_argument("--runs", type=int, default=5, help="compiles, of which the fastest counts")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="the compile; its last word is the source file")
+    parser.add_argument("--header", default="pqkv/pqkv.hpp", help="name of what is measured, to print")
+    parser.add_argument("--runs", type=int, default=5, help="how often to compile; the fastest counts")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="the compiler's command; its last word is the source file")
     options = parser.parse_args()
 
     seconds = min(processor_seconds(options.command) for _ in range(options.runs))

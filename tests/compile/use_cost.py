@@ -20,10 +20,10 @@ def text_bytes(file):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", required=True, help="what is measured, for the text")
-    parser.add_argument("--seconds", type=float, required=True, help="processor time aimed at; three times that fails")
-    parser.add_argument("--kilobytes", type=int, required=True, help="code above which the test fails, in 1000 bytes")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="the compile to an object, without -o")
+    parser.add_argument("--name", required=True, help="name of what is measured, to print")
+    parser.add_argument("--seconds", type=float, required=True, help="target of processor time; three times as much fails")
+    parser.add_argument("--kilobytes", type=int, required=True, help="most code, in 1000 bytes; with more the test fails")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="the compiler's command that makes an object, without -o")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:

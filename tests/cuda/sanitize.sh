@@ -6,11 +6,11 @@
 #   tests/cuda/sanitize.sh [options] [tool...]     memcheck racecheck initcheck synccheck, all four unless given
 #
 #   --programs "A B"   of tests/cuda only these; all that ask for a GPU unless given
-#   --seconds S        what search, quantize, half_shortlist, device_pqcache and repeat take on, by the clock; 60 unless given
-#   --limit S          a program that runs longer did not finish; 300 unless given
+#   --seconds S        how long search, quantize, half_shortlist, device_pqcache and repeat run; 60 unless given
+#   --limit S          a program that runs longer counts as not finished; 300 unless given
 #   --jobs N           programs built and run at once; 4 unless given
-#   --keys FILE        keys for real_keys (real_keys.sh makes them), which is left out without
-#   --logs FOLDER      where every run's output goes; a temporary folder, gone at the end, unless given
+#   --keys FILE        keys for real_keys (real_keys.sh makes them); without, real_keys is left out
+#   --logs FOLDER      where every run's output goes; a temporary folder, removed at the end, unless given
 #
 # PQKV_CUDA_ARCH names the device's architecture, sm_90 unless given.
 set -euo pipefail

@@ -125,7 +125,7 @@ TEST_CASE("LongBench: what is wrong is said with file, line and key") {
   for (const char* key : {"context", "input", "answers", "dataset"})
     CHECK(problem_of(good, [&](json& r) { r.erase(key); }) == "set.jsonl: line 2: " + std::string(key) + ": missing key");
   CHECK(problem_of(good, [](json& r) { r["context"] = ""; }) == "set.jsonl: line 2: context: is empty");
-  CHECK(problem_of(good, [](json& r) { r["context"] = " \n\t"; }) == "set.jsonl: line 2: context: has blanks alone");
+  CHECK(problem_of(good, [](json& r) { r["context"] = " \n\t"; }) == "set.jsonl: line 2: context: has only blanks");
   CHECK(problem_of(good, [](json& r) { r["input"] = ""; }) == "");  // summaries have none
   CHECK(problem_of(good, [](json& r) { r["context"] = 3; }) == "set.jsonl: line 2: context: expected a text, got number");
   CHECK(problem_of(good, [](json& r) { r["answers"] = json::array(); }) ==
@@ -167,7 +167,7 @@ TEST_CASE("RULER: records, the part of the reply that is given, and what is wron
   const json good = ruler_record();
   CHECK(problem_of(good, [](json& r) { r.erase("outputs"); }) == "set.jsonl: line 2: outputs: missing key");
   CHECK(problem_of(good, [](json& r) { r["input"] = ""; }) == "set.jsonl: line 2: input: is empty");
-  CHECK(problem_of(good, [](json& r) { r["input"] = "\n"; }) == "set.jsonl: line 2: input: has blanks alone");
+  CHECK(problem_of(good, [](json& r) { r["input"] = "\n"; }) == "set.jsonl: line 2: input: has only blanks");
   CHECK(problem_of(good, [](json& r) { r["outputs"] = {"17", ""}; }) == "set.jsonl: line 2: outputs: an empty text occurs in every reply");
 }
 

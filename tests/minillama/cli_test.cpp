@@ -216,7 +216,7 @@ TEST_CASE("turns follow the prompt, on the command line or in a file; bad ones a
     check_refused(tiny.generate("-p a --turns \"" + turns.string() + "\""), "/turns: holds no turn");
   }
   write_text(turns, "a\\b\n");
-  check_refused(tiny.generate("-p a --turns \"" + turns.string() + "\""), "/turns: line 1: behind a backslash expected n");
+  check_refused(tiny.generate("-p a --turns \"" + turns.string() + "\""), "/turns: line 1: after a backslash expected n");
   check_refused(tiny.generate("-p abcde --turn fgh --turn ij -c 10"), "-p: prompt: 11 tokens with the turns are longer than the context");
 }
 

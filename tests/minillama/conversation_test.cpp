@@ -167,14 +167,14 @@ TEST_CASE("sampled conversations repeat with their seed") {
   CHECK(tokens(1) != tokens(2));
 }
 
-TEST_CASE("turns from a file: one a line, with escapes; anything else behind a backslash is refused by line") {
+TEST_CASE("turns from a file: one a line, with escapes; anything else after a backslash is refused by line") {
   const temporary_directory folder;
   const auto file = folder.path() / "turns";
   write_text(file, "\\nQuestion: a?\\nAnswer: \n\n  two \\\\ three");
   CHECK(read_turns(file) == std::vector<std::string>{"\nQuestion: a?\nAnswer: ", "  two \\ three"});
   for (const char* bad : {"fine\n\\t", "fine\nends with \\"}) {
     write_text(file, bad);
-    CHECK_THROWS_WITH(read_turns(file), (file.string() + ": line 2: behind a backslash expected n or a backslash").c_str());
+    CHECK_THROWS_WITH(read_turns(file), (file.string() + ": line 2: after a backslash expected n or a backslash").c_str());
   }
 }
 

@@ -9,16 +9,16 @@
 
 using namespace minillama_test;
 
-TEST_CASE("--device cuda refuses by name what is on the host alone, whether or not the program has CUDA") {
+TEST_CASE("--device cuda refuses by name what runs only on the host, whether or not the program has CUDA") {
   const bench tiny;
   const auto refused = [&](const std::string& arguments, const std::string& what) {
     check_refused(tiny.generate("-p a --device cuda " + arguments), what);
   };
   refused("--policy oracle", "--policy: oracle scores every key");
   for (const std::string name : {"snapkv", "h2o", "sparq", "quest", "infllm"})
-    refused("--policy " + name, "--policy: methods of other papers are on the host alone: not with --device cuda");
+    refused("--policy " + name, "--policy: methods of other papers run only on the host: not with --device cuda");
   refused("--axes weighted", "--axes: weighted looks at the prompt's queries");
-  refused("--residual 4x8", "--residual: the second stage is on the host alone: not with --device cuda");
+  refused("--residual 4x8", "--residual: the second stage runs only on the host: not with --device cuda");
   refused("--preset paper", "--preset: paper");
   refused("--kv-tier /tmp", "--kv-tier: is under the host's memory");
   refused("--index-threads 1", "--index-threads: are the host's");

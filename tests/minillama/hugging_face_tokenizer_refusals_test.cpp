@@ -97,7 +97,7 @@ TEST_CASE("added tokens have the numbers that follow, or those of the vocabulary
   const auto with = [](const json& token) { return problem_at("/added_tokens", json::array({added("<|x|>", 4), token})); };
   CHECK(with(added("<|y|>", 5)) == "");
   CHECK(with(added("<s>", 3)) == "");
-  const std::string next = "added_tokens[1].id: expected 5, the next number behind the tokens before it, got ";
+  const std::string next = "added_tokens[1].id: expected 5, the next number after the tokens before it, got ";
   CHECK(with(added("<|y|>", 7)) == next + "7");
   CHECK(with(added("<|y|>", 0)) == next + "0");
   CHECK(with(added("<s>", 5)) == "added_tokens[1].id: expected 3, which vocab says, got 5");

@@ -190,7 +190,7 @@ TEST_CASE("bytes of no tensor, and anything but blanks around the header, are re
   const safetensors_parts good = parts_of(two_tensors, "F32");
   auto parts = good;
   parts.data += "xyz";
-  CHECK(contains(written(parts), ": data: 3 bytes behind the last tensor belong to none"));
+  CHECK(contains(written(parts), ": data: 3 bytes after the last tensor belong to no tensor"));
   parts.data.insert(24, "wxyz");
   parts.header["b"]["data_offsets"] = {28, 32};
   CHECK(contains(written(parts), ": b: data_offsets: 4 bytes before them belong to no tensor"));

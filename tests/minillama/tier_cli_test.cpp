@@ -59,7 +59,7 @@ TEST_CASE("--kv-tier: what is refused before anything is computed") {
                 "--kv-tier: no file can be made in /nowhere/at/all: No such file or directory");
   check_refused(tiny.generate("-p a --kv-tier \"" + (tiny.path() / "config.json").string() + "\""), "--kv-tier: no file can be made in ");
   check_refused(tiny.generate("-p a --kv-tier ''"), "--kv-tier");
-  check_refused(tiny.generate(tier + "--policy full"), "--kv-tier: keeps keys and values in a file for --policy pq alone");
+  check_refused(tiny.generate(tier + "--policy full"), "--kv-tier: keeps keys and values in a file only for --policy pq");
   check_refused(tiny.generate(tier + "--rows int8"), "--kv-tier: keeps keys and values as floats: not with --rows int8");
   check_refused(tiny.generate(tier + "--cache-tokens 7 --cache-block 8"), "--cache-tokens: 7 is less than a block of 8 tokens");
   check_refused(tiny.generate(tier + "--cache-tokens -1"), "--cache-tokens: expected a whole number, 0 to 2147483648, got -1");

@@ -34,8 +34,8 @@ def main():
     parser.add_argument("--built", help="the program as the build made it")
     parser.add_argument("--include", nargs="+", default=[])
     parser.add_argument("--compilers", nargs="*", default=[])
-    parser.add_argument("--nvcc", help="nvcc, which takes the program for a .cu file")
-    parser.add_argument("--few", action="store_true", help="one flag set for a compiler; tests/run.sh --all takes all")
+    parser.add_argument("--nvcc", help="nvcc, which compiles the program as a .cu file")
+    parser.add_argument("--few", action="store_true", help="one set of flags for each compiler; tests/run.sh --all takes all")
     parser.add_argument("--sources", nargs="*", default=[], help="further files the program is made of")
     options = parser.parse_args()
 

@@ -125,7 +125,7 @@ TEST_CASE("queued cache: lengths without memory are refused, and nothing is cut"
   CHECK(s.cache.size(s.dev, 0) == 100);
 }
 
-TEST_CASE("queued cache: queries behind a step's last row have empty lists, whatever was there before") {
+TEST_CASE("queued cache: queries after a step's last row have empty lists, whatever was there before") {
   subject s;
   s.prefill(0, 0, 200);
   const queued_array<std::uint32_t> slots(s.dev, std::vector<std::uint32_t>{0}), counts(s.dev, std::vector<std::uint32_t>{2});

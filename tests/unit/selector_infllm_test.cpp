@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// InfLLM against its paper's words: representatives by the mean inner product with the queries behind a token, relevance by their sum, over
+// InfLLM against its paper's words: representatives by the mean inner product with the queries after a token, relevance by their sum, over
 // random lives; prompts without queries are refused, tokens without queries are counted; steps of one token or several; bad parameters.
 #include <doctest/doctest.h>
 
@@ -42,7 +42,7 @@ struct plain_infllm {
       sum += static_cast<double>(given.query(q, position)[i]) * static_cast<double>(given.key(head, t)[i]);
     return sum;
   }
-  /// Mean over the queries behind a token, summed over the group; -infinity without any.
+  /// Mean over the queries after a token, summed over the group; -infinity without any.
   double representative_score(const given_tokens& given, std::size_t head, std::size_t t, std::size_t newest, bool& any) const {
     double sum = 0;
     std::size_t count = 0;
@@ -137,7 +137,7 @@ TEST_CASE("selector infllm: lists what the paper's words give, over random lives
   CHECK(failed > 300);
 }
 
-TEST_CASE("selector infllm: the key that the queries behind it look at represents its block") {
+TEST_CASE("selector infllm: the key that the queries after it look at represents its block") {
   infllm_cache cache(small_params(0, 4, 4));
   prompt given(1, 20, 8, 1);
   // Block 1 has a key along axis 0 and one along axis 1; block 2 has half a key along each. The prompt's queries look along axis 1.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// All layers' pqkv::device_pqcache behind a face that plain C++ files see, so that one file alone is for nvcc. An engine whose decoder is
-// such a file uses device_pqcache directly and needs nothing of this.
+// All layers' pqkv::device_pqcache behind an interface that plain C++ files see, so that only one file is for nvcc. An engine whose decoder
+// is such a file uses device_pqcache directly and needs nothing of this.
 #pragma once
 #include <cstddef>
 #include <memory>

@@ -83,7 +83,7 @@ device_prompt prefill(const device_model& llama, std::span<const token_id> token
         report((static_cast<double>(layer) + static_cast<double>(first + count) / static_cast<double>(n)) /
                static_cast<double>(config.layers));
       }
-      if (last_layer && first + count < n) continue;  // nobody reads what comes out behind the last layer, but for the last token
+      if (last_layer && first + count < n) continue;  // nobody reads the output of the last layer, except for the last token
       const std::size_t left_out = last_layer ? count - 1 : 0, kept = count - left_out;
       attend(llama, cached, n, work.queries.data() + left_out * config.query_width(), first + left_out, kept, work.weights.data(),
              work.attention.data());

@@ -21,7 +21,7 @@ struct device_prompt {
 };
 
 /// Runs all layers over the prompt with exact causal attention, by products with all keys up to a block's end and a softmax that leaves
-/// out those behind a query. Waits for the device.
+/// out those after a query. Waits for the device.
 ///
 /// @param report  waits for every block; without one, nothing waits before the end
 /// @param block   tokens of one; 0: prefill_block_tokens()

@@ -20,12 +20,13 @@ const char* const not_there = ": not with --device cuda";
 
 void require_offered(const policy_settings& settings) {
   if (settings.name == policy_name::oracle)
-    throw usage_error("--policy", std::string("oracle scores every key, which the host alone does") + not_there);
+    throw usage_error("--policy", std::string("oracle scores every key, which only the host does") + not_there);
   if (is_compared_method(settings.name))
-    throw usage_error("--policy", std::string("methods of other papers are on the host alone") + not_there);
+    throw usage_error("--policy", std::string("methods of other papers run only on the host") + not_there);
   if (settings.shown_queries() != 0)
-    throw usage_error("--axes", std::string("weighted looks at the prompt's queries, which the host alone keeps") + not_there);
-  if (settings.quantizer.residual.used()) throw usage_error("--residual", std::string("the second stage is on the host alone") + not_there);
+    throw usage_error("--axes", std::string("weighted looks at the prompt's queries, which only the host keeps") + not_there);
+  if (settings.quantizer.residual.used())
+    throw usage_error("--residual", std::string("the second stage runs only on the host") + not_there);
   if (settings.rows == row_format::int8)
     throw usage_error("--rows", std::string("int8: on a GPU this program keeps rows as floats") + not_there);
   if (settings.tier.place() == row_place::file) throw usage_error("--kv-tier", std::string("is under the host's memory") + not_there);
@@ -37,7 +38,7 @@ void require_offered(const policy_settings& settings) {
 cache_settings settings_for(const policy_settings& settings, std::size_t prompt, const model_config& config, std::size_t slots,
                             std::size_t capacity) {
   cache_settings made;
-  if (config.biases.any()) throw usage_error("--device", "cuda: the model has biases, which the host alone adds");
+  if (config.biases.any()) throw usage_error("--device", "cuda: the model has biases, which only the host adds");
   made.shape = {slots, config.kv_heads, config.query_heads, config.head_dim, capacity};
   made.shape.softmax_scale = config.softmax_scale();
   made.budget = settings.budget_for(prompt, config.head_dim);

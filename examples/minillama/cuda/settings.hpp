@@ -18,7 +18,7 @@ void require_offered(const policy_settings& settings);
 /// full       all tokens are sinks: there is no middle to rank, and no codebook is ever trained
 /// pq         as on the host
 /// streaming  nothing is retrieved. The library's cache has a codebook all the same, and without one attends to everything: the smallest,
-///            trained from 16 tokens behind the sinks on, which the window must have room for
+///            trained from 16 tokens after the sinks on, which the window must have room for
 ///
 /// @param prompt    tokens of it
 /// @param capacity  tokens of a slot

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ranks of one host, each with a CUDA device of its own that reaches the others' memory (NVLink, or PCIe with peer access). The library's
-// kernels write their messages straight into the other devices' memory, raise a flag behind them, and wait for the flags of the others: a
-// decode step has no kernel that only carries messages. Opt-in. Not between hosts: see adapt/nccl.cuh.
+// kernels write their messages straight into the other devices' memory, then raise a flag, and wait for the flags of the others: a decode
+// step has no kernel that only carries messages. Opt-in. Not between hosts: see adapt/nccl.cuh.
 //
 // Run each rank in a process of its own rather than in a thread. A call that allocates or frees memory may wait for the device of another
 // thread; if that device's kernels wait for a message which this thread has not sent yet, neither goes on.
 //
 // A message has parts, each written and awaited by one CTA, and two places in every rank's memory, which take turns. A rank reuses a place
-// only for the message after next. By then it has received the other ranks' answers to the message between, which each sent after reading
-// the place. Numbers of 32 bits travel with their message's number in one store of 64, so that they need neither a fence nor a flag; other
-// words have a flag.
+// only for the message after next. By then it has received the message in between from every other rank, which each sends only after it has
+// read the place. A 32-bit number is stored together with its message's number as one 64-bit word, so it needs neither a fence nor a flag;
+// other words have a flag.
 // Source: NCCL's low-latency protocol, and NVSHMEM's put with signal.
 #pragma once
 
@@ -39,9 +39,9 @@ struct peer_mail {
   using message = peer_message;
 
   std::uint64_t* inbox[most_peers];  // of each rank: [2, ranks, words]
-  std::uint32_t* flags[most_peers];  // of each rank: [ranks, parts] number of the last message that has come
+  std::uint32_t* flags[most_peers];  // of each rank: [ranks, parts] number of the last message that has arrived
   std::uint32_t* sent;               // [parts] of this rank: number of its last message
-  std::uint32_t* gave_up;            // of this rank: 1 once a rank did not come in time
+  std::uint32_t* gave_up;            // of this rank: 1 once a message has not arrived in time
   std::uint64_t limit_ns;
   std::size_t words;  // of a message
   unsigned parts, ranks, rank;
@@ -74,7 +74,8 @@ class peer_message {
   __device__ std::uint64_t* to(unsigned target) const { return mail_.inbox[target] + (number % 2 * ranks + rank) * mail_.words; }
   /// A word that post() sent.
   __device__ std::uint64_t word(unsigned r, std::size_t i) const { return __ldcg(from(r) + i); }
-  /// This rank's part is written; the same part of every rank's message is awaited. By all threads of a CTA.
+  /// post(): this rank's part is written, and the other ranks may read it. await(): waits for the same part of every rank's message. Each
+  /// by all threads of a CTA.
   __device__ void post() const {
     __syncthreads();
     if (threadIdx.x >= ranks) return;
@@ -155,7 +156,7 @@ class peer_message {
     asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
     return value;
   }
-  /// Whether the time is over; later messages are then not awaited any more.
+  /// Whether the time limit has passed. After that, no message is awaited any more.
   __device__ bool is_late(std::uint64_t& begin) const {
     std::uint64_t now;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
@@ -175,7 +176,7 @@ __device__ inline peer_message peer_mail::open(unsigned part, std::uint32_t numb
 namespace detail {
 enum class peer_exchange { gather, sum, maximum, transpose };
 
-/// Carries a piece of a buffer, a share of its words by each CTA.
+/// Exchanges a piece of a buffer among the ranks. Each CTA carries a share of its words.
 /// @param stride  from one rank's bytes to the next's in `all`, or in `own` where ranks get different ones
 /// @param bytes   of the piece of one rank
 template <peer_exchange What>
@@ -227,11 +228,13 @@ class peer_ranks {
   /// Takes memory of the current device, and tells the other ranks where it is.
   /// @param meeting  a communicator of host memory, with one rank for each of these: mpi_ranks, or in_process for threads. This
   ///                 constructor alone uses it
-  /// @param bytes    for mail, a quarter of it for these three collectives; for each list of a query token a cache takes about
-  ///                 32 * ranks * (k + cells / 2), with the most k of its capacity and the cells of its joint-code index, or 0; without
-  ///                 an index up to 16 * ranks * (30000 + 100 * query heads of the list) more (scale::token_message)
+  /// @param bytes    device memory for messages. A quarter of it is for the three collectives below. A cache takes, for each list of a
+  ///                 query token, about 32 * ranks * (k + cells / 2) bytes: k is the largest at its capacity, and cells those of its
+  ///                 joint-code index, or 0. A cache without such an index takes up to 16 * ranks * (30000 + 100 * query heads of the list)
+  ///                 bytes more (scale::token_message)
   /// @param limit    how long a rank waits for the others in one exchange
-  /// @throws value_error; communication_error when a rank does not come, when devices do not reach each other, and for CUDA's errors
+  /// @throws value_error; communication_error when a rank does not make this call, when devices cannot reach each other's memory, and for
+  ///         CUDA's errors
   template <class Meeting>
   peer_ranks(const Meeting& meeting, std::size_t bytes, std::chrono::milliseconds limit = std::chrono::seconds(30))
       : state_(std::make_shared<shared>()) {
@@ -245,7 +248,7 @@ class peer_ranks {
     own.memory = static_cast<std::byte*>(memory), own.bytes = bytes;
     own.rank = meeting.rank(), own.limit = limit;
     check(cudaMemset(memory, 0, bytes), "cudaMemset");
-    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // the zeros are there
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // the zeros are written
     introduction mine{{}, static_cast<std::uint64_t>(getpid()), memory, 0};
     check(cudaGetDevice(&mine.device), "cudaGetDevice");
     check(cudaIpcGetMemHandle(&mine.handle, memory), "cudaIpcGetMemHandle");
@@ -264,7 +267,7 @@ class peer_ranks {
   std::size_t rank() const { return state_->rank; }
   std::size_t size() const { return state_->reached.size(); }
 
-  /// Takes memory for one exchange of a step. The same calls on every rank, in the same order.
+  /// Takes memory for one exchange of a step. Every rank must make the same calls in the same order.
   /// @throws capacity_error when the communicator's bytes do not suffice
   kernel_mail mail(std::size_t words, std::size_t parts) {
     const std::size_t ranks = size();
@@ -298,9 +301,8 @@ class peer_ranks {
     carry<detail::peer_exchange::transpose>(policy, to, from, bytes, bytes);
   }
 
-  /// Waits for the stream, in place of sync(), which does not report late ranks: after the time limit kernels go on with wrong
-  /// numbers. @throws communication_error when a rank did not come in time: the communicator cannot be
-  /// used any more
+  /// Waits for the stream. Use it in place of sync(), which does not report late ranks: after the time limit kernels go on with wrong
+  /// numbers. @throws communication_error when a rank's message did not arrive in time; the communicator cannot be used any more
   void finish(const exec::cuda& policy) const {
     std::uint32_t late = 0;
     const auto stream = static_cast<cudaStream_t>(policy.stream);
@@ -338,7 +340,7 @@ class peer_ranks {
     }
   };
 
-  /// The place of `bytes` bytes, the same on every rank.
+  /// Takes `bytes` bytes and returns their offset, the same on every rank.
   std::size_t take(std::size_t bytes) {
     const std::size_t at = (state_->used + cache_line_bytes - 1) / cache_line_bytes * cache_line_bytes;
     require_ok(pqkv::detail::checks("peer_ranks")
@@ -369,7 +371,7 @@ class peer_ranks {
     if (other.device != mine.device) {
       const cudaError_t error = cudaDeviceEnablePeerAccess(other.device, 0);
       if (error == cudaErrorPeerAccessAlreadyEnabled)
-        static_cast<void>(cudaGetLastError());  // by the program
+        static_cast<void>(cudaGetLastError());  // the program has enabled it
       else
         check(error, "cudaDeviceEnablePeerAccess");
     }

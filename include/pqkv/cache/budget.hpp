@@ -41,7 +41,7 @@ PQKV_HD constexpr std::size_t share_of(double ratio, std::size_t n) {
 }
 }  // namespace detail
 
-/// A budget_rule in numbers alone, as kernels take it.
+/// A budget_rule as plain numbers, as kernels take it.
 struct flat_budget_rule {
   static constexpr std::size_t by_share = static_cast<std::size_t>(-1);
 

@@ -14,9 +14,9 @@ namespace pqkv::inline PQKV_MODE {
 
 /// Which selection the queries of a row use when a step has several tokens of a sequence.
 enum class draft_selection : std::uint8_t {
-  each_query,  // each query its own, as if the tokens had come one by one
-  first_query  // all that of the row's first one, and all tokens since the window of then: for drafts of a few tokens, whose selections
-               // hardly differ. Those worked on at once share it (cache_shape::queries_at_once)
+  each_query,  // each query has its own, as if the tokens had come one by one
+  first_query  // every query uses that of the row's first query, and attends to all tokens from that query's window on: for drafts of a
+               // few tokens, whose selections hardly differ. The queries of one pass share it (cache_shape::queries_at_once)
 };
 
 /// The sizes of one layer's cache.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a step changes: sequences grow, are cut, copied and begun. Each change is one operation of the seam (exec/kernel.hpp). All of them
-// compute first and commit last: what they write is behind the sequence's end, where nobody reads, until the sequence itself is updated. On
-// a device they only enqueue. The device reads where a sequence stands, so a captured step can be replayed while the sequences grow.
+// What a step changes: sequences begin, grow, are cut and copied. Each change is one operation (exec/kernel.hpp). All of them compute first
+// and commit last: they write past the sequence's end, where nobody reads, until the sequence itself is updated. On a device they only
+// enqueue. The device reads a sequence's length itself, so a captured step can be replayed while the sequences grow.
 #pragma once
 
 #include "../core/arena.hpp"
@@ -10,7 +10,7 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
-struct store_tokens {};     // run(policy, rows, stored, K, V): a prompt's rows [h, n, d] behind a slot's end
+struct store_tokens {};     // run(policy, rows, stored, K, V): a prompt's rows [h, n, d] to a slot's end
 struct append_tokens {};    // run(policy, rows, index, tokens, K, V): stores rows, encodes what leaves the window, commits
 struct commit_prompt {};    // run(policy, slots, committed_prompt): commits a prompt, or a late training
 struct truncate_tokens {};  // run(policy, index, cut): forgets the last tokens

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How a saved slot is laid out: a header, the parts of the slot, a checksum. It is little-endian, and read only on machines that are; the
 // header has a mark to check this. The id lists of a joint-code index are not in the file: they are rebuilt from the codes. The file says
-// which cache it fits. A file that is cut, altered or of another cache is refused before the slot changes.
+// which cache it fits. A file that is truncated, altered or of another cache is refused before the slot changes.
 //
 //   bytes 0..7    "pqkvslot"
 //   8..103        slot_file_header, the rest of it: format, byte order, contents, shape, sequence

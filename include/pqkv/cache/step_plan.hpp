@@ -41,7 +41,7 @@ struct basic_step {
 /// A step of a host cache.
 using cache_step = basic_step<space::host>;
 
-/// A token of a step: the index-th of its row's `count`. Tokens behind the last row get the row `rows`.
+/// A token of a step: the index-th of its row's `count`. Tokens after the last row get the row `rows`.
 struct step_token {
   std::uint32_t row, slot, index, count;
 };
@@ -99,7 +99,7 @@ PQKV_HD constexpr middle_range whole_middle(const sequence& now, const asked_que
 
 /// Whether a slot is to be trained now: for the first time, or again because it has grown since. A try that fails reads every row, so a
 /// long sequence must not repeat it in every step.
-/// @param least_rows  rows behind the sinks that training needs
+/// @param least_rows  how many rows after the sinks training needs
 PQKV_HD constexpr bool is_learning_due(const sequence& s, const flat_budget_rule& rule, std::size_t least_rows) {
   if (s.prefilling != 0 || s.n == 0 || s.n < s.learn_again || s.n < s.middle(rule).begin + least_rows) return false;
   return s.learned == 0 || s.learn_again != 0;
@@ -161,7 +161,7 @@ struct fetched_tokens {
   PQKV_HD constexpr std::size_t tokens() const { return plan.slots.extent(0); }
   /// Of one token. @pre tokens() != 0
   PQKV_HD constexpr std::size_t lists() const { return plan.counts.extent(0) / plan.slots.extent(0); }
-  /// Tokens up to that of query i; 0 for one behind the last row of a step.
+  /// How many tokens there are up to that of query i, with it; 0 for a query after the last row of a step.
   PQKV_HD constexpr std::uint32_t length(std::size_t i) const {
     const token_span& span = plan.spans(i * lists());
     return span.leading > span.window_end ? span.leading : span.window_end;

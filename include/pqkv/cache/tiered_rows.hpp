@@ -21,7 +21,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace op {
 struct fetch_rows {};     // run(policy, tiers, fetched_tokens): before attention reads
-struct read_ahead {};     // run(policy, tiers, fetched_tokens, mapped_file): behind it, asks the system for rows that are only in the file
+struct read_ahead {};     // run(policy, tiers, fetched_tokens, mapped_file): after it, asks the system for rows that are only in the file
 struct admit_rows {};     // run(policy, tiers, sequences): after it has read
 struct truncate_rows {};  // run(policy, tiers, truncated_tokens): drops copies of tokens that were cut
 }  // namespace op
@@ -83,11 +83,11 @@ struct resident_update {
   }
 };
 
-/// How attention gets selected rows that are in a file alone.
+/// How attention gets selected rows that are only in a file.
 enum class missing_rows {
-  touched,   // it touches them, and waits for the disk for each page that the system does not have
-  asked_for  // the system is asked for all of them before: many are read at once. It costs a call of the system for each run of pages,
-             // wasted where it has the pages already
+  touched,   // attention reads them, and waits for the disk at each page that is not in memory
+  asked_for  // before attention, the system is asked for all of them, so that it reads many at once. Costs one system call for each run of
+             // pages, wasted if they are in memory already
 };
 
 /// The result of pqcache_state::rows().statistics(slot). A token is counted once for every list that selected it.

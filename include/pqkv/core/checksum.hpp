@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// CRC-32, the check of saved slots: finds altered and cut files, not forged ones. The polynomial of IEEE 802.3 and zlib, reflected.
+// CRC-32, the check of saved slots: finds altered and truncated files, not forged ones. The polynomial of IEEE 802.3 and zlib, reflected.
 #pragma once
 
 #include <array>

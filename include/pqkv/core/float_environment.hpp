@@ -11,8 +11,8 @@
 // 1. Operands that are not constant: the work gets them through memory that the compiler knows nothing about. An empty asm statement, after
 // the modes are set, takes the address of the callable and may have changed everything that it refers to. So no operand is known earlier,
 // and nothing that depends on one can be done earlier. Results leave through memory too: a second such statement, before the modes are
-// restored, needs them all.
-// 2. Constants: the work is called, not inlined, so what depends on constants alone stays behind that call.
+// restored, needs them all. 2. Constants: the work is called, not inlined, so what depends only on constants is not computed before that
+// call.
 #pragma once
 
 #include <cstddef>

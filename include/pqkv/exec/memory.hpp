@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory of a policy's space: allocated, zeroed and copied through the seam (exec/kernel.hpp), so that the code that uses it is written
-// once for every space. On a device, zeroing and copying are enqueued on the policy's stream. Allocating and freeing may wait, so neither
+// Memory of a policy's space: allocated, zeroed and copied by its backend (exec/kernel.hpp), so that the code that uses it is written once
+// for every space. On a device, zeroing and copying are enqueued on the policy's stream. Allocating and freeing may wait, so neither
 // belongs in a step.
 #pragma once
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Lloyd's k-means for many small problems at once: the trainer behind a codebook, usable alone. Deterministic: the bits of the centroids
-// depend on points, offset and parameters, not on ISA, thread count or backend. Sums are in fixed point, so their order does not matter.
-// Not for d > 256 or c > 256, where pruned or hierarchical methods win.
+// Lloyd's k-means for many small problems at once: it trains codebooks, and can be used without the rest of the library. Deterministic: the
+// bits of the centroids depend on points, offset and parameters, not on ISA, thread count or backend. Sums are in fixed point, so their
+// order does not matter. Not for d > 256 or c > 256, where pruned or hierarchical methods win.
 // Sources: Lloyd, "Least squares quantization in PCM", 1982; empty clusters as faiss splits them, with a fixed rule; the added coordinate:
 // Bachrach et al., "Speeding up the Xbox recommender system using a Euclidean transformation for inner-product spaces", 2014.
 #pragma once

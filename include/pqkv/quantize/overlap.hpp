@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// PQCache's overlap rule, opt-in: as many k-means iterations as fit behind the model's own work on the next layer, so that clustering on
-// the host adds nothing to the time of a prefill. Both times are modelled and fitted by least squares from a short calibration on the
-// machine that runs. The codebook's bits then depend on that machine's speed; with a fixed L they do not.
+// PQCache's overlap rule, opt-in: as many k-means iterations as fit into the time that the model works on the next layer, so that
+// clustering on the host adds nothing to the time of a prefill. Both times are modelled and fitted by least squares from a short
+// calibration on the machine that runs. The codebook's bits then depend on that machine's speed; with a fixed L they do not.
 // Source: PQCache, SIGMOD 2025, section 3.2.
 #pragma once
 

@@ -63,7 +63,7 @@ class agreement {
       if (votes(rank).call != first.call) raise_difference(rank);
   }
 
-  /// Exchanges votes alone, and concludes.
+  /// Exchanges only the votes, and concludes.
   template <class P, class Communicator>
   void commit(const P& policy, Communicator& all, vote* votes) const {
     const vote mine = own();

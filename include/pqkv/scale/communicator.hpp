@@ -43,9 +43,8 @@ struct rank_error : std::runtime_error {
 ///
 /// Two more are called where a communicator has them:
 ///
-///   finish(policy)            waits for the stream with the time limit, in place of sync(). On a device a cache calls it before anything
-///   else
-///                             that may wait for an exchange: copies from and to host memory, allocations
+///   finish(policy)            waits for the stream with the time limit, in place of sync(). On a device a cache calls it before whatever
+///                             else may wait for an exchange: copies from and to host memory, allocations
 ///   reserve(sent, received)   takes memory for calls that send and receive up to so many bytes on this rank, which then throw no
 ///                             std::bad_alloc: a cache calls it where all ranks can still refuse together
 template <class C, class P>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What context-parallel caches in host memory and on devices have in common: their parameters, the checks of these, which tokens of a
-// sequence a rank holds, and this rank's rows, index and memory of a step. context_calls.hpp alone includes this file, and share_steps.hpp,
+// sequence a rank holds, and this rank's rows, index and memory of a step. Only context_calls.hpp includes this file, and share_steps.hpp,
 // which needs the parameters.
 #pragma once
 
@@ -44,7 +44,7 @@ struct context_params : cache_shape {  // capacity: tokens of a slot on all rank
   agreement_mode agreement = agreement_mode::each_call;
 };
 
-/// Keys [h, n, d] as a store of rows, of which training reads keys alone. Head `first_head` of the store is head 0 here.
+/// Keys [h, n, d] as a store of rows, for training, which reads no values. Head `first_head` of the store is head 0 here.
 template <class T, class Space = space::host>
 struct sampled_keys {
   using value_type = T;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How every verb of a context-parallel cache begins, in host memory and on devices: its checks, what the ranks compare, and their votes.
-// With it the verbs that are the same in every memory: saving and loading this rank's share of a slot. context_state.hpp and
-// device_context_state.hpp alone include this file.
+// Also the verbs that are the same in host and device memory: saving and loading this rank's share of a slot. Only context_state.hpp and
+// device_context_state.hpp include this file.
 #pragma once
 
 #include "../cache/cache_checks.hpp"
@@ -68,7 +68,7 @@ class context_calls : public context_base<Rows, Communicator> {
   }
 
   /// Fills an empty slot from the files of save(), on all ranks together. Ranks in host memory and ranks on devices read each other's
-  /// files. Waits on a device; not in a captured step. A rank that has no file makes the call too, with no source: else the others wait for
+  /// files. Waits on a device; not in a captured step. A rank that has no file must make the call too, with no source: the others wait for
   /// it.
   ///
   /// @param sources   either one source, for the file that this rank saved in a cache of as many ranks with the same `block` and `run`; or
@@ -78,8 +78,9 @@ class context_calls : public context_base<Rows, Communicator> {
   /// @param contents  what the files must hold
   /// @throws value_error, capacity_error when a file is truncated, altered, or from another cache or another save than the others;
   ///         rank_error, communication_error; std::bad_alloc; on a device cuda_error. The slot then stays empty
-  /// @cost   one pass over the files, through 1 MiB of host memory, and the id lists' counting sort. On a device a copy for each run of
-  ///         tokens that follow one another in a file and here: with other layouts about one a block, head and part
+  /// @cost   one pass over the files, through 1 MiB of host memory, and a counting sort that rebuilds the id lists. On a device one copy
+  ///         for each run of tokens that are consecutive both in a file and in this rank's memory: about one for each block, head and part
+  ///         if the layouts differ
   template <exec::policy P, class Sources>
   void load(const P& policy, std::size_t slot, Sources&& sources, slot_contents contents = slot_contents::index_and_rows) {
     agreement agreed = this->call("load");
@@ -130,7 +131,7 @@ class context_calls : public context_base<Rows, Communicator> {
     return {params_, is_on_host ? work_.slots.sequences.data : known_.data(), lists()};
   }
 
-  /// Takes the communicator's memory for messages of up to so many bytes, if it has some of its own.
+  /// Lets the communicator reserve memory for messages of up to `sent` and `received` bytes, if it has memory of its own.
   void reserve_messages(std::size_t sent, std::size_t received) const {
     if constexpr (requires { ranks_.reserve(sent, received); }) ranks_.reserve(sent, received);
   }
@@ -165,9 +166,8 @@ class context_calls : public context_base<Rows, Communicator> {
     const vote own = agreed.own();
     agreed.conclude(1, [&](std::size_t) { return own; });
   }
-  /// Waits for the stream, as the communicator does it if it has a time limit of its own. To be called before a copy from or to host memory
-  /// and before device memory is taken or freed: where that memory is not page-locked, CUDA itself waits for the stream, for ever if a rank
-  /// stays away.
+  /// Waits for the stream, by the communicator's finish() if it has one, which has a time limit. Call it before a copy from or to host
+  /// memory and before device memory is taken or freed: there CUDA may itself wait for the stream, and for ever if a rank stays away.
   template <class P>
   void wait(const P& policy) const {
     if constexpr (requires { ranks_.finish(policy); })
@@ -176,8 +176,8 @@ class context_calls : public context_base<Rows, Communicator> {
       sync(policy);
   }
 
-  /// The beginnings of the verbs, with their arguments. Each makes the verb's checks, adds what must be the same on all ranks, and asks
-  /// them; the agreement serves what the verb does next.
+  /// The beginning of each verb, with the verb's arguments: makes the verb's checks, adds what must be the same on all ranks to the
+  /// agreement, and asks the ranks. The verb goes on with the agreement that is returned.
   /// @{
   template <class P, class K, class V>
   agreement begin_prefill(const P& policy, std::size_t slot, const K& keys, const V& values, std::size_t n, chunk which) {

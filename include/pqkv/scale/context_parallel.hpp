@@ -4,20 +4,23 @@
 // whole sequence: each rank attends to its share, and the partial outputs are merged by their log-sum-exps. With selection_mode::exact the
 // ranks attend to exactly the tokens that one pqcache with all tokens would attend to.
 //
-// Opt-in: include it after pqkv.hpp. Not for a sequence that fits one rank: every layer of a step costs messages (docs/scale.md).
-// Host memory here, device memory in device_context_parallel.hpp; one call at a time on each rank. A second stage, normalisation over
-// attended tokens and weighted axes are refused. Sources: partial outputs: FlashDecoding, FlashInfer attention/state.cuh; shares of one
-// sequence: ring attention, Liu, Zaharia, Abbeel 2023.
+// Opt-in: include it after pqkv.hpp. Not for a sequence that fits on one rank: every layer of a step costs messages (docs/scale.md). Host
+// memory here, device memory in device_context_parallel.hpp; one call at a time on each rank. A second stage, normalisation over attended
+// tokens and weighted axes are refused. Sources: partial outputs: FlashDecoding, FlashInfer attention/state.cuh; shares of one sequence:
+// ring attention, Liu, Zaharia, Abbeel 2023.
 #pragma once
 
 #include "context_training.hpp"
 
 namespace pqkv::inline PQKV_MODE::scale {
 
-/// @tparam Rows          where this rank's keys and values are: dense_rows in host memory
-/// @tparam Communicator  models communicator_for the policies of all calls; copied
+/// The cache of one layer over several ranks, each with a share of every sequence's tokens in host memory.
+///
 /// If one rank refuses a verb, all do: that rank throws the error, the others throw rank_error, and no slot changes. If a rank never makes
 /// the call, the others' call ends at the communicator's time limit with communication_error.
+///
+/// @tparam Rows          where this rank's keys and values are: dense_rows in host memory
+/// @tparam Communicator  models communicator_for the policies of all calls; copied
 template <class Rows, class Communicator>
 class context_parallel : public context_training<Rows, Communicator> {
   using state = context_training<Rows, Communicator>;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How a rank of a context-parallel cache takes rows and learns from them. One codebook for all ranks: every rank gets the keys that one
-// rank with all tokens would train on, in the same order, so training gives the same bits everywhere and with any number of ranks.
-// context_parallel.hpp alone includes this file.
+// rank with all tokens would train on, in the same order, so training gives the same bits everywhere and with any number of ranks. Only
+// context_parallel.hpp includes this file.
 #pragma once
 
 #include "context_state.hpp"
@@ -78,7 +78,7 @@ class context_training : public context_state<Rows, Communicator> {
   template <exec::policy P>
   context_training(const P& policy, const Communicator& ranks, const params& p) : state(policy, ranks, p) {}
 
-  /// Stores this rank's rows [h, n, d] behind its tokens of a slot of `before` tokens.
+  /// Appends rows [h, n, d] to those that this rank stores of a slot of `before` tokens.
   template <class P, class K, class V>
   void store(const P& policy, std::size_t slot, std::size_t before, view<K, 3> keys, view<V, 3> values) const {
     pqkv::detail::run_operation<op::store_tokens>(policy, rows_.view(),

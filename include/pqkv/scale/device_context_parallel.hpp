@@ -3,7 +3,7 @@
 // replayed while the sequences grow. The communicator's calls are on the policy's stream, or its messages travel inside the kernels
 // (adapt/peer.cuh). Needs the CUDA backend: <pqkv/device_context_parallel.cuh> includes both.
 //
-// Not here: the shared merging of many ranks' outputs. Every rank receives every rank's outputs.
+// On the host, many ranks share the work of merging their outputs. Here they do not: every rank receives every rank's outputs.
 #pragma once
 
 #include <tuple>
@@ -37,13 +37,13 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   template <exec::policy P>
   context_parallel(const P& policy, const Communicator& ranks, const params& p) : state(policy, ranks, p) {}
 
-  /// Stores a prompt, as the host's. Waits.
+  /// Stores a prompt, as on the host. Waits for the device.
   ///
   /// @param keys    [h, own, d] those tokens of the chunk that this rank holds, in order, in memory that the device reaches
   /// @param values  [h, own, d]
   /// @param n       tokens of the chunk on all ranks
   /// @throws shape_error, value_error, capacity_error, rank_error, communication_error, cuda_error
-  /// @cost   as the host's; the training sample is combined by an all_reduce in which each rank's other keys are zeros
+  /// @cost   as on the host; an all_reduce combines the training sample, to which each rank gives its own keys, and zeros for all others
   template <exec::policy P, class K, class V, class Space>
   requires storage_scalar<K> && storage_scalar<V> && reachable_from<Space, P>
   void prefill(const P& policy, std::size_t slot, view<K, 3, Space> keys, view<V, 3, Space> values, std::size_t n,
@@ -96,7 +96,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     });
   }
 
-  /// This rank's part of the middle tokens that attend() would read, as the host's: a list longer than `indices` is cut.
+  /// This rank's part of the middle tokens that attend() would read, as on the host, except that a list longer than `indices` is cut.
   ///
   /// @param indices  [tokens, lists, k_max] int32, written: positions in the whole sequence, ascending, then -1
   /// @param counts   [tokens, lists] uint32, written
@@ -186,7 +186,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   }
 
  private:
-  // Memory of a training. A member: where an exchange fails, freeing it would wait for the stream, so it stays until the next training.
+  // Memory of a training. It is a member because freeing it after a failed exchange would wait for the stream: the next training frees it.
   owner<std::byte, space_type> training_;
 
   using state::exchange_, state::index_, state::work_;

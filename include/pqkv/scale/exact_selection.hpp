@@ -3,11 +3,11 @@
 // all ranks' tokens, so they can be compared; equal scores go to the lower position in the sequence.
 //
 //   1. normalisers (probabilities only): one all_reduce of hq integers; two more where a sum has to be centred anew
-//   2. candidates: each rank sends its best 2 k / ranks + 64 of a list. If the k best of what came leave a rank's list used up to its end,
-//      that rank may have more: then such lists are sent again with up to k
+//   2. candidates: each rank sends its best 2 k / ranks + 64 of a list. If all candidates of a rank are among the k best, that rank may
+//      have more of these: then such lists are sent again with up to k
 //   3. every rank keeps its own candidates up to the threshold that all of them find
 //
-// Source: method.md's canonical arithmetic (docs/numerics.md); the bounded list with a check is the usual top-k of distributed search.
+// Source: canonical arithmetic: docs/numerics.md; the bounded list with a check is the usual top-k of distributed search.
 #pragma once
 
 #include <algorithm>

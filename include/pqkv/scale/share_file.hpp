@@ -35,7 +35,7 @@ struct share_file_header {
 };
 static_assert(sizeof(share_file_header) == 144);
 
-/// The tokens of a part that a file holds, by their places in its share. Codes are saved of the middle alone.
+/// The tokens of a part that a file holds, by their places in its share. Only the middle's codes are saved.
 inline middle_range saved_places(const share_file_header& header, const slot_part& part) {
   const auto held = [&](std::size_t n) { return static_cast<std::uint32_t>(header.layout().held(header.rank, n)); };
   if (part.token_bytes == 0) return {};
@@ -177,7 +177,7 @@ struct share_reader {
     }
   }
 
-  /// Tokens that follow one another in a file: this rank's, at `place` of its share and behind; or those of other ranks.
+  /// Consecutive tokens of a file: this rank's, from `place` of its share on; or those of other ranks.
   struct kept_tokens {
     std::size_t count, place;
     bool is_own;

@@ -60,7 +60,7 @@ struct gathered_mail {
 
   /// What a CTA uses for its part of the message, once the kernels before this one have ended.
   PQKV_HD constexpr gathered_mail open(unsigned) const { return *this; }
-  /// A word, or a float behind the vote, of what rank r sent.
+  /// A word of what rank r sent, or a float of what follows the vote there.
   PQKV_HD constexpr std::uint64_t word(unsigned r, std::size_t i) const { return all[r * words + i]; }
   PQKV_HD float value(unsigned r, std::size_t i) const { return reinterpret_cast<const float*>(all + r * words + 1)[i]; }
 };
@@ -103,11 +103,12 @@ struct ranked_share {
 
 /// What the ranks exchange of one list that op::rank_share ranks token by token: the totals of each query head, from which come the
 /// normalisers, up to three times; the keys of a sample of all ranks' tokens, which gives a bracket around the threshold; how many tokens
-/// are where about the bracket; and the keys of those inside. By the words of a message that travels in kernels.
+/// are above the bracket, inside it and at its ends; and the keys of those inside. Sizes and places are in words of a message that travels
+/// in kernels.
 struct token_message {
   static constexpr std::uint32_t parts = 16, sampled = 4096, most_kept = 24576, counted = 5, rounds = 3;
   std::uint32_t group = 0;    // query heads of a list
-  std::uint32_t samples = 0;  // keys of the sample: 0 if lists are never longer
+  std::uint32_t samples = 0;  // keys of the sample; 0 if no list is longer than a sample
   std::uint32_t kept = 0;     // room for keys of tokens inside the bracket; 0: lists are not ranked in this way
 
   /// @param capacity, k  tokens of a sequence, and the most that a list retrieves, on all ranks
@@ -121,7 +122,7 @@ struct token_message {
     made.kept = static_cast<std::uint32_t>(std::min(n, std::clamp<double>(room, sampled, most_kept)));
     return made;
   }
-  /// Words of a list's message, and where in it each thing is.
+  /// How many words a list's message has, and the first word of each of its parts.
   /// @{
   PQKV_HD constexpr std::uint32_t words() const { return keys() + kept; }
   PQKV_HD constexpr std::uint32_t totals(unsigned round) const { return round * parts * group * 2; }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which rank holds which tokens of a sequence. Tokens keep their order on every rank, so a range of the sequence is a range of each
-// rank's share: sinks, middle and window of a share follow from those of the sequence without a word between ranks.
+// Which rank holds which tokens of a sequence. Tokens keep their order on every rank, so a range of the sequence is a range of each rank's
+// share: sinks, middle and window of a share follow from those of the sequence, without a message between ranks.
 #pragma once
 
 #include <cstddef>

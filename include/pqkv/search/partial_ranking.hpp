@@ -18,7 +18,7 @@ struct sum_part {};      // run(policy, table, codes, index, ranges, params, map
 struct largest_part {};  // the same arguments: writes `largest`
 }  // namespace op
 
-/// What retrieve_part() gives to the kernel of retrieve() besides.
+/// What retrieve_part() passes to the kernel of retrieve() in addition.
 struct partial_ranking {
   view<const normaliser, 1> normalisers{};  // [hq] over the tokens of all places; empty: over the ranges
   view<float, 2> scores{};                  // [lists, k_max], or empty
@@ -83,7 +83,7 @@ void largest_part(const P& policy, distance_table_view<> table, codes_view<> cod
 /// Selects each range's best tokens as retrieve() does, with probabilities normalised over the tokens of all places.
 ///
 /// @param normalisers  [hq] over all places; not read by reductions without one
-/// @param scores       [lists, k_max] float, written: the score of every listed token; unspecified behind a list's end
+/// @param scores       [lists, k_max] float, written: the score of every listed token; unspecified after a list's end
 /// All else as in retrieve().
 /// @throws shape_error, value_error; capacity_error when the policy's scratch is too small
 /// @cost   as retrieve(), without its first pass and with k look-ups of m codes more

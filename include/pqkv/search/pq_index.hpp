@@ -54,9 +54,9 @@ class pq_index {
   /// @param ranked    `first`: only trains and writes no codes; n may then exceed the sequence's capacity
   /// @param outcomes  [h, m + m2] uint8, a kmeans_outcome each, written; the index can be used if all of them are `trained`
   /// @throws std::bad_alloc; on a device capacity_error when the policy's scratch is too small, cuda_error
-  /// @cost   train(), and for every coordinate of every key c distance terms; on the host, if training uses every key and not a sample,
-  ///         about half of that. Keys that are not strided or whose axes are reordered are copied first: the training sample at once, and
-  ///         for encoding, unless the sample has all keys, 4096 keys at a time; with a second stage all keys at once
+  /// @cost   train(), and c distance terms for every coordinate of every key; on the host about half of that if training uses every key and
+  ///         not a sample. Keys that are not strided, or whose axes are reordered, are copied first: all at once with a second stage or if
+  ///         training uses every key; otherwise the sample at once, and then 4096 keys at a time for encoding
   template <exec::policy P, class Rows>
   void learn(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t n,
              const kmeans_params& train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
@@ -76,8 +76,8 @@ class pq_index {
     });
   }
 
-  /// Renews codebooks that were learnt from tokens [first, trained), now that the sequence has n tokens: much cheaper than learn(). Of the
-  /// centroids, the share (n - trained) / (n - first) with the fewest tokens is replaced by keys drawn from [trained, n)
+  /// Renews codebooks that were learnt from tokens [first, trained), now that the sequence has n tokens: much cheaper than learn(). A share
+  /// (n - trained) / (n - first) of the centroids, those with the fewest tokens, is replaced by keys drawn from [trained, n)
   /// (replaced_centroids). Then k-means runs for train_params.iterations; the mean key and the order of axes stay. Everything else is as in
   /// learn().
   /// @pre    the sequence has codebooks and tokens [first, ranked) their codes; first < trained <= n; no second stage
@@ -131,7 +131,7 @@ class pq_index {
     return written;
   }
 
-  /// Trains a sequence's codebooks on tokens [0, count) of `rows`, and does no more: for a caller with its own memory. Takes none.
+  /// Trains a sequence's codebooks on tokens [0, count) of `rows`, count = ordered.extent(1), and encodes nothing. Allocates nothing.
   /// @param ordered  [h, count, d] scratch for keys whose axes are put in order
   template <exec::policy P, class Rows, class T>
   void train_in(const P& policy, std::size_t which, const Rows& rows, pqkv::view<T, 3, Space> ordered, const kmeans_params& params,
@@ -154,7 +154,7 @@ class pq_index {
   }
   /// The most keys that encode_copies() copies at once.
   static constexpr std::size_t most_copied = 4096;
-  /// The same in memory of the caller's: takes none, and does not wait. @param run  [h, keys at once, d], at least one key if any is
+  /// The same in the caller's memory: allocates nothing, and does not wait. @param run  [h, keys at once, d], at least one key if any is
   /// encoded
   template <exec::policy P, class Rows, class T>
   void encode_in(const P& policy, std::size_t which, const Rows& rows, std::size_t begin, std::size_t end,
@@ -286,8 +286,8 @@ class pq_index {
 
   template <class T>
   struct copy_type {};
-  /// Calls f(copy_type<T>{}) with the element type of copied keys. In host memory one type does for weighted axes and others; on a device,
-  /// halves train faster than floats.
+  /// Calls f(copy_type<T>{}) with the element type of copied keys. In host memory one type serves for weighted and for other axes; on a
+  /// device, halves train faster than floats.
   template <class Rows, class F>
   void with_copied_element(const F& f) const {
     using plain = copied_element<typename Rows::value_type>;
@@ -344,7 +344,7 @@ class pq_index {
     });
   }
 
-  /// Whether these are the keys of all `count` tokens, and training is of every one.
+  /// Whether `keys` holds all `count` tokens, and training uses every one of them.
   template <class Keys>
   bool sees_all(const Keys& keys, const kmeans_params& params, std::size_t count) const {
     return keys.extent(1) == count && training_rows(params, count, shape_.coarse().centroids()).count == count;

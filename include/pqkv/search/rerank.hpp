@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The second stage of a selection: the tokens of a shortlist, which retrieve() made from short codes, are scored again with the finer codes
-// of the residuals, and the k best of them are selected. Its cost depends on the shortlist's length alone, not on n. It cannot bring back a
-// token that is not on the shortlist, so make the shortlist a few times k long.
+// of the residuals, and the k best of them are selected. Its cost depends on the shortlist's length, not on n. It cannot bring back a token
+// that is not on the shortlist, so make the shortlist a few times k long.
 // Source: Jegou, Tavenard, Douze, Amsaleg, "Searching in one billion vectors: re-rank with source coding", 2011.
 #pragma once
 
@@ -20,7 +20,7 @@ struct rerank {
 };
 }  // namespace op
 
-/// What rerank() needs to know beside its views.
+/// What rerank() must know besides its views.
 struct rerank_params {
   std::size_t head_dim = 0;  // d, for the softmax's scale
   group_reduction reduction = group_reduction::probability_sum;

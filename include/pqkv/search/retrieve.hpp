@@ -56,7 +56,7 @@ PQKV_HD constexpr search_path resolve_path(search_path wanted, std::size_t cells
   if (wanted != search_path::automatic) return wanted;
   // measured: retrieve_tokens_a_cell of bench/retrieve.cpp, one Zen 5 core, 2026-11: time of scan over joint at 1, 2, 4 tokens a cell.
   // Normal keys, which fill the cells: 2 x 6 bits VBMI 0.9, 1.4, 2.7, AVX2 1.8, 3.5, 7.5; 2 x 8 bits VBMI 1.2, 2.2, 3.5, scalar 1.1, 2.2,
-  // 4.2. Keys in clusters: 1.8, 2.4, 3.4; 3.6, 5.9, 8.6; 4.7, 7.2, 13; 13, 23, 45
+  // 4.2. Keys in clusters, in the same order: 1.8, 2.4, 3.4; 3.6, 5.9, 8.6; 4.7, 7.2, 13; 13, 23, 45
   return cells != 0 && cells <= tokens ? search_path::joint : search_path::scan;
 }
 
@@ -111,7 +111,7 @@ constexpr status can_retrieve(const Table& table, const Codes& codes, const Inde
 /// @param table    [hq, m, c] float, from inner_product_table()
 /// @param codes    [h, m, n] uint8, planar, absolute positions
 /// @param index    of the same codes, or empty. Each head's `first` must be the beginning of its range, and its `last` the end of the range
-///                 or behind it; tokens behind the range then take no part
+///                 or later; tokens after the range take no part
 /// @param ranges   [h] what is ranked. A range beyond n, or one that selects more than indices.extent(1), is a value_error on the host. On
 ///                 a device, where reading it would mean waiting, both are cut to what there is
 /// @param indices  [h, k_max] int32 ([hq, k_max] under `none`), written: absolute positions, ascending, then -1

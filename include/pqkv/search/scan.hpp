@@ -29,7 +29,7 @@ struct attended_sum {
 };
 
 /// What makes probabilities of one query head's products, where the ranked tokens lie in several places and each ranks its own
-/// (partial_ranking.hpp). Sums of all places are added as integers, so that they do not depend on how the tokens are spread.
+/// (partial_ranking.hpp). Sums of all places are added as integers, so that they do not depend on which place has which tokens.
 struct normaliser {
   std::uint64_t sum = 0;  // Z around `centre`: the sum of F over the products
   float centre = 0;       // A; 0 unless Z needed recentring

@@ -79,7 +79,7 @@ concept selects_by_spans = requires(S selector, const P& policy, const selector:
 ///   scratch_bytes(policy, shape, params)        the policy's scratch that a step needs
 ///   S(policy, shape, params), lists()           takes all its memory; how many lists a slot has, fixed
 ///   covers()                                    whether it lists the middle of a slot, takes all or none of it: before and after learning
-///   least_rows()                                rows behind the sinks that learning needs
+///   least_rows()                                how many rows after the sinks learning needs
 ///   learn(policy, slot, rows, sequence, middle) learns from all of a slot's keys; may be repeated after a failure
 ///   index()                                     encode, commit, forget, parts: see cache/sequence_steps.hpp
 ///   select(policy, query, rows, map, ranges, indices, counts)   for queries [rows * hq, d]; empty ranges get no list. Or, for a selector

@@ -125,8 +125,8 @@ class infllm {
         .at_least("selector.representatives", settings.representatives, 1, "keys of a block")
         .at_most("selector.representatives", settings.representatives, std::min(settings.block_tokens, params::most_representatives),
                  "keys of a block: its tokens, and 64")
-        .at_least("selector.local_tokens", settings.local_tokens, 1, "queries behind a token")
-        .at_most("selector.local_tokens", settings.local_tokens, 2147483647.0, "queries behind a token");
+        .at_least("selector.local_tokens", settings.local_tokens, 1, "queries after a token")
+        .at_most("selector.local_tokens", settings.local_tokens, 2147483647.0, "queries after a token");
   }
   static constexpr std::size_t index_bytes(const cache_shape& shape, const params& settings) {
     arena count;

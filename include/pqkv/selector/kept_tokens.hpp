@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What selectors share that keep k tokens of the middle and drop the others for good (snapkv.hpp, h2o.hpp). Each token of each KV head has
-// a score and the length at which it was dropped. A sequence that is cut back to fewer tokens therefore finds again what was dropped later
-// than that: it stands as it did at that length. Host memory only.
+// a score and the length at which it was dropped. So a sequence that is cut back to fewer tokens has again what was dropped later than
+// that: its state is the one of that length. Host memory only.
 #pragma once
 
 #include <algorithm>

@@ -57,7 +57,7 @@ enum class normalisation : std::uint8_t {
 enum class renewal_scope : std::uint8_t {
   all_keys,  // all centroids move, and all keys are encoded
   new_keys   // only replaced centroids move, to the keys that came since; these are encoded, and those whose centroid was replaced. A
-             // renewal that takes the length past a power of two is of all keys. Host memory only
+             // sequence whose length has passed a power of two since then renews all keys. Host memory only
 };
 
 /// The quantizer, its training, and how scores are computed. 4 x 8 bits is what a real model needs (docs/quality.md). 2 x 6 bits ranks

@@ -43,7 +43,7 @@ struct quest_index {
       for (std::size_t page = tokens.first / length; (page + 1) * length <= tokens.last; ++page) bound(page_of(head, page));
     });
   }
-  /// All that is to be done is done by encode(); which pages are whole follows from the sequence's length.
+  /// These do nothing: encode() has computed the pages, and which pages are whole follows from the sequence's length.
   /// @{
   void commit(const leaving_tokens&) const noexcept {}
   void forget(const leaving_tokens&, const sequence&) const noexcept {}

@@ -7,12 +7,12 @@
 //   score[h, t]  = mean of pooled[q, t] over the group of query heads of KV head h
 //
 // Shown to it: pqcache::observe() takes the queries of consecutive tokens, ending with the prompt's last. The last observation_tokens of
-// them are the observation window, or all if there are fewer. A prompt that ends without any is refused.
+// them are the observation window, or all if there are fewer. A prompt that ends before any query was shown is refused.
 //
-// Generated tokens: the paper keeps them all. Here k holds in every step, so this rule stands for it: tokens of the observation window and
-// generated ones, once they have left the cache's window, come before all votes, newest first; then the prompt's tokens by their scores.
-// A token that once found no place is not kept again, even if k grows. A cut restores the state of that length, but for the votes of the
-// prompt's tokens that were cut off, which stay. In a slot that began without a prompt nothing has votes.
+// Generated tokens: the paper keeps them all. Here a step never selects more than k tokens, so this rule takes its place: tokens of the
+// observation window and generated ones, once they have left the cache's window, come before all votes, newest first; then the prompt's
+// tokens by their scores. A token that once found no place is not kept again, even if k grows. A cut restores the state of that length,
+// except that votes cast by tokens of the prompt that were cut off still count. In a slot that began without a prompt no token has votes.
 //
 // Source: Li et al., "SnapKV: LLM knows what you are looking for before generation", NeurIPS 2024. The mean over the group follows
 // implementations for models with grouped queries.

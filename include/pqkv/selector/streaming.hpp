@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attends to sinks and window alone. Source: Xiao et al., "Efficient streaming language models with attention sinks", ICLR 2024.
+// Attends only to sinks and window. Source: Xiao et al., "Efficient streaming language models with attention sinks", ICLR 2024.
 #pragma once
 
 #include "full.hpp"

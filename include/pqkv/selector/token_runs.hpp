@@ -19,7 +19,7 @@ enum class front_run : std::uint8_t {
   kept       // its row is kept like those of whole runs: the middle of a sequence always begins at the same token
 };
 
-/// The runs that a range of tokens falls into. The row of a run that is cut behind is always computed for the query.
+/// The runs that a range of tokens falls into. The row of a run whose end is outside the range is always computed for the query.
 struct token_runs {
   middle_range range;
   std::uint32_t length = 1;

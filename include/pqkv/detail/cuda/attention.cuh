@@ -123,7 +123,7 @@ struct lane_row {
   pack all[Dims / pack_size];
 
   __device__ float operator[](unsigned i) const { return static_cast<float>(all[i / pack_size].element[i % pack_size]); }
-  /// The number in the row of element (*this)[i].
+  /// The position of element (*this)[i] in the row.
   __device__ static unsigned index(unsigned i) { return (i / run * Lanes + threadIdx.x % Lanes) * run + i % run; }
 
   __device__ void load(kv_row<T> row, unsigned d) {

@@ -16,8 +16,8 @@ struct attention_shape {
 };
 inline constexpr std::uint32_t least_part = 512;  // of a call with the parts of long lists: a multiple of every granule; not measured
 
-/// The parts of a call. Lists with room for a few thousand tokens are short ones, and a call with them does not begin CTAs that would have
-/// nothing to do. Other calls have the parts of long lists, of which a short list leaves the last ones empty.
+/// Into how many parts a call cuts each list. Lists with room for at most a few thousand tokens are cut into fewer parts, so that no CTA
+/// begins without work. In other calls every list is cut into as many parts as a long one, and the last parts of a short list are empty.
 inline std::size_t attention_splits(const token_set<space::device>& tokens, std::size_t query_heads) {
   const std::size_t most = attention_device_splits(query_heads), room = tokens.indices.data != nullptr ? tokens.indices.extent(1) : 0;
   return room != 0 && room < most * least_part ? attention_device_short_splits(query_heads) : most;

@@ -172,7 +172,7 @@ struct kernel<op::retrieve, backend::cuda> {
  private:
   static constexpr unsigned threads = detail::tuning::select_threads;
 
-  /// Runs in several launches, with scores in scratch. An index may hold tokens behind its list's range; that list is then scanned token by
+  /// Runs in several launches, with scores in scratch. An index may hold tokens after its list's range; that list is then scanned token by
   /// token, so the scratch has room for the scores of all tokens.
   /// @param usual_items  the most that a list has when its index ends with its range
   template <unsigned Pack>

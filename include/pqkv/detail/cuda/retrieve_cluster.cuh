@@ -4,7 +4,7 @@
 // other's shared memory: sums, the scores of a sample, the tokens inside the bracket. Each then finds the exact threshold by itself and
 // writes its part of the list. If the sample misled, the scores go to scratch and the cluster selects by radix.
 //
-// For probabilities of several query heads, from compute capability 9.0 on. Everything else: retrieve_filter.cuh.
+// For probabilities of several query heads, on devices of compute capability 9.0 or higher. Everything else: retrieve_filter.cuh.
 // Source: the sample and bracket of block/bracket.cuh.
 #pragma once
 

@@ -19,15 +19,15 @@ namespace pqkv::inline PQKV_MODE::detail {
 /// How the CTAs of a call share its lists, and what each has in shared memory.
 struct cluster_shape {
   static constexpr unsigned most_ctas = 16;
-  unsigned ctas;        // of a list
+  unsigned ctas;        // per list
   unsigned log_copies;  // of the table
-  unsigned kept;        // tokens inside the bracket that a CTA has room for
-  unsigned copied;      // keys of all CTAs' kept tokens that the memory of the table has room for
+  unsigned kept;        // tokens inside the bracket that one CTA has room for
+  unsigned copied;      // kept tokens of all CTAs together whose keys fit into the memory of the table
   unsigned words;       // of each bitmap
 
-  /// Of a list as long as the sample, a CTA can keep all its tokens.
+  /// With this room, a CTA can keep all its tokens of a list that is no longer than the sample.
   static constexpr unsigned least_kept(unsigned of_ctas) { return of_ctas == 1 ? block::bracket_sample : block::bracket_sample / 2 + 512; }
-  /// The positions of one CTA: whole warps' tiles.
+  /// How many positions one CTA takes: a multiple of the 256 that a warp reads in one turn.
   __host__ __device__ static std::uint32_t share(std::uint32_t tokens, unsigned of_ctas) {
     constexpr std::uint32_t granule = 256;
     return ((tokens + of_ctas - 1) / of_ctas + granule - 1) / granule * granule;
@@ -65,7 +65,7 @@ class cluster_ranking {
   };
 
   static constexpr std::size_t packs_of(unsigned g) { return (g + Pack - 1) / Pack; }
-  /// Bytes of the memory that first has centroids, then copies of the table, and at the end keys.
+  /// Bytes of the memory that first holds centroids, then copies of the table, and at the end keys.
   static constexpr std::size_t table_bytes(const block::scoring& call, const Lists& lists, unsigned log_copies) {
     const std::size_t least = std::max(tuning::cluster_copied * sizeof(std::uint32_t), lists.centroid_bytes(call));
     return std::max(least, shared_memory::bytes<block::query_pack<Pack>>((packs_of(call.g) * call.m * call.c) << log_copies));
@@ -73,7 +73,7 @@ class cluster_ranking {
   static constexpr std::size_t kept_bytes(std::size_t kept) {
     return std::max(shared_memory::bytes<uint2>(kept), shared_memory::bytes<std::uint32_t>(sampled));
   }
-  /// Dynamic shared memory but for the table's copies and the kept tokens.
+  /// Bytes of dynamic shared memory, without the table's copies and the kept tokens.
   /// @param parts  CTAs of the list, on all ranks
   static constexpr std::size_t other_bytes(const block::scoring& call, const Lists& lists, unsigned parts, unsigned words) {
     return lists.shared_bytes(call) + scorer_type::shared_bytes(call.g, call.m, call.c) +
@@ -128,7 +128,7 @@ class cluster_ranking {
     end_ = tokens_.end - begin_ < share ? tokens_.end : begin_ + share;
     return range_;
   }
-  /// Ends a list of the range's first tokens: of all, or of none.
+  /// Writes a list that needs no ranking. @param count  the size of the range, or 0
   __device__ void write_all(std::uint32_t count, std::int32_t* out) const {
     for (std::uint32_t i = team_.rank() * Threads + threadIdx.x; i < count; i += team_.size() * Threads)
       out[i] = static_cast<std::int32_t>(range_.begin + i);
@@ -151,7 +151,7 @@ class cluster_ranking {
     scorer_.resume(numbers_ - std::size_t{list_} * call_.g);
   }
 
-  /// The bracket around the k-th largest score. It is open if every token can be kept.
+  /// The bracket around the k-th largest score. If every token can be kept, no sample is drawn and every score is inside.
   __device__ block::bracket find_bracket() {
     if (!has_sample()) return {0, 0xffffffffu};
     std::uint32_t* keys = reinterpret_cast<std::uint32_t*>(kept_);
@@ -170,7 +170,7 @@ class cluster_ranking {
     return block::bracket_of_sample(own_.select, keys, sought_, 0);
   }
 
-  /// Compares the own tokens with the bracket: two bits a token, and the tokens inside.
+  /// Compares this CTA's tokens with the bracket: writes two bits for each token, and keeps the tokens inside.
   __device__ void compare(const block::bracket& limits) {
     const comparison filter{limits,
                             limits.low < limits.high ? limits.low : 0xffffffffu,
@@ -198,8 +198,8 @@ class cluster_ranking {
     team_.sync();
   }
 
-  /// Selects the list's tokens and writes this CTA's. If the bracket does not hold the threshold, writes nothing and returns false: in
-  /// all CTAs of the list.
+  /// Selects the list's tokens and writes this CTA's. If the threshold is outside the bracket, or more tokens are inside than fit, every
+  /// CTA of the list writes nothing and returns false.
   __device__ bool write(std::uint32_t k, std::int32_t* out) {
     const block::bracket_counts of_lane = counts_of_lane(), before = of_lane.up_to(team_.rank()), all = of_lane.up_to(team_.size());
     if (!kept_all(of_lane) || all.inside > shape_.copied || !all.holds(k)) return false;
@@ -225,7 +225,7 @@ class cluster_ranking {
   /// Selects by all scores, after write() has returned false.
   /// @param keys  [tokens of the range] scratch of the list
   __device__ void write_by_radix(std::uint32_t k, std::uint32_t* keys, std::int32_t* out) {
-    lookups_.copy(scorer_.entries());  // where write() may have had keys
+    lookups_.copy(scorer_.entries());  // write() may have put keys there
     __syncthreads();
     const std::uint32_t first = begin_ < tokens_.lead ? 0 : begin_ - tokens_.lead, last = end_ < tokens_.lead ? 0 : end_ - tokens_.lead;
     lookups_.for_scores_slowly(tokens_, begin_, end_, call_.reduction, scorer_.factors(), storing{end_, tokens_.lead, tokens_.end, keys});
@@ -245,7 +245,7 @@ class cluster_ranking {
   __device__ std::uint32_t words() const { return (end_ - begin_ + 31) / 32; }
   __device__ std::int32_t first_token() const { return static_cast<std::int32_t>(range_.begin + begin_ - tokens_.lead); }
 
-  /// The sums of the own tokens, in scorer_.
+  /// Sums the products of this CTA's tokens; scorer_ keeps the totals.
   __device__ void sum() {
     __syncthreads();
     lookups_.copy(scorer_.entries());
@@ -254,8 +254,8 @@ class cluster_ranking {
       scorer_.set_totals(group, lookups_.sum(tokens_, begin_, end_, group).of);
     }
   }
-  /// Gives this CTA's numbers of scorer_.total() to all CTAs of the list. Meanwhile looks up the first tokens of the sample.
-  /// @param round  how often it was called before
+  /// Sends scorer_.total() of every query head to all CTAs of the list. While these travel, looks up the first tokens of the sample.
+  /// @param round  how often it was called before for this list
   __device__ void share_totals(unsigned round) {
     for (unsigned i = threadIdx.x; i < team_.size() * call_.g; i += Threads) {
       const unsigned rank = i / call_.g, q = i - rank * call_.g;
@@ -277,7 +277,7 @@ class cluster_ranking {
     if constexpr (Ranks::is_shared) return ranks_.has_sample();
     return items_.n > shape_.kept && items_.n > sampled;  // up to `sampled`, a CTA's part has room in cluster_shape::least_kept()
   }
-  /// How many tokens inside the bracket can be kept, of all CTAs.
+  /// How many tokens inside the bracket all CTAs together can use.
   __device__ std::uint32_t most_inside() const {
     if constexpr (Ranks::is_shared) return ranks_.most_inside();
     return shape_.copied;

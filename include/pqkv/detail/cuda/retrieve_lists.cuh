@@ -19,7 +19,7 @@ struct retrieved_lists {
   __device__ std::int32_t* list(unsigned which) const { return indices.data + which * indices.stride(0); }
   /// How many tokens of a range are selected; at most the length of a list.
   __device__ std::uint32_t selected(const middle_range& range) const { return range.selected() < room() ? range.selected() : room(); }
-  /// A CTA writes the count, and -1 behind the list.
+  /// A CTA writes the count, and -1 after the list's end.
   template <unsigned Threads>
   __device__ void finish(unsigned which, std::uint32_t k) const {
     if (threadIdx.x == 0) counts(which) = k;

@@ -17,7 +17,7 @@ struct stage_range {
   __device__ bool has(unsigned stage) const { return first <= stage && stage <= last; }
 };
 
-/// Whether one of the library's kernels is ahead of a launch, and not what a communicator has enqueued.
+/// Whether the work enqueued just before a launch is a kernel of the library, and not an exchange of the communicator's.
 template <class Mail>
 constexpr bool follows_kernel(const stage_range& stages) {
   return Mail::travels_in_kernels || stages.first == 0;

@@ -11,8 +11,8 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// The candidates of one list in a message: how many, and the score and position of each. Gathered, a candidate is one word, whose order
-/// is that of selection (scale::candidate_of).
+/// The candidates of one list in a message: how many, and the score and position of each. In a gathered message a candidate is one word,
+/// and the lowest words are selected first (scale::candidate_of).
 template <class Mail>
 struct candidate_mail {
   Mail mail;
@@ -56,7 +56,7 @@ struct candidate_mail {
       for (unsigned a = 0; a < Count; ++a) found[a] = i + a * step < end ? key(rank, i + a * step) : 0;
     }
   }
-  /// The same of positions.
+  /// The same for positions.
   template <unsigned Count>
   __device__ void positions(unsigned rank, std::uint32_t i, std::uint32_t step, std::uint32_t end, std::uint32_t (&found)[Count]) const {
     if constexpr (Mail::travels_in_kernels) {

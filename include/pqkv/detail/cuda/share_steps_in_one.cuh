@@ -79,7 +79,7 @@ class list_exchange {
   __device__ void end_equal(std::uint32_t count, std::uint32_t most) const {
     for (std::uint32_t i = count + threadIdx.x; i < most; i += Threads) send(i, none);
   }
-  /// The place of this rank's first token whose position is behind the `wanted` lowest of those that all ranks have sent.
+  /// The place of this rank's first token whose position is above the `wanted` lowest positions that all ranks have sent.
   /// @param wanted  `most` of every rank's send_equal()
   /// @param copy    [room] shared memory; has the positions of every rank afterwards, [ranks, wanted], if there is room
   __device__ std::uint32_t end_of_equal(std::uint32_t wanted, std::uint32_t* copy, std::uint32_t room) const {
@@ -139,7 +139,7 @@ class list_exchange {
   static constexpr std::uint32_t none = 0xffffffffu;  // above every position
   __device__ std::size_t first_word() const { return std::size_t{list_} * room_; }
   __device__ bool has_room(std::uint32_t wanted, std::uint32_t room) const { return wanted <= room / equal_.ranks; }
-  /// The rank, and the word of its message, of number `which` of all ranks' positions; behind the last one no rank.
+  /// The rank, and the word of its message, that have number `which` of all ranks' positions; no rank after the last one.
   __device__ auto place_of(std::uint32_t which, std::uint32_t wanted) const {
     struct {
       unsigned rank;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The selection of all ranks in one launch, where lists are ranked token by token and messages travel in kernels: retrieve_cluster.cuh's
 // steps, with a cluster for each list on every rank. The clusters exchange the sums of their tokens for the normalisers, the scores of a
-// sample that all ranks draw together, and the scores inside the bracket that it gives. Then every CTA knows the threshold of all ranks.
-// If not all tokens at the threshold are selected, the ranks also exchange the positions of these. If the sample misled, each rank selects
-// its own best by radix, and the ranks choose among these as share_steps_choice.cuh does.
+// sample that all ranks draw together, and the scores inside the bracket that this sample gives. Then every CTA knows the threshold of all
+// ranks. If not all tokens at the threshold are selected, the ranks also exchange the positions of these. If the sample misled, each rank
+// selects its own best by radix, and the ranks choose among these as share_steps_choice.cuh does.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ struct token_places {
   __device__ token_span local(const token_span& span) const { return share.local(span); }
 };
 
-/// How a CTA of a list exchanges with those of other ranks. Every one of them reads what it needs from this rank's memory.
+/// How a CTA of a list exchanges numbers with the list's CTAs on other ranks. Messages arrive in the memory of the rank that reads them.
 template <class Mail>
 class token_exchange {
   using message = typename Mail::message;
@@ -42,7 +42,7 @@ class token_exchange {
   __device__ token_exchange(const token_places<Mail>& places, unsigned list, unsigned part, unsigned parts)
       : places_(places), mail_(places.tokens.open(list)), first_(list * places.message.words()), part_(part), parts_(parts) {}
 
-  /// CTAs of the list on other ranks, of which some may not exist.
+  /// The most CTAs that the list may have on other ranks. A CTA that does not exist counts as one without tokens.
   __device__ unsigned other_parts() const { return scale::token_message::parts * (mail_.ranks - 1); }
   __device__ bool has_sample() const { return tokens_ > block::bracket_sample; }
   __device__ std::uint32_t most_inside() const { return places_.message.kept; }
@@ -64,7 +64,7 @@ class token_exchange {
     for (unsigned i = threadIdx.x; i < scale::token_message::parts * g; i += Threads) {
       const unsigned part = i / g;
       if (part % parts_ != part_) continue;
-      const std::uint64_t total = part == part_ ? total_of(i - part * g) : 0;  // parts that this rank does not have have nothing
+      const std::uint64_t total = part == part_ ? total_of(i - part * g) : 0;  // 0: this rank has no such part
       const std::size_t at = first_ + places_.message.totals(round) + 2 * i;
       mail_.give(at, static_cast<std::uint32_t>(total)), mail_.give(at + 1, static_cast<std::uint32_t>(total >> 32));
     }
@@ -128,7 +128,7 @@ class token_exchange {
     fits = __all_sync(block::all_lanes, fits_there) != 0;
     return of_lane;
   }
-  /// Copies the keys inside the bracket of the other ranks, one rank's behind the other's. A barrier must follow.
+  /// Copies the other ranks' keys inside the bracket, rank after rank. A barrier must follow.
   template <unsigned Threads>
   __device__ void copy_inside(const block::bracket_counts& of_lane, std::uint32_t* to) const {
     for (unsigned rank = 0; rank < mail_.ranks; ++rank) {
@@ -145,7 +145,7 @@ class token_exchange {
  private:
   static constexpr unsigned counted = scale::token_message::counted;
 
-  /// The sample's first key of a rank's.
+  /// The number, in the sample, of a rank's first key.
   __device__ std::uint32_t sample_begin(unsigned rank) const {
     return __shfl_sync(block::all_lanes, sample_of_lane_, static_cast<int>(rank));
   }
@@ -168,7 +168,7 @@ class token_exchange {
   std::size_t first_;
   unsigned part_, parts_;
   std::uint32_t tokens_ = 0;          // of the range, on all ranks
-  std::uint32_t sample_of_lane_ = 0;  // lane r: the sample's first key of rank r's
+  std::uint32_t sample_of_lane_ = 0;  // lane r: number, in the sample, of rank r's first key
 };
 
 /// One CTA of a list on one rank.
@@ -210,7 +210,7 @@ class share_ranking : public cluster_ranking<Threads, Pack, Lists, token_exchang
     const block::bracket_place place(all, k);
     block::threshold limit = place.limit();
     bool all_equal = limit.of_equal == (place.is_high ? all.at_high : all.at_low);
-    // Of earlier CTAs; in the first CTA, of this rank.
+    // Counts of the CTAs before this one; in the first CTA, of the whole rank.
     const bool is_first = team_.rank() == 0;
     std::uint64_t marked = place.marked(is_first ? own : before);
     if (place.is_inside()) {
@@ -280,7 +280,7 @@ class share_ranking : public cluster_ranking<Threads, Pack, Lists, token_exchang
   }
 
   const token_places<Mail>& places_;
-  message candidates_;  // begun before any CTA counts it
+  message candidates_;  // opened before any CTA counts the message
   scratch& scratch_;
 };
 
@@ -309,7 +309,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   if (!ranking.write(k, out)) ranking.write_by_radix(k, &keys(list, 0), out);
 }
 
-/// Launches share_cluster_kernel. @return false, and nothing is enqueued, where a step needs more: on every rank
+/// Launches share_cluster_kernel. @return false, on every rank, if one launch is not enough; then nothing is enqueued
 /// @param policy   with scratch for retrieve()
 /// @param longest  the most tokens of any rank's share
 template <class P, class Mail>

@@ -13,7 +13,7 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
-/// The sum of the queries behind a token: those at the positions (t, t + local_tokens], up to the newest one that counts. From a token to
+/// The sum of the queries after a token t: those at the positions (t, t + local_tokens], up to the newest one that counts. From a token to
 /// the one before it, the sum is updated: one query more, at most one less. Sums are in double, so that what is added can be taken away.
 class local_queries {
  public:
@@ -61,8 +61,8 @@ class block_worker {
  public:
   block_worker(const Rows& rows, const selector::infllm_index& index) : rows_(rows), index_(index), queries_(index) {}
 
-  /// Writes the sum of a block's representatives: the keys whose inner products with the queries behind them have the highest mean. Tokens
-  /// behind which no query was seen come last, as do keys that are not finite; equal scores go to the lower token.
+  /// Writes the sum of a block's representatives: the keys whose inner products with the queries after them have the highest mean. Tokens
+  /// after which no query was seen come last, as do keys that are not finite; equal scores go to the lower token.
   /// @return whether any such query was seen; true for a block without tokens
   bool choose(const selector::block_keys& block) {
     const std::size_t d = rows_.head_dim(), most = index_.settings.representatives;

@@ -2,7 +2,7 @@
 // k-means on the host. A task is one problem (a head and subspace). Rows are visited in ascending order, assigned by the canonical
 // distance, and summed in fixed point. Rows are centred and rounded to 16 bits once, in the first iteration. Later iterations search these
 // copies; they read from the caller's memory only the rows whose nearest centroid the copies cannot decide or whose cluster changes. Once
-// most centroids stay where they are, a row whose own centroid stays is compared with those that moved alone.
+// most centroids stay where they are, a row whose own centroid has not moved is compared only with those that have.
 #pragma once
 
 #include <algorithm>
@@ -163,8 +163,8 @@ class kmeans_problem {
     if (changes == 0) return false;
     any_moved_ = false;
     changed_search<Kernels> among_changed(nearest, changed, changes);
-    // Rows whose centroid has changed are searched for among all, the others among the changed ones. Finding the values of the others'
-    // own centroids costs as much as a search among some 40: counted from the instructions of AVX2, not measured.
+    // Rows whose centroid has changed are compared with all centroids, the others with the changed ones. Each of the others also needs the
+    // value of its own centroid, which costs as much as comparing about 40: counted from the instructions of AVX2, not measured.
     const std::size_t size = row_.size(), others = size - rows;
     if (block_.size() != 0 && among_changed.usable() && others * (changes + 40) + rows * c_ < size * c_)
       assign_pruned(nearest, among_changed);
@@ -316,7 +316,7 @@ class kmeans_problem {
   bool any_moved_ = false;
   bool has_moved_[max_centroids]{};   // clusters that have taken or given a row since the last update()
   bool is_filled_[max_centroids]{};   // clusters that were empty before it
-  bool is_changed_[max_centroids]{};  // centroids that it changed, and those that a row may have to leave without a change
+  bool is_changed_[max_centroids]{};  // centroids that it changed, and those of clusters that were empty before it
   buffer<std::int32_t> block_;        // [rows / block_rows][block_size]
   buffer<std::uint8_t> owner_;
   buffer<std::uint32_t> count_;

@@ -46,7 +46,7 @@ class group_scorer {
       : scratch_(scratch), reduction_(reduction), g_(g), m_(m), c_(c), scale_(scale) {}
 
   /// Prepares query heads [first, first + g) of the table. Writes to `skipped` (null or [g]) which of them have a non-finite entry.
-  /// @param tokens    how many tokens the items stand for in all
+  /// @param tokens    the number of tokens that all items together stand for
   /// @param attended  null, or [g] sums over other attended tokens, which are added to the normalisers
   /// @param given     null, or [g] normalisers of the probabilities; the items' own sums are then not computed
   template <class Items>

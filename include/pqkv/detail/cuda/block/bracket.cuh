@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Selects the k largest keys of a row in one pass, by one CTA or a small cluster. A sample gives a bracket around the threshold. The pass
 // marks keys above the bracket and keeps those inside; each member then finds the exact threshold among the few kept, for itself. A row
-// goes to radix_select instead if the sample misleads, or if more keys are equal than can be kept. The pass compares floats: where neither
-// is a NaN, they have the order of the keys.
+// goes to radix_select instead if the sample misleads, or if more keys are equal than can be kept. The pass compares floats: unless one is
+// a NaN, they have the same order as their keys.
 // Source: the sample, bracket and single pass of FlashInfer's GVR top-k and of DeepSelect.
 #pragma once
 
@@ -23,22 +23,22 @@ struct bracket {
 
 inline constexpr unsigned bracket_sample = 4096;  // keys in a sample; rows with fewer keys have none
 
-/// The place among n keys of the sample's number `which`: a different place in each stride.
+/// Which of n keys is the sample's key number `which`: one of every n / bracket_sample consecutive keys, at a varying place among these.
 PQKV_HD inline std::uint32_t sample_place(std::uint32_t which, std::uint32_t n) {
   const std::uint32_t stride = n / bracket_sample;
   return which * stride + (which * 0x9e3779b1u >> 16) % stride;
 }
 
-/// The same where two numbers of the sample stand side by side in memory, which takes half of the reads. Neighbours are often alike: a
-/// sample of pairs of equal keys is as good as one of half of its size.
+/// The same with pairs of neighbouring keys, which take half of the reads. Neighbours are often alike, and then pairs are worth less: a
+/// sample of pairs of equal keys is as good as one of half its size.
 PQKV_HD inline std::uint32_t sample_pair_place(std::uint32_t which, std::uint32_t n) {
   const std::uint32_t stride = n / (bracket_sample / 2), pair = which / 2;
   return pair * stride + (pair * 0x9e3779b1u >> 16) % (stride - 1) + which % 2;
 }
 
-/// Which order statistics of a sample are a bracket's ends: four deviations below and above the one that is looked for, or less if what can
-/// be kept limits it. With room for a sixteenth of the keys it is three deviations at least. With less, the bracket misses one time in ten
-/// for k near half of random keys.
+/// Which order statistics of a sample are a bracket's ends: four deviations below and above the one that is looked for, or less if there is
+/// too little room for the keys inside. With room for a sixteenth of the keys it is at least three deviations. With less room, the bracket
+/// misses one time in ten if the keys are random and k is near half of them.
 struct bracket_ranks {
   std::uint32_t low = 0, high = 0;  // from the largest key, 1 is the first; 0: the bracket is open at this end
 
@@ -58,7 +58,7 @@ struct bracket_ranks {
 /// The bracket of a sample. All threads call it after a barrier; it ends with one.
 /// @param sample  [bracket_sample] keys, at sample_place() of n
 /// @param lowest  the bracket's lower end if it is open there
-/// @tparam Slack  how many sampled keys the bracket may have too many at either end, which makes it faster
+/// @tparam Slack  the bracket may have up to so many sampled keys too many at either end; that makes finding it faster
 template <unsigned Slack = 0, unsigned Threads>
 __device__ bracket bracket_of_sample(list_select<Threads>& select, const std::uint32_t* sample, const bracket_ranks& ranks,
                                      std::uint32_t lowest) {
@@ -70,8 +70,8 @@ __device__ bracket bracket_of_sample(list_select<Threads>& select, const std::ui
   return {ranks.low != 0 ? keys.x : lowest, ranks.high != 0 ? keys.y : 0xffffffffu};
 }
 
-/// The threads first mark keys above and inside the bracket in bitmaps. What is inside becomes a list, whose keys every member writes to
-/// the memory of all members, so that each has the keys that all of them kept. From then on a member reads only its own memory.
+/// The threads first mark keys above and inside the bracket in bitmaps. Each member then lists its keys inside and writes them to the
+/// memory of every member. From then on a member reads only its own memory, where it has the keys that all members kept.
 template <unsigned Threads>
 class bracket_select {
  public:
@@ -248,7 +248,7 @@ class bracket_select {
     }
   };
 
-  /// The keys that all members kept. They have places of the same power of two for each member, of which the first are used.
+  /// The keys that all members kept. Each member has the same number of places, a power of two, and uses the first of them.
   struct kept_keys {
     const std::uint32_t* room;
     const counts* of_member;
@@ -283,8 +283,8 @@ class bracket_select {
     }
   }
 
-  /// Writes the marked keys' indices: through shared memory if there is one a word or more, and room for them, since the lanes of a warp
-  /// would then write far from each other.
+  /// Writes the indices of the marked keys. If there are as many as words or more, and `room` can hold them, they go through shared memory:
+  /// otherwise the lanes of a warp would write far from each other.
   __device__ void write(const std::uint32_t* chosen, const std::uint32_t* equal, std::uint32_t words, uint2 before, std::uint32_t of_equal,
                         std::uint32_t* room, unsigned room_words, std::int32_t first, std::int32_t* out, std::uint32_t k) {
     bitmap_emission<Threads> emission(sums_);

@@ -4,7 +4,7 @@
 // |c|^2 / 2. For each row the error of v has a known bound, so every centroid that may have the least canonical distance is within that
 // bound of the largest v. Usually that is one centroid; if there are two, the caller decides by the canonical distance: about one normally
 // distributed row in a hundred. Exact values would take two or three products in place of one. Rows are operand A of the products, so four
-// lanes hold the values of a row. From compute capability 8.0 on.
+// lanes hold the values of a row. Needs compute capability 8.0 or higher.
 #pragma once
 
 #include <cfloat>
@@ -264,12 +264,12 @@ class half_shortlist {
   /// The canonical distance is D (1 +- k), k = (ds + 3) 2^-24. Let b have the largest v, and let w have the least canonical distance. Then
   /// D_w <= D_b (1 + 2.001 k), and therefore
   ///   v_b - v_w <= s t (1.01 k D_b + 2.02 (r + q) sqrt(D_b) + 2 r q) + 2 sums,
-  /// the slack: w is among the centroids whose v is at most the slack below v_b. For D_b there is v_b itself, whose shift is at most r |y|:
+  /// the slack: w is among the centroids whose v is at most the slack below v_b. v_b itself bounds D_b, since its shift is at most r |y|:
   ///   D_b <= A + 2 (r + q) sqrt(D_b),  A = |y|^2 - 2 v_b / (s t) + 2 r |y| + 2 r q + 2 sums / (s t),
   ///   sqrt(D_b) <= (r + q) + sqrt(A + (r + q)^2).
   /// A larger v_b gives a larger threshold v_b - slack, so centroids may be compared with the best of those seen so far. In the code
-  /// lengths are in units of 1 / s, and tau = t / s. r also allows for underflow: in half, at most 2^-24 a coordinate in these units, and
-  /// of squares when the row was measured. That is more than underflow can change the canonical distance.
+  /// lengths are in units of 1 / s, and tau = t / s. r also allows for underflow: in half, of at most 2^-24 per coordinate in these units;
+  /// and of the squares when the row was measured. Underflow changes the canonical distance by less than that.
   __device__ outcome find(const rows& x, row_measure measure) const {
     constexpr float flushed = 0x1p-59f, floor = 0x1p-24f * (ds == 32 ? 5.7f : ds == 64 ? 8.1f : 11.4f);
     const float y = scale_ * fmaf(sqrt_near(measure.square()), 1.0001f, flushed),
@@ -303,7 +303,7 @@ class half_shortlist {
  private:
   __host__ __device__ static constexpr unsigned chunks(std::size_t c) { return c < 32 ? 1 : static_cast<unsigned>(c / 32); }
   __device__ static int exponent(float magnitude) { return static_cast<int>(float_bits(magnitude) >> 23 & 0xffu) - 127; }
-  /// A lane has two pairs of elements at a step of the products. The first element of the first pair (`pair` 0), or of the second (`pair`
+  /// A lane has two pairs of elements at a step of the products. Returns the first element of the first (`pair` 0) or second one (`pair`
   /// 2).
   __device__ static unsigned of_step(unsigned step, unsigned pair) {
     constexpr unsigned here = of_piece / 4;

@@ -15,7 +15,7 @@ template <unsigned Threads>
 class list_select {
   static constexpr unsigned log_bins = 10, bins = 1u << log_bins, own_bins = bins / Threads, warps = Threads / 32,
                             most_candidates = 256;  // in a bin; with more, finer bins are made
-  // measured: retrieve/scan, n 1048576, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 149 us, 185 with up to 1024 compared at once
+  // measured: retrieve/scan, n 1048576, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 149 us; with 1024 instead of 256: 185 us
   static_assert(own_bins * Threads == bins);
 
  public:
@@ -76,11 +76,12 @@ class list_select {
     }
   }
 
-  /// The keys of two ranks among unweighted items, Count of each thread, from one histogram between the smallest and the largest key. All
-  /// threads call it after a barrier; it ends with one.
+  /// Finds the keys of two ranks among unweighted items, Count of them in each thread, from one histogram between the smallest and the
+  /// largest key. All threads call it after a barrier; it ends with one.
   /// @param ranks  each at least 1 and at most the number of items
   /// @param all    the same keys, in shared memory
-  /// @tparam Slack  a bin of so few keys may stand for a rank in it, which saves three barriers: x's lower end, y's upper end
+  /// @tparam Slack  if the bins of both ranks have at most so many keys, their ends are returned in place of exact keys, which saves three
+  ///                barriers: the lower end of the bin of ranks.x, and the upper end of that of ranks.y
   template <unsigned Slack = 0, unsigned Count>
   __device__ uint2 find_two(const std::uint32_t (&keys)[Count], uint2 ranks, const std::uint32_t* all) {
     const key_range range = range_of(keys);
@@ -211,7 +212,7 @@ class list_select {
     std::uint32_t bin, rest, weight;  // bin of a rank, the rank in it, and what it holds; bin is `bins` where the rank is below all bins
   };
 
-  /// What the bins of each warp hold. Called after a barrier, ends with one.
+  /// Adds up the weights of each warp's bins. Called after a barrier, ends with one.
   __device__ void sum_bins() {
     std::uint32_t sum = 0;
 #pragma unroll
@@ -351,7 +352,7 @@ class list_select {
   candidate candidates_[most_candidates];
   std::uint32_t bin_, rest_, count_;  // at the end, the threshold
   bool all_equal_;
-  key_range range_;   // these are find_two()'s
+  key_range range_;   // of find_two() and find_within(); the next two lines are of find_two()
   rank_bin ends_[2];  // the bin of each rank, and the rank in it
   std::uint32_t counts_[2], found_[2], of_warp_[warps];
   reduction<std::uint32_t, Threads> prefix_;

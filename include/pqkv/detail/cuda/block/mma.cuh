@@ -45,7 +45,7 @@ __device__ inline float_pair unpack_pair<half>(std::uint32_t pair) {
   return x;
 }
 
-/// Two floats, each as the sum of two numbers of T: `most` has the nearest, `rest` what that leaves out.
+/// Two floats, each as the sum of two numbers of T: `most` has the nearest number, `rest` the remainder.
 template <class T>
 struct split_pair {
   std::uint32_t most, rest;

@@ -98,7 +98,7 @@ struct scoring {
   group_reduction reduction{};
   search_path path = search_path::scan;
   head_map<space::device> map{};  // from row heads to heads of codes and index
-  bool counts_own = false;        // whether the kernel has its own copy of the counts, in which tokens behind the range are not counted
+  bool counts_own = false;        // whether the kernel has its own copy of the counts, in which tokens after the range are not counted
   unsigned lists{}, g{}, m{}, c{}, bits{}, lists_per_head{};
   canonical::softmax_scale scale{};
   std::uint64_t* totals{};    // [hq, scan_device_runs] scratch: Z of each run of items
@@ -147,8 +147,8 @@ struct scoring {
     r.begin = r.begin < r.end ? r.begin : r.end;
     return r;
   }
-  /// Whether a list scores cells. The counts must then be those of its range. If the index has tokens behind the range, a kernel with its
-  /// own copy of the counts takes these out.
+  /// Whether a list scores cells. The counts must then be those of its range. If the index has tokens after the range, a kernel with its
+  /// own copy of the counts subtracts them.
   __device__ bool is_joint(const middle_range& r, const index_extent& held) const {
     return !index.empty() && resolve_path(path, index.cells(), r.size()) == search_path::joint && held.first == r.begin &&
            (counts_own ? r.end <= held.last : r.end == held.last);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One CTA of many looks up a list's tokens in a table of exponentials. A thread takes eight consecutive tokens, whose codes of one subspace
-// are one load. The table stands in shared memory several times, interleaved: with eight copies of four query heads, the eight lanes that
-// shared memory serves together read different banks whatever their codes are. In one copy, random codes meet in the same banks.
+// Each CTA of a list looks up its tokens in a table of exponentials. A thread takes eight consecutive tokens, whose codes of one subspace
+// are one load. Shared memory holds several interleaved copies of the table: with eight copies of four query heads, the eight lanes that
+// shared memory serves together read different banks whatever their codes are. With one copy, random codes often need the same bank.
 #pragma once
 
 #include "scan_scorer.cuh"
@@ -142,8 +142,8 @@ class token_loops {
     return z;
   }
 
-  /// Calls take(position, keys) for the positions [begin, end), eight at a time, with the order keys of their scores; of positions outside
-  /// the range these are any numbers. All threads call it equally often, at last with positions behind `end`. Returns `take`.
+  /// Calls take(position, keys) for the positions [begin, end), eight at a time, with the order keys of their scores; the keys of positions
+  /// outside the range are undefined. All threads call take() equally often, so the last positions may be past `end`. Returns `take`.
   /// @param factors  shared address of [packs * Pack] R of each query head
   template <class Take>
   __device__ __noinline__ static Take for_scores(table_type table, token_positions tokens, std::uint32_t begin, std::uint32_t end,
@@ -203,7 +203,7 @@ class token_loops {
   struct codes {
     uint2 of[planes];
     __device__ codes(const token_positions& tokens, std::uint32_t position) { tokens.read(0, position, of); }
-    /// One of two, by value: references would put both into memory.
+    /// Chooses one of two, by value: references would put both into memory.
     __device__ codes(const codes& first, const codes& second, bool is_second) {
 #pragma unroll
       for (unsigned j = 0; j < planes; ++j) {
@@ -278,12 +278,12 @@ class token_lookups {
               call.m, packs};
   }
 
-  /// Between barriers.
+  /// Writes the table's copies. A barrier must stand before and after.
   __device__ void copy(const pack* entries) const {
 #pragma unroll 4
     for (unsigned i = threadIdx.x; i < count_; i += Threads) copies_[i] = entries[i >> log_copies_];
   }
-  /// As token_loops has them.
+  /// As in token_loops and lookup_table.
   /// @{
   __device__ pack_sums<Pack> sum(const token_positions& tokens, std::uint32_t begin, std::uint32_t end, unsigned group) const {
     if (table_.m == 4) return loops<4>::sum(table_, tokens, begin, end, group);
@@ -303,7 +303,7 @@ class token_lookups {
     return table_.product(codes, stride, group);
   }
   /// @}
-  /// for_scores() with less code, for what is rare.
+  /// for_scores() with less code, for rare cases.
   template <class Take>
   __device__ Take for_scores_slowly(const token_positions& tokens, std::uint32_t begin, std::uint32_t end, group_reduction reduction,
                                     const float* factors, Take take) const {

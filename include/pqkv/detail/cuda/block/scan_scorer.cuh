@@ -44,7 +44,7 @@ class list_scorer {
            2 * shared_memory::bytes<float>(padded) + shared_memory::bytes<std::uint64_t>(padded);
   }
 
-  /// @param from, queries  the scorer takes query heads [from, from + queries) of the list; that with `from` 0 initialises the scores
+  /// @param from, queries  the scorer takes query heads [from, from + queries) of the list; the scorer with `from` 0 initialises the scores
   __device__ list_scorer(const scoring& call, unsigned list, unsigned from, unsigned queries, scratch& own, shared_memory& memory,
                          Entries entries = {})
       : call_(call),
@@ -138,7 +138,7 @@ class list_scorer {
       numbers[first_ + q] = finite_[q * call_.m] == recentred ? head_numbers{factor_[q], shift_[q], 1} : head_numbers{factor_[q], 0.0f, 0};
   }
   /// Every CTA calls this after its stage(); then it can score any items. Begins and ends with a barrier.
-  /// @param numbers  of complete(); not read where the call has its normalisers
+  /// @param numbers  what complete() wrote; not read if the caller has given normalisers
   __device__ void resume(const head_numbers* numbers) {
     __syncthreads();
     if (!uses_probabilities(call_.reduction)) return;  // stage() has set the factors
@@ -157,7 +157,8 @@ class list_scorer {
   }
 
   /// Writes scores[i - begin], the score of item i, for begin <= i < end; as an order key where Score is an unsigned 32-bit type. A thread
-  /// writes items begin + threadIdx.x and every Threads-th after it. Scores of the list's earlier query heads are continued.
+  /// writes items begin + threadIdx.x and every Threads-th after it. A scorer that does not begin at the list's first query head goes on
+  /// from the scores that are there.
   /// @return the thread's largest key of an item that is not an empty cell; 0 if scores are not keys, or not complete yet
   template <class Score>
   __device__ std::uint32_t score(const scored_items& items, std::uint32_t begin, std::uint32_t end, Score* scores) const {
@@ -277,9 +278,10 @@ class list_scorer {
   }
 
   /// Computes Z of every query head over [begin, end). Ends with a barrier.
-  /// @tparam Shared  whether CTAs share the items: then summing each product as two integers is faster. In a CTA that has the whole list it
-  ///                 is a quarter more instructions, and slower
-  // measured: retrieve/joint, n 131072, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 16.6 us, in parts 17.2; retrieve/scan 44.4, 43.5
+  /// @tparam Shared  whether CTAs share the items. If so, each product is summed as two integers, which is faster there. In a CTA that has
+  ///                 the whole list two integers take a quarter more instructions, and are slower
+  // measured: retrieve/joint, n 131072, k 2048 of bench/cuda/retrieve.cu, H100, 2026-11: 16.6 us, as two integers 17.2; retrieve/scan 44.4
+  // and 43.5
   template <bool Shared>
   __device__ void add_up(const scored_items& items, std::uint32_t begin, std::uint32_t end) {
     for (unsigned group = 0; group < padded_ / Pack; ++group) {

@@ -28,7 +28,7 @@ const float* load_row(kv_row<scaled_int8> row, std::size_t n, float* copy) {
   return copy;
 }
 
-/// Writes the added coordinate of the inner-product metric behind y[ds]. Returns false if |y|^2 is not finite.
+/// Writes the added coordinate of the inner-product metric to y[ds]. Returns false if |y|^2 is not finite.
 inline bool lift_to_sphere(float* y, std::size_t ds, float squared_radius) {
   const float norm = canonical::dot(y, y, 1, ds);
   y[ds] = canonical::sphere_coordinate(squared_radius, norm);

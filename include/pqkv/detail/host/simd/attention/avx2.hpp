@@ -140,7 +140,7 @@ struct attention_kernels<isa::avx2> : attention_kernels<isa::scalar> {
     return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
   }
 
-  /// Q queries with 8 / Q keys at a time. Queries behind the g-th are computed, but their results are not stored.
+  /// Q queries with 8 / Q keys at a time. Queries from the g-th on are computed, but their results are not stored.
   template <std::size_t Q, class T>
   PQKV_TARGET_AVX2 static PQKV_INLINE void score_keys(const float* queries, std::size_t stride, std::size_t g, const T* const* keys,
                                                       std::size_t count, std::size_t d, rows_ahead<T> ahead, float* out,

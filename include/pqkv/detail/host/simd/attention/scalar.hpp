@@ -2,7 +2,7 @@
 // Kernels of attention in plain C++: the reference for what each computes. Not canonical: ISAs agree within rounding.
 //
 // A tile is a list of pointers to rows of keys or values, each contiguous, in their storage type. Queries and sums are floats in rows of
-// `stride` elements, a multiple of tile_padding with zeros behind the d-th, in the order that split_lanes says.
+// `stride` elements, a multiple of tile_padding with zeros from the d-th on, in the order that split_lanes says.
 #pragma once
 
 #include <algorithm>

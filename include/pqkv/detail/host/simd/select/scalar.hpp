@@ -17,7 +17,7 @@ struct interval_counts {
   std::size_t kept = 0;
 };
 
-/// Vectors are stored whole. So the output needs room for this many elements behind what a kernel keeps.
+/// Vectors are stored whole, so the output needs room for this many elements after those that a kernel keeps.
 inline constexpr std::size_t select_slack = 64;
 
 template <class Isa>
