@@ -288,6 +288,7 @@ class token_lookups {
   __device__ pack_sums<Pack> sum(const token_positions& tokens, std::uint32_t begin, std::uint32_t end, unsigned group) const {
     if (table_.m == 4) return loops<4>::sum(table_, tokens, begin, end, group);
     if (table_.m == 2) return loops<2>::sum(table_, tokens, begin, end, group);
+    if (table_.m == 8) return loops<8>::sum(table_, tokens, begin, end, group);
     return loops<0>::sum(table_, tokens, begin, end, group);
   }
   template <class Take>
@@ -296,6 +297,7 @@ class token_lookups {
     if (reduction == group_reduction::probability_sum) {
       if (table_.m == 4) return loops<4>::for_scores(table_, tokens, begin, end, reduction, shared_address(factors), take);
       if (table_.m == 2) return loops<2>::for_scores(table_, tokens, begin, end, reduction, shared_address(factors), take);
+      if (table_.m == 8) return loops<8>::for_scores(table_, tokens, begin, end, reduction, shared_address(factors), take);
     }
     return loops<0>::for_scores(table_, tokens, begin, end, reduction, shared_address(factors), take);
   }
