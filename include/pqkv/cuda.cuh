@@ -12,6 +12,7 @@
 #include "exec/sync.hpp"
 
 #include "detail/cuda/cuda_absent.hpp"
+#include "detail/cuda/attended_sum.cuh"
 #include "detail/cuda/attention.cuh"
 #include "detail/cuda/block_cache.cuh"
 #include "detail/cuda/cell_index.cuh"

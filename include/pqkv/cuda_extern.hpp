@@ -126,6 +126,20 @@ struct kernel<op::retrieve, backend::cuda> {
                   cell_index_view<space::device> index, view<const middle_range, 1, space::device> ranges,
                   view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts, const retrieve_params& params,
                   view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map);
+  template <class P>
+  static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
+                  cell_index_view<space::device> index, view<const middle_range, 1, space::device> ranges,
+                  view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts, const retrieve_params& params,
+                  view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map,
+                  view<const attended_sum, 1, space::device> attended);
+};
+
+template <>
+struct kernel<op::sum_attended, backend::cuda> {
+  template <class P, class Store>
+  static void run(const P& policy, view<const float, 2, space::device> query, const Store& store,
+                  view<const token_span, 1, space::device> spans, view<attended_sum, 1, space::device> sums, float scale,
+                  view<const middle_range, 1, space::device> ranges);
 };
 
 template <>
@@ -246,8 +260,8 @@ struct kernel<op::plan_step, backend::cuda> {
 
 template <>
 struct kernel<op::rank_step, backend::cuda> {
-  template <class P>
-  static bool run(const P& policy, const ranked_step<space::device>& step);
+  template <class P, class Rows>
+  static bool run(const P& policy, const ranked_step<space::device>& step, const Rows& rows);
 };
 
 template <>

@@ -350,7 +350,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   step_plan<space_type> select(const P& policy, view_of<const float, 2> query, const step_type& step, std::size_t first) {
     const step_plan<space_type> plan = work_.plan.of(query.extent(0) / params_.query_heads);
     const auto planned = queries_of(step, first);
-    const bool listed = detail::plan_and_select(selector_, policy, working(policy), query, rows_.view(),
+    const bool listed = detail::plan_and_select(selector_, policy, working(policy), query, this->ranked_rows(policy),
                                                 plan.map(step, first, params_.batch), planned, plan, found(plan));
     if (listed && params_.selection == draft_selection::first_query && step.has_counts())
       run<op::share_lists>(policy, planned, plan, found(plan));

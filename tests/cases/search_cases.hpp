@@ -196,10 +196,24 @@ struct retrieved {
   bool operator==(const retrieved&) const = default;
 };
 
+/// Sums over other tokens for every query head: none, or with logits from far below those of the ranked tokens to far above.
+inline std::vector<pqkv::attended_sum> random_attended(const search_problem& problem, random_source& random) {
+  std::vector<pqkv::attended_sum> sums;
+  for (std::size_t q = 0; q < problem.shape().hq(); ++q) {
+    float top = problem.table().bias(q);
+    for (std::size_t j = 0; j < problem.shape().m; ++j) top += problem.table().entries(q, j, 0);
+    const float spread = random.below(8) == 0 ? 1e30f : 8 * problem.shape().nat();
+    sums.push_back({(pqkv::is_finite(top) ? top : 0) + spread * random.gaussian(),
+                    random.below(5) == 0 ? 0 : std::uint64_t{1 + random.below(1u << 30)} << random.below(20)});
+  }
+  return sums;
+}
+
 /// retrieve() into rows of an odd stride.
+/// @param attended  empty, or sums that are added to the normalisers
 template <class Policy>
 retrieved run_retrieve(const Policy& policy, const search_problem& problem, pqkv::cell_index_view<> index, pqkv::group_reduction reduction,
-                       pqkv::search_path path, std::size_t k_extra = 2) {
+                       pqkv::search_path path, std::size_t k_extra = 2, const std::vector<pqkv::attended_sum>& attended = {}) {
   const search_shape& shape = problem.shape();
   const std::size_t lists = pqkv::score_lists(reduction, shape.h, shape.hq()), k_max = problem.most_selected() + k_extra,
                     stride = k_max + 3;
@@ -207,10 +221,15 @@ retrieved run_retrieve(const Policy& policy, const search_problem& problem, pqkv
   std::vector<std::uint32_t> counts(lists, 12345);
   retrieved out;
   out.skipped.assign(shape.hq(), 9);
-  pqkv::retrieve(policy, problem.table(), problem.codes(), index, problem.ranges(),
-                 pqkv::view<std::int32_t, 2>{indices.data(), {lists, k_max}, {stride, 1}}, pqkv::make_view(counts.data(), lists),
-                 {.head_dim = shape.d, .reduction = reduction, .path = path, .scale = shape.scale},
-                 pqkv::make_view(out.skipped.data(), shape.hq()));
+  const pqkv::view<std::int32_t, 2> found{indices.data(), {lists, k_max}, {stride, 1}};
+  const auto many = pqkv::make_view(counts.data(), lists);
+  const pqkv::retrieve_params how{.head_dim = shape.d, .reduction = reduction, .path = path, .scale = shape.scale};
+  const auto skipped = pqkv::make_view(out.skipped.data(), shape.hq());
+  if (attended.empty())
+    pqkv::retrieve(policy, problem.table(), problem.codes(), index, problem.ranges(), found, many, how, skipped);
+  else
+    pqkv::retrieve(policy, problem.table(), problem.codes(), index, problem.ranges(), found, many, how, skipped, {},
+                   pqkv::make_view(attended.data(), attended.size()));
   for (std::size_t list = 0; list < lists; ++list) {
     const auto row = indices.begin() + static_cast<std::ptrdiff_t>(list * stride);
     const std::size_t count = std::min<std::size_t>(counts[list], k_max);

@@ -63,7 +63,8 @@ void lives(workload& work, verdict& all) {
   std::size_t listed = 0;
   for (int which = 0; which < 10; ++which) {
     if (!work.another()) continue;
-    const host_cache::params p = settings(which);
+    host_cache::params p = settings(which);
+    if (which % 2 == 0) p.selector.over = pqkv::selector::normalisation::attended;
     pq_life run(p, static_cast<std::uint64_t>(which) + 1, nullptr, which % 3 == 1 ? 8 : 0);
     const std::size_t prompt = work.small() ? 400 : 2000, steps = work.small() ? 24 : 120;
     for (std::size_t slot = 0; slot < p.batch; ++slot) run.prefill(slot, which == 4 ? 200 : prompt + prompt / 2 * slot, 1 + slot, 1u << 20);
@@ -112,6 +113,7 @@ void ragged_lives(workload& work, verdict& all) {
     if (!work.another()) continue;
     host_cache::params p = settings(which);
     p.batch = 2 + static_cast<std::size_t>(which) % 3;
+    if (which % 2 == 1) p.selector.over = pqkv::selector::normalisation::attended;
     ragged_life<pq_life>(p, static_cast<std::uint64_t>(which) + 100, "a ragged life", work, all, listed);
   }
   all.check(listed > (work.small() ? 0 : 2000), "only %zu lists were not empty", listed);
@@ -134,7 +136,7 @@ void quantized_lives(workload& work, verdict& all) {
     if (!work.another()) continue;
     on_host::params p = base<on_host>(3, 2, 4, d, 6000);
     if (d == 128) p.selector.subspaces = 4, p.selector.bits = 8;
-    if (d != 64) p.selector.axes = pqkv::axis_order::weighted_pairs;
+    if (d != 64) p.selector.axes = pqkv::axis_order::weighted_pairs, p.selector.over = pqkv::selector::normalisation::attended;
     ragged_life<life<on_host, on_gpu>>(p, 300 + d, "a life of 8-bit rows", work, all, listed);
   }
 }
@@ -157,7 +159,8 @@ void late_training(const workload& work, verdict& all) {
 
 /// One step captured once, replayed while both sequences grow; an eager twin gives the same bits.
 void replay(workload& work, cudaStream_t stream, verdict& all) {
-  const host_cache::params p = base(2, 4, 4, 128, 12000);
+  host_cache::params p = base(2, 4, 4, 128, 12000);
+  p.selector.over = pqkv::selector::normalisation::attended;
   pq_life captured(p, 5, stream), eager(p, 5);
   for (pq_life* one : {&captured, &eager}) {
     one->prefill(0, work.small() ? 700 : 7000, 1, 1u << 20);

@@ -33,6 +33,14 @@ template void kernel<op::retrieve, backend::cuda>::run(const cuda&, distance_tab
                                                        cell_index_view<device>, view<const middle_range, 1, device>,
                                                        view<std::int32_t, 2, device>, view<std::uint32_t, 1, device>,
                                                        const retrieve_params&, view<std::uint8_t, 1, device>, const head_map<device>&);
+template void kernel<op::retrieve, backend::cuda>::run(const cuda&, distance_table_view<device>, codes_view<device>,
+                                                       cell_index_view<device>, view<const middle_range, 1, device>,
+                                                       view<std::int32_t, 2, device>, view<std::uint32_t, 1, device>,
+                                                       const retrieve_params&, view<std::uint8_t, 1, device>, const head_map<device>&,
+                                                       view<const attended_sum, 1, device>);
+template void kernel<op::sum_attended, backend::cuda>::run(const cuda&, view<const float, 2, device>, const strided_store<half, device>&,
+                                                           view<const token_span, 1, device>, view<attended_sum, 1, device>, float,
+                                                           view<const middle_range, 1, device>);
 template void kernel<op::exact_scores, backend::cuda>::run(const cuda&, view<const float, 2, device>, const strided_store<half, device>&,
                                                            view<const middle_range, 1, device>, group_reduction, view<float, 2, device>,
                                                            float);
@@ -65,7 +73,7 @@ template void kernel<op::fill_blocks, backend::cuda>::run(const cuda&, const blo
 template void kernel<op::abandon_blocks, backend::cuda>::run(const cuda&, const block_cache_view<eviction::lru, device>&);
 template void kernel<op::truncate_blocks, backend::cuda>::run(const cuda&, const block_cache_view<eviction::lfu, device>&,
                                                               view<const std::uint32_t, 1, device>);
-template bool kernel<op::rank_step, backend::cuda>::run(const cuda&, const ranked_step<device>&);
+template bool kernel<op::rank_step, backend::cuda>::run(const cuda&, const ranked_step<device>&, const strided_rows<half, device>&);
 template class pqcache<dense_rows<half, device>, selector::basic_pq<device>>;
 template class pqcache<dense_rows<half, device>, selector::full>;
 template class pqcache<paged_rows<half, device>, selector::streaming>;

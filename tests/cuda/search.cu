@@ -5,11 +5,10 @@
 //
 //   search [rounds]       random problems of each shape, 4 unless given
 //   search --seconds S    a small problem of each kind while the time lasts, for compute-sanitizer
-#include "on_device.cuh"
+#include "device_search.cuh"
 
 #include <span>
 
-#include "cases/search_cases.hpp"
 #include "top_k_scores.cuh"
 
 namespace {
@@ -19,46 +18,8 @@ using pqkv::search_path;
 
 const pqkv::exec::host<> cpu;
 
-struct problem_on_device {
-  on_device<const float, 3> entries;
-  on_device<const float, 1> bias;
-  on_device<const std::uint8_t, 3> codes;
-  on_device<const pqkv::middle_range, 1> ranges;
-
-  explicit problem_on_device(const search_problem& of)
-      : entries(of.table().entries), bias(of.table().bias), codes(of.codes()), ranges(of.ranges()) {}
-  pqkv::distance_table_view<device> table() const { return {entries.view(), bias.view()}; }
-};
-
-/// run_retrieve() of the host's tests, on the device.
-retrieved device_retrieve(const device_scratch& scratch, const search_problem& problem, const problem_on_device& there,
-                          pqkv::cell_index_view<device> index, group_reduction reduction, search_path path) {
-  const search_shape& shape = problem.shape();
-  const std::size_t lists = pqkv::score_lists(reduction, shape.h, shape.hq()), k_max = problem.most_selected() + 2, stride = k_max + 3;
-  std::vector<std::int32_t> indices(lists * stride, -7);
-  std::vector<std::uint32_t> counts(lists, 12345);
-  std::vector<std::uint8_t> skipped(shape.hq(), 9);
-  const on_device<std::int32_t, 2> indices_there(pqkv::view<std::int32_t, 2>{indices.data(), {lists, k_max}, {stride, 1}});
-  const on_device<std::uint32_t, 1> counts_there(pqkv::make_view(counts.data(), lists));
-  const on_device<std::uint8_t, 1> skipped_there(pqkv::make_view(skipped.data(), shape.hq()));
-  pqkv::retrieve(scratch.policy(), there.table(), there.codes.view(), index, there.ranges.view(), indices_there.view(), counts_there.view(),
-                 {.head_dim = shape.d, .reduction = reduction, .path = path}, skipped_there.view());
-  indices = indices_there.bytes();
-  indices.resize(lists * stride, -7);
-  counts = counts_there.bytes();
-  retrieved out;
-  out.skipped = skipped_there.bytes();
-  for (std::size_t list = 0; list < lists; ++list) {
-    const auto row = indices.begin() + static_cast<std::ptrdiff_t>(list * stride);
-    const std::size_t count = std::min<std::size_t>(counts[list], k_max);
-    out.lists.emplace_back(row, row + static_cast<std::ptrdiff_t>(count));
-    for (std::size_t i = count; i < stride; ++i) out.padded = out.padded && indices[list * stride + i] == (i < k_max ? -1 : -7);
-    out.padded = out.padded && counts[list] <= k_max;
-  }
-  return out;
-}
-
 struct verdicts {
+  verdict attended{"retrieve over attended"};
   verdict scan{"scan"}, scanned{"retrieve by scan"}, joint{"retrieve by joint codes"}, automatic{"retrieve, automatic"},
       index{"count_cells and merge_tails"}, mapped{"retrieve of mapped rows"}, tables{"inner_product_table of mapped rows"}, top_k{"top_k"};
 };
@@ -93,10 +54,18 @@ void compare(const search_problem& problem, std::size_t tail, std::span<const gr
   for (const group_reduction reduction : reductions) {
     compare_scan(scratch, problem, there, reduction, all);
     const retrieved wanted = run_retrieve(cpu, problem, {}, reduction, search_path::scan);
+    random_source random(shape.n + 31 * static_cast<std::size_t>(reduction));
+    std::vector<pqkv::attended_sum> beside;
+    if (pqkv::detail::block::uses_probabilities(reduction)) beside = random_attended(problem, random);
+    const retrieved wanted_over = beside.empty() ? wanted : run_retrieve(cpu, problem, {}, reduction, search_path::scan, 2, beside);
     const auto test = [&](verdict& of, pqkv::cell_index_view<device> with, search_path path) {
       of.check(device_retrieve(scratch, problem, there, with, reduction, path) == wanted,
                "h %zu g %zu m %zu b %u n %zu d %zu reduction %d tail %zu", shape.h, shape.g, shape.m, shape.bits, shape.n, shape.d,
                static_cast<int>(reduction), tail);
+      if (!beside.empty())
+        all.attended.check(device_retrieve(scratch, problem, there, with, reduction, path, beside) == wanted_over,
+                           "h %zu g %zu m %zu b %u n %zu d %zu reduction %d tail %zu path %d", shape.h, shape.g, shape.m, shape.bits,
+                           shape.n, shape.d, static_cast<int>(reduction), tail, static_cast<int>(path));
     };
     test(all.scanned, {}, search_path::scan);
     if (!shape.joint()) continue;
@@ -383,6 +352,7 @@ int main(int argc, char** argv) {
   work.print();
   const bool whole = !work.small();
   bool passed = all.scan.passed(whole ? 500 : 1);
+  passed &= all.attended.passed(whole ? 500 : 1);
   passed &= all.scanned.passed(whole ? 500 : 1);
   passed &= all.joint.passed(whole ? 200 : 1);
   passed &= all.automatic.passed(whole ? 200 : 1);

@@ -49,6 +49,7 @@ void draw_selector(pqkv::selector::pq_params& s, pqkv::cache_shape& shape, rando
   s.path = s.subspaces * s.bits <= 12 ? static_cast<search_path>(random.below(3)) : search_path::automatic;
   s.metric = static_cast<pqkv::key_metric>(random.below(3) == 0);
   if (shape.head_dim % (2 * s.subspaces) == 0 && random.below(3) == 0) s.axes = pqkv::axis_order::weighted_pairs;
+  s.over = static_cast<pqkv::selector::normalisation>(random.below(2));
   shape.capacity += std::size_t{1} << s.bits;
 }
 template <class Params>

@@ -154,6 +154,27 @@ TEST_CASE("attended sum: no token, numbers that are not finite, far apart logits
   CHECK(one.relative_to(-1e30f, scale) == std::uint64_t{1} << 62);
 }
 
+TEST_CASE("attended sum: heads that rank nothing are left out") {
+  constexpr std::size_t h = 3, g = 2, d = 16;
+  const auto keys = make_rows<float>(content::gaussian, h, 100, d, 5);
+  const auto store = pqkv::strided_kv(keys.view(), keys.view());
+  random_source random(3);
+  std::vector<float> query(h * g * d);
+  for (float& x : query) x = random.gaussian();
+  const std::vector<token_span> spans(h, {4, 60, 100});
+  const std::vector<pqkv::middle_range> ranges = {{4, 60, 9}, {60, 60, 9}, {4, 60, 0}};
+  std::vector<attended_sum> all(h * g), some(h * g, {7, 7});
+  const auto asked = pqkv::make_view(static_cast<const float*>(query.data()), h * g, d);
+  pqkv::sum_attended(cpu, asked, store, pqkv::make_view(spans.data(), h), pqkv::make_view(all.data(), h * g));
+  pqkv::sum_attended(cpu, asked, store, pqkv::make_view(spans.data(), h), pqkv::make_view(some.data(), h * g), 0,
+                     pqkv::make_view(ranges.data(), h));
+  for (std::size_t q = 0; q < h * g; ++q) {
+    CHECK(all[q].weight != 0);
+    CHECK(some[q].weight == (q / g == 1 ? 0 : all[q].weight));
+    if (q / g != 1) CHECK(some[q].top == all[q].top);
+  }
+}
+
 TEST_CASE("attended sum: retrieve normalises over these tokens too") {
   for (const table_kind tables : {table_kind::smooth, table_kind::sharp, table_kind::overshoot})
     for (const group_reduction reduction : {group_reduction::probability_sum, group_reduction::probability_max}) {
@@ -213,9 +234,9 @@ TEST_CASE("attended sum: refusals") {
   std::vector<float> query(6 * 16);
   std::vector<token_span> spans(6);
   std::vector<attended_sum> sums(6);
-  const auto said = [&](std::size_t hq, std::size_t d, std::size_t lists, std::size_t out) {
+  const auto said = [&](std::size_t hq, std::size_t d, std::size_t lists, std::size_t out, std::size_t ranges = 0) {
     const auto status = pqkv::can_sum_attended(pqkv::make_view(query.data(), hq, d), store, pqkv::make_view(spans.data(), lists),
-                                               pqkv::make_view(sums.data(), out));
+                                               pqkv::make_view(sums.data(), out), ranges);
     return status.ok() ? std::string() : std::string(status.parameter);
   };
   CHECK(said(6, 16, 2, 6).empty());
@@ -225,4 +246,6 @@ TEST_CASE("attended sum: refusals") {
   CHECK(said(6, 16, 3, 6) == "spans.extent(0)");
   CHECK(said(6, 16, 4, 6) == "spans.extent(0)");
   CHECK(said(6, 16, 2, 4) == "sums.extent(0)");
+  CHECK(said(6, 16, 6, 6, 2).empty());
+  CHECK(said(6, 16, 6, 6, 6) == "ranges.extent(0)");
 }

@@ -276,5 +276,5 @@ TEST_CASE("weighted axes: refusals name what is wrong and change nothing") {
   there.selector.axes = axis_order::weighted_pairs;
   CHECK(device_cache::can_construct(there).ok());
   there.selector.over = pqkv::selector::normalisation::attended;
-  CHECK(device_cache::can_construct(there).parameter == std::string("selector.over"));
+  CHECK(device_cache::can_construct(there).ok());
 }

@@ -212,9 +212,8 @@ class pq_index {
     const std::size_t hq = query.extent(0), lists = counts.extent(0);
     const auto skipped = work.skipped.slice(0, 0, hq);
     const auto table = tabulate(policy, query, map, work);
-    if constexpr (space::usable_from<Space, space::host>)
-      if (!shape_.has_fine() && attended.data != nullptr)
-        return retrieve(policy, table, as_const(own.codes), own.index, ranges, indices, counts, how, skipped, map, attended);
+    if (!shape_.has_fine() && attended.data != nullptr)
+      return retrieve(policy, table, as_const(own.codes), own.index, ranges, indices, counts, how, skipped, map, attended);
     if (!shape_.has_fine()) return retrieve(policy, table, as_const(own.codes), own.index, ranges, indices, counts, how, skipped, map);
     if constexpr (space::usable_from<Space, space::host>) {
       std::size_t longest = 0;

@@ -68,7 +68,7 @@ struct pq_workspace {
   view<middle_range, 1, Space> shortlist_ranges;         // [row heads]
   view<std::uint8_t, 2, Space> outcomes;                 // [h, m + m2] outcomes of training
   view<float, 2, Space> ordered;                         // [queries, d], or empty where axes are contiguous
-  view<attended_sum, 1, Space> attended;                 // [queries], host memory only
+  view<attended_sum, 1, Space> attended;                 // [queries]
 
   /// The tables of the first `query_heads`.
   constexpr mutable_distance_table_view<Space> table_of(std::size_t query_heads) const {
@@ -86,7 +86,7 @@ struct pq_workspace {
     const std::size_t problems = shape.subspaces + shape.fine_subspaces;
     all.outcomes = make_view<Space>(memory.take<std::uint8_t>(shape.kv_heads * problems), shape.kv_heads, problems);
     if (shape.axes != axis_order::contiguous) all.ordered = make_view<Space>(memory.take<float>(hq * shape.head_dim), hq, shape.head_dim);
-    if constexpr (space::usable_from<Space, space::host>) all.attended = make_view<Space>(memory.take<attended_sum>(hq), hq);
+    all.attended = make_view<Space>(memory.take<attended_sum>(hq), hq);
     if (!shape.has_fine()) return all;
     all.fine_table = distance_table::place<Space>(memory, hq, shape.fine());
     const bool fits = lists <= static_cast<std::size_t>(-1) / 8 / shape.capacity;

@@ -134,14 +134,18 @@ void retrieve(const P& policy, distance_table_view<typename P::space_type> table
 }
 
 /// The same, with probabilities normalised over the range and other tokens too: those that each query attends to in any case. It matters
-/// where query heads share a list, since a head that looks elsewhere counts less. Host memory only.
+/// where query heads share a list, since a head that looks elsewhere counts less.
 /// @param attended  [hq] from sum_attended(), of the same queries
 template <exec::policy P>
-void retrieve(const P& policy, distance_table_view<> table, codes_view<> codes, cell_index_view<> index, view<const middle_range, 1> ranges,
-              view<std::int32_t, 2> indices, view<std::uint32_t, 1> counts, const retrieve_params& params, view<std::uint8_t, 1> skipped,
-              const head_map<>& map, view<const attended_sum, 1> attended) {
+void retrieve(const P& policy, distance_table_view<typename P::space_type> table, codes_view<typename P::space_type> codes,
+              cell_index_view<typename P::space_type> index, view<const middle_range, 1, typename P::space_type> ranges,
+              view<std::int32_t, 2, typename P::space_type> indices, view<std::uint32_t, 1, typename P::space_type> counts,
+              const retrieve_params& params, view<std::uint8_t, 1, typename P::space_type> skipped,
+              const head_map<typename P::space_type>& map, view<const attended_sum, 1, typename P::space_type> attended) {
   require_ok(can_retrieve(table, codes, index, ranges, indices, counts, params, skipped, map));
-  require_ok(detail::checks("retrieve").extent("attended.extent(0)", attended.extent(0), table.entries.extent(0), "hq, from table"));
+  require_ok(detail::checks("retrieve")
+                 .extent("attended.extent(0)", attended.extent(0), table.entries.extent(0), "hq, from table")
+                 .extent("attended.stride(0)", attended.stride(0), 1, "contiguous"));
   detail::run_operation<op::retrieve>(policy, table, codes, index, ranges, indices, counts, params, skipped, map, attended);
 }
 

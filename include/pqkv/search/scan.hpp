@@ -17,7 +17,7 @@ struct attended_sum {
   PQKV_HD attended_sum merged(const attended_sum& other, canonical::softmax_scale scale) const {
     if (weight == 0) return other;
     if (other.weight == 0) return *this;
-    if (other.top > top) return other.merged(*this, scale);
+    if (other.top > top) return {other.top, other.weight + relative_to(other.top, scale)};
     return {top, weight + other.relative_to(top, scale)};
   }
   /// `weight` if the exponents were relative to this logit. At most 2^62, which is far beyond what changes a score.

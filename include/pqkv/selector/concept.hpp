@@ -136,8 +136,8 @@ template <class S, class P, class Working, class Rows, class Space = typename P:
 bool plan_and_select(S& selector, const P& policy, const Working& working, view<const float, 2, Space> query, const Rows& rows,
                      const head_map<Space>& map, const planned_queries<Space>& planned, const step_plan<Space>& plan,
                      view<std::int32_t, 2, Space> indices) {
-  if constexpr (requires { selector.select_planned(working, query, planned, plan, indices); })
-    if (selector.select_planned(working, query, planned, plan, indices)) return true;
+  if constexpr (requires { selector.select_planned(working, query, rows, planned, plan, indices); })
+    if (selector.select_planned(working, query, rows, planned, plan, indices)) return true;
   const bool listed = plan_step(policy, planned, plan);
   ask_selector(selector, working, query, rows, map, planned, plan, indices, listed);
   return listed;

@@ -20,7 +20,8 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
-struct rank_step {};  // run(policy, ranked_step): op::plan_step and the selection in one launch, CUDA only; returns whether it did that
+struct rank_step {};  // run(policy, ranked_step, rows): op::plan_step and the selection in one launch, and one launch before it for
+                      // `attended`; CUDA only; returns whether it did that
 }  // namespace op
 
 /// The arguments of op::rank_step: one pass of a step, its queries to plan and its lists to fill.
@@ -32,6 +33,8 @@ struct ranked_step {
   pq_index_view<Space> index;            // of all slots
   view<std::int32_t, 2, Space> indices;  // [T * lists, k_max], written
   retrieve_params how;
+  view<attended_sum, 1, Space> attended{};  // [T * hq], written: normalisation::attended; or empty
+  view<float, 1, Space> bias{};             // [T * hq], written: biases of the queries' tables; empty where `attended` is
 };
 }  // namespace pqkv
 
@@ -50,7 +53,7 @@ struct residual_stage {
 /// weight each head has in it.
 enum class normalisation : std::uint8_t {
   middle,   // the ranked tokens: every query head has the same weight
-  attended  // sinks and window too: a head that attends mostly there has less weight. Host memory only, no second stage
+  attended  // sinks and window too: a head that attends mostly there has less weight. No second stage
 };
 
 /// What a renewal of a slot's codebook trains, and which keys it encodes anew.
@@ -257,33 +260,33 @@ class basic_pq {
     return {true, as_const(outcomes), params_.outgrown_at(n), h * m * (middle.end - first)};
   }
 
-  template <exec::policy P, class Rows>
-  requires(!space::usable_from<Space, space::host>) void select(const P& policy, view<const float, 2, Space> query, const Rows&,
-                                                                const head_map<Space>& map, view<const middle_range, 1, Space> ranges,
-                                                                view<std::int32_t, 2, Space> indices,
-                                                                view<std::uint32_t, 1, Space> counts) {
-    rank(policy, query, map, ranges, indices, counts);
-  }
-  /// Plans a pass and selects, in one launch. Returns false and does nothing if one launch is not enough.
+  /// Plans a pass and selects, in one launch, or in two under normalisation::attended. Returns false and does nothing if that is not
+  /// enough.
   /// @param policy  with scratch for retrieve()
-  template <exec::policy P>
+  template <exec::policy P, class Rows>
   requires std::same_as<typename P::backend_type, backend::cuda>
-  bool select_planned(const P& policy, view<const float, 2, Space> query, const planned_queries<Space>& planned,
+  bool select_planned(const P& policy, view<const float, 2, Space> query, const Rows& rows, const planned_queries<Space>& planned,
                       const step_plan<Space>& plan, view<std::int32_t, 2, Space> indices) const {
-    return detail::run_operation<op::rank_step>(policy, ranked_step<Space>{planned, plan, query, index_.view(), indices, ranked_by()});
+    ranked_step<Space> step{planned, plan, query, index_.view(), indices, ranked_by()};
+    if (normalises_over_attended()) {
+      step.attended = workspace().attended.slice(0, 0, query.extent(0));
+      step.bias = workspace().table_of(query.extent(0)).bias;
+    }
+    return detail::run_operation<op::rank_step>(policy, step, rows);
   }
   /// @param spans  the sinks and window that each query attends to, for normalisation::attended
   template <exec::policy P, class Rows>
-  requires space::usable_from<Space, space::host>
   void select(const P& policy, view<const float, 2, Space> query, const Rows& rows, const head_map<Space>& map,
               view<const token_span, 1, Space> spans, view<const middle_range, 1, Space> ranges, view<std::int32_t, 2, Space> indices,
               view<std::uint32_t, 1, Space> counts) {
-    bool listed = false;
-    for (std::size_t i = 0; i < ranges.extent(0); ++i) listed |= ranges(i).size() != 0;
-    if (!listed) return;
-    if (params_.over == normalisation::middle) return rank(policy, query, map, ranges, indices, counts);
+    if constexpr (space::usable_from<Space, space::host>) {
+      bool listed = false;
+      for (std::size_t i = 0; i < ranges.extent(0); ++i) listed |= ranges(i).size() != 0;
+      if (!listed) return;
+    }
+    if (!normalises_over_attended()) return rank(policy, query, map, ranges, indices, counts);
     const auto sums = workspace().attended.slice(0, 0, query.extent(0));
-    sum_attended(policy, query, mapped_store<Rows>{rows, map, ranges.extent(0)}, spans, sums, shape_.softmax_scale);
+    sum_attended(policy, query, mapped_store<Rows>{rows, map, ranges.extent(0)}, spans, sums, shape_.softmax_scale, ranges);
     rank(policy, query, map, ranges, indices, counts, as_const(sums));
   }
 
@@ -333,14 +336,17 @@ class basic_pq {
             view<std::int32_t, 2, Space> indices, view<std::uint32_t, 1, Space> counts, view<const attended_sum, 1, Space> attended = {}) {
     index_.rank(policy, query, map, ranges, indices, counts, ranked_by(), params_.residual.shortlist, workspace(), attended);
   }
+  /// Reductions of logits have no normaliser.
+  bool normalises_over_attended() const {
+    return params_.over == normalisation::attended &&
+           (params_.reduction == group_reduction::probability_sum || params_.reduction == group_reduction::probability_max);
+  }
   retrieve_params ranked_by() const {
     return {.head_dim = shape_.head_dim, .reduction = params_.reduction, .path = params_.path, .scale = shape_.softmax_scale};
   }
 
   static constexpr status can_use_device(const params& settings) noexcept {
     return pqkv::detail::checks("pqcache")
-        .that(settings.over == normalisation::middle, status::code::value, "selector.over", relation::required,
-              "normalisation::middle on a device", 0, 1)
         .at_most("selector.residual.subspaces", settings.residual.subspaces, 0, "no second stage on a device")
         .that(settings.renewal == renewal_scope::all_keys, status::code::value, "selector.renewal", relation::required,
               "renewal_scope::all_keys on a device", 0, 1)

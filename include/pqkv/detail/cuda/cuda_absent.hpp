@@ -10,7 +10,6 @@
 #include "../../search/pq_index.hpp"
 #include "../../search/quantized_scan.hpp"
 #include "../../search/rerank.hpp"
-#include "../../selector/attended_sum.hpp"
 #include "../../selector/infllm.hpp"
 #include "../../selector/quest.hpp"
 #include "../../selector/received_attention.hpp"
@@ -44,8 +43,6 @@ template <>
 struct kernel<op::renew_replaced, backend::cuda> : detail::absent_on_cuda<op::renew_replaced> {};
 template <>
 struct kernel<op::read_ahead, backend::cuda> : detail::absent_on_cuda<op::read_ahead> {};
-template <>
-struct kernel<op::sum_attended, backend::cuda> : detail::absent_on_cuda<op::sum_attended> {};
 template <>
 struct kernel<op::prefill_attention, backend::cuda> : detail::absent_on_cuda<op::prefill_attention> {};
 template <>

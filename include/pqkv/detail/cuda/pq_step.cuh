@@ -5,6 +5,7 @@
 
 #include "../../core/canonical.hpp"
 #include "../../selector/pq.hpp"
+#include "attended_sum.cuh"
 #include "retrieve_cluster.cuh"
 #include "retrieve_filter.cuh"
 #include "retrieve_fused.cuh"
@@ -179,33 +180,35 @@ namespace detail {
 inline block::scoring planned_call(const ranked_step<space::device>& step) {
   const codebook_view<space::device> book = step.index.book;
   const distance_table_view<space::device> no_table{
-      make_view<space::device>(static_cast<const float*>(nullptr), step.query.extent(0), book.subspaces(), book.size()), {}};
+      make_view<space::device>(static_cast<const float*>(nullptr), step.query.extent(0), book.subspaces(), book.size()),
+      as_const(step.bias)};
   const head_map<space::device> map{as_const(step.plan.slots), static_cast<std::uint32_t>(step.index.kv_heads)};
   block::scoring call(no_table, as_const(step.index.codes), step.how.reduction, step.how.head_dim, step.how.scale, map);
   call.path = step.how.path;
+  call.attended = step.attended.data;
   if (step.how.path != search_path::scan) call.index = step.index.index;
   return call;
 }
-/// Whether a step can be planned and ranked in one launch: without query heads together, look-ups would be of one query head. Weighted
-/// axes differ by head; a launch of their own puts queries in order.
+/// Whether a step can be planned and ranked in one launch: without query heads together, look-ups would be of one query head.
 inline bool can_plan_in_one(const ranked_step<space::device>& step, const block::scoring& call) {
   return step.index.pairs.empty() && step.plan.slots.extent(0) != 0 && block::uses_probabilities(step.how.reduction) && call.g > 1;
 }
 
 /// Ranks a step in one launch, by the cells of an index or a short range. @return false, and nothing is enqueued, where it needs more
-template <class P, class Places>
-bool rank_step_in_one(const P& policy, const ranked_step<space::device>& step, const Places& places) {
+/// @param before  called right before the launch
+template <class P, class Places, class Before = no_work>
+bool rank_step_in_one(const P& policy, const ranked_step<space::device>& step, const Places& places, const Before& before = {}) {
   constexpr unsigned together = 4;
   block::scoring call = planned_call(step);
   if (!can_plan_in_one(step, call)) return false;
   const list_items most(call);
   const launcher launch(policy, "rank_step");
   const planned_lists<tuning::fused_threads, together, Places> lists(step, call.g, places);
-  return retrieve_in_one<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, most.items, most.cells);
+  return retrieve_in_one<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, most.items, most.cells, before);
 }
 /// The same by the tokens of long ranges. @param policy  with scratch for retrieve()
-template <class P, class Places>
-bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& step, const Places& places) {
+template <class P, class Places, class Before = no_work>
+bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& step, const Places& places, const Before& before = {}) {
   constexpr unsigned together = 4;
   block::scoring call = planned_call(step);
   if (!can_plan_in_one(step, call)) return false;
@@ -217,18 +220,30 @@ bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& st
   const launcher launch(policy, "rank_step");
   const planned_lists<tuning::cluster_threads, together, Places> lists(step, call.g, places);
   return rank_in_clusters<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr,
-                                    filter_memory(memory, call.lists, n).keys);
+                                    filter_memory(memory, call.lists, n).keys, before);
 }
 }  // namespace detail
 
 template <>
 struct kernel<op::rank_step, backend::cuda> {
   /// @param policy  with scratch for retrieve()
-  /// @return false, and nothing is enqueued, where the step needs more than one launch
-  template <class P>
-  static bool run(const P& policy, const ranked_step<space::device>& step) {
-    return detail::rank_step_in_one(policy, step, detail::whole_sequence{}) ||
-           detail::rank_step_in_clusters(policy, step, detail::whole_sequence{});
+  /// @param rows    of all slots, where the step's `attended` are to be computed
+  /// @return false, and nothing is enqueued, where the selection needs more than one launch
+  template <class P, class Rows>
+  static bool run(const P& policy, const ranked_step<space::device>& step, const Rows& rows) {
+    const auto sums = [&] {
+      if (step.attended.data == nullptr) return;
+      const std::size_t lists = step.plan.slots.extent(0) * step.index.kv_heads;
+      const detail::planned_spans spans{step.queries,
+                                        as_const(step.index.book.mean),
+                                        step.index.pairs,
+                                        step.bias,
+                                        static_cast<unsigned>(step.index.kv_heads),
+                                        static_cast<unsigned>(step.plan.slots.extent(0))};
+      detail::sum_attended_lists({policy, "sum_attended"}, step.query, rows, spans, lists, step.attended, step.how.scale);
+    };
+    return detail::rank_step_in_one(policy, step, detail::whole_sequence{}, sums) ||
+           detail::rank_step_in_clusters(policy, step, detail::whole_sequence{}, sums);
   }
 };
 

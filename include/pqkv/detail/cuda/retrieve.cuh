@@ -128,6 +128,15 @@ struct kernel<op::retrieve, backend::cuda> {
                   view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map) {
     run(policy, table, codes, index, ranges, indices, counts, params, skipped, map, nullptr);
   }
+  /// @param attended  [hq] sums that are added to the normalisers; the table has its biases
+  template <class P>
+  static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
+                  cell_index_view<space::device> index, view<const middle_range, 1, space::device> ranges,
+                  view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts, const retrieve_params& params,
+                  view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map,
+                  view<const attended_sum, 1, space::device> attended) {
+    run(policy, table, codes, index, ranges, indices, counts, params, skipped, map, nullptr, attended.data);
+  }
   /// After run() with given normalisers and the same scratch: the selected tokens' scores, [lists, n] by their place in a list's range. Not
   /// there for lists all of whose tokens are selected. Without data where lists may have been selected in another way.
   static view<const std::uint32_t, 2, space::device> kept_keys(arena scratch, detail::block::scoring call) {
@@ -144,11 +153,13 @@ struct kernel<op::retrieve, backend::cuda> {
   static void run(const P& policy, distance_table_view<space::device> table, codes_view<space::device> codes,
                   cell_index_view<space::device> index, view<const middle_range, 1, space::device> ranges,
                   view<std::int32_t, 2, space::device> indices, view<std::uint32_t, 1, space::device> counts, const retrieve_params& params,
-                  view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map, const normaliser* given) {
+                  view<std::uint8_t, 1, space::device> skipped, const head_map<space::device>& map, const normaliser* given,
+                  const attended_sum* attended = nullptr) {
     detail::block::scoring call(table, codes, params.reduction, params.head_dim, params.scale, map);
     call.ranges = ranges;
     call.path = params.path;
     call.given = given;
+    call.attended = attended;
     if (params.path != search_path::scan) call.index = index;
     const detail::list_items most(call);
     const auto memory = [&] {

@@ -58,9 +58,10 @@ std::size_t divide_memory(cluster_shape& shape, const block::scoring& call, cons
 /// Launches a kernel of cluster_ranking for all lists, with (call, lists, shape, more...), and returns true. Returns false, and nothing is
 /// enqueued, where a CTA has too little shared memory.
 /// @tparam Ranking  what the kernel's CTAs are
-template <class Ranking, class Kernel, class Lists, class... More>
+/// @param before    called right before the launch
+template <class Ranking, class Kernel, class Lists, class Before, class... More>
 bool launch_clusters(const launcher& launch, const char* name, Kernel kernel, const block::scoring& call, const Lists& lists, std::size_t n,
-                     unsigned other_parts, const More&... more) {
+                     unsigned other_parts, const Before& before, const More&... more) {
   const std::size_t room = launch.shared_limit(kernel);
   cluster_shape shape{};
   shape.ctas = cluster_shape::most_ctas;
@@ -74,21 +75,23 @@ bool launch_clusters(const launcher& launch, const char* name, Kernel kernel, co
                               .cluster = shape.ctas,
                               .early = true};
     if (shape.ctas > 1 && launch.resident_clusters(name, kernel, how) < call.lists) continue;
+    before();
     launch(name, kernel, how, call, lists, shape, more...);
     return true;
   }
 }
 
 /// Launches cluster_kernel and returns true, if it takes the call; otherwise does nothing and returns false.
-/// @param keys  [lists, n] scratch
-template <unsigned Pack, class Lists>
+/// @param keys    [lists, n] scratch
+/// @param before  called right before the launch
+template <unsigned Pack, class Lists, class Before = no_work>
 bool rank_in_clusters(const launcher& launch, const block::scoring& call, const Lists& lists, const retrieved_lists& out,
-                      std::uint8_t* skipped, view<std::uint32_t, 2, space::device> keys) {
+                      std::uint8_t* skipped, view<std::uint32_t, 2, space::device> keys, const Before& before = {}) {
   constexpr unsigned threads = tuning::cluster_threads;
   const auto kernel = cluster_kernel<threads, Pack, Lists>;
   if (Pack == 1 || call.given != nullptr || !block::uses_probabilities(call.reduction) || !launch.is_built_for_hopper(kernel)) return false;
-  return launch_clusters<cluster_ranking<threads, Pack, Lists>>(launch, "cluster_kernel", kernel, call, lists, call.codes.extent(2), 0, out,
-                                                                skipped, keys);
+  return launch_clusters<cluster_ranking<threads, Pack, Lists>>(launch, "cluster_kernel", kernel, call, lists, call.codes.extent(2), 0,
+                                                                before, out, skipped, keys);
 }
 
 }  // namespace detail

@@ -144,7 +144,7 @@ class cluster_ranking {
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
       const std::uint64_t z = total(q);
       const bool is_short = canonical::needs_recentring(z, ranked_) && scorer_.is_usable(q);
-      numbers_[q] = {canonical::inverse_normaliser(z), 0.0f, is_short ? 1u : 0u};
+      numbers_[q] = {scorer_.factor_of(q, z, 0.0f), 0.0f, is_short ? 1u : 0u};
       any |= is_short;
     }
     if (__syncthreads_or(any ? 1 : 0) != 0) recentre();
@@ -315,13 +315,13 @@ class cluster_ranking {
         const std::uint64_t of_part = totals_[part * call_.g + q];
         best = of_part > best ? of_part : best;
       }
-      numbers_[q].shift = call_.recentring_shift(static_cast<std::uint32_t>(best));
+      numbers_[q].centre = call_.recentring(static_cast<std::uint32_t>(best));
     }
     scorer_.resume(numbers_ - std::size_t{list_} * call_.g);
     sum();
     team_.sync();  // all CTAs have read the largest sums
     share_totals(2);
-    for (unsigned q = threadIdx.x; q < call_.g; q += Threads) numbers_[q].factor = canonical::inverse_normaliser(total(q));
+    for (unsigned q = threadIdx.x; q < call_.g; q += Threads) numbers_[q].factor = scorer_.factor_of(q, total(q), numbers_[q].centre);
   }
 
   /// What each CTA of the list has found, in the lane of its number, in every warp.

@@ -303,11 +303,12 @@ inline bool needs_spreading(const block::scoring& call, std::size_t items) {
 }
 
 /// Launches retrieve_kernel and returns true, if one launch can do the whole call; otherwise does nothing and returns false.
-/// @param items  the most that a list may have
-/// @param cells  of the index, 0 where no list uses it
-template <unsigned Pack, class Lists>
+/// @param items   the most that a list may have
+/// @param cells   of the index, 0 where no list uses it
+/// @param before  called right before the launch
+template <unsigned Pack, class Lists, class Before = no_work>
 bool retrieve_in_one(const launcher& launch, block::scoring call, const Lists& lists, const retrieved_lists& out, std::uint8_t* skipped,
-                     std::size_t items, std::size_t cells) {
+                     std::size_t items, std::size_t cells, const Before& before = {}) {
   using block::shared_memory;
   if (needs_spreading(call, items)) return false;
   constexpr unsigned threads = tuning::fused_threads;
@@ -329,6 +330,7 @@ bool retrieve_in_one(const launcher& launch, block::scoring call, const Lists& l
       words = std::min(wanted, (room - fixed) / 160 * 32 - 32) / 8 * 8 + 8;  // 32 words need one word of `touched`
   const std::size_t touched = block::sparse_bitmap<threads>::touched_words(static_cast<std::uint32_t>(words)),
                     bitmap = shared_memory::bytes<std::uint32_t>(words + touched);
+  before();
   launch("retrieve_kernel", kernel,
          {.grid = dim3(call.lists << log_parts),
           .threads = threads,

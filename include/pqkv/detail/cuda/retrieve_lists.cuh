@@ -27,6 +27,11 @@ struct retrieved_lists {
   }
 };
 
+/// Where nothing is to be launched before a call's kernel.
+struct no_work {
+  void operator()() const {}
+};
+
 /// Lists whose ranges and tables are in device memory.
 struct given_lists {
   using entries = block::table_entries;

@@ -15,10 +15,10 @@ template <>
 struct kernel<op::sum_attended, backend::host> {
   template <class P, class Store>
   static void run(const P& policy, view<const float, 2> query, const Store& store, view<const token_span, 1> spans,
-                  view<attended_sum, 1> sums, float scale);
+                  view<attended_sum, 1> sums, float scale, view<const middle_range, 1> ranges = {});
 
  private:
-  static constexpr std::size_t tile_tokens = 64;
+  static constexpr std::size_t tile_tokens = op::sum_attended::tile_tokens;
 
   /// Adds a span's tokens to the sums of query heads [first, first + count).
   template <class Kernels, class Store>
@@ -60,13 +60,15 @@ struct kernel<op::sum_attended, backend::host> {
 
 template <class P, class Store>
 void kernel<op::sum_attended, backend::host>::run(const P& policy, view<const float, 2> query, const Store& store,
-                                                  view<const token_span, 1> spans, view<attended_sum, 1> sums, float scale) {
+                                                  view<const token_span, 1> spans, view<attended_sum, 1> sums, float scale,
+                                                  view<const middle_range, 1> ranges) {
   const std::size_t h = store.heads(), g = query.extent(0) / h, lists_per_head = spans.extent(0) / h;
   isa::with<typename P::isa_type, isa::avx512>([&](auto isa) {
     using kernels = detail::simd_kernels<decltype(isa)>;
     detail::run_tasks(policy, h, [&](std::size_t head) {
       const auto softmax = canonical::softmax_scale::of(store.head_dim(), scale);
       for (std::size_t q = head * g; q < (head + 1) * g; ++q) sums(q) = {};
+      if (ranges.data != nullptr && ranges(head).size() == 0) return;
       if (lists_per_head == 1) return add_span<kernels>(query, store, head, spans(head), head * g, g, softmax, sums);
       for (std::size_t q = head * g; q < (head + 1) * g; ++q) add_span<kernels>(query, store, head, spans(q), q, 1, softmax, sums);
     });
@@ -74,10 +76,10 @@ void kernel<op::sum_attended, backend::host>::run(const P& policy, view<const fl
 }
 
 PQKV_HOST_OPERATION(op::sum_attended, view<const float, 2>, const strided_store<float>&, view<const token_span, 1>, view<attended_sum, 1>,
-                    float)
+                    float, view<const middle_range, 1>)
 PQKV_HOST_OPERATION(op::sum_attended, view<const float, 2>, const mapped_store<strided_rows<float>>&, view<const token_span, 1>,
-                    view<attended_sum, 1>, float)
+                    view<attended_sum, 1>, float, view<const middle_range, 1>)
 PQKV_HOST_OPERATION(op::sum_attended, view<const float, 2>, const mapped_store<strided_rows<bfloat16>>&, view<const token_span, 1>,
-                    view<attended_sum, 1>, float)
+                    view<attended_sum, 1>, float, view<const middle_range, 1>)
 
 }  // namespace pqkv

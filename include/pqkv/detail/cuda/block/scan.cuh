@@ -80,8 +80,12 @@ __device__ std::uint32_t store_score(std::uint32_t* to, float score, bool is_las
 /// The numbers of one query head that come from passes over all items.
 struct head_numbers {
   float factor;  // R, or the bias
-  float shift;   // of each u, for a recentred head
+  float centre;  // A, for a recentred head
   std::uint32_t is_recentred;
+
+  __device__ static head_numbers of(const normaliser& given) {
+    return {canonical::inverse_normaliser(given.sum), given.centre, given.centre != 0 ? 1u : 0u};
+  }
 };
 
 /// The range of one head's index; zeros without an index.
@@ -101,9 +105,10 @@ struct scoring {
   bool counts_own = false;        // whether the kernel has its own copy of the counts, in which tokens after the range are not counted
   unsigned lists{}, g{}, m{}, c{}, bits{}, lists_per_head{};
   canonical::softmax_scale scale{};
-  std::uint64_t* totals{};    // [hq, scan_device_runs] scratch: Z of each run of items
-  head_numbers* numbers{};    // [hq] scratch
-  const normaliser* given{};  // [hq] over the tokens of several places, of which this is one; null: over the list's items
+  std::uint64_t* totals{};         // [hq, scan_device_runs] scratch: Z of each run of items
+  head_numbers* numbers{};         // [hq] scratch
+  const normaliser* given{};       // [hq] over the tokens of several places, of which this is one; null: over the list's items
+  const attended_sum* attended{};  // [hq] sums over tokens that are added to the normalisers, which needs table.bias; null: none
 
   scoring(distance_table_view<space::device> of, codes_view<space::device> from, group_reduction how, std::size_t head_dim,
           float logit_scale = 0, const head_map<space::device>& heads = {})
@@ -170,13 +175,22 @@ struct scoring {
     }
     return of;
   }
+  /// Z of a query head with the attended tokens. @param tops  [m] the largest entries of its table; centre: of Z's exponents
+  __device__ std::uint64_t with_attended(unsigned q, std::uint64_t z, const float* tops, float centre) const {
+    if (attended == nullptr || z == 0) return z;
+    const attended_sum beside = attended[q];
+    if (beside.weight == 0) return z;
+    float zero = table.bias(q);  // the logit whose product is 1
+    for (unsigned j = 0; j < m; ++j) zero = canonical::add(zero, tops[j]);
+    zero = canonical::add(zero, centre);
+    return is_finite(zero) ? z + beside.relative_to(zero, scale) : z;
+  }
   __device__ const float* row(unsigned q, unsigned j) const {
     return table.entries.data + q * table.entries.stride(0) + j * table.entries.stride(1);
   }
-  /// A / m, which is subtracted from each u. @param best  the order key of the best item's sum; 0 if there was no item
-  __device__ float recentring_shift(std::uint32_t best) const {
-    const float sum = best == 0 ? float_from_bits(0xff800000u) : canonical::from_order_key(best);
-    return canonical::div(canonical::recentring(sum, scale), static_cast<float>(m));
+  /// A. @param best  the order key of the best item's sum; 0 if there was no item
+  __device__ float recentring(std::uint32_t best) const {
+    return canonical::recentring(best == 0 ? float_from_bits(0xff800000u) : canonical::from_order_key(best), scale);
   }
 };
 

@@ -59,7 +59,7 @@ class list_scorer {
     tops_ = memory.take<float>(padded_ * call.m);
     finite_ = memory.take<std::uint32_t>(padded_ * call.m);
     factor_ = memory.take<float>(padded_);
-    shift_ = memory.take<float>(padded_);
+    centre_ = memory.take<float>(padded_);
     total_ = memory.take<std::uint64_t>(padded_);
   }
 
@@ -135,7 +135,11 @@ class list_scorer {
   __device__ void complete(const scored_items& items, std::uint32_t tokens, head_numbers* numbers) {
     complete(items, tokens);
     for (unsigned q = threadIdx.x; q < queries_; q += Threads)
-      numbers[first_ + q] = finite_[q * call_.m] == recentred ? head_numbers{factor_[q], shift_[q], 1} : head_numbers{factor_[q], 0.0f, 0};
+      numbers[first_ + q] = {factor_[q], centre_of(q), finite_[q * call_.m] == recentred ? 1u : 0u};
+  }
+  /// R of a query head, after stage(). @param z  Z over the items, around `centre`
+  __device__ float factor_of(unsigned q, std::uint64_t z, float centre) const {
+    return canonical::inverse_normaliser(call_.with_attended(first_ + q, z, tops_ + q * call_.m, centre));
   }
   /// Every CTA calls this after its stage(); then it can score any items. Begins and ends with a barrier.
   /// @param numbers  what complete() wrote; not read if the caller has given normalisers
@@ -144,9 +148,9 @@ class list_scorer {
     if (!uses_probabilities(call_.reduction)) return;  // stage() has set the factors
     bool any = false;
     for (unsigned q = threadIdx.x; q < queries_; q += Threads) {
-      const head_numbers own = is_given() ? numbers_of(call_.given[first_ + q]) : numbers[first_ + q];
+      const head_numbers own = is_given() ? head_numbers::of(call_.given[first_ + q]) : numbers[first_ + q];
       factor_[q] = own.factor;
-      shift_[q] = own.shift;
+      centre_[q] = own.centre;
       finite_[q * call_.m] = own.is_recentred != 0 ? recentred : finite_[q * call_.m];
       any |= own.is_recentred != 0;
     }
@@ -199,9 +203,6 @@ class list_scorer {
   static constexpr std::uint32_t recentred = 2;  // a value in finite_
 
   __device__ bool is_given() const { return call_.given != nullptr && uses_probabilities(call_.reduction); }
-  __device__ head_numbers numbers_of(const normaliser& of) const {
-    return {canonical::inverse_normaliser(of.sum), canonical::div(of.centre, static_cast<float>(call_.m)), of.centre != 0 ? 1u : 0u};
-  }
 
   __device__ float& entry_of(unsigned q, unsigned j, unsigned x) {
     return entries_[((q / Pack * call_.m + j) << call_.bits) + x].of[q % Pack];
@@ -317,24 +318,26 @@ class list_scorer {
   __device__ bool resolve(std::uint32_t tokens) {
     bool again = false;
     for (unsigned q = threadIdx.x; uses_probabilities(call_.reduction) && q < queries_; q += Threads) {
-      const std::uint64_t z = total_[q];
-      factor_[q] = canonical::inverse_normaliser(z);
-      if (!canonical::needs_recentring(z, tokens) || !is_usable(q)) continue;
+      factor_[q] = factor_of(q, total_[q], centre_of(q));
+      if (!canonical::needs_recentring(total_[q], tokens) || !is_usable(q)) continue;
       finite_[q * call_.m] = recentred;
       again = true;
     }
     return __syncthreads_or(again ? 1 : 0) != 0;
   }
 
-  /// u = entry - row maximum, for one code of one query head. Recentring subtracts a shift from it.
+  /// u = entry - row maximum, for one code of one query head. Recentring subtracts A / m from it.
   __device__ float below_top(unsigned q, unsigned j, std::uint32_t code) const {
     return canonical::sub(rows_(call_, first_, q, j)[code], tops_[q * call_.m + j]);
   }
-  /// Recomputes the exponentials of one query head with its shift.
+  /// A of a query head; 0 unless it is recentred.
+  __device__ float centre_of(unsigned q) const { return finite_[q * call_.m] == recentred ? centre_[q] : 0.0f; }
+  /// Recomputes the exponentials of one query head around its centre.
   __device__ void shift_entries(unsigned q) {
+    const float shift = canonical::div(centre_[q], static_cast<float>(call_.m));
     for (unsigned at = threadIdx.x; at < call_.m * call_.c; at += Threads) {
       const unsigned j = at >> call_.bits, x = at & (call_.c - 1);
-      entry_of(q, j, x) = canonical::exponential(canonical::sub(below_top(q, j, x), shift_[q]), call_.scale);
+      entry_of(q, j, x) = canonical::exponential(canonical::sub(below_top(q, j, x), shift), call_.scale);
     }
   }
   /// The order key of the largest sum of u among the items; 0 without items. All threads get it; ends with a barrier.
@@ -354,10 +357,10 @@ class list_scorer {
     __syncthreads();
     return best;
   }
-  /// Finds the best item of one query head, derives the shift from it, and recomputes the exponentials. Ends with a barrier.
+  /// Finds the best item of one query head, derives the centre from it, and recomputes the exponentials. Ends with a barrier.
   __device__ void recentre(const scored_items& items, unsigned q) {
     const std::uint32_t best = best_sum(items, q);
-    if (threadIdx.x == 0) shift_[q] = call_.recentring_shift(best);
+    if (threadIdx.x == 0) centre_[q] = call_.recentring(best);
     __syncthreads();
     shift_entries(q);
     __syncthreads();
@@ -389,7 +392,7 @@ class list_scorer {
   unsigned first_, queries_, padded_;  // first query head in the table; number of query heads; that number rounded up to whole packs
   bool begins_, ends_;                 // whether the list's first query head is among them; whether the last one is
   pack* entries_;                      // [padded / Pack, m, c]
-  float *tops_, *factor_, *shift_;     // [padded, m]; [padded] R, or the bias; [padded] shift of each u, where recentred
+  float *tops_, *factor_, *centre_;    // [padded, m]; [padded] R, or the bias; [padded] A, where recentred
   std::uint32_t* finite_;              // [padded, m]
   std::uint64_t* total_;               // [padded] Z
 };
