@@ -28,7 +28,7 @@ struct planned_lists {
   step_plan<space::device> plan;
   view<const float, 2, space::device> query;  // [T * hq, d]
   codebook_view<space::device> book;
-  axis_map axes;
+  pair_axes<space::device> axes;
   Places places;
   unsigned kv_heads, tokens, packs, d, ds;  // packs of a list's query heads; no division of 64 bits on the device
 
@@ -37,7 +37,7 @@ struct planned_lists {
         plan(step.plan),
         query(step.query),
         book(step.index.book),
-        axes(step.index.axes),
+        axes(step.index.pairs),
         places(of),
         kv_heads(static_cast<unsigned>(step.index.kv_heads)),
         tokens(static_cast<unsigned>(step.plan.slots.extent(0))),
@@ -101,11 +101,15 @@ struct planned_lists {
       own.range = memory.take<middle_range>(2);
       static_assert(Threads >= max_head_dim);
       if (threadIdx.x < all.d) {
-        const std::size_t place = all.axes(threadIdx.x);
+        const auto row_of = [&](unsigned q) { return &own.rows[q / Pack * all.d + threadIdx.x].of[q % Pack]; };
+        const bool has_order = all.axes.has_own_order(head());
+        const std::size_t place = has_order ? all.axes.source(head(), threadIdx.x) : all.axes.otherwise(threadIdx.x);
 #pragma unroll 1
-        for (unsigned q = 0; q < call.g; ++q)
-          block::copy_word_async(block::shared_address(&own.rows[q / Pack * all.d + threadIdx.x].of[q % Pack]),
-                                 &all.query(list * call.g + q, place));
+        for (unsigned q = 0; !has_order && q < call.g; ++q)
+          block::copy_word_async(block::shared_address(row_of(q)), &all.query(list * call.g + q, place));
+#pragma unroll 4
+        for (unsigned q = 0; has_order && q < call.g; ++q)
+          *row_of(q) = canonical::div(all.query(list * call.g + q, place), all.axes.weight(head(), threadIdx.x));
       }
       const float* centroids = &all.book.centroids(head(), 0, 0, 0);
       const std::size_t step = all.book.centroids.stride(1);
@@ -191,7 +195,7 @@ inline block::scoring planned_call(const ranked_step<space::device>& step) {
 }
 /// Whether a step can be planned and ranked in one launch: without query heads together, look-ups would be of one query head.
 inline bool can_plan_in_one(const ranked_step<space::device>& step, const block::scoring& call) {
-  return step.index.pairs.empty() && step.plan.slots.extent(0) != 0 && block::uses_probabilities(step.how.reduction) && call.g > 1;
+  return step.plan.slots.extent(0) != 0 && block::uses_probabilities(step.how.reduction) && call.g > 1;
 }
 
 /// Ranks a step in one launch, by the cells of an index or a short range. @return false, and nothing is enqueued, where it needs more
