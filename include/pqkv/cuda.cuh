@@ -25,6 +25,7 @@
 #include "detail/cuda/merge.cuh"
 #include "detail/cuda/oracle.cuh"
 #include "detail/cuda/pq_index.cuh"
+#include "detail/cuda/pq_index_renew.cuh"
 #include "detail/cuda/pq_step.cuh"
 #include "detail/cuda/retrieve.cuh"
 #include "detail/cuda/scan.cuh"

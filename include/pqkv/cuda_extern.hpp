@@ -191,6 +191,20 @@ struct kernel<op::gather_keys, backend::cuda> {
 };
 
 template <>
+struct kernel<op::replace_centroids, backend::cuda> {
+  template <class P, class Rows>
+  static void run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<space::device>& index,
+                  const replaced_centroids& call);
+};
+
+template <>
+struct kernel<op::renew_replaced, backend::cuda> {
+  template <class P, class Rows, class T>
+  static void run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<space::device>& index,
+                  const replaced_centroids& call, view<const T, 3, space::device> keys, std::size_t iterations, std::uint64_t* work);
+};
+
+template <>
 struct kernel<op::observe_queries, backend::cuda> {
   template <class P, class T>
   static void run(const P& policy, view<T, 3, space::device> queries, const pair_axes<space::device>& axes);

@@ -56,6 +56,11 @@ template void kernel<op::decode, backend::cuda>::run(const cuda&, codes_view<dev
 template void kernel<op::gather_keys, backend::cuda>::run(const cuda&, const strided_rows<half, device>&, std::size_t,
                                                           const stratified_sample&, std::size_t, const pair_axes<device>&,
                                                           view<half, 3, device>);
+template void kernel<op::replace_centroids, backend::cuda>::run(const cuda&, const strided_rows<half, device>&, std::size_t,
+                                                                const pq_index_view<device>&, const replaced_centroids&);
+template void kernel<op::renew_replaced, backend::cuda>::run(const cuda&, const strided_rows<half, device>&, std::size_t,
+                                                             const pq_index_view<device>&, const replaced_centroids&,
+                                                             view<const half, 3, device>, std::size_t, std::uint64_t*);
 template void kernel<op::observe_queries, backend::cuda>::run(const cuda&, view<const half, 3, device>, const pair_axes<device>&);
 template void kernel<op::deal_pairs, backend::cuda>::run(const cuda&, const strided_rows<half, device>&, std::size_t,
                                                          const stratified_sample&, std::size_t, std::size_t, const pair_axes<device>&);

@@ -50,6 +50,8 @@ void draw_selector(pqkv::selector::pq_params& s, pqkv::cache_shape& shape, rando
   s.metric = static_cast<pqkv::key_metric>(random.below(3) == 0);
   if (shape.head_dim % (2 * s.subspaces) == 0 && random.below(3) == 0) s.axes = pqkv::axis_order::weighted_pairs;
   s.over = static_cast<pqkv::selector::normalisation>(random.below(2));
+  s.renewal = static_cast<pqkv::selector::renewal_scope>(random.below(2));
+  s.refresh_iterations = random.below(3);
   shape.capacity += std::size_t{1} << s.bits;
 }
 template <class Params>

@@ -276,5 +276,6 @@ TEST_CASE("weighted axes: refusals name what is wrong and change nothing") {
   there.selector.axes = axis_order::weighted_pairs;
   CHECK(device_cache::can_construct(there).ok());
   there.selector.over = pqkv::selector::normalisation::attended;
+  there.selector.renewal = pqkv::selector::renewal_scope::new_keys;
   CHECK(device_cache::can_construct(there).ok());
 }

@@ -112,23 +112,30 @@ class pq_index {
   /// their keys a replaced centroid may now be nearer, but the distance to their own centroid has not changed. A key with an element that
   /// is not finite is left out and gets code 0.
   /// @pre    as renew()
-  /// @return how many codes were written
+  /// @return how many codes were written. On a device the call waits for that
+  /// @throws as learn()
   /// @cost   iterations + 1 times c distance terms for each coordinate of tokens [trained, n), whose keys are copied; a pass over all codes
   template <exec::policy P, class Rows>
-  requires space::usable_from<Space, space::host> std::uint64_t renew_replaced(const P& policy, std::size_t which, const Rows& rows,
-                                                                               std::size_t first, std::size_t ranked, std::size_t trained,
-                                                                               std::size_t n, const kmeans_params& train_params)
-  const {
+  std::uint64_t renew_replaced(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked,
+                               std::size_t trained, std::size_t n, const kmeans_params& train_params) const {
     const view_type own = view().sequence(which);
-    const std::uint64_t h = shape_.kv_heads, d = shape_.head_dim, fresh = n - trained, count = own.book.size() * fresh / (n - first);
-    const auto memory = make_owner<ordered_element<copied_element<typename Rows::value_type>>>(policy, h * fresh * d);
-    const auto keys = make_view<Space>(memory.data(), h, fresh, d);
-    gather(policy, own, rows, which * h, stratified_sample{fresh, fresh, {}}, trained, keys);
-    const replaced_centroids call{first, ranked, trained, {fresh, count, {train_params.seed, ~std::uint64_t{0}}}};
+    const std::uint64_t h = shape_.kv_heads, d = shape_.head_dim, m = shape_.subspaces, fresh = n - trained,
+                        count = own.book.size() * fresh / (n - first);
+    const bool is_on_host = space::usable_from<Space, space::host>;
+    const auto work =
+        make_owner<std::uint64_t>(policy, is_on_host ? 1 : op::renew_replaced::words(h * m, own.book.size(), own.book.row_dim()));
     std::uint64_t written = 0;
-    detail::run_operation<op::renew_replaced>(policy, rows, which * h, own, call, as_const(keys), train_params.iterations, &written);
+    with_copied_element<Rows>([&]<class T>(copy_type<T>) {
+      const auto memory = make_owner<T>(policy, h * fresh * d);
+      const auto keys = make_view<Space>(memory.data(), h, fresh, d);
+      gather(policy, own, rows, which * h, stratified_sample{fresh, fresh, {}}, trained, keys);
+      const replaced_centroids call{first, ranked, trained, {fresh, count, {train_params.seed, ~std::uint64_t{0}}}};
+      detail::run_operation<op::renew_replaced>(policy, rows, which * h, own, call, as_const(keys), train_params.iterations, work.data());
+      copy_bytes(policy, &written, work.data(), sizeof written);
+      sync(policy);  // `written` is known, and the copies are freed here
+    });
     recount(policy, which, first, ranked);
-    return written;
+    return written + h * m * fresh;
   }
 
   /// Trains a sequence's codebooks on tokens [0, count) of `rows`, count = ordered.extent(1), and encodes nothing. Allocates nothing.

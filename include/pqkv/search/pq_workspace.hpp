@@ -18,7 +18,14 @@ struct gather_keys {};        // run(policy, rows, first head, sample, first tok
 struct replace_centroids {};  // run(policy, rows, first head, index of one sequence, replaced_centroids)
 struct learn_codebook {};     // run(policy, index of one sequence, first token, keys [h, n, d], params, outcomes); host
 struct renew_codebook {};     // run(policy, rows, first head, index, replaced_centroids, keys [h, n, d], params, outcomes); host
-struct renew_replaced {};     // run(policy, rows, first head, index, replaced_centroids, keys [h, n, d], iterations, codes written); host
+/// run(policy, rows, first head, index, replaced_centroids, keys [h, n, d], iterations, work): the first number of `work` is set to how
+/// many codes of tokens before the new ones were written.
+struct renew_replaced {
+  /// How many numbers of 64 bits `work` has. On the host one is enough. @param problems  h * m; width: of a centroid
+  static constexpr std::size_t words(std::size_t problems, std::size_t c, std::size_t width) {
+    return 1 + problems * (c * (width + 1) + max_centroids / sizeof(std::uint64_t));
+  }
+};
 }  // namespace op
 
 /// The arguments of op::replace_centroids. In every head and subspace, the centroids that the fewest of the tokens [first, last) have as

@@ -60,7 +60,7 @@ enum class normalisation : std::uint8_t {
 enum class renewal_scope : std::uint8_t {
   all_keys,  // all centroids move, and all keys are encoded
   new_keys   // only replaced centroids move, to the keys that came since; these are encoded, and those whose centroid was replaced. A
-             // sequence whose length has passed a power of two since then renews all keys. Host memory only
+             // sequence whose length has passed a power of two since then renews all keys
 };
 
 /// The quantizer, its training, and how scores are computed. 4 x 8 bits is what a real model needs (docs/quality.md). 2 x 6 bits ranks
@@ -240,13 +240,12 @@ class basic_pq {
                                                         params_.overlap_most);
     const auto outcomes = workspace().outcomes;
     const std::size_t trained = renewable_from(at), h = index_.shape().kv_heads, m = index_.shape().subspaces;
-    if constexpr (space::usable_from<Space, space::host>)
-      if (trained > first && params_.renewal == renewal_scope::new_keys && std::bit_width(n) == std::bit_width(trained)) {
-        settings.iterations = params_.refresh_iterations;
-        const std::uint64_t codes = index_.renew_replaced(policy, slot, rows, first, middle.end, trained, n, settings);
-        slots_[slot] = {settings.iterations, middle.end};
-        return {true, {}, params_.outgrown_at(n), codes};
-      }
+    if (trained > first && params_.renewal == renewal_scope::new_keys && std::bit_width(n) == std::bit_width(trained)) {
+      settings.iterations = params_.refresh_iterations;
+      const std::uint64_t codes = index_.renew_replaced(policy, slot, rows, first, middle.end, trained, n, settings);
+      slots_[slot] = {settings.iterations, middle.end};
+      return {true, {}, params_.outgrown_at(n), codes};
+    }
     if (trained > first) {
       settings.iterations = params_.refresh_iterations;
       index_.renew(policy, slot, rows, first, middle.end, trained, n, settings, outcomes);
@@ -348,8 +347,6 @@ class basic_pq {
   static constexpr status can_use_device(const params& settings) noexcept {
     return pqkv::detail::checks("pqcache")
         .at_most("selector.residual.subspaces", settings.residual.subspaces, 0, "no second stage on a device")
-        .that(settings.renewal == renewal_scope::all_keys, status::code::value, "selector.renewal", relation::required,
-              "renewal_scope::all_keys on a device", 0, 1)
         .that(!settings.overlap, status::code::value, "selector.overlap", relation::required, "empty: no overlap rule on a device", 0, 1);
   }
   static constexpr status can_refine(const cache_shape& shape, const params& settings) noexcept {

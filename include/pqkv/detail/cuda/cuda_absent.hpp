@@ -40,8 +40,6 @@ struct kernel<op::learn_codebook, backend::cuda> : detail::absent_on_cuda<op::le
 template <>
 struct kernel<op::renew_codebook, backend::cuda> : detail::absent_on_cuda<op::renew_codebook> {};
 template <>
-struct kernel<op::renew_replaced, backend::cuda> : detail::absent_on_cuda<op::renew_replaced> {};
-template <>
 struct kernel<op::read_ahead, backend::cuda> : detail::absent_on_cuda<op::read_ahead> {};
 template <>
 struct kernel<op::prefill_attention, backend::cuda> : detail::absent_on_cuda<op::prefill_attention> {};

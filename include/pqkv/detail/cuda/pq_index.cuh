@@ -213,9 +213,11 @@ __global__ void __launch_bounds__(256) gather_keys_kernel(Rows rows, std::size_t
 
 /// grid.x: subspaces; grid.y: heads. A thread takes a centroid, finds its place in the order in which op::replace_centroids replaces
 /// centroids and, if it is to be replaced, reads the key that takes its place.
+/// @param replaced  null, or [heads * subspaces, max_centroids] zeros; written: 1 for each centroid that was replaced
 template <class Rows>
 __global__ void __launch_bounds__(max_centroids)
-    replace_centroids_kernel(Rows rows, std::size_t first_head, pq_index_view<space::device> index, replaced_centroids call) {
+    replace_centroids_kernel(Rows rows, std::size_t first_head, pq_index_view<space::device> index, replaced_centroids call,
+                             std::uint8_t* replaced) {
   __shared__ std::uint32_t count[max_centroids];
   const std::size_t j = blockIdx.x, head = blockIdx.y, ds = index.book.sub_dim();
   const unsigned x = threadIdx.x, c = static_cast<unsigned>(index.book.size());
@@ -240,6 +242,7 @@ __global__ void __launch_bounds__(max_centroids)
     finite &= is_finite(norm);
   }
   for (std::size_t e = 0; finite && e < index.book.row_dim(); ++e) index.book.centroids(head, j, e, x) = y[e];
+  if (finite && replaced != nullptr) replaced[(head * gridDim.x + j) * max_centroids + x] = 1;
 }
 
 /// One CTA for each row.
@@ -311,7 +314,7 @@ struct kernel<op::replace_centroids, backend::cuda> {
     detail::launcher(policy, "replace_centroids")(
         "replace_centroids_kernel", detail::replace_centroids_kernel<Rows>,
         {dim3(static_cast<unsigned>(index.book.subspaces()), static_cast<unsigned>(index.kv_heads)), max_centroids}, rows, head, index,
-        call);
+        call, static_cast<std::uint8_t*>(nullptr));
   }
 };
 

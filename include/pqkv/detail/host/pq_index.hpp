@@ -236,7 +236,7 @@ struct kernel<op::renew_replaced, backend::host> {
   ///
   /// @param keys  [h, n, d] keys of tokens [call.begin, call.begin + n), axes in order; the codes of tokens [call.first, call.last) are
   /// known
-  /// @param codes  written: how many codes were written
+  /// @param codes  written: how many codes of tokens before call.begin were written
   template <class P, class Rows, class T>
   static void run(const P& policy, const Rows& rows, std::size_t head, const pq_index_view<>& index, const replaced_centroids& call,
                   view<T, 3> keys, std::size_t iterations, std::uint64_t* codes);
@@ -256,7 +256,7 @@ void kernel<op::renew_replaced, backend::host>::run(const P& policy, const Rows&
       const std::size_t count = detail::replace_least_used(rows, head, index, call, h, j, replaced);
       detail::replaced_training<kernels, Rows, T> training(rows, head, index, keys[h], h, j);
       training.train(replaced, count, iterations);
-      written[problem] = keys.extent(1) + training.encode(call.first, std::min(call.begin, call.last), call.begin, replaced, count);
+      written[problem] = training.encode(call.first, std::min(call.begin, call.last), call.begin, replaced, count);
     });
   });
   *codes = 0;
