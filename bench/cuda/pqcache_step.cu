@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // A whole decode step of one layer with keys and values on the device, append and attend in one CUDA graph, against the dense step:
 // 8 KV heads, 32 query heads, head dimension 128, bfloat16; 1024 tokens retrieved, 1024 sinks and window. With the default codes also over
-// rows of 8-bit integers, so many more retrieved as have the same bytes. Keys lie around 512 directions a head, so that codes differ.
+// rows of 8-bit integers, so many more retrieved as have the same bytes; there also normalised over sinks and window, with weighted axes,
+// and with preset::accurate's codes. Keys lie around 512 directions a head, so that codes differ.
 // Bytes are those of the attended rows.
 //
 //   pqcache_step [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/device_pqcache.cuh>
+#include <pqkv/preset.hpp>
 
 #include "data.cuh"
 #include "timing.cuh"
@@ -14,7 +16,26 @@ namespace {
 using namespace bench;
 constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096, sinks = 64, window = 960, retrieved = 1024;
 
-enum class policy { dense, pq_2x6, pq_4x8 };
+/// With 4 x 8 bits: also over sinks and window; also with axes weighted by queries. preset::accurate is that with 8 x 8 bits.
+enum class policy { dense, pq_2x6, pq_4x8, over_attended, weighted, accurate };
+
+const char* name_of(policy which) {
+  switch (which) {
+    case policy::dense:
+      return "dense";
+    case policy::pq_2x6:
+      return "pq_2x6";
+    case policy::pq_4x8:
+      return "pq_4x8";
+    case policy::over_attended:
+      return "pq_4x8_over_attended";
+    case policy::weighted:
+      return "pq_4x8_weighted_over_attended";
+    case policy::accurate:
+      break;
+  }
+  return "accurate";
+}
 
 template <class Rows>
 void step(std::size_t batch, std::size_t n, policy which) {
@@ -23,7 +44,7 @@ void step(std::size_t batch, std::size_t n, policy which) {
   constexpr bool is_quantized = std::is_same_v<Rows, pqkv::quantized_rows<device>>;
   const std::size_t token_bytes = is_quantized ? pqkv::quantized_store<device>::token_bytes(d) : 2 * d * sizeof(pqkv::bfloat16);
   const std::size_t sparse = (sinks + window + retrieved) * 2 * d * sizeof(pqkv::bfloat16) / token_bytes, attended = dense ? n : sparse;
-  const std::string of = std::string(which == policy::pq_2x6 ? "pq_2x6" : "pq_4x8") + (is_quantized ? "_int8" : "");
+  const std::string of = std::string(name_of(which)) + (is_quantized ? "_int8" : "");
   const std::string name = named(dense ? "decode_step/dense" : "decode_step/" + of + "/attended:" + std::to_string(attended),
                                  {{"batch", batch}, {"h", h}, {"g", g}, {"d", d}, {"n", n}});
   if (!is_wanted(name)) return;
@@ -36,14 +57,19 @@ void step(std::size_t batch, std::size_t n, policy which) {
   p.budget.sinks = sinks;
   p.budget.window = window;
   p.budget.retrieve = dense ? n + room : attended - sinks - window;
-  p.selector.subspaces = which == policy::pq_4x8 ? 4 : 2;
-  p.selector.bits = which == policy::pq_4x8 ? 8 : 6;
+  if (which == policy::accurate) p.selector = pqkv::preset::accurate<Rows>(p, 0.1).selector;
+  if (which == policy::dense || which == policy::pq_2x6) p.selector.subspaces = 2, p.selector.bits = 6;
+  const bool is_over_attended = which >= policy::over_attended, is_weighted = which >= policy::weighted;
+  p.selector.over = is_over_attended ? pqkv::selector::normalisation::attended : pqkv::selector::normalisation::middle;
+  p.selector.axes = is_weighted ? pqkv::axis_order::weighted_pairs : pqkv::axis_order::rotary_halves;
   p.selector.train = {.iterations = 10, .seed = 1, .rows_per_centroid = 256};
   const pqkv::exec::cuda gpu;
   cache_type cache(gpu, p);
   {
     const auto keys = clustered<pqkv::bfloat16>(h, n, d), values = normals<pqkv::bfloat16>(h * n * d);
     const auto rows = [n](const pqkv::device_buffer<pqkv::bfloat16>& of) { return pqkv::make_view<device>(of.data(), h, n, d); };
+    const auto shown = normals<float>(256 * hq * d, 3);
+    if (is_weighted) cache.observe(gpu, 0, pqkv::as_const(pqkv::make_view<device>(shown.data(), std::size_t{256}, hq, d)));
     cache.prefill(gpu, 0, rows(keys), rows(values));
     pqkv::sync(gpu);
   }
@@ -63,7 +89,8 @@ void measure_all() {
   using rows = pqkv::dense_rows<pqkv::bfloat16, device>;
   for (const std::size_t n : {32768u, 131072u, 524288u, 2097152u}) {
     for (const policy which : {policy::pq_2x6, policy::pq_4x8, policy::dense}) step<rows>(1, n, which);
-    step<pqkv::quantized_rows<device>>(1, n, policy::pq_4x8);
+    for (const policy which : {policy::pq_4x8, policy::over_attended, policy::weighted, policy::accurate})
+      step<pqkv::quantized_rows<device>>(1, n, which);
   }
   for (const policy which : {policy::pq_2x6, policy::dense}) step<rows>(7, 120000, which);
 }
