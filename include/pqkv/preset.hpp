@@ -35,7 +35,7 @@ typename pqcache<Rows>::params paper(const cache_shape& shape, double ratio, con
 
 /// What kept most answers of a real model at equal bytes (docs/quality.md): 8 x 8 bits over 8-bit rows. A step takes about twice as long as
 /// with 2 x 6 bits over 16-bit rows. Show the prompt's queries to observe() before the last chunk of prefill(): codes follow the axes that
-/// matter to them. Host memory only.
+/// matter to them. In device memory: accurate<quantized_rows<space::device>>().
 ///
 /// @param shape  of the cache; head_dim is a multiple of 16
 /// @param ratio  bytes of the rows that a query attends to, as a share of those of all tokens in 16 bits
