@@ -13,7 +13,7 @@
 
 namespace minillama {
 namespace {
-constexpr const char* option = "--calibration";
+constexpr const char* calibration_option = "--calibration";
 
 /// What the seconds depend on, but for the machine.
 nlohmann::json shapes_of(const model_config& config, const pool_runner& runner, const policy_settings& settings) {
@@ -41,7 +41,7 @@ constexpr named_seconds every_second[] = {{"clustering", &pqkv::overlap_model::a
                                           {"layer_per_token_squared", &pqkv::overlap_model::c2}};
 
 [[noreturn]] void refuse(const std::filesystem::path& file, const std::string& why) {
-  throw load_error(option, file.string() + ": " + why);
+  throw load_error(calibration_option, file.string() + ": " + why);
 }
 
 pqkv::overlap_model read_calibration(const std::filesystem::path& file, const nlohmann::json& wanted) {
