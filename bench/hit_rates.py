@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""How many of the selected tokens have their rows in memory while a model reads a text, by eviction policy, size of cache and of block.
+"""How many of the selected tokens have their rows in memory while a model reads a text, by eviction policy, size of cache and of block, and
+whether the KV heads of a layer share their blocks.
 
     hit_rates.py --program build/demo/examples/minillama/minillama --model examples/minillama/model --json hit_rates.json
 
@@ -24,25 +25,27 @@ def main() -> None:
     parser.add_argument("--evictions", nargs="+", default=["lfu", "lru", "tiny_lfu"])
     parser.add_argument("--caches", type=int, nargs="+", default=[1024, 4096], help="tokens in memory, for each layer")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 16, 128], help="tokens of a block")
+    parser.add_argument("--scopes", nargs="+", default=["layer", "head"], help="layer: blocks have the rows of all KV heads; head: of one")
     args = parser.parse_args()
     text = read_text(args, args.length + args.tokens)[:args.length + args.tokens]
     kept = kept_results(args, {"--length": args.length, "--tokens": args.tokens})
+    rows = [(scope, eviction) for scope in args.scopes for eviction in args.evictions]
     columns = [(cache, block) for cache in args.caches for block in args.blocks if block <= cache]
     for cache, block in columns:
-        for eviction in args.evictions:
-            if kept.find(eviction=eviction, cache=cache, block=block) is not None:
+        for scope, eviction in rows:
+            if kept.find(scope=scope, eviction=eviction, cache=cache, block=block) is not None:
                 continue
-            found = run(args, f"{eviction}, {cache}, {block}", text,
+            found = run(args, f"{eviction}, {scope}, {cache}, {block}", text,
                         ["--perplexity", "TEXT", "--perplexity-tokens", str(args.tokens), "--kv-tier", "FOLDER", "--cache-tokens", str(cache),
-                         "--cache-block", str(block), "--eviction", eviction])
-            kept.add({"eviction": eviction, "cache": cache, "block": block} | found["statistics"]["tiers"])
-            print(f"{eviction}, cache {cache}, block {block}: {kept.results[-1]['hit_rate']:.3f}", file=sys.stderr, flush=True)
+                         "--cache-block", str(block), "--cache-scope", scope, "--eviction", eviction])
+            kept.add({"scope": scope, "eviction": eviction, "cache": cache, "block": block} | found["statistics"]["tiers"])
+            print(f"{eviction}, {scope}, cache {cache}, block {block}: {kept.results[-1]['hit_rate']:.3f}", file=sys.stderr, flush=True)
     print(f"`{kept.command}`\n")
     print("| hit rate, KB read a token | " + " | ".join(f"{cache} tokens, blocks of {block}" for cache, block in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
-    for eviction in args.evictions:
-        cells = [kept.find(eviction=eviction, cache=cache, block=block) or {} for cache, block in columns]
-        print(f"| {eviction} | " + " | ".join(f"{one['hit_rate']:.2f}, {one['slow_bytes_per_token'] / 1e3:.0f}" for one in cells) + " |")
+    for scope, eviction in rows:
+        cells = [kept.find(scope=scope, eviction=eviction, cache=cache, block=block) or {} for cache, block in columns]
+        print(f"| {eviction}, blocks of a {scope} | " + " | ".join(f"{one['hit_rate']:.2f}, {one['slow_bytes_per_token'] / 1e3:.0f}" for one in cells) + " |")
 
 
 if __name__ == "__main__":

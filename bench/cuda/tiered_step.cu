@@ -19,7 +19,9 @@
 namespace {
 using namespace bench;
 using stored = pqkv::bfloat16;
-using tiers = pqkv::tiered_rows<pqkv::dense_rows<stored, pqkv::space::pinned>, device, pqkv::eviction::tiny_lfu>;
+template <class T>
+using tiers_of = pqkv::tiered_rows<pqkv::owned_rows<T, pqkv::space::pinned>, device, pqkv::eviction::tiny_lfu>;
+using tiers = tiers_of<stored>;
 constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096, sinks = 64, window = 960, retrieved = 1024;
 constexpr std::size_t run_tokens = 64, kept_directions = 8, drawn_steps = 256;
 
@@ -32,6 +34,12 @@ struct keys_in_runs {
     const std::size_t direction = head * count + choices.below(token / run_tokens, static_cast<std::uint32_t>(count));
     return static_cast<stored>(normal_draw(directions, direction * d + i % d) + 0.5f * normal_draw(noise, i));
   }
+};
+
+/// Bytes of which any four are a float of 2^-15 to 2^-1.
+struct bytes_of_scales {
+  pqkv::random_stream draws;
+  PQKV_HD std::byte operator()(std::size_t i) const { return static_cast<std::byte>(0x38 + draws.below(i, 7)); }
 };
 
 /// Queries [steps, hq, d] for the directions of `asked` [steps, h].
@@ -177,16 +185,27 @@ void steps(std::size_t n) {
   }
 }
 
+/// Some rows [h, n]: normal numbers, or integers with scales of 2^-15 to 2^-1.
+inline pqkv::device_buffer<stored> rows_to_fetch(std::size_t n, stored) { return normals<stored>(h * n * 2 * d); }
+inline pqkv::device_buffer<std::byte> rows_to_fetch(std::size_t n, pqkv::scaled_int8) {
+  return filled<std::byte>(h * n * pqkv::quantized_rows<>::token_bytes(d), bytes_of_scales{next_stream()});
+}
+inline void* first_row(const pqkv::bus_rows<stored>& rows) { return rows.all.keys.data; }
+inline void* first_row(const pqkv::bus_rows<pqkv::scaled_int8>& rows) { return rows.all.data; }
+
 /// Attention to ascending rows that are in pinned memory alone.
-void fetch(std::size_t listed) {
+/// @tparam T    of the rows
+/// @param type  empty, or its name
+template <class T>
+void fetch(std::size_t listed, const std::string& type = "") {
   constexpr std::size_t n = 131072;
-  const std::string name = named("tier_fetch", {{"h", h}, {"g", g}, {"d", d}, {"n", n}, {"rows", h * listed}});
+  const std::string name = named("tier_fetch" + type, {{"h", h}, {"g", g}, {"d", d}, {"n", n}, {"rows", h * listed}});
   if (!is_wanted(name)) return;
   pqkv::cache_shape shape{};
   shape.kv_heads = h, shape.query_heads = hq, shape.head_dim = d, shape.capacity = n;
-  const tiers rows(pqkv::exec::cuda{}, shape, {});
-  const auto data = normals<stored>(h * n * 2 * d);
-  pqkv::copy_bytes(pqkv::exec::cuda{}, rows.view().all.keys.data, data.data(), data.size_bytes());
+  const tiers_of<T> rows(pqkv::exec::cuda{}, shape, {});
+  const auto data = rows_to_fetch(n, T{});
+  pqkv::copy_bytes(pqkv::exec::cuda{}, first_row(rows.view()), data.data(), data.size_bytes());
   const pqkv::random_stream draws = next_stream();
   constexpr std::size_t sets = 4;  // other rows in every call of the graph
   std::vector<std::int32_t> tokens(sets * h * listed);
@@ -198,7 +217,7 @@ void fetch(std::size_t listed) {
   const auto query = normals<float>(hq * d);
   const pqkv::device_buffer<float> out(hq * d, nullptr);
   const pqkv::device_buffer<std::byte> scratch(device_bytes<pqkv::op::attention>({.query_heads = hq, .head_dim = d}), nullptr);
-  measure(name, {.calls = sets, .replays = 20, .bytes = static_cast<double>(h * listed * 2 * d * sizeof(stored))},
+  measure(name, {.calls = sets, .replays = 20, .bytes = static_cast<double>(h * listed * pqkv::token_row<T>::bytes(d))},
           [&](void* stream, int i) {
             const pqkv::token_set<device> asked{
                 pqkv::as_const(pqkv::make_view<device>(spans.data(), h)),
@@ -210,8 +229,10 @@ void fetch(std::size_t listed) {
 }
 
 void measure_all() {
-  fetch(256);
-  fetch(1024);
+  fetch<stored>(256);
+  fetch<stored>(1024);
+  fetch<pqkv::scaled_int8>(256, "/int8");
+  fetch<pqkv::scaled_int8>(1024, "/int8");
   for (const std::size_t n : {16384u, 131072u, 524288u}) steps(n);
 }
 }  // namespace

@@ -3,12 +3,85 @@
 #include "calibration.hpp"
 
 #include <chrono>
+#include <fstream>
 #include <vector>
 
 #include "elapsed.hpp"
+#include "json_file.hpp"
+#include "load_error.hpp"
 #include "prefill.hpp"
 
 namespace minillama {
+namespace {
+constexpr const char* calibration_option = "--calibration";
+
+/// What the seconds depend on, but for the machine.
+nlohmann::json shapes_of(const model_config& config, const pool_runner& runner, const policy_settings& settings) {
+  return {{"hidden", config.hidden},
+          {"intermediate", config.intermediate},
+          {"layers", config.layers},
+          {"query_heads", config.query_heads},
+          {"kv_heads", config.kv_heads},
+          {"head_dim", config.head_dim},
+          {"subspaces", settings.quantizer.subspaces},
+          {"bits", settings.quantizer.bits},
+          {"metric", static_cast<int>(settings.quantizer.metric)},
+          {"threads", runner.threads()}};
+}
+
+/// The names of the numbers, in the file's order.
+struct named_seconds {
+  const char* name;
+  double pqkv::overlap_model::*value;
+};
+constexpr named_seconds every_second[] = {{"clustering", &pqkv::overlap_model::a1},
+                                          {"clustering_per_row_and_iteration", &pqkv::overlap_model::b1},
+                                          {"layer", &pqkv::overlap_model::a2},
+                                          {"layer_per_token", &pqkv::overlap_model::b2},
+                                          {"layer_per_token_squared", &pqkv::overlap_model::c2}};
+
+[[noreturn]] void refuse(const std::filesystem::path& file, const std::string& why) {
+  throw load_error(calibration_option, file.string() + ": " + why);
+}
+
+pqkv::overlap_model read_calibration(const std::filesystem::path& file, const nlohmann::json& wanted) {
+  const nlohmann::json document = read_object(file);
+  const auto part = [&](const char* name) -> const nlohmann::json& {
+    if (!document.contains(name) || !document.at(name).is_object()) refuse(file, std::string("no calibration: it has no \"") + name + "\"");
+    return document.at(name);
+  };
+  const nlohmann::json &shapes = part("for"), &seconds = part("seconds");
+  for (const auto& [name, value] : wanted.items()) {
+    const std::string got = shapes.contains(name) ? shapes.at(name).dump() : "nothing";
+    if (got != value.dump()) refuse(file, "a calibration for something else: " + name + " is " + got + ", here " + value.dump());
+  }
+  pqkv::overlap_model machine;
+  for (const named_seconds& one : every_second) {
+    const bool is_there = seconds.contains(one.name) && seconds.at(one.name).is_number();
+    if (!is_there) refuse(file, std::string("no calibration: seconds.") + one.name + " is no number");
+    machine.*one.value = seconds.at(one.name).get<double>();
+  }
+  if (!(machine.b1 > 0)) refuse(file, "no calibration: seconds.clustering_per_row_and_iteration must be above 0");
+  return machine;
+}
+
+void write_calibration(const std::filesystem::path& file, const nlohmann::json& shapes, const pqkv::overlap_model& machine) {
+  nlohmann::json seconds;
+  for (const named_seconds& one : every_second) seconds[one.name] = machine.*one.value;
+  std::filesystem::path beside = file;
+  beside += ".part";
+  std::ofstream out(beside);
+  out << nlohmann::json{{"for", shapes}, {"seconds", seconds}}.dump(2) << '\n';
+  out.close();
+  std::error_code error;
+  if (out) std::filesystem::rename(beside, file, error);
+  if (out && !error) return;
+  std::error_code ignored;
+  std::filesystem::remove(beside, ignored);
+  refuse(file, "cannot be written");
+}
+}  // namespace
+
 pqkv::overlap_model calibrate(const model& llama, pool_runner& runner, const policy_settings& settings) {
   const model_config& config = llama.config();
   const pqkv::pq_shape shape{config.kv_heads, config.head_dim, settings.quantizer.subspaces, settings.quantizer.bits,
@@ -33,6 +106,15 @@ pqkv::overlap_model calibrate(const model& llama, pool_runner& runner, const pol
     }
   }
   return timings.fit();
+}
+
+pqkv::overlap_model kept_calibration(const std::filesystem::path& file, const model& llama, pool_runner& runner,
+                                     const policy_settings& settings) {
+  const nlohmann::json shapes = shapes_of(llama.config(), runner, settings);
+  if (std::filesystem::exists(file)) return read_calibration(file, shapes);
+  const pqkv::overlap_model machine = calibrate(llama, runner, settings);
+  write_calibration(file, shapes, machine);
+  return machine;
 }
 
 }  // namespace minillama

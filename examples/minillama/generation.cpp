@@ -193,7 +193,8 @@ struct measured_session {
 policy_settings prepared(const options& o, const model& llama, run& work, std::size_t prompt_tokens) {
   policy_settings settings = o.policy;
   if (settings.preset != preset_name::paper || settings.name != policy_name::pq) return settings;
-  const pqkv::overlap_model machine = calibrate(llama, work.runner(), settings);
+  const pqkv::overlap_model machine = o.calibration ? kept_calibration(*o.calibration, llama, work.runner(), settings)
+                                                    : calibrate(llama, work.runner(), settings);
   settings.quantizer.overlap = machine;
   const std::size_t rows = prompt_tokens - std::min(prompt_tokens, settings.budget.sinks);
   print_overlap(machine, machine.iterations(rows, prompt_tokens, settings.quantizer.overlap_most));

@@ -87,11 +87,14 @@ void declare_policy(CLI::App& app, options& o) {
       ->default_str("pq")
       ->group(group);
   // Before the options that it sets, so that these have the last word.
-  app.add_option_function<std::string>(
+  auto* preset = app.add_option_function<std::string>(
          "--preset", [&o](const std::string&) { o.policy.use_paper_preset(); },
          "paper: PQCache as published; 2 x 6 bits, 32 sinks, half of a frozen budget to the window, training on all rows, for as many "
-         "iterations as this machine does while a layer of the model runs")
-      ->check(CLI::IsMember({"paper"}))
+         "iterations as this machine does while a layer of the model runs");
+  preset->check(CLI::IsMember({"paper"}))->group(group);
+  app.add_option("--calibration", o.calibration,
+                 "file that keeps what the preset finds out about this machine: read if it is there, else written")
+      ->needs(preset)
       ->group(group);
   auto* ratio = app.add_option("--ratio", o.policy.budget.ratio, "share of the tokens that is attended to, 0 to 1")->capture_default_str();
   ratio->group(group);
@@ -193,6 +196,11 @@ void declare_tier(CLI::App& app, options& o) {
       ->needs(tier)
       ->capture_default_str()
       ->group(group);
+  app.add_option("--cache-scope", o.policy.tier.scope, "layer or head: whose rows a block has; with head each KV head has its own blocks")
+      ->transform(one_of(block_scope_names(), "layer|head"))
+      ->needs(tier)
+      ->default_str("layer")
+      ->group(group);
   app.add_option("--eviction", o.policy.tier.eviction, "lfu, lru or tiny_lfu: which block leaves for another")
       ->transform(one_of(eviction_names(), "lfu|lru|tiny_lfu"))
       ->needs(tier)
@@ -235,7 +243,6 @@ void declare_measurements(CLI::App& app, options& o) {
 void check_tier(const policy_settings& policy) {
   const tier_settings& tier = policy.tier;
   if (policy.name != policy_name::pq) throw usage_error("--kv-tier", "keeps keys and values in a file only for --policy pq");
-  if (policy.rows != row_format::float32) throw usage_error("--kv-tier", "keeps keys and values as floats: not with --rows int8");
   if (tier.cache_tokens != 0 && tier.cache_tokens < tier.block_tokens)
     throw usage_error("--cache-tokens", std::to_string(tier.cache_tokens) + " is less than a block of " +
                                             std::to_string(tier.block_tokens) +

@@ -38,6 +38,7 @@ struct options {
   std::optional<std::size_t> perplexity_prompt;  // none: all before the scored ones
   std::size_t perplexity_turn = 512;
   std::optional<std::string> json_file;
+  std::optional<std::string> calibration;  // a file that keeps what --preset paper finds out about the machine
 
   /// Longest sequence of a model. @throws usage_error when more is asked than the model's positions
   std::size_t context_for(const model_config& config) const;

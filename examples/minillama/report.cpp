@@ -49,6 +49,7 @@ json tier_of(const tier_settings& tier) {
   return {{"folder", tier.folder},
           {"cache_tokens", tier.cache_tokens},
           {"block_tokens", tier.block_tokens},
+          {"scope", name_in(block_scope_names(), tier.scope)},
           {"eviction", name_in(eviction_names(), tier.eviction)}};
 }
 

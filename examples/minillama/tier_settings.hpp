@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <map>
+#include <pqkv/cache/tiered_rows.hpp>
 #include <string>
 
 namespace minillama {
@@ -17,6 +18,11 @@ inline const std::map<std::string, eviction_name>& eviction_names() {
   return names;
 }
 
+inline const std::map<std::string, pqkv::block_scope>& block_scope_names() {
+  static const std::map<std::string, pqkv::block_scope> names{{"layer", pqkv::block_scope::layer}, {"head", pqkv::block_scope::head}};
+  return names;
+}
+
 /// Where all keys and values are.
 enum class row_place { memory, file };
 
@@ -25,6 +31,7 @@ struct tier_settings {
   std::size_t cache_tokens = 4096;  // of the middle, in memory; rounded down to blocks
   std::size_t block_tokens = 16;
   eviction_name eviction = eviction_name::lfu;
+  pqkv::block_scope scope = pqkv::block_scope::layer;
 
   row_place place() const { return folder.empty() ? row_place::memory : row_place::file; }
   /// Blocks offered in a step: 4096 tokens' worth, as the paper's 32 of 128 are; as many as the library has room for.

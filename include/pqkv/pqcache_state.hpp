@@ -319,12 +319,7 @@ class pqcache_state {
   }
 
   /// Bytes that attention reads for one token of one KV head.
-  static constexpr std::size_t token_bytes(std::size_t d) {
-    if constexpr (requires { Rows::token_bytes(d); })
-      return Rows::token_bytes(d);
-    else
-      return 2 * d * sizeof(value_type);
-  }
+  static constexpr std::size_t token_bytes(std::size_t d) { return token_row<value_type>::bytes(d); }
 
   /// The header of a saved slot of this cache.
   slot_file_header header_of(const sequence& now, slot_contents contents) const {

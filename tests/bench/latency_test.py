@@ -77,11 +77,13 @@ class latency(with_stand_in):
         self.assertEqual(got.returncode, 0, got.stderr)
         lines = got.stdout.splitlines()
         self.assertIn("| hit rate, KB read a token | 4096 tokens, blocks of 1 | 4096 tokens, blocks of 128 | 64 tokens, blocks of 1 |", lines)
-        self.assertIn("| lru | 0.50, 5 | 0.50, 5 | 0.01, 5 |", lines)
-        self.assertEqual(len(self.calls()), 6)
+        self.assertIn("| lru, blocks of a layer | 0.50, 5 | 0.50, 5 | 0.01, 5 |", lines)
+        self.assertIn("| lfu, blocks of a head | 0.50, 5 | 0.50, 5 | 0.01, 5 |", lines)
+        self.assertEqual(len(self.calls()), 12)
+        self.assertEqual(sum("--cache-scope head" in call for call in self.calls()), 6)
         self.assertIn("--perplexity-tokens 256", self.calls()[0])
-        self.run_script("--caches", "4096", "--blocks", "1", "--evictions", "tiny_lfu", "lru", script="hit_rates.py")
-        self.assertEqual(len(self.calls()), 7)
+        self.run_script("--caches", "4096", "--blocks", "1", "--evictions", "tiny_lfu", "lru", "--scopes", "layer", script="hit_rates.py")
+        self.assertEqual(len(self.calls()), 13)
 
     def test_refused(self):
         for arguments, what in ((["--policies", "quest"], "quest, 2000: exit code 1: minillama: it does not fit"), (["--tokens", "2"], "--tokens: at least 3"),

@@ -97,7 +97,7 @@ constexpr pqkv::paged_store<T> to_host(const pqkv::paged_store<T, Space>& pages)
           pages.page_tokens, pages.kv_heads,   pages.dims,    pages.capacity};
 }
 template <class T>
-constexpr pqkv::strided_rows<T> to_host(const pqkv::bus_rows<T>& rows) {
+constexpr auto to_host(const pqkv::bus_rows<T>& rows) {
   return to_host(rows.all);
 }
 template <class T, class E, class Space, class Slow>
@@ -110,7 +110,8 @@ constexpr pqkv::tiered_store<T, E> to_host(const pqkv::tiered_store<T, E, Space,
           {tiers.cache.first, tiers.cache.count, tiers.cache.cache_bytes},
           to_host(tiers.tickets),
           tiers.counts,
-          tiers.kv_heads};
+          tiers.kv_heads,
+          tiers.cache_heads};
 }
 template <class Store>
 constexpr auto to_host(const pqkv::mapped_store<Store>& mapped) {

@@ -39,7 +39,7 @@ struct drawn_step {
 template <class T, class HostSelector, class DeviceSelector, class DeviceRows = pqkv::dense_rows<T, pqkv::space::device>>
 class queued_twins {
  public:
-  using host_cache = pqkv::pqcache<pqkv::dense_rows<T>, HostSelector>;
+  using host_cache = pqkv::pqcache<pqkv::owned_rows<T>, HostSelector>;
   using device_cache = pqkv::pqcache<DeviceRows, DeviceSelector>;
   using device_step = pqkv::basic_step<pqkv::space::device>;
 
@@ -238,13 +238,14 @@ class queued_twins {
     all.budget = p.budget;
     all.selector = p.selector;
     if constexpr (requires { all.rows.cache_tokens; }) {
-      constexpr std::size_t block_tokens[] = {1, 2, 5, 16, 128};
-      all.rows.block_tokens = block_tokens[random_.below(5)];
+      constexpr std::size_t block_tokens[] = {1, 2, 5, 16, 128, 256};
+      all.rows.block_tokens = block_tokens[random_.below(6)];
       const std::size_t sizes[] = {0, all.rows.block_tokens, 4 * all.rows.block_tokens, 60, p.capacity + 300};
       all.rows.cache_tokens = sizes[random_.below(5)];
       all.rows.sink_tokens = random_.below(12);
       all.rows.recent_tokens = 1 + random_.below(40);
       all.rows.admit_blocks = 1 + random_.below(32);
+      all.rows.scope = static_cast<pqkv::block_scope>(random_.below(2));
     }
     return all;
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A host cache with all rows in memory and one with tiered rows that are given the same calls: the same lists, the same bits of attention,
-// and of every row of every slot, wherever attention would read it. Calls of the tiered one fail now and then, and are made again.
+// A host cache with all rows in memory, in 8 bits where the tiers have them so, and one with tiered rows that are given the same calls: the
+// same lists, the same bits of attention, and of every row of every slot, wherever attention would read it. Calls of the tiered one fail
+// now and then, and are made again.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -19,7 +20,9 @@ namespace pqkv_cases {
 template <class Rows, class Selector>
 class tiered_twins {
  public:
-  using dense_cache = pqkv::pqcache<pqkv::dense_rows<typename Rows::value_type>, Selector>;
+  using value_type = typename Rows::value_type;
+  static constexpr bool has_scales = std::is_same_v<value_type, pqkv::scaled_int8>;
+  using dense_cache = pqkv::pqcache<pqkv::owned_rows<value_type>, Selector>;
   using tiered_cache = pqkv::pqcache<Rows, Selector>;
 
   tiered_twins(const typename dense_cache::params& p, const typename Rows::params& rows, std::uint64_t seed)
@@ -122,6 +125,12 @@ class tiered_twins {
     call(cpu_);
   }
 
+  template <class Cache>
+  std::uint64_t attended_bytes(const Cache& cache) const {
+    std::uint64_t sum = 0;
+    for (std::size_t slot = 0; slot < p_.batch; ++slot) sum += cache.statistics(slot).attended_bytes;
+    return sum;
+  }
   void ask(std::size_t tokens, const pqkv::cache_step& which) {
     const std::size_t hq = p_.query_heads, d = p_.head_dim, lists = dense_.lists(), k = p_.capacity;
     std::vector<float> query(tokens * hq * d), out(query.size()), lse(tokens * hq), got(query.size()), got_lse(lse.size());
@@ -130,12 +139,16 @@ class tiered_twins {
     std::vector<std::uint32_t> counts(tokens * lists), got_counts(counts.size());
     const auto q = pqkv::make_view(std::as_const(query).data(), tokens, hq, d);
     dense_.retrieve(cpu_, q, pqkv::make_view(indices.data(), tokens, lists, k), pqkv::make_view(counts.data(), tokens, lists), which);
+    const std::uint64_t bytes = attended_bytes(dense_);
     dense_.attend(cpu_, q, pqkv::make_view(out.data(), tokens, hq, d), pqkv::make_view(lse.data(), tokens, hq), which);
     tiered_.retrieve(cpu_, q, pqkv::make_view(got_indices.data(), tokens, lists, k), pqkv::make_view(got_counts.data(), tokens, lists),
                      which);
+    std::uint64_t got_bytes = 0;  // of the last try
     twice([&](const auto& policy) {
+      got_bytes = attended_bytes(tiered_);
       tiered_.attend(policy, q, pqkv::make_view(got.data(), tokens, hq, d), pqkv::make_view(got_lse.data(), tokens, hq), which);
     });
+    REQUIRE(attended_bytes(tiered_) - got_bytes == attended_bytes(dense_) - bytes);
     REQUIRE(got_counts == counts);
     REQUIRE(got_indices == indices);
     REQUIRE(std::memcmp(got.data(), out.data(), out.size() * sizeof(float)) == 0);
@@ -155,16 +168,19 @@ class tiered_twins {
   void check_rows(std::size_t slot) {
     const auto& tiers = tiered_.rows().tiers();
     const auto wanted = dense_.store();
-    const auto blocks = tiers.cache.one(slot);
-    for (std::size_t i = 0; i < blocks.capacity; ++i) REQUIRE(blocks.states[i] != pqkv::block_state::filling);  // a step has ended
-    REQUIRE(blocks.progress->touched == 0);
-    for (std::size_t head = slot * p_.kv_heads; head < (slot + 1) * p_.kv_heads; ++head)
+    for (std::size_t head = slot * p_.kv_heads; head < (slot + 1) * p_.kv_heads; ++head) {
+      const auto blocks = tiers.cache_of_head(head);
+      for (std::size_t i = 0; i < blocks.capacity; ++i) REQUIRE(blocks.states[i] != pqkv::block_state::filling);  // a step has ended
+      REQUIRE(blocks.progress->touched == 0);
       for (std::size_t t = 0; t < dense_.size(slot); ++t) {
-        const auto key = tiers.key(head, t), value = tiers.value(head, t);
+        const auto key = tiers.key(head, t), value = tiers.value(head, t), wanted_key = wanted.key(head, t),
+                   wanted_value = wanted.value(head, t);
         REQUIRE((key.stride == 1 && value.stride == 1));
-        REQUIRE(std::memcmp(key.data, wanted.key(head, t).data, p_.head_dim * sizeof *key.data) == 0);
-        REQUIRE(std::memcmp(value.data, wanted.value(head, t).data, p_.head_dim * sizeof *value.data) == 0);
+        REQUIRE(std::memcmp(key.data, wanted_key.data, p_.head_dim * sizeof *key.data) == 0);
+        REQUIRE(std::memcmp(value.data, wanted_value.data, p_.head_dim * sizeof *value.data) == 0);
+        if constexpr (has_scales) REQUIRE((*key.scale == *wanted_key.scale && *value.scale == *wanted_value.scale));
       }
+    }
   }
 
   typename dense_cache::params p_;

@@ -93,7 +93,7 @@ class life {
     if constexpr (requires { same.rows.cache_tokens = p.rows.cache_tokens; }) {
       same.rows.sink_tokens = p.rows.sink_tokens, same.rows.recent_tokens = p.rows.recent_tokens;
       same.rows.cache_tokens = p.rows.cache_tokens, same.rows.block_tokens = p.rows.block_tokens;
-      same.rows.admit_blocks = p.rows.admit_blocks;
+      same.rows.admit_blocks = p.rows.admit_blocks, same.rows.scope = p.rows.scope;
     }
     return same;
   }

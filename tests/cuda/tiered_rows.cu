@@ -15,19 +15,23 @@ namespace {
 using namespace pqkv_cases;
 
 using stored = pqkv::bfloat16;
-using dense_life = life<pqkv::pqcache<pqkv::dense_rows<stored>>, pqkv::device_pqcache<stored>>;
+template <class T>
+using dense_life = life<pqkv::pqcache<pqkv::owned_rows<T>>, pqkv::pqcache<pqkv::owned_rows<T, device>>>;
 template <class Eviction, class T = stored>
-using tier_cache = pqkv::pqcache<pqkv::tiered_rows<pqkv::dense_rows<T, pqkv::space::pinned>, device, Eviction>>;
-template <class Eviction>
-using tier_life = life<pqkv::pqcache<pqkv::tiered_rows<pqkv::dense_rows<stored>, pqkv::space::host, Eviction>>, tier_cache<Eviction>>;
+using tier_cache = pqkv::pqcache<pqkv::tiered_rows<pqkv::owned_rows<T, pqkv::space::pinned>, device, Eviction>>;
+template <class Eviction, class T>
+using tier_life = life<pqkv::pqcache<pqkv::tiered_rows<pqkv::owned_rows<T>, pqkv::space::host, Eviction>>, tier_cache<Eviction, T>>;
 
 /// Sizes of fast memory, in tokens.
 struct tier_sizes {
   std::size_t block, cache, sinks, recent, admit;
+  pqkv::block_scope scope = pqkv::block_scope::layer;
 };
-constexpr tier_sizes every_size[] = {{16, 160, 8, 64, 4},    {1, 40, 8, 64, 32},  {128, 128, 4, 20, 32}, {16, 0, 0, 1, 1},
-                                     {1, 4000, 16, 300, 64}, {5, 5, 3, 64, 2},    {128, 1024, 8, 40, 8}, {256, 6144, 8, 64, 32},
-                                     {16, 16, 8, 7, 32},     {1, 1, 8, 64, 1024}, {16, 6000, 40, 64, 32}};
+constexpr auto of_head = pqkv::block_scope::head;
+constexpr tier_sizes every_size[] = {
+    {16, 160, 8, 64, 4},    {1, 40, 8, 64, 32, of_head},   {128, 128, 4, 20, 32}, {16, 0, 0, 1, 1},
+    {1, 4000, 16, 300, 64}, {5, 5, 3, 64, 2, of_head},     {128, 1024, 8, 40, 8}, {256, 6144, 8, 64, 32, of_head},
+    {16, 16, 8, 7, 32},     {1, 1, 8, 64, 1024, of_head}, {16, 6000, 40, 64, 32}};
 
 pqkv::pqcache<pqkv::dense_rows<stored>>::params settings(std::size_t which) {
   pqkv::pqcache<pqkv::dense_rows<stored>>::params p{};
@@ -48,27 +52,32 @@ pqkv::pqcache<pqkv::dense_rows<stored>>::params settings(std::size_t which) {
   return p;
 }
 template <class Cache>
-typename Cache::params with_tiers(const pqkv::pqcache<pqkv::dense_rows<stored>>::params& p, const tier_sizes& sizes) {
+typename Cache::params of_cache(const pqkv::pqcache<pqkv::dense_rows<stored>>::params& p) {
   typename Cache::params all{};
   static_cast<pqkv::cache_shape&>(all) = p;
   all.budget = p.budget, all.selector = p.selector;
+  return all;
+}
+template <class Cache>
+typename Cache::params with_tiers(const pqkv::pqcache<pqkv::dense_rows<stored>>::params& p, const tier_sizes& sizes) {
+  typename Cache::params all = of_cache<Cache>(p);
+  all.rows.scope = sizes.scope;
   all.rows.block_tokens = sizes.block, all.rows.cache_tokens = sizes.cache, all.rows.admit_blocks = sizes.admit;
   all.rows.sink_tokens = sizes.sinks, all.rows.recent_tokens = sizes.recent;
   return all;
 }
 
 /// A cache with all rows in device memory and one over tiers that are given the same calls.
-template <class Eviction>
+template <class Eviction, class T = stored>
 struct twins {
-  using params = typename tier_life<Eviction>::params;
-
-  dense_life dense;
-  tier_life<Eviction> tiers;
+  dense_life<T> dense;
+  tier_life<Eviction, T> tiers;
 
   twins(std::size_t which, std::uint64_t seed, cudaStream_t stream = nullptr)
       : twins(settings(which), every_size[which % std::size(every_size)], seed, stream) {}
-  twins(const dense_life::params& p, const tier_sizes& sizes, std::uint64_t seed, cudaStream_t stream)
-      : dense(p, seed), tiers(with_tiers<typename tier_life<Eviction>::host_type>(p, sizes), seed, stream) {}
+  twins(const pqkv::pqcache<pqkv::dense_rows<stored>>::params& p, const tier_sizes& sizes, std::uint64_t seed, cudaStream_t stream)
+      : dense(of_cache<typename dense_life<T>::host_type>(p), seed),
+        tiers(with_tiers<typename tier_life<Eviction, T>::host_type>(p, sizes), seed, stream) {}
 
   template <class F>
   void both(F f) {
@@ -102,11 +111,11 @@ struct twins {
   std::size_t counted_last = 0, hits = 0, evictions = 0;
 };
 
-template <class Eviction>
+template <class Eviction, class T = stored>
 void lives(workload& work, verdict& bits, verdict& counts, std::size_t first, std::size_t& hits, std::size_t& evictions) {
   for (std::size_t which = first; which < first + std::size(every_size); ++which) {
     if (!work.another()) continue;
-    twins<Eviction> both(which, 500 + which);
+    twins<Eviction, T> both(which, 500 + which);
     const std::size_t batch = settings(which).batch, steps = work.small() ? 12 : 28;
     both.counted_last = steps;
     for (std::size_t slot = 0; slot < batch; ++slot)
@@ -137,12 +146,12 @@ void lives(workload& work, verdict& bits, verdict& counts, std::size_t first, st
 }
 
 /// A captured step of append and attend, replayed while both sequences grow, beside the dense cache's eager one.
-template <class Eviction>
+template <class Eviction, class T = stored>
 void replay(workload& work, cudaStream_t stream, const tier_sizes& sizes, std::size_t steps, verdict& all) {
   auto p = settings(0);
   p.batch = 2, p.kv_heads = 4, p.query_heads = 16;
   p.capacity = 6000 + steps;
-  twins<Eviction> both(p, sizes, 21, stream);
+  twins<Eviction, T> both(p, sizes, 21, stream);
   both.both([&](auto& one) {
     one.prefill(0, work.small() ? 300 : 3000, 1, 1u << 20);
     one.prefill(1, work.small() ? 200 : 1800, 2, 1u << 20);
@@ -255,11 +264,14 @@ int main(int argc, char** argv) {
   lives<pqkv::eviction::lfu>(work, bits, counts, 0, hits, evictions);
   lives<pqkv::eviction::lru>(work, bits, counts, 1, hits, evictions);
   lives<pqkv::eviction::tiny_lfu>(work, bits, counts, 2, hits, evictions);
+  lives<pqkv::eviction::lfu, pqkv::scaled_int8>(work, bits, counts, 3, hits, evictions);
   work.part(0.9);
   const std::size_t steps = work.small() ? 20 : 600;
   replay<pqkv::eviction::lfu>(work, stream, {16, 512, 8, 64, 8}, steps, graphs);
   replay<pqkv::eviction::lru>(work, stream, {1, 300, 8, 30, 32}, steps, graphs);
   replay<pqkv::eviction::tiny_lfu>(work, stream, {128, 128, 0, 64, 2}, steps, graphs);
+  replay<pqkv::eviction::lfu>(work, stream, {16, 512, 8, 64, 8, of_head}, steps, graphs);
+  replay<pqkv::eviction::lfu, pqkv::scaled_int8>(work, stream, {16, 512, 8, 64, 8, of_head}, steps, graphs);
   replay_drafts<pqkv::eviction::lfu>(work, stream, {16, 256, 8, 64, 8}, graphs);
   work.part(1);
   other_rows<float>(types);

@@ -24,7 +24,8 @@ TEST_CASE("--kv-tier: the program's text, its lines and its JSON") {
   }
   const auto document = nlohmann::json::parse(contents(json));
   CHECK(document.at("settings").at("kv_tier") ==
-        nlohmann::json({{"folder", folder.path().string()}, {"cache_tokens", 0}, {"block_tokens", 16}, {"eviction", "lfu"}}));
+        nlohmann::json(
+            {{"folder", folder.path().string()}, {"cache_tokens", 0}, {"block_tokens", 16}, {"scope", "layer"}, {"eviction", "lfu"}}));
   const auto& tiers = document.at("statistics").at("tiers");
   CHECK(tiers.at("hits") == 0);
   CHECK(tiers.at("hit_rate") == 0);
@@ -51,6 +52,32 @@ TEST_CASE("--kv-tier: the program's text, its lines and its JSON") {
   CHECK(std::filesystem::is_empty(folder.path()));
 }
 
+TEST_CASE("--kv-tier: 8-bit rows, and blocks of one head") {
+  const bench tiny(tiny_shape{.max_positions = 1024});
+  const temporary_directory folder;
+  const std::string prompt = "-p '" + std::string(400, 'e') + "' -n 40 --retrieve 30 --window 16 --bits 4";
+  const std::string tier = " --kv-tier \"" + folder.path().string() + "\"", json = (tiny.path() / "run.json").string();
+  std::size_t bytes[2] = {};
+  for (const std::string rows : {"", " --rows int8"}) {
+    const outcome wanted = tiny.generate(prompt + rows + " --json \"" + json + "\"");
+    CHECK(wanted.code == 0);
+    const auto plain = nlohmann::json::parse(contents(json)).at("statistics");
+    for (const std::string more : {"", " --cache-scope head --cache-tokens 64", " --cache-tokens 1 --cache-block 1 --eviction lru",
+                                   " --cache-tokens 900 --cache-block 256 --eviction tiny_lfu", " --cache-tokens 0"}) {
+      CAPTURE(rows + more);
+      const outcome got = tiny.generate(prompt + tier + rows + more + " --json \"" + json + "\"");
+      CHECK_MESSAGE(got.code == 0, got.err);
+      CHECK(got.out == wanted.out);
+      const auto document = nlohmann::json::parse(contents(json));
+      CHECK(document.at("statistics").at("bytes_per_token") == plain.at("bytes_per_token"));
+      bytes[rows.empty() ? 0 : 1] = document.at("memory").at("tier_file_bytes");
+      if (more.find("head") != std::string::npos) CHECK(document.at("settings").at("kv_tier").at("scope") == "head");
+    }
+  }
+  CHECK(bytes[1] < bytes[0]);
+  CHECK(std::filesystem::is_empty(folder.path()));
+}
+
 TEST_CASE("--kv-tier: what is refused before anything is computed") {
   const bench tiny;
   const temporary_directory folder;
@@ -60,7 +87,8 @@ TEST_CASE("--kv-tier: what is refused before anything is computed") {
   check_refused(tiny.generate("-p a --kv-tier \"" + (tiny.path() / "config.json").string() + "\""), "--kv-tier: no file can be made in ");
   check_refused(tiny.generate("-p a --kv-tier ''"), "--kv-tier");
   check_refused(tiny.generate(tier + "--policy full"), "--kv-tier: keeps keys and values in a file only for --policy pq");
-  check_refused(tiny.generate(tier + "--rows int8"), "--kv-tier: keeps keys and values as floats: not with --rows int8");
+  check_refused(tiny.generate(tier + "--cache-scope 1"), "--cache-scope: expected layer|head, got 1");
+  check_refused(tiny.generate("-p a --cache-scope head"), "--kv-tier");
   check_refused(tiny.generate(tier + "--cache-tokens 7 --cache-block 8"), "--cache-tokens: 7 is less than a block of 8 tokens");
   check_refused(tiny.generate(tier + "--cache-tokens -1"), "--cache-tokens: expected a whole number, 0 to 2147483648, got -1");
   check_refused(tiny.generate(tier + "--cache-block 0"), "--cache-block: expected a whole number, 1 to 256, got 0");

@@ -107,14 +107,14 @@ void live(Twins& twins, std::size_t batch, std::size_t capacity, std::size_t eve
   }
 }
 
-template <class T, class HostSelector, class DeviceSelector = HostSelector, class DeviceRows = pqkv::dense_rows<T, pqkv::space::device>>
+template <class T, class HostSelector, class DeviceSelector = HostSelector, class DeviceRows = pqkv::owned_rows<T, pqkv::space::device>>
 void lives(std::uint64_t seed, std::size_t count, bool ranks) {
   random_source random(seed);
   std::size_t checked = 0, ranked = 0, refusals = 0;
   for (std::size_t i = 0; i < count; ++i) {
     CAPTURE(seed);
     CAPTURE(i);
-    typename pqkv::pqcache<pqkv::dense_rows<T>, HostSelector>::params p;
+    typename pqkv::pqcache<pqkv::owned_rows<T>, HostSelector>::params p;
     static_cast<pqkv::cache_shape&>(p) = random_shape(random);
     p.budget = random_budget(random);
     draw_selector(p.selector, p, random);
@@ -131,8 +131,8 @@ void lives(std::uint64_t seed, std::size_t count, bool ranks) {
 }
 using host_pq = pqkv::selector::basic_pq<>;
 using device_pq = pqkv::selector::basic_pq<pqkv::space::device>;
-template <class Eviction>
-using device_tiers = pqkv::tiered_rows<pqkv::dense_rows<pqkv::bfloat16, pqkv::space::pinned>, pqkv::space::device, Eviction>;
+template <class Eviction, class T = pqkv::bfloat16>
+using device_tiers = pqkv::tiered_rows<pqkv::owned_rows<T, pqkv::space::pinned>, pqkv::space::device, Eviction>;
 }  // namespace
 
 TEST_CASE("queued lives: product quantization, float") { lives<float, host_pq, device_pq>(21, 60 / looked_at_step, true); }
@@ -148,4 +148,13 @@ TEST_CASE("queued lives: rows in pinned memory, least frequently used") {
 }
 TEST_CASE("queued lives: rows in pinned memory, admission by frequency") {
   lives<pqkv::bfloat16, host_pq, device_pq, device_tiers<pqkv::eviction::tiny_lfu>>(27, 16 / looked_at_step, true);
+}
+TEST_CASE("queued lives: 8-bit rows in pinned memory, least frequently used") {
+  lives<pqkv::scaled_int8, host_pq, device_pq, device_tiers<pqkv::eviction::lfu, pqkv::scaled_int8>>(29, 16 / looked_at_step, true);
+}
+TEST_CASE("queued lives: 8-bit rows in pinned memory, least recently used") {
+  lives<pqkv::scaled_int8, host_pq, device_pq, device_tiers<pqkv::eviction::lru, pqkv::scaled_int8>>(30, 16 / looked_at_step, true);
+}
+TEST_CASE("queued lives: 8-bit rows in pinned memory, admission by frequency") {
+  lives<pqkv::scaled_int8, host_pq, device_pq, device_tiers<pqkv::eviction::tiny_lfu, pqkv::scaled_int8>>(31, 16 / looked_at_step, true);
 }

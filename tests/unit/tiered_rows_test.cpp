@@ -70,6 +70,7 @@ std::pair<std::uint64_t, std::uint64_t> live(std::uint64_t seed, std::size_t liv
     rows.admit_blocks = admits[random.below(3)];
     if constexpr (requires { rows.slow.folder; }) rows.slow.folder = "/tmp";
     rows.missing = static_cast<pqkv::missing_rows>(i % 2);
+    rows.scope = static_cast<pqkv::block_scope>(i / 2 % 2);
     CAPTURE(rows.block_tokens);
     CAPTURE(rows.cache_tokens);
     tiered_twins<Rows, pqkv::selector::pq> twins(p, rows, random.bits());
@@ -94,6 +95,21 @@ TEST_CASE("tiered_rows: random lives over a file are those of memory, by LRU") {
 }
 TEST_CASE("tiered_rows: random lives over memory are those of memory, by TinyLFU") {
   const auto [hits, evictions] = live<tiered_rows<dense_rows<pqkv::bfloat16>, host, pqkv::eviction::tiny_lfu>>(0x71e2, 10);
+  CHECK(hits > 10000);
+  CHECK(evictions > 2);
+}
+TEST_CASE("tiered_rows: random lives of 8-bit rows over a file are those of 8-bit rows in memory, by LFU") {
+  const auto [hits, evictions] = live<tiered_rows<file_rows<pqkv::scaled_int8>, host, pqkv::eviction::lfu>>(0x71e3, 20);
+  CHECK(hits > 10000);
+  CHECK(evictions > 15);
+}
+TEST_CASE("tiered_rows: random lives of 8-bit rows over memory are those of 8-bit rows in one memory, by LRU") {
+  const auto [hits, evictions] = live<tiered_rows<pqkv::quantized_rows<>, host, pqkv::eviction::lru>>(0x71e4, 10);
+  CHECK(hits > 10000);
+  CHECK(evictions > 15);
+}
+TEST_CASE("tiered_rows: random lives of 8-bit rows over a file are those of 8-bit rows in memory, by TinyLFU") {
+  const auto [hits, evictions] = live<tiered_rows<file_rows<pqkv::scaled_int8>, host, pqkv::eviction::tiny_lfu>>(0x71e5, 20);
   CHECK(hits > 10000);
   CHECK(evictions > 2);
 }
@@ -202,6 +218,58 @@ TEST_CASE("tiered_rows: selected tokens are hits or misses, blocks that entered 
   CHECK(sum.admissions == second.admissions);
   cache.reset(0);
   CHECK(cache.rows().statistics(0).misses == 0);
+}
+
+TEST_CASE("tiered_rows: a head's own block cache is that of a cache which has this head alone") {
+  using cache_type = pqkv::pqcache<tiered_rows<dense_rows<float>, host, pqkv::eviction::lfu>, pqkv::selector::oracle>;
+  const auto params = [](std::size_t kv_heads, pqkv::block_scope scope) {
+    cache_type::params p;
+    p.kv_heads = kv_heads, p.query_heads = 2 * kv_heads, p.head_dim = 16, p.capacity = 400;
+    p.budget.sinks = 4, p.budget.window = 16, p.budget.retrieve = 30;
+    p.rows.sink_tokens = 4, p.rows.recent_tokens = 16, p.rows.block_tokens = 2, p.rows.cache_tokens = 60, p.rows.admit_blocks = 8;
+    p.rows.scope = scope;
+    return p;
+  };
+  cache_type both(params(2, pqkv::block_scope::head)), together(params(2, pqkv::block_scope::layer)),
+      first(params(1, pqkv::block_scope::layer)), second(params(1, pqkv::block_scope::head));
+  CHECK(both.rows().tiers().cache.caches() == 2);
+  CHECK(together.rows().tiers().cache.caches() == 1);
+  const auto of_head = [](const auto& rows, std::size_t axis, std::size_t head) { return rows.slice(axis, head, 1); };
+  const auto prompt = make_rows<float>(content::clustered, 2, 300, 16, 3);
+  for (cache_type* cache : {&both, &together}) cache->prefill(cpu, 0, prompt.view(), prompt.view());
+  first.prefill(cpu, 0, of_head(prompt.view(), 0, 0), of_head(prompt.view(), 0, 0));
+  second.prefill(cpu, 0, of_head(prompt.view(), 0, 1), of_head(prompt.view(), 0, 1));
+  random_source random(7);
+  std::vector<float> out(4 * 16);
+  for (std::size_t step = 0; step < 60; ++step) {
+    CAPTURE(step);
+    const auto token = make_rows<float>(content::clustered, 1, 2, 16, random.bits()),
+               query = make_rows<float>(content::gaussian, 1, 4, 16, step / 3);
+    const auto answer = [&](cache_type& cache, pqkv::view<const float, 3> k, pqkv::view<const float, 3> q) {
+      cache.append(cpu, k, k);
+      cache.attend(cpu, q, pqkv::make_view(out.data(), 1, q.extent(1), 16));
+    };
+    for (cache_type* cache : {&both, &together}) answer(*cache, token.view(), query.view());
+    answer(first, of_head(token.view(), 1, 0), query.view().slice(1, 0, 2));
+    answer(second, of_head(token.view(), 1, 1), query.view().slice(1, 2, 2));
+    if (step % 20 == 19)
+      for (cache_type* cache : {&both, &together, &first, &second}) cache->truncate(cpu, 0, cache->size(0) - 40);
+    pqkv::tier_statistics sum = first.rows().statistics(0);
+    sum += second.rows().statistics(0);
+    const pqkv::tier_statistics got = both.rows().statistics(0);
+    REQUIRE(got.hits == sum.hits);
+    REQUIRE(got.misses == sum.misses);
+    REQUIRE(got.slow_bytes == sum.slow_bytes);
+    REQUIRE(got.admissions == sum.admissions);
+    REQUIRE(got.evictions == sum.evictions);
+    REQUIRE(got.kept_out == sum.kept_out);
+    for (std::size_t i = 0; i < 30; ++i) {
+      REQUIRE(both.rows().tiers().cache_of_head(0).held[i] == first.rows().tiers().cache.one(0).held[i]);
+      REQUIRE(both.rows().tiers().cache_of_head(1).held[i] == second.rows().tiers().cache.one(0).held[i]);
+    }
+  }
+  CHECK(both.rows().statistics(0).evictions > 50);
+  CHECK(both.rows().statistics(0).hits != together.rows().statistics(0).hits);
 }
 
 TEST_CASE("tiered_rows: blocks that are wanted and find no place are counted") {

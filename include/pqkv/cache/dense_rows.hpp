@@ -25,10 +25,7 @@ class dense_rows {
 
   static constexpr status can_construct(const cache_shape&, const params&) noexcept { return {}; }
   /// Elements from one token's row to the next.
-  static constexpr std::size_t row_elements(std::size_t d) {
-    constexpr std::size_t line = cache_line_bytes / sizeof(T);
-    return (2 * d + line - 1) / line * line;
-  }
+  static constexpr std::size_t row_elements(std::size_t d) { return token_row<T>::elements(d); }
   /// Takes the rows from the arena; a counting arena only counts the bytes.
   static constexpr view_type place(arena& memory, const cache_shape& shape) {
     const std::size_t h = shape.batch * shape.kv_heads, n = shape.capacity, d = shape.head_dim, row = row_elements(d);

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// A cache's keys and values in a file, laid out as in dense_rows: for contexts larger than memory on a machine without a device. The
-// operating system keeps recently used parts in memory and drops them when memory is needed. It can be used alone, like any other Rows, or
-// as the slow memory of tiered_rows.
+// A cache's keys and values in a file, laid out as in dense_rows or quantized_rows: for contexts larger than memory on a machine without a
+// device. The operating system keeps recently used parts in memory and drops them when memory is needed. It can be used alone, like any
+// other Rows, or as the slow memory of tiered_rows.
 #pragma once
 
-#include "dense_rows.hpp"
 #include "mapped_file.hpp"
+#include "quantized_rows.hpp"
 
 namespace pqkv::inline PQKV_MODE {
 
-/// Rows [batch * h, capacity, 2, d] in a file; each token's row is padded to a cache line. Not thread-safe; its views end with it.
+/// Rows [batch * h, capacity, 2, d] in a file, as the same type has them in memory. Not thread-safe; its views end with it.
 ///
-/// @tparam T  float, half or bfloat16
-template <storage_scalar T = float>
+/// @tparam T  float, half or bfloat16, laid out as in dense_rows; scaled_int8: 8-bit integers, as in quantized_rows
+template <row_scalar T = float>
 class file_rows {
  public:
   using value_type = T;
   using space_type = space::host;
-  using view_type = strided_rows<T>;
+  using in_memory = owned_rows<T>;
+  using view_type = typename in_memory::view_type;
   using params = file_place;  // rows.folder or rows.file
 
   static constexpr status can_construct(const cache_shape& shape, const params& p) noexcept {
@@ -30,7 +31,7 @@ class file_rows {
   }
   static constexpr std::size_t file_bytes(const cache_shape& shape) {
     arena count;
-    dense_rows<T>::place(count, shape);
+    in_memory::place(count, shape);
     return count.used_bytes();
   }
   /// No memory: the rows are in the file.
@@ -43,15 +44,16 @@ class file_rows {
 
   view_type view() const {
     arena memory(file_.data(), file_.size());
-    return dense_rows<T>::place(memory, shape_);
+    return in_memory::place(memory, shape_);
   }
-  strided_store<T> store() const { return view(); }
+  auto store() const { return as_store(view()); }
   std::size_t size_bytes() const { return 0; }
   std::size_t room(std::size_t) const { return shape_.capacity; }
   static constexpr status can_hold(const char*, std::size_t, std::size_t, std::size_t) noexcept { return {}; }
   slot_parts parts() const {
     slot_parts all;
-    all.add_tokens(reinterpret_cast<T*>(file_.data()), shape_.kv_heads, shape_.capacity, dense_rows<T>::row_elements(shape_.head_dim));
+    using element = typename token_row<T>::element_type;
+    all.add_tokens(reinterpret_cast<element*>(file_.data()), shape_.kv_heads, shape_.capacity, token_row<T>::elements(shape_.head_dim));
     return all;
   }
   /// Every verb calls this before it touches rows. @throws storage_error when the file has lost some of its bytes
@@ -59,6 +61,12 @@ class file_rows {
   const mapped_file& file() const { return file_; }
 
  private:
+  template <storage_scalar U>
+  static strided_store<U> as_store(const strided_rows<U>& rows) {
+    return rows;
+  }
+  static quantized_store<> as_store(const quantized_store<>& rows) { return rows; }
+
   cache_shape shape_{};
   mapped_file file_;
 };

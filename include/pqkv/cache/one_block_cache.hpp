@@ -40,6 +40,11 @@ struct block_statistics {
   std::uint64_t admissions = 0;  // blocks that got a slot
   std::uint64_t evictions = 0;   // admissions that made another block leave its slot
   std::uint64_t kept_out = 0;    // offers of complete blocks that were not in the cache and did not enter
+
+  PQKV_HD constexpr block_statistics& operator+=(const block_statistics& other) {
+    hits += other.hits, misses += other.misses, admissions += other.admissions, evictions += other.evictions, kept_out += other.kept_out;
+    return *this;
+  }
 };
 
 /// One cache as plain pointers, and the decisions about it. All zeros are an empty cache.

@@ -7,6 +7,7 @@
 
 #include "../core/slot_parts.hpp"
 #include "../exec/memory.hpp"
+#include "dense_rows.hpp"
 #include "kv_store.hpp"
 #include "sequence.hpp"
 
@@ -21,26 +22,22 @@ struct quantized_store {
   std::byte* data = nullptr;
   std::size_t count = 0, capacity = 0, dims = 0;  // heads, tokens of each, d
 
-  /// Bytes of a token: two rows, and 16 bytes for two scales of 4 bytes each, so that rows begin on 16 bytes.
-  PQKV_HD static constexpr std::size_t token_bytes(std::size_t d) { return 16 + 2 * d; }
+  using row_type = token_row<scaled_int8>;
+  /// Bytes of a token: two rows, and 16 for their scales.
+  PQKV_HD static constexpr std::size_t token_bytes(std::size_t d) { return row_type::bytes(d); }
 
   PQKV_HD constexpr std::size_t heads() const { return count; }
   PQKV_HD constexpr std::size_t tokens() const { return capacity; }
   PQKV_HD constexpr std::size_t head_dim() const { return dims; }
-  PQKV_HD kv_row<scaled_int8> key(std::size_t head, std::size_t token) const { return read(head, token, 0); }
-  PQKV_HD kv_row<scaled_int8> value(std::size_t head, std::size_t token) const { return read(head, token, 1); }
-  PQKV_HD row_slot<scaled_int8> key_slot(std::size_t head, std::size_t token) const { return slot(head, token, 0); }
-  PQKV_HD row_slot<scaled_int8> value_slot(std::size_t head, std::size_t token) const { return slot(head, token, 1); }
+  PQKV_HD kv_row<scaled_int8> key(std::size_t head, std::size_t token) const { return row_type::key(row(head, token), dims); }
+  PQKV_HD kv_row<scaled_int8> value(std::size_t head, std::size_t token) const { return row_type::value(row(head, token), dims); }
+  PQKV_HD row_slot<scaled_int8> key_slot(std::size_t head, std::size_t token) const { return row_type::key_slot(row(head, token), dims); }
+  PQKV_HD row_slot<scaled_int8> value_slot(std::size_t head, std::size_t token) const {
+    return row_type::value_slot(row(head, token), dims);
+  }
 
  private:
-  PQKV_HD row_slot<scaled_int8> slot(std::size_t head, std::size_t token, std::size_t which) const {
-    std::byte* const row = data + (head * capacity + token) * token_bytes(dims);
-    return {reinterpret_cast<std::int8_t*>(row) + which * dims, reinterpret_cast<float*>(row + 2 * dims) + which};
-  }
-  PQKV_HD kv_row<scaled_int8> read(std::size_t head, std::size_t token, std::size_t which) const {
-    const row_slot<scaled_int8> found = slot(head, token, which);
-    return {found.data, found.scale};
-  }
+  PQKV_HD std::byte* row(std::size_t head, std::size_t token) const { return data + (head * capacity + token) * token_bytes(dims); }
 };
 
 /// A cache's rows in 8 bits, in our own memory. Not thread-safe; its views end with it.
@@ -48,7 +45,7 @@ struct quantized_store {
 /// x is stored as round(x / scale), scale = the row's largest magnitude / 127, so it is read back within scale / 2. A row that holds an
 /// infinity or a NaN is read back as NaNs. Host and device store the same bits.
 ///
-/// @tparam Space  where the rows are
+/// @tparam Space  where the rows are: the policy's space; or pinned, as slow memory of tiered_rows under a device
 /// @source one scale a row: measured on SmolLM2-135M against scales for each 32 elements, and against rows minus their mean: no difference
 template <class Space = space::host>
 class quantized_rows {
@@ -66,6 +63,13 @@ class quantized_rows {
     const double more = ratio * static_cast<double>(4 * d) / static_cast<double>(token_bytes(d));
     return more < 1 ? more : 1;
   }
+  /// Takes the rows from the arena; a counting arena only counts the bytes.
+  static constexpr view_type place(arena& memory, const cache_shape& shape) {
+    const std::size_t h = shape.batch * shape.kv_heads, n = shape.capacity, row = token_bytes(shape.head_dim);
+    constexpr std::size_t most = static_cast<std::size_t>(-1);
+    const bool fits = h <= most / row / n;
+    return {memory.take<std::byte>(fits ? h * n * row : most), h, n, shape.head_dim};
+  }
   static constexpr std::size_t required_bytes(const cache_shape& shape, const params& = {}) {
     arena count;
     place(count, shape);
@@ -76,7 +80,7 @@ class quantized_rows {
   /// @throws std::bad_alloc; on a device cuda_error
   template <exec::policy P>
   quantized_rows(const P& policy, const cache_shape& shape, const params& = {})
-      : shape_(shape), memory_(make_owner<std::byte>(policy, required_bytes(shape))) {}
+      : shape_(shape), memory_(make_owner<std::byte, Space>(policy, required_bytes(shape))) {}
 
   view_type view() const {
     arena memory(memory_);
@@ -95,15 +99,23 @@ class quantized_rows {
   }
 
  private:
-  static constexpr view_type place(arena& memory, const cache_shape& shape) {
-    const std::size_t h = shape.batch * shape.kv_heads, n = shape.capacity, row = token_bytes(shape.head_dim);
-    constexpr std::size_t most = static_cast<std::size_t>(-1);
-    const bool fits = h <= most / row / n;
-    return {memory.take<std::byte>(fits ? h * n * row : most), h, n, shape.head_dim};
-  }
-
   cache_shape shape_{};
   owner<std::byte, Space> memory_;
 };
+
+namespace detail {
+template <class T, class Space>
+struct owned_rows_of {
+  using type = dense_rows<T, Space>;
+};
+template <class Space>
+struct owned_rows_of<scaled_int8, Space> {
+  using type = quantized_rows<Space>;
+};
+}  // namespace detail
+
+/// The rows of a type in a cache's own memory: quantized_rows for 8-bit integers, dense_rows for all others.
+template <row_scalar T, class Space = space::host>
+using owned_rows = typename detail::owned_rows_of<T, Space>::type;
 
 }  // namespace pqkv

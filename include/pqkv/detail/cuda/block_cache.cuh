@@ -180,12 +180,13 @@ struct admit_memory {
 /// kernels. That is safe: attention only reads whether a row is in fast memory, and newly admitted rows are copied later.
 template <class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
-    admit_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
+    admit_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths,
+                        unsigned caches_of_length) {
   __shared__ typename one_block_cache<E>::step_totals step;
   __shared__ bool is_age_over;
   block::release_dependents();
   const one_block_cache<E> one = cache.one(blockIdx.x);
-  const std::uint32_t touched = one.progress->touched, final_tokens = lengths(blockIdx.x);
+  const std::uint32_t touched = one.progress->touched, final_tokens = lengths(blockIdx.x / caches_of_length);
   const std::uint64_t first = one.first_stamp();
   block::shared_memory memory;
   lowest_scratch scratch;
@@ -239,17 +240,18 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
   block::wait_for_last_kernel();
 }
 
-/// @param begins_early  whether this kernel may start before the kernels between the last look-up and this launch have ended
+/// @param begins_early      whether this kernel may start before the kernels between the last look-up and this launch have ended
+/// @param caches_of_length  caches whose sequence has the same length, one after the other
 template <class E>
 void launch_admission(const launcher& launch, const block_cache_view<E, space::device>& cache,
-                      view<const std::uint32_t, 1, space::device> lengths, bool begins_early) {
+                      view<const std::uint32_t, 1, space::device> lengths, bool begins_early, unsigned caches_of_length = 1) {
   const auto admit = admit_blocks_kernel<E>;
   launch("admit_blocks_kernel", admit,
          {.grid = dim3(static_cast<unsigned>(cache.caches())),
           .threads = admit_threads,
           .shared_bytes = admit_memory::bytes(cache.first.admit),
           .early = begins_early && launch.is_built_for_hopper(admit)},
-         cache, lengths);
+         cache, lengths, caches_of_length);
 }
 
 /// One CTA for each cache.

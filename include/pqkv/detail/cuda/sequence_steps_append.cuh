@@ -88,6 +88,8 @@ struct newest_copy {
 /// copy there are read from the copy, except the key whose place the new row takes.
 template <class T>
 struct newest_copy<bus_rows<T>> {
+  using row_type = token_row<T>;
+
   std::size_t slot;
   std::uint32_t n, room;
   resident_tokens now;
@@ -96,17 +98,17 @@ struct newest_copy<bus_rows<T>> {
   /// Must come before the barrier after which the slot's last CTA may commit.
   __device__ newest_copy(const bus_rows<T>& rows, std::size_t of, std::uint32_t token)
       : slot(of), n(token), room(static_cast<std::uint32_t>(rows.recent.extent(1))), now(rows.residents(of)), joins(now.last == token) {}
-  __device__ T* row(const bus_rows<T>& rows, std::size_t head, std::uint32_t t) const { return &rows.recent(head, t % room, 0); }
+  __device__ auto* row(const bus_rows<T>& rows, std::size_t head, std::uint32_t t) const { return &rows.recent(head, t % room, 0); }
   /// By all threads of the CTA.
   template <class K, class V>
   __device__ void store(const bus_rows<T>& rows, std::size_t head, kv_row<K> key, kv_row<V> value) const {
     if (!joins) return;
     const std::size_t d = rows.head_dim();
-    store_elements(key, row_slot<T>{row(rows, head, n), 1}, d, threadIdx.x, blockDim.x);
-    store_elements(value, row_slot<T>{row(rows, head, n) + d, 1}, d, blockDim.x - 1 - threadIdx.x, blockDim.x);
+    store_elements(key, row_type::key_slot(row(rows, head, n), d), d, threadIdx.x, blockDim.x);
+    store_elements(value, row_type::value_slot(row(rows, head, n), d), d, blockDim.x - 1 - threadIdx.x, blockDim.x);
   }
   __device__ kv_row<T> key(const bus_rows<T>& rows, std::size_t head, std::uint32_t t) const {
-    return t >= now.first && t < now.last && t + room > n ? kv_row<T>{row(rows, head, t), 1} : rows.key(head, t);
+    return t >= now.first && t < now.last && t + room > n ? row_type::key(row(rows, head, t), rows.head_dim()) : rows.key(head, t);
   }
   /// By one thread.
   __device__ void commit(const bus_rows<T>& rows) const {

@@ -19,9 +19,10 @@ namespace detail {
 template <class T, class E>
 using device_tiers = tiered_store<T, E, space::device, space::pinned>;
 
-/// A warp copies a token's row, which is contiguous in slow memory: K, then V, of a whole number of 16 bytes.
+/// A warp copies a token's row, which is contiguous in slow memory: K, then V, then scales if it has any; a whole number of 16 bytes.
 template <class T, class E>
-__device__ void copy_slow_row(const device_tiers<T, E>& tiers, std::size_t head, std::size_t token, T* to) {
+__device__ void copy_slow_row(const device_tiers<T, E>& tiers, std::size_t head, std::size_t token,
+                              typename token_row<T>::element_type* to) {
   const auto* const from = reinterpret_cast<const uint4*>(tiers.slow.key(head, token).data);
   const unsigned packs = static_cast<unsigned>(tiers.row_bytes() / sizeof(uint4));
   for (unsigned at = threadIdx.x % 32; at < packs; at += 32) reinterpret_cast<uint4*>(to)[at] = from[at];
@@ -63,9 +64,9 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
 template <class T, class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) fetch_rows_kernel(device_tiers<T, E> tiers, fetched_tokens<space::device> wanted) {
   block::wait_for_last_kernel();
-  const std::size_t list = blockIdx.x, slot = wanted.plan.slots(list / wanted.lists());
+  const std::size_t list = blockIdx.x, lists = wanted.lists(), slot = wanted.plan.slots(list / lists);
   const std::uint32_t count = wanted.plan.counts(list);
-  const one_block_cache<E> one = tiers.cache.one(slot);
+  const one_block_cache<E> one = tiers.cache_of_list(slot, list % lists, lists);
   resident_tokens& shared = tiers.residents(slot);
   const resident_tokens resident = shared;
   unsigned near = 0;
@@ -94,26 +95,33 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) fetch_rows_kernel(device_tier
 template <class T, class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(512) copy_admitted_kernel(device_tiers<T, E> tiers) {
   block::wait_for_last_kernel();
-  const std::size_t slot = blockIdx.y;
-  const one_block_cache<E> one = tiers.cache.one(slot);
-  const std::uint32_t admitted = one.progress->admitted, b = one.block_tokens, h = tiers.kv_heads, all = admitted * h * b;
+  const std::size_t slot = blockIdx.y, each = tiers.caches_of_slot();
   const unsigned warps = blockDim.x / 32;
-  for (std::uint32_t at = blockIdx.x * warps + threadIdx.x / 32; at < all; at += gridDim.x * warps) {
-    const std::uint32_t run = at / b, t = at - run * b, i = run / h;
-    const std::size_t head = slot * h + (run - i * h);
-    const block_admission& entered = one.admitted[i];
-    copy_slow_row(tiers, head, std::size_t{entered.block} * b + t, &tiers.blocks(head, std::size_t{entered.slot} * b + t, 0));
+  std::uint32_t copied = 0;
+  for (std::size_t c = slot * each; c < (slot + 1) * each; ++c) {
+    const one_block_cache<E> one = tiers.cache.one(c);
+    const std::uint32_t b = one.block_tokens, h = tiers.cache_heads, all = one.progress->admitted * h * b;
+    for (std::uint32_t at = blockIdx.x * warps + threadIdx.x / 32; at < all; at += gridDim.x * warps) {
+      const std::uint32_t run = at / b, t = at - run * b, i = run / h;
+      const std::size_t head = c * h + (run - i * h);
+      const block_admission& entered = one.admitted[i];
+      copy_slow_row(tiers, head, std::size_t{entered.block} * b + t, &tiers.blocks(head, std::size_t{entered.slot} * b + t, 0));
+    }
+    copied += all;
   }
   __shared__ bool is_last;
   __syncthreads();  // all rows of the CTA are copied
   if (threadIdx.x == 0) is_last = is_last_ticket(tiers.tickets(slot), gridDim.x);
   __syncthreads();
   if (!is_last) return;
-  for (std::uint32_t i = threadIdx.x; i < admitted; i += blockDim.x) one.fill(i);
+  for (std::size_t c = slot * each; c < (slot + 1) * each; ++c) {
+    const one_block_cache<E> one = tiers.cache.one(c);
+    for (std::uint32_t i = threadIdx.x; i < one.progress->admitted; i += blockDim.x) one.fill(i);
+  }
   if (threadIdx.x != 0) return;
   resident_tokens& resident = tiers.residents(slot);
-  resident.slow_rows += all;
-  tiers.counts(slot) = tier_statistics::of(*one.statistics, resident, tiers.row_bytes());
+  resident.slow_rows += copied;
+  tiers.counts(slot) = tier_statistics::of(tiers.counted_blocks(slot), resident, tiers.row_bytes());
 }
 
 /// One CTA for each row of a cut.
@@ -121,7 +129,7 @@ template <class T, class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(256) truncate_rows_kernel(device_tiers<T, E> tiers, truncated_tokens<space::device> call) {
   const std::uint32_t slot = call.slot_of(blockIdx.x), length = call.length_of(blockIdx.x);
   if (slot >= tiers.residents.extent(0)) return;
-  truncate_one(tiers.cache.one(slot), length);
+  for (std::size_t c = 0, each = tiers.caches_of_slot(); c < each; ++c) truncate_one(tiers.cache.one(slot * each + c), length);
   if (threadIdx.x == 0) tiers.residents(slot).truncate(length);
 }
 
@@ -152,7 +160,7 @@ struct kernel<op::admit_rows, backend::cuda> {
   template <class P, class T, class E>
   static void run(const P& policy, const detail::device_tiers<T, E>& tiers, view<const sequence, 1, space::device> sequences) {
     const detail::launcher launch(policy, "attend");
-    detail::launch_admission(launch, tiers.cache, lengths_of(sequences), true);
+    detail::launch_admission(launch, tiers.cache, lengths_of(sequences), true, static_cast<unsigned>(tiers.caches_of_slot()));
     const unsigned slots = static_cast<unsigned>(sequences.extent(0)), ctas = std::max(detail::tuning::tier_copy_ctas / slots, 1u);
     const auto copy = detail::copy_admitted_kernel<T, E>;
     launch("copy_admitted_kernel", copy, {.grid = dim3(ctas, slots), .threads = 512, .early = launch.is_built_for_hopper(copy)}, tiers);
