@@ -12,8 +12,9 @@
 #                        AArch64 under an emulator, and the CUDA backend compiled for every architecture of tests/cuda/architectures.sh
 #
 # PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure, PQKV_TRAIN_PYTHON names the Python that tests the training
-# scripts, PQKV_FUZZ_SECONDS says how long each reader of files is fuzzed (4 unless given; .ci/run gives 60). Exits with 0 when everything
-# passed; the last line is ctest's own.
+# scripts, PQKV_FUZZ_SECONDS says how long each reader of files is fuzzed (4 unless given; .ci/run gives 60),
+# CMAKE_CXX_COMPILER_LAUNCHER=ccache makes a second run from scratch shorter. The sanitizers' builds and tests run beside the others;
+# build/logs/sanitized.txt is what they print. Exits with 0 when everything passed; the last line is ctest's own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,7 +22,7 @@ all=OFF
 for argument in "$@"; do
   case $argument in
     --all) all=ON ;;
-    -h | --help) sed -n '3,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '3,17s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "tests/run.sh: unknown argument $argument; --help lists them" >&2; exit 2 ;;
   esac
 done
