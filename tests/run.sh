@@ -12,8 +12,9 @@
 #                        AArch64 under an emulator, and the CUDA backend compiled for every architecture of tests/cuda/architectures.sh
 #
 # PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure, PQKV_TRAIN_PYTHON names the Python that tests the training
-# scripts, PQKV_FUZZ_SECONDS says how long each reader of files is fuzzed (4 unless given; .ci/run gives 60). Exits with 0 when everything
-# passed; the last line is ctest's own.
+# scripts, PQKV_FUZZ_SECONDS says how long each reader of files is fuzzed (4 unless given; .ci/run gives 60),
+# CMAKE_CXX_COMPILER_LAUNCHER=ccache makes a second run from scratch shorter. The sanitizers' builds and tests run beside the others;
+# build/logs/sanitized.txt is what they print. Exits with 0 when everything passed; the last line is ctest's own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,7 +22,7 @@ all=OFF
 for argument in "$@"; do
   case $argument in
     --all) all=ON ;;
-    -h | --help) sed -n '3,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '3,17s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "tests/run.sh: unknown argument $argument; --help lists them" >&2; exit 2 ;;
   esac
 done
@@ -68,25 +69,47 @@ done >/dev/null 2>&1
 
 quick=ON
 if [ $all = ON ]; then quick=OFF; fi
-build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" -DPQKV_BENCH_STARTS_ONLY=ON -DPQKV_QUICK_TESTS=$quick \
-  ${PQKV_TRAIN_PYTHON:+"-DPQKV_TRAIN_PYTHON=$PQKV_TRAIN_PYTHON"}
-build asan --fresh -DPQKV_QUICK_TESTS=$quick "${sanitizing[@]}" ${PQKV_FUZZ_SECONDS:+"-DPQKV_FUZZ_SECONDS=$PQKV_FUZZ_SECONDS"}
-build tsan
-if [ $all = ON ]; then
-  build clang19
-  run_tests clang19
-  if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
-    step "CUDA for other architectures"
-    tests/cuda/architectures.sh
+has_nvcc() { command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; }
+
+# Two chains beside each other, each with as many jobs as there are cores: where one has a single job left (a long compile, a configuration,
+# a fuzz target that waits for its time), the other has work. On many cores memory is what a job needs most of, so the second has half.
+sanitized() {
+  if [ "$jobs" -gt 4 ]; then jobs=$((jobs / 2)); fi
+  build asan --fresh -DPQKV_QUICK_TESTS=$quick "${sanitizing[@]}" ${PQKV_FUZZ_SECONDS:+"-DPQKV_FUZZ_SECONDS=$PQKV_FUZZ_SECONDS"}
+  build tsan
+  run_tests asan
+  run_tests tsan
+}
+optimised() {
+  build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" -DPQKV_BENCH_STARTS_ONLY=ON -DPQKV_QUICK_TESTS=$quick \
+    ${PQKV_TRAIN_PYTHON:+"-DPQKV_TRAIN_PYTHON=$PQKV_TRAIN_PYTHON"}
+  if [ $all = ON ]; then
+    build clang19
+    run_tests clang19
+    if has_nvcc; then
+      step "CUDA for other architectures"
+      tests/cuda/architectures.sh
+    fi
   fi
-else
+  run_tests release
+}
+set -m  # a process group of its own, which goes with this script
+(sanitized) >"$logs/sanitized.txt" 2>&1 &
+beside=$!
+set +m
+trap 'kill -- -$beside 2>/dev/null || true' EXIT
+optimised
+step "the sanitizers' builds and tests, which ran beside"
+ok=0
+wait $beside || ok=$?
+cat "$logs/sanitized.txt"
+trap - EXIT
+[ $ok -eq 0 ] || exit $ok
+
+[ $all = ON ] ||
   left_out+=("sanitizers in programs' tests, optimised tests but for canonical arithmetic's, all tests built by clang 19, other CUDA architectures than sm_90 (--all has them)")
-fi
 [[ $(ctest --preset release -N) == *' train.smoke'* ]] ||
   left_out+=("training: no Python with PyTorch 2.6, numpy and safetensors (PQKV_TRAIN_PYTHON names one)")
-run_tests asan
-run_tests tsan
-run_tests release
 
 step "summary"
 grep -h 'pqkv.hpp>: ' build/release/Testing/Temporary/LastTest.log || true

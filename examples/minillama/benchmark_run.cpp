@@ -55,10 +55,13 @@ double benchmark_result::mean() const { return std::accumulate(scores.begin(), s
 
 std::vector<benchmark_result> run_benchmark(engine& computing, const model_config& config, const tokenizer& words, const benchmark& set,
                                             const std::vector<benchmark_prompt>& prompts, const std::vector<contestant>& contestants) {
+  std::size_t longest = 0;
   std::vector<benchmark_result> results;
   for (const contestant& who : contestants) results.push_back({who});
   conversation_settings settings;
   settings.tokens = set.tokens;
+  for (const benchmark_prompt& prompt : prompts) longest = std::max(longest, prompt.tokens.size());
+  print_window(config, longest + set.tokens);
   const turn nothing;
   for (std::size_t i = 0; i < set.records.size(); ++i) {
     const auto& tokens = prompts[i].tokens;

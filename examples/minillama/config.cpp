@@ -147,7 +147,7 @@ model_config load_config(const std::filesystem::path& path) {
   read_heads(object, of, config);
   const std::size_t positions = extent_or(object, "max_position_embeddings", of.max_positions);
   config.sliding_window = sliding_window(object, of, positions);
-  config.max_positions = config.sliding_window != 0 ? config.sliding_window : positions;
+  config.max_positions = positions;
   read_rotary(object, positions, config);
   config.tied_embeddings = object.flag_or("tie_word_embeddings", false);
   config.states_tied = object.find("tie_word_embeddings") != nullptr;

@@ -63,8 +63,8 @@ struct model_config {
   std::size_t head_dim = 0;         // d, as it is computed with: stored_head_dim, padded
   std::size_t stored_head_dim = 0;  // as the file has it
   std::size_t vocabulary = 0;
-  std::size_t max_positions = 0;   // longest sequence, and no longer than the window
-  std::size_t sliding_window = 0;  // tokens that the model attends to at most; 0: to all
+  std::size_t max_positions = 0;   // longest sequence
+  std::size_t sliding_window = 0;  // w: a query attends to the last w tokens, its own among them; 0: to all
   float rms_norm_epsilon = 0;
   double rope_theta = 0;
   rotary_scaling rope_scaling{};
@@ -91,20 +91,15 @@ struct model_config {
   std::size_t group() const { return query_heads / kv_heads; }  // g
   std::size_t query_width() const { return query_heads * head_dim; }
   std::size_t kv_width() const { return kv_heads * head_dim; }
-  /// Why a context of so many tokens cannot be longer, for messages; empty where there is no more to say.
-  std::string context_reason(std::size_t context) const {
-    return sliding_window == 0 || context != max_positions
-               ? ""
-               : ", which is sliding_window in config.json: attention has no window in this program";
-  }
+  /// Whether tokens leave the window of a sequence of so many.
+  bool outgrows_window(std::size_t tokens) const { return sliding_window != 0 && tokens > sliding_window; }
   bool ends(token_id token) const { return std::find(end_tokens.begin(), end_tokens.end(), token) != end_tokens.end(); }
   std::size_t qkv_width() const { return query_width() + 2 * kv_width(); }
 };
 
 /// Reads and checks a config.json of a Llama, or of a Mistral, which is a Llama but for its window. Absent keys have transformers' defaults
-/// where it has any that a model is made with: not the extents of the weights. A window is not masked: sequences are kept no longer
-/// than it, and see no difference. Where a generation_config.json beside it names end tokens, these are taken: Llama 3 Instruct's second
-/// one stands there alone.
+/// where it has any that a model is made with: not the extents of the weights. A window is of all layers. Where a generation_config.json
+/// beside it names end tokens, these are taken: Llama 3 Instruct's second one stands there alone.
 ///
 /// @throws load_error that names the file and the key: missing, of the wrong type, out of range, or not supported
 model_config load_config(const std::filesystem::path& path);

@@ -150,7 +150,7 @@ std::size_t conversation_room(const std::string& source, std::size_t prompt_toke
   const std::size_t wished = fresh ? longest + settings.tokens : all + ends + turns.size() * settings.tokens;
   if (prompt_tokens + needed > context)
     throw load_error(source, "prompt: " + std::to_string(prompt_tokens + needed) + " tokens" + (turns.size() > 1 ? " with the turns" : "") +
-                                 " are longer than the context of " + std::to_string(context) + settings.context_reason);
+                                 " are longer than the context of " + std::to_string(context));
   return std::min(wished, context - prompt_tokens);
 }
 

@@ -46,7 +46,6 @@ struct conversation_settings {
   sampling_settings sampling{};
   kept_logits keep = kept_logits::none;
   end_rule ends = end_rule::heeded;
-  std::string context_reason{};  // printed after the length of the context, where a conversation does not fit
 };
 
 /// Who listens to a conversation; any of the functions may be empty.

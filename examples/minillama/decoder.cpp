@@ -7,14 +7,18 @@
 
 #include "process_memory.hpp"
 #include "recall_sample.hpp"
+#include "window.hpp"
 
 namespace minillama {
 
-host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, std::size_t tokens, session_kind kind)
+host_session::host_session(without_caches, const model& llama, pool_runner& runner, const policy_settings& settings, std::size_t tokens,
+                           std::size_t room, session_kind kind)
     : llama_(llama),
       cpu_{runner, {}},
       prompt_tokens_(tokens),
-      shown_queries_(settings.shown_queries()),
+      capacity_(tokens + room),
+      settings_(settings_of_layers(settings, llama.config(), capacity_)),
+      shown_queries_(settings_.shown_queries()),
       position_(tokens),
       slot_(kind == session_kind::forked ? 1 : 0),
       qkv_(index_of(step_tokens), index_of(llama.config().qkv_width())),
@@ -31,16 +35,16 @@ host_session::host_session(const model& llama, pool_runner& runner, const policy
 
 host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, std::size_t prompt_tokens,
                            std::size_t room, session_kind kind)
-    : host_session(llama, runner, settings, prompt_tokens, kind) {
-  for (std::size_t layer = 0; layer < llama.config().layers; ++layer) make_cache(settings, room);
+    : host_session(without_caches{}, llama, runner, settings, prompt_tokens, room, kind) {
+  for (std::size_t layer = 0; layer < llama.config().layers; ++layer) make_cache();
 }
 
 host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, const prefilled_prompt& prompt,
                            std::size_t room, session_kind kind)
-    : host_session(llama, runner, settings, prompt.tokens, kind) {
+    : host_session(without_caches{}, llama, runner, settings, prompt.tokens, room, kind) {
   check_rows(prompt);
   for (const auto& layer : prompt.layers) {
-    make_cache(settings, room);
+    make_cache();
     take_layer(cpu_, caches_.size() - 1, layer);
   }
   begin();
@@ -48,10 +52,10 @@ host_session::host_session(const model& llama, pool_runner& runner, const policy
 
 host_session::host_session(const model& llama, pool_runner& runner, const policy_settings& settings, prefilled_prompt&& prompt,
                            std::size_t room, session_kind kind)
-    : host_session(llama, runner, settings, prompt.tokens, kind) {
+    : host_session(without_caches{}, llama, runner, settings, prompt.tokens, room, kind) {
   check_rows(prompt);
   for (auto& layer : prompt.layers) {
-    make_cache(settings, room);
+    make_cache();
     take_layer(cpu_, caches_.size() - 1, layer);
     layer = {};
     return_free_memory();  // otherwise the next layer's cache comes on top of it
@@ -64,9 +68,9 @@ void host_session::check_rows(const prefilled_prompt& prompt) const {
   if (prompt.layers.size() != llama_.config().layers) throw std::logic_error("session: another one has taken the prompt's rows");
 }
 
-void host_session::make_cache(const policy_settings& settings, std::size_t room) {
-  const pqkv::budget_rule rule = settings.budget_for(prompt_tokens_, llama_.config().head_dim);
-  caches_.push_back(make_layer_cache(settings, rule, llama_.config(), slot_ + 1, prompt_tokens_ + room));
+void host_session::make_cache() {
+  const pqkv::budget_rule rule = settings_.budget_for(prompt_tokens_, llama_.config().head_dim);
+  caches_.push_back(make_layer_cache(settings_, rule, llama_.config(), slot_ + 1, capacity_));
 }
 
 void host_session::take_layer(const host_policy& cpu, std::size_t layer, const prefilled_prompt::layer& rows) {

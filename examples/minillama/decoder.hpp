@@ -46,10 +46,11 @@ class host_session final : public session {
   static std::size_t step_scratch_bytes(const model_config& config, std::size_t tokens);
 
  private:
-  // without caches
-  host_session(const model& llama, pool_runner& runner, const policy_settings& settings, std::size_t tokens, session_kind kind);
+  struct without_caches {};
+  host_session(without_caches, const model& llama, pool_runner& runner, const policy_settings& settings, std::size_t tokens,
+               std::size_t room, session_kind kind);
   void check_rows(const prefilled_prompt& prompt) const;
-  void make_cache(const policy_settings& settings, std::size_t room);
+  void make_cache();
   enum class wanted { nothing, logits };  // of a step's last token
   void step(std::span<const token_id> tokens, wanted result, const step_observer& observe);
   void run_layer(std::size_t layer, rows_view x, const step_observer& observe);
@@ -58,7 +59,9 @@ class host_session final : public session {
 
   const model& llama_;
   host_policy cpu_;
-  std::size_t prompt_tokens_, shown_queries_, position_;
+  std::size_t prompt_tokens_, capacity_;
+  policy_settings settings_;  // of the layers
+  std::size_t shown_queries_, position_;
   std::uint32_t slot_;
   std::vector<std::unique_ptr<layer_cache>> caches_;
   matrix qkv_, attention_;  // [step_tokens, hq*d + 2*h*d], [step_tokens, hq*d]

@@ -8,6 +8,7 @@
 #include "decoder.hpp"
 #include "index_worker.hpp"
 #include "process_memory.hpp"
+#include "window.hpp"
 
 namespace minillama {
 namespace {
@@ -50,18 +51,19 @@ class host_engine final : public engine {
     if (settings.index_threads != 0) worker.emplace(*session, settings.index_threads);
     made.waited_seconds += clock.lap();
     const host_policy cpu{runner_, {}};
-    prefilled_prompt prompt = minillama::prefill(llama_, tokens, runner_, report, settings.shown_queries(),
-                                                 [&](std::size_t layer, prefilled_prompt::layer&& rows) {
-                                                   clock.lap();
-                                                   if (worker) {
-                                                     worker->take(layer, std::move(rows));
-                                                   } else {
-                                                     session->take_layer(cpu, layer, rows);
-                                                     rows = {};
-                                                     return_free_memory();
-                                                   }
-                                                   made.waited_seconds += clock.lap();
-                                                 });
+    const std::size_t shown = settings_of_layers(settings, llama_.config(), tokens.size() + room).shown_queries();
+    prefilled_prompt prompt =
+        minillama::prefill(llama_, tokens, runner_, report, shown, [&](std::size_t layer, prefilled_prompt::layer&& rows) {
+          clock.lap();
+          if (worker) {
+            worker->take(layer, std::move(rows));
+          } else {
+            session->take_layer(cpu, layer, rows);
+            rows = {};
+            return_free_memory();
+          }
+          made.waited_seconds += clock.lap();
+        });
     return_free_memory();
     clock.lap();
     if (worker) worker->finish();

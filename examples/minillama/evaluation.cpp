@@ -140,6 +140,7 @@ evaluation evaluate(engine& computing, const model_config& config, const examine
   if (settings.length + question_room > config.max_positions)
     throw std::invalid_argument("--length: the model's " + std::to_string(config.max_positions) +
                                 " positions leave no room for a question after it");
+  print_window(config, settings.length + question_room);
   evaluation result;
   const bool on_host = settings.device == device_name::host;
   const auto measuring = on_host && settings.measure == measured_by::heads ? std::optional<host_policy>({runner, {}}) : std::nullopt;

@@ -12,6 +12,7 @@
 #include "layer_cache.hpp"
 #include "prefill.hpp"
 #include "tiered_cache.hpp"
+#include "window.hpp"
 
 namespace minillama {
 namespace {
@@ -76,8 +77,9 @@ weight_footprint plan_float_weights(const model_config& config) {
   return {.bytes = bytes_of("weights", weight_count(config), sizeof(float))};
 }
 
-footprint plan_footprint(const model_config& config, const policy_settings& settings, const run_shape& shape,
+footprint plan_footprint(const model_config& config, const policy_settings& asked, const run_shape& shape,
                          const weight_footprint& weights) {
+  const policy_settings settings = settings_of_layers(asked, config, shape.capacity);
   footprint planned;
   planned.weights = weights.bytes;
   const double shown = static_cast<double>(config.query_width()) * static_cast<double>(std::min(shape.prompt, settings.shown_queries()));
@@ -90,7 +92,8 @@ footprint plan_footprint(const model_config& config, const policy_settings& sett
                          (shape.at_once > 1 ? weights.product_scratch : weights.token_scratch);
   planned.caches = plan_caches(config, settings, shape);  // refuses settings that do not fit
   planned.training_scratch = training_bytes(config, settings, shape);
-  if (shape.sessions > 1) planned.other_caches = plan_caches(config, dense(settings), shape).total_bytes();
+  if (shape.sessions > 1)
+    planned.other_caches = plan_caches(config, settings_of_layers(dense(asked), config, shape.capacity), shape).total_bytes();
   if (shape.sessions == 1) planned.handed_over = config.layers;
   if (settings.index_threads != 0) planned.rows_at_once = std::min(config.layers, index_worker::layers_at_once);
   planned.tier_file =

@@ -18,6 +18,7 @@
 #include "output_file.hpp"
 #include "process_memory.hpp"
 #include "report.hpp"
+#include "window.hpp"
 
 namespace minillama {
 namespace {
@@ -146,13 +147,13 @@ class starting_point {
  public:
   enum class turn { first_of_two, last };
 
-  starting_point(run& work, engine& computing, std::span<const token_id> tokens, const policy_settings& settings, std::size_t room,
-                 session_kind kind, std::size_t sessions)
+  starting_point(run& work, engine& computing, const model_config& config, std::span<const token_id> tokens,
+                 const policy_settings& settings, std::size_t room, session_kind kind, std::size_t sessions)
       : work_(work), room_(room), kind_(kind) {
     if (sessions == 1)
       only_ = work.start_timed(computing, tokens, settings, room, kind);
     else
-      prompt_ = work.prefill_timed(computing, tokens, settings.shown_queries());
+      prompt_ = work.prefill_timed(computing, tokens, settings_of_layers(settings, config, tokens.size() + room).shown_queries());
   }
   std::span<const float> logits() const { return prompt_ ? prompt_->logits() : std::span<const float>(only_.logits); }
   /// A session, and the seconds that its caches and indexes took.
@@ -233,8 +234,7 @@ void generate(const options& o) {
                                        .start = o.start,
                                        .sampling = o.sampling,
                                        .keep = o.compare_full ? kept_logits::all : kept_logits::none,
-                                       .ends = o.ends,
-                                       .context_reason = config.context_reason(context)};
+                                       .ends = o.ends};
   const std::size_t room = conversation_room(asked.source, tokens.size(), turns, context, settings);
   const auto kind = o.start == turn_start::fresh ? session_kind::forked : session_kind::single;
   std::size_t longest_turn = 1;  // with the token before it, and the end of a reply
@@ -251,7 +251,7 @@ void generate(const options& o) {
   from.weights.reset();
   const policy_settings policy_asked = prepared(o, llama, work, tokens.size());
   const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
-  starting_point prefilled(work, *computing, tokens, policy_asked, room, kind, shape.sessions);
+  starting_point prefilled(work, *computing, config, tokens, policy_asked, room, kind, shape.sessions);
   const auto hold = [&](const policy_settings& policy, starting_point::turn which, bool quality, const listener& listening) {
     measured_session held(prefilled, which, config, work.runner(), policy, quality);
     auto replies = converse(*held.at, room, config, *words, prefilled.logits(), tokens.back(), turns, settings, held.observe, listening);
@@ -271,6 +271,7 @@ void generate(const options& o) {
   finish_standard_output();
   print_statistics(record, work.times(), tokens.size());
   if (record.quality) print_quality(*record.quality);
+  print_window(config, shape.capacity);
   if (interrupt_watch::is_interrupted()) work.give_up();
 
   json& document = work.document();
@@ -304,8 +305,7 @@ void score_text(const options& o) {
     throw load_error(source, "has " + std::to_string(all.size()) + " tokens; expected at least one before the " + std::to_string(scored) +
                                  " of --perplexity-tokens");
   if (all.size() > context)
-    throw load_error(source, std::to_string(all.size()) + " tokens are longer than the context of " + std::to_string(context) +
-                                 config.context_reason(context));
+    throw load_error(source, std::to_string(all.size()) + " tokens are longer than the context of " + std::to_string(context));
   const std::size_t prompt = o.perplexity_prompt.value_or(all.size() - scored);
   if (prompt > all.size() - scored)
     throw load_error(source, "has " + std::to_string(all.size() - scored) + " tokens before the scored ones; expected at least the " +
@@ -319,7 +319,7 @@ void score_text(const options& o) {
   from.weights.reset();
   const policy_settings policy_asked = prepared(o, llama, work, head.size());
   const std::unique_ptr<engine> computing = work.engine_for(o.device, llama);
-  starting_point prefilled(work, *computing, head, policy_asked, between.size() + scored, session_kind::single, shape.sessions);
+  starting_point prefilled(work, *computing, config, head, policy_asked, between.size() + scored, session_kind::single, shape.sessions);
   const auto scored_under = [&](const policy_settings& policy, starting_point::turn which, bool quality, kept_distributions keep,
                                 std::span<const float> dense) {
     measured_session held(prefilled, which, config, work.runner(), policy, quality);
@@ -335,6 +335,7 @@ void score_text(const options& o) {
                                             full ? std::span<const float>(full->first.log_probabilities) : std::span<const float>());
   print_statistics(record, work.times(), head.size());
   if (record.quality) print_quality(*record.quality);
+  print_window(config, shape.capacity);
   std::fprintf(stderr, "perplexity            %10.6f of the last %zu tokens\n", found.perplexity(), found.tokens);
 
   json& document = work.document();
@@ -373,6 +374,7 @@ void print_plan(const options& o) {
   const footprint planned = plan_on_host(config, o.policy, shape, known ? plan_weights(from) : plan_float_weights(config));
   if (!known) std::fputs("there are no weights beside config.json: they are counted as floats\n", stderr);
   print_footprint(planned, shape);
+  print_window(config, shape.capacity);
   work.document()["model"] = model_of(o, config);
   work.document()["memory"] = memory_of(planned, shape);
   work.finish();

@@ -321,8 +321,7 @@ void complete(const CLI::App& app, options& o) {
 
 std::size_t options::context_for(const model_config& config) const {
   if (context.value_or(0) > config.max_positions)
-    throw usage_error("-c", std::to_string(*context) + " is more than the model's " + std::to_string(config.max_positions) + " positions" +
-                                config.context_reason(config.max_positions));
+    throw usage_error("-c", std::to_string(*context) + " is more than the model's " + std::to_string(config.max_positions) + " positions");
   return context.value_or(config.max_positions);
 }
 

@@ -31,13 +31,14 @@ using progress_report = std::function<void(double)>;
 /// Is given a layer's rows once the layer has attended; they are gone from the result. Called in the order of the layers.
 using layer_taker = std::function<void(std::size_t layer, prefilled_prompt::layer&& rows)>;
 
-/// Runs all layers over the prompt with exact causal attention.
+/// Runs all layers over the prompt with exact causal attention, to the model's window where it has one.
 ///
 /// @param  take          where given, the result has no layers
 /// @param  kept_queries  of how many last tokens the result has queries (policy_settings::shown_queries)
 /// @pre    tokens is not empty
-/// @cost   of one layer: the projections, and n*n/2 keys per query head by pqkv::prefill_attention; scratch of n * (hidden + 2*hq*d) floats
-///         and the library's. The last layer attends for the last token alone: nobody reads the rest.
+/// @cost   of one layer: the projections, and n*n/2 keys per query head by pqkv::prefill_attention, or with a window of w < n
+///         tokens w*w/2, and (n - w)*w by Eigen's products; scratch of n * (hidden + 2*hq*d) floats, of 64 * (w + 64) floats a thread with
+///         a window, and the library's. The last layer attends for the last token alone: nobody reads the rest.
 prefilled_prompt prefill(const model& llama, std::span<const token_id> tokens, pool_runner& runner, const progress_report& report = {},
                          std::size_t kept_queries = 0, const layer_taker& take = {});
 

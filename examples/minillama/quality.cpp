@@ -41,6 +41,7 @@ double relative_error(const float* a, const float* b, std::size_t d) {
 quality_meter::quality_meter(const model_config& config)
     : kv_heads_(config.kv_heads),
       query_heads_(config.query_heads),
+      window_(config.sliding_window),
       softmax_scale_(config.softmax_scale()),
       heads_(config.layers * config.query_heads),
       layers_(config.layers) {}
@@ -55,7 +56,11 @@ void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
   const pqkv::middle_range middle = step.cache.middle(step.slot);
   const auto n = static_cast<std::uint32_t>(store.tokens());
 
-  const std::vector<pqkv::token_span> everything(kv_heads_, {n, n, n});
+  // What the model would attend to. Behind its window there is nothing, and a layer that has one attends to all of it.
+  const bool leaves_window = window_ != 0 && n > window_;
+  const pqkv::token_span whole =
+      leaves_window ? pqkv::token_span{0, n - static_cast<std::uint32_t>(window_), n} : pqkv::token_span{n, n, n};
+  const std::vector<pqkv::token_span> everything(kv_heads_, whole);
   const attended dense = attend_to(cpu, query, store, {pqkv::make_view(everything.data(), kv_heads_), {}, {}}, softmax_scale_);
 
   // The exact top-k of the middle, and the attention mass that it would have reached.
@@ -90,7 +95,9 @@ void quality_meter::observe(const host_policy& cpu, const layer_step& step) {
     const std::int32_t* got = found.data() + head * most;
     std::vector<std::int32_t> both;
     std::set_intersection(wanted, wanted + k, got, got + counts[head], std::back_inserter(both));
-    const double recall = k > 0 ? static_cast<double>(both.size()) / static_cast<double>(k) : middle.size() == 0 ? 1.0 : 0.0;
+    const double recall = k > 0                                 ? static_cast<double>(both.size()) / static_cast<double>(k)
+                          : middle.size() == 0 || leaves_window ? 1.0
+                                                                : 0.0;
     for (std::size_t q = head * group; q < (head + 1) * group; ++q) {
       head_sum& sum = heads_[step.layer * query_heads_ + q];
       sum.recall += recall;

@@ -44,6 +44,7 @@ class quality_meter {
   };
 
   std::size_t kv_heads_, query_heads_;
+  std::size_t window_;            // of the model; 0: none
   float softmax_scale_;           // 0: the library's own
   std::vector<head_sum> heads_;   // [layers, hq]
   std::size_t observations_ = 0;  // layers times steps

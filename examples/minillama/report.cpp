@@ -132,6 +132,11 @@ void print_statistics(const session_record& record, const run_times& times, std:
   if (s.tiers) print_tiers(s);
 }
 
+void print_window(const model_config& config, std::size_t capacity) {
+  if (config.outgrows_window(capacity))
+    std::fprintf(stderr, "window                %10zu tokens: all of them attend, under every policy\n", config.sliding_window);
+}
+
 void print_overlap(const pqkv::overlap_model& machine, std::size_t iterations) {
   std::fprintf(stderr, "k-means iterations    %10zu by the overlap rule (%.3g s per 1000 rows and iteration)\n", iterations,
                1000 * machine.b1);
@@ -227,7 +232,8 @@ json model_of(const options& o, const model_config& config) {
           {"kv_heads", config.kv_heads},
           {"head_dim", config.head_dim},
           {"vocabulary", config.vocabulary},
-          {"max_positions", config.max_positions}};
+          {"max_positions", config.max_positions},
+          {"sliding_window", config.sliding_window != 0 ? json(config.sliding_window) : json(nullptr)}};
 }
 
 json memory_of(const footprint& planned, const run_shape& shape) {

@@ -42,6 +42,8 @@ session_record record_of(const session& of, double index_seconds, const quality_
 void print_device(device_name device, const std::string& description);
 void print_statistics(const session_record& record, const run_times& times, std::size_t prefilled);
 void print_quality(const quality_summary& quality);
+/// A line where tokens of a sequence of so many leave the model's window.
+void print_window(const model_config& config, std::size_t capacity);
 /// What the overlap rule found out about this machine, and came to for the prompt.
 void print_overlap(const pqkv::overlap_model& machine, std::size_t iterations);
 void print_comparison(std::span<const reply_comparison> compared, const session_record& full);

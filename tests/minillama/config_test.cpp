@@ -213,7 +213,7 @@ TEST_CASE("what the program cannot compute is refused") {
   CHECK(starts(problem(config.dump()), "num_attention_heads: 10 does not divide"));
 }
 
-TEST_CASE("a Mistral has other defaults, and its window bounds the context") {
+TEST_CASE("a Mistral has other defaults, and a window") {
   json config = config_of({});
   config["architectures"] = {"MistralForCausalLM"};
   config["num_attention_heads"] = 16;
@@ -223,20 +223,20 @@ TEST_CASE("a Mistral has other defaults, and its window bounds the context") {
   CHECK(loaded(config).max_positions == 512);
   CHECK(loaded(config).sliding_window == 0);
   config["sliding_window"] = 100;
-  CHECK(loaded(config).max_positions == 100);
+  CHECK(loaded(config).max_positions == 512);
   CHECK(loaded(config).sliding_window == 100);
   config["use_sliding_window"] = false;
   CHECK(loaded(config).max_positions == 512);
   config["sliding_window"] = 512;  // as long as the context: no difference
   config.erase("use_sliding_window");
   CHECK(loaded(config).sliding_window == 0);
-  CHECK(loaded(config).context_reason(512) == "");
   config["sliding_window"] = 100;
-  CHECK(loaded(config).context_reason(100) == ", which is sliding_window in config.json: attention has no window in this program");
-  CHECK(loaded(config).context_reason(99) == "");  // of --context
+  CHECK(!loaded(config).outgrows_window(100));
+  CHECK(loaded(config).outgrows_window(101));
   config.erase("sliding_window");
   config.erase("max_position_embeddings");
-  CHECK(loaded(config).max_positions == 4096);
+  CHECK(loaded(config).max_positions == 131072);
+  CHECK(loaded(config).sliding_window == 4096);
   config["num_key_value_heads"] = nullptr;
   CHECK(loaded(config).kv_heads == 16);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The plain oracle of minillama's tests: a Llama in double precision, three loops at a time, with every token recomputed from the start
-// and attention over all that came before. Slow on purpose; shares no code with the program but the name of its tokens.
+// and attention over all that came before, or the last tokens of a window. Slow on purpose; shares no code with the program but the name of
+// its tokens.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -93,13 +94,14 @@ inline std::vector<numbers> plain_logits(const tiny_shape& shape, const tensors&
         const std::size_t kv = head / group * d;
         numbers p(t + 1);
         double largest = -1e300, sum = 0;
-        for (std::size_t s = 0; s <= t; ++s) {
+        const std::size_t first = shape.sliding_window != 0 && t >= shape.sliding_window ? t - shape.sliding_window + 1 : 0;
+        for (std::size_t s = first; s <= t; ++s) {
           for (std::size_t i = 0; i < d; ++i) p[s] += queries[t][head * d + i] * keys[s][kv + i];
           p[s] /= std::sqrt(static_cast<double>(d));
           largest = std::max(largest, p[s]);
         }
-        for (double& value : p) sum += value = std::exp(value - largest);
-        for (std::size_t s = 0; s <= t; ++s)
+        for (std::size_t s = first; s <= t; ++s) sum += p[s] = std::exp(p[s] - largest);
+        for (std::size_t s = first; s <= t; ++s)
           for (std::size_t i = 0; i < d; ++i) gathered[head * d + i] += p[s] / sum * values[s][kv + i];
       }
       const numbers attended = projected("self_attn.o_proj", gathered);

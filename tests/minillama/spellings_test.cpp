@@ -76,6 +76,9 @@ change operator+(const change& first, const change& second) {
 change theta(double value) {
   return [=](spelling& s) { s.oracle.theta = value; };
 }
+change windowed_oracle(std::size_t window) {
+  return [=](spelling& s) { s.oracle.sliding_window = window; };
+}
 change tied_oracle() {
   return [](spelling& s) { s.oracle.tied = true; };
 }
@@ -195,7 +198,10 @@ const std::vector<row> table{
     {"LlamaModel", set("architectures", {"LlamaModel"}), "config.json: architectures: unsupported: [\"LlamaModel\"]"},
     {"Mistral, no window", set("architectures", {"MistralForCausalLM"}) + set("sliding_window", nullptr)},
     {"Mistral, a window longer than the context", set("architectures", {"MistralForCausalLM"}) + set("sliding_window", 4096)},
-    {"Mistral, a window", set("model_type", "mistral") + without("architectures") + set("sliding_window", 24)},
+    {"Mistral, a window as long as the text", set("model_type", "mistral") + without("architectures") + set("sliding_window", 24)},
+    {"Mistral, a window shorter than the text",
+     set("architectures", {"MistralForCausalLM"}) + set("sliding_window", 16) + windowed_oracle(16)},
+    {"Mistral, a window of one token", set("architectures", {"MistralForCausalLM"}) + set("sliding_window", 1) + windowed_oracle(1)},
     {"Llama with a window", set("sliding_window", 16), "config.json: sliding_window: unsupported: 16 for LlamaForCausalLM"},
     {"Llama with a window longer than the context", set("sliding_window", 512)},
     {"hidden_act swish", set("hidden_act", "swish")},

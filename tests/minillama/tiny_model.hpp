@@ -93,13 +93,15 @@ inline safetensors_parts parts_of(const tensors& all, const std::string& type) {
 struct tiny_shape {
   std::size_t hidden = 24, intermediate = 40, vocabulary = 256, layers = 2, query_heads = 4, kv_heads = 2, head_dim = 8;
   std::size_t max_positions = 512;
+  std::size_t sliding_window = 0;  // not 0: a Mistral
   bool tied = true;
   std::string type = "F32";
   double theta = 10000.0, epsilon = 1e-5;
 };
 
 inline nlohmann::json config_of(const tiny_shape& shape) {
-  return {{"architectures", {"LlamaForCausalLM"}},
+  return {{"architectures", {shape.sliding_window != 0 ? "MistralForCausalLM" : "LlamaForCausalLM"}},
+          {"sliding_window", shape.sliding_window != 0 ? nlohmann::json(shape.sliding_window) : nlohmann::json(nullptr)},
           {"hidden_size", shape.hidden},
           {"intermediate_size", shape.intermediate},
           {"num_hidden_layers", shape.layers},

@@ -129,7 +129,7 @@ install_port "core;cuda"
 rm -rf "$work/installed"
 configure installed -DCMAKE_PREFIX_PATH="$work/vcpkg/packages" -DWANTED_VERSION="${version%.*}"
 grep -q "pqkv_DIR:PATH=$work/vcpkg/packages/share/pqkv" "$work/installed/CMakeCache.txt" || fail "vcpkg: another installation was found"
-cmake --build "$work/installed" --target consumer >"$work/log" 2>&1 && "$work/installed/consumer" || { cat "$work/log"; fail "vcpkg: no consumer"; }
+cmake --build "$work/installed" --target one_operation >"$work/log" 2>&1 && "$work/installed/one_operation" || { cat "$work/log"; fail "vcpkg: no consumer"; }
 echo "package: vcpkg: the port installs, a consumer runs"
 if [ -n "$nvcc" ]; then
   rm -rf "$work/cuda"
@@ -138,7 +138,7 @@ if [ -n "$nvcc" ]; then
 fi
 
 configure subdirectory -DPQKV_SOURCE="$root"
-build_and_run subdirectory consumer
+build_and_run subdirectory one_operation
 configure exporting -DPQKV_SOURCE="$root"
 echo "package: exporting: an installed library names pqkv"
 mkdir "$work/repository"  # of the tree as it stands, committed or not

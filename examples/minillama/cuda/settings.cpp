@@ -39,6 +39,11 @@ cache_settings settings_for(const policy_settings& settings, std::size_t prompt,
                             std::size_t capacity) {
   cache_settings made;
   if (config.biases.any()) throw usage_error("--device", "cuda: the model has biases, which only the host adds");
+  if (config.outgrows_window(capacity))
+    throw usage_error("--device",
+                      "cuda: the model attends to the last " + std::to_string(config.sliding_window) +
+                          " tokens (sliding_window in config.json), which only the host does: not with sequences of more, got up to " +
+                          std::to_string(capacity));
   made.shape = {slots, config.kv_heads, config.query_heads, config.head_dim, capacity};
   made.shape.softmax_scale = config.softmax_scale();
   made.budget = settings.budget_for(prompt, config.head_dim);
