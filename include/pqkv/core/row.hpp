@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "owner.hpp"
 #include "scalar.hpp"
 #include "view.hpp"
 
