@@ -157,11 +157,11 @@ int main(int argc, char** argv) {
       ->needs(app.get_option("--ratios"));
   auto* axes = app.add_option("--axes", o.axes, "contiguous, rotary or weighted: which coordinates of a key are coded together")
                    ->transform(one_of(axes_names(), "contiguous|rotary|weighted"))
-                   ->default_str("weighted; rotary with --device cuda")
+                   ->default_str("weighted; as rotary with --device cuda")
                    ->excludes(demo);
   auto* over = app.add_option("--over", o.over, "middle or attended: the tokens over which a query head's weights add up to 1")
                    ->transform(one_of(normalisation_names(), "middle|attended"))
-                   ->default_str("attended; middle with --device cuda or a second stage")
+                   ->default_str("attended; middle with a second stage")
                    ->excludes(demo);
   app.add_option("--rows", o.evaluation.rows,
                  "float or int8: the type of stored keys and values; int8 attends to more tokens of as many bytes")

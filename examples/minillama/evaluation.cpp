@@ -59,9 +59,8 @@ std::vector<contestant> contestants_of(const evaluation_settings& settings) {
     who.settings.raise_floor();
     auto& quantizer = who.settings.quantizer;
     quantizer.path = settings.path;
-    if (settings.device == device_name::host) who.settings.use_host_defaults();
     quantizer.axes = settings.axes.value_or(quantizer.axes);
-    quantizer.over = settings.over.value_or(quantizer.over);
+    if (settings.over) quantizer.over = settings.over;
     quantizer.train.seed = settings.seed;
     const bool joint_codes = quantizer.subspaces * quantizer.bits <= pqkv::max_joint_bits;
     if (!joint_codes) quantizer.path = pqkv::search_path::scan;

@@ -34,7 +34,7 @@ struct evaluation_settings {
   std::set<policy_name> policies;                     // which of the contestants take part beside full; empty: the usual
   std::set<std::size_t> ratios;                       // pq, oracle and streaming at 1/this; empty: the usual contestants
   std::vector<code_sizes> codes;                      // of pq, each a contestant; empty: 4x8. Under ratios
-  std::optional<pqkv::axis_order> axes;               // not given: policy_settings::use_host_defaults(), or the device's
+  std::optional<pqkv::axis_order> axes;               // not given: the library's default
   std::optional<pqkv::selector::normalisation> over;  // the same
   row_format rows = row_format::float32;              // of every policy's cache
   std::optional<std::size_t> sinks;                   // first tokens, always attended to; default: the budget rule's

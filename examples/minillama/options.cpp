@@ -149,11 +149,11 @@ void declare_policy(CLI::App& app, options& o) {
       ->group(group);
   app.add_option("--axes", o.policy.quantizer.axes, "contiguous, rotary or weighted: which coordinates of a key are coded together")
       ->transform(one_of(axes_names(), "contiguous|rotary|weighted"))
-      ->default_str("weighted; rotary with --device cuda")
+      ->default_str("weighted; as rotary with --device cuda")
       ->group(group);
   app.add_option("--over", o.policy.quantizer.over, "middle or attended: the tokens over which a query head's weights add up to 1")
       ->transform(one_of(normalisation_names(), "middle|attended"))
-      ->default_str("attended; middle with --device cuda or a second stage")
+      ->default_str("attended; middle with a second stage")
       ->group(group);
   app.add_option("--refresh", o.policy.quantizer.refresh,
                  "renew the codebooks when the sequence is so many times as long as at their last training; 0: never")
@@ -167,7 +167,7 @@ void declare_policy(CLI::App& app, options& o) {
       ->group(group);
   app.add_option("--refresh-keys", o.policy.quantizer.renewal, "new or all: the keys that such a renewal trains on and encodes anew")
       ->transform(one_of(renewal_names(), "new|all"))
-      ->default_str("new; all with --device cuda")
+      ->default_str("new")
       ->group(group);
   app.add_option("--metric", o.policy.quantizer.metric, "l2 or ip: keys are clustered by their distance, or for inner products")
       ->transform(one_of(metric_names(), "l2|ip"))
@@ -297,11 +297,6 @@ void complete(const CLI::App& app, options& o) {
                               "--ignore-end", "--temp", "--top-p"})
       if (app.count(other)) throw usage_error("--perplexity", std::string("generates no text: not with ") + other);
   o.policy.quantizer.train.seed = o.sampling.seed;
-  const pqkv::selector::pq::params asked = o.policy.quantizer;
-  if (o.device == device_name::host) o.policy.use_host_defaults();
-  if (app.count("--axes") != 0) o.policy.quantizer.axes = asked.axes;
-  if (app.count("--over") != 0) o.policy.quantizer.over = asked.over;
-  if (app.count("--refresh-keys") != 0) o.policy.quantizer.renewal = asked.renewal;
   if (app.count("--min-tokens") == 0) o.policy.raise_floor();
   if (std::find(o.turns.begin(), o.turns.end(), "") != o.turns.end()) throw usage_error("--turn", "is empty");
   if (o.turns_file) o.turns = read_turns(*o.turns_file);

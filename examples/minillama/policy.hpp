@@ -127,13 +127,6 @@ struct policy_settings {
   tier_settings tier{};
   std::size_t index_threads = 0;  // beside the model's, that build indexes while it computes a prompt; 0: the model's own, in between
 
-  /// What finds most on a real model (docs/quality.md) and only the host has. The paper's preset stays what it is.
-  void use_host_defaults() {
-    if (preset == preset_name::paper) return;
-    quantizer.axes = pqkv::axis_order::weighted_pairs;
-    quantizer.renewal = pqkv::selector::renewal_scope::new_keys;
-    if (!quantizer.residual.used()) quantizer.over = pqkv::selector::normalisation::attended;
-  }
   /// Takes over what PQCache's paper does differently, but for the overlap model.
   void use_paper_preset() {
     const auto paper = pqkv::preset::paper({}, budget.ratio, {});
@@ -144,6 +137,7 @@ struct policy_settings {
     quantizer.subspaces = paper.selector.subspaces;
     quantizer.bits = paper.selector.bits;
     quantizer.axes = paper.selector.axes;
+    quantizer.over = paper.selector.over;
     quantizer.train.rows_per_centroid = paper.selector.train.rows_per_centroid;
     quantizer.overlap_most = paper.selector.overlap_most;
     quantizer.refresh = paper.selector.refresh;

@@ -204,7 +204,7 @@ json settings_of(const options& o) {
            quantizer.residual.used() ? json(code_sizes{quantizer.residual.subspaces, quantizer.residual.bits}.text()) : json(nullptr)},
           {"shortlist", quantizer.residual.used() ? json(quantizer.residual.shortlist) : json(nullptr)},
           {"axes", name_in(axes_names(), quantizer.axes)},
-          {"over", name_in(normalisation_names(), quantizer.over)},
+          {"over", name_in(normalisation_names(), quantizer.normalised_over())},
           {"refresh", quantizer.growth()},
           {"refresh_iterations", quantizer.refresh_iterations},
           {"refresh_keys", name_in(renewal_names(), quantizer.renewal)},

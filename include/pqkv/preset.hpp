@@ -26,6 +26,7 @@ typename pqcache<Rows>::params paper(const cache_shape& shape, double ratio, con
   p.selector.subspaces = 2;
   p.selector.bits = 6;
   p.selector.axes = axis_order::contiguous;
+  p.selector.over = selector::normalisation::middle;
   p.selector.train.rows_per_centroid = 0;
   p.selector.refresh = 0;
   p.selector.overlap = machine;
@@ -49,7 +50,6 @@ typename pqcache<Rows>::params accurate(const cache_shape& shape, double ratio) 
   p.selector.bits = 8;
   p.selector.axes = axis_order::weighted_pairs;
   p.selector.over = selector::normalisation::attended;
-  p.selector.renewal = selector::renewal_scope::new_keys;
   return p;
 }
 

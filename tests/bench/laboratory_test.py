@@ -164,11 +164,11 @@ class laboratory(unittest.TestCase):
     def test_goals_are_those_of_the_budget_and_unasked_lengths_are_left_out(self):
         of = lambda setting, length, one_in, kept: {"setting": setting, "length": length, "one_in": one_in, "kept": kept, "dense": 20}
         exact = [of("exact", n, b, k) for n in (2000, 4000) for b, k in ((10, 10), (20, 10), (40, 5))]
-        own = [of("rotary axes, over middle, 8-bit rows", n, b, k) for n in (2000, 4000) for b, k in ((10, 10), (20, 10), (40, 7))]
+        own = [of("weighted axes, over attended, 8-bit rows", n, b, k) for n in (2000, 4000) for b, k in ((10, 10), (20, 10), (40, 7))]
         part = [of("part", 4000, b, k) for b, k in ((10, 9), (20, 11), (40, 6))] + [of("part", 2000, 10, 20)]
         made = tables.more_answers(exact + own + part).splitlines()
         self.assertEqual(made[2:], [
-            "| rotary axes, over middle, 8-bit rows (the library's defaults, over `quantized_rows`) | 20, 20, 14 | 20, 20, 10 | "
+            "| weighted axes, over attended, 8-bit rows (the library's defaults over `quantized_rows`, shown queries) | 20, 20, 14 | 20, 20, 10 | "
             "+0 (+0 %), +0 (+0 %), +4 (+40 %) | 1/10, 1/40 | 40 |",
             "| part | 9, 11, 6 | 10, 10, 5 | -1 (-10 %), +1 (+10 %), +1 (+20 %) | 1/20 | 20 |"])
 

@@ -187,14 +187,17 @@ class slot_model {
     pqkv::inner_product_table(cpu, pqkv::make_view(query.data(), hq, d_), book_->view(), table.mutable_view());
     for (std::size_t which = 0; which < count; ++which) {
       const std::size_t g = hq / count, head = which * h_ / count;
-      const plain_list list{table.view().entries.slice(0, which * g, g),
-                            table.view().bias.slice(0, which * g, g),
-                            codes.view()[head],
-                            first(),
-                            window_begin_,
-                            d_,
-                            settings.reduction,
-                            scale_};
+      plain_list list{table.view().entries.slice(0, which * g, g),
+                      table.view().bias.slice(0, which * g, g),
+                      codes.view()[head],
+                      first(),
+                      window_begin_,
+                      d_,
+                      settings.reduction,
+                      scale_};
+      for (std::size_t q = which * g; settings.normalised_over() == pqkv::selector::normalisation::attended && q < (which + 1) * g; ++q)
+        list.beside.push_back(plain_attended(&asked[q * d_], d_, {{0, first()}, {window_begin_, n_}}, list.exponent_scale(),
+                                             [&](std::size_t t, std::size_t i) { return static_cast<float>(keys_[head][t * d_ + i]); }));
       plain_notes notes;
       chosen[which] = plain_top_k(plain_scores(list, notes), fine_ ? k * settings.residual.shortlist : k);
       for (std::int32_t& t : chosen[which]) t += static_cast<std::int32_t>(first());

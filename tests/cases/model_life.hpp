@@ -263,6 +263,8 @@ typename pqkv::pqcache<pqkv::dense_rows<T>>::params random_params(random_source&
     p.selector.residual.bits = 4;
     p.selector.residual.shortlist = 1 + random.below(5);
   }
+  if (!p.selector.residual.used()) p.selector.over = static_cast<pqkv::selector::normalisation>(random.below(2));
+  p.selector.renewal = pqkv::selector::renewal_scope::all_keys;  // what the model does
   if (random.below(4) == 0) p.budget.tokens = p.budget.sinks + 1 + random.below(60);
   if (random.below(4) == 0) p.budget.window = 1 + random.below(50);
   if (random.below(4) == 0) p.budget.retrieve = random.below(80);

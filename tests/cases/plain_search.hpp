@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <pqkv/search/retrieve.hpp>
@@ -21,7 +22,8 @@ struct plain_list {
   pqkv::view<const std::uint8_t, 2> codes;  // [m, n]
   std::size_t begin = 0, end = 0, head_dim = 0;
   pqkv::group_reduction reduction = pqkv::group_reduction::probability_sum;
-  float logit_scale = 0;  // 0: 1 / sqrt(head_dim)
+  float logit_scale = 0;                     // 0: 1 / sqrt(head_dim)
+  std::vector<pqkv::attended_sum> beside{};  // [g] sums over other tokens that the normalisers count too, or empty
 
   /// What logits are scaled by.
   double nats() const { return logit_scale == 0 ? 1 / std::sqrt(static_cast<double>(head_dim)) : static_cast<double>(logit_scale); }
@@ -66,6 +68,39 @@ inline float plain_exponential(float u, float scale) {
 /// F: P * 2^40, to nearest even.
 inline std::uint64_t plain_fixed(float p) { return static_cast<std::uint64_t>(std::llrint(std::ldexp(static_cast<double>(p), 40))); }
 
+/// The weight of a sum whose exponents are relative to this logit; at most 2^62.
+inline std::uint64_t plain_relative(const pqkv::attended_sum& sum, float logit, float scale) {
+  const float above = sum.top - logit, u = std::min(above, 60.0f / scale);
+  const double weight = static_cast<double>(sum.weight) * static_cast<double>(plain_exponential(u, scale));
+  return weight < 0x1p62 ? static_cast<std::uint64_t>(weight) : std::uint64_t{1} << 62;
+}
+/// The sum over the tokens of some runs, [begin, end) each, for one query: tiles of 64 tokens, merged in order.
+/// @param key  key(t, i), as stored
+template <class Key>
+pqkv::attended_sum plain_attended(const float* query, std::size_t d, const std::vector<std::pair<std::size_t, std::size_t>>& runs,
+                                  float scale, Key key) {
+  pqkv::attended_sum all{};
+  for (const auto& [begin, end] : runs)
+    for (std::size_t first = begin; first < end; first += 64) {
+      std::vector<float> logits;
+      for (std::size_t t = first; t < std::min(first + 64, end); ++t) {
+        float logit = 0;
+        for (std::size_t i = 0; i < d; ++i) logit = std::fma(query[i], key(t, i), logit);
+        if (std::isfinite(logit)) logits.push_back(logit);
+      }
+      if (logits.empty()) continue;
+      pqkv::attended_sum tile{*std::max_element(logits.begin(), logits.end()), 0};
+      for (const float logit : logits) tile.weight += plain_fixed(plain_exponential(logit - tile.top, scale));
+      if (all.weight == 0)
+        all = tile;
+      else if (tile.top > all.top)
+        all = {tile.top, tile.weight + plain_relative(all, tile.top, scale)};
+      else
+        all.weight += plain_relative(tile, all.top, scale);
+    }
+  return all;
+}
+
 inline float plain_product(const plain_list& list, const std::vector<float>& e, std::size_t t) {
   float p = e[list.codes(0, t)];
   for (std::size_t j = 1; j < list.subspaces(); ++j) p = p * e[j * list.centroids() + list.codes(j, t)];
@@ -94,6 +129,12 @@ inline plain_probabilities probabilities_of(const plain_list& list, std::size_t 
   }
   plain_probabilities out;
   std::uint64_t z = 0;
+  float zero = list.bias(q);  // the logit whose product is 1
+  for (std::size_t j = 0; j < m; ++j) {
+    float most = list.entries(q, j, 0);
+    for (std::size_t x = 0; x < c; ++x) most = list.entries(q, j, x) > most ? list.entries(q, j, x) : most;
+    zero = zero + most;
+  }
   const auto pass = [&] {
     for (std::size_t x = 0; x < m * c; ++x) e[x] = plain_exponential(u[x], scale);
     out.p.clear();
@@ -109,11 +150,14 @@ inline plain_probabilities probabilities_of(const plain_list& list, std::size_t 
     for (std::size_t t = list.begin; t < list.end; ++t) best = std::max(best, plain_sum(list, u, t));
     const float a = std::max(best, -120.0f / scale), part = a / static_cast<float>(m);
     for (float& x : u) x = x - part;
+    zero = zero + a;
     ++notes.recentred;
     notes.clamped += a > best ? 1 : 0;
     pass();
   }
-  out.r = z == 0 ? 0.0f : static_cast<float>(0x1p40 / static_cast<double>(z));
+  std::uint64_t all = z;
+  if (!list.beside.empty() && list.beside[q].weight != 0 && std::isfinite(zero)) all += plain_relative(list.beside[q], zero, scale);
+  out.r = z == 0 ? 0.0f : static_cast<float>(0x1p40 / static_cast<double>(all));
   notes.empty += z == 0 && tokens != 0 ? 1 : 0;
   return out;
 }

@@ -40,7 +40,7 @@ typename Cache::params base(std::size_t batch, std::size_t h, std::size_t g, std
 
 host_cache::params settings(int which) {
   host_cache::params p = base(1 + which % 3, 2, which % 2 == 0 ? 4 : 2, which % 4 == 3 ? 64 : 128, 6000);
-  p.selector.subspaces = 2, p.selector.bits = 6;
+  p.selector.subspaces = 2, p.selector.bits = 6, p.selector.axes = pqkv::axis_order::rotary_halves;
   if (which % 3 == 1) p.selector.axes = pqkv::axis_order::contiguous;
   if (which == 3 || which == 8 || which == 9) p.selector.axes = pqkv::axis_order::weighted_pairs;
   if (which == 1) p.selector.path = search_path::scan;
@@ -54,7 +54,10 @@ host_cache::params settings(int which) {
   if (which == 9) p.budget.window = 1, p.budget.sinks = 0, p.selector.path = search_path::joint;
   if (which == 10) p.selector.subspaces = 2, p.selector.bits = 8, p.selector.path = search_path::joint;  // scores in scratch
   if (which == 11) p.step_queries = 5;
-  if (which % 4 < 2) p.selector.renewal = pqkv::selector::renewal_scope::new_keys, p.selector.refresh_iterations = 1 + which % 3;
+  if (which % 4 < 2)
+    p.selector.refresh_iterations = 1 + static_cast<std::size_t>(which) % 3;
+  else
+    p.selector.renewal = pqkv::selector::renewal_scope::all_keys;
   if (which == 7 || which == 11) p.selection = pqkv::draft_selection::first_query;
   return p;
 }
@@ -65,7 +68,7 @@ void lives(workload& work, verdict& all) {
   for (int which = 0; which < 10; ++which) {
     if (!work.another()) continue;
     host_cache::params p = settings(which);
-    if (which % 2 == 0) p.selector.over = pqkv::selector::normalisation::attended;
+    if (which % 2 == 1) p.selector.over = pqkv::selector::normalisation::middle;
     pq_life run(p, static_cast<std::uint64_t>(which) + 1, nullptr, which % 3 == 1 ? 8 : 0);
     const std::size_t prompt = work.small() ? 400 : 2000, steps = work.small() ? 24 : 120;
     for (std::size_t slot = 0; slot < p.batch; ++slot) run.prefill(slot, which == 4 ? 200 : prompt + prompt / 2 * slot, 1 + slot, 1u << 20);
@@ -113,7 +116,7 @@ void ragged_lives(workload& work, verdict& all) {
   for (int which = 0; which < 12; ++which) {
     if (!work.another()) continue;
     host_cache::params p = settings(which);
-    if (which % 2 == 1) p.selector.over = pqkv::selector::normalisation::attended;
+    if (which % 2 == 0) p.selector.over = pqkv::selector::normalisation::middle;
     p.batch = 2 + static_cast<std::size_t>(which) % 3;
     ragged_life<pq_life>(p, static_cast<std::uint64_t>(which) + 100, "a ragged life", work, all, listed);
   }
@@ -137,7 +140,7 @@ void quantized_lives(workload& work, verdict& all) {
     if (!work.another()) continue;
     on_host::params p = base<on_host>(3, 2, 4, d, 6000);
     if (d == 128) p.selector.subspaces = 4, p.selector.bits = 8;
-    if (d != 64) p.selector.axes = pqkv::axis_order::weighted_pairs, p.selector.over = pqkv::selector::normalisation::attended;
+    if (d == 64) p.selector.axes = pqkv::axis_order::rotary_halves, p.selector.over = pqkv::selector::normalisation::middle;
     ragged_life<life<on_host, on_gpu>>(p, 300 + d, "a life of 8-bit rows", work, all, listed);
   }
 }
@@ -161,7 +164,7 @@ void late_training(const workload& work, verdict& all) {
 /// One step captured once, replayed while both sequences grow; an eager twin gives the same bits.
 void replay(workload& work, cudaStream_t stream, verdict& all) {
   host_cache::params p = base(2, 4, 4, 128, 12000);
-  p.selector.over = pqkv::selector::normalisation::attended;
+  p.selector.axes = pqkv::axis_order::rotary_halves;
   pq_life captured(p, 5, stream), eager(p, 5);
   for (pq_life* one : {&captured, &eager}) {
     one->prefill(0, work.small() ? 700 : 7000, 1, 1u << 20);

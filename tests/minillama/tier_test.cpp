@@ -29,7 +29,6 @@ policy_settings in_memory(double ratio, unsigned bits) {
   policy_settings settings;
   settings.budget.ratio = ratio;
   settings.quantizer.bits = bits;
-  settings.use_host_defaults();
   return settings;
 }
 

@@ -377,7 +377,7 @@ TEST_CASE("pqcache faults: upkeep that trains anew, renews over all keys, and ov
   auto p = pq<pqkv::dense_rows<float>>(search_path::joint);
   p.selector.refresh = 1.1, p.selector.refresh_iterations = 0;
   CHECK(check_maintain<pqkv::dense_rows<float>>(p) > 60 / maintain_step);
-  p.selector.refresh_iterations = 1;
+  p.selector.refresh_iterations = 1, p.selector.renewal = pqkv::selector::renewal_scope::all_keys;
   CHECK(check_maintain<pqkv::dense_rows<float>>(p) > 60 / maintain_step);
   auto paged = pq<pqkv::paged_rows<float>>(search_path::joint);
   paged.selector.refresh = 1.1, paged.selector.renewal = pqkv::selector::renewal_scope::new_keys;

@@ -22,6 +22,7 @@ pqkv::pqcache<>::params params_of(search_path path, double refresh, std::size_t 
   p.selector.path = path;
   p.selector.refresh = refresh;
   p.selector.refresh_iterations = iterations;
+  p.selector.renewal = pqkv::selector::renewal_scope::all_keys;  // what the plain formulation does
   return p;
 }
 
@@ -317,8 +318,8 @@ TEST_CASE("refresh: recall on 20 000 tokens of drifting keys is within a tenth o
     }
     return recall_of(cache, keys, source);
   };
-  const pqkv::selector::pq_params never{.refresh = 0}, renewing{}, anew{.refresh = 1.5, .refresh_iterations = 0};
-  const pqkv::selector::pq_params over_new{.renewal = pqkv::selector::renewal_scope::new_keys};
+  const pqkv::selector::pq_params never{.refresh = 0}, over_new{}, anew{.refresh = 1.5, .refresh_iterations = 0};
+  const pqkv::selector::pq_params renewing{.renewal = pqkv::selector::renewal_scope::all_keys};
   const double fresh = grown(never, all), stale = grown(never, prompt), renewed = grown(renewing, prompt), retrained = grown(anew, prompt);
   const double new_only = grown(over_new, prompt);
   MESSAGE("recall of 500 of 22000: fresh " << fresh << ", trained once at 2000 " << stale << ", renewed " << renewed << ", over new keys "

@@ -22,6 +22,7 @@ constexpr std::size_t h = 2, hq = 4, d = 16, m = 2;
 pqkv::pqcache<>::params params_of(axis_order order, std::size_t batch = 1) {
   auto p = pq_params(batch, h, hq, d, 400, 4, 10, 20, m, 4);
   p.selector.axes = order;
+  p.selector.over = pqkv::selector::normalisation::middle;  // logits of sinks and window depend on the order of coordinates
   p.selector.refresh = 0;
   return p;
 }

@@ -36,7 +36,8 @@ enum class agreement_mode : std::uint8_t {
 template <class Rows>
 struct context_params : cache_shape {  // capacity: tokens of a slot on all ranks together
   budget_rule budget{};
-  selector::pq_params selector{};  // codebooks are always trained anew (refresh_iterations is taken as 0)
+  // Codebooks are always trained anew (refresh_iterations is taken as 0)
+  selector::pq_params selector{.axes = axis_order::rotary_halves};
   typename Rows::params rows{};
   std::size_t block = 128;  // new tokens go to the ranks in blocks of this many
   std::size_t run = 0;      // of the first ranks * run tokens of a sequence, each rank holds `run` successive ones (token_layout)
@@ -101,8 +102,8 @@ class context_base {
     return pqkv::detail::checks("context_parallel")
         .that(rank < ranks, status::code::value, "ranks.rank()", relation::below, "ranks.size()", ranks, rank)
         .at_most("selector.residual.subspaces", p.selector.residual.subspaces, 0, "no second stage over several ranks")
-        .that(p.selector.over == normalisation_of_ranks, status::code::value, "selector.over", relation::required,
-              "normalisation::middle over several ranks", 0, 1)
+        .that(p.selector.over.value_or(normalisation_of_ranks) == normalisation_of_ranks, status::code::value, "selector.over",
+              relation::required, "normalisation::middle over several ranks", 0, 1)
         .that(!p.selector.overlap, status::code::value, "selector.overlap", relation::required,
               "empty: its L depends on a machine's speed, and ranks must train alike", 0, 1)
         .that(p.selector.axes != axis_order::weighted_pairs, status::code::value, "selector.axes", relation::required,

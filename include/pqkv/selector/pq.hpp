@@ -66,13 +66,14 @@ enum class renewal_scope : std::uint8_t {
 /// The quantizer, its training, and how scores are computed. 4 x 8 bits is what a real model needs (docs/quality.md). 2 x 6 bits ranks
 /// faster, by the joint-code index, and finds less.
 struct pq_params {
-  std::size_t subspaces = 4;                    // m
-  unsigned bits = 8;                            // b
-  axis_order axes = axis_order::rotary_halves;  // which coordinates form each subspace
+  std::size_t subspaces = 4;  // m
+  unsigned bits = 8;          // b
+  // Which coordinates form each subspace. Without a call of observe() weighted_pairs are rotary_halves
+  axis_order axes = axis_order::weighted_pairs;
   key_metric metric = key_metric::squared_l2;
   group_reduction reduction = group_reduction::probability_sum;
   search_path path = search_path::automatic;
-  normalisation over = normalisation::middle;
+  std::optional<normalisation> over{};  // if not given: attended, but the middle with a second stage or over several ranks
   residual_stage residual{};
   kmeans_params train{};                           // of both stages; `start` must be drawn, since a slot begins empty
   std::optional<overlap_model> overlap{};          // if given, the overlap rule decides L in place of train.iterations
@@ -81,13 +82,17 @@ struct pq_params {
   /// maintain() renews a slot that has grown by this factor since its last training or renewal; 0: never. If not given: 1.05 when renewals
   /// are of new keys, 1.1 when they are of all keys, and 1.5 when slots are trained anew, which costs more.
   std::optional<double> refresh{};
-  renewal_scope renewal = renewal_scope::all_keys;
+  renewal_scope renewal = renewal_scope::new_keys;
   /// L of a renewal (pq_index::renew). A renewal starts from the present codebook and keeps its order of axes. With 0 the slot is trained
   /// anew instead, as for a prompt; so are slots that have doubled since their last training or renewal, and all slots with a second stage.
   std::size_t refresh_iterations = 1;
 
   /// Whether an outgrown codebook is always trained anew.
   constexpr bool trains_anew() const { return refresh_iterations == 0 || residual.used(); }
+  /// `over`, or its default.
+  constexpr normalisation normalised_over() const {
+    return over.value_or(residual.used() ? normalisation::middle : normalisation::attended);
+  }
   /// `refresh`, or its default.
   constexpr double growth() const { return refresh.value_or(trains_anew() ? 1.5 : renewal == renewal_scope::all_keys ? 1.1 : 1.05); }
 
@@ -142,8 +147,8 @@ class basic_pq {
               "kmeans_start::drawn: a slot has no centroids to begin from", 0, 0)
         .that(settings.growth() == 0 || (settings.growth() > 1 && is_finite(static_cast<float>(settings.growth()))), status::code::value,
               "selector.refresh", relation::stated, "above 1, times the length of the last training, or 0 for never", 0, settings.growth())
-        .that(settings.over == normalisation::middle || !settings.residual.used(), status::code::value, "selector.over", relation::required,
-              "normalisation::middle with a second stage", 0, 1)
+        .that(settings.normalised_over() == normalisation::middle || !settings.residual.used(), status::code::value, "selector.over",
+              relation::required, "normalisation::middle with a second stage", 0, 1)
         .at_least("selector.overlap_most", settings.overlap_most, overlap_model::least, "L of the overlap rule")
         .that(!settings.overlap || settings.overlap->b1 > 0, status::code::value, "selector.overlap.b1", relation::above,
               "seconds per row and iteration", 0, settings.overlap ? settings.overlap->b1 : 0)
@@ -337,7 +342,7 @@ class basic_pq {
   }
   /// Reductions of logits have no normaliser.
   bool normalises_over_attended() const {
-    return params_.over == normalisation::attended &&
+    return params_.normalised_over() == normalisation::attended &&
            (params_.reduction == group_reduction::probability_sum || params_.reduction == group_reduction::probability_max);
   }
   retrieve_params ranked_by() const {
