@@ -20,6 +20,7 @@ import argparse
 import json
 import math
 import re
+import statistics
 from pathlib import Path
 
 VOTE, WORD = 8, 8
@@ -53,13 +54,17 @@ def measured(page):
 
 
 def own_work(found, what, n):
-    """(us, is_bound) of one rank with n tokens: a line through the measured lengths around n, or nearest to it. Shorter sequences than the
-    shortest measured one take at most what that takes."""
+    """(us, is_bound) of one rank with n tokens: a line through the measured lengths around n. Shorter sequences than the shortest measured
+    one take at most what that takes; longer ones than the longest grow from there by the slope of a line fitted to all."""
     points = sorted((length, us) for (name, length), us in found.items() if name == what)
     if n < points[0][0]:
         return points[0][1], True
-    pair = next((i for i in range(len(points) - 2) if n < points[i + 1][0]), len(points) - 2)
-    (n0, us0), (n1, us1) = points[pair:pair + 2]
+    if n > points[-1][0]:
+        lengths, times = zip(*points)
+        slope = statistics.linear_regression(lengths, times).slope if len(points) > 1 else 0
+        return times[-1] + max(slope, 0) * (n - lengths[-1]), False
+    above = next(i for i in range(1, len(points)) if n <= points[i][0])
+    (n0, us0), (n1, us1) = points[above - 1:above + 1]
     return us0 + max(us1 - us0, 0) * (n - n0) / (n1 - n0), False
 
 
