@@ -60,23 +60,15 @@ struct planned_spans {
   }
   __device__ void finish(const summed_list& found, unsigned first, unsigned count, view<const float, 2, space::device> query) const {
     if (attended_tokens_of(found.span) == 0) return;  // nobody reads the biases
-    constexpr unsigned runs = max_head_dim / 32;
     const unsigned d = static_cast<unsigned>(mean.extent(1)), lane = threadIdx.x % 32;
-    for (unsigned q = threadIdx.x / 32; q < count; q += blockDim.x / 32) {
-      float x[runs], y[runs];  // a lane has every 32nd term of the chain; their loads overlap
-#pragma unroll
-      for (unsigned k = 0; k < runs; ++k) {
-        const unsigned i = k * 32 + lane;
-        x[k] = i < d ? axes.of_query(&query(first + q, 0), found.head, i) : 0.0f, y[k] = i < d ? mean(found.head, i) : 0.0f;
-      }
+    for (unsigned q = threadIdx.x / 32; q < count; q += blockDim.x / 32) {  // a warp reads 32 terms of a chain at once
       float sum = 0;
-#pragma unroll
-      for (unsigned k = 0; k < runs; ++k) {
-        const unsigned terms = d < k * 32 ? 0 : d - k * 32 < 32 ? d - k * 32 : 32;
-#pragma unroll 8
+      for (unsigned begin = 0; begin < d; begin += 32) {
+        const unsigned i = begin + lane, terms = d - begin < 32 ? d - begin : 32;
+        const float x = i < d ? axes.of_query(&query(first + q, 0), found.head, i) : 0.0f, y = i < d ? mean(found.head, i) : 0.0f;
         for (unsigned term = 0; term < terms; ++term)
-          sum = canonical::fma(__shfl_sync(block::all_lanes, x[k], static_cast<int>(term)),
-                               __shfl_sync(block::all_lanes, y[k], static_cast<int>(term)), sum);
+          sum = canonical::fma(__shfl_sync(block::all_lanes, x, static_cast<int>(term)),
+                               __shfl_sync(block::all_lanes, y, static_cast<int>(term)), sum);
       }
       if (lane == 0) bias(first + q) = sum;
     }
@@ -188,7 +180,7 @@ template <class Store, class Spans>
 __global__ void __launch_bounds__(attended_shape::threads)
     sum_attended_kernel(view<const float, 2, space::device> query, Store store, Spans spans, attended_shape shape,
                         canonical::softmax_scale scale, view<attended_sum, 1, space::device> sums) {
-  constexpr unsigned threads = attended_shape::threads, warps = threads / 32, tile = attended_shape::tile, rows_at_once = 16;
+  constexpr unsigned threads = attended_shape::threads, warps = threads / 32, tile = attended_shape::tile, rows_at_once = 8;
   __shared__ summed_list found;
   const block::cluster_team team(shape.ctas);
   if (team.size() > 1) team.arrive();  // once all have begun, their shared memory may be written
@@ -207,7 +199,6 @@ __global__ void __launch_bounds__(attended_shape::threads)
   }
   for (unsigned q = threadIdx.x; q < g; q += threads) own[q] = {};
   __syncthreads();
-  if (team.rank() == team.size() - 1) spans.finish(found, list * g, g, query);
   const token_span span = found.span;
   const unsigned tiles = attended_tile::count(span.leading) + attended_tile::count(attended_tile::window(span));
   if (team.size() > 1) team.wait();
@@ -247,6 +238,7 @@ __global__ void __launch_bounds__(attended_shape::threads)
   }
   if (team.rank() == 0)
     for (unsigned q = threadIdx.x; q < g; q += threads) sums(list * g + q) = own[q];
+  if (team.rank() == team.size() - 1) spans.finish(found, list * g, g, query);
 }
 
 /// @param lists  of `sums`
