@@ -59,7 +59,10 @@ std::vector<contestant> contestants_of(const evaluation_settings& settings) {
     who.settings.raise_floor();
     auto& quantizer = who.settings.quantizer;
     quantizer.path = settings.path;
-    quantizer.axes = settings.axes.value_or(quantizer.axes);
+    if (settings.axes)
+      quantizer.axes = *settings.axes;
+    else if (settings.device == device_name::cuda)
+      who.settings.show_no_queries();
     if (settings.over) quantizer.over = settings.over;
     quantizer.train.seed = settings.seed;
     const bool joint_codes = quantizer.subspaces * quantizer.bits <= pqkv::max_joint_bits;

@@ -306,7 +306,10 @@ void complete(const CLI::App& app, options& o) {
     o.turns.insert(o.turns.begin(), *o.prompt);
   }
   if (o.start == turn_start::fresh && o.turns.empty()) throw usage_error("--fresh-turns", "needs --turn or --turns");
-  if (o.device == device_name::cuda) refuse_beside_cuda(o);
+  if (o.device == device_name::cuda) {
+    refuse_beside_cuda(o);
+    if (app.count("--axes") == 0) o.policy.show_no_queries();
+  }
   require_on_device(o.device, o.policy);
   if (o.policy.index_threads != 0 && o.compare_full)
     throw usage_error("--index-threads", "a prompt that two sessions start from is computed first: not with --compare full");

@@ -143,6 +143,11 @@ struct policy_settings {
     quantizer.refresh = paper.selector.refresh;
   }
 
+  /// For caches that are shown no queries: axes as they are without, by name.
+  void show_no_queries() {
+    if (quantizer.axes == pqkv::axis_order::weighted_pairs) quantizer.axes = pqkv::axis_order::rotary_halves;
+  }
+
   /// Keeps the floor of a budget by ratio above the sinks: 32 tokens beyond them, where the library's own floor leaves fewer.
   void raise_floor() { budget.min_tokens = std::max(pqkv::budget_rule{}.min_tokens, budget.sinks + 32); }
 

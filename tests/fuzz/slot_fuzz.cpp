@@ -16,7 +16,7 @@ inline slot_cache make_slot_cache() {
   slot_cache::params params;
   params.kv_heads = 1, params.query_heads = 2, params.head_dim = slot_dim, params.capacity = slot_capacity;
   params.budget = {.min_tokens = 16, .sinks = 2, .window = 4};
-  params.selector.subspaces = 2, params.selector.bits = 4;
+  params.selector.subspaces = 2, params.selector.bits = 4, params.selector.axes = pqkv::axis_order::rotary_halves;  // the corpus's
   return slot_cache(params);
 }
 

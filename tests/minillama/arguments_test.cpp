@@ -56,8 +56,8 @@ TEST_CASE("--help has at most 80 columns where standard output is no terminal, a
     CHECK(help.out.find("\n  -m, --model TEXT           Hugging Face directory") != std::string::npos);
     CHECK(help.out.find("\n  -t, --threads N            threads of the host (1 to 1024; default ") != std::string::npos);
   }
-  CHECK(tiny.run("--help").out.find("file of token numbers, between blanks, in place of\n" + std::string(29, ' ') +
-                                    "the prompt's text (not with --chat, --file)\n") != std::string::npos);
+  CHECK(tiny.run("--help").out.find("file of token numbers, separated by blanks, in\n" + std::string(29, ' ') +
+                                    "place of the prompt's text (not with --chat,\n") != std::string::npos);
 }
 
 TEST_CASE("a word behind one dash is an unknown option, not a bundle of short ones") {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one place where a public function calls the backend that does the work. The function checks its arguments and calls kernel<op::scan,
-// Policy::backend_type>::run(...); a backend is a folder of specialisations of this template. They are not overloads found by name: with
-// those, a forgotten include would silently select something slower; here it does not compile.
+// The one place where a public function calls the backend that does the work. The function checks its arguments and calls run() of
+// kernel<op::scan, Policy::backend_type>; a backend is a folder of specialisations of this template. They are not overloads found by name:
+// with those, a forgotten include would silently select something slower; here it does not compile.
 #pragma once
 
 #include <cstddef>
