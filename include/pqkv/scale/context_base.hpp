@@ -36,8 +36,8 @@ enum class agreement_mode : std::uint8_t {
 template <class Rows>
 struct context_params : cache_shape {  // capacity: tokens of a slot on all ranks together
   budget_rule budget{};
-  // Codebooks are always trained anew (refresh_iterations is taken as 0)
-  selector::pq_params selector{.axes = axis_order::rotary_halves};
+  // Ranks take neither weighted axes nor normalisation::attended, and always train codebooks anew (refresh_iterations is taken as 0)
+  selector::pq_params selector{.axes = axis_order::rotary_halves, .over = selector::normalisation::middle};
   typename Rows::params rows{};
   std::size_t block = 128;  // new tokens go to the ranks in blocks of this many
   std::size_t run = 0;      // of the first ranks * run tokens of a sequence, each rank holds `run` successive ones (token_layout)
