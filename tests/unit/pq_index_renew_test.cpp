@@ -73,7 +73,8 @@ std::size_t compare(const P& policy, rows<T>& keys, const renewal& call) {
   const std::vector<float> before(got.book.centroids.data, got.book.centroids.data + got.book.centroids.size());
   pqkv::kmeans_params params{.iterations = call.iterations, .seed = 3};
   std::vector<std::uint8_t> outcomes(h * m);
-  index.renew(policy, 0, all, first, call.ranked(), call.trained, call.n, params, pqkv::make_view(outcomes.data(), h, m));
+  index.renew(policy, 0, all, first, call.ranked(), call.trained, call.n, params, pqkv::make_view(outcomes.data(), h, m),
+              pqkv::present_codes::nearest);
   params.start = pqkv::kmeans_start::given;
   CHECK(outcomes == renew_in_parts(all, wanted, call, params));
   CHECK(std::memcmp(got.book.centroids.data, wanted.book.centroids.data, before.size() * sizeof(float)) == 0);
@@ -132,7 +133,8 @@ TEST_CASE("pq index: a key with a number that is not finite has code 0 in every 
   const pqkv::strided_rows<float> all{keys.view(), keys.view()};
   const auto index = learnt(all, call);
   std::vector<std::uint8_t> outcomes(h * m);
-  index.renew(cpu, 0, all, first, call.ranked(), call.trained, call.n, {.iterations = 1}, pqkv::make_view(outcomes.data(), h, m));
+  index.renew(cpu, 0, all, first, call.ranked(), call.trained, call.n, {.iterations = 1}, pqkv::make_view(outcomes.data(), h, m),
+              pqkv::present_codes::nearest);
   for (std::size_t j = 0; j < m; ++j) CHECK(index.view().codes(0, j, 300) == 0);
 }
 

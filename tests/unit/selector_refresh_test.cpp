@@ -158,7 +158,7 @@ TEST_CASE("refresh: over new keys until a power of two is passed, then over all;
         plain.learn(cpu, 0, rows, first, ranked, n, p.selector.train, outcomes);
         codes += 2 * 2 * (ranked - first);
       } else if (n == 128 || n == 260) {
-        plain.renew(cpu, 0, rows, first, ranked, trained, n, params, outcomes);
+        plain.renew(cpu, 0, rows, first, ranked, trained, n, params, outcomes, pqkv::present_codes::nearest);
         codes += 2 * 2 * (ranked - first);
       } else {
         codes += plain.renew_replaced(cpu, 0, rows, first, ranked, trained, n, params);

@@ -13,6 +13,12 @@
 
 namespace pqkv::inline PQKV_MODE {
 
+/// What the codes of a sequence's tokens name before a renewal.
+enum class present_codes : std::uint8_t {
+  any,     // any centroid, as after renew_replaced()
+  nearest  // each key's nearest centroid, as after learn() and renew()
+};
+
 /// Owner of an index. Not thread-safe: make one call at a time. Its views end with it.
 ///
 /// @tparam Space  the memory space of the index and of every call's policy
@@ -81,11 +87,12 @@ class pq_index {
   /// (replaced_centroids). Then k-means runs for train_params.iterations; the mean key and the order of axes stay. Everything else is as in
   /// learn().
   /// @pre    the sequence has codebooks and tokens [first, ranked) their codes; first < trained <= n; no second stage
-  /// @cost   as learn() with as many iterations. On the host, if training uses every key and not a sample, the first iteration compares
-  ///         most keys with the replaced centroids only
+  /// @param codes  those of tokens [first, ranked)
+  /// @cost   as learn() with as many iterations. On the host, if training uses every key and not a sample, and codes are the nearest, the
+  ///         first iteration compares most keys with the replaced centroids only
   template <exec::policy P, class Rows>
   void renew(const P& policy, std::size_t which, const Rows& rows, std::size_t first, std::size_t ranked, std::size_t trained,
-             std::size_t n, kmeans_params train_params, pqkv::view<std::uint8_t, 2, Space> outcomes) const {
+             std::size_t n, kmeans_params train_params, pqkv::view<std::uint8_t, 2, Space> outcomes, present_codes codes) const {
     const view_type own = view().sequence(which);
     const std::size_t h = shape_.kv_heads, m = shape_.subspaces, ds = own.book.sub_dim();
     const std::uint64_t fresh = n - trained, replaced = own.book.size() * fresh / (n - first);
@@ -95,7 +102,7 @@ class pq_index {
     const pqkv::view<const float, 3, Space> offset{own.book.mean.data, {h, m, ds}, {own.book.mean.stride(0), ds, 1}};
     learn_rows(policy, which, rows, first, ranked, n, train_params, outcomes, [&](const auto& keys, const kmeans_params& params) {
       if constexpr (space::usable_from<Space, space::host>)
-        if (sees_all(keys, params, n - first)) {
+        if (codes == present_codes::nearest && sees_all(keys, params, n - first)) {
           detail::run_operation<op::renew_codebook>(policy, rows, which * h, own, call, keys, params, outcomes.slice(1, 0, m));
           return true;
         }

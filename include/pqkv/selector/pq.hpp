@@ -248,16 +248,16 @@ class basic_pq {
     if (trained > first && params_.renewal == renewal_scope::new_keys && std::bit_width(n) == std::bit_width(trained)) {
       settings.iterations = params_.refresh_iterations;
       const std::uint64_t codes = index_.renew_replaced(policy, slot, rows, first, middle.end, trained, n, settings);
-      slots_[slot] = {settings.iterations, middle.end};
+      slots_[slot] = {settings.iterations, middle.end, present_codes::any};
       return {true, {}, params_.outgrown_at(n), codes};
     }
     if (trained > first) {
       settings.iterations = params_.refresh_iterations;
-      index_.renew(policy, slot, rows, first, middle.end, trained, n, settings, outcomes);
+      index_.renew(policy, slot, rows, first, middle.end, trained, n, settings, outcomes, slots_[slot].codes);
     } else {
       index_.learn(policy, slot, rows, first, middle.end, n, settings, outcomes);
     }
-    slots_[slot] = {settings.iterations, middle.end};
+    slots_[slot] = {settings.iterations, middle.end, present_codes::nearest};
     if constexpr (std::is_same_v<typename P::backend_type, backend::host>)
       for (std::size_t i = 0; i < outcomes.size(); ++i)
         if (outcomes.data[i] != static_cast<std::uint8_t>(kmeans_outcome::trained)) slots_[slot].iterations = 0;
@@ -326,13 +326,14 @@ class basic_pq {
   template <exec::policy P>
   void rebuild(const P& policy, std::size_t slot, middle_range middle) {
     index_.recount(policy, slot, middle.begin, middle.end);
-    slots_[slot] = {0, middle.end};
+    slots_[slot] = {0, middle.end, present_codes::any};  // a file does not say how its codes came to be
   }
 
  private:
   struct slot_record {
     std::size_t iterations = 0;
     std::uint32_t merged = 0;  // tokens below this were in the id lists after the last merge
+    present_codes codes = present_codes::any;
   };
 
   template <class P>
