@@ -102,6 +102,7 @@ TEST_CASE("pqcache: one active slot of 32 takes the work of one of one") {
 TEST_CASE("pqcache: a step's tables are those of its queries") {
   auto p = shape<pqkv::pqcache<>>();
   p.selector.bits = 4, p.selector.train.iterations = 2, p.selector.path = search_path::scan;
+  p.selector.over = pqkv::selector::normalisation::middle;  // attended: sums of each list's sinks and window too
   // In one pass of attend(): a table for each query head, a list for each KV head, attention by list.
   const work_done one = one_active<pqkv::pqcache<>>(p, 32, 1);
   const work_done three = one_active<pqkv::pqcache<>>(p, 32, 3);

@@ -49,6 +49,7 @@ TEST_CASE("pqcache state: every question has the plain model's answer while slot
 TEST_CASE("pqcache state: an engine that attends by itself gets the ranges and the lists that attend() uses") {
   auto p = pq_params(1, 2, 4, 32, 400, 4, 16, 20);
   p.selector.axes = pqkv::axis_order::contiguous;  // so that the query needs no order before it meets the codebook
+  p.selector.over = pqkv::selector::normalisation::middle;  // as retrieve() below
   cache_type cache(p);
   prefill(cpu, cache, 0, prompt(2, 300, 32, 3));
   for (std::uint64_t step = 0; step < 30; ++step) append_random(cpu, cache, step);
