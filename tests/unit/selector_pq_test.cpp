@@ -175,6 +175,7 @@ TEST_CASE("selector pq: normalised over sinks and window too, it lists what the 
     auto p = params_of(2, 5, path);
     p.softmax_scale = 0.4f;
     p.selector.axes = pqkv::axis_order::contiguous;
+    p.selector.over = pqkv::selector::normalisation::middle;
     pqkv::pqcache<> middle(p);
     p.selector.over = pqkv::selector::normalisation::attended;
     pqkv::pqcache<> cache(p);
