@@ -31,7 +31,7 @@ struct ask_options {
   std::vector<std::size_t> ratios;
   std::vector<std::string> codes;
   std::size_t sinks = 0, window = 0;
-  pqkv::axis_order axes{};
+  pqkv::axis_order axes = pqkv::axis_order::rotary_halves;  // unless given, of a GPU alone, which is shown no queries
   pqkv::selector::normalisation over{};
   bool demo = false, check_paths = false, answers_only = false;
   evaluation_settings evaluation;
@@ -110,6 +110,7 @@ void refuse_beside_cuda(const ask_options& o) {
   for (const policy_name name : o.policies) {
     policy_settings settings;
     settings.name = name;
+    settings.quantizer.axes = o.axes;
     require_on_device(device_name::cuda, settings);
   }
   for (const std::string& asked : o.codes)
