@@ -23,8 +23,8 @@ struct retrieval {
   pqkv::device_buffer<pqkv::middle_range> ranges;
   pqkv::device_buffer<std::byte> scratch;
 
-  retrieval(std::size_t h, std::size_t g, std::size_t m, unsigned bits, std::size_t n, std::size_t select)
-      : data(h, g, m, bits, n),
+  retrieval(std::size_t h, std::size_t g, std::size_t m, unsigned bits, std::size_t n, std::size_t select, float size)
+      : data(h, g, m, bits, n, size),
         k(select),
         indices(h * k, nullptr),
         selected(h, nullptr),
@@ -62,17 +62,20 @@ struct axes {
   std::size_t h, m;
   unsigned b;
   std::size_t n, k;
+  bool is_recentred = false;  // every query head
   std::string name(const char* path) const {
     return named(std::string("retrieve/") + path, {{"h", h}, {"g", 4}, {"m", m}, {"b", b}, {"n", n}, {"k", k}});
   }
 };
 
 void measure_paths(const axes& a, std::initializer_list<pqkv::search_path> paths) {
-  const auto name = [&](pqkv::search_path path) { return a.name(path == pqkv::search_path::joint ? "joint" : "scan"); };
+  const auto name = [&](pqkv::search_path path) {
+    return a.name(path == pqkv::search_path::joint ? "joint" : a.is_recentred ? "scan_recentred" : "scan");
+  };
   std::vector<std::string> names;
   for (const pqkv::search_path path : paths) names.push_back(name(path));
   if (!is_any_wanted(names)) return;
-  const retrieval one(a.h, 4, a.m, a.b, a.n, a.k);
+  const retrieval one(a.h, 4, a.m, a.b, a.n, a.k, a.is_recentred ? 40 : 6);
   for (const pqkv::search_path path : paths)
     measure(name(path), {.calls = 16, .replays = path == pqkv::search_path::joint ? 50 : 30, .bytes = one.bytes(path)},
             [&](void* stream, int turn) { one.run(stream, turn, path); });
@@ -82,7 +85,9 @@ void measure_all() {
   using enum pqkv::search_path;
   for (const std::size_t n : {131072u, 1048576u})
     for (const std::size_t k : {2048u, 16384u}) measure_paths({8, 2, 6, n, k}, {joint, scan});
-  for (const std::size_t n : {32768u, 131072u, 1048576u}) measure_paths({8, 4, 8, n, 2048}, {scan});
+  for (const std::size_t m : {4u, 8u})
+    for (const std::size_t n : {32768u, 131072u, 1048576u}) measure_paths({8, m, 8, n, 2048}, {scan});
+  for (const std::size_t m : {4u, 8u}) measure_paths({8, m, 8, 131072, 2048, true}, {scan});
   measure_paths({128, 2, 6, 131072, 2048}, {joint});
 }
 }  // namespace

@@ -17,9 +17,10 @@ struct search_case {
   pqkv::device_buffer<std::uint8_t> codes;
   static constexpr std::size_t tables = 16;
 
-  search_case(std::size_t heads, std::size_t g, std::size_t subspaces, unsigned bits, std::size_t tokens)
+  /// @param size  deviation of a table's entries. With 6 no query head is recentred; with 40 and 4 or more subspaces, all are
+  search_case(std::size_t heads, std::size_t g, std::size_t subspaces, unsigned bits, std::size_t tokens, float size = 6)
       : h(heads), hq(heads * g), m(subspaces), n(tokens), c(std::size_t{1} << bits), shape{heads, 128, subspaces, bits} {
-    entries = normals<float>(tables * hq * m * c, 6);
+    entries = normals<float>(tables * hq * m * c, size);
     bias = normals<float>(hq);
     codes = filled<std::uint8_t>(h * m * n, bell_codes{next_stream(), static_cast<std::uint32_t>(c)});
   }

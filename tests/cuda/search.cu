@@ -19,7 +19,7 @@ using pqkv::search_path;
 const pqkv::exec::host<> cpu;
 
 struct verdicts {
-  verdict attended{"retrieve over attended"};
+  verdict attended{"retrieve over attended"}, recentred{"lists with recentred query heads"};
   verdict scan{"scan"}, scanned{"retrieve by scan"}, joint{"retrieve by joint codes"}, automatic{"retrieve, automatic"},
       index{"count_cells and merge_tails"}, mapped{"retrieve of mapped rows"}, tables{"inner_product_table of mapped rows"}, top_k{"top_k"};
 };
@@ -299,6 +299,30 @@ void compare_long(workload& work, random_source& random, verdicts& all) {
     }
 }
 
+/// Long lists with query heads that are recentred beside others that are not.
+void compare_recentred(workload& work, random_source& random, verdicts& all) {
+  const search_shape shapes[] = {{1, 3, 2, 6, 30000, 64},   {2, 4, 4, 8, 40000, 128}, {1, 6, 8, 8, 30011, 128}, {1, 5, 3, 8, 25000, 96},
+                                 {1, 4, 8, 8, 150000, 128}, {9, 8, 4, 8, 20000, 128}, {1, 4, 16, 4, 9000, 128}, {40, 4, 2, 7, 20000, 64}};
+  const group_reduction reductions[] = {group_reduction::probability_sum, group_reduction::probability_max, group_reduction::none};
+  std::size_t turn = 0;
+  for (const search_shape& shape : shapes) {
+    if (!work.another()) continue;
+    search_problem problem(shape, table_kind::overshoot, code_kind::uniform, random);
+    const pqkv::mutable_distance_table_view<> table = problem.mutable_table();
+    for (std::size_t q = 1; q < shape.hq(); q += 2)
+      for (std::size_t j = 0; j < shape.m; ++j)
+        for (std::size_t x = 5; x < shape.c(); x += 16) table.entries(q, j, x) = 0;  // its maxima do not overshoot
+    for (std::size_t head = 0; head < shape.h; ++head)
+      problem.set_range(head, random.below(100), shape.n - random.below(100), 1 + random.below(shape.n / 8));
+    const plain_list list = problem.list(0, group_reduction::probability_sum);
+    plain_notes notes;
+    for (std::size_t q = 0; q < shape.g; ++q) probabilities_of(list, q, notes);
+    all.recentred.check(notes.recentred == (shape.g + 1) / 2, "h %zu g %zu m %zu b %u n %zu: %zu recentred", shape.h, shape.g, shape.m,
+                        shape.bits, shape.n, notes.recentred);
+    compare(problem, 0, work.small() ? std::span(reductions).subspan(turn++ % std::size(reductions), 1) : std::span(reductions), all);
+  }
+}
+
 /// Tokens of which the sample of a long list's bracket has all, and which are unlike the others: lowest or highest of all, so that the
 /// bracket does not hold, or as many as it may select.
 void compare_misled(workload& work, random_source& random, verdicts& all) {
@@ -345,6 +369,7 @@ int main(int argc, char** argv) {
   work.part(0.75);
   compare_long(work, random, all);
   compare_misled(work, random, all);
+  compare_recentred(work, random, all);
   work.part(0.9);
   compare_maps(work, random, all);
   work.part(1);
@@ -353,6 +378,7 @@ int main(int argc, char** argv) {
   const bool whole = !work.small();
   bool passed = all.scan.passed(whole ? 500 : 1);
   passed &= all.attended.passed(whole ? 500 : 1);
+  passed &= all.recentred.passed(whole ? 8 : 0);
   passed &= all.scanned.passed(whole ? 500 : 1);
   passed &= all.joint.passed(whole ? 200 : 1);
   passed &= all.automatic.passed(whole ? 200 : 1);

@@ -298,14 +298,10 @@ class cluster_ranking {
   }
   /// Recentres the query heads that need it on the best token of the list, and normalises them again.
   __device__ void recentre() {
-    const std::uint32_t first = begin_ < tokens_.lead ? 0 : begin_ - tokens_.lead, last = end_ < tokens_.lead ? 0 : end_ - tokens_.lead;
-    const block::scored_items own{items_.codes + first, items_.stride, nullptr, last - first, items_.m, items_.bits};
-    for (unsigned q = 0; q < call_.g; ++q) {
-      if (numbers_[q].is_recentred == 0) continue;
-      const std::uint32_t best = scorer_.largest(own, q);
-      if (threadIdx.x == 0) scorer_.give_total(q, best);
-    }
+    scorer_.stage_sums([&](unsigned q) { return numbers_[q].is_recentred != 0; });
+    lookups_.copy(scorer_.entries());
     __syncthreads();
+    for (unsigned group = 0; group < scorer_.packs(); ++group) scorer_.set_largest(group, lookups_.largest(tokens_, begin_, end_, group));
     team_.sync();  // all CTAs have read the sums
     share_totals(1);
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {

@@ -61,12 +61,13 @@ class list_agreement {
     }
     if (__syncthreads_or(any ? 1 : 0) != 0)  // a sum over all ranks can have too few bits only if each rank's has
       for_scorers([&](scorer_type& scorer, unsigned first, unsigned queries) {
-        const block::scored_items items = call_.items(list_);
-        for (unsigned q = first; q < first + queries; ++q) {
-          if (!canonical::needs_recentring(call_.totals[std::size_t{first_ + q} * scan_device_runs], tokens_)) continue;
-          const std::uint32_t key = scorer.largest(items, q - first);
-          if (threadIdx.x == 0) write(mail, 2 * (first_ + q) + 1, key);
-        }
+        const auto is_short = [&](unsigned q) {
+          return canonical::needs_recentring(call_.totals[std::size_t{first_ + first + q} * scan_device_runs], tokens_);
+        };
+        scorer.stage_sums([&](unsigned q) { return is_short(q) && scorer.is_usable(q); });
+        scorer.find_largest(call_.items(list_));
+        for (unsigned q = threadIdx.x; q < queries; q += Threads)
+          if (is_short(q)) write(mail, 2 * (first_ + first + q) + 1, scorer.is_usable(q) ? scorer.total(q) : 0);
       });
   }
   /// Reads the ranks' sums. Writes this rank's sums around the centres of query heads whose sum has too few bits.

@@ -107,7 +107,7 @@ class token_loops {
     pack_sums z{};
     const std::uint32_t first = begin + at_once * threadIdx.x;
     codes next(tokens, first < end ? first : tokens.end);
-    entries ahead;
+    entries<products> ahead;
     ahead.read(table, tokens, first, group, next, 0);
 #pragma unroll 1
     for (std::uint32_t position = first; position < end; position += tile) {
@@ -118,7 +118,7 @@ class token_loops {
 #pragma unroll
       for (unsigned part = 0; part < parts; ++part) {
         pack value[of_part];
-        ahead.multiply(value);
+        ahead.join(value);
         if (part + 1 < parts)
           ahead.read(table, tokens, position, group, now, part + 1);
         else
@@ -142,6 +142,36 @@ class token_loops {
     return z;
   }
 
+  /// A thread's largest sums of entries over the positions [begin, end) in one pack of query heads; -infinity without tokens.
+  __device__ __noinline__ static pack largest(table_type table, token_positions tokens, std::uint32_t begin, std::uint32_t end,
+                                              unsigned group) {
+    const float lowest = float_from_bits(0xff800000u);
+    pack top;
+#pragma unroll
+    for (unsigned q = 0; q < Pack; ++q) top.of[q] = lowest;
+    const std::uint32_t first = begin + at_once * threadIdx.x;
+    codes next(tokens, first < end ? first : tokens.end);
+#pragma unroll 1
+    for (std::uint32_t position = first; position < end; position += tile) {
+      const codes now = next;
+      next = codes(tokens, position + tile < end ? position + tile : tokens.end);
+      const unsigned live = tokens.live(position);
+#pragma unroll
+      for (unsigned part = 0; part < parts; ++part) {
+        entries<sums> own;
+        own.read(table, tokens, position, group, now, part);
+        pack value[of_part];
+        own.join(value);
+#pragma unroll
+        for (unsigned a = 0; a < of_part; ++a)
+#pragma unroll
+          for (unsigned q = 0; q < Pack; ++q)
+            top.of[q] = canonical::max(top.of[q], (live >> (part * of_part + a) & 1) != 0 ? value[a].of[q] : lowest);
+      }
+    }
+    return top;
+  }
+
   /// Calls take(position, keys) for the positions [begin, end), eight at a time, with the order keys of their scores; the keys of positions
   /// outside the range are undefined. All threads call take() equally often, so the last positions may be past `end`. Returns `take`.
   /// @param factors  shared address of [packs * Pack] R of each query head
@@ -150,7 +180,7 @@ class token_loops {
                                                  group_reduction reduction, std::uint32_t factors, Take take) {
     const std::uint32_t first = begin + at_once * threadIdx.x;
     codes next(tokens, first < end ? first : tokens.end);
-    entries ahead;
+    entries<products> ahead;
     ahead.read(table, tokens, first < end ? first : tokens.end, 0, next, 0);
 #pragma unroll 1
     for (std::uint32_t base = begin; base < end; base += tile) {
@@ -166,7 +196,7 @@ class token_loops {
 #pragma unroll
         for (unsigned part = 0; part < parts; ++part) {
           pack value[of_part];
-          ahead.multiply(value);
+          ahead.join(value);
           if (part + 1 < parts)
             ahead.read(table, tokens, own, group, now, part + 1);
           else
@@ -213,12 +243,16 @@ class token_loops {
     }
   };
   __device__ static unsigned code_of(const uint2& words, unsigned a) { return __byte_perm(a < 4 ? words.x : words.y, 0, 0x4440 + a % 4); }
-  __device__ static void join(pack& value, const pack& entry) {
-#pragma unroll
-    for (unsigned q = 0; q < Pack; ++q) value.of[q] = canonical::mul(value.of[q], entry.of[q]);
-  }
 
-  /// The entries of a part's tokens in all subspaces if their number is known; otherwise their products.
+  /// How a token's entries become one number.
+  struct products {
+    __device__ static float join(float a, float b) { return canonical::mul(a, b); }
+  };
+  struct sums {
+    __device__ static float join(float a, float b) { return canonical::add(a, b); }
+  };
+  /// The entries of a part's tokens in all subspaces if their number is known; otherwise what they become.
+  template <class How>
   struct entries {
     pack of[planes][of_part];
 
@@ -234,17 +268,23 @@ class token_loops {
           uint2 own[1];
           tokens.read(j, position, own);
 #pragma unroll
-          for (unsigned a = 0; a < of_part; ++a) join(of[0][a], table.at(table.row(group, j), code_of(own[0], part * of_part + a)));
+          for (unsigned a = 0; a < of_part; ++a) take(of[0][a], table.at(table.row(group, j), code_of(own[0], part * of_part + a)));
         }
       }
     }
-    __device__ void multiply(pack (&value)[of_part]) const {
+    __device__ void join(pack (&value)[of_part]) const {
 #pragma unroll
       for (unsigned a = 0; a < of_part; ++a) {
         value[a] = of[0][a];
 #pragma unroll
-        for (unsigned j = 1; j < planes; ++j) join(value[a], of[j][a]);
+        for (unsigned j = 1; j < planes; ++j) take(value[a], of[j][a]);
       }
+    }
+
+   private:
+    __device__ static void take(pack& value, const pack& entry) {
+#pragma unroll
+      for (unsigned q = 0; q < Pack; ++q) value.of[q] = How::join(value.of[q], entry.of[q]);
     }
   };
   /// Adds the tokens of eight positions that are in the range.
@@ -290,6 +330,12 @@ class token_lookups {
     if (table_.m == 2) return loops<2>::sum(table_, tokens, begin, end, group);
     if (table_.m == 8) return loops<8>::sum(table_, tokens, begin, end, group);
     return loops<0>::sum(table_, tokens, begin, end, group);
+  }
+  __device__ pack largest(const token_positions& tokens, std::uint32_t begin, std::uint32_t end, unsigned group) const {
+    if (table_.m == 4) return loops<4>::largest(table_, tokens, begin, end, group);
+    if (table_.m == 2) return loops<2>::largest(table_, tokens, begin, end, group);
+    if (table_.m == 8) return loops<8>::largest(table_, tokens, begin, end, group);
+    return loops<0>::largest(table_, tokens, begin, end, group);
   }
   template <class Take>
   __device__ Take for_scores(const token_positions& tokens, std::uint32_t begin, std::uint32_t end, group_reduction reduction,

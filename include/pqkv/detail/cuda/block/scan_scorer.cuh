@@ -34,7 +34,6 @@ class list_scorer {
  public:
   struct scratch {
     std::uint64_t sums[Pack][warps];
-    std::uint32_t tops[warps];
   };
 
   /// Bytes of dynamic shared memory for this many query heads.
@@ -180,11 +179,47 @@ class list_scorer {
     return 0;
   }
 
-  /// The order key of the largest sum of u among the items, for one query head: that of -infinity without items; 0 if its table is not
-  /// finite. All threads get it; ends with a barrier.
-  __device__ std::uint32_t largest(const scored_items& items, unsigned q) {
-    const std::uint32_t best = best_sum(items, q), none = canonical::order_key(float_from_bits(0xff800000u));
-    return !is_usable(q) ? 0u : best > none ? best : none;
+  /// Replaces the exponentials of the query heads that which(q) names by u = entry - row maximum. Ends with a barrier.
+  template <class Which>
+  __device__ void stage_sums(Which which) {
+    for (unsigned q = 0; q < queries_; ++q) {
+      if (!which(q)) continue;
+      for (unsigned at = threadIdx.x; at < call_.m * call_.c; at += Threads) {
+        const unsigned j = at >> call_.bits, x = at & (call_.c - 1);
+        entry_of(q, j, x) = below_top(q, j, x);
+      }
+    }
+    __syncthreads();
+  }
+  /// For the query heads of stage_sums(): total() becomes the order key of the largest sum of u among the items, that of -infinity without
+  /// items. Ends with a barrier.
+  __device__ void find_largest(const scored_items& items) {
+    for (unsigned group = 0; group < padded_ / Pack; ++group) {
+      pack top;
+#pragma unroll
+      for (unsigned q = 0; q < Pack; ++q) top.of[q] = float_from_bits(0xff800000u);
+      for_items<false>(items, 0, items.n, group, [&](std::uint32_t, std::uint32_t weight, const pack& sum) {
+        if (weight == 0) return;
+#pragma unroll
+        for (unsigned q = 0; q < Pack; ++q) top.of[q] = canonical::max(top.of[q], sum.of[q]);
+      });
+      set_largest(group, top);
+    }
+  }
+  /// Sets the totals of a pack of query heads to the order keys of the largest numbers of the CTA. Ends with a barrier.
+  __device__ void set_largest(unsigned group, const pack& top) {
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (unsigned q = 0; q < Pack; ++q) {
+      const std::uint32_t key = __reduce_max_sync(all_lanes, canonical::order_key(top.of[q]));
+      if (lane == 0) scratch_.sums[q][warp] = key;
+    }
+    __syncthreads();
+    if (warp < Pack) {
+      const std::uint32_t key = __reduce_max_sync(all_lanes, lane < warps ? static_cast<std::uint32_t>(scratch_.sums[warp][lane]) : 0);
+      if (lane == 0) total_[group * Pack + warp] = key;
+    }
+    __syncthreads();
   }
 
   /// Whether a query head takes part: its table is finite.
@@ -307,8 +342,15 @@ class list_scorer {
   /// Turns the sums of add_up() into factors, recentring query heads where that is needed. Ends with a barrier.
   __device__ void complete(const scored_items& items, std::uint32_t tokens) {
     if (!resolve(tokens)) return;
+    const auto is_recentred = [&](unsigned q) { return finite_[q * call_.m] == recentred; };
+    stage_sums(is_recentred);
+    find_largest(items);
+    for (unsigned q = threadIdx.x; q < queries_; q += Threads)
+      if (is_recentred(q)) centre_[q] = call_.recentring(static_cast<std::uint32_t>(total_[q]));
+    __syncthreads();
     for (unsigned q = 0; q < queries_; ++q)
-      if (finite_[q * call_.m] == recentred) recentre(items, q);
+      if (is_recentred(q)) shift_entries(q);
+    __syncthreads();
     add_up<false>(items, 0, items.n);
     resolve(0);
   }
@@ -339,31 +381,6 @@ class list_scorer {
       const unsigned j = at >> call_.bits, x = at & (call_.c - 1);
       entry_of(q, j, x) = canonical::exponential(canonical::sub(below_top(q, j, x), shift), call_.scale);
     }
-  }
-  /// The order key of the largest sum of u among the items; 0 without items. All threads get it; ends with a barrier.
-  __device__ std::uint32_t best_sum(const scored_items& items, unsigned q) {
-    std::uint32_t best = 0;
-    for (std::uint32_t i = threadIdx.x; i < items.n; i += Threads) {
-      if (items.weight(i) == 0) continue;
-      float z = below_top(q, 0, items.code(0, i));
-      for (unsigned j = 1; j < call_.m; ++j) z = canonical::add(z, below_top(q, j, items.code(j, i)));
-      const std::uint32_t key = canonical::order_key(z);
-      best = key > best ? key : best;
-    }
-    best = __reduce_max_sync(all_lanes, best);
-    if (threadIdx.x % 32 == 0) scratch_.tops[threadIdx.x / 32] = best;
-    __syncthreads();
-    best = __reduce_max_sync(all_lanes, threadIdx.x % 32 < warps ? scratch_.tops[threadIdx.x % 32] : 0);
-    __syncthreads();
-    return best;
-  }
-  /// Finds the best item of one query head, derives the centre from it, and recomputes the exponentials. Ends with a barrier.
-  __device__ void recentre(const scored_items& items, unsigned q) {
-    const std::uint32_t best = best_sum(items, q);
-    if (threadIdx.x == 0) centre_[q] = call_.recentring(best);
-    __syncthreads();
-    shift_entries(q);
-    __syncthreads();
   }
 
   template <group_reduction Reduction, class Score>
