@@ -52,6 +52,7 @@ class cluster_ranking {
   using comparison = block::bracket_comparison<lookups_type::at_once>;
   using storing = block::key_storing<lookups_type::at_once>;
   static constexpr unsigned sampled = block::bracket_sample;
+  static constexpr unsigned rounds = 3;  // of totals: sums; largest sums and sums around the centre, where a query head is recentred
 
  public:
   static constexpr unsigned list_threads = Threads;
@@ -77,7 +78,7 @@ class cluster_ranking {
   /// @param parts  CTAs of the list, on all ranks
   static constexpr std::size_t other_bytes(const block::scoring& call, const Lists& lists, unsigned parts, unsigned words) {
     return lists.shared_bytes(call) + scorer_type::shared_bytes(call.g, call.m, call.c) +
-           shared_memory::bytes<std::uint64_t>(parts * call.g) + shared_memory::bytes<block::head_numbers>(call.g) +
+           shared_memory::bytes<std::uint64_t>(rounds * parts * call.g) + shared_memory::bytes<block::head_numbers>(call.g) +
            2 * shared_memory::bytes<std::uint32_t>(words);
   }
 
@@ -93,7 +94,7 @@ class cluster_ranking {
         of_list_(lists, call, list, team_.rank(), shape.ctas),
         entries_(of_list_.begin(memory, copied_)),
         scorer_(call, list, 0, call.g, own.scoring, memory, entries_),
-        totals_(memory.take<std::uint64_t>((shape.ctas + ranks.other_parts()) * call.g)),
+        totals_(memory.take<std::uint64_t>(rounds * (shape.ctas + ranks.other_parts()) * call.g)),
         numbers_(memory.take<block::head_numbers>(call.g)),
         upper_(memory.take<std::uint32_t>(shape.words)),
         lower_(memory.take<std::uint32_t>(shape.words)),
@@ -142,13 +143,13 @@ class cluster_ranking {
     share_totals(0);
     bool any = false;
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
-      const std::uint64_t z = total(q);
+      const std::uint64_t z = total(0, q);
       const bool is_short = canonical::needs_recentring(z, ranked_) && scorer_.is_usable(q);
       numbers_[q] = {scorer_.factor_of(q, z, 0.0f), 0.0f, is_short ? 1u : 0u};
       any |= is_short;
     }
     if (__syncthreads_or(any ? 1 : 0) != 0) recentre();
-    scorer_.resume(numbers_ - std::size_t{list_} * call_.g);
+    scorer_.take_numbers(numbers_ - std::size_t{list_} * call_.g);
   }
 
   /// The bracket around the k-th largest score. If every token can be kept, no sample is drawn and every score is inside.
@@ -255,20 +256,20 @@ class cluster_ranking {
     }
   }
   /// Sends scorer_.total() of every query head to all CTAs of the list. While these travel, looks up the first tokens of the sample.
-  /// @param round  how often it was called before for this list
+  /// @param round  how often it was called before for this list; the table is not one of products in round 1
   __device__ void share_totals(unsigned round) {
     for (unsigned i = threadIdx.x; i < team_.size() * call_.g; i += Threads) {
       const unsigned rank = i / call_.g, q = i - rank * call_.g;
-      *team_.remote(&totals_[team_.rank() * call_.g + q], rank) = scorer_.total(q);
+      *team_.remote(&totals_of(round)[team_.rank() * call_.g + q], rank) = scorer_.total(q);
     }
     if constexpr (Ranks::is_shared) ranks_.template send_totals<Threads>(round, call_.g, [&](unsigned q) { return scorer_.total(q); });
     if (team_.size() > 1) team_.arrive();
-    if (has_sample()) {  // while the others' sums are under way
+    if (has_sample() && round != 1) {  // while the others' sums are under way
       sought_ = {ranked_, k_, most_inside()};
       const unsigned which = sample_begin(team_.rank()) + threadIdx.x;
       if (which < sample_begin(team_.rank() + 1)) sample_ = lookups_.product(sample_codes(which), items_.stride, 0);
     }
-    if constexpr (Ranks::is_shared) ranks_.template take_totals<Threads>(round, call_.g, totals_ + team_.size() * call_.g);
+    if constexpr (Ranks::is_shared) ranks_.template take_totals<Threads>(round, call_.g, totals_of(round) + team_.size() * call_.g);
     if (team_.size() > 1) team_.wait();
     if (Ranks::is_shared || team_.size() == 1) __syncthreads();
   }
@@ -290,34 +291,36 @@ class cluster_ranking {
   }
   /// CTAs of the list, on all ranks.
   __device__ unsigned parts() const { return team_.size() + ranks_.other_parts(); }
-  __device__ std::uint64_t total(unsigned q) const {
+  /// What the parts have sent in a round, [parts, g]. A round has memory of its own, so none waits until the last one has been read.
+  __device__ std::uint64_t* totals_of(unsigned round) const { return totals_ + round * parts() * call_.g; }
+  __device__ std::uint64_t total(unsigned round, unsigned q) const {
     std::uint64_t z = 0;
 #pragma unroll 8
-    for (unsigned part = 0; part < parts(); ++part) z += totals_[part * call_.g + q];
+    for (unsigned part = 0; part < parts(); ++part) z += totals_of(round)[part * call_.g + q];
     return z;
   }
   /// Recentres the query heads that need it on the best token of the list, and normalises them again.
   __device__ void recentre() {
-    scorer_.stage_sums([&](unsigned q) { return numbers_[q].is_recentred != 0; });
+    const auto is_recentred = [&](unsigned q) { return numbers_[q].is_recentred != 0; };
+    scorer_.stage_sums(is_recentred);
     lookups_.copy(scorer_.entries());
     __syncthreads();
     for (unsigned group = 0; group < scorer_.packs(); ++group) scorer_.set_largest(group, lookups_.largest(tokens_, begin_, end_, group));
-    team_.sync();  // all CTAs have read the sums
     share_totals(1);
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
       if (numbers_[q].is_recentred == 0) continue;
       std::uint64_t best = 0;
       for (unsigned part = 0; part < parts(); ++part) {
-        const std::uint64_t of_part = totals_[part * call_.g + q];
+        const std::uint64_t of_part = totals_of(1)[part * call_.g + q];
         best = of_part > best ? of_part : best;
       }
       numbers_[q].centre = call_.recentring(static_cast<std::uint32_t>(best));
     }
-    scorer_.resume(numbers_ - std::size_t{list_} * call_.g);
+    __syncthreads();
+    scorer_.centre_sums(is_recentred, [&](unsigned q) { return numbers_[q].centre; });
     sum();
-    team_.sync();  // all CTAs have read the largest sums
     share_totals(2);
-    for (unsigned q = threadIdx.x; q < call_.g; q += Threads) numbers_[q].factor = scorer_.factor_of(q, total(q), numbers_[q].centre);
+    for (unsigned q = threadIdx.x; q < call_.g; q += Threads) numbers_[q].factor = scorer_.factor_of(q, total(2, q), numbers_[q].centre);
   }
 
   /// What each CTA of the list has found, in the lane of its number, in every warp.
@@ -380,7 +383,7 @@ class cluster_ranking {
   block::scored_items items_{};
   block::token_positions tokens_{items_};
   scorer_type scorer_;
-  std::uint64_t* totals_;          // [ctas, g] a number of each CTA for each query head
+  std::uint64_t* totals_;          // [rounds, parts, g] a number of each CTA for each query head
   block::head_numbers* numbers_;   // [g]
   std::uint32_t *upper_, *lower_;  // [words] two bits a token: both set above the bracket, upper_ at its high end, lower_ at its low end
   lookups_type lookups_;

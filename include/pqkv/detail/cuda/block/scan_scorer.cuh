@@ -143,8 +143,15 @@ class list_scorer {
   /// Every CTA calls this after its stage(); then it can score any items. Begins and ends with a barrier.
   /// @param numbers  what complete() wrote; not read if the caller has given normalisers
   __device__ void resume(const head_numbers* numbers) {
+    if (!take_numbers(numbers)) return;
+    for (unsigned q = 0; q < queries_; ++q)
+      if (finite_[q * call_.m] == recentred) shift_entries(q);
     __syncthreads();
-    if (!uses_probabilities(call_.reduction)) return;  // stage() has set the factors
+  }
+  /// The same where the exponentials are already around their centres. Returns whether a query head is recentred.
+  __device__ bool take_numbers(const head_numbers* numbers) {
+    __syncthreads();
+    if (!uses_probabilities(call_.reduction)) return false;  // stage() has set the factors
     bool any = false;
     for (unsigned q = threadIdx.x; q < queries_; q += Threads) {
       const head_numbers own = is_given() ? head_numbers::of(call_.given[first_ + q]) : numbers[first_ + q];
@@ -153,10 +160,7 @@ class list_scorer {
       finite_[q * call_.m] = own.is_recentred != 0 ? recentred : finite_[q * call_.m];
       any |= own.is_recentred != 0;
     }
-    if (__syncthreads_or(any ? 1 : 0) == 0) return;
-    for (unsigned q = 0; q < queries_; ++q)
-      if (finite_[q * call_.m] == recentred) shift_entries(q);
-    __syncthreads();
+    return __syncthreads_or(any ? 1 : 0) != 0;
   }
 
   /// Writes scores[i - begin], the score of item i, for begin <= i < end; as an order key where Score is an unsigned 32-bit type. A thread
@@ -182,12 +186,32 @@ class list_scorer {
   /// Replaces the exponentials of the query heads that which(q) names by u = entry - row maximum. Ends with a barrier.
   template <class Which>
   __device__ void stage_sums(Which which) {
-    for (unsigned q = 0; q < queries_; ++q) {
-      if (!which(q)) continue;
-      for (unsigned at = threadIdx.x; at < call_.m * call_.c; at += Threads) {
-        const unsigned j = at >> call_.bits, x = at & (call_.c - 1);
-        entry_of(q, j, x) = below_top(q, j, x);
+    constexpr unsigned at_once = 8;  // entries of a thread that are read together: they may come from device memory
+    const unsigned count = queries_ * call_.m << call_.bits;
+    for (unsigned base = threadIdx.x; base < count; base += at_once * Threads) {
+      float u[at_once];
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a) {
+        const unsigned at = base + a * Threads, row = at >> call_.bits, q = row / call_.m;
+        u[a] = at < count && which(q) ? below_top(q, row - q * call_.m, at & (call_.c - 1)) : 0.0f;
       }
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a) {
+        const unsigned at = base + a * Threads, row = at >> call_.bits, q = row / call_.m;
+        if (at < count && which(q)) entry_of(q, row - q * call_.m, at & (call_.c - 1)) = u[a];
+      }
+    }
+    __syncthreads();
+  }
+  /// After stage_sums(): turns the sums into exponentials around centre(q) of each query head. Ends with a barrier.
+  template <class Which, class Centre>
+  __device__ void centre_sums(Which which, Centre centre) {
+    const unsigned count = queries_ * call_.m << call_.bits;
+    for (unsigned at = threadIdx.x; at < count; at += Threads) {
+      const unsigned row = at >> call_.bits, q = row / call_.m;
+      if (!which(q)) continue;
+      float& entry = entry_of(q, row - q * call_.m, at & (call_.c - 1));
+      entry = canonical::exponential(canonical::sub(entry, shift_of(centre(q))), call_.scale);
     }
     __syncthreads();
   }
@@ -348,9 +372,7 @@ class list_scorer {
     for (unsigned q = threadIdx.x; q < queries_; q += Threads)
       if (is_recentred(q)) centre_[q] = call_.recentring(static_cast<std::uint32_t>(total_[q]));
     __syncthreads();
-    for (unsigned q = 0; q < queries_; ++q)
-      if (is_recentred(q)) shift_entries(q);
-    __syncthreads();
+    centre_sums(is_recentred, [&](unsigned q) { return centre_[q]; });
     add_up<false>(items, 0, items.n);
     resolve(0);
   }
@@ -374,9 +396,11 @@ class list_scorer {
   }
   /// A of a query head; 0 unless it is recentred.
   __device__ float centre_of(unsigned q) const { return finite_[q * call_.m] == recentred ? centre_[q] : 0.0f; }
+  /// What is subtracted from an entry's u for a centre.
+  __device__ float shift_of(float centre) const { return canonical::div(centre, static_cast<float>(call_.m)); }
   /// Recomputes the exponentials of one query head around its centre.
   __device__ void shift_entries(unsigned q) {
-    const float shift = canonical::div(centre_[q], static_cast<float>(call_.m));
+    const float shift = shift_of(centre_[q]);
     for (unsigned at = threadIdx.x; at < call_.m * call_.c; at += Threads) {
       const unsigned j = at >> call_.bits, x = at & (call_.c - 1);
       entry_of(q, j, x) = canonical::exponential(canonical::sub(below_top(q, j, x), shift), call_.scale);
