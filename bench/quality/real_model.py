@@ -31,6 +31,7 @@ settings = {
     "weighted axes, over attended, 8-bit rows": [*pq, "4x8", *weighted, *int8],
     "8 x 8, weighted axes, over attended, 8-bit rows": [*pq, "8x8", *weighted, *int8],
     "exact top-k, 8-bit rows, 4 sinks": ["--policy", "oracle", *int8],
+    "weighted axes, over attended, 16-bit rows": [*pq, "4x8", *weighted],
 }
 
 
