@@ -4,19 +4,12 @@
 // over the device.
 #pragma once
 
-#include <type_traits>
-
 #include "reduce.cuh"
 #include "scan.cuh"
+#include "scan_items.cuh"
 #include "shared.cuh"
 
 namespace pqkv::inline PQKV_MODE::detail::block {
-
-/// One number for each of `Pack` query heads; one look-up reads them together.
-template <unsigned Pack>
-struct alignas(Pack * sizeof(float)) query_pack {
-  float of[Pack];
-};
 
 /// The call's table, in device memory: the entries of query head `first + q` and subspace j.
 struct table_entries {
@@ -267,74 +260,10 @@ class list_scorer {
     return entries_[((q / Pack * call_.m + j) << call_.bits) + x].of[q % Pack];
   }
 
-  /// Calls take(i, weight, value) for this thread's items of [begin, end): value has, for each query head of a pack, the product or sum of
-  /// entries. Several items' entries are read before take() is called for the first.
-  /// @param begin  a multiple of c where the items are cells
+  /// Calls take(i, weight, value) for this thread's items of [begin, end), as item_entries.
   template <bool Products, class Take>
   __device__ void for_items(const scored_items& items, std::uint32_t begin, std::uint32_t end, unsigned group, Take take) const {
-    const pack* table = entries_ + (group * call_.m << call_.bits);
-    const auto join = [](const pack& a, const pack& b) {
-      pack both;
-#pragma unroll
-      for (unsigned q = 0; q < Pack; ++q) both.of[q] = Products ? canonical::mul(a.of[q], b.of[q]) : canonical::add(a.of[q], b.of[q]);
-      return both;
-    };
-    const std::uint32_t first = begin + threadIdx.x;
-    if (items.are_cells() && call_.m == 2) {  // the usual case; the lower digit of all cells of a thread is the same
-      const pack lower = table[call_.c + (threadIdx.x & (call_.c - 1))];
-      const auto take_some = [&]<unsigned Count>(std::uint32_t base, std::integral_constant<unsigned, Count>) {
-        pack upper[Count];
-        std::uint32_t weight[Count];
-#pragma unroll
-        for (unsigned a = 0; a < Count; ++a) {
-          upper[a] = table[(base + a * Threads) >> call_.bits];
-          weight[a] = items.counts[base + a * Threads];
-        }
-#pragma unroll
-        for (unsigned a = 0; a < Count; ++a) take(base + a * Threads, weight[a], join(upper[a], lower));
-      };
-      constexpr unsigned at_once = 4;
-      std::uint32_t base = first;
-#pragma unroll 1
-      for (; base + (at_once - 1) * Threads < end; base += at_once * Threads) take_some(base, std::integral_constant<unsigned, at_once>{});
-#pragma unroll 1
-      for (; base < end; base += Threads) take_some(base, std::integral_constant<unsigned, 1>{});
-      return;
-    }
-    if (items.are_cells()) {
-#pragma unroll 1
-      for (std::uint32_t i = first; i < end; i += Threads) {
-        pack value = table[items.code(0, i)];
-        for (unsigned j = 1; j < call_.m; ++j) value = join(value, table[(j << call_.bits) + items.code(j, i)]);
-        take(i, items.counts[i], value);
-      }
-      return;
-    }
-    constexpr unsigned at_once = Pack == 1 ? 8 : 4;  // items whose codes are read together; codes of the next subspace are read ahead
-#pragma unroll 1
-    for (std::uint32_t base = first; base < end; base += at_once * Threads) {
-      const std::uint8_t* plane = items.codes + base;
-      std::uint32_t code[at_once];
-      pack value[at_once];
-      const auto read = [&] {
-#pragma unroll
-        for (unsigned a = 0; a < at_once; ++a) code[a] = base + a * Threads < end ? plane[a * Threads] : 0;
-      };
-      read();
-#pragma unroll 1
-      for (unsigned j = 0; j < call_.m; ++j) {
-        std::uint32_t now[at_once];
-#pragma unroll
-        for (unsigned a = 0; a < at_once; ++a) now[a] = (j << call_.bits) + code[a];
-        plane += items.stride;
-        if (j + 1 < call_.m) read();
-#pragma unroll
-        for (unsigned a = 0; a < at_once; ++a) value[a] = j == 0 ? table[now[a]] : join(value[a], table[now[a]]);
-      }
-#pragma unroll
-      for (unsigned a = 0; a < at_once; ++a)
-        if (base + a * Threads < end) take(base + a * Threads, 1u, value[a]);
-    }
+    item_entries<Threads, Pack, Products>::for_each(entries_ + (group * call_.m << call_.bits), items, begin, end, take);
   }
 
   /// Computes Z of every query head over [begin, end). Ends with a barrier.
