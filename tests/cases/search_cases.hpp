@@ -194,6 +194,17 @@ struct retrieved {
   bool padded = true;  // -1 after every list, and nothing written beyond k_max
 
   bool operator==(const retrieved&) const = default;
+
+  /// Reads lists of at most k_max from rows `stride` apart that held -7 before the call.
+  void read(const std::vector<std::int32_t>& indices, const std::vector<std::uint32_t>& counts, std::size_t k_max, std::size_t stride) {
+    for (std::size_t list = 0; list < counts.size(); ++list) {
+      const auto row = indices.begin() + static_cast<std::ptrdiff_t>(list * stride);
+      const std::size_t count = std::min<std::size_t>(counts[list], k_max);
+      lists.emplace_back(row, row + static_cast<std::ptrdiff_t>(count));
+      for (std::size_t i = count; i < stride; ++i) padded = padded && indices[list * stride + i] == (i < k_max ? -1 : -7);
+      padded = padded && counts[list] <= k_max;
+    }
+  }
 };
 
 /// Sums over other tokens for every query head: none, or with logits from far below those of the ranked tokens to far above.
@@ -230,13 +241,7 @@ retrieved run_retrieve(const Policy& policy, const search_problem& problem, pqkv
   else
     pqkv::retrieve(policy, problem.table(), problem.codes(), index, problem.ranges(), found, many, how, skipped, {},
                    pqkv::make_view(attended.data(), attended.size()));
-  for (std::size_t list = 0; list < lists; ++list) {
-    const auto row = indices.begin() + static_cast<std::ptrdiff_t>(list * stride);
-    const std::size_t count = std::min<std::size_t>(counts[list], k_max);
-    out.lists.emplace_back(row, row + static_cast<std::ptrdiff_t>(count));
-    for (std::size_t i = count; i < stride; ++i) out.padded = out.padded && indices[list * stride + i] == (i < k_max ? -1 : -7);
-    out.padded = out.padded && counts[list] <= k_max;
-  }
+  out.read(indices, counts, k_max, stride);
   return out;
 }
 

@@ -46,13 +46,7 @@ inline retrieved device_retrieve(const device_scratch& scratch, const search_pro
   counts = counts_there.bytes();
   retrieved out;
   out.skipped = skipped_there.bytes();
-  for (std::size_t list = 0; list < lists; ++list) {
-    const auto row = indices.begin() + static_cast<std::ptrdiff_t>(list * stride);
-    const std::size_t count = std::min<std::size_t>(counts[list], k_max);
-    out.lists.emplace_back(row, row + static_cast<std::ptrdiff_t>(count));
-    for (std::size_t i = count; i < stride; ++i) out.padded = out.padded && indices[list * stride + i] == (i < k_max ? -1 : -7);
-    out.padded = out.padded && counts[list] <= k_max;
-  }
+  out.read(indices, counts, k_max, stride);
   return out;
 }
 
