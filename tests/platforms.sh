@@ -10,7 +10,8 @@
 #           machine's needs it: tests/platforms.sh --mirror URL noble
 # --folder  where the systems are made, default: /var/tmp/pqkv_platforms, some 2 GB each; it must allow devices and programs
 # --commands  which to run: demo, tests, all (tests/run.sh --all), compilers (tests/compile/every_compiler.sh),
-#           separated by commas; default: demo,tests
+#           cuda (Debian's own CUDA toolkit, from non-free: tests/cuda/architectures.sh sm_80 sm_90), separated by commas; default:
+#           demo,tests
 #
 # The repository's last commit is what is tested, in a fresh clone in each system. Needs root and debootstrap. Prints a line for each
 # command: suite, seconds, exit code and the last line; all of the output is in FOLDER/SUITE-COMMAND.log. Exits with 1 when one failed.
@@ -44,11 +45,16 @@ command_for() {  # what a name in --commands runs
     tests) echo ./tests/run.sh ;;
     all) echo "./tests/run.sh --all" ;;
     compilers) echo "./tests/compile/every_compiler.sh" ;;
+    cuda)
+      echo "sed -i 's/ main$/ main contrib non-free/' /etc/apt/sources.list && apt-get update &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends nvidia-cuda-toolkit nvidia-cuda-toolkit-gcc &&
+        ./tests/cuda/architectures.sh sm_80 sm_90"
+      ;;
     *) return 1 ;;
   esac
 }
 IFS=, read -ra commands <<<"$commands"
-for name in "${commands[@]}"; do command_for "$name" >/dev/null || refuse "--commands: expected demo, tests, all or compilers, got $name"; done
+for name in "${commands[@]}"; do command_for "$name" >/dev/null || refuse "--commands: expected demo, tests, all, compilers or cuda, got $name"; done
 [ "$(id -u)" -eq 0 ] || refuse "needs root, to make systems and to run in them"
 command -v debootstrap >/dev/null || refuse "debootstrap is missing (Debian, Ubuntu: apt-get install debootstrap)"
 git -C "$root" rev-parse -q --verify HEAD >/dev/null || refuse "$root is no git repository with a commit"

@@ -2,7 +2,8 @@
 // The only home of public macros, and of the refusals that protect the arithmetic.
 //
 // PQKV_HD            marks a function for host and device; empty without a CUDA compiler.
-// PQKV_HIDDEN        keeps a kernel's symbols inside its shared object, so that two builds of it in one process never mix.
+// PQKV_HIDDEN        keeps a kernel's symbols inside its shared object, so that two builds of it in one process never mix; empty for
+//                    nvcc 12.
 // PQKV_TARGET(...)   per-function instruction set: a baseline build carries the fast code and runs it where the CPU has it.
 // PQKV_INLINE        a part of a SIMD kernel that must be inlined into it, since calls do not inherit a target attribute.
 // PQKV_ASSERT(x)     internal invariant; checked when PQKV_CHECKED is defined, free otherwise.
@@ -38,6 +39,10 @@ static_assert(sizeof(1.0) == sizeof(double),
 #include <end of compilation: C++20 is needed>  // as above
 #endif
 
+#if defined(__CUDACC_VER_MAJOR__) && __CUDACC_VER_MAJOR__ < 13 && !defined(_AMXTILEINTRIN_H_INCLUDED)
+#define _AMXTILEINTRIN_H_INCLUDED  // nvcc 12 does not know the builtins of that part of g++ 13's <immintrin.h>; nothing here uses them
+#endif
+
 #if defined(__CUDACC__)
 #pragma nv_diag_suppress 1675  // nvcc warns of `#pragma GCC unroll`, which is for the host's compiler and reaches it
 #endif
@@ -48,7 +53,11 @@ static_assert(sizeof(1.0) == sizeof(double),
 #define PQKV_HD
 #endif
 
+#if defined(__CUDACC_VER_MAJOR__) && __CUDACC_VER_MAJOR__ < 13
+#define PQKV_HIDDEN  // the stubs that nvcc 12 writes for kernels take no attribute: g++ warns of each
+#else
 #define PQKV_HIDDEN __attribute__((visibility("hidden")))
+#endif
 #define PQKV_TARGET(...) __attribute__((target(__VA_ARGS__)))
 #define PQKV_TARGET_AVX2 PQKV_TARGET("avx2,fma,f16c")
 #define PQKV_TARGET_AVX512 PQKV_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
