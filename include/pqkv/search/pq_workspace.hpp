@@ -76,6 +76,7 @@ struct pq_workspace {
   view<std::uint8_t, 2, Space> outcomes;                 // [h, m + m2] outcomes of training
   view<float, 2, Space> ordered;                         // [queries, d], or empty where axes are contiguous
   view<attended_sum, 1, Space> attended;                 // [queries]
+  view<std::uint32_t, 1, Space> summed;                  // [row heads] zeros between launches: how many of `attended` one launch has so far
 
   /// The tables of the first `query_heads`.
   constexpr mutable_distance_table_view<Space> table_of(std::size_t query_heads) const {
@@ -94,6 +95,7 @@ struct pq_workspace {
     all.outcomes = make_view<Space>(memory.take<std::uint8_t>(shape.kv_heads * problems), shape.kv_heads, problems);
     if (shape.axes != axis_order::contiguous) all.ordered = make_view<Space>(memory.take<float>(hq * shape.head_dim), hq, shape.head_dim);
     all.attended = make_view<Space>(memory.take<attended_sum>(hq), hq);
+    all.summed = make_view<Space>(memory.take<std::uint32_t>(h), h);
     if (!shape.has_fine()) return all;
     all.fine_table = distance_table::place<Space>(memory, hq, shape.fine());
     const bool fits = lists <= static_cast<std::size_t>(-1) / 8 / shape.capacity;

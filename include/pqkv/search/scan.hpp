@@ -21,11 +21,18 @@ struct attended_sum {
     return {top, weight + other.relative_to(top, scale)};
   }
   /// `weight` if the exponents were relative to this logit. At most 2^62, which is far beyond what changes a score.
-  PQKV_HD std::uint64_t relative_to(float logit, canonical::softmax_scale scale) const {
+  PQKV_HD std::uint64_t relative_to(float logit, canonical::softmax_scale scale) const { return times(weight, factor(top, logit, scale)); }
+  /// The two steps of relative_to(): the factor of weights whose exponents are relative to `top`, and a weight times a factor.
+  /// @{
+  PQKV_HD static float factor(float top, float logit, canonical::softmax_scale scale) {
     const float u = canonical::sub(top, logit), most = canonical::div(60.0f, scale.scale);
-    const double value = static_cast<double>(weight) * static_cast<double>(canonical::exponential(u < most ? u : most, scale));
+    return canonical::exponential(u < most ? u : most, scale);
+  }
+  PQKV_HD static std::uint64_t times(std::uint64_t weight, float factor) {
+    const double value = static_cast<double>(weight) * static_cast<double>(factor);
     return value < 0x1p62 ? static_cast<std::uint64_t>(value) : std::uint64_t{1} << 62;
   }
+  /// @}
 };
 
 /// What makes probabilities of one query head's products, where the ranked tokens lie in several places and each ranks its own

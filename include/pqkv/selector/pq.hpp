@@ -20,8 +20,8 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
-struct rank_step {};  // run(policy, ranked_step, rows): op::plan_step and the selection in one launch, and one launch before it for
-                      // `attended`; CUDA only; returns whether it did that
+struct rank_step {};  // run(policy, ranked_step, rows): op::plan_step and the selection in one launch; `attended` in that launch too, or in
+                      // one before it; CUDA only; returns whether it did that
 }  // namespace op
 
 /// The arguments of op::rank_step: one pass of a step, its queries to plan and its lists to fill.
@@ -35,6 +35,7 @@ struct ranked_step {
   retrieve_params how;
   view<attended_sum, 1, Space> attended{};  // [T * hq], written: normalisation::attended; or empty
   view<float, 1, Space> bias{};             // [T * hq], written: biases of the queries' tables; empty where `attended` is
+  view<std::uint32_t, 1, Space> summed{};   // [T * lists] zeros, and zeros after it: pq_workspace::summed; empty where `attended` is
 };
 }  // namespace pqkv
 
@@ -264,7 +265,7 @@ class basic_pq {
     return {true, as_const(outcomes), params_.outgrown_at(n), h * m * (middle.end - first)};
   }
 
-  /// Plans a pass and selects, in one launch, or in two under normalisation::attended. Returns false and does nothing if that is not
+  /// Plans a pass and selects, in one launch, or under normalisation::attended in one or two. Returns false and does nothing if that is not
   /// enough.
   /// @param policy  with scratch for retrieve()
   template <exec::policy P, class Rows>
@@ -275,6 +276,7 @@ class basic_pq {
     if (normalises_over_attended()) {
       step.attended = workspace().attended.slice(0, 0, query.extent(0));
       step.bias = workspace().table_of(query.extent(0)).bias;
+      step.summed = workspace().summed.slice(0, 0, plan.ranges.extent(0));
     }
     return detail::run_operation<op::rank_step>(policy, step, rows);
   }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Softmax sums of attended tokens on the device. The CTAs of a list form a cluster and take tiles of 64 tokens in turn; a warp has the
-// logits of one query head and tile. The first CTA merges the tiles' sums in their order, so that the bits are the host's.
+// Softmax sums of attended tokens on the device. The CTAs of a cluster sum one list, or a few lists side by side: those of a list take tiles
+// of 64 tokens in turn, and a warp has the logits of one tile for four query heads. The first CTA of a list merges the tiles' sums in their
+// order, so that the bits are the host's.
+//
+// sum_attended_kernel is a launch of its own. Where a step is ranked in one launch by clusters, some clusters of that launch do the same
+// (retrieve_cluster.cuh).
 #pragma once
 
 #include "../../core/canonical.hpp"
@@ -33,12 +37,11 @@ struct given_spans {
     const bool is_ranked = ranges.data == nullptr || ranges(head).size() != 0;
     return {mapped_head(store, head), is_ranked ? spans(list) : token_span{}};
   }
-  /// By all threads of one CTA of the list.
-  __device__ void finish(const summed_list&, unsigned, unsigned, view<const float, 2, space::device>) const {}
+  static constexpr bool has_biases = false;
 };
 
-/// Lists of a step that is not planned yet: a list's CTAs make its plan. The last one writes the biases of the tables that the step will
-/// make, with the bits of inner_product_table().
+/// Lists of a step that is not planned yet: a list's CTAs make its plan. The first one also writes the biases of the tables that the step
+/// will make, with the bits of inner_product_table().
 struct planned_spans {
   planned_queries<space::device> queries;
   view<const float, 2, space::device> mean;  // [heads, d] of the codebooks
@@ -58,40 +61,51 @@ struct planned_spans {
     if (plan.range.size() != 0) found.span = plan.span;
     return found;
   }
-  __device__ void finish(const summed_list& found, unsigned first, unsigned count, view<const float, 2, space::device> query) const {
-    if (attended_tokens_of(found.span) == 0) return;  // nobody reads the biases
+  static constexpr bool has_biases = true;
+  /// By a warp.
+  /// @param row  of the query
+  __device__ void write_bias(const summed_list& found, unsigned row, view<const float, 2, space::device> query) const {
     const unsigned d = static_cast<unsigned>(mean.extent(1)), lane = threadIdx.x % 32;
-    for (unsigned q = threadIdx.x / 32; q < count; q += blockDim.x / 32) {  // a warp reads 32 terms of a chain at once
-      float sum = 0;
-      for (unsigned begin = 0; begin < d; begin += 32) {
-        const unsigned i = begin + lane, terms = d - begin < 32 ? d - begin : 32;
-        const float x = i < d ? axes.of_query(&query(first + q, 0), found.head, i) : 0.0f, y = i < d ? mean(found.head, i) : 0.0f;
-        for (unsigned term = 0; term < terms; ++term)
-          sum = canonical::fma(__shfl_sync(block::all_lanes, x, static_cast<int>(term)),
-                               __shfl_sync(block::all_lanes, y, static_cast<int>(term)), sum);
-      }
-      if (lane == 0) bias(first + q) = sum;
+    float sum = 0;
+    for (unsigned begin = 0; begin < d; begin += 32) {  // the warp reads 32 terms of the chain at once
+      const unsigned i = begin + lane, terms = d - begin < 32 ? d - begin : 32;
+      const float x = i < d ? axes.of_query(&query(row, 0), found.head, i) : 0.0f, y = i < d ? mean(found.head, i) : 0.0f;
+      for (unsigned term = 0; term < terms; ++term)
+        sum = canonical::fma(__shfl_sync(block::all_lanes, x, static_cast<int>(term)),
+                             __shfl_sync(block::all_lanes, y, static_cast<int>(term)), sum);
     }
+    if (lane == 0) bias(row) = sum;
   }
 };
 
-/// How the CTAs of a list share its tokens, and the shared memory of one.
+/// How the CTAs of a cluster share its lists, those of a list its tokens, and the shared memory of one.
 struct attended_shape {
-  static constexpr unsigned threads = 256, tile = op::sum_attended::tile_tokens, most_ctas = 8, rounds = 4;
+  static constexpr unsigned threads = 256, tile = op::sum_attended::tile_tokens, most_ctas = 8, most_tiles = 4, rounds = 2, heads_at_once = 4;
   static_assert(tile == 64);  // a lane has two tokens of a tile
 
   unsigned ctas, g, d;
   unsigned tiles_at_once = 2;  // of a CTA
+  unsigned side_by_side = 1;   // lists of a cluster; at most `ctas`
 
   /// Floats of a row of `d`, and of a tile's: lanes read rows one after the other without conflicts.
   __host__ __device__ unsigned padded() const { return (d + 3) / 4 * 4; }
   __host__ __device__ unsigned stride() const { return padded() + 4; }
-  /// Tiles whose sums the first CTA merges at a time.
-  __host__ __device__ unsigned merged_at_once() const { return ctas * tiles_at_once * rounds; }
+  /// Query heads, in whole groups of heads_at_once; a single one alone.
+  __host__ __device__ unsigned padded_heads() const { return g == 1 ? 1 : (g + heads_at_once - 1) / heads_at_once * heads_at_once; }
+  /// CTAs of the which-th list of a cluster: `which`, which + side_by_side, ... The first one merges.
+  __host__ __device__ unsigned members(unsigned which) const { return (ctas - which + side_by_side - 1) / side_by_side; }
+  /// Tiles whose sums the first CTA of so many merges at a time.
+  __host__ __device__ unsigned merged_at_once(unsigned of_ctas) const { return of_ctas * tiles_at_once * rounds; }
   std::size_t shared_bytes() const {
     using block::shared_memory;
-    return shared_memory::bytes<float>(g * padded()) + shared_memory::bytes<float>(tiles_at_once * tile * stride()) +
-           shared_memory::bytes<attended_sum>(merged_at_once() * g) + shared_memory::bytes<attended_sum>(g);
+    return shared_memory::bytes<summed_list>(side_by_side) + shared_memory::bytes<float>(padded_heads() * padded()) +
+           shared_memory::bytes<float>(tiles_at_once * tile * stride()) +
+           shared_memory::bytes<attended_sum>(merged_at_once(members(0)) * g) + shared_memory::bytes<attended_sum>(g);
+  }
+  /// Takes fewer tiles at once until a CTA's shared memory suffices. @return whether it does
+  bool fit(std::size_t room) {
+    while (shared_bytes() > room && tiles_at_once > 1) --tiles_at_once;
+    return shared_bytes() <= room;
   }
 };
 
@@ -141,104 +155,217 @@ struct attended_part {
   }
 };
 
-/// The sum over one tile for one query head, by a warp.
-/// @param query  [d], then zeros; @param keys  the tile's rows
-__device__ inline attended_sum sum_of_tile(const float* query, const float* keys, const attended_shape& shape, std::uint32_t tokens,
-                                           canonical::softmax_scale scale) {
+/// The sums over one tile for up to Heads query heads, by a warp. Lane 32 / Heads * i returns that of the i-th.
+/// @param queries  [Heads, padded], each of d, then zeros; @param keys  the tile's rows
+template <unsigned Heads>
+__device__ attended_sum sums_of_tile(const float* queries, const float* keys, const attended_shape& shape, std::uint32_t tokens,
+                                     canonical::softmax_scale scale) {
   const unsigned lane = threadIdx.x % 32;
   const float *first = keys + lane * shape.stride(), *second = first + 32 * shape.stride();
-  float logit[2] = {};
+  float logit[Heads][2] = {};
 #pragma unroll 4
   for (unsigned i = 0; i < shape.padded(); i += 4) {
-    const float4 q = *reinterpret_cast<const float4*>(query + i), a = *reinterpret_cast<const float4*>(first + i),
-                 b = *reinterpret_cast<const float4*>(second + i);
-    logit[0] = canonical::fma(q.x, a.x, logit[0]), logit[1] = canonical::fma(q.x, b.x, logit[1]);
-    logit[0] = canonical::fma(q.y, a.y, logit[0]), logit[1] = canonical::fma(q.y, b.y, logit[1]);
-    logit[0] = canonical::fma(q.z, a.z, logit[0]), logit[1] = canonical::fma(q.z, b.z, logit[1]);
-    logit[0] = canonical::fma(q.w, a.w, logit[0]), logit[1] = canonical::fma(q.w, b.w, logit[1]);
-  }
-  std::uint32_t best = 0;  // as an order key; 0: none
+    const float4 a = *reinterpret_cast<const float4*>(first + i), b = *reinterpret_cast<const float4*>(second + i);
 #pragma unroll
-  for (unsigned a = 0; a < 2; ++a)
-    if (a * 32 + lane < tokens && is_finite(logit[a])) {
-      const std::uint32_t key = canonical::order_key(logit[a]);
-      best = key > best ? key : best;
+    for (unsigned q = 0; q < Heads; ++q) {
+      const float4 x = *reinterpret_cast<const float4*>(queries + q * shape.padded() + i);
+      logit[q][0] = canonical::fma(x.x, a.x, logit[q][0]), logit[q][1] = canonical::fma(x.x, b.x, logit[q][1]);
+      logit[q][0] = canonical::fma(x.y, a.y, logit[q][0]), logit[q][1] = canonical::fma(x.y, b.y, logit[q][1]);
+      logit[q][0] = canonical::fma(x.z, a.z, logit[q][0]), logit[q][1] = canonical::fma(x.z, b.z, logit[q][1]);
+      logit[q][0] = canonical::fma(x.w, a.w, logit[q][0]), logit[q][1] = canonical::fma(x.w, b.w, logit[q][1]);
     }
-  best = __reduce_max_sync(block::all_lanes, best);
-  if (best == 0) return {};
-  const float top = canonical::from_order_key(best);
-  std::uint64_t weight = 0;
+  }
+  std::uint64_t weight[Heads];
+  std::uint32_t of_lane = 0;  // the largest logit as an order key, of the query head whose sum this lane returns; 0: none
 #pragma unroll
-  for (unsigned a = 0; a < 2; ++a)
-    if (a * 32 + lane < tokens && is_finite(logit[a]))
-      weight += canonical::to_fixed(canonical::exponential(canonical::sub(logit[a], top), scale));
-  return {top, block::warp_sum(weight)};
+  for (unsigned q = 0; q < Heads; ++q) {
+    std::uint32_t best = 0;
+#pragma unroll
+    for (unsigned a = 0; a < 2; ++a)
+      if (a * 32 + lane < tokens && is_finite(logit[q][a])) {
+        const std::uint32_t key = canonical::order_key(logit[q][a]);
+        best = key > best ? key : best;
+      }
+    best = __reduce_max_sync(block::all_lanes, best);
+    const float top = canonical::from_order_key(best);
+    weight[q] = 0;
+#pragma unroll
+    for (unsigned a = 0; a < 2; ++a)
+      if (a * 32 + lane < tokens && is_finite(logit[q][a]))
+        weight[q] += canonical::to_fixed(canonical::exponential(canonical::sub(logit[q][a], top), scale));
+    if (lane / (32 / Heads) == q) of_lane = best;
+  }
+  const std::uint64_t sum = block::warp_sums(weight);
+  return of_lane == 0 ? attended_sum{} : attended_sum{canonical::from_order_key(of_lane), sum};
 }
 
-/// grid.x: CTAs of a cluster; grid.y: lists. Not PQKV_HIDDEN: an engine's store may be a type without linkage.
+/// `so_far` merged with the lanes' sums one after the other, with the bits of attended_sum::merged(). By a warp. The largest logits before
+/// each lane are known at once, and integers may be added in any order. So lanes compute their parts side by side, and only a lane whose
+/// logit is the largest so far needs the sum of all before it.
+__device__ inline attended_sum merged_in_order(attended_sum so_far, const attended_sum& of_lane, canonical::softmax_scale scale) {
+  const unsigned lane = threadIdx.x % 32;
+  const float none = float_from_bits(0xff800000u);
+  const bool is_there = of_lane.weight != 0;
+  const float own = is_there ? of_lane.top : none;
+  float up_to = own;  // the largest logit of this lane and those below
+  for (unsigned step = 1; step < 32; step *= 2) {
+    const float below = __shfl_up_sync(block::all_lanes, up_to, step);
+    if (lane >= step && !(up_to > below)) up_to = below;
+  }
+  float before = __shfl_up_sync(block::all_lanes, up_to, 1);
+  const float begin = so_far.weight != 0 ? so_far.top : none;
+  if (lane == 0 || !(before > begin)) before = begin;
+  const bool raises = is_there && own > before;
+  float factor = 0;  // of the sum before this lane
+  if (raises && before != none) factor = attended_sum::factor(before, own, scale);
+  const std::uint64_t part = !is_there ? 0 : raises ? of_lane.weight : of_lane.relative_to(before, scale), parts_before = block::warp_prefix(part);
+  std::uint64_t taken = 0;  // parts that are in so_far.weight
+  for (unsigned left = __ballot_sync(block::all_lanes, raises); left != 0; left &= left - 1) {
+    const int which = __ffs(static_cast<int>(left)) - 1;
+    const std::uint64_t next = __shfl_sync(block::all_lanes, parts_before, which);
+    so_far.weight = attended_sum::times(so_far.weight + (next - taken), __shfl_sync(block::all_lanes, factor, which));
+    so_far.top = __shfl_sync(block::all_lanes, own, which);
+    taken = next;
+  }
+  so_far.weight += __shfl_sync(block::all_lanes, parts_before + part, 31) - taken;
+  return so_far;
+}
+
+/// A call: what is summed, and how.
 template <class Store, class Spans>
-__global__ void __launch_bounds__(attended_shape::threads)
-    sum_attended_kernel(view<const float, 2, space::device> query, Store store, Spans spans, attended_shape shape,
-                        canonical::softmax_scale scale, view<attended_sum, 1, space::device> sums) {
-  constexpr unsigned threads = attended_shape::threads, warps = threads / 32, tile = attended_shape::tile, rows_at_once = 8;
-  __shared__ summed_list found;
-  const block::cluster_team team(shape.ctas);
+struct attended_call {
+  view<const float, 2, space::device> query;  // [hq, d]
+  Store store;
+  Spans spans;
+  attended_shape shape;
+  canonical::softmax_scale scale;
+  view<attended_sum, 1, space::device> sums;  // [hq], written
+  std::uint32_t* summed;                      // [lists] g is added once a list's sums and biases are there; null: nobody waits in the launch
+  unsigned lists;
+
+  /// Sums the lists of one cluster, as one of its CTAs. All CTAs of the cluster have called team.arrive(), if they are several. Not inlined: a
+  /// kernel that does something else too then has all registers for that.
+  template <unsigned Threads>
+  __device__ __noinline__ void run(const block::cluster_team& team, unsigned cluster, unsigned clusters) const;
+
+ private:
+  /// Tiles of a list.
+  __device__ static unsigned tiles_of(const token_span& span) {
+    return attended_tile::count(span.leading) + attended_tile::count(attended_tile::window(span));
+  }
+  /// Copies rows of tiles [first, first + here) into shared memory, as floats.
+  template <unsigned Threads>
+  __device__ void copy_keys(const summed_list& list, unsigned first, unsigned here, float* keys) const {
+    constexpr unsigned warps = Threads / 32, tile = attended_shape::tile, rows_at_once = 8;
+    for (unsigned e = threadIdx.x % 32 * 4; e < shape.padded(); e += 128)
+      for (unsigned row = threadIdx.x / 32; row < here * tile; row += warps * rows_at_once) {
+        attended_part<typename Store::value_type> part[rows_at_once];  // their loads overlap
+#pragma unroll
+        for (unsigned a = 0; a < rows_at_once; ++a) {
+          const unsigned which = row + a * warps;
+          if (which >= here * tile) continue;
+          const attended_tile of(list.span, first + which / tile);
+          const std::uint32_t t = which % tile < of.tokens ? which % tile : of.tokens - 1;  // a short tile repeats its last token
+          part[a].load(mapped(store).key(list.head, of.begin + t), shape.d, e);
+        }
+#pragma unroll
+        for (unsigned a = 0; a < rows_at_once; ++a)
+          if (row + a * warps < here * tile) *reinterpret_cast<float4*>(keys + (row + a * warps) * shape.stride() + e) = part[a].values();
+      }
+  }
+  /// Sums a tile for query heads [first, first + Heads), by a warp. @param to  [g] of the tile
+  template <unsigned Heads>
+  __device__ void sum_tile(const float* queries, const float* keys, unsigned first, std::uint32_t tokens, attended_sum* to) const {
+    const attended_sum sum = sums_of_tile<Heads>(queries + first * shape.padded(), keys, shape, tokens, scale);
+    constexpr unsigned lanes = 32 / Heads;
+    const unsigned lane = threadIdx.x % 32, q = first + lane / lanes;
+    if (lane % lanes == 0 && q < shape.g) to[q] = sum;
+  }
+};
+
+template <class Store, class Spans>
+template <unsigned Threads>
+__device__ void attended_call<Store, Spans>::run(const block::cluster_team& team, unsigned cluster, unsigned clusters) const {
+  constexpr unsigned warps = Threads / 32, tile = attended_shape::tile;
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = shape.g, at_once = shape.tiles_at_once, lists_here = shape.side_by_side;
+  const unsigned own_list = lists_here == 1 ? 0 : team.rank() % lists_here, member = lists_here == 1 ? team.rank() : team.rank() / lists_here,
+                 members = shape.members(own_list), groups = g == 1 ? 1 : shape.padded_heads() / attended_shape::heads_at_once;
+  block::shared_memory memory;
+  summed_list* const found = memory.take<summed_list>(lists_here);
+  float* const queries = memory.take<float>(shape.padded_heads() * shape.padded());
+  float* const keys = memory.take<float>(at_once * tile * shape.stride());
+  attended_sum* const of_tile = memory.take<attended_sum>(shape.merged_at_once(shape.members(0)) * g);  // [tiles, g] of the first CTA
+  attended_sum* const own = memory.take<attended_sum>(g);
+  bool may_write = team.size() == 1;  // to the shared memory of other CTAs: they have begun
+  for (unsigned base = cluster * lists_here; base < lists; base += clusters * lists_here) {
+    if (threadIdx.x < lists_here) found[threadIdx.x] = base + threadIdx.x < lists ? spans.find(store, base + threadIdx.x) : summed_list{};
+    const unsigned list = base + own_list;
+    const bool is_list = list < lists;
+    for (unsigned i = threadIdx.x; i < shape.padded_heads() * shape.padded(); i += Threads) {
+      const unsigned q = i / shape.padded(), e = i - q * shape.padded();
+      queries[i] = is_list && q < g && e < shape.d ? query(list * g + q, e) : 0.0f;
+    }
+    for (unsigned q = threadIdx.x; q < g; q += Threads) own[q] = {};
+    __syncthreads();
+    const summed_list mine = found[own_list];
+    const unsigned tiles = tiles_of(mine.span), most = shape.merged_at_once(members);
+    unsigned rounds = 0;  // of the list that needs most: all CTAs meet at the same barriers
+    for (unsigned other = 0; other < lists_here; ++other) {
+      const unsigned merged = shape.merged_at_once(shape.members(other)), needed = (tiles_of(found[other].span) + merged - 1) / merged;
+      rounds = needed > rounds ? needed : rounds;
+    }
+    if (!may_write) team.wait(), may_write = true;
+    for (unsigned round = 0; round < rounds; ++round) {
+      const unsigned begin = round * most < tiles ? round * most : tiles, last = tiles - begin < most ? tiles : begin + most;
+      unsigned biases = Spans::has_biases && round == 0 && member == 0 && tiles != 0 ? g : 0;  // still to be written
+      for (unsigned first = begin + member * at_once; first < last; first += members * at_once) {
+        const unsigned here = last - first < at_once ? last - first : at_once, items = here * groups;
+        copy_keys<Threads>(mine, first, here, keys);
+        __syncthreads();
+        for (unsigned item = warp; item < items + biases; item += warps) {
+          if (item >= items) {
+            if constexpr (Spans::has_biases) spans.write_bias(mine, list * g + (item - items), query);
+            continue;
+          }
+          const unsigned which = item / groups, from = (item - which * groups) * attended_shape::heads_at_once;
+          const std::uint32_t tokens = attended_tile(mine.span, first + which).tokens;
+          attended_sum* const to = team.remote(&of_tile[(first + which - begin) * g], own_list);
+          if (g == 1)
+            sum_tile<1>(queries, keys + which * tile * shape.stride(), from, tokens, to);
+          else
+            sum_tile<attended_shape::heads_at_once>(queries, keys + which * tile * shape.stride(), from, tokens, to);
+        }
+        biases = 0;
+        __syncthreads();
+      }
+      team.sync();
+      for (unsigned q = warp; member == 0 && q < g; q += warps) {
+        attended_sum merged = own[q];
+        for (unsigned which = begin; which < last; which += 32)
+          merged = merged_in_order(merged, which + lane < last ? of_tile[(which + lane - begin) * g + q] : attended_sum{}, scale);
+        __syncwarp();
+        if (lane == 0) own[q] = merged;
+      }
+      if (round + 1 < rounds) team.sync();  // the sums are about to be overwritten
+    }
+    for (unsigned q = warp; member == 0 && is_list && q < g; q += warps)
+      if (lane == 0) {  // of the warp that merged this query head
+        sums(list * g + q) = own[q];
+        if (summed != nullptr) block::add_released(&summed[list], 1);
+      }
+    if (base + clusters * lists_here < lists) team.sync();  // the sums, and what was found, are about to be overwritten
+  }
+  if (!may_write) team.wait();
+}
+
+/// grid.x: CTAs of a cluster; grid.y: clusters. Not PQKV_HIDDEN: an engine's store may be a type without linkage.
+template <class Store, class Spans>
+__global__ void __launch_bounds__(attended_shape::threads) sum_attended_kernel(const __grid_constant__ attended_call<Store, Spans> call) {
+  const block::cluster_team team(call.shape.ctas);
   if (team.size() > 1) team.arrive();  // once all have begun, their shared memory may be written
   block::release_dependents();
   block::wait_for_last_kernel();
-  const unsigned list = blockIdx.y, warp = threadIdx.x / 32, g = shape.g, at_once = shape.tiles_at_once;
-  block::shared_memory memory;
-  float* const queries = memory.take<float>(g * shape.padded());
-  float* const keys = memory.take<float>(at_once * tile * shape.stride());
-  attended_sum* const of_tile = memory.take<attended_sum>(shape.merged_at_once() * g);  // [tiles, g] of the first CTA
-  attended_sum* const own = memory.take<attended_sum>(g);
-  if (threadIdx.x == 0) found = spans.find(store, list);
-  for (unsigned i = threadIdx.x; i < g * shape.padded(); i += threads) {
-    const unsigned q = i / shape.padded(), e = i - q * shape.padded();
-    queries[i] = e < shape.d ? query(list * g + q, e) : 0.0f;
-  }
-  for (unsigned q = threadIdx.x; q < g; q += threads) own[q] = {};
-  __syncthreads();
-  const token_span span = found.span;
-  const unsigned tiles = attended_tile::count(span.leading) + attended_tile::count(attended_tile::window(span));
-  if (team.size() > 1) team.wait();
-  for (unsigned base = 0; base < tiles; base += shape.merged_at_once()) {
-    const unsigned last = tiles - base < shape.merged_at_once() ? tiles : base + shape.merged_at_once();
-    for (unsigned first = base + team.rank() * at_once; first < last; first += team.size() * at_once) {
-      const unsigned here = last - first < at_once ? last - first : at_once;
-      for (unsigned e = threadIdx.x % 32 * 4; e < shape.padded(); e += 128)
-        for (unsigned row = warp; row < here * tile; row += warps * rows_at_once) {
-          attended_part<typename Store::value_type> part[rows_at_once];  // their loads overlap
-#pragma unroll
-          for (unsigned a = 0; a < rows_at_once; ++a) {
-            const unsigned which = row + a * warps;
-            if (which >= here * tile) continue;
-            const attended_tile of(span, first + which / tile);
-            const std::uint32_t t = which % tile < of.tokens ? which % tile : of.tokens - 1;  // a short tile repeats its last token
-            part[a].load(mapped(store).key(found.head, of.begin + t), shape.d, e);
-          }
-#pragma unroll
-          for (unsigned a = 0; a < rows_at_once; ++a)
-            if (row + a * warps < here * tile) *reinterpret_cast<float4*>(keys + (row + a * warps) * shape.stride() + e) = part[a].values();
-        }
-      __syncthreads();
-      for (unsigned item = warp; item < here * g; item += warps) {
-        const unsigned which = item / g, q = item - which * g;
-        const attended_sum sum = sum_of_tile(queries + q * shape.padded(), keys + which * tile * shape.stride(), shape,
-                                             attended_tile(span, first + which).tokens, scale);
-        if (threadIdx.x % 32 == 0) *team.remote(&of_tile[(first + which - base) * g + q], 0) = sum;
-      }
-      __syncthreads();
-    }
-    team.sync();
-    if (team.rank() == 0)
-      for (unsigned q = threadIdx.x; q < g; q += threads)
-        for (unsigned which = base; which < last; ++which) own[q] = own[q].merged(of_tile[(which - base) * g + q], scale);
-    if (last < tiles) team.sync();  // the sums are about to be overwritten
-  }
-  if (team.rank() == 0)
-    for (unsigned q = threadIdx.x; q < g; q += threads) sums(list * g + q) = own[q];
-  if (team.rank() == team.size() - 1) spans.finish(found, list * g, g, query);
+  call.template run<attended_shape::threads>(team, blockIdx.y, gridDim.y);
 }
 
 /// @param lists  of `sums`
@@ -253,15 +380,15 @@ void sum_attended_lists(const launcher& launch, view<const float, 2, space::devi
   const bool is_hopper = launch.is_built_for_hopper(kernel);
   while (is_hopper && shape.ctas < attended_shape::most_ctas && 2 * shape.ctas * lists <= tuning::multiprocessors) shape.ctas *= 2;
   const std::size_t room = launch.shared_limit(kernel);
-  while (shape.shared_bytes() > room && shape.ctas > 1) shape.ctas /= 2;
-  if (shape.shared_bytes() > room) shape.tiles_at_once = 1;  // hundreds of query heads a KV head
+  while (!shape.fit(room) && shape.ctas > 1) shape.ctas /= 2;  // hundreds of query heads a KV head
   launch("sum_attended_kernel", kernel,
          {.grid = dim3(shape.ctas, static_cast<unsigned>(lists)),
           .threads = attended_shape::threads,
           .shared_bytes = shape.shared_bytes(),
           .cluster = shape.ctas,
           .early = is_hopper},
-         query, store, spans, shape, canonical::softmax_scale::of(d, scale), sums);
+         attended_call<Store, Spans>{query, store, spans, shape, canonical::softmax_scale::of(d, scale), sums, nullptr,
+                                     static_cast<unsigned>(lists)});
 }
 
 }  // namespace detail

@@ -211,10 +211,12 @@ bool rank_step_in_one(const P& policy, const ranked_step<space::device>& step, c
   return retrieve_in_one<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, most.items, most.cells, before);
 }
 /// The same by the tokens of long ranges. @param policy  with scratch for retrieve()
-template <class P, class Places, class Before = no_work>
-bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& step, const Places& places, const Before& before = {}) {
+/// @param beside  what some clusters do beside it
+template <class P, class Places, class Beside = nothing_beside>
+bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& step, const Places& places, const Beside& beside = {}) {
   constexpr unsigned together = 4;
   block::scoring call = planned_call(step);
+  call.summed = step.summed.data;
   if (!can_plan_in_one(step, call)) return false;
   const list_items most(call);
   if (most.cells != 0) return false;
@@ -224,7 +226,7 @@ bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& st
   const launcher launch(policy, "rank_step");
   const planned_lists<tuning::cluster_threads, together, Places> lists(step, call.g, places);
   return rank_in_clusters<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr,
-                                    filter_memory(memory, call.lists, n).keys, before);
+                                    filter_memory(memory, call.lists, n).keys, beside);
 }
 }  // namespace detail
 
@@ -235,19 +237,26 @@ struct kernel<op::rank_step, backend::cuda> {
   /// @return false, and nothing is enqueued, where the selection needs more than one launch
   template <class P, class Rows>
   static bool run(const P& policy, const ranked_step<space::device>& step, const Rows& rows) {
-    const auto sums = [&] {
-      if (step.attended.data == nullptr) return;
-      const std::size_t lists = step.plan.slots.extent(0) * step.index.kv_heads;
-      const detail::planned_spans spans{step.queries,
-                                        as_const(step.index.book.mean),
-                                        step.index.pairs,
-                                        step.bias,
-                                        static_cast<unsigned>(step.index.kv_heads),
-                                        static_cast<unsigned>(step.plan.slots.extent(0))};
-      detail::sum_attended_lists({policy, "sum_attended"}, step.query, rows, spans, lists, step.attended, step.how.scale);
+    static_assert(std::is_trivially_copyable_v<Rows>, "pqkv: a cache's rows go into kernels by value; make them trivially copyable");
+    const bool has_sums = step.attended.data != nullptr;
+    const std::size_t lists = step.plan.slots.extent(0) * step.index.kv_heads;
+    const detail::planned_spans spans{step.queries,
+                                      as_const(step.index.book.mean),
+                                      step.index.pairs,
+                                      step.bias,
+                                      static_cast<unsigned>(step.index.kv_heads),
+                                      static_cast<unsigned>(step.plan.slots.extent(0))};
+    const auto launch_sums = [&] {
+      if (has_sums)
+        detail::sum_attended_lists({policy, "sum_attended"}, step.query, rows, spans, lists, step.attended, step.how.scale);
     };
-    return detail::rank_step_in_one(policy, step, detail::whole_sequence{}, sums) ||
-           detail::rank_step_in_clusters(policy, step, detail::whole_sequence{}, sums);
+    if (detail::rank_step_in_one(policy, step, detail::whole_sequence{}, launch_sums)) return true;
+    const detail::attended_shape shape{1, static_cast<unsigned>(step.query.extent(0) / (lists == 0 ? 1 : lists)),
+                                       static_cast<unsigned>(rows.head_dim())};
+    const detail::sums_beside<Rows, detail::planned_spans> beside{
+        {step.query, rows, spans, shape, canonical::softmax_scale::of(rows.head_dim(), step.how.scale), step.attended, step.summed.data,
+         static_cast<unsigned>(has_sums ? lists : 0)}};
+    return detail::rank_step_in_clusters(policy, step, detail::whole_sequence{}, beside);
   }
 };
 

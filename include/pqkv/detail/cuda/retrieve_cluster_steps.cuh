@@ -78,7 +78,7 @@ class cluster_ranking {
   /// @param parts  CTAs of the list, on all ranks
   static constexpr std::size_t other_bytes(const block::scoring& call, const Lists& lists, unsigned parts, unsigned words) {
     return lists.shared_bytes(call) + scorer_type::shared_bytes(call.g, call.m, call.c) +
-           shared_memory::bytes<std::uint64_t>(rounds * parts * call.g) + shared_memory::bytes<block::head_numbers>(call.g) +
+           shared_memory::bytes<std::uint64_t>(rounds * parts * call.g) + numbers_bytes(call.g) +
            2 * shared_memory::bytes<std::uint32_t>(words);
   }
 
@@ -95,7 +95,7 @@ class cluster_ranking {
         entries_(of_list_.begin(memory, copied_)),
         scorer_(call, list, 0, call.g, own.scoring, memory, entries_),
         totals_(memory.take<std::uint64_t>(rounds * (shape.ctas + ranks.other_parts()) * call.g)),
-        numbers_(memory.take<block::head_numbers>(call.g)),
+        numbers_(reinterpret_cast<block::head_numbers*>(memory.take<unsigned char>(numbers_bytes(call.g)))),
         upper_(memory.take<std::uint32_t>(shape.words)),
         lower_(memory.take<std::uint32_t>(shape.words)),
         lookups_(call, scorer_.packs(), reinterpret_cast<block::query_pack<Pack>*>(copied_), shape.log_copies),
@@ -133,7 +133,13 @@ class cluster_ranking {
   __device__ void write_all(std::uint32_t count, std::int32_t* out) const {
     for (std::uint32_t i = team_.rank() * Threads + threadIdx.x; i < count; i += team_.size() * Threads)
       out[i] = static_cast<std::int32_t>(range_.begin + i);
+    forget_attended();
     if (team_.size() > 1) team_.wait();  // for arrive() at the kernel's beginning
+  }
+  /// Takes back what the CTAs that sum attended tokens have added, or will add: the count is 0 after the launch. All CTAs of the list must
+  /// have taken these sums, or none will.
+  __device__ void forget_attended() const {
+    if (call_.summed != nullptr && team_.rank() == 0 && threadIdx.x == 0) atomicSub(&call_.summed[list_], call_.g);
   }
   /// Computes the normaliser R of each query head.
   __device__ void normalise(std::uint32_t k) {
@@ -145,7 +151,7 @@ class cluster_ranking {
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
       const std::uint64_t z = total(0, q);
       const bool is_short = canonical::needs_recentring(z, ranked_) && scorer_.is_usable(q);
-      numbers_[q] = {scorer_.factor_of(q, z, 0.0f), 0.0f, is_short ? 1u : 0u};
+      numbers_[q] = {scorer_.factor_of(q, z, 0.0f, beside(q)), 0.0f, is_short ? 1u : 0u};
       any |= is_short;
     }
     if (__syncthreads_or(any ? 1 : 0) != 0) recentre();
@@ -197,6 +203,7 @@ class cluster_ranking {
     __syncthreads();
     if (threadIdx.x < team_.size()) *team_.remote(&own_.of_members[team_.rank()], threadIdx.x) = own_.found;
     team_.sync();
+    forget_attended();
   }
 
   /// Selects the list's tokens and writes this CTA's. If the threshold is outside the bracket, or more tokens are inside than fit, every
@@ -243,6 +250,15 @@ class cluster_ranking {
   struct sample_part {
     unsigned first, count;
   };
+  __host__ __device__ static constexpr std::size_t numbers_bytes(std::size_t g) {
+    return shared_memory::bytes<block::head_numbers>(g) + shared_memory::bytes<block::attended_head>(g);
+  }
+  /// What is added to the normaliser of a query head; written and read by the thread that computes the factor. Not a pointer of its own: one
+  /// more that lives while the look-ups run takes registers from them.
+  __device__ block::attended_head& beside(unsigned q) const {
+    return reinterpret_cast<block::attended_head*>(reinterpret_cast<unsigned char*>(numbers_) +
+                                                   shared_memory::bytes<block::head_numbers>(call_.g))[q];
+  }
   __device__ std::uint32_t words() const { return (end_ - begin_ + 31) / 32; }
   __device__ std::int32_t first_token() const { return static_cast<std::int32_t>(range_.begin + begin_ - tokens_.lead); }
 
@@ -269,9 +285,19 @@ class cluster_ranking {
       const unsigned which = sample_begin(team_.rank()) + threadIdx.x;
       if (which < sample_begin(team_.rank() + 1)) sample_ = lookups_.product(sample_codes(which), items_.stride, 0);
     }
+    if (round == 0) take_attended();
     if constexpr (Ranks::is_shared) ranks_.template take_totals<Threads>(round, call_.g, totals_of(round) + team_.size() * call_.g);
     if (team_.size() > 1) team_.wait();
     if (Ranks::is_shared || team_.size() == 1) __syncthreads();
+  }
+  /// Reads what is added to the normalisers. If other CTAs of this launch compute it, waits for it first.
+  __device__ void take_attended() {
+    for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
+      if (call_.summed != nullptr)
+        while (block::read_acquired(&call_.summed[list_]) != call_.g) {
+        }
+      beside(q) = call_.beside(list_ * call_.g + q);
+    }
   }
   /// Whether the list has more tokens than can be kept.
   __device__ bool has_sample() const {
@@ -320,7 +346,8 @@ class cluster_ranking {
     scorer_.centre_sums(is_recentred, [&](unsigned q) { return numbers_[q].centre; });
     sum();
     share_totals(2);
-    for (unsigned q = threadIdx.x; q < call_.g; q += Threads) numbers_[q].factor = scorer_.factor_of(q, total(2, q), numbers_[q].centre);
+    for (unsigned q = threadIdx.x; q < call_.g; q += Threads)
+      numbers_[q].factor = scorer_.factor_of(q, total(2, q), numbers_[q].centre, beside(q));
   }
 
   /// What each CTA of the list has found, in the lane of its number, in every warp.
@@ -384,7 +411,7 @@ class cluster_ranking {
   block::token_positions tokens_{items_};
   scorer_type scorer_;
   std::uint64_t* totals_;          // [rounds, parts, g] a number of each CTA for each query head
-  block::head_numbers* numbers_;   // [g]
+  block::head_numbers* numbers_;   // [g], then what beside() returns
   std::uint32_t *upper_, *lower_;  // [words] two bits a token: both set above the bracket, upper_ at its high end, lower_ at its low end
   lookups_type lookups_;
   uint2* kept_;                       // [kept] key and position; at first the keys of the sample

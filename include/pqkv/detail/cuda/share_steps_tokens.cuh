@@ -333,8 +333,12 @@ bool rank_share_in_clusters(const P& policy, ranked_step<space::device> step, co
     return false;
   arena memory = device_scratch(
       policy.scratch, retrieve_device_scratch_bytes({.lists = call.lists, .query_heads = call.query_heads(), .tokens = n}), "rank_share");
-  return launch_clusters<ranking_type>(launch, "share_cluster_kernel", kernel, call, lists, longest, other_parts, no_work{},
-                                       retrieved_lists{step.indices, step.plan.counts}, filter_memory(memory, call.lists, n).keys);
+  nothing_beside beside;
+  return start_clusters<ranking_type>(launch, "share_cluster_kernel", kernel, call, lists, longest, other_parts, beside,
+                                      [&](const launcher::shape& how, const cluster_shape& shape) {
+                                        launch("share_cluster_kernel", kernel, how, call, lists, shape,
+                                               retrieved_lists{step.indices, step.plan.counts}, filter_memory(memory, call.lists, n).keys);
+                                      });
 }
 
 }  // namespace detail

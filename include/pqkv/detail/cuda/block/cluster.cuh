@@ -16,6 +16,17 @@ __device__ inline void release_dependents() {
 }
 __device__ inline void wait_for_last_kernel() { NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.wait;" ::: "memory");)) }
 
+/// Adds to a counter in device memory. Whoever reads it by read_acquired() and finds this, also finds what this thread wrote before, and
+/// what its CTA and cluster wrote before their last barrier.
+__device__ inline void add_released(std::uint32_t* counter, std::uint32_t more) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(counter)), "r"(more) : "memory");
+}
+__device__ inline std::uint32_t read_acquired(const std::uint32_t* counter) {
+  std::uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(__cvta_generic_to_global(counter)) : "memory");
+  return value;
+}
+
 class cluster_team {
  public:
   /// @param size  CTAs along grid.x that share a row; the launch's cluster dimension

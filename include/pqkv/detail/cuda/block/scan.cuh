@@ -93,6 +93,12 @@ struct index_extent {
   std::uint32_t first = 0, merged = 0, last = 0;
 };
 
+/// The attended tokens of one query head, and the bias of its table.
+struct attended_head {
+  attended_sum sum{};
+  float bias = 0;
+};
+
 /// One call, passed to every kernel by value.
 struct scoring {
   distance_table_view<space::device> table;
@@ -109,6 +115,7 @@ struct scoring {
   head_numbers* numbers{};         // [hq] scratch
   const normaliser* given{};       // [hq] over the tokens of several places, of which this is one; null: over the list's items
   const attended_sum* attended{};  // [hq] sums over tokens that are added to the normalisers, which needs table.bias; null: none
+  std::uint32_t* summed{};         // [lists] g once the list's `attended` and biases are there; null: they were there before the launch
 
   scoring(distance_table_view<space::device> of, codes_view<space::device> from, group_reduction how, std::size_t head_dim,
           float logit_scale = 0, const head_map<space::device>& heads = {})
@@ -175,15 +182,17 @@ struct scoring {
     }
     return of;
   }
+  /// What is added to a query head's normaliser.
+  __device__ attended_head beside(unsigned q) const {
+    return attended == nullptr ? attended_head{} : attended_head{attended[q], table.bias(q)};
+  }
   /// Z of a query head with the attended tokens. @param tops  [m] the largest entries of its table; centre: of Z's exponents
-  __device__ std::uint64_t with_attended(unsigned q, std::uint64_t z, const float* tops, float centre) const {
-    if (attended == nullptr || z == 0) return z;
-    const attended_sum beside = attended[q];
-    if (beside.weight == 0) return z;
-    float zero = table.bias(q);  // the logit whose product is 1
+  __device__ std::uint64_t with_attended(const attended_head& more, std::uint64_t z, const float* tops, float centre) const {
+    if (z == 0 || more.sum.weight == 0) return z;
+    float zero = more.bias;  // the logit whose product is 1
     for (unsigned j = 0; j < m; ++j) zero = canonical::add(zero, tops[j]);
     zero = canonical::add(zero, centre);
-    return is_finite(zero) ? z + beside.relative_to(zero, scale) : z;
+    return is_finite(zero) ? z + more.sum.relative_to(zero, scale) : z;
   }
   __device__ const float* row(unsigned q, unsigned j) const {
     return table.entries.data + q * table.entries.stride(0) + j * table.entries.stride(1);

@@ -131,7 +131,10 @@ class list_scorer {
   }
   /// R of a query head, after stage(). @param z  Z over the items, around `centre`
   __device__ float factor_of(unsigned q, std::uint64_t z, float centre) const {
-    return canonical::inverse_normaliser(call_.with_attended(first_ + q, z, tops_ + q * call_.m, centre));
+    return factor_of(q, z, centre, call_.beside(first_ + q));
+  }
+  __device__ float factor_of(unsigned q, std::uint64_t z, float centre, const attended_head& beside) const {
+    return canonical::inverse_normaliser(call_.with_attended(beside, z, tops_ + q * call_.m, centre));
   }
   /// Every CTA calls this after its stage(); then it can score any items. Begins and ends with a barrier.
   /// @param numbers  what complete() wrote; not read if the caller has given normalisers
