@@ -61,7 +61,7 @@ compile() {  # PROGRAM
 examine() {  # TOOL PROGRAM: prints its line
   local arguments=() options=() log="$logs/$1.$2" started=$SECONDS code=0 verdict=clean
   case $2 in
-    search | quantize | half_shortlist | device_pqcache | repeat) arguments=(--seconds "$seconds") ;;
+    search | quantize | half_shortlist | device_pqcache | step_sums | repeat) arguments=(--seconds "$seconds") ;;
     attention) arguments=(5) ;;
     merge) arguments=(4) ;;
     real_keys) arguments=("$keys" 1) ;;

@@ -243,10 +243,10 @@ struct attended_call {
   std::uint32_t* summed;                      // [lists] g is added once a list's sums and biases are there; null: nobody waits in the launch
   unsigned lists;
 
-  /// Sums the lists of one cluster, as one of its CTAs. All CTAs of the cluster have called team.arrive(), if they are several. Not inlined: a
-  /// kernel that does something else too then has all registers for that.
+  /// Sums the lists of one cluster, as one of its CTAs. All CTAs of the cluster have called team.arrive(), if they are several. Inlined, since
+  /// a function would read the call, a parameter of the kernel, through its address, which is slow.
   template <unsigned Threads>
-  __device__ __noinline__ void run(const block::cluster_team& team, unsigned cluster, unsigned clusters) const;
+  __device__ __forceinline__ void run(const block::cluster_team& team, unsigned cluster, unsigned clusters) const;
 
  private:
   /// Tiles of a list.
@@ -285,7 +285,7 @@ struct attended_call {
 
 template <class Store, class Spans>
 template <unsigned Threads>
-__device__ void attended_call<Store, Spans>::run(const block::cluster_team& team, unsigned cluster, unsigned clusters) const {
+__device__ __forceinline__ void attended_call<Store, Spans>::run(const block::cluster_team& team, unsigned cluster, unsigned clusters) const {
   constexpr unsigned warps = Threads / 32, tile = attended_shape::tile;
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = shape.g, at_once = shape.tiles_at_once, lists_here = shape.side_by_side;
   const unsigned own_list = lists_here == 1 ? 0 : team.rank() % lists_here, member = lists_here == 1 ? team.rank() : team.rank() / lists_here,
