@@ -22,7 +22,7 @@ std::vector<pqkv::attended_sum> divided_sums(pqkv::view<const float, 2, device> 
   const auto kernel = sum_attended_kernel<Store, given_spans>;
   const launcher launch(pqkv::exec::cuda{}, "test");
   const auto up_to = [&](unsigned most) { return 1 + static_cast<unsigned>(random.below(most)); };
-  attended_shape shape{launch.is_built_for_hopper(kernel) ? up_to(8) : 1, hq / lists, d};
+  attended_shape shape = attended_shape::of<typename Store::value_type>(launch.is_built_for_hopper(kernel) ? up_to(8) : 1, hq / lists, d);
   shape.tiles_at_once = up_to(attended_shape::most_tiles), shape.side_by_side = up_to(shape.ctas);
   all.check(shape.fit(launch.shared_limit(kernel)), "d %u: no room", d);
   const unsigned clusters = up_to((lists + shape.side_by_side - 1) / shape.side_by_side);

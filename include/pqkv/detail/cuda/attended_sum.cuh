@@ -12,6 +12,7 @@
 #include "../../selector/pq.hpp"
 #include "attention.cuh"
 #include "block/cluster.cuh"
+#include "block/copy.cuh"
 #include "block/reduce.cuh"
 #include "block/shared.cuh"
 #include "kernel.cuh"
@@ -66,30 +67,43 @@ struct planned_spans {
   /// @param row  of the query
   __device__ void write_bias(const summed_list& found, unsigned row, view<const float, 2, space::device> query) const {
     const unsigned d = static_cast<unsigned>(mean.extent(1)), lane = threadIdx.x % 32;
-    float sum = 0;
-    for (unsigned begin = 0; begin < d; begin += 32) {  // the warp reads 32 terms of the chain at once
-      const unsigned i = begin + lane, terms = d - begin < 32 ? d - begin : 32;
-      const float x = i < d ? axes.of_query(&query(row, 0), found.head, i) : 0.0f, y = i < d ? mean(found.head, i) : 0.0f;
-      for (unsigned term = 0; term < terms; ++term)
-        sum = canonical::fma(__shfl_sync(block::all_lanes, x, static_cast<int>(term)),
-                             __shfl_sync(block::all_lanes, y, static_cast<int>(term)), sum);
+    constexpr unsigned parts = static_cast<unsigned>(max_head_dim) / 32;  // the warp reads 32 terms of the chain at once, and all reads overlap
+    float x[parts], y[parts], sum = 0;
+#pragma unroll
+    for (unsigned part = 0; part < parts; ++part) {
+      const unsigned i = part * 32 + lane;
+      x[part] = i < d ? axes.of_query(&query(row, 0), found.head, i) : 0.0f, y[part] = i < d ? mean(found.head, i) : 0.0f;
     }
+#pragma unroll
+    for (unsigned part = 0; part < parts; ++part)
+#pragma unroll 8
+      for (unsigned term = 0; term < 32 && part * 32 + term < d; ++term)
+        sum = canonical::fma(__shfl_sync(block::all_lanes, x[part], static_cast<int>(term)),
+                             __shfl_sync(block::all_lanes, y[part], static_cast<int>(term)), sum);
     if (lane == 0) bias(row) = sum;
   }
 };
 
 /// How the CTAs of a cluster share its lists, those of a list its tokens, and the shared memory of one.
 struct attended_shape {
-  static constexpr unsigned threads = 256, tile = op::sum_attended::tile_tokens, most_ctas = 8, most_tiles = 4, rounds = 2, heads_at_once = 4;
+  static constexpr unsigned threads = 256, tile = op::sum_attended::tile_tokens, most_ctas = 8, most_tiles = 16, rounds = 2, heads_at_once = 4;
   static_assert(tile == 64);  // a lane has two tokens of a tile
 
   unsigned ctas, g, d;
+  unsigned run;                // elements of a key in 16 bytes
   unsigned tiles_at_once = 2;  // of a CTA
   unsigned side_by_side = 1;   // lists of a cluster; at most `ctas`
 
-  /// Floats of a row of `d`, and of a tile's: lanes read rows one after the other without conflicts.
-  __host__ __device__ unsigned padded() const { return (d + 3) / 4 * 4; }
-  __host__ __device__ unsigned stride() const { return padded() + 4; }
+  /// @tparam T  of the store's rows
+  template <class T>
+  static attended_shape of(unsigned ctas, std::size_t g, std::size_t d) {
+    return {ctas, static_cast<unsigned>(g), static_cast<unsigned>(d), 16 / static_cast<unsigned>(sizeof(typename kv_row<T>::element_type))};
+  }
+  __host__ __device__ unsigned runs() const { return (d + run - 1) / run; }
+  /// Floats of a query.
+  __host__ __device__ unsigned padded() const { return runs() * run; }
+  /// Bytes of a key in shared memory: an odd number of runs, so that lanes read runs of rows one after the other without conflicts.
+  __host__ __device__ unsigned row_bytes() const { return (runs() | 1) * 16; }
   /// Query heads, in whole groups of heads_at_once; a single one alone.
   __host__ __device__ unsigned padded_heads() const { return g == 1 ? 1 : (g + heads_at_once - 1) / heads_at_once * heads_at_once; }
   /// CTAs of the which-th list of a cluster: `which`, which + side_by_side, ... The first one merges.
@@ -99,7 +113,7 @@ struct attended_shape {
   std::size_t shared_bytes() const {
     using block::shared_memory;
     return shared_memory::bytes<summed_list>(side_by_side) + shared_memory::bytes<float>(padded_heads() * padded()) +
-           shared_memory::bytes<float>(tiles_at_once * tile * stride()) +
+           shared_memory::bytes<unsigned char>(tiles_at_once * tile * row_bytes()) + shared_memory::bytes<float>(tiles_at_once * tile) +
            shared_memory::bytes<attended_sum>(merged_at_once(members(0)) * g) + shared_memory::bytes<attended_sum>(g);
   }
   /// Takes fewer tiles at once until a CTA's shared memory suffices. @return whether it does
@@ -125,54 +139,63 @@ struct attended_tile {
   }
 };
 
-/// Four elements of a row, in one lane.
+/// 16 bytes of a row, as they are stored.
 template <class T>
-struct attended_part {
+struct attended_run {
   using element = typename kv_row<T>::element_type;
-  struct alignas(4 * sizeof(element)) run {
-    element of[4];
+  static constexpr unsigned size = 16 / sizeof(element);
+  struct alignas(16) elements {
+    element of[size];
   };
-  run all{};
-  float scale = 1;
 
-  /// Elements [first, first + 4) of a row of d; zeros after the row.
-  __device__ void load(kv_row<T> row, unsigned d, unsigned first) {
-    if constexpr (std::is_same_v<T, scaled_int8>) scale = *row.scale;
-    if (row.stride == 1 && first + 4 <= d && reinterpret_cast<std::uintptr_t>(row.data + first) % alignof(run) == 0) {
-      all = *reinterpret_cast<const run*>(row.data + first);
-    } else {
-#pragma unroll
-      for (unsigned e = 0; e < 4; ++e) all.of[e] = first + e < d ? row.data[(first + e) * row.stride] : element{};
+  /// Begins to copy elements [first, first + size) of a row of d into shared memory; zeros after the row.
+  __device__ static void copy(kv_row<T> row, unsigned d, unsigned first, unsigned char* to) {
+    if (row.stride == 1 && first + size <= d && reinterpret_cast<std::uintptr_t>(row.data + first) % 16 == 0) {
+      block::copy_async(block::shared_address(to), row.data + first, 16);
+      return;
     }
+    elements all;
+#pragma unroll
+    for (unsigned e = 0; e < size; ++e) all.of[e] = first + e < d ? row.data[(first + e) * row.stride] : element{};
+    *reinterpret_cast<elements*>(to) = all;
   }
-  __device__ float4 values() const { return {value(0), value(1), value(2), value(3)}; }
-
- private:
-  __device__ float value(unsigned e) const {
-    const float x = static_cast<float>(all.of[e]);
-    if constexpr (std::is_same_v<T, scaled_int8>) return canonical::mul(x, scale);
-    return x;
+  __device__ static float value(const element& x, float scale) {
+    if constexpr (std::is_same_v<T, scaled_int8>)
+      return canonical::mul(static_cast<float>(x), scale);
+    else
+      return static_cast<float>(x);
   }
 };
 
 /// The sums over one tile for up to Heads query heads, by a warp. Lane 32 / Heads * i returns that of the i-th.
-/// @param queries  [Heads, padded], each of d, then zeros; @param keys  the tile's rows
-template <unsigned Heads>
-__device__ attended_sum sums_of_tile(const float* queries, const float* keys, const attended_shape& shape, std::uint32_t tokens,
-                                     canonical::softmax_scale scale) {
+/// @param queries  [Heads, padded], each of d, then zeros; @param keys  the tile's rows; scales: of the rows, if they have any
+template <unsigned Heads, class T>
+__device__ attended_sum sums_of_tile(const float* queries, const unsigned char* keys, const float* scales, const attended_shape& shape,
+                                     std::uint32_t tokens, canonical::softmax_scale scale) {
+  using run = attended_run<T>;
+  using elements = typename run::elements;
   const unsigned lane = threadIdx.x % 32;
-  const float *first = keys + lane * shape.stride(), *second = first + 32 * shape.stride();
+  const unsigned char *first = keys + lane * shape.row_bytes(), *second = first + 32 * shape.row_bytes();
+  const bool has_scales = std::is_same_v<T, scaled_int8>;
+  const float of_first = has_scales ? scales[lane] : 1.0f, of_second = has_scales ? scales[lane + 32] : 1.0f;
   float logit[Heads][2] = {};
-#pragma unroll 4
-  for (unsigned i = 0; i < shape.padded(); i += 4) {
-    const float4 a = *reinterpret_cast<const float4*>(first + i), b = *reinterpret_cast<const float4*>(second + i);
+  constexpr unsigned ahead = 16 / run::size;
+#pragma unroll ahead
+  for (unsigned i = 0; i < shape.runs(); ++i) {
+    const elements a = *reinterpret_cast<const elements*>(first + i * 16), b = *reinterpret_cast<const elements*>(second + i * 16);
 #pragma unroll
-    for (unsigned q = 0; q < Heads; ++q) {
-      const float4 x = *reinterpret_cast<const float4*>(queries + q * shape.padded() + i);
-      logit[q][0] = canonical::fma(x.x, a.x, logit[q][0]), logit[q][1] = canonical::fma(x.x, b.x, logit[q][1]);
-      logit[q][0] = canonical::fma(x.y, a.y, logit[q][0]), logit[q][1] = canonical::fma(x.y, b.y, logit[q][1]);
-      logit[q][0] = canonical::fma(x.z, a.z, logit[q][0]), logit[q][1] = canonical::fma(x.z, b.z, logit[q][1]);
-      logit[q][0] = canonical::fma(x.w, a.w, logit[q][0]), logit[q][1] = canonical::fma(x.w, b.w, logit[q][1]);
+    for (unsigned e = 0; e < run::size; e += 4) {
+      float x[4], y[4];
+#pragma unroll
+      for (unsigned f = 0; f < 4; ++f) x[f] = run::value(a.of[e + f], of_first), y[f] = run::value(b.of[e + f], of_second);
+#pragma unroll
+      for (unsigned q = 0; q < Heads; ++q) {
+        const float4 of_query = *reinterpret_cast<const float4*>(queries + q * shape.padded() + i * run::size + e);
+        logit[q][0] = canonical::fma(of_query.x, x[0], logit[q][0]), logit[q][1] = canonical::fma(of_query.x, y[0], logit[q][1]);
+        logit[q][0] = canonical::fma(of_query.y, x[1], logit[q][0]), logit[q][1] = canonical::fma(of_query.y, y[1], logit[q][1]);
+        logit[q][0] = canonical::fma(of_query.z, x[2], logit[q][0]), logit[q][1] = canonical::fma(of_query.z, y[2], logit[q][1]);
+        logit[q][0] = canonical::fma(of_query.w, x[3], logit[q][0]), logit[q][1] = canonical::fma(of_query.w, y[3], logit[q][1]);
+      }
     }
   }
   std::uint64_t weight[Heads];
@@ -253,30 +276,40 @@ struct attended_call {
   __device__ static unsigned tiles_of(const token_span& span) {
     return attended_tile::count(span.leading) + attended_tile::count(attended_tile::window(span));
   }
-  /// Copies rows of tiles [first, first + here) into shared memory, as floats.
+  using value_type = typename Store::value_type;
+
+  /// Begins to copy the rows of tiles [first, first + here) into shared memory. Neighbouring lanes copy runs of one row.
   template <unsigned Threads>
-  __device__ void copy_keys(const summed_list& list, unsigned first, unsigned here, float* keys) const {
-    constexpr unsigned warps = Threads / 32, tile = attended_shape::tile, rows_at_once = 8;
-    for (unsigned e = threadIdx.x % 32 * 4; e < shape.padded(); e += 128)
-      for (unsigned row = threadIdx.x / 32; row < here * tile; row += warps * rows_at_once) {
-        attended_part<typename Store::value_type> part[rows_at_once];  // their loads overlap
+  __device__ void copy_keys(const summed_list& list, unsigned first, unsigned here, unsigned char* keys, float* scales) const {
+    constexpr unsigned tile = attended_shape::tile;
+    const unsigned runs = shape.runs(), log_lanes = runs > 16 ? 5 : runs > 8 ? 4 : runs > 4 ? 3 : runs > 2 ? 2 : runs - 1, lanes = 1u << log_lanes;
+    const auto row_at = [&](unsigned row) {
+      const attended_tile of(list.span, first + row / tile);
+      const std::uint32_t t = row % tile < of.tokens ? row % tile : of.tokens - 1;  // a short tile repeats its last token
+      return mapped(store).key(list.head, of.begin + t);
+    };
+    constexpr unsigned rows_at_once = 8;  // a store may read where a row is: these reads overlap
+    const unsigned step = Threads >> log_lanes, rows = here * tile;
+    for (unsigned base = threadIdx.x >> log_lanes; base < rows; base += rows_at_once * step) {
+      kv_row<value_type> from[rows_at_once];
 #pragma unroll
-        for (unsigned a = 0; a < rows_at_once; ++a) {
-          const unsigned which = row + a * warps;
-          if (which >= here * tile) continue;
-          const attended_tile of(list.span, first + which / tile);
-          const std::uint32_t t = which % tile < of.tokens ? which % tile : of.tokens - 1;  // a short tile repeats its last token
-          part[a].load(mapped(store).key(list.head, of.begin + t), shape.d, e);
-        }
+      for (unsigned a = 0; a < rows_at_once; ++a) from[a] = row_at(base + a * step < rows ? base + a * step : base);
 #pragma unroll
-        for (unsigned a = 0; a < rows_at_once; ++a)
-          if (row + a * warps < here * tile) *reinterpret_cast<float4*>(keys + (row + a * warps) * shape.stride() + e) = part[a].values();
+      for (unsigned a = 0; a < rows_at_once; ++a) {
+        const unsigned row = base + a * step;
+        for (unsigned i = threadIdx.x & (lanes - 1); row < rows && i < runs; i += lanes)
+          attended_run<value_type>::copy(from[a], shape.d, i * shape.run, keys + row * shape.row_bytes() + i * 16);
+        if constexpr (std::is_same_v<value_type, scaled_int8>)
+          if (row < rows && (threadIdx.x & (lanes - 1)) == 0) block::copy_word_async(block::shared_address(scales + row), from[a].scale);
       }
+    }
+    block::end_copies();
   }
   /// Sums a tile for query heads [first, first + Heads), by a warp. @param to  [g] of the tile
   template <unsigned Heads>
-  __device__ void sum_tile(const float* queries, const float* keys, unsigned first, std::uint32_t tokens, attended_sum* to) const {
-    const attended_sum sum = sums_of_tile<Heads>(queries + first * shape.padded(), keys, shape, tokens, scale);
+  __device__ void sum_tile(const float* queries, const unsigned char* keys, const float* scales, unsigned first, std::uint32_t tokens,
+                           attended_sum* to) const {
+    const attended_sum sum = sums_of_tile<Heads, value_type>(queries + first * shape.padded(), keys, scales, shape, tokens, scale);
     constexpr unsigned lanes = 32 / Heads;
     const unsigned lane = threadIdx.x % 32, q = first + lane / lanes;
     if (lane % lanes == 0 && q < shape.g) to[q] = sum;
@@ -287,13 +320,14 @@ template <class Store, class Spans>
 template <unsigned Threads>
 __device__ __forceinline__ void attended_call<Store, Spans>::run(const block::cluster_team& team, unsigned cluster, unsigned clusters) const {
   constexpr unsigned warps = Threads / 32, tile = attended_shape::tile;
-  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = shape.g, at_once = shape.tiles_at_once, lists_here = shape.side_by_side;
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = shape.g, lists_here = shape.side_by_side;
   const unsigned own_list = lists_here == 1 ? 0 : team.rank() % lists_here, member = lists_here == 1 ? team.rank() : team.rank() / lists_here,
                  members = shape.members(own_list), groups = g == 1 ? 1 : shape.padded_heads() / attended_shape::heads_at_once;
   block::shared_memory memory;
   summed_list* const found = memory.take<summed_list>(lists_here);
   float* const queries = memory.take<float>(shape.padded_heads() * shape.padded());
-  float* const keys = memory.take<float>(at_once * tile * shape.stride());
+  unsigned char* const keys = memory.take<unsigned char>(shape.tiles_at_once * tile * shape.row_bytes());
+  float* const scales = memory.take<float>(shape.tiles_at_once * tile);
   attended_sum* const of_tile = memory.take<attended_sum>(shape.merged_at_once(shape.members(0)) * g);  // [tiles, g] of the first CTA
   attended_sum* const own = memory.take<attended_sum>(g);
   bool may_write = team.size() == 1;  // to the shared memory of other CTAs: they have begun
@@ -317,25 +351,24 @@ __device__ __forceinline__ void attended_call<Store, Spans>::run(const block::cl
     if (!may_write) team.wait(), may_write = true;
     for (unsigned round = 0; round < rounds; ++round) {
       const unsigned begin = round * most < tiles ? round * most : tiles, last = tiles - begin < most ? tiles : begin + most;
-      unsigned biases = Spans::has_biases && round == 0 && member == 0 && tiles != 0 ? g : 0;  // still to be written
+      const unsigned even = (last - begin + members - 1) / members, at_once = even < shape.tiles_at_once ? even : shape.tiles_at_once;
       for (unsigned first = begin + member * at_once; first < last; first += members * at_once) {
-        const unsigned here = last - first < at_once ? last - first : at_once, items = here * groups;
-        copy_keys<Threads>(mine, first, here, keys);
+        const unsigned here = last - first < at_once ? last - first : at_once;
+        copy_keys<Threads>(mine, first, here, keys, scales);
+        if constexpr (Spans::has_biases)  // while the keys are under way
+          for (unsigned q = warp; first == 0 && q < g; q += warps) spans.write_bias(mine, list * g + q, query);
+        block::wait_copies<0>();
         __syncthreads();
-        for (unsigned item = warp; item < items + biases; item += warps) {
-          if (item >= items) {
-            if constexpr (Spans::has_biases) spans.write_bias(mine, list * g + (item - items), query);
-            continue;
-          }
+        for (unsigned item = warp; item < here * groups; item += warps) {
           const unsigned which = item / groups, from = (item - which * groups) * attended_shape::heads_at_once;
           const std::uint32_t tokens = attended_tile(mine.span, first + which).tokens;
           attended_sum* const to = team.remote(&of_tile[(first + which - begin) * g], own_list);
+          const unsigned char* const rows = keys + which * tile * shape.row_bytes();
           if (g == 1)
-            sum_tile<1>(queries, keys + which * tile * shape.stride(), from, tokens, to);
+            sum_tile<1>(queries, rows, scales + which * tile, from, tokens, to);
           else
-            sum_tile<attended_shape::heads_at_once>(queries, keys + which * tile * shape.stride(), from, tokens, to);
+            sum_tile<attended_shape::heads_at_once>(queries, rows, scales + which * tile, from, tokens, to);
         }
-        biases = 0;
         __syncthreads();
       }
       team.sync();
@@ -375,7 +408,7 @@ void sum_attended_lists(const launcher& launch, view<const float, 2, space::devi
   static_assert(std::is_trivially_copyable_v<Store>, "pqkv: a kv_store goes into kernels by value; make it trivially copyable");
   if (lists == 0) return;
   const std::size_t d = store.head_dim();
-  attended_shape shape{1, static_cast<unsigned>(query.extent(0) / lists), static_cast<unsigned>(d)};
+  attended_shape shape = attended_shape::of<typename Store::value_type>(1, query.extent(0) / lists, d);
   const auto kernel = sum_attended_kernel<Store, Spans>;
   const bool is_hopper = launch.is_built_for_hopper(kernel);
   while (is_hopper && shape.ctas < attended_shape::most_ctas && 2 * shape.ctas * lists <= tuning::multiprocessors) shape.ctas *= 2;

@@ -251,8 +251,8 @@ struct kernel<op::rank_step, backend::cuda> {
         detail::sum_attended_lists({policy, "sum_attended"}, step.query, rows, spans, lists, step.attended, step.how.scale);
     };
     if (detail::rank_step_in_one(policy, step, detail::whole_sequence{}, launch_sums)) return true;
-    const detail::attended_shape shape{1, static_cast<unsigned>(step.query.extent(0) / (lists == 0 ? 1 : lists)),
-                                       static_cast<unsigned>(rows.head_dim())};
+    const auto shape = detail::attended_shape::of<typename Rows::value_type>(1, lists == 0 ? 1 : step.query.extent(0) / lists,
+                                                                             rows.head_dim());
     const detail::sums_beside<Rows, detail::planned_spans> beside{
         {step.query, rows, spans, shape, canonical::softmax_scale::of(rows.head_dim(), step.how.scale), step.attended, step.summed.data,
          static_cast<unsigned>(has_sums ? lists : 0)}};
