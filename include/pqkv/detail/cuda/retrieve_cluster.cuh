@@ -22,7 +22,7 @@ namespace detail {
 struct nothing_beside {
   static constexpr bool sums = false;
   static constexpr unsigned clusters = 0;
-  bool divide(unsigned, unsigned, std::size_t) { return true; }
+  bool divide(unsigned, unsigned, std::size_t, std::size_t) { return true; }
 };
 
 /// Some clusters sum the attended tokens of all lists, while the others scan. They are the first of the grid. A list's CTAs wait for its sums
@@ -34,26 +34,43 @@ struct sums_beside {
   attended_call<Store, Spans> call;
   unsigned clusters = 0;  // 0: nothing is summed
 
-  /// Decides how many clusters sum.
+  /// How long look-ups and sums would take in clusters of so many CTAs, in microseconds: an estimate, by which to choose.
   /// @param resident  clusters that the device runs at a time, at least so many as there are lists
-  /// @param room      bytes of shared memory of a CTA
-  /// @return false: with smaller clusters there will be some for it
-  bool divide(unsigned ctas, unsigned resident, std::size_t room) {
+  /// @param n         the most tokens of a list
+  float time(unsigned ctas, unsigned resident, std::size_t n) const {
+    const float scan = look_ups(ctas, n), spare = time_after_spare(ctas, resident, n);
+    return scan + std::min(spare, time_before_all(ctas, resident));
+  }
+  /// Decides how many clusters sum.
+  /// @param room  bytes of shared memory of a CTA
+  /// @return false: it is too little
+  bool divide(unsigned ctas, unsigned resident, std::size_t n, std::size_t room) {
     if (call.lists == 0) return true;
-    const unsigned spare = resident > call.lists ? resident - call.lists : 0;
-    if (spare == 0 && ctas > 1) return false;
-    // A CTA that has too many lists would not be done when the others need the sums: then all begin with that.
-    constexpr unsigned most_lists = 4;  // not measured
-    clusters = call.lists > most_lists * spare * ctas ? resident : spare;
-    clusters = clusters < call.lists ? clusters : call.lists;
+    const bool is_spare = time_after_spare(ctas, resident, n) <= time_before_all(ctas, resident);
+    const unsigned most = std::min(is_spare ? resident - call.lists : resident, call.lists);
     call.shape.ctas = ctas;
-    call.shape.side_by_side = std::min((call.lists + clusters - 1) / clusters, ctas);
-    clusters = (call.lists + call.shape.side_by_side - 1) / call.shape.side_by_side < clusters
-                   ? (call.lists + call.shape.side_by_side - 1) / call.shape.side_by_side
-                   : clusters;
+    call.shape.side_by_side = std::min((call.lists + most - 1) / most, ctas);
+    clusters = std::min(most, (call.lists + call.shape.side_by_side - 1) / call.shape.side_by_side);
     call.shape.tiles_at_once = attended_shape::most_tiles;
     return call.shape.fit(room);
   }
+
+ private:
+  // measured: clock stamps of a step, 8 lists of 4 x 8 bits and 16 tiles, 8-bit rows, H200, 2026-11-30: a list's sums are there 8 us after
+  // the launch has begun and 1.1 us more for each tile of a CTA; look-ups take 1.2 us for 4096 tokens of a CTA, and there are two; the sums
+  // are needed after the first and 10 us more; a cluster that begins when another has ended loses 3 us
+  static float look_ups(unsigned ctas, std::size_t n) { return 2.4f * static_cast<float>(n) / (4096.0f * static_cast<float>(ctas)); }
+  float time_of_sums(unsigned ctas, unsigned of_clusters) const {
+    constexpr float tiles = 16;
+    return 8.0f + 1.1f * tiles * static_cast<float>(call.lists) / static_cast<float>(std::min(of_clusters, call.lists) * ctas);
+  }
+  /// What sums in clusters that would otherwise be idle add to the launch.
+  float time_after_spare(unsigned ctas, unsigned resident, std::size_t n) const {
+    if (resident <= call.lists) return 1e30f;
+    return std::max(0.0f, time_of_sums(ctas, resident - call.lists) - 10.0f - look_ups(ctas, n) / 2);
+  }
+  /// The same where all clusters begin with sums.
+  float time_before_all(unsigned ctas, unsigned resident) const { return time_of_sums(ctas, resident) + 3.0f; }
 };
 
 /// grid.x: CTAs of a cluster; grid.y: clusters that sum attended tokens, then lists. Not PQKV_HIDDEN: a store may be a type without linkage.
@@ -108,24 +125,36 @@ template <class Ranking, class Kernel, class Lists, class Beside, class Start>
 bool start_clusters(const launcher& launch, const char* name, Kernel kernel, const block::scoring& call, const Lists& lists, std::size_t n,
                     unsigned other_parts, Beside& beside, const Start& start) {
   const std::size_t room = launch.shared_limit(kernel);
-  cluster_shape shape{};
-  shape.ctas = cluster_shape::most_ctas;
-  while (shape.ctas > 1 && shape.ctas * call.lists > tuning::multiprocessors) --shape.ctas;
-  for (;; --shape.ctas) {
-    const std::size_t bytes = divide_memory<Ranking>(shape, call, lists, n, other_parts, room);
-    if (bytes == 0) return false;
-    launcher::shape how{.grid = dim3(shape.ctas, call.lists),
-                        .threads = Ranking::list_threads,
-                        .shared_bytes = bytes,
-                        .cluster = shape.ctas,
-                        .early = true};
-    const unsigned resident = shape.ctas > 1 ? launch.resident_clusters(name, kernel, how) : tuning::multiprocessors;
-    if (shape.ctas > 1 && (resident < call.lists || !beside.divide(shape.ctas, resident, bytes))) continue;
-    if (shape.ctas == 1 && !beside.divide(1, resident, bytes)) return false;
-    how.grid.y += beside.clusters;
-    start(how, shape);
-    return true;
-  }
+  struct candidate {
+    cluster_shape shape{};
+    launcher::shape how{};
+    unsigned resident = 0;  // clusters at a time
+  };
+  const auto look_at = [&](unsigned ctas) {
+    candidate made;
+    made.shape.ctas = ctas;
+    made.how = {.grid = dim3(ctas, call.lists),
+                .threads = Ranking::list_threads,
+                .shared_bytes = divide_memory<Ranking>(made.shape, call, lists, n, other_parts, room),
+                .cluster = ctas,
+                .early = true};
+    if (made.how.shared_bytes != 0) made.resident = ctas > 1 ? launch.resident_clusters(name, kernel, made.how) : tuning::multiprocessors;
+    return made;
+  };
+  unsigned ctas = cluster_shape::most_ctas;
+  while (ctas > 1 && ctas * call.lists > tuning::multiprocessors) --ctas;
+  candidate best = look_at(ctas);
+  while (best.how.shared_bytes != 0 && ctas > 1 && best.resident < call.lists) best = look_at(--ctas);
+  if (best.how.shared_bytes == 0) return false;
+  if constexpr (Beside::sums)
+    if (ctas > 1 && beside.call.lists != 0) {
+      const candidate smaller = look_at(ctas - 1);
+      if (smaller.how.shared_bytes != 0 && beside.time(ctas - 1, smaller.resident, n) < beside.time(ctas, best.resident, n)) best = smaller;
+    }
+  if (!beside.divide(best.shape.ctas, best.resident, n, best.how.shared_bytes)) return false;
+  best.how.grid.y += beside.clusters;
+  start(best.how, best.shape);
+  return true;
 }
 
 /// Launches cluster_kernel and returns true, if it takes the call; otherwise does nothing and returns false.
