@@ -360,15 +360,13 @@ __device__ __forceinline__ void attended_call<Store, Spans>::run(const block::cl
                        biases = Spans::has_biases && first == 0 ? g : 0;
         copy_keys<Threads>(mine, first, here, keys, scales);
         const bool biases_first = items + biases > warps;  // while the keys are under way
-        const auto write_bias = [&](unsigned q) {
-          if constexpr (Spans::has_biases) spans.write_bias(mine, list * g + q, query);
-        };
-        for (unsigned q = warp; biases_first && q < biases; q += warps) write_bias(q);
+        if constexpr (Spans::has_biases)
+          for (unsigned q = warp; biases_first && q < biases; q += warps) spans.write_bias(mine, list * g + q, query);
         block::wait_copies<0>();
         __syncthreads();
         for (unsigned item = warp; item < (biases_first ? items : items + biases); item += warps) {
           if (item >= items) {
-            write_bias(item - items);
+            if constexpr (Spans::has_biases) spans.write_bias(mine, list * g + (item - items), query);
             continue;
           }
           const unsigned which = item / groups, from = (item - which * groups) * heads;
