@@ -322,7 +322,7 @@ __device__ __forceinline__ void attended_call<Store, Spans>::run(const block::cl
   constexpr unsigned warps = Threads / 32, tile = attended_shape::tile;
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = shape.g, lists_here = shape.side_by_side;
   const unsigned own_list = lists_here == 1 ? 0 : team.rank() % lists_here, member = lists_here == 1 ? team.rank() : team.rank() / lists_here,
-                 members = shape.members(own_list);
+                 members = shape.members(own_list), groups = g == 1 ? 1 : shape.padded_heads() / attended_shape::heads_at_once;
   block::shared_memory memory;
   summed_list* const found = memory.take<summed_list>(lists_here);
   float* const queries = memory.take<float>(shape.padded_heads() * shape.padded());
@@ -354,26 +354,17 @@ __device__ __forceinline__ void attended_call<Store, Spans>::run(const block::cl
       const unsigned even = (last - begin + members - 1) / members, at_once = even < shape.tiles_at_once ? even : shape.tiles_at_once;
       for (unsigned first = begin + member * at_once; first < last; first += members * at_once) {
         const unsigned here = last - first < at_once ? last - first : at_once;
-        // With few tiles, a warp has one query head at a time, and other warps have the biases.
-        const bool one_head = g == 1 || here * g <= warps;
-        const unsigned heads = one_head ? 1 : attended_shape::heads_at_once, groups = (g + heads - 1) / heads, items = here * groups,
-                       biases = Spans::has_biases && first == 0 ? g : 0;
         copy_keys<Threads>(mine, first, here, keys, scales);
-        const bool biases_first = items + biases > warps;  // while the keys are under way
-        if constexpr (Spans::has_biases)
-          for (unsigned q = warp; biases_first && q < biases; q += warps) spans.write_bias(mine, list * g + q, query);
+        if constexpr (Spans::has_biases)  // while the keys are under way
+          for (unsigned q = warp; first == 0 && q < g; q += warps) spans.write_bias(mine, list * g + q, query);
         block::wait_copies<0>();
         __syncthreads();
-        for (unsigned item = warp; item < (biases_first ? items : items + biases); item += warps) {
-          if (item >= items) {
-            if constexpr (Spans::has_biases) spans.write_bias(mine, list * g + (item - items), query);
-            continue;
-          }
-          const unsigned which = item / groups, from = (item - which * groups) * heads;
+        for (unsigned item = warp; item < here * groups; item += warps) {
+          const unsigned which = item / groups, from = (item - which * groups) * attended_shape::heads_at_once;
           const std::uint32_t tokens = attended_tile(mine.span, first + which).tokens;
           attended_sum* const to = team.remote(&of_tile[(first + which - begin) * g], own_list);
           const unsigned char* const rows = keys + which * tile * shape.row_bytes();
-          if (one_head)
+          if (g == 1)
             sum_tile<1>(queries, rows, scales + which * tile, from, tokens, to);
           else
             sum_tile<attended_shape::heads_at_once>(queries, rows, scales + which * tile, from, tokens, to);
