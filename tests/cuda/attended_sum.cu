@@ -30,14 +30,11 @@ std::vector<pqkv::attended_sum> divided_sums(pqkv::view<const float, 2, device> 
   std::vector<std::uint32_t> summed(lists, 0);
   const on_device<pqkv::attended_sum, 1> sums_there(pqkv::make_view(sums.data(), hq));
   const on_device<std::uint32_t, 1> summed_there(pqkv::make_view(summed.data(), lists));
-  launch("sum_attended_kernel", kernel,
-         {.grid = dim3(shape.ctas, clusters),
-          .threads = attended_shape::threads,
-          .shared_bytes = shape.shared_bytes(),
-          .cluster = shape.ctas},
-         attended_call<Store, given_spans>{query, store, given_spans{spans, ranges, static_cast<unsigned>(lists / store.heads())}, shape,
-                                           pqkv::canonical::softmax_scale::of(d, scale), sums_there.view(), summed_there.view().data,
-                                           lists});
+  launch(
+      "sum_attended_kernel", kernel,
+      {.grid = dim3(shape.ctas, clusters), .threads = attended_shape::threads, .shared_bytes = shape.shared_bytes(), .cluster = shape.ctas},
+      attended_call<Store, given_spans>{query, store, given_spans{spans, ranges, static_cast<unsigned>(lists / store.heads())}, shape,
+                                        pqkv::canonical::softmax_scale::of(d, scale), sums_there.view(), summed_there.view().data, lists});
   for (const std::uint32_t count : summed_there.bytes()) all.check(count == shape.g, "a list counts %u of %u query heads", count, shape.g);
   return sums_there.bytes();
 }

@@ -265,8 +265,7 @@ class basic_pq {
     return {true, as_const(outcomes), params_.outgrown_at(n), h * m * (middle.end - first)};
   }
 
-  /// Plans a pass and selects, in one launch, or under normalisation::attended in one or two. Returns false and does nothing if that is not
-  /// enough.
+  /// Plans a pass and selects, in one launch or two. Returns false and does nothing if that is not enough.
   /// @param policy  with scratch for retrieve()
   template <exec::policy P, class Rows>
   requires std::same_as<typename P::backend_type, backend::cuda>

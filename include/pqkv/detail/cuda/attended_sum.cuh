@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Softmax sums of attended tokens on the device. The CTAs of a cluster sum one list, or a few lists side by side: those of a list take tiles
-// of 64 tokens in turn, and a warp has the logits of one tile for four query heads. The first CTA of a list merges the tiles' sums in their
-// order, so that the bits are the host's.
+// Softmax sums of attended tokens on the device. The CTAs of a cluster sum one list, or a few lists side by side: those of a list take
+// tiles of 64 tokens in turn, and a warp has the logits of one tile for four query heads. The first CTA of a list merges the tiles' sums in
+// their order, so that the bits are the host's.
 //
 // sum_attended_kernel is a launch of its own. Where a step is ranked in one launch by clusters, some clusters of that launch do the same
 // (retrieve_cluster.cuh).
@@ -10,21 +10,14 @@
 #include "../../core/canonical.hpp"
 #include "../../selector/attended_sum.hpp"
 #include "../../selector/pq.hpp"
+#include "attended_sum_tiles.cuh"
 #include "attention.cuh"
 #include "block/cluster.cuh"
-#include "block/copy.cuh"
-#include "block/reduce.cuh"
 #include "block/shared.cuh"
 #include "kernel.cuh"
 
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
-
-/// What one list's CTAs sum.
-struct summed_list {
-  std::size_t head = 0;  // of the store
-  token_span span{};     // empty where nothing is ranked
-};
 
 /// Lists whose spans are in device memory.
 struct given_spans {
@@ -67,7 +60,8 @@ struct planned_spans {
   /// @param row  of the query
   __device__ void write_bias(const summed_list& found, unsigned row, view<const float, 2, space::device> query) const {
     const unsigned d = static_cast<unsigned>(mean.extent(1)), lane = threadIdx.x % 32;
-    constexpr unsigned parts = static_cast<unsigned>(max_head_dim) / 32;  // the warp reads 32 terms of the chain at once, and all reads overlap
+    constexpr unsigned parts =
+        static_cast<unsigned>(max_head_dim) / 32;  // the warp reads 32 terms of the chain at once, and all reads overlap
     float x[parts], y[parts], sum = 0;
 #pragma unroll
     for (unsigned part = 0; part < parts; ++part) {
@@ -84,176 +78,6 @@ struct planned_spans {
   }
 };
 
-/// How the CTAs of a cluster share its lists, those of a list its tokens, and the shared memory of one.
-struct attended_shape {
-  static constexpr unsigned threads = 256, tile = op::sum_attended::tile_tokens, most_ctas = 8, most_tiles = 16, rounds = 2, heads_at_once = 4;
-  static_assert(tile == 64);  // a lane has two tokens of a tile
-
-  unsigned ctas, g, d;
-  unsigned run;                // elements of a key in 16 bytes
-  unsigned tiles_at_once = 2;  // of a CTA
-  unsigned side_by_side = 1;   // lists of a cluster; at most `ctas`
-
-  /// @tparam T  of the store's rows
-  template <class T>
-  static attended_shape of(unsigned ctas, std::size_t g, std::size_t d) {
-    return {ctas, static_cast<unsigned>(g), static_cast<unsigned>(d), 16 / static_cast<unsigned>(sizeof(typename kv_row<T>::element_type))};
-  }
-  __host__ __device__ unsigned runs() const { return (d + run - 1) / run; }
-  /// Floats of a query.
-  __host__ __device__ unsigned padded() const { return runs() * run; }
-  /// Bytes of a key in shared memory: an odd number of runs, so that lanes read runs of rows one after the other without conflicts.
-  __host__ __device__ unsigned row_bytes() const { return (runs() | 1) * 16; }
-  /// Query heads, in whole groups of heads_at_once; a single one alone.
-  __host__ __device__ unsigned padded_heads() const { return g == 1 ? 1 : (g + heads_at_once - 1) / heads_at_once * heads_at_once; }
-  /// CTAs of the which-th list of a cluster: `which`, which + side_by_side, ... The first one merges.
-  __host__ __device__ unsigned members(unsigned which) const { return (ctas - which + side_by_side - 1) / side_by_side; }
-  /// Tiles whose sums the first CTA of so many merges at a time.
-  __host__ __device__ unsigned merged_at_once(unsigned of_ctas) const { return of_ctas * tiles_at_once * rounds; }
-  std::size_t shared_bytes() const {
-    using block::shared_memory;
-    return shared_memory::bytes<summed_list>(side_by_side) + shared_memory::bytes<float>(padded_heads() * padded()) +
-           shared_memory::bytes<unsigned char>(tiles_at_once * tile * row_bytes()) + shared_memory::bytes<float>(tiles_at_once * tile) +
-           shared_memory::bytes<attended_sum>(merged_at_once(members(0)) * g) + shared_memory::bytes<attended_sum>(g);
-  }
-  /// Takes fewer tiles at once until a CTA's shared memory suffices. @return whether it does
-  bool fit(std::size_t room) {
-    while (shared_bytes() > room && tiles_at_once > 1) --tiles_at_once;
-    return shared_bytes() <= room;
-  }
-};
-
-/// One of a span's tiles. Tiles of the leading tokens come before those of the window.
-struct attended_tile {
-  std::uint32_t begin = 0, tokens = 0;
-
-  __device__ static unsigned count(std::uint32_t tokens) { return (tokens + attended_shape::tile - 1) / attended_shape::tile; }
-  __device__ static std::uint32_t window(const token_span& span) {
-    return span.window_begin < span.window_end ? span.window_end - span.window_begin : 0;
-  }
-  __device__ attended_tile(const token_span& span, unsigned which) {
-    const unsigned leading = count(span.leading), at = (which < leading ? which : which - leading) * attended_shape::tile;
-    const std::uint32_t left = (which < leading ? span.leading : window(span)) - at;
-    begin = (which < leading ? 0 : span.window_begin) + at;
-    tokens = left < attended_shape::tile ? left : attended_shape::tile;
-  }
-};
-
-/// 16 bytes of a row, as they are stored.
-template <class T>
-struct attended_run {
-  using element = typename kv_row<T>::element_type;
-  static constexpr unsigned size = 16 / sizeof(element);
-  struct alignas(16) elements {
-    element of[size];
-  };
-
-  /// Begins to copy elements [first, first + size) of a row of d into shared memory; zeros after the row.
-  __device__ static void copy(kv_row<T> row, unsigned d, unsigned first, unsigned char* to) {
-    if (row.stride == 1 && first + size <= d && reinterpret_cast<std::uintptr_t>(row.data + first) % 16 == 0) {
-      block::copy_async(block::shared_address(to), row.data + first, 16);
-      return;
-    }
-    elements all;
-#pragma unroll
-    for (unsigned e = 0; e < size; ++e) all.of[e] = first + e < d ? row.data[(first + e) * row.stride] : element{};
-    *reinterpret_cast<elements*>(to) = all;
-  }
-  __device__ static float value(const element& x, float scale) {
-    if constexpr (std::is_same_v<T, scaled_int8>)
-      return canonical::mul(static_cast<float>(x), scale);
-    else
-      return static_cast<float>(x);
-  }
-};
-
-/// The sums over one tile for up to Heads query heads, by a warp. Lane 32 / Heads * i returns that of the i-th.
-/// @param queries  [Heads, padded], each of d, then zeros; @param keys  the tile's rows; scales: of the rows, if they have any
-template <unsigned Heads, class T>
-__device__ attended_sum sums_of_tile(const float* queries, const unsigned char* keys, const float* scales, const attended_shape& shape,
-                                     std::uint32_t tokens, canonical::softmax_scale scale) {
-  using run = attended_run<T>;
-  using elements = typename run::elements;
-  const unsigned lane = threadIdx.x % 32;
-  const unsigned char *first = keys + lane * shape.row_bytes(), *second = first + 32 * shape.row_bytes();
-  const bool has_scales = std::is_same_v<T, scaled_int8>;
-  const float of_first = has_scales ? scales[lane] : 1.0f, of_second = has_scales ? scales[lane + 32] : 1.0f;
-  float logit[Heads][2] = {};
-  constexpr unsigned ahead = 16 / run::size;
-#pragma unroll ahead
-  for (unsigned i = 0; i < shape.runs(); ++i) {
-    const elements a = *reinterpret_cast<const elements*>(first + i * 16), b = *reinterpret_cast<const elements*>(second + i * 16);
-#pragma unroll
-    for (unsigned e = 0; e < run::size; e += 4) {
-      float x[4], y[4];
-#pragma unroll
-      for (unsigned f = 0; f < 4; ++f) x[f] = run::value(a.of[e + f], of_first), y[f] = run::value(b.of[e + f], of_second);
-#pragma unroll
-      for (unsigned q = 0; q < Heads; ++q) {
-        const float4 of_query = *reinterpret_cast<const float4*>(queries + q * shape.padded() + i * run::size + e);
-        logit[q][0] = canonical::fma(of_query.x, x[0], logit[q][0]), logit[q][1] = canonical::fma(of_query.x, y[0], logit[q][1]);
-        logit[q][0] = canonical::fma(of_query.y, x[1], logit[q][0]), logit[q][1] = canonical::fma(of_query.y, y[1], logit[q][1]);
-        logit[q][0] = canonical::fma(of_query.z, x[2], logit[q][0]), logit[q][1] = canonical::fma(of_query.z, y[2], logit[q][1]);
-        logit[q][0] = canonical::fma(of_query.w, x[3], logit[q][0]), logit[q][1] = canonical::fma(of_query.w, y[3], logit[q][1]);
-      }
-    }
-  }
-  std::uint64_t weight[Heads];
-  std::uint32_t of_lane = 0;  // the largest logit as an order key, of the query head whose sum this lane returns; 0: none
-#pragma unroll
-  for (unsigned q = 0; q < Heads; ++q) {
-    std::uint32_t best = 0;
-#pragma unroll
-    for (unsigned a = 0; a < 2; ++a)
-      if (a * 32 + lane < tokens && is_finite(logit[q][a])) {
-        const std::uint32_t key = canonical::order_key(logit[q][a]);
-        best = key > best ? key : best;
-      }
-    best = __reduce_max_sync(block::all_lanes, best);
-    const float top = canonical::from_order_key(best);
-    weight[q] = 0;
-#pragma unroll
-    for (unsigned a = 0; a < 2; ++a)
-      if (a * 32 + lane < tokens && is_finite(logit[q][a]))
-        weight[q] += canonical::to_fixed(canonical::exponential(canonical::sub(logit[q][a], top), scale));
-    if (lane / (32 / Heads) == q) of_lane = best;
-  }
-  const std::uint64_t sum = block::warp_sums(weight);
-  return of_lane == 0 ? attended_sum{} : attended_sum{canonical::from_order_key(of_lane), sum};
-}
-
-/// `so_far` merged with the lanes' sums one after the other, with the bits of attended_sum::merged(). By a warp. The largest logits before
-/// each lane are known at once, and integers may be added in any order. So lanes compute their parts side by side, and only a lane whose
-/// logit is the largest so far needs the sum of all before it.
-__device__ inline attended_sum merged_in_order(attended_sum so_far, const attended_sum& of_lane, canonical::softmax_scale scale) {
-  const unsigned lane = threadIdx.x % 32;
-  const float none = float_from_bits(0xff800000u);
-  const bool is_there = of_lane.weight != 0;
-  const float own = is_there ? of_lane.top : none;
-  float up_to = own;  // the largest logit of this lane and those below
-  for (unsigned step = 1; step < 32; step *= 2) {
-    const float below = __shfl_up_sync(block::all_lanes, up_to, step);
-    if (lane >= step && !(up_to > below)) up_to = below;
-  }
-  float before = __shfl_up_sync(block::all_lanes, up_to, 1);
-  const float begin = so_far.weight != 0 ? so_far.top : none;
-  if (lane == 0 || !(before > begin)) before = begin;
-  const bool raises = is_there && own > before;
-  float factor = 0;  // of the sum before this lane
-  if (raises && before != none) factor = attended_sum::factor(before, own, scale);
-  const std::uint64_t part = !is_there ? 0 : raises ? of_lane.weight : of_lane.relative_to(before, scale), parts_before = block::warp_prefix(part);
-  std::uint64_t taken = 0;  // parts that are in so_far.weight
-  for (unsigned left = __ballot_sync(block::all_lanes, raises); left != 0; left &= left - 1) {
-    const int which = __ffs(static_cast<int>(left)) - 1;
-    const std::uint64_t next = __shfl_sync(block::all_lanes, parts_before, which);
-    so_far.weight = attended_sum::times(so_far.weight + (next - taken), __shfl_sync(block::all_lanes, factor, which));
-    so_far.top = __shfl_sync(block::all_lanes, own, which);
-    taken = next;
-  }
-  so_far.weight += __shfl_sync(block::all_lanes, parts_before + part, 31) - taken;
-  return so_far;
-}
-
 /// A call: what is summed, and how.
 template <class Store, class Spans>
 struct attended_call {
@@ -263,11 +87,11 @@ struct attended_call {
   attended_shape shape;
   canonical::softmax_scale scale;
   view<attended_sum, 1, space::device> sums;  // [hq], written
-  std::uint32_t* summed;                      // [lists] g is added once a list's sums and biases are there; null: nobody waits in the launch
+  std::uint32_t* summed;  // [lists] g is added once a list's sums and biases are there; null: nobody waits in the launch
   unsigned lists;
 
-  /// Sums the lists of one cluster, as one of its CTAs. All CTAs of the cluster have called team.arrive(), if they are several. Inlined, since
-  /// a function would read the call, a parameter of the kernel, through its address, which is slow.
+  /// Sums the lists of one cluster, as one of its CTAs. All CTAs of the cluster have called team.arrive(), if they are several. Inlined,
+  /// since a function would read the call, a parameter of the kernel, through its address, which is slow.
   template <unsigned Threads>
   __device__ __forceinline__ void run(const block::cluster_team& team, unsigned cluster, unsigned clusters) const;
 
@@ -282,7 +106,13 @@ struct attended_call {
   template <unsigned Threads>
   __device__ void copy_keys(const summed_list& list, unsigned first, unsigned here, unsigned char* keys, float* scales) const {
     constexpr unsigned tile = attended_shape::tile;
-    const unsigned runs = shape.runs(), log_lanes = runs > 16 ? 5 : runs > 8 ? 4 : runs > 4 ? 3 : runs > 2 ? 2 : runs - 1, lanes = 1u << log_lanes;
+    const unsigned runs = shape.runs(),
+                   log_lanes = runs > 16  ? 5
+                               : runs > 8 ? 4
+                               : runs > 4 ? 3
+                               : runs > 2 ? 2
+                                          : runs - 1,
+                   lanes = 1u << log_lanes;
     const auto row_at = [&](unsigned row) {
       const attended_tile of(list.span, first + row / tile);
       const std::uint32_t t = row % tile < of.tokens ? row % tile : of.tokens - 1;  // a short tile repeats its last token
@@ -318,11 +148,13 @@ struct attended_call {
 
 template <class Store, class Spans>
 template <unsigned Threads>
-__device__ __forceinline__ void attended_call<Store, Spans>::run(const block::cluster_team& team, unsigned cluster, unsigned clusters) const {
+__device__ __forceinline__ void attended_call<Store, Spans>::run(const block::cluster_team& team, unsigned cluster,
+                                                                 unsigned clusters) const {
   constexpr unsigned warps = Threads / 32, tile = attended_shape::tile;
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = shape.g, lists_here = shape.side_by_side;
-  const unsigned own_list = lists_here == 1 ? 0 : team.rank() % lists_here, member = lists_here == 1 ? team.rank() : team.rank() / lists_here,
-                 members = shape.members(own_list), groups = g == 1 ? 1 : shape.padded_heads() / attended_shape::heads_at_once;
+  const unsigned own_list = lists_here == 1 ? 0 : team.rank() % lists_here,
+                 member = lists_here == 1 ? team.rank() : team.rank() / lists_here, members = shape.members(own_list),
+                 groups = g == 1 ? 1 : shape.padded_heads() / attended_shape::heads_at_once;
   block::shared_memory memory;
   summed_list* const found = memory.take<summed_list>(lists_here);
   float* const queries = memory.take<float>(shape.padded_heads() * shape.padded());

@@ -5,7 +5,7 @@
 
 #include "../../core/canonical.hpp"
 #include "../../selector/pq.hpp"
-#include "attended_sum.cuh"
+#include "attended_sum_beside.cuh"
 #include "retrieve_cluster.cuh"
 #include "retrieve_filter.cuh"
 #include "retrieve_fused.cuh"
@@ -247,12 +247,11 @@ struct kernel<op::rank_step, backend::cuda> {
                                       static_cast<unsigned>(step.index.kv_heads),
                                       static_cast<unsigned>(step.plan.slots.extent(0))};
     const auto launch_sums = [&] {
-      if (has_sums)
-        detail::sum_attended_lists({policy, "sum_attended"}, step.query, rows, spans, lists, step.attended, step.how.scale);
+      if (has_sums) detail::sum_attended_lists({policy, "sum_attended"}, step.query, rows, spans, lists, step.attended, step.how.scale);
     };
     if (detail::rank_step_in_one(policy, step, detail::whole_sequence{}, launch_sums)) return true;
-    const auto shape = detail::attended_shape::of<typename Rows::value_type>(1, lists == 0 ? 1 : step.query.extent(0) / lists,
-                                                                             rows.head_dim());
+    const auto shape =
+        detail::attended_shape::of<typename Rows::value_type>(1, lists == 0 ? 1 : step.query.extent(0) / lists, rows.head_dim());
     const detail::sums_beside<Rows, detail::planned_spans> beside{
         {step.query, rows, spans, shape, canonical::softmax_scale::of(rows.head_dim(), step.how.scale), step.attended, step.summed.data,
          static_cast<unsigned>(has_sums ? lists : 0)}};

@@ -8,9 +8,6 @@
 // Source: the sample and bracket of block/bracket.cuh.
 #pragma once
 
-#include <algorithm>
-
-#include "attended_sum.cuh"
 #include "retrieve_cluster_steps.cuh"
 #include "kernel.cuh"
 #include "retrieve_lists.cuh"
@@ -25,55 +22,8 @@ struct nothing_beside {
   bool divide(unsigned, unsigned, std::size_t, std::size_t) { return true; }
 };
 
-/// Some clusters sum the attended tokens of all lists, while the others scan. They are the first of the grid. A list's CTAs wait for its sums
-/// once they have the sums over their own tokens. This needs no other CTAs than those that have begun: a GPU begins the CTAs of a launch in
-/// the order of their numbers, which CUB's scans rely on too (cub/agent/agent_scan.cuh: a CTA waits for those with lower numbers).
-template <class Store, class Spans>
-struct sums_beside {
-  static constexpr bool sums = true;
-  attended_call<Store, Spans> call;
-  unsigned clusters = 0;  // 0: nothing is summed
-
-  /// How long look-ups and sums would take in clusters of so many CTAs, in microseconds: an estimate, by which to choose.
-  /// @param resident  clusters that the device runs at a time, at least so many as there are lists
-  /// @param n         the most tokens of a list
-  float time(unsigned ctas, unsigned resident, std::size_t n) const {
-    const float scan = look_ups(ctas, n), spare = time_after_spare(ctas, resident, n);
-    return scan + std::min(spare, time_before_all(ctas, resident));
-  }
-  /// Decides how many clusters sum.
-  /// @param room  bytes of shared memory of a CTA
-  /// @return false: it is too little
-  bool divide(unsigned ctas, unsigned resident, std::size_t n, std::size_t room) {
-    if (call.lists == 0) return true;
-    const bool is_spare = time_after_spare(ctas, resident, n) <= time_before_all(ctas, resident);
-    const unsigned most = std::min(is_spare ? resident - call.lists : resident, call.lists);
-    call.shape.ctas = ctas;
-    call.shape.side_by_side = std::min((call.lists + most - 1) / most, ctas);
-    clusters = std::min(most, (call.lists + call.shape.side_by_side - 1) / call.shape.side_by_side);
-    call.shape.tiles_at_once = attended_shape::most_tiles;
-    return call.shape.fit(room);
-  }
-
- private:
-  // measured: clock stamps of a step, 8 lists of 4 x 8 bits and 16 tiles, 8-bit rows, H200, 2026-11-30: a list's sums are there 8 us after
-  // the launch has begun and 1.1 us more for each tile of a CTA; look-ups take 1.2 us for 4096 tokens of a CTA, and there are two; the sums
-  // are needed after the first and 10 us more; a cluster that begins when another has ended loses 3 us
-  static float look_ups(unsigned ctas, std::size_t n) { return 2.4f * static_cast<float>(n) / (4096.0f * static_cast<float>(ctas)); }
-  float time_of_sums(unsigned ctas, unsigned of_clusters) const {
-    constexpr float tiles = 16;
-    return 8.0f + 1.1f * tiles * static_cast<float>(call.lists) / static_cast<float>(std::min(of_clusters, call.lists) * ctas);
-  }
-  /// What sums in clusters that would otherwise be idle add to the launch.
-  float time_after_spare(unsigned ctas, unsigned resident, std::size_t n) const {
-    if (resident <= call.lists) return 1e30f;
-    return std::max(0.0f, time_of_sums(ctas, resident - call.lists) - 10.0f - look_ups(ctas, n) / 2);
-  }
-  /// The same where all clusters begin with sums.
-  float time_before_all(unsigned ctas, unsigned resident) const { return time_of_sums(ctas, resident) + 3.0f; }
-};
-
-/// grid.x: CTAs of a cluster; grid.y: clusters that sum attended tokens, then lists. Not PQKV_HIDDEN: a store may be a type without linkage.
+/// grid.x: CTAs of a cluster; grid.y: clusters that do what is to be done beside ranking, then lists. Not PQKV_HIDDEN: an engine's store
+/// may be a type without linkage.
 /// @param keys  [lists, n] scratch
 template <unsigned Threads, unsigned Pack, class Lists, class Beside>
 __global__ void __launch_bounds__(Threads)
@@ -86,7 +36,8 @@ __global__ void __launch_bounds__(Threads)
   block::wait_for_last_kernel();
   unsigned list = blockIdx.y;
   if constexpr (Beside::sums) {
-    if (blockIdx.y < beside.clusters) return beside.call.template run<Threads>(block::cluster_team(shape.ctas), blockIdx.y, beside.clusters);
+    if (blockIdx.y < beside.clusters)
+      return beside.call.template run<Threads>(block::cluster_team(shape.ctas), blockIdx.y, beside.clusters);
     list -= beside.clusters;
   }
   ranking_type ranking(call, lists, shape, list, scratch, block::shared_memory());
@@ -159,18 +110,18 @@ bool start_clusters(const launcher& launch, const char* name, Kernel kernel, con
 
 /// Launches cluster_kernel and returns true, if it takes the call; otherwise does nothing and returns false.
 /// @param keys    [lists, n] scratch
-/// @param beside  what some clusters do beside it: nothing_beside or sums_beside
+/// @param beside  what some clusters do beside it: nothing_beside, or sums_beside of attended_sum_beside.cuh
 template <unsigned Pack, class Lists, class Beside = nothing_beside>
 bool rank_in_clusters(const launcher& launch, const block::scoring& call, const Lists& lists, const retrieved_lists& out,
                       std::uint8_t* skipped, view<std::uint32_t, 2, space::device> keys, Beside beside = {}) {
   constexpr unsigned threads = tuning::cluster_threads;
   const auto kernel = cluster_kernel<threads, Pack, Lists, Beside>;
   if (Pack == 1 || call.given != nullptr || !block::uses_probabilities(call.reduction) || !launch.is_built_for_hopper(kernel)) return false;
-  return start_clusters<cluster_ranking<threads, Pack, Lists>>(
-      launch, "cluster_kernel", kernel, call, lists, call.codes.extent(2), 0, beside,
-      [&](const launcher::shape& how, const cluster_shape& shape) {
-        launch("cluster_kernel", kernel, how, call, lists, shape, out, skipped, keys, beside);
-      });
+  return start_clusters<cluster_ranking<threads, Pack, Lists>>(launch, "cluster_kernel", kernel, call, lists, call.codes.extent(2), 0,
+                                                               beside, [&](const launcher::shape& how, const cluster_shape& shape) {
+                                                                 launch("cluster_kernel", kernel, how, call, lists, shape, out, skipped,
+                                                                        keys, beside);
+                                                               });
 }
 
 }  // namespace detail

@@ -12,33 +12,10 @@
 #include "block/copy.cuh"
 #include "block/select.cuh"
 #include "block/scan_lookups.cuh"
+#include "retrieve_cluster_shape.cuh"
 #include "tuning.hpp"
 
 namespace pqkv::inline PQKV_MODE::detail {
-
-/// How the CTAs of a call share its lists, and what each has in shared memory.
-struct cluster_shape {
-  static constexpr unsigned most_ctas = 16;
-  unsigned ctas;        // per list
-  unsigned log_copies;  // of the table
-  unsigned kept;        // tokens inside the bracket that one CTA has room for
-  unsigned copied;      // kept tokens of all CTAs together whose keys fit into the memory of the table
-  unsigned words;       // of each bitmap
-
-  /// With this room, a CTA can keep all its tokens of a list that is no longer than the sample.
-  static constexpr unsigned least_kept(unsigned of_ctas) { return of_ctas == 1 ? block::bracket_sample : block::bracket_sample / 2 + 512; }
-  /// How many positions one CTA takes: a multiple of the 256 that a warp reads in one turn.
-  __host__ __device__ static std::uint32_t share(std::uint32_t tokens, unsigned of_ctas) {
-    constexpr std::uint32_t granule = 256;
-    return ((tokens + of_ctas - 1) / of_ctas + granule - 1) / granule * granule;
-  }
-};
-
-/// A list's tokens are all here. Its CTAs exchange nothing with other devices.
-struct one_rank {
-  static constexpr bool is_shared = false;
-  PQKV_HD static constexpr unsigned other_parts() { return 0; }
-};
 
 /// One CTA of a list. Lists gives the list's range and table, as it does to retrieve_kernel.
 /// @tparam Ranks  one_rank, or how the CTA exchanges with those of other ranks, which have more of the list's tokens
@@ -136,8 +113,7 @@ class cluster_ranking {
     forget_attended();
     if (team_.size() > 1) team_.wait();  // for arrive() at the kernel's beginning
   }
-  /// Takes back what the CTAs that sum attended tokens have added, or will add: the count is 0 after the launch. All CTAs of the list must
-  /// have taken these sums, or none will.
+  /// Takes back what was or will be added to the list's count of sums, once its CTAs have taken them or if they take none.
   __device__ void forget_attended() const {
     if (call_.summed != nullptr && team_.rank() == 0 && threadIdx.x == 0) atomicSub(&call_.summed[list_], call_.g);
   }
@@ -253,8 +229,7 @@ class cluster_ranking {
   __host__ __device__ static constexpr std::size_t numbers_bytes(std::size_t g) {
     return shared_memory::bytes<block::head_numbers>(g) + shared_memory::bytes<block::attended_head>(g);
   }
-  /// What is added to the normaliser of a query head; written and read by the thread that computes the factor. Not a pointer of its own: one
-  /// more that lives while the look-ups run takes registers from them.
+  /// What is added to a query head's normaliser; its thread's own. A pointer that lives while the look-ups run would take their registers.
   __device__ block::attended_head& beside(unsigned q) const {
     return reinterpret_cast<block::attended_head*>(reinterpret_cast<unsigned char*>(numbers_) +
                                                    shared_memory::bytes<block::head_numbers>(call_.g))[q];
@@ -293,9 +268,7 @@ class cluster_ranking {
   /// Reads what is added to the normalisers. If other CTAs of this launch compute it, waits for it first.
   __device__ void take_attended() {
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
-      if (call_.summed != nullptr)
-        while (block::read_acquired(&call_.summed[list_]) != call_.g) {
-        }
+      while (call_.summed != nullptr && block::read_acquired(&call_.summed[list_]) != call_.g) continue;
       beside(q) = call_.beside(list_ * call_.g + q);
     }
   }

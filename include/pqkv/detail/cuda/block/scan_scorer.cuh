@@ -130,9 +130,7 @@ class list_scorer {
       numbers[first_ + q] = {factor_[q], centre_of(q), finite_[q * call_.m] == recentred ? 1u : 0u};
   }
   /// R of a query head, after stage(). @param z  Z over the items, around `centre`
-  __device__ float factor_of(unsigned q, std::uint64_t z, float centre) const {
-    return factor_of(q, z, centre, call_.beside(first_ + q));
-  }
+  __device__ float factor_of(unsigned q, std::uint64_t z, float centre) const { return factor_of(q, z, centre, call_.beside(first_ + q)); }
   __device__ float factor_of(unsigned q, std::uint64_t z, float centre, const attended_head& beside) const {
     return canonical::inverse_normaliser(call_.with_attended(beside, z, tops_ + q * call_.m, centre));
   }

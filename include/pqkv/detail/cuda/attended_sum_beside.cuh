@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums of attended tokens in the launch that ranks: some clusters sum the sinks and windows of all lists while the others scan. A list's
+// CTAs wait for its sums once they have the sums over their own tokens.
+//
+// The clusters that sum are the first of the grid, so those that wait for them only wait for CTAs that have begun: a GPU begins the CTAs of
+// a launch in the order of their numbers. CUB's scans rely on that too (cub/agent/agent_scan.cuh: a CTA waits for those with lower
+// numbers).
+#pragma once
+
+#include <algorithm>
+
+#include "attended_sum.cuh"
+
+namespace pqkv::inline PQKV_MODE::detail {
+
+/// What cluster_kernel's clusters do beside ranking.
+template <class Store, class Spans>
+struct sums_beside {
+  static constexpr bool sums = true;
+  attended_call<Store, Spans> call;
+  unsigned clusters = 0;  // 0: nothing is summed
+
+  /// How long look-ups and sums would take in clusters of so many CTAs, in microseconds: an estimate, by which to choose.
+  /// @param resident  clusters that the device runs at a time, at least so many as there are lists
+  /// @param n         the most tokens of a list
+  float time(unsigned ctas, unsigned resident, std::size_t n) const {
+    const float scan = look_ups(ctas, n), spare = time_after_spare(ctas, resident, n);
+    return scan + std::min(spare, time_before_all(ctas, resident));
+  }
+  /// Decides how many clusters sum.
+  /// @param room  bytes of shared memory of a CTA
+  /// @return false: it is too little
+  bool divide(unsigned ctas, unsigned resident, std::size_t n, std::size_t room) {
+    if (call.lists == 0) return true;
+    const bool is_spare = time_after_spare(ctas, resident, n) <= time_before_all(ctas, resident);
+    const unsigned most = std::min(is_spare ? resident - call.lists : resident, call.lists);
+    call.shape.ctas = ctas;
+    call.shape.side_by_side = std::min((call.lists + most - 1) / most, ctas);
+    clusters = std::min(most, (call.lists + call.shape.side_by_side - 1) / call.shape.side_by_side);
+    call.shape.tiles_at_once = attended_shape::most_tiles;
+    return call.shape.fit(room);
+  }
+
+ private:
+  // measured: clock stamps of a step, 8 lists of 4 x 8 bits and 16 tiles, 8-bit rows, H200, 2026-11-30: a list's sums are there 8 us after
+  // the launch has begun and 1.1 us more for each tile of a CTA; look-ups take 1.2 us for 4096 tokens of a CTA, and there are two; the sums
+  // are needed after the first and 10 us more; a cluster that begins when another has ended loses 3 us
+  static float look_ups(unsigned ctas, std::size_t n) { return 2.4f * static_cast<float>(n) / (4096.0f * static_cast<float>(ctas)); }
+  float time_of_sums(unsigned ctas, unsigned of_clusters) const {
+    constexpr float tiles = 16;
+    return 8.0f + 1.1f * tiles * static_cast<float>(call.lists) / static_cast<float>(std::min(of_clusters, call.lists) * ctas);
+  }
+  /// What sums in clusters that would otherwise be idle add to the launch.
+  float time_after_spare(unsigned ctas, unsigned resident, std::size_t n) const {
+    if (resident <= call.lists) return 1e30f;
+    return std::max(0.0f, time_of_sums(ctas, resident - call.lists) - 10.0f - look_ups(ctas, n) / 2);
+  }
+  /// The same where all clusters begin with sums.
+  float time_before_all(unsigned ctas, unsigned resident) const { return time_of_sums(ctas, resident) + 3.0f; }
+};
+
+}  // namespace pqkv::detail
