@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel that ranks a step's long lists and sums sinks and window beside it, for ../stack_test.py, which looks at the stack of its look-ups.
+// The kernel that ranks long lists of a step and sums sinks and window beside it, for ../stack_test.py: its look-ups need no stack.
 #include <pqkv/cache/quantized_rows.hpp>
 #include <pqkv/detail/cuda/pq_step.cuh>
 
