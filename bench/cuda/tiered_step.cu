@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // A whole decode step of one layer with keys and values in pinned host memory, append, attend and admission in one CUDA graph: 8 KV heads,
-// 32 query heads, head dimension 128, bfloat16; 2 x 6 bits; 1024 tokens retrieved, 1024 sinks and window, as in pqcache_step.cu. Parts of
-// the step: append alone, with all rows on the GPU too, and append with retrieve, whose time includes the lists' copy. And the fetch alone:
+// 32 query heads, head dimension 128, bfloat16; 2 x 6 bits over the middle; 1024 tokens retrieved, 1024 sinks and window, as in
+// pqcache_step.cu. `over_attended` is the default's normalisation.
+//
+// Parts of the step, by leaving some out: append; append and retrieve (whose time includes the lists' copy); the step with all rows on the
+// GPU; `.../without_update`, in which no block enters and nothing is copied; the whole step. The difference of two that follow one another
+// is what scoring, attending, fetching and updating take. `dense` attends to all tokens, with all rows on the GPU. And the fetch alone:
 // attention to listed rows of which none is in device memory.
+//
+// Throughput: `throughput/...` are steps of many sequences of 120000 tokens, each with its own queries.
 //
 // Keys come in runs of 64 tokens around one of n / 1024 directions a head, and a query head asks for one of them, so that a list is about
 // the 1024 tokens of a direction. `kept` of the 8 KV heads ask for one of eight directions in every step; the others for any. The cache has
@@ -64,69 +70,108 @@ std::vector<std::uint32_t> asked_directions(std::size_t kept, std::size_t count)
   return asked;
 }
 
+/// The same rows. Without an update no block enters the block cache.
+struct tiers_without_update : tiers {
+  using tiers::tiers;
+  bool updates = true;
+  template <class P, class Wanted>
+  void look_up(const P& policy, const Wanted& asked) const {
+    if (updates) tiers::look_up(policy, asked);
+  }
+  template <class P, class Sequences>
+  void admit(const P& policy, Sequences sequences, std::uint32_t passes) const {
+    if (updates) tiers::admit(policy, sequences, passes);
+  }
+};
+
+struct cache_settings {
+  std::size_t n, batch = 1, spare = room;
+  pqkv::selector::normalisation over = pqkv::selector::normalisation::middle;
+  bool is_dense = false;
+};
+
 template <class Rows>
-pqkv::pqcache<Rows> filled_cache(std::size_t n, pqkv::random_stream directions, typename Rows::params rows = {}) {
+pqkv::pqcache<Rows> filled_cache(const cache_settings& settings, pqkv::random_stream directions, typename Rows::params rows = {}) {
+  const std::size_t n = settings.n;
   typename pqkv::pqcache<Rows>::params p{};
+  p.batch = settings.batch;
   p.kv_heads = h;
   p.query_heads = hq;
   p.head_dim = d;
-  p.capacity = n + room;
+  p.capacity = n + settings.spare;
   p.budget.sinks = sinks;
   p.budget.window = window;
-  p.budget.retrieve = retrieved;
+  p.budget.retrieve = settings.is_dense ? p.capacity : retrieved;
   p.selector.subspaces = 2;
   p.selector.bits = 6;
+  p.selector.over = settings.over;
   p.selector.train = {.iterations = 10, .seed = 1, .rows_per_centroid = 256};
   p.rows = rows;
   const pqkv::exec::cuda gpu;
   pqkv::pqcache<Rows> cache(gpu, p);
   const auto keys = filled<stored>(h * n * d, keys_in_runs{directions, next_stream(), next_stream(), n, n / retrieved});
-  const auto values = normals<stored>(h * n * d);
+  const auto values = normals<stored>(h * n * d);  // freed after the prefill
   const auto of = [n](const pqkv::device_buffer<stored>& data) { return pqkv::make_view<device>(data.data(), h, n, d); };
   cache.prefill(gpu, 0, of(keys), of(values));
+  for (std::size_t slot = 1; slot < p.batch; ++slot) cache.fork(gpu, 0, slot);
   pqkv::sync(gpu);
   return cache;
 }
 
 enum class part { append, retrieve, whole };
 
+/// The counts of all slots.
+template <class Cache>
+pqkv::tier_statistics all_of(const Cache& cache) {
+  pqkv::tier_statistics sum{};
+  for (std::size_t slot = 0; slot < cache.parameters().batch; ++slot) sum += cache.rows().statistics(slot);
+  return sum;
+}
+
 /// Times a step of a cache, or its first part, with other queries each time.
 /// @param name  of the line that is printed
 template <class Cache>
 void measure_steps(const std::string& name, Cache& cache, const pqkv::device_buffer<float>& queries, std::size_t warm_up,
                    part which = part::whole) {
-  const auto key = normals<float>(h * d), value = normals<float>(h * d);
-  const pqkv::device_buffer<float> query(hq * d, nullptr), out(hq * d, nullptr);
-  const pqkv::device_buffer<std::int32_t> indices(h * retrieved, nullptr);
-  const pqkv::device_buffer<std::uint32_t> counts(h, nullptr);
+  const std::size_t batch = cache.parameters().batch;
+  const auto key = normals<float>(batch * h * d), value = normals<float>(batch * h * d);
+  const pqkv::device_buffer<float> query(batch * hq * d, nullptr), out(batch * hq * d, nullptr);
+  const pqkv::device_buffer<std::int32_t> indices(batch * h * retrieved, nullptr);
+  const pqkv::device_buffer<std::uint32_t> counts(batch * h, nullptr);
   const stopwatch watch;
   const l2_flush flush(l2_bytes());
   auto step = [&](void* stream, int) {
     const pqkv::exec::cuda on{stream, {}};
-    cache.append(on, pqkv::make_view<device>(key.data(), 1, h, d), pqkv::make_view<device>(value.data(), 1, h, d));
-    const auto asked = pqkv::make_view<device>(query.data(), 1, hq, d);
+    cache.append(on, pqkv::make_view<device>(key.data(), batch, h, d), pqkv::make_view<device>(value.data(), batch, h, d));
+    const auto asked = pqkv::make_view<device>(query.data(), batch, hq, d);
     if (which == part::retrieve)
-      cache.retrieve(on, asked, pqkv::make_view<device>(indices.data(), 1, h, retrieved), pqkv::make_view<device>(counts.data(), 1, h));
-    if (which == part::whole) cache.attend(on, asked, pqkv::make_view<device>(out.data(), 1, hq, d));
+      cache.retrieve(on, asked, pqkv::make_view<device>(indices.data(), batch, h, retrieved),
+                     pqkv::make_view<device>(counts.data(), batch, h));
+    if (which == part::whole) cache.attend(on, asked, pqkv::make_view<device>(out.data(), batch, hq, d));
   };
   stopwatch::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   const call_graph graph(watch.stream(), 1, step);
   std::size_t next = 0;
   const auto ask = [&] {
-    stopwatch::check(cudaMemcpyAsync(query.data(), queries.data() + next++ % drawn_steps * hq * d, hq * d * sizeof(float),
-                                     cudaMemcpyDeviceToDevice, watch.stream()),
+    stopwatch::check(cudaMemcpyAsync(query.data(), queries.data() + next++ % (drawn_steps / batch) * batch * hq * d,
+                                     batch * hq * d * sizeof(float), cudaMemcpyDeviceToDevice, watch.stream()),
                      "cudaMemcpyAsync");
   };
   for (std::size_t i = 0; i < warm_up; ++i) ask(), graph.launch(watch.stream());
   stopwatch::check(cudaStreamSynchronize(watch.stream()), "cudaStreamSynchronize");
   const auto counted = [&] {
     if constexpr (pqkv::rows_of_tiers<std::remove_cvref_t<decltype(cache.rows())>>)
-      return cache.rows().statistics(0);
+      return all_of(cache);
     else
       return pqkv::tier_statistics{};
   };
   const pqkv::tier_statistics before = counted();
-  const timing how{.calls = 1, .replays = 100, .bytes = static_cast<double>(h * (sinks + window + retrieved) * 2 * d * sizeof(stored))};
+  const pqkv::token_budget attended = cache.budget(pqkv::exec::cuda{watch.stream(), {}}, 0);
+  const std::size_t tokens = std::min<std::size_t>(sinks + window + attended.retrieve, cache.size(pqkv::exec::cuda{watch.stream(), {}}, 0));
+  const timing how{.calls = 1,
+                   .replays = batch == 1 ? 100 : 30,
+                   .cold_replays = batch == 1 ? 30 : 10,
+                   .bytes = static_cast<double>(batch * h * tokens * 2 * d * sizeof(stored))};
   const std::vector<float> warm = times_of(watch, graph, 1, how.replays, [&] {
     ask();
     wait_kernel<long long><<<1, 1, 0, watch.stream()>>>(100000);  // 60 us
@@ -144,6 +189,25 @@ void measure_steps(const std::string& name, Cache& cache, const pqkv::device_buf
   std::fflush(stdout);
 }
 
+/// Steps that fill the block cache; later ones leave it as it is.
+void fill_cache(pqkv::pqcache<tiers_without_update>& cache, const pqkv::device_buffer<float>& queries) {
+  const auto key = normals<float>(h * d), value = normals<float>(h * d);
+  const pqkv::device_buffer<float> out(hq * d, nullptr);
+  const pqkv::exec::cuda gpu;
+  for (std::size_t i = 0; i < 300; ++i) {
+    cache.append(gpu, pqkv::make_view<device>(key.data(), 1, h, d), pqkv::make_view<device>(value.data(), 1, h, d));
+    cache.attend(gpu, pqkv::make_view<device>(queries.data() + i % drawn_steps * hq * d, 1, hq, d),
+                 pqkv::make_view<device>(out.data(), 1, hq, d));
+  }
+  pqkv::sync(gpu);
+  cache.rows().updates = false;
+}
+
+std::string step_name(const std::string& what, std::size_t n) {
+  return named("tiered_step/" + what, {{"h", h}, {"g", g}, {"d", d}, {"n", n}});
+}
+bool is_measured(const std::string& name) { return !lists_names && name.compare(0, wanted.size(), wanted) == 0; }
+
 void steps(std::size_t n) {
   struct kind {
     const char* what;
@@ -153,10 +217,13 @@ void steps(std::size_t n) {
   constexpr kind kinds[] = {{"no_cache", 0, 0},         {"kept:5", 5, room_tokens}, {"kept:7", 7, room_tokens},
                             {"kept:0", 0, room_tokens}, {"kept:6", 6, room_tokens}, {"kept:8", 8, room_tokens}};
   const std::size_t measured = n == 131072 ? std::size(kinds) : 3;
-  const auto name = [n](const std::string& what) { return named("tiered_step/" + what, {{"h", h}, {"g", g}, {"d", d}, {"n", n}}); };
-  std::vector<std::string> names{name("all_on_gpu"), name("append"), name("retrieve"), name("append_on_gpu")};
-  const std::size_t first = names.size();
+  constexpr std::size_t split = 3;  // kinds that are measured without the update too
+  const auto name = [n](const std::string& what) { return step_name(what, n); };
+  const auto without = [](const kind& one) { return std::string(one.what) + "/without_update"; };
+  std::vector<std::string> names{name("all_on_gpu"), name("append"), name("retrieve_on_gpu"), name("append_on_gpu"), name("dense")};
   for (std::size_t i = 0; i < measured; ++i) names.push_back(name(kinds[i].what));
+  for (std::size_t i = 0; i < split; ++i) names.push_back(name(without(kinds[i])));
+  if (n == 131072) names.push_back(name("over_attended/kept:5"));
   if (!is_any_wanted(names)) return;
   const pqkv::random_stream directions = next_stream();
   const std::size_t count = n / retrieved;
@@ -164,24 +231,78 @@ void steps(std::size_t n) {
     const auto asked = upload(asked_directions(kept, count));
     return filled<float>(drawn_steps * hq * d, asking_queries{directions, next_stream(), asked.data(), count});
   };
-  const auto is_measured = [&](std::size_t i) { return names[i].compare(0, wanted.size(), wanted) == 0; };
-  if (is_measured(0) || is_measured(3)) {
-    auto cache = filled_cache<pqkv::dense_rows<stored, device>>(n, directions);
+  const auto rows_of = [](std::size_t cache_tokens) {
+    return tiers::params{.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = cache_tokens, .admit_blocks = 64};
+  };
+  const auto go = [&](const std::string& what, auto& cache, const auto& asked, std::size_t warm_up, part which = part::whole) {
+    if (is_measured(name(what))) measure_steps(name(what), cache, asked, warm_up, which);
+  };
+  if (is_measured(name("all_on_gpu")) || is_measured(name("append_on_gpu")) || is_measured(name("retrieve_on_gpu"))) {
+    auto cache = filled_cache<pqkv::dense_rows<stored, device>>({.n = n}, directions);
     const auto asked = queries(0);
-    measure_steps(names[0], cache, asked, 3);
-    measure_steps(names[3], cache, asked, 3, part::append);
+    go("all_on_gpu", cache, asked, 3);
+    go("append_on_gpu", cache, asked, 3, part::append);
+    go("retrieve_on_gpu", cache, asked, 3, part::retrieve);
   }
-  if (is_measured(1) || is_measured(2)) {
-    auto cache = filled_cache<tiers>(n, directions, {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = 0});
-    const auto asked = queries(0);
-    measure_steps(names[1], cache, asked, 3, part::append);
-    measure_steps(names[2], cache, asked, 3, part::retrieve);
+  if (is_measured(name("dense"))) {
+    auto cache = filled_cache<pqkv::dense_rows<stored, device>>({.n = n, .is_dense = true}, directions);
+    go("dense", cache, queries(0), 3);
   }
   for (std::size_t i = 0; i < measured; ++i) {
-    if (!is_measured(i + first)) continue;
+    if (!is_measured(name(kinds[i].what)) && !(i == 0 && is_measured(name("append")))) continue;
+    auto cache = filled_cache<tiers>({.n = n}, directions, rows_of(kinds[i].cache_tokens));
+    const auto asked = queries(kinds[i].kept);
+    if (i == 0) go("append", cache, asked, 3, part::append);
+    go(kinds[i].what, cache, asked, kinds[i].cache_tokens == 0 ? 3 : 300);
+  }
+  for (std::size_t i = 0; i < split; ++i) {
+    if (!is_measured(name(without(kinds[i])))) continue;
+    auto cache = filled_cache<tiers_without_update>({.n = n}, directions, rows_of(kinds[i].cache_tokens));
+    const auto asked = queries(kinds[i].kept);
+    fill_cache(cache, asked);
+    go(without(kinds[i]), cache, asked, 3);
+  }
+  if (n == 131072 && is_measured(name("over_attended/kept:5"))) {
+    auto cache = filled_cache<tiers>({.n = n, .over = pqkv::selector::normalisation::attended}, directions, rows_of(room_tokens));
+    go("over_attended/kept:5", cache, queries(5), 300);
+  }
+}
+
+/// One layer of many sequences with rows in pinned memory, each with its own queries and cache, and of as many as device memory holds with
+/// all rows there: 141 GB less 16 GB of weights, shared by 32 layers, hold 7 sequences of 120000 tokens.
+void throughput() {
+  constexpr std::size_t n = 120000, spare = 512, dense_batch = 7;
+  struct kind {
+    std::size_t batch, kept;
+  };
+  constexpr kind kinds[] = {{8, 5}, {8, 7}, {32, 5}, {32, 7}};
+  const auto name = [](const std::string& what, std::size_t batch) {
+    return named("throughput/" + what, {{"batch", batch}, {"h", h}, {"g", g}, {"d", d}, {"n", n}});
+  };
+  const auto of_kept = [](std::size_t kept) { return "kept:" + std::to_string(kept); };
+  std::vector<std::string> names{name("dense", dense_batch), name("all_on_gpu", dense_batch)};
+  for (const kind& one : kinds) names.push_back(name(of_kept(one.kept), one.batch));
+  if (!is_any_wanted(names)) return;
+  const pqkv::random_stream directions = next_stream();
+  const std::size_t count = n / retrieved;
+  const auto queries = [&](std::size_t kept) {
+    const auto asked = upload(asked_directions(kept, count));
+    return filled<float>(drawn_steps * hq * d, asking_queries{directions, next_stream(), asked.data(), count});
+  };
+  for (const bool is_dense : {true, false}) {
+    const std::string& of = names[is_dense ? 0 : 1];
+    if (!is_measured(of)) continue;
+    auto cache =
+        filled_cache<pqkv::dense_rows<stored, device>>({.n = n, .batch = dense_batch, .spare = spare, .is_dense = is_dense}, directions);
+    measure_steps(of, cache, queries(0), 3);
+  }
+  for (const std::size_t batch : {std::size_t{8}, std::size_t{32}}) {
+    if (!is_measured(name(of_kept(5), batch)) && !is_measured(name(of_kept(7), batch))) continue;
     auto cache = filled_cache<tiers>(
-        n, directions, {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = kinds[i].cache_tokens, .admit_blocks = 64});
-    measure_steps(names[i + first], cache, queries(kinds[i].kept), kinds[i].cache_tokens == 0 ? 3 : 300);
+        {.n = n, .batch = batch, .spare = spare}, directions,
+        {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = kept_directions * retrieved, .admit_blocks = 64});
+    for (const std::size_t kept : {std::size_t{5}, std::size_t{7}})
+      if (is_measured(name(of_kept(kept), batch))) measure_steps(name(of_kept(kept), batch), cache, queries(kept), 150);
   }
 }
 
@@ -233,7 +354,8 @@ void measure_all() {
   fetch<stored>(1024);
   fetch<pqkv::scaled_int8>(256, "/int8");
   fetch<pqkv::scaled_int8>(1024, "/int8");
-  for (const std::size_t n : {16384u, 131072u, 524288u}) steps(n);
+  for (const std::size_t n : {16384u, 131072u, 524288u, 1048576u}) steps(n);
+  throughput();
 }
 }  // namespace
 

@@ -121,9 +121,11 @@ class pqcache : public pqcache_state<Rows, Selector> {
     this->for_passes(query.extent(0), [&](std::size_t first, std::size_t count, const slot_table<space_type>& counted) {
       const auto asked = detail::as_floats(policy, query.slice(0, first, count), work_.query);
       const step_plan<space_type> plan = select(policy, asked, step, first);
-      tiers.fetch(fetched_tokens<space_type>{plan, as_const(found(plan))});
+      const fetched_tokens<space_type> wanted{plan, as_const(found(plan))};
+      tiers.fetch(wanted);
       attend_planned(policy, asked, plan, plan.map(step, first, params_.batch), out.slice(0, first, count),
                      lse.data == nullptr ? lse : lse.slice(0, first, count));
+      tiers.look_up(wanted);
       count_attended(policy, counted, asked, plan, step, first, true);
     });
     tiers.admit(as_const(work_.slots.sequences));

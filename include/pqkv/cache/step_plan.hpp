@@ -200,15 +200,22 @@ class tier_step {
   void fetch(const fetched_tokens<Space>& wanted) const {
     if constexpr (rows_of_tiers<Rows>) rows_.fetch(policy_, wanted);
   }
+  /// Once attention to these tokens has been enqueued.
+  template <class Space>
+  void look_up(const fetched_tokens<Space>& wanted) {
+    if constexpr (rows_of_tiers<Rows>) rows_.look_up(policy_, wanted);
+    ++passes_;
+  }
   template <class Space>
   void admit(view<const sequence, 1, Space> sequences) {
-    if constexpr (rows_of_tiers<Rows>) rows_.admit(policy_, sequences);
+    if constexpr (rows_of_tiers<Rows>) rows_.admit(policy_, sequences, passes_);
     done_ = true;
   }
 
  private:
   const P& policy_;
   const Rows& rows_;
+  std::uint32_t passes_ = 0;
   bool done_ = false;
 };
 }  // namespace detail

@@ -3,8 +3,9 @@
 // a device's. Fast memory is small and has copies of the rows that attention reads most: sinks, the newest tokens, and the blocks of the
 // middle that a block cache chooses. Attention reads each row from where it is, so its result has the same bits as with one memory.
 //
-// A step has three parts: fetch() updates the copies of sinks and newest tokens and looks up the selected tokens in the block cache;
-// attention reads; admit() lets blocks enter the cache and copies their rows. pqcache makes these calls. Everything else that reads or
+// A step has three parts: fetch() updates the copies of sinks and newest tokens; attention reads, and look_up() counts what it finds in the
+// block cache; admit() lets blocks enter the cache and copies their rows. On a device attention finds each row itself, so the look-ups run
+// beside it; on the host fetch() makes them. pqcache makes these calls. Everything else that reads or
 // writes rows (a prompt, training, a fork, a saved slot) uses slow memory, which always has every row. On a device each part is made of
 // kernels whose launch shapes are fixed, so a captured step can be replayed while the sequences grow.
 //
@@ -20,9 +21,10 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
-struct fetch_rows {};     // run(policy, tiers, fetched_tokens): before attention reads
+struct fetch_rows {};     // run(policy, tiers, fetched_tokens): before attention reads; on the host with the look-ups
+struct look_up_rows {};   // run(policy, tiers, fetched_tokens): on a device, beside it
 struct read_ahead {};     // run(policy, tiers, fetched_tokens, mapped_file): after it, asks the system for rows that are only in the file
-struct admit_rows {};     // run(policy, tiers, sequences): after it has read
+struct admit_rows {};     // run(policy, tiers, sequences, passes): after it has read
 struct truncate_rows {};  // run(policy, tiers, truncated_tokens): drops copies of tokens that were cut
 }  // namespace op
 
@@ -131,8 +133,10 @@ class tiered_rows {
       return counts_[slot];
   }
 
-  /// pqcache calls these: fetch() before a pass attends, admit() after the last pass, abandon() when a call has failed. After a call that
-  /// failed on a device, its look-ups stay counted, and the next admission takes them into account.
+  /// pqcache calls these: fetch() before a pass attends, look_up() once its attention is enqueued, admit() after the last pass, abandon()
+  /// when a call has failed. After a call that failed on a device, its look-ups stay counted, and the next admission takes them into
+  /// account.
+  /// @param passes  how many calls of look_up() there were
   /// @throws fetch: what Slow throws; fetch and admit: what the runner throws; on a device cuda_error
   /// @{
   template <exec::policy P>
@@ -142,12 +146,23 @@ class tiered_rows {
       if (missing_ == missing_rows::asked_for) detail::run_operation<op::read_ahead>(policy, tiers_, wanted, slow_.file());
   }
   template <exec::policy P>
-  void admit(const P& policy, pqkv::view<const sequence, 1, Fast> sequences) const {
-    detail::run_operation<op::admit_rows>(policy, tiers_, sequences);
+  void look_up(const P& policy, const fetched_tokens<Fast>& wanted) const {
+    if constexpr (!is_on_host) detail::run_operation<op::look_up_rows>(policy, tiers_, wanted);
+  }
+  template <exec::policy P>
+  void admit(const P& policy, pqkv::view<const sequence, 1, Fast> sequences, std::uint32_t passes) const {
+    detail::run_operation<op::admit_rows>(policy, tiers_, sequences, passes);
   }
   template <exec::policy P>
   void abandon(const P& policy) const noexcept {
-    if constexpr (is_on_host) abandon_blocks(policy, tiers_.cache);
+    if constexpr (is_on_host) {
+      abandon_blocks(policy, tiers_.cache);
+    } else {
+      try {
+        zero_bytes(policy, tiers_.looked_up.data, 3 * sizeof(std::uint32_t));
+      } catch (...) {  // the device is lost, which the call has reported
+      }
+    }
   }
   /// @}
 
@@ -205,6 +220,7 @@ class tiered_rows {
     all.residents = make_view<Fast>(memory.take<resident_tokens>(shape.batch), shape.batch);
     all.cache = block_cache_view<Eviction, Fast>::place(memory, blocks);
     all.tickets = make_view<Fast>(memory.take<std::uint32_t>(shape.batch), shape.batch);
+    all.looked_up = make_view<Fast>(memory.take<std::uint32_t>(3), 3);
     all.kv_heads = static_cast<std::uint32_t>(shape.kv_heads);
     all.cache_heads = p.scope == block_scope::head ? 1 : all.kv_heads;
     return all;

@@ -139,6 +139,8 @@ struct tiered_store {
   view<resident_tokens, 1, Space> residents;       // [batch]
   block_cache_view<Eviction, Space> cache;         // [batch] or [batch * h]
   view<std::uint32_t, 1, Space> tickets;           // [batch] how many CTAs of a slot have read its residents; 0 between launches
+  view<std::uint32_t, 1, Space> looked_up;  // [3] on a device only: passes whose look-ups have ended; CTAs of such a pass; CTAs that have
+                                            // seen them. 0 between calls
   view<tier_statistics, 1, space::pinned> counts;  // [batch] on a device only: statistics after the last step, which the host reads
   std::uint32_t kv_heads = 1;
   std::uint32_t cache_heads = 1;  // KV heads that share a block cache: all of a slot, or one

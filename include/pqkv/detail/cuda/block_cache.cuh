@@ -176,17 +176,13 @@ struct admit_memory {
   }
 };
 
-/// One CTA for each cache. It may run while earlier kernels of the stream still run, once all look-ups have ended, and it ends after those
-/// kernels. That is safe: attention only reads whether a row is in fast memory, and newly admitted rows are copied later.
+/// A CTA decides which blocks enter one cache, whose look-ups have ended. Attention may read rows meanwhile: it only asks whether a row is in
+/// fast memory, and newly admitted rows are copied later. Ends with a barrier.
 template <class E>
-PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
-    admit_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths,
-                        unsigned caches_of_length) {
+__device__ void admit_one(const one_block_cache<E>& one, std::uint32_t final_tokens) {
   __shared__ typename one_block_cache<E>::step_totals step;
   __shared__ bool is_age_over;
-  block::release_dependents();
-  const one_block_cache<E> one = cache.one(blockIdx.x);
-  const std::uint32_t touched = one.progress->touched, final_tokens = lengths(blockIdx.x / caches_of_length);
+  const std::uint32_t touched = one.progress->touched;
   const std::uint64_t first = one.first_stamp();
   block::shared_memory memory;
   lowest_scratch scratch;
@@ -237,21 +233,13 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
   __syncthreads();
   for (unsigned slot = threadIdx.x; is_age_over && slot < one.capacity; slot += blockDim.x)
     one.order[slot] = eviction_order::halved(one.order[slot]);
-  block::wait_for_last_kernel();
 }
 
-/// @param begins_early      whether this kernel may start before the kernels between the last look-up and this launch have ended
-/// @param caches_of_length  caches whose sequence has the same length, one after the other
+/// One CTA for each cache.
 template <class E>
-void launch_admission(const launcher& launch, const block_cache_view<E, space::device>& cache,
-                      view<const std::uint32_t, 1, space::device> lengths, bool begins_early, unsigned caches_of_length = 1) {
-  const auto admit = admit_blocks_kernel<E>;
-  launch("admit_blocks_kernel", admit,
-         {.grid = dim3(static_cast<unsigned>(cache.caches())),
-          .threads = admit_threads,
-          .shared_bytes = admit_memory::bytes(cache.first.admit),
-          .early = begins_early && launch.is_built_for_hopper(admit)},
-         cache, lengths, caches_of_length);
+PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
+    admit_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
+  admit_one(cache.one(blockIdx.x), lengths(blockIdx.x));
 }
 
 /// One CTA for each cache.
@@ -305,7 +293,11 @@ template <>
 struct kernel<op::admit_blocks, backend::cuda> {
   template <class P, class E>
   static void run(const P& policy, const block_cache_view<E, space::device>& cache, view<const std::uint32_t, 1, space::device> lengths) {
-    detail::launch_admission(detail::launcher(policy, "admit_blocks"), cache, lengths, false);
+    detail::launcher(policy, "admit_blocks")("admit_blocks_kernel", detail::admit_blocks_kernel<E>,
+                                             {.grid = dim3(static_cast<unsigned>(cache.caches())),
+                                              .threads = detail::admit_threads,
+                                              .shared_bytes = detail::admit_memory::bytes(cache.first.admit)},
+                                             cache, lengths);
   }
 };
 

@@ -140,10 +140,10 @@ __device__ void count_query(const slot_table<space::device>& slots, const Call& 
   add_to(of.selector_bytes, read.selector_bytes);
 }
 
-/// One CTA for each query token, with one warp for each query head if a CTA can have as many. It may begin while attention is still being
+/// One CTA for each query token, small enough to have room beside attention's CTAs. It may begin while attention is still being
 /// merged, since it does not read attention's results. It ends after the merge, so later kernels run after both.
 template <class Call, class Traffic>
-PQKV_HIDDEN __global__ void __launch_bounds__(1024)
+PQKV_HIDDEN __global__ void __launch_bounds__(256)
     count_attended_kernel(slot_table<space::device> slots, Call call, Traffic traffic, unsigned hq, unsigned h) {
   block::release_dependents();
   count_query(slots, call, traffic, hq, h);
@@ -251,7 +251,7 @@ struct kernel<op::count_attended, backend::cuda> {
     if (tokens == 0) return;
     const detail::launcher launch(policy, call.attends ? "attend" : "retrieve");
     const auto kernel = detail::count_attended_kernel<attended_queries<space::device>, Traffic>;
-    const unsigned hq = static_cast<unsigned>(call.query.extent(0) / tokens), warps = std::clamp(hq, 1u, 32u);
+    const unsigned hq = static_cast<unsigned>(call.query.extent(0) / tokens), warps = std::clamp(hq, 1u, 8u);
     launch("count_attended_kernel", kernel,
            {.grid = dim3(static_cast<unsigned>(tokens)), .threads = warps * 32, .early = launch.is_built_for_hopper(kernel)}, slots, call,
            traffic, hq, static_cast<unsigned>(call.plan.ranges.extent(0) / tokens));

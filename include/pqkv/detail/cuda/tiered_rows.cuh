@@ -3,8 +3,12 @@
 // captured step can be replayed while the sequences grow and the blocks in fast memory change.
 //
 // A step, in order: append_token_kernel writes a new row to both memories; refresh_residents_kernel copies the sinks and newest tokens that
-// are not there yet; fetch_rows_kernel looks up what was selected; attention reads each row where it is; admit_blocks_kernel decides beside
-// it which blocks enter; copy_admitted_kernel copies their rows, and the last CTA of a slot makes them valid.
+// are not there yet; attention reads each row where it is; beside it look_up_rows_kernel counts what was selected and admit_rows_kernel
+// decides which blocks enter; copy_admitted_kernel copies their rows, and the last CTA of a slot makes them valid.
+//
+// Who waits for whom: look_up_rows_kernel and admit_rows_kernel begin while attention runs. The first needs what attention has waited for.
+// The second waits, by a counter in memory, until all CTAs of the first have ended; all of them run by then, since a kernel begins early
+// only when all CTAs of the kernel before it have begun. Both end after what came before them, so copy_admitted_kernel follows attention.
 #pragma once
 
 #include <algorithm>
@@ -60,10 +64,10 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256)
   tiers.residents(slot) = after;
 }
 
-/// grid.x: lists; grid.y: CTAs that share a list.
+/// grid.x: lists; grid.y: CTAs that share a list. The last CTA to end counts the pass.
 template <class T, class E>
-PQKV_HIDDEN __global__ void __launch_bounds__(256) fetch_rows_kernel(device_tiers<T, E> tiers, fetched_tokens<space::device> wanted) {
-  block::wait_for_last_kernel();
+PQKV_HIDDEN __global__ void __launch_bounds__(256) look_up_rows_kernel(device_tiers<T, E> tiers, fetched_tokens<space::device> wanted) {
+  block::release_dependents();
   const std::size_t list = blockIdx.x, lists = wanted.lists(), slot = wanted.plan.slots(list / lists);
   const std::uint32_t count = wanted.plan.counts(list);
   const one_block_cache<E> one = tiers.cache_of_list(slot, list % lists, lists);
@@ -85,19 +89,55 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) fetch_rows_kernel(device_tier
   count_slow(span.window_begin, span.window_end);
   near = block::warp_sum(near);
   slow = block::warp_sum(slow);
-  if (threadIdx.x % 32 != 0) return;
-  add_to(shared.near_misses, near);
-  add_to(shared.slow_rows, slow);
+  if (threadIdx.x % 32 == 0) {
+    add_to(shared.near_misses, near);
+    add_to(shared.slow_rows, slow);
+  }
+  __syncthreads();  // the CTA's look-ups have been counted
+  if (threadIdx.x == 0 && is_last_ticket(tiers.looked_up(1), gridDim.x * gridDim.y)) {
+    __threadfence();
+    atomicAdd(&tiers.looked_up(0), 1u);
+  }
+  block::wait_for_last_kernel();
 }
 
-/// grid.x: CTAs that share the rows of a slot's blocks; grid.y: slots. The last CTA of a slot makes the blocks valid and shows the host
-/// what has been counted.
+/// One CTA for each block cache, after the look-ups of `passes` passes. The last one of a slot shows the host what has been counted, with
+/// the rows that are about to be copied.
+template <class T, class E>
+PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
+    admit_rows_kernel(device_tiers<T, E> tiers, view<const std::uint32_t, 1, space::device> lengths, std::uint32_t passes) {
+  block::release_dependents();
+  if (threadIdx.x == 0) {
+    while (atomicAdd(&tiers.looked_up(0), 0u) < passes) {
+    }
+    __threadfence();
+    if (is_last_ticket(tiers.looked_up(2), gridDim.x)) tiers.looked_up(0) = 0;
+  }
+  __syncthreads();
+  const unsigned each = static_cast<unsigned>(tiers.caches_of_slot()), slot = blockIdx.x / each;
+  const one_block_cache<E> one = tiers.cache.one(blockIdx.x);
+  admit_one(one, lengths(slot));
+  if (threadIdx.x == 0) {
+    const std::uint64_t rows = std::uint64_t{one.progress->admitted} * tiers.cache_heads * one.block_tokens;
+    resident_tokens& resident = tiers.residents(slot);
+    add_to(resident.slow_rows, rows);
+    if (is_last_ticket(tiers.tickets(slot), each)) {
+      __threadfence();
+      tiers.counts(slot) = tier_statistics::of(tiers.counted_blocks(slot), resident, tiers.row_bytes());
+    }
+  }
+  block::wait_for_last_kernel();
+}
+
+/// grid.x: CTAs that share the rows of a slot's blocks; grid.y: slots. The last CTA of a slot makes the blocks valid. Most steps have none.
 template <class T, class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(512) copy_admitted_kernel(device_tiers<T, E> tiers) {
   block::wait_for_last_kernel();
   const std::size_t slot = blockIdx.y, each = tiers.caches_of_slot();
   const unsigned warps = blockDim.x / 32;
   std::uint32_t copied = 0;
+  for (std::size_t c = slot * each; c < (slot + 1) * each; ++c) copied += tiers.cache.one(c).progress->admitted;
+  if (copied == 0) return;
   for (std::size_t c = slot * each; c < (slot + 1) * each; ++c) {
     const one_block_cache<E> one = tiers.cache.one(c);
     const std::uint32_t b = one.block_tokens, h = tiers.cache_heads, all = one.progress->admitted * h * b;
@@ -107,7 +147,6 @@ PQKV_HIDDEN __global__ void __launch_bounds__(512) copy_admitted_kernel(device_t
       const block_admission& entered = one.admitted[i];
       copy_slow_row(tiers, head, std::size_t{entered.block} * b + t, &tiers.blocks(head, std::size_t{entered.slot} * b + t, 0));
     }
-    copied += all;
   }
   __shared__ bool is_last;
   __syncthreads();  // all rows of the CTA are copied
@@ -118,10 +157,6 @@ PQKV_HIDDEN __global__ void __launch_bounds__(512) copy_admitted_kernel(device_t
     const one_block_cache<E> one = tiers.cache.one(c);
     for (std::uint32_t i = threadIdx.x; i < one.progress->admitted; i += blockDim.x) one.fill(i);
   }
-  if (threadIdx.x != 0) return;
-  resident_tokens& resident = tiers.residents(slot);
-  resident.slow_rows += copied;
-  tiers.counts(slot) = tier_statistics::of(tiers.counted_blocks(slot), resident, tiers.row_bytes());
 }
 
 /// One CTA for each row of a cut.
@@ -140,7 +175,7 @@ struct kernel<op::fetch_rows, backend::cuda> {
   template <class P, class T, class E>
   static void run(const P& policy, const detail::device_tiers<T, E>& tiers, const fetched_tokens<space::device>& wanted) {
     const detail::launcher launch(policy, "attend");
-    const unsigned tokens = static_cast<unsigned>(wanted.tokens()), lists = static_cast<unsigned>(wanted.plan.counts.extent(0));
+    const unsigned tokens = static_cast<unsigned>(wanted.tokens());
     if (tokens == 0) return;
     const auto refresh = detail::refresh_residents_kernel<T, E>;
     launch("refresh_residents_kernel", refresh,
@@ -148,9 +183,19 @@ struct kernel<op::fetch_rows, backend::cuda> {
             .threads = 256,
             .early = launch.is_built_for_hopper(refresh)},
            tiers, wanted);
-    const auto fetch = detail::fetch_rows_kernel<T, E>;
-    launch("fetch_rows_kernel", fetch,
-           {.grid = dim3(lists, detail::lookup_runs(wanted.indices.extent(1))), .threads = 256, .early = launch.is_built_for_hopper(fetch)},
+  }
+};
+
+template <>
+struct kernel<op::look_up_rows, backend::cuda> {
+  template <class P, class T, class E>
+  static void run(const P& policy, const detail::device_tiers<T, E>& tiers, const fetched_tokens<space::device>& wanted) {
+    const detail::launcher launch(policy, "attend");
+    const auto look_up = detail::look_up_rows_kernel<T, E>;
+    launch("look_up_rows_kernel", look_up,
+           {.grid = dim3(static_cast<unsigned>(wanted.plan.counts.extent(0)), detail::lookup_runs(wanted.indices.extent(1))),
+            .threads = 256,
+            .early = launch.is_built_for_hopper(look_up)},
            tiers, wanted);
   }
 };
@@ -158,9 +203,16 @@ struct kernel<op::fetch_rows, backend::cuda> {
 template <>
 struct kernel<op::admit_rows, backend::cuda> {
   template <class P, class T, class E>
-  static void run(const P& policy, const detail::device_tiers<T, E>& tiers, view<const sequence, 1, space::device> sequences) {
+  static void run(const P& policy, const detail::device_tiers<T, E>& tiers, view<const sequence, 1, space::device> sequences,
+                  std::uint32_t passes) {
     const detail::launcher launch(policy, "attend");
-    detail::launch_admission(launch, tiers.cache, lengths_of(sequences), true, static_cast<unsigned>(tiers.caches_of_slot()));
+    const auto admit = detail::admit_rows_kernel<T, E>;
+    launch("admit_rows_kernel", admit,
+           {.grid = dim3(static_cast<unsigned>(tiers.cache.caches())),
+            .threads = detail::admit_threads,
+            .shared_bytes = detail::admit_memory::bytes(tiers.cache.first.admit),
+            .early = launch.is_built_for_hopper(admit)},
+           tiers, lengths_of(sequences), passes);
     const unsigned slots = static_cast<unsigned>(sequences.extent(0)), ctas = std::max(detail::tuning::tier_copy_ctas / slots, 1u);
     const auto copy = detail::copy_admitted_kernel<T, E>;
     launch("copy_admitted_kernel", copy, {.grid = dim3(ctas, slots), .threads = 512, .early = launch.is_built_for_hopper(copy)}, tiers);

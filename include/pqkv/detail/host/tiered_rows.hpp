@@ -116,7 +116,7 @@ struct kernel<op::read_ahead, backend::host> {
 template <>
 struct kernel<op::admit_rows, backend::host> {
   template <class P, class T, class E>
-  static void run(const P& policy, const tiered_store<T, E>& tiers, view<const sequence, 1> sequences) {
+  static void run(const P& policy, const tiered_store<T, E>& tiers, view<const sequence, 1> sequences, std::uint32_t) {
     const std::size_t batch = sequences.extent(0), h = tiers.kv_heads, caches = tiers.cache.caches(), each = tiers.caches_of_slot();
     policy.runner.run(caches, [&](std::size_t c) { detail::admit_one(tiers.cache.one(c), sequences(c / each).n); });
     std::size_t admitted = 0;
