@@ -30,6 +30,28 @@ class folder_case(unittest.TestCase):
         self.path = Path(folder.name)
 
 
+class tier_parts(folder_case):
+    def run_parts(self, *lines):
+        (self.path / "gpu.json").write_text("".join(json.dumps(one) + "\n" for one in lines))
+        return subprocess.run([sys.executable, "-B", root / "bench/tier_parts.py", self.path / "gpu.json"], capture_output=True, text=True)
+
+    def step(self, what, us, n=131072):
+        return line(f"tiered_step/{what}/h:8/g:4/d:128/n:{n}", us, us + 5)
+
+    def test_parts_add_up_to_the_step(self):
+        done = self.run_parts(machine, self.step("retrieve_on_gpu", 20), self.step("all_on_gpu", 30), self.step("kept:5/without_update", 60),
+                              self.step("kept:5", 63), self.step("dense", 150),
+                              {"tier": "tiered_step/kept:5/h:8/g:4/d:128/n:131072", "hit_rate": 0.57, "slow_bytes_of_a_step": 1, "admissions_of_a_step": 0})
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout.splitlines()[0], "| a GPU, us | hit rate | score | attend | fetch | update | step | dense step |")
+        self.assertEqual(done.stdout.splitlines()[2], "| 128 K, kept:5 | 0.57 | 20.0 | 10.0 | 30.0 | 3.0 | 63.0 | 150.0 |")
+
+    def test_a_step_without_its_parts_is_left_out(self):
+        done = self.run_parts(machine, self.step("retrieve_on_gpu", 20), self.step("all_on_gpu", 30), self.step("kept:5", 63))
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("no step over tiers is in it with all of its parts", done.stderr)
+
+
 class report(folder_case):
     def run_report(self, *lines):
         (self.path / "gpu.json").write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))

@@ -179,7 +179,7 @@ struct admit_memory {
 /// A CTA decides which blocks enter one cache, whose look-ups have ended. Attention may read rows meanwhile: it only asks whether a row is in
 /// fast memory, and newly admitted rows are copied later. Ends with a barrier.
 template <class E>
-__device__ void admit_one(const one_block_cache<E>& one, std::uint32_t final_tokens) {
+__device__ void admit_by_cta(const one_block_cache<E>& one, std::uint32_t final_tokens) {
   __shared__ typename one_block_cache<E>::step_totals step;
   __shared__ bool is_age_over;
   const std::uint32_t touched = one.progress->touched;
@@ -239,7 +239,7 @@ __device__ void admit_one(const one_block_cache<E>& one, std::uint32_t final_tok
 template <class E>
 PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
     admit_blocks_kernel(block_cache_view<E, space::device> cache, view<const std::uint32_t, 1, space::device> lengths) {
-  admit_one(cache.one(blockIdx.x), lengths(blockIdx.x));
+  admit_by_cta(cache.one(blockIdx.x), lengths(blockIdx.x));
 }
 
 /// One CTA for each cache.

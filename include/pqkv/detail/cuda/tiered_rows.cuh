@@ -116,7 +116,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(admit_threads)
   __syncthreads();
   const unsigned each = static_cast<unsigned>(tiers.caches_of_slot()), slot = blockIdx.x / each;
   const one_block_cache<E> one = tiers.cache.one(blockIdx.x);
-  admit_one(one, lengths(slot));
+  admit_by_cta(one, lengths(slot));
   if (threadIdx.x == 0) {
     const std::uint64_t rows = std::uint64_t{one.progress->admitted} * tiers.cache_heads * one.block_tokens;
     resident_tokens& resident = tiers.residents(slot);
