@@ -168,7 +168,8 @@ void print_hit_rates(const trace_options& o, const selected_lists& all) {
       for (const std::size_t cache : o.caches)
         for (const std::size_t block : o.blocks) {
           const pqkv::block_statistics counted = play(all, eviction, cache, block, scope);
-          std::printf(" %.2f |", static_cast<double>(counted.hits) / static_cast<double>(std::max<std::uint64_t>(counted.hits + counted.misses, 1)));
+          const std::uint64_t all_looked_up = std::max<std::uint64_t>(counted.hits + counted.misses, 1);
+          std::printf(" %.2f |", static_cast<double>(counted.hits) / static_cast<double>(all_looked_up));
         }
       std::printf("\n");
     }

@@ -176,8 +176,8 @@ struct admit_memory {
   }
 };
 
-/// A CTA decides which blocks enter one cache, whose look-ups have ended. Attention may read rows meanwhile: it only asks whether a row is in
-/// fast memory, and newly admitted rows are copied later. Ends with a barrier.
+/// A CTA decides which blocks enter one cache, whose look-ups have ended. Attention may read rows meanwhile: it only asks whether a row is
+/// in fast memory, and newly admitted rows are copied later.
 template <class E>
 __device__ void admit_by_cta(const one_block_cache<E>& one, std::uint32_t final_tokens) {
   __shared__ typename one_block_cache<E>::step_totals step;
