@@ -276,7 +276,7 @@ void throughput() {
     std::size_t batch, kept;
   };
   constexpr kind kinds[] = {{8, 5}, {8, 7}, {32, 5}, {32, 7}};
-  const auto name = [](const std::string& what, std::size_t batch) {
+  const auto name = [&](const std::string& what, std::size_t batch) {
     return named("throughput/" + what, {{"batch", batch}, {"h", h}, {"g", g}, {"d", d}, {"n", n}});
   };
   const auto of_kept = [](std::size_t kept) { return "kept:" + std::to_string(kept); };
