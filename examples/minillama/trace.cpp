@@ -68,11 +68,11 @@ selected_lists record(const trace_options& o) {
     }
   };
   progress_bar bar("decoding");
-  const progress_report done = bar.report();
+  const progress_report done = bar.report();  // none where nobody watches
   std::span<const float> logits = started.logits;
   for (std::size_t i = 0; i < o.tokens; ++i) {
     logits = started.at->step(greedy(logits), keep);
-    done(static_cast<double>(i + 1) / static_cast<double>(o.tokens));
+    if (done) done(static_cast<double>(i + 1) / static_cast<double>(o.tokens));
   }
   return all;
 }
