@@ -4,10 +4,10 @@
 
     tier_parts.py RESULTS [--figure FILE.svg]    e.g. tier_parts.py bench/results/gpu_h200.jsonl --figure docs/tier_step.svg
 
-Parts are differences of two measurements that follow one another, with the caches of a model's layer in the GPU's own caches (warm):
-score: append, plan and selection (retrieve_on_gpu; it also copies the lists); attend: the whole step with all rows on the GPU, less score;
-fetch: the step over tiers in which no block enters (without_update), less the step with all rows on the GPU; update: the step, less that.
-A difference of half a microsecond is none. Prints a table and draws it with --figure, which needs matplotlib.
+Parts are differences of measurements, all with what fits in the GPU's L2 cache there (warm). attend: attention alone to as many rows on the
+GPU (attend_on_gpu); score: the step with all rows on the GPU, less attend: the start of the graph, append, plan, selection and counts; fetch:
+the step over tiers in which no block enters (without_update), less the step with all rows on the GPU; update: the step over tiers, less that.
+Read differences below a microsecond as none. Prints a table and draws it with --figure, which needs matplotlib.
 """
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def read_steps(path: pathlib.Path) -> tuple[str, dict[int, dict[str, float]], di
 
 
 def split(step: dict[str, float], kind: str) -> dict[str, float] | None:
-    names = ("retrieve_on_gpu", "all_on_gpu", f"{kind}/without_update", kind)
+    names = ("attend_on_gpu", "all_on_gpu", f"{kind}/without_update", kind)
     if any(name not in step for name in names):
         return None
-    score, on_gpu, fetched, whole = (step[name] for name in names)
-    return {"score": score, "attend": on_gpu - score, "fetch": fetched - on_gpu, "update": whole - fetched}
+    attend, on_gpu, fetched, whole = (step[name] for name in names)
+    return {"score": on_gpu - attend, "attend": attend, "fetch": fetched - on_gpu, "update": whole - fetched}
 
 
 def draw(device: str, steps: dict[int, dict[str, float]], path: pathlib.Path) -> None:

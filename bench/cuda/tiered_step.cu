@@ -3,10 +3,10 @@
 // 32 query heads, head dimension 128, bfloat16; 2 x 6 bits over the middle; 1024 tokens retrieved, 1024 sinks and window, as in
 // pqcache_step.cu. `over_attended` is the default's normalisation.
 //
-// Parts of the step, by leaving some out: append; append and retrieve (whose time includes the lists' copy); the step with all rows on the
-// GPU; `.../without_update`, in which no block enters and nothing is copied; the whole step. The difference of two that follow one another
-// is what scoring, attending, fetching and updating take. `dense` attends to all tokens, with all rows on the GPU. And the fetch alone:
-// attention to listed rows of which none is in device memory.
+// Parts of the step, by leaving some out: append; append and retrieve (whose time includes the lists' copy); attention alone to as many
+// rows on the GPU; the step with all rows on the GPU; `.../without_update`, with the same cache and queries as the whole step before it, in
+// which no block enters and nothing is copied; the whole step. bench/tier_parts.py makes parts of them. `dense` attends to all tokens, with
+// all rows on the GPU. And the fetch alone: attention to listed rows of which none is in device memory.
 //
 // Throughput: `throughput/...` are steps of many sequences of 120000 tokens, each with its own queries.
 //
@@ -70,8 +70,8 @@ std::vector<std::uint32_t> asked_directions(std::size_t kept, std::size_t count)
   return asked;
 }
 
-/// The same rows. Without an update no block enters the block cache.
-struct tiers_without_update : tiers {
+/// The same rows. Without updates no block enters the block cache.
+struct switched_tiers : tiers {
   using tiers::tiers;
   bool updates = true;
   template <class P, class Wanted>
@@ -189,8 +189,8 @@ void measure_steps(const std::string& name, Cache& cache, const pqkv::device_buf
   std::fflush(stdout);
 }
 
-/// Steps that fill the block cache; later ones leave it as it is.
-void fill_cache(pqkv::pqcache<tiers_without_update>& cache, const pqkv::device_buffer<float>& queries) {
+/// Steps that fill the block cache.
+void fill_cache(pqkv::pqcache<switched_tiers>& cache, const pqkv::device_buffer<float>& queries) {
   const auto key = normals<float>(h * d), value = normals<float>(h * d);
   const pqkv::device_buffer<float> out(hq * d, nullptr);
   const pqkv::exec::cuda gpu;
@@ -200,7 +200,33 @@ void fill_cache(pqkv::pqcache<tiers_without_update>& cache, const pqkv::device_b
                  pqkv::make_view<device>(out.data(), 1, hq, d));
   }
   pqkv::sync(gpu);
-  cache.rows().updates = false;
+}
+
+/// Attention alone, with all rows on the GPU, to as many tokens as a step attends to.
+void attend_alone(const std::string& name, std::size_t n) {
+  const auto rows = normals<stored>(h * n * 2 * d);
+  const auto store = pqkv::interleaved_kv<device>(static_cast<const stored*>(rows.data()), h, n, d);
+  const pqkv::random_stream draws = next_stream();
+  constexpr std::size_t sets = 4;
+  const std::size_t run = (n - sinks - window) / retrieved;
+  std::vector<std::int32_t> tokens(sets * h * retrieved);
+  for (std::size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = static_cast<std::int32_t>(sinks + i % retrieved * run + draws.below(i, static_cast<std::uint32_t>(run)));
+  const auto indices = upload(tokens);
+  const auto counts = upload(std::vector<std::uint32_t>(h, static_cast<std::uint32_t>(retrieved)));
+  const auto end = static_cast<std::uint32_t>(n);
+  const auto spans = upload(std::vector<pqkv::token_span>(h, {sinks, end - static_cast<std::uint32_t>(window), end}));
+  const auto query = normals<float>(hq * d);
+  const pqkv::device_buffer<float> out(hq * d, nullptr);
+  const pqkv::device_buffer<std::byte> scratch(device_bytes<pqkv::op::attention>({.query_heads = hq, .head_dim = d}), nullptr);
+  measure(name, {.calls = sets, .replays = 20}, [&](void* stream, int i) {
+    const pqkv::token_set<device> asked{
+        pqkv::as_const(pqkv::make_view<device>(spans.data(), h)),
+        pqkv::as_const(pqkv::make_view<device>(indices.data() + static_cast<std::size_t>(i) * h * retrieved, h, retrieved)),
+        pqkv::as_const(pqkv::make_view<device>(counts.data(), h))};
+    pqkv::attention(pqkv::exec::cuda{stream, pqkv::arena(scratch)}, pqkv::as_const(pqkv::make_view<device>(query.data(), hq, d)), store, asked,
+                    pqkv::make_view<device>(out.data(), hq, d));
+  });
 }
 
 std::string step_name(const std::string& what, std::size_t n) {
@@ -220,7 +246,8 @@ void steps(std::size_t n) {
   constexpr std::size_t split = 3;  // kinds that are measured without the update too
   const auto name = [n](const std::string& what) { return step_name(what, n); };
   const auto without = [](const kind& one) { return std::string(one.what) + "/without_update"; };
-  std::vector<std::string> names{name("all_on_gpu"), name("append"), name("retrieve_on_gpu"), name("append_on_gpu"), name("dense")};
+  std::vector<std::string> names{name("all_on_gpu"), name("append"), name("retrieve_on_gpu"), name("append_on_gpu"), name("attend_on_gpu"),
+                                 name("dense")};
   for (std::size_t i = 0; i < measured; ++i) names.push_back(name(kinds[i].what));
   for (std::size_t i = 0; i < split; ++i) names.push_back(name(without(kinds[i])));
   if (n == 131072) names.push_back(name("over_attended/kept:5"));
@@ -248,22 +275,20 @@ void steps(std::size_t n) {
     auto cache = filled_cache<pqkv::dense_rows<stored, device>>({.n = n, .is_dense = true}, directions);
     go("dense", cache, queries(0), 3);
   }
+  if (is_measured(name("attend_on_gpu"))) attend_alone(name("attend_on_gpu"), n);
   for (std::size_t i = 0; i < measured; ++i) {
-    if (!is_measured(name(kinds[i].what)) && !(i == 0 && is_measured(name("append")))) continue;
-    auto cache = filled_cache<tiers>({.n = n}, directions, rows_of(kinds[i].cache_tokens));
+    const bool has_parts = i < split && is_measured(name(without(kinds[i])));
+    if (!is_measured(name(kinds[i].what)) && !has_parts && !(i == 0 && is_measured(name("append")))) continue;
+    auto cache = filled_cache<switched_tiers>({.n = n}, directions, rows_of(kinds[i].cache_tokens));
     const auto asked = queries(kinds[i].kept);
     if (i == 0) go("append", cache, asked, 3, part::append);
-    go(kinds[i].what, cache, asked, kinds[i].cache_tokens == 0 ? 3 : 300);
-  }
-  for (std::size_t i = 0; i < split; ++i) {
-    if (!is_measured(name(without(kinds[i])))) continue;
-    auto cache = filled_cache<tiers_without_update>({.n = n}, directions, rows_of(kinds[i].cache_tokens));
-    const auto asked = queries(kinds[i].kept);
-    fill_cache(cache, asked);
-    go(without(kinds[i]), cache, asked, 3);
+    if (kinds[i].cache_tokens != 0) fill_cache(cache, asked);
+    go(kinds[i].what, cache, asked, 3);
+    cache.rows().updates = false;
+    if (i < split) go(without(kinds[i]), cache, asked, 3);
   }
   if (n == 131072 && is_measured(name("over_attended/kept:5"))) {
-    auto cache = filled_cache<tiers>({.n = n, .over = pqkv::selector::normalisation::attended}, directions, rows_of(room_tokens));
+    auto cache = filled_cache<switched_tiers>({.n = n, .over = pqkv::selector::normalisation::attended}, directions, rows_of(room_tokens));
     go("over_attended/kept:5", cache, queries(5), 300);
   }
 }

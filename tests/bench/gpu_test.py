@@ -39,7 +39,7 @@ class tier_parts(folder_case):
         return line(f"tiered_step/{what}/h:8/g:4/d:128/n:{n}", us, us + 5)
 
     def test_parts_add_up_to_the_step(self):
-        done = self.run_parts(machine, self.step("retrieve_on_gpu", 20), self.step("all_on_gpu", 30), self.step("kept:5/without_update", 60),
+        done = self.run_parts(machine, self.step("attend_on_gpu", 10), self.step("all_on_gpu", 30), self.step("kept:5/without_update", 60),
                               self.step("kept:5", 63), self.step("dense", 150),
                               {"tier": "tiered_step/kept:5/h:8/g:4/d:128/n:131072", "hit_rate": 0.57, "slow_bytes_of_a_step": 1, "admissions_of_a_step": 0})
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -47,7 +47,7 @@ class tier_parts(folder_case):
         self.assertEqual(done.stdout.splitlines()[2], "| 128 K, kept:5 | 0.57 | 20.0 | 10.0 | 30.0 | 3.0 | 63.0 | 150.0 |")
 
     def test_a_step_without_its_parts_is_left_out(self):
-        done = self.run_parts(machine, self.step("retrieve_on_gpu", 20), self.step("all_on_gpu", 30), self.step("kept:5", 63))
+        done = self.run_parts(machine, self.step("attend_on_gpu", 10), self.step("all_on_gpu", 30), self.step("kept:5", 63))
         self.assertEqual(done.returncode, 1)
         self.assertIn("no step over tiers is in it with all of its parts", done.stderr)
 
