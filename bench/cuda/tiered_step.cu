@@ -224,8 +224,8 @@ void attend_alone(const std::string& name, std::size_t n) {
         pqkv::as_const(pqkv::make_view<device>(spans.data(), h)),
         pqkv::as_const(pqkv::make_view<device>(indices.data() + static_cast<std::size_t>(i) * h * retrieved, h, retrieved)),
         pqkv::as_const(pqkv::make_view<device>(counts.data(), h))};
-    pqkv::attention(pqkv::exec::cuda{stream, pqkv::arena(scratch)}, pqkv::as_const(pqkv::make_view<device>(query.data(), hq, d)), store, asked,
-                    pqkv::make_view<device>(out.data(), hq, d));
+    pqkv::attention(pqkv::exec::cuda{stream, pqkv::arena(scratch)}, pqkv::as_const(pqkv::make_view<device>(query.data(), hq, d)), store,
+                    asked, pqkv::make_view<device>(out.data(), hq, d));
   });
 }
 
