@@ -7,7 +7,7 @@
 Parts are differences of measurements, all with what fits in the GPU's L2 cache there (warm). attend: attention alone to as many rows on the
 GPU (attend_on_gpu); score: the step with all rows on the GPU, less attend: the start of the graph, append, plan, selection and counts; fetch:
 the step over tiers in which no block enters (without_update), less the step with all rows on the GPU; update: the step over tiers, less that.
-Read differences below a microsecond as none. Prints a table and draws it with --figure, which needs matplotlib.
+Without the third of these, what updates take counts as fetch. Read differences below a microsecond as none. Prints a table and draws it with --figure, which needs matplotlib.
 """
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ def read_steps(path: pathlib.Path) -> tuple[str, dict[int, dict[str, float]], di
 
 
 def split(step: dict[str, float], kind: str) -> dict[str, float] | None:
-    names = ("attend_on_gpu", "all_on_gpu", f"{kind}/without_update", kind)
+    names = ("attend_on_gpu", "all_on_gpu", kind)
     if any(name not in step for name in names):
         return None
-    attend, on_gpu, fetched, whole = (step[name] for name in names)
+    attend, on_gpu, whole = (step[name] for name in names)
+    fetched = step.get(f"{kind}/without_update", whole)
     return {"score": on_gpu - attend, "attend": attend, "fetch": fetched - on_gpu, "update": whole - fetched}
 
 
@@ -91,7 +92,8 @@ def main() -> None:
             if found is None:
                 continue
             rate = hits.get(f"{kind} {n}")
-            cells = ["0" if rate is None else f"{rate:.2f}", *(f"{found[part]:.1f}" for part in parts), f"{step[kind]:.1f}",
+            cells = ["0" if rate is None else f"{rate:.2f}", *("in fetch" if part == "update" and f"{kind}/without_update" not in step else f"{found[part]:.1f}" for part in parts),
+                     f"{step[kind]:.1f}",
                      f"{step['dense']:.1f}" if "dense" in step else "not measured"]
             rows.append(f"| {name_of_length(n)}, {kind} | " + " | ".join(cells) + " |")
     if not rows:

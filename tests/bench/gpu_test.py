@@ -46,8 +46,13 @@ class tier_parts(folder_case):
         self.assertEqual(done.stdout.splitlines()[0], "| a GPU, us | hit rate | score | attend | fetch | update | step | dense step |")
         self.assertEqual(done.stdout.splitlines()[2], "| 128 K, kept:5 | 0.57 | 20.0 | 10.0 | 30.0 | 3.0 | 63.0 | 150.0 |")
 
-    def test_a_step_without_its_parts_is_left_out(self):
+    def test_updates_that_were_not_told_apart_are_in_fetch(self):
         done = self.run_parts(machine, self.step("attend_on_gpu", 10), self.step("all_on_gpu", 30), self.step("kept:5", 63))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout.splitlines()[2], "| 128 K, kept:5 | 0 | 20.0 | 10.0 | 33.0 | in fetch | 63.0 | not measured |")
+
+    def test_a_step_without_its_parts_is_left_out(self):
+        done = self.run_parts(machine, self.step("all_on_gpu", 30), self.step("kept:5/without_update", 60), self.step("kept:5", 63))
         self.assertEqual(done.returncode, 1)
         self.assertIn("no step over tiers is in it with all of its parts", done.stderr)
 
