@@ -18,8 +18,9 @@ endif()
 add_test(NAME property.canonical_digest
          COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/property/compare_digests.py ${digest_source}
                  --built $<TARGET_FILE:pqkv_canonical_digest> --include ${PROJECT_SOURCE_DIR}/include ${CMAKE_CURRENT_SOURCE_DIR}
-                 --compilers ${compilers} --sources ${case_files} $<$<BOOL:${PQKV_QUICK_TESTS}>:--few>)
-set_tests_properties(property.canonical_digest PROPERTIES LABELS property COST 600)
+                 --compilers ${compilers} --sources ${case_files} --write ${CMAKE_CURRENT_BINARY_DIR}/canonical_digest.txt
+                 $<$<BOOL:${PQKV_QUICK_TESTS}>:--few>)
+set_tests_properties(property.canonical_digest PROPERTIES LABELS property FIXTURES_SETUP canonical_digest COST 600)
 
 # The same bits, and the operations' tests with the NEON kernels, under an emulator where a cross compiler and an emulator are found.
 find_program(PQKV_AARCH64_GCC aarch64-linux-gnu-g++ DOC "Cross compiler for the tests under an emulator")

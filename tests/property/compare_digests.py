@@ -21,6 +21,9 @@ FEW_NVCC_FLAG_SETS = (("-O1", "--use_fast_math", "-Xcompiler=-march=native,-ffp-
 
 
 def digest(program):
+    if program.endswith(".txt"):
+        with open(program, encoding="utf-8") as file:
+            return file.read().strip()
     result = subprocess.run([program], capture_output=True, text=True, check=True, timeout=300)
     lines = result.stdout.strip().splitlines()
     if len(lines) != 1 or not lines[0]:
@@ -31,7 +34,8 @@ def digest(program):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source")
-    parser.add_argument("--built", help="the program as the build made it")
+    parser.add_argument("--built", help="the program as the build made it, or a file .txt with what it printed")
+    parser.add_argument("--write", help="a file for what all of them printed")
     parser.add_argument("--include", nargs="+", default=[])
     parser.add_argument("--compilers", nargs="*", default=[])
     parser.add_argument("--nvcc", help="nvcc, which compiles the program as a .cu file")
@@ -58,6 +62,9 @@ def main():
             print(*found[-1], sep="  ", flush=True)
     if len({value for value, _ in found}) != 1:
         sys.exit("canonical digests differ: " + "; ".join(f"{value} ({name})" for value, name in found))
+    if options.write:
+        with open(options.write, "w", encoding="utf-8") as file:
+            file.write(found[0][0])
     print(f"{len(found)} builds agree")
 
 
