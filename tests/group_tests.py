@@ -3,7 +3,8 @@
 """Writes translation units that hold several test files each, so that code which many tests use is compiled once a group.
 
     group_tests.py FOLDER SIZE FILE ...      writes FOLDER/group_1.cpp and so on with SIZE files each and prints their names
-    group_tests.py --program OUT.cu FILE ... writes one program of files that have a main() each: OUT NAME ... is what file NAME's would do
+    group_tests.py --program OUT.cu [NAME=]FILE ... writes one program of files that have a main() each: OUT NAME ... is what that file's
+would do; NAME is the file's own without its ending, unless given
 
 A group includes what its files include, and then each file inside a namespace of its own: names of two files do not meet, and the
 #include lines of the files have nothing left to do. A file that cannot live in a namespace stands alone: one that opens namespace pqkv or says `// group: alone`. A group that stays as it
@@ -39,7 +40,7 @@ def stands_alone(text):
 
 
 def namespace_of(file):
-    return re.sub(r"\W", "_", f"{file.parent.name}_{file.stem}")
+    return re.sub(r"\W", "_", "_".join([*file.parts[-3:-1], file.stem]))
 
 
 def group_text(files):
@@ -70,19 +71,24 @@ int main(int argc, char** argv) {
 """
 
 
-def program_text(files):
-    """Of files that all fit into a namespace; their names are told apart by the file's own."""
+def program_text(named):
+    """Of files by name, which all fit into a namespace: that of the file's name and its folders'."""
+    files = list(named.values())
     for file in files:
         if stands_alone(file.read_text()):
             sys.exit(f"{file}: cannot live in a namespace, and so not in a program with others")
-    calls = [f'  if (name == "{file.stem}") return called({namespace_of(file)}::main, argc - 1, argv + 1);\n' for file in files]
+    calls = [f'  if (name == "{name}") return called({namespace_of(file)}::main, argc - 1, argv + 1);\n' for name, file in named.items()]
     end = '  std::fprintf(stderr, "expected the name of a program, got \\"%s\\"\\n", argc > 1 ? argv[1] : "");\n  return 2;\n}\n'
     heads = "#include <cstdio>\n#include <string_view>\n#include <type_traits>\n"
     return heads + group_text(files) + DISPATCHER + "".join(calls) + end
 
 
-def write_program(out, files):
-    text = program_text(files)
+def write_program(out, arguments):
+    pairs = [argument.split("=", 1) if "=" in argument else (Path(argument).stem, argument) for argument in arguments]
+    named = {name: Path(file).resolve() for name, file in pairs}
+    if len(named) != len(pairs):
+        sys.exit("two files have one name: " + " ".join(arguments))
+    text = program_text(named)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not out.exists() or out.read_text() != text:
         out.write_text(text)
@@ -90,7 +96,7 @@ def write_program(out, files):
 
 def main():
     if sys.argv[1] == "--program":
-        return write_program(Path(sys.argv[2]), [Path(name).resolve() for name in sys.argv[3:]])
+        return write_program(Path(sys.argv[2]), sys.argv[3:])
     folder, size = Path(sys.argv[1]), int(sys.argv[2])
     files = [Path(name).resolve() for name in sys.argv[3:]]
     alone = [file for file in files if stands_alone(file.read_text())]
