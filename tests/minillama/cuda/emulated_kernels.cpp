@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // minillama's kernels as they stand, compiled for the host: threads of a CTA are fibers that run in turn from one barrier to the next. A
-// fiber is entered once, by setcontext(); between barriers it is left and taken up again by longjmp(), since contexts ask the kernel for the
+// fiber is entered once, by setcontext(); between barriers it is left and taken up again by longjmp(): contexts ask the kernel for the
 // signal mask at every change, which took nine tenths of the test's time. A checked longjmp() takes another stack for an error.
 #undef _FORTIFY_SOURCE
 #include <cuda_runtime_api.h>
