@@ -8,7 +8,6 @@ gives sections other names than Markdown does.
 """
 import re
 import sys
-from pathlib import Path
 
 # A declaration or an enumerator, then a comment; neither a preprocessor line nor a comment that has been marked already.
 behind_member = re.compile(r"^(\s*(?![#/])[^\"]*?[\w;,)\]}])(\s+)// (.*)$")
@@ -35,6 +34,6 @@ def page(lines):
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    shown = page if path.suffix == ".md" else header
-    sys.stdout.write("\n".join(shown(path.read_text(encoding="utf-8").split("\n"))))
+    shown = page if sys.argv[1].endswith(".md") else header
+    with open(sys.argv[1], encoding="utf-8") as file:
+        sys.stdout.write("\n".join(shown(file.read().split("\n"))))
