@@ -14,6 +14,7 @@
 
 #include "faults.hpp"
 #include "inputs.hpp"
+#include "sanitized.hpp"
 
 namespace pqkv_cases {
 
@@ -168,19 +169,23 @@ class tiered_twins {
   void check_rows(std::size_t slot) {
     const auto& tiers = tiered_.rows().tiers();
     const auto wanted = dense_.store();
+    std::size_t strided = 0, filling = 0, differing = 0;  // counted: an assertion a row takes a quarter of the test's time
     for (std::size_t head = slot * p_.kv_heads; head < (slot + 1) * p_.kv_heads; ++head) {
       const auto blocks = tiers.cache_of_head(head);
-      for (std::size_t i = 0; i < blocks.capacity; ++i) REQUIRE(blocks.states[i] != pqkv::block_state::filling);  // a step has ended
+      for (std::size_t i = 0; i < blocks.capacity; ++i) filling += blocks.states[i] == pqkv::block_state::filling ? 1 : 0;
       REQUIRE(blocks.progress->touched == 0);
       for (std::size_t t = 0; t < dense_.size(slot); ++t) {
         const auto key = tiers.key(head, t), value = tiers.value(head, t), wanted_key = wanted.key(head, t),
                    wanted_value = wanted.value(head, t);
-        REQUIRE((key.stride == 1 && value.stride == 1));
-        REQUIRE(std::memcmp(key.data, wanted_key.data, p_.head_dim * sizeof *key.data) == 0);
-        REQUIRE(std::memcmp(value.data, wanted_value.data, p_.head_dim * sizeof *value.data) == 0);
-        if constexpr (has_scales) REQUIRE((*key.scale == *wanted_key.scale && *value.scale == *wanted_value.scale));
+        strided += key.stride != 1 || value.stride != 1 ? 1 : 0;
+        differing += std::memcmp(key.data, wanted_key.data, p_.head_dim * sizeof *key.data) != 0 ? 1 : 0;
+        differing += std::memcmp(value.data, wanted_value.data, p_.head_dim * sizeof *value.data) != 0 ? 1 : 0;
+        if constexpr (has_scales) differing += *key.scale != *wanted_key.scale || *value.scale != *wanted_value.scale ? 1 : 0;
       }
     }
+    REQUIRE(filling == 0);  // a step has ended
+    REQUIRE(strided == 0);
+    REQUIRE(differing == 0);
   }
 
   typename dense_cache::params p_;
