@@ -194,8 +194,9 @@ TEST_CASE("what is no JSON object, is nested too deeply, or is not there, is ref
   CHECK(problem_of(R"({"model": {"vocab": {"a": 0, "a": 1}}})") == "a: is given twice");
   for (const auto& brackets : {std::pair{"{\"a\":", "}"}, {"[", "]"}}) {
     const auto nested = [&](int levels, const std::string& innermost) {  // the outermost object is the first level
-      std::string text = "{\"extra\": ", end = "}";
-      for (int level = 1; level < levels; ++level) text += brackets.first, end = brackets.second + end;
+      std::string text = "{\"extra\": ", end;
+      for (int level = 1; level < levels; ++level) text += brackets.first, end += brackets.second;
+      end += "}";
       return text + innermost + end;
     };
     CHECK(problem_of(nested(32, "0")) == "model: missing key");
