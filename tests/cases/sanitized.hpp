@@ -39,6 +39,14 @@ inline constexpr std::size_t looked_at_step = 5;
 inline constexpr std::size_t looked_at_step = 1;
 #endif
 
+/// More than 1 under a sanitizer in a quick run (PQKV_TEST_QUICK: tests/run.sh without --all). Only for tests that the quick run has as a
+/// whole without a sanitizer, too.
+#if defined(PQKV_TEST_SANITIZED) && defined(PQKV_TEST_QUICK)
+inline constexpr std::size_t quick_step = 3;
+#else
+inline constexpr std::size_t quick_step = 1;
+#endif
+
 /// Whether a test of many combinations looks at its i-th: at every fifth under a sanitizer.
 constexpr bool looks_at(std::size_t i) { return i % looked_at_step == 0; }
 

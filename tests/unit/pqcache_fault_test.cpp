@@ -157,11 +157,16 @@ picture look(Subject& of) {
   return all;
 }
 
-/// What comes after a verb: 30 steps of some of the slots, and what is seen in between.
+/// Under a sanitizer every 13th failure of a verb is injected: each takes two caches and their answers. In a quick run 12 steps follow
+/// there: the last are those after a maintain(). Without a sanitizer it is every failure, and 30 steps.
+constexpr std::size_t fault_step = pqkv_cases::under_sanitizers ? 13 : 1, maintain_step = pqkv_cases::under_sanitizers ? 5 : 1;
+constexpr std::uint64_t later_steps = quick_step == 1 ? 30 : 12;
+
+/// What comes after a verb: steps of some of the slots, and what is seen in between.
 template <class Subject>
 std::vector<picture> later(Subject& of) {
   std::vector<picture> seen;
-  for (std::uint64_t step = 0; step < 30; ++step) {
+  for (std::uint64_t step = 0; step < later_steps; ++step) {
     std::vector<std::uint32_t> slots, counts;
     for (std::uint32_t i = 0; i < batch; ++i) {
       const auto slot = static_cast<std::uint32_t>((i + step) % batch);
@@ -227,9 +232,6 @@ std::vector<verb<Subject>> every_verb() {
       {"reset", grown, [](Subject& s) { s.cache().reset(s.cpu(), 0); }},
   };
 }
-
-/// Under a sanitizer every 13th failure of a verb is injected: each takes two caches and their answers.
-constexpr std::size_t fault_step = pqkv_cases::under_sanitizers ? 13 : 1, maintain_step = pqkv_cases::under_sanitizers ? 5 : 1;
 
 /// @return failures that were injected
 template <class Rows, class Selector>
