@@ -18,7 +18,7 @@ from measured import axis, refuse
 from plot import beside_size, save, tidy
 
 policies = {"dense": ("dense attention", "#000000", "o"), "pq_2x6": ("pq, 2 x 6 bits, 2048 tokens", "#D55E00", "^"),
-            "pq_4x8_int8": ("pq, 4 x 8 bits, 8-bit rows of as many bytes", "#0072B2", "s")}
+            "pq_4x8_weighted_over_attended_int8": ("pq, defaults over 8-bit rows of as many bytes", "#0072B2", "s")}
 
 
 def lines_of(results: list[dict[str, Any]]) -> dict[str, dict[int, float]]:

@@ -4,7 +4,8 @@
 
     gpu_report.py DIR PAGE     e.g. gpu_report.py results docs/results_gpu.md
 
-DIR has gpu.json and, where the checks ran, checks.txt. What is missing there is printed as "not measured".
+DIR has gpu.json and, where the checks ran, checks.txt. What is missing there is printed as "not measured". gpu.json may hold several runs, one
+after the other: a later run's measurements replace those of the same name, and the page says which they are.
 """
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class results:
     """The lines of gpu.json. Times are in microseconds."""
 
     def __init__(self, path: pathlib.Path):
-        self.run: dict[str, Any] = {}
+        self.run: dict[str, Any] = {}  # the first
+        self.later: list[tuple[dict[str, Any], set[str]]] = []  # other runs, and what each measured
         self.device: dict[str, Any] = {}
         self.peers: list[dict[str, Any]] = []
         self.lines: dict[str, dict[str, Any]] = {}
@@ -47,9 +49,12 @@ class results:
 
     def take(self, value: dict[str, Any]) -> None:
         if "run" in value:
-            self.run = value["run"]
+            if self.run:
+                self.later.append((value["run"], set()))
+            else:
+                self.run = value["run"]
         elif "device" in value:
-            self.device = value
+            self.device = self.device or value
         elif "peer" in value:
             self.peers.append(value)
         elif "tier" in value:
@@ -62,6 +67,8 @@ class results:
             self.remarks.append(f"`{value['left_out']}` was left out: {value['why']}.")
         elif "name" in value:
             self.lines[value["name"]] = value
+            for run, names in self.later[-1:]:
+                names.add(value["name"])
 
     def times(self, name: str, cache: str = "warm") -> dict[str, float] | None:
         line = self.lines.get(name)
@@ -131,11 +138,23 @@ def time_cell(times: dict[str, float] | None, spread: bool = False) -> str:
     return f"{median} ({microseconds(times['us_p10'] * 1e-6)} to {microseconds(times['us_p90'] * 1e-6)})" if spread else median
 
 
+def beginnings(names: set[str], others: set[str]) -> list[str]:
+    """What the names begin with, and none of the others, in whole parts."""
+    found = set()
+    for name in names:
+        parts = name.split("/")
+        starts = ["/".join(parts[:count]) + "/" for count in range(1, len(parts))]
+        found.add(next((start for start in starts if not any(other.startswith(start) for other in others)), name))
+    return [f"`{start}`" for start in sorted(found)]
+
+
 def circumstances(of: results, checks: str | None) -> list[str]:
     rows = [["device", f"{of.device.get('device', 'not recorded')}, {of.device.get('multiprocessors', '?')} multiprocessors"],
             ["driver, CUDA", f"{of.run.get('driver', 'not recorded')}; runtime {of.device.get('cuda_runtime', '?')}, nvcc {of.run.get('nvcc', '?')}, "
                              f"{of.run.get('architecture', '?')}"],
             ["date, revision", f"{of.run.get('date', 'not recorded')}, {of.run.get('revision', '?')}"]]
+    for run, names in of.later:
+        rows.append(["of another run", f"{run.get('date', 'not recorded')}, {run.get('revision', '?')}: {', '.join(beginnings(names, set(of.lines) - names))}"])
     rows += [["rivals", f"{peer['peer']} {peer['version']}, CUDA {peer.get('cuda')}, cuDNN {peer.get('cudnn')}"] for peer in of.peers]
     if checks is None:
         rows.append(["checks", "not run"])
@@ -206,7 +225,7 @@ def page(data: dict[str, Any], of: results, checks: str | None) -> str:
     first, count = targets(data, ceilings, of)
     bound = [[row["what"], row.get("binds", "not said")] for row in data["rows"] if row["benchmark"] in of.lines and ("binds" in row or is_short(row, ceilings, of))]
     lines = ["# Results on a GPU", "",
-             "Written by `bench/gpu_report.py` from one run of `bench/gpu.sh FOLDER`; no number in its tables of ceilings, targets and",
+             f"Written by `bench/gpu_report.py` from {'runs' if of.later else 'one run'} of `bench/gpu.sh FOLDER`; no number in its tables of ceilings, targets and",
              "measurements was typed. Times are medians by events. Warm: replays of a CUDA graph of several calls, whatever fits staying in the L2",
              "cache. Cold: a graph of one call after a read of eight times the L2 cache; the start of a graph is in it (`bench/cuda/timing.cuh`).",
              "Data are random, never zeros.", "", *circumstances(of, checks),

@@ -104,6 +104,16 @@ class report(folder_case):
         self.assertEqual(self.row(page, "retrieve by joint codes, n 1048576")[-1], "warm: 1.20 x, met; cold: 2.00 x, over by 60 %")
         self.assertIn("not measured: top_k, 64 rows", said)
 
+    def test_a_later_run_replaces_what_it_measured(self):
+        other = "retrieve/scan/h:8/g:4/m:4/b:8/n:131072/k:2048"
+        page, _ = self.page({"run": {"date": "2026-01-02", "revision": "abc"}}, machine, line(joint, 6, 16), line(other, 9, 9),
+                            {"run": {"date": "2026-01-03", "revision": "def"}}, line(joint, 5, 15))
+        self.assertEqual(self.row(page, "retrieve by joint codes, n 131072, k 2048")[1:3], ["5.0 us", "15.0 us"])
+        self.assertEqual(self.row(page, "retrieve by scan, 4 x 8 bits, n 131072")[1], "9.0 us")
+        self.assertIn("| date, revision | 2026-01-02, abc |", page)
+        self.assertIn("| of another run | 2026-01-03, def: `retrieve/joint/` |", page)
+        self.assertIn("from runs of `bench/gpu.sh FOLDER`", page)
+
     def test_a_row_that_falls_short_without_a_reason_says_so(self):
         step = "decode_step/pq_2x6/attended:2048/batch:1/h:8/g:4/d:128/n:32768"
         page, _ = self.page(machine, line(step, 120, 120))
