@@ -70,6 +70,12 @@ std::vector<std::uint32_t> asked_directions(std::size_t kept, std::size_t count)
   return asked;
 }
 
+/// [drawn steps, query heads, d] queries for the directions of asked_directions(). @param keys  the stream of the keys' directions
+pqkv::device_buffer<float> queries_of(std::size_t kept, const pqkv::random_stream& keys, std::size_t count) {
+  const auto asked = upload(asked_directions(kept, count));
+  return filled<float>(drawn_steps * hq * d, asking_queries{keys, next_stream(), asked.data(), count});
+}
+
 /// The same rows. Without updates no block enters the block cache.
 struct switched_tiers : tiers {
   using tiers::tiers;
@@ -246,18 +252,14 @@ void steps(std::size_t n) {
   constexpr std::size_t split = 3;  // kinds that are measured without the update too
   const auto name = [n](const std::string& what) { return step_name(what, n); };
   const auto without = [](const kind& one) { return std::string(one.what) + "/without_update"; };
-  std::vector<std::string> names{name("all_on_gpu"), name("append"), name("retrieve_on_gpu"), name("append_on_gpu"), name("attend_on_gpu"),
-                                 name("dense")};
+  std::vector<std::string> names{name("all_on_gpu"),    name("append"),        name("retrieve_on_gpu"),
+                                 name("append_on_gpu"), name("attend_on_gpu"), name("dense")};
   for (std::size_t i = 0; i < measured; ++i) names.push_back(name(kinds[i].what));
   for (std::size_t i = 0; i < split; ++i) names.push_back(name(without(kinds[i])));
   if (n == 131072) names.push_back(name("over_attended/kept:5"));
   if (!is_any_wanted(names)) return;
   const pqkv::random_stream directions = next_stream();
   const std::size_t count = n / retrieved;
-  const auto queries = [&](std::size_t kept) {
-    const auto asked = upload(asked_directions(kept, count));
-    return filled<float>(drawn_steps * hq * d, asking_queries{directions, next_stream(), asked.data(), count});
-  };
   const auto rows_of = [](std::size_t cache_tokens) {
     return tiers::params{.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = cache_tokens, .admit_blocks = 64};
   };
@@ -266,21 +268,21 @@ void steps(std::size_t n) {
   };
   if (is_measured(name("all_on_gpu")) || is_measured(name("append_on_gpu")) || is_measured(name("retrieve_on_gpu"))) {
     auto cache = filled_cache<pqkv::dense_rows<stored, device>>({.n = n}, directions);
-    const auto asked = queries(0);
+    const auto asked = queries_of(0, directions, count);
     go("all_on_gpu", cache, asked, 3);
     go("append_on_gpu", cache, asked, 3, part::append);
     go("retrieve_on_gpu", cache, asked, 3, part::retrieve);
   }
   if (is_measured(name("dense"))) {
     auto cache = filled_cache<pqkv::dense_rows<stored, device>>({.n = n, .is_dense = true}, directions);
-    go("dense", cache, queries(0), 3);
+    go("dense", cache, queries_of(0, directions, count), 3);
   }
   if (is_measured(name("attend_on_gpu"))) attend_alone(name("attend_on_gpu"), n);
   for (std::size_t i = 0; i < measured; ++i) {
     const bool has_parts = i < split && is_measured(name(without(kinds[i])));
     if (!is_measured(name(kinds[i].what)) && !has_parts && !(i == 0 && is_measured(name("append")))) continue;
     auto cache = filled_cache<switched_tiers>({.n = n}, directions, rows_of(kinds[i].cache_tokens));
-    const auto asked = queries(kinds[i].kept);
+    const auto asked = queries_of(kinds[i].kept, directions, count);
     if (i == 0) go("append", cache, asked, 3, part::append);
     if (kinds[i].cache_tokens != 0) fill_cache(cache, asked);
     go(kinds[i].what, cache, asked, 3);
@@ -289,7 +291,7 @@ void steps(std::size_t n) {
   }
   if (n == 131072 && is_measured(name("over_attended/kept:5"))) {
     auto cache = filled_cache<switched_tiers>({.n = n, .over = pqkv::selector::normalisation::attended}, directions, rows_of(room_tokens));
-    go("over_attended/kept:5", cache, queries(5), 300);
+    go("over_attended/kept:5", cache, queries_of(5, directions, count), 300);
   }
 }
 
@@ -310,24 +312,21 @@ void throughput() {
   if (!is_any_wanted(names)) return;
   const pqkv::random_stream directions = next_stream();
   const std::size_t count = n / retrieved;
-  const auto queries = [&](std::size_t kept) {
-    const auto asked = upload(asked_directions(kept, count));
-    return filled<float>(drawn_steps * hq * d, asking_queries{directions, next_stream(), asked.data(), count});
-  };
   for (const bool is_dense : {true, false}) {
     const std::string& of = names[is_dense ? 0 : 1];
     if (!is_measured(of)) continue;
     auto cache =
         filled_cache<pqkv::dense_rows<stored, device>>({.n = n, .batch = dense_batch, .spare = spare, .is_dense = is_dense}, directions);
-    measure_steps(of, cache, queries(0), 3);
+    measure_steps(of, cache, queries_of(0, directions, count), 3);
   }
   for (const std::size_t batch : {std::size_t{8}, std::size_t{32}}) {
     if (!is_measured(name(of_kept(5), batch)) && !is_measured(name(of_kept(7), batch))) continue;
-    auto cache = filled_cache<tiers>(
-        {.n = n, .batch = batch, .spare = spare}, directions,
-        {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = kept_directions * retrieved, .admit_blocks = 64});
+    auto cache =
+        filled_cache<tiers>({.n = n, .batch = batch, .spare = spare}, directions,
+                            {.sink_tokens = sinks, .recent_tokens = 1024, .cache_tokens = kept_directions * retrieved, .admit_blocks = 64});
     for (const std::size_t kept : {std::size_t{5}, std::size_t{7}})
-      if (is_measured(name(of_kept(kept), batch))) measure_steps(name(of_kept(kept), batch), cache, queries(kept), 150);
+      if (is_measured(name(of_kept(kept), batch)))
+        measure_steps(name(of_kept(kept), batch), cache, queries_of(kept, directions, count), 150);
   }
 }
 

@@ -109,6 +109,7 @@ constexpr pqkv::tiered_store<T, E> to_host(const pqkv::tiered_store<T, E, Space,
           to_host(tiers.residents),
           {tiers.cache.first, tiers.cache.count, tiers.cache.cache_bytes},
           to_host(tiers.tickets),
+          to_host(tiers.looked_up),
           tiers.counts,
           tiers.kv_heads,
           tiers.cache_heads};
@@ -223,6 +224,13 @@ struct kernel<Op, pqkv_cases::queued_backend> {
     policy.stream->push(
         [here = to_host(policy), ... given = to_host(argument)] { kernel<Op, backend::host>::run(here.erased(), given...); });
   }
+};
+
+/// The host's fetch_rows makes the look-ups.
+template <>
+struct kernel<op::look_up_rows, pqkv_cases::queued_backend> {
+  template <class... Argument>
+  static void run(const pqkv_cases::queued_policy&, const Argument&...) {}
 };
 
 template <>

@@ -337,4 +337,19 @@ class life {
   mirrored<std::uint32_t> slots_, counts_, lengths_;
 };
 
+/// One step of two lives that are alike, replayed in one and eager in the other.
+/// @return whether attention's results of so many slots are the same
+template <class Life>
+bool replays_as_eager(const captured_step& step, Life& captured, Life& eager, std::size_t slots, bool maintains) {
+  for (Life* one : {&captured, &eager}) one->draw_tokens();
+  cudaDeviceSynchronize();
+  step.launch();
+  captured.append_host();
+  eager.append_device(), eager.append_host();
+  eager.attend_device();
+  cudaDeviceSynchronize();
+  if (maintains) captured.maintain(), eager.maintain();
+  return same(captured.results(slots), eager.results(slots));
+}
+
 }  // namespace pqkv_cases

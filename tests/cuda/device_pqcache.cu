@@ -176,15 +176,7 @@ void replay(workload& work, cudaStream_t stream, verdict& all) {
   const std::size_t period = work.small() ? 10 : 100, upkeep = work.small() ? 32 : 256;  // of comparisons with the host, of maintain()
   for (std::size_t n = 0; n < 20 * period; ++n) {
     if (!work.another()) continue;
-    for (pq_life* one : {&captured, &eager}) one->draw_tokens();
-    cudaDeviceSynchronize();
-    step.launch();
-    captured.append_host();
-    eager.append_device(), eager.append_host();
-    eager.attend_device();
-    cudaDeviceSynchronize();
-    if (n % upkeep == upkeep - 1) captured.maintain(), eager.maintain();
-    all.check(same(captured.results(2), eager.results(2)), "replay %zu differs from the eager step", n);
+    all.check(replays_as_eager(step, captured, eager, 2, n % upkeep == upkeep - 1), "replay %zu differs from the eager step", n);
     if (n % period == period - 1) captured.compare_attention(all, "replay", n);
     if (n % (5 * period) == 5 * period - 1) captured.compare(all, "replay", n);
   }

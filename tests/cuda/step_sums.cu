@@ -90,15 +90,7 @@ void replay(workload& work, cudaStream_t stream, verdict& all) {
   const captured_step step(stream, [&] { captured.append_device(), captured.attend_device(); });
   for (std::size_t n = 0; n < (work.small() ? 20u : 400u); ++n) {
     if (!work.another()) continue;
-    for (integer_life* one : {&captured, &eager}) one->draw_tokens();
-    cudaDeviceSynchronize();
-    step.launch();
-    captured.append_host();
-    eager.append_device(), eager.append_host();
-    eager.attend_device();
-    cudaDeviceSynchronize();
-    if (n % 64 == 63) captured.maintain(), eager.maintain();
-    all.check(same(captured.results(2), eager.results(2)), "replay %zu differs from the eager step", n);
+    all.check(replays_as_eager(step, captured, eager, 2, n % 64 == 63), "replay %zu differs from the eager step", n);
     if (n % 40 == 39) captured.compare(all, "replay", n);
   }
 }
