@@ -134,9 +134,8 @@ class tiered_rows {
   }
 
   /// pqcache calls these: fetch() before a pass attends, look_up() once its attention is enqueued, admit() after the last pass, abandon()
-  /// when a call has failed. After a call that failed on a device, its look-ups stay counted, and the next admission takes them into
-  /// account.
-  /// @param passes  how many calls of look_up() there were
+  /// when a call has failed; `passes` is how many calls of look_up() there were. After a call that failed on a device, its look-ups stay
+  /// counted, and the next admission takes them into account.
   /// @throws fetch: what Slow throws; fetch and admit: what the runner throws; on a device cuda_error
   /// @{
   template <exec::policy P>
