@@ -105,7 +105,7 @@ class laboratory(unittest.TestCase):
         self.assertEqual([found["several keys", "quest", 10][name] for name in keys], [8, 8, 8, 8, 6, 0, 99])  # four numbers, two seeds
         self.assertEqual([found["several keys", "pq 4x8", 20][name] for name in keys], [2, 8, 2, 8, 0, 0, 99])
         self.assertEqual([found["recite", "snapkv", 10][name] for name in keys], [0, 24, 0, 24, 0, 2, 99])
-        self.assertEqual(len(measured["answers"]), 18)
+        self.assertEqual(len(measured["answers"]), 20)
         self.assertEqual({r["dense"] for r in measured["answers"]}, {4})
         self.assertEqual(len(measured["divergence"]), 16)
         with open(self.out / "quality.csv") as file:

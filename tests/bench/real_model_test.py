@@ -57,16 +57,16 @@ class real_model(unittest.TestCase):
         self.assertEqual([line[-1] for line in lines], ["4", "2"])
         wide = [line.split()[-1] for line in got.stdout.splitlines() if "rotary axes, over middle, 16-bit rows" in line]
         self.assertEqual(wide, ["2", "1"])  # floats count as 16 bits
-        self.assertEqual(len(self.calls()), 18)
-        self.assertIn("real_model, 2000 tokens: 18 of 18 runs", got.stderr)
+        self.assertEqual(len(self.calls()), 20)
+        self.assertIn("real_model, 2000 tokens: 20 of 20 runs", got.stderr)
 
     def test_goes_on_where_it_stopped(self):
         self.run_script("--seeds", "1")
         again = self.run_script("--seeds", "1", "3")
         self.assertEqual(again.returncode, 0, again.stderr)
-        self.assertEqual(len(self.calls()), 18)  # nine settings of each seed, none twice
+        self.assertEqual(len(self.calls()), 20)  # ten settings of each seed, none twice
         self.run_script("--seeds", "1", "--length", "999")
-        self.assertEqual(len(self.calls()), 27)  # other questions are other results
+        self.assertEqual(len(self.calls()), 30)  # other questions are other results
 
     def test_settings_are_chosen_by_name(self):
         name = "exact top-k, 16-bit rows, 32 sinks"
