@@ -5,9 +5,9 @@
 //
 // A step has three parts: fetch() updates the copies of sinks and newest tokens; attention reads, and look_up() counts what it finds in the
 // block cache; admit() lets blocks enter the cache and copies their rows. On a device attention finds each row itself, so the look-ups run
-// beside it; on the host fetch() makes them. pqcache makes these calls. Everything else that reads or
-// writes rows (a prompt, training, a fork, a saved slot) uses slow memory, which always has every row. On a device each part is made of
-// kernels whose launch shapes are fixed, so a captured step can be replayed while the sequences grow.
+// beside it; on the host fetch() makes them. pqcache makes these calls. Everything else that reads or writes rows (a prompt, training, a
+// fork, a saved slot) uses slow memory, which always has every row. On a device each part is made of kernels whose launch shapes are fixed,
+// so a captured step can be replayed while the sequences grow.
 //
 // Not for a slow memory that attention cannot read directly. Source: PQCache, SIGMOD 2025.
 #pragma once
