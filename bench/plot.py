@@ -22,7 +22,8 @@ import step_lines
 from measured import isas, read, refuse, results, values_of
 
 # Colours of Okabe and Ito, which colour-blind readers tell apart; the mark says it once more.
-looks = {"full": ("#000000", "o"), "pq_tenth": ("#0072B2", "s"), "pq_2048": ("#D55E00", "^")}
+looks = {"full": ("#000000", "o"), "pq_tenth": ("#0072B2", "s"), "pq_2048": ("#D55E00", "^"), "pq_2x6_tenth": ("#56B4E9", "D"),
+         "pq_2x6_2048": ("#E69F00", "v")}
 isa_colours = {"avx2": "#56B4E9", "avx512": "#0072B2", "avx512_vbmi": "#009E73", "avx512_bf16": "#CC79A7", "neon": "#E69F00"}
 beside_size = (5.2, 3.6)  # inches: the README shows two figures beside each other, at which text of this size can be read
 matplotlib.rcParams.update({"svg.hashsalt": "pqkv", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10})
@@ -40,21 +41,21 @@ def tidy(axes: Any) -> None:
 
 
 def step(measured: results) -> Any:
-    lines = step_lines.lines_of(measured)
+    lines = {key: line for key, line in step_lines.lines_of(measured).items() if key[1] == 1}  # more cores: the page's table
     if not lines:
         return None
     figure, axes = pyplot.subplots(figsize=beside_size, layout="constrained")
     crossings = step_lines.crossings(lines)
     for (policy, threads), line in lines.items():
         colour, mark = looks.get(policy, ("#777777", "x"))
-        label = step_lines.label(policy, threads)
+        label = step_lines.policies.get(policy, policy)
         crossing = crossings.get((policy, threads))
         if crossing is not None and crossing > min(line):
             label += f": ahead of dense from {crossing:,.0f}"
             before = max(n for n in line if n <= crossing)
             axes.plot([crossing], [line[before] * 1e3], marker="o", markersize=12, fillstyle="none", color=colour, linestyle="none")
-        axes.plot(list(line), [seconds * 1e3 for seconds in line.values()], "-" if threads == 1 else "--", color=colour, marker=mark, markersize=4,
-                  linewidth=1.5, label=label)
+        axes.plot(list(line), [seconds * 1e3 for seconds in line.values()], color=colour, marker=mark, markersize=4, linewidth=1.5,
+                  label=label)
     lengths = sorted({n for line in lines.values() for n in line})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -62,7 +63,7 @@ def step(measured: results) -> Any:
     axes.set_xticks(named, [step_lines.name_of_length(n) for n in named])
     axes.minorticks_off()
     axes.set_xlabel("context, tokens")
-    axes.set_ylabel("decode step of one layer, ms")
+    axes.set_ylabel("decode step of one layer, one core, ms")
     axes.yaxis.set_major_formatter("{x:g}")
     every = [seconds * 1e3 for line in lines.values() for seconds in line.values()]
     axes.set_ylim(min(every) * 0.7, max(every) * 60)  # room for the legend above the lines

@@ -113,7 +113,7 @@ def step(measured: results, figures: str) -> list[str]:
     lines = step_lines.lines_of(measured)
     if not lines:
         return ["Not measured.", ""]
-    out = [f"![A decode step by context length: dense, a tenth of the tokens, {step_lines.budget_text}]({figures}step_by_length.svg)", ""]
+    out = [f"![A decode step by context length: dense, a tenth of the tokens, {step_lines.budget_text}, one core]({figures}step_by_length.svg)", ""]
     lengths = sorted({n for line in lines.values() for n in line})
     out += table(["tokens", *(step_lines.label(*key) for key in lines)],
                  [[step_lines.name_of_length(n), *(microseconds(line[n]) if n in line else "" for line in lines.values())] for n in lengths])
@@ -146,7 +146,7 @@ def page(measured: results, rows: list[dict[str, Any]], figures: str) -> str:
              "A share is that of the ceiling that limits the kernel, measured in the same process. The widest instruction set decides; all are shown.", "", *first,
              *([f"![Shares of ceilings, by instruction set]({figures}ceilings.svg)", ""] if has_shares(rows, measured) else []),
              "## Rivals", "", *rivals(rows, measured), "## What binds, what was tried", "", *notes(rows),
-             "## A step by context length", "", "One layer: 8 KV heads, 32 query heads, head dimension 128, bfloat16; append, attend, maintain. Codes of 2 x 6 bits: the defaults, 4 x 8, take longer to rank.", "",
+             "## A step by context length", "", "One layer: 8 KV heads, 32 query heads, head dimension 128, bfloat16; append, attend, maintain. pq: the library's defaults, codes of 4 x 8 bits.", "",
              *step(measured, figures), "## The decoder's speed", "", *speed(measured), "## Side by side", "", *side_by_side(measured)]
     for name, why in measured.failed.items():
         lines.append(f"`{name}` failed: {why}")

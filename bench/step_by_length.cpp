@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A decode step of one layer, append, attend and maintain, by context length: dense, a tenth of the tokens, and 2048 tokens at any
-// length; on one and on two threads. Times are the clock's. The longest sequence has 4 GiB of keys and values. And dense attention of a
-// ragged batch, one long sequence among short ones: what a runner has to spread.
+// length, with the default codes and with the smaller ones of 2 x 6 bits; on one and on two threads. Times are the clock's. The longest
+// sequence has 4 GiB of keys and values. And dense attention of a ragged batch, one long sequence among short ones: what a runner has to
+// spread.
 #include "data.hpp"
 #include "main.hpp"
 
@@ -15,9 +16,11 @@ namespace {
 constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096, fixed_tokens = 2048;
 
 enum class attends { all, tenth, fixed };
+enum class codes { defaults, two_by_six };
 struct axes {
   std::size_t n;
   attends to;
+  codes by;
   bool operator==(const axes&) const = default;
 };
 
@@ -53,7 +56,7 @@ struct sequence {
     p.capacity = a.n + room;
     if (a.to == attends::fixed) p.budget.tokens = fixed_tokens;
     if constexpr (std::is_same_v<Selector, pqkv::selector::pq>) {
-      p.selector.subspaces = 2, p.selector.bits = 6;
+      if (a.by == codes::two_by_six) p.selector.subspaces = 2, p.selector.bits = 6;
       p.selector.train = {.iterations = 4, .seed = 7, .rows_per_centroid = 64};
     }
     return p;
@@ -155,14 +158,21 @@ void add_all() {
                             {{"type", "bf16"}}),
                [threads](benchmark::State& state) { run_ragged(state, threads); })
         ->UseRealTime();
-  constexpr std::pair<attends, const char*> policies[] = {
-      {attends::all, "full"}, {attends::tenth, "pq_tenth"}, {attends::fixed, "pq_2048"}};
+  constexpr struct {
+    attends to;
+    codes by;
+    const char* name;
+  } policies[] = {{attends::all, codes::defaults, "full"},
+                  {attends::tenth, codes::defaults, "pq_tenth"},
+                  {attends::fixed, codes::defaults, "pq_2048"},
+                  {attends::tenth, codes::two_by_six, "pq_2x6_tenth"},
+                  {attends::fixed, codes::two_by_six, "pq_2x6_2048"}};
   for (std::size_t n = 1024; n <= 1048576; n *= 2)
-    for (const auto& [to, policy] : policies)
+    for (const auto& [to, by, policy] : policies)
       for (const std::size_t threads : {1u, 2u}) {
         const std::size_t rows = to == attends::all ? n : to == attends::tenth ? n / 10 : std::min(n, fixed_tokens);
         const std::size_t steps = std::clamp<std::size_t>((std::size_t{1} << 20) / rows, 6, 128);
-        const axes a{n, to};
+        const axes a{n, to, by};
         bench::add(bench::named("step_by_length", {{"h", h}, {"g", g}, {"d", d}, {"n", n}, {"threads", threads}},
                                 {{"policy", policy}, {"type", "bf16"}}),
                    [a, threads](benchmark::State& state) { run(state, a, static_cast<int>(threads)); })

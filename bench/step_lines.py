@@ -7,7 +7,8 @@ import statistics
 
 from measured import axis, results
 
-policies = {"full": "dense", "pq_tenth": "pq, a tenth of the tokens", "pq_2048": "pq, 2048 tokens"}
+policies = {"full": "dense", "pq_tenth": "pq, a tenth of the tokens", "pq_2048": "pq, 2048 tokens",
+            "pq_2x6_tenth": "2 x 6 bits, a tenth", "pq_2x6_2048": "2 x 6 bits, 2048"}
 budget_text = "2048 tokens"
 
 
