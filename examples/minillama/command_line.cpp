@@ -115,8 +115,14 @@ std::string perhaps_meant(const CLI::App& arguments, std::string_view unknown) {
   std::replace(spelled.begin(), spelled.end(), '_', '-');
   std::size_t letters = spelled.size() < 6 ? 1 : 3;  // so many make another word
   for (const CLI::Option* option : arguments.get_options())
-    for (const std::string& name : option->get_lnames())
-      if (const std::size_t apart = letters_between(spelled, "--" + name); apart < letters) letters = apart, nearest = "--" + name;
+    for (const std::string& one : option->get_lnames()) {
+      const std::string name = "--" + one;
+      const std::size_t apart = letters_between(spelled, name);
+      if (apart >= letters) continue;
+      // Two letters of a short word make another word, as --temp and --demo, unless they changed places.
+      if (apart == 2 && spelled.size() < 8 && !std::is_permutation(spelled.begin(), spelled.end(), name.begin(), name.end())) continue;
+      letters = apart, nearest = name;
+    }
   return nearest.empty() ? "" : sentence(nearest);
 }
 

@@ -117,6 +117,8 @@ TEST_CASE("an unknown option's message names the one that is probably meant, and
   ends_with("-m x --top_p 1", "unknown arguments: --top_p 1; perhaps --top-p is meant");
   ends_with("-m x --repeat-penalty 1", "unknown arguments: --repeat-penalty 1");  // nothing like it is here
   ends_with("-m x word", "unknown argument: word");
+  ends_with("-m x --other 2", "unknown arguments: --other 2");  // and not --over
+  ends_with("-m x -temp 1", "-temp: unknown option", MINILLAMA_ASK_PROGRAM);  // and not --demo
   ends_with("-m x --n-predict 5", "unknown arguments: --n-predict 5", MINILLAMA_ASK_PROGRAM);
   ends_with("-m x --question 5", "unknown arguments: --question 5; perhaps --questions is meant", MINILLAMA_ASK_PROGRAM);
 }
