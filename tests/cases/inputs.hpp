@@ -18,25 +18,41 @@
 
 namespace pqkv_cases {
 
+/// A gaussian is twelve draws, and tests make millions: without optimisation a sixth of their time. A program that defines
+/// PQKV_TEST_CASES_COMPILED, as those that link the target pqkv_test_cases do, takes these bodies from inputs.cpp, which is always optimised.
 class random_source {
  public:
-  explicit random_source(std::uint64_t seed) : engine_(seed) {}
+  explicit random_source(std::uint64_t seed);
 
-  std::uint64_t bits() { return engine_(); }
+  std::uint64_t bits();
   /// In [0, bound)
-  std::size_t below(std::size_t bound) { return static_cast<std::size_t>(engine_() % bound); }
+  std::size_t below(std::size_t bound);
   /// In [0, 1), a multiple of 2^-24, so exact in float
-  float uniform() { return static_cast<float>(engine_() >> 40) * 0x1p-24f; }
+  float uniform();
   /// Sum of twelve uniforms less six: mean 0, variance 1, within +-6
-  float gaussian() {
-    std::int64_t sum = 0;  // of multiples of 2^-20
-    for (int i = 0; i < 12; ++i) sum += static_cast<std::int64_t>(engine_() >> 44);
-    return static_cast<float>(sum - (std::int64_t{6} << 20)) * 0x1p-20f;
-  }
+  float gaussian();
 
  private:
   std::mt19937_64 engine_;
 };
+
+#if defined(PQKV_TEST_CASES_BODIES)
+#define PQKV_TEST_CASES_INLINE
+#else
+#define PQKV_TEST_CASES_INLINE inline
+#endif
+#if defined(PQKV_TEST_CASES_BODIES) || !defined(PQKV_TEST_CASES_COMPILED)
+PQKV_TEST_CASES_INLINE random_source::random_source(std::uint64_t seed) : engine_(seed) {}
+PQKV_TEST_CASES_INLINE std::uint64_t random_source::bits() { return engine_(); }
+PQKV_TEST_CASES_INLINE std::size_t random_source::below(std::size_t bound) { return static_cast<std::size_t>(engine_() % bound); }
+PQKV_TEST_CASES_INLINE float random_source::uniform() { return static_cast<float>(engine_() >> 40) * 0x1p-24f; }
+PQKV_TEST_CASES_INLINE float random_source::gaussian() {
+  std::int64_t sum = 0;  // of multiples of 2^-20
+  for (int i = 0; i < 12; ++i) sum += static_cast<std::int64_t>(engine_() >> 44);
+  return static_cast<float>(sum - (std::int64_t{6} << 20)) * 0x1p-20f;
+}
+#endif
+#undef PQKV_TEST_CASES_INLINE
 
 /// What rows look like.
 enum class content {
