@@ -14,11 +14,12 @@ trap 'rm -rf "$work"' EXIT
 fail() { echo "package: $*" >&2; exit 1; }
 
 configure() {  # NAME [cmake arguments]: quiet unless it fails
-  local name=$1 source=$here/$1 type=Debug  # it must build and link, which is fastest without optimisation
+  local name=$1 source=$here/$1 type=Debug flags=-O0  # it must build and link: fastest without optimisation and without -g
   shift
   [ "$name" != engine ] || source=$root/examples/engine
-  [ "$name" != engine ] || set -- "$@" -DCMAKE_CXX_FLAGS_DEBUG=-O1  # it computes
-  cmake -S "$source" -B "$work/$name" -DCMAKE_BUILD_TYPE="$type" "$@" >"$work/log" 2>&1 || { cat "$work/log"; fail "$name: does not configure"; }
+  [ "$name" != engine ] || flags=-O1  # it computes
+  cmake -S "$source" -B "$work/$name" -DCMAKE_BUILD_TYPE="$type" -DCMAKE_CXX_FLAGS_DEBUG="$flags" -DCMAKE_CUDA_FLAGS_DEBUG=-O0 "$@" \
+    >"$work/log" 2>&1 || { cat "$work/log"; fail "$name: does not configure"; }
 }
 
 build_and_run() {  # NAME PROGRAM...
