@@ -19,7 +19,7 @@
 namespace pqkv_cases {
 
 /// A gaussian is twelve draws, and tests make millions: without optimisation a sixth of their time. A program that defines
-/// PQKV_TEST_CASES_COMPILED, as those that link the target pqkv_test_cases do, takes these bodies from inputs.cpp, which is always optimised.
+/// PQKV_TEST_CASES_COMPILED, as those that link the target pqkv_test_cases do, takes these bodies from inputs.cpp: always optimised.
 class random_source {
  public:
   explicit random_source(std::uint64_t seed);

@@ -47,6 +47,12 @@ inline constexpr std::size_t quick_step = 3;
 inline constexpr std::size_t quick_step = 1;
 #endif
 
+/// Of `all` random lives the number that are lived: a fifth under a sanitizer, a third of those in a quick run, and two at least.
+constexpr std::size_t lives_of(std::size_t all) {
+  const std::size_t some = all / looked_at_step / quick_step;
+  return some < 2 ? 2 : some;
+}
+
 /// Whether a test of many combinations looks at its i-th: at every fifth under a sanitizer.
 constexpr bool looks_at(std::size_t i) { return i % looked_at_step == 0; }
 
