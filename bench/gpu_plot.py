@@ -50,8 +50,11 @@ def main() -> None:
     lengths = sorted({n for line in lines.values() for n in line})
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [step_lines.name_of_length(n) for n in lengths])
+    axes.set_yscale("log")
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    every = [us for line in lines.values() for us in line.values()]
+    axes.set_ylim(min(every) * 0.7, max(every) * 8)  # room for the legend above the lines
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("context, tokens")
     axes.set_ylabel(f"decode step of one layer, {device}, us")
     tidy(axes)
