@@ -56,6 +56,11 @@ def step(measured: results) -> Any:
             axes.plot([crossing], [line[before] * 1e3], marker="o", markersize=12, fillstyle="none", color=colour, linestyle="none")
         axes.plot(list(line), [seconds * 1e3 for seconds in line.values()], color=colour, marker=mark, markersize=4, linewidth=1.5,
                   label=label)
+    contest = (measured.peers or {}).get("contests", {}).get("attention")
+    rivals = [one["median_seconds"] for name, one in contest["sides"].items() if name.startswith("torch")] if contest else []
+    if rivals and (contest["shape"]["h"], contest["shape"]["d"]) == (8, 128):  # the shape of the lines
+        axes.plot([contest["shape"]["n"]], [min(rivals) * 1e3], linestyle="none", marker="X", markersize=8, color="#777777",
+                  label="torch, dense attention alone")
     lengths = sorted({n for line in lines.values() for n in line})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -65,7 +70,7 @@ def step(measured: results) -> Any:
     axes.set_xlabel("context, tokens")
     axes.set_ylabel("decode step of one layer, one core, ms")
     axes.yaxis.set_major_formatter("{x:g}")
-    every = [seconds * 1e3 for line in lines.values() for seconds in line.values()]
+    every = [seconds * 1e3 for line in lines.values() for seconds in line.values()] + [seconds * 1e3 for seconds in rivals]
     axes.set_ylim(min(every) * 0.7, max(every) * 60)  # room for the legend above the lines
     tidy(axes)
     axes.legend(frameon=False, fontsize=9, loc="upper left", borderaxespad=0)
