@@ -3,17 +3,22 @@
 # Builds, checks and times the CUDA backend on this machine's GPU; needs nvcc, g++ and python3, no network. Rivals are timed in the same
 # run where python3 has torch.
 #
-#   bench/gpu.sh FOLDER [NAME_PREFIX] [--no-checks] [--no-peers]     e.g. bench/gpu.sh results, or bench/gpu.sh results retrieve/joint
+#   bench/gpu.sh FOLDER [NAME_PREFIX] [--no-checks] [--no-peers] [--programs DIR]
+#                                            e.g. bench/gpu.sh results, or bench/gpu.sh results retrieve/joint
+#   bench/gpu.sh --programs DIR              only compiles, on a machine with or without a GPU
 #
 # FOLDER/gpu.json    a JSON line for the run, the device, each ceiling and each measurement: bench/cuda/*.cu, then bench/peers/gpu.py
 # FOLDER/checks.txt  a line for each program of tests/cuda, which compare the device with the host; below it what a failed program printed
 # FOLDER/gpu.md      the targets of bench/targets_gpu.json with what was measured, and every measurement, by bench/gpu_report.py
 #
+# --programs DIR keeps the compiled programs, and takes those that are there; programs of other sources or another architecture are refused.
+# Compiling takes most of the time, so where a GPU is lent by the minute, compile elsewhere and bring DIR along.
+#
 # With a NAME_PREFIX only measurements whose names begin with it are taken, and the ceilings; rivals are left out. A run that was ended
 # leaves FOLDER/gpu.json.part. PQKV_CUDA_ARCH names the device's architecture, sm_90 unless given; PQKV_JOBS the number of compilers at a
-# time; PQKV_TORCH_PYTHON a python3 that has torch; PQKV_KEYS a file of keys for real_keys (tests/cuda/real_keys.sh makes it). Exits with 0
-# when all passed and was measured, 1 after a failure (the rest is still measured, unless something does not compile),
-# 2 for bad arguments, 77 where there is no GPU.
+# time; PQKV_TORCH_PYTHON a python3 that has torch; PQKV_KEYS a file of keys for real_keys (tests/cuda/real_keys.sh makes it);
+# PQKV_CHECK_SECONDS how long a check may take, 400 unless given. Exits with 0 when all passed and was measured, 1 after a failure (the
+# rest is still measured, unless something does not compile), 2 for bad arguments, 77 where there is no GPU.
 set -euo pipefail
 
 refuse() {  # SENTENCE [exit code]
@@ -22,10 +27,17 @@ refuse() {  # SENTENCE [exit code]
 }
 say() { echo "== $1 ($SECONDS s)" >&2; }
 
-folder='' prefix='' with_checks=1 with_peers=1
-for argument in "$@"; do
+folder='' prefix='' programs='' with_checks=1 with_peers=1
+while [ $# -gt 0 ]; do
+  argument=$1
+  shift
   case $argument in
-    -h | --help) sed -n '3,18s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '3,23s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --programs)
+      programs=${1:-}
+      [ -n "$programs" ] || refuse "--programs: no folder given"
+      shift
+      ;;
     --no-checks) with_checks=0 ;;
     --no-peers) with_peers=0 ;;
     -*) refuse "unknown option $argument; --help lists them" ;;
@@ -41,18 +53,36 @@ for argument in "$@"; do
       ;;
   esac
 done
-[ -n "$folder" ] || refuse "no FOLDER given; --help says more"
+[ -n "$folder$programs" ] || refuse "no FOLDER given; --help says more"
 [[ $prefix != *[^A-Za-z0-9_/:.-]* ]] || refuse "$prefix: no benchmark's name begins like that"
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || refuse "no nvcc, neither in PATH nor in /usr/local/cuda/bin" 1
 command -v python3 >/dev/null || refuse "no python3, which writes the report" 1
-mkdir -p "$folder" || refuse "$folder: cannot be made" 1
-out=$(cd "$folder" && pwd)
-cd "$(dirname "$0")/.."
 architecture=${PQKV_CUDA_ARCH:-sm_90}
+out=''
+if [ -n "$folder" ]; then
+  mkdir -p "$folder" || refuse "$folder: cannot be made" 1
+  out=$(cd "$folder" && pwd)
+fi
+if [ -n "$programs" ]; then
+  mkdir -p "$programs" || refuse "$programs: cannot be made" 1
+  programs=$(cd "$programs" && pwd)
+fi
+cd "$(dirname "$0")/.."
+if [ -n "$programs" ]; then
+  made_from="$architecture $(find include tests bench -name '*.hpp' -o -name '*.cuh' -o -name '*.cu' | LC_ALL=C sort | xargs cat | sha256sum | cut -d' ' -f1)"
+  if [ -e "$programs/made_from" ] && [ "$(cat "$programs/made_from")" != "$made_from" ]; then
+    refuse "$programs: its programs were made from other sources, or for another architecture than $architecture; give an empty folder" 1
+  fi
+  echo "$made_from" >"$programs/made_from"
+fi
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 
 compile() {  # PROGRAM SOURCE [flags]
+  if [ -n "$programs" ] && [ -x "$programs/$1" ]; then
+    cp "$programs/$1" "$build/$1"
+    return
+  fi
   if ! "$nvcc" -std=c++20 -O3 -arch="$architecture" -Xptxas -v -Iinclude -Itests "${@:3}" "$2" -o "$build/$1" >"$build/$1.log" 2>&1; then
     printf 'gpu.sh: %s does not compile:\n%s\n' "$2" "$(cat "$build/$1.log")" >&2
     return 1
@@ -60,12 +90,19 @@ compile() {  # PROGRAM SOURCE [flags]
   if grep -A1 'properties for .*token_loops' "$build/$1.log" | grep -q ' [1-9][0-9]* bytes stack frame'; then
     printf 'gpu.sh: %s: look-ups have a stack, which costs 13 us a step (tests/cuda/stack_test.py)\n' "$2" >&2
   fi
+  if [ -n "$programs" ]; then cp "$build/$1" "$programs/$1.part" && mv "$programs/$1.part" "$programs/$1"; fi
 }
-check() {  # PROGRAM; keeps its line, with what it printed
-  local began=$SECONDS status=0
+check() {  # PROGRAM; keeps its line, with what it printed, and says it at once: a run may be ended before its last check
+  local status=0
+  check_quietly "$1" || status=$?
+  cat "$build/$1.verdict" >&2
+  return $status
+}
+check_quietly() {
+  local began=$SECONDS status=0 seconds=${PQKV_CHECK_SECONDS:-400}
   local arguments=()
   if [ "$1" = real_keys ] && [ -n "${PQKV_KEYS:-}" ]; then arguments=("$PQKV_KEYS"); fi
-  timeout 400 "$build/check_$1" "${arguments[@]}" >"$build/$1.said" 2>&1 || status=$?
+  timeout "$seconds" "$build/check_$1" "${arguments[@]}" >"$build/$1.said" 2>&1 || status=$?
   if [ "$1" = real_keys ] && [ $status = 77 ]; then  # the GPU is there
     echo "$1: left out: $(cat "$build/$1.said")" >"$build/$1.verdict"
     return
@@ -75,13 +112,13 @@ check() {  # PROGRAM; keeps its line, with what it printed
     return
   fi
   {
-    echo "$1: FAILED, $([ $status = 124 ] && echo "not done after 400 s" || echo "exit code $status")"
+    echo "$1: FAILED, $([ $status = 124 ] && echo "not done after $seconds s" || echo "exit code $status")"
     tail -n 40 "$build/$1.said" | sed 's/^/    /'
   } >"$build/$1.verdict"
   return 1
 }
-export -f compile check
-export nvcc architecture build
+export -f compile check check_quietly
+export nvcc architecture build programs
 
 units=("ceilings bench/cuda/ceilings.cu") checks=() benches=()
 for source in tests/cuda/*.cu; do
@@ -98,6 +135,10 @@ for source in bench/cuda/*.cu; do
 done
 say "${#units[@]} programs for $architecture"
 printf '%s\n' "${units[@]}" | xargs -P "${PQKV_JOBS:-$(nproc)}" -L 1 bash -c 'compile "$@"' compile || exit 1
+if [ -z "$out" ]; then
+  say "compiled"
+  exit 0
+fi
 
 status=0
 "$build/ceilings" nothing >/dev/null || status=$?
@@ -113,7 +154,6 @@ if [ $with_checks = 1 ]; then
   say "checks: ${checks[*]}"
   printf '%s\n' "${checks[@]}" | xargs -P "$(nproc)" -L 1 bash -c 'check "$@"' check || failed=1
   for name in "${checks[@]}"; do cat "$build/$name.verdict"; done >"$build/checks.txt"
-  cat "$build/checks.txt" >&2
 fi
 
 json=$out/gpu.json.part

@@ -265,9 +265,32 @@ class script(folder_case):
         done = self.run_script(self.out, NO_GPU="1")
         self.assertEqual((done.returncode, self.files()), (77, []))
 
+    def test_programs_are_compiled_ahead(self):
+        programs = self.path / "programs"
+        done = self.run_script("--programs", programs, NO_GPU="1")
+        self.assertEqual((done.returncode, self.files()), (0, []), done.stderr)
+        self.assertTrue((programs / "check_search_fast_math").exists() and (programs / "top_k").exists())
+        done = self.run_script(self.out, "--programs", programs, NO_COMPILE="top_k.cu")  # it is not compiled again
+        self.assertEqual((done.returncode, self.files()), (0, ["checks.txt", "gpu.json", "gpu.md"]), done.stderr)
+        (programs / "encode").unlink()
+        done = self.run_script(self.out, "encode/", "--no-checks", "--programs", programs, NO_COMPILE="encode.cu")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("encode.cu does not compile", done.stderr)
+        done = self.run_script(self.out, "--programs", programs, PQKV_CUDA_ARCH="sm_100")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("made from other sources, or for another architecture than sm_100", done.stderr)
+        (programs / "made_from").write_text("sm_90 0\n")
+        self.assertIn("made from other sources", self.run_script(self.out, "--programs", programs).stderr)
+
+    def test_a_verdict_is_said_before_the_last_check_has_ended(self):
+        done = self.run_script(self.out, BROKEN="check_search")
+        self.assertIn("search: FAILED, exit code 5\n    check_search: 3 cases", done.stderr)
+        self.assertIn("seam: passed", done.stderr)
+
     def test_arguments_are_refused_by_name(self):
         for arguments, text in (([], "no FOLDER"), (["--nochecks", self.out], "unknown option --nochecks"), ([self.out, "a", "b"], "too many: b"),
-                                ([self.out, 'x"y'], 'x"y: no benchmark'), ([self.out, "no_such", "--no-checks"], "no_such: no benchmark"), ([""], "empty")):
+                                ([self.out, 'x"y'], 'x"y: no benchmark'), ([self.out, "no_such", "--no-checks"], "no_such: no benchmark"), ([""], "empty"),
+                                ([self.out, "--programs"], "--programs: no folder given")):
             done = self.run_script(*arguments)
             self.assertEqual((done.returncode, self.files()), (2, []), done.stderr)
             self.assertIn(text, done.stderr)
