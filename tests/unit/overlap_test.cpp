@@ -97,10 +97,27 @@ TEST_CASE("calibration times clustering and the engine's layer at every length, 
   };
   const overlap_model model = pqkv::calibrate_overlap(pqkv::exec::host<>{}, shape, pqkv::make_view(lengths.data(), 3), layer, seconds);
   CHECK(m.layers == lengths);
-  CHECK(looks == 2 * 3 * lengths.size());
+  CHECK(looks == 2 * 7 * lengths.size());
   CHECK(model.b1 > 0);
-  // Six looks a length: the last one's 6, 12 and 18 ms count with the layer, and three points determine a parabola.
-  CHECK(model.c2 * 400 * 400 + model.b2 * 400 + model.a2 == doctest::Approx(0.16 + 0.018).epsilon(1e-6));
+  // Fourteen looks a length: the last one's 14, 28 and 42 ms count with the layer, and three points determine a parabola.
+  CHECK(model.c2 * 400 * 400 + model.b2 * 400 + model.a2 == doctest::Approx(0.16 + 0.042).epsilon(1e-6));
+}
+
+TEST_CASE("a clustering that something else held up does not count") {
+  // A clock that moves by 1 ms at each look, but by 10 s at the end of the first and the fifth clustering.
+  const pqkv::pq_shape shape{1, 16, 2, 4};
+  const std::vector<std::size_t> lengths{100, 200, 400};
+  std::size_t looks = 0;
+  double now = 0;
+  const auto seconds = [&] { return now += ++looks == 2 || looks == 10 ? 10 : 1e-3; };
+  CHECK(pqkv::least_seconds(seconds, [] {}) == doctest::Approx(1e-3));
+  looks = 0;
+  std::size_t work = 0;
+  const auto growing = [&] { return now += ++looks == 2 || looks == 10 ? 10 : 1e-3 * static_cast<double>(++work); };
+  const pqkv::overlap_model model =
+      pqkv::calibrate_overlap(pqkv::exec::host<>{}, shape, pqkv::make_view(lengths.data(), 3), [](std::size_t) {}, growing);
+  CHECK(model.b1 > 0);
+  CHECK(model.b1 < 1e-3);
 }
 
 TEST_CASE("calibration refuses lengths that say nothing, and clocks that stand still") {
