@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the random lives (property/context_parallel_test.cpp) do not do: refusals, which leave every rank as it was; ranks that stay away;
-// the local mode; messages that are saved by agreement_mode::with_exchange; caches with a part of the heads each.
+// runners that fail in a call; the local mode; messages that are saved by agreement_mode::with_exchange; caches with a part of the heads
+// each.
 #include <doctest/doctest.h>
 
+#include <functional>
+
 #include "cases/counting_communicator.hpp"
+#include "cases/faults.hpp"
 #include "cases/plain_attention.hpp"
 #include "cases/plain_search.hpp"
 #include "cases/rank_lives.hpp"
@@ -119,6 +123,95 @@ TEST_CASE("context_parallel: a rank that stays away ends the others' waiting") {
   CHECK(thrown[2] == thrown[1]);
 }
 
+TEST_CASE("context_parallel: a rank whose runner fails in a call makes all refuse, and the call can be repeated") {
+  using cache_type = context_parallel<pqkv::dense_rows<float>, in_process>;
+  struct verb {
+    std::string name;
+    selection_mode mode;
+    bool ends_alone;  // with work after the last message, which only this rank misses
+    std::function<void(const failing_host&, cache_type&, std::size_t rank)> call;
+  };
+  constexpr std::size_t asked = 5;  // three passes of at most two queries
+  const std::uint32_t slot = 0, one = 1, several = asked;
+  pqkv::cache_step one_token, queries;
+  one_token.slots = queries.slots = pqkv::make_view(&slot, 1);
+  one_token.counts = pqkv::make_view(&one, 1), queries.counts = pqkv::make_view(&several, 1);
+  const auto all_keys = drawn(h, n, 1), token = drawn(1, h, 4), query = drawn(asked, hq, 5);
+  rows<pqkv::half> half_query(asked, hq, d);
+  for (std::size_t i = 0; i < half_query.view().size(); ++i) half_query.view().data[i] = static_cast<pqkv::half>(query.view().data[i]);
+  const auto prefill = [&](const failing_host& on, cache_type& cache, std::size_t rank, std::size_t to) {
+    rows<float> part(h, cache.layout().held(rank, n), d);
+    for (std::size_t i = 0; i < part.view().extent(1); ++i)
+      for (std::size_t e = 0; e < d; ++e) part(0, i, e) = all_keys.view()(0, cache.layout().position(rank, i), e);
+    cache.prefill(on, to, part.view(), part.view(), n);
+  };
+  const auto attend = [&](const failing_host& on, cache_type& cache, std::size_t) {
+    rows<float> out(asked, hq, d);
+    cache.attend(on, query.view(), out.view(), {}, queries);
+  };
+  const auto attend_halves = [&](const failing_host& on, cache_type& cache, std::size_t) {
+    rows<pqkv::half> out(asked, hq, d);
+    cache.attend(on, half_query.view(), out.view(), {}, queries);
+  };
+  const auto retrieve = [&](const failing_host& on, cache_type& cache, std::size_t) {
+    std::vector<std::int32_t> indices(asked * h * n);
+    std::vector<std::uint32_t> counts(asked * h);
+    cache.retrieve(on, query.view(), pqkv::make_view(indices.data(), asked, h, n), pqkv::make_view(counts.data(), asked, h), queries);
+  };
+  const verb verbs[] = {
+      {"prefill", selection_mode::exact, false,
+       [&](const failing_host& on, cache_type& cache, std::size_t rank) { prefill(on, cache, rank, 1); }},
+      {"append", selection_mode::exact, false,
+       [&](const failing_host& on, cache_type& cache, std::size_t) { cache.append(on, token.view(), token.view(), one_token); }},
+      {"attend", selection_mode::exact, true, attend},
+      {"attend, local", selection_mode::local, true, attend},
+      {"attend, float16", selection_mode::exact, true, attend_halves},
+      {"retrieve", selection_mode::exact, false, retrieve},
+      {"retrieve, local", selection_mode::local, true, retrieve},
+      {"fork", selection_mode::exact, false, [&](const failing_host& on, cache_type& cache, std::size_t) { cache.fork(on, 0, 1); }},
+      {"maintain", selection_mode::exact, false, [&](const failing_host& on, cache_type& cache, std::size_t) { cache.maintain(on); }}};
+  const std::vector<std::string> all_refuse{"rank 1", "failed", "rank 1"}, one_fails{"", "failed", ""}, none_fails(ranks);
+  for (const verb& of : verbs) {
+    CAPTURE(of.name);
+    std::size_t together = 0, alone = 0;
+    for (std::size_t k = 1;; ++k) {
+      CAPTURE(k);
+      std::vector<std::string> ended(ranks);
+      in_process_group group(ranks, std::chrono::seconds(10));
+      const auto thrown = run_ranks(ranks, [&](std::size_t rank) {
+        fault_plan plan;
+        const failing_host on{{&plan}};
+        cache_type::params p = small();
+        p.batch = 2, p.step_queries = 2, p.selection_over_ranks = of.mode, p.selector.refresh = 1.01;
+        const in_process member(group, rank);
+        cache_type cache(on, member, p);
+        prefill(on, cache, rank, 0);
+        for (std::size_t i = 0; i < 10; ++i) cache.append(on, token.view(), token.view(), one_token);
+        if (rank == 1) plan = {fault::amid_tasks, k};
+        try {
+          of.call(on, cache, rank);
+        } catch (const runner_failed&) {
+          ended[rank] = "failed";
+        } catch (const rank_error& error) {
+          ended[rank] = "rank " + std::to_string(error.rank);
+        }
+        plan.until = 0;
+        member.all_gather(cpu, "", nullptr, 0);
+        if (ended[1].empty()) return;
+        CHECK(cache.size(0) == n + 10);
+        CHECK(cache.size(1) == 0);
+        of.call(on, cache, rank);
+      });
+      REQUIRE(thrown == std::vector<std::string>(ranks));
+      if (ended == none_fails) break;
+      REQUIRE((ended == all_refuse || ended == one_fails));
+      ++(ended == all_refuse ? together : alone);
+    }
+    CHECK(together + alone != 0);
+    CHECK((alone != 0) == of.ends_alone);
+  }
+}
+
 TEST_CASE("context_parallel: a slot that is full refuses on every rank, each with its own words") {
   const auto thrown = on_ranks(small(), [&](player& one, std::size_t, exchanged&) {
     const auto keys = drawn(21, h, 4);
@@ -215,6 +308,41 @@ TEST_CASE("context_parallel: agreement with the exchange saves the votes of a st
     CHECK(counts.reductions == 1);
   });
   CHECK(thrown == std::vector<std::string>(ranks));
+}
+
+TEST_CASE("context_parallel: agreement with the exchange: what one rank refuses is found by the next step, or by the time limit") {
+  auto p = small();
+  p.agreement = agreement_mode::with_exchange;
+  std::vector<std::string> refused(ranks), after(ranks);
+  const auto kind = [](auto call) -> std::string {
+    try {
+      call();
+    } catch (const communication_error&) {
+      return "time limit";
+    } catch (const pqkv::shape_error&) {
+      return "own";
+    } catch (const pqkv::value_error&) {
+      return "calls differ";
+    }
+    return "";
+  };
+  const auto thrown = on_ranks(
+      p,
+      [&](player& one, std::size_t rank, exchanged&) {
+        const auto key = drawn(1, h, 4), wide = drawn(1, h + 1, 4), query = drawn(1, hq, 5), more = drawn(1, hq + 1, 5);
+        rows<float> out(1, hq, d);
+        refused[rank] = kind([&] { one.cache().append(cpu, (rank == 1 ? wide : key).view(), key.view()); });
+        refused[rank] += "; " + kind([&] { one.cache().attend(cpu, query.view(), out.view()); });
+        one.cache().reset(cpu, 0);
+        const auto keys = drawn(h, n, 1);
+        one.prefill(0, keys.view(), keys.view(), pqkv::chunk::last);
+        one.cache().attend(cpu, query.view(), out.view());
+        after[rank] = kind([&] { one.cache().attend(cpu, (rank == 1 ? more : query).view(), out.view()); });
+      },
+      std::chrono::milliseconds(300));
+  CHECK(thrown == std::vector<std::string>(ranks));
+  CHECK(refused == std::vector<std::string>{"; calls differ", "own; calls differ", "; calls differ"});
+  CHECK(after == std::vector<std::string>{"time limit", "own", "time limit"});
 }
 
 TEST_CASE("head parallel: caches with a part of the heads each are one cache with all heads, to the bit") {

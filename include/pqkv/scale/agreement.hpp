@@ -49,13 +49,18 @@ class agreement {
   }
   vote own() const { return {refusal_ != nullptr ? 1u : 0u, sum_.value()}; }
 
+  /// Throws this rank's exception, if there is one: where no message tells the others.
+  void conclude_alone() const {
+#if PQKV_HAS_EXCEPTIONS
+    if (refusal_ != nullptr) std::rethrow_exception(refusal_);
+#endif
+  }
+
   /// Throws this rank's exception, or rank_error for another's, or value_error when the ranks' calls differ; the votes are all ranks'.
   /// @param votes  votes(rank) -> vote
   template <class Votes>
   void conclude(std::size_t ranks, const Votes& votes) const {
-#if PQKV_HAS_EXCEPTIONS
-    if (refusal_ != nullptr) std::rethrow_exception(refusal_);
-#endif
+    conclude_alone();
     for (std::size_t rank = 0; rank < ranks; ++rank)
       if (votes(rank).refuses != 0) raise_refusal(rank);
     const vote first = votes(0);

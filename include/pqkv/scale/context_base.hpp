@@ -28,8 +28,10 @@ enum class selection_mode : std::uint8_t {
 /// When the ranks check that all of them make the same call and that none refuses it.
 enum class agreement_mode : std::uint8_t {
   each_call,     // before every verb, by a message of 8 bytes: if one rank refuses, all do, and nothing changes
-  with_exchange  // append() has no check; the messages that attend() sends anyway carry its check. For engines that checked their calls:
-                 // if one rank refuses an append(), the next attend() fails on all ranks, and the slot must be reset
+  with_exchange  // append() has no vote; the messages that attend() sends anyway carry its vote. For engines that checked their calls: if
+                 // one rank refuses an append(), the next attend() fails on all ranks, and the slot must be reset (where messages depend on
+                 // lengths, this may be a communication_error); if one refuses an attend(), it sends nothing, and the others get
+                 // communication_error after the time limit
 };
 
 /// The parameters of one cache over all ranks. Everything but `rows` must be the same on every rank.

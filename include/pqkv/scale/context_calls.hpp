@@ -163,8 +163,7 @@ class context_calls : public context_base<Rows, Communicator> {
   template <class P>
   void begin_step(const P& policy, const agreement& agreed) const {
     if (params_.agreement == agreement_mode::each_call) return ask_all(policy, agreed);
-    const vote own = agreed.own();
-    agreed.conclude(1, [&](std::size_t) { return own; });
+    agreed.conclude_alone();
   }
   /// Waits for the stream, by the communicator's finish() if it has one, which has a time limit. Call it before a copy from or to host
   /// memory and before device memory is taken or freed: there CUDA may itself wait for the stream, and for ever if a rank stays away.

@@ -89,14 +89,15 @@ class context_parallel : public context_training<Rows, Communicator> {
   /// @param query  [tokens, hq, d] float, half or bfloat16, the same on all ranks
   /// @param out    [tokens, hq, d] written, the same on all ranks
   /// @param lse    [tokens, hq] float, written if given
-  /// @throws shape_error, value_error, rank_error, communication_error; `out` is then unspecified
+  /// @throws shape_error, value_error, rank_error, communication_error; what the runner throws. `out` is then unspecified. If the runner
+  ///         throws after the last message, which merges and stores the last outputs, the other ranks' call succeeds
   /// @cost   selection and attention of the share; the messages that docs/scale.md lists; the library allocates nothing
   template <exec::policy P, class Q, class O>
   requires storage_scalar<Q> && writable_scalar<O>
   void attend(const P& policy, view<Q, 3> query, view<O, 3> out, view<float, 2> lse = {}, const cache_step& step = {}) {
     agreement agreed = this->begin_attend(policy, query, out, lse, step);
     pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
-      const auto asked = pqkv::detail::as_floats(policy, query.slice(0, first, count), work_.query);
+      const auto asked = as_floats(policy, agreed, query.slice(0, first, count));
       const step_plan<space::host> plan = select(policy, agreed, asked, step, first);
       const partial_outputs partial{asked.extent(0), params_.head_dim, layout_.ranks};
       agreed.attempt([&] {
@@ -107,9 +108,13 @@ class context_parallel : public context_training<Rows, Communicator> {
       });
       partial.merge_all(policy, ranks_, agreed, exchange_.mail,
                         {flatten(work_.lse.slice(0, 0, count)), flatten(work_.out.slice(0, 0, count))});
-      store_rows(policy, work_.out.slice(0, 0, count), out.slice(0, first, count));
-      if (lse.data != nullptr) store_rows(policy, insert_axis<1>(work_.lse.slice(0, 0, count)), insert_axis<1>(lse.slice(0, first, count)));
+      agreed.attempt([&] {
+        store_rows(policy, work_.out.slice(0, 0, count), out.slice(0, first, count));
+        if (lse.data != nullptr)
+          store_rows(policy, insert_axis<1>(work_.lse.slice(0, 0, count)), insert_axis<1>(lse.slice(0, first, count)));
+      });
     });
+    agreed.conclude_alone();
   }
 
   /// This rank's part of the middle tokens that attend() would read. The lists of all ranks together are the whole selection.
@@ -125,7 +130,7 @@ class context_parallel : public context_training<Rows, Communicator> {
                 const cache_step& step = {}) {
     agreement agreed = this->begin_retrieve(policy, query, indices, counts, step);
     pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
-      const auto asked = pqkv::detail::as_floats(policy, query.slice(0, first, count), work_.query);
+      const auto asked = as_floats(policy, agreed, query.slice(0, first, count));
       const step_plan<space::host> plan = select(policy, agreed, asked, step, first);
       for (std::size_t i = 0; i < count; ++i) {
         const step_token token = locate(step, params_.batch, first + i);
@@ -143,6 +148,7 @@ class context_parallel : public context_training<Rows, Communicator> {
         }
       }
     });
+    agreed.conclude_alone();
   }
 
   /// Forgets all but the first n tokens of a slot, as pqcache::truncate(). @throws value_error, rank_error, communication_error
@@ -206,6 +212,14 @@ class context_parallel : public context_training<Rows, Communicator> {
  private:
   using state::exchange_;
   using state::params_, state::layout_, state::ranks_, state::rows_, state::index_, state::rule_, state::work_, state::merged_;
+
+  /// A pass's queries as floats [tokens * hq, d]. If that fails, they are unspecified, but as many.
+  template <class P, class Q>
+  view<const float, 2> as_floats(const P& policy, agreement& agreed, view<Q, 3> query) const {
+    view<const float, 2> asked = as_const(flatten(work_.query.slice(0, 0, query.extent(0))));
+    agreed.attempt([&] { asked = pqkv::detail::as_floats(policy, query, work_.query); });
+    return asked;
+  }
 
   /// Plans a pass of queries over the whole sequences, and fills this rank's part of their lists. The plan's spans are converted to
   /// positions in this rank's share.

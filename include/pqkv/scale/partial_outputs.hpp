@@ -42,13 +42,15 @@ struct partial_outputs {
   /// Where this rank writes its own results.
   rows_of<float> own(const mailbox& mail) const { return at(mail.body<float>(), heads); }
 
-  /// Merges own() of all ranks. @param result  written, the same on every rank
-  /// @throws as mailbox::exchange(); value_error
+  /// Merges own() of all ranks. What merging throws on this rank goes to `agreed`: the next message tells it to the others.
+  /// @param result  written, the same on every rank
+  /// @throws as mailbox::exchange()
   template <class P, class Communicator>
   void merge_all(const P& policy, Communicator& all, agreement& agreed, const mailbox& mail, const rows_of<float>& result) const {
     if (shares_merging()) return merge_share(policy, all, agreed, mail, result);
     mail.exchange(policy, all, agreed, words(heads));
-    merge_parts(policy, result, [&](std::size_t rank) { return at(mail.body_of<float>(rank, words(heads)), heads); });
+    agreed.attempt(
+        [&] { merge_parts(policy, result, [&](std::size_t rank) { return at(mail.body_of<float>(rank, words(heads)), heads); }); });
   }
 
  private:
