@@ -50,24 +50,25 @@ class mpi_ranks {
   /// @throws communication_error, here and below; value_error when a message has 2 GiB or more; std::bad_alloc where it is the longest yet
   template <class P>
   void all_gather(const P&, const std::byte* own, std::byte* all, std::size_t bytes) const {
+    const int count = count_of(bytes);
     exchange<P>("MPI_Iallgather", own, bytes, all, size_ * bytes, [&](MPI_Request& request) {
-      const int count = count_of(bytes);
       return MPI_Iallgather(memory_->sent.data(), count, MPI_BYTE, memory_->received.data(), count, MPI_BYTE, comm_, &request);
     });
   }
   template <class P>
   void all_to_all(const P&, const std::byte* to, std::byte* from, std::size_t bytes) const {
+    const int count = count_of(bytes);
     exchange<P>("MPI_Ialltoall", to, size_ * bytes, from, size_ * bytes, [&](MPI_Request& request) {
-      const int count = count_of(bytes);
       return MPI_Ialltoall(memory_->sent.data(), count, MPI_BYTE, memory_->received.data(), count, MPI_BYTE, comm_, &request);
     });
   }
   template <class P>
   void all_reduce(const P&, std::uint64_t* numbers, std::size_t count, reduction how) const {
     const MPI_Op combine = how == reduction::sum ? MPI_SUM : MPI_MAX;
+    const int elements = count_of(count);
     const std::size_t bytes = count * sizeof *numbers;
     exchange<P>("MPI_Iallreduce", numbers, bytes, numbers, bytes, [&](MPI_Request& request) {
-      return MPI_Iallreduce(memory_->sent.data(), memory_->received.data(), count_of(count), MPI_UINT64_T, combine, comm_, &request);
+      return MPI_Iallreduce(memory_->sent.data(), memory_->received.data(), elements, MPI_UINT64_T, combine, comm_, &request);
     });
   }
 
@@ -105,14 +106,16 @@ class mpi_ranks {
   /// Asks again and again, and lets other threads and processes run meanwhile: ranks may share a core.
   void wait(MPI_Request& request, const char* call) const {
     const auto end = std::chrono::steady_clock::now() + limit_;
+    int error = MPI_SUCCESS;
     for (int done = 0;;) {
-      check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), call);
-      if (done != 0) return;
-      if (std::chrono::steady_clock::now() > end) break;
+      error = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+      if (error == MPI_SUCCESS && done != 0) return;
+      if (error != MPI_SUCCESS || std::chrono::steady_clock::now() > end) break;
       std::this_thread::yield();
     }
     memory_->gave_up = 1;
     new std::shared_ptr<messages>(memory_);  // MPI may still write there
+    check(error, call);
     detail::raise_communication("mpi_ranks", call, "a rank did not come within " + std::to_string(limit_.count()) + " ms");
   }
 
