@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A context twice as long as either of two processes can hold: mpirun -n 2 example_two_processes. Each process limits its own memory,
-// shows that one cache of the whole context does not fit, and takes its share of a context-parallel one. Then a question is asked whose
+// A context 1.6 times as long as either of two processes can hold: mpirun -n 2 example_two_processes. Each process limits its own memory,
+// finds the longest context that one cache can hold then, and takes its half in a context-parallel one. Then a question is asked whose
 // answer one process holds, and another whose answer the other holds: both processes get both answers.
 //
 // Open MPI as root wants OMPI_ALLOW_RUN_AS_ROOT=1 and OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 in the environment.
@@ -23,8 +23,9 @@ using rows = pqkv::dense_rows<float>;
 using one_cache = pqkv::pqcache<rows>;
 using shared_cache = pqkv::scale::context_parallel<rows, pqkv::scale::mpi_ranks>;
 
-constexpr std::size_t h = 4, hq = 8, d = 64, n = 65536, chunk = 8192;
-constexpr std::size_t facts[] = {20000, 50000};  // one in each half of the context
+constexpr std::size_t h = 4, hq = 8, d = 64, n = 131072, chunk = 4096;
+constexpr std::size_t facts[] = {40000, 100000};  // one in each half of the context
+constexpr std::size_t memory_mib = 156;           // of each process: half of the context's rows take 128, and training and messages some
 
 /// Allows this process so much more memory than it has.
 bool limit_memory(std::size_t more_mib) {
@@ -48,31 +49,41 @@ void write_key(std::size_t head, std::size_t t, float* key) {
 float value_of(std::size_t t) { return t == facts[0] ? 1.0f : t == facts[1] ? 2.0f : 0.0f; }
 
 template <class Params>
-Params settings() {
+Params settings(std::size_t capacity) {
   Params p;
-  p.kv_heads = h, p.query_heads = hq, p.head_dim = d, p.capacity = n;
+  p.kv_heads = h, p.query_heads = hq, p.head_dim = d, p.capacity = capacity;
   p.budget.tokens = 1024;
   p.selector.subspaces = 4, p.selector.bits = 6;
   p.selector.train.rows_per_centroid = 64;
   return p;
 }
 
+/// The longest context that one cache can hold in this process.
+std::size_t longest() {
+  std::size_t fits = 0, too_long = n + 1;
+  while (too_long - fits > 1) {
+    const std::size_t tokens = (fits + too_long) / 2;
+    try {
+      const one_cache all(settings<one_cache::params>(tokens));
+      fits = tokens;
+    } catch (const std::bad_alloc&) {
+      too_long = tokens;
+    }
+  }
+  return fits;
+}
+
 int run(const pqkv::scale::mpi_ranks& ranks) {
   const pqkv::exec::host<> cpu;
-  if (!limit_memory(120)) return std::puts("the memory limit could not be set"), 1;
-  const auto whole = one_cache::plan(settings<one_cache::params>());
-  try {
-    const one_cache all(settings<one_cache::params>());
-    return std::puts("the whole context fits one process: nothing is shown"), 1;
-  } catch (const std::bad_alloc&) {
-    if (ranks.rank() == 0)
-      std::printf("one process with 120 MiB: no room for %zu tokens, which take %zu MiB\n", n, whole.total_bytes() >> 20);
-  }
+  std::vector<float> keys(h * chunk * d), values(h * chunk * d);
+  if (!limit_memory(memory_mib)) return std::puts("the memory limit could not be set"), 1;
+  const std::size_t alone = longest();
+  if (ranks.rank() == 0) std::printf("one process with %zu MiB holds at most %zu tokens; the context has %zu\n", memory_mib, alone, n);
+  if (alone * 16 > n * 10) return std::puts("more than 1 / 1.6 of the context fits one process: too little is shown"), 1;
 
-  auto params = settings<shared_cache::params>();
+  auto params = settings<shared_cache::params>(n);
   params.run = n / ranks.size();  // the first half of the context to the first process, the second to the other
   shared_cache cache(cpu, ranks, params);
-  std::vector<float> keys(h * chunk * d), values(h * chunk * d);
   for (std::size_t first = 0; first < n; first += chunk) {
     const std::size_t before = cache.layout().held(ranks.rank(), first), own = cache.layout().held(ranks.rank(), first + chunk) - before;
     for (std::size_t head = 0; head < h; ++head)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A context twice as long as either of two GPUs can hold, as main.cpp's, here with a thread and a device for each half. Memory is taken on
+// A context that neither of two GPUs can hold, as main.cpp's, here with a thread and a device for each half. Memory is taken on
 // both GPUs until little is free; then one cache of the whole context does not fit. A decode step is captured once, exchanges included, and
 // replayed. Then a question is asked whose answer one GPU holds, and another whose answer the other holds: both GPUs get both answers.
 //
