@@ -49,7 +49,7 @@ TEST_CASE("context_training: any number of ranks trains the same bits") {
   p.batch = 2, p.kv_heads = 2, p.query_heads = 2, p.head_dim = 16, p.capacity = 800;
   p.selector.subspaces = 2, p.selector.bits = 5, p.selector.train.rows_per_centroid = 9, p.block = 10;
   std::vector<float> first;
-  for (const std::size_t ranks : std::initializer_list<std::size_t>{1, 2, 5}) {
+  for (const std::size_t ranks : std::initializer_list<std::size_t>{1, 2, 3, 4, 5, 8}) {
     pqkv::scale::in_process_group group(ranks);
     std::vector<std::vector<float>> books(ranks);
     const auto thrown = run_ranks(ranks, [&](std::size_t rank) {
