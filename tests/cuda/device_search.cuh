@@ -50,4 +50,16 @@ inline retrieved device_retrieve(const device_scratch& scratch, const search_pro
   return out;
 }
 
+/// Lists of any length, of which anything is selected. @param round  which lengths the first lists have
+inline search_problem ragged_problem(const search_shape& shape, std::size_t round, random_source& random) {
+  search_problem problem(shape, every_table[random.below(std::size(every_table))], every_code[random.below(4)], random);
+  for (std::size_t head = 0; head < shape.h; ++head) {
+    const std::size_t begin = random.below(300), lengths[] = {0, 1, 7, 255, 256, 300, 5000, 40000, shape.n - begin},
+                      length = lengths[(head + round) % std::size(lengths)],
+                      ks[] = {0, 1, length, length / 2, length / 64, random.below(length + 1)};
+    problem.set_range(head, begin, begin + length, ks[random.below(std::size(ks))]);
+  }
+  return problem;
+}
+
 }  // namespace pqkv_cases

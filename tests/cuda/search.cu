@@ -323,19 +323,28 @@ void compare_recentred(workload& work, random_source& random, verdicts& all) {
   }
 }
 
+/// Lists whose CTAs are spread over the device: long ones beside empty ones, some shorter than one CTA's share.
+void compare_spread(workload& work, random_source& random, verdicts& all) {
+  const group_reduction reductions[] = {group_reduction::probability_sum, group_reduction::probability_max};
+  for (const search_shape& shape : {search_shape{8, 4, 4, 8, 200000, 128}, {3, 6, 8, 8, 100003, 128}, {5, 4, 2, 6, 400000, 128}})
+    for (std::size_t round = 0; round < 4 * work.rounds(); ++round)
+      if (work.another()) compare(ragged_problem(shape, round, random), 0, reductions, all);
+}
+
 /// Tokens of which the sample of a long list's bracket has all, and which are unlike the others: lowest or highest of all, so that the
 /// bracket does not hold, or as many as it may select.
 void compare_misled(workload& work, random_source& random, verdicts& all) {
   const std::span<const group_reduction> reductions(every_reduction);
   std::size_t turn = 0;
   for (const bool are_lowest : {true, false})
-    for (const std::size_t k : {100u, 4095u, 4096u, 4097u, 20000u}) {
+    for (const std::size_t k : {100u, 4095u, 4096u, 4097u, 20000u, 20001u}) {
       if (!work.another()) continue;
-      search_problem problem({1, 2, 4, 8, 50000, 128}, table_kind::smooth, code_kind::uniform, random);
+      const std::size_t n = k == 20001 ? 400000 : 50000;  // the longer list is spread over the device
+      search_problem problem({1, 2, 4, 8, n, 128}, table_kind::smooth, code_kind::uniform, random);
       const pqkv::mutable_distance_table_view<> table = problem.mutable_table();
       for (std::size_t q = 0; q < 2; ++q)
         for (std::size_t j = 0; j < 4; ++j) table.entries(q, j, 0) = are_lowest ? -200.0f : 200.0f;
-      constexpr std::uint32_t begin = 77, end = 49990;
+      const std::uint32_t begin = 77, end = static_cast<std::uint32_t>(n) - 10;
       for (std::size_t j = 0; j < 4; ++j) {
         for (std::size_t t = 0; t < problem.shape().n; ++t)
           if (problem.codes()(0, j, t) == 0) problem.set_code(0, j, t, 1);
@@ -369,6 +378,7 @@ int main(int argc, char** argv) {
   work.part(0.75);
   compare_long(work, random, all);
   compare_misled(work, random, all);
+  compare_spread(work, random, all);
   compare_recentred(work, random, all);
   work.part(0.9);
   compare_maps(work, random, all);

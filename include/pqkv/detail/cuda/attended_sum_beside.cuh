@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "attended_sum.cuh"
+#include "retrieve_cluster_shape.cuh"
 
 namespace pqkv::inline PQKV_MODE::detail {
 
@@ -24,8 +25,23 @@ struct sums_beside {
   /// @param resident  clusters that the device runs at a time, at least so many as there are lists
   /// @param n         the most tokens of a list
   float time(unsigned ctas, unsigned resident, std::size_t n) const {
-    const float scan = look_ups(ctas, n), spare = time_after_spare(ctas, resident, n);
+    const float scan = look_up_time(ctas, n), spare = time_after_spare(ctas, resident, n);
     return scan + std::min(spare, time_before_all(ctas, resident));
+  }
+  /// The same where the CTAs of a list are spread over the device.
+  /// @param parts       CTAs of a list
+  /// @param ctas        of a cluster
+  /// @param of_clusters  that sum
+  float time_spread(unsigned parts, unsigned ctas, unsigned of_clusters, std::size_t n) const {
+    const unsigned lists_together = (call.lists + of_clusters - 1) / of_clusters;
+    if (lists_together > ctas) return 1e30f;
+    const float scan = look_up_time(parts, n);
+    return scan + std::max(0.0f, time_of_sums(ctas, of_clusters) - 10.0f - scan / 2);
+  }
+  /// Has so many clusters sum, with those that rank beside them. @return false: a CTA has too little shared memory
+  bool divide_spread(unsigned ctas, unsigned of_clusters, std::size_t room) {
+    share(ctas, of_clusters);
+    return call.shape.fit(room);
   }
   /// Decides how many clusters sum.
   /// @param room  bytes of shared memory of a CTA
@@ -34,10 +50,7 @@ struct sums_beside {
     if (call.lists == 0) return true;
     const bool is_spare = time_after_spare(ctas, resident, n) <= time_before_all(ctas, resident);
     const unsigned most = std::min(is_spare ? resident - call.lists : resident, call.lists);
-    call.shape.ctas = ctas;
-    call.shape.side_by_side = std::min((call.lists + most - 1) / most, ctas);
-    clusters = std::min(most, (call.lists + call.shape.side_by_side - 1) / call.shape.side_by_side);
-    call.shape.tiles_at_once = attended_shape::most_tiles;
+    share(ctas, most);
     return call.shape.fit(room);
   }
 
@@ -45,7 +58,12 @@ struct sums_beside {
   // measured: clock stamps of a step, 8 lists of 4 x 8 bits and 16 tiles, 8-bit rows, H200, 2026-11-30: a list's sums are there 8 us after
   // the launch has begun and 1.1 us more for each tile of a CTA; look-ups take 1.2 us for 4096 tokens of a CTA, and there are two; the sums
   // are needed after the first and 10 us more; a cluster that begins when another has ended loses 3 us
-  static float look_ups(unsigned ctas, std::size_t n) { return 2.4f * static_cast<float>(n) / (4096.0f * static_cast<float>(ctas)); }
+  void share(unsigned ctas, unsigned most) {
+    call.shape.ctas = ctas;
+    call.shape.side_by_side = std::min((call.lists + most - 1) / most, ctas);
+    clusters = std::min(most, (call.lists + call.shape.side_by_side - 1) / call.shape.side_by_side);
+    call.shape.tiles_at_once = attended_shape::most_tiles;
+  }
   float time_of_sums(unsigned ctas, unsigned of_clusters) const {
     constexpr float tiles = 16;
     return 8.0f + 1.1f * tiles * static_cast<float>(call.lists) / static_cast<float>(std::min(of_clusters, call.lists) * ctas);
@@ -53,7 +71,7 @@ struct sums_beside {
   /// What sums in clusters that would otherwise be idle add to the launch.
   float time_after_spare(unsigned ctas, unsigned resident, std::size_t n) const {
     if (resident <= call.lists) return 1e30f;
-    return std::max(0.0f, time_of_sums(ctas, resident - call.lists) - 10.0f - look_ups(ctas, n) / 2);
+    return std::max(0.0f, time_of_sums(ctas, resident - call.lists) - 10.0f - look_up_time(ctas, n) / 2);
   }
   /// The same where all clusters begin with sums.
   float time_before_all(unsigned ctas, unsigned resident) const { return time_of_sums(ctas, resident) + 3.0f; }

@@ -26,6 +26,12 @@ struct launcher {
     return attributes.ptxVersion >= 90;
   }
 
+  unsigned multiprocessors() const {
+    int device = 0, count = 0;
+    check_cuda(cudaGetDevice(&device), function, "cudaGetDevice");
+    check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), function, "cudaDeviceGetAttribute");
+    return static_cast<unsigned>(count);
+  }
   /// The most CTAs that a cluster of the kernel can have on the current device: 1 below compute capability 9.0.
   template <class... Parameter>
   unsigned largest_cluster(void (*kernel)(Parameter...)) const {
@@ -52,6 +58,7 @@ struct launcher {
     unsigned threads;
     std::size_t shared_bytes = 0;
     unsigned cluster = 1;  // CTAs of a cluster, along grid.x; more than 1 needs compute capability 9.0
+    bool together = false;  // all CTAs run at a time, or none: they wait for each other
     bool early = false;    // may start before the kernel ahead of it has ended; it must then wait for that kernel itself
   };
 
@@ -78,7 +85,7 @@ struct launcher {
 
  private:
   struct configuration {
-    cudaLaunchAttribute attributes[2]{};
+    cudaLaunchAttribute attributes[3]{};
     cudaLaunchConfig_t config{};
 
     configuration(const shape& launch, cudaStream_t stream) {
@@ -86,6 +93,10 @@ struct launcher {
       if (launch.early) {
         attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+      }
+      if (launch.together) {
+        attributes[count].id = cudaLaunchAttributeCooperative;
+        attributes[count++].val.cooperative = 1;
       }
       if (launch.cluster > 1) {
         attributes[count].id = cudaLaunchAttributeClusterDimension;

@@ -225,8 +225,9 @@ bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& st
       policy.scratch, retrieve_device_scratch_bytes({.lists = call.lists, .query_heads = call.query_heads(), .tokens = n}), "rank_step");
   const launcher launch(policy, "rank_step");
   const planned_lists<tuning::cluster_threads, together, Places> lists(step, call.g, places);
-  return rank_in_clusters<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr,
-                                    filter_memory(memory, call.lists, n).keys, beside);
+  const filter_memory own(memory, call.lists, n);
+  return rank_in_clusters<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, own.keys,
+                                    spread_memory{}, no_work{}, beside);
 }
 }  // namespace detail
 

@@ -195,7 +195,9 @@ struct kernel<op::retrieve, backend::cuda> {
       detail::filter_memory own(memory, lists, n);
       own.keeps_keys = call.given != nullptr;
       if constexpr (Pack > 1)
-        if (detail::rank_in_clusters<Pack>(launch, call, detail::given_lists{}, out, skipped, own.keys)) return;
+        if (detail::rank_in_clusters<Pack>(launch, call, detail::given_lists{}, out, skipped, own.keys, own.spread(own.arrivals()),
+                                           [&] { own.clear_arrivals(launch, lists); }))
+          return;
       return detail::filter_lists<Pack>(launch, call, out, skipped, own);
     }
     const std::size_t most_items = std::max(n, usual_items);

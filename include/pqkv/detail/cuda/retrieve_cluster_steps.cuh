@@ -29,17 +29,18 @@ class cluster_ranking {
   using comparison = block::bracket_comparison<lookups_type::at_once>;
   using storing = block::key_storing<lookups_type::at_once>;
   static constexpr unsigned sampled = block::bracket_sample;
-  static constexpr unsigned rounds = 3;  // of totals: sums; largest sums and sums around the centre, where a query head is recentred
 
  public:
   static constexpr unsigned list_threads = Threads;
+  static constexpr unsigned rounds = 3;  // of totals: sums; largest sums and sums around the centre, where a query head is recentred
   struct scratch {
     typename scorer_type::scratch scoring;
     block::list_select<Threads> select;
     block::reduction<std::uint64_t, Threads> sums;
     std::uint32_t range[sizeof(middle_range) / sizeof(std::uint32_t)];
     block::bracket_counts found;                                 // by this CTA
-    block::bracket_counts of_members[cluster_shape::most_ctas];  // by all
+    // by all CTAs of the list on this device
+    block::bracket_counts of_members[Ranks::is_spread ? cluster_shape::most_parts : cluster_shape::most_ctas];
   };
 
   static constexpr std::size_t packs_of(unsigned g) { return (g + Pack - 1) / Pack; }
@@ -65,7 +66,7 @@ class cluster_ranking {
         shape_(shape),
         own_(own),
         ranks_(ranks),
-        team_(shape.ctas),
+        team_(ranks.team(shape.ctas)),
         list_(list),
         copied_(memory.take<std::uint32_t>(shape.copied)),
         of_list_(lists, call, list, team_.rank(), shape.ctas),
@@ -80,7 +81,7 @@ class cluster_ranking {
     if (threadIdx.x == 0) own_.found = {};
   }
 
-  __device__ const block::cluster_team& team() const { return team_; }
+  __device__ const typename Ranks::team_type& team() const { return team_; }
 
   /// Stores the exponentials. Returns the list's range, which is read or planned meanwhile.
   __device__ middle_range stage(std::uint8_t* skipped) {
@@ -111,7 +112,7 @@ class cluster_ranking {
     for (std::uint32_t i = team_.rank() * Threads + threadIdx.x; i < count; i += team_.size() * Threads)
       out[i] = static_cast<std::int32_t>(range_.begin + i);
     forget_attended();
-    if (team_.size() > 1) team_.wait();  // for arrive() at the kernel's beginning
+    if (!Ranks::is_spread && team_.size() > 1) team_.wait();  // for arrive() at the kernel's beginning
   }
   /// Takes back what was or will be added to the list's count of sums, once its CTAs have taken them or if they take none.
   __device__ void forget_attended() const {
@@ -121,7 +122,8 @@ class cluster_ranking {
   __device__ void normalise(std::uint32_t k) {
     k_ = k;
     sum();
-    if (team_.size() > 1) team_.wait();  // all have called arrive() at the kernel's beginning: now their shared memory may be written
+    // all have called arrive() at the kernel's beginning: now their shared memory may be written
+    if (!Ranks::is_spread && team_.size() > 1) team_.wait();
     share_totals(0);
     bool any = false;
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
@@ -144,82 +146,35 @@ class cluster_ranking {
       const std::uint8_t* codes = sample_codes(first + i);
       const std::uint32_t key = lookups_.score_one(i < Threads ? sample_ : lookups_.product(codes, items_.stride, 0), codes, items_.stride,
                                                    call_.reduction, scorer_.factors());
+      if constexpr (Ranks::is_spread) {
+        ranks_.sample(team_.size())[first + i] = key;
+      } else {
 #pragma unroll 4
-      for (unsigned rank = 0; rank < team_.size(); ++rank) *team_.remote(&own_keys[first + i], rank) = key;
+        for (unsigned rank = 0; rank < team_.size(); ++rank) *team_.remote(&own_keys[first + i], rank) = key;
+      }
       if constexpr (Ranks::is_shared) ranks_.send_sampled(sample_of_rank_.first + first + i, key);
     }
     if constexpr (Ranks::is_shared) ranks_.template take_sample<Threads>(keys);
     team_.sync();
+    if constexpr (Ranks::is_spread) {
+      const uint4* const from = reinterpret_cast<const uint4*>(ranks_.sample(team_.size()));
+#pragma unroll
+      for (unsigned i = threadIdx.x; i < sampled / 4; i += Threads) reinterpret_cast<uint4*>(keys)[i] = __ldcg(from + i);
+      __syncthreads();
+    }
     return block::bracket_of_sample(own_.select, keys, sought_, 0);
   }
 
   /// Compares this CTA's tokens with the bracket: writes two bits for each token, and keeps the tokens inside.
-  __device__ void compare(const block::bracket& limits) {
-    const comparison filter{limits,
-                            limits.low < limits.high ? limits.low : 0xffffffffu,
-                            begin_,
-                            end_,
-                            tokens_.lead,
-                            tokens_.end,
-                            block::shared_address(upper_),
-                            block::shared_address(lower_),
-                            block::shared_address(kept_),
-                            shape_.kept,
-                            block::shared_address(&own_.found.inside)};
-    block::bracket_counts counts = lookups_.for_scores(tokens_, begin_, end_, call_.reduction, scorer_.factors(), filter).counts;
-    __syncthreads();
-    counts.above = __reduce_add_sync(block::all_lanes, counts.above);
-    counts.at_high = __reduce_add_sync(block::all_lanes, counts.at_high);
-    counts.at_low = __reduce_add_sync(block::all_lanes, counts.at_low);
-    if (threadIdx.x % 32 == 0) {
-      atomicAdd(&own_.found.above, counts.above);
-      atomicAdd(&own_.found.at_high, counts.at_high);
-      atomicAdd(&own_.found.at_low, counts.at_low);
-    }
-    __syncthreads();
-    if (threadIdx.x < team_.size()) *team_.remote(&own_.of_members[team_.rank()], threadIdx.x) = own_.found;
-    team_.sync();
-    forget_attended();
-  }
+  __device__ void compare(const block::bracket& limits);
 
   /// Selects the list's tokens and writes this CTA's. If the threshold is outside the bracket, or more tokens are inside than fit, every
   /// CTA of the list writes nothing and returns false.
-  __device__ bool write(std::uint32_t k, std::int32_t* out) {
-    const block::bracket_counts of_lane = counts_of_lane(), before = of_lane.up_to(team_.rank()), all = of_lane.up_to(team_.size());
-    if (!kept_all(of_lane) || all.inside > shape_.copied || !all.holds(k)) return false;
-    const block::bracket_place place(all, k);
-    block::threshold limit = place.limit();
-    std::uint64_t marked = place.marked(before);  // in the CTAs before this one: how many above the threshold, and equal to it
-    if (place.is_inside()) {
-      copy_inside(of_lane);
-      __syncthreads();
-      limit = threshold_inside(all.inside, place.rest);
-      marked += reached(limit, before.inside);
-    }
-    if (team_.size() > 1) team_.arrive();  // from here on this CTA reads nothing of the others
-    block::release_dependents();
-    mark(limit, place);
-    block::bitmap_emission<Threads> emission(own_.sums);
-    emission.count(upper_, lower_, words());
-    emission.emit(marked, limit.of_equal, first_token(), out, k);
-    if (team_.size() > 1) team_.wait();
-    return true;
-  }
+  __device__ bool write(std::uint32_t k, std::int32_t* out);
 
   /// Selects by all scores, after write() has returned false.
   /// @param keys  [tokens of the range] scratch of the list
-  __device__ void write_by_radix(std::uint32_t k, std::uint32_t* keys, std::int32_t* out) {
-    lookups_.copy(scorer_.entries());  // write() may have put keys there
-    __syncthreads();
-    const std::uint32_t first = begin_ < tokens_.lead ? 0 : begin_ - tokens_.lead, last = end_ < tokens_.lead ? 0 : end_ - tokens_.lead;
-    lookups_.for_scores_slowly(tokens_, begin_, end_, call_.reduction, scorer_.factors(), storing{end_, tokens_.lead, tokens_.end, keys});
-    team_.sync();  // the table's copies, in whose memory the selection is, are no longer read
-    static_assert(sizeof(radix_type) <= tuning::cluster_copied * sizeof(std::uint32_t));
-    radix_type& radix = *reinterpret_cast<radix_type*>(copied_);
-    const auto key_at = [&](std::uint32_t i) { return keys[first + i]; };
-    const block::threshold limit = radix.find(team_, last - first, k, key_at, [](std::uint32_t) { return 1u; });
-    radix.emit(team_, last - first, limit, key_at, static_cast<std::int32_t>(range_.begin + first), out, k);
-  }
+  __device__ void write_by_radix(std::uint32_t k, std::uint32_t* keys, std::int32_t* out);
 
  protected:
   /// A rank's part of the sample.
@@ -249,9 +204,15 @@ class cluster_ranking {
   /// Sends scorer_.total() of every query head to all CTAs of the list. While these travel, looks up the first tokens of the sample.
   /// @param round  how often it was called before for this list; the table is not one of products in round 1
   __device__ void share_totals(unsigned round) {
-    for (unsigned i = threadIdx.x; i < team_.size() * call_.g; i += Threads) {
-      const unsigned rank = i / call_.g, q = i - rank * call_.g;
-      *team_.remote(&totals_of(round)[team_.rank() * call_.g + q], rank) = scorer_.total(q);
+    std::uint64_t* exchanged = nullptr;
+    if constexpr (Ranks::is_spread) {
+      exchanged = ranks_.totals(team_.size()) + round * team_.size() * call_.g;
+      for (unsigned q = threadIdx.x; q < call_.g; q += Threads) exchanged[team_.rank() * call_.g + q] = scorer_.total(q);
+    } else {
+      for (unsigned i = threadIdx.x; i < team_.size() * call_.g; i += Threads) {
+        const unsigned rank = i / call_.g, q = i - rank * call_.g;
+        *team_.remote(&totals_of(round)[team_.rank() * call_.g + q], rank) = scorer_.total(q);
+      }
     }
     if constexpr (Ranks::is_shared) ranks_.template send_totals<Threads>(round, call_.g, [&](unsigned q) { return scorer_.total(q); });
     if (team_.size() > 1) team_.arrive();
@@ -263,7 +224,9 @@ class cluster_ranking {
     if (round == 0) take_attended();
     if constexpr (Ranks::is_shared) ranks_.template take_totals<Threads>(round, call_.g, totals_of(round) + team_.size() * call_.g);
     if (team_.size() > 1) team_.wait();
-    if (Ranks::is_shared || team_.size() == 1) __syncthreads();
+    if constexpr (Ranks::is_spread)
+      for (unsigned i = threadIdx.x; i < team_.size() * call_.g; i += Threads) totals_of(round)[i] = __ldcg(exchanged + i);
+    if (Ranks::is_shared || Ranks::is_spread || team_.size() == 1) __syncthreads();
   }
   /// Reads what is added to the normalisers. If other CTAs of this launch compute it, waits for it first.
   __device__ void take_attended() {
@@ -331,17 +294,14 @@ class cluster_ranking {
   __device__ bool kept_all(const block::bracket_counts& of_lane) const {
     return __all_sync(block::all_lanes, of_lane.inside <= shape_.kept) != 0;
   }
-  /// Copies the keys inside the bracket from all CTAs, in their order. A warp copies from one CTA at a time. A barrier must follow.
-  __device__ void copy_inside(const block::bracket_counts& of_lane) {
-    const std::uint32_t first = block::warp_prefix(of_lane.inside);
-    for (unsigned rank = threadIdx.x / 32; rank < team_.size(); rank += Threads / 32) {
-      const std::uint32_t count = __shfl_sync(block::all_lanes, of_lane.inside, static_cast<int>(rank));
-      std::uint32_t* to = copied_ + __shfl_sync(block::all_lanes, first, static_cast<int>(rank));
-      const uint2* from = team_.remote(kept_, rank);
-#pragma unroll 8
-      for (std::uint32_t i = threadIdx.x % 32; i < count; i += 32) to[i] = from[i].x;
-    }
+  /// The place in the range of a CTA's first token.
+  __device__ std::uint32_t first_place(unsigned rank) const {
+    const std::uint32_t share = cluster_shape::share(tokens_.end, team_.size()),
+                        begin = share * rank < tokens_.end ? share * rank : tokens_.end;
+    return begin < tokens_.lead ? 0 : begin - tokens_.lead;
   }
+  /// Copies the keys inside the bracket from all CTAs, in their order. A warp copies from one CTA at a time. A barrier must follow.
+  __device__ void copy_inside(const block::bracket_counts& of_lane);
   /// The k-th largest of the copied keys.
   __device__ block::threshold threshold_inside(std::uint32_t inside, std::uint32_t k) {
     return own_.select.find_within(inside, k, [&](std::uint32_t i) { return copied_[i]; });
@@ -355,26 +315,13 @@ class cluster_ranking {
     return own_.sums.sum(own);
   }
   /// Turns the bits of a comparison into those of selected tokens, and of tokens that equal the threshold. Ends with a barrier.
-  __device__ void mark(const block::threshold& limit, const block::bracket_place& place) {
-    for (std::uint32_t w = threadIdx.x; w < words(); w += Threads) {
-      const std::uint32_t upper = upper_[w], lower = lower_[w];
-      upper_[w] = place.is_high ? upper & lower : upper;
-      lower_[w] = place.is_high ? upper & ~lower : place.is_low ? lower & ~upper : 0;
-    }
-    __syncthreads();
-    for (std::uint32_t i = threadIdx.x; !place.is_high && i < own_.found.inside; i += Threads) {
-      const uint2 token = kept_[i];
-      const std::uint32_t at = token.y - begin_;
-      if (token.x >= limit.key) atomicOr(&(token.x > limit.key ? upper_ : lower_)[at / 32], 1u << at % 32);
-    }
-    __syncthreads();
-  }
+  __device__ void mark(const block::threshold& limit, const block::bracket_place& place);
 
   const block::scoring& call_;
   const cluster_shape& shape_;
   scratch& own_;
   Ranks ranks_;
-  block::cluster_team team_;
+  typename Ranks::team_type team_;
   unsigned list_;
   std::uint32_t* copied_;  // [copied] keys; before, the copies of the table
   typename Lists::one of_list_;

@@ -12,6 +12,8 @@
 #include "block/bitmap.cuh"
 #include "block/bracket.cuh"
 #include "block/select.cuh"
+#include "kernel.cuh"
+#include "retrieve_cluster_shape.cuh"
 #include "retrieve_lists.cuh"
 #include "scan.cuh"
 
@@ -24,6 +26,13 @@ struct list_filter {
   std::uint32_t above, at_high, inside, at_low;
   std::uint32_t finished;  // how many CTAs have finished
 };
+
+template <unsigned Threads>
+PQKV_HIDDEN __global__ void __launch_bounds__(Threads) clear_words_kernel(std::uint32_t* words, unsigned count) {
+  block::release_dependents();
+  block::wait_for_last_kernel();
+  for (unsigned i = threadIdx.x; i < count; i += Threads) words[i] = 0;
+}
 
 /// The scratch of a call.
 struct filter_memory {
@@ -38,6 +47,19 @@ struct filter_memory {
         maps(make_view<space::device>(memory.take<std::uint32_t>(lists * 2 * (n / 32 + 1)), lists, 2, n / 32 + 1)),
         kept(make_view<space::device>(memory.take<uint2>(lists * retrieve_device_kept(n)), lists, retrieve_device_kept(n))),
         keys(make_view<space::device>(memory.take<std::uint32_t>(lists * n), lists, n)) {}
+
+  /// For spread_kernel, which uses none of the above but `keys`.
+  /// @{
+  spread_memory spread(std::uint32_t* arrived) const {
+    return {arrived, reinterpret_cast<unsigned char*>(kept.data), kept.stride(0) * sizeof(uint2)};
+  }
+  std::uint32_t* arrivals() const { return reinterpret_cast<std::uint32_t*>(filters); }
+  void clear_arrivals(const launcher& launch, std::size_t lists) const {
+    static_assert(sizeof(list_filter) >= spread_memory::words * sizeof(std::uint32_t));
+    const unsigned words = static_cast<unsigned>(lists) * spread_memory::words;
+    launch("clear_words_kernel", clear_words_kernel<256>, {.grid = dim3(1), .threads = 256, .early = true}, arrivals(), words);
+  }
+  /// @}
 };
 
 /// One CTA for each list: computes its normalisers, then its bracket.

@@ -37,7 +37,9 @@ class token_exchange {
                 scale::token_message::most_kept <= tuning::cluster_copied);
 
  public:
-  static constexpr bool is_shared = true;
+  using team_type = block::cluster_team;
+  static constexpr bool is_shared = true, is_spread = false;
+  __device__ static team_type team(unsigned ctas) { return team_type(ctas); }
 
   __device__ token_exchange(const token_places<Mail>& places, unsigned list, unsigned part, unsigned parts)
       : places_(places), mail_(places.tokens.open(list)), first_(list * places.message.words()), part_(part), parts_(parts) {}
@@ -334,11 +336,12 @@ bool rank_share_in_clusters(const P& policy, ranked_step<space::device> step, co
   arena memory = device_scratch(
       policy.scratch, retrieve_device_scratch_bytes({.lists = call.lists, .query_heads = call.query_heads(), .tokens = n}), "rank_share");
   nothing_beside beside;
-  return start_clusters<ranking_type>(launch, "share_cluster_kernel", kernel, call, lists, longest, other_parts, beside,
-                                      [&](const launcher::shape& how, const cluster_shape& shape) {
-                                        launch("share_cluster_kernel", kernel, how, call, lists, shape,
-                                               retrieved_lists{step.indices, step.plan.counts}, filter_memory(memory, call.lists, n).keys);
-                                      });
+  const cluster_launch chosen =
+      choose_clusters<ranking_type>(launch, "share_cluster_kernel", kernel, call, lists, longest, other_parts, beside);
+  return start_clusters(chosen, longest, beside, [&](const launcher::shape& how, const cluster_shape& shape) {
+    launch("share_cluster_kernel", kernel, how, call, lists, shape, retrieved_lists{step.indices, step.plan.counts},
+           filter_memory(memory, call.lists, n).keys);
+  });
 }
 
 }  // namespace detail

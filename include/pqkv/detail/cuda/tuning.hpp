@@ -23,6 +23,9 @@ inline constexpr unsigned filter_bitmap_words = 16384;  // two of them in shared
 // measured: retrieve/scan of bench/cuda/retrieve.cu, 8 lists, 4 x 8 bits, n 131072, k 2048, H200, 2026-11: 256 and 512 threads 48.5 and
 // 33.7 us; 512 and 1024 threads 29.8 and 60.3 us: with 64 registers a thread the look-ups spill
 inline constexpr unsigned cluster_threads = 512;
+// measured: retrieve/scan of bench/cuda/retrieve.cu, 8 lists, k 2048, H200, 2026-12; a cluster and spread lists, warm (cold): 4 x 8 bits, n
+// 32768 23.8 (30.8), 25.3 (34.8) us, n 131072 32.3 (38.5), 29.4 (38.8); 2 x 6 bits, n 131072 27.7 (32.0), 27.0 (33.3)
+inline constexpr float spread_delay = 2.0f;            // us that exchanges through device memory take longer
 inline constexpr unsigned cluster_kept = 8192;         // not measured: most tokens of a CTA near the threshold
 inline constexpr unsigned cluster_copied = 24576;      // not measured: least room for a list's tokens near the threshold, of all CTAs
 inline constexpr unsigned select_threads = 1024;       // not measured

@@ -71,4 +71,40 @@ class cluster_team {
   unsigned size_, rank_;
 };
 
+/// CTAs anywhere on the device that work on one row together, and meet at a counter in device memory. All of them must be resident at a
+/// time: a cooperative launch.
+class spread_team {
+ public:
+  /// @param arrived  [2] zeros, and zeros once all have left
+  __device__ spread_team(std::uint32_t* arrived, unsigned size, unsigned rank) : arrived_(arrived), size_(size), rank_(rank) {}
+
+  __device__ unsigned size() const { return size_; }
+  __device__ unsigned rank() const { return rank_; }
+  /// As of a cluster_team, but by other threads what was written to global memory can be read through the L2 cache only.
+  /// @{
+  __device__ void arrive() {
+    __syncthreads();
+    if (threadIdx.x == 0) add_released(arrived_, 1);
+    expected_ += size_;
+  }
+  __device__ void wait() const {
+    if (threadIdx.x == 0)
+      while (read_acquired(arrived_) < expected_) continue;
+    __syncthreads();
+  }
+  __device__ void sync() {
+    arrive();
+    wait();
+  }
+  /// @}
+  /// After the last wait(): whether all other CTAs have left. By one thread; the last one then calls reset().
+  __device__ bool leave() const { return atomicAdd(arrived_ + 1, 1) == size_ - 1; }
+  __device__ void reset() const { arrived_[0] = 0, arrived_[1] = 0; }
+
+ private:
+  std::uint32_t* arrived_;
+  unsigned size_, rank_;
+  std::uint32_t expected_ = 0;
+};
+
 }  // namespace pqkv::detail::block
