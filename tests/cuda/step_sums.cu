@@ -74,12 +74,17 @@ void lives(workload& work, verdict& all) {
   one(dense, 11, 1000, 8, [](auto& p) { p.budget.window = 40, p.budget.retrieve = 0; });     // nothing is listed
   one(dense, 12, 1000, 8, [](auto& p) { p.budget.window = 40, p.budget.retrieve = 5000; });  // everything is
   one(dense, 13, 1500, 12, [](auto& p) { p.batch = 3, p.step_queries = 5, p.selection = pqkv::draft_selection::first_query; });
+  // Room for so many tokens that lists are spread over the device, of which most CTAs have no token.
+  one(dense, 14, 1500, 12, [](auto& p) { p.capacity = 400000, p.head_dim = 64; });
+  one(dense, 15, 9000, 6, [](auto& p) { p.capacity = 400000, p.head_dim = 64, p.budget.retrieve = 3000; });
   all.check(listed > (work.small() ? 0 : 200), "only %zu lists were not empty", listed);
 }
 
 /// A captured step; an eager twin gives the same bits.
-void replay(workload& work, cudaStream_t stream, verdict& all) {
-  auto p = base<integer_life>(2, 4, 4, 128);
+/// @param is_spread  lists have so much room that they are spread over the device
+void replay(workload& work, cudaStream_t stream, bool is_spread, verdict& all) {
+  auto p = base<integer_life>(2, is_spread ? 2 : 4, 4, is_spread ? 64 : 128);
+  if (is_spread) p.capacity = 400000;
   p.budget.window = 300, p.budget.sinks = 64, p.budget.retrieve = 200;
   integer_life captured(p, 5, stream), eager(p, 5);
   for (integer_life* one : {&captured, &eager}) {
@@ -105,7 +110,7 @@ int main(int argc, char** argv) {
   work.part(0.8);
   lives(work, sums);
   work.part(1);
-  replay(work, stream, graphs);
+  for (const bool is_spread : {false, true}) replay(work, stream, is_spread, graphs);
   work.print();
   cudaStreamDestroy(stream);
   const bool whole = !work.small();

@@ -77,6 +77,7 @@ struct pq_workspace {
   view<float, 2, Space> ordered;                         // [queries, d], or empty where axes are contiguous
   view<attended_sum, 1, Space> attended;                 // [queries]
   view<std::uint32_t, 1, Space> summed;                  // [row heads] zeros between launches: how many of `attended` one launch has so far
+  view<std::uint32_t, 1, Space> arrived;                 // [2 * row heads] zeros between launches: what a list's CTAs meet at
 
   /// The tables of the first `query_heads`.
   constexpr mutable_distance_table_view<Space> table_of(std::size_t query_heads) const {
@@ -96,6 +97,7 @@ struct pq_workspace {
     if (shape.axes != axis_order::contiguous) all.ordered = make_view<Space>(memory.take<float>(hq * shape.head_dim), hq, shape.head_dim);
     all.attended = make_view<Space>(memory.take<attended_sum>(hq), hq);
     all.summed = make_view<Space>(memory.take<std::uint32_t>(h), h);
+    all.arrived = make_view<Space>(memory.take<std::uint32_t>(2 * h), 2 * h);
     if (!shape.has_fine()) return all;
     all.fine_table = distance_table::place<Space>(memory, hq, shape.fine());
     const bool fits = lists <= static_cast<std::size_t>(-1) / 8 / shape.capacity;

@@ -35,6 +35,7 @@ struct ranked_step {
   retrieve_params how;
   view<attended_sum, 1, Space> attended{};  // [T * hq], written: normalisation::attended; or empty
   view<float, 1, Space> bias{};             // [T * hq], written: biases of the queries' tables; empty where `attended` is
+  view<std::uint32_t, 1, Space> arrived{};  // [2 * T * lists] zeros, and zeros after it: pq_workspace::arrived
   view<std::uint32_t, 1, Space> summed{};   // [T * lists] zeros, and zeros after it: pq_workspace::summed; empty where `attended` is
 };
 }  // namespace pqkv
@@ -272,11 +273,10 @@ class basic_pq {
   bool select_planned(const P& policy, view<const float, 2, Space> query, const Rows& rows, const planned_queries<Space>& planned,
                       const step_plan<Space>& plan, view<std::int32_t, 2, Space> indices) const {
     ranked_step<Space> step{planned, plan, query, index_.view(), indices, ranked_by()};
-    if (normalises_over_attended()) {
-      step.attended = workspace().attended.slice(0, 0, query.extent(0));
-      step.bias = workspace().table_of(query.extent(0)).bias;
+    step.arrived = workspace().arrived.slice(0, 0, 2 * plan.ranges.extent(0));
+    if (normalises_over_attended())
+      step.attended = workspace().attended.slice(0, 0, query.extent(0)), step.bias = workspace().table_of(query.extent(0)).bias,
       step.summed = workspace().summed.slice(0, 0, plan.ranges.extent(0));
-    }
     return detail::run_operation<op::rank_step>(policy, step, rows);
   }
   /// @param spans  the sinks and window that each query attends to, for normalisation::attended

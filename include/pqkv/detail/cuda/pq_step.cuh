@@ -227,7 +227,7 @@ bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& st
   const planned_lists<tuning::cluster_threads, together, Places> lists(step, call.g, places);
   const filter_memory own(memory, call.lists, n);
   return rank_in_clusters<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, own.keys,
-                                    spread_memory{}, no_work{}, beside);
+                                    own.spread(step.arrived.data), no_work{}, beside);
 }
 }  // namespace detail
 
