@@ -33,9 +33,9 @@ struct ranked_step {
   pq_index_view<Space> index;            // of all slots
   view<std::int32_t, 2, Space> indices;  // [T * lists, k_max], written
   retrieve_params how;
+  view<std::uint32_t, 1, Space> arrived{};  // [2 * T * lists] zeros, and zeros after it: pq_workspace::arrived; may be empty
   view<attended_sum, 1, Space> attended{};  // [T * hq], written: normalisation::attended; or empty
   view<float, 1, Space> bias{};             // [T * hq], written: biases of the queries' tables; empty where `attended` is
-  view<std::uint32_t, 1, Space> arrived{};  // [2 * T * lists] zeros, and zeros after it: pq_workspace::arrived
   view<std::uint32_t, 1, Space> summed{};   // [T * lists] zeros, and zeros after it: pq_workspace::summed; empty where `attended` is
 };
 }  // namespace pqkv
@@ -229,10 +229,8 @@ class basic_pq {
   pq_traffic traffic_of(std::size_t) const {
     const pq_index_shape& s = index_.shape();
     const std::size_t fine = s.has_fine() ? codebook::required_bytes(s.fine()) : 0;
-    return {s.cells(),        s.subspaces,
-            s.fine_subspaces, params_.residual.shortlist,
-            s.kv_heads,       (codebook::required_bytes(s.coarse()) + fine) / s.sequences,
-            params_.path};
+    const std::size_t books = (codebook::required_bytes(s.coarse()) + fine) / s.sequences;
+    return {s.cells(), s.subspaces, s.fine_subspaces, params_.residual.shortlist, s.kv_heads, books, params_.path};
   }
 
   /// Trains on the rows of middle and window, and encodes the middle. If the slot has grown by less than a factor of two since its last
@@ -266,17 +264,18 @@ class basic_pq {
     return {true, as_const(outcomes), params_.outgrown_at(n), h * m * (middle.end - first)};
   }
 
-  /// Plans a pass and selects, in one launch or two. Returns false and does nothing if that is not enough.
-  /// @param policy  with scratch for retrieve()
+  /// Plans a pass and selects, in one launch or two; with retrieve()'s scratch. Returns false and does nothing if that is not enough.
   template <exec::policy P, class Rows>
   requires std::same_as<typename P::backend_type, backend::cuda>
   bool select_planned(const P& policy, view<const float, 2, Space> query, const Rows& rows, const planned_queries<Space>& planned,
                       const step_plan<Space>& plan, view<std::int32_t, 2, Space> indices) const {
-    ranked_step<Space> step{planned, plan, query, index_.view(), indices, ranked_by()};
-    step.arrived = workspace().arrived.slice(0, 0, 2 * plan.ranges.extent(0));
-    if (normalises_over_attended())
-      step.attended = workspace().attended.slice(0, 0, query.extent(0)), step.bias = workspace().table_of(query.extent(0)).bias,
+    const auto arrived = workspace().arrived.slice(0, 0, 2 * plan.ranges.extent(0));
+    ranked_step<Space> step{planned, plan, query, index_.view(), indices, ranked_by(), arrived};
+    if (normalises_over_attended()) {
+      step.attended = workspace().attended.slice(0, 0, query.extent(0));
+      step.bias = workspace().table_of(query.extent(0)).bias;
       step.summed = workspace().summed.slice(0, 0, plan.ranges.extent(0));
+    }
     return detail::run_operation<op::rank_step>(policy, step, rows);
   }
   /// @param spans  the sinks and window that each query attends to, for normalisation::attended

@@ -61,22 +61,22 @@ __device__ void cluster_ranking<Threads, Pack, Lists, Ranks>::write_by_radix(std
 }
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
-  __device__ void cluster_ranking<Threads, Pack, Lists, Ranks>::copy_inside(const block::bracket_counts& of_lane) {
-    const std::uint32_t first = block::warp_prefix(of_lane.inside);
-    for (unsigned rank = threadIdx.x / 32; rank < team_.size(); rank += Threads / 32) {
-      const std::uint32_t count = __shfl_sync(block::all_lanes, of_lane.inside, static_cast<int>(rank));
-      std::uint32_t* to = copied_ + __shfl_sync(block::all_lanes, first, static_cast<int>(rank));
-      if constexpr (Ranks::is_spread) {
-        const std::uint32_t* from = ranks_.keys() + first_place(rank);
+__device__ void cluster_ranking<Threads, Pack, Lists, Ranks>::copy_inside(const block::bracket_counts& of_lane) {
+  const std::uint32_t first = block::warp_prefix(of_lane.inside);
+  for (unsigned rank = threadIdx.x / 32; rank < team_.size(); rank += Threads / 32) {
+    const std::uint32_t count = __shfl_sync(block::all_lanes, of_lane.inside, static_cast<int>(rank));
+    std::uint32_t* to = copied_ + __shfl_sync(block::all_lanes, first, static_cast<int>(rank));
+    if constexpr (Ranks::is_spread) {
+      const std::uint32_t* from = ranks_.keys() + first_place(rank);
 #pragma unroll 8
-        for (std::uint32_t i = threadIdx.x % 32; i < count; i += 32) to[i] = __ldcg(from + i);
-      } else {
-        const uint2* from = team_.remote(kept_, rank);
+      for (std::uint32_t i = threadIdx.x % 32; i < count; i += 32) to[i] = __ldcg(from + i);
+    } else {
+      const uint2* from = team_.remote(kept_, rank);
 #pragma unroll 8
-        for (std::uint32_t i = threadIdx.x % 32; i < count; i += 32) to[i] = from[i].x;
-      }
+      for (std::uint32_t i = threadIdx.x % 32; i < count; i += 32) to[i] = from[i].x;
     }
   }
+}
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
 __device__ void cluster_ranking<Threads, Pack, Lists, Ranks>::mark(const block::threshold& limit, const block::bracket_place& place) {
