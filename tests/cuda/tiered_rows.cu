@@ -179,6 +179,118 @@ void replay(workload& work, cudaStream_t stream, const tier_sizes& sizes, std::s
   all.check(last.misses > 0 && last.slow_bytes > 0, "a replayed step counts nothing");
 }
 
+/// Numbers around directions of the head, other ones in every step.
+template <class Stream>
+__global__ void draw_numbers_kernel(Stream draws, const std::uint32_t* step, pqkv::view<float, 3, device> to) {
+  const std::size_t size = to.size(), i = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= size) return;
+  const std::uint64_t at = std::uint64_t{*step} * size + i;
+  const std::uint32_t wave = draws.below((std::uint64_t{1} << 40) + *step * 7, 6) + static_cast<std::uint32_t>(i % to.extent(2)) * 5;
+  to.data[i] = static_cast<float>(wave % 11) * 0.4f - 2 + static_cast<float>(draws.below(at, 2001)) * 0.001f;
+}
+/// grid.x: KV heads of all slots. Counts differences: the newest token's row in slow memory, its copy in fast memory, and attention.
+template <class Dense, class Tiers>
+__global__ void compare_step_kernel(Dense dense, Tiers tiers, std::size_t prompt, const std::uint32_t* step, unsigned heads,
+                                    pqkv::view<const float, 1, device> wanted, pqkv::view<const float, 1, device> found,
+                                    std::uint32_t* differ) {
+  const std::size_t head = blockIdx.x, slot = head / heads, n = prompt + *step;
+  const auto same_row = [&](const auto* a, const auto* b) {
+    bool same = true;
+    for (std::size_t i = threadIdx.x; i < 2 * dense.head_dim(); i += blockDim.x)
+      same &= static_cast<float>(a[i]) == static_cast<float>(b[i]);
+    return same;
+  };
+  const auto* const row = dense.key(head, n - 1).data;
+  if (!same_row(row, tiers.all.key(head, n - 1).data)) atomicAdd(&differ[0], 1u);
+  const bool is_there = tiers.residents(slot).last == n;
+  if (!is_there || !same_row(row, tiers.recent_row(head, static_cast<std::uint32_t>(n - 1)))) atomicAdd(&differ[1], 1u);
+  for (std::size_t i = head * blockDim.x + threadIdx.x; i < wanted.size(); i += gridDim.x * blockDim.x)
+    if (pqkv::float_bits(wanted(i)) != pqkv::float_bits(found(i))) atomicAdd(&differ[2], 1u);
+}
+template <class Count>
+__global__ void next_step_kernel(Count* step) {
+  ++*step;
+}
+
+/// Many replays of one step, drawn and compared on the device: the newest rows and attention in every step, lists every 500 and files every
+/// 5000 steps and at the end.
+template <class Eviction>
+void long_replay(cudaStream_t stream, const tier_sizes& sizes, std::size_t steps, verdict& all) {
+  auto p = settings(0);
+  p.batch = 2, p.kv_heads = 4, p.query_heads = 16;
+  p.capacity = 6000 + steps;
+  using dense_type = pqkv::pqcache<pqkv::owned_rows<stored, device>>;
+  const pqkv::exec::cuda gpu{stream, {}};
+  dense_type dense(gpu, of_cache<dense_type>(p));
+  tier_cache<Eviction, stored> tiers(gpu, with_tiers<tier_cache<Eviction, stored>>(p, sizes));
+  const std::size_t h = p.kv_heads, hq = p.query_heads, d = p.head_dim, b = p.batch, prompt = 3000;
+  const pqkv::device_buffer<std::uint32_t> step(1, nullptr), differ(3, nullptr), listed(2 * b * h, nullptr);
+  pqkv::zero_bytes(gpu, step.data(), step.size_bytes());
+  pqkv::zero_bytes(gpu, differ.data(), differ.size_bytes());
+  const pqkv::device_buffer<float> key(h * prompt * d, nullptr), value(h * prompt * d, nullptr), query(b * hq * d, nullptr),
+      out(2 * b * hq * d, nullptr);
+  const auto draw = [&](std::uint64_t seed, const pqkv::device_buffer<float>& to, std::size_t rows, std::size_t heads) {
+    const std::size_t size = rows * heads * d;
+    draw_numbers_kernel<<<static_cast<unsigned>((size + 255) / 256), 256, 0, stream>>>(
+        pqkv::random_stream{seed, 1}, step.data(), pqkv::make_view<device>(to.data(), rows, heads, d));
+  };
+  const auto shown = [&](const pqkv::device_buffer<float>& of, std::size_t rows, std::size_t heads) {
+    return pqkv::as_const(pqkv::make_view<device>(of.data(), rows, heads, d));
+  };
+  const auto both = [&](auto f) { f(dense), f(tiers); };
+  for (std::size_t slot = 0; slot < b; ++slot) {
+    draw(1 + slot, key, h, prompt), draw(11 + slot, value, h, prompt);
+    both([&](auto& one) { one.prefill(gpu, slot, shown(key, h, prompt), shown(value, h, prompt)); });
+    pqkv::sync(gpu);
+  }
+  const auto results = [&](std::size_t which) { return pqkv::make_view<device>(out.data() + which * b * hq * d, b, hq, d); };
+  const auto flat = [&](std::size_t which) {
+    return pqkv::as_const(pqkv::make_view<device>(out.data() + which * b * hq * d, b * hq * d));
+  };
+  const captured_step whole(stream, [&] {
+    next_step_kernel<<<1, 1, 0, stream>>>(step.data());
+    draw(21, key, b, h), draw(22, value, b, h), draw(23, query, b, hq);
+    std::size_t which = 0;
+    both([&](auto& one) {
+      one.append(gpu, shown(key, b, h), shown(value, b, h));
+      one.attend(gpu, shown(query, b, hq), results(which++));
+    });
+    compare_step_kernel<<<static_cast<unsigned>(b * h), 256, 0, stream>>>(dense.rows().view(), tiers.rows().view(), prompt, step.data(),
+                                                                          static_cast<unsigned>(h), flat(0), flat(1), differ.data());
+  });
+  std::uint32_t counted[3] = {};
+  const std::size_t room = p.capacity;
+  const pqkv::device_buffer<std::int32_t> lists(2 * b * h * room, nullptr);
+  std::vector<std::int32_t> list(2 * b * h * room);
+  for (std::size_t n = 1; n <= steps; ++n) {
+    whole.launch();
+    if (n % 500 != 0 && n != steps) continue;
+    differ.download(counted, stream);
+    pqkv::sync(gpu);
+    all.check(counted[0] == 0, "long replay: %u rows in slow memory differ, step %zu", counted[0], n);
+    all.check(counted[1] == 0, "long replay: %u copies of newest rows differ, step %zu", counted[1], n);
+    all.check(counted[2] == 0, "long replay: %u numbers of attention differ, step %zu", counted[2], n);
+    pqkv::zero_bytes(gpu, lists.data(), lists.size_bytes());
+    std::size_t which = 0;
+    both([&](auto& one) {
+      one.retrieve(gpu, shown(query, b, hq), pqkv::make_view<device>(lists.data() + which * b * h * room, b, h, room),
+                   pqkv::make_view<device>(listed.data() + which * b * h, b, h));
+      ++which;
+    });
+    lists.download(list.data(), stream);
+    pqkv::sync(gpu);
+    const auto middle = list.begin() + static_cast<std::ptrdiff_t>(b * h * room);
+    all.check(list[0] >= 0 && std::equal(list.begin(), middle, middle), "long replay: lists differ, step %zu", n);
+    both([&](auto& one) { one.maintain(gpu); });
+    if (n % 5000 == 0 || n == steps)
+      for (std::size_t slot = 0; slot < b; ++slot)
+        all.check(saved(gpu, dense, slot) == saved(gpu, tiers, slot), "long replay: files of slot %zu differ, step %zu", slot, n);
+  }
+  const pqkv::tier_statistics last = tiers.rows().statistics(0);
+  all.check(last.hits > steps && last.misses > steps && last.admissions > 0, "long replay: %zu hits and %zu misses show nothing",
+            static_cast<std::size_t>(last.hits), static_cast<std::size_t>(last.misses));
+}
+
 /// Append, attend and cut in one captured step, with counts and lengths that change between replays.
 template <class Eviction>
 void replay_drafts(workload& work, cudaStream_t stream, const tier_sizes& sizes, verdict& all) {
@@ -250,9 +362,8 @@ int main(int argc, char** argv) {
   cudaStream_t stream = nullptr;
   pqkv::detail::check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "test", "cudaStreamCreateWithFlags");
   if (argc == 3 && std::string(argv[1]) == "--long") {
-    workload whole(1, argv, 1);
     verdict all("long replays over tiers");
-    replay<pqkv::eviction::tiny_lfu>(whole, stream, {16, 1024, 8, 64, 8}, std::stoul(argv[2]), all);
+    long_replay<pqkv::eviction::tiny_lfu>(stream, {16, 1024, 8, 64, 8}, std::stoul(argv[2]), all);
     cudaStreamDestroy(stream);
     return all.passed(1) ? 0 : 1;
   }
@@ -272,6 +383,7 @@ int main(int argc, char** argv) {
   replay<pqkv::eviction::tiny_lfu>(work, stream, {128, 128, 0, 64, 2}, steps, graphs);
   replay<pqkv::eviction::lfu>(work, stream, {16, 512, 8, 64, 8, of_head}, steps, graphs);
   replay<pqkv::eviction::lfu, pqkv::scaled_int8>(work, stream, {16, 512, 8, 64, 8, of_head}, steps, graphs);
+  if (!work.small()) long_replay<pqkv::eviction::tiny_lfu>(stream, {16, 1024, 8, 64, 8}, 2000, graphs);
   replay_drafts<pqkv::eviction::lfu>(work, stream, {16, 256, 8, 64, 8}, graphs);
   work.part(1);
   other_rows<float>(types);

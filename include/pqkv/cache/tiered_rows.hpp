@@ -107,7 +107,7 @@ class tiered_rows {
     if constexpr (is_on_host)
       return slow_.view();
     else
-      return {slow_.view(), tiers_.recent, tiers_.residents};
+      return {slow_.view(), tiers_.sinks, tiers_.recent, tiers_.residents};
   }
   auto store() const { return slow_.store(); }
   /// The rows as attention reads them.

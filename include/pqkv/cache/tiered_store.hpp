@@ -103,16 +103,15 @@ struct tier_statistics {
 };
 
 /// Rows in pinned host memory, read and written by a device's kernels. Unlike strided_rows it offers no strided keys: the bus is slow, so
-/// training copies the keys it reads many times to device memory first. A step that appends one token to a slot also writes the token's
-/// copy in device memory.
+/// training copies the keys it reads many times to device memory first. append() also keeps the copies in device memory up to date.
 template <row_scalar T>
 struct bus_rows {
   using value_type = T;
   using space_type = space::pinned;
 
   typename owned_rows<T, space::pinned>::view_type all;
-  view<typename token_row<T>::element_type, 3, space::device> recent{};  // the copies of newest tokens: tiered_store::recent
-  view<resident_tokens, 1, space::device> residents{};                   // tiered_store::residents
+  view<typename token_row<T>::element_type, 3, space::device> sinks{}, recent{};  // tiered_store::sinks and recent
+  view<resident_tokens, 1, space::device> residents{};                            // tiered_store::residents
 
   PQKV_HD constexpr std::size_t heads() const { return all.heads(); }
   PQKV_HD constexpr std::size_t tokens() const { return all.tokens(); }
@@ -121,6 +120,18 @@ struct bus_rows {
   PQKV_HD constexpr kv_row<T> value(std::size_t head, std::size_t token) const { return all.value(head, token); }
   PQKV_HD constexpr row_slot<T> key_slot(std::size_t head, std::size_t token) const { return all.key_slot(head, token); }
   PQKV_HD constexpr row_slot<T> value_slot(std::size_t head, std::size_t token) const { return all.value_slot(head, token); }
+  PQKV_HD typename token_row<T>::element_type* recent_row(std::size_t head, std::uint32_t token) const {
+    return &recent(head, token % static_cast<std::uint32_t>(recent.extent(1)), 0);
+  }
+  /// The copies that device memory lacks for a sequence of `length` tokens, and the row there of the i-th.
+  /// @{
+  PQKV_HD resident_update update_of(const resident_tokens& now, std::uint32_t length) const {
+    return resident_update::of(now, length, static_cast<std::uint32_t>(sinks.extent(1)), static_cast<std::uint32_t>(recent.extent(1)));
+  }
+  PQKV_HD typename token_row<T>::element_type* resident_row(const resident_update& update, std::size_t head, std::uint32_t i) const {
+    return update.is_sink(i) ? &sinks(head, update.token(i), 0) : recent_row(head, update.token(i));
+  }
+  /// @}
 };
 
 /// Both memories as one store for attention: a row is read from fast memory if it has a copy there, otherwise from slow memory. Copies are
@@ -149,13 +160,36 @@ struct tiered_store {
   PQKV_HD constexpr std::size_t tokens() const { return slow.tokens(); }
   PQKV_HD constexpr std::size_t head_dim() const { return slow.head_dim(); }
   PQKV_HD constexpr std::size_t row_bytes() const { return row_type::bytes(head_dim()); }
-  PQKV_HD kv_row<T> key(std::size_t head, std::size_t token) const {
-    const element_type* const row = fast_row(head, token);
-    return row != nullptr ? row_type::key(row, head_dim()) : slow.key(head, token);
-  }
-  PQKV_HD kv_row<T> value(std::size_t head, std::size_t token) const {
-    const element_type* const row = fast_row(head, token);
-    return row != nullptr ? row_type::value(row, head_dim()) : slow.value(head, token);
+  PQKV_HD kv_row<T> key(std::size_t head, std::size_t token) const { return of_head(head).key(head, token); }
+  PQKV_HD kv_row<T> value(std::size_t head, std::size_t token) const { return of_head(head).value(head, token); }
+
+  /// The rows of one head, with what does not depend on the token.
+  struct rows_of_head {
+    const tiered_store& store;
+    resident_tokens resident;
+    one_block_cache<Eviction> cache;
+
+    PQKV_HD kv_row<T> key(std::size_t head, std::size_t token) const {
+      const element_type* const row = fast_row(head, token);
+      return row != nullptr ? row_type::key(row, store.head_dim()) : store.slow.key(head, token);
+    }
+    PQKV_HD kv_row<T> value(std::size_t head, std::size_t token) const {
+      const element_type* const row = fast_row(head, token);
+      return row != nullptr ? row_type::value(row, store.head_dim()) : store.slow.value(head, token);
+    }
+    /// The row's copy in fast memory, or null.
+    PQKV_HD const element_type* fast_row(std::size_t head, std::size_t at) const {
+      const auto token = static_cast<std::uint32_t>(at);
+      if (token < resident.sinks) return &store.sinks(head, token, 0);
+      if (token >= resident.first && token < resident.last) return store.recent_row(head, token);
+      const std::uint32_t block = token / cache.block_tokens;
+      const std::int32_t held = cache.found(block);
+      if (held < 0) return nullptr;
+      return &store.blocks(head, static_cast<std::uint32_t>(held) * cache.block_tokens + (token - block * cache.block_tokens), 0);
+    }
+  };
+  PQKV_HD rows_of_head of_head(std::size_t head) const {
+    return {*this, residents(static_cast<std::uint32_t>(head) / kv_heads), cache_of_head(head)};
   }
 
   PQKV_HD constexpr std::size_t caches_of_slot() const { return kv_heads / cache_heads; }
@@ -171,7 +205,7 @@ struct tiered_store {
     return sum;
   }
   /// Whether a row has a copy in fast memory.
-  PQKV_HD bool has_copy(std::size_t head, std::size_t token) const { return fast_row(head, token) != nullptr; }
+  PQKV_HD bool has_copy(std::size_t head, std::size_t token) const { return of_head(head).fast_row(head, token) != nullptr; }
   PQKV_HD element_type* recent_row(std::size_t head, std::uint32_t token) const {
     return &recent(head, token % static_cast<std::uint32_t>(recent.extent(1)), 0);
   }
@@ -190,18 +224,6 @@ struct tiered_store {
     if (one.found(block) >= 0) return 0;
     const std::uint64_t begin = std::uint64_t{block} * one.block_tokens, end = begin + one.block_tokens;
     return resident.missing(begin > first ? static_cast<std::uint32_t>(begin) : first, end < last ? static_cast<std::uint32_t>(end) : last);
-  }
-
- private:
-  PQKV_HD const element_type* fast_row(std::size_t head, std::size_t at) const {
-    const auto token = static_cast<std::uint32_t>(at), slot = static_cast<std::uint32_t>(head) / kv_heads;
-    const resident_tokens& resident = residents(slot);
-    if (token < resident.sinks) return &sinks(head, token, 0);
-    if (token >= resident.first && token < resident.last) return recent_row(head, token);
-    const one_block_cache<Eviction> one = cache_of_head(head);
-    const std::uint32_t block = token / one.block_tokens;
-    const std::int32_t held = one.found(block);
-    return held < 0 ? nullptr : &blocks(head, static_cast<std::uint32_t>(held) * one.block_tokens + (token - block * one.block_tokens), 0);
   }
 };
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../../attention.hpp"
+#include "../../cache/tiered_store.hpp"
 #include "../../core/canonical.hpp"
 #include "arena.cuh"
 #include "attention_merge.cuh"
@@ -41,6 +42,18 @@ __device__ std::size_t mapped_head(const mapped_store<Store>& store, std::size_t
 }
 /// @}
 
+/// The rows of one head: what does not depend on the token is read once.
+/// @{
+template <class Store>
+__device__ const Store& rows_of_head(const Store& store, std::size_t) {
+  return store;
+}
+template <class T, class E, class Space, class Slow>
+__device__ auto rows_of_head(const tiered_store<T, E, Space, Slow>& store, std::size_t head) {
+  return store.of_head(head);
+}
+/// @}
+
 /// For rows of half, bfloat16 or 8-bit integers. grid.x: splits; grid.y: lists; grid.z: groups of up to eight of a list's query heads.
 template <unsigned Dims, unsigned Warps, class Store>
 __global__ void __launch_bounds__(Warps * 32)
@@ -57,8 +70,10 @@ __global__ void __launch_bounds__(Warps * 32)
   __shared__ typename warp_part::third_parts third;
   warp_part mine(memory + warp * warp_part::ring_bytes, third, d);
   const auto asked = mine.read_queries(own.queries, [&](unsigned q) { return &query(own.first_query + q, 0); });
+  const std::size_t head = mapped_head(store, own.kv_head);
+  const auto& rows = rows_of_head(mapped(store), head);
   mine.attend(
-      mapped(store), mapped_head(store, own.kv_head), own.begin, own.end, warp, Warps, [&](std::uint32_t i) { return own.token_at(i); },
+      rows, head, own.begin, own.end, warp, Warps, [&](std::uint32_t i) { return own.token_at(i); },
       [&] {
         mine.set_queries(asked, own.queries, shape.scale.scale);
         __syncthreads();
@@ -153,8 +168,8 @@ __global__ void __launch_bounds__(Warps * 32)
   if (own_share.begin == own_share.end) return own_share.write_nothing(parts);
   const unsigned hq = static_cast<unsigned>(query.extent(0)), q0 = own_share.first_query, queries = own_share.queries,
                  d = static_cast<unsigned>(store.head_dim()), reader = threadIdx.x / Lanes;
-  const auto& rows = mapped(store);
   const std::size_t head = mapped_head(store, own_share.kv_head);
+  const auto& rows = rows_of_head(mapped(store), head);
   const canonical::softmax_scale scale = shape.scale;
   const std::uint32_t begin = own_share.begin, end = own_share.end;
   const auto token_at = [&](std::uint32_t i) { return own_share.token_at(i); };

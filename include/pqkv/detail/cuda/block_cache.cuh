@@ -19,8 +19,40 @@ namespace detail {
 
 inline constexpr unsigned admit_threads = 512;
 
+/// Which bits many numbers have in common, and how many numbers there are. In shared memory.
+struct common_digits {
+  std::uint32_t all[2], any[2], count;
+
+  /// By all threads of the CTA, each with what its own numbers have in common; ends with a barrier.
+  __device__ common_digits& add(const std::uint32_t (&own_all)[2], const std::uint32_t (&own_any)[2], std::uint32_t own_count) {
+    if (threadIdx.x == 0) all[0] = all[1] = 0xffffffffu, any[0] = any[1] = count = 0;
+    __syncthreads();
+    std::uint32_t of_all[2], of_any[2];
+    for (unsigned w = 0; w < 2; ++w) {
+      of_all[w] = __reduce_and_sync(block::all_lanes, own_all[w]);
+      of_any[w] = __reduce_or_sync(block::all_lanes, own_any[w]);
+    }
+    const std::uint32_t of_warp = __reduce_add_sync(block::all_lanes, own_count);
+    if (threadIdx.x % 32 == 0 && of_warp != 0) {
+      for (unsigned w = 0; w < 2; ++w) atomicAnd(&all[w], of_all[w]), atomicOr(&any[w], of_any[w]);
+      atomicAdd(&count, of_warp);
+    }
+    __syncthreads();
+    return *this;
+  }
+  /// The digits of eight bits that are the same in all numbers, as ones.
+  __device__ std::uint64_t same() const {
+    std::uint64_t digits = 0;
+    for (unsigned shift = 0; shift < 64; shift += 8)
+      if (((all[shift / 32] ^ any[shift / 32]) >> shift % 32 & 255) == 0) digits |= std::uint64_t{255} << shift;
+    return digits;
+  }
+  __device__ std::uint64_t shared() const { return std::uint64_t{all[1]} << 32 | all[0]; }
+};
+
 /// The shared memory of block_lowest().
 struct lowest_scratch {
+  common_digits* common;
   std::uint64_t* orders;    // [wanted]
   std::uint32_t* numbers;   // [wanted]
   std::uint32_t* in_digit;  // [256] how many numbers have each digit
@@ -67,16 +99,25 @@ __device__ unsigned block_lowest(unsigned n, unsigned wanted, Order order, const
     for (unsigned i = kept * blockDim.x + threadIdx.x; i < n; i += blockDim.x)
       if (const std::uint64_t x = order(i); x != never) take(i, x);
   };
-  std::uint64_t prefix = 0, fixed = 0, bound = never - 1;
-  for (unsigned remaining = wanted, shift = 64; shift != 0;) {
+  std::uint32_t all[2] = {0xffffffffu, 0xffffffffu}, any[2] = {0, 0}, count_of_thread = 0;  // bits of all numbers, of any number
+  for_numbers([&](unsigned, std::uint64_t x) {
+    const std::uint32_t half[2] = {static_cast<std::uint32_t>(x), static_cast<std::uint32_t>(x >> 32)};
+    for (unsigned w = 0; w < 2; ++w) all[w] &= half[w], any[w] |= half[w];
+    ++count_of_thread;
+  });
+  common_digits& common = scratch.common->add(all, any, count_of_thread);
+  const std::uint64_t same = common.same();  // digits that all numbers share need no pass
+  std::uint64_t prefix = common.shared() & same, fixed = same, bound = never - 1;
+  for (unsigned remaining = wanted, shift = 64; shift != 0 && common.count > wanted;) {
     shift -= 8;
+    if ((same >> shift & 255) == 255) continue;
     if (threadIdx.x < 256) scratch.in_digit[threadIdx.x] = 0;
     __syncthreads();
     for_numbers([&](unsigned, std::uint64_t x) {
       if ((x & fixed) != prefix) return;
       const auto digit = static_cast<unsigned>(x >> shift & 255);
-      const unsigned same = __match_any_sync(__activemask(), digit);  // most numbers have the same upper digits
-      if ((same & ((1u << threadIdx.x % 32) - 1)) == 0) atomicAdd(&scratch.in_digit[digit], static_cast<std::uint32_t>(__popc(same)));
+      const unsigned peers = __match_any_sync(__activemask(), digit);  // many numbers have the same upper digits
+      if ((peers & ((1u << threadIdx.x % 32) - 1)) == 0) atomicAdd(&scratch.in_digit[digit], static_cast<std::uint32_t>(__popc(peers)));
     });
     __syncthreads();
     if (threadIdx.x < 32) find_digit(scratch, remaining);
@@ -185,7 +226,9 @@ __device__ void admit_by_cta(const one_block_cache<E>& one, std::uint32_t final_
   const std::uint32_t touched = one.progress->touched;
   const std::uint64_t first = one.first_stamp();
   block::shared_memory memory;
+  __shared__ common_digits common;
   lowest_scratch scratch;
+  scratch.common = &common;
   scratch.orders = memory.take<std::uint64_t>(one.admit);
   scratch.numbers = memory.take<std::uint32_t>(one.admit);
   scratch.in_digit = memory.take<std::uint32_t>(256 + 4);

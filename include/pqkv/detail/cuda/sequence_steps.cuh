@@ -16,6 +16,15 @@
 namespace pqkv::inline PQKV_MODE {
 namespace detail {
 
+/// Where rows are in host memory: brings their copies up to date after a step with several tokens a row.
+template <class Rows>
+void refresh_residents(const launcher&, const Rows&, const appended_tokens<space::device>&, unsigned, unsigned) {}
+template <class T>
+void refresh_residents(const launcher& launch, const bus_rows<T>& rows, const appended_tokens<space::device>& call, unsigned h,
+                       unsigned all) {
+  launch("refresh_residents_kernel", refresh_residents_kernel<T>, {dim3(h, all, tuning::tier_refresh_ctas), 256}, rows, call);
+}
+
 /// The launches of append().
 /// @param index  pq_index_view or no_index
 /// @param keys, values  [tokens, h, d]; views without data if the rows are in the store already
@@ -47,6 +56,7 @@ void append_step(const P& policy, const Rows& rows, const Index& index, const ap
   if constexpr (!std::is_same_v<Index, no_index>)
     encode_leaving(launch, index, rows, step_leaving<Places>{call, places}, count, call.tokens);
   launch("commit_step_kernel", commit_step_kernel<Index, Places>, {dim3(all), 256}, index, call, places);
+  refresh_residents(launch, rows, call, h, all);
 }
 
 /// Records the outcome of a prompt or a training. One thread.

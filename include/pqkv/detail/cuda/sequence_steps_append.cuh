@@ -74,51 +74,101 @@ __device__ void store_token(const Rows& rows, std::size_t head, std::size_t t, k
   if (lane == 0 && bad_value) bad(1u);
 }
 
-/// The copy in fast memory of a token that a step appends. Does nothing if all rows are in one memory.
+/// The copies in fast memory of the tokens of a sequence that grows by one. Does nothing if all rows are in one memory.
 template <class Rows>
 struct newest_copy {
-  __device__ newest_copy(const Rows&, std::size_t, std::uint32_t) {}
+  __device__ newest_copy(const Rows&, std::size_t) {}
+  __device__ void grow(const Rows&, std::uint32_t) {}
   template <class K, class V>
   __device__ void store(const Rows&, std::size_t, kv_row<K>, kv_row<V>) const {}
   __device__ auto key(const Rows& rows, std::size_t head, std::uint32_t t) const { return rows.key(head, t); }
-  __device__ void commit(const Rows&) const {}
+  __device__ void commit(const Rows&, unsigned) const {}
 };
 
-/// For rows in host memory: the new row is also copied to the newest tokens in device memory, if these end just before it. Keys that have a
-/// copy there are read from the copy, except the key whose place the new row takes.
+/// A warp copies a token's row, which is contiguous in host memory: K, then V, then scales if it has any; a whole number of 16 bytes.
+template <class T>
+__device__ void copy_bus_row(const bus_rows<T>& rows, std::size_t head, std::size_t token, typename token_row<T>::element_type* to) {
+  const auto* const from = reinterpret_cast<const uint4*>(rows.all.key(head, token).data);
+  const unsigned packs = static_cast<unsigned>(token_row<T>::bytes(rows.head_dim()) / sizeof(uint4));
+  for (unsigned at = threadIdx.x % 32; at < packs; at += 32) reinterpret_cast<uint4*>(to)[at] = from[at];
+}
+
+/// For rows in host memory: the new row is copied to device memory, and with it the sinks and newest tokens that are not there yet, as after
+/// a prompt or a cut. Keys that have a copy are read from it, except the key whose place the new row takes.
 template <class T>
 struct newest_copy<bus_rows<T>> {
   using row_type = token_row<T>;
 
   std::size_t slot;
-  std::uint32_t n, room;
+  std::uint32_t n = 0, room;
   resident_tokens now;
-  bool joins;
 
-  /// Must come before the barrier after which the slot's last CTA may commit.
-  __device__ newest_copy(const bus_rows<T>& rows, std::size_t of, std::uint32_t token)
-      : slot(of), n(token), room(static_cast<std::uint32_t>(rows.recent.extent(1))), now(rows.residents(of)), joins(now.last == token) {}
-  __device__ auto* row(const bus_rows<T>& rows, std::size_t head, std::uint32_t t) const { return &rows.recent(head, t % room, 0); }
+  /// Reads what is there. Must come before the barrier after which the slot's last CTA may commit.
+  __device__ newest_copy(const bus_rows<T>& rows, std::size_t of)
+      : slot(of), room(static_cast<std::uint32_t>(rows.recent.extent(1))), now(rows.residents(of)) {}
+  /// @param token  that is appended
+  __device__ void grow(const bus_rows<T>&, std::uint32_t token) { n = token; }
   /// By all threads of the CTA.
   template <class K, class V>
   __device__ void store(const bus_rows<T>& rows, std::size_t head, kv_row<K> key, kv_row<V> value) const {
-    if (!joins) return;
-    const std::size_t d = rows.head_dim();
-    store_elements(key, row_type::key_slot(row(rows, head, n), d), d, threadIdx.x, blockDim.x);
-    store_elements(value, row_type::value_slot(row(rows, head, n), d), d, blockDim.x - 1 - threadIdx.x, blockDim.x);
+    const auto store_to = [&](auto* row) {
+      const std::size_t d = rows.head_dim();
+      store_elements(key, row_type::key_slot(row, d), d, threadIdx.x, blockDim.x);
+      store_elements(value, row_type::value_slot(row, d), d, blockDim.x - 1 - threadIdx.x, blockDim.x);
+    };
+    store_to(rows.recent_row(head, n));
+    if (n < rows.sinks.extent(1)) store_to(&rows.sinks(head, n, 0));
+    if (is_usual(rows)) return;
+    const resident_update update = rows.update_of(now, n + 1);
+#pragma unroll 4
+    for (std::uint32_t i = threadIdx.x / 32; i < update.count(); i += blockDim.x / 32)
+      if (update.token(i) != n) copy_bus_row(rows, head, update.token(i), rows.resident_row(update, head, i));
   }
   __device__ kv_row<T> key(const bus_rows<T>& rows, std::size_t head, std::uint32_t t) const {
-    return t >= now.first && t < now.last && t + room > n ? row_type::key(row(rows, head, t), rows.head_dim()) : rows.key(head, t);
+    return t >= now.first && t < now.last && t + room > n ? row_type::key(rows.recent_row(head, t), rows.head_dim()) : rows.key(head, t);
   }
-  /// By one thread.
-  __device__ void commit(const bus_rows<T>& rows) const {
-    if (!joins) return;
-    resident_tokens& of = rows.residents(slot);
-    const bool was_empty = now.first == now.last;
-    of.first = was_empty ? n : now.first + room > n ? now.first : n + 1 - room;
-    of.last = n + 1;
+  /// By one thread. @param heads  of the slot
+  __device__ void commit(const bus_rows<T>& rows, unsigned heads) const {
+    const resident_update update = rows.update_of(now, n + 1);
+    const std::uint32_t stored = n < rows.sinks.extent(1) ? 2 : 1;  // the new token's, as a sink and as one of the newest
+    resident_tokens after = update.after;
+    after.slow_rows += std::uint64_t{update.count() - stored} * heads;
+    rows.residents(slot) = after;
+  }
+
+ private:
+  /// Whether the new token's is the only row to copy.
+  __device__ bool is_usual(const bus_rows<T>& rows) const {
+    const auto sinks = static_cast<std::uint32_t>(rows.sinks.extent(1));
+    return now.last == n && now.first != now.last && (now.first == 0 || now.first + room <= n + 1) && now.sinks == (sinks < n ? sinks : n);
   }
 };
+
+/// grid.x: KV heads; grid.y: rows of a step; grid.z: CTAs that share a head's rows. Copies the sinks and newest tokens of rows in host
+/// memory that device memory lacks. The CTA that takes a row's last ticket records what is there: by then all others have read what was.
+template <class T>
+PQKV_HIDDEN __global__ void __launch_bounds__(256) refresh_residents_kernel(bus_rows<T> rows, appended_tokens<space::device> call) {
+  const std::uint32_t row = blockIdx.y, slot = call.step.slot(row);
+  if (slot >= call.slots.sequences.extent(0) || call.step.count(row) == 0) return;
+  const resident_update update = rows.update_of(rows.residents(slot), call.slots.sequences(slot).n);
+  if (update.count() == 0) return;
+  __syncthreads();  // all threads have read what is there
+  bool is_last = false;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    is_last = atomicAdd(&call.slots.tickets(row), 1u) + 1 == gridDim.x * gridDim.z;
+  }
+  const std::size_t head = std::size_t{slot} * gridDim.x + blockIdx.x;
+  const unsigned warps = blockDim.x / 32;
+#pragma unroll 4
+  for (std::uint32_t at = blockIdx.z * warps + threadIdx.x / 32; at < update.count(); at += gridDim.z * warps)
+    copy_bus_row(rows, head, update.token(at), rows.resident_row(update, head, at));
+  if (!is_last) return;
+  call.slots.tickets(row) = 0;
+  resident_tokens after = update.after;
+  after.slow_rows += std::uint64_t{update.count()} * gridDim.x;
+  rows.residents(slot) = after;
+}
 
 /// One warp for each row of a prompt.
 template <class Rows, class K, class V, class From>
@@ -159,6 +209,7 @@ __global__ void __launch_bounds__(max_centroids)
   const std::size_t head = std::size_t{slot} * gridDim.x + blockIdx.x;
   slot_statistics& statistics = call.slots.statistics(slot);
   const sequence now = call.slots.sequences(slot);
+  newest_copy<Rows> newest(rows, slot);  // read beside the sequence
   [[maybe_unused]] const float* centroids = nullptr;
   [[maybe_unused]] subspace_share own{};
   if constexpr (!std::is_same_v<Index, no_index>) {
@@ -171,7 +222,7 @@ __global__ void __launch_bounds__(max_centroids)
     block::wait_copies<0>();
     return;
   }
-  const newest_copy<Rows> newest(rows, slot, now.n);
+  newest.grow(rows, now.n);
   __syncthreads();  // all threads have read the sequence
   bool is_last = false;
   if (threadIdx.x == blockDim.x - 1) {  // in a warp with little else to do, since the fence takes as long as a read of memory
@@ -202,7 +253,7 @@ __global__ void __launch_bounds__(max_centroids)
     block::wait_copies<0>();  // also where no key leaves
   }
   if (is_last) {
-    if (has_keys) newest.commit(rows);
+    if (has_keys) newest.commit(rows, gridDim.x);
     call.slots.tickets(row) = 0;
     call.slots.sequences(slot) = now.grown(1);
   }

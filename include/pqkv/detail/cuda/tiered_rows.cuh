@@ -2,9 +2,10 @@
 // Moves rows between pinned host memory and a device's. Every launch has a fixed shape and reads on the device what there is to do, so a
 // captured step can be replayed while the sequences grow and the blocks in fast memory change.
 //
-// A step, in order: append_token_kernel writes a new row to both memories; refresh_residents_kernel copies the sinks and newest tokens that
-// are not there yet; attention reads each row where it is; beside it look_up_rows_kernel counts what was selected and admit_rows_kernel
-// decides which blocks enter; copy_admitted_kernel copies their rows, and the last CTA of a slot makes them valid.
+// A step, in order: append_token_kernel writes a new row to both memories, and copies the sinks and newest tokens that are not in fast
+// memory yet; attention reads each row where it is; beside it look_up_rows_kernel counts what was selected and admit_rows_kernel decides which
+// blocks enter; copy_admitted_kernel copies their rows, and the last CTA of a slot makes them valid. A step with several tokens a row ends
+// append() with refresh_residents_kernel instead. An attend() that follows a prompt without an append() reads such rows over the bus.
 //
 // Who waits for whom: look_up_rows_kernel and admit_rows_kernel begin while attention runs. The first needs what attention has waited for.
 // The second waits, by a counter in memory, until all CTAs of the first have ended; all of them run by then, since a kernel begins early
@@ -38,30 +39,6 @@ __device__ inline bool is_last_ticket(std::uint32_t& ticket, unsigned all) {
   if (atomicAdd(&ticket, 1u) + 1 != all) return false;
   ticket = 0;
   return true;
-}
-
-/// grid.x: KV heads; grid.y: query tokens; grid.z: CTAs that share a head's rows. The last query of each slot knows its length. The CTA
-/// that takes a slot's last ticket records what is there: by then all others have read what was.
-template <class T, class E>
-PQKV_HIDDEN __global__ void __launch_bounds__(256)
-    refresh_residents_kernel(device_tiers<T, E> tiers, fetched_tokens<space::device> wanted) {
-  block::release_dependents();
-  block::wait_for_last_kernel();
-  const std::size_t i = blockIdx.y, slot = wanted.plan.slots(i);
-  if (!wanted.is_last_of_slot(i)) return;
-  const resident_update update = tiers.update_of(tiers.residents(slot), wanted.length(i));
-  if (update.count() == 0) return;
-  __syncthreads();  // all threads have read what is there
-  bool is_last = false;
-  if (threadIdx.x == 0) is_last = is_last_ticket(tiers.tickets(slot), gridDim.x * gridDim.z);
-  const std::size_t head = slot * gridDim.x + blockIdx.x;
-  const unsigned warps = blockDim.x / 32;
-  for (std::uint32_t at = blockIdx.z * warps + threadIdx.x / 32; at < update.count(); at += gridDim.z * warps)
-    copy_slow_row(tiers, head, update.token(at), tiers.resident_row(update, head, at));
-  if (!is_last) return;
-  resident_tokens after = update.after;
-  after.slow_rows += std::uint64_t{update.count()} * gridDim.x;
-  tiers.residents(slot) = after;
 }
 
 /// grid.x: lists; grid.y: CTAs that share a list. The last CTA to end counts the pass.
@@ -170,20 +147,11 @@ PQKV_HIDDEN __global__ void __launch_bounds__(256) truncate_rows_kernel(device_t
 
 }  // namespace detail
 
+/// append() has made the copies.
 template <>
 struct kernel<op::fetch_rows, backend::cuda> {
   template <class P, class T, class E>
-  static void run(const P& policy, const detail::device_tiers<T, E>& tiers, const fetched_tokens<space::device>& wanted) {
-    const detail::launcher launch(policy, "attend");
-    const unsigned tokens = static_cast<unsigned>(wanted.tokens());
-    if (tokens == 0) return;
-    const auto refresh = detail::refresh_residents_kernel<T, E>;
-    launch("refresh_residents_kernel", refresh,
-           {.grid = dim3(tiers.kv_heads, tokens, detail::tuning::tier_refresh_ctas),
-            .threads = 256,
-            .early = launch.is_built_for_hopper(refresh)},
-           tiers, wanted);
-  }
+  static void run(const P&, const detail::device_tiers<T, E>&, const fetched_tokens<space::device>&) {}
 };
 
 template <>
