@@ -93,8 +93,8 @@ __device__ void copy_bus_row(const bus_rows<T>& rows, std::size_t head, std::siz
   for (unsigned at = threadIdx.x % 32; at < packs; at += 32) reinterpret_cast<uint4*>(to)[at] = from[at];
 }
 
-/// For rows in host memory: the new row is copied to device memory, and with it the sinks and newest tokens that are not there yet, as after
-/// a prompt or a cut. Keys that have a copy are read from it, except the key whose place the new row takes.
+/// For rows in host memory: the new row is copied to device memory, and with it the sinks and newest tokens that are not there yet, as
+/// after a prompt or a cut. Keys that have a copy are read from it, except the key whose place the new row takes.
 template <class T>
 struct newest_copy<bus_rows<T>> {
   using row_type = token_row<T>;

@@ -3,9 +3,9 @@
 // captured step can be replayed while the sequences grow and the blocks in fast memory change.
 //
 // A step, in order: append_token_kernel writes a new row to both memories, and copies the sinks and newest tokens that are not in fast
-// memory yet; attention reads each row where it is; beside it look_up_rows_kernel counts what was selected and admit_rows_kernel decides which
-// blocks enter; copy_admitted_kernel copies their rows, and the last CTA of a slot makes them valid. A step with several tokens a row ends
-// append() with refresh_residents_kernel instead. An attend() that follows a prompt without an append() reads such rows over the bus.
+// memory yet; attention reads each row where it is; beside it look_up_rows_kernel counts what was selected and admit_rows_kernel decides
+// which blocks enter; copy_admitted_kernel copies their rows, and the last CTA of a slot makes them valid. A step with several tokens a
+// row ends append() with refresh_residents_kernel instead. An attend() without an append() after a prompt reads such rows over the bus.
 //
 // Who waits for whom: look_up_rows_kernel and admit_rows_kernel begin while attention runs. The first needs what attention has waited for.
 // The second waits, by a counter in memory, until all CTAs of the first have ended; all of them run by then, since a kernel begins early
