@@ -3,11 +3,11 @@
 // a device's. Fast memory is small and has copies of the rows that attention reads most: sinks, the newest tokens, and the blocks of the
 // middle that a block cache chooses. Attention reads each row from where it is, so its result has the same bits as with one memory.
 //
-// A step has three parts: fetch() updates the copies of sinks and newest tokens (on a device append() does); attention reads, and look_up() counts
-// what it finds in the block cache; admit() lets blocks enter the cache and copies their rows. On a device attention finds each row itself, so the look-ups run
-// beside it; on the host fetch() makes them. pqcache makes these calls. Everything else that reads or writes rows (a prompt, training, a
-// fork, a saved slot) uses slow memory, which always has every row. On a device each part is made of kernels whose launch shapes are fixed,
-// so a captured step can be replayed while the sequences grow.
+// A step has three parts: fetch() updates the copies of sinks and newest tokens (on a device append() does); attention reads, and
+// look_up() counts what it finds in the block cache; admit() lets blocks enter the cache and copies their rows. On a device attention
+// finds each row itself, so the look-ups run beside it; on the host fetch() makes them. pqcache makes these calls. Everything else that
+// reads or writes rows (a prompt, training, a fork, a saved slot) uses slow memory, which always has every row. On a device each part is
+// made of kernels whose launch shapes are fixed, so a captured step can be replayed while the sequences grow.
 //
 // Not for a slow memory that attention cannot read directly. Source: PQCache, SIGMOD 2025.
 #pragma once
