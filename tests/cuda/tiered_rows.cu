@@ -94,11 +94,16 @@ struct twins {
   /// Of lives in which both caches over tiers have answered the same.
   void same_counts(verdict& all, std::size_t batch, const char* what, std::size_t step) {
     cudaDeviceSynchronize();
+    // Where a step takes several passes, a host has copies of the newest tokens up to each pass, and a device up to the step's end. So the
+    // first passes of a device miss a few tokens more.
     for (std::size_t slot = 0; slot < batch; ++slot) {
       const pqkv::tier_statistics there = tiers.on_gpu().rows().statistics(slot), here = tiers.on_host().rows().statistics(slot);
-      // A device that appends one token to a slot has it in both memories at once, and need not read it back.
-      all.check(there.hits == here.hits && there.misses == here.misses && there.admissions == here.admissions &&
-                    there.evictions == here.evictions && there.slow_bytes <= here.slow_bytes && (there.misses == 0 || there.slow_bytes > 0),
+      const std::uint64_t more = there.misses - here.misses, row = tiers.on_host().rows().tiers().row_bytes();
+      const bool same_hits = there.misses >= here.misses && more <= (here.hits + here.misses) / 20 && there.hits + more == here.hits;
+      // A device has what it appends in both memories at once, and need not read it back.
+      const bool same_bytes = there.slow_bytes <= here.slow_bytes + more * row;
+      all.check(same_hits && same_bytes && there.admissions == here.admissions && there.evictions == here.evictions &&
+                    (there.misses == 0 || there.slow_bytes > 0),
                 "%s: slot %zu has hits %zu of %zu, misses %zu of %zu, bytes %zu of %zu, admissions %zu of %zu, step %zu", what, slot,
                 static_cast<std::size_t>(there.hits), static_cast<std::size_t>(here.hits), static_cast<std::size_t>(there.misses),
                 static_cast<std::size_t>(here.misses), static_cast<std::size_t>(there.slow_bytes),

@@ -28,13 +28,12 @@ struct sums_beside {
     const float scan = look_up_time(ctas, n), spare = time_after_spare(ctas, resident, n);
     return scan + std::min(spare, time_before_all(ctas, resident));
   }
-  /// The same where the CTAs of a list are spread over the device.
+  /// The same where the CTAs of a list are spread over the device; more than any time if so many clusters cannot share the lists.
   /// @param parts       CTAs of a list
   /// @param ctas        of a cluster
   /// @param of_clusters  that sum
   float time_spread(unsigned parts, unsigned ctas, unsigned of_clusters, std::size_t n) const {
-    const unsigned lists_together = (call.lists + of_clusters - 1) / of_clusters;
-    if (lists_together > ctas) return 1e30f;
+    if (lists_together(of_clusters) > ctas || used(of_clusters, ctas) != of_clusters) return 1e30f;
     const float scan = look_up_time(parts, n);
     return scan + std::max(0.0f, time_of_sums(ctas, of_clusters) - 10.0f - scan / 2);
   }
@@ -58,11 +57,18 @@ struct sums_beside {
   // measured: clock stamps of a step, 8 lists of 4 x 8 bits and 16 tiles, 8-bit rows, H200, 2026-11-30: a list's sums are there 8 us after
   // the launch has begun and 1.1 us more for each tile of a CTA; look-ups take 1.2 us for 4096 tokens of a CTA, and there are two; the sums
   // are needed after the first and 10 us more; a cluster that begins when another has ended loses 3 us
+  /// Lists of a cluster if so many share them.
+  unsigned lists_together(unsigned of_clusters) const { return (call.lists + of_clusters - 1) / of_clusters; }
+  /// How many of so many clusters get a list.
+  unsigned used(unsigned of_clusters, unsigned ctas) const {
+    const unsigned together = std::min(lists_together(of_clusters), ctas);
+    return std::min(of_clusters, (call.lists + together - 1) / together);
+  }
   void share(unsigned ctas, unsigned most) {
     call.shape.ctas = ctas;
-    call.shape.side_by_side = std::min((call.lists + most - 1) / most, ctas);
-    clusters = std::min(most, (call.lists + call.shape.side_by_side - 1) / call.shape.side_by_side);
+    call.shape.side_by_side = std::min(lists_together(most), ctas);
     call.shape.tiles_at_once = attended_shape::most_tiles;
+    clusters = used(most, ctas);
   }
   float time_of_sums(unsigned ctas, unsigned of_clusters) const {
     constexpr float tiles = 16;

@@ -310,8 +310,8 @@ struct kernel<op::attention, backend::cuda> {
                                                            std::integral_constant<unsigned, Runs>) {
       const auto merged = detail::merge_kernel<Slices, Runs, Output>;
       launch("merge_kernel", merged,
-             {dim3(static_cast<unsigned>(hq)), Slices * detail::merge_columns, 0, 1, launch.is_built_for_hopper(merged)}, parts,
-             static_cast<unsigned>(splits), output);
+             {.grid = dim3(static_cast<unsigned>(hq)), .threads = Slices * detail::merge_columns, .early = launch.is_built_for_hopper(merged)},
+             parts, static_cast<unsigned>(splits), output);
     };
     const auto merge_slices = [&](auto slices) {
       d > detail::merge_columns ? merge(slices, std::integral_constant<unsigned, 2>{})

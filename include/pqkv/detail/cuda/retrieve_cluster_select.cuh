@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The last steps of cluster_ranking: tokens are compared with the bracket, and what is inside gives the threshold and the list.
+// The last steps of cluster_ranking: tokens are compared with the bracket, and what is inside gives the threshold and the list. All are
+// inlined: a call would put the ranking, whose members are in registers, into memory.
 #pragma once
 
 #include "retrieve_cluster_steps.cuh"
@@ -7,7 +8,7 @@
 namespace pqkv::inline PQKV_MODE::detail {
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
-__device__ bool cluster_ranking<Threads, Pack, Lists, Ranks>::write(std::uint32_t k, std::int32_t* out) {
+__device__ __forceinline__ bool cluster_ranking<Threads, Pack, Lists, Ranks>::write(std::uint32_t k, std::int32_t* out) {
   const block::bracket_counts of_lane = counts_of_lane(), before = of_lane.up_to(team_.rank()), all = of_lane.up_to(team_.size());
   if (!kept_all(of_lane) || all.inside > shape_.copied || !all.holds(k)) return false;
   const block::bracket_place place(all, k);
@@ -38,7 +39,7 @@ __device__ bool cluster_ranking<Threads, Pack, Lists, Ranks>::write(std::uint32_
 }
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
-__device__ void cluster_ranking<Threads, Pack, Lists, Ranks>::write_by_radix(std::uint32_t k, std::uint32_t* keys, std::int32_t* out) {
+__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::write_by_radix(std::uint32_t k, std::uint32_t* keys, std::int32_t* out) {
   lookups_.copy(scorer_.entries());  // write() may have put keys there
   __syncthreads();
   const std::uint32_t first = begin_ < tokens_.lead ? 0 : begin_ - tokens_.lead, last = end_ < tokens_.lead ? 0 : end_ - tokens_.lead;
@@ -61,7 +62,7 @@ __device__ void cluster_ranking<Threads, Pack, Lists, Ranks>::write_by_radix(std
 }
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
-__device__ void cluster_ranking<Threads, Pack, Lists, Ranks>::copy_inside(const block::bracket_counts& of_lane) {
+__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::copy_inside(const block::bracket_counts& of_lane) {
   const std::uint32_t first = block::warp_prefix(of_lane.inside);
   for (unsigned rank = threadIdx.x / 32; rank < team_.size(); rank += Threads / 32) {
     const std::uint32_t count = __shfl_sync(block::all_lanes, of_lane.inside, static_cast<int>(rank));
@@ -79,7 +80,7 @@ __device__ void cluster_ranking<Threads, Pack, Lists, Ranks>::copy_inside(const 
 }
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
-__device__ void cluster_ranking<Threads, Pack, Lists, Ranks>::mark(const block::threshold& limit, const block::bracket_place& place) {
+__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::mark(const block::threshold& limit, const block::bracket_place& place) {
   for (std::uint32_t w = threadIdx.x; w < words(); w += Threads) {
     const std::uint32_t upper = upper_[w], lower = lower_[w];
     upper_[w] = place.is_high ? upper & lower : upper;
@@ -95,7 +96,7 @@ __device__ void cluster_ranking<Threads, Pack, Lists, Ranks>::mark(const block::
 }
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
-__device__ void cluster_ranking<Threads, Pack, Lists, Ranks>::compare(const block::bracket& limits) {
+__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::compare(const block::bracket& limits) {
   const comparison filter{limits,
                           limits.low < limits.high ? limits.low : 0xffffffffu,
                           begin_,

@@ -126,8 +126,12 @@ struct kernel<op::top_k, backend::cuda> {
     const unsigned cluster = n > 4096 ? launch.largest_cluster(kernel) : 1;
     const std::size_t cached = std::min<std::size_t>(n / cluster + 32, detail::tuning::select_cached_keys);
     launch("top_k_kernel", kernel,
-           {dim3(cluster, rows), threads, cached * sizeof(std::uint32_t), cluster, launch.is_built_for_hopper(kernel)}, scores, indices,
-           static_cast<unsigned>(cached));
+           {.grid = dim3(cluster, rows),
+            .threads = threads,
+            .shared_bytes = cached * sizeof(std::uint32_t),
+            .cluster = cluster,
+            .early = launch.is_built_for_hopper(kernel)},
+           scores, indices, static_cast<unsigned>(cached));
   }
 };
 
