@@ -310,7 +310,9 @@ struct kernel<op::attention, backend::cuda> {
                                                            std::integral_constant<unsigned, Runs>) {
       const auto merged = detail::merge_kernel<Slices, Runs, Output>;
       launch("merge_kernel", merged,
-             {.grid = dim3(static_cast<unsigned>(hq)), .threads = Slices * detail::merge_columns, .early = launch.is_built_for_hopper(merged)},
+             {.grid = dim3(static_cast<unsigned>(hq)),
+              .threads = Slices * detail::merge_columns,
+              .early = launch.is_built_for_hopper(merged)},
              parts, static_cast<unsigned>(splits), output);
     };
     const auto merge_slices = [&](auto slices) {

@@ -184,7 +184,8 @@ struct launcher {
     constexpr unsigned portable_cluster = 8;
     const auto* const of = reinterpret_cast<const void*>(kernel);
     if (launch.shared_bytes > always_there)
-      check_cuda(cudaFuncSetAttribute(of, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.shared_bytes)), function, name);
+      check_cuda(cudaFuncSetAttribute(of, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.shared_bytes)), function,
+                 name);
     if (launch.cluster > portable_cluster)
       check_cuda(cudaFuncSetAttribute(of, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), function, name);
   }

@@ -164,7 +164,7 @@ bool rank_spread(const launcher& launch, const block::scoring& call, const Lists
   // Every division of the device into clusters that sum and CTAs that rank is tried.
   for (unsigned size = 1; size <= (has_sums ? tuning::select_cluster : 1); ++size) {
     cluster_launch made;
-    made.how = {.grid = dim3(size), .threads = threads, .shared_bytes = room, .cluster = size, .together = true, .early = true};
+    made.how = {.grid = dim3(size), .threads = threads, .shared_bytes = room, .cluster = size, .early = true, .together = true};
     made.resident = size > 1 ? launch.resident_clusters("spread_kernel", kernel, made.how) : launch.multiprocessors();
     for (unsigned sums = has_sums ? 1 : 0; sums <= (has_sums ? call.lists : 0) && sums < made.resident; ++sums) {
       const unsigned each = std::min((made.resident - sums) / call.lists, cluster_shape::most_parts / size);

@@ -39,7 +39,8 @@ __device__ __forceinline__ bool cluster_ranking<Threads, Pack, Lists, Ranks>::wr
 }
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
-__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::write_by_radix(std::uint32_t k, std::uint32_t* keys, std::int32_t* out) {
+__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::write_by_radix(std::uint32_t k, std::uint32_t* keys,
+                                                                                             std::int32_t* out) {
   lookups_.copy(scorer_.entries());  // write() may have put keys there
   __syncthreads();
   const std::uint32_t first = begin_ < tokens_.lead ? 0 : begin_ - tokens_.lead, last = end_ < tokens_.lead ? 0 : end_ - tokens_.lead;
@@ -80,7 +81,8 @@ __device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::co
 }
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
-__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::mark(const block::threshold& limit, const block::bracket_place& place) {
+__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::mark(const block::threshold& limit,
+                                                                                   const block::bracket_place& place) {
   for (std::uint32_t w = threadIdx.x; w < words(); w += Threads) {
     const std::uint32_t upper = upper_[w], lower = lower_[w];
     upper_[w] = place.is_high ? upper & lower : upper;
