@@ -94,8 +94,7 @@ struct twins {
   /// Of lives in which both caches over tiers have answered the same.
   void same_counts(verdict& all, std::size_t batch, const char* what, std::size_t step) {
     cudaDeviceSynchronize();
-    // Where a step takes several passes, a host has copies of the newest tokens up to each pass, and a device up to the step's end. So the
-    // first passes of a device miss a few tokens more.
+    // In the first of several passes of a step, a host has copies of the newest tokens up to there, a device up to the step's end.
     for (std::size_t slot = 0; slot < batch; ++slot) {
       const pqkv::tier_statistics there = tiers.on_gpu().rows().statistics(slot), here = tiers.on_host().rows().statistics(slot);
       const std::uint64_t more = there.misses - here.misses, row = tiers.on_host().rows().tiers().row_bytes();
@@ -196,7 +195,7 @@ __global__ void draw_numbers_kernel(Stream draws, const std::uint32_t* step, pqk
 /// grid.x: KV heads of all slots. Counts differences: the newest token's row in slow memory, its copy in fast memory, and attention.
 template <class Dense, class Tiers>
 __global__ void compare_step_kernel(Dense dense, Tiers tiers, std::size_t prompt, const std::uint32_t* step, unsigned heads,
-                                    pqkv::view<const float, 1, device> wanted, pqkv::view<const float, 1, device> found,
+                                    pqkv::view<const float, 3, device> wanted, pqkv::view<const float, 3, device> found,
                                     std::uint32_t* differ) {
   const std::size_t head = blockIdx.x, slot = head / heads, n = prompt + *step;
   const auto same_row = [&](const auto* a, const auto* b) {
@@ -210,7 +209,7 @@ __global__ void compare_step_kernel(Dense dense, Tiers tiers, std::size_t prompt
   const bool is_there = tiers.residents(slot).last == n;
   if (!is_there || !same_row(row, tiers.recent_row(head, static_cast<std::uint32_t>(n - 1)))) atomicAdd(&differ[1], 1u);
   for (std::size_t i = head * blockDim.x + threadIdx.x; i < wanted.size(); i += gridDim.x * blockDim.x)
-    if (pqkv::float_bits(wanted(i)) != pqkv::float_bits(found(i))) atomicAdd(&differ[2], 1u);
+    if (pqkv::float_bits(wanted.data[i]) != pqkv::float_bits(found.data[i])) atomicAdd(&differ[2], 1u);
 }
 template <class Count>
 __global__ void next_step_kernel(Count* step) {
@@ -249,9 +248,6 @@ void long_replay(cudaStream_t stream, const tier_sizes& sizes, std::size_t steps
     pqkv::sync(gpu);
   }
   const auto results = [&](std::size_t which) { return pqkv::make_view<device>(out.data() + which * b * hq * d, b, hq, d); };
-  const auto flat = [&](std::size_t which) {
-    return pqkv::as_const(pqkv::make_view<device>(out.data() + which * b * hq * d, b * hq * d));
-  };
   const captured_step whole(stream, [&] {
     next_step_kernel<<<1, 1, 0, stream>>>(step.data());
     draw(21, key, b, h), draw(22, value, b, h), draw(23, query, b, hq);
@@ -261,31 +257,30 @@ void long_replay(cudaStream_t stream, const tier_sizes& sizes, std::size_t steps
       one.attend(gpu, shown(query, b, hq), results(which++));
     });
     compare_step_kernel<<<static_cast<unsigned>(b * h), 256, 0, stream>>>(dense.rows().view(), tiers.rows().view(), prompt, step.data(),
-                                                                          static_cast<unsigned>(h), flat(0), flat(1), differ.data());
+                                                                          static_cast<unsigned>(h), pqkv::as_const(results(0)),
+                                                                          pqkv::as_const(results(1)), differ.data());
   });
-  std::uint32_t counted[3] = {};
-  const std::size_t room = p.capacity;
-  const pqkv::device_buffer<std::int32_t> lists(2 * b * h * room, nullptr);
-  std::vector<std::int32_t> list(2 * b * h * room);
+  const std::size_t room = p.capacity, numbers = b * h * room;  // of all lists
+  const pqkv::device_buffer<std::int32_t> lists(2 * numbers, nullptr);
+  std::vector<std::int32_t> list(2 * numbers);
   for (std::size_t n = 1; n <= steps; ++n) {
     whole.launch();
     if (n % 500 != 0 && n != steps) continue;
+    std::uint32_t counted[3] = {};
     differ.download(counted, stream);
     pqkv::sync(gpu);
-    all.check(counted[0] == 0, "long replay: %u rows in slow memory differ, step %zu", counted[0], n);
-    all.check(counted[1] == 0, "long replay: %u copies of newest rows differ, step %zu", counted[1], n);
-    all.check(counted[2] == 0, "long replay: %u numbers of attention differ, step %zu", counted[2], n);
+    const char* const what[] = {"rows in slow memory", "copies of newest rows", "numbers of attention"};
+    for (int i = 0; i < 3; ++i) all.check(counted[i] == 0, "long replay: %u %s differ, step %zu", counted[i], what[i], n);
     pqkv::zero_bytes(gpu, lists.data(), lists.size_bytes());
     std::size_t which = 0;
     both([&](auto& one) {
-      one.retrieve(gpu, shown(query, b, hq), pqkv::make_view<device>(lists.data() + which * b * h * room, b, h, room),
+      one.retrieve(gpu, shown(query, b, hq), pqkv::make_view<device>(lists.data() + which * numbers, b, h, room),
                    pqkv::make_view<device>(listed.data() + which * b * h, b, h));
       ++which;
     });
     lists.download(list.data(), stream);
     pqkv::sync(gpu);
-    const auto middle = list.begin() + static_cast<std::ptrdiff_t>(b * h * room);
-    all.check(list[0] >= 0 && std::equal(list.begin(), middle, middle), "long replay: lists differ, step %zu", n);
+    all.check(list[0] >= 0 && std::equal(&list[0], &list[numbers], &list[numbers]), "long replay: lists differ, step %zu", n);
     both([&](auto& one) { one.maintain(gpu); });
     if (n % 5000 == 0 || n == steps)
       for (std::size_t slot = 0; slot < b; ++slot)
