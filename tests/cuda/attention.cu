@@ -101,11 +101,12 @@ void compare(const Host& host, const There& there, std::size_t g, bool own_lists
 
 template <class T>
 void compare_layouts(std::size_t most_lengths, random_source& random, verdict& all) {
-  const std::size_t dims[] = {8, 40, 64, 96, 128, 200, 256}, lengths[] = {0, 1, 15, 16, 17, 130, 1500}, groups[] = {1, 2, 3, 4, 5, 8, 12};
+  const std::size_t dims[] = {7, 8, 40, 64, 96, 128, 130, 200, 256}, lengths[] = {0, 1, 15, 16, 17, 130, 1500},
+                    groups[] = {1, 2, 3, 4, 5, 8, 12};
   for (const layout where : every_layout)
     for (const content what : {content::gaussian, content::duplicates, content::offset})
       for (const std::size_t g : groups) {
-        const std::size_t h = 1 + random.below(3), n = lengths[random.below(most_lengths)], d = dims[random.below(7)];
+        const std::size_t h = 1 + random.below(3), n = lengths[random.below(most_lengths)], d = dims[random.below(std::size(dims))];
         rows<T> keys = make_rows<T>(what, h, n, d, random.bits(), where),
                 values = make_rows<T>(content::gaussian, h, n, d, random.bits(), where);
         const on_device keys_there(keys.view()), values_there(values.view());

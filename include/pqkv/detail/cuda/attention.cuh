@@ -69,59 +69,51 @@ __global__ void __launch_bounds__(Warps * 32)
   unsigned char* memory = block::shared_memory().take<unsigned char>(Warps * warp_part::ring_bytes);
   __shared__ typename warp_part::third_parts third;
   warp_part mine(memory + warp * warp_part::ring_bytes, third, d);
-  const auto asked = mine.read_queries(own.queries, [&](unsigned q) { return &query(own.first_query + q, 0); });
+  using query_rows = block::queries_on_the_way<Dims, threads>;
+  static_assert(query_rows::queries == queries && query_rows::bytes <= warp_part::stage_bytes);
+  const query_rows asked(own.queries, d, [&](unsigned q) { return &query(own.first_query + q, 0); });
+  float* asked_rows = reinterpret_cast<float*>(memory + (warp_part::stages - 1) * warp_part::stage_bytes);  // not filled before its turn
   const std::size_t head = mapped_head(store, own.kv_head);
   const auto& rows = rows_of_head(mapped(store), head);
   mine.attend(
       rows, head, own.begin, own.end, warp, Warps, [&](std::uint32_t i) { return own.token_at(i); },
       [&] {
-        mine.set_queries(asked, own.queries, shape.scale.scale);
+        asked.store(asked_rows);
+        __syncthreads();
+        mine.set_queries(asked_rows, query_rows::pitch, own.queries, shape.scale.scale);
         __syncthreads();
       });
 
-  static_assert(warp_part::ring_bytes >= queries * Dims * sizeof(float) && Warps * queries <= threads);
-  __shared__ float top[Warps][queries], total[Warps][queries], shrink[Warps][queries];
+  static_assert(warp_part::ring_bytes >= queries * warp_part::sums_pitch * sizeof(float));
+  __shared__ float top[Warps][queries], total[Warps][queries];
   float* sums = reinterpret_cast<float*>(memory + warp * warp_part::ring_bytes);  // overwrites this warp's ring
-  const float of_warp = mine.total();
+  const float of_all = mine.total();
   if (threadIdx.x % 4 == 0) {
     top[warp][threadIdx.x % 32 / 4] = mine.top();
-    total[warp][threadIdx.x % 32 / 4] = of_warp;
+    total[warp][threadIdx.x % 32 / 4] = of_all;
   }
   __syncwarp();
   mine.store_sums(sums);
   __syncthreads();
-  if (threadIdx.x < Warps * queries) {
-    const unsigned q = threadIdx.x % queries, of = threadIdx.x / queries;
+  for (unsigned at = threadIdx.x * 4; at < own.queries * Dims; at += threads * 4) {
+    const unsigned q = at / Dims, i = at % Dims;
+    const std::size_t part = std::size_t{blockIdx.x} * parts.hq + own.first_query + q;
     float highest = float_from_bits(0xff800000u), all = 0;
 #pragma unroll
     for (unsigned w = 0; w < Warps; ++w)
       if (total[w][q] != 0) highest = fmaxf(top[w][q], highest);  // otherwise the warp had no tokens
-    shrink[of][q] = total[of][q] != 0 ? block::power_of_two_near(top[of][q] - highest) : 0.0f;
-    if (of == 0 && q < own.queries) {
-#pragma unroll
-      for (unsigned w = 0; w < Warps; ++w)
-        if (total[w][q] != 0) all = fmaf(total[w][q], block::power_of_two_near(top[w][q] - highest), all);
-      const std::size_t part = std::size_t{blockIdx.x} * parts.hq + own.first_query + q;
-      parts.tops[part] = highest;
-      parts.totals[part] = all;
-    }
-  }
-  __syncthreads();
-  for (unsigned at = threadIdx.x * 4; at < own.queries * Dims; at += threads * 4) {
-    const unsigned q = at / Dims, i = at % Dims;
     float4 x{};
 #pragma unroll
     for (unsigned w = 0; w < Warps; ++w) {
-      const float4 y = *reinterpret_cast<const float4*>(memory + w * warp_part::ring_bytes + at * sizeof(float));
-      const float factor = shrink[w][q];
-      if (factor == 0) continue;  // a warp without tokens, or one whose weights vanish: it must add nothing, not a NaN
-      x = {fmaf(y.x, factor, x.x), fmaf(y.y, factor, x.y), fmaf(y.z, factor, x.z), fmaf(y.w, factor, x.w)};
+      const float of_warp = total[w][q], shrink = of_warp != 0 ? block::power_of_two_near(top[w][q] - highest) : 0.0f;
+      if (of_warp != 0) all = fmaf(of_warp, shrink, all);
+      if (shrink == 0) continue;  // a warp without tokens, or one whose weights vanish: it must add nothing, not a NaN
+      const float4 y =
+          *reinterpret_cast<const float4*>(memory + w * warp_part::ring_bytes + (q * warp_part::sums_pitch + i) * sizeof(float));
+      x = {fmaf(y.x, shrink, x.x), fmaf(y.y, shrink, x.y), fmaf(y.z, shrink, x.z), fmaf(y.w, shrink, x.w)};
     }
-    float* to = parts.sums + (std::size_t{blockIdx.x} * parts.hq + own.first_query + q) * d + i;
-    if (i < d) to[0] = x.x;
-    if (i + 1 < d) to[1] = x.y;
-    if (i + 2 < d) to[2] = x.z;
-    if (i + 3 < d) to[3] = x.w;
+    if (i < d) *reinterpret_cast<float4*>(parts.row(part) + i) = x;
+    if (i == 0) parts.tops[part] = highest, parts.totals[part] = all;
   }
 }
 
@@ -268,7 +260,7 @@ __global__ void __launch_bounds__(Warps * 32)
 #pragma unroll
     for (unsigned k = 0; k < own; ++k) {
       const unsigned i = k * Warps * 32 + threadIdx.x;
-      if (i < d) parts.sums[part * d + i] = x[k];
+      if (i < parts.pitch) parts.row(part)[i] = x[k];
     }
     if (threadIdx.x == 0) {
       parts.tops[part] = highest * scale.scale;
@@ -306,23 +298,16 @@ struct kernel<op::attention, backend::cuda> {
       by_dims<4>(launch, query, store, tokens, parts, shape, splits);
     else
       by_dims<8>(launch, query, store, tokens, parts, shape, splits);
-    const auto merge = [&]<unsigned Slices, unsigned Runs>(std::integral_constant<unsigned, Slices>,
-                                                           std::integral_constant<unsigned, Runs>) {
-      const auto merged = detail::merge_kernel<Slices, Runs, Output>;
+    const auto merge = [&]<unsigned Runs>(std::integral_constant<unsigned, Runs>) {
+      const auto merged = detail::merge_kernel<Runs, Output>;
       launch("merge_kernel", merged,
-             {.grid = dim3(static_cast<unsigned>(hq)),
-              .threads = Slices * detail::merge_columns,
-              .early = launch.is_built_for_hopper(merged)},
+             {.grid = dim3(static_cast<unsigned>(hq)), .threads = detail::merge_warps * 32, .early = launch.is_built_for_hopper(merged)},
              parts, static_cast<unsigned>(splits), output);
     };
-    const auto merge_slices = [&](auto slices) {
-      d > detail::merge_columns ? merge(slices, std::integral_constant<unsigned, 2>{})
-                                : merge(slices, std::integral_constant<unsigned, 1>{});
-    };
-    if (splits > detail::max_splits / 4)
-      merge_slices(std::integral_constant<unsigned, 4>{});
+    if (d > detail::merged_run)
+      merge(std::integral_constant<unsigned, 2>{});
     else
-      merge_slices(std::integral_constant<unsigned, 1>{});
+      merge(std::integral_constant<unsigned, 1>{});
   }
 
  private:

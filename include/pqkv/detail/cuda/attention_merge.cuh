@@ -14,20 +14,22 @@ namespace pqkv::inline PQKV_MODE::detail {
 /// total is NaN if a logit was not finite, and 0 without tokens.
 struct attention_partials {
   float *sums, *tops, *totals;
-  std::size_t hq, d;
+  std::size_t hq, d, pitch;  // pitch: of a row of sums
 
-  attention_partials(arena& memory, std::size_t splits, std::size_t query_heads, std::size_t head_dim) : hq(query_heads), d(head_dim) {
-    sums = memory.take<float>(splits * hq * (d + 2));
-    tops = sums + splits * hq * d;
+  attention_partials(arena& memory, std::size_t splits, std::size_t query_heads, std::size_t head_dim)
+      : hq(query_heads), d(head_dim), pitch(attention_device_row_floats(head_dim)) {
+    sums = memory.take<float>(splits * hq * (pitch + 2));
+    tops = sums + splits * hq * pitch;
     totals = tops + splits * hq;
   }
+  __device__ float* row(std::size_t part) const { return sums + part * pitch; }
 };
 
 inline constexpr unsigned max_splits = 64;  // of detail::attention_device_splits()
 static_assert(attention_device_splits(1) <= max_splits);
 
-inline constexpr unsigned merged_dims = 256,  // at most
-    merge_columns = 128;                      // threads next to each other in a row, each for one or two dimensions
+inline constexpr unsigned merge_warps = 8,  // of a query head
+    merged_run = 128;                       // dimensions that a warp reads at a time, four a lane
 
 /// Where attention's results go: to memory. Another type with this member may use them further before they are stored
 /// (share_steps_merging.cuh).
@@ -45,75 +47,79 @@ struct stored_output {
   }
 };
 
-/// One CTA for each query head. Each slice of its threads takes every Slices-th part and reads all of its parts before it uses the first.
-/// @tparam Runs  dimensions of a thread
-template <unsigned Slices, unsigned Runs, class Output>
-PQKV_HIDDEN __global__ void __launch_bounds__(Slices* merge_columns)
+/// One CTA for each query head; warp w takes parts w, w + merge_warps and so on. A warp reads all of its parts before it uses the first,
+/// and finds the weights of all parts for itself, so that the CTA meets once. Few enough registers that it has room beside attention's CTAs.
+/// @tparam Runs  of merged_run dimensions: d, rounded up
+template <unsigned Runs, class Output>
+PQKV_HIDDEN __global__ void __launch_bounds__(merge_warps * 32)
     merge_kernel(attention_partials parts, unsigned splits, const __grid_constant__ Output output) {
   constexpr canonical::softmax_scale as_it_is{1.0f, -125.0f};
-  constexpr unsigned runs = Runs, own_parts = max_splits / 4;
-  static_assert(Runs * merge_columns <= merged_dims);
-  static_assert(own_parts * Slices >= max_splits || Slices == 1);
-  const unsigned q = blockIdx.x, lane = threadIdx.x % 32, slice = threadIdx.x / merge_columns, column = threadIdx.x % merge_columns;
+  constexpr unsigned own_parts = max_splits / merge_warps, of_lane = max_splits / 32;
+  static_assert(own_parts * merge_warps == max_splits && of_lane * 32 == max_splits);
+  const unsigned q = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   block::release_dependents();
   block::wait_for_last_kernel();
-  __shared__ float shrink[max_splits], of_slice[Slices][runs * merge_columns], highest_of_all, total_of_all;
+  __shared__ float4 of_warp[merge_warps][Runs * merged_run / 4];
   const auto& opened = output.open(q);
-  const auto for_parts = [&](auto take) {  // take(r, a, part, dimension): number a of this slice, run r of dimensions
-#pragma unroll
-    for (unsigned r = 0; r < runs; ++r)
-#pragma unroll
-      for (unsigned a = 0; a < own_parts; ++a)
-        if (a * Slices + slice < splits && r * merge_columns + column < parts.d) take(r, a, a * Slices + slice, r * merge_columns + column);
-  };
-  constexpr unsigned of_lane = max_splits / 32;
-  float x[runs][own_parts], sum[runs] = {}, total_of[of_lane], top_of[of_lane];
+
+  float total_of[of_lane], top_of[of_lane];
 #pragma unroll
   for (unsigned j = 0; j < of_lane; ++j) {
-    const bool is_part = threadIdx.x < 32 && lane + 32 * j < splits;
+    const bool is_part = lane + 32 * j < splits;
     total_of[j] = is_part ? parts.totals[(lane + 32 * j) * parts.hq + q] : 0.0f;
     top_of[j] = is_part ? parts.tops[(lane + 32 * j) * parts.hq + q] : 0.0f;
   }
-  for_parts([&](unsigned r, unsigned a, unsigned s, unsigned i) { x[r][a] = parts.sums[(s * parts.hq + q) * parts.d + i]; });
-  if (threadIdx.x < 32) {
-    float highest = float_from_bits(0xff800000u), total = 0;
-    bool broken = false;
+  float4 x[own_parts][Runs] = {};
+  const std::size_t stride = merge_warps * parts.hq * parts.pitch;
+  const float* row = parts.row(warp * parts.hq + q) + 4 * lane;
 #pragma unroll
-    for (unsigned j = 0; j < of_lane; ++j) {
-      broken |= !is_finite(total_of[j]);
-      if (total_of[j] != 0) highest = canonical::max(top_of[j], highest);
-    }
-    broken = __any_sync(block::all_lanes, broken) != 0;
-    for (int step = 16; step > 0; step /= 2) highest = canonical::max(__shfl_xor_sync(block::all_lanes, highest, step), highest);
+  for (unsigned a = 0; a < own_parts; ++a, row += stride)
 #pragma unroll
-    for (unsigned j = 0; j < of_lane; ++j) {
-      const float factor = total_of[j] != 0 && !broken ? canonical::exponential(top_of[j] - highest, as_it_is) : 0.0f;
-      shrink[lane + 32 * j] = factor;
-      total += total_of[j] * factor;
-    }
-    total = block::warp_sum(total);
-    if (lane == 0) {
-      highest_of_all = highest;
-      total_of_all = broken ? float_from_bits(0x7fc00000u) : total;
-    }
+    for (unsigned r = 0; r < Runs; ++r)
+      if (a * merge_warps + warp < splits && r * merged_run + 4 * lane < parts.pitch)
+        x[a][r] = *reinterpret_cast<const float4*>(row + r * merged_run);
+
+  float highest = float_from_bits(0xff800000u), total = 0;
+  bool broken = false;
+#pragma unroll
+  for (unsigned j = 0; j < of_lane; ++j) {
+    broken |= !is_finite(total_of[j]);
+    if (total_of[j] != 0) highest = canonical::max(top_of[j], highest);
   }
-  __syncthreads();
-  for_parts([&](unsigned r, unsigned a, unsigned s, unsigned) { sum[r] = fmaf(shrink[s], x[r][a], sum[r]); });
+  broken = __any_sync(block::all_lanes, broken) != 0;
+  for (int step = 16; step > 0; step /= 2) highest = canonical::max(__shfl_xor_sync(block::all_lanes, highest, step), highest);
+  float factor[of_lane];
 #pragma unroll
-  for (unsigned r = 0; r < runs; ++r) of_slice[slice][r * merge_columns + column] = sum[r];
+  for (unsigned j = 0; j < of_lane; ++j) {
+    factor[j] = total_of[j] != 0 && !broken ? canonical::exponential(top_of[j] - highest, as_it_is) : 0.0f;
+    total += total_of[j] * factor[j];
+  }
+  total = broken ? float_from_bits(0x7fc00000u) : block::warp_sum(total);
+
+  float4 sum[Runs] = {};
+#pragma unroll
+  for (unsigned a = 0; a < own_parts; ++a) {
+    constexpr unsigned parts_of_lane = 32 / merge_warps;
+    const float weight = __shfl_sync(block::all_lanes, factor[a / parts_of_lane], static_cast<int>(a % parts_of_lane * merge_warps + warp));
+#pragma unroll
+    for (unsigned r = 0; r < Runs; ++r)
+      sum[r] = {fmaf(weight, x[a][r].x, sum[r].x), fmaf(weight, x[a][r].y, sum[r].y), fmaf(weight, x[a][r].z, sum[r].z),
+                fmaf(weight, x[a][r].w, sum[r].w)};
+  }
+#pragma unroll
+  for (unsigned r = 0; r < Runs; ++r) of_warp[warp][r * 32 + lane] = sum[r];
   __syncthreads();
-  const float total = total_of_all;
   const auto value = [&](std::size_t i) {
     float all = 0;
 #pragma unroll
-    for (unsigned s = 0; s < Slices; ++s) all += of_slice[s][i];
+    for (unsigned w = 0; w < merge_warps; ++w) all += reinterpret_cast<const float*>(of_warp[w])[i];
     return !is_finite(total) ? total : total == 0 ? 0.0f : all / total;
   };
   const auto sum_of_all = [&] {
     return !is_finite(total) ? total
            : total == 0
                ? float_from_bits(0xff800000u)
-               : static_cast<float>((static_cast<double>(highest_of_all) + static_cast<double>(log2f(total))) * 0.69314718055994530942);
+               : static_cast<float>((static_cast<double>(highest) + static_cast<double>(log2f(total))) * 0.69314718055994530942);
   };
   opened.write(q, parts.d, value, sum_of_all);
 }

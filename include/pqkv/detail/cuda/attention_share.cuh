@@ -49,7 +49,7 @@ struct attention_share {
   __device__ void write_nothing(const attention_partials& parts) const {
     const std::size_t part = std::size_t{blockIdx.x} * parts.hq + first_query;
     if (threadIdx.x < queries) parts.tops[part + threadIdx.x] = parts.totals[part + threadIdx.x] = 0;
-    for (unsigned i = threadIdx.x; i < queries * parts.d; i += blockDim.x) parts.sums[part * parts.d + i] = 0;
+    for (unsigned i = threadIdx.x; i < queries * parts.pitch; i += blockDim.x) parts.row(part)[i] = 0;
   }
   /// The i-th token of the list.
   __device__ std::size_t token_at(std::uint32_t i) const {

@@ -30,6 +30,37 @@ __device__ int exponent_of_head(const float (&element)[Steps][4]) {
   return exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
 }
 
+/// The queries of a CTA on their way to all of its warps: neighbouring threads read a row, and shared memory hands it on. A warp that read
+/// what its lanes need would read few bytes at a time, and the numbers of its first tokens would wait behind them.
+template <unsigned Dims, unsigned Threads>
+class queries_on_the_way {
+ public:
+  static constexpr unsigned queries = 8, pitch = Dims + 4;  // of a row in shared memory: the rows begin in different banks
+  static constexpr unsigned bytes = queries * pitch * sizeof(float);
+
+  /// @param row_of  pointer to the row of a head; heads are below `count`
+  template <class RowOf>
+  __device__ queries_on_the_way(unsigned count, unsigned d, RowOf row_of) {
+#pragma unroll
+    for (unsigned a = 0; a < own; ++a) {
+      const unsigned q = place(a) / Dims, i = place(a) % Dims;
+      element_[a] = q < count && i < d ? row_of(q)[i] : 0.0f;
+    }
+  }
+  /// @param rows  [queries, pitch] shared memory; a barrier must follow
+  __device__ void store(float* rows) const {
+#pragma unroll
+    for (unsigned a = 0; a < own; ++a) rows[place(a) / Dims * pitch + place(a) % Dims] = element_[a];
+  }
+
+ private:
+  static constexpr unsigned own = queries * Dims / Threads;
+  static_assert(own * Threads == queries * Dims);
+  __device__ static unsigned place(unsigned a) { return a * Threads + threadIdx.x; }
+
+  float element_[own];
+};
+
 /// The running softmax of eight query heads, and the weighted sums of their values, distributed over a warp: a lane works for head lane /
 /// 4.
 template <unsigned Dims>
@@ -54,12 +85,14 @@ struct warp_softmax {
     if (__any_sync(all_lanes, highest > top)) {  // rare after the first tokens
       highest = fmaxf(highest, top);
       const float shrink = power_of_two_near(top - highest);
+      if (__any_sync(all_lanes, total != 0)) {  // otherwise the sums are zeros
+#pragma unroll
+        for (unsigned e = 0; e < Dims / 8; ++e)
+#pragma unroll
+          for (unsigned i = 0; i < 4; ++i) sum[e][i] *= shrink;
+      }
       top = highest;
       total *= shrink;
-#pragma unroll
-      for (unsigned e = 0; e < Dims / 8; ++e)
-#pragma unroll
-        for (unsigned i = 0; i < 4; ++i) sum[e][i] *= shrink;
     }
 #pragma unroll
     for (unsigned i = 0; i < 4; ++i) {
@@ -123,6 +156,7 @@ template <class T, unsigned Dims>
 class attention_warp {
  public:
   static constexpr unsigned tokens = 16, stages = Dims == 256 ? 2 : 3, queries = 8;
+  static constexpr unsigned sums_pitch = Dims + 8;  // of a row of sums in shared memory: eight rows begin in different banks
   static constexpr unsigned row_bytes = Dims * 2, stage_bytes = 2 * tokens * row_bytes, ring_bytes = stages * stage_bytes;
 
   /// The third parts of the queries, in shared memory. All warps use the same ones.
@@ -133,36 +167,27 @@ class attention_warp {
   __device__ attention_warp(void* ring, third_parts& third, unsigned d)
       : ring_(static_cast<unsigned char*>(ring)), third_(third), address_(shared_address(ring)), d_(d) {}
 
-  /// A lane's part of the queries, in their stored form: lane l works for head l / 4.
-  struct query_part {
+  /// Sets the query heads of this warp; lane l works for head l / 4. The CTA's warps share the third parts, so a barrier must come before
+  /// their use.
+  /// @param rows  [queries, pitch] as queries_on_the_way stored them
+  __device__ void set_queries(const float* rows, unsigned pitch, unsigned count, float scale) {
     float element[Dims / 16][4];
-  };
-  /// @param row_of  pointer to the row of a head; heads are below `count`
-  template <class RowOf>
-  __device__ query_part read_queries(unsigned count, RowOf row_of) const {
-    const unsigned head = lane() / 4;
-    const float* row = row_of(head < count ? head : 0);
-    query_part part;
 #pragma unroll
     for (unsigned s = 0; s < Dims / 16; ++s)
 #pragma unroll
-      for (unsigned i = 0; i < 4; ++i) {
-        const unsigned e = s * 16 + i / 2 * 8 + lane() % 4 * 2 + i % 2;
-        part.element[s][i] = e < d_ ? row[e] : 0.0f;
+      for (unsigned half_of = 0; half_of < 2; ++half_of) {
+        const float2 pair = *reinterpret_cast<const float2*>(rows + lane() / 4 * pitch + s * 16 + half_of * 8 + lane() % 4 * 2);
+        element[s][2 * half_of] = pair.x;
+        element[s][2 * half_of + 1] = pair.y;
       }
-    return part;
-  }
-
-  /// Sets the query heads of this warp. The CTA's warps share the third parts, so a barrier must come before their use.
-  __device__ void set_queries(const query_part& part, unsigned count, float scale) {
-    const int exponent = exponent_of_head(part.element);
+    const int exponent = exponent_of_head(element);
     const float shrink = lane() / 4 < count ? float_from_bits(static_cast<std::uint32_t>(127 - exponent) << 23) : 0.0f;
     scale_ = scale * float_from_bits(static_cast<std::uint32_t>(127 + exponent) << 23);
 #pragma unroll
     for (unsigned s = 0; s < Dims / 16; ++s)
 #pragma unroll
       for (unsigned half_of = 0; half_of < 2; ++half_of) {
-        const float first = part.element[s][2 * half_of] * shrink, second = part.element[s][2 * half_of + 1] * shrink;
+        const float first = element[s][2 * half_of] * shrink, second = element[s][2 * half_of + 1] * shrink;
         const split_pair<T> pair(first, second);
         query_[s][2 * half_of] = pair.most;
         query_[s][2 * half_of + 1] = pair.rest;
@@ -189,14 +214,11 @@ class attention_warp {
   /// After attend(): the softmax's reference (log2) and total of head lane / 4; the total is NaN if a logit was not finite. By all lanes.
   __device__ float top() const { return softmax_.top - weight_shift; }
   __device__ float total() const { return softmax_.total_of_head(); }
-  /// The sums of weights times values. @param sums  [queries, Dims], written by the warp
+  /// The sums of weights times values. @param sums  [queries, sums_pitch], written by the warp
   __device__ void store_sums(float* sums) const {
-    float* row = sums + lane() / 4 * Dims + lane() % 4 * 2;
+    float2* row = reinterpret_cast<float2*>(sums + lane() / 4 * sums_pitch + lane() % 4 * 2);
 #pragma unroll
-    for (unsigned e = 0; e < Dims / 8; ++e) {
-      row[e * 8] = softmax_.sum[e][0] + softmax_.sum[e][2];
-      row[e * 8 + 1] = softmax_.sum[e][1] + softmax_.sum[e][3];
-    }
+    for (unsigned e = 0; e < Dims / 8; ++e) row[e * 4] = {softmax_.sum[e][0] + softmax_.sum[e][2], softmax_.sum[e][1] + softmax_.sum[e][3]};
   }
 
  private:

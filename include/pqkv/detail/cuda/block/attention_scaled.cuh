@@ -56,6 +56,7 @@ template <unsigned Dims>
 class attention_warp<scaled_int8, Dims> {
  public:
   static constexpr unsigned tokens = 16, stages = Dims == 256 ? 3 : 5, queries = 8;
+  static constexpr unsigned sums_pitch = Dims + 16;  // of a row of sums in shared memory: two rows begin in different banks
   static constexpr unsigned row_bytes = Dims, scale_bytes = 2 * tokens * sizeof(float), stage_bytes = 2 * tokens * row_bytes + scale_bytes,
                             ring_bytes = stages * stage_bytes;
 
@@ -65,33 +66,22 @@ class attention_warp<scaled_int8, Dims> {
   __device__ attention_warp(void* ring, third_parts&, unsigned d)
       : ring_(static_cast<unsigned char*>(ring)), address_(shared_address(ring)), d_(d) {}
 
-  struct query_part {
+  /// @param rows  [queries, pitch] as queries_on_the_way stored them
+  __device__ void set_queries(const float* rows, unsigned pitch, unsigned count, float scale) {
     float element[Dims / 16][4];
-  };
-  /// @param row_of  pointer to the row of a head; heads are below `count`
-  template <class RowOf>
-  __device__ query_part read_queries(unsigned count, RowOf row_of) const {
-    const unsigned head = lane() / 4;
-    const float* row = row_of(head < count ? head : 0);
-    query_part part;
 #pragma unroll
-    for (unsigned s = 0; s < Dims / 16; ++s)
-#pragma unroll
-      for (unsigned i = 0; i < 4; ++i) {
-        const unsigned e = s * 16 + lane() % 4 * 4 + i;
-        part.element[s][i] = e < d_ ? row[e] : 0.0f;
-      }
-    return part;
-  }
-  __device__ void set_queries(const query_part& part, unsigned count, float scale) {
-    const int exponent = exponent_of_head(part.element);
+    for (unsigned s = 0; s < Dims / 16; ++s) {
+      const float4 four = *reinterpret_cast<const float4*>(rows + lane() / 4 * pitch + s * 16 + lane() % 4 * 4);
+      element[s][0] = four.x, element[s][1] = four.y, element[s][2] = four.z, element[s][3] = four.w;
+    }
+    const int exponent = exponent_of_head(element);
     const float shrink = lane() / 4 < count ? float_from_bits(static_cast<std::uint32_t>(127 - exponent) << 23) : 0.0f;
     scale_ = scale * float_from_bits(static_cast<std::uint32_t>(127 + exponent) << 23);
 #pragma unroll
     for (unsigned s = 0; s < Dims / 16; ++s)
 #pragma unroll
       for (unsigned half_of = 0; half_of < 2; ++half_of) {
-        const split_pair<half> pair(part.element[s][2 * half_of] * shrink, part.element[s][2 * half_of + 1] * shrink);
+        const split_pair<half> pair(element[s][2 * half_of] * shrink, element[s][2 * half_of + 1] * shrink);
         query_[s][2 * half_of] = pair.most;
         query_[s][2 * half_of + 1] = pair.rest;
       }
@@ -112,16 +102,14 @@ class attention_warp<scaled_int8, Dims> {
   /// After attend(): the softmax's reference (log2) and total of head lane / 4; the total is NaN if a logit was not finite. By all lanes.
   __device__ float top() const { return softmax_.top; }
   __device__ float total() const { return softmax_.total_of_head(); }
-  /// The sums of weights times values. @param sums  [queries, Dims], written by the warp
+  /// The sums of weights times values. @param sums  [queries, sums_pitch], written by the warp
   __device__ void store_sums(float* sums) const {
-    float* row = sums + lane() / 4 * Dims + lane() % 4 * 4;
+    float4* row = reinterpret_cast<float4*>(sums + lane() / 4 * sums_pitch + lane() % 4 * 4);
 #pragma unroll
-    for (unsigned s = 0; s < Dims / 16; ++s)
-#pragma unroll
-      for (unsigned i = 0; i < 4; ++i) {
-        const float(&part)[4] = softmax_.sum[2 * s + i % 2];  // even i: even elements, odd i: odd ones
-        row[s * 16 + i] = part[i / 2] + part[i / 2 + 2];
-      }
+    for (unsigned s = 0; s < Dims / 16; ++s) {
+      const float(&even)[4] = softmax_.sum[2 * s], (&odd)[4] = softmax_.sum[2 * s + 1];
+      row[s * 4] = {even[0] + even[2], odd[0] + odd[2], even[1] + even[3], odd[1] + odd[3]};
+    }
   }
 
  private:
