@@ -64,15 +64,20 @@ __global__ void __launch_bounds__(Warps * 32)
   block::wait_for_last_kernel();
   block::release_dependents();
   const attention_share<queries> own(shape, tokens, warp_part::tokens);
-  if (own.begin == own.end) return own.write_nothing(parts);
   const unsigned d = static_cast<unsigned>(store.head_dim()), warp = threadIdx.x / 32;
+  using query_rows = block::queries_on_the_way<Dims, threads>;
+  const query_rows asked(&query(own.first_query, 0), query.stride(0), own.queries, d);  // while the list's size is read
+  if (own.begin == own.end) return own.write_nothing(parts);
   unsigned char* memory = block::shared_memory().take<unsigned char>(Warps * warp_part::ring_bytes);
   __shared__ typename warp_part::third_parts third;
   warp_part mine(memory + warp * warp_part::ring_bytes, third, d);
-  using query_rows = block::queries_on_the_way<Dims, threads>;
+  using query_operands = typename warp_part::query_operands;
   static_assert(query_rows::queries == queries && query_rows::bytes <= warp_part::stage_bytes);
-  const query_rows asked(own.queries, d, [&](unsigned q) { return &query(own.first_query + q, 0); });
-  float* asked_rows = reinterpret_cast<float*>(memory + (warp_part::stages - 1) * warp_part::stage_bytes);  // not filled before its turn
+  static_assert(Warps >= 2 && sizeof(query_operands) <= warp_part::stage_bytes);
+  // The last stages of two warps' rings, which are not filled before the first tile is used.
+  unsigned char* last_stage = memory + (warp_part::stages - 1) * warp_part::stage_bytes;
+  float* asked_rows = reinterpret_cast<float*>(last_stage);
+  query_operands& operands = *reinterpret_cast<query_operands*>(last_stage + warp_part::ring_bytes);
   const std::size_t head = mapped_head(store, own.kv_head);
   const auto& rows = rows_of_head(mapped(store), head);
   mine.attend(
@@ -80,7 +85,9 @@ __global__ void __launch_bounds__(Warps * 32)
       [&] {
         asked.store(asked_rows);
         __syncthreads();
-        mine.set_queries(asked_rows, query_rows::pitch, own.queries, shape.scale.scale);
+        mine.make_operands(asked_rows, query_rows::pitch, own.queries, shape.scale.scale, operands);
+        __syncthreads();
+        mine.take_operands(operands);
         __syncthreads();
       });
 

@@ -16,14 +16,16 @@
 namespace pqkv::inline PQKV_MODE::detail::block {
 
 /// The exponent of a head's largest query element. The query is divided by this power of two, because half has few exponents. Four lanes
-/// share a head; each has some of its elements.
-template <unsigned Steps>
-__device__ int exponent_of_head(const float (&element)[Steps][4]) {
+/// share a head.
+/// @param row  [Dims] shared memory, aligned to 16 bytes
+template <unsigned Dims>
+__device__ int exponent_of_head(const float* row) {
   float largest = 0;
 #pragma unroll
-  for (unsigned s = 0; s < Steps; ++s)
-#pragma unroll
-    for (unsigned i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(element[s][i]));
+  for (unsigned s = 0; s < Dims / 16; ++s) {
+    const float4 four = *reinterpret_cast<const float4*>(row + s * 16 + threadIdx.x % 4 * 4);
+    largest = fmaxf(largest, fmaxf(fmaxf(fabsf(four.x), fabsf(four.y)), fmaxf(fabsf(four.z), fabsf(four.w))));
+  }
   largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 1));
   largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 2));
   const int exponent = static_cast<int>(float_bits(largest) >> 23 & 0xffu) - 127;
@@ -38,28 +40,48 @@ class queries_on_the_way {
   static constexpr unsigned queries = 8, pitch = Dims + 4;  // of a row in shared memory: the rows begin in different banks
   static constexpr unsigned bytes = queries * pitch * sizeof(float);
 
-  /// @param row_of  pointer to the row of a head; heads are below `count`
-  template <class RowOf>
-  __device__ queries_on_the_way(unsigned count, unsigned d, RowOf row_of) {
+  /// @param rows  [count, d], each `stride` after the last
+  __device__ queries_on_the_way(const float* rows, std::size_t stride, unsigned count, unsigned d) {
+    const float* from = rows + thread() / Dims * stride + thread() % Dims;
 #pragma unroll
     for (unsigned a = 0; a < own; ++a) {
-      const unsigned q = place(a) / Dims, i = place(a) % Dims;
-      element_[a] = q < count && i < d ? row_of(q)[i] : 0.0f;
+      if (a != 0 && a * Threads % Dims == 0) from += (Threads + Dims - 1) / Dims * stride;
+      element_[a] = query(a) < count && index(a) < d ? from[a * Threads % Dims] : 0.0f;
     }
   }
   /// @param rows  [queries, pitch] shared memory; a barrier must follow
   __device__ void store(float* rows) const {
 #pragma unroll
-    for (unsigned a = 0; a < own; ++a) rows[place(a) / Dims * pitch + place(a) % Dims] = element_[a];
+    for (unsigned a = 0; a < own; ++a) rows[query(a) * pitch + index(a)] = element_[a];
   }
 
  private:
   static constexpr unsigned own = queries * Dims / Threads;
-  static_assert(own * Threads == queries * Dims);
-  __device__ static unsigned place(unsigned a) { return a * Threads + threadIdx.x; }
+  static_assert(own * Threads == queries * Dims && (Threads % Dims == 0 || Dims % Threads == 0));
+  __device__ static unsigned thread() { return threadIdx.x % Threads; }
+  __device__ static unsigned query(unsigned a) { return a * Threads / Dims + thread() / Dims; }
+  __device__ static unsigned index(unsigned a) { return a * Threads % Dims + thread() % Dims; }
 
   float element_[own];
 };
+
+/// Starts copying 32 rows of Chunks * 16 bytes, of which lane l knows the l-th, several at a time.
+/// @param used     chunks of a row that are copied; the others become zeros
+/// @param swizzle  chunk c of row r goes to place c ^ swizzle(r); swizzle(r | s) is swizzle(r) ^ swizzle(s) where r and s share no bit
+template <unsigned Chunks, class Swizzle>
+__device__ void copy_rows(std::uint32_t to, std::uint64_t row_of_lane, unsigned used, Swizzle swizzle) {
+  constexpr unsigned at_once = 32 / Chunks;
+  const unsigned first = threadIdx.x % 32 / Chunks, chunk = threadIdx.x % Chunks, place = (chunk ^ swizzle(first)) * 16;
+  const bool wanted = chunk < used;
+  const std::uint64_t skipped = wanted ? chunk * 16 : 0;
+  to += first * Chunks * 16;
+#pragma unroll
+  for (unsigned turn = 0; turn < Chunks; ++turn) {
+    const unsigned r = turn * at_once;
+    const std::uint64_t from = __shfl_sync(all_lanes, row_of_lane, static_cast<int>(r + first)) + skipped;
+    copy_async(to + r * Chunks * 16 + (place ^ (swizzle(r) * 16)), reinterpret_cast<const void*>(from), wanted ? 16 : 0);
+  }
+}
 
 /// The running softmax of eight query heads, and the weighted sums of their values, distributed over a warp: a lane works for head lane /
 /// 4.
@@ -162,41 +184,44 @@ class attention_warp {
   /// The third parts of the queries, in shared memory. All warps use the same ones.
   static constexpr bool has_third = std::is_same_v<T, bfloat16>;
   using third_parts = uint2[has_third ? Dims / 16 : 1][32];
+  /// The other parts, on their way from the warp that makes them to all.
+  using query_operands = uint4[Dims / 16][32];
 
   /// @param ring  shared memory of this warp, ring_bytes, aligned to 16
   __device__ attention_warp(void* ring, third_parts& third, unsigned d)
       : ring_(static_cast<unsigned char*>(ring)), third_(third), address_(shared_address(ring)), d_(d) {}
 
-  /// Sets the query heads of this warp; lane l works for head l / 4. The CTA's warps share the third parts, so a barrier must come before
-  /// their use.
-  /// @param rows  [queries, pitch] as queries_on_the_way stored them
-  __device__ void set_queries(const float* rows, unsigned pitch, unsigned count, float scale) {
-    float element[Dims / 16][4];
-#pragma unroll
-    for (unsigned s = 0; s < Dims / 16; ++s)
-#pragma unroll
-      for (unsigned half_of = 0; half_of < 2; ++half_of) {
-        const float2 pair = *reinterpret_cast<const float2*>(rows + lane() / 4 * pitch + s * 16 + half_of * 8 + lane() % 4 * 2);
-        element[s][2 * half_of] = pair.x;
-        element[s][2 * half_of + 1] = pair.y;
-      }
-    const int exponent = exponent_of_head(element);
+  /// Makes this warp's share of the operands; lane l works for head l / 4. A barrier must follow.
+  /// @param rows      [queries, pitch] as queries_on_the_way stored them
+  /// @param operands  written
+  __device__ void make_operands(const float* rows, unsigned pitch, unsigned count, float scale, query_operands& operands) {
+    const float* row = rows + lane() / 4 * pitch;
+    const int exponent = exponent_of_head<Dims>(row);
     const float shrink = lane() / 4 < count ? float_from_bits(static_cast<std::uint32_t>(127 - exponent) << 23) : 0.0f;
     scale_ = scale * float_from_bits(static_cast<std::uint32_t>(127 + exponent) << 23);
-#pragma unroll
-    for (unsigned s = 0; s < Dims / 16; ++s)
+#pragma unroll 1
+    for (unsigned s = threadIdx.x / 32; s < Dims / 16; s += blockDim.x / 32) {
+      std::uint32_t most[2], rest[2], third[2];
 #pragma unroll
       for (unsigned half_of = 0; half_of < 2; ++half_of) {
-        const float first = element[s][2 * half_of] * shrink, second = element[s][2 * half_of + 1] * shrink;
+        const float2 two = *reinterpret_cast<const float2*>(row + s * 16 + half_of * 8 + lane() % 4 * 2);
+        const float first = two.x * shrink, second = two.y * shrink;
         const split_pair<T> pair(first, second);
-        query_[s][2 * half_of] = pair.most;
-        query_[s][2 * half_of + 1] = pair.rest;
-        if (has_third && s % (blockDim.x / 32) == threadIdx.x / 32) {
-          const float_pair most = unpack_pair<T>(pair.most), rest = unpack_pair<T>(pair.rest);
-          const std::uint32_t third = pack_pair<T>(first - most.first - rest.first, second - most.second - rest.second);
-          (half_of == 0 ? third_[s][lane()].x : third_[s][lane()].y) = third;
-        }
+        const float_pair a = unpack_pair<T>(pair.most), b = unpack_pair<T>(pair.rest);
+        most[half_of] = pair.most, rest[half_of] = pair.rest;
+        third[half_of] = pack_pair<T>(first - a.first - b.first, second - a.second - b.second);
       }
+      operands[s][lane()] = {most[0], rest[0], most[1], rest[1]};
+      if constexpr (has_third) third_[s][lane()] = {third[0], third[1]};
+    }
+  }
+  /// Takes the operands that all warps have made.
+  __device__ void take_operands(const query_operands& operands) {
+#pragma unroll
+    for (unsigned s = 0; s < Dims / 16; ++s) {
+      const uint4 four = operands[s][lane()];
+      query_[s][0] = four.x, query_[s][1] = four.y, query_[s][2] = four.z, query_[s][3] = four.w;
+    }
   }
 
   /// Attends to the tiles of 16 tokens that start at `begin + 16 * (warp + i * warps)`, up to `end`.
@@ -227,9 +252,10 @@ class attention_warp {
   static constexpr unsigned chunks = Dims / 8;  // each is 16 bytes of a row
   __device__ static unsigned lane() { return threadIdx.x % 32; }
   /// The place of chunk `chunk` of row `row` in a stage. The same chunk of eight rows falls into eight different banks.
-  __device__ static unsigned place(unsigned row, unsigned chunk) { return row * row_bytes + ((chunk ^ (row % 8)) * 16); }
+  __device__ static unsigned place(unsigned row, unsigned chunk) { return row * row_bytes + ((chunk ^ swizzle(row)) * 16); }
+  __device__ static constexpr unsigned swizzle(unsigned row) { return row % 8; }
 
-  /// Starts copying the rows of the first `left` of 16 tokens; the others become zeros. @param token the token whose row this lane finds
+  /// Starts copying the rows of 16 tokens, of which `left` are used. @param token  the token whose row this lane finds: beyond `left` any
   template <class Store>
   __device__ void fill(unsigned stage, const Store& store, std::size_t kv_head, std::size_t token, std::uint32_t left) const {
     const kv_row<T> row = lane() < tokens ? store.key(kv_head, token) : store.value(kv_head, token);
@@ -237,13 +263,7 @@ class attention_warp {
     const bool plain = row.stride == 1 && data % 16 == 0 && d_ % 8 == 0;
     const unsigned base = stage * stage_bytes;
     if (__all_sync(all_lanes, plain)) {
-#pragma unroll
-      for (unsigned turn = 0; turn < 2 * tokens * chunks / 32; ++turn) {
-        const unsigned at = turn * 32 + lane(), r = at / chunks, chunk = at % chunks;
-        const std::uint64_t from = __shfl_sync(all_lanes, data, static_cast<int>(r));
-        const bool wanted = r % tokens < left && chunk * 8 < d_;
-        copy_async(address_ + base + place(r, chunk), reinterpret_cast<const void*>(from + (wanted ? chunk * 16 : 0)), wanted ? 16 : 0);
-      }
+      copy_rows<chunks>(address_ + base, data, d_ / 8, [](unsigned r) { return swizzle(r); });
     } else {
 #pragma unroll 1
       for (unsigned turn = 0; turn < 2 * tokens * chunks / 32; ++turn) {

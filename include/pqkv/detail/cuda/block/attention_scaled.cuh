@@ -61,30 +61,34 @@ class attention_warp<scaled_int8, Dims> {
                             ring_bytes = stages * stage_bytes;
 
   using third_parts = uint2[1][32];  // two parts of half have enough bits
+  using query_operands = uint4[Dims / 16][32];
 
   /// @param ring  shared memory of this warp, ring_bytes, aligned to 16
   __device__ attention_warp(void* ring, third_parts&, unsigned d)
       : ring_(static_cast<unsigned char*>(ring)), address_(shared_address(ring)), d_(d) {}
 
-  /// @param rows  [queries, pitch] as queries_on_the_way stored them
-  __device__ void set_queries(const float* rows, unsigned pitch, unsigned count, float scale) {
-    float element[Dims / 16][4];
-#pragma unroll
-    for (unsigned s = 0; s < Dims / 16; ++s) {
-      const float4 four = *reinterpret_cast<const float4*>(rows + lane() / 4 * pitch + s * 16 + lane() % 4 * 4);
-      element[s][0] = four.x, element[s][1] = four.y, element[s][2] = four.z, element[s][3] = four.w;
-    }
-    const int exponent = exponent_of_head(element);
+  /// Makes this warp's share of the operands; lane l works for head l / 4. A barrier must follow.
+  /// @param rows      [queries, pitch] as queries_on_the_way stored them
+  /// @param operands  written
+  __device__ void make_operands(const float* rows, unsigned pitch, unsigned count, float scale, query_operands& operands) {
+    const float* row = rows + lane() / 4 * pitch;
+    const int exponent = exponent_of_head<Dims>(row);
     const float shrink = lane() / 4 < count ? float_from_bits(static_cast<std::uint32_t>(127 - exponent) << 23) : 0.0f;
     scale_ = scale * float_from_bits(static_cast<std::uint32_t>(127 + exponent) << 23);
+#pragma unroll 1
+    for (unsigned s = threadIdx.x / 32; s < Dims / 16; s += blockDim.x / 32) {
+      const float4 four = *reinterpret_cast<const float4*>(row + s * 16 + lane() % 4 * 4);
+      const split_pair<half> lower(four.x * shrink, four.y * shrink), upper(four.z * shrink, four.w * shrink);
+      operands[s][lane()] = {lower.most, lower.rest, upper.most, upper.rest};
+    }
+  }
+  /// Takes the operands that all warps have made.
+  __device__ void take_operands(const query_operands& operands) {
 #pragma unroll
-    for (unsigned s = 0; s < Dims / 16; ++s)
-#pragma unroll
-      for (unsigned half_of = 0; half_of < 2; ++half_of) {
-        const split_pair<half> pair(element[s][2 * half_of] * shrink, element[s][2 * half_of + 1] * shrink);
-        query_[s][2 * half_of] = pair.most;
-        query_[s][2 * half_of + 1] = pair.rest;
-      }
+    for (unsigned s = 0; s < Dims / 16; ++s) {
+      const uint4 four = operands[s][lane()];
+      query_[s][0] = four.x, query_[s][1] = four.y, query_[s][2] = four.z, query_[s][3] = four.w;
+    }
   }
 
   /// Attends to the tiles of 16 tokens that start at `begin + 16 * (warp + i * warps)`, up to `end`.
@@ -116,12 +120,10 @@ class attention_warp<scaled_int8, Dims> {
   static constexpr unsigned chunks = Dims / 16;  // each is 16 bytes of a row
   __device__ static unsigned lane() { return threadIdx.x % 32; }
   /// The place of chunk `chunk` of row `row` in a stage. The same chunk of eight rows falls into eight different banks.
-  __device__ static unsigned place(unsigned row, unsigned chunk) {
-    const unsigned turn = Dims == 64 ? row / 2 % 4 : row % 8;
-    return row * row_bytes + ((chunk ^ turn) * 16);
-  }
+  __device__ static unsigned place(unsigned row, unsigned chunk) { return row * row_bytes + ((chunk ^ swizzle(row)) * 16); }
+  __device__ static constexpr unsigned swizzle(unsigned row) { return Dims == 64 ? row / 2 % 4 : row % 8; }
 
-  /// Asks for the first `left` of 16 tokens; the others become zeros. @param token  the one that this lane finds
+  /// Starts copying the rows of 16 tokens, of which `left` are used. @param token  the token whose row this lane finds: beyond `left` any
   template <class Store>
   __device__ void fill(unsigned stage, const Store& store, std::size_t kv_head, std::size_t token, std::uint32_t left) const {
     const kv_row<scaled_int8> row = lane() < tokens ? store.key(kv_head, token) : store.value(kv_head, token);
@@ -132,13 +134,7 @@ class attention_warp<scaled_int8, Dims> {
     else
       *reinterpret_cast<float*>(ring_ + scales + lane() * 4) = 0;
     if (__all_sync(all_lanes, data % 16 == 0 && d_ % 16 == 0)) {
-#pragma unroll
-      for (unsigned turn = 0; turn < 2 * tokens * chunks / 32; ++turn) {
-        const unsigned at = turn * 32 + lane(), r = at / chunks, chunk = at % chunks;
-        const std::uint64_t from = __shfl_sync(all_lanes, data, static_cast<int>(r));
-        const bool wanted = r % tokens < left && chunk * 16 < d_;
-        copy_async(address_ + base + place(r, chunk), reinterpret_cast<const void*>(from + (wanted ? chunk * 16 : 0)), wanted ? 16 : 0);
-      }
+      copy_rows<chunks>(address_ + base, data, d_ / 16, [](unsigned r) { return swizzle(r); });
     } else {
 #pragma unroll 1
       for (unsigned turn = 0; turn < 2 * tokens * chunks / 32; ++turn) {
