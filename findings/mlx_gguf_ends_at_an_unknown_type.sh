@@ -4,8 +4,8 @@
 #
 # Guess:  a type that mx.load() does not know raises, as Q5_0 and IQ4_NL do; and BF16 stays bfloat16, as it does in safetensors files.
 # Seen:   a type newer than the reader's table ends the list of tensors, as if the file had no more: of four tensors one comes back, and a file whose
-#         first tensor is in MXFP4 is an empty dictionary. No error, no warning; the metadata is whole. BF16 becomes float16: 1e5 and 3e38 are
-#         infinite, 1e-9 is 0. (The documentation says that of quantized types that have no counterpart.)
+#         first tensor is in MXFP4 is an empty dictionary. No error, no warning. BF16 becomes float16: 1e5 and 3e38
+#         are infinite, 1e-9 is 0. (The documentation says that of quantized types that have no counterpart.)
 # Hurts:  weights of models in MXFP4 (gpt-oss) and activations or caches kept in GGUF: a loader that goes through the dictionary, or load_weights(...,
 #         strict=False), leaves layers as they were made. Outlier channels of bfloat16 become infinite.
 # Mend:   compare the names with those of gguf.GGUFReader; write BF16 as F32, or into a safetensors file.
