@@ -24,6 +24,29 @@ union top_k_scratch {
   block::radix_select<Threads> radix;
 };
 
+/// How the CTAs of a team share a row of up to `n` scores that is selected by a bracket, and their shared memory.
+template <unsigned Threads>
+struct bracket_shape {
+  using bracket_select = block::bracket_select<Threads>;
+
+  unsigned size = 1;     // CTAs of a row
+  std::uint32_t share;   // keys of a member, whole granules
+  unsigned room;         // words of shared memory that a member has for keys and indices
+
+  static bool takes(std::size_t n) { return n > block::bracket_sample && n <= tuning::bracket_keys; }
+  /// @param most  CTAs that a team may have
+  bracket_shape(std::size_t rows, std::size_t n, unsigned most) {
+    while (2 * size <= most && 2 * size * rows <= tuning::multiprocessors && n >= 2 * size * bracket_select::granule) size *= 2;
+    share = ceil_div(n, size * bracket_select::granule) * bracket_select::granule;
+    room = size > 1 ? bracket_select::room_of_team : bracket_select::room_of_one;
+  }
+  std::size_t shared_bytes() const {
+    using block::shared_memory;
+    return shared_memory::bytes<top_k_scratch<Threads>>(1) + 2 * shared_memory::bytes<std::uint32_t>(share / 32) +
+           shared_memory::bytes<std::uint32_t>(room);
+  }
+};
+
 /// grid.x: CTAs of a cluster; grid.y: rows.
 /// @param cached  how many keys the dynamic shared memory holds
 template <unsigned Threads>
@@ -59,16 +82,14 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
 }
 
 /// grid.x: CTAs of a cluster, rows one after the other, since there may be many.
-/// @param size   CTAs of a row
-/// @param share  keys of a member, whole granules
-/// @param room   words of shared memory that a member has for keys and indices
 template <unsigned Threads>
 PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
-    top_k_bracket_kernel(view<const float, 2, space::device> scores, view<std::int32_t, 2, space::device> indices, unsigned size,
-                         std::uint32_t share, unsigned room) {
+    top_k_bracket_kernel(view<const float, 2, space::device> scores, view<std::int32_t, 2, space::device> indices,
+                         bracket_shape<Threads> shape) {
   using bracket_select = block::bracket_select<Threads>;
-  const block::cluster_team team(size);
-  const std::size_t which = blockIdx.x / size;
+  const block::cluster_team team(shape.size);
+  const std::uint32_t share = shape.share;
+  const std::size_t which = blockIdx.x / shape.size;
   const std::uint32_t n = static_cast<std::uint32_t>(scores.extent(1)), k_max = static_cast<std::uint32_t>(indices.extent(1)),
                       k = k_max < n ? k_max : n;
   const float* row = scores.data + which * scores.stride(0);
@@ -87,8 +108,8 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   block::shared_memory memory;
   auto& select = *memory.take<top_k_scratch<Threads>>(1);
   std::uint32_t *chosen = memory.take<std::uint32_t>(share / 32), *equal = memory.take<std::uint32_t>(share / 32),
-                *words = memory.take<std::uint32_t>(room);
-  if (select.bracket.select(team, row, n, k, own, chosen, equal, words, room, out)) return;
+                *words = memory.take<std::uint32_t>(shape.room);
+  if (select.bracket.select(team, row, n, k, own, 0, chosen, equal, words, shape.room, out)) return;
   team.sync();
   const auto key_at = [&](std::uint32_t i) { return canonical::order_key(row[own.begin + i]); };
   const block::threshold limit = select.radix.find(team, own.end - own.begin, k, key_at, [](std::uint32_t) { return 1u; });
@@ -105,20 +126,19 @@ struct kernel<op::top_k, backend::cuda> {
     const detail::launcher launch(policy, "top_k");
     const std::size_t n = scores.extent(1);
     const unsigned rows = static_cast<unsigned>(scores.extent(0));
-    if (n > detail::block::bracket_sample && n <= detail::tuning::bracket_keys) {
-      using bracket_select = detail::block::bracket_select<bracket_threads>;
+    using bracket_shape = detail::bracket_shape<bracket_threads>;
+    if (bracket_shape::takes(n)) {
       const auto kernel = detail::top_k_bracket_kernel<bracket_threads>;
       const unsigned most = launch.largest_cluster(kernel);
-      unsigned team = 1;
-      while (2 * team <= most && 2 * team * rows <= detail::tuning::multiprocessors && n >= 2 * team * bracket_select::granule) team *= 2;
-      using detail::block::shared_memory;
-      const std::size_t share = detail::ceil_div(n, team * bracket_select::granule) * bracket_select::granule;
-      const unsigned room = team > 1 ? bracket_select::room_of_team : bracket_select::room_of_one;
-      const std::size_t shared = shared_memory::bytes<detail::top_k_scratch<bracket_threads>>(1) +
-                                 2 * shared_memory::bytes<std::uint32_t>(share / 32) + shared_memory::bytes<std::uint32_t>(room);
-      if (shared <= launch.shared_limit(kernel)) {
-        launch("top_k_bracket_kernel", kernel, {dim3(team * rows), bracket_threads, shared, team, most > 1}, scores, indices, team,
-               static_cast<std::uint32_t>(share), room);
+      const bracket_shape shape(rows, n, most);
+      if (shape.shared_bytes() <= launch.shared_limit(kernel)) {
+        launch("top_k_bracket_kernel", kernel,
+               {.grid = dim3(shape.size * rows),
+                .threads = bracket_threads,
+                .shared_bytes = shape.shared_bytes(),
+                .cluster = shape.size,
+                .early = most > 1},
+               scores, indices, shape);
         return;
       }
     }

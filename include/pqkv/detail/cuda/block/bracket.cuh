@@ -93,11 +93,12 @@ class bracket_select {
 
   /// Selects the k largest of the row. Writes the indices of those among its own keys, ascending; of equal keys the lowest indices are
   /// selected. If the bracket does not hold, writes nothing and returns false.
-  /// @param n  more than bracket_sample
+  /// @param n      more than bracket_sample
+  /// @param first  added to every index
   /// @param chosen, equal  bitmaps of the own keys, up to whole granules
   /// @param room           [room_words], aligned to 16 bytes
-  __device__ bool select(const cluster_team& team, const float* row, std::uint32_t n, std::uint32_t k, part own, std::uint32_t* chosen,
-                         std::uint32_t* equal, std::uint32_t* room, unsigned room_words, std::int32_t* out) {
+  __device__ bool select(const cluster_team& team, const float* row, std::uint32_t n, std::uint32_t k, part own, std::uint32_t first,
+                         std::uint32_t* chosen, std::uint32_t* equal, std::uint32_t* room, unsigned room_words, std::int32_t* out) {
     if (team.size() > 1) team.arrive();  // share_sample() waits: no member writes to another that has not begun
     float scores[batch];
     share_sample(team, row, n);
@@ -122,7 +123,7 @@ class bracket_select {
     mark(room + team.rank() * most, here.kept, limit, chosen, all_equal ? chosen : equal);
     __syncthreads();
     write(chosen, equal, words, {all.above_before + before_[0], before_[1]}, limit.of_equal, room, room_words,
-          static_cast<std::int32_t>(own.begin), out, k);
+          static_cast<std::int32_t>(first + own.begin), out, k);
     return true;
   }
 
