@@ -12,30 +12,10 @@
 
 #include "cases/inputs.hpp"
 #include "cases/plain_attention.hpp"
+#include "paged_store.cuh"
 
 namespace {
 using namespace pqkv_cases;
-
-/// An engine's store: pages of 16 tokens, [page, token, h, 2, d], found through a table.
-template <class T, class Space>
-struct paged_store {
-  using value_type = T;
-  using space_type = Space;
-  static constexpr std::size_t page_tokens = 16;
-
-  const T* memory;
-  const std::uint32_t* pages;
-  std::size_t h, n, d;
-
-  PQKV_HD std::size_t heads() const { return h; }
-  PQKV_HD std::size_t tokens() const { return n; }
-  PQKV_HD std::size_t head_dim() const { return d; }
-  PQKV_HD pqkv::kv_row<T> key(std::size_t head, std::size_t token) const {
-    return {memory + ((pages[token / page_tokens] * page_tokens + token % page_tokens) * h + head) * 2 * d, 1};
-  }
-  PQKV_HD pqkv::kv_row<T> value(std::size_t head, std::size_t token) const { return {key(head, token).data + d, 1}; }
-};
-static_assert(pqkv::kv_store<paged_store<float, device>>);
 
 /// Lists over n tokens: a leading range, every other token or so in between, a window.
 struct lists_of_tokens {
@@ -121,9 +101,7 @@ void compare_pages(random_source& random, verdict& all) {
   for (const std::size_t n : {16u, 100u, 1000u}) {
     const std::size_t h = 2, d = 64, count = (n + 15) / 16;
     rows<T> memory = make_rows<T>(content::gaussian, count * 16 * h, 2, d, random.bits());
-    std::vector<std::uint32_t> pages(count);
-    for (std::size_t i = 0; i < count; ++i) pages[i] = static_cast<std::uint32_t>((i * 7 + 3) % count);
-    for (std::size_t i = 0; i < count && count % 7 == 0; ++i) pages[i] = static_cast<std::uint32_t>(count - 1 - i);
+    const std::vector<std::uint32_t> pages = shuffled_pages(count);
     const on_device memory_there(memory.view());
     const on_device pages_there(pqkv::make_view(pages.data(), count));
     compare(host_store{memory.view().data, pages.data(), h, n, d},

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Exact selection on a GPU: scores against the host's for every reduction, storage type and head size, with ranges that are empty or end
-// behind the scores' columns, keys and queries that are not finite; lists of the best against a plain selection, with many equal scores;
-// and a cache that selects by exact scores against the host's, whose logits are whole numbers, so that the lists are the same. Ends with
-// 77 where there is no GPU.
+// behind the scores' columns, keys and queries that are not finite or very large; lists of the best against a plain selection, with many
+// equal scores; and a cache that selects by exact scores against the host's, whose logits are whole numbers, so that the lists are the
+// same. Ends with 77 where there is no GPU.
 //
 //   oracle [ROUNDS]              5 unless given
 //   oracle --seconds S           small problems while the time lasts, for compute-sanitizer
@@ -15,6 +15,7 @@
 
 #include "cases/inputs.hpp"
 #include "cases/plain_search.hpp"
+#include "paged_store.cuh"
 
 namespace {
 using namespace pqkv_cases;
@@ -35,13 +36,37 @@ std::vector<middle_range> random_ranges(random_source& random, std::size_t h, st
   return ranges;
 }
 
+/// Lists on the device against a plain selection from scores [lists, n].
+void compare_with_plain(const std::vector<float>& scores, std::size_t n, const std::vector<middle_range>& ranges, std::size_t room,
+                        const std::vector<std::int32_t>& indices, const std::vector<std::uint32_t>& counts, verdict& all) {
+  const std::size_t lists = counts.size(), per_head = lists / ranges.size();
+  for (std::size_t list = 0; list < lists; ++list) {
+    const middle_range range = ranges[list / per_head];
+    const auto first = scores.begin() + static_cast<std::ptrdiff_t>(list * n);
+    std::vector<std::int32_t> wanted = plain_top_k({first, first + range.size()}, range.selected());
+    for (std::int32_t& t : wanted) t += static_cast<std::int32_t>(range.begin);
+    wanted.resize(room, -1);
+    const auto own = indices.begin() + static_cast<std::ptrdiff_t>(list * room);
+    all.check(counts[list] == range.selected() && std::equal(wanted.begin(), wanted.end(), own),
+              "list %zu of %zu: the best %u of %u (n %zu)", list, lists, range.selected(), range.size(), n);
+  }
+}
+
+/// What compare_scores() is called with besides keys and ranges.
+struct scoring_case {
+  std::size_t g = 1;
+  float magnitude = 1;  // of the queries; the softmax's scale is divided by it
+};
+
 template <class HostStore, class DeviceStore>
-void compare_scores(const HostStore& here, const DeviceStore& there, std::size_t g, random_source& random, verdict& all) {
-  const std::size_t h = here.heads(), hq = h * g, d = here.head_dim(), n = here.tokens();
-  const float scale = random.below(2) == 0 ? 0.0f : 0.01f + 0.2f * random.uniform();
+void compare_scores(const HostStore& here, const DeviceStore& there, const scoring_case& how, random_source& random, verdict& all,
+                    verdict& selected) {
+  const std::size_t h = here.heads(), g = how.g, hq = h * g, d = here.head_dim(), n = here.tokens(), room = n + 3;
+  const float scale = random.below(2) == 0 && how.magnitude == 1 ? 0.0f : (0.01f + 0.2f * random.uniform()) / how.magnitude;
   std::vector<float> query(hq * d);
-  for (float& x : query) x = 2 * random.gaussian();
+  for (float& x : query) x = 2 * random.gaussian() * how.magnitude;
   if (random.below(4) == 0) query[random.below(query.size())] = NAN;
+  if (random.below(4) == 0) query[random.below(query.size())] = -INFINITY;
   const auto ranges = random_ranges(random, h, n);
   const pqkv::view<const float, 2> q = pqkv::make_view(std::as_const(query).data(), hq, d);
   const on_device query_there(q);
@@ -64,19 +89,42 @@ void compare_scores(const HostStore& here, const DeviceStore& there, std::size_t
       for (std::size_t i = 0; i < count; ++i)
         error = std::max(error, std::isfinite(a[i]) ? std::abs(a[i] - b[i]) : a[i] == b[i] ? 0.0f : HUGE_VALF);
       for (std::size_t i = count; i < n; ++i) error = b[i] == 77.0f ? error : HUGE_VALF;  // columns behind the range stay
-      all.check(error <= 4e-5f * largest, "reduction %d, h %zu g %zu n %zu d %zu: list %zu differs by %g of %g",
-                static_cast<int>(reduction), h, g, n, d, list, static_cast<double>(error), static_cast<double>(largest));
+      all.check(error <= 4e-5f * largest, "reduction %d, h %zu g %zu n %zu d %zu, magnitude %g: list %zu differs by %g of %g",
+                static_cast<int>(reduction), h, g, n, d, static_cast<double>(how.magnitude), list, static_cast<double>(error),
+                static_cast<double>(largest));
     }
+    std::vector<std::int32_t> indices(lists * room, 77);
+    std::vector<std::uint32_t> counts(lists, 77);
+    const on_device indices_there(pqkv::make_view(indices.data(), lists, room));
+    const on_device counts_there(pqkv::make_view(counts.data(), lists));
+    pqkv::detail::run_operation<pqkv::op::list_best>(scratch.policy(), pqkv::as_const(scores_there.view()), ranges_there.view(),
+                                                     indices_there.view(), counts_there.view());
+    compare_with_plain(given, n, ranges, room, indices_there.bytes(), counts_there.bytes(), selected);
   }
 }
 
 template <class T>
-void compare_rows(std::size_t h, std::size_t g, std::size_t n, std::size_t d, layout where, random_source& random, verdict& all) {
+void compare_rows(std::size_t h, std::size_t n, std::size_t d, layout where, const scoring_case& how, random_source& random, verdict& all,
+                  verdict& selected) {
   rows<T> keys = make_rows<T>(content::gaussian, h, n, d, random.bits(), where);
-  if (random.below(2) == 0) keys.view()(random.below(h), random.below(n), random.below(d)) = static_cast<T>(INFINITY);
+  for (const float broken : {INFINITY, -INFINITY, NAN})
+    if (random.below(3) == 0) keys.view()(random.below(h), random.below(n), random.below(d)) = static_cast<T>(broken);
   const on_device keys_there(pqkv::as_const(keys.view()));
-  compare_scores(pqkv::strided_store<T>{keys.view(), keys.view()}, pqkv::strided_store<T, device>{keys_there.view(), keys_there.view()}, g,
-                 random, all);
+  compare_scores(pqkv::strided_store<T>{keys.view(), keys.view()}, pqkv::strided_store<T, device>{keys_there.view(), keys_there.view()},
+                 how, random, all, selected);
+}
+
+/// Keys in pages of the engine's, every other row of whose memory is a value.
+template <class T>
+void compare_pages(std::size_t h, std::size_t n, std::size_t d, const scoring_case& how, random_source& random, verdict& all,
+                   verdict& selected) {
+  const std::size_t count = (n + 15) / 16;
+  rows<T> memory = make_rows<T>(content::gaussian, count * 16 * h, 2, d, random.bits());
+  const std::vector<std::uint32_t> pages = shuffled_pages(count);
+  const on_device memory_there(memory.view());
+  const on_device pages_there(pqkv::make_view(pages.data(), count));
+  compare_scores(paged_store<T, pqkv::space::host>{memory.view().data, pages.data(), h, n, d},
+                 paged_store<T, device>{memory_there.view().data, pages_there.view().data, h, n, d}, how, random, all, selected);
 }
 
 void compare_lists(std::size_t h, std::size_t per_head, std::size_t n, random_source& random, verdict& all) {
@@ -93,17 +141,7 @@ void compare_lists(std::size_t h, std::size_t per_head, std::size_t n, random_so
   const on_device counts_there(pqkv::make_view(counts.data(), lists));
   pqkv::detail::run_operation<pqkv::op::list_best>(pqkv::exec::cuda{}, scores_there.view(), ranges_there.view(), indices_there.view(),
                                                    counts_there.view());
-  indices = indices_there.bytes(), counts = counts_there.bytes();
-  for (std::size_t list = 0; list < lists; ++list) {
-    const middle_range range = ranges[list / per_head];
-    const auto first = scores.begin() + static_cast<std::ptrdiff_t>(list * n);
-    std::vector<std::int32_t> wanted = plain_top_k({first, first + range.size()}, range.selected());
-    for (std::int32_t& t : wanted) t += static_cast<std::int32_t>(range.begin);
-    wanted.resize(room, -1);
-    const auto own = indices.begin() + static_cast<std::ptrdiff_t>(list * room);
-    all.check(counts[list] == range.selected() && std::equal(wanted.begin(), wanted.end(), own),
-              "list %zu of %zu: the best %u of %u (n %zu)", list, lists, range.selected(), range.size(), n);
-  }
+  compare_with_plain(scores, n, ranges, room, indices_there.bytes(), counts_there.bytes(), all);
 }
 
 /// Keys and queries are whole numbers, so that logits are exact, and the sums of a group's. Rows of integers have 127 first, so that their
@@ -164,24 +202,36 @@ int main(int argc, char** argv) {
   if (!has_device()) return 77;
   workload work(argc, argv, 5);
   random_source random(0x0e4ac1e);
-  verdict scores("exact_scores"), lists("list_best"), caches("caches that select by exact scores");
+  verdict scores("exact_scores"), selected("list_best of exact_scores"), lists("list_best"), caches("caches that select by exact scores");
   work.part(1);
   for (std::size_t round = 0; round < work.rounds(); ++round) {
-    const std::size_t tokens[] = {1, 33, 700, work.small() ? 300u : 9000u}, dims[] = {8, 20, 64, 100, 128, 256}, groups[] = {1, 4, 7};
+    const std::size_t tokens[] = {1, 33, 700, work.small() ? 300u : 9000u}, dims[] = {8, 20, 37, 64, 100, 128, 200, 256},
+                      groups[] = {1, 3, 4, 7, 8, 11};
+    const float magnitudes[] = {1, 1, 1e30f, 1e-30f};
     for (const std::size_t n : tokens)
       for (const std::size_t d : dims) {
         if (!work.another()) continue;
-        const std::size_t h = 1 + random.below(3), g = groups[random.below(3)];
-        compare_rows<float>(h, g, n, d, layout::padded, random, scores);
-        compare_rows<pqkv::bfloat16>(h, g, n, d, random.below(2) == 0 ? layout::dense : layout::transposed, random, scores);
-        compare_lists(h, g, n, random, lists);
+        const std::size_t h = 1 + random.below(3);
+        const auto any_case = [&] { return scoring_case{groups[random.below(6)], magnitudes[random.below(4)]}; };
+        const auto any_layout = [&] { return random.below(2) == 0 ? layout::dense : layout::transposed; };
+        const std::size_t only = n > 700 ? random.below(4) : 4;  // long ranges take the host some time: one kind of keys
+        if (only == 4 || only == 0) compare_rows<float>(h, n, d, layout::padded, any_case(), random, scores, selected);
+        if (only == 4 || only == 1) compare_rows<pqkv::bfloat16>(h, n, d, any_layout(), any_case(), random, scores, selected);
+        if (only == 4 || only == 2) compare_rows<pqkv::half>(h, n, d, any_layout(), any_case(), random, scores, selected);
+        if (only == 4 || only == 3) compare_pages<pqkv::bfloat16>(h, n, d, any_case(), random, scores, selected);
+        compare_lists(h, groups[random.below(4)], n, random, lists);
       }
-    if (!work.small()) compare_lists(3, 2, 300000, random, lists);
+    if (work.small()) continue;
+    compare_lists(3, 2, 100000, random, lists);  // shared by clusters
+    compare_lists(3, 2, 300000, random, lists);
+    compare_rows<pqkv::bfloat16>(3, 100000, 64, layout::dense, {4}, random, scores, selected);
+    if (round == 0) compare_rows<pqkv::half>(1, 300000, 8, layout::dense, {3}, random, scores, selected);
   }
   compare_caches<pqkv::dense_rows<float>, pqkv::dense_rows<float, device>>(64, random, caches);
   compare_caches<pqkv::dense_rows<pqkv::bfloat16>, pqkv::dense_rows<pqkv::bfloat16, device>>(128, random, caches);
   compare_caches<pqkv::quantized_rows<>, pqkv::quantized_rows<device>>(64, random, caches);
   bool passed = scores.passed();
+  passed &= selected.passed();
   passed &= lists.passed();
   passed &= caches.passed(100);
   return passed ? 0 : 1;

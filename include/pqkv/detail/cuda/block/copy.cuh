@@ -14,6 +14,14 @@ namespace pqkv::inline PQKV_MODE::detail::block {
 __device__ inline void copy_async(std::uint32_t shared, const void* from, std::uint32_t wanted) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(__cvta_generic_to_global(from)), "r"(wanted) : "memory");
 }
+/// Reads 16 bytes that are read once: they pass by the L1 cache, and the L2 cache fetches the 256 bytes around them.
+__device__ inline uint4 read_once(const void* from) {
+  uint4 words;
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(__cvta_generic_to_global(from)));
+  return words;
+}
 /// Copies 4 bytes.
 __device__ inline void copy_word_async(std::uint32_t shared, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(__cvta_generic_to_global(from)) : "memory");
