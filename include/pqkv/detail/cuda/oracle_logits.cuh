@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The logits of every key of some ranges, for all query heads, and what their exponentials add up to. Keys of 16 bits are multiplied by
-// matrix products (block/oracle_keys.cuh), which leaves reading them as the only work that takes time. Others are multiplied by fused
+// matrix products (block/oracle_keys.cuh): their multiply-adds and sums over lanes took longer than reading them. Others have fused
 // multiply-adds, with eight or more lanes for a key.
 // Measured on an H200, 2026-12, keys of bench/cuda/oracle.cu, 16-bit keys, the logits alone: 76 us as below, 77 us with loads that leave
 // the L2 cache first, 93 us with plain loads; 109 to 123 us through rings in shared memory that cp.async fills.
