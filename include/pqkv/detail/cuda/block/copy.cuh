@@ -27,10 +27,13 @@ __device__ inline void copy_word_async(std::uint32_t shared, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(__cvta_generic_to_global(from)) : "memory");
 }
 __device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// Waits until at most Groups of this thread's groups of copies are unfinished.
+/// Waits until at most Groups of this thread's groups of copies are unfinished; with 0 for all of its copies, also those in no group yet.
 template <unsigned Groups>
 __device__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
+  if constexpr (Groups == 0)
+    asm volatile("cp.async.wait_all;" ::: "memory");
+  else
+    asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
 }
 
 /// Calls take(i, from[i * stride]) for i < count, ascending. Ahead loads are issued together: one after the other they would each wait for
