@@ -4,6 +4,7 @@
 a torch that does nothing: no GPU, no nvcc, no torch."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,9 +59,12 @@ class tier_parts(folder_case):
 
 
 class report(folder_case):
+    bench = root / "bench"
+
     def run_report(self, *lines):
         (self.path / "gpu.json").write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
-        return subprocess.run([sys.executable, "-B", root / "bench/gpu_report.py", self.path, self.path / "gpu.md"], capture_output=True, text=True)
+        program = self.bench / "gpu_report.py"
+        return subprocess.run([sys.executable, "-B", program, self.path, self.path / "gpu.md"], capture_output=True, text=True)
 
     def page(self, *lines):
         done = self.run_report(*lines)
@@ -71,9 +75,9 @@ class report(folder_case):
         return next([cell.strip() for cell in one.strip("|").split("|")] for one in page.splitlines() if one.startswith("| " + start))
 
     def test_warm_and_cold_have_verdicts_of_their_own(self):
-        page, _ = self.page(machine, line(joint, 6, 16))
+        page, _ = self.page(machine, line(joint, 6, 22))
         row = self.row(page, "retrieve by joint codes, n 131072, k 2048")
-        self.assertEqual(row[1:3] + row[-1:], ["6.0 us", "16.0 us", "warm: met; cold: over by 100 %"])
+        self.assertEqual(row[1:3] + row[-1:], ["6.0 us", "22.0 us", "warm: met; cold: over by 100 %"])
         self.assertIn("1 are met, 1 are not", page)
 
     def test_shares_of_what_binds(self):
@@ -115,9 +119,16 @@ class report(folder_case):
         self.assertIn("from runs of `bench/gpu.sh FOLDER`", page)
 
     def test_a_row_that_falls_short_without_a_reason_says_so(self):
-        step = "decode_step/pq_2x6/attended:2048/batch:1/h:8/g:4/d:128/n:32768"
-        page, _ = self.page(machine, line(step, 120, 120))
-        self.assertIn("| decode step, rows on the GPU, 2048 attended, n 32768 | not said |", page)
+        self.bench = self.path / "bench"
+        self.bench.mkdir()
+        for source in (root / "bench").glob("*.py"):
+            shutil.copy(source, self.bench)
+        targets = json.loads((root / "bench/targets_gpu.json").read_text())
+        for row in targets["rows"]:
+            row.pop("binds", None)
+        (self.bench / "targets_gpu.json").write_text(json.dumps(targets))
+        page, _ = self.page(machine, line(joint, 9, 9))
+        self.assertIn("| retrieve by joint codes, n 131072, k 2048 | not said |", page)
 
     def test_circumstances_and_what_did_not_go_well(self):
         (self.path / "checks.txt").write_text("search: passed, 3 s: x\nreal_keys: left out: no keys\nseam: FAILED, exit code 1\n    seam: 1 differs\n")
