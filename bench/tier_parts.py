@@ -59,6 +59,7 @@ def draw(device: str, steps: dict[int, dict[str, float]], path: pathlib.Path) ->
     except ImportError:
         refuse("--figure: needs matplotlib")
     figure, panels = pyplot.subplots(1, len(kinds), figsize=(11, 4), layout="constrained", sharey=True)
+    highest = 1.0
     for axes, (kind, title) in zip(panels, kinds.items()):
         shown = {n: found for n, step in steps.items() if (found := split(step, kind))}
         bottom = [0.0] * len(shown)
@@ -70,12 +71,13 @@ def draw(device: str, steps: dict[int, dict[str, float]], path: pathlib.Path) ->
         dense = [steps[n].get("dense") for n in shown]
         axes.plot(range(len(shown)), [us if us is not None else float("nan") for us in dense], linestyle="none", marker="_", markersize=24, color="#000000",
                   label="dense attention, rows on the GPU")
-        axes.set_ylim(0, 1.25 * max(bottom, default=1))  # dense steps of long contexts are far above: the table has them
+        highest = max([highest, *bottom])
         axes.set_title(title)
         axes.set_xlabel("context, tokens")
         tidy(axes)
     panels[0].set_ylabel(f"decode step of one layer, {device}, us")
-    panels[0].legend(frameon=False, fontsize=8, loc="upper right")
+    panels[0].set_ylim(0, 1.1 * highest)  # of all panels. Dense steps of long contexts are far above: the table has them
+    panels[-1].legend(frameon=False, fontsize=8, loc="upper right")
     save(figure, path)
 
 
