@@ -12,8 +12,8 @@
 
 namespace pqkv::inline PQKV_MODE::detail {
 
-/// What the runtime said about kernels, kept by each thread: it says the same every time, and takes 1 us for an answer or more, several of
-/// which a launch needs. Two questions with the same place displace each other.
+/// What the runtime said about kernels, kept by each thread: it says the same every time, and choosing how to rank long lists asks some
+/// twenty questions. Two with the same place displace each other.
 /// @tparam Question  compared with ==, has place()
 template <class Question, class Answer>
 class kept_answers {
