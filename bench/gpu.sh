@@ -68,21 +68,13 @@ if [ -n "$programs" ]; then
   programs=$(cd "$programs" && pwd)
 fi
 cd "$(dirname "$0")/.."
-if [ -n "$programs" ]; then
-  made_from="$architecture $(find include tests bench -name '*.hpp' -o -name '*.cuh' -o -name '*.cu' | LC_ALL=C sort | xargs cat | sha256sum | cut -d' ' -f1)"
-  if [ -e "$programs/made_from" ] && [ "$(cat "$programs/made_from")" != "$made_from" ]; then
-    refuse "$programs: its programs were made from other sources, or for another architecture than $architecture; give an empty folder" 1
-  fi
-  echo "$made_from" >"$programs/made_from"
-fi
+. bench/kept_programs.sh
+check_programs "$architecture"
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 
 compile() {  # PROGRAM SOURCE [flags]
-  if [ -n "$programs" ] && [ -x "$programs/$1" ]; then
-    cp "$programs/$1" "$build/$1"
-    return
-  fi
+  if take_program "$1" "$build/$1"; then return; fi
   if ! "$nvcc" -std=c++20 -O3 -arch="$architecture" -Xptxas -v -Iinclude -Itests "${@:3}" "$2" -o "$build/$1" >"$build/$1.log" 2>&1; then
     printf 'gpu.sh: %s does not compile:\n%s\n' "$2" "$(cat "$build/$1.log")" >&2
     return 1
@@ -90,7 +82,7 @@ compile() {  # PROGRAM SOURCE [flags]
   if grep -A1 'properties for .*token_loops' "$build/$1.log" | grep -q ' [1-9][0-9]* bytes stack frame'; then
     printf 'gpu.sh: %s: look-ups have a stack, which costs 13 us a step (tests/cuda/stack_test.py)\n' "$2" >&2
   fi
-  if [ -n "$programs" ]; then cp "$build/$1" "$programs/$1.part" && mv "$programs/$1.part" "$programs/$1"; fi
+  keep_program "$1" "$build/$1"
 }
 check() {  # PROGRAM; keeps its line, with what it printed, and says it at once: a run may be ended before its last check
   local status=0

@@ -2,11 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Builds, checks and times context_parallel on two GPUs of this machine; needs nvcc, g++, python3 and NCCL, no network.
 #
-#   bench/gpu_scale.sh FOLDER [NAME_PREFIX] [--no-checks]     e.g. bench/gpu_scale.sh results rank_step/peer
+#   bench/gpu_scale.sh FOLDER [NAME_PREFIX] [--no-checks] [--programs DIR]
+#                                            e.g. bench/gpu_scale.sh results rank_step/peer
+#   bench/gpu_scale.sh --programs DIR        only compiles, on a machine with or without GPUs
 #
 # FOLDER/scale.json        a JSON line for the run and for each measurement of bench/cuda/ranks/rank_step.cu
 # FOLDER/scale_checks.txt  what tests/cuda/ranks/context_parallel.cu and examples/two_processes/two_gpus.cu printed
 # FOLDER/scale.md          the table of docs/scale.md, measured beside the model on paper, by bench/scale_model.py
+#
+# --programs DIR keeps the compiled programs, and takes those that are there; programs of other sources or another architecture are refused.
+# They find NCCL where the script finds it when it runs them.
 #
 # NCCL is looked for in PQKV_NCCL (a folder with include/ and lib/), in python3's nvidia.nccl, and in /usr/local and /usr. PQKV_CUDA_ARCH
 # names the devices' architecture, sm_90 unless given. Exits with 0 when all passed and was measured, 1 after a failure, 2 for bad
@@ -19,10 +24,17 @@ refuse() {  # SENTENCE [exit code]
 }
 say() { echo "== $1 ($SECONDS s)" >&2; }
 
-folder='' prefix='' with_checks=1
-for argument in "$@"; do
+folder='' prefix='' programs='' with_checks=1
+while [ $# -gt 0 ]; do
+  argument=$1
+  shift
   case $argument in
-    -h | --help) sed -n '3,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '3,19s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --programs)
+      programs=${1:-}
+      [ -n "$programs" ] || refuse "--programs: no folder given"
+      shift
+      ;;
     --no-checks) with_checks=0 ;;
     -*) refuse "unknown option $argument; --help lists them" ;;
     *)
@@ -32,11 +44,21 @@ for argument in "$@"; do
       ;;
   esac
 done
-[ -n "$folder" ] || refuse "no FOLDER given; --help says more"
+[ -n "$folder$programs" ] || refuse "no FOLDER given; --help says more"
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || refuse "no nvcc, neither in PATH nor in /usr/local/cuda/bin" 1
-mkdir -p "$folder" || refuse "$folder: cannot be made" 1
-out=$(cd "$folder" && pwd)
+out=''
+if [ -n "$folder" ]; then
+  mkdir -p "$folder" || refuse "$folder: cannot be made" 1
+  out=$(cd "$folder" && pwd)
+fi
+if [ -n "$programs" ]; then
+  mkdir -p "$programs" || refuse "$programs: cannot be made" 1
+  programs=$(cd "$programs" && pwd)
+fi
 cd "$(dirname "$0")/.."
+architecture=${PQKV_CUDA_ARCH:-sm_90}
+. bench/kept_programs.sh
+check_programs "$architecture"
 
 nccl=''
 python_nccl=$(python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null || true)
@@ -53,11 +75,15 @@ if "$nvcc" --help | grep -q -- --split-compile; then split=--split-compile=0; fi
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 compile() {  # PROGRAM SOURCE
-  "$nvcc" -std=c++20 -O3 $split -arch="${PQKV_CUDA_ARCH:-sm_90}" -Iinclude -Itests -isystem "$nccl/include" "$2" -o "$build/$1" \
-    -Xlinker "$library" -Xlinker "-rpath=$(dirname "$library")" >"$build/$1.log" 2>&1 && return
-  printf 'gpu_scale.sh: %s does not compile:\n%s\n' "$2" "$(cat "$build/$1.log")" >&2
-  return 1
+  if take_program "$1" "$build/$1"; then return; fi
+  if ! "$nvcc" -std=c++20 -O3 $split -arch="$architecture" -Iinclude -Itests -isystem "$nccl/include" "$2" -o "$build/$1" \
+    -Xlinker "$library" >"$build/$1.log" 2>&1; then
+    printf 'gpu_scale.sh: %s does not compile:\n%s\n' "$2" "$(cat "$build/$1.log")" >&2
+    return 1
+  fi
+  keep_program "$1" "$build/$1"
 }
+export LD_LIBRARY_PATH="$(dirname "$library")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"  # the programs may come from a machine with NCCL elsewhere
 say "programs, NCCL of $nccl"
 compile rank_step bench/cuda/ranks/rank_step.cu &
 first=$!
@@ -68,6 +94,10 @@ if [ $with_checks = 1 ]; then
   wait $second || { wait; exit 1; }
 fi
 wait $first || exit 1
+if [ -z "$out" ]; then
+  say compiled
+  exit 0
+fi
 
 failed=0
 if [ $with_checks = 1 ]; then

@@ -98,6 +98,19 @@ class script(unittest.TestCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn("rank_step.cu does not compile:\nerror: planted", done.stderr)
 
+    def test_programs_are_kept_and_taken(self):
+        kept = self.path / "kept programs"
+        done = self.run_script("--programs", kept)
+        self.assertEqual((done.returncode, self.files()), (0, []), done.stderr)
+        self.assertEqual(sorted(path.name for path in kept.iterdir()), ["check", "made_from", "rank_step", "two_gpus"])
+        done = self.run_script(self.out, "--programs", kept, NO_COMPILE="rank_step.cu")  # nothing is compiled
+        self.assertEqual(done.returncode, 0, done.stderr)
+        (kept / "made_from").write_text("others")
+        done = self.run_script(self.out, "--programs", kept)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("its programs were made from other sources", done.stderr)
+        self.assertEqual(self.run_script("--programs").returncode, 2)
+
     def test_fewer_than_two_gpus(self):
         self.assertEqual(self.run_script(self.out, NO_GPUS="1").returncode, 77)
         self.assertEqual(self.run_script(self.out, "--no-checks", NO_GPUS="1").returncode, 77)

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+# Sourced by gpu.sh and gpu_scale.sh, for --programs DIR: compiled programs are kept in $programs, and taken from there; where that is empty,
+# nothing is kept. Needs refuse() of the script. To be called in the root of the repository.
+
+check_programs() {  # ARCHITECTURE; refuses programs of other sources
+  local made_from
+  [ -n "$programs" ] || return 0
+  made_from="$1 $(find include tests bench examples/two_processes -name '*.hpp' -o -name '*.cuh' -o -name '*.cu' | LC_ALL=C sort | xargs cat | sha256sum | cut -d' ' -f1)"
+  if [ -e "$programs/made_from" ] && [ "$(cat "$programs/made_from")" != "$made_from" ]; then
+    refuse "$programs: its programs were made from other sources, or for another architecture than $1; give an empty folder" 1
+  fi
+  echo "$made_from" >"$programs/made_from"
+}
+take_program() {  # PROGRAM FILE; fails where it is not kept
+  [ -n "$programs" ] && [ -x "$programs/$1" ] && cp "$programs/$1" "$2"
+}
+keep_program() {  # PROGRAM FILE
+  if [ -n "$programs" ]; then cp "$2" "$programs/$1.part" && mv "$programs/$1.part" "$programs/$1"; fi
+}
+export -f take_program keep_program
