@@ -4,6 +4,8 @@
 
 #include <chrono>
 #include <fstream>
+#include <map>
+#include <utility>
 #include <vector>
 
 #include "elapsed.hpp"
@@ -89,21 +91,27 @@ pqkv::overlap_model calibrate(const model& llama, pool_runner& runner, const pol
   pqkv::codebook book(shape);
   const host_policy cpu{runner, {}};
   pqkv::overlap_calibration timings;
+  std::vector<pqkv::clustering_size> sizes;
+  std::map<std::size_t, std::vector<float>> keys;  // of the last layer, by length
+  const auto begin = std::chrono::steady_clock::now();
   for (const std::size_t n : {512u, 1024u, 2048u, 4096u}) {
     if (n > config.max_positions || n < 4 * shape.centroids()) continue;
     std::vector<token_id> tokens(n);
     for (std::size_t i = 0; i < n; ++i) tokens[i] = static_cast<token_id>(i * 2654435761u % config.vocabulary);
     const auto start = std::chrono::steady_clock::now();
-    const prefilled_prompt prompt = prefill(llama, tokens, runner);
+    prefilled_prompt prompt = prefill(llama, tokens, runner);
     // The last layer attends for its last token alone.
     const double layers = static_cast<double>(config.layers > 1 ? config.layers - 1 : 1);
     timings.add_layer(n, seconds_since(start) / layers);
-    const auto keys = pqkv::make_view(prompt.layers.back().keys.data(), config.kv_heads, n, config.head_dim);
-    for (const std::size_t iterations : {2u, 6u}) {
-      const auto train = [&] { pqkv::train(cpu, keys, book, {.iterations = iterations, .seed = 0, .rows_per_centroid = 0}); };
-      timings.add_clustering(n, iterations, pqkv::least_seconds([&] { return seconds_since(start); }, train));
-    }
+    keys[n] = std::move(prompt.layers.back().keys);
+    sizes.push_back({n, 2}), sizes.push_back({n, 6});
   }
+  pqkv::add_clusterings(
+      timings, pqkv::as_const(pqkv::make_view(sizes.data(), sizes.size())), [&] { return seconds_since(begin); },
+      [&](const pqkv::clustering_size& one) {
+        const auto rows = pqkv::make_view(std::as_const(keys[one.rows]).data(), config.kv_heads, one.rows, config.head_dim);
+        pqkv::train(cpu, rows, book, {.iterations = one.iterations, .seed = 0, .rows_per_centroid = 0});
+      });
   return timings.fit();
 }
 

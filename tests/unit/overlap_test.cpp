@@ -99,8 +99,8 @@ TEST_CASE("calibration times clustering and the engine's layer at every length, 
   CHECK(m.layers == lengths);
   CHECK(looks == 2 * 7 * lengths.size());
   CHECK(model.b1 > 0);
-  // Fourteen looks a length: the last one's 14, 28 and 42 ms count with the layer, and three points determine a parabola.
-  CHECK(model.c2 * 400 * 400 + model.b2 * 400 + model.a2 == doctest::Approx(0.16 + 0.042).epsilon(1e-6));
+  // Two looks a length: 2, 4 and 6 ms count with the layer, and three points determine a parabola.
+  CHECK(model.c2 * 400 * 400 + model.b2 * 400 + model.a2 == doctest::Approx(0.16 + 0.006).epsilon(1e-6));
 }
 
 TEST_CASE("a clustering that something else held up does not count") {
@@ -118,6 +118,29 @@ TEST_CASE("a clustering that something else held up does not count") {
       pqkv::calibrate_overlap(pqkv::exec::host<>{}, shape, pqkv::make_view(lengths.data(), 3), [](std::size_t) {}, growing);
   CHECK(model.b1 > 0);
   CHECK(model.b1 < 1e-3);
+}
+
+TEST_CASE("clusterings are timed again while more rows seem to take no longer, and not for ever") {
+  // A clustering takes 1 us a row and iteration, small ones 10 s more while the machine is busy.
+  const std::vector<pqkv::clustering_size> sizes{{100, 2}, {100, 6}, {400, 2}, {400, 6}};
+  for (const int busy : {0, 12, 3 * 4 * 7, 1000}) {
+    double now = 0;
+    int runs = 0;
+    overlap_calibration timings;
+    for (const std::size_t n : {1u, 2u, 3u}) timings.add_layer(n, 1);
+    pqkv::add_clusterings(
+        timings, pqkv::make_view(sizes.data(), sizes.size()), [&] { return now; },
+        [&](const pqkv::clustering_size& one) {
+          now += 1e-6 * static_cast<double>(one.rows * one.iterations) + (runs++ < busy && one.rows == 100 ? 10 : 0);
+        });
+    CAPTURE(busy);
+    CHECK(runs == (busy == 0 ? 12 : busy == 12 ? 24 : 12 * 8));
+    CHECK(timings.has_slope() == (busy != 1000));
+    if (busy == 1000)
+      CHECK_THROWS_WITH_AS(timings.fit(), doctest::Contains("seconds per row"), pqkv::value_error);
+    else
+      CHECK(timings.fit().b1 == doctest::Approx(1e-6).epsilon(1e-3));
+  }
 }
 
 TEST_CASE("calibration refuses lengths that say nothing, and clocks that stand still") {
