@@ -157,6 +157,7 @@ struct clustering_size {
 /// Times clusterings, three times each, and adds the least time of each to the timings. While more rows seem to take no longer, all are
 /// timed again, up to eight times: on a busy machine even the least of three runs may be late. fit() says whether that was enough.
 ///
+/// @param timings  gets one for each size
 /// @param sizes    of the clusterings
 /// @param seconds  as for least_seconds()
 /// @param cluster  cluster(size) makes one, complete when it returns
