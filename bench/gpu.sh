@@ -58,17 +58,10 @@ done
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || refuse "no nvcc, neither in PATH nor in /usr/local/cuda/bin" 1
 command -v python3 >/dev/null || refuse "no python3, which writes the report" 1
 architecture=${PQKV_CUDA_ARCH:-sm_90}
-out=''
-if [ -n "$folder" ]; then
-  mkdir -p "$folder" || refuse "$folder: cannot be made" 1
-  out=$(cd "$folder" && pwd)
-fi
-if [ -n "$programs" ]; then
-  mkdir -p "$programs" || refuse "$programs: cannot be made" 1
-  programs=$(cd "$programs" && pwd)
-fi
+. "$(dirname "$0")/kept_programs.sh"
+out=$(made_folder "$folder")
+programs=$(made_folder "$programs")
 cd "$(dirname "$0")/.."
-. bench/kept_programs.sh
 check_programs "$architecture"
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT

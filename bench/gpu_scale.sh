@@ -46,18 +46,11 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$folder$programs" ] || refuse "no FOLDER given; --help says more"
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || refuse "no nvcc, neither in PATH nor in /usr/local/cuda/bin" 1
-out=''
-if [ -n "$folder" ]; then
-  mkdir -p "$folder" || refuse "$folder: cannot be made" 1
-  out=$(cd "$folder" && pwd)
-fi
-if [ -n "$programs" ]; then
-  mkdir -p "$programs" || refuse "$programs: cannot be made" 1
-  programs=$(cd "$programs" && pwd)
-fi
+. "$(dirname "$0")/kept_programs.sh"
+out=$(made_folder "$folder")
+programs=$(made_folder "$programs")
 cd "$(dirname "$0")/.."
 architecture=${PQKV_CUDA_ARCH:-sm_90}
-. bench/kept_programs.sh
 check_programs "$architecture"
 
 nccl=''

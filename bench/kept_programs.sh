@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sourced by gpu.sh and gpu_scale.sh, for --programs DIR: compiled programs are kept in $programs, and taken from there; where that is empty,
-# nothing is kept. Needs refuse() of the script. To be called in the root of the repository.
+# nothing is kept. Needs refuse() of the script.
 
-check_programs() {  # ARCHITECTURE; refuses programs of other sources
+made_folder() {  # FOLDER or nothing; prints its whole path
+  [ -n "$1" ] || return 0
+  mkdir -p "$1" || refuse "$1: cannot be made" 1
+  (cd "$1" && pwd)
+}
+check_programs() {  # ARCHITECTURE; in the root of the repository. Refuses programs of other sources
   local made_from
   [ -n "$programs" ] || return 0
   made_from="$1 $(find include tests bench examples/two_processes -name '*.hpp' -o -name '*.cuh' -o -name '*.cu' | LC_ALL=C sort | xargs cat | sha256sum | cut -d' ' -f1)"

@@ -54,9 +54,6 @@ struct sums_beside {
   }
 
  private:
-  // measured: clock stamps of a step, 8 lists of 4 x 8 bits and 16 tiles, 8-bit rows, H200, 2026-11-30: a list's sums are there 8 us after
-  // the launch has begun and 1.1 us more for each tile of a CTA; look-ups take 1.2 us for 4096 tokens of a CTA, and there are two; the sums
-  // are needed after the first and 10 us more; a cluster that begins when another has ended loses 3 us
   /// Lists of a cluster if so many share them.
   unsigned lists_together(unsigned of_clusters) const { return (call.lists + of_clusters - 1) / of_clusters; }
   /// How many of so many clusters get a list.
@@ -64,12 +61,16 @@ struct sums_beside {
     const unsigned together = std::min(lists_together(of_clusters), ctas);
     return std::min(of_clusters, (call.lists + together - 1) / together);
   }
+  /// Divides the lists among at most so many clusters.
   void share(unsigned ctas, unsigned most) {
     call.shape.ctas = ctas;
     call.shape.side_by_side = std::min(lists_together(most), ctas);
     call.shape.tiles_at_once = attended_shape::most_tiles;
     clusters = used(most, ctas);
   }
+  // measured: clock stamps of a step, 8 lists of 4 x 8 bits and 16 tiles, 8-bit rows, H200, 2026-11-30: a list's sums are there 8 us after
+  // the launch has begun and 1.1 us more for each tile of a CTA; look-ups take 1.2 us for 4096 tokens of a CTA, and there are two; the sums
+  // are needed after the first and 10 us more; a cluster that begins when another has ended loses 3 us
   float time_of_sums(unsigned ctas, unsigned of_clusters) const {
     constexpr float tiles = 16;
     return 8.0f + 1.1f * tiles * static_cast<float>(call.lists) / static_cast<float>(std::min(of_clusters, call.lists) * ctas);
