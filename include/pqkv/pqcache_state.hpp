@@ -366,10 +366,10 @@ class pqcache_state {
     return {as_const(work_.slots.sequences), step, first, rule_, selector_.covers(), params_.selection};
   }
   view_of<std::int32_t, 2> found(const step_plan<space_type>& plan) const { return work_.indices.slice(0, 0, plan.counts.extent(0)); }
-  /// The rows as the selector reads them. On a device one that reads sinks and window reads their copies in fast memory.
+  /// The rows as the selector reads them. One that reads sinks and window reads their copies in fast memory.
   template <class P>
   auto ranked_rows(const P&) const {
-    if constexpr (!is_on_host && selects_by_spans<Selector, P>)
+    if constexpr (selects_by_spans<Selector, P>)
       return attended_rows();
     else
       return rows_.view();

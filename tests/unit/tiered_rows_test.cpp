@@ -277,6 +277,32 @@ TEST_CASE("tiered_rows: a head's own block cache is that of a cache which has th
   CHECK(both.rows().statistics(0).hits != together.rows().statistics(0).hits);
 }
 
+TEST_CASE("tiered_rows: a selector that reads sinks and window reads their copies in fast memory") {
+  using cache_type = pqkv::pqcache<tiered_rows<dense_rows<float>>, pqkv::selector::pq>;
+  cache_type::params p;
+  p.kv_heads = 2, p.query_heads = 4, p.head_dim = 16, p.capacity = 400;
+  p.budget.sinks = 4, p.budget.window = 16, p.budget.retrieve = 30;
+  p.selector.bits = 4, p.selector.train.iterations = 2;
+  p.rows.sink_tokens = 4, p.rows.recent_tokens = 16;
+  cache_type cache(p);
+  const auto given = make_rows<float>(content::clustered, 2, 300, 16, 3), queries = make_rows<float>(content::gaussian, 1, 4, 16, 4);
+  cache.prefill(cpu, 0, given.view(), given.view());
+  std::vector<float> out(4 * 16);
+  cache.attend(cpu, queries.view(), pqkv::make_view(out.data(), 1, 4, 16));  // makes the copies
+  const auto selected = [&] {
+    std::vector<std::int32_t> indices(2 * 300);
+    std::vector<std::uint32_t> counts(2);
+    cache.retrieve(cpu, queries.view(), pqkv::make_view(indices.data(), 1, 2, 300), pqkv::make_view(counts.data(), 1, 2));
+    return indices;
+  };
+  const auto wanted = selected();
+  for (std::size_t head = 0; head < 2; ++head)
+    for (std::size_t t = 0; t < 300; ++t)
+      if (t < 4 || t >= 284)
+        for (std::size_t i = 0; i < 16; ++i) cache.rows().view().keys(head, t, i) += static_cast<float>(100 * head) * queries.view()(0, 2, i);
+  CHECK(selected() == wanted);
+}
+
 TEST_CASE("tiered_rows: blocks that are wanted and find no place are counted") {
   using cache_type = pqkv::pqcache<tiered_rows<dense_rows<float>>, pqkv::selector::pq>;
   cache_type::params p;
