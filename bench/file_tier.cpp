@@ -10,6 +10,7 @@
 // iterations. BENCH_FOLDER in the environment is where the file goes, /tmp unless given; in a folder that is memory nothing is forgotten,
 // and the benchmark says so.
 #include "data.hpp"
+#include "io_ring.hpp"
 #include "main.hpp"
 
 #include <fcntl.h>
@@ -24,6 +25,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <vector>
 
 namespace {
 
@@ -31,6 +33,7 @@ constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, n = 16384, room = 1024,
 
 struct axes {
   pqkv::missing_rows missing;
+  std::size_t cache_tokens;
   bool operator==(const axes&) const = default;
 };
 
@@ -56,7 +59,7 @@ struct cache_on_disk {
     p.selector.train = {.iterations = 4, .seed = 7, .rows_per_centroid = 64};
     const char* const folder = std::getenv("BENCH_FOLDER");
     p.rows.slow.folder = folder != nullptr ? folder : "/tmp";
-    p.rows.cache_tokens = 0, p.rows.missing = a.missing;
+    p.rows.cache_tokens = a.cache_tokens, p.rows.missing = a.missing;
     return p;
   }
   const pqkv::mapped_file& file() const { return cache.rows().slow().file(); }
@@ -168,14 +171,182 @@ void run(benchmark::State& state, const axes& a) {
   state.counters["best_disk_direct_mb_per_s"] = best_direct / 1e6;
 }
 
+/// The rows that one step selects, and ways to get those that are not in memory.
+class selected_rows {
+ public:
+  using store = std::remove_cvref_t<decltype(std::declval<cache_on_disk&>().cache.rows().tiers())>;
+  static constexpr std::size_t row_bytes = 2 * d * sizeof(pqkv::bfloat16);
+
+  explicit selected_rows(cache_on_disk& data)
+      : data_(data), rows_(data.cache.rows().tiers()), fast_(h * k), slow_(h * k), out_(hq * d), other_(hq * d), lse_(hq), other_lse_(hq),
+        read_(h * k * row_bytes + page_bytes) {
+    for (std::size_t head = 0; head < h; ++head) spans_[head] = {32, n - 480, n};
+  }
+  void select() {
+    for (float& x : data_.query) x = data_.normal();
+    std::vector<std::int32_t> found(h * k);
+    std::vector<std::uint32_t> counts(h);
+    const auto asked = pqkv::as_const(pqkv::make_view(data_.query.data(), 1, hq, d));
+    data_.cache.retrieve(cpu_, asked, pqkv::make_view(found.data(), 1, h, k), pqkv::make_view(counts.data(), 1, h));
+    offsets_.clear();
+    for (std::size_t head = 0; head < h; ++head) {
+      fast_counts_[head] = slow_counts_[head] = 0;
+      for (std::size_t i = 0; i < counts[head]; ++i) {
+        const std::int32_t token = found[head * k + i];
+        const bool has_copy = rows_.has_copy(head, static_cast<std::size_t>(token));
+        if (has_copy)
+          fast_[head * k + fast_counts_[head]++] = token;
+        else
+          slow_[head * k + slow_counts_[head]++] = token, offsets_.push_back(offset(head, static_cast<std::size_t>(token)));
+      }
+      all_counts_[head] = counts[head];
+    }
+    all_ = found;
+  }
+  void ask() const {
+    for (const std::size_t at : offsets_) data_.file().read_ahead(data_.file().data() + at, row_bytes);
+  }
+  /// Finds out whether the pages are in memory. @return how many are
+  std::size_t count_in_memory() const {
+    std::size_t count = 0;
+    for (const std::size_t at : offsets_) {
+      unsigned char page = 0;
+      ::mincore(data_.file().data() + at / page_bytes * page_bytes, page_bytes, &page);
+      count += page & 1u;
+    }
+    return count;
+  }
+  void wait() const {
+    for (const std::size_t at : offsets_) data_.file().wait_for(data_.file().data() + at, row_bytes);
+  }
+  void attend() { attend_to(all_.data(), all_counts_, spans_, out_, lse_); }
+  void attend_and_merge() {
+    const pqkv::token_span none[h]{};
+    attend_to(fast_.data(), fast_counts_, spans_, out_, lse_);
+    attend_to(slow_.data(), slow_counts_, none, other_, other_lse_);
+    pqkv::merge(cpu_, pqkv::make_view(out_.data(), hq, d), pqkv::make_view(lse_.data(), hq),
+                pqkv::as_const(pqkv::make_view(other_.data(), hq, d)), pqkv::as_const(pqkv::make_view(other_lse_.data(), hq)));
+  }
+  /// With io_uring: through the system's memory, or past it. @return whether all rows were read
+  bool read(int file) {
+    std::byte* const to = read_.data() + (page_bytes - reinterpret_cast<std::uintptr_t>(read_.data()) % page_bytes);
+    return ring_.is_open() && ring_.read(file, offsets_, row_bytes, to);
+  }
+  std::size_t missing() const { return offsets_.size(); }
+  const pqkv::buffer<float>& out() const { return out_; }
+
+ private:
+  static constexpr std::size_t k = 256;
+
+  std::size_t offset(std::size_t head, std::size_t token) const {
+    return static_cast<std::size_t>(reinterpret_cast<const std::byte*>(rows_.slow.key(head, token).data) - data_.file().data());
+  }
+  void attend_to(const std::int32_t* indices, const std::uint32_t* counts, const pqkv::token_span* spans, pqkv::buffer<float>& out,
+                 pqkv::buffer<float>& lse) const {
+    const pqkv::token_set<> tokens{pqkv::make_view(spans, h), pqkv::make_view(indices, h, k), pqkv::make_view(counts, h)};
+    pqkv::attention(cpu_, pqkv::as_const(pqkv::make_view(data_.query.data(), hq, d)), rows_, tokens, pqkv::make_view(out.data(), hq, d),
+                    pqkv::make_view(lse.data(), hq));
+  }
+
+  const pqkv::exec::host<> cpu_;
+  cache_on_disk& data_;
+  const store& rows_;
+  std::vector<std::int32_t> all_, fast_, slow_;
+  std::uint32_t all_counts_[h]{}, fast_counts_[h]{}, slow_counts_[h]{};
+  pqkv::token_span spans_[h];
+  std::vector<std::size_t> offsets_;
+  pqkv::buffer<float> out_, other_, lse_, other_lse_;
+  pqkv::buffer<std::byte> read_;
+  bench::io_ring ring_{1024};
+};
+
+double median(std::vector<double> of) {
+  if (of.empty()) return 0;
+  std::nth_element(of.begin(), of.begin() + static_cast<std::ptrdiff_t>(of.size() / 2), of.end());
+  return of[of.size() / 2];
+}
+
+void run_ways(benchmark::State& state, const axes& a) {
+  auto& data = bench::kept<cache_on_disk>(a);
+  selected_rows rows(data);
+  const std::string path = "/proc/self/fd/" + std::to_string(data.file().descriptor());
+  const int through = ::open(path.c_str(), O_RDONLY), past = ::open(path.c_str(), O_RDONLY | O_DIRECT);
+  ::posix_fadvise(through, 0, 0, POSIX_FADV_RANDOM);
+  enum way { waited, in_order, merged, ring, ring_direct, ways };
+  std::vector<double> whole[ways], reading[ways], attending, to_waited[ways], to_asked[ways], checking, asking;
+  double difference = 0;
+  std::size_t turn = 0, missing = 0;
+  for (auto _ : state) {
+    rows.select();
+    missing += rows.missing();
+    double seconds[ways]{}, read[ways]{};
+    pqkv::buffer<float> wanted(hq * d);
+    for (std::size_t i = 0; i < ways; ++i) {
+      const auto which = static_cast<way>((turn + i) % ways);
+      data.forget();
+      bool all = true;
+      if (which >= ring) {
+        read[which] = seconds_of([&] { all = rows.read(which == ring ? through : past); });
+        if (!all) read[which] = 0;
+        continue;
+      }
+      read[which] = seconds_of([&] {
+        rows.ask();
+        if (which == waited) rows.wait();
+      });
+      seconds[which] = read[which] + seconds_of([&] { which == merged ? rows.attend_and_merge() : rows.attend(); });
+      if (which == merged)
+        for (std::size_t x = 0; x < hq * d; ++x) wanted.data()[x] = rows.out().data()[x];
+    }
+    ++turn;
+    rows.attend();
+    const auto check = [&] { benchmark::DoNotOptimize(rows.count_in_memory()); };
+    const auto ask = [&] { rows.ask(); };
+    if (turn % 2 == 0) checking.push_back(seconds_of(check));
+    asking.push_back(seconds_of(ask));
+    if (turn % 2 != 0) checking.push_back(seconds_of(check));
+    for (std::size_t x = 0; x < hq * d; ++x) difference = std::max(difference, std::abs(double{wanted.data()[x]} - rows.out().data()[x]));
+    state.SetIterationTime(seconds[waited]);
+    attending.push_back(seconds[waited] - read[waited]);
+    for (std::size_t i = 0; i < ways; ++i) {
+      if (i < ring) whole[i].push_back(seconds[i]), to_waited[i].push_back(seconds[i] / seconds[waited]);
+      if (read[i] > 0) reading[i].push_back(read[i]), to_asked[i].push_back(read[i] / read[waited]);
+    }
+  }
+  ::close(through);
+  ::close(past);
+  state.counters["missing_rows"] = static_cast<double>(missing) / static_cast<double>(turn);
+  state.counters["waited_ms"] = median(whole[waited]) * 1e3;
+  state.counters["in_order_ms"] = median(whole[in_order]) * 1e3;
+  state.counters["merged_ms"] = median(whole[merged]) * 1e3;
+  state.counters["attention_ms"] = median(attending) * 1e3;
+  state.counters["in_order_to_waited"] = median(to_waited[in_order]);
+  state.counters["merged_to_waited"] = median(to_waited[merged]);
+  state.counters["read_asked_ms"] = median(reading[waited]) * 1e3;
+  state.counters["read_ring_ms"] = median(reading[ring]) * 1e3;
+  state.counters["read_ring_direct_ms"] = median(reading[ring_direct]) * 1e3;
+  state.counters["ring_to_asked"] = median(to_asked[ring]);
+  state.counters["ring_direct_to_asked"] = median(to_asked[ring_direct]);
+  state.counters["check_in_memory_ms"] = median(checking) * 1e3;
+  state.counters["ask_in_memory_ms"] = median(asking) * 1e3;
+  state.counters["merged_difference"] = difference;
+}
+
 void add_all() {
   constexpr std::pair<pqkv::missing_rows, const char*> ways[] = {{pqkv::missing_rows::touched, "touched"},
-                                                                 {pqkv::missing_rows::asked_for, "asked_for"}};
-  for (const auto& [missing, name] : ways)
-    bench::add(bench::named("file_tier", {{"h", h}, {"g", g}, {"d", d}, {"n", n}, {"k", 256}}, {{"missing", name}, {"type", "bf16"}}),
-               [a = axes{missing}](benchmark::State& state) { run(state, a); })
-        ->UseManualTime()
-        ->Iterations(20);
+                                                                 {pqkv::missing_rows::asked_for, "asked_for"},
+                                                                 {pqkv::missing_rows::waited_for, "waited_for"}};
+  for (const std::size_t cache_tokens : {std::size_t{0}, std::size_t{4096}})
+    for (const auto& [missing, name] : ways)
+      bench::add(bench::named("file_tier", {{"h", h}, {"g", g}, {"d", d}, {"n", n}, {"k", 256}, {"cache", cache_tokens}},
+                              {{"missing", name}, {"type", "bf16"}}),
+                 [a = axes{missing, cache_tokens}](benchmark::State& state) { run(state, a); })
+          ->UseManualTime()
+          ->Iterations(20);
+  bench::add(bench::named("file_ways", {{"h", h}, {"g", g}, {"d", d}, {"n", n}, {"k", 256}}, {{"type", "bf16"}}),
+             [](benchmark::State& state) { run_ways(state, {pqkv::missing_rows::asked_for, 0}); })
+      ->UseManualTime()
+      ->Iterations(40);
 }
 
 }  // namespace

@@ -74,7 +74,7 @@ std::pair<std::uint64_t, std::uint64_t> live(std::uint64_t seed, std::size_t liv
     rows.recent_tokens = 1 + random.below(40);
     rows.admit_blocks = admits[random.below(3)];
     if constexpr (requires { rows.slow.folder; }) rows.slow.folder = "/tmp";
-    rows.missing = static_cast<pqkv::missing_rows>(i % 2);
+    rows.missing = static_cast<pqkv::missing_rows>(i % 3);
     rows.scope = static_cast<pqkv::block_scope>(i / 2 % 2);
     CAPTURE(rows.block_tokens);
     CAPTURE(rows.cache_tokens);

@@ -4,7 +4,7 @@
 // when the process ends, however that happens. For systems with POSIX files, mmap and posix_fallocate.
 //
 // A mapping cannot report errors. Reading past the end of a file that somebody has shortened, or from a failing disk, ends the process by a
-// signal (SIGBUS). check() detects a shortened file before that happens.
+// signal (SIGBUS). ensure_readable() detects a shortened file before that happens; wait_for() and read() report both as errors.
 #pragma once
 
 #if defined(_WIN32) || defined(__APPLE__)
@@ -94,12 +94,40 @@ class mapped_file {
   std::size_t size() const noexcept { return size_; }
   int descriptor() const noexcept { return file_; }
 
-  /// Asks the system to read these bytes into its memory, and does not wait for them. They need not begin or end a page.
+  /// Asks the system to read these bytes into its memory, and does not wait for them. They need not begin or end a page, here and below.
   /// @pre  they are the file's
   void read_ahead(const void* first, std::size_t bytes) const noexcept {
-    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-    const auto begin = reinterpret_cast<std::uintptr_t>(first) / page * page, end = reinterpret_cast<std::uintptr_t>(first) + bytes;
-    ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);
+    const auto [begin, size] = pages_of(first, bytes);
+    ::madvise(begin, size, MADV_WILLNEED);
+  }
+  /// Waits until these bytes are in memory and mapped, so that touching them does not wait. Systems before Linux 5.14 cannot: there it
+  /// returns at once, and touching waits. @pre they are the file's
+  /// @return 0; or the error, where touching them would have ended the process by a signal: the disk has failed, or the file is shorter
+  int wait_for(const void* first, std::size_t bytes) const noexcept {
+#if defined(MADV_POPULATE_READ)
+    const auto [begin, size] = pages_of(first, bytes);
+    if (::madvise(begin, size, MADV_POPULATE_READ) != 0 && errno == EFAULT) return EFAULT;
+#endif
+    return 0;
+  }
+  /// Copies bytes of the file by calls of the system, which report what a mapping cannot. What was written through the mapping is read.
+  /// @param from  in the mapping
+  /// @return 0, or the error; `short_read` where the file has ended
+  int read(void* to, const void* from, std::size_t bytes) const noexcept {
+    auto* at = static_cast<std::byte*>(to);
+    for (off_t offset = static_cast<const std::byte*>(from) - data(); bytes != 0;) {
+      const ssize_t got = ::pread(file_, at, bytes, offset);
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) return got == 0 ? short_read : errno;
+      at += got, offset += got, bytes -= static_cast<std::size_t>(got);
+    }
+    return 0;
+  }
+  static constexpr int short_read = -1;
+  /// @param error  of wait_for() or read(), not 0
+  [[noreturn]] void fail_reading(const char* function, int error) const {
+    ensure_readable(function);
+    detail::raise_storage(function, "the file could not be read", error == short_read ? EIO : error);
   }
 
   /// Checks that the file still has all its bytes; call it before they are touched.
@@ -117,6 +145,16 @@ class mapped_file {
   }
 
  private:
+  struct page_run {
+    std::byte* begin;
+    std::size_t size;
+  };
+  static std::size_t page_bytes() noexcept { return static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)); }
+  /// The pages that have these bytes; the last one may be cut.
+  page_run pages_of(const void* first, std::size_t bytes) const noexcept {
+    const auto before = static_cast<std::size_t>(static_cast<const std::byte*>(first) - data()) % page_bytes();
+    return {const_cast<std::byte*>(static_cast<const std::byte*>(first)) - before, bytes + before};
+  }
   static int without_name(const char* folder) {
 #if defined(O_TMPFILE)
     const int made = ::open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC | O_EXCL, 0600);

@@ -21,10 +21,11 @@
 
 namespace pqkv::inline PQKV_MODE {
 namespace op {
-struct fetch_rows {};     // run(policy, tiers, fetched_tokens): before attention reads, with the look-ups; on a device append() does it
+struct fetch_rows {};     // run(policy, tiers, fetched_tokens, and of a file: mapped_file): before attention reads, with the look-ups; on
+                          // a device append() does it
 struct look_up_rows {};   // run(policy, tiers, fetched_tokens): on a device, beside it
-struct read_ahead {};     // run(policy, tiers, fetched_tokens, mapped_file): after it, asks the system for rows that are only in the file
-struct admit_rows {};     // run(policy, tiers, sequences, passes): after it has read
+struct read_ahead {};     // run(policy, tiers, fetched_tokens, mapped_file, missing_rows): after it, asks for rows only in the file
+struct admit_rows {};     // run(policy, tiers, sequences, passes, and of a file: mapped_file, missing_rows): after it has read
 struct truncate_rows {};  // run(policy, tiers, truncated_tokens): drops copies of tokens that were cut
 }  // namespace op
 
@@ -37,8 +38,10 @@ enum class block_scope {
 /// How attention gets selected rows that are only in a file.
 enum class missing_rows {
   touched,   // attention reads them, and waits for the disk at each page that is not in memory
-  asked_for  // before attention, the system is asked for all of them, so that it reads many at once. Costs one system call for each run of
-             // pages, wasted if they are in memory already
+  asked_for,  // before attention, the system is asked for all of them, so that it reads many at once, and attention waits for each as it
+              // comes to it. So are rows of blocks that enter. Costs a system call for each run of pages, wasted if they are in memory
+  waited_for  // as asked_for, and then all are waited for: a read that fails is an error of attend(), where attention would have been ended
+              // by a signal. Attention then hides nothing of the disk's time. Needs Linux 5.14, else it is asked_for
 };
 
 /// A cache's rows in slow memory, and copies of some in fast memory. Not thread-safe; its views end with it.
@@ -140,9 +143,12 @@ class tiered_rows {
   /// @{
   template <exec::policy P>
   void fetch(const P& policy, const fetched_tokens<Fast>& wanted) const {
-    detail::run_operation<op::fetch_rows>(policy, tiers_, wanted);
-    if constexpr (requires { slow_.file(); })
-      if (missing_ == missing_rows::asked_for) detail::run_operation<op::read_ahead>(policy, tiers_, wanted, slow_.file());
+    if constexpr (requires { slow_.file(); }) {
+      detail::run_operation<op::fetch_rows>(policy, tiers_, wanted, &slow_.file());
+      if (missing_ != missing_rows::touched) detail::run_operation<op::read_ahead>(policy, tiers_, wanted, slow_.file(), missing_);
+    } else {
+      detail::run_operation<op::fetch_rows>(policy, tiers_, wanted);
+    }
   }
   template <exec::policy P>
   void look_up(const P& policy, const fetched_tokens<Fast>& wanted) const {
@@ -150,7 +156,10 @@ class tiered_rows {
   }
   template <exec::policy P>
   void admit(const P& policy, pqkv::view<const sequence, 1, Fast> sequences, std::uint32_t passes) const {
-    detail::run_operation<op::admit_rows>(policy, tiers_, sequences, passes);
+    if constexpr (requires { slow_.file(); })
+      detail::run_operation<op::admit_rows>(policy, tiers_, sequences, passes, &slow_.file(), missing_);
+    else
+      detail::run_operation<op::admit_rows>(policy, tiers_, sequences, passes);
   }
   template <exec::policy P>
   void abandon(const P& policy) const noexcept {
