@@ -154,6 +154,48 @@ TEST_CASE("tiered_rows: a file whose name goes amid a step changes nothing") {
   }
 }
 
+TEST_CASE("tiered_rows: a read of new rows that fails leaves no wrong copy of old ones") {
+  const named_file named;
+  pqkv::cache_shape shape;
+  shape.kv_heads = 2, shape.query_heads = 2, shape.head_dim = 128, shape.capacity = 64;  // a head's rows are 64 KiB
+  pqkv::tiered_rows<pqkv::file_rows<float>>::params p;
+  p.slow.file = named.descriptor, p.sink_tokens = 2, p.recent_tokens = 16, p.cache_tokens = 0;
+  const pqkv::exec::host<> cpu;
+  const pqkv::tiered_rows<pqkv::file_rows<float>> rows(cpu, shape, p);
+  for (std::size_t head = 0; head < 2; ++head)
+    for (std::size_t t = 0; t < 64; ++t)
+      for (std::size_t i = 0; i < 128; ++i)
+        rows.view().keys(head, t, i) = rows.view().values(head, t, i) = static_cast<float>(head * 64 + t);
+  const auto fetch = [&](std::uint32_t length) {
+    std::uint32_t slot = 0, counts[] = {0, 0};
+    pqkv::token_span spans[] = {{0, length - 1, length}, {0, length - 1, length}};
+    const std::int32_t indices[] = {-1, -1};
+    pqkv::fetched_tokens<pqkv::space::host> wanted{};
+    wanted.plan.slots = pqkv::make_view(&slot, 1), wanted.plan.counts = pqkv::make_view(counts, 2),
+    wanted.plan.spans = pqkv::make_view(spans, 2);
+    wanted.indices = pqkv::make_view(indices, 2, 1);
+    rows.fetch(cpu, wanted);
+  };
+  const auto copies = [&](std::size_t head, std::size_t tokens) {  // how many, or 1000 if one is wrong
+    std::size_t count = 0;
+    for (std::size_t t = 0; t < tokens; ++t) {
+      if (!rows.tiers().has_copy(head, t)) continue;
+      const bool is_right = rows.tiers().key(head, t).data[5] == static_cast<float>(head * 64 + t);
+      count = is_right ? count + 1 : 1000;
+    }
+    return count;
+  };
+  fetch(30);
+  CHECK(copies(0, 30) == 2 + 16);
+  REQUIRE(::ftruncate(named.descriptor, 65536 + 4096) == 0);  // all rows of the first head
+  CHECK_THROWS_AS(fetch(38), pqkv::storage_error);
+  CHECK(copies(0, 38) == 2 + 8);
+  CHECK(copies(1, 38) == 2 + 8);
+  REQUIRE(::ftruncate(named.descriptor, 131072) == 0);
+  fetch(38);
+  CHECK(copies(0, 38) == 2 + 16);
+}
+
 #if !defined(PQKV_TEST_SANITIZED)  // sanitizers handle the signal themselves
 TEST_CASE("tiered_rows: a file that is shortened anywhere amid a step is an error or ends the process, and the slot can be used again") {
   enum outcome { refused = 10, answered, wrong };
