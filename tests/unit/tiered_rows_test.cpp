@@ -299,7 +299,8 @@ TEST_CASE("tiered_rows: a selector that reads sinks and window reads their copie
   for (std::size_t head = 0; head < 2; ++head)
     for (std::size_t t = 0; t < 300; ++t)
       if (t < 4 || t >= 284)
-        for (std::size_t i = 0; i < 16; ++i) cache.rows().view().keys(head, t, i) += static_cast<float>(100 * head) * queries.view()(0, 2, i);
+        for (std::size_t i = 0; i < 16; ++i)
+          cache.rows().view().keys(head, t, i) += static_cast<float>(100 * head) * queries.view()(0, 2, i);
   CHECK(selected() == wanted);
 }
 
