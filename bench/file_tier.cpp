@@ -7,8 +7,8 @@
 // Times are the clock's, the step's is the benchmark's. best_ is the fastest of the iterations: where other programs run, the thread that
 // asks waits for a processor, and the 64 threads get more of it. in_memory_ms is the same step once more, with its pages in memory: what it
 // computes, and so the most that attending to hits could hide while misses come from the disk; least_in_memory_ms is the least of the
-// iterations. BENCH_FOLDER in the environment is where the file goes, /tmp unless given; in a folder that is memory nothing is forgotten,
-// and the benchmark says so.
+// iterations. append_ms is append() with only the newest rows' pages in memory. BENCH_FOLDER in the environment is where the file goes, /tmp
+// unless given; in a folder that is memory nothing is forgotten, and the benchmark says so.
 #include "data.hpp"
 #include "io_ring.hpp"
 #include "main.hpp"
@@ -85,6 +85,18 @@ struct cache_on_disk {
     const pqkv::exec::host<> cpu;
     cache.attend(cpu, pqkv::as_const(pqkv::make_view(query.data(), 1, hq, d)), pqkv::make_view(out.data(), 1, hq, d));
   }
+  /// Appends a token. The pages that it is written to are in memory, as those of the newest tokens are while a sequence grows; no others.
+  double append() {
+    forget();
+    ::madvise(file().data(), file().size(), MADV_RANDOM);
+    int sum = 0;
+    for (std::size_t head = 0; head < h; ++head)
+      sum += std::to_integer<int>(*reinterpret_cast<const std::byte*>(cache.rows().tiers().slow.key(head, cache.size(0)).data));
+    benchmark::DoNotOptimize(sum);
+    ::madvise(file().data(), file().size(), MADV_NORMAL);
+    const auto token = pqkv::as_const(pqkv::make_view(row.data(), 1, h, d));
+    return seconds_of([&] { cache.append(pqkv::exec::host<>{}, token, token); });
+  }
   /// Reads pages in this order. @return a sum, so that they are read
   double read(const std::vector<std::size_t>& order) const {
     int sum = 0;
@@ -124,7 +136,7 @@ void run(benchmark::State& state, const axes& a) {
   auto& data = bench::kept<cache_on_disk>(a);
   std::mt19937_64 random(5);
   double steps = 0, touched = 0, asked = 0, direct = 0, rows = 0, read_pages = 0, best_asked = 0, best_direct = 0, best_step = 0;
-  double in_memory = 0, least_in_memory = 1e9;
+  double in_memory = 0, least_in_memory = 1e9, appending = 0, appended_pages = 0;
   for (auto _ : state) {
     data.forget();
     if (!data.pages().empty()) {
@@ -156,6 +168,9 @@ void run(benchmark::State& state, const axes& a) {
     best_asked = std::max(best_asked, bytes / one);
     if (past > 0) best_direct = std::max(best_direct, bytes / past);
     ::madvise(data.file().data(), data.file().size(), MADV_NORMAL);
+    appending += data.append();
+    appended_pages += static_cast<double>(data.pages().size());
+    data.step();  // copies the new rows
   }
   const auto count = static_cast<double>(state.iterations());
   state.counters["rows_mb_per_s"] = rows / steps / 1e6;
@@ -164,6 +179,8 @@ void run(benchmark::State& state, const axes& a) {
   state.counters["disk_one_by_one_mb_per_s"] = read_pages * page_bytes / touched / 1e6;
   state.counters["disk_all_asked_mb_per_s"] = read_pages * page_bytes / asked / 1e6;
   state.counters["disk_direct_mb_per_s"] = direct > 0 ? read_pages * page_bytes / direct / 1e6 : 0;
+  state.counters["append_ms"] = appending / count * 1e3;
+  state.counters["append_mb_of_pages"] = appended_pages * page_bytes / count / 1e6;
   state.counters["in_memory_ms"] = in_memory / count * 1e3;
   state.counters["least_in_memory_ms"] = least_in_memory * 1e3;
   state.counters["best_pages_mb_per_s"] = best_step / 1e6;

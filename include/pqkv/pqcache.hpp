@@ -89,7 +89,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
   void append(const P& policy, view<K, 3, Space> keys, view<V, 3, Space> values, const step_type& step = {}) {
     begin<P>("append");
     require_ok(this->can_append(keys, values, step));
-    run<op::append_tokens>(working(policy), rows_.view(), selector_.index(),
+    run<op::append_tokens>(working(policy), this->appended_rows(), selector_.index(),
                            appended_tokens<space_type>{work_.slots, step, keys.extent(0), rows_.room(0)}, keys, values);
   }
   /// The same for `tokens` tokens, those of the whole step, whose rows the engine has already written into its pages.
@@ -98,7 +98,7 @@ class pqcache : public pqcache_state<Rows, Selector> {
     begin<P>("append");
     const auto there = nothing(tokens, params_.kv_heads);
     require_ok(this->can_append(there, there, step));
-    run<op::append_tokens>(working(policy), rows_.view(), selector_.index(),
+    run<op::append_tokens>(working(policy), this->appended_rows(), selector_.index(),
                            appended_tokens<space_type>{work_.slots, step, tokens, rows_.room(0)}, there, there);
   }
 

@@ -374,6 +374,11 @@ class pqcache_state {
     else
       return rows_.view();
   }
+  /// The rows as append() writes them. On the host it encodes keys that leave the window from their copies in fast memory.
+  auto appended_rows() const {
+    if constexpr (is_on_host) return attended_rows();
+    if constexpr (!is_on_host) return rows_.view();
+  }
   /// The rows as attention reads them.
   auto attended_rows() const {
     if constexpr (rows_of_tiers<Rows>)

@@ -304,6 +304,31 @@ TEST_CASE("tiered_rows: a selector that reads sinks and window reads their copie
   CHECK(selected() == wanted);
 }
 
+TEST_CASE("tiered_rows: a key that leaves the window is encoded from its copy in fast memory") {
+  using cache_type = pqkv::pqcache<tiered_rows<dense_rows<float>>, pqkv::selector::pq>;
+  std::vector<std::int32_t> selected[2];
+  for (int altered = 0; altered < 2; ++altered) {
+    cache_type::params p;
+    p.kv_heads = 1, p.query_heads = 1, p.head_dim = 16, p.capacity = 400;
+    p.budget.sinks = 4, p.budget.window = 16, p.budget.retrieve = 60;  // more than the best centroids' tokens
+    p.selector.bits = 4, p.selector.train.iterations = 2;
+    p.rows.sink_tokens = 4, p.rows.recent_tokens = 16;
+    cache_type cache(p);
+    const auto given = make_rows<float>(content::clustered, 1, 300, 16, 3), queries = make_rows<float>(content::gaussian, 1, 1, 16, 4),
+               row = make_rows<float>(content::gaussian, 1, 1, 16, 5);
+    cache.prefill(cpu, 0, given.view(), given.view());
+    std::vector<float> out(16);
+    cache.attend(cpu, queries.view(), pqkv::make_view(out.data(), 1, 1, 16));  // makes the copies
+    for (std::size_t t = 284; altered == 1 && t < 300; ++t)  // in slow memory, where nothing reads them
+      for (std::size_t i = 0; i < 16; ++i) cache.rows().view().keys(0, t, i) = 9 * queries.view()(0, 0, i);
+    for (int i = 0; i < 16; ++i) cache.append(cpu, row.view(), row.view());
+    selected[altered].resize(300);
+    std::uint32_t count = 0;
+    cache.retrieve(cpu, queries.view(), pqkv::make_view(selected[altered].data(), 1, 1, 300), pqkv::make_view(&count, 1, 1));
+  }
+  CHECK(selected[0] == selected[1]);
+}
+
 TEST_CASE("tiered_rows: blocks that are wanted and find no place are counted") {
   using cache_type = pqkv::pqcache<tiered_rows<dense_rows<float>>, pqkv::selector::pq>;
   cache_type::params p;

@@ -162,6 +162,11 @@ struct tiered_store {
   PQKV_HD constexpr std::size_t row_bytes() const { return row_type::bytes(head_dim()); }
   PQKV_HD kv_row<T> key(std::size_t head, std::size_t token) const { return of_head(head).key(head, token); }
   PQKV_HD kv_row<T> value(std::size_t head, std::size_t token) const { return of_head(head).value(head, token); }
+  /// Where a row is written: in slow memory.
+  /// @{
+  PQKV_HD constexpr row_slot<T> key_slot(std::size_t head, std::size_t token) const { return slow.key_slot(head, token); }
+  PQKV_HD constexpr row_slot<T> value_slot(std::size_t head, std::size_t token) const { return slow.value_slot(head, token); }
+  /// @}
 
   /// The rows of one head, with what does not depend on the token.
   struct rows_of_head {
