@@ -2,13 +2,19 @@
 // A decode step whose selected rows are all on the disk: before each step the system is told to forget the file's pages. Attention touches
 // the rows, or the system is asked for all of them first. Beside it what the disk gives at most: the pages that the step brought into
 // memory, forgotten again and read in random order: one after the other; all asked for before the first is read; and past the system's
-// memory (O_DIRECT) by 64 threads at once, which is the disk's ceiling. No blocks are kept in memory.
+// memory (O_DIRECT) by 64 threads at once, which is the disk's ceiling. Without blocks in memory, and with the default's 4096 tokens in them.
+//
+// file_ways compares, in turns over the same selected rows, what could be done with rows that are not in memory: ask, wait for all and
+// attend (missing_rows::waited_for); ask and attend, which waits for each page as it comes to it (asked_for); ask, attend to the rows in
+// memory, then to the others, and merge; and, in place of asking, read them with io_uring, through the system's memory or past it. Medians,
+// and medians of the ratios of one turn. ask_in_memory_ms: to ask for them where all are in memory; check_in_memory_ms: to find that out
+// first, by mincore().
 //
 // Times are the clock's, the step's is the benchmark's. best_ is the fastest of the iterations: where other programs run, the thread that
 // asks waits for a processor, and the 64 threads get more of it. in_memory_ms is the same step once more, with its pages in memory: what it
-// computes, and so the most that attending to hits could hide while misses come from the disk; least_in_memory_ms is the least of the
-// iterations. append_ms is append() with only the newest rows' pages in memory. BENCH_FOLDER in the environment is where the file goes, /tmp
-// unless given; in a folder that is memory nothing is forgotten, and the benchmark says so.
+// computes; least_in_memory_ms is the least of the iterations. append_ms is append() with only the newest rows' pages in memory.
+// BENCH_FOLDER in the environment is where the file goes, /tmp unless given; in a folder that is memory nothing is forgotten, and the
+// benchmark says so.
 #include "data.hpp"
 #include "io_ring.hpp"
 #include "main.hpp"
