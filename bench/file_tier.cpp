@@ -2,7 +2,7 @@
 // A decode step whose selected rows are all on the disk: before each step the system is told to forget the file's pages. Attention touches
 // the rows, or the system is asked for all of them first. Beside it what the disk gives at most: the pages that the step brought into
 // memory, forgotten again and read in random order: one after the other; all asked for before the first is read; and past the system's
-// memory (O_DIRECT) by 64 threads at once, which is the disk's ceiling. Without blocks in memory, and with the default's 4096 tokens in them.
+// memory (O_DIRECT) by 64 threads at once, which is the disk's ceiling. Without blocks in memory, and with 4096 tokens in blocks.
 //
 // file_ways compares, in turns over the same selected rows, what could be done with rows that are not in memory: ask, wait for all and
 // attend (missing_rows::waited_for); ask and attend, which waits for each page as it comes to it (asked_for); ask, attend to the rows in
