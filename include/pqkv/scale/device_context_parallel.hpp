@@ -17,8 +17,9 @@ namespace pqkv::inline PQKV_MODE::scale {
 ///
 /// If one rank refuses prefill(), truncate(), fork(), reset(), load() or maintain(), all do, as on the host; these calls wait for the
 /// device, and so does save(). So do append() and attend() under agreement_mode::each_call. Under with_exchange these two never wait: the
-/// votes travel with the partial outputs, and if they differed, the next call that waits throws value_error. A rank that refuses a step
-/// under with_exchange enqueues nothing, and the others' step ends at the communicator's time limit.
+/// votes travel with the partial outputs. A rank that refuses a step then sends its refusal in the step's messages, and the next call that
+/// waits throws rank_error on all ranks, with the reason, or value_error if the calls differed. Over peers (adapt/peer.cuh) the refusal
+/// ends the others' waiting, and the communicator cannot be used any more.
 template <class Rows, class Communicator>
 requires(!space::usable_from<typename Rows::space_type, space::host>) class context_parallel<Rows, Communicator>
     : public device_context_state<Rows, Communicator> {
@@ -72,7 +73,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
       require_ok(this->admission().append(keys, values, step, [](std::size_t) { return std::size_t{0}; }));
       this->same_step(agreed, step, keys.extent(0));
     });
-    this->begin_step(policy, agreed);
+    this->begin_append(policy, agreed);
     run<op::append_share>(this->working(policy), rows_.view(), index_.view(),
                           appended_tokens<space_type>{work_.slots, step, keys.extent(0), params_.capacity}, this->share(), keys, values);
   }
@@ -82,12 +83,14 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   /// @param query  [tokens, hq, d] float, half or bfloat16, the same on all ranks
   /// @param out    [tokens, hq, d] written, the same on all ranks
   /// @param lse    [tokens, hq] float, written if given
-  /// @throws shape_error, value_error; rank_error, communication_error; capacity_error when the policy's own scratch is too small
+  /// @throws shape_error, value_error; rank_error, communication_error
   /// @cost   selection and attention of the share; the messages that docs/scale.md lists; no allocation
   template <exec::policy P, class Q, class O, class Space>
   requires storage_scalar<Q> && writable_scalar<O> && reachable_from<Space, P>
   void attend(const P& policy, view<Q, 3, Space> query, view<O, 3, Space> out, view_of<float, 2> lse = {}, const step_type& step = {}) {
     const agreement agreed = this->begin_attend(policy, query, out, lse, step);
+    if (this->carries_votes() && (agreed.refuses() || query.extent(0) == 0))
+      return only_vote(policy, agreed, messages::of_lists_and_outputs);
     pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
       const auto asked = pqkv::detail::as_floats(policy, query.slice(0, first, count), work_.query);
       const step_plan<space_type> plan = select(policy, agreed, asked, step, first);
@@ -106,6 +109,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   void retrieve(const P& policy, view<Q, 3, Space> query, view_of<std::int32_t, 3> indices, view_of<std::uint32_t, 2> counts,
                 const step_type& step = {}) {
     const agreement agreed = this->begin_retrieve(policy, query, indices, counts, step);
+    if (this->carries_votes() && (agreed.refuses() || query.extent(0) == 0)) return only_vote(policy, agreed, messages::of_lists);
     pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
       const auto asked = pqkv::detail::as_floats(policy, query.slice(0, first, count), work_.query);
       const step_plan<space_type> plan = select(policy, agreed, asked, step, first);
@@ -234,6 +238,31 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     this->wait(policy);
     training_ = {};
   }
+  enum class messages { of_lists, of_lists_and_outputs };
+  /// How many query tokens gathered messages have room for: where they carry votes, as many on every rank, whatever its input is.
+  std::size_t sent_tokens(std::size_t tokens) const { return this->carries_votes() ? params_.queries_at_once() : tokens; }
+  /// Takes part in the messages of a step's first pass where this rank has nothing to send but its vote: it refuses the step, or there are
+  /// no queries. Only enqueues.
+  template <class P>
+  void only_vote(const P& policy, const agreement& agreed, messages which) {
+    this->keep_reason(agreed);
+    if constexpr (state::travels_in_kernels) {
+      if constexpr (requires { ranks_.refuse(policy); })
+        if (agreed.refuses()) ranks_.refuse(policy);
+    } else {
+      const std::size_t hq = work_.normalisers.extent(0);
+      const bool is_exact = params_.selection_over_ranks == selection_mode::exact;
+      zero_bytes(policy, exchange_.mail.own, exchange_.mail.room * sizeof *exchange_.mail.own);
+      run<op::plan_share>(policy, planned(agreed, work_.plan.of(1), {}, 0));  // writes the vote
+      if (is_exact && needs_normalisers(params_.selector.reduction)) {
+        this->gather(policy, ranked_share<space_type>::sum_words(hq));
+        this->gather(policy, ranked_share<space_type>::centred_words(hq));
+      }
+      if (is_exact) this->gather(policy, ranked_share<space_type>::candidate_words(work_.plan.counts.extent(0), this->most_retrieved()));
+      if (which == messages::of_lists_and_outputs) this->gather(policy, merged_shares<space_type>::words(hq, params_.head_dim));
+    }
+    agreed.conclude_alone();
+  }
   planned_share<space_type> planned(const agreement& agreed, const step_plan<space_type>& plan, const step_type& step,
                                     std::size_t first) const {
     return {this->queries_of(step, first),
@@ -270,6 +299,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
                                         k};
     const P working = this->working(policy);
     const bool is_exact = params_.selection_over_ranks == selection_mode::exact;
+    const std::size_t sent = sent_tokens(plan.slots.extent(0)), sent_heads = sent * params_.query_heads;
     bool is_ranked = false;
     if constexpr (state::travels_in_kernels)
       is_ranked = pqkv::detail::run_operation<op::rank_share>(working, planning, call, index, query, this->rank_share_mail());
@@ -278,15 +308,15 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
       index_.tabulate(policy, query, map, work_.ranking);
       if (is_exact && needs_normalisers(how.reduction))
         this->template do_stages<op::agree_normalisers>(working, call, std::tuple(mails_.sums, mails_.centred),
-                                                        ranked_share<space_type>::sum_words(hq),
-                                                        ranked_share<space_type>::centred_words(hq));
+                                                        ranked_share<space_type>::sum_words(sent_heads),
+                                                        ranked_share<space_type>::centred_words(sent_heads));
       if (is_exact)
         run<op::retrieve_share>(working, call);
       else
         pqkv::retrieve(working, call.table, call.codes, call.index, call.own, call.found.indices, plan.counts, how, {}, map);
       if (is_exact)
         this->template do_stages<op::choose_tokens>(working, call, std::tuple(mails_.candidates),
-                                                    ranked_share<space_type>::candidate_words(lists, k));
+                                                    ranked_share<space_type>::candidate_words(sent * this->lists(), k));
     }
     if (params_.selection == draft_selection::first_query && step.has_counts())
       run<op::share_lists>(policy, planning.queries, plan, call.found.indices);
@@ -314,8 +344,9 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
       const auto own_lse = make_view<space_type>(body, rows);
       const auto own_out = make_view<space_type>(body + rows, rows, d);
       attention(this->working(policy), query, store, attended, own_out, own_lse, params_.softmax_scale);
-      this->gather(policy, merged_shares<space_type>::words(rows, d));
-      run<op::merge_shares>(policy, call, this->gathered(merged_shares<space_type>::words(rows, d)));
+      const std::size_t words = merged_shares<space_type>::words(sent_tokens(tokens) * params_.query_heads, d);
+      this->gather(policy, words);
+      run<op::merge_shares>(policy, call, this->gathered(words));
     }
     if (is_copied) store_rows(policy, results, out);
     if (copies_sums) store_rows(policy, insert_axis<1>(sums), insert_axis<1>(lse));
