@@ -105,12 +105,12 @@ TEST_CASE("vote_sums: only equal calls of ranks that do not refuse agree") {
     }
     return vote_sums::agree(sums, votes.size());
   };
-  CHECK(agree({{0, 7}}));
-  CHECK(agree({{0, 0xffffffffu}, {0, 0xffffffffu}, {0, 0xffffffffu}}));
-  CHECK(!agree({{0, 7}, {1, 7}}));
-  CHECK(!agree({{0, 6}, {0, 8}}));  // a mean that is a call of none
-  CHECK(!agree({{0, 6}, {0, 7}, {0, 8}}));
-  CHECK(!agree({{0, 0}, {0, 1}}));
+  CHECK(agree({{0, 0, 7}}));
+  CHECK(agree({{0, 0, 0xffffffffu}, {0, 0, 0xffffffffu}, {0, 0, 0xffffffffu}}));
+  CHECK(!agree({{0, 0, 7}, {1, 0, 7}}));
+  CHECK(!agree({{0, 0, 6}, {0, 0, 8}}));  // a mean that is a call of none
+  CHECK(!agree({{0, 0, 6}, {0, 0, 7}, {0, 0, 8}}));
+  CHECK(!agree({{0, 0, 0}, {0, 0, 1}}));
 }
 
 TEST_CASE("refusal_reason: a long text is cut") {

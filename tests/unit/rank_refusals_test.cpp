@@ -231,13 +231,17 @@ TEST_CASE("rank_refusals: on devices, a step that one rank refuses keeps no one 
         const std::size_t lists = cache.lists();
         const answer before = asked(one, lists);
         const queued_array<std::uint32_t> slots(policy, std::vector<std::uint32_t>{0, 0, 0}),
-            counts(policy, std::vector<std::uint32_t>{1, 0, 0});
+            counts(policy, std::vector<std::uint32_t>{1, 0, 0}), several(policy, std::vector<std::uint32_t>{7});
         const queued_array<float> floats(policy, 64 * shape::hq * shape::d), out(policy, 64 * shape::hq * shape::d);
         const queued_array<std::int32_t> indices(policy, 64 * shape::hq * shape::most);
         const queued_array<std::uint32_t> sizes(policy, 64 * shape::hq);
         const auto attend = [&](std::size_t tokens, std::size_t heads, std::size_t out_tokens, std::size_t rows) {
           cache.attend(policy, floats.const_view(tokens, heads, shape::d), out.view(out_tokens, shape::hq, shape::d), {},
                        {slots.const_view(rows), counts.const_view(rows)});
+        };
+        const auto attend_several = [&](std::size_t tokens, std::size_t heads) {  // several passes, on the ranks that are right
+          cache.attend(policy, floats.const_view(tokens, heads, shape::d), out.view(tokens, shape::hq, shape::d), {},
+                       {slots.const_view(1), several.const_view(1)});
         };
         const auto retrieve = [&](std::size_t heads) {
           cache.retrieve(policy, floats.const_view(1, heads, shape::d), indices.view(1, lists, shape::most), sizes.view(1, lists),
@@ -271,10 +275,18 @@ TEST_CASE("rank_refusals: on devices, a step that one rank refuses keeps no one 
         refused("query.extent(1)", [&] { wrong ? attend(0, shape::hq + 1, 0, 1) : attend(1, shape::hq, 1, 1); });
         refused("out.extent(0)", [&] { attend(1, shape::hq, wrong ? 2 : 1, 1); });
         refused("step.slots", [&] { attend(1, shape::hq, 1, wrong ? 3 : 1); });
+        refused("query.extent(1)", [&] { attend_several(7, shape::hq + (wrong ? 1 : 0)); });
+        refused("query.extent(1)", [&] { wrong ? attend_several(1, shape::hq + 1) : attend_several(7, shape::hq); });
         refused("query.extent(1)", [&] { retrieve(shape::hq + (wrong ? 1 : 0)); });
         if (votes_first) refused("keys.extent(1)", [&] { append(wrong ? shape::h + 1 : shape::h); });
         CHECK(cache.size(policy, 0) == shape::prompt);
         CHECK(same(asked(one, lists), before));
+        // Lengths on the device have no vote. Here the others' are those that the slots have.
+        const queued_array<std::uint32_t> lengths(policy, std::vector<std::uint32_t>{shape::prompt, 0, 0});
+        CHECK(ended([&] { cache.truncate(policy, lengths.const_view(wrong ? 3 : 2)); }).empty() != wrong);
+        const std::string cut = ended([&] { cache.maintain(policy); });
+        CHECK(cut.find("rank " + std::to_string(refuses) + ": ") == 0);
+        CHECK(cut.find("pqkv::truncate: lengths.extent(0)") != std::string::npos);
         if (votes_first) return;
         CHECK(ended([&] { append(wrong ? shape::h + 1 : shape::h); }).empty() != wrong);  // nobody waits
         const std::string told = ended([&] { cache.maintain(policy); });

@@ -16,10 +16,11 @@ namespace pqkv::inline PQKV_MODE::scale {
 
 /// What a rank says about a call, 8 bytes.
 struct vote {
-  static constexpr std::uint32_t now = 1, earlier = 2, differed = 3;
+  static constexpr std::uint16_t now = 1, earlier = 2, differed = 3;
 
-  std::uint32_t refuses = 0;  // now: this rank's exception says why. On devices also, of a step whose votes travelled with its messages:
+  std::uint16_t refuses = 0;  // now: this rank's exception says why. On devices also, of a step whose votes travelled with its messages:
                               // earlier: this rank refused it; differed: this rank found that they differed
+  std::uint16_t passes = 0;   // of a device's step whose votes travel with its messages: how many passes this rank makes
   std::uint32_t call = 0;     // checksum of what must be the same on all ranks
 };
 static_assert(sizeof(vote) == 8);
@@ -89,7 +90,9 @@ class agreement {
     work();
 #endif
   }
-  vote own() const { return {refuses() ? vote::now : 0u, sum_.value()}; }
+  /// Says how many passes a step takes. A rank that refuses the step does not know, and learns it from the others.
+  void takes_passes(std::size_t passes) { passes_ = static_cast<std::uint16_t>(std::min<std::size_t>(passes, 0xffff)); }
+  vote own() const { return {refuses() ? vote::now : std::uint16_t{0}, refuses() ? std::uint16_t{0} : passes_, sum_.value()}; }
   bool refuses() const { return refusal_ != nullptr; }
 
   /// Throws this rank's exception, if there is one: where no message tells the others.
@@ -174,6 +177,7 @@ class agreement {
   }
 
   const char* function_;
+  std::uint16_t passes_ = 0;
   std::exception_ptr refusal_;
   crc32 sum_;
 };

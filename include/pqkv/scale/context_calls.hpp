@@ -162,6 +162,12 @@ class context_calls : public context_base<Rows, Communicator> {
     if constexpr (!is_on_host) keep_reason(agreed);
     agreed.conclude_alone();
   }
+  /// Passes of a step in whose messages a vote travels: one even if there are no queries.
+  std::size_t passes_of(std::size_t tokens) const {
+    std::size_t passes = 0;
+    pqkv::detail::for_passes(std::max<std::size_t>(tokens, 1), params_.queries_at_once(), [&](std::size_t, std::size_t) { ++passes; });
+    return passes;
+  }
   /// On a device, a rank that refused a step refuses the next ones too, until all ranks know.
   void refuse_after_refusal() const {
     require_ok(pqkv::detail::checks("attend").that(is_on_host || refused_step_.empty(), status::code::value, "step", relation::required,
@@ -204,6 +210,7 @@ class context_calls : public context_base<Rows, Communicator> {
       require_ok(admission().attend(query, out, lse, step));
       same_step(agreed, step, query.extent(0));
     });
+    if constexpr (!is_on_host) agreed.takes_passes(passes_of(query.extent(0)));
     if (!carries_votes()) ask_all(policy, agreed);
     return agreed;
   }
@@ -215,6 +222,7 @@ class context_calls : public context_base<Rows, Communicator> {
       require_ok(admission().retrieve(query, indices, counts, step, [&](std::size_t slot) { return retrieve_capacity(known(slot)); }));
       same_step(agreed, step, query.extent(0));
     });
+    if constexpr (!is_on_host) agreed.takes_passes(passes_of(query.extent(0)));
     if (!carries_votes()) ask_all(policy, agreed);
     return agreed;
   }
@@ -312,7 +320,10 @@ class context_calls : public context_base<Rows, Communicator> {
     wait(policy);
     vote own = agreed.own();
     const bool refused_before = own.refuses == 0 && !refused_step_.empty();
-    if (own.refuses == 0) own.refuses = refused_before ? vote::earlier : disagreed != 0 ? vote::differed : 0;
+    if (refused_before)
+      own.refuses = vote::earlier;
+    else if (own.refuses == 0 && disagreed != 0)
+      own.refuses = vote::differed;
     copy_bytes(policy, work_.votes + ranks, &own, sizeof own);
     ranks_.all_gather(policy, reinterpret_cast<const std::byte*>(work_.votes + ranks), reinterpret_cast<std::byte*>(work_.votes),
                       sizeof own);
@@ -322,7 +333,7 @@ class context_calls : public context_base<Rows, Communicator> {
     if (disagreed != 0) zero_bytes(policy, work_.disagreed, sizeof disagreed);
     const std::string earlier = std::exchange(refused_step_, {});
     const auto votes = [&](std::size_t rank) { return votes_[rank]; };
-    const auto refusals = [&](std::size_t rank) { return vote{votes_[rank].refuses != vote::differed ? votes_[rank].refuses : 0, 0}; };
+    const auto refusals = [&](std::size_t rank) { return votes_[rank].refuses == vote::differed ? vote{} : votes_[rank]; };
     const std::size_t refused = agreement::refusing(ranks, refusals);
     if (refused != ranks) {
       refusal_reason why;

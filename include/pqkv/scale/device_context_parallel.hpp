@@ -129,14 +129,18 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     merged_[slot] = std::min(merged_[slot], this->local(known_[slot].middle(rule_).end));
   }
   /// The same for several slots, with lengths in device memory; can be part of a captured step. No vote: the lengths must be the same on
-  /// all ranks. A length above the slot's is refused and counted there.
+  /// all ranks. A length above the slot's is refused and counted there. If one rank refuses, the others learn it from the next call that
+  /// waits.
   ///
   /// @param lengths  [rows] uint32
   /// @param slots    [rows] uint32, none twice; empty: every slot in order
   /// @throws shape_error, value_error
   template <exec::policy P>
   void truncate(const P& policy, view_of<const std::uint32_t, 1> lengths, view_of<const std::uint32_t, 1> slots = {}) {
-    require_ok(this->admission().truncate(lengths, slots));
+    agreement agreed = this->call("truncate");
+    agreed.attempt([&] { require_ok(this->admission().truncate(lengths, slots)); });
+    this->keep_reason(agreed);
+    agreed.conclude_alone();
     if (lengths.extent(0) == 0) return;  // nothing to cut
     run<op::truncate_share>(policy, index_.view(), truncated_tokens<space_type>{work_.slots, slots, lengths}, this->share());
   }
@@ -195,6 +199,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
 
   using state::exchange_, state::index_, state::work_;
   using state::known_, state::layout_, state::mails_, state::merged_, state::params_, state::ranks_, state::rows_, state::rule_;
+  using state::votes_;
 
   template <class Op, class P, class... Argument>
   static decltype(auto) run(const P& policy, const Argument&... argument) {
@@ -241,8 +246,8 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   enum class messages { of_lists, of_lists_and_outputs };
   /// How many query tokens gathered messages have room for: where they carry votes, as many on every rank, whatever its input is.
   std::size_t sent_tokens(std::size_t tokens) const { return this->carries_votes() ? params_.queries_at_once() : tokens; }
-  /// Takes part in the messages of a step's first pass where this rank has nothing to send but its vote: it refuses the step, or there are
-  /// no queries. Only enqueues.
+  /// Takes part in a step's messages where this rank has nothing to send but its vote: it refuses the step, or there are no queries. Only
+  /// enqueues; a rank that refuses then waits for the first pass's messages, which say how many passes the others make.
   template <class P>
   void only_vote(const P& policy, const agreement& agreed, messages which) {
     this->keep_reason(agreed);
@@ -250,18 +255,43 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
       if constexpr (requires { ranks_.refuse(policy); })
         if (agreed.refuses()) ranks_.refuse(policy);
     } else {
-      const std::size_t hq = work_.normalisers.extent(0);
-      const bool is_exact = params_.selection_over_ranks == selection_mode::exact;
-      zero_bytes(policy, exchange_.mail.own, exchange_.mail.room * sizeof *exchange_.mail.own);
-      run<op::plan_share>(policy, planned(agreed, work_.plan.of(1), {}, 0));  // writes the vote
-      if (is_exact && needs_normalisers(params_.selector.reduction)) {
-        this->gather(policy, ranked_share<space_type>::sum_words(hq));
-        this->gather(policy, ranked_share<space_type>::centred_words(hq));
-      }
-      if (is_exact) this->gather(policy, ranked_share<space_type>::candidate_words(work_.plan.counts.extent(0), this->most_retrieved()));
-      if (which == messages::of_lists_and_outputs) this->gather(policy, merged_shares<space_type>::words(hq, params_.head_dim));
+      const std::size_t words = send_vote(policy, agreed, which);
+      const std::size_t passes = agreed.refuses() && words != 0 ? passes_of_others(policy, words) : 1;
+      for (std::size_t pass = 1; pass < passes; ++pass) send_vote(policy, agreed, which);
     }
     agreed.conclude_alone();
+  }
+  /// Sends this rank's vote in the messages of a pass, and zeros. @return the words of the last message's body; 0: none was sent
+  template <class P>
+  std::size_t send_vote(const P& policy, const agreement& agreed, messages which) {
+    const std::size_t hq = work_.normalisers.extent(0);
+    const bool is_exact = params_.selection_over_ranks == selection_mode::exact;
+    std::size_t last = 0;
+    zero_bytes(policy, exchange_.mail.own, exchange_.mail.room * sizeof *exchange_.mail.own);
+    run<op::plan_share>(policy, planned(agreed, work_.plan.of(1), {}, 0));  // writes the vote
+    const auto send = [&](std::size_t words) { this->gather(policy, last = words); };
+    if (is_exact && needs_normalisers(params_.selector.reduction))
+      send(ranked_share<space_type>::sum_words(hq)), send(ranked_share<space_type>::centred_words(hq));
+    if (is_exact) send(ranked_share<space_type>::candidate_words(work_.plan.counts.extent(0), this->most_retrieved()));
+    if (which == messages::of_lists_and_outputs) send(merged_shares<space_type>::words(hq, params_.head_dim));
+    return last;
+  }
+  /// How many passes the other ranks make, from the votes in the last message; 1 where that cannot be waited for, as in a capture.
+  template <class P>
+  std::size_t passes_of_others(const P& policy, std::size_t words) {
+    std::size_t most = 1;
+#if PQKV_HAS_EXCEPTIONS
+    try {
+      this->wait(policy);
+      for (std::size_t rank = 0; rank < layout_.ranks; ++rank)
+        copy_bytes(policy, &votes_[rank], exchange_.mail.all + rank * (1 + words), sizeof votes_[rank]);
+      this->wait(policy);
+      for (std::size_t rank = 0; rank < layout_.ranks; ++rank) most = std::max<std::size_t>(most, votes_[rank].passes);
+    } catch (...) {
+      return 1;  // this rank's own exception says more
+    }
+#endif
+    return most;
   }
   planned_share<space_type> planned(const agreement& agreed, const step_plan<space_type>& plan, const step_type& step,
                                     std::size_t first) const {
