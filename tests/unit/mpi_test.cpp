@@ -52,6 +52,7 @@ const char* play_lives(const mpi_ranks& ranks, selection_mode mode, std::size_t&
     p.budget.ratio = 0.3, p.selector.subspaces = 2, p.selector.bits = 4, p.selector.refresh = 1.3, p.selector.refresh_iterations = 0;
     p.selector.reduction = static_cast<pqkv::group_reduction>(seed);
     p.block = 1 + random.below(20), p.run = random.below(2) * 50, p.selection_over_ranks = mode;
+    p.agreement = static_cast<agreement_mode>(seed % 2), p.step_queries = random.below(3);
     const std::size_t lists = pqkv::score_lists(p.selector.reduction, p.kv_heads, p.query_heads);
     const life_script script{p.batch, p.kv_heads, p.query_heads, p.head_dim, lists, p.capacity, 25, content::clustered, random.bits()};
     whole_player<float>::cache_type::params all{p};
