@@ -4,6 +4,8 @@
 // device_context_state.hpp include this file.
 #pragma once
 
+#include <utility>
+
 #include "../cache/cache_checks.hpp"
 #include "../exec/sync.hpp"
 #include "context_base.hpp"
@@ -319,7 +321,7 @@ class context_calls : public context_base<Rows, Communicator> {
     copy_bytes(policy, &disagreed, work_.disagreed, sizeof disagreed);
     wait(policy);
     vote own = agreed.own();
-    const bool refused_before = own.refuses == 0 && !refused_step_.empty();
+    const bool refused_before = !refused_step_.empty();
     if (refused_before)
       own.refuses = vote::earlier;
     else if (own.refuses == 0 && disagreed != 0)
