@@ -112,8 +112,8 @@ def host_local(net, of):
 
 
 def host_exact(net, of):
-    """Where no rank has more than 2 k / ranks + 64 of a list's best, and no normaliser has too few bits."""
-    net.reduce(of.hq + 1)
+    """Where no rank has more than 2 k / ranks + 64 of a list's best, and no normaliser has too few bits. The sums carry the votes."""
+    net.reduce(of.hq + 3)
     net.gather(of.candidates(of.k if net.ranks == 1 else min(of.k, 2 * of.k // net.ranks + 64)))
     host_local(net, of)
 
@@ -240,7 +240,7 @@ class steps:
 
 
 def print_model(model, every_tokens):
-    print(f"Assumed: {model.hop:g} us a hop, {model.bandwidth:g} GB/s a rank. No votes (agreement_mode::with_exchange).\n")
+    print(f"Assumed: {model.hop:g} us a hop, {model.bandwidth:g} GB/s a rank. No votes of their own (agreement_mode::with_exchange).\n")
     kinds = ((host_exact, "host, exact"), (host_local, "host, local"), (nccl_exact, "NCCL, exact"), (nccl_local, "NCCL, local"))
     print("| ranks | " + " | ".join(f"{name}: exchanges, received a layer" for _, name in kinds) + " |")
     print("|---|---|---|---|---|")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A context 1.6 times as long as either of two processes can hold: mpirun -n 2 example_two_processes. Each process limits its own memory,
+// A context 1.8 times as long as either of two processes can hold: mpirun -n 2 example_two_processes. Each process limits its own memory,
 // finds the longest context that one cache can hold then, and takes its half in a context-parallel one. Then a question is asked whose
 // answer one process holds, and another whose answer the other holds: both processes get both answers.
 //
@@ -23,9 +23,9 @@ using rows = pqkv::dense_rows<float>;
 using one_cache = pqkv::pqcache<rows>;
 using shared_cache = pqkv::scale::context_parallel<rows, pqkv::scale::mpi_ranks>;
 
-constexpr std::size_t h = 4, hq = 8, d = 64, n = 131072, chunk = 4096;
-constexpr std::size_t facts[] = {40000, 100000};  // one in each half of the context
-constexpr std::size_t memory_mib = 156;           // of each process: half of the context's rows take 128, and training and messages some
+constexpr std::size_t h = 4, hq = 8, d = 64, n = 262144, chunk = 4096;
+constexpr std::size_t facts[] = {80000, 200000};  // one in each half of the context
+constexpr std::size_t memory_mib = 288;           // of each process: half of the context's rows take 256, and training and messages some
 
 /// Allows this process so much more memory than it has.
 bool limit_memory(std::size_t more_mib) {
@@ -79,7 +79,7 @@ int run(const pqkv::scale::mpi_ranks& ranks) {
   if (!limit_memory(memory_mib)) return std::puts("the memory limit could not be set"), 1;
   const std::size_t alone = longest();
   if (ranks.rank() == 0) std::printf("one process with %zu MiB holds at most %zu tokens; the context has %zu\n", memory_mib, alone, n);
-  if (alone * 16 > n * 10) return std::puts("more than 1 / 1.6 of the context fits one process: too little is shown"), 1;
+  if (alone * 18 > n * 10) return std::puts("more than 1 / 1.8 of the context fits one process: too little is shown"), 1;
 
   auto params = settings<shared_cache::params>(n);
   params.run = n / ranks.size();  // the first half of the context to the first process, the second to the other

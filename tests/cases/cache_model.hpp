@@ -206,12 +206,61 @@ class slot_model {
     return chosen;
   }
 
+  /// The lists that the ranks of a context_parallel retrieve together in local mode: each rank the best of its own tokens, by scores that
+  /// are normalised over these alone, and of k as many as floor(k (rank + 1) / ranks) - floor(k rank / ranks).
+  /// @param owner  owner(token) -> the rank that holds it
+  template <class Owner>
+  std::vector<std::vector<std::int32_t>> local_lists(const std::vector<float>& asked, const pqkv::selector::pq::params& settings,
+                                                     std::size_t ranks, const Owner& owner) const {
+    const std::size_t hq = asked.size() / d_, count = pqkv::score_lists(settings.reduction, h_, hq), k = budget().retrieve;
+    if (!book_ || k >= middle_size()) return lists(asked, settings);
+    const std::vector<float> query = ordered(asked, settings);
+    const pqkv::exec::host<pqkv::isa::scalar> cpu;
+    pqkv::distance_table table(hq, book_->shape());
+    pqkv::inner_product_table(cpu, pqkv::make_view(query.data(), hq, d_), book_->view(), table.mutable_view());
+    std::vector<std::vector<std::int32_t>> chosen(count);
+    for (std::size_t rank = 0; rank < ranks; ++rank) {
+      std::vector<std::size_t> own;
+      for (std::size_t t = first(); t < window_begin_; ++t)
+        if (owner(t) == rank) own.push_back(t);
+      if (own.empty()) continue;
+      std::vector<T> keys;
+      for (const auto& head : keys_)
+        for (const std::size_t t : own)
+          for (std::size_t i = 0; i < d_; ++i) keys.push_back(head[t * d_ + i]);
+      keys = ordered(keys, settings);
+      pqkv::codes codes(book_->shape(), own.size());
+      pqkv::encode(cpu, pqkv::as_const(pqkv::make_view(keys.data(), h_, own.size(), d_)), book_->view(), codes.mutable_view());
+      for (std::size_t which = 0; which < count; ++which) {
+        const std::size_t g = hq / count;
+        const plain_list list{table.view().entries.slice(0, which * g, g),
+                              table.view().bias.slice(0, which * g, g),
+                              codes.view()[which * h_ / count],
+                              0,
+                              own.size(),
+                              d_,
+                              settings.reduction,
+                              scale_};
+        plain_notes notes;
+        for (const std::int32_t i : plain_top_k(plain_scores(list, notes), k * (rank + 1) / ranks - k * rank / ranks))
+          chosen[which].push_back(static_cast<std::int32_t>(own[static_cast<std::size_t>(i)]));
+      }
+    }
+    for (auto& list : chosen) std::sort(list.begin(), list.end());
+    return chosen;
+  }
+
   /// Attention of query head q over sinks, `middle` and window.
   plain_result attend(const std::vector<float>& query, std::size_t q, const std::vector<std::int32_t>& middle) const {
+    return attend(query, q, middle, first(), window_begin_);
+  }
+  /// The same where `middle` is of tokens [begin, end).
+  plain_result attend(const std::vector<float>& query, std::size_t q, const std::vector<std::int32_t>& middle, std::size_t begin,
+                      std::size_t end) const {
     std::vector<std::size_t> tokens;
-    for (std::size_t t = 0; t < first(); ++t) tokens.push_back(t);
+    for (std::size_t t = 0; t < begin; ++t) tokens.push_back(t);
     for (const std::int32_t t : middle) tokens.push_back(static_cast<std::size_t>(t));
-    for (std::size_t t = window_begin_; t < n_; ++t) tokens.push_back(t);
+    for (std::size_t t = end; t < n_; ++t) tokens.push_back(t);
     const std::size_t head = q * h_ / (query.size() / d_);
     const auto store = pqkv::dense_kv(keys_[head].data(), values_[head].data(), 1, n_, d_);
     return plain_attention(query.data() + q * d_, store, 0, tokens, scale_);

@@ -52,6 +52,7 @@ namespace pqkv_cases {
 class queued_ranks {
  public:
   queued_ranks(pqkv::scale::in_process_group& group, std::size_t rank) : ranks_(group, rank) {}
+  explicit queued_ranks(const pqkv::scale::in_process& ranks) : ranks_(ranks) {}
   std::size_t rank() const { return ranks_.rank(); }
   std::size_t size() const { return ranks_.size(); }
   void finish(const queued_policy& policy) const { policy.stream->finish(); }

@@ -159,6 +159,31 @@ TEST_CASE("context_parallel in device memory: a step over gathered messages send
     }
 }
 
+TEST_CASE("context_parallel in device memory: messages that carry votes have room for all query tokens of a pass") {
+  using counted = device_rank_player<float, queued_policy, counting_communicator<queued_ranks>>;
+  constexpr std::size_t most = 5, lists = most * h, room = most * hq, k = 40;
+  for (const auto agreement : {agreement_mode::each_call, agreement_mode::with_exchange}) {
+    in_process_group group(ranks);
+    const auto thrown = run_ranks(ranks, [&](std::size_t rank) {
+      queue work;
+      exchanged counts;
+      auto p = small();
+      p.agreement = agreement, p.step_queries = most;
+      counted one({&work, {}}, {{group, rank}, &counts}, counted::cache_type::params{p});
+      const auto keys = drawn(h, n, 1);
+      one.prefill(0, keys.view(), keys.view(), pqkv::chunk::last);
+      const queued_array<float> query(one.policy(), std::vector<float>(hq * d, 0.1f)), out(one.policy(), hq * d);
+      counts = {};
+      one.device_cache().attend(one.policy(), query.const_view(1, hq, d), out.view(1, hq, d));
+      CHECK(counts.bytes() == (agreement == agreement_mode::with_exchange
+                                   ? (8 + 16 * room) + (8 + 8 * room) + (8 + 8 * lists * (k + 1)) + (8 + 4 * room * (d + 1))
+                                   : 8 + (8 + 16 * hq) + (8 + 8 * hq) + (8 + 8 * h * (k + 1)) + (8 + 4 * hq * (d + 1))));
+      work.finish();
+    });
+    CHECK(thrown == std::vector<std::string>(ranks));
+  }
+}
+
 TEST_CASE("context_parallel in device memory: what waits for other ranks waits by the communicator's finish() alone") {
   auto p = small();
   p.batch = 2, p.agreement = agreement_mode::with_exchange, p.selector.refresh = 1.1;

@@ -155,6 +155,47 @@ TEST_CASE("exact_selection: a step sends what the model on paper says, in both m
     }
 }
 
+TEST_CASE("exact_selection: the message that carries the votes has room for all query tokens of a pass, in every mode") {
+  constexpr std::size_t most = 5, room = most * hq;  // P query tokens
+  const auto keys = slanted_keys(n / 3), query = a_query();
+  using pqkv::group_reduction, pqkv::scale::selection_mode;
+  struct expected {
+    selection_mode mode;
+    group_reduction reduction;
+    std::size_t tokens;  // of the prompt
+    std::size_t gathers, gather_bytes, reductions, reduced_bytes;
+  };
+  constexpr std::size_t short_prompt = 50, outputs = 8 + 4 * hq * (d + 1), candidates = 8 + 8 * h * (first + 1);
+  const expected every[] = {
+      {selection_mode::exact, group_reduction::probability_sum, n, 2, candidates + outputs, 1, 8 * (room + 3)},
+      {selection_mode::exact, group_reduction::probability_max, short_prompt, 1, outputs, 1, 8 * (room + 3)},  // no list is ranked
+      {selection_mode::exact, group_reduction::logit_sum, n, 3, 8 + candidates + outputs, 0, 0},
+      {selection_mode::local, group_reduction::probability_sum, n, 1, 8 + 4 * room * (d + 1), 0, 0}};
+  for (const expected& of : every) {
+    CAPTURE(&of - every);
+    pqkv::scale::in_process_group group(ranks);
+    const auto thrown = run_ranks(ranks, [&](std::size_t rank) {
+      exchanged counts;
+      auto p = settings(0);
+      p.step_queries = most, p.agreement = pqkv::scale::agreement_mode::with_exchange;
+      p.selection_over_ranks = of.mode, p.selector.reduction = of.reduction;
+      player one(counted{{group, rank}, &counts}, p);
+      one.prefill(0, keys.view().slice(1, 0, of.tokens), keys.view().slice(1, 0, of.tokens), pqkv::chunk::last);
+      counts = {};
+      one.cache().append(cpu, query.view().slice(1, 0, h), query.view().slice(1, 0, h));
+      CHECK(counts.exchanges() == 0);
+      rows<float> out(1, hq, d);
+      one.cache().attend(cpu, query.view(), out.view());
+      CHECK(counts.gathers == of.gathers);
+      CHECK(counts.gather_bytes == of.gather_bytes);
+      CHECK(counts.reductions == of.reductions);
+      CHECK(counts.reduced_bytes == of.reduced_bytes);
+      CHECK(counts.all_to_alls == 0);
+    });
+    CHECK(thrown == std::vector<std::string>(ranks));
+  }
+}
+
 TEST_CASE("exact_selection: sums with too few bits take two reductions more") {
   random_source random(10);
   rows<float> query(1, hq, d);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A program for mpirun: context-parallel lives over processes. Every rank plays the same scripts to its share and to a pqcache that holds
-// everything, and compares: its list must be the part of the whole list that is its own, its output the whole output within the rounding
-// of merge(). Then a refusal, files that other numbers of ranks load, and the collectives' errors. Prints one line on rank 0; a rank that
-// finds a fault says so and exits with 1.
+// everything (in local mode to the plain oracle), and compares: its list must be the part of the whole list that is its own, its output the
+// whole output within the rounding of merge(). Then refusals of every rank in turn, files that other numbers of ranks load, and the
+// collectives' errors. Prints one line on rank 0; a rank that finds a fault says so and exits with 1.
 //
 //   mpirun -n RANKS pqkv_mpi_tests RANKS
 #include <pqkv/adapt/mpi.hpp>
@@ -10,7 +10,8 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "cases/rank_lives.hpp"
+#include "cases/local_player.hpp"
+#include "cases/rank_refusals.hpp"
 
 namespace {
 using namespace pqkv_cases;
@@ -43,21 +44,23 @@ const char* fault_of(const answers& own, const answers& whole, const token_layou
   return nullptr;
 }
 
-const char* play_lives(const mpi_ranks& ranks, std::size_t& listed) {
+const char* play_lives(const mpi_ranks& ranks, selection_mode mode, std::size_t& listed) {
   for (std::uint64_t seed = 0; seed < 5; ++seed) {
     random_source random(seed);
     rank_player<float, mpi_ranks>::cache_type::params p;
     p.batch = 2, p.kv_heads = 2, p.query_heads = 4, p.head_dim = 16, p.capacity = 300 + random.below(300);
     p.budget.ratio = 0.3, p.selector.subspaces = 2, p.selector.bits = 4, p.selector.refresh = 1.3, p.selector.refresh_iterations = 0;
     p.selector.reduction = static_cast<pqkv::group_reduction>(seed);
-    p.block = 1 + random.below(20), p.run = random.below(2) * 50;
+    p.block = 1 + random.below(20), p.run = random.below(2) * 50, p.selection_over_ranks = mode;
+    p.agreement = static_cast<agreement_mode>(seed % 2), p.step_queries = random.below(3);
     const std::size_t lists = pqkv::score_lists(p.selector.reduction, p.kv_heads, p.query_heads);
     const life_script script{p.batch, p.kv_heads, p.query_heads, p.head_dim, lists, p.capacity, 25, content::clustered, random.bits()};
     whole_player<float>::cache_type::params all{p};
     all.budget = p.budget, all.selector = p.selector;
     whole_player<float> whole(all);
     rank_player<float, mpi_ranks> own(ranks, p);
-    const answers expected = script.play<float>(whole);
+    local_player<float> oracle(all, own.cache().layout());
+    const answers expected = mode == selection_mode::local ? script.play<float>(oracle) : script.play<float>(whole);
     if (const char* fault = fault_of(script.play<float>(own), expected, own.cache().layout(), ranks.rank(), listed)) return fault;
   }
   return nullptr;
@@ -89,24 +92,41 @@ answers asked(auto& one) {
   return {ask(one, pqkv::as_const(query.view()), h, 400, {})};
 }
 
-/// The last rank's truncate() is wrong: it says why, the others name it, and nothing has changed.
-const char* refusal(const mpi_ranks& ranks) {
-  player one(ranks, settings<player::cache_type::params>(8));
-  prefill(one);
-  const answers before = asked(one);
-  const std::size_t last = ranks.size() - 1;
-  const char* fault = "no refusal";
-  try {
-    one.cache().truncate(cpu, 0, ranks.rank() == last ? n + 1 : 5);
-  } catch (const rank_error& error) {
-    fault = ranks.rank() != last && error.rank == last ? nullptr : "another rank's refusal";
-  } catch (const pqkv::value_error&) {
-    fault = ranks.rank() == last ? nullptr : "a refusal where the call was right";
+/// What every rank in turn refuses, in every way of voting.
+const char* refusals(const mpi_ranks& ranks) {
+  struct way {
+    agreement_mode agreement;
+    selection_mode mode;
+    std::size_t step_queries;  // 700: messages so long that ranks share the merging
+  };
+  static std::string fault;
+  for (const way how :
+       {way{agreement_mode::each_call, selection_mode::exact, 0}, way{agreement_mode::with_exchange, selection_mode::exact, 5},
+        way{agreement_mode::with_exchange, selection_mode::local, 0}, way{agreement_mode::with_exchange, selection_mode::local, 700}}) {
+    player one(ranks, refusal_params<player::cache_type::params>(how.agreement, how.mode, pqkv::group_reduction::probability_sum,
+                                                                 how.step_queries));
+    const auto keys = refusal_rows(refusal_shape::h, refusal_shape::prompt, refusal_shape::d, 1);
+    one.prefill(0, keys.view(), keys.view(), pqkv::chunk::last);
+    const refused_step right;
+    const auto query = refusal_rows(1, refusal_shape::hq, refusal_shape::d, 6);
+    const auto answered = [&] { return ask(one, pqkv::as_const(query.view()), refusal_shape::h, refusal_shape::most, right.step()); };
+    const answer before = answered();
+    for (std::size_t refuses = 0; refuses < ranks.size(); ++refuses) {
+      const auto is_sent = [&](step_verb verb) {
+        return how.agreement == agreement_mode::each_call || verb == step_verb::attend ||
+               (verb == step_verb::retrieve && how.mode == selection_mode::exact);
+      };
+      fault = every_refusal(one, ranks.rank(), refuses, right, is_sent);
+      if (fault.empty())
+        fault = unless_all_refused(ended([&] { one.cache().truncate(cpu, 0, ranks.rank() == refuses ? 1000 : 5); }), ranks.rank(), refuses,
+                                   "n must be at most");
+      if (!fault.empty()) return fault.c_str();
+    }
+    const answer after = answered();
+    if (one.cache().size(0) != refusal_shape::prompt || after.lists != before.lists || after.out != before.out)
+      return "a refusal changed a slot";
   }
-  if (fault != nullptr) return fault;
-  const answers after = asked(one);
-  return one.cache().size(0) == n && after[0].lists == before[0].lists && after[0].out == before[0].out ? nullptr
-                                                                                                        : "a refusal changed a slot";
+  return nullptr;
 }
 
 /// All ranks save; those with even and with odd numbers are then two groups, each of which loads all files into a cache of another layout.
@@ -208,8 +228,9 @@ int main(int argc, char** argv) {
   std::size_t listed = 0;
   const char* fault = argc == 2 && std::strtoul(argv[1], nullptr, 10) == ranks.size() ? nullptr : "not as many ranks as the argument says";
   try {
-    if (fault == nullptr) fault = play_lives(ranks, listed);
-    if (fault == nullptr) fault = refusal(ranks);
+    if (fault == nullptr) fault = play_lives(ranks, selection_mode::exact, listed);
+    if (fault == nullptr) fault = play_lives(ranks, selection_mode::local, listed);
+    if (fault == nullptr) fault = refusals(ranks);
     if (fault == nullptr) fault = load_by_others(ranks, own);
     if (fault == nullptr) fault = exchange_pieces(ranks);
     if (fault == nullptr) fault = time_limit(late);

@@ -41,7 +41,7 @@ struct peer_mail {
   std::uint64_t* inbox[most_peers];  // of each rank: [2, ranks, words]
   std::uint32_t* flags[most_peers];  // of each rank: [ranks, parts] number of the last message that has arrived
   std::uint32_t* sent;               // [parts] of this rank: number of its last message
-  std::uint32_t* gave_up;            // of this rank: 1 once a message has not arrived in time
+  std::uint32_t* gave_up;            // of this rank: 1 once a message has not arrived in time, 2 + r once rank r has refused a step
   std::uint64_t limit_ns;
   std::size_t words;  // of a message
   unsigned parts, ranks, rank;
@@ -156,13 +156,14 @@ class peer_message {
     asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
     return value;
   }
-  /// Whether the time limit has passed. After that, no message is awaited any more.
+  /// Whether the time limit has passed, or a rank has refused a step. After that, no message is awaited any more.
   __device__ bool is_late(std::uint64_t& begin) const {
     std::uint64_t now;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
     if (begin == 0) begin = now;
-    if (load(mail_.gave_up) == 0 && now - begin < mail_.limit_ns) return false;
-    *mail_.gave_up = 1;
+    if (load(mail_.gave_up) != 0) return true;
+    if (now - begin < mail_.limit_ns) return false;
+    atomicCAS_system(mail_.gave_up, 0u, 1u);  // unless a rank's refusal came in between
     return true;
   }
 
@@ -259,7 +260,10 @@ class peer_ranks {
     meet();
     for (std::size_t r = 0; r < ranks; ++r) own.reached.push_back(r == own.rank ? own.memory : reach(all[r], mine));
     meet();  // nobody writes before all have access
-    own.gave_up = reinterpret_cast<std::uint32_t*>(own.memory + take(sizeof(std::uint32_t)));
+    own.gave_up_at = take(sizeof(std::uint32_t)), own.refusal_at = take(sizeof(std::uint32_t));
+    own.gave_up = reinterpret_cast<std::uint32_t*>(own.memory + own.gave_up_at);
+    const auto refusal = static_cast<std::uint32_t>(2 + own.rank);
+    check(cudaMemcpy(own.memory + own.refusal_at, &refusal, sizeof refusal, cudaMemcpyHostToDevice), "cudaMemcpy");
     const std::size_t words = bytes / 4 / 2 / sizeof(std::uint64_t) / ranks;
     own.piece_words = words < most_piece_words ? words : most_piece_words;
     own.carrier = mail(own.piece_words, carriers);
@@ -301,13 +305,24 @@ class peer_ranks {
     carry<detail::peer_exchange::transpose>(policy, to, from, bytes, bytes);
   }
 
+  /// Tells the other ranks, once what is on the stream is done, that this one refuses a step: their kernels stop waiting, and finish()
+  /// throws on every rank. Only enqueues. @throws communication_error
+  void refuse(const exec::cuda& policy) const {
+    for (std::byte* const other : state_->reached)
+      check(cudaMemcpyAsync(other + state_->gave_up_at, state_->memory + state_->refusal_at, sizeof(std::uint32_t), cudaMemcpyDefault,
+                            static_cast<cudaStream_t>(policy.stream)),
+            "cudaMemcpyAsync");
+  }
+
   /// Waits for the stream. Use it in place of sync(), which does not report late ranks: after the time limit kernels go on with wrong
-  /// numbers. @throws communication_error when a rank's message did not arrive in time; the communicator cannot be used any more
+  /// numbers. @throws communication_error when a rank's message did not arrive in time, rank_error when a rank has refused a step; the
+  /// communicator cannot be used any more
   void finish(const exec::cuda& policy) const {
     std::uint32_t late = 0;
     const auto stream = static_cast<cudaStream_t>(policy.stream);
     check(cudaMemcpyAsync(&late, state_->gave_up, sizeof late, cudaMemcpyDefault, stream), "cudaMemcpyAsync");
     check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    if (late >= 2) detail::raise_refusal("peer_ranks", late - 2);
     if (late != 0)
       detail::raise_communication("peer_ranks", "finish", "a rank did not come within " + std::to_string(state_->limit.count()) + " ms");
   }
@@ -327,7 +342,7 @@ class peer_ranks {
     std::vector<std::byte*> reached;  // [ranks] the memory of each, as this device reaches it
     std::vector<void*> opened;        // those of other processes
     std::chrono::milliseconds limit{};
-    std::size_t rank = 0, used = 0, piece_words = 0;
+    std::size_t rank = 0, used = 0, piece_words = 0, gave_up_at = 0, refusal_at = 0;
     std::uint32_t* gave_up = nullptr;
     peer_mail carrier{};
 

@@ -41,12 +41,14 @@ struct rank_error : std::runtime_error {
 ///
 /// Every call throws communication_error when it cannot end. It must have a time limit: a rank that died must not stop the others for ever.
 ///
-/// Two more are called where a communicator has them:
+/// Three more are called where a communicator has them:
 ///
 ///   finish(policy)            waits for the stream with the time limit, in place of sync(). On a device a cache calls it before whatever
 ///                             else may wait for an exchange: copies from and to host memory, allocations
 ///   reserve(sent, received)   takes memory for calls that send and receive up to so many bytes on this rank, which then throw no
 ///                             std::bad_alloc: a cache calls it where all ranks can still refuse together
+///   refuse(policy)            where messages travel in kernels: ends the waiting of the other ranks' kernels; finish() then throws
+///                             rank_error. A cache calls it when this rank refuses a step of which it cannot tell them otherwise
 template <class C, class P>
 concept communicator_for = exec::policy<P> &&
     requires(C& all, const P& policy, const std::byte* own, std::byte* received, std::uint64_t* numbers, std::size_t count) {
@@ -63,6 +65,16 @@ namespace detail {
   const std::string text = std::string("pqkv::") + communicator + ": " + call + ": " + what;
 #if PQKV_HAS_EXCEPTIONS
   throw communication_error(text);
+#else
+  PQKV_ON_ERROR(text.c_str());
+  std::abort();
+#endif
+}
+/// Reports a refusal that a communicator carried.
+[[noreturn]] inline void raise_refusal(const char* communicator, std::size_t rank) {
+  const std::string text = std::string("pqkv::") + communicator + ": rank " + std::to_string(rank) + " refused a step";
+#if PQKV_HAS_EXCEPTIONS
+  throw rank_error(rank, text);
 #else
   PQKV_ON_ERROR(text.c_str());
   std::abort();

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
 
 #include "../core/checksum.hpp"
 #include "../cache/budget.hpp"
@@ -28,10 +29,9 @@ enum class selection_mode : std::uint8_t {
 /// When the ranks check that all of them make the same call and that none refuses it.
 enum class agreement_mode : std::uint8_t {
   each_call,     // before every verb, by a message of 8 bytes: if one rank refuses, all do, and nothing changes
-  with_exchange  // append() has no vote; the messages that attend() sends anyway carry its vote. For engines that checked their calls: if
-                 // one rank refuses an append(), the next attend() fails on all ranks, and the slot must be reset (where messages depend on
-                 // lengths, this may be a communication_error); if one refuses an attend(), it sends nothing, and the others get
-                 // communication_error after the time limit
+  with_exchange  // the first message of attend() and retrieve() carries the votes, and append() has none. For engines that checked their
+                 // calls: if one rank refuses an append(), the next attend() of that slot fails on all ranks, and the slot must be reset.
+                 // On devices, other ranks learn of a refused step from the next call that waits (docs/scale.md)
 };
 
 /// The parameters of one cache over all ranks. Everything but `rows` must be the same on every rank.
@@ -72,6 +72,7 @@ struct context_memory : pqkv::detail::cache_memory<Space> {
   pq_workspace<Space> ranking;
   vote* votes;               // [ranks + 1], this rank's own last
   std::uint32_t* disagreed;  // of a device: 1 if the votes of a step differed
+  std::uint64_t* reason;     // of a device: [refusal_reason::count]
   std::size_t scratch_bytes;
 };
 
@@ -225,14 +226,17 @@ class context_base {
         pq_workspace<space_type>::place(memory, params_.selector.index_of(own), tokens, params_.query_heads, params_.selector.reduction);
     all.votes = memory.take<vote>(layout_.ranks + 1);
     all.disagreed = memory.take<std::uint32_t>(1);
+    all.reason = memory.take<std::uint64_t>(is_on_host ? 0 : refusal_reason::count);
     all.scratch_bytes = scratch;
     return all;
   }
-  /// The policy, with the cache's own scratch unless the caller brought some.
+  /// The policy, with the cache's own scratch unless the caller brought some; on a device, enough: an operation that lacked memory there
+  /// would keep the other ranks waiting.
   template <class P>
   P working(const P& policy) const {
     P own = policy;
-    if (own.scratch.counting() && work_.scratch_bytes != 0) own.scratch = arena(work_.scratch, work_.scratch_bytes);
+    const bool is_short = !is_on_host && own.scratch.free_bytes() < work_.scratch_bytes;
+    if ((own.scratch.counting() || is_short) && work_.scratch_bytes != 0) own.scratch = arena(work_.scratch, work_.scratch_bytes);
     return own;
   }
 
@@ -248,6 +252,8 @@ class context_base {
   buffer<vote> votes_;            // [ranks] the host's copy of a device's votes
   buffer<std::uint32_t> merged_;  // [batch] after the last merge, the id lists held this rank's tokens below this place
   std::uint32_t settings_ = 0;
+  mutable bool has_compared_ = false;  // whether a vote has shown that all ranks have the same parameters
+  mutable std::string refused_step_;   // why this rank refused a step on a device, until all ranks have been told
 };
 
 }  // namespace pqkv::scale

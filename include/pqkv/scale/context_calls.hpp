@@ -4,6 +4,8 @@
 // device_context_state.hpp include this file.
 #pragma once
 
+#include <utility>
+
 #include "../cache/cache_checks.hpp"
 #include "../exec/sync.hpp"
 #include "context_base.hpp"
@@ -108,7 +110,8 @@ class context_calls : public context_base<Rows, Communicator> {
   }
 
  protected:
-  using base::covers, base::known_, base::layout_, base::local, base::params_, base::ranks_, base::rule_;
+  using base::covers, base::has_compared_, base::known_, base::refused_step_, base::layout_, base::local, base::params_, base::ranks_,
+      base::rule_;
   using base::index_, base::merged_, base::rows_, base::votes_, base::work_;
 
   template <exec::policy P>
@@ -135,35 +138,46 @@ class context_calls : public context_base<Rows, Communicator> {
   void reserve_messages(std::size_t sent, std::size_t received) const {
     if constexpr (requires { ranks_.reserve(sent, received); }) ranks_.reserve(sent, received);
   }
-  /// Asks all ranks whether they go on. Waits on a device.
+  /// Asks all ranks whether they go on. Waits on a device, and tells all ranks of a step that one refused, or that differed, since the last
+  /// call.
   template <class P>
   void ask_all(const P& policy, const agreement& agreed) const {
     static_assert(communicator_for<Communicator, P>,
                   "pqkv: Communicator must model pqkv::scale::communicator_for (scale/communicator.hpp)");
-    if constexpr (is_on_host) {
+    if constexpr (is_on_host)
       agreed.commit(policy, ranks_, work_.votes);
-    } else {
-      const std::size_t ranks = layout_.ranks;
-      const vote own = agreed.own();
-      std::uint32_t disagreed = 0;
-      wait(policy);
-      copy_bytes(policy, work_.votes + ranks, &own, sizeof own);
-      ranks_.all_gather(policy, reinterpret_cast<const std::byte*>(work_.votes + ranks), reinterpret_cast<std::byte*>(work_.votes),
-                        sizeof own);
-      wait(policy);
-      copy_bytes(policy, votes_.data(), work_.votes, votes_.size_bytes());
-      copy_bytes(policy, &disagreed, work_.disagreed, sizeof disagreed);
-      wait(policy);
-      if (disagreed != 0) zero_bytes(policy, work_.disagreed, sizeof disagreed);
-      refuse_if(disagreed != 0);
-      agreed.conclude(ranks, [&](std::size_t rank) { return votes_[rank]; });
-    }
+    else
+      ask_devices(policy, agreed);
+    has_compared_ = true;
   }
-  /// The same for the verbs of a step, as agreement_mode says.
+  /// Whether the votes of attend() travel with its first message, whose length then depends on the parameters alone. On the host the ranks
+  /// must have compared these, and the exact mode must begin with a sum.
+  bool carries_votes() const {
+    if (params_.agreement == agreement_mode::each_call) return false;
+    return !is_on_host ||
+           (has_compared_ && (params_.selection_over_ranks == selection_mode::local || needs_normalisers(params_.selector.reduction)));
+  }
+  /// The vote of append(): none under agreement_mode::with_exchange once the ranks have compared their parameters.
   template <class P>
-  void begin_step(const P& policy, const agreement& agreed) const {
-    if (params_.agreement == agreement_mode::each_call) return ask_all(policy, agreed);
+  void begin_append(const P& policy, const agreement& agreed) const {
+    if (params_.agreement == agreement_mode::each_call || (is_on_host && !has_compared_)) return ask_all(policy, agreed);
+    if constexpr (!is_on_host) keep_reason(agreed);
     agreed.conclude_alone();
+  }
+  /// Passes of a step in whose messages a vote travels: one even if there are no queries.
+  std::size_t passes_of(std::size_t tokens) const {
+    std::size_t passes = 0;
+    pqkv::detail::for_passes(std::max<std::size_t>(tokens, 1), params_.queries_at_once(), [&](std::size_t, std::size_t) { ++passes; });
+    return passes;
+  }
+  /// On a device, a rank that refused a step refuses the next ones too, until all ranks know.
+  void refuse_after_refusal() const {
+    require_ok(pqkv::detail::checks("attend").that(is_on_host || refused_step_.empty(), status::code::value, "step", relation::required,
+                                                   "after a call that waits: this rank refused an earlier step", 0, 1));
+  }
+  /// Keeps why this rank refused a step whose votes travel with its messages: the next call that waits tells the others.
+  void keep_reason(const agreement& agreed) const {
+    if (agreed.refuses() && refused_step_.empty()) refused_step_ = agreed.reason().text();
   }
   /// Waits for the stream, by the communicator's finish() if it has one, which has a time limit. Call it before a copy from or to host
   /// memory and before device memory is taken or freed: there CUDA may itself wait for the stream, and for ever if a rank stays away.
@@ -176,7 +190,7 @@ class context_calls : public context_base<Rows, Communicator> {
   }
 
   /// The beginning of each verb, with the verb's arguments: makes the verb's checks, adds what must be the same on all ranks to the
-  /// agreement, and asks the ranks. The verb goes on with the agreement that is returned.
+  /// agreement, and asks the ranks, unless carries_votes(). The verb goes on with the agreement that is returned.
   /// @{
   template <class P, class K, class V>
   agreement begin_prefill(const P& policy, std::size_t slot, const K& keys, const V& values, std::size_t n, chunk which) {
@@ -194,20 +208,24 @@ class context_calls : public context_base<Rows, Communicator> {
   agreement begin_attend(const P& policy, const Q& query, const O& out, const view_of<float, 2>& lse, const step_type& step) const {
     agreement agreed = this->call("attend");
     agreed.attempt([&] {
+      refuse_after_refusal();
       require_ok(admission().attend(query, out, lse, step));
       same_step(agreed, step, query.extent(0));
     });
-    begin_step(policy, agreed);
+    if constexpr (!is_on_host) agreed.takes_passes(passes_of(query.extent(0)));
+    if (!carries_votes()) ask_all(policy, agreed);
     return agreed;
   }
   template <class P, class Q, class I, class C>
   agreement begin_retrieve(const P& policy, const Q& query, const I& indices, const C& counts, const step_type& step) const {
     agreement agreed = this->call("retrieve");
     agreed.attempt([&] {
+      refuse_after_refusal();
       require_ok(admission().retrieve(query, indices, counts, step, [&](std::size_t slot) { return retrieve_capacity(known(slot)); }));
       same_step(agreed, step, query.extent(0));
     });
-    begin_step(policy, agreed);
+    if constexpr (!is_on_host) agreed.takes_passes(passes_of(query.extent(0)));
+    if (!carries_votes()) ask_all(policy, agreed);
     return agreed;
   }
   template <class P>
@@ -293,6 +311,45 @@ class context_calls : public context_base<Rows, Communicator> {
   static void refuse_if(bool disagreed) {
     require_ok(pqkv::detail::checks("attend").that(!disagreed, status::code::value, "calls", relation::required,
                                                    "the same on all ranks: those of an earlier step were not", 0, 0));
+  }
+  /// ask_all() of devices. A rank votes, too, that it refused an earlier step, or that it found an earlier step's votes to differ.
+  template <class P>
+  void ask_devices(const P& policy, const agreement& agreed) const {
+    const std::size_t ranks = layout_.ranks;
+    std::uint32_t disagreed = 0;
+    wait(policy);
+    copy_bytes(policy, &disagreed, work_.disagreed, sizeof disagreed);
+    wait(policy);
+    vote own = agreed.own();
+    const bool refused_before = !refused_step_.empty();
+    if (refused_before)
+      own.refuses = vote::earlier;
+    else if (own.refuses == 0 && disagreed != 0)
+      own.refuses = vote::differed;
+    copy_bytes(policy, work_.votes + ranks, &own, sizeof own);
+    ranks_.all_gather(policy, reinterpret_cast<const std::byte*>(work_.votes + ranks), reinterpret_cast<std::byte*>(work_.votes),
+                      sizeof own);
+    wait(policy);
+    copy_bytes(policy, votes_.data(), work_.votes, votes_.size_bytes());
+    wait(policy);
+    if (disagreed != 0) zero_bytes(policy, work_.disagreed, sizeof disagreed);
+    const std::string earlier = std::exchange(refused_step_, {});
+    const auto votes = [&](std::size_t rank) { return votes_[rank]; };
+    const auto refusals = [&](std::size_t rank) { return votes_[rank].refuses == vote::differed ? vote{} : votes_[rank]; };
+    const std::size_t refused = agreement::refusing(ranks, refusals);
+    if (refused != ranks) {
+      refusal_reason why;
+      if (refused == ranks_.rank()) why = refused_before ? refusal_reason(earlier.c_str()) : agreed.reason();
+      copy_bytes(policy, work_.reason, why.words, sizeof why.words);
+      ranks_.all_reduce(policy, work_.reason, refusal_reason::count, reduction::sum);
+      wait(policy);
+      copy_bytes(policy, why.words, work_.reason, sizeof why.words);
+      wait(policy);
+      agreed.conclude_alone();
+      agreed.raise_refusal(refused, why);
+    }
+    refuse_if(agreement::refusing(ranks, votes) != ranks);
+    agreed.require_same(ranks, votes);
   }
 
   /// A rank must be given as many rows as it holds of the chunk's tokens.

@@ -76,7 +76,7 @@ class context_parallel : public context_training<Rows, Communicator> {
       }
       index_.view().encode(policy, rows_.view(), as_const(work_.slots.leaving.slice(0, 0, step.rows(params_.batch))));
     });
-    this->begin_step(policy, agreed);
+    this->begin_append(policy, agreed);
     for (std::size_t row = 0; row < step.rows(params_.batch); ++row) {
       index_.view().commit(work_.slots.leaving(row));
       sequence& now = work_.slots.sequences(step.slot(row));
@@ -96,10 +96,11 @@ class context_parallel : public context_training<Rows, Communicator> {
   requires storage_scalar<Q> && writable_scalar<O>
   void attend(const P& policy, view<Q, 3> query, view<O, 3> out, view<float, 2> lse = {}, const cache_step& step = {}) {
     agreement agreed = this->begin_attend(policy, query, out, lse, step);
+    if (this->carries_votes() && (agreed.refuses() || query.extent(0) == 0)) return this->only_vote(policy, agreed);
     pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
       const auto asked = as_floats(policy, agreed, query.slice(0, first, count));
       const step_plan<space::host> plan = select(policy, agreed, asked, step, first);
-      const partial_outputs partial{asked.extent(0), params_.head_dim, layout_.ranks};
+      const partial_outputs partial = this->partial_of(asked.extent(0), first);
       agreed.attempt([&] {
         const token_set<> tokens{as_const(plan.spans), as_const(this->found(plan).indices), as_const(plan.counts)};
         const mapped_store<decltype(rows_.view())> store{rows_.view(), plan.map(step, first, params_.batch), count * params_.kv_heads};
@@ -129,6 +130,8 @@ class context_parallel : public context_training<Rows, Communicator> {
   void retrieve(const P& policy, view<Q, 3> query, view<std::int32_t, 3> indices, view<std::uint32_t, 2> counts,
                 const cache_step& step = {}) {
     agreement agreed = this->begin_retrieve(policy, query, indices, counts, step);
+    if (this->carries_votes() && this->is_local()) agreed.conclude_alone();  // nothing is sent
+    if (this->carries_votes() && !this->is_local() && (agreed.refuses() || query.extent(0) == 0)) return this->only_vote(policy, agreed);
     pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
       const auto asked = as_floats(policy, agreed, query.slice(0, first, count));
       const step_plan<space::host> plan = select(policy, agreed, asked, step, first);
@@ -230,7 +233,11 @@ class context_parallel : public context_training<Rows, Communicator> {
     const auto planned = this->queries_of(step, first);
     const bool listed = plan_step(policy, planned, plan);
     for (std::size_t list = 0; list < lists; ++list) plan.spans(list) = this->local(plan.spans(list));
-    if (!listed) return plan;
+    const std::size_t voting = this->is_local() ? 0 : this->voting_heads(first);
+    if (!listed) {
+      if (voting != 0) this->only_vote(policy, agreed);
+      return plan;
+    }
     const auto own = work_.own_ranges.slice(0, 0, h);
     for (std::size_t head = 0; head < h; ++head) own(head) = this->local(plan.ranges(head));
     const retrieve_params how = this->how_to_retrieve();
@@ -238,7 +245,7 @@ class context_parallel : public context_training<Rows, Communicator> {
     mutable_distance_table_view<> table{};
     agreed.attempt([&] { table = index_.tabulate(policy, query, map, work_.ranking); });
     const pq_index_view<> index = index_.view();
-    if (params_.selection_over_ranks == selection_mode::local) {
+    if (this->is_local()) {
       const std::size_t rank = ranks_.rank(), ranks = layout_.ranks;
       for (std::size_t head = 0; head < h; ++head) {
         const std::size_t k = plan.ranges(head).retrieve;
@@ -262,7 +269,8 @@ class context_parallel : public context_training<Rows, Communicator> {
                                 exchange_.candidates,
                                 exchange_.is_open.slice(0, 0, lists),
                                 how,
-                                layout_};
+                                layout_,
+                                voting};
       all.run(this->working(policy), ranks_, agreed, exchange_.mail);
     }
     if (params_.selection == draft_selection::first_query && step.has_counts())

@@ -45,6 +45,28 @@ class context_state : public context_calls<Rows, Communicator> {
     this->reserve_messages(bytes, layout_.ranks * bytes);
   }
 
+  bool is_local() const { return params_.selection_over_ranks == selection_mode::local; }
+  /// How many query heads a pass's first message has room for if it carries the votes, the same whatever the input is; 0 if it does not.
+  std::size_t voting_heads(std::size_t first_query) const {
+    return this->carries_votes() && first_query == 0 ? work_.normalisers.extent(0) : 0;
+  }
+  /// A pass's partial outputs, and the room for them in its messages.
+  partial_outputs partial_of(std::size_t heads, std::size_t first_query) const {
+    const std::size_t voting = is_local() ? voting_heads(first_query) : 0;
+    return {heads, params_.head_dim, layout_.ranks, voting != 0 ? voting : heads};
+  }
+  /// Sends a step's first message where this rank has nothing to select: it refuses, there are no queries, or no list is to be ranked.
+  /// @pre carries_votes()
+  template <class P>
+  void only_vote(const P& policy, agreement& agreed) const {
+    if (is_local())
+      partial_of(0, 0).merge_all(policy, ranks_, agreed, exchange_.mail,
+                                 {flatten(work_.lse.slice(0, 0, 0)), flatten(work_.out.slice(0, 0, 0))});
+    else
+      exchange_.mail.combine_first(policy, ranks_, agreed, 0, voting_heads(0));
+    agreed.conclude_alone();
+  }
+
   /// Memory for messages, and for what selects from them.
   struct exchange_of {
     view<std::uint64_t, 1> thresholds;  // [tokens * lists]
@@ -60,7 +82,7 @@ class context_state : public context_calls<Rows, Communicator> {
     all.thresholds = make_view(memory.take<std::uint64_t>(most), most);
     all.is_open = make_view(memory.take<std::uint8_t>(most), most);
     all.candidates = make_view(memory.take<std::uint64_t>(layout_.ranks * (k + 64)), layout_.ranks * (k + 64));
-    all.mail.room = std::max({partial, 1 + hq, 1 + first, 1 + exact_selection::words(1, k)});
+    all.mail.room = std::max({partial, 1 + hq + vote_sums::count, 1 + first, 1 + exact_selection::words(1, k), refusal_reason::count});
     all.mail.own = memory.take<std::uint64_t>(all.mail.room);
     all.mail.all = memory.take<std::uint64_t>(layout_.ranks * all.mail.room);
     return all;

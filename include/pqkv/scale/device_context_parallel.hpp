@@ -17,8 +17,9 @@ namespace pqkv::inline PQKV_MODE::scale {
 ///
 /// If one rank refuses prefill(), truncate(), fork(), reset(), load() or maintain(), all do, as on the host; these calls wait for the
 /// device, and so does save(). So do append() and attend() under agreement_mode::each_call. Under with_exchange these two never wait: the
-/// votes travel with the partial outputs, and if they differed, the next call that waits throws value_error. A rank that refuses a step
-/// under with_exchange enqueues nothing, and the others' step ends at the communicator's time limit.
+/// votes travel with the partial outputs. A rank that refuses a step then sends its refusal in the step's messages, and the next call that
+/// waits throws rank_error on all ranks, with the reason, or value_error if the calls differed. Over peers (adapt/peer.cuh) the refusal
+/// ends the others' waiting, and the communicator cannot be used any more.
 template <class Rows, class Communicator>
 requires(!space::usable_from<typename Rows::space_type, space::host>) class context_parallel<Rows, Communicator>
     : public device_context_state<Rows, Communicator> {
@@ -72,7 +73,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
       require_ok(this->admission().append(keys, values, step, [](std::size_t) { return std::size_t{0}; }));
       this->same_step(agreed, step, keys.extent(0));
     });
-    this->begin_step(policy, agreed);
+    this->begin_append(policy, agreed);
     run<op::append_share>(this->working(policy), rows_.view(), index_.view(),
                           appended_tokens<space_type>{work_.slots, step, keys.extent(0), params_.capacity}, this->share(), keys, values);
   }
@@ -82,12 +83,14 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   /// @param query  [tokens, hq, d] float, half or bfloat16, the same on all ranks
   /// @param out    [tokens, hq, d] written, the same on all ranks
   /// @param lse    [tokens, hq] float, written if given
-  /// @throws shape_error, value_error; rank_error, communication_error; capacity_error when the policy's own scratch is too small
+  /// @throws shape_error, value_error; rank_error, communication_error
   /// @cost   selection and attention of the share; the messages that docs/scale.md lists; no allocation
   template <exec::policy P, class Q, class O, class Space>
   requires storage_scalar<Q> && writable_scalar<O> && reachable_from<Space, P>
   void attend(const P& policy, view<Q, 3, Space> query, view<O, 3, Space> out, view_of<float, 2> lse = {}, const step_type& step = {}) {
     const agreement agreed = this->begin_attend(policy, query, out, lse, step);
+    if (this->carries_votes() && (agreed.refuses() || query.extent(0) == 0))
+      return only_vote(policy, agreed, messages::of_lists_and_outputs);
     pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
       const auto asked = pqkv::detail::as_floats(policy, query.slice(0, first, count), work_.query);
       const step_plan<space_type> plan = select(policy, agreed, asked, step, first);
@@ -106,6 +109,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
   void retrieve(const P& policy, view<Q, 3, Space> query, view_of<std::int32_t, 3> indices, view_of<std::uint32_t, 2> counts,
                 const step_type& step = {}) {
     const agreement agreed = this->begin_retrieve(policy, query, indices, counts, step);
+    if (this->carries_votes() && (agreed.refuses() || query.extent(0) == 0)) return only_vote(policy, agreed, messages::of_lists);
     pqkv::detail::for_passes(query.extent(0), params_.queries_at_once(), [&](std::size_t first, std::size_t count) {
       const auto asked = pqkv::detail::as_floats(policy, query.slice(0, first, count), work_.query);
       const step_plan<space_type> plan = select(policy, agreed, asked, step, first);
@@ -125,14 +129,18 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     merged_[slot] = std::min(merged_[slot], this->local(known_[slot].middle(rule_).end));
   }
   /// The same for several slots, with lengths in device memory; can be part of a captured step. No vote: the lengths must be the same on
-  /// all ranks. A length above the slot's is refused and counted there.
+  /// all ranks. A length above the slot's is refused and counted there. If one rank refuses, the others learn it from the next call that
+  /// waits.
   ///
   /// @param lengths  [rows] uint32
   /// @param slots    [rows] uint32, none twice; empty: every slot in order
   /// @throws shape_error, value_error
   template <exec::policy P>
   void truncate(const P& policy, view_of<const std::uint32_t, 1> lengths, view_of<const std::uint32_t, 1> slots = {}) {
-    require_ok(this->admission().truncate(lengths, slots));
+    agreement agreed = this->call("truncate");
+    agreed.attempt([&] { require_ok(this->admission().truncate(lengths, slots)); });
+    this->keep_reason(agreed);
+    agreed.conclude_alone();
     if (lengths.extent(0) == 0) return;  // nothing to cut
     run<op::truncate_share>(policy, index_.view(), truncated_tokens<space_type>{work_.slots, slots, lengths}, this->share());
   }
@@ -191,6 +199,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
 
   using state::exchange_, state::index_, state::work_;
   using state::known_, state::layout_, state::mails_, state::merged_, state::params_, state::ranks_, state::rows_, state::rule_;
+  using state::votes_;
 
   template <class Op, class P, class... Argument>
   static decltype(auto) run(const P& policy, const Argument&... argument) {
@@ -234,6 +243,56 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
     this->wait(policy);
     training_ = {};
   }
+  enum class messages { of_lists, of_lists_and_outputs };
+  /// How many query tokens gathered messages have room for: where they carry votes, as many on every rank, whatever its input is.
+  std::size_t sent_tokens(std::size_t tokens) const { return this->carries_votes() ? params_.queries_at_once() : tokens; }
+  /// Takes part in a step's messages where this rank has nothing to send but its vote: it refuses the step, or there are no queries. Only
+  /// enqueues; a rank that refuses then waits for the first pass's messages, which say how many passes the others make.
+  template <class P>
+  void only_vote(const P& policy, const agreement& agreed, messages which) {
+    this->keep_reason(agreed);
+    if constexpr (state::travels_in_kernels) {
+      if constexpr (requires { ranks_.refuse(policy); })
+        if (agreed.refuses()) ranks_.refuse(policy);
+    } else {
+      const std::size_t words = send_vote(policy, agreed, which);
+      const std::size_t passes = agreed.refuses() && words != 0 ? passes_of_others(policy, words) : 1;
+      for (std::size_t pass = 1; pass < passes; ++pass) send_vote(policy, agreed, which);
+    }
+    agreed.conclude_alone();
+  }
+  /// Sends this rank's vote in the messages of a pass, and zeros. @return the words of the last message's body; 0: none was sent
+  template <class P>
+  std::size_t send_vote(const P& policy, const agreement& agreed, messages which) {
+    const std::size_t hq = work_.normalisers.extent(0);
+    const bool is_exact = params_.selection_over_ranks == selection_mode::exact;
+    std::size_t last = 0;
+    zero_bytes(policy, exchange_.mail.own, exchange_.mail.room * sizeof *exchange_.mail.own);
+    run<op::plan_share>(policy, planned(agreed, work_.plan.of(1), {}, 0));  // writes the vote
+    const auto send = [&](std::size_t words) { this->gather(policy, last = words); };
+    if (is_exact && needs_normalisers(params_.selector.reduction))
+      send(ranked_share<space_type>::sum_words(hq)), send(ranked_share<space_type>::centred_words(hq));
+    if (is_exact) send(ranked_share<space_type>::candidate_words(work_.plan.counts.extent(0), this->most_retrieved()));
+    if (which == messages::of_lists_and_outputs) send(merged_shares<space_type>::words(hq, params_.head_dim));
+    return last;
+  }
+  /// How many passes the other ranks make, from the votes in the last message; 1 where that cannot be waited for, as in a capture.
+  template <class P>
+  std::size_t passes_of_others(const P& policy, std::size_t words) {
+    std::size_t most = 1;
+#if PQKV_HAS_EXCEPTIONS
+    try {
+      this->wait(policy);
+      for (std::size_t rank = 0; rank < layout_.ranks; ++rank)
+        copy_bytes(policy, &votes_[rank], exchange_.mail.all + rank * (1 + words), sizeof votes_[rank]);
+      this->wait(policy);
+      for (std::size_t rank = 0; rank < layout_.ranks; ++rank) most = std::max<std::size_t>(most, votes_[rank].passes);
+    } catch (...) {
+      return 1;  // this rank's own exception says more
+    }
+#endif
+    return most;
+  }
   planned_share<space_type> planned(const agreement& agreed, const step_plan<space_type>& plan, const step_type& step,
                                     std::size_t first) const {
     return {this->queries_of(step, first),
@@ -270,6 +329,7 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
                                         k};
     const P working = this->working(policy);
     const bool is_exact = params_.selection_over_ranks == selection_mode::exact;
+    const std::size_t sent = sent_tokens(plan.slots.extent(0)), sent_heads = sent * params_.query_heads;
     bool is_ranked = false;
     if constexpr (state::travels_in_kernels)
       is_ranked = pqkv::detail::run_operation<op::rank_share>(working, planning, call, index, query, this->rank_share_mail());
@@ -278,15 +338,15 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
       index_.tabulate(policy, query, map, work_.ranking);
       if (is_exact && needs_normalisers(how.reduction))
         this->template do_stages<op::agree_normalisers>(working, call, std::tuple(mails_.sums, mails_.centred),
-                                                        ranked_share<space_type>::sum_words(hq),
-                                                        ranked_share<space_type>::centred_words(hq));
+                                                        ranked_share<space_type>::sum_words(sent_heads),
+                                                        ranked_share<space_type>::centred_words(sent_heads));
       if (is_exact)
         run<op::retrieve_share>(working, call);
       else
         pqkv::retrieve(working, call.table, call.codes, call.index, call.own, call.found.indices, plan.counts, how, {}, map);
       if (is_exact)
         this->template do_stages<op::choose_tokens>(working, call, std::tuple(mails_.candidates),
-                                                    ranked_share<space_type>::candidate_words(lists, k));
+                                                    ranked_share<space_type>::candidate_words(sent * this->lists(), k));
     }
     if (params_.selection == draft_selection::first_query && step.has_counts())
       run<op::share_lists>(policy, planning.queries, plan, call.found.indices);
@@ -314,8 +374,9 @@ requires(!space::usable_from<typename Rows::space_type, space::host>) class cont
       const auto own_lse = make_view<space_type>(body, rows);
       const auto own_out = make_view<space_type>(body + rows, rows, d);
       attention(this->working(policy), query, store, attended, own_out, own_lse, params_.softmax_scale);
-      this->gather(policy, merged_shares<space_type>::words(rows, d));
-      run<op::merge_shares>(policy, call, this->gathered(merged_shares<space_type>::words(rows, d)));
+      const std::size_t words = merged_shares<space_type>::words(sent_tokens(tokens) * params_.query_heads, d);
+      this->gather(policy, words);
+      run<op::merge_shares>(policy, call, this->gathered(words));
     }
     if (is_copied) store_rows(policy, results, out);
     if (copies_sums) store_rows(policy, insert_axis<1>(sums), insert_axis<1>(lse));

@@ -2,7 +2,8 @@
 // The k best tokens of all ranks, to the token those that one rank with all tokens would select. Scores are canonical and normalised over
 // all ranks' tokens, so they can be compared; equal scores go to the lower position in the sequence.
 //
-//   1. normalisers (probabilities only): one all_reduce of hq integers; two more where a sum has to be centred anew
+//   1. normalisers (probabilities only): one all_reduce of hq integers, which can carry the ranks' votes; two more where a sum has to be
+//      centred anew
 //   2. candidates: each rank sends its best 2 k / ranks + 64 of a list. If all candidates of a rank are among the k best, that rank may
 //      have more of these: then such lists are sent again with up to k
 //   3. every rank keeps its own candidates up to the threshold that all of them find
@@ -46,6 +47,7 @@ struct exact_selection {
   view<std::uint8_t, 1> is_open;      // [lists] scratch: still to be decided
   retrieve_params params;
   token_layout layout;
+  std::size_t voting = 0;  // if the first all_reduce carries the votes: how many query heads it has room for
 
   /// Words of a message of `lists` lists with up to `bound` candidates each.
   static constexpr std::size_t words(std::size_t lists, std::size_t bound) { return lists * (bound + 1); }
@@ -77,14 +79,17 @@ struct exact_selection {
   template <class P, class Communicator>
   void normalise(const P& policy, Communicator& ranks, agreement& agreed, const mailbox& mail) const {
     const std::size_t hq = normalisers.extent(0), group = hq / whole.extent(0);
-    const auto add_up = [&] {
+    const auto add_up = [&](std::size_t votes_beside) {
       agreed.attempt([&] { sum_part(policy, table, codes, index, as_const(own), normalisers, params, map); });
       for (std::size_t q = 0; q < hq; ++q) mail.body()[q] = normalisers(q).sum;
-      mail.combine(policy, ranks, agreed, hq, reduction::sum);
+      if (votes_beside != 0)
+        mail.combine_first(policy, ranks, agreed, hq, votes_beside);
+      else
+        mail.combine(policy, ranks, agreed, hq, reduction::sum);
       for (std::size_t q = 0; q < hq; ++q) normalisers(q).sum = mail.body()[q];
     };
     const auto is_short = [&](std::size_t q) { return needs_centre(normalisers(q), whole(q / group).size()); };
-    add_up();
+    add_up(voting);
     bool any = false;
     for (std::size_t q = 0; q < hq; ++q) any |= is_short(q);
     if (!any) return;
@@ -95,7 +100,7 @@ struct exact_selection {
       normalisers(q).largest = canonical::from_order_key(static_cast<std::uint32_t>(mail.body()[q]));
       if (is_short(q)) normalisers(q) = centred(normalisers(q), params);
     }
-    add_up();
+    add_up(0);
   }
 
   /// Finds the thresholds of the open lists from up to `bound` candidates of each rank. Returns how many lists stay open.

@@ -16,6 +16,7 @@ struct partial_outputs {
   std::size_t heads = 0;  // T * hq
   std::size_t d = 0;
   std::size_t ranks = 1;
+  std::size_t most = heads;  // query heads that messages have room for: in a first message, which carries votes, the same on all ranks
 
   /// Results of `rows` query heads in memory: sums, then outputs.
   template <class T>
@@ -32,12 +33,12 @@ struct partial_outputs {
   /// carries in about 10 us, the time of one exchange more.
   static constexpr std::size_t most_gathered_bytes = std::size_t{1} << 18;
   /// Query heads that a rank merges for all.
-  constexpr std::size_t share() const { return (heads + ranks - 1) / ranks; }
+  constexpr std::size_t share() const { return (most + ranks - 1) / ranks; }
   /// Words of a message of `rows` query heads.
   constexpr std::size_t words(std::size_t rows) const { return (rows * (d + 1) + 1) / 2; }
-  constexpr bool shares_merging() const { return ranks * words(heads) * 8 > most_gathered_bytes; }
+  constexpr bool shares_merging() const { return ranks * words(most) * 8 > most_gathered_bytes; }
   /// Words of a mailbox that merge_all() needs.
-  constexpr std::size_t room() const { return 1 + std::max(words(heads), ranks * (1 + words(share()))); }
+  constexpr std::size_t room() const { return 1 + std::max(words(most), ranks * (1 + words(share()))); }
 
   /// Where this rank writes its own results.
   rows_of<float> own(const mailbox& mail) const { return at(mail.body<float>(), heads); }
@@ -48,9 +49,9 @@ struct partial_outputs {
   template <class P, class Communicator>
   void merge_all(const P& policy, Communicator& all, agreement& agreed, const mailbox& mail, const rows_of<float>& result) const {
     if (shares_merging()) return merge_share(policy, all, agreed, mail, result);
-    mail.exchange(policy, all, agreed, words(heads));
+    mail.exchange(policy, all, agreed, words(most));
     agreed.attempt(
-        [&] { merge_parts(policy, result, [&](std::size_t rank) { return at(mail.body_of<float>(rank, words(heads)), heads); }); });
+        [&] { merge_parts(policy, result, [&](std::size_t rank) { return at(mail.body_of<float>(rank, words(most)), heads); }); });
   }
 
  private:
@@ -79,7 +80,7 @@ struct partial_outputs {
       std::copy_n(result.lse.data + first, rows, to.lse.data), std::copy_n(result.out.data + first * d, rows * d, to.out.data);
     }
     all.all_to_all(policy, reinterpret_cast<const std::byte*>(mail.own), reinterpret_cast<std::byte*>(mail.all), piece * sizeof *mail.own);
-    agreed.conclude(ranks, [&](std::size_t rank) { return __builtin_bit_cast(vote, mail.all[rank * piece]); });
+    agreed.conclude(policy, all, [&](std::size_t rank) { return __builtin_bit_cast(vote, mail.all[rank * piece]); });
     const std::size_t rows = rows_of_rank(all.rank());
     agreed.attempt([&] {
       merge_parts(policy, at(mail.body<float>(), rows),

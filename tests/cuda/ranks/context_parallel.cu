@@ -2,9 +2,9 @@
 // A cache over the devices of this machine, 1 and 2 ranks, each a process with a device of its own, over NCCL and over peers: random lives
 // against one cache on the host that holds everything (the same lists to the token, outputs within the rounding of merge()), and a decode
 // step with its exchanges captured in one CUDA graph, replayed while the sequence grows; in local mode against as many ranks on the host.
-// Slots are saved and loaded in these lives, and what the GPUs saved is loaded on the host. A rank that stays away. Head parallel: each
-// rank a pqcache with its heads. Ends with 77 where there is no GPU. With one GPU, two ranks share it by turns, over peers; NCCL then
-// refuses two ranks.
+// Slots are saved and loaded in these lives, and what the GPUs saved is loaded on the host. A rank that stays away, and one that refuses a
+// step. Head parallel: each rank a pqcache with its heads. Ends with 77 where there is no GPU. With one GPU, two ranks share it by turns,
+// over peers; NCCL then refuses two ranks.
 //
 //   context_parallel [LIVES]      needs libnccl: bench/gpu_scale.sh builds and runs it
 #include <chrono>
@@ -19,6 +19,7 @@
 #include "cases/rank_params.hpp"
 #include "misled_sample.cuh"
 #include "rank_devices.cuh"
+#include "refused_step.cuh"
 
 namespace {
 using namespace pqkv_cases;
@@ -356,6 +357,8 @@ void all_of(std::size_t ranks, std::size_t count, verdict& all) {
   captured<With>(ranks, 4, 8, selection_mode::local, all);
   if constexpr (std::is_same_v<With, with_peers>) misled<With>(ranks, all);  // over NCCL, ranks draw no sample
   if (ranks == 2) absent<With>(all);
+  for (std::size_t refuses = 0; ranks == 2 && refuses < 2; ++refuses)
+    for (const auto mode : {selection_mode::exact, selection_mode::local}) refused_step<With>(refuses, mode, all);
   lives<float, With>(ranks, count, 41 + ranks, all);
   lives<pqkv::bfloat16, With>(ranks, count / 2, 51 + ranks, all);
 }
