@@ -78,6 +78,11 @@ struct planned_spans {
   }
 };
 
+/// The same where the biases are made elsewhere.
+struct planned_spans_alone : planned_spans {
+  static constexpr bool has_biases = false;
+};
+
 /// A call: what is summed, and how.
 template <class Store, class Spans>
 struct attended_call {

@@ -48,7 +48,7 @@ struct planned_lists {
   std::size_t shared_bytes(const block::scoring& call) const {
     using block::shared_memory;
     return shared_memory::bytes<float>(std::size_t{call.g} * call.m * call.c) + shared_memory::bytes<pack>(packs * d) +
-           shared_memory::bytes<middle_range>(2);
+           shared_memory::bytes<middle_range>(2) + shared_memory::bytes<float>(d) + shared_memory::bytes<float>(call.g);
   }
   /// Of the centroids, which are needed until the tables are there.
   std::size_t centroid_bytes(const block::scoring& call) const {
@@ -61,6 +61,7 @@ struct planned_lists {
     pack* rows;                // [packs, d] the queries, whose axes are in order
     std::uint32_t* centroids;  // [m, ds, c] bits of floats
     middle_range* range;       // [2] of the rows; of the whole sequence
+    float *mean, *biases;      // [d] of the keys; [g] of the table, where sums over attended tokens need them
 
     __device__ const float* operator()(const block::scoring& call, unsigned, unsigned q, unsigned j) const {
       return table + ((q * call.m + j) << call.bits);
@@ -99,7 +100,11 @@ struct planned_lists {
       own.rows = memory.take<pack>(all.packs * all.d);
       own.centroids = centroids_at != nullptr ? centroids_at : memory.take<std::uint32_t>(all.d * call.c);
       own.range = memory.take<middle_range>(2);
+      own.mean = memory.take<float>(all.d);
+      own.biases = memory.take<float>(call.g);
       static_assert(Threads >= max_head_dim);
+      if (call.attended != nullptr && threadIdx.x < all.d)
+        block::copy_word_async(block::shared_address(own.mean + threadIdx.x), &all.book.mean(head(), threadIdx.x));
       if (threadIdx.x < all.d) {
         const auto row_of = [&](unsigned q) { return &own.rows[q / Pack * all.d + threadIdx.x].of[q % Pack]; };
         const bool has_order = all.axes.has_own_order(head());
@@ -107,9 +112,18 @@ struct planned_lists {
 #pragma unroll 1
         for (unsigned q = 0; !has_order && q < call.g; ++q)
           block::copy_word_async(block::shared_address(row_of(q)), &all.query(list * call.g + q, place));
-#pragma unroll 4
-        for (unsigned q = 0; has_order && q < call.g; ++q)
-          *row_of(q) = canonical::div(all.query(list * call.g + q, place), all.axes.weight(head(), threadIdx.x));
+        if (has_order) {
+          const float weight = all.axes.weight(head(), threadIdx.x);
+#pragma unroll 1
+          for (unsigned first = 0; first < call.g; first += Pack) {
+            float x[Pack];  // read together: a division may branch, and the next read would wait for it
+#pragma unroll
+            for (unsigned q = 0; q < Pack; ++q) x[q] = first + q < call.g ? all.query(list * call.g + first + q, place) : 0.0f;
+#pragma unroll
+            for (unsigned q = 0; q < Pack; ++q)
+              if (first + q < call.g) *row_of(first + q) = canonical::div(x[q], weight);
+          }
+        }
       }
       const float* centroids = &all.book.centroids(head(), 0, 0, 0);
       const std::size_t step = all.book.centroids.stride(1);
@@ -127,30 +141,19 @@ struct planned_lists {
       block::wait_copies<0>();
       __syncthreads();
       planned(*own.range);
-      constexpr unsigned together = Pack / 2;  // query heads of a thread: with half of a pack, more threads have work
-      using some = block::query_pack<together>;
-#pragma unroll 1
-      for (unsigned i = threadIdx.x; i < 2 * all.packs * call.m << call.bits; i += Threads) {
-        const unsigned x = i & (call.c - 1), row = i >> call.bits, of_part = row / call.m, j = row - of_part * call.m,
-                       first = of_part * together;
-        const some* y = reinterpret_cast<const some*>(own.rows + of_part / 2 * all.d + j * all.ds) + of_part % 2;
-        const std::uint32_t* centroid = own.centroids + j * all.ds * call.c + x;
-        float sum[together] = {};
-#pragma unroll 16
-        for (unsigned k = 0; k < all.ds; ++k) {
-          const float of_centroid = float_from_bits(centroid[k * call.c]);
-          const some of_query = y[2 * k];
-#pragma unroll
-          for (unsigned q = 0; q < together; ++q) sum[q] = canonical::fma(of_query.of[q], of_centroid, sum[q]);
-        }
-#pragma unroll
-        for (unsigned q = 0; q < together; ++q)
-          if (first + q < call.g) own.table[(((first + q) * call.m + j) << call.bits) + x] = sum[q];
-      }
+      if (call.attended != nullptr && threadIdx.x / 32 == Threads / 32 - 1) make_biases(own);
+      if (2 * Threads <= all.packs * call.m << call.bits)
+        multiply<Pack, 2>(own);
+      else
+        multiply<Pack / 2, 1>(own);
       __syncthreads();
     }
     __device__ void finish(const entries& own) const {
       finish(own, [](const middle_range&) {});
+    }
+    /// What is added to a query head's normaliser.
+    __device__ block::attended_head beside(const entries& own, unsigned q) const {
+      return call.attended == nullptr ? block::attended_head{} : block::attended_head{call.attended[list * call.g + q], own.biases[q]};
     }
     /// The list's range, after finish().
     __device__ middle_range range(const entries& own) const { return *own.range; }
@@ -160,6 +163,48 @@ struct planned_lists {
     __device__ void count_exchange() const { all.places.count(list, part, parts, number); }
 
    private:
+    /// The biases of the table, with the bits of inner_product_table(). By one warp.
+    __device__ void make_biases(const entries& own) const {
+      for (unsigned q = threadIdx.x % 32; q < call.g; q += 32) {
+        const pack* row = own.rows + q / Pack * all.d;
+        float sum = 0;
+#pragma unroll 16
+        for (unsigned k = 0; k < all.d; ++k) sum = canonical::fma(row[k].of[q % Pack], own.mean[k], sum);
+        own.biases[q] = sum;
+      }
+    }
+    /// Makes the table's entries. What limits it is reading shared memory, so a thread makes several entries, unless other threads would
+    /// then have nothing to do.
+    /// @tparam Heads    query heads of a thread
+    /// @tparam Columns  centroids of a thread
+    template <unsigned Heads, unsigned Columns>
+    __device__ void multiply(const entries& own) const {
+      using some = block::query_pack<Heads>;
+      constexpr unsigned parts = Pack / Heads;  // of a pack
+      const unsigned apart = call.c / Columns;  // a thread's centroids
+#pragma unroll 1
+      for (unsigned i = threadIdx.x; i < parts * all.packs * call.m * apart; i += Threads) {
+        const unsigned x = i & (apart - 1), row = i / apart, of_part = row / call.m, j = row - of_part * call.m, first = of_part * Heads;
+        const some* y = reinterpret_cast<const some*>(own.rows + of_part / parts * all.d + j * all.ds) + of_part % parts;
+        const std::uint32_t* centroid = own.centroids + j * all.ds * call.c + x;
+        float sum[Columns][Heads] = {};
+#pragma unroll 8
+        for (unsigned k = 0; k < all.ds; ++k) {
+          const some of_query = y[parts * k];
+#pragma unroll
+          for (unsigned a = 0; a < Columns; ++a) {
+            const float of_centroid = float_from_bits(centroid[k * call.c + a * apart]);
+#pragma unroll
+            for (unsigned q = 0; q < Heads; ++q) sum[a][q] = canonical::fma(of_query.of[q], of_centroid, sum[a][q]);
+          }
+        }
+#pragma unroll
+        for (unsigned a = 0; a < Columns; ++a)
+#pragma unroll
+          for (unsigned q = 0; q < Heads; ++q)
+            if (first + q < call.g) own.table[(((first + q) * call.m + j) << call.bits) + x + a * apart] = sum[a][q];
+      }
+    }
     /// By one warp. The first CTA of a list writes the plan.
     __device__ void make_plan(middle_range* found) const {
       query_plan made{};
@@ -253,8 +298,8 @@ struct kernel<op::rank_step, backend::cuda> {
     if (detail::rank_step_in_one(policy, step, detail::whole_sequence{}, launch_sums)) return true;
     const auto shape =
         detail::attended_shape::of<typename Rows::value_type>(1, lists == 0 ? 1 : step.query.extent(0) / lists, rows.head_dim());
-    const detail::sums_beside<Rows, detail::planned_spans> beside{
-        {step.query, rows, spans, shape, canonical::softmax_scale::of(rows.head_dim(), step.how.scale), step.attended, step.summed.data,
+    const detail::sums_beside<Rows, detail::planned_spans_alone> beside{
+        {step.query, rows, {spans}, shape, canonical::softmax_scale::of(rows.head_dim(), step.how.scale), step.attended, step.summed.data,
          static_cast<unsigned>(has_sums ? lists : 0)}};
     return detail::rank_step_in_clusters(policy, step, detail::whole_sequence{}, beside);
   }

@@ -15,9 +15,11 @@ __device__ __forceinline__ bool cluster_ranking<Threads, Pack, Lists, Ranks>::wr
   block::threshold limit = place.limit();
   std::uint64_t marked = place.marked(before);  // in the CTAs before this one: how many above the threshold, and equal to it
   if (place.is_inside()) {
+    bool all_equal = false;
+    own_.select.clear(own_.finer);
     copy_inside(of_lane);
     __syncthreads();
-    limit = threshold_inside(all.inside, place.rest);
+    limit = threshold_inside(all.inside, place.rest, all_equal);
     marked += reached(limit, before.inside);
   }
   bool is_last = false;  // from here on this CTA reads nothing of the others
@@ -99,6 +101,7 @@ __device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::ma
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
 __device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::compare(const block::bracket& limits) {
+  if (threadIdx.x == 0) own_.limits = limits;
   const comparison filter{limits,
                           limits.low < limits.high ? limits.low : 0xffffffffu,
                           begin_,

@@ -36,8 +36,10 @@ class cluster_ranking {
   struct scratch {
     typename scorer_type::scratch scoring;
     block::list_select<Threads> select;
+    typename block::list_select<Threads>::finer_bins finer;
     block::reduction<std::uint64_t, Threads> sums;
     std::uint32_t range[sizeof(middle_range) / sizeof(std::uint32_t)];
+    block::bracket limits;
     block::bracket_counts found;                                 // by this CTA
     // by all CTAs of the list on this device
     block::bracket_counts of_members[Ranks::is_spread ? cluster_shape::most_parts : cluster_shape::most_ctas];
@@ -100,8 +102,7 @@ class cluster_ranking {
       range_ = call_.ranges.data == nullptr ? call_.range(list_) : call_.limited(*reinterpret_cast<const middle_range*>(own_.range));
     }
     ranked_ = range_.size();
-    items_ = call_.items(range_, of_list_.head(), false);
-    tokens_ = block::token_positions(items_);
+    tokens_ = block::token_positions(call_.items(range_, of_list_.head(), false));
     const std::uint32_t share = cluster_shape::share(tokens_.end, team_.size());
     begin_ = share * team_.rank() < tokens_.end ? share * team_.rank() : tokens_.end;
     end_ = tokens_.end - begin_ < share ? tokens_.end : begin_ + share;
@@ -144,8 +145,8 @@ class cluster_ranking {
     std::uint32_t* const own_keys = keys + sample_of_rank_.first;
     for (unsigned i = threadIdx.x; i < count; i += Threads) {
       const std::uint8_t* codes = sample_codes(first + i);
-      const std::uint32_t key = lookups_.score_one(i < Threads ? sample_ : lookups_.product(codes, items_.stride, 0), codes, items_.stride,
-                                                   call_.reduction, scorer_.factors());
+      const auto products = i < Threads ? sample_ : lookups_.product(codes, tokens_.stride, 0);
+      const std::uint32_t key = lookups_.score_one(products, codes, tokens_.stride, call_.reduction, scorer_.factors());
       if constexpr (Ranks::is_spread) {
         ranks_.sample(team_.size())[first + i] = key;
       } else {
@@ -219,7 +220,7 @@ class cluster_ranking {
     if (has_sample() && round != 1) {  // while the others' sums are under way
       sought_ = {ranked_, k_, most_inside()};
       const unsigned which = sample_begin(team_.rank()) + threadIdx.x;
-      if (which < sample_begin(team_.rank() + 1)) sample_ = lookups_.product(sample_codes(which), items_.stride, 0);
+      if (which < sample_begin(team_.rank() + 1)) sample_ = lookups_.product(sample_codes(which), tokens_.stride, 0);
     }
     if (round == 0) take_attended();
     if constexpr (Ranks::is_shared) ranks_.template take_totals<Threads>(round, call_.g, totals_of(round) + team_.size() * call_.g);
@@ -232,13 +233,17 @@ class cluster_ranking {
   __device__ void take_attended() {
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads) {
       while (call_.summed != nullptr && block::read_acquired(&call_.summed[list_]) != call_.g) continue;
-      beside(q) = call_.beside(list_ * call_.g + q);
+      if constexpr (Lists::plans)
+        beside(q) = of_list_.beside(entries_, q);
+      else
+        beside(q) = call_.beside(list_ * call_.g + q);
     }
   }
   /// Whether the list has more tokens than can be kept.
   __device__ bool has_sample() const {
     if constexpr (Ranks::is_shared) return ranks_.has_sample();
-    return items_.n > shape_.kept && items_.n > sampled;  // up to `sampled`, a CTA's part has room in cluster_shape::least_kept()
+    // Up to `sampled`, a CTA's part has room in cluster_shape::least_kept().
+    return tokens_.count() > shape_.kept && tokens_.count() > sampled;
   }
   /// How many tokens inside the bracket all CTAs together can use.
   __device__ std::uint32_t most_inside() const {
@@ -248,8 +253,8 @@ class cluster_ranking {
   /// A CTA's first token of this rank's part of the sample.
   __device__ unsigned sample_begin(unsigned rank) const { return sample_of_rank_.count * rank / team_.size(); }
   __device__ const std::uint8_t* sample_codes(unsigned which) const {
-    if constexpr (Ranks::is_shared) return items_.codes + block::sample_place(which, sample_of_rank_.count, items_.n);
-    return items_.codes + block::sample_place(which, items_.n);
+    if constexpr (Ranks::is_shared) return tokens_.first() + block::sample_place(which, sample_of_rank_.count, tokens_.count());
+    return tokens_.first() + block::sample_place(which, tokens_.count());
   }
   /// CTAs of the list, on all ranks.
   __device__ unsigned parts() const { return team_.size() + ranks_.other_parts(); }
@@ -302,9 +307,11 @@ class cluster_ranking {
   }
   /// Copies the keys inside the bracket from all CTAs, in their order. A warp copies from one CTA at a time. A barrier must follow.
   __device__ void copy_inside(const block::bracket_counts& of_lane);
-  /// The k-th largest of the copied keys.
-  __device__ block::threshold threshold_inside(std::uint32_t inside, std::uint32_t k) {
-    return own_.select.find_within(inside, k, [&](std::uint32_t i) { return copied_[i]; });
+  /// The k-th largest of the copied keys, at most their number. own_.select.clear() has been called, then a barrier.
+  /// @param all_equal  written: whether all that equal it are selected
+  __device__ block::threshold threshold_inside(std::uint32_t inside, std::uint32_t k, bool& all_equal) {
+    const auto key_at = [&](std::uint32_t i) { return copied_[i]; };
+    return own_.select.find_between(inside, k, own_.limits.low, own_.limits.high, own_.finer, key_at, all_equal);
   }
   /// How many of the first copied keys are above the threshold, and how many equal it, as block::token_count().
   __device__ std::uint64_t reached(const block::threshold& limit, std::uint32_t first) {
@@ -327,8 +334,7 @@ class cluster_ranking {
   typename Lists::one of_list_;
   typename Lists::entries entries_;
   middle_range range_{};
-  block::scored_items items_{};
-  block::token_positions tokens_{items_};
+  block::token_positions tokens_{block::scored_items{}};
   scorer_type scorer_;
   std::uint64_t* totals_;          // [rounds, parts, g] a number of each CTA for each query head
   block::head_numbers* numbers_;   // [g], then what beside() returns

@@ -216,11 +216,11 @@ class share_ranking : public cluster_ranking<Threads, Pack, Lists, token_exchang
     const bool is_first = team_.rank() == 0;
     std::uint64_t marked = place.marked(is_first ? own : before);
     if (place.is_inside()) {
+      own_.select.clear(own_.finer);
       this->copy_inside(of_part);
       ranks_.template copy_inside<Threads>(of_rank, copied_ + own.inside);
       __syncthreads();
-      limit = this->threshold_inside(all.inside, place.rest);
-      all_equal = own_.select.takes_all_equal();
+      limit = this->threshold_inside(all.inside, place.rest, all_equal);
       marked += this->reached(limit, is_first ? own.inside : before.inside);
     }
     if (team_.size() > 1) team_.arrive();  // from here on this CTA reads nothing of the others

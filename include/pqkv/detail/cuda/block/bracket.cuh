@@ -41,6 +41,7 @@ PQKV_HD inline std::uint32_t sample_pair_place(std::uint32_t which, std::uint32_
 /// misses one time in ten if the keys are random and k is near half of them.
 struct bracket_ranks {
   std::uint32_t low = 0, high = 0;  // from the largest key, 1 is the first; 0: the bracket is open at this end
+  std::uint32_t slack = 0;          // sampled keys that the bracket may have too many at either end, which makes finding it faster
 
   bracket_ranks() = default;
   /// @param n, k       the k-th largest of n keys is looked for
@@ -52,21 +53,21 @@ struct bracket_ranks {
     low = static_cast<std::uint32_t>(share * part + half) + 1;
     if (low > bracket_sample) low = 0;
     high = share * part > half ? static_cast<std::uint32_t>(share * part - half) : 0;
+    slack = static_cast<std::uint32_t>(half / 4) < 24 ? static_cast<std::uint32_t>(half / 4) : 24;  // not measured
   }
 };
 
 /// The bracket of a sample. All threads call it after a barrier; it ends with one.
 /// @param sample  [bracket_sample] keys, at sample_place() of n
 /// @param lowest  the bracket's lower end if it is open there
-/// @tparam Slack  the bracket may have up to so many sampled keys too many at either end; that makes finding it faster
-template <unsigned Slack = 0, unsigned Threads>
+template <unsigned Threads>
 __device__ bracket bracket_of_sample(list_select<Threads>& select, const std::uint32_t* sample, const bracket_ranks& ranks,
                                      std::uint32_t lowest) {
   std::uint32_t own[bracket_sample / Threads];
 #pragma unroll
   for (unsigned s = 0; s < bracket_sample / Threads; ++s) own[s] = sample[s * Threads + threadIdx.x];
   const uint2 keys =
-      select.template find_two<Slack>(own, {ranks.low != 0 ? ranks.low : bracket_sample, ranks.high != 0 ? ranks.high : 1}, sample);
+      select.find_two(own, {ranks.low != 0 ? ranks.low : bracket_sample, ranks.high != 0 ? ranks.high : 1}, sample, ranks.slack);
   return {ranks.low != 0 ? keys.x : lowest, ranks.high != 0 ? keys.y : 0xffffffffu};
 }
 
@@ -163,9 +164,8 @@ class bracket_select {
   }
 
   __device__ bracket find_bracket(std::uint32_t n, std::uint32_t k) {
-    constexpr unsigned slack = 24;  // sampled keys that the bracket may have too many at either end; not measured
     const std::uint32_t lowest = canonical::order_key(float_from_bits(0xff800000u));  // below it are only NaNs
-    const bracket found = bracket_of_sample<slack>(select_, place_, {n, k, most_kept}, lowest);
+    const bracket found = bracket_of_sample(select_, place_, {n, k, most_kept}, lowest);
     return {found.low > lowest ? found.low : lowest, found.high > lowest ? found.high : lowest};
   }
 

@@ -36,8 +36,7 @@ class list_select {
     std::uint32_t high = ceiling;  // keys above it are selected; k is what remains to be found from here down
     for (;;) {
       const auto place = [&](std::uint32_t key) { return key <= high ? (high - key) >> shift : bins; };
-#pragma unroll
-      for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
+      clear(weights_);
       if (threadIdx.x == 0) bin_ = bins, count_ = 0;
       __syncthreads();
       for_items(items, key_at, weight_at, [&](std::uint32_t key, std::uint32_t weight) {
@@ -80,10 +79,10 @@ class list_select {
   /// largest key. All threads call it after a barrier; it ends with one.
   /// @param ranks  each at least 1 and at most the number of items
   /// @param all    the same keys, in shared memory
-  /// @tparam Slack  if the bins of both ranks have at most so many keys, their ends are returned in place of exact keys, which saves three
-  ///                barriers: the lower end of the bin of ranks.x, and the upper end of that of ranks.y
-  template <unsigned Slack = 0, unsigned Count>
-  __device__ uint2 find_two(const std::uint32_t (&keys)[Count], uint2 ranks, const std::uint32_t* all) {
+  /// @param slack  if the bins of both ranks have at most so many keys, their ends are returned in place of exact keys, which saves three
+  ///               barriers: the lower end of the bin of ranks.x, and the upper end of that of ranks.y
+  template <unsigned Count>
+  __device__ uint2 find_two(const std::uint32_t (&keys)[Count], uint2 ranks, const std::uint32_t* all, std::uint32_t slack) {
     const key_range range = range_of(keys);
     unsigned shift = shift_of(range.low, range.high);
     shift = shift < wide_shift ? shift : wide_shift;
@@ -91,29 +90,13 @@ class list_select {
     for (unsigned i = 0; i < Count; ++i)
       if (const std::uint32_t bin = (range.high - keys[i]) >> shift; bin < bins) atomicAdd(&weights_[bin], 1u);
     __syncthreads();
-    if constexpr (Slack != 0) {
-      sum_bins();
-      const rank_bin first = bin_of(ranks.x), second = bin_of(ranks.y);
-      if (first.weight <= Slack && second.weight <= Slack && first.bin < bins && second.bin < bins) {
-        __syncthreads();
-        return {range.high - ((first.bin + 1) << shift) + 1, range.high - (second.bin << shift)};
-      }
-      if (threadIdx.x == 0) ends_[0] = first, ends_[1] = second;
-    } else {
-      std::uint32_t total = 0, own[own_bins], above = own_weights(own, total);
-#pragma unroll
-      for (unsigned b = 0; b < own_bins; ++b) {
-        if (above < ranks.x && ranks.x - above <= own[b]) ends_[0] = {threadIdx.x * own_bins + b, ranks.x - above, own[b]};
-        if (above < ranks.y && ranks.y - above <= own[b]) ends_[1] = {threadIdx.x * own_bins + b, ranks.y - above, own[b]};
-        above += own[b];
-      }
-    }
-    __syncthreads();
-    const rank_bin first = ends_[0], second = ends_[1];
-    if (shift == 0) {
+    sum_bins(weights_);
+    const rank_bin first = bin_of(ranks.x, weights_), second = bin_of(ranks.y, weights_);
+    if (shift == 0 || (first.weight <= slack && second.weight <= slack && first.bin < bins && second.bin < bins)) {
       __syncthreads();
-      return {range.high - first.bin, range.high - second.bin};
+      return {range.high - ((first.bin + 1) << shift) + 1, range.high - (second.bin << shift)};
     }
+    if (threadIdx.x == 0) ends_[0] = first, ends_[1] = second;
 #pragma unroll
     for (unsigned i = 0; i < Count; ++i) {
       const std::uint32_t bin = (range.high - keys[i]) >> shift;
@@ -133,46 +116,41 @@ class list_select {
     return found;
   }
 
-  /// find() for unweighted items whose keys have no known bound, also where many are equal. Each histogram reaches from the lowest to the
-  /// highest key that can be the threshold.
+  /// Bins of every second histogram of find_between(). The caller has them, since nothing else needs as many.
+  struct finer_bins {
+    std::uint32_t weights[bins];
+  };
+  /// Clears what find_between() needs. A barrier must follow.
+  __device__ void clear(finer_bins& finer) { clear(weights_), clear(finer.weights); }
+  /// find() for unweighted items, also where many are equal. Each histogram divides the bin of the threshold again, until a bin is one key.
+  /// The scratch may be used again after the caller's next barrier.
+  /// @param k          at most the number of items
+  /// @param low, high  bounds of all keys; close ones make it faster
+  /// @param finer      cleared by clear()
+  /// @param all_equal  written: whether all items that equal the threshold are selected
   template <class KeyAt>
-  __device__ threshold find_within(std::uint32_t items, std::uint32_t k, KeyAt key_at) {
-    const auto one = [](std::uint32_t) { return 1u; };
-    std::uint32_t low = 0, high = 0xffffffffu, count = items;  // the threshold is one of `count` keys in [low, high]
-    for (;;) {
-      const key_range range = range_within(items, key_at, low, high);
-      if (range.low >= range.high) {  // they are equal, or there are none
-        if (threadIdx.x == 0) all_equal_ = count <= k;
-        __syncthreads();
-        return {range.high, k};
-      }
-      const unsigned shift = shift_of(range.low, range.high);
-      for_items(items, key_at, one, [&](std::uint32_t key, std::uint32_t) {
-        if (key >= range.low && key <= range.high) atomicAdd(&weights_[(range.high - key) >> shift], 1u);
-      });
+  __device__ threshold find_between(std::uint32_t items, std::uint32_t k, std::uint32_t low, std::uint32_t high, finer_bins& finer,
+                                    KeyAt key_at, bool& all_equal) {
+    std::uint32_t farthest = high - low;  // below `high`: the threshold is not lower
+    unsigned shift = shift_of(low, high);
+    for (unsigned level = 0;; ++level) {
+      std::uint32_t *const weights = level % 2 == 0 ? weights_ : finer.weights, *const others = level % 2 == 0 ? finer.weights : weights_;
+      for_items(
+          items, key_at, [](std::uint32_t) { return 1u; },
+          [&](std::uint32_t key, std::uint32_t) {
+            if (high - key <= farthest) atomicAdd(&weights[(high - key) >> shift], 1u);
+          });
       __syncthreads();
-      const std::uint32_t total = find_bin(k);
-      if (total < k) {
-        if (threadIdx.x == 0) all_equal_ = true;
-        __syncthreads();
-        return {0, k};
-      }
-      k = rest_, count = weights_[bin_];
-      high = range.high - (bin_ << shift);
-      low = high - range.low < 1u << shift ? range.low : high - (1u << shift) + 1;
+      if (level != 0) clear(others);  // for the level after this one
+      sum_bins(weights);
+      const rank_bin at = bin_of(k, weights);
+      high -= at.bin << shift, k = at.rest;
       if (shift == 0) {
-        if (threadIdx.x == 0) all_equal_ = count == k;
-        __syncthreads();
+        all_equal = at.rest == at.weight;
         return {high, k};
       }
-      if (count <= most_candidates) {
-        for_items(items, key_at, one, [&](std::uint32_t key, std::uint32_t) {
-          if (key >= low && key <= high) candidates_[atomicAdd(&count_, 1u)] = {key, 1};
-        });
-        __syncthreads();
-        return decide(k);
-      }
-      __syncthreads();
+      farthest = (1u << shift) - 1;
+      shift = shift > log_bins ? shift - log_bins : 0;
     }
   }
 
@@ -184,6 +162,10 @@ class list_select {
     std::uint32_t key, weight;
   };
 
+  __device__ static void clear(std::uint32_t* weights) {
+#pragma unroll
+    for (unsigned b = 0; b < own_bins; ++b) weights[b * Threads + threadIdx.x] = 0;
+  }
   /// Reads this thread's bins. Returns the weight of all bins above them; `total` becomes that of all.
   __device__ std::uint32_t own_weights(std::uint32_t (&own)[own_bins], std::uint32_t& total) {
     std::uint32_t sum = 0;
@@ -213,16 +195,16 @@ class list_select {
   };
 
   /// Adds up the weights of each warp's bins. Called after a barrier, ends with one.
-  __device__ void sum_bins() {
+  __device__ void sum_bins(const std::uint32_t* weights) {
     std::uint32_t sum = 0;
 #pragma unroll
-    for (unsigned b = 0; b < own_bins; ++b) sum += weights_[threadIdx.x * own_bins + b];
+    for (unsigned b = 0; b < own_bins; ++b) sum += weights[threadIdx.x * own_bins + b];
     sum = __reduce_add_sync(all_lanes, sum);
     if (threadIdx.x % 32 == 0) of_warp_[threadIdx.x / 32] = sum;
     __syncthreads();
   }
   /// After sum_bins(). Every warp finds it for itself, which takes less time than to wait for one.
-  __device__ rank_bin bin_of(std::uint32_t rank) const {
+  __device__ rank_bin bin_of(std::uint32_t rank, const std::uint32_t* weights) const {
     const unsigned lane = threadIdx.x % 32;
     const std::uint32_t of_lane = lane < warps ? of_warp_[lane] : 0, before = warp_prefix(of_lane);
     const unsigned warp = __ballot_sync(all_lanes, before < rank && rank - before <= of_lane);
@@ -231,7 +213,7 @@ class list_select {
     const unsigned first = (static_cast<unsigned>(which) * 32 + lane) * own_bins;
     std::uint32_t own[own_bins], sum = 0;
 #pragma unroll
-    for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = weights_[first + b];
+    for (unsigned b = 0; b < own_bins; ++b) sum += own[b] = weights[first + b];
     std::uint32_t above = __shfl_sync(all_lanes, before, which) + warp_prefix(sum);
     const int owner = __ffs(static_cast<int>(__ballot_sync(all_lanes, above < rank && rank - above <= sum))) - 1;
     rank_bin at{0, 0, 0};
@@ -252,34 +234,12 @@ class list_select {
       low = keys[i] < low ? keys[i] : low;
       high = keys[i] > high ? keys[i] : high;
     }
-#pragma unroll
-    for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
+    clear(weights_);
     if (threadIdx.x == 0) range_ = {0xffffffffu, 0}, ends_[0] = ends_[1] = {bins, 0, 0}, counts_[0] = counts_[1] = 0;
     __syncthreads();
     low = __reduce_min_sync(all_lanes, low);
     high = __reduce_max_sync(all_lanes, high);
     if (threadIdx.x % 32 == 0) atomicMin(&range_.low, low), atomicMax(&range_.high, high);
-    __syncthreads();
-    return range_;
-  }
-  /// The smallest and the largest key in [low, high]. Clears what find_within() needs; uses what find_two() has. Ends with a barrier.
-  template <class KeyAt>
-  __device__ key_range range_within(std::uint32_t items, KeyAt key_at, std::uint32_t low, std::uint32_t high) {
-#pragma unroll
-    for (unsigned b = 0; b < own_bins; ++b) weights_[b * Threads + threadIdx.x] = 0;
-    if (threadIdx.x == 0) range_ = {0xffffffffu, 0}, count_ = 0;
-    __syncthreads();
-    std::uint32_t lowest = 0xffffffffu, highest = 0;
-    for_items(
-        items, key_at, [](std::uint32_t) { return 1u; },
-        [&](std::uint32_t key, std::uint32_t) {
-          if (key < low || key > high) return;
-          lowest = key < lowest ? key : lowest;
-          highest = key > highest ? key : highest;
-        });
-    lowest = __reduce_min_sync(all_lanes, lowest);
-    highest = __reduce_max_sync(all_lanes, highest);
-    if (threadIdx.x % 32 == 0) atomicMin(&range_.low, lowest), atomicMax(&range_.high, highest);
     __syncthreads();
     return range_;
   }
@@ -352,7 +312,7 @@ class list_select {
   candidate candidates_[most_candidates];
   std::uint32_t bin_, rest_, count_;  // at the end, the threshold
   bool all_equal_;
-  key_range range_;   // of find_two() and find_within(); the next two lines are of find_two()
+  key_range range_;   // of find_two(), as the next two lines
   rank_bin ends_[2];  // the bin of each rank, and the rank in it
   std::uint32_t counts_[2], found_[2], of_warp_[warps];
   reduction<std::uint32_t, Threads> prefix_;

@@ -4,51 +4,10 @@
 // shared memory serves together read different banks whatever their codes are. With one copy, random codes often need the same bank.
 #pragma once
 
+#include "scan_positions.cuh"
 #include "scan_scorer.cuh"
 
 namespace pqkv::inline PQKV_MODE::detail::block {
-
-/// Whether each of eight positions is in the range [lead, end), as bits.
-__device__ inline unsigned live_positions(std::uint32_t position, std::uint32_t lead, std::uint32_t end) {
-  const unsigned before = position < lead ? lead - position : 0, left = position < end ? end - position : 0;
-  return (left < 8 ? (1u << left) - 1 : 0xffu) & 0xffu << before;
-}
-
-/// The tokens of a list by position. The first token of the range has position `lead`, so that the codes of eight tokens from a multiple of
-/// eight on are one aligned word of each plane, if the planes are a multiple of eight bytes apart.
-struct token_positions {
-  const std::uint8_t* codes;
-  std::size_t stride;
-  std::uint32_t lead, end;  // the positions of the range are [lead, end)
-
-  __device__ explicit token_positions(const scored_items& items)
-      : stride(items.stride), lead(static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(items.codes) % 8)), end(lead + items.n) {
-    codes = items.codes - lead;
-  }
-  __device__ unsigned live(std::uint32_t position) const { return live_positions(position, lead, end); }
-  /// The codes of eight positions in the planes from j on; those outside the range are 0.
-  template <unsigned Planes>
-  __device__ void read(unsigned j, std::uint32_t position, uint2 (&words)[Planes]) const {
-    const std::uint8_t* plane = codes + j * stride + position;
-    unsigned there = live(position);
-    if (there == 0xff && stride % 8 == 0) {
-#pragma unroll
-      for (unsigned a = 0; a < Planes; ++a) words[a] = __ldcg(reinterpret_cast<const uint2*>(plane + a * stride));
-      return;
-    }
-#pragma unroll
-    for (unsigned a = 0; a < Planes; ++a) words[a] = {0, 0};
-#pragma unroll 1
-    for (; there != 0; there &= there - 1) {
-      const unsigned at = static_cast<unsigned>(__ffs(static_cast<int>(there))) - 1;
-#pragma unroll
-      for (unsigned a = 0; a < Planes; ++a) {
-        const std::uint32_t code = std::uint32_t{__ldcg(plane + a * stride + at)} << at % 4 * 8;
-        (at < 4 ? words[a].x : words[a].y) |= code;
-      }
-    }
-  }
-};
 
 template <unsigned Pack>
 __device__ query_pack<Pack> load_shared_pack(std::uint32_t address) {
@@ -131,14 +90,18 @@ class token_loops {
             upper[q] += fixed.upper, lower[q] += fixed.lower;
           }
       }
-      if (const unsigned live = tokens.live(position); live != 0xff) {
-        add_each(table, tokens, position, live, group, z);
-        continue;
-      }
+      // By a mask, not a branch: the compiler would move the products into it, and then wait for the next codes before it.
+      const std::uint64_t mask = tokens.live(position) == 0xff ? ~std::uint64_t{0} : 0;
 #pragma unroll
       for (unsigned q = 0; q < Pack; ++q)
-        z.of[q] += (static_cast<std::uint64_t>(std::int64_t{upper[q]}) << 22) + static_cast<std::uint64_t>(std::int64_t{lower[q]});
+        z.of[q] += ((static_cast<std::uint64_t>(std::int64_t{upper[q]}) << 22) + static_cast<std::uint64_t>(std::int64_t{lower[q]})) & mask;
     }
+    tokens.for_ends(begin, end, [&](std::uint32_t position, unsigned live) {
+      if (!has_token(live)) return;
+      const pack value = joined<products>(table, tokens, position + threadIdx.x, group);
+#pragma unroll
+      for (unsigned q = 0; q < Pack; ++q) z.of[q] += canonical::to_fixed(value.of[q]);
+    });
     return z;
   }
 
@@ -155,7 +118,7 @@ class token_loops {
     for (std::uint32_t position = first; position < end; position += tile) {
       const codes now = next;
       next = codes(tokens, position + tile < end ? position + tile : tokens.end);
-      const unsigned live = tokens.live(position);
+      if (tokens.live(position) != 0xff) continue;
 #pragma unroll
       for (unsigned part = 0; part < parts; ++part) {
         entries<sums> own;
@@ -165,15 +128,20 @@ class token_loops {
 #pragma unroll
         for (unsigned a = 0; a < of_part; ++a)
 #pragma unroll
-          for (unsigned q = 0; q < Pack; ++q)
-            top.of[q] = canonical::max(top.of[q], (live >> (part * of_part + a) & 1) != 0 ? value[a].of[q] : lowest);
+          for (unsigned q = 0; q < Pack; ++q) top.of[q] = canonical::max(top.of[q], value[a].of[q]);
       }
     }
+    tokens.for_ends(begin, end, [&](std::uint32_t position, unsigned live) {
+      if (!has_token(live)) return;
+      const pack value = joined<sums>(table, tokens, position + threadIdx.x, group);
+#pragma unroll
+      for (unsigned q = 0; q < Pack; ++q) top.of[q] = canonical::max(top.of[q], value.of[q]);
+    });
     return top;
   }
 
   /// Calls take(position, keys) for the positions [begin, end), eight at a time, with the order keys of their scores; the keys of positions
-  /// outside the range are undefined. All threads call take() equally often, so the last positions may be past `end`. Returns `take`.
+  /// outside the range are undefined. Positions may also be past `end`. Returns `take`.
   /// @param factors  shared address of [packs * Pack] R of each query head
   template <class Take>
   __device__ __noinline__ static Take for_scores(table_type table, token_positions tokens, std::uint32_t begin, std::uint32_t end,
@@ -210,8 +178,22 @@ class token_loops {
       std::uint32_t keys[at_once];
 #pragma unroll
       for (unsigned a = 0; a < at_once; ++a) keys[a] = key_of(score[a]);
-      take(position, keys);
+      const unsigned live = tokens.live(position);
+      take(live == 0xff || live == 0 ? position : token_positions::no_position, keys);
     }
+    tokens.for_ends(begin, end, [&](std::uint32_t position, unsigned live) {
+      if (threadIdx.x / 32 != 0) return;
+      float score = 0;
+#pragma unroll 1
+      for (unsigned group = 0; has_token(live) && group < table.packs; ++group)
+        score = with_pack(M != 0 ? group_reduction::probability_sum : reduction, score,
+                          joined<products>(table, tokens, position + threadIdx.x, group),
+                          load_shared_pack<Pack>(factors + group * static_cast<unsigned>(sizeof(pack))));
+      std::uint32_t keys[at_once];
+#pragma unroll
+      for (unsigned a = 0; a < at_once; ++a) keys[a] = __shfl_sync(all_lanes, key_of(score), static_cast<int>(a));
+      take(threadIdx.x == 0 ? position : token_positions::no_position, keys);
+    });
     return take;
   }
 
@@ -287,16 +269,28 @@ class token_loops {
       for (unsigned q = 0; q < Pack; ++q) value.of[q] = How::join(value.of[q], entry.of[q]);
     }
   };
-  /// Adds the tokens of eight positions that are in the range.
-  __device__ static void add_each(const table_type& table, const token_positions& tokens, std::uint32_t position, unsigned live,
-                                  unsigned group, pack_sums& z) {
+  /// Whether this thread has one of eight tokens at an end of the range: the first eight threads share them.
+  __device__ static bool has_token(unsigned live) { return threadIdx.x < at_once && (live >> threadIdx.x & 1) != 0; }
+  /// The entries of one token, joined.
+  template <class How>
+  __device__ static pack joined(const table_type& table, const token_positions& tokens, std::uint32_t position, unsigned group) {
+    constexpr unsigned ahead = M == 0 ? 4 : M;  // subspaces whose codes are read together
+    const std::uint8_t* code = tokens.codes + position;
+    pack value{};
 #pragma unroll 1
-    for (; live != 0; live &= live - 1) {
-      const unsigned at = static_cast<unsigned>(__ffs(static_cast<int>(live))) - 1;
-      const pack value = table.product(tokens.codes + position + at, tokens.stride, group);
+    for (unsigned first = 0; first < table.m; first += ahead) {
+      std::uint32_t own[ahead];
 #pragma unroll
-      for (unsigned q = 0; q < Pack; ++q) z.of[q] += canonical::to_fixed(value.of[q]);
+      for (unsigned j = 0; j < ahead; ++j) own[j] = M != 0 || first + j < table.m ? __ldcg(code + (first + j) * tokens.stride) : 0;
+#pragma unroll
+      for (unsigned j = 0; j < ahead; ++j) {
+        if (M == 0 && first + j >= table.m) continue;
+        const pack entry = table.at(table.row(group, first + j), own[j]);
+#pragma unroll
+        for (unsigned q = 0; q < Pack; ++q) value.of[q] = first + j == 0 ? entry.of[q] : How::join(value.of[q], entry.of[q]);
+      }
     }
+    return value;
   }
 };
 

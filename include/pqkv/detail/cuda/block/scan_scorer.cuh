@@ -63,25 +63,25 @@ class list_scorer {
       const unsigned q = row / call_.m, j = row - q * call_.m, lane = threadIdx.x % 32;
       const float lowest = float_from_bits(0xff800000u), *from = q < queries_ ? rows_(call_, first_, q, j) : nullptr;
       constexpr unsigned most = max_centroids / 32;
-      float top = lowest, entry[most];
+      float top = lowest;
       bool finite = from != nullptr;
 #pragma unroll
-      for (unsigned a = 0; a < most; ++a) entry[a] = a * 32 + lane < call_.c && from != nullptr ? from[a * 32 + lane] : lowest;
-#pragma unroll
       for (unsigned a = 0; a < most; ++a) {
-        if (a * 32 + lane >= call_.c) continue;
-        finite &= is_finite(entry[a]);
-        top = canonical::max(entry[a], top);
+        if (a * 32 + lane >= call_.c || from == nullptr) continue;
+        const float entry = from[a * 32 + lane];
+        finite &= is_finite(entry);
+        top = canonical::max(entry, top);
       }
       for (int step = 16; step > 0; step /= 2) top = canonical::max(__shfl_xor_sync(all_lanes, top, step), top);
       finite = __all_sync(all_lanes, finite) != 0;
       if (lane == 0) tops_[row] = top, finite_[row] = finite ? 1 : 0;
-#pragma unroll
-      for (unsigned a = 0; a < most; ++a) {
-        if (a * 32 + lane >= call_.c) continue;
+      // Entries are read again, two at a time: with all of a lane unrolled, fetching the code would take longer than running it.
+#pragma unroll 2
+      for (unsigned x = lane; x < call_.c; x += 32) {
+        float entry = from != nullptr ? from[x] : lowest;
         if (probabilities)  // a row that is not finite makes every product of its query head 0
-          entry[a] = finite ? canonical::exponential(canonical::sub(entry[a], top), call_.scale) : 0.0f;
-        entry_of(q, j, a * 32 + lane) = entry[a];
+          entry = finite ? canonical::exponential(canonical::sub(entry, top), call_.scale) : 0.0f;
+        entry_of(q, j, x) = entry;
       }
     }
     __syncthreads();
