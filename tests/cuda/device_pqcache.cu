@@ -7,9 +7,12 @@
 //   device_pqcache                all of it
 //   device_pqcache --seconds S    shorter lives while the time lasts, for compute-sanitizer
 //   device_pqcache --long STEPS   one life of so many replayed steps, e.g. 20000, with all that can happen between them
+//   device_pqcache --soak MINUTES ragged lives, each with another seed, a line a minute; what the device and the process hold is watched
+#include <chrono>
 #include <string>
 
 #include "cache_life.cuh"
+#include "soak/watch.hpp"
 
 namespace {
 using namespace pqkv_cases;
@@ -254,6 +257,42 @@ void long_life(std::size_t steps, cudaStream_t stream, verdict& all) {
   all.check(run.listed > steps / 100, "only %zu lists were not empty", run.listed);
 }
 
+/// Rounds of ragged lives with all settings. When the caches of a round are gone, as much device memory must be free as after the first
+/// rounds, and the process must hold no more than then (tests/soak/watch.hpp).
+bool soak(double minutes) {
+  constexpr std::size_t settling = 3, slack = std::size_t{2} << 20;  // rounds; bytes: the driver's own pages
+  const auto start = std::chrono::steady_clock::now();
+  const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 60; };
+  verdict all("soak");
+  workload whole(1, nullptr, 1);
+  pqkv_soak::watch process(settling);
+  std::size_t lives = 0, listed = 0, least = 0;
+  double said = 0;
+  for (std::size_t round = 0; all.holds() && (round < 2 || elapsed() < minutes); ++round) {
+    for (int which = 0; which < 12 && (round < 2 || elapsed() < minutes); ++which, ++lives) {
+      host_cache::params p = settings(which);
+      if (which % 2 == 0) p.selector.over = pqkv::selector::normalisation::middle;
+      p.batch = 2 + lives % 3;
+      ragged_life<pq_life>(p, 10000 + lives, "soak", whole, all, listed);
+      if (elapsed() < said + 1) continue;
+      said = elapsed();
+      std::printf("%.0f min: %zu lives, %zu lists, resident %zu KB\n", said, lives + 1, listed,
+                  pqkv_soak::process_figures::now().resident_bytes >> 10);
+      std::fflush(stdout);
+    }
+    std::size_t free = 0, total = 0;
+    pqkv::detail::check_cuda(cudaDeviceSynchronize(), "test", "cudaDeviceSynchronize");
+    pqkv::detail::check_cuda(cudaMemGetInfo(&free, &total), "test", "cudaMemGetInfo");
+    if (round < settling) least = round == 0 || free < least ? free : least;
+    all.check(free + slack >= least, "round %zu: %zu bytes of device memory are free, expected at least %zu", round, free, least - slack);
+    const std::string why = process.after_round();
+    all.check(why.empty(), "round %zu: %s", round, why.c_str());
+  }
+  std::printf("%.1f min: %zu lives, %zu lists\n", elapsed(), lives, listed);
+  all.check(listed > lives, "only %zu lists were not empty", listed);
+  return all.passed(1);
+}
+
 /// What does not fit is counted and changes nothing.
 void refused_steps(verdict& all) {
   const host_cache::params p = base(1, 2, 2, 64, 2000);
@@ -315,6 +354,7 @@ int main(int argc, char** argv) {
     cudaStreamDestroy(stream);
     return all.passed(1) ? 0 : 1;
   }
+  if (argc == 3 && std::string(argv[1]) == "--soak") return soak(std::stod(argv[2])) ? 0 : 1;
   workload work(argc, argv, 1);
   verdict random_lives("lives"), ragged("ragged lives"), plain("lives without an index"), late("late training"), graphs("graph replays"),
       integers("lives of 8-bit rows"), drafts("graph replays of drafts"), filled("refused steps"), refused("refusals");

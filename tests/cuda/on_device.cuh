@@ -172,6 +172,8 @@ class verdict {
       std::printf(format, arguments...);
     std::printf("\n");
   }
+  /// Whether nothing has failed yet.
+  bool holds() const { return failures_ == 0; }
   /// Prints the line of the count; true when nothing failed and there was something to fail.
   bool passed(std::size_t least = 1) const {
     std::printf("%s: %zu cases, %zu differ%s\n", what_, cases_, failures_, cases_ < least ? " (TOO FEW CASES)" : "");

@@ -206,6 +206,7 @@ TEST_CASE("tiered_rows: a file that is shortened anywhere amid a step is an erro
     const pid_t child = ::fork();
     if (child == 0) {
       twins all(pqkv::missing_rows::waited_for);
+      std::filesystem::remove(all.file.path);  // no destructor runs in this process
       const auto size = static_cast<off_t>(all.tiered.rows().slow().file().size());
       all.event = {shorten, &all.file, k, 0};
       const auto q = all.query();
