@@ -9,6 +9,7 @@
 //   device_pqcache --long STEPS   one life of so many replayed steps, e.g. 20000, with all that can happen between them
 //   device_pqcache --soak MINUTES ragged lives, each with another seed, a line a minute; what the device and the process hold is watched
 #include <chrono>
+#include <cstdlib>
 #include <string>
 
 #include "cache_life.cuh"
@@ -258,9 +259,11 @@ void long_life(std::size_t steps, cudaStream_t stream, verdict& all) {
 }
 
 /// Rounds of ragged lives with all settings. When the caches of a round are gone, as much device memory must be free as after the first
-/// rounds, and the process must hold no more than then (tests/soak/watch.hpp).
+/// rounds, and the process must hold no more than then (tests/soak/watch.hpp). No other process may use the GPU meanwhile: its memory counts
+/// too. main() has all kernels loaded at once, since loading one where it is first needed takes device memory.
 bool soak(double minutes) {
   constexpr std::size_t settling = 3, slack = std::size_t{2} << 20;  // rounds; bytes: the driver's own pages
+  const auto goes_on = [&](std::size_t round, double elapsed) { return round <= settling || elapsed < minutes; };  // one is compared
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 60; };
   verdict all("soak");
@@ -268,8 +271,8 @@ bool soak(double minutes) {
   pqkv_soak::watch process(settling);
   std::size_t lives = 0, listed = 0, least = 0;
   double said = 0;
-  for (std::size_t round = 0; all.holds() && (round < 2 || elapsed() < minutes); ++round) {
-    for (int which = 0; which < 12 && (round < 2 || elapsed() < minutes); ++which, ++lives) {
+  for (std::size_t round = 0; all.holds() && goes_on(round, elapsed()); ++round) {
+    for (int which = 0; which < 12 && goes_on(round, elapsed()); ++which, ++lives) {
       host_cache::params p = settings(which);
       if (which % 2 == 0) p.selector.over = pqkv::selector::normalisation::middle;
       p.batch = 2 + lives % 3;
@@ -345,6 +348,8 @@ void refusals(verdict& all) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bool soaks = argc == 3 && std::string(argv[1]) == "--soak";
+  if (soaks) ::setenv("CUDA_MODULE_LOADING", "EAGER", 1);
   if (!has_device()) return 77;
   if (argc == 3 && std::string(argv[1]) == "--long") {
     verdict all("a long life");
@@ -354,7 +359,11 @@ int main(int argc, char** argv) {
     cudaStreamDestroy(stream);
     return all.passed(1) ? 0 : 1;
   }
-  if (argc == 3 && std::string(argv[1]) == "--soak") return soak(std::stod(argv[2])) ? 0 : 1;
+  if (soaks) {
+    const double minutes = std::atof(argv[2]);
+    if (!(minutes > 0)) return std::fprintf(stderr, "device_pqcache: --soak: expected minutes above 0, got %s\n", argv[2]), 2;
+    return soak(minutes) ? 0 : 1;
+  }
   workload work(argc, argv, 1);
   verdict random_lives("lives"), ragged("ragged lives"), plain("lives without an index"), late("late training"), graphs("graph replays"),
       integers("lives of 8-bit rows"), drafts("graph replays of drafts"), filled("refused steps"), refused("refusals");

@@ -214,7 +214,8 @@ class context_base {
     const cache_shape own = local_shape(params_, layout_, ranks_.rank());
     const std::size_t tokens = params_.queries_at_once(), h = tokens * params_.kv_heads, hq = tokens * params_.query_heads,
                       most = tokens * lists(), k_max = std::min(most_retrieved(), own.capacity),
-                      scratch = pqkv::detail::step_scratch_bytes<selector_type>(policy, own, params_.selector);
+                      scratch = std::max(pqkv::detail::step_scratch_bytes<selector_type>(policy, own, params_.selector),
+                                         training_scratch_bytes(policy, params_.selector.index_of(own)));
     context_memory<space_type> all{};
     static_cast<pqkv::detail::cache_memory<space_type>&>(all) =
         pqkv::detail::cache_memory<space_type>::place(memory, params_, rule_, lists(), k_max, scratch);
@@ -229,6 +230,16 @@ class context_base {
     all.reason = memory.take<std::uint64_t>(is_on_host ? 0 : refusal_reason::count);
     all.scratch_bytes = scratch;
     return all;
+  }
+  /// Scratch to train on the keys of all ranks, which may be more than one rank holds.
+  template <class P>
+  std::size_t training_scratch_bytes(const P& policy, const pq_index_shape& index) const {
+    const pq_shape coarse = index.coarse();
+    kmeans_params all = params_.selector.train;
+    all.rows_per_centroid = 0;
+    const stratified_sample sample = training_rows(params_.selector.train, params_.capacity, coarse.centroids());
+    return pqkv::scratch_bytes<op::kmeans>(
+        policy, {params_.kv_heads * index.subspaces, static_cast<std::size_t>(sample.count), coarse.row_dim(), coarse.centroids(), all});
   }
   /// The policy, with the cache's own scratch unless the caller brought some; on a device, enough: an operation that lacked memory there
   /// would keep the other ranks waiting.

@@ -118,6 +118,7 @@ void captured(std::size_t ranks, unsigned subspaces, unsigned bits, pqkv::scale:
     p.selector.subspaces = subspaces, p.selector.bits = bits;
     p.selector.train.iterations = 3, p.selector.train.rows_per_centroid = 16;
     p.selector.refresh_iterations = 0;
+    p.selector.axes = pqkv::axis_order::rotary_halves, p.selector.over = pqkv::selector::normalisation::middle;  // what ranks can do
     return p;
   };
   const std::size_t outputs = steps * hq * d;
