@@ -259,8 +259,8 @@ void long_life(std::size_t steps, cudaStream_t stream, verdict& all) {
 }
 
 /// Rounds of ragged lives with all settings. When the caches of a round are gone, as much device memory must be free as after the first
-/// rounds, and the process must hold no more than then (tests/soak/watch.hpp). No other process may use the GPU meanwhile: its memory counts
-/// too. main() has all kernels loaded at once, since loading one where it is first needed takes device memory.
+/// rounds, and the process must hold no more than then (tests/soak/watch.hpp). No other process may use the GPU meanwhile: its memory
+/// counts too. main() has all kernels loaded at once, since loading one where it is first needed takes device memory.
 bool soak(double minutes) {
   constexpr std::size_t settling = 3, slack = std::size_t{2} << 20;  // rounds; bytes: the driver's own pages
   const auto goes_on = [&](std::size_t round, double elapsed) { return round <= settling || elapsed < minutes; };  // one is compared
