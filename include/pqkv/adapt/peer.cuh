@@ -322,7 +322,7 @@ class peer_ranks {
     const auto stream = static_cast<cudaStream_t>(policy.stream);
     check(cudaMemcpyAsync(&late, state_->gave_up, sizeof late, cudaMemcpyDefault, stream), "cudaMemcpyAsync");
     check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-    if (late >= 2) detail::raise_refusal("peer_ranks", late - 2);
+    if (late >= 2) detail::raise_refusal("peer_ranks", late - 2, " a step");
     if (late != 0)
       detail::raise_communication("peer_ranks", "finish", "a rank did not come within " + std::to_string(state_->limit.count()) + " ms");
   }

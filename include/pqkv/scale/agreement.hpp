@@ -147,13 +147,7 @@ class agreement {
   }
   /// Throws rank_error for another rank's refusal.
   [[noreturn]] void raise_refusal(std::size_t rank, const refusal_reason& why) const {
-    const std::string text = std::string("pqkv::") + function_ + ": rank " + std::to_string(rank) + " refused: " + why.text();
-#if PQKV_HAS_EXCEPTIONS
-    throw rank_error(rank, text);
-#else
-    PQKV_ON_ERROR(text.c_str());
-    std::abort();
-#endif
+    detail::raise_refusal(function_, rank, std::string(": ") + why.text());
   }
 
   /// Exchanges only the votes, and concludes.

@@ -70,9 +70,11 @@ namespace detail {
   std::abort();
 #endif
 }
-/// Reports a refusal that a communicator carried.
-[[noreturn]] inline void raise_refusal(const char* communicator, std::size_t rank) {
-  const std::string text = std::string("pqkv::") + communicator + ": rank " + std::to_string(rank) + " refused a step";
+/// Reports another rank's refusal, as rank_error.
+/// @param function  or communicator that it is reported by
+/// @param what      follows "rank 1 refused"
+[[noreturn]] inline void raise_refusal(const char* function, std::size_t rank, const std::string& what) {
+  const std::string text = std::string("pqkv::") + function + ": rank " + std::to_string(rank) + " refused" + what;
 #if PQKV_HAS_EXCEPTIONS
   throw rank_error(rank, text);
 #else
