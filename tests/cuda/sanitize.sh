@@ -6,7 +6,7 @@
 #   tests/cuda/sanitize.sh [options] [tool...]     memcheck racecheck initcheck synccheck, all four unless given
 #
 #   --programs "A B"   of tests/cuda only these; all that ask for a GPU unless given
-#   --seconds S        how long search, quantize, half_shortlist, device_pqcache and repeat run; 60 unless given
+#   --seconds S        how long search, quantize, half_shortlist, device_pqcache, sliding_window, step_sums and repeat run; 60 unless given
 #   --limit S          a program that runs longer counts as not finished; 300 unless given
 #   --jobs N           programs built and run at once; 4 unless given
 #   --keys FILE        keys for real_keys (real_keys.sh makes them); without, real_keys is left out
@@ -61,7 +61,7 @@ compile() {  # PROGRAM
 examine() {  # TOOL PROGRAM: prints its line
   local arguments=() options=() log="$logs/$1.$2" started=$SECONDS code=0 verdict=clean
   case $2 in
-    search | quantize | half_shortlist | device_pqcache | step_sums | repeat) arguments=(--seconds "$seconds") ;;
+    search | quantize | half_shortlist | device_pqcache | sliding_window | step_sums | repeat) arguments=(--seconds "$seconds") ;;
     attention) arguments=(5) ;;
     merge) arguments=(4) ;;
     real_keys) arguments=("$keys" 1) ;;

@@ -149,6 +149,9 @@ TEST_CASE("queued lives: rows in pinned memory, least frequently used") {
 TEST_CASE("queued lives: rows in pinned memory, admission by frequency") {
   lives<pqkv::bfloat16, host_pq, device_pq, device_tiers<pqkv::eviction::tiny_lfu>>(27, lives_of(16), true);
 }
+TEST_CASE("queued lives: sinks and window alone, rows in pinned memory") {
+  lives<pqkv::bfloat16, pqkv::selector::streaming, pqkv::selector::streaming, device_tiers<pqkv::eviction::lru>>(32, lives_of(8), false);
+}
 TEST_CASE("queued lives: 8-bit rows in pinned memory, least frequently used") {
   lives<pqkv::scaled_int8, host_pq, device_pq, device_tiers<pqkv::eviction::lfu, pqkv::scaled_int8>>(29, lives_of(16), true);
 }
