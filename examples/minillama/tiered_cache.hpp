@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The caches of a tier (tier_settings.hpp): product quantization over a file, with copies of some rows in memory.
+// The caches of a tier (tier_settings.hpp): product quantization over a file, or a model's window, with copies of some rows in memory.
 #pragma once
 #include "layer_cache.hpp"
 

@@ -23,27 +23,26 @@ struct tiered_caches {
   static std::unique_ptr<layer_cache> make(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
                                            std::size_t slots, std::size_t capacity) {
     try {
-      return with_rows(settings.tier, [&]<class Rows>() -> std::unique_ptr<layer_cache> {
-        return std::make_unique<selector_cache<Rows, pqkv::selector::pq>>(params<Rows>(settings, rule, config, slots, capacity));
-      });
+      return with_cache(settings, rule, config, slots, capacity,
+                        []<class Rows, class Selector>(const auto& params) -> std::unique_ptr<layer_cache> {
+                          return std::make_unique<selector_cache<Rows, Selector>>(params);
+                        });
     } catch (const pqkv::storage_error& error) {
       throw load_error("--kv-tier", settings.tier.folder + ": no room for keys and values: " + std::strerror(error.error));
     }
   }
   static pqkv::memory_plan plan(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config,
                                 std::size_t slots, std::size_t capacity) {
-    return with_rows(settings.tier, [&]<class Rows>() {
-      return pqkv::pqcache<Rows, pqkv::selector::pq>::plan(params<Rows>(settings, rule, config, slots, capacity));
-    });
+    return with_cache(settings, rule, config, slots, capacity,
+                      []<class Rows, class Selector>(const auto& params) { return pqkv::pqcache<Rows, Selector>::plan(params); });
   }
 
  private:
   /// Memory has all tokens that every step attends to: sinks, and the window at its largest.
-  template <class Rows>
-  static auto params(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config, std::size_t slots,
-                     std::size_t capacity) {
-    const tier_settings& tier = settings.tier;
-    auto made = cache_params<Rows, pqkv::selector::pq>(settings.quantizer, rule, config, slots, capacity);
+  template <class Rows, class Selector>
+  static auto params(const typename Selector::params& selector, const tier_settings& tier, const pqkv::budget_rule& rule,
+                     const model_config& config, std::size_t slots, std::size_t capacity) {
+    auto made = cache_params<Rows, Selector>(selector, rule, config, slots, capacity);
     made.step_queries = std::min(made.step_queries, tier_queries_at_once);
     made.rows.slow.folder = tier.folder.c_str();
     made.rows.sink_tokens = std::min(rule.sinks, capacity);
@@ -55,18 +54,26 @@ struct tiered_caches {
     return made;
   }
 
-  /// Calls f with the rows that the settings name.
+  /// Calls f with the parameters of the cache that the settings name: product quantization, or streaming attention for a model's window.
   template <class F>
-  static auto with_rows(const tier_settings& tier, F&& f) {
-    switch (tier.eviction) {
+  static auto with_cache(const policy_settings& settings, const pqkv::budget_rule& rule, const model_config& config, std::size_t slots,
+                         std::size_t capacity, F&& f) {
+    const auto made = [&]<class Eviction, class Selector>(const typename Selector::params& selector) {
+      using rows = rows_of<Eviction>;
+      return f.template operator()<rows, Selector>(params<rows, Selector>(selector, settings.tier, rule, config, slots, capacity));
+    };
+    // Without retrieval no block enters, and which one would leave makes no difference.
+    if (settings.name == policy_name::streaming) return made.template operator()<pqkv::eviction::lfu, pqkv::selector::streaming>({});
+    using pqkv::selector::pq;
+    switch (settings.tier.eviction) {
       case eviction_name::lru:
-        return f.template operator()<rows_of<pqkv::eviction::lru>>();
+        return made.template operator()<pqkv::eviction::lru, pq>(settings.quantizer);
       case eviction_name::tiny_lfu:
-        return f.template operator()<rows_of<pqkv::eviction::tiny_lfu>>();
+        return made.template operator()<pqkv::eviction::tiny_lfu, pq>(settings.quantizer);
       case eviction_name::lfu:
         break;
     }
-    return f.template operator()<rows_of<pqkv::eviction::lfu>>();
+    return made.template operator()<pqkv::eviction::lfu, pq>(settings.quantizer);
   }
 };
 

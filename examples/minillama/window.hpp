@@ -9,10 +9,8 @@
 namespace minillama {
 
 /// The settings of a model's layers in a sequence of up to `capacity` tokens. Where tokens leave the model's window, its layers attend to
-/// all tokens inside of it, under every policy: a window is bounded as it is, and needs no search. Otherwise these are the settings asked
-/// for.
-///
-/// @throws usage_error for a tier, which has nothing to do there: memory has the window
+/// all tokens inside of it, under every policy: a window is bounded as it is, and needs no search. Memory has copies of the window where
+/// keys and values are in a file, and no blocks beside it. Otherwise these are the settings asked for.
 policy_settings settings_of_layers(const policy_settings& asked, const model_config& config, std::size_t capacity);
 
 }  // namespace minillama

@@ -90,7 +90,7 @@ TEST_CASE("full attention as the device's cache is set up for it: everything att
   CHECK(ranked.statistics(0).tokens_attended == all.statistics(0).tokens_attended);
 }
 
-TEST_CASE("pq and streaming keep their budgets; a window that is too narrow for a codebook is refused") {
+TEST_CASE("pq and streaming keep their budgets, and streaming lists nothing, however narrow its window") {
   minillama::model_config config;
   config.kv_heads = 2, config.query_heads = 8, config.set_head_dim(64);
   minillama::policy_settings settings;
@@ -104,14 +104,16 @@ TEST_CASE("pq and streaming keep their budgets; a window that is too narrow for 
   CHECK(pq.selector.bits == 8);
   CHECK(pq.selector.train.seed == 7);
   CHECK(pq.budget.ratio == settings.budget.ratio);
+  CHECK(pq.middle == pqkv::selector::coverage::listed);
   settings.name = minillama::policy_name::streaming;
   const auto streaming = minillama::cuda::settings_for(settings, 1000, config, 1, 1200);
   CHECK(streaming.budget.retrieve == 0);
   CHECK(streaming.budget.at(1000).window == 100 - settings.budget.sinks);
   CHECK(streaming.budget.at(2000).window == 200 - settings.budget.sinks);  // it grows with the sequence, as the others' budgets do
   settings.budget.window = 3, settings.budget.retrieve = 12;
-  CHECK_THROWS_WITH(minillama::cuda::settings_for(settings, 1000, config, 1, 1200),
-                    "--policy: streaming: a window of 15 tokens is less than the 16 that --device cuda needs");
+  const auto narrow = minillama::cuda::settings_for(settings, 1000, config, 1, 1200);
+  CHECK(narrow.budget.at(1000).window == 15);
+  CHECK(narrow.middle == pqkv::selector::coverage::nothing);
 }
 
 TEST_CASE("prefill's blocks and scratch are bounded, whatever the prompt") {

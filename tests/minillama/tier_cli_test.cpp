@@ -78,6 +78,31 @@ TEST_CASE("--kv-tier: 8-bit rows, and blocks of one head") {
   CHECK(std::filesystem::is_empty(folder.path()));
 }
 
+TEST_CASE("--kv-tier: a model with a window") {
+  const bench tiny(tiny_shape{.max_positions = 1024, .sliding_window = 40});
+  const temporary_directory folder;
+  const std::string tier = " --kv-tier \"" + folder.path().string() + "\"", json = (tiny.path() / "run.json").string();
+  for (const std::string& prompt : {"-p '" + std::string(100, 'e') + "' -n 40", std::string("-p e -n 60 --turn fgh"),
+                                    "-p '" + std::string(20, 'e') + "' -n 12 --bits 4"}) {
+    CAPTURE(prompt);
+    const outcome wanted = tiny.generate(prompt);
+    CHECK(wanted.code == 0);
+    for (const std::string more : {"", " --cache-tokens 0", " --cache-scope head --cache-tokens 1 --cache-block 1 --eviction lru",
+                                   " --cache-block 256 --eviction tiny_lfu --index-threads 1", " --compare full --quality"}) {
+      CAPTURE(more);
+      const outcome got = tiny.generate(prompt + tier + more + " --json \"" + json + "\"");
+      CHECK_MESSAGE(got.code == 0, got.err);
+      CHECK(got.out == wanted.out);
+      const auto tiers = nlohmann::json::parse(contents(json)).at("statistics").at("tiers");
+      const bool outgrown = prompt.find("-n 12") == std::string::npos;
+      CHECK((got.err.find("window                        40 tokens") != std::string::npos) == outgrown);
+      if (outgrown) CHECK(tiers.at("hits").get<int>() + tiers.at("misses").get<int>() + tiers.at("admissions").get<int>() == 0);
+    }
+  }
+  CHECK(tiny.generate("--dry-run -c 400" + tier).code == 0);
+  CHECK(std::filesystem::is_empty(folder.path()));
+}
+
 TEST_CASE("--kv-tier: what is refused before anything is computed") {
   const bench tiny;
   const temporary_directory folder;

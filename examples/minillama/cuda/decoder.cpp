@@ -24,7 +24,7 @@ device_session::device_session(const device_model& llama, const policy_settings&
       rule_(settings_.budget.flat()),
       prompt_tokens_(prompt.tokens),
       last_(settings_.shape.batch - 1),
-      has_middle_(settings.name != policy_name::full),
+      has_middle_(settings_.middle == pqkv::selector::coverage::nothing || settings.name == policy_name::pq),
       caches_(llama.on().get(), llama.config().layers, settings_),
       room_(llama.config(), 1),
       token_(1),

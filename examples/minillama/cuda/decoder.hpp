@@ -50,7 +50,7 @@ class device_session final : public session {
   cache_settings settings_;
   pqkv::flat_budget_rule rule_;
   std::size_t prompt_tokens_, last_;  // the slot that decodes
-  bool has_middle_;                   // whether there are tokens to rank, or ever will be
+  bool has_middle_;                   // whether there are tokens to rank or to leave out, or ever will be
   layer_caches caches_;
   activations room_;
   pinned_array<token_id> token_;

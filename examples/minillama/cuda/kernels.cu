@@ -77,16 +77,16 @@ __global__ void __launch_bounds__(threads) split_kernel(split_projection rows) {
 }
 
 /// Queries are grid.x, heads grid.y.
-__global__ void __launch_bounds__(threads) causal_softmax_kernel(float* scores, std::size_t tokens, std::size_t first) {
+__global__ void __launch_bounds__(threads) causal_softmax_kernel(float* scores, std::size_t tokens, std::size_t first, std::size_t window) {
   float* row = scores + (std::size_t{blockIdx.y} * gridDim.x + blockIdx.x) * tokens;
-  const std::size_t kept = first + blockIdx.x + 1;
-  float top = row[0];
-  for (std::size_t t = threadIdx.x; t < kept; t += threads) top = larger_of{}(top, row[t]);
+  const std::size_t end = first + blockIdx.x + 1, begin = end > window ? end - window : 0;
+  float top = row[begin];
+  for (std::size_t t = begin + threadIdx.x; t < end; t += threads) top = larger_of{}(top, row[t]);
   top = over_cta(top, larger_of{});
   float total = 0;
-  for (std::size_t t = threadIdx.x; t < kept; t += threads) total += row[t] = expf(row[t] - top);
+  for (std::size_t t = begin + threadIdx.x; t < end; t += threads) total += row[t] = expf(row[t] - top);
   const float scale = 1.0f / over_cta(total, sum_of{});
-  for (std::size_t t = threadIdx.x; t < tokens; t += threads) row[t] = t < kept ? row[t] * scale : 0.0f;
+  for (std::size_t t = threadIdx.x; t < tokens; t += threads) row[t] = t >= begin && t < end ? row[t] * scale : 0.0f;
 }
 
 /// Tokens are grid.y.
@@ -114,8 +114,9 @@ void split(const stream& on, const split_projection& rows, std::size_t n) {
   launch(on, "split_kernel", split_kernel, dim3(extent(rows.query_heads + 2 * rows.kv_heads), extent(n)), extent(of_cta), rows);
 }
 
-void causal_softmax(const stream& on, float* scores, std::size_t heads, std::size_t n, std::size_t tokens, std::size_t first) {
-  launch(on, "causal_softmax_kernel", causal_softmax_kernel, dim3(extent(n), extent(heads)), threads, scores, tokens, first);
+void causal_softmax(const stream& on, float* scores, std::size_t heads, std::size_t n, std::size_t tokens, std::size_t first,
+                    std::size_t window) {
+  launch(on, "causal_softmax_kernel", causal_softmax_kernel, dim3(extent(n), extent(heads)), threads, scores, tokens, first, window);
 }
 
 void activate(const stream& on, const float* gate_up, std::size_t n, std::size_t intermediate, float* out) {

@@ -31,10 +31,12 @@ struct split_projection {
 /// Takes a projection apart; queries and keys with rotary embedding, as rotary.hpp has it.
 void split(const stream& on, const split_projection& rows, std::size_t n);
 
-/// weights[a, i, t] = softmax over the tokens t <= first + i of scores[a, i, t]; 0 after them. In place.
+/// weights[a, i, t] = softmax over the last `window` of the tokens t <= first + i of scores[a, i, t]; 0 elsewhere. In place.
 ///
 /// @param scores  [heads, n, tokens]
-void causal_softmax(const stream& on, float* scores, std::size_t heads, std::size_t n, std::size_t tokens, std::size_t first);
+/// @param window  at least 1
+void causal_softmax(const stream& on, float* scores, std::size_t heads, std::size_t n, std::size_t tokens, std::size_t first,
+                    std::size_t window);
 
 /// out[i, .] = silu(gate[i, .]) * up[i, .]
 ///

@@ -13,7 +13,8 @@ namespace minillama::cuda {
 struct cache_settings {
   pqkv::cache_shape shape{};
   pqkv::budget_rule budget{};
-  pqkv::selector::pq::params selector{};
+  pqkv::selector::coverage middle = pqkv::selector::coverage::listed;  // by product quantization; or nothing: streaming attention
+  pqkv::selector::pq::params selector{};                               // where it is listed
 };
 
 /// Slot 0 takes the prompt; the last slot decodes. Pointers are to device memory. All but trained() and maintain() only enqueue.
@@ -35,7 +36,8 @@ class layer_caches {
   /// Trains what is due and folds tails of all layers. Waits for the stream: between steps, where it is worth it.
   void maintain();
 
-  /// Whether the last slot has a codebook in this layer; without one it attends to everything. Waits for the stream.
+  /// Whether the last slot has a codebook in this layer, without which it attends to everything. Of streaming attention, which needs none:
+  /// whether it has a prompt. Waits for the stream.
   bool trained(std::size_t layer) const;
   /// Of all layers.
   pqkv::memory_plan memory() const;

@@ -31,19 +31,22 @@ struct workspace {
         room(config, block) {}
 };
 
-/// Attention of tokens first .. first + count, of which the queries are given, to all up to themselves.
+/// Attention of tokens first .. first + count, of which the queries are given, to all up to themselves, or to the model's window of these.
 ///
+/// @param cached   of n tokens
 /// @param queries  [count, hq, d]
+/// @param weights  [g, count, first + count], written
 /// @param out      [count, hq, d], written
 void attend(const device_model& llama, const device_prompt::layer& cached, std::size_t n, const float* queries, std::size_t first,
             std::size_t count, float* weights, float* out) {
   const model_config& config = llama.config();
-  const std::size_t d = config.head_dim, g = config.group(), keys = first + count, row = config.query_width();
+  const std::size_t window = config.outgrows_window(n) ? config.sliding_window : n, begin = first + 1 > window ? first + 1 - window : 0;
+  const std::size_t d = config.head_dim, g = config.group(), keys = first + count - begin, row = config.query_width();
   const float own = config.softmax_scale(), scale = own != 0 ? own : 1.0f / std::sqrt(static_cast<float>(d));
   for (std::size_t head = 0; head < config.kv_heads; ++head) {
-    const std::size_t rows = head * n * d, group = head * g * d;
+    const std::size_t rows = (head * n + begin) * d, group = head * g * d;
     llama.multiply().score(queries + group, row, g, count, d, cached.keys.data() + rows, keys, scale, weights);
-    causal_softmax(llama.on(), weights, g, count, keys, first);
+    causal_softmax(llama.on(), weights, g, count, keys, first - begin, window);
     llama.multiply().gather(weights, g, count, keys, cached.values.data() + rows, d, out + group, row);
   }
 }

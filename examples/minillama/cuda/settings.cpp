@@ -6,13 +6,13 @@
 #include <string>
 
 #include "../command_line.hpp"
+#include "../window.hpp"
 
 namespace minillama::cuda {
 namespace {
 
 constexpr std::size_t most_block_tokens = 2048;
 constexpr std::size_t most_attention_weights = std::size_t{1} << 28;  // floats
-constexpr std::size_t least_centroids = 16;                           // 4 bits, the library's least
 
 const char* const not_there = ": not with --device cuda";
 
@@ -35,18 +35,18 @@ void require_offered(const policy_settings& settings) {
     throw usage_error("--preset", std::string("paper: the overlap rule is the host's") + not_there);
 }
 
-cache_settings settings_for(const policy_settings& settings, std::size_t prompt, const model_config& config, std::size_t slots,
+cache_settings settings_for(const policy_settings& asked, std::size_t prompt, const model_config& config, std::size_t slots,
                             std::size_t capacity) {
   cache_settings made;
   if (config.biases.any()) throw usage_error("--device", "cuda: the model has biases, which only the host adds");
-  if (config.outgrows_window(capacity))
-    throw usage_error("--device",
-                      "cuda: the model attends to the last " + std::to_string(config.sliding_window) +
-                          " tokens (sliding_window in config.json), which only the host does: not with sequences of more, got up to " +
-                          std::to_string(capacity));
+  const policy_settings settings = settings_of_layers(asked, config, capacity);
   made.shape = {slots, config.kv_heads, config.query_heads, config.head_dim, capacity};
   made.shape.softmax_scale = config.softmax_scale();
   made.budget = settings.budget_for(prompt, config.head_dim);
+  if (settings.name == policy_name::streaming) {
+    made.middle = pqkv::selector::coverage::nothing;
+    return made;
+  }
   made.selector = settings.quantizer;
   if (settings.name == policy_name::pq) return made;
   made.selector = {};  // the smallest that there is
@@ -55,14 +55,9 @@ cache_settings settings_for(const policy_settings& settings, std::size_t prompt,
   made.selector.path = pqkv::search_path::scan;
   made.selector.train.iterations = 1;
   made.selector.train.rows_per_centroid = 16;
-  if (settings.name == policy_name::full) {
-    made.budget.sinks = capacity;
-    made.budget.window = 1;
-    made.budget.retrieve = 0;
-  } else if (const std::size_t window = made.budget.at(prompt).window; window < least_centroids) {
-    throw usage_error("--policy", "streaming: a window of " + std::to_string(window) + " tokens is less than the " +
-                                      std::to_string(least_centroids) + " that --device cuda needs");
-  }
+  made.budget.sinks = capacity;
+  made.budget.window = 1;
+  made.budget.retrieve = 0;
   return made;
 }
 

@@ -17,12 +17,11 @@ void require_offered(const policy_settings& settings);
 ///
 /// full       all tokens are sinks: there is no middle to rank, and no codebook is ever trained
 /// pq         as on the host
-/// streaming  nothing is retrieved. The library's cache has a codebook all the same, and without one attends to everything: the smallest,
-///            trained from 16 tokens after the sinks on, which the window must have room for
+/// streaming  nothing is retrieved, and nothing is trained. So is every policy where tokens leave the model's window (window.hpp)
 ///
 /// @param prompt    tokens of it
 /// @param capacity  tokens of a slot
-/// @throws usage_error when the window of streaming attention has fewer than 16 tokens, or the model's projections have biases
+/// @throws usage_error when the model's projections have biases
 cache_settings settings_for(const policy_settings& settings, std::size_t prompt, const model_config& config, std::size_t slots,
                             std::size_t capacity);
 

@@ -3,6 +3,8 @@
 #include <cuda_runtime_api.h>
 
 #include <pqkv/pqkv.hpp>
+#include <type_traits>
+#include <variant>
 #include <vector>
 
 #include "cuda/layer_caches.hpp"
@@ -11,12 +13,13 @@
 namespace minillama::cuda {
 
 using minillama_test::emulated::enqueue;
-using cache = pqkv::pqcache<pqkv::dense_rows<float>>;
+using ranked_cache = pqkv::pqcache<pqkv::dense_rows<float>>;
+using streaming_cache = pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::streaming>;
 
 struct layer_caches::state {
   pqkv::exec::host<> cpu{};
   pqkv::cache_shape shape{};
-  std::vector<cache> layers{};
+  std::variant<std::vector<ranked_cache>, std::vector<streaming_cache>> layers{};
   std::vector<std::uint32_t> slots{};  // [1] the last one
 
   pqkv::cache_step step() const {
@@ -24,15 +27,35 @@ struct layer_caches::state {
     one.slots = pqkv::make_view(slots.data(), slots.size());
     return one;
   }
+  template <class Cache>
+  void make(std::size_t count, const cache_settings& settings) {
+    typename Cache::params params;
+    static_cast<pqkv::cache_shape&>(params) = settings.shape;
+    params.budget = settings.budget;
+    if constexpr (std::is_same_v<Cache, ranked_cache>) params.selector = settings.selector;
+    auto& made = layers.emplace<std::vector<Cache>>();
+    for (std::size_t layer = 0; layer < count; ++layer) made.emplace_back(params);
+  }
+  template <class F>
+  auto with(std::size_t layer, F f) {
+    return std::visit([&](auto& all) { return f(all[layer]); }, layers);
+  }
+  template <class F>
+  void each(F f) {
+    std::visit(
+        [&](auto& all) {
+          for (auto& layer : all) f(layer);
+        },
+        layers);
+  }
 };
 
 layer_caches::layer_caches(void*, std::size_t layers, const cache_settings& settings) : state_(std::make_unique<state>()) {
-  cache::params params;
-  static_cast<pqkv::cache_shape&>(params) = settings.shape;
-  params.budget = settings.budget;
-  params.selector = settings.selector;
   state_->shape = settings.shape;
-  for (std::size_t layer = 0; layer < layers; ++layer) state_->layers.emplace_back(params);
+  if (settings.middle == pqkv::selector::coverage::nothing)
+    state_->make<streaming_cache>(layers, settings);
+  else
+    state_->make<ranked_cache>(layers, settings);
   state_->slots.assign(1, static_cast<std::uint32_t>(settings.shape.batch - 1));
 }
 
@@ -40,47 +63,49 @@ layer_caches::~layer_caches() = default;
 
 void layer_caches::prefill(std::size_t layer, const float* keys, const float* values, std::size_t n) {
   enqueue([=, at = state_.get()] {
-    at->layers[layer].prefill(at->cpu, 0, pqkv::make_view(keys, at->shape.kv_heads, n, at->shape.head_dim),
-                              pqkv::make_view(values, at->shape.kv_heads, n, at->shape.head_dim));
+    at->with(layer, [&](auto& cache) {
+      cache.prefill(at->cpu, 0, pqkv::make_view(keys, at->shape.kv_heads, n, at->shape.head_dim),
+                    pqkv::make_view(values, at->shape.kv_heads, n, at->shape.head_dim));
+    });
   });
 }
 
 void layer_caches::append(std::size_t layer, const float* keys, const float* values) {
   enqueue([=, at = state_.get()] {
     const pqkv::cache_shape& shape = at->shape;
-    at->layers[layer].append(at->cpu, pqkv::make_view(keys, 1, shape.kv_heads, shape.head_dim),
-                             pqkv::make_view(values, 1, shape.kv_heads, shape.head_dim), at->step());
+    at->with(layer, [&](auto& cache) {
+      cache.append(at->cpu, pqkv::make_view(keys, 1, shape.kv_heads, shape.head_dim),
+                   pqkv::make_view(values, 1, shape.kv_heads, shape.head_dim), at->step());
+    });
   });
 }
 
 void layer_caches::attend(std::size_t layer, const float* queries, float* out) {
   enqueue([=, at = state_.get()] {
     const pqkv::cache_shape& shape = at->shape;
-    at->layers[layer].attend(at->cpu, pqkv::make_view(queries, 1, shape.query_heads, shape.head_dim),
-                             pqkv::make_view(out, 1, shape.query_heads, shape.head_dim), {}, at->step());
+    at->with(layer, [&](auto& cache) {
+      cache.attend(at->cpu, pqkv::make_view(queries, 1, shape.query_heads, shape.head_dim),
+                   pqkv::make_view(out, 1, shape.query_heads, shape.head_dim), {}, at->step());
+    });
   });
 }
 
 void layer_caches::fork() {
-  enqueue([at = state_.get()] {
-    for (cache& layer : at->layers) layer.fork(at->cpu, 0, at->shape.batch - 1);
-  });
+  enqueue([at = state_.get()] { at->each([&](auto& cache) { cache.fork(at->cpu, 0, at->shape.batch - 1); }); });
 }
 
 void layer_caches::maintain() {
-  enqueue([at = state_.get()] {
-    for (cache& layer : at->layers) layer.maintain(at->cpu);
-  });
+  enqueue([at = state_.get()] { at->each([&](auto& cache) { cache.maintain(at->cpu); }); });
 }
 
 bool layer_caches::trained(std::size_t layer) const {
   cudaStreamSynchronize(nullptr);
-  return state_->layers[layer].at(state_->shape.batch - 1).learned != 0;
+  return state_->with(layer, [&](auto& cache) { return cache.at(state_->shape.batch - 1).learned != 0; });
 }
 
 pqkv::memory_plan layer_caches::memory() const {
   pqkv::memory_plan all;
-  for (const cache& layer : state_->layers) all.kv_bytes += cache::plan(layer.parameters()).kv_bytes;
+  state_->each([&](auto& cache) { all.kv_bytes += cache.plan(cache.parameters()).kv_bytes; });
   return all;
 }
 

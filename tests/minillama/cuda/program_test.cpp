@@ -27,6 +27,21 @@ TEST_CASE("text, turns and sampling are the host's under full attention") {
   CHECK(tiny.generate(file + "-p xyz -n 60 --bits 4 --device cuda").code == 0);
 }
 
+TEST_CASE("a model with a window has the host's text under every policy") {
+  const bench tiny(tiny_shape{.sliding_window = 40});
+  for (const std::string policy : {"full", "pq", "streaming"})
+    for (const std::string& arguments :
+         {std::string("-p abc -n 100"), "-p '" + std::string(100, 'e') + "' -n 20 --turn fgh", std::string("-p abc -n 20 --ratio 1")}) {
+      CAPTURE(policy + " " + arguments);
+      const outcome host = tiny.generate(arguments + " --policy " + policy);
+      const outcome device = tiny.generate(arguments + " --device cuda --policy " + policy);
+      CHECK_MESSAGE(device.code == 0, device.err);
+      CHECK(device.out == host.out);
+      const bool outgrown = arguments.find("ratio") == std::string::npos;
+      CHECK((device.err.find("window                        40 tokens") != std::string::npos) == outgrown);
+    }
+}
+
 TEST_CASE("reports name the device, count what was attended to, and have null for what is not measured") {
   const bench tiny;
   const auto there = tiny.path() / "there.json", here = tiny.path() / "here.json";

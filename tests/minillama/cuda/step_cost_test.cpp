@@ -18,7 +18,7 @@ TEST_CASE("a decode step waits once, for its logits, and allocates nothing") {
   const auto prompt = minillama::cuda::prefill(llama, tokens);
   minillama::policy_settings settings;
   settings.quantizer.bits = 4;
-  for (const auto name : {minillama::policy_name::full, minillama::policy_name::pq}) {
+  for (const auto name : {minillama::policy_name::full, minillama::policy_name::pq, minillama::policy_name::streaming}) {
     settings.name = name;
     minillama::cuda::device_session at(llama, settings, prompt, 100, minillama::session_kind::single);
     const std::size_t waits = emulated::waits(), allocations = emulated::allocations();
