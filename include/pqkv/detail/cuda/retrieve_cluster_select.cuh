@@ -71,7 +71,7 @@ __device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::co
     const std::uint32_t count = __shfl_sync(block::all_lanes, of_lane.inside, static_cast<int>(rank));
     std::uint32_t* to = copied_ + __shfl_sync(block::all_lanes, first, static_cast<int>(rank));
     if constexpr (Ranks::is_spread) {
-      const std::uint32_t* from = ranks_.keys() + first_place(rank);
+      const std::uint32_t* from = ranks_.keys() + first_position(rank);
 #pragma unroll 8
       for (std::uint32_t i = threadIdx.x % 32; i < count; i += 32) to[i] = __ldcg(from + i);
     } else {
@@ -100,20 +100,11 @@ __device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::ma
 }
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
-__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::compare(const block::bracket& limits) {
+template <class Rounded>
+__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::compare(const block::bracket& limits, Rounded rounded) {
   if (threadIdx.x == 0) own_.limits = limits;
-  const comparison filter{limits,
-                          limits.low < limits.high ? limits.low : 0xffffffffu,
-                          begin_,
-                          end_,
-                          tokens_.lead,
-                          tokens_.end,
-                          block::shared_address(upper_),
-                          block::shared_address(lower_),
-                          block::shared_address(kept_),
-                          shape_.kept,
-                          block::shared_address(&own_.found.inside)};
-  block::bracket_counts counts = lookups_.for_scores(tokens_, begin_, end_, call_.reduction, scorer_.factors(), filter).counts;
+  block::bracket_counts counts{};
+  if (!has_rounded() || !compare_rounded(limits, rounded(), counts)) counts = compare_scores(limits);
   __syncthreads();
   counts.above = __reduce_add_sync(block::all_lanes, counts.above);
   counts.at_high = __reduce_add_sync(block::all_lanes, counts.at_high);
@@ -127,7 +118,7 @@ __device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::co
   if constexpr (Ranks::is_spread) {
     const block::bracket_counts& found = own_.found;
     if (threadIdx.x == 0) ranks_.counts()[team_.rank()] = {found.above, found.at_high, found.inside, found.at_low};
-    std::uint32_t* const to = ranks_.keys() + first_place(team_.rank());
+    std::uint32_t* const to = ranks_.keys() + begin_;
     for (std::uint32_t i = threadIdx.x; i < found.inside && i < shape_.kept; i += Threads) to[i] = kept_[i].x;
   } else {
     if (threadIdx.x < team_.size()) *team_.remote(&own_.of_members[team_.rank()], threadIdx.x) = own_.found;
@@ -141,6 +132,70 @@ __device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::co
     __syncthreads();
   }
   forget_attended();
+}
+
+template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
+__device__ __forceinline__ bool cluster_ranking<Threads, Pack, Lists, Ranks>::compare_rounded(const block::bracket& limits,
+                                                                                              const block::rounded_tokens& rounded,
+                                                                                              block::bracket_counts& counts) {
+  if (limits.low == 0 && limits.high == 0xffffffffu) return false;  // all are inside
+  float factors = 0;
+#pragma unroll 1
+  for (unsigned q = 0; q < call_.g; ++q) factors += scorer_.factors()[q];
+  if (!(factors <= block::rounded_products::most)) return false;
+  const screen screening{.tokens = rounded,
+                         .limits = {limits.low, limits.high, factors},
+                         .begin = begin_,
+                         .end = end_,
+                         .lead = tokens_.lead,
+                         .range_end = tokens_.end,
+                         .packs = scorer_.packs(),
+                         .factors = block::shared_address(scorer_.factors()),
+                         .uppers = block::shared_address(upper_),
+                         .lowers = block::shared_address(lower_),
+                         .doubtful = block::shared_address(kept_),
+                         .room = shape_.kept,
+                         .count = block::shared_address(&own_.doubtful)};
+  const bool sums = call_.reduction == group_reduction::probability_sum;
+  counts.above = sums ? screen::template run<true>(screening) : screen::template run<false>(screening);
+  __syncthreads();
+  const std::uint32_t doubtful = own_.doubtful;
+  if (doubtful > shape_.kept) return counts = {}, false;
+#pragma unroll 1
+  for (std::uint32_t first = 0; first < doubtful; first += Threads) {
+    std::uint32_t key = 0, position = 0;
+    if (first + threadIdx.x < doubtful) {
+      position = kept_[first + threadIdx.x].y;
+      const std::uint8_t* codes = tokens_.codes + position;
+      key = lookups_.score_one(lookups_.product(codes, tokens_.stride, 0), codes, tokens_.stride, call_.reduction, scorer_.factors());
+    }
+    __syncthreads();  // those inside are moved to the front, where all tokens have been read
+    if (first + threadIdx.x >= doubtful) continue;
+    const std::uint32_t at = position - begin_, bit = 1u << at % 32;
+    const bool is_high = key >= limits.high, is_low = limits.low < limits.high && key == limits.low;
+    if (is_high) atomicOr(&upper_[at / 32], bit);
+    if (key > limits.high || is_low) atomicOr(&lower_[at / 32], bit);
+    counts.add({key > limits.high ? 1u : 0, key == limits.high ? 1u : 0, 0, is_low ? 1u : 0});
+    if (key > limits.low && key < limits.high) kept_[atomicAdd(&own_.found.inside, 1u)] = {key, position};
+  }
+  return true;
+}
+
+template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
+__device__ __forceinline__ block::bracket_counts cluster_ranking<Threads, Pack, Lists, Ranks>::compare_scores(
+    const block::bracket& limits) {
+  const comparison filter{limits,
+                          limits.low < limits.high ? limits.low : 0xffffffffu,
+                          begin_,
+                          end_,
+                          tokens_.lead,
+                          tokens_.end,
+                          block::shared_address(upper_),
+                          block::shared_address(lower_),
+                          block::shared_address(kept_),
+                          shape_.kept,
+                          block::shared_address(&own_.found.inside)};
+  return lookups_.for_scores(tokens_, begin_, end_, call_.reduction, scorer_.factors(), filter).counts;
 }
 
 }  // namespace pqkv::detail

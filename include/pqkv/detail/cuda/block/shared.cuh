@@ -42,6 +42,12 @@ __device__ inline void store_shared_if(bool holds, std::uint32_t address, uint2 
                "r"(value.x), "r"(value.y)
                : "memory");
 }
+/// To global memory, without a branch. @param to  aligned to 16 bytes
+__device__ inline void store_if(bool holds, std::uint32_t* to, uint4 value) {
+  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %0, 0;\n @p st.global.cg.v4.u32 [%1], {%2, %3, %4, %5};\n}" ::"r"(holds ? 1 : 0),
+               "l"(__cvta_generic_to_global(to)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
 /// @return what was there before
 __device__ inline std::uint32_t add_shared(std::uint32_t address, std::uint32_t value) {
   std::uint32_t before;
