@@ -143,42 +143,23 @@ __device__ __forceinline__ bool cluster_ranking<Threads, Pack, Lists, Ranks>::co
 #pragma unroll 1
   for (unsigned q = 0; q < call_.g; ++q) factors += scorer_.factors()[q];
   if (!(factors <= block::rounded_products::most)) return false;
-  const screen screening{.tokens = rounded,
-                         .limits = {limits.low, limits.high, factors},
-                         .begin = begin_,
-                         .end = end_,
-                         .lead = tokens_.lead,
-                         .range_end = tokens_.end,
-                         .packs = scorer_.packs(),
-                         .factors = block::shared_address(scorer_.factors()),
-                         .uppers = block::shared_address(upper_),
-                         .lowers = block::shared_address(lower_),
-                         .doubtful = block::shared_address(kept_),
-                         .room = shape_.kept,
-                         .count = block::shared_address(&own_.doubtful)};
-  const bool sums = call_.reduction == group_reduction::probability_sum;
-  counts.above = sums ? screen::template run<true>(screening) : screen::template run<false>(screening);
-  __syncthreads();
-  const std::uint32_t doubtful = own_.doubtful;
-  if (doubtful > shape_.kept) return counts = {}, false;
-#pragma unroll 1
-  for (std::uint32_t first = 0; first < doubtful; first += Threads) {
-    std::uint32_t key = 0, position = 0;
-    if (first + threadIdx.x < doubtful) {
-      position = kept_[first + threadIdx.x].y;
-      const std::uint8_t* codes = tokens_.codes + position;
-      key = lookups_.score_one(lookups_.product(codes, tokens_.stride, 0), codes, tokens_.stride, call_.reduction, scorer_.factors());
-    }
-    __syncthreads();  // those inside are moved to the front, where all tokens have been read
-    if (first + threadIdx.x >= doubtful) continue;
-    const std::uint32_t at = position - begin_, bit = 1u << at % 32;
-    const bool is_high = key >= limits.high, is_low = limits.low < limits.high && key == limits.low;
-    if (is_high) atomicOr(&upper_[at / 32], bit);
-    if (key > limits.high || is_low) atomicOr(&lower_[at / 32], bit);
-    counts.add({key > limits.high ? 1u : 0, key == limits.high ? 1u : 0, 0, is_low ? 1u : 0});
-    if (key > limits.low && key < limits.high) kept_[atomicAdd(&own_.found.inside, 1u)] = {key, position};
-  }
-  return true;
+  const typename screen::result all = screen::run({.rounded = rounded,
+                                                   .tokens = tokens_,
+                                                   .table = lookups_.table(),
+                                                   .limits = limits,
+                                                   .safe = {limits.low, limits.high, factors},
+                                                   .begin = begin_,
+                                                   .end = end_,
+                                                   .reduction = call_.reduction,
+                                                   .factors = block::shared_address(scorer_.factors()),
+                                                   .uppers = block::shared_address(upper_),
+                                                   .lowers = block::shared_address(lower_),
+                                                   .kept = block::shared_address(kept_),
+                                                   .room = shape_.kept,
+                                                   .doubtful = block::shared_address(&own_.doubtful),
+                                                   .inside = block::shared_address(&own_.found.inside)});
+  counts = all.counts;
+  return all.fits;
 }
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>

@@ -363,6 +363,7 @@ class token_lookups {
   __device__ pack product(const std::uint8_t* codes, std::size_t stride, unsigned group) const {
     return table_.product(codes, stride, group);
   }
+  __device__ const lookup_table<Pack>& table() const { return table_; }
   /// @}
   /// for_scores() with less code, for rare cases.
   template <class Take>
