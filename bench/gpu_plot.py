@@ -19,6 +19,7 @@ from plot import beside_size, save, tidy
 
 policies = {"dense": ("dense attention", "#000000", "o"), "pq_2x6": ("pq, 2 x 6 bits, 2048 tokens", "#D55E00", "^"),
             "pq_4x8_weighted_over_attended_int8": ("pq, defaults over 8-bit rows of as many bytes", "#0072B2", "s")}
+budgets = {None, "2048", "3855"}  # attended tokens: none named for dense attention, 2048 rows of 16 bits, as many bytes of 8-bit rows
 
 
 def lines_of(results: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
@@ -26,7 +27,7 @@ def lines_of(results: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     lines: dict[str, dict[int, float]] = {}
     for one in results:
         name = one.get("name", "")
-        if name.startswith("decode_step/") and axis(name, "batch") == "1":
+        if name.startswith("decode_step/") and axis(name, "batch") == "1" and axis(name, "attended") in budgets:
             lines.setdefault(name.split("/")[1], {})[int(axis(name, "n") or 0)] = one["cold"]["us"]
     return {policy: dict(sorted(lines[policy].items())) for policy in policies if policy in lines}
 

@@ -2,8 +2,8 @@
 // A whole decode step of one layer with keys and values on the device, append and attend in one CUDA graph, against the dense step:
 // 8 KV heads, 32 query heads, head dimension 128, bfloat16; 1024 tokens retrieved, 1024 sinks and window. With the default codes also over
 // rows of 8-bit integers, so many more retrieved as have the same bytes; there also normalised over sinks and window, with weighted axes,
-// and with preset::accurate's codes. Keys lie around 512 directions a head, so that codes differ.
-// Bytes are those of the attended rows.
+// and with preset::accurate's codes. At 128 K tokens also with a tenth of them attended. Keys lie around 512 directions a head, so that
+// codes differ. Bytes are those of the attended rows.
 //
 //   pqcache_step [name prefix | --names]    exit code 77 where there is no GPU
 #include <pqkv/device_pqcache.cuh>
@@ -14,7 +14,7 @@
 
 namespace {
 using namespace bench;
-constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096, sinks = 64, window = 960, retrieved = 1024;
+constexpr std::size_t h = 8, g = 4, d = 128, hq = h * g, room = 4096, sinks = 64, window = 960, usual = sinks + window + 1024;
 
 /// With 4 x 8 bits: also over sinks and window; also with axes weighted by queries. preset::accurate is that with 8 x 8 bits.
 enum class policy { dense, pq_2x6, pq_4x8, over_attended, weighted, accurate };
@@ -37,13 +37,14 @@ const char* name_of(policy which) {
   return "accurate";
 }
 
+/// @param attended_rows  of 16 bits, or so many rows of 8 bits as have the same bytes
 template <class Rows>
-void step(std::size_t batch, std::size_t n, policy which) {
+void step(std::size_t batch, std::size_t n, policy which, std::size_t attended_rows = usual) {
   using cache_type = pqkv::pqcache<Rows>;
   const bool dense = which == policy::dense;
   constexpr bool is_quantized = std::is_same_v<Rows, pqkv::quantized_rows<device>>;
   const std::size_t token_bytes = is_quantized ? pqkv::quantized_store<device>::token_bytes(d) : 2 * d * sizeof(pqkv::bfloat16);
-  const std::size_t sparse = (sinks + window + retrieved) * 2 * d * sizeof(pqkv::bfloat16) / token_bytes, attended = dense ? n : sparse;
+  const std::size_t sparse = attended_rows * 2 * d * sizeof(pqkv::bfloat16) / token_bytes, attended = dense ? n : sparse;
   const std::string of = std::string(name_of(which)) + (is_quantized ? "_int8" : "");
   const std::string name = named(dense ? "decode_step/dense" : "decode_step/" + of + "/attended:" + std::to_string(attended),
                                  {{"batch", batch}, {"h", h}, {"g", g}, {"d", d}, {"n", n}});
@@ -93,6 +94,9 @@ void measure_all() {
       step<pqkv::quantized_rows<device>>(1, n, which);
   }
   for (const policy which : {policy::pq_2x6, policy::dense}) step<rows>(7, 120000, which);
+  constexpr std::size_t tenth = 13107;
+  for (const policy which : {policy::pq_2x6, policy::pq_4x8}) step<rows>(1, 131072, which, tenth);
+  for (const policy which : {policy::weighted, policy::accurate}) step<pqkv::quantized_rows<device>>(1, 131072, which, tenth);
 }
 }  // namespace
 

@@ -277,7 +277,7 @@ void compare_long(workload& work, random_source& random, verdicts& all) {
   const search_shape long_shapes[] = {
       {8, 4, 2, 6, 131072, 128}, {2, 1, 2, 4, 20000, 64},   {2, 4, 2, 7, 70000, 128},  {1, 4, 2, 8, 300000, 128},
       {2, 8, 4, 4, 300000, 128}, {1, 4, 4, 8, 400000, 128}, {1, 32, 16, 8, 5000, 128}, {1, 2, 2, 6, 1048576, 64},
-      {3, 5, 4, 8, 50001, 128},  {2, 8, 8, 6, 40003, 64},   {9, 8, 2, 7, 300000, 128}};  // 72 lists under `none`: a CTA each, in two steps
+      {3, 5, 6, 8, 50001, 96},   {2, 8, 8, 6, 40003, 64},   {9, 8, 2, 7, 300000, 128}};  // 72 lists under `none`: a CTA each, in two steps
   const search_shape small_shapes[] = {{1, 2, 2, 6, 66000, 128},  {1, 1, 2, 4, 20000, 64}, {1, 32, 16, 8, 5000, 128},
                                        {1, 2, 2, 8, 66000, 128},  {1, 2, 4, 4, 20000, 64}, {1, 2, 4, 8, 40000, 128},
                                        {1, 1, 2, 8, 300000, 128}, {2, 2, 2, 7, 20000, 64}};
@@ -339,13 +339,13 @@ void compare_misled(workload& work, random_source& random, verdicts& all) {
   for (const bool are_lowest : {true, false})
     for (const std::size_t k : {100u, 4095u, 4096u, 4097u, 20000u, 20001u}) {
       if (!work.another()) continue;
-      const std::size_t n = k == 20001 ? 400000 : 50000;  // the longer list is spread over the device
-      search_problem problem({1, 2, 4, 8, n, 128}, table_kind::smooth, code_kind::uniform, random);
+      const std::size_t m = are_lowest == (k % 2 == 0) ? 4 : 8, n = k == 20001 ? 400000 : 50000;  // the longer list is spread
+      search_problem problem({1, 2, m, 8, n, 128}, table_kind::smooth, code_kind::uniform, random);
       const pqkv::mutable_distance_table_view<> table = problem.mutable_table();
       for (std::size_t q = 0; q < 2; ++q)
-        for (std::size_t j = 0; j < 4; ++j) table.entries(q, j, 0) = are_lowest ? -200.0f : 200.0f;
+        for (std::size_t j = 0; j < m; ++j) table.entries(q, j, 0) = are_lowest ? -200.0f : 200.0f;
       const std::uint32_t begin = 77, end = static_cast<std::uint32_t>(n) - 10;
-      for (std::size_t j = 0; j < 4; ++j) {
+      for (std::size_t j = 0; j < m; ++j) {
         for (std::size_t t = 0; t < problem.shape().n; ++t)
           if (problem.codes()(0, j, t) == 0) problem.set_code(0, j, t, 1);
         for (std::uint32_t i = 0; i < pqkv::detail::block::bracket_sample; ++i)

@@ -271,6 +271,8 @@ class pq_index {
     if (own.pairs.empty()) return;
     zero(policy, own.pairs.energy);
     zero(policy, own.pairs.is_dealt);
+    zero(policy, own.pairs.source);  // read with is_dealt, whatever that says
+    zero(policy, own.pairs.weight);
   }
 
  private:

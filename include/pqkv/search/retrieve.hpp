@@ -75,11 +75,18 @@ constexpr std::size_t retrieve_scratch_bytes(const op::retrieve::sizes& s) {
 
 /// Tokens of a list near its threshold that the CUDA policy has room to keep: at least three deviations of its sample, whatever k is.
 PQKV_HD constexpr std::size_t retrieve_device_kept(std::size_t tokens) { return tokens / 16 > 8192 ? tokens / 16 : 8192; }
+/// Words of a list's tokens by position: the first of them has a position below 8, and there are whole groups of 256.
+PQKV_HD constexpr std::size_t retrieve_device_positions(std::size_t tokens) { return (tokens + 7 + 255) / 256 * 256; }
+/// Words of a list: one for every four query heads of each token. @param query_heads  of the list
+PQKV_HD constexpr std::size_t retrieve_device_words(std::size_t tokens, std::size_t query_heads) {
+  return (query_heads + 3) / 4 * retrieve_device_positions(tokens);
+}
 /// Short lists and small indices need less.
 constexpr std::size_t retrieve_device_scratch_bytes(const op::retrieve::sizes& s) {
-  const std::size_t scored = s.tokens > s.cells ? s.tokens : s.cells, words = s.tokens / 32 + 1;
+  const std::size_t of_list = s.lists == 0 ? 0 : (s.query_heads + s.lists - 1) / s.lists, bits = s.tokens / 32 + 1,
+                    words = retrieve_device_words(s.tokens, of_list), scored = words > s.cells ? words : s.cells;
   return scan_device_scratch_bytes(s.query_heads) + 4 * cache_line_bytes +
-         s.lists * (scored * sizeof(float) + 2 * words * sizeof(std::uint32_t) + retrieve_device_kept(s.tokens) * 8 + 32);
+         s.lists * (scored * sizeof(float) + 2 * bits * sizeof(std::uint32_t) + retrieve_device_kept(s.tokens) * 8 + 32);
 }
 }  // namespace detail
 

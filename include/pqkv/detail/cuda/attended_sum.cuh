@@ -51,7 +51,7 @@ struct planned_spans {
     const bool is_query = at.count != 0 && at.slot < batch;
     summed_list found{std::size_t{is_query ? at.slot : 0} * kv_heads + (list - token * kv_heads), {}};
     if (!is_query || !queries.has_own_list(at, token)) return found;
-    const query_plan plan = plan_query(queries.sequences(at.slot), queries.query(at), queries.rule, queries.covers);
+    const query_plan plan = plan_query(block::read_whole(queries.sequences(at.slot)), queries.query(at), queries.rule, queries.covers);
     if (plan.range.size() != 0) found.span = plan.span;
     return found;
   }
@@ -123,7 +123,7 @@ struct attended_call {
       const std::uint32_t t = row % tile < of.tokens ? row % tile : of.tokens - 1;  // a short tile repeats its last token
       return mapped(store).key(list.head, of.begin + t);
     };
-    constexpr unsigned rows_at_once = 8;  // a store may read where a row is: these reads overlap
+    constexpr unsigned rows_at_once = 4;  // a store may read where a row is: these reads overlap
     const unsigned step = Threads >> log_lanes, rows = here * tile;
     for (unsigned base = threadIdx.x >> log_lanes; base < rows; base += rows_at_once * step) {
       kv_row<value_type> from[rows_at_once];
@@ -139,15 +139,6 @@ struct attended_call {
       }
     }
     block::end_copies();
-  }
-  /// Sums a tile for query heads [first, first + Heads), by a warp. @param to  [g] of the tile
-  template <unsigned Heads>
-  __device__ void sum_tile(const float* queries, const unsigned char* keys, const float* scales, unsigned first, std::uint32_t tokens,
-                           attended_sum* to) const {
-    const attended_sum sum = sums_of_tile<Heads, value_type>(queries + first * shape.padded(), keys, scales, shape, tokens, scale);
-    constexpr unsigned lanes = 32 / Heads;
-    const unsigned lane = threadIdx.x % 32, q = first + lane / lanes;
-    if (lane % lanes == 0 && q < shape.g) to[q] = sum;
   }
 };
 
@@ -165,6 +156,7 @@ __device__ __forceinline__ void attended_call<Store, Spans>::run(const block::cl
   float* const queries = memory.take<float>(shape.padded_heads() * shape.padded());
   unsigned char* const keys = memory.take<unsigned char>(shape.tiles_at_once * tile * shape.row_bytes());
   float* const scales = memory.take<float>(shape.tiles_at_once * tile);
+  float* const logits = memory.take<float>(shape.tiles_at_once * shape.padded_heads() * tile);  // [tiles, heads, tile]
   attended_sum* const of_tile = memory.take<attended_sum>(shape.merged_at_once(shape.members(0)) * g);  // [tiles, g] of the first CTA
   attended_sum* const own = memory.take<attended_sum>(g);
   bool may_write = team.size() == 1;  // to the shared memory of other CTAs: they have begun
@@ -196,15 +188,22 @@ __device__ __forceinline__ void attended_call<Store, Spans>::run(const block::cl
           for (unsigned q = warp; first == 0 && q < g; q += warps) spans.write_bias(mine, list * g + q, query);
         block::wait_copies<0>();
         __syncthreads();
-        for (unsigned item = warp; item < here * groups; item += warps) {
-          const unsigned which = item / groups, from = (item - which * groups) * attended_shape::heads_at_once;
-          const std::uint32_t tokens = attended_tile(mine.span, first + which).tokens;
-          attended_sum* const to = team.remote(&of_tile[(first + which - begin) * g], own_list);
-          const unsigned char* const rows = keys + which * tile * shape.row_bytes();
+        for (unsigned item = warp; item < 2 * here * groups; item += warps) {
+          const unsigned of_tile_and_group = item / 2, which = of_tile_and_group / groups, half = item % 2 * (tile / 2),
+                         from = (of_tile_and_group - which * groups) * attended_shape::heads_at_once, row = which * tile + half;
+          const float* const of_heads = queries + from * shape.padded();
+          float* const to = logits + (which * shape.padded_heads() + from) * tile + half;
           if (g == 1)
-            sum_tile<1>(queries, rows, scales + which * tile, from, tokens, to);
+            logits_of_half<1, value_type>(of_heads, keys + row * shape.row_bytes(), scales + row, shape, to);
           else
-            sum_tile<attended_shape::heads_at_once>(queries, rows, scales + which * tile, from, tokens, to);
+            logits_of_half<attended_shape::heads_at_once, value_type>(of_heads, keys + row * shape.row_bytes(), scales + row, shape, to);
+        }
+        __syncthreads();
+        for (unsigned item = warp; item < here * g; item += warps) {
+          const unsigned which = item / g, q = item - which * g;
+          const attended_sum sum = sum_of_logits(logits + (which * shape.padded_heads() + q) * tile,
+                                                 attended_tile(mine.span, first + which).tokens, scale);
+          if (lane == 0) *team.remote(&of_tile[(first + which - begin) * g + q], own_list) = sum;
         }
         __syncthreads();
       }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What attended_sum.cuh is made of: how the CTAs of a cluster share lists and tiles, a tile's sums by one warp, and sums merged in order.
+// What attended_sum.cuh is made of: how the CTAs of a cluster share lists and tiles, logits and sums of a tile, and sums merged in order.
 #pragma once
 
 #include <cstdint>
@@ -52,6 +52,7 @@ struct attended_shape {
     using block::shared_memory;
     return shared_memory::bytes<summed_list>(side_by_side) + shared_memory::bytes<float>(padded_heads() * padded()) +
            shared_memory::bytes<unsigned char>(tiles_at_once * tile * row_bytes()) + shared_memory::bytes<float>(tiles_at_once * tile) +
+           shared_memory::bytes<float>(tiles_at_once * padded_heads() * tile) +
            shared_memory::bytes<attended_sum>(merged_at_once(members(0)) * g) + shared_memory::bytes<attended_sum>(g);
   }
   /// Takes fewer tiles at once until a CTA's shared memory suffices. @return whether it does
@@ -114,58 +115,56 @@ struct attended_run {
   }
 };
 
-/// The sums over one tile for up to Heads query heads, by a warp. Lane 32 / Heads * i returns that of the i-th.
-/// @param queries  [Heads, padded], each of d, then zeros; @param keys  the tile's rows; scales: of the rows, if they have any
+/// The logits of half a tile's tokens for Heads query heads, by a warp: a lane has one token.
+/// @param queries  [Heads, padded], each of d, then zeros; @param keys  the half's rows; scales: of the rows, if they have any
+/// @param to       [Heads, tile], written; of the half's first token
 template <unsigned Heads, class T>
-__device__ attended_sum sums_of_tile(const float* queries, const unsigned char* keys, const float* scales, const attended_shape& shape,
-                                     std::uint32_t tokens, canonical::softmax_scale scale) {
+__device__ void logits_of_half(const float* queries, const unsigned char* keys, const float* scales, const attended_shape& shape,
+                               float* to) {
   using run = attended_run<T>;
   using elements = typename run::elements;
   const unsigned lane = threadIdx.x % 32;
-  const unsigned char *first = keys + lane * shape.row_bytes(), *second = first + 32 * shape.row_bytes();
-  const bool has_scales = std::is_same_v<T, scaled_int8>;
-  const float of_first = has_scales ? scales[lane] : 1.0f, of_second = has_scales ? scales[lane + 32] : 1.0f;
-  float logit[Heads][2] = {};
-  constexpr unsigned ahead = 16 / run::size;
-#pragma unroll ahead
+  const unsigned char* const key = keys + lane * shape.row_bytes();
+  const float of_key = std::is_same_v<T, scaled_int8> ? scales[lane] : 1.0f;
+  float logit[Heads] = {};
+#pragma unroll 1
   for (unsigned i = 0; i < shape.runs(); ++i) {
-    const elements a = *reinterpret_cast<const elements*>(first + i * 16), b = *reinterpret_cast<const elements*>(second + i * 16);
+    const elements some = *reinterpret_cast<const elements*>(key + i * 16);
 #pragma unroll
     for (unsigned e = 0; e < run::size; e += 4) {
-      float x[4], y[4];
-      run::values(a, e, of_first, x), run::values(b, e, of_second, y);
+      float x[4];
+      run::values(some, e, of_key, x);
 #pragma unroll
       for (unsigned q = 0; q < Heads; ++q) {
         const float4 of_query = *reinterpret_cast<const float4*>(queries + q * shape.padded() + i * run::size + e);
-        logit[q][0] = canonical::fma(of_query.x, x[0], logit[q][0]), logit[q][1] = canonical::fma(of_query.x, y[0], logit[q][1]);
-        logit[q][0] = canonical::fma(of_query.y, x[1], logit[q][0]), logit[q][1] = canonical::fma(of_query.y, y[1], logit[q][1]);
-        logit[q][0] = canonical::fma(of_query.z, x[2], logit[q][0]), logit[q][1] = canonical::fma(of_query.z, y[2], logit[q][1]);
-        logit[q][0] = canonical::fma(of_query.w, x[3], logit[q][0]), logit[q][1] = canonical::fma(of_query.w, y[3], logit[q][1]);
+        logit[q] = canonical::fma(of_query.x, x[0], logit[q]);
+        logit[q] = canonical::fma(of_query.y, x[1], logit[q]);
+        logit[q] = canonical::fma(of_query.z, x[2], logit[q]);
+        logit[q] = canonical::fma(of_query.w, x[3], logit[q]);
       }
     }
   }
-  std::uint64_t weight[Heads];
-  std::uint32_t of_lane = 0;  // the largest logit as an order key, of the query head whose sum this lane returns; 0: none
 #pragma unroll
-  for (unsigned q = 0; q < Heads; ++q) {
-    std::uint32_t best = 0;
+  for (unsigned q = 0; q < Heads; ++q) to[q * attended_shape::tile + lane] = logit[q];
+}
+
+/// The sum over a tile's logits for one query head, by a warp. @param logits  [tile]
+__device__ inline attended_sum sum_of_logits(const float* logits, std::uint32_t tokens, canonical::softmax_scale scale) {
+  const unsigned lane = threadIdx.x % 32;
+  const float logit[2] = {logits[lane], logits[lane + 32]};
+  const bool counts[2] = {lane < tokens && is_finite(logit[0]), lane + 32 < tokens && is_finite(logit[1])};
+  std::uint32_t best = 0;  // the largest as an order key; 0: none
 #pragma unroll
-    for (unsigned a = 0; a < 2; ++a)
-      if (a * 32 + lane < tokens && is_finite(logit[q][a])) {
-        const std::uint32_t key = canonical::order_key(logit[q][a]);
-        best = key > best ? key : best;
-      }
-    best = __reduce_max_sync(block::all_lanes, best);
-    const float top = canonical::from_order_key(best);
-    weight[q] = 0;
+  for (unsigned a = 0; a < 2; ++a)
+    if (const std::uint32_t key = canonical::order_key(logit[a]); counts[a] && key > best) best = key;
+  best = __reduce_max_sync(block::all_lanes, best);
+  const float top = canonical::from_order_key(best);
+  std::uint64_t weight = 0;
 #pragma unroll
-    for (unsigned a = 0; a < 2; ++a)
-      if (a * 32 + lane < tokens && is_finite(logit[q][a]))
-        weight[q] += canonical::to_fixed(canonical::exponential(canonical::sub(logit[q][a], top), scale));
-    if (lane / (32 / Heads) == q) of_lane = best;
-  }
-  const std::uint64_t sum = block::warp_sums(weight);
-  return of_lane == 0 ? attended_sum{} : attended_sum{canonical::from_order_key(of_lane), sum};
+  for (unsigned a = 0; a < 2; ++a)
+    if (counts[a]) weight += canonical::to_fixed(canonical::exponential(canonical::sub(logit[a], top), scale));
+  weight = block::warp_sum(weight);
+  return best == 0 ? attended_sum{} : attended_sum{top, weight};
 }
 
 /// `so_far` merged with the lanes' sums one after the other, with the bits of attended_sum::merged(). By a warp. The largest logits before

@@ -61,6 +61,18 @@ class key_encoder {
     return room;
   }
 
+  /// What is needed of a head for one coordinate of its keys.
+  struct coordinate {
+    pair_axes<space::device>::axis axis;
+    float mean;
+    __device__ coordinate(const codebook_view<space::device>& book, const pair_axes<space::device>& axes, std::size_t head, std::size_t i)
+        : axis(axes.at(head, i)), mean(book.mean(head, i)) {}
+    /// A thread's first one, to be read early. Threads that have none read another.
+    __device__ static coordinate first(const codebook_view<space::device>& book, const pair_axes<space::device>& axes, std::size_t head) {
+      return {book, axes, head, threadIdx.x < book.head_dim() ? threadIdx.x : 0};
+    }
+  };
+
   /// @param share   which subspaces are encoded
   /// @param copied  what copy_centroids() returned: then only keys of that head can be encoded; null: centroids are read from device memory
   __device__ key_encoder(scratch& own, const codebook_view<space::device>& book, const pair_axes<space::device>& axes,
@@ -77,9 +89,11 @@ class key_encoder {
 
   /// All threads, in whole warps, write the codes of token t. Thread 0 returns the token's cell, if all subspaces are encoded and cells fit
   /// in 32 bits. A barrier must stand between two calls.
+  /// @param first  coordinate::first()
   template <class T>
-  __device__ std::uint32_t encode(std::size_t head, kv_row<T> key, const mutable_codes_view<space::device>& codes, std::size_t t) {
-    const bool key_is_finite = stage(head, key);
+  __device__ std::uint32_t encode(std::size_t head, const coordinate& first, kv_row<T> key, const mutable_codes_view<space::device>& codes,
+                                  std::size_t t) {
+    const bool key_is_finite = stage(head, first, key);
     if (book_.metric() == key_metric::inner_product) lift(head);
     find(head);
     if (threadIdx.x < own_.size()) codes(head, own_.first + threadIdx.x, t) = code(own_.first + threadIdx.x, key_is_finite);
@@ -91,14 +105,17 @@ class key_encoder {
  private:
   /// Computes the key minus the mean. Returns whether it is finite. Ends with a barrier.
   template <class T>
-  __device__ bool stage(std::size_t head, kv_row<T> key) {
+  __device__ bool stage(std::size_t head, const coordinate& first, kv_row<T> key) {
     bool finite = true;
-    for (unsigned i = threadIdx.x; i < m_ * ds_; i += blockDim.x) {
-      const float x = axes_.of_key(key, head, i);
+    const auto take = [&](unsigned i, const coordinate& at) {
+      const float x = at.axis.of_key(key[at.axis.source]);
       finite &= is_finite(x);
       const unsigned j = i / ds_;
-      scratch_.y[j * width_ + (i - j * ds_)] = canonical::sub(x, book_.mean(head, i));
-    }
+      scratch_.y[j * width_ + (i - j * ds_)] = canonical::sub(x, at.mean);
+    };
+    if (threadIdx.x < m_ * ds_) take(threadIdx.x, first);
+#pragma unroll 1
+    for (unsigned i = threadIdx.x + blockDim.x; i < m_ * ds_; i += blockDim.x) take(i, {book_, axes_, head, i});
     if (threadIdx.x < m_) scratch_.best[threadIdx.x] = ~0ull, scratch_.usable[threadIdx.x] = 1;
     block::wait_copies<0>();
     return __syncthreads_and(finite ? 1 : 0) != 0;
@@ -161,8 +178,10 @@ __global__ void __launch_bounds__(max_centroids) encode_leaving_kernel(pq_index_
   const std::size_t head = std::size_t{tokens.slot} * index.kv_heads + blockIdx.x;
   const codebook_view<space::device> book = index.book;
   key_encoder encoder(scratch, book, index.pairs, subspace_share::all(static_cast<unsigned>(book.subspaces())));
+  if (tokens.size() == 0) return;
+  const auto first = key_encoder::coordinate::first(book, index.pairs, head);
   for (std::uint32_t t = tokens.first + blockIdx.z; t < tokens.last; t += gridDim.z) {
-    encoder.encode(head, rows.key(head, t), index.codes, t);
+    encoder.encode(head, first, rows.key(head, t), index.codes, t);
     __syncthreads();
   }
 }

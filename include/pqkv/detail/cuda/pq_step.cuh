@@ -86,6 +86,7 @@ struct planned_lists {
           part(own_part),
           parts(all_parts),
           writes(own_part == 0) {
+      if (!is_early()) block::wait_for_last_kernel();
       if constexpr (exchanges) number = all.places.next_number(list, part);
       const std::size_t batch = all.queries.sequences.extent(0);
       at = locate(all.queries.step, batch, all.queries.first + token);
@@ -93,7 +94,12 @@ struct planned_lists {
     }
     __device__ std::size_t head() const { return std::size_t{is_query ? at.slot : 0} * all.kv_heads + (row_head - token * all.kv_heads); }
 
-    /// Begins to copy the list's queries and the head's centroids. @param centroids_at  memory for the centroids; null: to be taken
+    /// Whether the codebook and the axes may be read before the kernel ahead of this one has ended: the slot is known without reading, and
+    /// whatever writes them lets no kernel begin before it has ended.
+    __device__ bool is_early() const { return !exchanges && all.queries.step.is_in_order(); }
+
+    /// Begins to copy the head's centroids and the list's queries. From here on, what the kernel ahead has written may be read.
+    /// @param centroids_at  memory for the centroids; null: to be taken
     __device__ entries begin(block::shared_memory& memory, std::uint32_t* centroids_at = nullptr) const {
       entries own;
       own.table = memory.take<float>(call.g * call.m * call.c);
@@ -103,34 +109,28 @@ struct planned_lists {
       own.mean = memory.take<float>(all.d);
       own.biases = memory.take<float>(call.g);
       static_assert(Threads >= max_head_dim);
+      const auto axis = all.axes.at(head(), threadIdx.x < all.d ? threadIdx.x : 0);
       if (call.attended != nullptr && threadIdx.x < all.d)
         block::copy_word_async(block::shared_address(own.mean + threadIdx.x), &all.book.mean(head(), threadIdx.x));
-      if (threadIdx.x < all.d) {
-        const auto row_of = [&](unsigned q) { return &own.rows[q / Pack * all.d + threadIdx.x].of[q % Pack]; };
-        const bool has_order = all.axes.has_own_order(head());
-        const std::size_t place = has_order ? all.axes.source(head(), threadIdx.x) : all.axes.otherwise(threadIdx.x);
-#pragma unroll 1
-        for (unsigned q = 0; !has_order && q < call.g; ++q)
-          block::copy_word_async(block::shared_address(row_of(q)), &all.query(list * call.g + q, place));
-        if (has_order) {
-          const float weight = all.axes.weight(head(), threadIdx.x);
-#pragma unroll 1
-          for (unsigned first = 0; first < call.g; first += Pack) {
-            float x[Pack];  // read together: a division may branch, and the next read would wait for it
-#pragma unroll
-            for (unsigned q = 0; q < Pack; ++q) x[q] = first + q < call.g ? all.query(list * call.g + first + q, place) : 0.0f;
-#pragma unroll
-            for (unsigned q = 0; q < Pack; ++q)
-              if (first + q < call.g) *row_of(first + q) = canonical::div(x[q], weight);
-          }
-        }
-      }
       const float* centroids = &all.book.centroids(head(), 0, 0, 0);
       const std::size_t step = all.book.centroids.stride(1);
+      const unsigned of_subspace = all.ds * call.c, runs = step == of_subspace ? 1 : call.m;  // a lifted metric has one row more in memory
 #pragma unroll 1
-      for (unsigned j = 0; j < call.m; ++j)
-        copy_words<Threads>(own.centroids + j * all.ds * call.c, reinterpret_cast<const std::uint32_t*>(centroids + j * step),
-                            all.ds * call.c);
+      for (unsigned j = 0; j < runs; ++j)
+        copy_words<Threads>(own.centroids + j * of_subspace, reinterpret_cast<const std::uint32_t*>(centroids + j * step),
+                            runs == 1 ? call.m * of_subspace : of_subspace);
+      float inverse = axis.inverse();
+      asm volatile("" : "+f"(inverse));  // here, not after the wait
+      if (is_early()) block::wait_for_last_kernel();
+      if (threadIdx.x >= all.d) return own;
+#pragma unroll 1
+      for (unsigned first = 0; first < call.g; first += Pack) {
+        pack x;
+#pragma unroll
+        for (unsigned q = 0; q < Pack; ++q)
+          x.of[q] = first + q < call.g ? canonical::mul(all.query(list * call.g + first + q, axis.source), inverse) : 0.0f;
+        own.rows[first / Pack * all.d + threadIdx.x] = x;
+      }
       return own;
     }
     /// Makes the plan while the copies run, then the same numbers as inner_product_table(). Ends with a barrier.
@@ -208,7 +208,8 @@ struct planned_lists {
     /// By one warp. The first CTA of a list writes the plan.
     __device__ void make_plan(middle_range* found) const {
       query_plan made{};
-      if (is_query) made = plan_query(all.queries.sequences(at.slot), all.queries.query(at), all.queries.rule, all.queries.covers);
+      if (is_query)
+        made = plan_query(block::read_whole(all.queries.sequences(at.slot)), all.queries.query(at), all.queries.rule, all.queries.covers);
       if (!all.queries.has_own_list(at, token)) made.range = {};
       if (threadIdx.x % 32 != 0) return;
       found[0] = call.limited(all.places.local(made.range));
@@ -270,7 +271,7 @@ bool rank_step_in_clusters(const P& policy, const ranked_step<space::device>& st
       policy.scratch, retrieve_device_scratch_bytes({.lists = call.lists, .query_heads = call.query_heads(), .tokens = n}), "rank_step");
   const launcher launch(policy, "rank_step");
   const planned_lists<tuning::cluster_threads, together, Places> lists(step, call.g, places);
-  const filter_memory own(memory, call.lists, n);
+  const filter_memory own(memory, call);
   return rank_in_clusters<together>(launch, call, lists, {step.indices, step.plan.counts}, nullptr, own.keys,
                                     own.spread(step.arrived.data), no_work{}, beside);
 }

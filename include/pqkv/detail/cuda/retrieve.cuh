@@ -146,7 +146,7 @@ struct kernel<op::retrieve, backend::cuda> {
     arena memory =
         detail::device_scratch(scratch, scratch_bytes({.lists = call.lists, .query_heads = call.query_heads(), .tokens = n}), "retrieve");
     call.carve(memory);
-    return as_const(detail::filter_memory(memory, call.lists, n).keys);
+    return as_const(detail::filter_memory(memory, call).keys);
   }
   /// @param given  null, or [hq] normalisers of the probabilities over the tokens of several places, of which this is one
   template <class P>
@@ -192,7 +192,7 @@ struct kernel<op::retrieve, backend::cuda> {
     const std::size_t n = call.codes.extent(2), lists = call.lists, words = n / 32 + 1;
     call.carve(memory);
     if (cells == 0) {
-      detail::filter_memory own(memory, lists, n);
+      detail::filter_memory own(memory, call);
       own.keeps_keys = call.given != nullptr;
       if constexpr (Pack > 1)
         if (detail::rank_in_clusters<Pack>(launch, call, detail::given_lists{}, out, skipped, own.keys, own.spread(own.arrivals()),

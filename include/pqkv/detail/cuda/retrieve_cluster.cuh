@@ -25,19 +25,26 @@ struct nothing_beside {
   bool divide(unsigned, unsigned, std::size_t, std::size_t) { return true; }
 };
 
+/// A list's scratch before its keys are written. Computed again where it is needed: kept in registers over the look-ups, it would spill.
+__device__ __forceinline__ block::rounded_tokens rounded_of(const block::scoring& call, const view<std::uint32_t, 2, space::device>& keys,
+                                                            unsigned list) {
+  asm volatile("" : "+r"(list));  // the compiler does not see that it has computed this before
+  return {&keys(list, 0), retrieve_device_positions(call.codes.extent(2))};
+}
+
 /// Ranks a list as one of its CTAs.
-/// @param keys  [n] scratch of the list
+/// @param keys  [lists, n] scratch, of filter_memory
 template <class Ranking>
 __device__ __forceinline__ void rank_list(Ranking& ranking, unsigned list, const retrieved_lists& out, std::uint8_t* skipped,
-                                          std::uint32_t* keys) {
+                                          const block::scoring& call, const view<std::uint32_t, 2, space::device>& keys) {
   const middle_range range = ranking.stage(skipped);
   const std::uint32_t k = out.selected(range);
   if (ranking.team().rank() == 0) out.template finish<Ranking::list_threads>(list, k);
   if (k == 0 || k == range.size()) return ranking.write_all(k, out.list(list));
-  ranking.normalise(k);
+  ranking.normalise(k, [&] { return rounded_of(call, keys, list); });
   const block::bracket limits = ranking.find_bracket();
-  ranking.compare(limits);
-  if (!ranking.write(k, out.list(list))) ranking.write_by_radix(k, keys, out.list(list));
+  ranking.compare(limits, [&] { return rounded_of(call, keys, list); });
+  if (!ranking.write(k, out.list(list))) ranking.write_by_radix(k, &keys(list, 0), out.list(list));
 }
 
 /// grid.x: CTAs of a cluster; grid.y: clusters that do what is to be done beside ranking, then lists. Not PQKV_HIDDEN: an engine's store
@@ -47,19 +54,21 @@ template <unsigned Threads, unsigned Pack, class Lists, class Beside>
 __global__ void __launch_bounds__(Threads)
     cluster_kernel(const __grid_constant__ block::scoring call, const __grid_constant__ Lists lists,
                    const __grid_constant__ cluster_shape shape, retrieved_lists out, std::uint8_t* skipped,
-                   view<std::uint32_t, 2, space::device> keys, const __grid_constant__ Beside beside) {
+                   const __grid_constant__ view<std::uint32_t, 2, space::device> keys, const __grid_constant__ Beside beside) {
   using ranking_type = cluster_ranking<Threads, Pack, Lists>;
   __shared__ typename ranking_type::scratch scratch;
   if (shape.ctas > 1) block::cluster_team(shape.ctas).arrive();
-  block::wait_for_last_kernel();
   unsigned list = blockIdx.y;
   if constexpr (Beside::sums) {
-    if (blockIdx.y < beside.clusters)
+    if (blockIdx.y < beside.clusters) {
+      block::wait_for_last_kernel();
       return beside.call.template run<Threads>(block::cluster_team(shape.ctas), blockIdx.y, beside.clusters);
+    }
     list -= beside.clusters;
   }
+  if constexpr (!Lists::plans) block::wait_for_last_kernel();  // planned lists wait themselves
   ranking_type ranking(call, lists, shape, list, scratch, block::shared_memory());
-  rank_list(ranking, list, out, skipped, &keys(list, 0));
+  rank_list(ranking, list, out, skipped, call, keys);
 }
 
 /// Divides the shared memory of a CTA. Returns how much it needs, or 0 if `room` is too little.
@@ -72,7 +81,9 @@ std::size_t divide_memory(cluster_shape& shape, const block::scoring& call, cons
   shape.log_copies = 3, shape.kept = tuning::cluster_kept;
   shape.words = cluster_shape::share(static_cast<std::uint32_t>(n) + 8, shape.ctas) / 32;
   const std::size_t other = Ranking::other_bytes(call, lists, shape.ctas + other_parts, shape.words);
-  const auto needed = [&] { return other + Ranking::table_bytes(call, lists, shape.log_copies) + Ranking::kept_bytes(shape.kept); };
+  const auto needed = [&] {
+    return other + Ranking::table_bytes(call, lists, shape.log_copies) + Ranking::kept_bytes(shape.kept);
+  };
   while (needed() > room && shape.kept > cluster_shape::least_kept(shape.ctas)) shape.kept -= 256;
   while (needed() > room && shape.log_copies > 0) --shape.log_copies;
   shape.copied = static_cast<unsigned>(Ranking::table_bytes(call, lists, shape.log_copies) / sizeof(std::uint32_t));
@@ -136,10 +147,10 @@ __global__ void __launch_bounds__(Threads)
     }
     cluster -= beside.clusters;
   }
-  block::wait_for_last_kernel();
+  if constexpr (!Lists::plans) block::wait_for_last_kernel();
   const unsigned list = cluster / spread.clusters, part = (cluster - list * spread.clusters) * gridDim.x + blockIdx.x;
   ranking_type ranking(call, lists, shape, list, scratch, block::shared_memory(), spread_parts(spread, list, part, &keys(list, 0)));
-  rank_list(ranking, list, out, skipped, &keys(list, 0));
+  rank_list(ranking, list, out, skipped, call, keys);
 }
 
 /// Launches spread_kernel and returns true, if that is possible and faster than clusters would be.

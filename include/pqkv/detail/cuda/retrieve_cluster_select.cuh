@@ -71,7 +71,7 @@ __device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::co
     const std::uint32_t count = __shfl_sync(block::all_lanes, of_lane.inside, static_cast<int>(rank));
     std::uint32_t* to = copied_ + __shfl_sync(block::all_lanes, first, static_cast<int>(rank));
     if constexpr (Ranks::is_spread) {
-      const std::uint32_t* from = ranks_.keys() + first_place(rank);
+      const std::uint32_t* from = ranks_.keys() + first_position(rank);
 #pragma unroll 8
       for (std::uint32_t i = threadIdx.x % 32; i < count; i += 32) to[i] = __ldcg(from + i);
     } else {
@@ -100,20 +100,11 @@ __device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::ma
 }
 
 template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
-__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::compare(const block::bracket& limits) {
+template <class Rounded>
+__device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::compare(const block::bracket& limits, Rounded rounded) {
   if (threadIdx.x == 0) own_.limits = limits;
-  const comparison filter{limits,
-                          limits.low < limits.high ? limits.low : 0xffffffffu,
-                          begin_,
-                          end_,
-                          tokens_.lead,
-                          tokens_.end,
-                          block::shared_address(upper_),
-                          block::shared_address(lower_),
-                          block::shared_address(kept_),
-                          shape_.kept,
-                          block::shared_address(&own_.found.inside)};
-  block::bracket_counts counts = lookups_.for_scores(tokens_, begin_, end_, call_.reduction, scorer_.factors(), filter).counts;
+  block::bracket_counts counts{};
+  if (!has_rounded() || !compare_rounded(limits, rounded(), counts)) counts = compare_scores(limits);
   __syncthreads();
   counts.above = __reduce_add_sync(block::all_lanes, counts.above);
   counts.at_high = __reduce_add_sync(block::all_lanes, counts.at_high);
@@ -127,7 +118,7 @@ __device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::co
   if constexpr (Ranks::is_spread) {
     const block::bracket_counts& found = own_.found;
     if (threadIdx.x == 0) ranks_.counts()[team_.rank()] = {found.above, found.at_high, found.inside, found.at_low};
-    std::uint32_t* const to = ranks_.keys() + first_place(team_.rank());
+    std::uint32_t* const to = ranks_.keys() + begin_;
     for (std::uint32_t i = threadIdx.x; i < found.inside && i < shape_.kept; i += Threads) to[i] = kept_[i].x;
   } else {
     if (threadIdx.x < team_.size()) *team_.remote(&own_.of_members[team_.rank()], threadIdx.x) = own_.found;
@@ -141,6 +132,51 @@ __device__ __forceinline__ void cluster_ranking<Threads, Pack, Lists, Ranks>::co
     __syncthreads();
   }
   forget_attended();
+}
+
+template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
+__device__ __forceinline__ bool cluster_ranking<Threads, Pack, Lists, Ranks>::compare_rounded(const block::bracket& limits,
+                                                                                              const block::rounded_tokens& rounded,
+                                                                                              block::bracket_counts& counts) {
+  if (limits.low == 0 && limits.high == 0xffffffffu) return false;  // all are inside
+  float factors = 0;
+#pragma unroll 1
+  for (unsigned q = 0; q < call_.g; ++q) factors += scorer_.factors()[q];
+  if (!(factors <= block::rounded_products::most)) return false;
+  const typename screen::result all = screen::run({.rounded = rounded,
+                                                   .tokens = tokens_,
+                                                   .table = lookups_.table(),
+                                                   .limits = limits,
+                                                   .safe = {limits.low, limits.high, factors},
+                                                   .begin = begin_,
+                                                   .end = end_,
+                                                   .reduction = call_.reduction,
+                                                   .factors = block::shared_address(scorer_.factors()),
+                                                   .uppers = block::shared_address(upper_),
+                                                   .lowers = block::shared_address(lower_),
+                                                   .kept = block::shared_address(kept_),
+                                                   .room = shape_.kept,
+                                                   .doubtful = block::shared_address(&own_.doubtful),
+                                                   .inside = block::shared_address(&own_.found.inside)});
+  counts = all.counts;
+  return all.fits;
+}
+
+template <unsigned Threads, unsigned Pack, class Lists, class Ranks>
+__device__ __forceinline__ block::bracket_counts cluster_ranking<Threads, Pack, Lists, Ranks>::compare_scores(
+    const block::bracket& limits) {
+  const comparison filter{limits,
+                          limits.low < limits.high ? limits.low : 0xffffffffu,
+                          begin_,
+                          end_,
+                          tokens_.lead,
+                          tokens_.end,
+                          block::shared_address(upper_),
+                          block::shared_address(lower_),
+                          block::shared_address(kept_),
+                          shape_.kept,
+                          block::shared_address(&own_.found.inside)};
+  return lookups_.for_scores(tokens_, begin_, end_, call_.reduction, scorer_.factors(), filter).counts;
 }
 
 }  // namespace pqkv::detail

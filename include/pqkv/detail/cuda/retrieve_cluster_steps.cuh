@@ -12,6 +12,7 @@
 #include "block/copy.cuh"
 #include "block/select.cuh"
 #include "block/scan_lookups.cuh"
+#include "block/scan_screen.cuh"
 #include "retrieve_cluster_shape.cuh"
 #include "tuning.hpp"
 
@@ -28,7 +29,9 @@ class cluster_ranking {
   using shared_memory = block::shared_memory;
   using comparison = block::bracket_comparison<lookups_type::at_once>;
   using storing = block::key_storing<lookups_type::at_once>;
+  using screen = block::token_screen<Threads, Pack>;
   static constexpr unsigned sampled = block::bracket_sample;
+  static constexpr unsigned rounded_from = Ranks::is_spread ? tuning::rounded_from_spread : tuning::rounded_from;
 
  public:
   static constexpr unsigned list_threads = Threads;
@@ -41,6 +44,7 @@ class cluster_ranking {
     std::uint32_t range[sizeof(middle_range) / sizeof(std::uint32_t)];
     block::bracket limits;
     block::bracket_counts found;                                 // by this CTA
+    std::uint32_t doubtful;                                      // tokens of this CTA whose rounded products do not say where they are
     // by all CTAs of the list on this device
     block::bracket_counts of_members[Ranks::is_spread ? cluster_shape::most_parts : cluster_shape::most_ctas];
   };
@@ -80,7 +84,7 @@ class cluster_ranking {
         lower_(memory.take<std::uint32_t>(shape.words)),
         lookups_(call, scorer_.packs(), reinterpret_cast<block::query_pack<Pack>*>(copied_), shape.log_copies),
         kept_(reinterpret_cast<uint2*>(memory.take<unsigned char>(0))) {
-    if (threadIdx.x == 0) own_.found = {};
+    if (threadIdx.x == 0) own_.found = {}, own_.doubtful = 0;
   }
 
   __device__ const typename Ranks::team_type& team() const { return team_; }
@@ -104,7 +108,7 @@ class cluster_ranking {
     ranked_ = range_.size();
     tokens_ = block::token_positions(call_.items(range_, of_list_.head(), false));
     const std::uint32_t share = cluster_shape::share(tokens_.end, team_.size());
-    begin_ = share * team_.rank() < tokens_.end ? share * team_.rank() : tokens_.end;
+    begin_ = first_position(team_.rank());
     end_ = tokens_.end - begin_ < share ? tokens_.end : begin_ + share;
     return range_;
   }
@@ -120,9 +124,11 @@ class cluster_ranking {
     if (call_.summed != nullptr && team_.rank() == 0 && threadIdx.x == 0) atomicSub(&call_.summed[list_], call_.g);
   }
   /// Computes the normaliser R of each query head.
-  __device__ void normalise(std::uint32_t k) {
+  /// @param rounded  rounded(): where the rounded products of the list's tokens are; this CTA's are written
+  template <class Rounded>
+  __device__ void normalise(std::uint32_t k, Rounded rounded) {
     k_ = k;
-    sum();
+    sum(rounded);
     // all have called arrive() at the kernel's beginning: now their shared memory may be written
     if (!Ranks::is_spread && team_.size() > 1) team_.wait();
     share_totals(0);
@@ -133,7 +139,7 @@ class cluster_ranking {
       numbers_[q] = {scorer_.factor_of(q, z, 0.0f, beside(q)), 0.0f, is_short ? 1u : 0u};
       any |= is_short;
     }
-    if (__syncthreads_or(any ? 1 : 0) != 0) recentre();
+    if (__syncthreads_or(any ? 1 : 0) != 0) recentre(rounded);
     scorer_.take_numbers(numbers_ - std::size_t{list_} * call_.g);
   }
 
@@ -167,7 +173,8 @@ class cluster_ranking {
   }
 
   /// Compares this CTA's tokens with the bracket: writes two bits for each token, and keeps the tokens inside.
-  __device__ void compare(const block::bracket& limits);
+  template <class Rounded>
+  __device__ void compare(const block::bracket& limits, Rounded rounded);
 
   /// Selects the list's tokens and writes this CTA's. If the threshold is outside the bracket, or more tokens are inside than fit, every
   /// CTA of the list writes nothing and returns false.
@@ -190,16 +197,19 @@ class cluster_ranking {
     return reinterpret_cast<block::attended_head*>(reinterpret_cast<unsigned char*>(numbers_) +
                                                    shared_memory::bytes<block::head_numbers>(call_.g))[q];
   }
+  /// Whether the look-ups for the normalisers store rounded products.
+  __device__ bool has_rounded() const { return call_.m >= rounded_from; }
   __device__ std::uint32_t words() const { return (end_ - begin_ + 31) / 32; }
   __device__ std::int32_t first_token() const { return static_cast<std::int32_t>(range_.begin + begin_ - tokens_.lead); }
 
   /// Sums the products of this CTA's tokens; scorer_ keeps the totals.
-  __device__ void sum() {
+  template <class Rounded>
+  __device__ void sum(Rounded rounded) {
     __syncthreads();
     lookups_.copy(scorer_.entries());
     __syncthreads();
     for (unsigned group = 0; group < scorer_.packs(); ++group) {
-      scorer_.set_totals(group, lookups_.sum(tokens_, begin_, end_, group).of);
+      scorer_.set_totals(group, lookups_.template sum<rounded_from>(tokens_, begin_, end_, group, rounded().pack(group)).of);
     }
   }
   /// Sends scorer_.total() of every query head to all CTAs of the list. While these travel, looks up the first tokens of the sample.
@@ -267,7 +277,8 @@ class cluster_ranking {
     return z;
   }
   /// Recentres the query heads that need it on the best token of the list, and normalises them again.
-  __device__ void recentre() {
+  template <class Rounded>
+  __device__ void recentre(Rounded rounded) {
     const auto is_recentred = [&](unsigned q) { return numbers_[q].is_recentred != 0; };
     scorer_.stage_sums(is_recentred);
     lookups_.copy(scorer_.entries());
@@ -285,7 +296,7 @@ class cluster_ranking {
     }
     __syncthreads();
     scorer_.centre_sums(is_recentred, [&](unsigned q) { return numbers_[q].centre; });
-    sum();
+    sum(rounded);
     share_totals(2);
     for (unsigned q = threadIdx.x; q < call_.g; q += Threads)
       numbers_[q].factor = scorer_.factor_of(q, total(2, q), numbers_[q].centre, beside(q));
@@ -299,12 +310,15 @@ class cluster_ranking {
   __device__ bool kept_all(const block::bracket_counts& of_lane) const {
     return __all_sync(block::all_lanes, of_lane.inside <= shape_.kept) != 0;
   }
-  /// The place in the range of a CTA's first token.
-  __device__ std::uint32_t first_place(unsigned rank) const {
-    const std::uint32_t share = cluster_shape::share(tokens_.end, team_.size()),
-                        begin = share * rank < tokens_.end ? share * rank : tokens_.end;
-    return begin < tokens_.lead ? 0 : begin - tokens_.lead;
+  /// The position of a CTA's first token.
+  __device__ std::uint32_t first_position(unsigned rank) const {
+    const std::uint32_t share = cluster_shape::share(tokens_.end, team_.size());
+    return share * rank < tokens_.end ? share * rank : tokens_.end;
   }
+  /// Compares by rounded products, then by the scores of those that these leave in doubt. Returns false, and has written bits only, where
+  /// there are too many. @param counts  of the thread, added to
+  __device__ bool compare_rounded(const block::bracket& limits, const block::rounded_tokens& rounded, block::bracket_counts& counts);
+  __device__ block::bracket_counts compare_scores(const block::bracket& limits);
   /// Copies the keys inside the bracket from all CTAs, in their order. A warp copies from one CTA at a time. A barrier must follow.
   __device__ void copy_inside(const block::bracket_counts& of_lane);
   /// The k-th largest of the copied keys, at most their number. own_.select.clear() has been called, then a barrier.

@@ -39,14 +39,12 @@ struct filter_memory {
   list_filter* filters;                        // [lists]
   view<std::uint32_t, 3, space::device> maps;  // [lists, 2, words] both bits: above the bracket; first: at its high end; second: low end
   view<uint2, 2, space::device> kept;          // [lists, most kept] key and token of those inside the bracket
-  view<std::uint32_t, 2, space::device> keys;  // [lists, n] all scores, for lists whose bracket does not hold the threshold
+  // [lists, n] all scores, for lists whose bracket does not hold the threshold. In clusters also what rounded_of() returns, and then less
+  view<std::uint32_t, 2, space::device> keys;
   bool keeps_keys = false;  // whether `keys` is to have the selected tokens' scores of every list, unless all its tokens are selected
 
-  filter_memory(arena& memory, std::size_t lists, std::size_t n)
-      : filters(memory.take<list_filter>(lists)),
-        maps(make_view<space::device>(memory.take<std::uint32_t>(lists * 2 * (n / 32 + 1)), lists, 2, n / 32 + 1)),
-        kept(make_view<space::device>(memory.take<uint2>(lists * retrieve_device_kept(n)), lists, retrieve_device_kept(n))),
-        keys(make_view<space::device>(memory.take<std::uint32_t>(lists * n), lists, n)) {}
+  filter_memory(arena& memory, const block::scoring& call)
+      : filter_memory(memory, call.lists, call.codes.extent(2), retrieve_device_words(call.codes.extent(2), call.g)) {}
 
   /// For spread_kernel, which uses none of the above but `keys`.
   /// @{
@@ -60,6 +58,13 @@ struct filter_memory {
     launch("clear_words_kernel", clear_words_kernel<256>, {.grid = dim3(1), .threads = 256, .early = true}, arrivals(), words);
   }
   /// @}
+
+ private:
+  filter_memory(arena& memory, std::size_t lists, std::size_t n, std::size_t words)
+      : filters(memory.take<list_filter>(lists)),
+        maps(make_view<space::device>(memory.take<std::uint32_t>(lists * 2 * (n / 32 + 1)), lists, 2, n / 32 + 1)),
+        kept(make_view<space::device>(memory.take<uint2>(lists * retrieve_device_kept(n)), lists, retrieve_device_kept(n))),
+        keys{memory.take<std::uint32_t>(lists * words), {lists, n}, {words, 1}} {}
 };
 
 /// One CTA for each list: computes its normalisers, then its bracket.

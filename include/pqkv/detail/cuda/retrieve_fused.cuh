@@ -56,7 +56,7 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
   __shared__ block::reduction<std::uint64_t, Threads> sums;
   __shared__ std::uint32_t largest;  // key
   if (threadIdx.x == 0) largest = 0;
-  block::wait_for_last_kernel();
+  if constexpr (!Lists::plans) block::wait_for_last_kernel();  // planned lists wait themselves
   const unsigned list = blockIdx.x >> log_parts, part = blockIdx.x & ((1u << log_parts) - 1);
   const typename Lists::one own_list(lists, call, list, part, 1u << log_parts);
   const std::size_t head = own_list.head();

@@ -193,6 +193,12 @@ __device__ inline void join_ranked(const pq_index_view<space::device>& index, st
   grow_range(index.index, head, t, t + 1);
 }
 
+/// What an encoder needs for a thread's first coordinate.
+__device__ inline key_encoder::coordinate first_coordinate(const pq_index_view<space::device>& index, std::size_t head) {
+  return key_encoder::coordinate::first(index.book, index.pairs, head);
+}
+__device__ inline no_index first_coordinate(const no_index&, std::size_t) { return {}; }
+
 /// grid.x: KV heads; grid.y: rows of a step, one token each; grid.z: CTAs that encode, each some of the subspaces, after one that stores if
 /// there are keys; one CTA if there is nothing to encode or store. The key that leaves is never the new one, since no window is empty.
 /// @param copies  whether there is shared memory for a CTA's centroids
@@ -208,7 +214,7 @@ __global__ void __launch_bounds__(max_centroids)
   [[maybe_unused]] const bool encodes = !stores;
   const std::size_t head = std::size_t{slot} * gridDim.x + blockIdx.x;
   slot_statistics& statistics = call.slots.statistics(slot);
-  const sequence now = call.slots.sequences(slot);
+  const sequence now = block::read_whole(call.slots.sequences(slot));
   newest_copy<Rows> newest(rows, slot);  // read beside the sequence
   [[maybe_unused]] const float* centroids = nullptr;
   [[maybe_unused]] subspace_share own{};
@@ -217,6 +223,7 @@ __global__ void __launch_bounds__(max_centroids)
     if (encodes) own = subspace_share::of(static_cast<unsigned>(index.book.subspaces()), encoders, blockIdx.z - (has_keys ? 1 : 0));
     if (copies && encodes) centroids = key_encoder::copy_centroids(index.book, head, own);  // while the sequence is read
   }
+  [[maybe_unused]] const auto coordinate = first_coordinate(index, head);
   if (!has_room(call, now, 1)) {
     if (blockIdx.x == 0 && blockIdx.z == 0 && threadIdx.x == 0) ++statistics.refused;
     block::wait_copies<0>();
@@ -248,7 +255,7 @@ __global__ void __launch_bounds__(max_centroids)
     key_encoder encoder(scratch, book, index.pairs, own, centroids);
     for (std::uint32_t t = leaving.first; t < leaving.last; ++t) {
       if (t != leaving.first) __syncthreads();
-      join_ranked(index, head, t, encoder.encode(head, newest.key(rows, head, t), index.codes, t));
+      join_ranked(index, head, t, encoder.encode(head, coordinate, newest.key(rows, head, t), index.codes, t));
     }
     block::wait_copies<0>();  // also where no key leaves
   }

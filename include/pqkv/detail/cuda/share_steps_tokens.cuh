@@ -305,9 +305,9 @@ PQKV_HIDDEN __global__ void __launch_bounds__(Threads)
     ranking.finish(count, out);
     return ranking.write_all(count, out.list(list));
   }
-  ranking.normalise(k);
+  ranking.normalise(k, [&] { return rounded_of(call, keys, list); });
   const block::bracket limits = ranking.find_bracket();
-  ranking.compare(limits);
+  ranking.compare(limits, [&] { return rounded_of(call, keys, list); });
   if (!ranking.write(k, out)) ranking.write_by_radix(k, &keys(list, 0), out);
 }
 
@@ -340,7 +340,7 @@ bool rank_share_in_clusters(const P& policy, ranked_step<space::device> step, co
       choose_clusters<ranking_type>(launch, "share_cluster_kernel", kernel, call, lists, longest, other_parts, beside);
   return start_clusters(chosen, longest, beside, [&](const launcher::shape& how, const cluster_shape& shape) {
     launch("share_cluster_kernel", kernel, how, call, lists, shape, retrieved_lists{step.indices, step.plan.counts},
-           filter_memory(memory, call.lists, n).keys);
+           filter_memory(memory, call).keys);
   });
 }
 

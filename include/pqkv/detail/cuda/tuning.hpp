@@ -26,6 +26,11 @@ inline constexpr unsigned cluster_threads = 512;
 // measured: retrieve/scan of bench/cuda/retrieve.cu, 8 lists, k 2048, H200, 2026-12; a cluster and spread lists, warm (cold): 4 x 8 bits, n
 // 32768 23.8 (30.8), 25.3 (34.8) us, n 131072 32.3 (38.5), 29.4 (38.8); 2 x 6 bits, n 131072 27.7 (32.0), 27.0 (33.3)
 inline constexpr float spread_delay = 2.0f;            // us that exchanges through device memory take longer
+// measured: retrieve/scan of bench/cuda/retrieve.cu, 8 lists, k 2048, H200, 2026-12; tokens looked up twice, and sorted by rounded
+// products: in clusters, 4 x 8 bits, n 32768 23.6, 23.4 us, cold 30.5, 29.2; spread, 4 x 8 bits, n 131072 29.2, 30.4, n 1048576 70.4, 85.3;
+// 8 x 8 bits 44.5, 39.4 and 176, 143; 2 x 6 bits 26.3, 26.5 and 55.6, 71.6: of few subspaces the words are as many bytes as the codes
+inline constexpr unsigned rounded_from = 3;            // subspaces from which on rounded products save the second look-ups
+inline constexpr unsigned rounded_from_spread = 5;     // the same where a list's CTAs are spread over the device
 inline constexpr unsigned cluster_kept = 8192;         // not measured: most tokens of a CTA near the threshold
 inline constexpr unsigned cluster_copied = 24576;      // not measured: least room for a list's tokens near the threshold, of all CTAs
 inline constexpr unsigned select_threads = 1024;       // not measured

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "../../../config.hpp"
 #include "shared.cuh"
@@ -21,6 +22,21 @@ __device__ inline uint4 read_once(const void* from) {
                : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
                : "l"(__cvta_generic_to_global(from)));
   return words;
+}
+/// Reads all of an object at once. Read field by field, each may wait for the one before, if there are branches between them.
+template <class T>
+__device__ T read_whole(const T& from) {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) % sizeof(std::uint32_t) == 0);
+  struct words {
+    std::uint32_t of[sizeof(T) / sizeof(std::uint32_t)];
+  } read;
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(T) / sizeof(std::uint32_t); ++i)
+    asm volatile("ld.global.u32 %0, [%1];"
+                 : "=r"(read.of[i])
+                 : "l"(__cvta_generic_to_global(reinterpret_cast<const std::uint32_t*>(&from) + i))
+                 : "memory");
+  return __builtin_bit_cast(T, read);
 }
 /// Copies 4 bytes.
 __device__ inline void copy_word_async(std::uint32_t shared, const void* from) {

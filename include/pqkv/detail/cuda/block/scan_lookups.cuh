@@ -5,6 +5,7 @@
 #pragma once
 
 #include "scan_positions.cuh"
+#include "scan_rounded.cuh"
 #include "scan_scorer.cuh"
 
 namespace pqkv::inline PQKV_MODE::detail::block {
@@ -61,8 +62,11 @@ class token_loops {
   using pack_sums = block::pack_sums<Pack>;
 
   /// A thread's sums of F of the products over the positions [begin, end) in one pack of query heads.
+  /// @tparam Rounds  whether the rounded products are written
+  /// @param rounded  aligned to 16 bytes: where, by rounded_place() of each position
+  template <bool Rounds>
   __device__ __noinline__ static pack_sums sum(table_type table, token_positions tokens, std::uint32_t begin, std::uint32_t end,
-                                               unsigned group) {
+                                               unsigned group, std::uint32_t* rounded) {
     pack_sums z{};
     const std::uint32_t first = begin + at_once * threadIdx.x;
     codes next(tokens, first < end ? first : tokens.end);
@@ -74,6 +78,7 @@ class token_loops {
       const std::uint32_t following = position + tile < end ? position + tile : tokens.end;
       next = codes(tokens, following);
       std::int32_t upper[Pack] = {}, lower[Pack] = {};  // of eight tokens, below 2^26
+      [[maybe_unused]] std::uint32_t words[at_once];
 #pragma unroll
       for (unsigned part = 0; part < parts; ++part) {
         pack value[of_part];
@@ -82,6 +87,9 @@ class token_loops {
           ahead.read(table, tokens, position, group, now, part + 1);
         else
           ahead.read(table, tokens, following, group, next, 0);
+        if constexpr (Rounds)
+#pragma unroll
+          for (unsigned a = 0; a < of_part; ++a) words[part * of_part + a] = rounded_products::word(value[a]);
 #pragma unroll
         for (unsigned q = 0; q < Pack; ++q)
 #pragma unroll
@@ -90,8 +98,14 @@ class token_loops {
             upper[q] += fixed.upper, lower[q] += fixed.lower;
           }
       }
+      const bool is_live = tokens.live(position) == 0xff;
+      if constexpr (Rounds) {
+        std::uint32_t* const to = rounded + rounded_place(position);
+        store_if(is_live, to, {words[0], words[1], words[2], words[3]});
+        store_if(is_live, to + rounded_half, {words[4], words[5], words[6], words[7]});
+      }
       // By a mask, not a branch: the compiler would move the products into it, and then wait for the next codes before it.
-      const std::uint64_t mask = tokens.live(position) == 0xff ? ~std::uint64_t{0} : 0;
+      const std::uint64_t mask = is_live ? ~std::uint64_t{0} : 0;
 #pragma unroll
       for (unsigned q = 0; q < Pack; ++q)
         z.of[q] += ((static_cast<std::uint64_t>(std::int64_t{upper[q]}) << 22) + static_cast<std::uint64_t>(std::int64_t{lower[q]})) & mask;
@@ -99,6 +113,7 @@ class token_loops {
     tokens.for_ends(begin, end, [&](std::uint32_t position, unsigned live) {
       if (!has_token(live)) return;
       const pack value = joined<products>(table, tokens, position + threadIdx.x, group);
+      if constexpr (Rounds) rounded[rounded_place(position + threadIdx.x)] = rounded_products::word(value);
 #pragma unroll
       for (unsigned q = 0; q < Pack; ++q) z.of[q] += canonical::to_fixed(value.of[q]);
     });
@@ -210,7 +225,6 @@ class token_loops {
  private:
   // A thread has the entries of a few tokens ahead, so that looking up and calculating overlap.
   static constexpr unsigned planes = M == 0 ? 1 : M, of_part = M == 0 ? 4 : 8 / M, parts = at_once / of_part;
-
   /// The codes of eight tokens, read ahead: of all subspaces if their number is known, or of the first.
   struct codes {
     uint2 of[planes];
@@ -319,11 +333,16 @@ class token_lookups {
   }
   /// As in token_loops and lookup_table.
   /// @{
-  __device__ pack_sums<Pack> sum(const token_positions& tokens, std::uint32_t begin, std::uint32_t end, unsigned group) const {
-    if (table_.m == 4) return loops<4>::sum(table_, tokens, begin, end, group);
-    if (table_.m == 2) return loops<2>::sum(table_, tokens, begin, end, group);
-    if (table_.m == 8) return loops<8>::sum(table_, tokens, begin, end, group);
-    return loops<0>::sum(table_, tokens, begin, end, group);
+  /// @tparam From  rounded products are written where there are so many subspaces or more, and not for 2 of them
+  template <unsigned From>
+  __device__ pack_sums<Pack> sum(const token_positions& tokens, std::uint32_t begin, std::uint32_t end, unsigned group,
+                                 std::uint32_t* rounded) const {
+    static_assert(From > 2);
+    if (table_.m == 4) return loops<4>::template sum<(4 >= From)>(table_, tokens, begin, end, group, rounded);
+    if (table_.m == 2) return loops<2>::template sum<false>(table_, tokens, begin, end, group, rounded);
+    if (table_.m == 8) return loops<8>::template sum<true>(table_, tokens, begin, end, group, rounded);
+    if (table_.m < From) return loops<0>::template sum<false>(table_, tokens, begin, end, group, rounded);
+    return loops<0>::template sum<true>(table_, tokens, begin, end, group, rounded);
   }
   __device__ pack largest(const token_positions& tokens, std::uint32_t begin, std::uint32_t end, unsigned group) const {
     if (table_.m == 4) return loops<4>::largest(table_, tokens, begin, end, group);
@@ -344,6 +363,7 @@ class token_lookups {
   __device__ pack product(const std::uint8_t* codes, std::size_t stride, unsigned group) const {
     return table_.product(codes, stride, group);
   }
+  __device__ const lookup_table<Pack>& table() const { return table_; }
   /// @}
   /// for_scores() with less code, for rare cases.
   template <class Take>

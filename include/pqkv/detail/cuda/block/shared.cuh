@@ -42,6 +42,25 @@ __device__ inline void store_shared_if(bool holds, std::uint32_t address, uint2 
                "r"(value.x), "r"(value.y)
                : "memory");
 }
+__device__ inline std::uint32_t load_shared_word(std::uint32_t address) {
+  std::uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
+__device__ inline uint2 load_shared_pair(std::uint32_t address) {
+  uint2 pair;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(pair.x), "=r"(pair.y) : "r"(address) : "memory");
+  return pair;
+}
+__device__ inline void set_shared_bits(std::uint32_t address, std::uint32_t bits) {
+  asm volatile("red.shared.or.b32 [%0], %1;" ::"r"(address), "r"(bits) : "memory");
+}
+/// To global memory, without a branch. @param to  aligned to 16 bytes
+__device__ inline void store_if(bool holds, std::uint32_t* to, uint4 value) {
+  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %0, 0;\n @p st.global.cg.v4.u32 [%1], {%2, %3, %4, %5};\n}" ::"r"(holds ? 1 : 0),
+               "l"(__cvta_generic_to_global(to)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
 /// @return what was there before
 __device__ inline std::uint32_t add_shared(std::uint32_t address, std::uint32_t value) {
   std::uint32_t before;
