@@ -10,7 +10,8 @@
 
 namespace pqkv::inline PQKV_MODE::detail::block {
 
-/// Lets the next kernel start while this one runs, if that kernel waits for this one. Memory is complete after its wait.
+/// Lets the next kernel start while this one runs, if that kernel waits for this one. Memory is complete after its wait. Kernels that write
+/// codebooks or axes never call it: planned_lists reads these before its wait.
 __device__ inline void release_dependents() {
   NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.launch_dependents;" ::: "memory");))
 }
