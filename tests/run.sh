@@ -14,7 +14,7 @@
 # PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure, PQKV_TRAIN_PYTHON names the Python that tests the training
 # scripts, PQKV_FUZZ_SECONDS says how long each reader of files is fuzzed (4 unless given; .ci/run gives 60),
 # CMAKE_CXX_COMPILER_LAUNCHER=ccache makes a second run from scratch shorter. The sanitizers' builds and tests run beside the others;
-# build/logs/sanitized.txt is what they print. Exits with 0 when everything passed; the last line is ctest's own.
+# build/logs/sanitized.txt and fuzz.log are what they print. Exits with 0 when everything passed; the last line is ctest's own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
