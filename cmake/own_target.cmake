@@ -44,3 +44,9 @@ function(pqkv_optimise_sanitized target)
     endif()
   endif()
 endfunction()
+
+# Puts the objects of pqkv::compiled in front of a program's own. A file that calls an operation for other types than the library has compiles
+# the kernels below it again, and a linker keeps the first body of a name: behind files without optimisation it is theirs that would run.
+function(pqkv_link_operations_first target)
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:pqkv_compiled>)
+endfunction()

@@ -14,7 +14,7 @@
 # PQKV_REQUIRE_CUDA=ON in the environment makes a missing nvcc a failure, PQKV_TRAIN_PYTHON names the Python that tests the training
 # scripts, PQKV_FUZZ_SECONDS says how long each reader of files is fuzzed (4 unless given; .ci/run gives 60),
 # CMAKE_CXX_COMPILER_LAUNCHER=ccache makes a second run from scratch shorter. The sanitizers' builds and tests run beside the others;
-# build/logs/sanitized.txt is what they print. Exits with 0 when everything passed; the last line is ctest's own.
+# build/logs/sanitized.txt and fuzz.log are what they print. Exits with 0 when everything passed; the last line is ctest's own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -42,9 +42,9 @@ build() {  # PRESET [cmake arguments]
   cmake --build --preset "$preset" --parallel "$jobs"
 }
 
-run_tests() {  # PRESET
+run_tests() {  # PRESET [ctest arguments]
   step "$1: tests"
-  ctest --preset "$1" --parallel "$jobs" | tee "$logs/$1.log"
+  ctest --preset "$1" --parallel "$jobs" "${@:2}" | tee "$logs/$1.log"
 }
 
 left_out=()
@@ -71,14 +71,20 @@ quick=ON
 if [ $all = ON ]; then quick=OFF; fi
 has_nvcc() { command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; }
 
-# Two chains beside each other, each with as many jobs as there are cores: where one has a single job left (a long compile, a configuration,
-# a fuzz target that waits for its time), the other has work. On many cores memory is what a job needs most of, so the second has half.
+# Two chains beside each other, each with as many jobs as there are cores: where one has a single job left (a long compile, a configuration),
+# the other has work. On many cores memory is what a job needs most of, so the second has half. The fuzz targets run until their time is
+# over, so all of them at once, beside both chains: with fewer cores than targets each gets fewer runs, of which every_target.cpp has a least
+# number, and they take less of the processors' time.
 sanitized() {
   if [ "$jobs" -gt 4 ]; then jobs=$((jobs / 2)); fi
   build asan --fresh -DPQKV_QUICK_TESTS=$quick "${sanitizing[@]}" ${PQKV_FUZZ_SECONDS:+"-DPQKV_FUZZ_SECONDS=$PQKV_FUZZ_SECONDS"}
+  ctest --test-dir build/asan/tests/fuzz --no-tests=error --output-on-failure --parallel 8 >"$logs/fuzz.log" 2>&1 &
+  local fuzzing=$!
   build tsan
-  run_tests asan
+  run_tests asan --label-exclude fuzz
   run_tests tsan
+  step "fuzz targets, which ran beside"
+  wait $fuzzing || { cat "$logs/fuzz.log"; return 1; }
 }
 optimised() {
   build release -DPQKV_REQUIRE_CUDA="${PQKV_REQUIRE_CUDA:-OFF}" -DPQKV_BENCH_STARTS_ONLY=ON -DPQKV_QUICK_TESTS=$quick \
@@ -103,8 +109,8 @@ step "the sanitizers' builds and tests, which ran beside"
 ok=0
 wait $beside || ok=$?
 cat "$logs/sanitized.txt"
-trap - EXIT
 [ $ok -eq 0 ] || exit $ok
+trap - EXIT
 
 [ $all = ON ] ||
   left_out+=("sanitizers in programs' tests, optimised tests but for canonical arithmetic's, all tests built by clang 19, other CUDA architectures than sm_90 (--all has them)")
@@ -113,6 +119,7 @@ trap - EXIT
 
 step "summary"
 grep -h 'pqkv.hpp>: ' build/release/Testing/Temporary/LastTest.log || true
+grep -h ' runs in ' build/asan/tests/fuzz/Testing/Temporary/LastTest.log
 for reason in "${left_out[@]}"; do echo "left out: $reason"; done
 for log in "$logs"/*.log; do echo "$(basename "$log" .log): $(grep 'tests passed' "$log")"; done
 grep 'tests passed' "$logs/release.log"

@@ -5,7 +5,8 @@
 //   pqkv_fuzz TARGET CORPUS SECONDS [SEED]   CORPUS: a folder, or a file that is run once, as a found input is
 //   pqkv_fuzz write-slot FILE                the seed of the target "slot"
 //
-// Ends with 0, or with what the input did: crash-TARGET holds it then. A run longer than 20 seconds counts as a crash.
+// Ends with 0, or with what the input did: crash-TARGET holds it then. A run longer than 20 seconds counts as a crash. It goes on until it
+// has done 50 runs for each of the seconds: on a busy machine it takes longer, but tries no fewer inputs than that.
 #define PQKV_FUZZ_ENTRY fuzz_config
 #include "config_fuzz.cpp"
 #undef PQKV_FUZZ_ENTRY
@@ -54,6 +55,7 @@ const std::map<std::string, target> targets{{"config", fuzz_config},
                                             {"tokenizer_json", fuzz_tokenizer_json}};
 
 constexpr unsigned longest_run = 20;  // seconds
+constexpr double least_runs_per_second = 50;
 
 std::string target_name;
 std::string current;  // the input that is running
@@ -121,7 +123,8 @@ int fuzz(const std::filesystem::path& corpus, double seconds, std::uint64_t seed
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   std::size_t runs = 0, largest = 0;
-  for (; elapsed() < seconds; ++runs) {
+  const auto least = static_cast<std::size_t>(least_runs_per_second * seconds);
+  for (; runs < least || elapsed() < seconds; ++runs) {
     run(entry, mutate());
     largest = std::max(largest, current.size());
   }
