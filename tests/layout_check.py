@@ -93,7 +93,7 @@ class tree:
 
     def check(self):
         for rule in (self.sizes, self.first_lines, self.names, self.unfinished, self.mirrored_tests, self.mirrored_backends,
-                     self.same_operations, self.tables_of_pages, self.entries_of_pages, self.macros, self.intrinsics, self.quiet, self.include_order, self.standard_headers, self.versions, self.licences,
+                     self.same_operations, self.tables_of_pages, self.entries_of_pages, self.macros, self.intrinsics, self.early, self.quiet, self.include_order, self.standard_headers, self.versions, self.licences,
                      self.links, self.root_files):
             rule()
         return self.faults
@@ -229,6 +229,12 @@ class tree:
                 continue
             for line, match in self.each_match(INTRINSICS, name, code):
                 self.fault("intrinsics", f"{name}:{line}", f"{match[0]} belongs in detail/host/simd/")
+
+    def early(self):
+        writers = re.compile(r"/detail/cuda/(?:kmeans|codebook|axes|pq_index_renew)\.cuh$")  # of codebooks and axes
+        for name, code in self.headers.items():
+            for line, _ in self.each_match(re.compile(r"\brelease_dependents\("), name, code) if writers.search(name) else ():
+                self.fault("early", f"{name}:{line}", "a step reads codebooks and axes before the kernel ahead has ended: it must end first")
 
     def quiet(self):
         for name, code in self.headers.items():

@@ -72,6 +72,8 @@ FAULTS = {
     "family of kernels in no page": ("tables", "docs/dataflow.md", ALL_HEADERS + "SIMD kernels in `detail/host/simd/` (scores, rows)\n"),
     "instruction set in no page": ("tables", "docs/policies.md", "| `isa::scalar` |\n"),
     "operation in the wrong column": ("tables", "docs/policies.md", COLUMNS),
+    "writer of codebooks that lets a step begin": ("early", "include/pqkv/detail/cuda/codebook.cuh",
+                                                   HEAD + "__device__ void f() { block::release_dependents(); }\n"),
     "macro without prefix": ("macro", "include/pqkv/config.hpp", HEAD + "#define HD\n"),
     "macro elsewhere": ("macro", SCAN, HEAD + "# define PQKV_SCAN 1\n"),
     "intrinsic elsewhere": ("intrinsics", SCAN, HEAD + "auto x = _mm256_setzero_ps();\n"),
