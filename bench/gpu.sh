@@ -8,7 +8,8 @@
 #   bench/gpu.sh --programs DIR              only compiles, on a machine with or without a GPU
 #
 # FOLDER/gpu.json    a JSON line for the run, the device, each ceiling and each measurement: bench/cuda/*.cu, then bench/peers/gpu.py
-# FOLDER/checks.txt  a line for each program of tests/cuda, which compare the device with the host; below it what a failed program printed
+# FOLDER/checks.txt  a line for each program of tests/cuda, which compare the device with the host, and where NCCL is, of ranks on it; below
+#                    it what a failed program printed
 # FOLDER/gpu.md      the targets of bench/targets_gpu.json with what was measured, and every measurement, by bench/gpu_report.py
 #
 # --programs DIR keeps the compiled programs, and takes those that are there; programs of other sources or another architecture are refused.
@@ -32,7 +33,7 @@ while [ $# -gt 0 ]; do
   argument=$1
   shift
   case $argument in
-    -h | --help) sed -n '3,23s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '3,24s/^# \{0,1\}//p' "$0"; exit 0 ;;
     --programs)
       programs=${1:-}
       [ -n "$programs" ] || refuse "--programs: no folder given"
@@ -68,7 +69,7 @@ trap 'rm -rf "$build"' EXIT
 
 compile() {  # PROGRAM SOURCE [flags]
   if take_program "$1" "$build/$1"; then return; fi
-  if ! "$nvcc" -std=c++20 -O3 -arch="$architecture" -Xptxas -v -Iinclude -Itests "${@:3}" "$2" -o "$build/$1" >"$build/$1.log" 2>&1; then
+  if ! "$nvcc" -std=c++20 -O3 -arch="$architecture" -Xptxas -v -Iinclude -Itests "$2" "${@:3}" -o "$build/$1" >"$build/$1.log" 2>&1; then
     printf 'gpu.sh: %s does not compile:\n%s\n' "$2" "$(cat "$build/$1.log")" >&2
     return 1
   fi
@@ -87,6 +88,7 @@ check_quietly() {
   local began=$SECONDS status=0 seconds=${PQKV_CHECK_SECONDS:-400}
   local arguments=()
   if [ "$1" = real_keys ] && [ -n "${PQKV_KEYS:-}" ]; then arguments=("$PQKV_KEYS"); fi
+  if [ "$1" = context_parallel ]; then arguments=(6); fi  # lives
   timeout "$seconds" "$build/check_$1" "${arguments[@]}" >"$build/$1.said" 2>&1 || status=$?
   if [ "$1" = real_keys ] && [ $status = 77 ]; then  # the GPU is there
     echo "$1: left out: $(cat "$build/$1.said")" >"$build/$1.verdict"
@@ -114,6 +116,11 @@ for source in tests/cuda/*.cu; do
     checks+=("${name}_fast_math") units+=("check_${name}_fast_math $source --use_fast_math")
   fi
 done
+# Ranks: with one GPU they share it. Its figures are gpu_scale.sh's.
+if [ $with_checks = 1 ] && find_nccl; then
+  checks+=(context_parallel)
+  units+=("check_context_parallel tests/cuda/ranks/context_parallel.cu -isystem $nccl/include -Xlinker $nccl_library")
+fi
 for source in bench/cuda/*.cu; do
   name=$(basename "$source" .cu)
   if [ "$name" != ceilings ]; then benches+=("$name") units+=("$name $source"); fi

@@ -13,7 +13,7 @@
 # --programs DIR keeps the compiled programs, and takes those that are there; programs of other sources or another architecture are refused.
 # They find NCCL where the script finds it when it runs them.
 #
-# NCCL is looked for in PQKV_NCCL (a folder with include/ and lib/), in python3's nvidia.nccl, and in /usr/local and /usr. PQKV_CUDA_ARCH
+# NCCL is looked for in PQKV_NCCL (a folder with include/ and lib/), in python3's nvidia.nccl, in /usr/local, /usr and beside nvcc. PQKV_CUDA_ARCH
 # names the devices' architecture, sm_90 unless given. Exits with 0 when all passed and was measured, 1 after a failure, 2 for bad
 # arguments, 77 where there are fewer than two GPUs.
 set -euo pipefail
@@ -53,14 +53,8 @@ cd "$(dirname "$0")/.."
 architecture=${PQKV_CUDA_ARCH:-sm_90}
 check_programs "$architecture"
 
-nccl=''
-python_nccl=$(python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null || true)
-for root in "${PQKV_NCCL:-}" "$python_nccl" /usr/local /usr; do
-  if [ -n "$root" ] && [ -f "$root/include/nccl.h" ]; then nccl=$root; break; fi
-done
-[ -n "$nccl" ] || refuse "no NCCL: no nccl.h in PQKV_NCCL, python3's nvidia.nccl, /usr/local or /usr" 1
-library=$(ls "$nccl"/lib/libnccl.so* "$nccl"/lib/*/libnccl.so* 2>/dev/null | head -n 1 || true)
-[ -n "$library" ] || refuse "no libnccl.so under $nccl/lib" 1
+find_nccl || refuse "$([ -n "$nccl" ] && echo "no libnccl.so under $nccl/lib" ||
+  echo "no NCCL: no nccl.h in PQKV_NCCL, python3's nvidia.nccl, /usr/local, /usr or beside nvcc")" 1
 
 split=''
 if "$nvcc" --help | grep -q -- --split-compile; then split=--split-compile=0; fi  # several threads optimise one program
@@ -70,13 +64,12 @@ trap 'rm -rf "$build"' EXIT
 compile() {  # PROGRAM SOURCE
   if take_program "$1" "$build/$1"; then return; fi
   if ! "$nvcc" -std=c++20 -O3 $split -arch="$architecture" -Iinclude -Itests -isystem "$nccl/include" "$2" -o "$build/$1" \
-    -Xlinker "$library" >"$build/$1.log" 2>&1; then
+    -Xlinker "$nccl_library" >"$build/$1.log" 2>&1; then
     printf 'gpu_scale.sh: %s does not compile:\n%s\n' "$2" "$(cat "$build/$1.log")" >&2
     return 1
   fi
   keep_program "$1" "$build/$1"
 }
-export LD_LIBRARY_PATH="$(dirname "$library")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"  # the programs may come from a machine with NCCL elsewhere
 say "programs, NCCL of $nccl"
 compile rank_step bench/cuda/ranks/rank_step.cu &
 first=$!

@@ -23,3 +23,19 @@ keep_program() {  # PROGRAM FILE
   if [ -n "$programs" ]; then cp "$2" "$programs/$1.part" && mv "$programs/$1.part" "$programs/$1"; fi
 }
 export -f take_program keep_program
+
+# Looks for NCCL in PQKV_NCCL, python3's nvidia.nccl, /usr/local, /usr, and beside nvcc: sets nccl, the folder with include/, and
+# nccl_library; fails where there is none, with nccl empty if there is no nccl.h.
+find_nccl() {
+  local root of_python
+  nccl='' nccl_library=''
+  of_python=$(python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null || true)
+  for root in "${PQKV_NCCL:-}" "$of_python" /usr/local /usr "$(dirname "$(dirname "$(readlink -f "$nvcc")")")"; do
+    if [ -n "$root" ] && [ -f "$root/include/nccl.h" ]; then nccl=$root; break; fi
+  done
+  [ -n "$nccl" ] || return 1
+  nccl_library=$(ls "$nccl"/lib/libnccl.so* "$nccl"/lib64/libnccl.so* "$nccl"/lib/*/libnccl.so* 2>/dev/null | head -n 1 || true)
+  [ -n "$nccl_library" ] || return 1
+  # Programs may come from a machine with NCCL elsewhere.
+  export LD_LIBRARY_PATH="$(dirname "$nccl_library")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+}

@@ -248,6 +248,15 @@ class script(folder_case):
         self.assertIn(f"{len(checks)} of {len(checks)} programs", (self.out / "gpu.md").read_text())
         self.assertIn("no python3 with torch", (self.out / "gpu.md").read_text())
 
+    def test_ranks_are_checked_where_nccl_is(self):
+        nccl = self.path / "nccl"
+        for name in ("include/nccl.h", "lib/libnccl.so.2"):
+            (nccl / name).parent.mkdir(parents=True)
+            (nccl / name).touch()
+        done = self.run_script(self.out, "top_k/", PQKV_NCCL=str(nccl))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("context_parallel: passed", (self.out / "checks.txt").read_text())
+
     def test_a_prefix_without_checks(self):
         self.out.mkdir()
         (self.out / "checks.txt").write_text("of an earlier run")
