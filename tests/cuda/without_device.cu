@@ -108,7 +108,8 @@ void carving(verdict& all) {
         all.check(count.used_bytes() <= device_bytes<pqkv::op::scan>({.query_heads = hq}), "scan: hq %zu m %zu", hq, m);
         for (const std::size_t n : {1u, 16401u, 131072u, 1000001u}) {
           pqkv::arena whole = count;
-          const pqkv::detail::filter_memory taken(whole, call.lists, n);
+          const pqkv::detail::block::scoring long_call(table, nothing<const std::uint8_t>(1, m, n), reduction, 64);
+          const pqkv::detail::filter_memory taken(whole, long_call);
           all.check(
               whole.used_bytes() <= device_bytes<pqkv::op::retrieve>({.lists = call.lists, .query_heads = hq, .tokens = n, .cells = 0}) &&
                   taken.filters == nullptr,
