@@ -28,7 +28,7 @@ refuse() {  # SENTENCE [exit code]
 }
 say() { echo "== $1 ($SECONDS s)" >&2; }
 
-folder='' prefix='' programs='' with_checks=1 with_peers=1
+folder='' prefix='' programs='' nccl_path='' with_checks=1 with_peers=1
 while [ $# -gt 0 ]; do
   argument=$1
   shift
@@ -88,8 +88,9 @@ check_quietly() {
   local began=$SECONDS status=0 seconds=${PQKV_CHECK_SECONDS:-400}
   local arguments=()
   if [ "$1" = real_keys ] && [ -n "${PQKV_KEYS:-}" ]; then arguments=("$PQKV_KEYS"); fi
-  if [ "$1" = context_parallel ]; then arguments=(6); fi  # lives
-  timeout "$seconds" "$build/check_$1" "${arguments[@]}" >"$build/$1.said" 2>&1 || status=$?
+  local libraries=${LD_LIBRARY_PATH:-}
+  if [ "$1" = context_parallel ]; then arguments=(6) libraries=$nccl_path; fi  # lives
+  LD_LIBRARY_PATH=$libraries timeout "$seconds" "$build/check_$1" "${arguments[@]}" >"$build/$1.said" 2>&1 || status=$?
   if [ "$1" = real_keys ] && [ $status = 77 ]; then  # the GPU is there
     echo "$1: left out: $(cat "$build/$1.said")" >"$build/$1.verdict"
     return
@@ -105,7 +106,7 @@ check_quietly() {
   return 1
 }
 export -f compile check check_quietly
-export nvcc architecture build programs
+export nvcc architecture build programs nccl_path
 
 units=("ceilings bench/cuda/ceilings.cu") checks=() benches=()
 for source in tests/cuda/*.cu; do
@@ -119,7 +120,7 @@ done
 # Ranks: with one GPU they share it. Its figures are gpu_scale.sh's.
 if [ $with_checks = 1 ] && find_nccl; then
   checks+=(context_parallel)
-  units+=("check_context_parallel tests/cuda/ranks/context_parallel.cu -isystem $nccl/include -Xlinker $nccl_library")
+  units+=("check_context_parallel tests/cuda/ranks/context_parallel.cu ${nccl_flags[*]}")
 fi
 for source in bench/cuda/*.cu; do
   name=$(basename "$source" .cu)

@@ -63,13 +63,13 @@ build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 compile() {  # PROGRAM SOURCE
   if take_program "$1" "$build/$1"; then return; fi
-  if ! "$nvcc" -std=c++20 -O3 $split -arch="$architecture" -Iinclude -Itests -isystem "$nccl/include" "$2" -o "$build/$1" \
-    -Xlinker "$nccl_library" >"$build/$1.log" 2>&1; then
+  if ! "$nvcc" -std=c++20 -O3 $split -arch="$architecture" -Iinclude -Itests "$2" -o "$build/$1" "${nccl_flags[@]}" >"$build/$1.log" 2>&1; then
     printf 'gpu_scale.sh: %s does not compile:\n%s\n' "$2" "$(cat "$build/$1.log")" >&2
     return 1
   fi
   keep_program "$1" "$build/$1"
 }
+export LD_LIBRARY_PATH=$nccl_path
 say "programs, NCCL of $nccl"
 compile rank_step bench/cuda/ranks/rank_step.cu &
 first=$!

@@ -24,11 +24,12 @@ keep_program() {  # PROGRAM FILE
 }
 export -f take_program keep_program
 
-# Looks for NCCL in PQKV_NCCL, python3's nvidia.nccl, /usr/local, /usr, and beside nvcc: sets nccl, the folder with include/, and
-# nccl_library; fails where there is none, with nccl empty if there is no nccl.h.
+# Looks for NCCL in PQKV_NCCL, python3's nvidia.nccl, /usr/local, /usr, and beside nvcc: sets nccl, the folder with include/, nccl_library,
+# nccl_flags for the compiler, and nccl_path, an LD_LIBRARY_PATH, since programs may come from a machine with NCCL elsewhere. Fails where
+# there is none, with nccl empty if there is no nccl.h.
 find_nccl() {
   local root of_python
-  nccl='' nccl_library=''
+  nccl='' nccl_library='' nccl_path='' nccl_flags=()
   of_python=$(python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null || true)
   for root in "${PQKV_NCCL:-}" "$of_python" /usr/local /usr "$(dirname "$(dirname "$(readlink -f "$nvcc")")")"; do
     if [ -n "$root" ] && [ -f "$root/include/nccl.h" ]; then nccl=$root; break; fi
@@ -36,6 +37,7 @@ find_nccl() {
   [ -n "$nccl" ] || return 1
   nccl_library=$(ls "$nccl"/lib/libnccl.so* "$nccl"/lib64/libnccl.so* "$nccl"/lib/*/libnccl.so* 2>/dev/null | head -n 1 || true)
   [ -n "$nccl_library" ] || return 1
-  # Programs may come from a machine with NCCL elsewhere.
-  export LD_LIBRARY_PATH="$(dirname "$nccl_library")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  nccl_flags=(-Xlinker "$nccl_library")
+  if [ "$nccl" != /usr ]; then nccl_flags+=(-isystem "$nccl/include"); fi  # g++ finds its own headers no more if /usr/include comes first
+  nccl_path="$(dirname "$nccl_library")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Softmax sums of attended tokens on the device. The CTAs of a cluster sum one list, or a few lists side by side: those of a list take
-// tiles of 64 tokens in turn, and a warp has the logits of one tile for four query heads. The first CTA of a list merges the tiles' sums in
-// their order, so that the bits are the host's.
+// tiles of 64 tokens in turn; a warp computes the logits of half a tile for four query heads, then the sum of a tile for one. The first CTA
+// of a list merges the tiles' sums in their order, so that the bits are the host's.
 //
 // sum_attended_kernel is a launch of its own. Where a step is ranked in one launch by clusters, some clusters of that launch do the same
 // (retrieve_cluster.cuh).

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selects from many tokens in one launch, by a cluster of CTAs for each list. Every CTA looks up its tokens twice: for the normalisers, and
-// for the scores, which it compares with a bracket around the threshold. Between these steps the CTAs exchange a few numbers through each
-// other's shared memory: sums, the scores of a sample, the tokens inside the bracket. Each then finds the exact threshold by itself and
-// writes its part of the list. If the sample misled, the scores go to scratch and the cluster selects by radix.
+// Selects from many tokens in one launch, by a cluster of CTAs for each list. Every CTA looks up its tokens for the normalisers, and again
+// for the scores, which it compares with a bracket around the threshold; or the first look-ups leave rounded products, by which most tokens
+// are compared (block/scan_screen.cuh). Between these steps the CTAs exchange a few numbers through each other's shared memory: sums, the
+// scores of a sample, the tokens inside the bracket. Each then finds the exact threshold by itself and writes its part of the list. If the
+// sample misled, the scores go to scratch and the cluster selects by radix.
 //
 // Long lists are spread over the device instead: large clusters do not fit beside each other, and leave multiprocessors idle. A list's CTAs
 // then exchange the same numbers through device memory. They wait for each other, so they are one cooperative launch: all run, or none.

@@ -29,7 +29,8 @@ struct cluster_shape {
 };
 
 /// How long the look-ups of a call take, in microseconds: an estimate, by which to choose.
-// measured: clock stamps of a step, 4 x 8 bits, H200, 2026-11-30: look-ups take 1.2 us for 4096 tokens of a CTA, and there are two
+// measured: clock stamps of a step, 4 x 8 bits, H200, 2026-11-30: look-ups take 1.2 us for 4096 tokens of a CTA, and there are two where no
+// rounded products are used
 inline float look_up_time(unsigned ctas, std::size_t n) { return 2.4f * static_cast<float>(n) / (4096.0f * static_cast<float>(ctas)); }
 
 /// A list's tokens are all here. Its CTAs are a cluster and exchange nothing with other devices.
@@ -60,7 +61,7 @@ class spread_parts {
   using team_type = block::spread_team;
   static constexpr bool is_shared = false, is_spread = true;
 
-  /// @param keys  [tokens of the list] scratch
+  /// @param keys  [retrieve_device_positions()] scratch of the list
   __device__ spread_parts(const spread_memory& memory, unsigned list, unsigned part, std::uint32_t* keys)
       : arrived_(memory.arrived + list * spread_memory::words), bytes_(memory.bytes + list * memory.stride), keys_(keys), part_(part) {}
 
@@ -72,7 +73,7 @@ class spread_parts {
   __device__ std::uint32_t* sample(unsigned parts) const { return reinterpret_cast<std::uint32_t*>(bytes_ + parts * sizeof(uint4)); }
   /// Numbers of query heads, of all rounds.
   __device__ std::uint64_t* totals(unsigned parts) const { return reinterpret_cast<std::uint64_t*>(sample(parts) + block::bracket_sample); }
-  /// Keys inside the bracket: those of a part from the place of its first token on.
+  /// Keys inside the bracket: those of a part from the position of its first token on, where its rounded products are no longer needed.
   __device__ std::uint32_t* keys() const { return keys_; }
 
  private:

@@ -25,7 +25,7 @@ struct screen_limits {
   /// @param key_low, key_high  the bracket: order keys of scores, which are not negative; 0 and 0xffffffff where it is open
   /// @param factors            sum of all normalisers, at most rounded_products::most
   __device__ screen_limits(std::uint32_t key_low, std::uint32_t key_high, float factors) {
-    constexpr float rounding = 1 + 0x1p-14f;  // more than sums of floats can be off: of 1024 query heads 2^-14
+    constexpr float rounding = 1 + 0x1p-14f;  // more than two sums of floats can be off: of 256 query heads 2^-15
     const float high = float_from_bits(key_high & 0x7fffffffu), low = float_from_bits(key_low & 0x7fffffffu);
     above = high * rounding;  // a NaN where the bracket is open: no score is above it
     below = (low - factors * rounded_products::least - 0x1p-100f) / (rounded_products::next * rounding);
@@ -36,6 +36,8 @@ template <unsigned Threads, unsigned Pack>
 struct token_screen {
   using pack = query_pack<Pack>;
   static constexpr unsigned at_once = 8, tile = at_once * Threads;
+  // The low end of a bracket may be a bin's end below the keys of all scores. It must decode to a NaN then, which no score is below.
+  static_assert(list_select<Threads>::wide_shift <= 23);
 
   rounded_tokens rounded;
   token_positions tokens;
