@@ -5,8 +5,9 @@
 #include <cstdint>
 #include <pqkv/device_pqcache.cuh>
 #include <type_traits>
-#include <variant>
 #include <vector>
+
+#include "caches_of_layers.hpp"
 
 namespace minillama::cuda {
 namespace {
@@ -27,10 +28,9 @@ typename Cache::params params_of(const cache_settings& settings) {
 
 }  // namespace
 
-struct layer_caches::state {
+struct layer_caches::state : caches_of_layers<ranked_cache, streaming_cache> {
   pqkv::exec::cuda gpu;
   pqkv::cache_shape shape;
-  std::variant<std::vector<ranked_cache>, std::vector<streaming_cache>> layers;
   pqkv::device_buffer<std::uint32_t> slots;  // [1] the last one; empty where there is one slot
 
   std::size_t last() const { return shape.batch - 1; }
@@ -46,24 +46,10 @@ struct layer_caches::state {
     made.reserve(count);
     for (std::size_t layer = 0; layer < count; ++layer) made.emplace_back(gpu, params);
   }
-  /// Calls f with the cache of a layer.
-  template <class F>
-  auto with(std::size_t layer, F f) {
-    return std::visit([&](auto& all) { return f(all[layer]); }, layers);
-  }
-  /// Calls f with every layer's.
-  template <class F>
-  void each(F f) {
-    std::visit(
-        [&](auto& all) {
-          for (auto& layer : all) f(layer);
-        },
-        layers);
-  }
 };
 
 layer_caches::layer_caches(void* stream, std::size_t layers, const cache_settings& settings)
-    : state_(std::make_unique<state>(state{{stream, {}}, settings.shape, {}, {}})) {
+    : state_(std::make_unique<state>(state{{}, {stream, {}}, settings.shape, {}})) {
   if (settings.middle == pqkv::selector::coverage::nothing)
     state_->make<streaming_cache>(layers, settings);
   else

@@ -4,9 +4,9 @@
 
 #include <pqkv/pqkv.hpp>
 #include <type_traits>
-#include <variant>
 #include <vector>
 
+#include "cuda/caches_of_layers.hpp"
 #include "cuda/layer_caches.hpp"
 #include "emulation.hpp"
 
@@ -16,10 +16,9 @@ using minillama_test::emulated::enqueue;
 using ranked_cache = pqkv::pqcache<pqkv::dense_rows<float>>;
 using streaming_cache = pqkv::pqcache<pqkv::dense_rows<float>, pqkv::selector::streaming>;
 
-struct layer_caches::state {
+struct layer_caches::state : caches_of_layers<ranked_cache, streaming_cache> {
   pqkv::exec::host<> cpu{};
   pqkv::cache_shape shape{};
-  std::variant<std::vector<ranked_cache>, std::vector<streaming_cache>> layers{};
   std::vector<std::uint32_t> slots{};  // [1] the last one
 
   pqkv::cache_step step() const {
@@ -35,18 +34,6 @@ struct layer_caches::state {
     if constexpr (std::is_same_v<Cache, ranked_cache>) params.selector = settings.selector;
     auto& made = layers.emplace<std::vector<Cache>>();
     for (std::size_t layer = 0; layer < count; ++layer) made.emplace_back(params);
-  }
-  template <class F>
-  auto with(std::size_t layer, F f) {
-    return std::visit([&](auto& all) { return f(all[layer]); }, layers);
-  }
-  template <class F>
-  void each(F f) {
-    std::visit(
-        [&](auto& all) {
-          for (auto& layer : all) f(layer);
-        },
-        layers);
   }
 };
 
